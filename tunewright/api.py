@@ -1,0 +1,68 @@
+"""The public verbs of `import tunewright as tw`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright import config as settings
+from tunewright import runs
+from tunewright.errors import RunError
+from tunewright.runs import Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. Reads its folder when asked; `chat` loads the model."""
+
+    path: Path
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """verdict.json: the word, the scores, the interval, every arm."""
+        found: dict[str, Any] = runs.read_json(Run(self.path).verdict)
+        return found
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    def chat(self, message: str, *, system: str | None = None, max_new_tokens: int = 256) -> str:
+        """The tuned model's greedy answer. ``system`` defaults to the instruction that the training rows share."""
+        from tunewright import chat
+
+        return chat.answer(chat.speaker(Run(self.path)), message, system=system, max_new_tokens=max_new_tokens)
+
+
+def run(data: str | Path, *, model: str = "smollm2-135m", name: str | None = None, root: str | Path = "runs", quiet: bool = True, **given: Any) -> Result:
+    """The main job on a data file: check, plan, train, prove, export, report.
+
+    ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises TunewrightError.
+    """
+    from tunewright import pipeline
+    from tunewright.talk import Talk
+
+    config = settings.load(None, model=model, data__train=str(data), **given)
+    session = pipeline.start(config, name, Path(root), Talk(quiet), f"tw.run({str(data)!r}, model={model!r})")
+    pipeline.advance(session, "report")
+    return Result(session.run.path)
+
+
+def load_run(name: str | Path, root: str | Path = "runs") -> Result:
+    """A run that is already there, by its path or its name. Raises RunError."""
+    found = runs.find(Path(root), str(name))
+    if not found.verdict.exists():
+        raise RunError("RUN_INCOMPLETE", f"the run is only {found.stage}.", where=str(found.path), mend=f"`tunewright run {found.path}` goes on.")
+    return Result(found.path)
+
+
+def check(data: str | Path, **given: Any) -> dict[str, Any]:
+    """The audit of a data file as plain values, without torch. Raises DataError with all problems."""
+    from tunewright import dataset
+
+    return dataset.load(settings.load(None, data__train=str(data), **given)).audit_json()

@@ -1,0 +1,50 @@
+"""Talk with the model of a run: the same rendering and decoding as in training and judging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunewright import adapters, checkpoints, models, rendering, runs
+from tunewright.config import Plan, load
+from tunewright.errors import RunError
+from tunewright.examples import Message
+from tunewright.generate import How, greedy, stop_ids
+from tunewright.rendering import Template
+from tunewright.runs import Run
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A run's model, ready to answer. ``instruction`` is the system message that its training rows share."""
+
+    model: Any
+    template: Template
+    instruction: str | None
+    packable: bool
+
+
+def speaker(run: Run) -> Speaker:
+    """Raises RUN_INCOMPLETE before training is done; MODEL_* when the base model has gone or changed."""
+    if not run.training.exists():
+        raise RunError("RUN_INCOMPLETE", f"the run is only {run.stage}.", where=str(run.path), mend=f"`tunewright train {run.path}` first.")
+    config, plan, receipt = load(run.config), Plan.model_validate(runs.read_json(run.plan)), runs.read_json(run.receipt)
+    facts = models.facts(config.model)
+    if facts.sha256 != receipt["model"]["sha256"]:
+        raise RunError("RESUME_MISMATCH", f"the base model has changed: {receipt['model']['sha256'][:12]} then, {facts.sha256[:12]} now.", where=facts.path)
+    model = models.load(facts.path, models.torch_dtype(plan.dtype))
+    adapters.attach(model, plan.adapter, plan.seed)
+    checkpoints.load_weights(run.checkpoints / "final.safetensors", adapters.trainable(model))
+    from pathlib import Path
+
+    text = Path(config.template).read_text(encoding="utf-8") if config.template else None
+    return Speaker(model, rendering.load_template(Path(facts.path), text), receipt["instruction"], facts.packable)
+
+
+def answer(who: Speaker, message: str, *, history: Sequence[Message] = (), system: str | None = None, max_new_tokens: int = 256) -> str:
+    """The greedy answer to ``message`` after ``history`` (user and assistant turns, without the system message)."""
+    head = system if system is not None else who.instruction
+    messages = [*([Message("system", head)] if head else []), *history, Message("user", message)]
+    how = How(max_new_tokens, stop_ids(who.model, who.template.eos), exact_batch=who.packable)
+    return rendering.decode(who.template, greedy(who.model, [rendering.for_generation(who.template, messages)], how)[0])

@@ -1,0 +1,330 @@
+"""The command line: one short function a verb. Data goes to stdout, talk and bars to stderr, mistakes become one line.
+
+Exit status: 0 done, 1 failed, 2 the user's mistake, 130 interrupted with everything saved.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewright.errors import TunewrightError
+
+if TYPE_CHECKING:
+    from tunewright.pipeline import Session
+    from tunewright.talk import Talk
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Fine-tune a language model on your rows, and prove on held-out rows what it did.")
+runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare and remove runs.")
+app.add_typer(runs_app, name="runs")
+
+Source = Annotated[str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")]
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=40 adapter.rank=8.", metavar="[key=value]...")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
+Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file and time.")]
+Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and results.")]
+RunName = Annotated[str, typer.Argument(help="Run folder or name.", metavar="RUN")]
+RUNS = Path("runs")
+
+
+@app.command()
+def run(source: Source, settings: Settings = None, model: Model = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
+    """The main job: check, plan, train, prove, export, report. Given a run folder, goes on where it stopped."""
+    _verdict(_advance(source, settings, model, name, root, quiet or as_json, "report"), as_json)
+
+
+@app.command()
+def demo(settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
+    """The main job on the embedded model and real rows: US addresses to JSON. Some minutes on two cores."""
+    from tunewright.demo import SETTINGS, rows_file
+
+    chosen = [*SETTINGS, *(settings or [])]
+    _verdict(_advance(str(rows_file()), chosen, None, name, root, quiet or as_json, "report"), as_json)
+
+
+@app.command()
+def check(source: Source, settings: Settings = None, as_json: Json = False) -> None:
+    """Read, parse, audit and split the data; nothing is written, no model is loaded."""
+    from tunewright import dataset
+
+    found = dataset.load(_config(source, settings, None)).audit_json()
+    if as_json:
+        _out(found)
+        return
+    task = found["task"]
+    typer.echo(f"{found['rows']} rows, form {found['form']}, task {task['kind']}: {task['reason']}")
+    typer.echo("sides: " + ", ".join(f"{n} {s}" for s, n in found["sides"].items()))
+    for notice in found["notices"]:
+        typer.echo(f"notice: {notice}")
+    if found["unused"]:
+        typer.echo("fields that nothing reads: " + ", ".join(f"{k} ({n} rows)" for k, n in found["unused"].items()))
+    for finding in found["findings"]:
+        colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
+        typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
+        typer.echo("  " + ", ".join(finding["where"][:8]) + (" ..." if len(finding["rows"]) > 8 else ""))
+    if not found["findings"]:
+        typer.echo("nothing flagged")
+
+
+@app.command()
+def show(source: Source, settings: Settings = None, row: Annotated[int, typer.Option("--row", "-r", help="Row number, from 1.")] = 1, model: Model = None, as_json: Json = False) -> None:
+    """A row as the model sees it: supervised tokens in green, between the token boundaries."""
+    from tunewright import examples, models, rendering, sources
+    from tunewright.errors import data_error
+
+    config = _config(source, settings, model)
+    parsed = examples.parse(sources.read(config.data.train).rows, config.data.form, config.data.columns, config.data.instruction)
+    if not 1 <= row <= len(parsed.examples):
+        raise data_error("DATA_FIELD_MISSING", f"there is no row {row}; the file has {len(parsed.examples)}.", where=config.data.train, mend=f"choose 1 to {len(parsed.examples)}.")
+    folder = models.resolve(config.model)
+    models.check_folder(folder)
+    text = Path(config.template).read_text(encoding="utf-8") if config.template else None
+    template = rendering.load_template(folder, text)
+    limit = None if config.train.max_length == "auto" else config.train.max_length
+    found = rendering.for_training(template, parsed.examples[row - 1], row - 1, limit)
+    if as_json:
+        _out([{"ids": r.ids, "weights": r.weights, "tokens": [template.tokenizer.decode([i]) for i in r.ids]} for r in found])
+        return
+    for number, sequence in enumerate(found, 1):
+        typer.secho(f"{parsed.examples[row - 1].where}, sequence {number} of {len(found)}: {len(sequence.ids)} tokens, {sequence.supervised} supervised", bold=True)
+        pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
+        typer.echo("".join(typer.style(t, fg="green", underline=True) if w else typer.style(t, dim=True) for t, w in pieces))
+
+
+def _stage(name: str, told: str) -> None:
+    def stage(source: Source, settings: Settings = None, model: Model = None, name_: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
+        session = _advance(source, settings, model, name_, root, quiet or as_json, name)
+        files = {"plan": session.run.plan, "train": session.run.training, "prove": session.run.verdict, "export": session.run.export}
+        if as_json:
+            from tunewright.runs import read_json
+
+            _out(read_json(files[name]) if name in files else {"report": str(session.run.report)})
+        elif name == "plan":
+            for key, value in session.plan.model_dump(exclude={"reasons", "estimate", "adapter"}).items():
+                typer.echo(f"{key:<18}{value!s:<12} {session.plan.reasons.get(key, '')}")
+            typer.echo(f"next: tunewright run {session.run.path}")
+        else:
+            typer.echo(str(session.run.report if name == "report" else session.run.path))
+
+    app.command(name, help=told)(stage)
+
+
+_stage("plan", "Up to the plan: every number with its reason, time and memory estimated from a few passes.")
+_stage("train", "Up to the end of training.")
+_stage("prove", "Up to the verdict: all arms on the held-out rows.")
+_stage("export", "Up to the exports, reloaded and compared.")
+_stage("report", "Up to the report; written anew for a run that has one.")
+
+
+@app.command()
+def chat(run: RunName, message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation.")] = None, system: Annotated[str | None, typer.Option(help="System message; default: that of the training rows.")] = None, max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer in tokens.")] = 256, root: Root = RUNS) -> None:
+    """Talk with the tuned model of a run."""
+    from tunewright import chat as chatting
+    from tunewright import runs
+    from tunewright.examples import Message
+
+    who = chatting.speaker(runs.find(root, run))
+    if message is not None:
+        typer.echo(chatting.answer(who, message, system=system, max_new_tokens=max_new_tokens))
+        return
+    typer.secho("empty line or Ctrl-D ends" + (f"; system: {who.instruction}" if who.instruction and system is None else ""), dim=True, err=True)
+    history: list[Message] = []
+    while True:
+        try:
+            said = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not said.strip():
+            return
+        reply = chatting.answer(who, said, history=history, system=system, max_new_tokens=max_new_tokens)
+        typer.echo(reply)
+        history += [Message("user", said), Message("assistant", reply)]
+
+
+@app.command()
+def doctor(config: Annotated[Path | None, typer.Option("--config", "-c", help="A config to check as well.")] = None, as_json: Json = False) -> None:
+    """What this machine has: processor, memory, dtype speeds, packages, the embedded model, disk."""
+    from tunewright import health
+
+    found = health.look(config)
+    if as_json:
+        _out(found)
+    else:
+        for key, value in found.items():
+            typer.echo(f"{key:<22}{value}")
+
+
+@runs_app.command("list")
+def runs_list(root: Root = RUNS, as_json: Json = False) -> None:
+    """All runs, oldest first: stage, verdict, scores."""
+    from tunewright import runs
+
+    found = [_line(r) for r in runs.all_runs(root)]
+    if as_json:
+        _out(found)
+        return
+    for r in found:
+        score = f"{r['metric']} {r['tuned']:.3f} ({r['difference']:+.3f} to {r['comparator']})" if r["verdict"] else ""
+        typer.echo(f"{r['name']:<44} {r['stage']:<9} {r['verdict'] or '':<18} {score}")
+
+
+@runs_app.command("show")
+def runs_show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
+    """One run: stage, verdict, events."""
+    from tunewright import runs
+
+    found = runs.find(root, run)
+    facts = {**_line(found), "path": str(found.path), "events": list(runs.read_lines(found.events))}
+    if as_json:
+        _out(facts)
+        return
+    for key, value in facts.items():
+        if key != "events":
+            typer.echo(f"{key:<12}{value}")
+    for event in facts["events"]:
+        typer.echo(f"  {event.pop('time')}  {event.pop('event')}  {' '.join(f'{k}={v}' for k, v in event.items())}")
+
+
+@runs_app.command("diff")
+def runs_diff(first: RunName, second: RunName, root: Root = RUNS, as_json: Json = False) -> None:
+    """Settings, plan and scores in which two runs differ."""
+    from tunewright import runs
+
+    a, b = (_flat(runs.find(root, n)) for n in (first, second))
+    found = {k: [a.get(k), b.get(k)] for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+    if as_json:
+        _out(found)
+        return
+    for key, (x, y) in found.items():
+        typer.echo(f"{key:<28}{x!s:<28}{y}")
+
+
+@runs_app.command("rm")
+def runs_rm(run: RunName, root: Root = RUNS, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Remove a run folder with everything in it."""
+    from tunewright import runs
+
+    found = runs.find(root, run)
+    if not yes:
+        typer.confirm(f"remove {found.path} with everything in it?", abort=True, err=True)
+    runs.remove(found)
+
+
+def _config(source: str, settings: list[str] | None, model: str | None) -> Any:
+    from tunewright import config
+
+    if Path(source).suffix in (".yaml", ".yml"):
+        return config.load(source, settings or [], model=model)
+    if (Path(source) / "config.yaml").is_file():
+        return config.load(Path(source) / "config.yaml", settings or [], model=model)
+    return config.load(None, settings or [], model=model, data__train=source)
+
+
+def _advance(source: str, settings: list[str] | None, model: str | None, name: str | None, root: Path, quiet: bool, until: str) -> Session:
+    from tunewright.errors import ConfigError
+    from tunewright.runs import Run, find
+    from tunewright.talk import Talk
+
+    talk = Talk(quiet)
+    continued = None
+    if (Path(source) / "config.yaml").is_file():
+        continued = Run(Path(source))
+    elif not Path(source).exists() and (root / source / "config.yaml").is_file():
+        continued = find(root, source)
+    if continued is not None and (settings or model or name):
+        raise ConfigError("CONFIG_CONFLICT", "a run keeps the settings it began with.", where=source, mend="leave out the settings, or start a new run from its config.yaml.")
+    if continued is None:
+        config = _config(source, settings, model)
+        _exists(config)
+    from tunewright import config as configs
+    from tunewright import pipeline
+
+    if continued is not None:
+        if until == "report":
+            continued.report.unlink(missing_ok=True)
+        session = pipeline.Session(continued, configs.load(continued.config), talk, _command())
+    else:
+        session = pipeline.start(config, name, root, talk, _command())
+    pipeline.advance(session, until)
+    return session
+
+
+def _exists(config: Any) -> None:
+    """A wrong path is told before torch is loaded and a run folder is made."""
+    from tunewright import dataset
+
+    dataset.load(config)
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["tunewright", *sys.argv[1:]])
+
+
+def _verdict(session: Session, as_json: bool) -> None:
+    from tunewright.runs import read_json
+
+    if as_json:
+        _out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})
+        return
+    v = read_json(session.run.verdict)
+    typer.echo(f"{v['verdict']}: {v['metric']} {v['tuned']:.3f} against {v['comparator']['score']:.3f} ({v['comparator']['name']}), difference {v['difference']:+.3f} [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}], {v['n']} held-out rows")
+    typer.echo(f"report: {session.run.report}")
+    typer.echo(f"try it: tunewright chat {session.run.path}")
+
+
+def _line(run: Any) -> dict[str, Any]:
+    from tunewright.runs import read_json
+
+    v = read_json(run.verdict) if run.verdict.exists() else {}
+    return {"name": run.name, "stage": run.stage, "verdict": v.get("verdict"), "metric": v.get("metric"), "tuned": v.get("tuned"), "difference": v.get("difference"), "comparator": v.get("comparator", {}).get("name")}
+
+
+def _flat(run: Any) -> dict[str, Any]:
+    from tunewright import config
+    from tunewright.runs import read_json
+
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, prefix: str) -> None:
+        if isinstance(value, dict):
+            for k, v in value.items():
+                walk(v, f"{prefix}.{k}" if prefix else k)
+        else:
+            found[prefix] = value
+
+    walk(config.load(run.config).model_dump(), "config")
+    if run.plan.exists():
+        walk({k: v for k, v in read_json(run.plan).items() if k not in ("reasons", "estimate")}, "plan")
+    if run.verdict.exists():
+        walk({k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")}, "verdict")
+    return found
+
+
+def _out(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def main() -> None:
+    """Entry point: our errors become one line on stderr (or JSON on stdout with --json) and an exit status."""
+    try:
+        app(standalone_mode=True)
+    except TunewrightError as error:
+        if "--json" in sys.argv:
+            _out(error.to_json())
+        for line in str(error).splitlines():
+            typer.secho(f"error{line}" if line.startswith("[") else line, fg="red", err=True)
+        sys.exit(130 if error.code == "TRAIN_INTERRUPTED" else error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

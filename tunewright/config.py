@@ -1,0 +1,367 @@
+"""Every knob, once: what the user asked (Config) and what the run will do (Plan). Both are frozen.
+
+A field's type, range, default and meaning are declared here and nowhere else: the YAML reader, the command line's
+``key=value``, `docs/config.md` and validation all read them from these classes. ``auto`` is resolved in `plan.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tunewright.errors import ConfigError
+
+Auto = Literal["auto"]
+MAX_BYTES = 256 * 1024
+
+Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
+Positive = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(_Frozen):
+    train: str = Field("", description="JSONL, CSV or Parquet file, or a folder of .txt/.md documents.")
+    dev: str | None = Field(None, description="Your own dev rows (choose with them); taken as they are.")
+    test: str | None = Field(None, description="Your own test rows (claim with them); taken as they are.")
+    form: Literal["auto", "chat", "completion", "instruction", "label", "text"] = Field(
+        "auto", description="Form of the rows; auto detects it and says so."
+    )
+    instruction: str | None = Field(
+        None, description="System message put before rows that have none; for text/label rows, what to do with the text."
+    )
+    columns: dict[str, str] = Field(
+        {}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}."
+    )
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="Rows over the sequence limit: refuse the run, or leave them out and say which."
+    )
+
+
+class SplitConfig(_Frozen):
+    dev: Fraction = Field(0.1, description="Share of rows held out to choose with.")
+    test: Fraction = Field(0.2, description="Share of rows held out to claim with.")
+    near_duplicate: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
+        0.8, description="Jaccard similarity of character 5-grams from which two prompts count as one."
+    )
+
+
+class AdapterConfig(_Frozen):
+    kind: Literal["lora", "rslora", "dora", "none"] = Field("lora", description="none trains all weights.")
+    rank: Annotated[int, Field(ge=1, le=4096)] = Field(16, description="Rank of the update.")
+    alpha: Annotated[float, Field(gt=0, le=100_000)] = Field(
+        32.0, description="Scale numerator: lora and dora scale by alpha/rank, rslora by alpha/sqrt(rank)."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
+    targets: list[str] = Field(
+        ["all-linear"], description="all-linear, or name patterns such as q_proj or 'layers.*.mlp.*'."
+    )
+
+
+class TrainConfig(_Frozen):
+    epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field("auto", description="Passes over the training rows.")
+    steps: Auto | Positive = Field("auto", description="Optimizer steps; instead of epochs.")
+    batch: Auto | Annotated[int, Field(ge=1, le=65536)] = Field("auto", description="Rows in one optimizer step.")
+    capacity: Auto | Annotated[int, Field(ge=16)] = Field(
+        "auto", description="Tokens in one forward pass; a step is cut into as many passes as it needs."
+    )
+    max_length: Auto | Annotated[int, Field(ge=8)] = Field(
+        "auto", description="Longest row in tokens; documents are cut into pieces of this length."
+    )
+    lr: Auto | Annotated[float, Field(gt=0, le=1)] = Field("auto", description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after the warm-up.")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Share of the steps spent warming up.")
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="AdamW decay on matrices.")
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="Largest gradient norm.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Dtype of the forward and backward pass; trained weights are always float32."
+    )
+    layout: Literal["auto", "packed", "padded"] = Field("auto", description="How rows share a forward pass.")
+    eval_every: Auto | Positive = Field("auto", description="Steps between dev losses.")
+    patience: Annotated[int, Field(ge=0)] = Field(
+        3, description="Stop after this many dev losses without a new best; 0 never stops early."
+    )
+
+
+class CheckpointConfig(_Frozen):
+    every: Auto | Positive = Field("auto", description="Steps between checkpoints.")
+    keep: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints to keep.")
+
+
+class ProveConfig(_Frozen):
+    metric: Literal["auto", "accuracy", "exact_match", "field_f1", "chrf", "bits_per_byte"] = Field(
+        "auto", description="The metric the verdict is about; auto follows the task."
+    )
+    shots: Annotated[int, Field(ge=0, le=64)] = Field(4, description="Training rows shown to the few-shot arm; 0 leaves it out.")
+    max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Judge at most this many test rows.")
+    max_new_tokens: Auto | Positive = Field("auto", description="Longest answer of every arm, in tokens.")
+    batch: Annotated[int, Field(ge=1, le=4096)] = Field(48, description="Rows decoded together.")
+    margin: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="Smallest difference that is of use to you, in units of the metric (0.02 = 2 points)."
+    )
+    alpha: Annotated[float, Field(gt=0, le=0.5)] = Field(0.05, description="1 - confidence of the intervals.")
+
+
+class ExportConfig(_Frozen):
+    merged: bool = Field(True, description="Also write the merged model folder.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Dtype of the merged weights; auto is float32 up to 2 GB, the base's own above."
+    )
+
+
+class Config(_Frozen):
+    """A run, as asked."""
+
+    model: str = Field("smollm2-135m", description="Model folder, Hub id[@revision], .gguf file, or smollm2-135m.")
+    template: str | None = Field(None, description="A Jinja chat template file, for models without one.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes row order, adapter start and dropout.")
+    threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads; auto is one per core.")
+    data: DataConfig = DataConfig()  # type: ignore[call-arg]
+    split: SplitConfig = SplitConfig()  # type: ignore[call-arg]
+    adapter: AdapterConfig = AdapterConfig()  # type: ignore[call-arg]
+    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    checkpoint: CheckpointConfig = CheckpointConfig()  # type: ignore[call-arg]
+    prove: ProveConfig = ProveConfig()  # type: ignore[call-arg]
+    export: ExportConfig = ExportConfig()  # type: ignore[call-arg]
+
+
+class Estimate(_Frozen):
+    """What a few calibration passes on this machine predict. A forecast, not a promise."""
+
+    tokens_per_second: float
+    train_seconds: float
+    peak_gb: float
+    reason: str
+
+
+class Plan(_Frozen):
+    """Every number of a run, fixed before training; ``reasons`` says where each came from."""
+
+    rows: int
+    supervised_tokens: int
+    tokens: int
+    steps: int
+    epochs: float
+    batch: int
+    capacity: int
+    max_length: int
+    layout: Literal["packed", "padded"]
+    dtype: Literal["float32", "bfloat16"]
+    lr: float
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup_steps: int
+    weight_decay: float
+    clip: float
+    eval_every: int
+    patience: int
+    checkpoint_every: int
+    checkpoint_keep: int
+    adapter: AdapterConfig
+    seed: int
+    threads: int
+    estimate: Estimate | None = None
+    reasons: dict[str, str]
+
+
+def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), **given: Any) -> Config:
+    """Config from a YAML file (or nothing), then dotted ``given`` values, then ``key=value`` overrides.
+
+    Relative data paths in a file are relative to that file. Raises ConfigError with ``file:line`` of the key.
+    """
+    data: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    if path is not None:
+        data, places = _read_yaml(Path(path))
+        _anchor_paths(data, Path(path).parent)
+    for key, value in given.items():
+        if value is not None:
+            _set(data, key.replace("__", "."), value)
+    for item in overrides:
+        key, eq, text = item.partition("=")
+        if not eq or not key.strip():
+            raise ConfigError("CONFIG_SYNTAX", f"`{item}` is not an override.", where="command line", mend="write key=value, e.g. train.lr=1e-4.")
+        value, _ = parse_yaml(text, "command line")
+        _set(data, key.strip(), value)
+        places[key.strip()] = "command line"
+    return validate(data, places)
+
+
+def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Config:
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, places or {}) from None
+    if config.train.steps != "auto" and config.train.epochs != "auto":
+        where = (places or {}).get("train.steps", "")
+        raise ConfigError("CONFIG_CONFLICT", "train.steps and train.epochs are both set.", where=where, mend="keep one of them.")
+    if config.adapter.kind == "none" and "adapter" in data and set(data["adapter"]) - {"kind"}:
+        extra = ", ".join(sorted(f"adapter.{k}" for k in set(data["adapter"]) - {"kind"}))
+        raise ConfigError("CONFIG_CONFLICT", f"adapter.kind is none, so nothing would read {extra}.", mend=f"remove {extra}, or choose lora, rslora or dora.")
+    if config.split.dev + config.split.test >= 0.9:
+        raise ConfigError("CONFIG_CONFLICT", f"split.dev + split.test = {config.split.dev + config.split.test:g} leaves almost nothing to train on.", mend="keep their sum under 0.9.")
+    if config.data.instruction is not None and config.data.form == "text":
+        raise ConfigError("CONFIG_CONFLICT", "data.instruction has no meaning for raw text.", mend="remove data.instruction, or use another data.form.")
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The settings that differ from the defaults, as YAML that `load` reads back."""
+    from ruamel.yaml import YAML
+
+    out = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.dump(config.model_dump(exclude_defaults=True), out)
+    return out.getvalue()
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(dotted key, type, default, meaning) of every setting, in the order of declaration."""
+    rows: list[tuple[str, str, str, str]] = []
+    for name, info in model.model_fields.items():
+        key = f"{prefix}{name}"
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            rows += fields(info.annotation, f"{key}.")
+        else:
+            rows.append((key, _allowed(info), str(info.default), info.description or ""))
+    return rows
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        raw = path.open("rb").read(MAX_BYTES + 1) if path.is_file() else None
+    except OSError as error:
+        raise ConfigError("CONFIG_NOT_FOUND", f"cannot read {path}: {error.strerror}.", where=str(path)) from None
+    if raw is None:
+        raise ConfigError("CONFIG_NOT_FOUND", f"{path} is not a file.", where=str(path))
+    if len(raw) > MAX_BYTES:
+        raise ConfigError("CONFIG_TOO_LARGE", "a config is at most 256 KiB.", where=str(path), mend="is this a data file? Then name it .jsonl or .csv.")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError("CONFIG_SYNTAX", f"byte {error.start} is not UTF-8.", where=str(path), mend="save the file as UTF-8.") from None
+    value, places = parse_yaml(text, str(path))
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise ConfigError("CONFIG_SYNTAX", f"a config is a mapping of keys, this is a {type(value).__name__}.", where=str(path))
+    return value, places
+
+
+def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
+    """(value, dotted key -> file:line). YAML 1.2: `1e-4` is a number, `no` is a string, a duplicate key is an error."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.events import AliasEvent, NodeEvent
+
+    def place(mark: Any) -> str:
+        return where if mark is None or where == "command line" else f"{where}:{mark.line + 1}"
+
+    try:
+        for event in YAML(typ="safe", pure=True).parse(text):
+            if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+                raise ConfigError("CONFIG_UNSAFE_TAG", "anchors and aliases are not accepted.", where=place(event.start_mark), mend="write the value out.")
+            if isinstance(event, NodeEvent) and getattr(event, "tag", None) is not None and "!" in str(event.tag):
+                raise ConfigError("CONFIG_UNSAFE_TAG", f"the tag {event.tag} is not accepted.", where=place(event.start_mark), mend="remove the tag.")
+        node = YAML(typ="safe", pure=True).compose(text)
+        value = YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "?"
+        raise ConfigError("CONFIG_DUPLICATE_KEY", f"`{key}` appears twice.", where=place(error.problem_mark), mend="keep one of them.") from None
+    except ConstructorError as error:
+        raise ConfigError("CONFIG_UNSAFE_TAG", str(error.problem), where=place(error.problem_mark)) from None
+    except MarkedYAMLError as error:
+        raise ConfigError("CONFIG_SYNTAX", str(error.problem or error.context), where=place(error.problem_mark or error.context_mark)) from None
+    except RecursionError:
+        raise ConfigError("CONFIG_TOO_LARGE", "nested too deeply.", where=where) from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError("CONFIG_SYNTAX", str(error).splitlines()[0], where=where) from None
+    places: dict[str, str] = {}
+    _walk(node, "", places, where)
+    return value, places
+
+
+def _walk(node: Any, prefix: str, places: dict[str, str], where: str) -> None:
+    if node is None or not isinstance(node.value, list):
+        return
+    for pair in node.value:
+        if isinstance(pair, tuple):
+            key = f"{prefix}{pair[0].value}"
+            places[key] = f"{where}:{pair[0].start_mark.line + 1}"
+            _walk(pair[1], f"{key}.", places, where)
+
+
+def _anchor_paths(data: dict[str, Any], base: Path) -> None:
+    section = data.get("data")
+    if isinstance(section, dict):
+        for key in ("train", "dev", "test"):
+            if isinstance(section.get(key), str) and section[key]:
+                section[key] = str(base / section[key])
+    if isinstance(data.get("template"), str):
+        data["template"] = str(base / data["template"])
+    model = data.get("model")
+    if isinstance(model, str) and model.startswith((".", "..")):
+        data["model"] = str(base / model)
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        inner = data.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError("CONFIG_CONFLICT", f"{parent} is a value, not a section.", where=dotted)
+        data = inner
+    data[last] = value
+
+
+def _allowed(info: Any) -> str:
+    """A field's type and range in words, e.g. ``auto or number > 0, <= 1``."""
+
+    def words(kind: Any, extra: list[Any]) -> str:
+        args = get_args(kind)
+        if getattr(kind, "__metadata__", None):
+            limits = [m for field in kind.__metadata__ for m in getattr(field, "metadata", [field])]
+            return words(args[0], limits)
+        origin = getattr(kind, "__origin__", None)
+        if origin is Literal:
+            return " | ".join(str(a) for a in args)
+        if args and origin not in (dict, list):
+            return " or ".join(words(a, []) for a in args)
+        name = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "nothing"}.get(kind)
+        name = name or {dict: "mapping", list: "list of texts"}.get(origin, str(kind))
+        signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
+        bounds = [f"{signs[type(m).__name__]} {next(iter(vars(m).values()) if hasattr(m, '__dict__') else [getattr(m, type(m).__name__.lower())])}" for m in extra if type(m).__name__ in signs]
+        return " ".join([name, ", ".join(bounds)]).strip()
+
+    return words(info.annotation, list(info.metadata))
+
+
+def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
+    """One line for the first mistake; unknown keys before wrong values, because they often cause them."""
+    known = {key: (kind, meaning) for key, kind, _, meaning in fields()}
+    sections = {key.rsplit(".", 1)[0] for key in known if "." in key}
+    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = found[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        candidates = [*known, *sections]
+        near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
+        near = near or [k for k in candidates if k.endswith("." + path[-1])][:1]
+        near = near or difflib.get_close_matches(path[-1], [k.rsplit(".", 1)[-1] for k in candidates], n=1, cutoff=0.7)
+        mend = f"did you mean {near[0]}?" if near else "`tunewright doctor --config` lists every key."
+        return ConfigError("CONFIG_UNKNOWN_KEY", f"there is no setting `{key}`.", where=places.get(key, key), mend=mend)
+    while key and key not in known and key not in sections and "." in key:
+        key = key.rsplit(".", 1)[0]
+    value = first.get("input")
+    if key in sections:
+        return ConfigError("CONFIG_RANGE", f"{key} is a section with keys of its own, not {value!r}.", where=places.get(key, key))
+    kind, _ = known[key]
+    return ConfigError("CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), mend=f"set {key} within that range.")

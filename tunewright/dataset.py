@@ -1,0 +1,109 @@
+"""What a config's data section means: files read, rows parsed, audited, and each put on its side for ever. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright import curate, examples, sources, split
+from tunewright.config import Config
+from tunewright.curate import Audit
+from tunewright.errors import DataError, Problem, data_error
+from tunewright.examples import Chat, Example, content_hash, question
+from tunewright.metrics import METRICS_OF, Task
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All examples of all files in order; ``sides[i]`` is train, dev or test, ``cluster[i]`` the lowest near-duplicate of row i."""
+
+    examples: tuple[Example, ...]
+    sides: tuple[str, ...]
+    cluster: tuple[int, ...]
+    audit: Audit
+    task: Task
+    form: str
+    unused: dict[str, int]
+    notices: tuple[str, ...]
+    sha256: str
+
+    def side(self, name: str) -> list[int]:
+        return [i for i, s in enumerate(self.sides) if s == name]
+
+    def judged(self, most: int | None) -> list[int]:
+        """Test rows in the order of their content hash, at most ``most`` of them: a choice that depends on nothing else."""
+        rows = sorted(self.side("test"), key=lambda i: content_hash(question(self.examples[i])))
+        return sorted(rows[:most])
+
+    @property
+    def instruction(self) -> str | None:
+        """The commonest system message of the training rows."""
+        heads = Counter(e.messages[0].content for i in self.side("train") if isinstance(e := self.examples[i], Chat) and e.messages[0].role == "system")
+        return heads.most_common(1)[0][0] if heads else None
+
+    def audit_json(self) -> dict[str, Any]:
+        return {**self.audit.to_json(self.examples), "form": self.form, "unused": self.unused, "notices": list(self.notices), "sides": dict(Counter(self.sides)), "sha256": self.sha256}
+
+    def split_json(self) -> list[dict[str, Any]]:
+        return [{"row": i, "where": e.where, "side": s, "cluster": c, "hash": content_hash(question(e))[:16]} for i, (e, s, c) in enumerate(zip(self.examples, self.sides, self.cluster, strict=True))]
+
+
+def load(config: Config) -> Dataset:
+    """Raises DataError with all problems of all files; ConfigError never."""
+    if not config.data.train:
+        raise data_error("DATA_EMPTY", "no data file is named.", where="data.train", mend="give a data file: `tunewright run rows.jsonl`.")
+    files = [("train", config.data.train), *((side, path) for side in ("dev", "test") if (path := getattr(config.data, side)))]
+    parsed, notices, problems = [], [], []
+    digest = hashlib.sha256()
+    form = config.data.form
+    for side, path in files:
+        try:
+            source = sources.read(path)
+            found = examples.parse(source.rows, form, config.data.columns, config.data.instruction)
+        except DataError as error:
+            problems += error.problems
+            continue
+        form = found.form
+        parsed.append((side, found))
+        digest.update(f"{side}\x00{source.sha256}\x00".encode())
+        notices += [f"{Path(path).name}: {n}" for n in source.notices]
+    if problems:
+        raise DataError(problems)
+    mine = parsed[0][1]
+    if (few := curate.too_few(len(mine.examples), config.data.train)) is not None:
+        raise DataError([few])
+    everything = tuple(e for _, p in parsed for e in p.examples)
+    came_from = [side for side, p in parsed for _ in p.examples]
+    cluster = curate.near_clusters([examples.normalised(question(e)) for e in everything], config.split.near_duplicate)
+    split.check_leaks(everything, came_from, cluster)
+    audit = curate.audit(mine.examples, cluster[: len(mine.examples)])
+    sides = _sides(config, mine.examples, cluster, came_from)
+    task = _task(config, audit.task, everything)
+    unused: Counter[str] = Counter()
+    for _, p in parsed:
+        unused.update(p.unused)
+    return Dataset(everything, tuple(sides), tuple(cluster), audit, task, mine.form, dict(unused), tuple(notices), digest.hexdigest())
+
+
+def _sides(config: Config, mine: Sequence[Example], cluster: Sequence[int], came_from: list[str]) -> list[str]:
+    held = split.hold_out(mine, cluster[: len(mine)], 0.0 if config.data.dev else config.split.dev, 0.0 if config.data.test else config.split.test)
+    sides = list(came_from)
+    for name, rows in (("train", held.train), ("dev", held.dev), ("test", held.test)):
+        for i in rows:
+            sides[i] = name
+    if "test" not in sides:
+        raise data_error("DATA_TOO_FEW", "no test rows: nothing could be proven.", where="split.test", mend="set split.test above 0, or name data.test.")
+    return sides
+
+
+def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
+    metric = config.prove.metric
+    if metric != "auto" and metric not in METRICS_OF[task.kind]:
+        raise data_error("DATA_FORMAT_MISMATCH", f"prove.metric={metric} does not fit a {task.kind} task.", where="prove.metric", mend=f"use {', '.join(METRICS_OF[task.kind])} or auto.")
+    if task.kind == "label" and (unknown := [e for e in everything if isinstance(e, Chat) and e.target not in task.labels]):
+        raise DataError([Problem("DATA_FORMAT_MISMATCH", f"the label {e.target!r} is in no training row.", e.where, "mend the label, or add training rows for it.") for e in unknown])
+    return task if metric == "auto" else Task(task.kind, metric, f"{task.reason}; metric as asked", task.labels)

@@ -1,0 +1,210 @@
+"""THE loop: fetch, forward, backward, step, log, save. No hook reaches in; who wants to look is told (`watch`) or reads the run folder."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from tunewright import checkpoints, packing
+from tunewright.adapters import trainable
+from tunewright.config import Plan
+from tunewright.errors import TrainError
+from tunewright.packing import Batch
+from tunewright.rendering import Rendered
+from tunewright.runs import Run, append_line, read_lines, write_lines
+
+FLOOR = 0.02
+
+
+class Method(Protocol):
+    """The part of a module of `methods/` that the loop calls."""
+
+    def batches(self, rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]: ...
+    def loss(self, model: Any, batch: Batch) -> tuple[torch.Tensor, float]: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished step, for people who watch. ``loss`` and ``dev_loss`` are nats a supervised token."""
+
+    step: int
+    steps: int
+    loss: float
+    dev_loss: float | None
+    lr: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How training ended. The weights left in the model are those of ``best_step`` when dev rows were given."""
+
+    steps: int
+    stopped_early: bool
+    best_step: int | None
+    best_dev_loss: float | None
+    first_dev_loss: float | None
+    seconds: float
+    tokens: int
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Rate of step ``step`` (from 0): linear warm-up, then decay to ``FLOOR`` of the peak at the last step."""
+    if step < plan.warmup_steps:
+        return plan.lr * (step + 1) / plan.warmup_steps
+    if plan.schedule == "constant":
+        return plan.lr
+    done = (step - plan.warmup_steps) / max(1, plan.steps - 1 - plan.warmup_steps)
+    shape = 1 - done if plan.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return plan.lr * (FLOOR + (1 - FLOOR) * shape)
+
+
+def train(model: Any, method: Method, rows: Sequence[Rendered], dev: Sequence[Rendered], plan: Plan, run: Run, hashes: dict[str, str], watch: Callable[[Progress], None] = lambda _: None) -> Trained:
+    """Train ``model`` in place from the newest checkpoint of ``run`` (or from the start) to the end of the plan.
+
+    Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, TRAIN_DISK, RESUME_MISMATCH.
+    """
+    parameters = trainable(model)
+    optimizer = make_optimizer(parameters, plan)
+    state = checkpoints.restore(run.checkpoints, parameters, optimizer, hashes) or checkpoints.State(0, None, None, 0, hashes)
+    _forget_later_lines(run, state.step)
+    best_file = run.checkpoints / "best.safetensors"
+    begun = time.monotonic()
+    if state.step == 0 and dev:
+        first = dev_loss(model, method, dev, plan)
+        append_line(run.metrics, {"step": 0, "dev_loss": first})
+        state = checkpoints.State(0, first, 0, 0, hashes)
+        checkpoints.save_weights(best_file, parameters)
+    stopped = plan.patience > 0 and state.waited >= plan.patience
+    with _interrupts() as interrupted:
+        for step in range(state.step, plan.steps):
+            if stopped:
+                break
+            start = time.monotonic()
+            loss, norm, tokens, weight = take_step(model, method, rows, plan, step, optimizer, parameters)
+            line: dict[str, Any] = {"step": step + 1, "loss": loss, "lr": learning_rate(plan, step), "grad_norm": norm, "tokens": tokens, "supervised": weight, "seconds": round(time.monotonic() - start, 4)}
+            best, best_step, waited = state.best, state.best_step, state.waited
+            if dev and ((step + 1) % plan.eval_every == 0 or step + 1 == plan.steps):
+                line["dev_loss"] = now = dev_loss(model, method, dev, plan)
+                waited += 1
+                if best is None or now < best:
+                    best, best_step, waited = now, step + 1, 0
+                    checkpoints.save_weights(best_file, parameters)
+            state = checkpoints.State(step + 1, best, best_step, waited, hashes)
+            append_line(run.metrics, line)
+            watch(Progress(step + 1, plan.steps, loss, line.get("dev_loss"), line["lr"], tokens, line["seconds"]))
+            stopped = plan.patience > 0 and waited >= plan.patience
+            if interrupted.is_set() or stopped or (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
+                checkpoints.save(run.checkpoints, parameters, optimizer, state, plan.checkpoint_keep)
+            if interrupted.is_set() and not stopped and step + 1 < plan.steps:
+                raise TrainError("TRAIN_INTERRUPTED", f"stopped after step {step + 1} of {plan.steps}; everything is saved.", where=str(run.path), mend=f"`tunewright run {run.path}` goes on from there.")
+    if best_file.exists() and state.best_step is not None:
+        checkpoints.load_weights(best_file, parameters)
+    logged = [line for line in read_lines(run.metrics) if "loss" in line]
+    first_dev = next((line["dev_loss"] for line in read_lines(run.metrics) if line["step"] == 0), None)
+    return Trained(state.step, stopped and state.step < plan.steps, state.best_step, state.best, first_dev, round(time.monotonic() - begun, 1), sum(line["tokens"] for line in logged))
+
+
+def calibrate(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, seconds: float = 4.0) -> tuple[float, int]:
+    """(tokens a second, passes measured) of forward and backward on real rows, after one small pass to warm up. Leaves no gradient."""
+    chosen = packing.step_rows(len(rows), plan.batch, plan.seed, 0)
+    warm = method.batches(rows, chosen[:1], plan)
+    parts = method.batches(rows, chosen, plan)
+    model.train()
+    tokens, spent, count = 0, 0.0, 0
+    for batch in [*warm, *parts]:
+        start = time.monotonic()
+        total, _ = method.loss(model, batch)
+        total.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
+        if batch is not warm[0]:
+            tokens, spent, count = tokens + sum(batch.lengths), spent + time.monotonic() - start, count + 1
+        if spent > seconds:
+            break
+    model.eval()
+    return tokens / max(spent, 1e-9), count
+
+
+def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> torch.optim.AdamW:
+    """AdamW (betas 0.9, 0.999; eps 1e-8); decay on matrices only, never on norms, biases or magnitudes."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    others = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.lr, betas=(0.9, 0.999), eps=1e-8)
+
+
+def take_step(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, step: int, optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter]) -> tuple[float, float, int, float]:
+    """One global step: (loss in nats a supervised token, gradient norm before clipping, tokens, supervised weight)."""
+    torch.manual_seed(plan.seed * 1_000_003 + step)  # dropout is a function of (seed, step), so a resumed run draws the same
+    chosen = packing.step_rows(len(rows), plan.batch, plan.seed, step)
+    parts = method.batches(rows, chosen, plan)
+    # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).
+    weight = float(sum(b.weight_N.sum() for b in parts))
+    optimizer.zero_grad(set_to_none=True)
+    model.train()
+    total = 0.0
+    for batch in parts:
+        loss_sum, _ = method.loss(model, batch)
+        (loss_sum / weight).backward()  # type: ignore[no-untyped-call]
+        total += float(loss_sum.detach())
+    model.eval()
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip))
+    loss = total / weight
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainError("TRAIN_NOT_FINITE", f"step {step + 1}: loss {loss}, gradient norm {norm}; the step was not taken.", mend="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.")
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(plan, step)
+    optimizer.step()
+    return loss, norm, sum(sum(b.lengths) for b in parts), weight
+
+
+@torch.no_grad()
+def dev_loss(model: Any, method: Method, dev: Sequence[Rendered], plan: Plan) -> float:
+    """Nats a supervised token over all dev rows, dropout off."""
+    was = model.training
+    model.eval()
+    total, weight = 0.0, 0.0
+    for batch in method.batches(dev, range(len(dev)), plan):
+        loss_sum, part = method.loss(model, batch)
+        total, weight = total + float(loss_sum), weight + part
+    model.train(was)
+    return total / weight
+
+
+def _forget_later_lines(run: Run, step: int) -> None:
+    """Lines of steps after the checkpoint would be logged twice."""
+    lines = list(read_lines(run.metrics))
+    kept = [line for line in lines if line["step"] <= step] if step else []
+    if len(kept) < len(lines):
+        write_lines(run.metrics, kept)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """The first Ctrl-C (or SIGTERM) sets the event, the second ends the process as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, _: Any) -> None:
+        if event.is_set():
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        event.set()
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

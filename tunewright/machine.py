@@ -1,0 +1,89 @@
+"""This machine: cores, memory, and which dtype its processor multiplies faster. Measured, not looked up."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``fp32_gflops``/``bf16_gflops``: a (512, 1024) x (1024, 1024) product, the best of a few in about 50 ms each."""
+
+    device: str
+    cores: int
+    memory_gb: float
+    free_gb: float
+    fp32_gflops: float
+    bf16_gflops: float
+    processor: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def look(threads: int | None = None) -> Machine:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or cores)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+    else:
+        total, free = _memory()
+        name = _processor()
+    return Machine(device, threads or cores, round(total / 1e9, 1), round(free / 1e9, 1), _gflops(torch.float32, device), _gflops(torch.bfloat16, device), name)
+
+
+def keep_pages() -> None:
+    """Ask glibc to keep freed memory instead of returning it to the kernel after every step: page faults cost more than the
+    sums they hold. Elsewhere (musl, macOS) nothing happens."""
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def peak_gb() -> float:
+    """Largest memory of this process so far (GPU: of torch's allocator)."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 1e9
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _gflops(dtype: torch.dtype, device: str, seconds: float = 0.05) -> float:
+    a = torch.ones(512, 1024, dtype=dtype, device=device)
+    b = torch.ones(1024, 1024, dtype=dtype, device=device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    (a @ b).sum().item()
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return round(2 * 512 * 1024 * 1024 / best / 1e9, 1) if best < float("inf") else 0.0
+
+
+def _memory() -> tuple[float, float]:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            kb = {line.split(":")[0]: float(line.split()[1]) for line in file}
+        return kb["MemTotal"] * 1024, kb["MemAvailable"] * 1024
+    except (OSError, KeyError):
+        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return total, total / 2
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,30 @@
+"""Supervised fine-tuning: the negative log-likelihood of what the model should have said (or, for raw text, of everything)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunewright import losses, models
+from tunewright.config import Plan
+from tunewright.examples import Example
+from tunewright.packing import Batch, passes, to_batch
+from tunewright.rendering import Rendered, Template, for_training
+
+
+def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[Rendered]:
+    return for_training(template, example, row, max_length)
+
+
+def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]:
+    lengths = [len(r.ids) for r in rendered]
+    packed = plan.layout == "packed"
+    return [to_batch([rendered[i] for i in group], packed) for group in passes(rows, lengths, plan.capacity, plan.layout)]
+
+
+def loss(model: Any, batch: Batch) -> tuple[Tensor, float]:
+    logits_NV = models.forward(model, batch)
+    return losses.cross_entropy(logits_NV, torch.from_numpy(batch.target_N).to(logits_NV.device), torch.from_numpy(batch.weight_N).to(logits_NV.device))

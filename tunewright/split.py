@@ -1,0 +1,64 @@
+"""Hold-out by content: a row's side depends on what it says, not on its place, so it is train, dev or test for ever."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunewright.errors import DataError, Problem, data_error
+from tunewright.examples import Example, content_hash, normalised, question
+
+
+# Without a word of our own, rows that somebody has already divided by a plain content hash would all fall on one side.
+SALT = "tunewright split 1: "
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices into the examples of the train file, or of the user's own dev and test files."""
+
+    train: tuple[int, ...]
+    dev: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
+    """Whole clusters of near-duplicates go to one side, chosen by the smallest content hash in the cluster.
+
+    ``dev`` and ``test`` are expected shares; 0 means that the side comes from elsewhere. Raises DATA_TOO_FEW when a wanted
+    side, or train, would be empty.
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, c in enumerate(cluster):
+        members[c].append(i)
+    sides: dict[str, list[int]] = {"train": [], "dev": [], "test": []}
+    for group in members.values():
+        key = min(content_hash(f"{SALT}{question(examples[i])}") for i in group)
+        place = int(key[:16], 16) / 2**64
+        side = "test" if place < test else "dev" if place < test + dev else "train"
+        sides[side] += group
+    for side, wanted in (("train", 1.0), ("dev", dev), ("test", test)):
+        if wanted and not sides[side]:
+            raise data_error(
+                "DATA_TOO_FEW", f"{len(members)} different questions leave no row for {side}.", where=examples[0].where,
+                mend=f"bring more rows, or a larger split.{side}." if side != "train" else "bring more rows.",
+            )
+    return Split(*(tuple(sorted(sides[s])) for s in ("train", "dev", "test")))
+
+
+def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequence[int]) -> None:
+    """Raises SPLIT_LEAK with every row that asks (nearly) the same question as a row of another side.
+
+    ``sides[i]`` names the user's own file that row i came from; ``cluster`` is `curate.near_clusters` over all of them.
+    """
+    first: dict[int, int] = {}
+    problems = []
+    for i, example in enumerate(examples):
+        j = first.setdefault(cluster[i], i)
+        if sides[i] != sides[j]:
+            same = normalised(question(example)) == normalised(question(examples[j]))
+            how = "the same question as" if same else "nearly the same question as"
+            problems.append(Problem("SPLIT_LEAK", f"this {sides[i]} row is {how} the {sides[j]} row {examples[j].where}.", example.where, "remove it from one of the files."))
+    if problems:
+        raise DataError(problems)

@@ -1,0 +1,163 @@
+"""Is the tuned model better? Intervals, tests and a verdict for paired rows. Pure numpy/scipy.
+
+Right/wrong scores: Newcombe's paired score interval (Newcombe 1998, Stat. Med. 17:2635, method 10) and the exact McNemar
+test. Other scores: the mean of the paired differences with a cluster-robust standard error (Miller 2024, 2411.00640) and a
+t quantile with (clusters - 1) degrees of freedom. A percentile bootstrap is not used: on right/wrong scores of rarely
+disagreeing arms its "95 %" interval covers the truth as seldom as a third of the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+Word = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at 1 - alpha; ``only_tuned`` and
+    ``only_other`` count rows that just one of the two got better; ``rows_needed`` is set when the verdict is CANNOT TELL."""
+
+    verdict: Word
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    test: str
+    rows: int
+    clusters: int
+    only_tuned: int
+    only_other: int
+    margin: float
+    alpha: float
+    rows_needed: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        value["interval"] = list(self.interval)
+        return value
+
+
+def wilson(successes: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Score interval of one proportion (Wilson 1927); (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    z = float(stats.norm.isf(alpha / 2))
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def newcombe_paired(both: int, first: int, second: int, neither: int, alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of p1 - p2 for paired right/wrong rows; ``first`` counts rows that only arm 1 got right."""
+    n = both + first + second + neither
+    if n == 0:
+        return -1.0, 1.0
+    p1, p2 = (both + first) / n, (both + second) / n
+    low1, high1 = wilson(both + first, n, alpha)
+    low2, high2 = wilson(both + second, n, alpha)
+    cross = both * neither - first * second
+    if cross > 0:
+        cross = max(cross - n / 2, 0)  # the continuity correction that makes this method 10
+    product = (both + first) * (second + neither) * (both + second) * (first + neither)
+    phi = cross / math.sqrt(product) if product else 0.0
+    below = (p1 - low1) ** 2 - 2 * phi * (p1 - low1) * (high2 - p2) + (high2 - p2) ** 2
+    above = (high1 - p1) ** 2 - 2 * phi * (high1 - p1) * (p2 - low2) + (p2 - low2) ** 2
+    return max(-1.0, p1 - p2 - math.sqrt(max(0.0, below))), min(1.0, p1 - p2 + math.sqrt(max(0.0, above)))
+
+
+def mcnemar_exact(first: int, second: int) -> float:
+    """Two-sided p of "the rows on which the arms disagree are split evenly"."""
+    return float(stats.binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
+
+
+def clustered_interval(differences: ArrayLike, clusters: Sequence[int], alpha: float = 0.05, bound: float = 1.0) -> tuple[float, float, float]:
+    """(low, high, p) for the mean difference; rows of one cluster may depend on each other. |mean| cannot exceed ``bound``.
+
+    With fewer than two clusters nothing can be said: (-bound, bound, 1). Where no row differs at all, the interval is that
+    of a share of which none was seen, not of width zero.
+    """
+    d = np.asarray(differences, dtype=float)
+    groups = np.unique(np.asarray(clusters, dtype=int), return_inverse=True)[1]
+    count = int(groups.max()) + 1 if len(d) else 0
+    if count < 2:
+        return -bound, bound, 1.0
+    mean = float(d.mean())
+    sums = np.bincount(groups, weights=d - mean, minlength=count)
+    se = math.sqrt(float((sums**2).sum()) * count / (count - 1)) / len(d)
+    if se <= 1e-12 * max(1.0, abs(mean)):
+        unseen = 1 - alpha ** (1 / count)
+        half = unseen * min(bound, 1.0)
+        return max(-bound, mean - half), min(bound, mean + half), 1.0 if mean == 0 else alpha ** (count / 2)
+    half = float(stats.t.isf(alpha / 2, count - 1)) * se
+    p = float(2 * stats.t.sf(abs(mean) / se, count - 1))
+    return max(-bound, mean - half), min(bound, mean + half), p
+
+
+def mean_interval(scores: ArrayLike, clusters: Sequence[int], alpha: float = 0.05, bound: float = 1.0) -> tuple[float, float]:
+    """Interval of one arm's mean score: Wilson for right/wrong, clustered t otherwise, kept within [0, bound]."""
+    s = np.asarray(scores, dtype=float)
+    if is_binary(s):
+        return wilson(float(s.sum()), len(s), alpha)
+    low, high, _ = clustered_interval(s, clusters, alpha, bound)
+    return max(0.0, low), high
+
+
+def is_binary(scores: ArrayLike) -> bool:
+    return bool(np.isin(np.asarray(scores, dtype=float), (0.0, 1.0)).all())
+
+
+def compare(tuned: ArrayLike, other: ArrayLike, clusters: Sequence[int], *, margin: float = 0.02, alpha: float = 0.05, higher_is_better: bool = True, bound: float = 1.0) -> Comparison:
+    """The verdict on paired scores of the same rows.
+
+    BETTER: the interval lies above 0. WORSE: below. PRACTICALLY EQUAL: the interval at 1 - 2 alpha lies within (-margin,
+    margin) (two one-sided tests). Otherwise CANNOT TELL, with the rows that would tell with power 0.8.
+    """
+    a, b = np.asarray(tuned, dtype=float), np.asarray(other, dtype=float)
+    assert a.shape == b.shape == (len(clusters),)
+    d = a - b if higher_is_better else b - a
+    n = len(d)
+    binary = is_binary(a) and is_binary(b) and higher_is_better
+    if binary:
+        table = [int(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
+        interval, narrow = newcombe_paired(*table, alpha=alpha), newcombe_paired(*table, alpha=2 * alpha)
+        p, test = mcnemar_exact(table[1], table[2]), "Newcombe paired interval, exact McNemar"
+    else:
+        low, high, p = clustered_interval(d, clusters, alpha, bound)
+        interval = (low, high)
+        narrow = clustered_interval(d, clusters, 2 * alpha, bound)[:2]
+        test = "clustered paired t"
+    word: Word = "CANNOT TELL"
+    if n and interval[0] > 0:
+        word = "BETTER"
+    elif n and interval[1] < 0:
+        word = "WORSE"
+    elif n and -margin < narrow[0] and narrow[1] < margin:
+        word = "PRACTICALLY EQUAL"
+    mean = float(d.mean()) if n else 0.0
+    needed = rows_needed(float(d.std()) if n else 1.0, max(abs(mean), margin), alpha) if word == "CANNOT TELL" else None
+    return Comparison(word, mean, (float(interval[0]), float(interval[1])), p, test, n, len(set(clusters)), int((d > 0).sum()), int((d < 0).sum()), margin, alpha, needed)
+
+
+def rows_needed(spread: float, difference: float, alpha: float = 0.05, power: float = POWER) -> int:
+    """Independent rows for a two-sided test to find ``difference`` with ``power``, when paired differences spread (SD) like this."""
+    z = float(stats.norm.isf(alpha / 2) + stats.norm.ppf(power))
+    return max(2, math.ceil((z * max(spread, 1e-3) / difference) ** 2))
+
+
+def detectable(rows: int, disagreement: float = 0.3, alpha: float = 0.05, power: float = POWER) -> float:
+    """Smallest true difference of right/wrong arms that ``rows`` rows find with ``power``, if the arms disagree on this share
+    (normal approximation to McNemar)."""
+    if rows == 0:
+        return 1.0
+    z = float(stats.norm.isf(alpha / 2) + stats.norm.ppf(power))
+    return min(1.0, z * math.sqrt(disagreement / rows))
