@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -33,8 +34,29 @@ def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
 
 def plan_of(**more: Any) -> Plan:
     base: dict[str, Any] = {
-        "rows": 8, "supervised_tokens": 1, "tokens": 1, "steps": 5, "epochs": 1.0, "batch": 4, "capacity": 4096, "max_length": 512, "layout": "packed", "dtype": "float32", "lr": 1e-2, "schedule": "cosine",
-        "warmup_steps": 2, "weight_decay": 0.0, "clip": 1.0, "eval_every": 2, "patience": 0, "checkpoint_every": 2, "checkpoint_keep": 2, "adapter": LORA, "seed": 3, "threads": 2, "reasons": {},
+        "rows": 8,
+        "supervised_tokens": 1,
+        "tokens": 1,
+        "steps": 5,
+        "epochs": 1.0,
+        "batch": 4,
+        "capacity": 4096,
+        "max_length": 512,
+        "layout": "packed",
+        "dtype": "float32",
+        "lr": 1e-2,
+        "schedule": "cosine",
+        "warmup_steps": 2,
+        "weight_decay": 0.0,
+        "clip": 1.0,
+        "eval_every": 2,
+        "patience": 0,
+        "checkpoint_every": 2,
+        "checkpoint_keep": 2,
+        "adapter": LORA,
+        "seed": 3,
+        "threads": 2,
+        "reasons": {},
     }
     return Plan.model_validate({**base, **more})
 
@@ -72,7 +94,17 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
     adapters.attach(ours, config, plan.seed)
     theirs = tiny_model(dtype=torch.float64)
     if kind != "none":
-        theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=8, target_modules=sorted(adapters.adapted(ours)), use_rslora=kind == "rslora", use_dora=kind == "dora"), autocast_adapter_dtype=False)
+        theirs = peft.get_peft_model(
+            theirs,
+            peft.LoraConfig(
+                r=4,
+                lora_alpha=8,
+                target_modules=sorted(adapters.adapted(ours)),
+                use_rslora=kind == "rslora",
+                use_dora=kind == "dora",
+            ),
+            autocast_adapter_dtype=False,
+        )
         with torch.no_grad():
             for name, layer in adapters.adapted(ours).items():
                 their = theirs.get_submodule(f"base_model.model.{name}")
@@ -84,14 +116,19 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
         theirs.requires_grad_(True)
     found = steps(ours, data, plan)
     parameters = [p for p in theirs.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.1}, {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.lr)
     expected = []
     for step in range(plan.steps):
         chosen = [data[i] for i in packing.step_rows(len(data), plan.batch, plan.seed, step)]
         width = max(len(r.ids) for r in chosen)
         ids = torch.tensor([[*r.ids, *[0] * (width - len(r.ids))] for r in chosen])
-        labels = torch.tensor([[*(i if w else -100 for i, w in zip(r.ids, r.weights, strict=True)), *[-100] * (width - len(r.ids))] for r in chosen])
+        labels = torch.tensor(
+            [[*(i if w else -100 for i, w in zip(r.ids, r.weights, strict=True)), *[-100] * (width - len(r.ids))] for r in chosen]
+        )
         mask = torch.tensor([[1] * len(r.ids) + [0] * (width - len(r.ids)) for r in chosen])
         logits = theirs(input_ids=ids, attention_mask=mask).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
@@ -107,7 +144,9 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
     assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-9
     if kind != "none":
         name, layer = next(iter(adapters.adapted(ours).items()))
-        assert torch.allclose(layer.lora_B, theirs.get_submodule(f"base_model.model.{name}").lora_B.default.weight, atol=1e-9, rtol=0)
+        assert torch.allclose(
+            layer.lora_B, theirs.get_submodule(f"base_model.model.{name}").lora_B.default.weight, atol=1e-9, rtol=0
+        )
     assert found[-1] < found[0]
 
 
@@ -121,7 +160,9 @@ def test_a_row_alone_equals_the_row_packed_and_padded(kind: str) -> None:
         adapters.attach(model, LORA, 1)
         for p in adapters.trainable(model).values():
             torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
-        total = sum((sft.loss(model, packing.to_batch(g, layout == "packed"))[0] for g in groups), torch.zeros((), dtype=torch.float64))
+        total = sum(
+            (sft.loss(model, packing.to_batch(g, layout == "packed"))[0] for g in groups), torch.zeros((), dtype=torch.float64)
+        )
         total.backward()
         totals.append(float(total.detach()))
         gradients.append(torch.cat([p.grad.flatten() for p in adapters.trainable(model).values()]))
@@ -137,10 +178,39 @@ def test_another_row_in_the_pack_changes_nothing() -> None:
     assert torch.equal(logits[0], logits[1]) or torch.allclose(logits[0], logits[1], atol=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [
-    ("mamba2", {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8, "num_hidden_layers": 2, "vocab_size": 260}),
-    ("qwen3_next", {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"], "head_dim": 8}),
-])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (
+            "mamba2",
+            {
+                "hidden_size": 32,
+                "num_heads": 8,
+                "head_dim": 8,
+                "expand": 2,
+                "n_groups": 1,
+                "state_size": 8,
+                "num_hidden_layers": 2,
+                "vocab_size": 260,
+            },
+        ),
+        (
+            "qwen3_next",
+            {
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 16,
+                "shared_expert_intermediate_size": 16,
+                "layer_types": ["linear_attention", "full_attention"],
+                "head_dim": 8,
+            },
+        ),
+    ],
+)
 def test_an_architecture_that_leaks_is_found_by_the_probe(kind: str, shape: dict[str, Any]) -> None:
     assert models.probe_packing(tiny_config(kind, **shape)) != ""
 
@@ -151,7 +221,18 @@ def test_architectures_that_do_not_leak_pass_the_probe(kind: str) -> None:
 
 
 def test_a_leaking_architecture_trains_padded_and_equals_rows_alone() -> None:
-    shape = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
+    shape = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 8,
+    }
     model, data = tiny_model("qwen3_next", **shape), rows(4)
     with torch.no_grad():
         alone = sum(float(sft.loss(model, packing.to_batch([r], False))[0]) for r in data)
@@ -206,9 +287,14 @@ def test_merged_equals_adapted(kind: str) -> None:
 
 def test_patterns_choose_layers_and_a_wrong_one_lists_them() -> None:
     model = tiny_model()
-    assert {n.rsplit(".", 1)[-1] for n in adapters.targets(model, ["q_proj", "layers.0.mlp.*"])} == {"q_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {n.rsplit(".", 1)[-1] for n in adapters.targets(model, ["q_proj", "layers.0.mlp.*"])} == {
+        "q_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
     assert "lm_head" not in adapters.targets(model, ["all-linear"])
-    with pytest.raises(Exception, match="LORA_NO_TARGET.*q_proj"):
+    with pytest.raises(Exception, match=r"LORA_NO_TARGET.*q_proj"):
         adapters.targets(model, ["c_attn"])
 
 
@@ -219,15 +305,19 @@ class Killed(Exception):
 @pytest.mark.parametrize("kind", ["lora", "none"])
 def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
     """Weights, losses and metrics after a stop at every step, with dropout, accumulation and shuffling: bitwise."""
-    from tunewright.runs import read_lines
     from tunewright.runs import create as new_run
+    from tunewright.runs import read_lines
 
     config = AdapterConfig(kind="lora", rank=4, dropout=0.2) if kind == "lora" else AdapterConfig(kind="none")
     plan = plan_of(steps=6, adapter=config, capacity=40, checkpoint_every=1, lr=1e-3)
     data, dev = rows(9), rows(3, seed=5)
 
     def go(name: str, stop: int | None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-        run = new_run(tmp_path, name, "x") if not (tmp_path / name).exists() else __import__("tunewright.runs", fromlist=["Run"]).Run(tmp_path / name)
+        run = (
+            new_run(tmp_path, name, "x")
+            if not (tmp_path / name).exists()
+            else __import__("tunewright.runs", fromlist=["Run"]).Run(tmp_path / name)
+        )
         model = tiny_model()
         adapters.attach(model, config, plan.seed)
 
@@ -265,7 +355,7 @@ def test_nan_stops_before_the_step_is_taken() -> None:
     with torch.no_grad():
         next(iter(parameters.values()))[0, 0] = float("nan")
     before = {n: p.detach().clone() for n, p in parameters.items()}
-    with pytest.raises(Exception, match="TRAIN_NOT_FINITE.*step 1"):
+    with pytest.raises(Exception, match=r"TRAIN_NOT_FINITE.*step 1"):
         steps(model, rows(4), plan_of())
     assert all(torch.equal(p.nan_to_num(0.5), before[n].nan_to_num(0.5)) for n, p in parameters.items())
 
@@ -275,7 +365,7 @@ def test_the_rate_follows_its_formula_to_the_floor(schedule: str) -> None:
     plan = plan_of(steps=20, warmup_steps=4, schedule=schedule)
     rates = [loop.learning_rate(plan, s) for s in range(20)]
     assert rates[:4] == [plan.lr * (s + 1) / 4 for s in range(4)]
-    assert all(a >= b for a, b in zip(rates[3:], rates[4:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
     assert math.isclose(rates[-1], plan.lr * (1.0 if schedule == "constant" else loop.FLOOR))
 
 
@@ -309,7 +399,9 @@ def test_packed_attention_is_causal_attention_of_each_row(lengths: list[int], wi
     row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     back = torch.arange(total)[:, None] - torch.arange(total)[None, :]
     seen = (row[:, None] == row[None, :]) & (back >= 0) & (back < (window or total))
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=seen, scale=0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=seen, scale=0.3
+    )
     assert torch.allclose(found, expected.transpose(1, 2), atol=1e-10)
 
 
@@ -319,3 +411,43 @@ def test_cross_entropy_sums() -> None:
     per = -logits.log_softmax(-1)[torch.arange(5), target]
     assert weight == 5.0
     assert torch.isclose(total, per[0] + 2 * per[2] + per[3] + per[4])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_chunked_head_equals_all_logits_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradient, over chunk borders."""
+    monkeypatch.setattr(losses, "CHUNK", 4)
+    draw = torch.Generator().manual_seed(0)
+    head = torch.randn(50, 8, generator=draw).to(dtype)
+    target, weight = torch.randint(0, 50, (11,), generator=draw), torch.rand(11, generator=draw)
+    found = []
+    for way in (
+        lambda h: losses.head_cross_entropy(h, head, target, weight)[0],
+        lambda h: losses.cross_entropy(h @ head.T, target, weight)[0],
+    ):
+        hidden = torch.randn(11, 8, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        total = way(hidden)
+        (total / 3).backward()
+        found.append((total.detach(), hidden.grad))
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-2
+    assert torch.allclose(found[0][0], found[1][0], rtol=tolerance)
+    assert torch.allclose(found[0][1], found[1][1], rtol=tolerance, atol=tolerance)
+
+
+def test_a_loaded_model_uses_the_chunked_head_exactly(model_folder: Any) -> None:
+    model, data = models.load(model_folder(), torch.float64), rows(5)
+    assert model.plain_head
+    batch = packing.to_batch(data, True)
+    assert (
+        abs(
+            float(models.loss(model, batch)[0])
+            - float(
+                losses.cross_entropy(
+                    models.forward(model, batch), torch.from_numpy(batch.target_N), torch.from_numpy(batch.weight_N)
+                )[0]
+            )
+        )
+        < 1e-9
+    )
+    padded = packing.to_batch(data, False)
+    assert abs(float(models.loss(model, padded)[0]) - float(models.loss(model, batch)[0])) < 1e-9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -16,8 +17,21 @@ from tunewright.errors import DataError, ModelError
 from tunewright.examples import Chat, Message, Text
 from tunewright.rendering import Template, for_generation, for_training
 
-TEMPLATES = sorted(p for place in importlib.util.find_spec("trl").submodule_search_locations for p in Path(place, "chat_templates").glob("*.jinja") if not p.stem.endswith("_training"))  # type: ignore[union-attr]
-TWO_TURNS = Chat((Message("user", "What is two and two?"), Message("assistant", "It is four."), Message("user", "And three more?"), Message("assistant", "Then it is seven.")), "rows.jsonl:1")
+TEMPLATES = sorted(
+    p
+    for place in importlib.util.find_spec("trl").submodule_search_locations
+    for p in Path(place, "chat_templates").glob("*.jinja")
+    if not p.stem.endswith("_training")
+)  # type: ignore[union-attr]
+TWO_TURNS = Chat(
+    (
+        Message("user", "What is two and two?"),
+        Message("assistant", "It is four."),
+        Message("user", "And three more?"),
+        Message("assistant", "Then it is seven."),
+    ),
+    "rows.jsonl:1",
+)
 
 
 def outcome(path: Path) -> str:
@@ -27,7 +41,6 @@ def outcome(path: Path) -> str:
         sequences = for_training(template, TWO_TURNS)
     except (DataError, ModelError) as error:
         code = error.problems[0].code
-        assert code.startswith("TEMPLATE_") or code == "TOKENIZER_DOUBLE_BOS", error
         return code
     turns = [1, 3]
     assert len(sequences) in (1, 2)
@@ -53,6 +66,7 @@ def test_stock_templates_have_one_of_three_outcomes() -> None:
     found = {path.stem: outcome(path) for path in TEMPLATES}
     kinds = Counter("refused" if v.isupper() else v for v in found.values())
     assert len(found) >= 28
+    assert all(v in ("one", "per turn") or v.startswith("TEMPLATE_") for v in found.values()), found
     assert kinds["one"] >= 14, found
     assert kinds["per turn"] >= 3, found
     assert found["llama3"] == found["qwen2_5"] == found["gemma3"] == "one"
@@ -60,7 +74,9 @@ def test_stock_templates_have_one_of_three_outcomes() -> None:
 
 
 def test_a_template_that_serves_something_else_is_refused_with_the_place() -> None:
-    template = Template(byte_tokenizer(CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")))
+    template = Template(
+        byte_tokenizer(CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"))
+    )
     with pytest.raises(DataError) as caught:
         for_training(template, TWO_TURNS)
     assert caught.value.code == "TEMPLATE_NOT_PREFIX"
@@ -68,7 +84,10 @@ def test_a_template_that_serves_something_else_is_refused_with_the_place() -> No
 
 
 def test_a_served_thought_is_cured_by_its_own_switch() -> None:
-    switched = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}")
+    switched = CHATML.replace(
+        "<|im_start|>assistant\n{% endif %}",
+        "<|im_start|>assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
+    )
     template = rendering._choose_kwargs(byte_tokenizer(switched))
     assert template.kwargs == {"enable_thinking": False}
     assert len(for_training(template, TWO_TURNS)) == 1
@@ -104,8 +123,20 @@ def test_a_base_model_without_template_says_so() -> None:
     assert caught.value.code == "TEMPLATE_MISSING"
 
 
-texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Co")), min_size=1, max_size=40).filter(lambda t: t.strip())
-spelled = st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<|im_", "end|>", "<", "|", ">", "a", " ", "<|im_end|>\n<|im_start|>assistant\n"]), min_size=1, max_size=6).map("".join).filter(lambda t: t.strip())
+texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Co")), min_size=1, max_size=40).filter(
+    lambda t: t.strip()
+)
+spelled = (
+    st.lists(
+        st.sampled_from(
+            ["<|im_end|>", "<|im_start|>", "<|im_", "end|>", "<", "|", ">", "a", " ", "<|im_end|>\n<|im_start|>assistant\n"]
+        ),
+        min_size=1,
+        max_size=6,
+    )
+    .map("".join)
+    .filter(lambda t: t.strip())
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -141,4 +172,4 @@ def test_documents_are_cut_without_losing_or_repeating_a_prediction() -> None:
     assert body[-1] == template.eos
     assert body.count(template.eos) == 1, "the spelled end token stays text"
     assert all(len(p.ids) <= 16 for p in pieces)
-    assert all(p.ids[0] == q.ids[-1] for q, p in zip(pieces, pieces[1:], strict=False))
+    assert all(p.ids[0] == q.ids[-1] for q, p in itertools.pairwise(pieces))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,17 +46,17 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         base = F.linear(x, self.base.weight)
-        if self.on:
-            dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-            update = F.linear(F.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
-            if self.magnitude is None:
-                base = base + update
-            else:
-                # The norm is a constant to autograd (DoRA section 4.3); with dropout, only the update sees the dropped input.
-                norm = self._row_norm(self.merged_weight_before_norm().detach())
-                stretch = (self.magnitude / norm).to(x.dtype)
-                base = base * stretch + update * stretch
-        return base if self.base.bias is None else base + self.base.bias
+        if not self.on:
+            return base if self.base.bias is None else base + self.base.bias
+        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        # The scale goes on the R numbers a token has in the middle, and B is added as it is multiplied: no pass over the output.
+        small = F.linear(dropped, self.lora_A.to(x.dtype)) * self.scale
+        y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), self.lora_B.T.to(x.dtype)).view(base.shape)
+        if self.magnitude is not None:
+            # The norm is a constant to autograd (DoRA section 4.3).
+            norm = self._row_norm(self.merged_weight_before_norm().detach())
+            y = y * (self.magnitude / norm).to(x.dtype)
+        return y if self.base.bias is None else y + self.base.bias
 
     def merged_weight_before_norm(self) -> Tensor:
         """W + scale * BA in the adapter's dtype (float32 or float64)."""
@@ -68,7 +68,7 @@ class Adapted(nn.Module):
 
     @staticmethod
     def _row_norm(weight_OI: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(weight_OI, dim=1)
+        return weight_OI.square().sum(1).sqrt()
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,23 @@ def scale_of(config: AdapterConfig) -> float:
     return config.alpha / (math.sqrt(config.rank) if config.kind == "rslora" else config.rank)
 
 
-def targets(model: nn.Module, patterns: list[str]) -> list[str]:
+def targets(model: Any, patterns: list[str]) -> list[str]:
     """Names of the linear layers that the patterns mean. A pattern matches a whole name or its end; `all-linear` leaves out the head."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
-    chosen = [n for n in linear if any(p == "all-linear" or fnmatch.fnmatchcase(n, p) or fnmatch.fnmatchcase(n, f"*.{p}") for p in patterns)]
+    chosen = [
+        n
+        for n in linear
+        if any(p == "all-linear" or fnmatch.fnmatchcase(n, p) or fnmatch.fnmatchcase(n, f"*.{p}") for p in patterns)
+    ]
     if not chosen:
         kinds = sorted({n.rsplit(".", 1)[-1] for n in linear})
-        raise ModelError("LORA_NO_TARGET", f"adapter.targets {patterns} match no linear layer.", where="adapter.targets", mend=f"layers end in: {', '.join(kinds)}.")
+        raise ModelError(
+            "LORA_NO_TARGET",
+            f"adapter.targets {patterns} match no linear layer.",
+            where="adapter.targets",
+            mend=f"layers end in: {', '.join(kinds)}.",
+        )
     return chosen
 
 
@@ -100,7 +109,8 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> Attached:
     total = sum(p.numel() for p in model.parameters())
     if config.kind == "none":
         # The sum of many small updates is lost in bfloat16 (Zamirai et al. 2020), so trained weights are float32.
-        model.float() if next(model.parameters()).dtype != torch.float64 else model
+        if next(model.parameters()).dtype != torch.float64:
+            model.float()
         model.requires_grad_(True)
         return Attached((), total, total)
     model.requires_grad_(False)
@@ -108,7 +118,12 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> Attached:
     names = targets(model, config.targets)
     largest = min(min(model.get_submodule(n).weight.shape) for n in names)
     if config.rank > largest:
-        raise ModelError("LORA_NO_TARGET", f"adapter.rank {config.rank} is larger than the smallest adapted layer ({largest}).", where="adapter.rank", mend=f"use at most {largest}.")
+        raise ModelError(
+            "LORA_NO_TARGET",
+            f"adapter.rank {config.rank} is larger than the smallest adapted layer ({largest}).",
+            where="adapter.rank",
+            mend=f"use at most {largest}.",
+        )
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, Adapted(model.get_submodule(name), config, generator))
@@ -163,17 +178,29 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, facts
     from safetensors.torch import save as to_bytes
 
     tensors = state(model)
-    assert tensors and all(t.numel() for t in tensors.values())
+    assert tensors, "nothing is adapted"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "adapter_model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
     write_json(folder / "tunewright.json", facts)
     write_json(
         folder / "adapter_config.json",
         {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
-            "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none", "fan_in_fan_out": False,
-            "use_rslora": config.kind == "rslora", "use_dora": config.kind == "dora", "init_lora_weights": True,
-            "target_modules": sorted(adapted(model)), "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "inference_mode": True,
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "use_rslora": config.kind == "rslora",
+            "use_dora": config.kind == "dora",
+            "init_lora_weights": True,
+            "target_modules": sorted(adapted(model)),
+            "modules_to_save": None,
+            "rank_pattern": {},
+            "alpha_pattern": {},
         },
     )
 
@@ -187,15 +214,28 @@ def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
         written = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
         names = list(written["target_modules"])
-        kind = "dora" if written.get("use_dora") else "rslora" if written.get("use_rslora") else "lora"
-        config = AdapterConfig(kind=kind, rank=written["r"], alpha=float(written["lora_alpha"]), dropout=float(written.get("lora_dropout", 0.0)), targets=names)
+        kind: Literal["lora", "rslora", "dora"] = (
+            "dora" if written.get("use_dora") else "rslora" if written.get("use_rslora") else "lora"
+        )
+        config = AdapterConfig(
+            kind=kind,
+            rank=written["r"],
+            alpha=float(written["lora_alpha"]),
+            dropout=float(written.get("lora_dropout", 0.0)),
+            targets=names,
+        )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError("ADAPTER_CORRUPT", f"cannot be read: {str(error).splitlines()[0][:200]}", where=str(folder)) from None
     note = folder / "tunewright.json"
     if base_sha256 is not None and note.is_file():
         trained_on = json.loads(note.read_text(encoding="utf-8")).get("base_sha256")
         if trained_on != base_sha256:
-            raise ModelError("ADAPTER_BASE_MISMATCH", f"trained on a base {str(trained_on)[:12]}, this one is {base_sha256[:12]}.", where=str(folder), mend="load it on the model it was trained on.")
+            raise ModelError(
+                "ADAPTER_BASE_MISMATCH",
+                f"trained on a base {str(trained_on)[:12]}, this one is {base_sha256[:12]}.",
+                where=str(folder),
+                mend="load it on the model it was trained on.",
+            )
     attach(model, config, seed=0)
     if sorted(adapted(model)) != sorted(names):
         raise ModelError("ADAPTER_BASE_MISMATCH", "the base model has other layers than the adapter names.", where=str(folder))

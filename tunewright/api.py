@@ -39,7 +39,15 @@ class Result:
         return chat.answer(chat.speaker(Run(self.path)), message, system=system, max_new_tokens=max_new_tokens)
 
 
-def run(data: str | Path, *, model: str = "smollm2-135m", name: str | None = None, root: str | Path = "runs", quiet: bool = True, **given: Any) -> Result:
+def run(
+    data: str | Path,
+    *,
+    model: str = "smollm2-135m",
+    name: str | None = None,
+    root: str | Path = "runs",
+    quiet: bool = True,
+    **given: Any,
+) -> Result:
     """The main job on a data file: check, plan, train, prove, export, report.
 
     ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises TunewrightError.
@@ -57,7 +65,12 @@ def load_run(name: str | Path, root: str | Path = "runs") -> Result:
     """A run that is already there, by its path or its name. Raises RunError."""
     found = runs.find(Path(root), str(name))
     if not found.verdict.exists():
-        raise RunError("RUN_INCOMPLETE", f"the run is only {found.stage}.", where=str(found.path), mend=f"`tunewright run {found.path}` goes on.")
+        raise RunError(
+            "RUN_INCOMPLETE",
+            f"the run is only {found.stage}.",
+            where=str(found.path),
+            mend=f"`tunewright run {found.path}` goes on.",
+        )
     return Result(found.path)
 
 

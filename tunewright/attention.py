@@ -1,15 +1,15 @@
-"""Causal attention over packed rows: each row sees itself and nothing else.
+"""Two attentions behind transformers' AttentionInterface: packed rows in training, a shared prefix in decoding.
 
-Registered with transformers' AttentionInterface; the layout comes as a keyword argument of the forward call, so there is
-no global state. No mask over the whole pack is ever built: transformers makes none for an attention it has no mask
-function for. Axes: H heads, T packed tokens, D head width, G rows of one bucket, L longest row of the bucket.
+The layout comes as keyword arguments of the forward call, so there is no global state, and no mask over a whole pack is
+ever built: transformers makes none for an attention it has no mask function for. Axes: H heads, T packed tokens, D head
+width, G rows of one bucket, L longest row of the bucket; in decoding B rows, Q new tokens, K own tokens, P prefix tokens.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAME = "tunewright_packed"
+PACKED, PREFIXED = "tunewright_packed", "tunewright_prefixed"
 SHORT = 256
+MOST_SCORES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,21 @@ def _layout(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[_Buck
 
 
 def packed_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, lengths: tuple[int, ...] | None = None, sliding_window: int | None = None, softcap: float | None = None, **_: Any,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    lengths: tuple[int, ...] | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D). ``lengths`` are the rows' tokens, in order."""
-    assert lengths is not None and sum(lengths) == query.shape[2], "packed attention needs the lengths of its rows"
+    assert lengths is not None, "packed attention needs the lengths of its rows"
+    assert sum(lengths) == query.shape[2]
     assert attention_mask is None, "a mask would contradict the packed layout"
     if softcap is not None or not getattr(module, "is_causal", True):
         raise ValueError("attention that is soft-capped or not causal cannot be packed")
@@ -96,17 +107,64 @@ def _hidden(n: int, window: int | None, device: torch.device) -> Tensor:
     return (back < 0) | (back >= window) if window is not None else back < 0
 
 
+def prefixed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    prefix: Sequence[tuple[Tensor, Tensor]] = (),
+    seen: Tensor | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query (B, H, Q, D), key and value (B, H_kv, K, D) of the rows' own tokens -> (B, Q, H, D); for decoding, without gradient.
+
+    ``prefix``: for each layer the keys and values (H_kv, P, D) that all rows share: held once, and met by all rows in one
+    product. ``seen`` (B, Q, K): which own tokens a new token sees; it sees all of the prefix.
+    """
+    assert seen is not None
+    assert attention_mask is None
+    if softcap is not None:
+        raise ValueError("soft-capped attention cannot share a prefix")
+    rows, heads, new, width = query.shape
+    groups, own = key.shape[1], key.shape[2]
+    shared = prefix[module.layer_idx][0].shape[1] if prefix else 0
+    scale = scaling if scaling is not None else 1 / math.sqrt(width)
+    together = max(1, MOST_SCORES // (heads * new * (own + shared)))
+    parts = []
+    for start in range(0, rows, together):
+        part = slice(start, start + together)
+        q = (query[part] * scale).reshape(-1, groups, heads // groups * new, width)
+        scores = (q @ key[part].transpose(-1, -2)).reshape(-1, groups, heads // groups, new, own)
+        scores = scores.masked_fill(~seen[part, None, None], float("-inf")).flatten(2, 3)
+        if prefix:
+            k_HPD, v_HPD = prefix[module.layer_idx]
+            to_prefix = q.transpose(0, 1).flatten(1, 2) @ k_HPD.transpose(-1, -2)
+            scores = torch.cat([to_prefix.unflatten(1, (q.shape[0], -1)).transpose(0, 1), scores], -1)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+        out = weights[..., shared:] @ value[part]
+        if prefix:
+            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(1, (q.shape[0], -1)).transpose(
+                0, 1
+            )
+        parts.append(out.reshape(-1, heads, new, width).transpose(1, 2))
+    return torch.cat(parts), None
+
+
 def register() -> None:
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, packed_attention)
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionInterface.register(PREFIXED, prefixed_attention)
 
 
 @contextmanager
-def packed(model: Any) -> Iterator[None]:
-    """Within, the model attends as ``packed_attention``; outside, as it was loaded."""
+def attending(model: Any, name: str) -> Iterator[None]:
+    """Within, the model attends as ``PACKED`` or ``PREFIXED``; outside, as it was loaded."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

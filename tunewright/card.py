@@ -10,7 +10,13 @@ from tunewright.runs import Run, read_json, write_atomic
 
 def write(run: Run) -> None:
     """README.md in adapter/ and merged/, where they exist."""
-    facts = {"verdict": read_json(run.verdict), "plan": read_json(run.plan), "receipt": read_json(run.receipt), "training": read_json(run.training), "export": read_json(run.export)}
+    facts = {
+        "verdict": read_json(run.verdict),
+        "plan": read_json(run.plan),
+        "receipt": read_json(run.receipt),
+        "training": read_json(run.training),
+        "export": read_json(run.export),
+    }
     for checked in facts["export"]:
         folder = run.adapter if checked["kind"] == "adapter" else run.merged
         write_atomic(folder / "README.md", _card(run.name, checked, facts))
@@ -19,14 +25,35 @@ def write(run: Run) -> None:
 def _card(name: str, checked: dict[str, Any], facts: dict[str, Any]) -> str:
     v, plan, receipt, training = facts["verdict"], facts["plan"], facts["receipt"], facts["training"]
     base = receipt["model"]["name"]
-    head = ["---", f"base_model: {json.dumps(base)}", "library_name: " + ("peft" if checked["kind"] == "adapter" else "transformers"), "pipeline_tag: text-generation", "tags: [tunewright]", "---", ""]
+    head = [
+        "---",
+        f"base_model: {json.dumps(base)}",
+        "library_name: " + ("peft" if checked["kind"] == "adapter" else "transformers"),
+        "pipeline_tag: text-generation",
+        "tags: [tunewright]",
+        "---",
+        "",
+    ]
     arms = [f"| {a} | {d['score']:.4f} | [{d['interval'][0]:.4f}, {d['interval'][1]:.4f}] |" for a, d in v["arms"].items()]
     adapter = plan["adapter"]
-    kind = "all weights" if adapter["kind"] == "none" else f"{adapter['kind']}, rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {', '.join(adapter['targets'])}"
+    kind = (
+        "all weights"
+        if adapter["kind"] == "none"
+        else f"{adapter['kind']}, rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {', '.join(adapter['targets'])}"
+    )
     if checked["kind"] == "adapter":
-        load = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", f'base = AutoModelForCausalLM.from_pretrained("{receipt["model"]["path"]}")', f'model = PeftModel.from_pretrained(base, "{checked["path"]}")']
+        load = [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f'base = AutoModelForCausalLM.from_pretrained("{receipt["model"]["path"]}")',
+            f'model = PeftModel.from_pretrained(base, "{checked["path"]}")',
+        ]
     else:
-        load = ["from transformers import AutoModelForCausalLM, AutoTokenizer", f'model = AutoModelForCausalLM.from_pretrained("{checked["path"]}")', f'tokenizer = AutoTokenizer.from_pretrained("{checked["path"]}")']
+        load = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f'model = AutoModelForCausalLM.from_pretrained("{checked["path"]}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{checked["path"]}")',
+        ]
     lines = [
         *head,
         f"# {name} ({checked['kind']})",

@@ -28,11 +28,17 @@ class Speaker:
 def speaker(run: Run) -> Speaker:
     """Raises RUN_INCOMPLETE before training is done; MODEL_* when the base model has gone or changed."""
     if not run.training.exists():
-        raise RunError("RUN_INCOMPLETE", f"the run is only {run.stage}.", where=str(run.path), mend=f"`tunewright train {run.path}` first.")
+        raise RunError(
+            "RUN_INCOMPLETE", f"the run is only {run.stage}.", where=str(run.path), mend=f"`tunewright train {run.path}` first."
+        )
     config, plan, receipt = load(run.config), Plan.model_validate(runs.read_json(run.plan)), runs.read_json(run.receipt)
     facts = models.facts(config.model)
     if facts.sha256 != receipt["model"]["sha256"]:
-        raise RunError("RESUME_MISMATCH", f"the base model has changed: {receipt['model']['sha256'][:12]} then, {facts.sha256[:12]} now.", where=facts.path)
+        raise RunError(
+            "RESUME_MISMATCH",
+            f"the base model has changed: {receipt['model']['sha256'][:12]} then, {facts.sha256[:12]} now.",
+            where=facts.path,
+        )
     model = models.load(facts.path, models.torch_dtype(plan.dtype))
     adapters.attach(model, plan.adapter, plan.seed)
     checkpoints.load_weights(run.checkpoints / "final.safetensors", adapters.trainable(model))
@@ -42,7 +48,9 @@ def speaker(run: Run) -> Speaker:
     return Speaker(model, rendering.load_template(Path(facts.path), text), receipt["instruction"], facts.packable)
 
 
-def answer(who: Speaker, message: str, *, history: Sequence[Message] = (), system: str | None = None, max_new_tokens: int = 256) -> str:
+def answer(
+    who: Speaker, message: str, *, history: Sequence[Message] = (), system: str | None = None, max_new_tokens: int = 256
+) -> str:
     """The greedy answer to ``message`` after ``history`` (user and assistant turns, without the system message)."""
     head = system if system is not None else who.instruction
     messages = [*([Message("system", head)] if head else []), *history, Message("user", message)]

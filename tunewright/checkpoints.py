@@ -51,7 +51,12 @@ def save(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise TrainError("TRAIN_DISK", f"the checkpoint of step {state.step} cannot be written: {error.strerror}.", where=str(folder), mend="free some space and run the same command again; earlier checkpoints are whole.") from None
+        raise TrainError(
+            "TRAIN_DISK",
+            f"the checkpoint of step {state.step} cannot be written: {error.strerror}.",
+            where=str(folder),
+            mend="free some space and run the same command again; earlier checkpoints are whole.",
+        ) from None
     for old in whole(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -62,7 +67,9 @@ def whole(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / MARKER).is_file())
 
 
-def restore(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, hashes: dict[str, str]) -> State | None:
+def restore(
+    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, hashes: dict[str, str]
+) -> State | None:
     """Load the newest whole checkpoint into the parameters and the optimizer; None where there is none.
 
     Raises RESUME_MISMATCH, naming what changed, when the run stands on another config, data, model or set of trained tensors.
@@ -76,10 +83,17 @@ def restore(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.
     changed = sorted(k for k in {*hashes, *state.hashes} if hashes.get(k) != state.hashes.get(k))
     if changed:
         detail = "; ".join(f"{k} was {state.hashes.get(k, 'absent')[:12]}, is {hashes.get(k, 'absent')[:12]}" for k in changed)
-        raise RunError("RESUME_MISMATCH", f"the checkpoint belongs to another run: {detail}.", where=str(found[-1]), mend="put it back as it was, or start a new run.")
+        raise RunError(
+            "RESUME_MISMATCH",
+            f"the checkpoint belongs to another run: {detail}.",
+            where=str(found[-1]),
+            mend="put it back as it was, or start a new run.",
+        )
     weights = load_file(found[-1] / "weights.safetensors")
     if set(weights) != set(parameters):
-        raise RunError("RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found[-1]), mend="start a new run.")
+        raise RunError(
+            "RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found[-1]), mend="start a new run."
+        )
     moments = load_file(found[-1] / "optimizer.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -16,14 +16,21 @@ from tunewright.errors import TunewrightError
 
 if TYPE_CHECKING:
     from tunewright.pipeline import Session
-    from tunewright.talk import Talk
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Fine-tune a language model on your rows, and prove on held-out rows what it did.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a language model on your rows, and prove on held-out rows what it did.",
+)
 runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare and remove runs.")
 app.add_typer(runs_app, name="runs")
 
 Source = Annotated[str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")]
-Settings = Annotated[list[str] | None, typer.Argument(help="Settings such as train.steps=40 adapter.rank=8.", metavar="[key=value]...")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(help="Settings such as train.steps=40 adapter.rank=8.", metavar="[key=value]...")
+]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
 Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file and time.")]
 Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
@@ -34,14 +41,28 @@ RUNS = Path("runs")
 
 
 @app.command()
-def run(source: Source, settings: Settings = None, model: Model = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
-    """The main job: check, plan, train, prove, export, report. Given a run folder, goes on where it stopped."""
+def run(
+    source: Source,
+    settings: Settings = None,
+    model: Model = None,
+    name: Name = None,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check, plan, train, prove, export, report: the main job.
+
+    Given a run folder, it goes on where it stopped.
+    """
     _verdict(_advance(source, settings, model, name, root, quiet or as_json, "report"), as_json)
 
 
 @app.command()
 def demo(settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
-    """The main job on the embedded model and real rows: US addresses to JSON. Some minutes on two cores."""
+    """The main job on real addresses and the embedded model.
+
+    US addresses to JSON, some minutes on two cores.
+    """
     from tunewright.demo import SETTINGS, rows_file
 
     chosen = [*SETTINGS, *(settings or [])]
@@ -50,7 +71,7 @@ def demo(settings: Settings = None, name: Name = None, root: Root = RUNS, as_jso
 
 @app.command()
 def check(source: Source, settings: Settings = None, as_json: Json = False) -> None:
-    """Read, parse, audit and split the data; nothing is written, no model is loaded."""
+    """Audit and split the data. Writes nothing, loads no model."""
     from tunewright import dataset
 
     found = dataset.load(_config(source, settings, None)).audit_json()
@@ -73,15 +94,26 @@ def check(source: Source, settings: Settings = None, as_json: Json = False) -> N
 
 
 @app.command()
-def show(source: Source, settings: Settings = None, row: Annotated[int, typer.Option("--row", "-r", help="Row number, from 1.")] = 1, model: Model = None, as_json: Json = False) -> None:
-    """A row as the model sees it: supervised tokens in green, between the token boundaries."""
+def show(
+    source: Source,
+    settings: Settings = None,
+    row: Annotated[int, typer.Option("--row", "-r", help="Row number, from 1.")] = 1,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """A row as the model sees it, learned tokens in green."""
     from tunewright import examples, models, rendering, sources
     from tunewright.errors import data_error
 
     config = _config(source, settings, model)
     parsed = examples.parse(sources.read(config.data.train).rows, config.data.form, config.data.columns, config.data.instruction)
     if not 1 <= row <= len(parsed.examples):
-        raise data_error("DATA_FIELD_MISSING", f"there is no row {row}; the file has {len(parsed.examples)}.", where=config.data.train, mend=f"choose 1 to {len(parsed.examples)}.")
+        raise data_error(
+            "DATA_FIELD_MISSING",
+            f"there is no row {row}; the file has {len(parsed.examples)}.",
+            where=config.data.train,
+            mend=f"choose 1 to {len(parsed.examples)}.",
+        )
     folder = models.resolve(config.model)
     models.check_folder(folder)
     text = Path(config.template).read_text(encoding="utf-8") if config.template else None
@@ -92,15 +124,31 @@ def show(source: Source, settings: Settings = None, row: Annotated[int, typer.Op
         _out([{"ids": r.ids, "weights": r.weights, "tokens": [template.tokenizer.decode([i]) for i in r.ids]} for r in found])
         return
     for number, sequence in enumerate(found, 1):
-        typer.secho(f"{parsed.examples[row - 1].where}, sequence {number} of {len(found)}: {len(sequence.ids)} tokens, {sequence.supervised} supervised", bold=True)
+        typer.secho(
+            f"{parsed.examples[row - 1].where}, sequence {number} of {len(found)}: {len(sequence.ids)} tokens, {sequence.supervised} supervised",
+            bold=True,
+        )
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
         typer.echo("".join(typer.style(t, fg="green", underline=True) if w else typer.style(t, dim=True) for t, w in pieces))
 
 
 def _stage(name: str, told: str) -> None:
-    def stage(source: Source, settings: Settings = None, model: Model = None, name_: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
+    def stage(
+        source: Source,
+        settings: Settings = None,
+        model: Model = None,
+        name_: Name = None,
+        root: Root = RUNS,
+        as_json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
         session = _advance(source, settings, model, name_, root, quiet or as_json, name)
-        files = {"plan": session.run.plan, "train": session.run.training, "prove": session.run.verdict, "export": session.run.export}
+        files = {
+            "plan": session.run.plan,
+            "train": session.run.training,
+            "prove": session.run.verdict,
+            "export": session.run.export,
+        }
         if as_json:
             from tunewright.runs import read_json
 
@@ -115,15 +163,21 @@ def _stage(name: str, told: str) -> None:
     app.command(name, help=told)(stage)
 
 
-_stage("plan", "Up to the plan: every number with its reason, time and memory estimated from a few passes.")
+_stage("plan", "Up to the plan: every number with its reason.")
 _stage("train", "Up to the end of training.")
 _stage("prove", "Up to the verdict: all arms on the held-out rows.")
 _stage("export", "Up to the exports, reloaded and compared.")
-_stage("report", "Up to the report; written anew for a run that has one.")
+_stage("report", "Up to the report.")
 
 
 @app.command()
-def chat(run: RunName, message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation.")] = None, system: Annotated[str | None, typer.Option(help="System message; default: that of the training rows.")] = None, max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer in tokens.")] = 256, root: Root = RUNS) -> None:
+def chat(
+    run: RunName,
+    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message; default: that of the training rows.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer in tokens.")] = 256,
+    root: Root = RUNS,
+) -> None:
     """Talk with the tuned model of a run."""
     from tunewright import chat as chatting
     from tunewright import runs
@@ -133,7 +187,11 @@ def chat(run: RunName, message: Annotated[str | None, typer.Argument(help="One m
     if message is not None:
         typer.echo(chatting.answer(who, message, system=system, max_new_tokens=max_new_tokens))
         return
-    typer.secho("empty line or Ctrl-D ends" + (f"; system: {who.instruction}" if who.instruction and system is None else ""), dim=True, err=True)
+    typer.secho(
+        "empty line or Ctrl-D ends" + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
+        dim=True,
+        err=True,
+    )
     history: list[Message] = []
     while True:
         try:
@@ -148,8 +206,11 @@ def chat(run: RunName, message: Annotated[str | None, typer.Argument(help="One m
 
 
 @app.command()
-def doctor(config: Annotated[Path | None, typer.Option("--config", "-c", help="A config to check as well.")] = None, as_json: Json = False) -> None:
-    """What this machine has: processor, memory, dtype speeds, packages, the embedded model, disk."""
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A config to check as well.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What this machine has: processor, memory, packages, cache."""
     from tunewright import health
 
     found = health.look(config)
@@ -206,7 +267,9 @@ def runs_diff(first: RunName, second: RunName, root: Root = RUNS, as_json: Json 
 
 
 @runs_app.command("rm")
-def runs_rm(run: RunName, root: Root = RUNS, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+def runs_rm(
+    run: RunName, root: Root = RUNS, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:
     """Remove a run folder with everything in it."""
     from tunewright import runs
 
@@ -226,7 +289,9 @@ def _config(source: str, settings: list[str] | None, model: str | None) -> Any:
     return config.load(None, settings or [], model=model, data__train=source)
 
 
-def _advance(source: str, settings: list[str] | None, model: str | None, name: str | None, root: Path, quiet: bool, until: str) -> Session:
+def _advance(
+    source: str, settings: list[str] | None, model: str | None, name: str | None, root: Path, quiet: bool, until: str
+) -> Session:
     from tunewright.errors import ConfigError
     from tunewright.runs import Run, find
     from tunewright.talk import Talk
@@ -238,7 +303,12 @@ def _advance(source: str, settings: list[str] | None, model: str | None, name: s
     elif not Path(source).exists() and (root / source / "config.yaml").is_file():
         continued = find(root, source)
     if continued is not None and (settings or model or name):
-        raise ConfigError("CONFIG_CONFLICT", "a run keeps the settings it began with.", where=source, mend="leave out the settings, or start a new run from its config.yaml.")
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "a run keeps the settings it began with.",
+            where=source,
+            mend="leave out the settings, or start a new run from its config.yaml.",
+        )
     if continued is None:
         config = _config(source, settings, model)
         _exists(config)
@@ -275,7 +345,9 @@ def _verdict(session: Session, as_json: bool) -> None:
         _out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})
         return
     v = read_json(session.run.verdict)
-    typer.echo(f"{v['verdict']}: {v['metric']} {v['tuned']:.3f} against {v['comparator']['score']:.3f} ({v['comparator']['name']}), difference {v['difference']:+.3f} [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}], {v['n']} held-out rows")
+    typer.echo(
+        f"{v['verdict']}: {v['metric']} {v['tuned']:.3f} against {v['comparator']['score']:.3f} ({v['comparator']['name']}), difference {v['difference']:+.3f} [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}], {v['n']} held-out rows"
+    )
     typer.echo(f"report: {session.run.report}")
     typer.echo(f"try it: tunewright chat {session.run.path}")
 
@@ -284,7 +356,15 @@ def _line(run: Any) -> dict[str, Any]:
     from tunewright.runs import read_json
 
     v = read_json(run.verdict) if run.verdict.exists() else {}
-    return {"name": run.name, "stage": run.stage, "verdict": v.get("verdict"), "metric": v.get("metric"), "tuned": v.get("tuned"), "difference": v.get("difference"), "comparator": v.get("comparator", {}).get("name")}
+    return {
+        "name": run.name,
+        "stage": run.stage,
+        "verdict": v.get("verdict"),
+        "metric": v.get("metric"),
+        "tuned": v.get("tuned"),
+        "difference": v.get("difference"),
+        "comparator": v.get("comparator", {}).get("name"),
+    }
 
 
 def _flat(run: Any) -> dict[str, Any]:
@@ -304,7 +384,9 @@ def _flat(run: Any) -> dict[str, Any]:
     if run.plan.exists():
         walk({k: v for k, v in read_json(run.plan).items() if k not in ("reasons", "estimate")}, "plan")
     if run.verdict.exists():
-        walk({k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")}, "verdict")
+        walk(
+            {k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")}, "verdict"
+        )
     return found
 
 

@@ -36,9 +36,7 @@ class DataConfig(_Frozen):
     instruction: str | None = Field(
         None, description="System message put before rows that have none; for text/label rows, what to do with the text."
     )
-    columns: dict[str, str] = Field(
-        {}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}."
-    )
+    columns: dict[str, str] = Field({}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}.")
     too_long: Literal["error", "drop"] = Field(
         "error", description="Rows over the sequence limit: refuse the run, or leave them out and say which."
     )
@@ -59,9 +57,7 @@ class AdapterConfig(_Frozen):
         32.0, description="Scale numerator: lora and dora scale by alpha/rank, rslora by alpha/sqrt(rank)."
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
-    targets: list[str] = Field(
-        ["all-linear"], description="all-linear, or name patterns such as q_proj or 'layers.*.mlp.*'."
-    )
+    targets: list[str] = Field(["all-linear"], description="all-linear, or name patterns such as q_proj or 'layers.*.mlp.*'.")
 
 
 class TrainConfig(_Frozen):
@@ -101,7 +97,9 @@ class ProveConfig(_Frozen):
     shots: Annotated[int, Field(ge=0, le=64)] = Field(4, description="Training rows shown to the few-shot arm; 0 leaves it out.")
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Judge at most this many test rows.")
     max_new_tokens: Auto | Positive = Field("auto", description="Longest answer of every arm, in tokens.")
-    batch: Annotated[int, Field(ge=1, le=4096)] = Field(48, description="Rows decoded together.")
+    batch: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
+        "auto", description="Rows decoded together; auto follows the free memory."
+    )
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="Smallest difference that is of use to you, in units of the metric (0.02 = 2 points)."
     )
@@ -122,13 +120,13 @@ class Config(_Frozen):
     template: str | None = Field(None, description="A Jinja chat template file, for models without one.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes row order, adapter start and dropout.")
     threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads; auto is one per core.")
-    data: DataConfig = DataConfig()  # type: ignore[call-arg]
-    split: SplitConfig = SplitConfig()  # type: ignore[call-arg]
-    adapter: AdapterConfig = AdapterConfig()  # type: ignore[call-arg]
-    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
-    checkpoint: CheckpointConfig = CheckpointConfig()  # type: ignore[call-arg]
-    prove: ProveConfig = ProveConfig()  # type: ignore[call-arg]
-    export: ExportConfig = ExportConfig()  # type: ignore[call-arg]
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    prove: ProveConfig = ProveConfig()
+    export: ExportConfig = ExportConfig()
 
 
 class Estimate(_Frozen):
@@ -185,7 +183,12 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), *
     for item in overrides:
         key, eq, text = item.partition("=")
         if not eq or not key.strip():
-            raise ConfigError("CONFIG_SYNTAX", f"`{item}` is not an override.", where="command line", mend="write key=value, e.g. train.lr=1e-4.")
+            raise ConfigError(
+                "CONFIG_SYNTAX",
+                f"`{item}` is not an override.",
+                where="command line",
+                mend="write key=value, e.g. train.lr=1e-4.",
+            )
         value, _ = parse_yaml(text, "command line")
         _set(data, key.strip(), value)
         places[key.strip()] = "command line"
@@ -202,11 +205,23 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
         raise ConfigError("CONFIG_CONFLICT", "train.steps and train.epochs are both set.", where=where, mend="keep one of them.")
     if config.adapter.kind == "none" and "adapter" in data and set(data["adapter"]) - {"kind"}:
         extra = ", ".join(sorted(f"adapter.{k}" for k in set(data["adapter"]) - {"kind"}))
-        raise ConfigError("CONFIG_CONFLICT", f"adapter.kind is none, so nothing would read {extra}.", mend=f"remove {extra}, or choose lora, rslora or dora.")
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            f"adapter.kind is none, so nothing would read {extra}.",
+            mend=f"remove {extra}, or choose lora, rslora or dora.",
+        )
     if config.split.dev + config.split.test >= 0.9:
-        raise ConfigError("CONFIG_CONFLICT", f"split.dev + split.test = {config.split.dev + config.split.test:g} leaves almost nothing to train on.", mend="keep their sum under 0.9.")
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            f"split.dev + split.test = {config.split.dev + config.split.test:g} leaves almost nothing to train on.",
+            mend="keep their sum under 0.9.",
+        )
     if config.data.instruction is not None and config.data.form == "text":
-        raise ConfigError("CONFIG_CONFLICT", "data.instruction has no meaning for raw text.", mend="remove data.instruction, or use another data.form.")
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "data.instruction has no meaning for raw text.",
+            mend="remove data.instruction, or use another data.form.",
+        )
     return config
 
 
@@ -235,17 +250,25 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str,
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        raw = path.open("rb").read(MAX_BYTES + 1) if path.is_file() else None
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError("CONFIG_NOT_FOUND", f"cannot read {path}: {error.strerror}.", where=str(path)) from None
-    if raw is None:
-        raise ConfigError("CONFIG_NOT_FOUND", f"{path} is not a file.", where=str(path))
+        raise ConfigError(
+            "CONFIG_NOT_FOUND", f"the config cannot be read: {error.strerror}.", where=str(path), mend="check the path."
+        ) from None
     if len(raw) > MAX_BYTES:
-        raise ConfigError("CONFIG_TOO_LARGE", "a config is at most 256 KiB.", where=str(path), mend="is this a data file? Then name it .jsonl or .csv.")
+        raise ConfigError(
+            "CONFIG_TOO_LARGE",
+            "a config is at most 256 KiB.",
+            where=str(path),
+            mend="is this a data file? Then name it .jsonl or .csv.",
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError("CONFIG_SYNTAX", f"byte {error.start} is not UTF-8.", where=str(path), mend="save the file as UTF-8.") from None
+        raise ConfigError(
+            "CONFIG_SYNTAX", f"byte {error.start} is not UTF-8.", where=str(path), mend="save the file as UTF-8."
+        ) from None
     value, places = parse_yaml(text, str(path))
     if value is None:
         value = {}
@@ -267,18 +290,32 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
     try:
         for event in YAML(typ="safe", pure=True).parse(text):
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise ConfigError("CONFIG_UNSAFE_TAG", "anchors and aliases are not accepted.", where=place(event.start_mark), mend="write the value out.")
+                raise ConfigError(
+                    "CONFIG_UNSAFE_TAG",
+                    "anchors and aliases are not accepted.",
+                    where=place(event.start_mark),
+                    mend="write the value out.",
+                )
             if isinstance(event, NodeEvent) and getattr(event, "tag", None) is not None and "!" in str(event.tag):
-                raise ConfigError("CONFIG_UNSAFE_TAG", f"the tag {event.tag} is not accepted.", where=place(event.start_mark), mend="remove the tag.")
+                raise ConfigError(
+                    "CONFIG_UNSAFE_TAG",
+                    f"the tag {event.tag} is not accepted.",
+                    where=place(event.start_mark),
+                    mend="remove the tag.",
+                )
         node = YAML(typ="safe", pure=True).compose(text)
         value = YAML(typ="safe", pure=True).load(text)
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "?"
-        raise ConfigError("CONFIG_DUPLICATE_KEY", f"`{key}` appears twice.", where=place(error.problem_mark), mend="keep one of them.") from None
+        raise ConfigError(
+            "CONFIG_DUPLICATE_KEY", f"`{key}` appears twice.", where=place(error.problem_mark), mend="keep one of them."
+        ) from None
     except ConstructorError as error:
         raise ConfigError("CONFIG_UNSAFE_TAG", str(error.problem), where=place(error.problem_mark)) from None
     except MarkedYAMLError as error:
-        raise ConfigError("CONFIG_SYNTAX", str(error.problem or error.context), where=place(error.problem_mark or error.context_mark)) from None
+        raise ConfigError(
+            "CONFIG_SYNTAX", str(error.problem or error.context), where=place(error.problem_mark or error.context_mark)
+        ) from None
     except RecursionError:
         raise ConfigError("CONFIG_TOO_LARGE", "nested too deeply.", where=where) from None
     except (YAMLError, ValueError) as error:
@@ -334,10 +371,11 @@ def _allowed(info: Any) -> str:
             return " | ".join(str(a) for a in args)
         if args and origin not in (dict, list):
             return " or ".join(words(a, []) for a in args)
-        name = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "nothing"}.get(kind)
-        name = name or {dict: "mapping", list: "list of texts"}.get(origin, str(kind))
+        plain = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "nothing"}
+        nested = {dict: "mapping", list: "list of texts"}
+        name = plain.get(kind) or (nested[origin] if origin in nested else str(kind))
         signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
-        bounds = [f"{signs[type(m).__name__]} {next(iter(vars(m).values()) if hasattr(m, '__dict__') else [getattr(m, type(m).__name__.lower())])}" for m in extra if type(m).__name__ in signs]
+        bounds = [f"{sign} {getattr(m, name.lower())}" for m in extra for name, sign in signs.items() if type(m).__name__ == name]
         return " ".join([name, ", ".join(bounds)]).strip()
 
     return words(info.annotation, list(info.metadata))
@@ -364,4 +402,6 @@ def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
     if key in sections:
         return ConfigError("CONFIG_RANGE", f"{key} is a section with keys of its own, not {value!r}.", where=places.get(key, key))
     kind, _ = known[key]
-    return ConfigError("CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), mend=f"set {key} within that range.")
+    return ConfigError(
+        "CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), mend=f"set {key} within that range."
+    )

@@ -56,11 +56,18 @@ def audit(examples: Sequence[Example], cluster: Sequence[int]) -> Audit:
     targets = [normalised(e.target) if isinstance(e, Chat) else "" for e in examples]
     exact = _groups([content_hash(f"{q}\x00{t}") for q, t in zip(questions, targets, strict=True)])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
-        raise data_error("DATA_DUPLICATES", f"all {len(examples)} rows are the same.", where=examples[0].where, mend="bring different rows.")
+        raise data_error(
+            "DATA_DUPLICATES", f"all {len(examples)} rows are the same.", where=examples[0].where, mend="bring different rows."
+        )
     task = detect_task(examples)
     labels = Counter(e.target for e in examples if isinstance(e, Chat)) if task.kind == "label" else Counter()
     if task.kind == "label" and len(labels) < 2:
-        raise data_error("LABELS_ONE_CLASS", f"every answer is {next(iter(labels))!r}.", where=examples[0].where, mend="add rows with other labels.")
+        raise data_error(
+            "LABELS_ONE_CLASS",
+            f"every answer is {next(iter(labels))!r}.",
+            where=examples[0].where,
+            mend="add rows with other labels.",
+        )
     findings = [
         *_duplicates(exact),
         *_nearly(cluster, questions),
@@ -129,7 +136,15 @@ def _duplicates(exact: list[list[int]]) -> list[Finding]:
     if not groups:
         return []
     rows = tuple(i for g in groups for i in g)
-    return [Finding("warning", "DUPLICATES", f"{len(rows)} rows are {len(groups)} rows repeated (same question, same answer)", rows, tuple(groups))]
+    return [
+        Finding(
+            "warning",
+            "DUPLICATES",
+            f"{len(rows)} rows are {len(groups)} rows repeated (same question, same answer)",
+            rows,
+            tuple(groups),
+        )
+    ]
 
 
 def _nearly(cluster: Sequence[int], questions: Sequence[str]) -> list[Finding]:
@@ -140,7 +155,15 @@ def _nearly(cluster: Sequence[int], questions: Sequence[str]) -> list[Finding]:
     if not groups:
         return []
     rows = tuple(i for g in groups for i in g)
-    return [Finding("notice", "NEAR_DUPLICATES", f"{len(rows)} rows stand in {len(groups)} groups of nearly equal questions; each group stays on one side of the split", rows, tuple(groups))]
+    return [
+        Finding(
+            "notice",
+            "NEAR_DUPLICATES",
+            f"{len(rows)} rows stand in {len(groups)} groups of nearly equal questions; each group stays on one side of the split",
+            rows,
+            tuple(groups),
+        )
+    ]
 
 
 def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Finding]:
@@ -153,7 +176,15 @@ def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Fi
     rows = tuple(i for g in groups for i in g)
     lost = sum(len(g) - Counter(targets[i] for i in g).most_common(1)[0][1] for g in groups)
     ceiling = 1 - lost / len(questions)
-    return [Finding("warning", "CONTRADICTIONS", f"{len(rows)} rows ask {len(groups)} questions that have different answers; no model can match more than {ceiling:.1%} of all rows exactly", rows, tuple(groups))]
+    return [
+        Finding(
+            "warning",
+            "CONTRADICTIONS",
+            f"{len(rows)} rows ask {len(groups)} questions that have different answers; no model can match more than {ceiling:.1%} of all rows exactly",
+            rows,
+            tuple(groups),
+        )
+    ]
 
 
 def _labels(labels: Counter[str], examples: Sequence[Example]) -> list[Finding]:
@@ -173,14 +204,18 @@ def _labels(labels: Counter[str], examples: Sequence[Example]) -> list[Finding]:
     if twins:
         rows = tuple(i for names in twins for name in names for i in where[name])
         shown = "; ".join(" / ".join(map(repr, sorted(n))) for n in twins[:5])
-        found.append(Finding("warning", "LABELS_NEAR_DUPLICATE", f"labels that differ only in case, space or punctuation: {shown}", rows))
+        found.append(
+            Finding("warning", "LABELS_NEAR_DUPLICATE", f"labels that differ only in case, space or punctuation: {shown}", rows)
+        )
     return found
 
 
 _SECRETS = {
     "e-mail address": re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.]{2,}\b"),
     "private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "access key": re.compile(r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|sk-[A-Za-z0-9_-]{20,}|xox[baprs]-[A-Za-z0-9-]{10,})\b"),
+    "access key": re.compile(
+        r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|sk-[A-Za-z0-9_-]{20,}|xox[baprs]-[A-Za-z0-9-]{10,})\b"
+    ),
     "card number": re.compile(r"\b(?:\d[ -]?){13,16}\b"),
 }
 
@@ -217,4 +252,9 @@ def too_few(rows: int, where: str) -> Problem | None:
     """Fewer than 10 rows cannot be split, trained and judged."""
     if rows >= 10:
         return None
-    return Problem("DATA_TOO_FEW", f"{rows} rows; at least 10 are needed to train, choose and judge.", where, "collect more rows (some hundreds are usual); until then prompt the model, with these rows as examples.")
+    return Problem(
+        "DATA_TOO_FEW",
+        f"{rows} rows; at least 10 are needed to train, choose and judge.",
+        where,
+        "collect more rows (some hundreds are usual); until then prompt the model, with these rows as examples.",
+    )

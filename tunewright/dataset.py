@@ -42,22 +42,40 @@ class Dataset:
     @property
     def instruction(self) -> str | None:
         """The commonest system message of the training rows."""
-        heads = Counter(e.messages[0].content for i in self.side("train") if isinstance(e := self.examples[i], Chat) and e.messages[0].role == "system")
+        heads = Counter(
+            e.messages[0].content
+            for i in self.side("train")
+            if isinstance(e := self.examples[i], Chat) and e.messages[0].role == "system"
+        )
         return heads.most_common(1)[0][0] if heads else None
 
     def audit_json(self) -> dict[str, Any]:
-        return {**self.audit.to_json(self.examples), "form": self.form, "unused": self.unused, "notices": list(self.notices), "sides": dict(Counter(self.sides)), "sha256": self.sha256}
+        return {
+            **self.audit.to_json(self.examples),
+            "form": self.form,
+            "unused": self.unused,
+            "notices": list(self.notices),
+            "sides": dict(Counter(self.sides)),
+            "sha256": self.sha256,
+        }
 
     def split_json(self) -> list[dict[str, Any]]:
-        return [{"row": i, "where": e.where, "side": s, "cluster": c, "hash": content_hash(question(e))[:16]} for i, (e, s, c) in enumerate(zip(self.examples, self.sides, self.cluster, strict=True))]
+        return [
+            {"row": i, "where": e.where, "side": s, "cluster": c, "hash": content_hash(question(e))[:16]}
+            for i, (e, s, c) in enumerate(zip(self.examples, self.sides, self.cluster, strict=True))
+        ]
 
 
 def load(config: Config) -> Dataset:
     """Raises DataError with all problems of all files; ConfigError never."""
     if not config.data.train:
-        raise data_error("DATA_EMPTY", "no data file is named.", where="data.train", mend="give a data file: `tunewright run rows.jsonl`.")
+        raise data_error(
+            "DATA_EMPTY", "no data file is named.", where="data.train", mend="give a data file: `tunewright run rows.jsonl`."
+        )
     files = [("train", config.data.train), *((side, path) for side in ("dev", "test") if (path := getattr(config.data, side)))]
-    parsed, notices, problems = [], [], []
+    parsed: list[tuple[str, examples.Parsed]] = []
+    notices: list[str] = []
+    problems: list[Problem] = []
     digest = hashlib.sha256()
     form = config.data.form
     for side, path in files:
@@ -86,24 +104,48 @@ def load(config: Config) -> Dataset:
     unused: Counter[str] = Counter()
     for _, p in parsed:
         unused.update(p.unused)
-    return Dataset(everything, tuple(sides), tuple(cluster), audit, task, mine.form, dict(unused), tuple(notices), digest.hexdigest())
+    return Dataset(
+        everything, tuple(sides), tuple(cluster), audit, task, mine.form, dict(unused), tuple(notices), digest.hexdigest()
+    )
 
 
 def _sides(config: Config, mine: Sequence[Example], cluster: Sequence[int], came_from: list[str]) -> list[str]:
-    held = split.hold_out(mine, cluster[: len(mine)], 0.0 if config.data.dev else config.split.dev, 0.0 if config.data.test else config.split.test)
+    held = split.hold_out(
+        mine, cluster[: len(mine)], 0.0 if config.data.dev else config.split.dev, 0.0 if config.data.test else config.split.test
+    )
     sides = list(came_from)
     for name, rows in (("train", held.train), ("dev", held.dev), ("test", held.test)):
         for i in rows:
             sides[i] = name
     if "test" not in sides:
-        raise data_error("DATA_TOO_FEW", "no test rows: nothing could be proven.", where="split.test", mend="set split.test above 0, or name data.test.")
+        raise data_error(
+            "DATA_TOO_FEW",
+            "no test rows: nothing could be proven.",
+            where="split.test",
+            mend="set split.test above 0, or name data.test.",
+        )
     return sides
 
 
 def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
     metric = config.prove.metric
     if metric != "auto" and metric not in METRICS_OF[task.kind]:
-        raise data_error("DATA_FORMAT_MISMATCH", f"prove.metric={metric} does not fit a {task.kind} task.", where="prove.metric", mend=f"use {', '.join(METRICS_OF[task.kind])} or auto.")
+        raise data_error(
+            "DATA_FORMAT_MISMATCH",
+            f"prove.metric={metric} does not fit a {task.kind} task.",
+            where="prove.metric",
+            mend=f"use {', '.join(METRICS_OF[task.kind])} or auto.",
+        )
     if task.kind == "label" and (unknown := [e for e in everything if isinstance(e, Chat) and e.target not in task.labels]):
-        raise DataError([Problem("DATA_FORMAT_MISMATCH", f"the label {e.target!r} is in no training row.", e.where, "mend the label, or add training rows for it.") for e in unknown])
+        raise DataError(
+            [
+                Problem(
+                    "DATA_FORMAT_MISMATCH",
+                    f"the label {e.target!r} is in no training row.",
+                    e.where,
+                    "mend the label, or add training rows for it.",
+                )
+                for e in unknown
+            ]
+        )
     return task if metric == "auto" else Task(task.kind, metric, f"{task.reason}; metric as asked", task.labels)

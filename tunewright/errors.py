@@ -24,7 +24,6 @@ CODES: dict[str, str] = {
     "ADAPTER_CORRUPT": "the adapter folder lacks tensors, or their shapes do not fit its config",
     "CONFIG_CONFLICT": "two settings cannot both hold",
     "CONFIG_DUPLICATE_KEY": "a key appears twice in one mapping",
-    "CONFIG_MISSING": "a required setting is absent",
     "CONFIG_NOT_FOUND": "no such config, data file or run",
     "CONFIG_RANGE": "a value has the wrong type or lies outside its range",
     "CONFIG_SYNTAX": "the file or override is not valid YAML 1.2",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunewright import adapters, losses, models, rendering
+from tunewright import adapters, models, rendering
 from tunewright.examples import Chat, Example, Message, Text
 from tunewright.generate import How, greedy, label_logprobs
 from tunewright.metrics import Task, bits_per_byte, field_counts, micro_f1, score_answer
@@ -20,7 +20,16 @@ from tunewright.systems import System, prompt
 Score = dict[str, Any]
 
 
-def judge(model: Any, system: System, examples: Sequence[Example], task: Task, template: Template, how: How, capacity: int, watch: Callable[[int], None] = lambda _: None) -> list[Score]:
+def judge(
+    model: Any,
+    system: System,
+    examples: Sequence[Example],
+    task: Task,
+    template: Template,
+    how: How,
+    capacity: int,
+    watch: Callable[[int], None] = lambda _: None,
+) -> list[Score]:
     """Scores of one arm, in the order of the examples. ``watch`` hears how many rows have just been finished."""
     with nullcontext() if system.adapter else adapters.off(model):
         if task.kind == "text":
@@ -33,17 +42,31 @@ def judge(model: Any, system: System, examples: Sequence[Example], task: Task, t
 
 def _line(example: Chat, messages: Sequence[Message], answer: str, score: float, prompt_tokens: int, **more: Any) -> Score:
     shown = [{"role": m.role, "content": m.content} for m in messages]
-    return {"where": example.where, "messages": shown, "target": example.target, "answer": answer, "score": score, "prompt_tokens": prompt_tokens, **more}
+    return {
+        "where": example.where,
+        "messages": shown,
+        "target": example.target,
+        "answer": answer,
+        "score": score,
+        "prompt_tokens": prompt_tokens,
+        **more,
+    }
 
 
-def _judge_answers(model: Any, system: System, chats: Sequence[Chat], task: Task, template: Template, how: How, watch: Callable[[int], None]) -> list[Score]:
+def _judge_answers(
+    model: Any, system: System, chats: Sequence[Chat], task: Task, template: Template, how: How, watch: Callable[[int], None]
+) -> list[Score]:
     prompts = [prompt(system, e) for e in chats]
     asked = [rendering.for_generation(template, p) for p in prompts]
     found = greedy(model, asked, how, watch)
     lines = []
     for example, messages, before, ids in zip(chats, prompts, asked, found, strict=True):
         answer = rendering.decode(template, ids)
-        more: dict[str, Any] = {"answer_tokens": len(ids), "cut": len(ids) >= how.max_new_tokens, "exact_match": score_answer("exact_match", example.target, answer)}
+        more: dict[str, Any] = {
+            "answer_tokens": len(ids),
+            "cut": len(ids) >= how.max_new_tokens,
+            "exact_match": score_answer("exact_match", example.target, answer),
+        }
         if task.kind == "json":
             counts = field_counts(example.target, answer)
             more |= {"valid": counts.valid, "fields": [counts.right, counts.wrong, counts.missed]}
@@ -53,7 +76,9 @@ def _judge_answers(model: Any, system: System, chats: Sequence[Chat], task: Task
     return lines
 
 
-def _judge_labels(model: Any, system: System, chats: Sequence[Chat], task: Task, template: Template, how: How, watch: Callable[[int], None]) -> list[Score]:
+def _judge_labels(
+    model: Any, system: System, chats: Sequence[Chat], task: Task, template: Template, how: How, watch: Callable[[int], None]
+) -> list[Score]:
     prompts = [prompt(system, e) for e in chats]
     ids = [rendering.for_generation(template, p) for p in prompts]
     labels = [[rendering.completion_ids(template, p, label) for label in task.labels] for p in prompts]
@@ -63,18 +88,32 @@ def _judge_labels(model: Any, system: System, chats: Sequence[Chat], task: Task,
     for i, (example, messages) in enumerate(zip(chats, prompts, strict=True)):
         best = int(logp[i].argmax())
         shares = {label: round(float(s), 6) for label, s in zip(task.labels, share[i], strict=True)}
-        lines.append(_line(example, messages, task.labels[best], float(task.labels[best] == example.target), len(ids[i]), shares=shares))
+        lines.append(
+            _line(example, messages, task.labels[best], float(task.labels[best] == example.target), len(ids[i]), shares=shares)
+        )
     return lines
 
 
-def _judge_text(model: Any, texts: Sequence[Text], template: Template, how: How, capacity: int, watch: Callable[[int], None]) -> list[Score]:
+def _judge_text(
+    model: Any, texts: Sequence[Text], template: Template, how: How, capacity: int, watch: Callable[[int], None]
+) -> list[Score]:
     """Bits per byte of each document, cut into the same pieces as in training."""
     lines = []
     for i, text in enumerate(texts):
         pieces = rendering.for_training(template, text, i, how.max_new_tokens)
         nats = sum(sequence_nats(model, pieces, capacity, how.exact_batch))
         score = bits_per_byte(nats, len(text.text.encode()))
-        lines.append({"where": text.where, "messages": [], "target": text.text[:200], "answer": "", "score": score, "bytes": len(text.text.encode()), "nats": nats})
+        lines.append(
+            {
+                "where": text.where,
+                "messages": [],
+                "target": text.text[:200],
+                "answer": "",
+                "score": score,
+                "bytes": len(text.text.encode()),
+                "nats": nats,
+            }
+        )
         watch(1)
     return lines
 
@@ -85,9 +124,7 @@ def sequence_nats(model: Any, rows: Sequence[Rendered], capacity: int, packed: b
     layout = "packed" if packed else "padded"
     found = []
     for group in passes(range(len(rows)), [len(r.ids) for r in rows], capacity, layout):  # type: ignore[arg-type]
-        batch = to_batch([rows[i] for i in group], packed)
-        total, _ = losses.cross_entropy(models.forward(model, batch), torch.from_numpy(batch.target_N), torch.from_numpy(batch.weight_N))
-        found.append(float(total))
+        found.append(float(models.loss(model, to_batch([rows[i] for i in group], packed))[0]))
     return found
 
 
@@ -99,7 +136,9 @@ def summary(task: Task, scores: Sequence[Score]) -> dict[str, float]:
     if task.kind == "json":
         from tunewright.metrics import FieldCounts
 
-        found["field_micro_f1"] = micro_f1([FieldCounts(*s["fields"], s["valid"]) for s in scores])
+        found["field_micro_f1"] = micro_f1(
+            [FieldCounts(s["fields"][0], s["fields"][1], s["fields"][2], s["valid"]) for s in scores]
+        )
         found["valid_json"] = float(np.mean([s["valid"] for s in scores]))
     if task.kind in ("json", "generation") and task.metric != "accuracy":
         found["exact_match"] = float(np.mean([s["exact_match"] for s in scores]))
@@ -107,7 +146,9 @@ def summary(task: Task, scores: Sequence[Score]) -> dict[str, float]:
     if task.kind == "generation":
         from sacrebleu.metrics.chrf import CHRF
 
-        found["corpus_chrf"] = float(CHRF().corpus_score([s["answer"] for s in scores], [[s["target"] for s in scores]]).score) / 100
+        found["corpus_chrf"] = (
+            float(CHRF().corpus_score([s["answer"] for s in scores], [[s["target"] for s in scores]]).score) / 100
+        )
     if task.kind == "text":
         found["corpus_bits_per_byte"] = bits_per_byte(sum(s["nats"] for s in scores), sum(s["bytes"] for s in scores))
     return found

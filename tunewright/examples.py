@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -78,7 +79,9 @@ class Parsed:
     unused: dict[str, int]
 
 
-def parse(rows: Sequence[Row], form: str = "auto", columns: dict[str, str] | None = None, instruction: str | None = None) -> Parsed:
+def parse(
+    rows: Sequence[Row], form: str = "auto", columns: dict[str, str] | None = None, instruction: str | None = None
+) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row."""
     renamed = [Row(_rename(r.data, columns or {}), r.where) for r in rows]
     kind = detect(renamed) if form == "auto" else _as_form(form)
@@ -104,17 +107,44 @@ def detect(rows: Sequence[Row]) -> Form:
     known = {k: v for k, v in votes.items() if k is not None}
     if len(known) > 1:
         parts = ", ".join(f"{len(v)} {k} (first: {v[0].where})" for k, v in sorted(known.items(), key=lambda kv: -len(kv[1])))
-        raise DataError([Problem("DATA_MIXED_SCHEMA", f"rows of several forms: {parts}.", rows[0].where, "one form a file, or say data.form=...")])
+        raise DataError(
+            [
+                Problem(
+                    "DATA_MIXED_SCHEMA",
+                    f"rows of several forms: {parts}.",
+                    rows[0].where,
+                    "one form a file, or say data.form=...",
+                )
+            ]
+        )
     if known:
         return next(iter(known))
     fields = list(rows[0].data)
     for name, what in LATER.items():
         if name in fields:
-            raise DataError([Problem("DATA_FORM_UNSUPPORTED", f"{what} (field {name!r}) are not supported yet.", rows[0].where, "rewrite them as chat `messages`.")])
+            raise DataError(
+                [
+                    Problem(
+                        "DATA_FORM_UNSUPPORTED",
+                        f"{what} (field {name!r}) are not supported yet.",
+                        rows[0].where,
+                        "rewrite them as chat `messages`.",
+                    )
+                ]
+            )
     wanted = [f for form in FIELDS.values() for f in form]
     close = [(f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), wanted, n=1, cutoff=0.7))]
     guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
-    raise DataError([Problem("DATA_FIELD_MISSING", f"no known form has the fields {fields[:8]}.{guess}", rows[0].where, "rename them, or map them: data.columns='{prompt: your_field, completion: other_field}'.")])
+    raise DataError(
+        [
+            Problem(
+                "DATA_FIELD_MISSING",
+                f"no known form has the fields {fields[:8]}.{guess}",
+                rows[0].where,
+                "rename them, or map them: data.columns='{prompt: your_field, completion: other_field}'.",
+            )
+        ]
+    )
 
 
 def _form_of(data: dict[str, Any]) -> Form | None:
@@ -144,10 +174,24 @@ def _parse_row(row: Row, form: Form, instruction: str | None, problems: list[Pro
         if name not in row.data:
             close = difflib.get_close_matches(name, list(row.data), n=1, cutoff=0.6)
             hint = f"rename {close[0]!r}." if close else "add it, or map another field to it with data.columns."
-            problems.append(Problem("DATA_FIELD_MISSING", f"the field {name!r} of a {form} row is missing; found {list(row.data)[:8]}.", row.where, hint))
+            problems.append(
+                Problem(
+                    "DATA_FIELD_MISSING",
+                    f"the field {name!r} of a {form} row is missing; found {list(row.data)[:8]}.",
+                    row.where,
+                    hint,
+                )
+            )
         elif name != "messages" and not isinstance(row.data[name], str):
             got = "a list" if isinstance(row.data[name], list) else type(row.data[name]).__name__
-            problems.append(Problem("DATA_FIELD_TYPE", f"{name!r} should be text, it is {got} ({str(row.data[name])[:40]!r}).", row.where, "write it as text, in quotes."))
+            problems.append(
+                Problem(
+                    "DATA_FIELD_TYPE",
+                    f"{name!r} should be text, it is {got} ({str(row.data[name])[:40]!r}).",
+                    row.where,
+                    "write it as text, in quotes.",
+                )
+            )
         elif name not in ("messages", "input") and not row.data[name].strip():
             problems.append(Problem("DATA_EMPTY_TARGET", f"{name!r} is empty.", row.where, "fill it, or remove the row."))
     if len(problems) > before:
@@ -195,7 +239,11 @@ def _messages(value: Any, where: str, problems: list[Problem]) -> tuple[Message,
             hint = f"did you mean {close[0]!r}?" if close else f"roles are {', '.join(ROLES)}; tool calls are not supported yet."
             wrong("DATA_ROLE_UNKNOWN", f"messages[{i}] has the role {role!r}.", hint)
         elif not isinstance(content, str):
-            wrong("DATA_FIELD_TYPE", f"messages[{i}].content should be text, it is {type(content).__name__}.", "write it as text, in quotes.")
+            wrong(
+                "DATA_FIELD_TYPE",
+                f"messages[{i}].content should be text, it is {type(content).__name__}.",
+                "write it as text, in quotes.",
+            )
         elif not content.strip():
             wrong("DATA_EMPTY_TARGET", f"messages[{i}] ({role}) is empty.", "fill it, or remove the row.")
         else:
@@ -205,17 +253,19 @@ def _messages(value: Any, where: str, problems: list[Problem]) -> tuple[Message,
     roles = [m.role for m in messages]
     turns = roles[1:] if roles[0] == "system" else roles
     if "assistant" not in roles:
-        wrong("DATA_NOTHING_TO_LEARN", "no assistant message, so nothing would be learned.", "add the answer as an assistant message.")
+        wrong(
+            "DATA_NOTHING_TO_LEARN",
+            "no assistant message, so nothing would be learned.",
+            "add the answer as an assistant message.",
+        )
     elif "system" in turns:
         wrong("DATA_TURN_ORDER", "a system message after the first place.", "keep one system message, at the beginning.")
     elif turns[-1] != "assistant":
         wrong("DATA_TURN_ORDER", "the last message is not the assistant's.", "end the row with the answer.")
     elif turns[0] != "user":
         wrong("DATA_TURN_ORDER", "the conversation does not begin with the user.", "begin with a user message.")
-    elif same := next((i for i, (a, b) in enumerate(zip(turns, turns[1:], strict=False)) if a == b), None):
-        wrong("DATA_TURN_ORDER", f"two {turns[same]} messages in a row.", "join them, or add the turn between.")
-    elif turns[0] == turns[min(1, len(turns) - 1)] and len(turns) > 1:
-        wrong("DATA_TURN_ORDER", f"two {turns[0]} messages in a row.", "join them, or add the turn between.")
+    elif twice := next((a for a, b in itertools.pairwise(turns) if a == b), None):
+        wrong("DATA_TURN_ORDER", f"two {twice} messages in a row.", "join them, or add the turn between.")
     return tuple(messages) if len(problems) == before else None
 
 

@@ -61,7 +61,9 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Any
     return model.to(dtype) if plan.adapter.kind == "none" else model
 
 
-def export(run: Run, config: Config, plan: Plan, facts: Facts, template: Template, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> list[Checked]:
+def export(
+    run: Run, config: Config, plan: Plan, facts: Facts, template: Template, canaries: Sequence[Sequence[int]], stop: Sequence[int]
+) -> list[Checked]:
     """Write adapter/ and merged/, check each in a fresh process. Raises EXPORT_MISMATCH and leaves nothing that lies."""
     model = trained_model(run, plan, facts, torch.float32)
     kept = [list(c)[-512:] for c in canaries[:CANARIES]]
@@ -91,12 +93,19 @@ def _save_merged(model: Any, template: Template, folder: Path, dtype: torch.dtyp
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     except OSError as error:
-        raise TrainError("TRAIN_DISK", f"the merged model cannot be written: {error.strerror}.", where=str(folder), mend="free some space, or set export.merged=false.") from None
+        raise TrainError(
+            "TRAIN_DISK",
+            f"the merged model cannot be written: {error.strerror}.",
+            where=str(folder),
+            mend="free some space, or set export.merged=false.",
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _check(kind: str, folder: Path, facts: Facts, asked: dict[str, Any], expected: torch.Tensor, texts: list[list[int]], dtype: str) -> Checked:
+def _check(
+    kind: str, folder: Path, facts: Facts, asked: dict[str, Any], expected: torch.Tensor, texts: list[list[int]], dtype: str
+) -> Checked:
     from safetensors import safe_open
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -113,5 +122,10 @@ def _check(kind: str, folder: Path, facts: Facts, asked: dict[str, Any], expecte
     same = sum(a == b for a, b in zip(greedy_ids, texts, strict=True))
     how = "tunewright, base model and adapter" if kind == "adapter" else "transformers alone"
     if not gap <= TOLERANCE[dtype]:
-        raise TrainError("EXPORT_MISMATCH", f"the reloaded {kind} differs from the trained model by {gap:.2e} in a logit (allowed {TOLERANCE[dtype]:g}); {same} of {len(texts)} greedy texts agree.", where=str(folder), mend="set export.dtype=float32, or report this with the run folder.")
+        raise TrainError(
+            "EXPORT_MISMATCH",
+            f"the reloaded {kind} differs from the trained model by {gap:.2e} in a logit (allowed {TOLERANCE[dtype]:g}); {same} of {len(texts)} greedy texts agree.",
+            where=str(folder),
+            mend="set export.dtype=float32, or report this with the run folder.",
+        )
     return Checked(kind, str(folder), dtype, gap, same, len(texts), how)

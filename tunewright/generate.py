@@ -6,15 +6,18 @@ whose state cannot be batched exactly (`Facts.packable` is false) are decoded on
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from tunewright import attention
 
 SHARE_FROM = 8
 
@@ -37,64 +40,69 @@ def stop_ids(model: Any, eos: int) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def greedy(model: Any, prompts: Sequence[Sequence[int]], how: How, watch: Callable[[int], None] = lambda _: None) -> list[list[int]]:
+def greedy(
+    model: Any, prompts: Sequence[Sequence[int]], how: How, watch: Callable[[int], None] = lambda _: None
+) -> list[list[int]]:
     """The likeliest next token, again and again, until a stop token (which is not returned) or the limit.
 
     ``watch`` is called with the number of rows that have just been finished. An answer of ``max_new_tokens`` tokens was cut.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     for rows in _batches(prompts, how):
-        cache, logits_BV, mask_BT, position_B = _prefill(model, [prompts[r] for r in rows], how)
         alive = list(rows)
-        for _ in range(how.max_new_tokens):
-            token_B = logits_BV.argmax(-1)
-            going = []
-            for b, token in enumerate(token_B.tolist()):
-                if token not in how.stop:
-                    answers[alive[b]].append(token)
-                    if len(answers[alive[b]]) < how.max_new_tokens:
-                        going.append(b)
-            if len(going) < len(alive):
-                watch(len(alive) - len(going))
-                if not going:
-                    break
-                keep = torch.tensor(going, device=token_B.device)
-                cache.batch_select_indices(keep)
-                alive = [alive[b] for b in going]
-                token_B, mask_BT, position_B = token_B[keep], mask_BT[keep], position_B[keep]
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(alive), 1)], 1)
-            logits_BV = model(token_B[:, None], attention_mask=mask_BT, position_ids=position_B[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
-            position_B = position_B + 1
+        with _decoding(model, [prompts[r] for r in rows], how) as (state, logits_BV):
+            for _ in range(how.max_new_tokens):
+                token_B = logits_BV.argmax(-1)
+                going = []
+                for b, token in enumerate(token_B.tolist()):
+                    if token not in how.stop:
+                        answers[alive[b]].append(token)
+                        if len(answers[alive[b]]) < how.max_new_tokens:
+                            going.append(b)
+                if len(going) < len(alive):
+                    watch(len(alive) - len(going))
+                    if not going:
+                        break
+                    keep = torch.tensor(going, device=token_B.device)
+                    alive, token_B = [alive[b] for b in going], token_B[keep]
+                    state.keep(keep)
+                logits_BV = state.feed(token_B[:, None], torch.ones_like(token_B)[:, None])[:, -1]
     return answers
 
 
 @torch.inference_mode()
-def label_logprobs(model: Any, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[Sequence[int]]], how: How, watch: Callable[[int], None] = lambda _: None) -> NDArray[np.float64]:
+def label_logprobs(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[Sequence[int]]],
+    how: How,
+    watch: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.float64]:
     """log p(whole label sequence, end of turn included | prompt) in nats; (rows, labels).
 
     ``labels[r][j]`` are the token ids of label j after prompt r. Because every sequence holds its own end, the labels are
     events of one space and their summed log-probabilities compare fairly whatever their lengths.
     """
-    count = len(labels[0])
-    total = np.zeros((len(prompts), count))
+    total = np.zeros((len(prompts), len(labels[0])))
     for rows in _batches(prompts, how):
-        cache, logits_BV, mask_BT, position_B = _prefill(model, [prompts[r] for r in rows], how)
-        first_BV = logits_BV.float().log_softmax(-1)
-        for j in range(count):
-            ids = [list(labels[r][j]) for r in rows]
-            first = torch.tensor([i[0] for i in ids], device=first_BV.device)
-            logp_B = first_BV.gather(1, first[:, None])[:, 0].double()
-            fed = max(len(i) for i in ids) - 1
-            if fed:
-                padded = torch.tensor([i[:-1] + [0] * (fed + 1 - len(i)) for i in ids], device=first.device)
-                target = torch.tensor([i[1:] + [0] * (fed + 1 - len(i)) for i in ids], device=first.device)
-                real = torch.tensor([[1] * (len(i) - 1) + [0] * (fed + 1 - len(i)) for i in ids], device=first.device)
-                spare = copy.deepcopy(cache)
-                at = position_B[:, None] + torch.arange(fed, device=first.device)
-                logits = model(padded, attention_mask=torch.cat([mask_BT, real], 1), position_ids=at, past_key_values=spare, use_cache=True).logits
-                logp_BT = logits.float().log_softmax(-1).gather(2, target[:, :, None])[:, :, 0].double()
-                logp_B = logp_B + (logp_BT * real).sum(1)
-            total[rows, j] = logp_B.cpu().numpy()
+        with _decoding(model, [prompts[r] for r in rows], how) as (state, logits_BV):
+            first_BV = logits_BV.float().log_softmax(-1)
+            for j in range(total.shape[1]):
+                ids = [list(labels[r][j]) for r in rows]
+                first_B1 = torch.tensor([i[:1] for i in ids], device=first_BV.device)
+                logp_B = first_BV.gather(1, first_B1)[:, 0].double()
+                fed = max(map(len, ids)) - 1
+                if fed:
+                    fill = [[0] * (fed + 1 - len(i)) for i in ids]
+                    said = torch.tensor([i[:-1] + f for i, f in zip(ids, fill, strict=True)], device=first_B1.device)
+                    next_BT = torch.tensor([i[1:] + f for i, f in zip(ids, fill, strict=True)], device=first_B1.device)
+                    real_BT = torch.tensor(
+                        [[1] * (len(i) - 1) + f for i, f in zip(ids, fill, strict=True)], device=first_B1.device
+                    )
+                    logits = copy.deepcopy(state).feed(said, real_BT)
+                    logp_BT = logits.float().log_softmax(-1).gather(2, next_BT[:, :, None])[:, :, 0].double()
+                    logp_B = logp_B + (logp_BT * real_BT).sum(1)
+                total[rows, j] = logp_B.cpu().numpy()
         watch(len(rows))
     return total
 
@@ -108,33 +116,76 @@ def _batches(prompts: Sequence[Sequence[int]], how: How) -> list[list[int]]:
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with, leaving each at least one of its own."""
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return min(same, min(len(p) for p in prompts) - 1)
 
 
-def _prefill(model: Any, prompts: list[Sequence[int]], how: How) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """(cache, logits_BV after each prompt, mask_BT of the cache, next position_B).
+@dataclass
+class _State:
+    """A batch in the middle of decoding: its cache of own tokens, and the prefix that its rows share (held once).
 
-    Layout of the cache: shared prefix, then each row's own tokens padded on the left. A sliding window counts cache places
-    and would count the padding between, so models with one share nothing once a prompt is longer than the window.
+    ``real_BK`` marks the cache's tokens that are not padding; ``next_B`` is each row's next position.
+    """
+
+    model: Any
+    cache: Any
+    prefix: tuple[tuple[Tensor, Tensor], ...]
+    prefixed: bool
+    real_BK: Tensor
+    next_B: Tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _State:
+        return replace(self, cache=copy.deepcopy(self.cache, memo))
+
+    def feed(self, ids_BQ: Tensor, real_BQ: Tensor, last_only: bool = False) -> Tensor:
+        """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding stands left or right."""
+        position_BQ = self.next_B[:, None] + (real_BQ.cumsum(1) - 1).clamp(min=0)
+        self.next_B = position_BQ[:, -1] + 1
+        self.real_BK = torch.cat([self.real_BK, real_BQ], 1)
+        given = {"position_ids": position_BQ, "past_key_values": self.cache, "use_cache": True}
+        if self.prefixed:
+            new, own = ids_BQ.shape[1], self.real_BK.shape[1]
+            order = torch.arange(own, device=ids_BQ.device)
+            back_QK = order[own - new :, None] - order[None, :]
+            # A padding token sees itself: seeing nothing would be NaN, and NaN times a weight of zero is NaN.
+            given |= {"prefix": self.prefix, "seen": (self.real_BK.bool()[:, None] & (back_QK >= 0)) | (back_QK == 0)}
+        else:
+            given["attention_mask"] = self.real_BK
+        if not self.model.plain_head:
+            return torch.as_tensor(self.model(ids_BQ, logits_to_keep=1 if last_only else 0, **given).logits)
+        hidden_BQD = self.model.get_decoder()(ids_BQ, **given).last_hidden_state
+        # A view of the last position is not contiguous, and torch would then copy the head's weights for every row.
+        return torch.as_tensor(self.model.get_output_embeddings()(hidden_BQD[:, -1:].contiguous() if last_only else hidden_BQD))
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.real_BK, self.next_B = self.real_BK[rows], self.next_B[rows]
+
+
+@contextlib.contextmanager
+def _decoding(model: Any, prompts: list[Sequence[int]], how: How) -> Iterator[tuple[_State, Tensor]]:
+    """(state after the prompts, logits_BV of the first new token).
+
+    Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count that
+    padding: models with one, and those that cannot be batched exactly, share nothing and keep transformers' own attention.
     """
     from transformers import DynamicCache
 
     device = next(model.parameters()).device
-    cache = DynamicCache(config=model.config)
-    shared = common_prefix(prompts) if len(prompts) > 1 else 0
-    longest = max(len(p) for p in prompts)
-    if shared < SHARE_FROM or (how.window is not None and longest + how.max_new_tokens > how.window):
-        shared = 0
+    plain = not how.exact_batch or how.window is not None
+    shared = common_prefix(prompts) if len(prompts) > 1 and not plain else 0
+    shared = shared if shared >= SHARE_FROM else 0
+    prefix: tuple[tuple[Tensor, Tensor], ...] = ()
     if shared:
-        model(torch.tensor([prompts[0][:shared]], device=device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(prompts))
-    width = longest - shared
+        cache = DynamicCache(config=model.config)
+        model.get_decoder()(torch.tensor([prompts[0][:shared]], device=device), past_key_values=cache, use_cache=True)
+        prefix = tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
     own = [list(p[shared:]) for p in prompts]
+    width = max(map(len, own))
     ids = torch.tensor([[0] * (width - len(o)) + o for o in own], device=device)
     real = torch.tensor([[0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
-    mask = torch.cat([real.new_ones(len(own), shared), real], 1)
-    positions = shared + (real.cumsum(1) - 1).clamp(min=0)
-    logits = model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-    return cache, logits, mask, positions[:, -1] + 1
+    start = torch.full((len(own),), shared, device=device)
+    state = _State(model, DynamicCache(config=model.config), prefix, not plain, real[:, :0], start)
+    with contextlib.nullcontext() if plain else attention.attending(model, attention.PREFIXED):
+        yield state, state.feed(ids, real, last_only=True)[:, -1]

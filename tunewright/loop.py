@@ -68,7 +68,16 @@ def learning_rate(plan: Plan, step: int) -> float:
     return plan.lr * (FLOOR + (1 - FLOOR) * shape)
 
 
-def train(model: Any, method: Method, rows: Sequence[Rendered], dev: Sequence[Rendered], plan: Plan, run: Run, hashes: dict[str, str], watch: Callable[[Progress], None] = lambda _: None) -> Trained:
+def train(
+    model: Any,
+    method: Method,
+    rows: Sequence[Rendered],
+    dev: Sequence[Rendered],
+    plan: Plan,
+    run: Run,
+    hashes: dict[str, str],
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> Trained:
     """Train ``model`` in place from the newest checkpoint of ``run`` (or from the start) to the end of the plan.
 
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, TRAIN_DISK, RESUME_MISMATCH.
@@ -91,7 +100,15 @@ def train(model: Any, method: Method, rows: Sequence[Rendered], dev: Sequence[Re
                 break
             start = time.monotonic()
             loss, norm, tokens, weight = take_step(model, method, rows, plan, step, optimizer, parameters)
-            line: dict[str, Any] = {"step": step + 1, "loss": loss, "lr": learning_rate(plan, step), "grad_norm": norm, "tokens": tokens, "supervised": weight, "seconds": round(time.monotonic() - start, 4)}
+            line: dict[str, Any] = {
+                "step": step + 1,
+                "loss": loss,
+                "lr": learning_rate(plan, step),
+                "grad_norm": norm,
+                "tokens": tokens,
+                "supervised": weight,
+                "seconds": round(time.monotonic() - start, 4),
+            }
             best, best_step, waited = state.best, state.best_step, state.waited
             if dev and ((step + 1) % plan.eval_every == 0 or step + 1 == plan.steps):
                 line["dev_loss"] = now = dev_loss(model, method, dev, plan)
@@ -106,27 +123,38 @@ def train(model: Any, method: Method, rows: Sequence[Rendered], dev: Sequence[Re
             if interrupted.is_set() or stopped or (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
                 checkpoints.save(run.checkpoints, parameters, optimizer, state, plan.checkpoint_keep)
             if interrupted.is_set() and not stopped and step + 1 < plan.steps:
-                raise TrainError("TRAIN_INTERRUPTED", f"stopped after step {step + 1} of {plan.steps}; everything is saved.", where=str(run.path), mend=f"`tunewright run {run.path}` goes on from there.")
+                raise TrainError(
+                    "TRAIN_INTERRUPTED",
+                    f"stopped after step {step + 1} of {plan.steps}; everything is saved.",
+                    where=str(run.path),
+                    mend=f"`tunewright run {run.path}` goes on from there.",
+                )
     if best_file.exists() and state.best_step is not None:
         checkpoints.load_weights(best_file, parameters)
     logged = [line for line in read_lines(run.metrics) if "loss" in line]
     first_dev = next((line["dev_loss"] for line in read_lines(run.metrics) if line["step"] == 0), None)
-    return Trained(state.step, stopped and state.step < plan.steps, state.best_step, state.best, first_dev, round(time.monotonic() - begun, 1), sum(line["tokens"] for line in logged))
+    return Trained(
+        state.step,
+        stopped and state.step < plan.steps,
+        state.best_step,
+        state.best,
+        first_dev,
+        round(time.monotonic() - begun, 1),
+        sum(line["tokens"] for line in logged),
+    )
 
 
 def calibrate(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, seconds: float = 4.0) -> tuple[float, int]:
-    """(tokens a second, passes measured) of forward and backward on real rows, after one small pass to warm up. Leaves no gradient."""
-    chosen = packing.step_rows(len(rows), plan.batch, plan.seed, 0)
-    warm = method.batches(rows, chosen[:1], plan)
-    parts = method.batches(rows, chosen, plan)
+    """(tokens a second, passes measured) of forward and backward on real rows, after one pass to warm up. Leaves no gradient."""
+    first, second = (method.batches(rows, packing.step_rows(len(rows), plan.batch, plan.seed, s), plan) for s in (0, 1))
     model.train()
     tokens, spent, count = 0, 0.0, 0
-    for batch in [*warm, *parts]:
+    for i, batch in enumerate([first[0], *first[1:], *second]):
         start = time.monotonic()
         total, _ = method.loss(model, batch)
         total.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
-        if batch is not warm[0]:
+        if i:
             tokens, spent, count = tokens + sum(batch.lengths), spent + time.monotonic() - start, count + 1
         if spent > seconds:
             break
@@ -142,7 +170,15 @@ def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> tor
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.lr, betas=(0.9, 0.999), eps=1e-8)
 
 
-def take_step(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, step: int, optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter]) -> tuple[float, float, int, float]:
+def take_step(
+    model: Any,
+    method: Method,
+    rows: Sequence[Rendered],
+    plan: Plan,
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+) -> tuple[float, float, int, float]:
     """One global step: (loss in nats a supervised token, gradient norm before clipping, tokens, supervised weight)."""
     torch.manual_seed(plan.seed * 1_000_003 + step)  # dropout is a function of (seed, step), so a resumed run draws the same
     chosen = packing.step_rows(len(rows), plan.batch, plan.seed, step)
@@ -160,7 +196,11 @@ def take_step(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, 
     norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip))
     loss = total / weight
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise TrainError("TRAIN_NOT_FINITE", f"step {step + 1}: loss {loss}, gradient norm {norm}; the step was not taken.", mend="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.")
+        raise TrainError(
+            "TRAIN_NOT_FINITE",
+            f"step {step + 1}: loss {loss}, gradient norm {norm}; the step was not taken.",
+            mend="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.",
+        )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(plan, step)
     optimizer.step()
@@ -198,7 +238,7 @@ def _interrupts() -> Iterator[threading.Event]:
 
     def note(number: int, _: Any) -> None:
         if event.is_set():
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
             signal.raise_signal(number)
         event.set()
 

@@ -1,10 +1,17 @@
-"""Losses as (sum, weight), never means: the loop divides once per global step. Axes: N predicted tokens, V vocabulary."""
+"""Losses as (sum, weight), never means: the loop divides once per global step.
+
+Axes: N predicted tokens, V vocabulary, D width.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CHUNK = 256
 
 
 def cross_entropy(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, float]:
@@ -12,3 +19,41 @@ def cross_entropy(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> tupl
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     loss_N = F.cross_entropy(wide, target_N, reduction="none")
     return (loss_N * weight_N.to(loss_N.dtype)).sum(), float(weight_N.sum())
+
+
+def head_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, float]:
+    """The same through a frozen output head, without ever holding all logits: they are made, used and forgotten in chunks.
+
+    The gradient to the hidden states is computed with the loss, while the chunk's logits are at hand.
+    """
+    assert not head_VD.requires_grad, "a trained head needs its own gradient: use cross_entropy"
+    total: Tensor = _HeadCrossEntropy.apply(hidden_ND, head_VD, target_N, weight_N)  # type: ignore[no-untyped-call]
+    return total, float(weight_N.sum())
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
+        wide = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        weight_N = weight_N.to(wide)
+        total = torch.zeros((), dtype=wide, device=hidden_ND.device)
+        grad_ND = torch.empty_like(hidden_ND) if hidden_ND.requires_grad else None
+        for start in range(0, len(target_N), CHUNK):
+            part = slice(start, start + CHUNK)
+            logits_nV = (hidden_ND[part] @ head_VD.T).to(wide)
+            at = target_N[part, None]
+            norm_n = logits_nV.logsumexp(1, keepdim=True)
+            total += ((norm_n - logits_nV.gather(1, at))[:, 0] * weight_N[part]).sum()
+            if grad_ND is not None:
+                p_nV = logits_nV.sub_(norm_n).exp_()
+                p_nV.scatter_add_(1, at, torch.full_like(norm_n, -1.0))
+                grad_ND[part] = (p_nV * weight_N[part, None]).to(head_VD.dtype) @ head_VD
+        ctx.save_for_backward(*([grad_ND] if grad_ND is not None else []))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        (grad_ND,) = ctx.saved_tensors
+        return grad_ND * grads[0].to(grad_ND.dtype), None, None, None

@@ -34,12 +34,20 @@ def look(threads: int | None = None) -> Machine:
     torch.set_num_threads(threads or cores)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        free, total = torch.cuda.mem_get_info()
+        free, total = map(float, torch.cuda.mem_get_info())
         name = torch.cuda.get_device_name()
     else:
         total, free = _memory()
         name = _processor()
-    return Machine(device, threads or cores, round(total / 1e9, 1), round(free / 1e9, 1), _gflops(torch.float32, device), _gflops(torch.bfloat16, device), name)
+    return Machine(
+        device,
+        threads or cores,
+        round(total / 1e9, 1),
+        round(free / 1e9, 1),
+        _gflops(torch.float32, device),
+        _gflops(torch.bfloat16, device),
+        name,
+    )
 
 
 def keep_pages() -> None:

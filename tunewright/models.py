@@ -6,14 +6,15 @@ read by us before transformers sees it: code of its own and pickled weights are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tunewright import attention
+from tunewright import attention, losses
 from tunewright.errors import ModelError
 from tunewright.packing import Batch
 
@@ -70,7 +71,9 @@ def resolve(name: str) -> Path:
         places = list(spec.submodule_search_locations or []) if spec else []
         file = Path(places[0]) / _FILE if places else None
         if file is None or not file.is_file():
-            raise ModelError("MODEL_NOT_FOUND", f"the embedded model's package is not installed.", where=name, mend=f"`{_INSTALL}`.")
+            raise ModelError(
+                "MODEL_NOT_FOUND", "the embedded model's package is not installed.", where=name, mend=f"`{_INSTALL}`."
+            )
         return _from_gguf(file, _SHA256)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
@@ -81,7 +84,12 @@ def resolve(name: str) -> Path:
         return path
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
-    raise ModelError("MODEL_NOT_FOUND", f"`{name}` is no folder, no .gguf file and no Hub id.", where=name, mend=f"name a model folder, OWNER/NAME, or {EMBEDDED}.")
+    raise ModelError(
+        "MODEL_NOT_FOUND",
+        f"`{name}` is no folder, no .gguf file and no Hub id.",
+        where=name,
+        mend=f"name a model folder, OWNER/NAME, or {EMBEDDED}.",
+    )
 
 
 def _from_hub(name: str) -> Path:
@@ -92,14 +100,24 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError("MODEL_NOT_FOUND", f"cannot be fetched from the Hub: {str(error).splitlines()[0][:200]}", where=name, mend="check the id and the network, or name a local folder.") from None
+        raise ModelError(
+            "MODEL_NOT_FOUND",
+            f"cannot be fetched from the Hub: {str(error).splitlines()[0][:200]}",
+            where=name,
+            mend="check the id and the network, or name a local folder.",
+        ) from None
 
 
 def _from_gguf(file: Path, expected: str | None) -> Path:
     """A dequantised copy (float32 safetensors) in the cache, made once and keyed by the file's hash."""
     digest = _sha256(file)
     if expected is not None and digest != expected:
-        raise ModelError("MODEL_CORRUPT", "the file is not the one its package was published with.", where=str(file), mend=f"`{_INSTALL} --force-reinstall`.")
+        raise ModelError(
+            "MODEL_CORRUPT",
+            "the file is not the one its package was published with.",
+            where=str(file),
+            mend=f"`{_INSTALL} --force-reinstall`.",
+        )
     folder = cache_folder() / f"{file.stem}-{digest[:12]}"
     if folder.is_dir():
         return folder
@@ -109,8 +127,14 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
     try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=transformers.GgufConfig(dequantize=True))
+        # transformers' GGUF reader draws its own bar, whatever its verbosity.
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                quantization_config=transformers.GgufConfig(dequantize=True),
+            )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         _mend_pretokenizer(file, tokenizer)
         model.save_pretrained(beside)
@@ -122,7 +146,12 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
         except OSError:  # another process was faster; its copy is the same
             assert folder.is_dir()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError("MODEL_CORRUPT", f"transformers cannot read this GGUF: {str(error).splitlines()[0][:200]}", where=str(file), mend="use the model's safetensors folder.") from None
+        raise ModelError(
+            "MODEL_CORRUPT",
+            f"transformers cannot read this GGUF: {str(error).splitlines()[0][:200]}",
+            where=str(file),
+            mend="use the model's safetensors folder.",
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
@@ -150,18 +179,33 @@ def check_folder(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError("MODEL_CORRUPT", f"config.json: {error}", where=str(file)) from None
     if _asks_for_code(config) or any(folder.glob("*.py")):
-        raise ModelError("MODEL_REMOTE_CODE", "the model brings code of its own, which is never run.", where=str(folder), mend="use a model that transformers supports itself.")
+        raise ModelError(
+            "MODEL_REMOTE_CODE",
+            "the model brings code of its own, which is never run.",
+            where=str(folder),
+            mend="use a model that transformers supports itself.",
+        )
     weights = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         listed = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
         missing = sorted(n for n in listed if "/" in n or not (folder / n).is_file())
         if missing:
-            raise ModelError("MODEL_FILE_MISSING", f"the index lists {missing[0]}, which is not there.", where=str(folder), mend="download the model again.")
+            raise ModelError(
+                "MODEL_FILE_MISSING",
+                f"the index lists {missing[0]}, which is not there.",
+                where=str(folder),
+                mend="download the model again.",
+            )
     if not weights:
         pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
         if pickled:
-            raise ModelError("MODEL_UNSAFE_FORMAT", f"only pickled weights ({pickled[0]}), which can run code when loaded.", where=str(folder), mend="convert them to safetensors elsewhere.")
+            raise ModelError(
+                "MODEL_UNSAFE_FORMAT",
+                f"only pickled weights ({pickled[0]}), which can run code when loaded.",
+                where=str(folder),
+                mend="convert them to safetensors elsewhere.",
+            )
         raise ModelError("MODEL_FILE_MISSING", "no .safetensors file.", where=str(folder))
     assert isinstance(config, dict)
     return config
@@ -169,7 +213,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 def _asks_for_code(value: Any) -> bool:
     if isinstance(value, dict):
-        return bool(value.get("auto_map")) or bool(value.get("trust_remote_code")) or any(_asks_for_code(v) for v in value.values())
+        return (
+            bool(value.get("auto_map")) or bool(value.get("trust_remote_code")) or any(_asks_for_code(v) for v in value.values())
+        )
     return isinstance(value, list) and any(_asks_for_code(v) for v in value)
 
 
@@ -183,7 +229,12 @@ def facts(name: str) -> Facts:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
-        raise ModelError("MODEL_UNSUPPORTED", f"transformers does not know this model: {str(error).splitlines()[0][:200]}", where=str(folder), mend="update transformers.") from None
+        raise ModelError(
+            "MODEL_UNSUPPORTED",
+            f"transformers does not know this model: {str(error).splitlines()[0][:200]}",
+            where=str(folder),
+            mend="update transformers.",
+        ) from None
     text = config.get_text_config()
     parameters, dtypes = 0, set()
     for file in sorted(folder.glob("*.safetensors")):
@@ -194,16 +245,28 @@ def facts(name: str) -> Facts:
                     dtypes.add(part.get_dtype())
                     parameters += int(torch.Size(part.get_shape()).numel())
         except (SafetensorError, OSError) as error:
-            raise ModelError("MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend="download the model again.") from None
+            raise ModelError(
+                "MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend="download the model again."
+            ) from None
     leak = probe_packing(config)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(_sha256(file).encode())
     return Facts(
-        name=name, path=str(folder), model_type=config.model_type, hidden=int(text.hidden_size), layers=int(text.num_hidden_layers),
-        vocabulary=int(text.vocab_size), context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000), parameters=parameters,
-        dtype="/".join(sorted(dtypes)), tied=bool(getattr(config, "tie_word_embeddings", False)), window=window_of(text),
-        packable=not leak, leak=leak, sha256=digest.hexdigest(),
+        name=name,
+        path=str(folder),
+        model_type=config.model_type,
+        hidden=int(text.hidden_size),
+        layers=int(text.num_hidden_layers),
+        vocabulary=int(text.vocab_size),
+        context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000),
+        parameters=parameters,
+        dtype="/".join(sorted(dtypes)),
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        window=window_of(text),
+        packable=not leak,
+        leak=leak,
+        sha256=digest.hexdigest(),
     )
 
 
@@ -233,13 +296,19 @@ def probe_packing(config: Any, tolerance: float = 1e-4) -> str:
     with torch.no_grad(), quiet():
         alone = torch.cat([twin(row[None]).logits[0] for row in rows])
         try:
-            with attention.packed(twin):
+            with attention.attending(twin, attention.PACKED):
                 positions = torch.cat([torch.arange(len(r)) for r in rows])[None]
-                together = twin(torch.cat(rows)[None], position_ids=positions, lengths=tuple(len(r) for r in rows), use_cache=False).logits[0]
+                together = twin(
+                    torch.cat(rows)[None], position_ids=positions, lengths=tuple(len(r) for r in rows), use_cache=False
+                ).logits[0]
         except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
             return f"this architecture does not take the packed layout ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
     gap = float((alone - together).abs().max() / alone.abs().max())
-    return "" if gap < tolerance else f"packed rows see each other: logits of a row differ by {gap:.1e} of their size from the row alone"
+    return (
+        ""
+        if gap < tolerance
+        else f"packed rows see each other: logits of a row differ by {gap:.1e} of their size from the row alone"
+    )
 
 
 def _twin(config: Any) -> Any:
@@ -273,36 +342,75 @@ def load(folder: str | Path, dtype: torch.dtype) -> Any:
     attention.register()
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False, use_safetensors=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ModelError("MODEL_CORRUPT", f"the weights cannot be loaded: {str(error).splitlines()[0][:200]}", where=str(folder)) from None
+        raise ModelError(
+            "MODEL_CORRUPT", f"the weights cannot be loaded: {str(error).splitlines()[0][:200]}", where=str(folder)
+        ) from None
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise ModelError("MODEL_CORRUPT", f"{name} holds NaN or infinite values.", where=str(folder), mend="download the model again.")
+            raise ModelError(
+                "MODEL_CORRUPT", f"{name} holds NaN or infinite values.", where=str(folder), mend="download the model again."
+            )
     model.requires_grad_(False)
     model.config.use_cache = False
-    return model.eval()
+    model.eval()
+    model.plain_head = _plain_head(model)
+    return model
+
+
+def _plain_head(model: Any) -> bool:
+    """Whether logits are just head(hidden): asked of the model itself, because some scale or cap them."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
+        return False
+    ids = torch.arange(1, 5)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        return torch.equal(model(ids, use_cache=False).logits, head(model.get_decoder()(ids, use_cache=False).last_hidden_state))
+
+
+def loss(model: Any, batch: Batch) -> tuple[Tensor, float]:
+    """(sum of weighted negative log-likelihoods in nats, sum of weights) of a batch, by the cheapest exact way."""
+    device = next(model.parameters()).device
+    target_N, weight_N = torch.from_numpy(batch.target_N).to(device), torch.from_numpy(batch.weight_N).to(device)
+    head = model.get_output_embeddings()
+    if getattr(model, "plain_head", False) and not head.weight.requires_grad:
+        hidden_BTD = _run(model.get_decoder(), model, batch).last_hidden_state
+        hidden_ND = hidden_BTD[torch.from_numpy(batch.row_N).to(device), torch.from_numpy(batch.at_N).to(device)]
+        return losses.head_cross_entropy(hidden_ND, head.weight, target_N, weight_N)
+    return losses.cross_entropy(forward(model, batch), target_N, weight_N)
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
-    """logits_NV of the predicted tokens only: the head never multiplies a token that carries no loss.
-
-    A packed batch runs under `attention.packed`; a padded one needs no mask, because padding stands on the right of a causal row.
-    """
-    device = next(model.parameters()).device
-    ids_BT = torch.from_numpy(batch.ids_BT).to(device)
-    positions_BT = torch.from_numpy(batch.positions_BT).to(device)
-    at_N = torch.from_numpy(batch.at_N).to(device)
+    """logits_NV of the predicted tokens only: the head never multiplies a token that carries no loss."""
+    at_N = torch.from_numpy(batch.at_N).to(next(model.parameters()).device)
     if batch.packed:
-        with attention.packed(model):
-            logits: Tensor = model(ids_BT, position_ids=positions_BT, lengths=batch.lengths, logits_to_keep=at_N, use_cache=False).logits
-        return logits[0]
+        logits: Tensor = _run(model, model, batch, logits_to_keep=at_N).logits[0]
+        return logits
     columns, place_N = torch.unique(at_N, return_inverse=True)
-    logits = model(ids_BT, position_ids=positions_BT, logits_to_keep=columns, use_cache=False).logits
-    return logits[torch.from_numpy(batch.row_N).to(device), place_N]
+    logits = _run(model, model, batch, logits_to_keep=columns).logits
+    return logits[torch.from_numpy(batch.row_N).to(at_N.device), place_N]
 
 
-@contextmanager
+def _run(part: Any, model: Any, batch: Batch, **more: Any) -> Any:
+    """Call ``part`` of the model on a batch. A packed batch runs under packed attention; a padded one needs no mask, because
+    padding stands on the right of a causal row."""
+    device = next(model.parameters()).device
+    ids_BT, positions_BT = torch.from_numpy(batch.ids_BT).to(device), torch.from_numpy(batch.positions_BT).to(device)
+    if not batch.packed:
+        return part(ids_BT, position_ids=positions_BT, use_cache=False, **more)
+    with attention.attending(model, attention.PACKED):
+        return part(ids_BT, position_ids=positions_BT, lengths=batch.lengths, use_cache=False, **more)
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """transformers' and the Hub's own talk and bars are off; ours say what matters."""
     from transformers.utils import logging

@@ -56,7 +56,11 @@ def passes(rows: Sequence[int], lengths: Sequence[int], capacity: int, layout: L
     bins: list[list[int]] = []
     for row in sorted(rows, key=lambda r: (-lengths[r], r)):
         for found in bins:
-            used = sum(lengths[r] for r in found) + lengths[row] if layout == "packed" else (len(found) + 1) * max(lengths[found[0]], lengths[row])
+            used = (
+                sum(lengths[r] for r in found) + lengths[row]
+                if layout == "packed"
+                else (len(found) + 1) * max(lengths[found[0]], lengths[row])
+            )
             if used <= capacity:
                 found.append(row)
                 break
@@ -90,4 +94,13 @@ def to_batch(rows: Sequence[Rendered], packed: bool, pad: int = 0) -> Batch:
                 weight_N.append(r.weights[t])
         offset += len(r.ids) if packed else 0
     as_int = np.int64
-    return Batch(ids.astype(as_int), positions.astype(as_int), np.array(row_N, as_int), np.array(at_N, as_int), np.array(target_N, as_int), np.array(weight_N, np.float32), lengths, packed)
+    return Batch(
+        ids.astype(as_int),
+        positions.astype(as_int),
+        np.array(row_N, as_int),
+        np.array(at_N, as_int),
+        np.array(target_N, as_int),
+        np.array(weight_N, np.float32),
+        lengths,
+        packed,
+    )

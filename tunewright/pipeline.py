@@ -18,14 +18,30 @@ from typing import Any
 
 import torch
 
-from tunewright import adapters, card, checkpoints, dataset, evaluate, export, loop, machine, models, rendering, report, runs, statistics, systems
+from tunewright import (
+    adapters,
+    card,
+    checkpoints,
+    dataset,
+    evaluate,
+    export,
+    loop,
+    machine,
+    models,
+    rendering,
+    report,
+    runs,
+    statistics,
+    systems,
+)
 from tunewright import plan as planning
 from tunewright.config import Config, Plan, to_yaml
 from tunewright.dataset import Dataset
 from tunewright.errors import ConfigError, RunError
+from tunewright.examples import Text
 from tunewright.generate import How, stop_ids
-from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.methods import sft
+from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.models import Facts
 from tunewright.rendering import Rendered, Template
 from tunewright.runs import Run
@@ -48,7 +64,12 @@ class Session:
 
     @functools.cached_property
     def facts(self) -> Facts:
-        self.talk.say(f"model {self.config.model}: reading its facts, probing its layout")
+        once = (
+            " (a GGUF is converted once, some 20 s)"
+            if self.config.model == models.EMBEDDED or self.config.model.endswith(".gguf")
+            else ""
+        )
+        self.talk.say(f"model {self.config.model}: reading its facts, probing its layout{once}")
         return models.facts(self.config.model)
 
     @functools.cached_property
@@ -72,10 +93,14 @@ class Session:
         limit, _ = planning.max_length(self.config, self.facts, self.machine, self.data.task.kind)
         found, dropped = {}, []
         for side in ("train", "dev", "test"):
-            found[side], left_out = rendering.render_rows(self.template, self.data.examples, self.data.side(side), limit, self.config.data.too_long == "drop")
+            found[side], left_out = rendering.render_rows(
+                self.template, self.data.examples, self.data.side(side), limit, self.config.data.too_long == "drop"
+            )
             dropped += left_out
         if dropped:
-            self.talk.warn(f"{len(dropped)} rows are over {limit} tokens and left out, as data.too_long=drop asks: {', '.join(self.data.examples[i].where for i in dropped[:5])}")
+            self.talk.warn(
+                f"{len(dropped)} rows are over {limit} tokens and left out, as data.too_long=drop asks: {', '.join(self.data.examples[i].where for i in dropped[:5])}"
+            )
             self.run.event("rows_left_out", rows=dropped, limit=limit)
         return found
 
@@ -87,7 +112,12 @@ class Session:
     def hashes(self) -> dict[str, str]:
         """What the weights of a run depend on: checked at every stage and in every checkpoint."""
         fixed = self.plan.model_dump_json(exclude={"estimate", "reasons"})
-        return {"data": self.data.sha256, "model": self.facts.sha256, "template": self.template.sha256, "plan": hashlib.sha256(fixed.encode()).hexdigest()}
+        return {
+            "data": self.data.sha256,
+            "model": self.facts.sha256,
+            "template": self.template.sha256,
+            "plan": hashlib.sha256(fixed.encode()).hexdigest(),
+        }
 
     def loaded(self) -> Any:
         """The model in the plan's dtype with a fresh adapter, on the machine's device."""
@@ -125,7 +155,10 @@ def advance(session: Session, until: str) -> None:
 def check(session: Session) -> None:
     data, talk = session.data, session.talk
     counts = data.audit_json()["sides"]
-    talk.say(f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.form}, task {data.task.kind} ({data.task.reason}); " + ", ".join(f"{counts.get(s, 0)} {s}" for s in ("train", "dev", "test")))
+    talk.say(
+        f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.form}, task {data.task.kind} ({data.task.reason}); "
+        + ", ".join(f"{counts.get(s, 0)} {s}" for s in ("train", "dev", "test"))
+    )
     for finding in data.audit.findings:
         (talk.warn if finding.level == "warning" else talk.say)(f"  {finding.level} {finding.code}: {finding.message}")
     runs.write_json(session.run.audit, data.audit_json())
@@ -135,7 +168,9 @@ def check(session: Session) -> None:
 def plan(session: Session) -> None:
     """Resolve every auto, calibrate, write the receipt and the plan (last, because it says that this stage is whole)."""
     rendered = session.rendered
-    made = planning.make(session.config, session.facts, planning.Sizes.of(rendered["train"]), session.machine, session.data.task.kind)
+    made = planning.make(
+        session.config, session.facts, planning.Sizes.of(rendered["train"]), session.machine, session.data.task.kind
+    )
     session.plan = made
     model = session.loaded()
     speed, count = loop.calibrate(model, sft, rendered["train"], made)
@@ -143,9 +178,14 @@ def plan(session: Session) -> None:
     judged = len(session.data.judged(session.config.prove.max_rows))
     found = statistics.detectable(judged)
     say = session.talk.say
-    say(f"plan: {made.steps} steps of {made.batch} rows ({made.epochs:g} epochs), rate {made.lr:g}, {made.dtype}, {made.layout}, {made.adapter.kind}" + (f" rank {made.adapter.rank}" if made.adapter.kind != "none" else ""))
+    say(
+        f"plan: {made.steps} steps of {made.batch} rows ({made.epochs:g} epochs), rate {made.lr:g}, {made.dtype}, {made.layout}, {made.adapter.kind}"
+        + (f" rank {made.adapter.rank}" if made.adapter.kind != "none" else "")
+    )
     assert session.plan.estimate is not None
-    say(f"      about {session.plan.estimate.train_seconds:.0f} s of training at {speed:.0f} tokens/s, {session.plan.estimate.peak_gb:.1f} GB")
+    say(
+        f"      about {session.plan.estimate.train_seconds:.0f} s of training at {speed:.0f} tokens/s, {session.plan.estimate.peak_gb:.1f} GB"
+    )
     say(f"      {judged} test rows can show differences of about {100 * found:.0f} points, if the arms disagree on 30 % of them")
     runs.write_json(session.run.receipt, _receipt(session))
     runs.write_json(session.run.plan, session.plan.model_dump())
@@ -173,7 +213,9 @@ def train(session: Session) -> None:
     runs.write_json(run.training, {**asdict(result), "peak_gb": round(machine.peak_gb(), 2), "trained": count, "total": total})
     early = f", stopped early after step {result.steps}" if result.stopped_early else ""
     if result.best_dev_loss is not None:
-        session.talk.say(f"trained: dev loss {result.first_dev_loss:.3f} -> {result.best_dev_loss:.3f} (step {result.best_step}){early}, {result.seconds:.0f} s")
+        session.talk.say(
+            f"trained: dev loss {result.first_dev_loss:.3f} -> {result.best_dev_loss:.3f} (step {result.best_step}){early}, {result.seconds:.0f} s"
+        )
 
 
 def prove(session: Session) -> None:
@@ -184,7 +226,7 @@ def prove(session: Session) -> None:
     rows = data.judged(config.prove.max_rows)
     chosen = [data.examples[i] for i in rows]
     how = decoding(session, model)
-    train_rows = [e for i in data.side("train") if not isinstance(e := data.examples[i], rendering.Text)]
+    train_rows = [e for i in data.side("train") if not isinstance(e := data.examples[i], Text)]
     found: dict[str, dict[str, Any]] = {}
     run.event("test_read", rows=len(rows))
     base = None
@@ -195,14 +237,25 @@ def prove(session: Session) -> None:
             speaker = base = base or models.load(session.facts.path, models.torch_dtype(plan.dtype)).to(session.machine.device)
         begun = time.monotonic()
         with session.talk.bar(system.name.replace("_", " "), len(chosen)) as note:
-            scores = evaluate.judge(speaker, system, chosen, task, session.template, how, plan.capacity, lambda n, note=note: note(n, "rows"))
+            scores = evaluate.judge(
+                speaker, system, chosen, task, session.template, how, plan.capacity, functools.partial(note, words="rows")
+            )
         runs.write_lines(file, [{"row": i, **s} for i, s in zip(rows, scores, strict=True)])
-        found[system.name] = {"description": system.description, "scores": [s["score"] for s in scores], "summary": evaluate.summary(task, scores), "seconds": round(time.monotonic() - begun, 1), "prompt_tokens": round(sum(s.get("prompt_tokens", 0) for s in scores) / len(scores), 1)}
+        found[system.name] = {
+            "description": system.description,
+            "scores": [s["score"] for s in scores],
+            "summary": evaluate.summary(task, scores),
+            "seconds": round(time.monotonic() - begun, 1),
+            "prompt_tokens": round(sum(s.get("prompt_tokens", 0) for s in scores) / len(scores), 1),
+        }
     reads = sum(e["event"] == "test_read" for e in runs.read_lines(run.events))
     verdict = decide(found, task.metric, [data.cluster[i] for i in rows], config.prove.margin, config.prove.alpha)
     runs.write_json(run.verdict, {**verdict, "task": task.kind, "max_new_tokens": how.max_new_tokens, "test_reads": reads})
     say = session.talk.say
-    say(f"{verdict['verdict']}: {task.metric} tuned {verdict['tuned']:.3f}, {verdict['comparator']['name']} {verdict['comparator']['score']:.3f}, difference {verdict['difference']:+.3f} [{verdict['interval'][0]:+.3f}, {verdict['interval'][1]:+.3f}] on {verdict['n']} rows", "bold")
+    say(
+        f"{verdict['verdict']}: {task.metric} tuned {verdict['tuned']:.3f}, {verdict['comparator']['name']} {verdict['comparator']['score']:.3f}, difference {verdict['difference']:+.3f} [{verdict['interval'][0]:+.3f}, {verdict['interval'][1]:+.3f}] on {verdict['n']} rows",
+        "bold",
+    )
 
 
 def decide(arms: dict[str, dict[str, Any]], metric: str, clusters: list[int], margin: float, alpha: float) -> dict[str, Any]:
@@ -211,14 +264,22 @@ def decide(arms: dict[str, dict[str, Any]], metric: str, clusters: list[int], ma
     bound = 1.0 if higher else 16.0
     means = {name: sum(arm["scores"]) / len(arm["scores"]) for name, arm in arms.items()}
     other = (max if higher else min)((n for n in arms if n != "tuned"), key=means.__getitem__)
-    compared = statistics.compare(arms["tuned"]["scores"], arms[other]["scores"], clusters, margin=margin, alpha=alpha, higher_is_better=higher, bound=bound)
+    compared = statistics.compare(
+        arms["tuned"]["scores"], arms[other]["scores"], clusters, margin=margin, alpha=alpha, higher_is_better=higher, bound=bound
+    )
     shown = {}
     for name, arm in arms.items():
         interval = statistics.mean_interval(arm["scores"], clusters, alpha, bound)
         shown[name] = {"score": means[name], "interval": list(interval), **{k: v for k, v in arm.items() if k != "scores"}}
     facts = compared.to_json()
     facts["n"] = facts.pop("rows")
-    return {"metric": metric, "tuned": means["tuned"], "comparator": {"name": other, "score": means[other]}, "arms": shown, **facts}
+    return {
+        "metric": metric,
+        "tuned": means["tuned"],
+        "comparator": {"name": other, "score": means[other]},
+        "arms": shown,
+        **facts,
+    }
 
 
 def decoding(session: Session, model: Any) -> How:
@@ -232,7 +293,13 @@ def decoding(session: Session, model: Any) -> How:
         longest = max(r.supervised for r in session.rendered["train"])
         limit = min(512, longest + longest // 4 + 8)
     facts = session.facts
-    return How(limit, stop_ids(model, session.template.eos), session.config.prove.batch, facts.packable, facts.window)
+    return How(
+        limit,
+        stop_ids(model, session.template.eos),
+        planning.judged_together(session.config, facts, session.plan, session.machine, limit),
+        facts.packable,
+        facts.window,
+    )
 
 
 def leave(session: Session) -> None:
@@ -242,11 +309,15 @@ def leave(session: Session) -> None:
     if data.task.kind == "text":
         canaries = [list(next(r.ids for r in session.rendered["test"] if r.row == i))[:128] for i in rows]
     else:
-        canaries = [rendering.for_generation(session.template, e.prompt) for i in rows if not isinstance(e := data.examples[i], rendering.Text)]
+        canaries = [
+            rendering.for_generation(session.template, e.prompt) for i in rows if not isinstance(e := data.examples[i], Text)
+        ]
     session.talk.say("export: writing, reloading in a fresh process, comparing")
     stop = stop_ids(session.loaded(), session.template.eos)
     for done in export.export(session.run, session.config, session.plan, session.facts, session.template, canaries, stop):
-        session.talk.say(f"  {done.kind}: largest logit difference {done.largest_difference:.1e}, {done.same_texts} of {done.canaries} greedy texts equal; {done.path}")
+        session.talk.say(
+            f"  {done.kind}: largest logit difference {done.largest_difference:.1e}, {done.same_texts} of {done.canaries} greedy texts equal; {done.path}"
+        )
     card.write(session.run)
 
 
@@ -271,7 +342,12 @@ def _same_ground(session: Session) -> None:
     changed = [k for k in now if now[k] != before.get(k)]
     if changed:
         detail = "; ".join(f"{k} was {before.get(k, '')[:12]}, is {now[k][:12]}" for k in changed)
-        raise RunError("RESUME_MISMATCH", f"the run began on other ground: {detail}.", where=str(session.run.path), mend="put it back as it was, or start a new run.")
+        raise RunError(
+            "RESUME_MISMATCH",
+            f"the run began on other ground: {detail}.",
+            where=str(session.run.path),
+            mend="put it back as it was, or start a new run.",
+        )
 
 
 def _receipt(session: Session) -> dict[str, Any]:
@@ -283,7 +359,11 @@ def _receipt(session: Session) -> dict[str, Any]:
     return {
         "command": session.command,
         "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
-        "hashes": {**session.hashes, "code": code.hexdigest(), "config": hashlib.sha256(session.run.config.read_bytes()).hexdigest()},
+        "hashes": {
+            **session.hashes,
+            "code": code.hexdigest(),
+            "config": hashlib.sha256(session.run.config.read_bytes()).hexdigest(),
+        },
         "model": facts.to_json(),
         "template": {"kwargs": session.template.kwargs, "note": session.template.reason},
         "machine": session.machine.to_json(),

@@ -12,14 +12,25 @@ _INK, _SOFT, _ACCENT, _OTHER = "#101112", "#808182", "#1f6f54", "#b4632a"
 _VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _ACCENT: "var(--accent)", _OTHER: "var(--other)"}
 
 
-def losses(steps: Sequence[int], values: Sequence[float], dev_steps: Sequence[int], dev_values: Sequence[float], best: int | None) -> str:
+def losses(
+    steps: Sequence[int], values: Sequence[float], dev_steps: Sequence[int], dev_values: Sequence[float], best: int | None
+) -> str:
     """Training loss by step, dev loss where it was measured, and the step whose weights were kept."""
     figure, axes = _figure(6.4, 2.9)
     axes.plot(steps, values, color=_SOFT, linewidth=1, label="training, each step")
     if dev_values:
         axes.plot(dev_steps, dev_values, color=_ACCENT, linewidth=2, marker="o", markersize=4, label="dev")
     if best is not None and best in dev_steps:
-        axes.plot([best], [dev_values[dev_steps.index(best)]], marker="o", markersize=10, markerfacecolor="none", markeredgecolor=_OTHER, linestyle="none", label=f"kept (step {best})")
+        axes.plot(
+            [best],
+            [dev_values[dev_steps.index(best)]],
+            marker="o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor=_OTHER,
+            linestyle="none",
+            label=f"kept (step {best})",
+        )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("nats a supervised token")
     axes.set_ylim(bottom=0)
@@ -27,7 +38,9 @@ def losses(steps: Sequence[int], values: Sequence[float], dev_steps: Sequence[in
     return _svg(figure, "Loss by step")
 
 
-def arms(names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]], label: str, bounded: bool) -> str:
+def arms(
+    names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]], label: str, bounded: bool
+) -> str:
     """One line an arm: score and interval."""
     figure, axes = _figure(6.4, 0.6 + 0.45 * len(names))
     for i, (score, (low, high)) in enumerate(zip(scores, intervals, strict=True)):
@@ -52,8 +65,18 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib import pyplot as plt
 
     style = {
-        "svg.fonttype": "none", "svg.hashsalt": "tunewright", "font.family": "sans-serif", "font.size": 10, "text.color": _INK, "axes.labelcolor": _INK,
-        "axes.edgecolor": _SOFT, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "tunewright",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _SOFT,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
     }
     with matplotlib.rc_context(style):
         figure, axes = plt.subplots(figsize=(width, height))
@@ -66,7 +89,9 @@ def _svg(figure: Any, title: str) -> str:
 
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tunewright"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :]

@@ -69,15 +69,32 @@ def load_template(folder: Path, chat_template: str | None = None) -> Template:
     from transformers import AutoTokenizer
 
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise ModelError("MODEL_FILE_MISSING", "no tokenizer.json or tokenizer_config.json.", where=str(folder), mend="copy the tokenizer files beside the weights.")
+        raise ModelError(
+            "MODEL_FILE_MISSING",
+            "no tokenizer.json or tokenizer_config.json.",
+            where=str(folder),
+            mend="copy the tokenizer files beside the weights.",
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError("MODEL_CORRUPT", f"the tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(folder)) from None
+        raise ModelError(
+            "MODEL_CORRUPT", f"the tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(folder)
+        ) from None
     if not tokenizer.is_fast:
-        raise ModelError("MODEL_UNSUPPORTED", "the tokenizer has no tokenizer.json form.", where=str(folder), mend="convert it with transformers and save it again.")
+        raise ModelError(
+            "MODEL_UNSUPPORTED",
+            "the tokenizer has no tokenizer.json form.",
+            where=str(folder),
+            mend="convert it with transformers and save it again.",
+        )
     if tokenizer.eos_token_id is None:
-        raise ModelError("TOKENIZER_NO_EOS", "the tokenizer has no end-of-sequence token.", where=str(folder), mend='set "eos_token" in tokenizer_config.json.')
+        raise ModelError(
+            "TOKENIZER_NO_EOS",
+            "the tokenizer has no end-of-sequence token.",
+            where=str(folder),
+            mend='set "eos_token" in tokenizer_config.json.',
+        )
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
@@ -90,7 +107,11 @@ def _choose_kwargs(tokenizer: Any) -> Template:
     template = Template(tokenizer)
     if _prefix_holds(template, probe):
         return template
-    calm = Template(tokenizer, {"enable_thinking": False}, "the served prompt opens a thought that the rows lack; rendered with enable_thinking=False")
+    calm = Template(
+        tokenizer,
+        {"enable_thinking": False},
+        "the served prompt opens a thought that the rows lack; rendered with enable_thinking=False",
+    )
     return calm if _prefix_holds(calm, probe) else template
 
 
@@ -119,7 +140,9 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
             weights[start:end] = [1.0] * (end - start)
     if one:
         return [_rendered(template, whole, weights, row, example)]
-    return [_rendered(template, ids, [float(start <= t < end) for t in range(len(ids))], row, example) for ids, start, end in spans]
+    return [
+        _rendered(template, ids, [float(start <= t < end) for t in range(len(ids))], row, example) for ids, start, end in spans
+    ]
 
 
 def for_generation(template: Template, messages: Sequence[Message]) -> list[int]:
@@ -142,8 +165,13 @@ def decode(template: Template, ids: Sequence[int]) -> str:
 
 def _rendered(template: Template, ids: list[int], weights: list[float], row: int, example: Chat) -> Rendered:
     if template.bos is not None and ids[:2] == [template.bos] * 2:
-        raise ModelError("TOKENIZER_DOUBLE_BOS", "the sequence begins with two BOS tokens.", where=example.where, mend="remove the BOS from the chat template.")
-    assert weights[0] == 0 and any(weights), "a chat's first token is part of its prompt, and its answer is supervised"
+        raise ModelError(
+            "TOKENIZER_DOUBLE_BOS",
+            "the sequence begins with two BOS tokens.",
+            where=example.where,
+            mend="remove the BOS from the chat template.",
+        )
+    assert any(weights[1:]), "an answer is never empty, so something is supervised"
     return Rendered(tuple(ids), tuple(weights), row, len(example.target.encode()))
 
 
@@ -153,7 +181,16 @@ def _turn(template: Template, example: Chat, k: int) -> tuple[list[int], int, in
     full, full_pieces = _guarded(template, example.messages[: k + 1], False)
     if not full.startswith(prompt):
         at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
-        raise DataError([Problem("TEMPLATE_NOT_PREFIX", f"turn {k}: the template serves `...{prompt[max(0, at - 20):][:50]!r}` but a finished turn reads `...{full[max(0, at - 20):][:50]!r}`.", example.where, "use a template whose generation prompt begins the answer (template=FILE).")])
+        raise DataError(
+            [
+                Problem(
+                    "TEMPLATE_NOT_PREFIX",
+                    f"turn {k}: the template serves `...{prompt[max(0, at - 20) :][:50]!r}` but a finished turn reads `...{full[max(0, at - 20) :][:50]!r}`.",
+                    example.where,
+                    "use a template whose generation prompt begins the answer (template=FILE).",
+                )
+            ]
+        )
     _check_content(example, k, full, full[len(prompt) :])
     prompt_ids, ids = _ids(template, prompt, pieces), _ids(template, full, full_pieces)
     if ids[: len(prompt_ids)] != prompt_ids:
@@ -179,10 +216,28 @@ def _check_content(example: Chat, k: int, full: str, tail: str) -> None:
     plain = full.replace(_mark(example.messages), "")
     for i, message in enumerate(example.messages[: k + 1]):
         if message.role != "assistant" and message.content.strip() not in plain:
-            raise DataError([Problem("TEMPLATE_LOSES_CONTENT", f"the chat template drops or changes messages[{i}] ({message.role}).", example.where, "put that text into the first user message, or use another template.")])
+            raise DataError(
+                [
+                    Problem(
+                        "TEMPLATE_LOSES_CONTENT",
+                        f"the chat template drops or changes messages[{i}] ({message.role}).",
+                        example.where,
+                        "put that text into the first user message, or use another template.",
+                    )
+                ]
+            )
     answer = example.messages[k].content.split("</think>")[-1].strip()
     if answer not in tail.replace(_mark(example.messages), ""):
-        raise DataError([Problem("TEMPLATE_LOSES_CONTENT", f"the chat template changes messages[{k}] (assistant).", example.where, "use another template.")])
+        raise DataError(
+            [
+                Problem(
+                    "TEMPLATE_LOSES_CONTENT",
+                    f"the chat template changes messages[{k}] (assistant).",
+                    example.where,
+                    "use another template.",
+                )
+            ]
+        )
 
 
 def _string(template: Template, messages: Sequence[Message], open_turn: bool) -> str:
@@ -191,11 +246,17 @@ def _string(template: Template, messages: Sequence[Message], open_turn: bool) ->
 
     listed = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        return str(template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs))
+        return str(
+            template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
+        )
     except SecurityError as error:
         raise ModelError("TEMPLATE_UNSAFE", f"the chat template is refused by the sandbox: {error}.") from None
     except (TemplateError, TypeError, ValueError) as error:
-        raise ModelError("TEMPLATE_LOSES_CONTENT", f"the chat template refuses this conversation: {str(error).splitlines()[0]}", mend="check the roles and their order against the template.") from None
+        raise ModelError(
+            "TEMPLATE_LOSES_CONTENT",
+            f"the chat template refuses this conversation: {str(error).splitlines()[0]}",
+            mend="check the roles and their order against the template.",
+        ) from None
 
 
 def _mark(messages: Sequence[Message]) -> str:
@@ -226,13 +287,24 @@ def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
     if len(pieces) > 1:
         back = template.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if back != text:
-            raise DataError([Problem("DATA_SPECIAL_TOKEN_TEXT", "a message spells a special token, and this tokenizer cannot write it as plain text.", "", "remove it from the message.")])
+            raise DataError(
+                [
+                    Problem(
+                        "DATA_SPECIAL_TOKEN_TEXT",
+                        "a message spells a special token, and this tokenizer cannot write it as plain text.",
+                        "",
+                        "remove it from the message.",
+                    )
+                ]
+            )
     return ids
 
 
 def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[Rendered]:
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
-    pattern = re.compile("|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True)) or "(?!)")
+    pattern = re.compile(
+        "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True)) or "(?!)"
+    )
     pieces = pattern.split(example.text) if any(s in example.text for s in special) else [example.text]
     body = _ids(template, example.text, pieces)
     start = template.tokenizer("", add_special_tokens=True)["input_ids"][:1]
@@ -242,15 +314,23 @@ def _text(template: Template, example: Text, row: int, max_length: int | None) -
     starts = range(0, max(1, len(ids) - 1), max(1, size - 1))
     parts = [ids[s : s + size] for s in starts]
     share = len(example.text.encode())
-    return [Rendered(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row, share if i == 0 else 0) for i, p in enumerate(parts) if len(p) > 1]
+    return [
+        Rendered(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row, share if i == 0 else 0) for i, p in enumerate(parts) if len(p) > 1
+    ]
 
 
 def _need_template(template: Template) -> None:
     if not template.tokenizer.chat_template:
-        raise ModelError("TEMPLATE_MISSING", "the model has no chat template, and the rows are chats.", mend="choose an instruct model, or name a Jinja file: template=FILE.")
+        raise ModelError(
+            "TEMPLATE_MISSING",
+            "the model has no chat template, and the rows are chats.",
+            mend="choose an instruct model, or name a Jinja file: template=FILE.",
+        )
 
 
-def render_rows(template: Template, examples: Sequence[Example], rows: Sequence[int], limit: int, drop_long: bool) -> tuple[list[Rendered], list[int]]:
+def render_rows(
+    template: Template, examples: Sequence[Example], rows: Sequence[int], limit: int, drop_long: bool
+) -> tuple[list[Rendered], list[int]]:
     """(sequences of the rows, rows left out as too long). Raises DataError with every problem of every row at once."""
     problems: list[Problem] = []
     found: list[Rendered] = []
@@ -267,7 +347,14 @@ def render_rows(template: Template, examples: Sequence[Example], rows: Sequence[
         elif drop_long:
             dropped.append(i)
         else:
-            problems.append(Problem("DATA_TOO_LONG", f"{longest} tokens; the limit is {limit}.", examples[i].where, "shorten it, raise train.max_length, or say data.too_long=drop."))
+            problems.append(
+                Problem(
+                    "DATA_TOO_LONG",
+                    f"{longest} tokens; the limit is {limit}.",
+                    examples[i].where,
+                    "shorten it, raise train.max_length, or say data.too_long=drop.",
+                )
+            )
     if problems:
         raise DataError(problems)
     return found, dropped

@@ -12,8 +12,16 @@ from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.runs import Run, read_json, read_lines, write_atomic
 
 NAMES = {
-    "accuracy": "accuracy", "exact_match": "exact match", "field_f1": "field F1 (mean over rows)", "chrf": "chrF (mean over rows)", "bits_per_byte": "bits per byte (lower is better)",
-    "field_micro_f1": "field micro-F1", "valid_json": "valid JSON", "cut_answers": "answers cut at the limit", "corpus_chrf": "chrF (corpus)", "corpus_bits_per_byte": "bits per byte (corpus)",
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "field_f1": "field F1 (mean over rows)",
+    "chrf": "chrF (mean over rows)",
+    "bits_per_byte": "bits per byte (lower is better)",
+    "field_micro_f1": "field micro-F1",
+    "valid_json": "valid JSON",
+    "cut_answers": "answers cut at the limit",
+    "corpus_chrf": "chrF (corpus)",
+    "corpus_bits_per_byte": "bits per byte (corpus)",
 }
 WORDS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
 CSS = """
@@ -32,7 +40,7 @@ h3{font-size:1rem;margin:1.4rem 0 .3rem}p{margin:.5rem 0;max-width:46rem}
 figure{margin:1rem 0;overflow-x:auto}svg{width:100%;max-width:46rem;height:auto;display:block}
 .scroll{overflow-x:auto;margin:.7rem 0}table{border-collapse:collapse;width:100%;font-size:.92rem}
 th{text-align:left;color:var(--soft);font-weight:600}th,td{padding:.42rem .8rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.why{color:var(--soft);min-width:16rem}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}th{vertical-align:bottom}td.why{color:var(--soft);min-width:16rem}
 code,pre,.text{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.84rem}
 pre{background:var(--panel);padding:.8rem 1rem;border-radius:.6rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}
 .row{background:var(--panel);border-radius:.6rem;padding:.8rem 1rem;margin:.7rem 0;break-inside:avoid}
@@ -86,8 +94,17 @@ def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, 
         "CANNOT TELL": f"{v['n']} held-out rows do not decide between the tuned model and the best untrained arm ({other}). About {v['rows_needed']} rows would.",
     }[v["verdict"]]
     low, high = v["interval"]
-    small = f" The lower end of the interval lies under the margin of {v['margin']:g} that you called useful." if v["verdict"] == "BETTER" and low < v["margin"] else ""
-    tiles = [(f"{v['tuned']:.3f}", f"tuned, {metric}"), (f"{v['comparator']['score']:.3f}", f"{other}"), (f"{v['difference']:+.3f}", f"{confidence} interval {low:+.3f} to {high:+.3f}"), (f"{plan['rows']}", f"training sequences, {plan['steps']} steps planned")]
+    small = (
+        f" The lower end of the interval lies under the margin of {v['margin']:g} that you called useful."
+        if v["verdict"] == "BETTER" and low < v["margin"]
+        else ""
+    )
+    tiles = [
+        (f"{v['tuned']:.3f}", f"tuned, {metric}"),
+        (f"{v['comparator']['score']:.3f}", f"{other}"),
+        (f"{v['difference']:+.3f}", f"{confidence} interval {low:+.3f} to {high:+.3f}"),
+        (f"{plan['rows']}", f"training sequences, {plan['steps']} steps planned"),
+    ]
     return (
         f'<h1>tunewright run {_e(run.name)} · {_e(receipt["model"]["name"])}</h1><p class="verdict {WORDS[v["verdict"]]}">{_e(v["verdict"])}</p><p class="lead">{_e(sentence + small)}</p>'
         f'<div class="tiles">{"".join(f"<div class=tile><b>{_e(a)}</b><span>{_e(b)}</span></div>" for a, b in tiles)}</div>'
@@ -98,10 +115,33 @@ def _arms(v: dict[str, Any]) -> str:
     names = list(v["arms"])
     data = [v["arms"][n] for n in names]
     bounded = HIGHER_IS_BETTER[v["metric"]]
-    chart = plots.arms(names[::-1], [d["score"] for d in data[::-1]], [(d["interval"][0], d["interval"][1]) for d in data[::-1]], NAMES[v["metric"]], bounded)
+    chart = plots.arms(
+        names[::-1],
+        [d["score"] for d in data[::-1]],
+        [(d["interval"][0], d["interval"][1]) for d in data[::-1]],
+        NAMES[v["metric"]],
+        bounded,
+    )
     extra = sorted({k for d in data for k in d["summary"]})
-    rows = [[n.replace("_", " "), f"{d['score']:.4f}", f"{d['interval'][0]:.4f} to {d['interval'][1]:.4f}", *[f"{d['summary'][k]:.4f}" if k in d["summary"] else "" for k in extra], f"{d['prompt_tokens']:.0f}" if d["prompt_tokens"] else "", f"{d['seconds']:.0f}"] for n, d in zip(names, data, strict=True)]
-    head = ["arm", NAMES[v["metric"]], f"{100 * (1 - v['alpha']):.0f} % interval", *[NAMES.get(k, k) for k in extra], "prompt tokens", "seconds"]
+    rows = [
+        [
+            n.replace("_", " "),
+            f"{d['score']:.4f}",
+            f"{d['interval'][0]:.4f} to {d['interval'][1]:.4f}",
+            *[f"{d['summary'][k]:.4f}" if k in d["summary"] else "" for k in extra],
+            f"{d['prompt_tokens']:.0f}" if d["prompt_tokens"] else "",
+            f"{d['seconds']:.0f}",
+        ]
+        for n, d in zip(names, data, strict=True)
+    ]
+    head = [
+        "arm",
+        NAMES[v["metric"]],
+        f"{100 * (1 - v['alpha']):.0f} % interval",
+        *[NAMES.get(k, k) for k in extra],
+        "prompt tokens",
+        "seconds",
+    ]
     told = "".join(f"<li><b>{_e(n.replace('_', ' '))}</b>: {_e(d['description'])}</li>" for n, d in zip(names, data, strict=True))
     return f"<h2>The arms</h2><p>All arms answer the same rows with the same base weights, the same decoding (greedy, at most {v['max_new_tokens']} new tokens) and the same parser.</p><figure>{chart}</figure>{_table(head, rows, range(1, len(head)))}<ul>{told}</ul>"
 
@@ -117,7 +157,13 @@ def _rows(run: Run, v: dict[str, Any]) -> str:
     def show(i: int) -> str:
         a, b = tuned[i], other[i]
         asked = next((m["content"] for m in reversed(a["messages"]) if m["role"] == "user"), "")
-        pairs = [("row", a["where"].rsplit("/", 1)[-1]), ("asked", asked), ("wanted", a["target"]), (v["comparator"]["name"].replace("_", " "), f"{b['answer']}  [{b['score']:.3f}]"), ("tuned", f"{a['answer']}  [{a['score']:.3f}]")]
+        pairs = [
+            ("row", a["where"].rsplit("/", 1)[-1]),
+            ("asked", asked),
+            ("wanted", a["target"]),
+            (v["comparator"]["name"].replace("_", " "), f"{b['answer']}  [{b['score']:.3f}]"),
+            ("tuned", f"{a['answer']}  [{a['score']:.3f}]"),
+        ]
         return f'<div class="row"><dl>{"".join(f"<dt>{_e(k)}</dt><dd class=text>{_e(str(t)[:1500])}</dd>" for k, t in pairs if t)}</dl></div>'
 
     lost = sum(d < 0 for d, _ in change)
@@ -134,9 +180,19 @@ def _training(run: Run, plan: dict[str, Any]) -> str:
     steps = [x for x in lines if "loss" in x]
     dev = [x for x in lines if "dev_loss" in x]
     done = read_json(run.training)
-    chart = plots.losses([x["step"] for x in steps], [x["loss"] for x in steps], [x["step"] for x in dev], [x["dev_loss"] for x in dev], done["best_step"])
+    chart = plots.losses(
+        [x["step"] for x in steps],
+        [x["loss"] for x in steps],
+        [x["step"] for x in dev],
+        [x["dev_loss"] for x in dev],
+        done["best_step"],
+    )
     early = "; stopped early, because the dev loss no longer fell" if done["stopped_early"] else ""
-    guess = f" The plan had foreseen {plan['estimate']['train_seconds']:.0f} s and {plan['estimate']['peak_gb']:.1f} GB." if plan["estimate"] else ""
+    guess = (
+        f" The plan had foreseen {plan['estimate']['train_seconds']:.0f} s and {plan['estimate']['peak_gb']:.1f} GB."
+        if plan["estimate"]
+        else ""
+    )
     kept = f" The weights of step {done['best_step']} were kept (lowest dev loss)." if done["best_step"] is not None else ""
     return f"<h2>Training</h2><figure>{chart}</figure><p>{done['steps']} steps in {done['seconds']:.0f} s ({done['tokens']} tokens){early}.{kept}{_e(guess)} Memory peak {done['peak_gb']:.1f} GB; {done['trained']:,} of {done['total']:,} weights were trained.</p>"
 
@@ -145,22 +201,40 @@ def _audit(a: dict[str, Any]) -> str:
     c = a["characters"]
     text = f"<h2>The data</h2><p>{a['rows']} rows, read as <b>{_e(a['form'])}</b>; task: {_e(a['task']['kind'])} ({_e(a['task']['reason'])}). Characters a row: median {c['median']:.0f}, 95 % under {c['p95']:.0f}, longest {c['max']:.0f}. Sides: {', '.join(f'{n} {s}' for s, n in a['sides'].items())}.</p>"
     if a["findings"]:
-        rows = "".join(f'<tr><td class="{f["level"]}">{_e(f["level"])}</td><td><code>{_e(f["code"])}</code></td><td>{_e(f["message"])}<br><span class="soft">{_e(", ".join(w.rsplit("/", 1)[-1] for w in f["where"][:6]))}{" ..." if len(f["rows"]) > 6 else ""}</span></td></tr>' for f in a["findings"])
+        rows = "".join(
+            f'<tr><td class="{f["level"]}">{_e(f["level"])}</td><td><code>{_e(f["code"])}</code></td><td>{_e(f["message"])}<br><span class="soft">{_e(", ".join(w.rsplit("/", 1)[-1] for w in f["where"][:6]))}{" ..." if len(f["rows"]) > 6 else ""}</span></td></tr>'
+            for f in a["findings"]
+        )
         text += f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
     else:
         text += "<p>The audit flagged nothing. That is what was found, not a promise that the data is clean.</p>"
     if a["labels"]:
         text += _table(["label", "rows"], list(a["labels"].items())[:30], [1])
     if a["unused"]:
-        text += f'<p class="soft">Fields that nothing reads: {_e(", ".join(f"{k} ({n} rows)" for k, n in a["unused"].items()))}.</p>'
+        text += (
+            f'<p class="soft">Fields that nothing reads: {_e(", ".join(f"{k} ({n} rows)" for k, n in a["unused"].items()))}.</p>'
+        )
     return text
 
 
 def _exports(run: Run) -> str:
     if not run.export.exists():
         return "<h2>Exports</h2><p>Not exported yet.</p>"
-    rows = [[x["kind"], x["dtype"], f"{x['largest_difference']:.1e}", f"{x['same_texts']} of {x['canaries']}", x["loaded_with"], x["path"]] for x in read_json(run.export)]
-    return "<h2>Exports, reloaded and compared</h2><p>Each was loaded in a fresh process and asked held-out prompts in float32; the difference is to the model as it was trained.</p>" + _table(["export", "stored as", "largest logit difference", "equal greedy texts", "loaded with", "folder"], rows, [2, 3])
+    rows = [
+        [
+            x["kind"],
+            x["dtype"],
+            f"{x['largest_difference']:.1e}",
+            f"{x['same_texts']} of {x['canaries']}",
+            x["loaded_with"],
+            x["path"],
+        ]
+        for x in read_json(run.export)
+    ]
+    return (
+        "<h2>Exports, reloaded and compared</h2><p>Each was loaded in a fresh process and asked held-out prompts in float32; the difference is to the model as it was trained.</p>"
+        + _table(["export", "stored as", "largest logit difference", "equal greedy texts", "loaded with", "folder"], rows, [2, 3])
+    )
 
 
 def _plan(plan: dict[str, Any]) -> str:
@@ -169,12 +243,28 @@ def _plan(plan: dict[str, Any]) -> str:
     rows = [[k, json.dumps(v) if isinstance(v, dict) else v, why.get(k, "")] for k, v in plan.items() if k not in skip]
     rows += [[f"adapter.{k}", json.dumps(v) if isinstance(v, list) else v, ""] for k, v in plan["adapter"].items()]
     if plan["estimate"]:
-        rows.append(["estimate", f"{plan['estimate']['train_seconds']:.0f} s, {plan['estimate']['peak_gb']:.1f} GB", plan["estimate"]["reason"]])
-    return "<h2>The plan</h2><p>Fixed before training; nothing was changed afterwards.</p>" + _table(["number", "value", "reason"], rows, [1], 2)
+        rows.append(
+            [
+                "estimate",
+                f"{plan['estimate']['train_seconds']:.0f} s, {plan['estimate']['peak_gb']:.1f} GB",
+                plan["estimate"]["reason"],
+            ]
+        )
+    return "<h2>The plan</h2><p>Fixed before training; nothing was changed afterwards.</p>" + _table(
+        ["number", "value", "reason"], rows, [1], 2
+    )
 
 
 def _protocol(run: Run, v: dict[str, Any], receipt: dict[str, Any]) -> str:
     p = "less than 0.0001" if v["p_value"] < 1e-4 else f"{v['p_value']:.4f}"
     told = f"The comparator is the untrained arm with the best score on the same test rows, which favours it. Test: {_e(v['test'])}, two-sided p {p}; {v['clusters']} independent groups in {v['n']} rows; {v['only_tuned']} rows only the tuned model got better, {v['only_other']} only the comparator. Margin {v['margin']:g}, alpha {v['alpha']:g}. The test rows of this run have been read {v['test_reads']} time(s)."
-    facts = [*receipt["versions"].items(), *((f"sha256 of {k}", h) for k, h in receipt["hashes"].items()), ("machine", f"{receipt['machine']['processor']}, {receipt['machine']['cores']} threads, {receipt['machine']['memory_gb']} GB"), ("seed", receipt["seed"])]
+    facts = [
+        *receipt["versions"].items(),
+        *((f"sha256 of {k}", h) for k, h in receipt["hashes"].items()),
+        (
+            "machine",
+            f"{receipt['machine']['processor']}, {receipt['machine']['cores']} threads, {receipt['machine']['memory_gb']} GB",
+        ),
+        ("seed", receipt["seed"]),
+    ]
     return f'<h2>Protocol and reproduction</h2><p>{told}</p><div class="hash">{_table(["what", "value"], facts)}</div><p>Run it again:</p><pre>{_e(receipt["command"])}</pre>'

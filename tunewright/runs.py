@@ -63,7 +63,9 @@ class Run:
         return "created"
 
     def event(self, kind: str, **facts: Any) -> None:
-        append_line(self.events, {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "event": kind, **facts})
+        append_line(
+            self.events, {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "event": kind, **facts}
+        )
 
 
 def create(root: Path, name: str | None, stem: str) -> Run:
@@ -76,7 +78,12 @@ def create(root: Path, name: str | None, stem: str) -> Run:
             name, number = f"{base}-{number}", number + 1
     run = Run(contained(root, name))
     if run.path.exists():
-        raise RunError("RUN_EXISTS", f"{run.path} is already there.", where=str(run.path), mend=f"choose another --name, or continue it: `tunewright run {run.path}`.")
+        raise RunError(
+            "RUN_EXISTS",
+            f"{run.path} is already there.",
+            where=str(run.path),
+            mend=f"choose another --name, or continue it: `tunewright run {run.path}`.",
+        )
     run.path.mkdir(parents=True, mode=0o700)
     for folder in ("data", "scores"):
         (run.path / folder).mkdir(mode=0o700)
@@ -85,7 +92,9 @@ def create(root: Path, name: str | None, stem: str) -> Run:
 
 def contained(root: Path, name: str) -> Path:
     if not NAME.fullmatch(name):
-        raise RunError("PATH_OUTSIDE", f"`{name}` cannot name a run.", where=name, mend="use letters, digits, dot, dash and underscore.")
+        raise RunError(
+            "PATH_OUTSIDE", f"`{name}` cannot name a run.", where=name, mend="use letters, digits, dot, dash and underscore."
+        )
     return root / name
 
 

@@ -24,7 +24,14 @@ MAX_LINE = 16 * 1024 * 1024
 MAX_DIGITS = 300
 MAX_DEPTH = 100
 DOCUMENTS = (".txt", ".md")
-_MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip (or xlsx)", b"PAR1": "Parquet", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip (or xlsx)",
+    b"PAR1": "Parquet",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f]")
 
 
@@ -90,14 +97,24 @@ def _kind(path: Path) -> str:
     if stat.S_ISDIR(mode):
         return "folder"
     if not stat.S_ISREG(mode):
-        raise data_error("DATA_NOT_A_FILE", "not a regular file.", where=str(path), mend="name a JSONL, CSV or Parquet file, or a folder of .txt/.md.")
+        raise data_error(
+            "DATA_NOT_A_FILE",
+            "not a regular file.",
+            where=str(path),
+            mend="name a JSONL, CSV or Parquet file, or a folder of .txt/.md.",
+        )
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return "parquet"
     if suffix in (".csv", ".tsv"):
         return "csv"
     if suffix in DOCUMENTS:
-        raise data_error("DATA_FORMAT_MISMATCH", "a single document is not a data set.", where=str(path), mend="name the folder that holds your documents.")
+        raise data_error(
+            "DATA_FORMAT_MISMATCH",
+            "a single document is not a data set.",
+            where=str(path),
+            mend="name the folder that holds your documents.",
+        )
     return "jsonl"
 
 
@@ -108,11 +125,21 @@ def _text_bytes(path: Path) -> bytes:
             head = file.read(8)
             for magic, name in _MAGIC.items():
                 if head.startswith(magic):
-                    raise data_error("DATA_NOT_TEXT", f"the content is {name}, not text.", where=str(path), mend="unpack it first" + (", or name it .parquet." if name == "Parquet" else "."))
+                    raise data_error(
+                        "DATA_NOT_TEXT",
+                        f"the content is {name}, not text.",
+                        where=str(path),
+                        mend="unpack it first" + (", or name it .parquet." if name == "Parquet" else "."),
+                    )
             file.seek(0)
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 if len(line) > MAX_LINE:
-                    raise data_error("DATA_LINE_TOO_LONG", "a line over 16 MiB.", where=f"{path}:{number}", mend="one row a line; split long documents.")
+                    raise data_error(
+                        "DATA_LINE_TOO_LONG",
+                        "a line over 16 MiB.",
+                        where=f"{path}:{number}",
+                        mend="one row a line; split long documents.",
+                    )
                 chunks.append(line)
     except OSError as error:
         raise data_error("DATA_UNREADABLE", f"{error.strerror}.", where=str(path), mend="check who may read it.") from None
@@ -125,7 +152,12 @@ def _decode(raw: bytes, path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or raw[:200].count(0) > 20 else "latin-1 or Windows-1252"
-        raise data_error("DATA_ENCODING", f"byte {error.start} is not UTF-8 (looks like {guess}).", where=f"{path}:{line}", mend=f"`iconv -f {guess.split()[0]} -t UTF-8`.") from None
+        raise data_error(
+            "DATA_ENCODING",
+            f"byte {error.start} is not UTF-8 (looks like {guess}).",
+            where=f"{path}:{line}",
+            mend=f"`iconv -f {guess.split()[0]} -t UTF-8`.",
+        ) from None
 
 
 class _Lax(ValueError):
@@ -205,20 +237,43 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
         excerpt = text[max(0, error.pos - 20) : error.pos + 20].strip()
         message = f"{error.msg} at `{excerpt}`." if excerpt else f"{error.msg}."
         if "control character" in error.msg:
-            problems.append(Problem("DATA_CONTROL_CHAR", message, f"{where}:{error.pos + 1}", "escape it (\\n, \\t) or remove it."))
+            problems.append(
+                Problem("DATA_CONTROL_CHAR", message, f"{where}:{error.pos + 1}", "escape it (\\n, \\t) or remove it.")
+            )
         else:
-            problems.append(Problem("DATA_JSON_INVALID", message, f"{where}:{error.pos + 1}", "the file looks cut off; copy it again." if cut or "Unterminated" in error.msg and last else "mend the JSON of this line."))
+            problems.append(
+                Problem(
+                    "DATA_JSON_INVALID",
+                    message,
+                    f"{where}:{error.pos + 1}",
+                    "the file looks cut off; copy it again."
+                    if cut or ("Unterminated" in error.msg and last)
+                    else "mend the JSON of this line.",
+                )
+            )
     except RecursionError:
         problems.append(Problem("DATA_TOO_DEEP", "nested too deeply.", where, "flatten the row."))
     else:
         if isinstance(value, dict):
             yield Row(value, where)
         else:
-            problems.append(Problem("DATA_ROW_NOT_OBJECT", f"a row is a JSON object, this is {_type_name(value)}.", where, 'write {"field": ...}.'))
+            problems.append(
+                Problem(
+                    "DATA_ROW_NOT_OBJECT", f"a row is a JSON object, this is {_type_name(value)}.", where, 'write {"field": ...}.'
+                )
+            )
 
 
 def _type_name(value: Any) -> str:
-    return {list: "a list", str: "a text", type(None): "null", bool: "true/false", int: "a number", float: "a number", dict: "an object"}[type(value)]
+    return {
+        list: "a list",
+        str: "a text",
+        type(None): "null",
+        bool: "true/false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+    }[type(value)]
 
 
 def _json_lines(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]:
@@ -245,7 +300,11 @@ def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
     for i, value in enumerate(values):
         where = f"{path}[{i}]"
         if not isinstance(value, dict):
-            problems.append(Problem("DATA_ROW_NOT_OBJECT", f"a row is a JSON object, this is {_type_name(value)}.", where, "one object a row."))
+            problems.append(
+                Problem(
+                    "DATA_ROW_NOT_OBJECT", f"a row is a JSON object, this is {_type_name(value)}.", where, "one object a row."
+                )
+            )
             continue
         try:
             _check_texts(value)
@@ -272,7 +331,9 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
             except StopIteration:
                 return
             except csv.Error as error:
-                problems.append(Problem("DATA_CSV", f"{error}.", f"{path}:{line}", "close the quote; write \"\" for a quote inside one."))
+                problems.append(
+                    Problem("DATA_CSV", f"{error}.", f"{path}:{line}", 'close the quote; write "" for a quote inside one.')
+                )
                 return
 
     header: list[str] | None = None
@@ -288,7 +349,14 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
                 return
             continue
         if len(cells) != len(header):
-            problems.append(Problem("DATA_CSV", f"{len(cells)} cells, but the header names {len(header)}.", f"{path}:{line}", "quote cells that hold the separator."))
+            problems.append(
+                Problem(
+                    "DATA_CSV",
+                    f"{len(cells)} cells, but the header names {len(header)}.",
+                    f"{path}:{line}",
+                    "quote cells that hold the separator.",
+                )
+            )
             continue
         try:
             for cell in cells:
@@ -306,9 +374,14 @@ def _parquet(path: Path) -> Source:
     except ImportError:
         raise MissingExtra("pyarrow", "reading Parquet", "pip install 'tunewright[parquet]'") from None
     try:
-        table = pq.read_table(path)  # type: ignore[no-untyped-call]
+        table = pq.read_table(path)
     except (ArrowException, OSError) as error:
-        raise data_error("DATA_NOT_TEXT", f"not a Parquet file: {str(error).splitlines()[0]}", where=str(path), mend="write it again, or use JSONL.") from None
+        raise data_error(
+            "DATA_NOT_TEXT",
+            f"not a Parquet file: {str(error).splitlines()[0]}",
+            where=str(path),
+            mend="write it again, or use JSONL.",
+        ) from None
     rows, problems = [], []
     for i, value in enumerate(table.to_pylist()):
         where = f"{path}:{i + 1}"
@@ -328,8 +401,15 @@ def _documents(folder: Path) -> Source:
     """One row a document. Links are not followed; empty documents are problems."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in DOCUMENTS and p.is_file() and not p.is_symlink())
     if not files:
-        raise data_error("DATA_EMPTY", "no .txt or .md file in this folder.", where=str(folder), mend="name a folder of documents, or a data file.")
-    digest, rows, problems = hashlib.sha256(), [], []
+        raise data_error(
+            "DATA_EMPTY",
+            "no .txt or .md file in this folder.",
+            where=str(folder),
+            mend="name a folder of documents, or a data file.",
+        )
+    digest = hashlib.sha256()
+    rows: list[Row] = []
+    problems: list[Problem] = []
     for file in files:
         try:
             raw = _text_bytes(file)

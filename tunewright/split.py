@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from tunewright.errors import DataError, Problem, data_error
 from tunewright.examples import Example, content_hash, normalised, question
 
-
 # Without a word of our own, rows that somebody has already divided by a plain content hash would all fall on one side.
 SALT = "tunewright split 1: "
 
@@ -41,7 +40,9 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
     for side, wanted in (("train", 1.0), ("dev", dev), ("test", test)):
         if wanted and not sides[side]:
             raise data_error(
-                "DATA_TOO_FEW", f"{len(members)} different questions leave no row for {side}.", where=examples[0].where,
+                "DATA_TOO_FEW",
+                f"{len(members)} different questions leave no row for {side}.",
+                where=examples[0].where,
                 mend=f"bring more rows, or a larger split.{side}." if side != "train" else "bring more rows.",
             )
     return Split(*(tuple(sorted(sides[s])) for s in ("train", "dev", "test")))
@@ -59,6 +60,13 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
         if sides[i] != sides[j]:
             same = normalised(question(example)) == normalised(question(examples[j]))
             how = "the same question as" if same else "nearly the same question as"
-            problems.append(Problem("SPLIT_LEAK", f"this {sides[i]} row is {how} the {sides[j]} row {examples[j].where}.", example.where, "remove it from one of the files."))
+            problems.append(
+                Problem(
+                    "SPLIT_LEAK",
+                    f"this {sides[i]} row is {how} the {sides[j]} row {examples[j].where}.",
+                    example.where,
+                    "remove it from one of the files.",
+                )
+            )
     if problems:
         raise DataError(problems)

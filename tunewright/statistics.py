@@ -65,9 +65,9 @@ def newcombe_paired(both: int, first: int, second: int, neither: int, alpha: flo
     p1, p2 = (both + first) / n, (both + second) / n
     low1, high1 = wilson(both + first, n, alpha)
     low2, high2 = wilson(both + second, n, alpha)
-    cross = both * neither - first * second
+    cross = float(both * neither - first * second)
     if cross > 0:
-        cross = max(cross - n / 2, 0)  # the continuity correction that makes this method 10
+        cross = max(cross - n / 2, 0.0)  # the continuity correction that makes this method 10
     product = (both + first) * (second + neither) * (both + second) * (first + neither)
     phi = cross / math.sqrt(product) if product else 0.0
     below = (p1 - low1) ** 2 - 2 * phi * (p1 - low1) * (high2 - p2) + (high2 - p2) ** 2
@@ -80,7 +80,9 @@ def mcnemar_exact(first: int, second: int) -> float:
     return float(stats.binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
 
 
-def clustered_interval(differences: ArrayLike, clusters: Sequence[int], alpha: float = 0.05, bound: float = 1.0) -> tuple[float, float, float]:
+def clustered_interval(
+    differences: ArrayLike, clusters: Sequence[int], alpha: float = 0.05, bound: float = 1.0
+) -> tuple[float, float, float]:
     """(low, high, p) for the mean difference; rows of one cluster may depend on each other. |mean| cannot exceed ``bound``.
 
     With fewer than two clusters nothing can be said: (-bound, bound, 1). Where no row differs at all, the interval is that
@@ -116,7 +118,16 @@ def is_binary(scores: ArrayLike) -> bool:
     return bool(np.isin(np.asarray(scores, dtype=float), (0.0, 1.0)).all())
 
 
-def compare(tuned: ArrayLike, other: ArrayLike, clusters: Sequence[int], *, margin: float = 0.02, alpha: float = 0.05, higher_is_better: bool = True, bound: float = 1.0) -> Comparison:
+def compare(
+    tuned: ArrayLike,
+    other: ArrayLike,
+    clusters: Sequence[int],
+    *,
+    margin: float = 0.02,
+    alpha: float = 0.05,
+    higher_is_better: bool = True,
+    bound: float = 1.0,
+) -> Comparison:
     """The verdict on paired scores of the same rows.
 
     BETTER: the interval lies above 0. WORSE: below. PRACTICALLY EQUAL: the interval at 1 - 2 alpha lies within (-margin,
@@ -128,9 +139,9 @@ def compare(tuned: ArrayLike, other: ArrayLike, clusters: Sequence[int], *, marg
     n = len(d)
     binary = is_binary(a) and is_binary(b) and higher_is_better
     if binary:
-        table = [int(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
-        interval, narrow = newcombe_paired(*table, alpha=alpha), newcombe_paired(*table, alpha=2 * alpha)
-        p, test = mcnemar_exact(table[1], table[2]), "Newcombe paired interval, exact McNemar"
+        both, first, second, neither = (int(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
+        interval, narrow = (newcombe_paired(both, first, second, neither, level) for level in (alpha, 2 * alpha))
+        p, test = mcnemar_exact(first, second), "Newcombe paired interval, exact McNemar"
     else:
         low, high, p = clustered_interval(d, clusters, alpha, bound)
         interval = (low, high)
@@ -145,7 +156,20 @@ def compare(tuned: ArrayLike, other: ArrayLike, clusters: Sequence[int], *, marg
         word = "PRACTICALLY EQUAL"
     mean = float(d.mean()) if n else 0.0
     needed = rows_needed(float(d.std()) if n else 1.0, max(abs(mean), margin), alpha) if word == "CANNOT TELL" else None
-    return Comparison(word, mean, (float(interval[0]), float(interval[1])), p, test, n, len(set(clusters)), int((d > 0).sum()), int((d < 0).sum()), margin, alpha, needed)
+    return Comparison(
+        word,
+        mean,
+        (float(interval[0]), float(interval[1])),
+        p,
+        test,
+        n,
+        len(set(clusters)),
+        int((d > 0).sum()),
+        int((d < 0).sum()),
+        margin,
+        alpha,
+        needed,
+    )
 
 
 def rows_needed(spread: float, difference: float, alpha: float = 0.05, power: float = POWER) -> int:

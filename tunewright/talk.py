@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+
+class Note(Protocol):
+    """(how many more are done, a few words)."""
+
+    def __call__(self, more: int, words: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -30,24 +36,32 @@ class Talk:
         self.console.print(text, style="yellow", markup=False)
 
     @contextmanager
-    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """Within, call the given function with (how many more are done, a few words)."""
+    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Note]:
+        """Within, call the given function as things get done."""
         if self.quiet:
-            yield lambda _, __: None
+            yield lambda more, words: None
         elif sys.stderr.isatty():
             yield from self._live(title, total, done)
         else:
             yield from self._lines(title, total, done)
 
-    def _live(self, title: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+    def _live(self, title: str, total: int, done: int) -> Iterator[Note]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description:<12}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(title, total=total, completed=done, words="")
             yield lambda more, words: progress.update(task, advance=more, words=words)
 
-    def _lines(self, title: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+    def _lines(self, title: str, total: int, done: int) -> Iterator[Note]:
         start = last = time.monotonic()
         now = done
 

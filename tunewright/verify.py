@@ -37,6 +37,7 @@ def main(kind: str, folder: str, base: str, canary_file: str, out: str) -> None:
     else:
         with models.quiet():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model.plain_head = False
     logits, greedy_ids = answers(model, asked["canaries"], asked["new_tokens"], tuple(asked["stop"]))
     save_file({"logits": logits.contiguous()}, out, metadata={"greedy": json.dumps(greedy_ids)})
 

