@@ -16,7 +16,7 @@ def deb(name: str) -> Path:
     folder = cache_folder() / "data" / name
     if not (folder / "root").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, check=True)
+        subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, check=True, stderr=subprocess.DEVNULL)
         subprocess.run(["dpkg", "-x", str(next(folder.glob("*.deb"))), str(folder / "root")], check=True)
     return folder / "root"
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 WORDS = ["red", "green", "blue", "cat", "dog", "house", "tree", "seven", "river", "stone"]
@@ -111,7 +112,7 @@ def tiny_model(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: An
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), attn_implementation="sdpa", dtype=torch.float32)
     for parameter in model.parameters():  # larger than the usual start, so that logits differ clearly
-        torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.05)
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2 if parameter.ndim > 1 else 0.05)
     model = model.to(dtype or torch.float32)
     model.requires_grad_(False).eval()
     model.plain_head = models._plain_head(model)

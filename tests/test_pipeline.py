@@ -32,6 +32,7 @@ QUICK = {
     "adapter__rank": 4,
     "adapter__alpha": 8.0,
     "train__dtype": "float32",
+    "threads": 1,
 }
 FLAGS = [
     "train.steps=6",
@@ -41,6 +42,7 @@ FLAGS = [
     "adapter.rank=4",
     "adapter.alpha=8",
     "train.dtype=float32",
+    "threads=1",
 ]
 
 
@@ -116,9 +118,10 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> 
         name="labels",
         root=root,
         data__instruction="warm or cold?",
-        train__steps=60,
+        train__steps=120,
         train__batch=8,
-        train__lr=0.02,
+        train__lr=0.005,
+        threads=1,
         train__dtype="float32",
         prove__shots=2,
     )
@@ -222,7 +225,7 @@ def test_raw_documents_run_end_to_end(tmp_path: Path, model_folder: Folder) -> N
     run = tw.run(
         folder,
         model=str(model_folder("llama")),
-        name="docs",
+        name="pages",
         root=tmp_path,
         train__steps=8,
         train__max_length=64,
@@ -247,6 +250,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_equal(tmp_path: Path, cha
         "adapter.dropout=0.1",
         "train.eval_every=10",
         "train.patience=0",
+        "threads=1",
         "train.dtype=float32",
     ]
     data = str(chat_rows())

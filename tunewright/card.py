@@ -23,66 +23,81 @@ def write(run: Run) -> None:
 
 
 def _card(name: str, checked: dict[str, Any], facts: dict[str, Any]) -> str:
-    v, plan, receipt, training = facts["verdict"], facts["plan"], facts["receipt"], facts["training"]
-    base = receipt["model"]["name"]
-    head = [
-        "---",
-        f"base_model: {json.dumps(base)}",
-        "library_name: " + ("peft" if checked["kind"] == "adapter" else "transformers"),
-        "pipeline_tag: text-generation",
-        "tags: [tunewright]",
-        "---",
-        "",
+    receipt = facts["receipt"]
+    library = "peft" if checked["kind"] == "adapter" else "transformers"
+    parts = [
+        f"---\nbase_model: {json.dumps(receipt['model']['name'])}\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [tunewright]\n---",
+        f"# {name} ({checked['kind']})",
+        _proof(facts["verdict"]),
+        _training(facts["plan"], facts["training"], receipt),
+        _check(checked),
+        _loading(checked, receipt),
+        f"## Reproduce\n`{receipt['command']}` with tunewright {receipt['versions']['tunewright']}, torch {receipt['versions']['torch']}, "
+        f"transformers {receipt['versions']['transformers']}; data sha256 {receipt['hashes']['data'][:16]}.",
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _proof(v: dict[str, Any]) -> str:
+    other, (low, high) = v["comparator"], v["interval"]
     arms = [f"| {a} | {d['score']:.4f} | [{d['interval'][0]:.4f}, {d['interval'][1]:.4f}] |" for a, d in v["arms"].items()]
-    adapter = plan["adapter"]
+    return "\n".join(
+        [
+            f"**{v['verdict']}**, compared with the best untrained arm ({other['name']}): {v['metric']} {v['tuned']:.4f} against "
+            f"{other['score']:.4f}, difference {v['difference']:+.4f}, {100 * (1 - v['alpha']):.0f} % interval [{low:+.4f}, {high:+.4f}], "
+            f"on {v['n']} held-out rows ({v['test']}).",
+            "",
+            f"| arm | {v['metric']} | interval |",
+            "|---|---|---|",
+            *arms,
+            "",
+            "The claim is about these weights on rows like those held out. Other abilities of the base model were not measured: "
+            "expect some to be weaker.",
+        ]
+    )
+
+
+def _training(plan: dict[str, Any], done: dict[str, Any], receipt: dict[str, Any]) -> str:
+    a = plan["adapter"]
     kind = (
         "all weights"
-        if adapter["kind"] == "none"
-        else f"{adapter['kind']}, rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {', '.join(adapter['targets'])}"
+        if a["kind"] == "none"
+        else f"{a['kind']}, rank {a['rank']}, alpha {a['alpha']:g}, on {', '.join(a['targets'])}"
     )
+    lines = [
+        "## Training",
+        f"- base: `{receipt['model']['name']}` (sha256 {receipt['model']['sha256'][:16]}), {kind}",
+        f"- {plan['rows']} training sequences, {plan['supervised_tokens']} supervised tokens; {done['steps']} steps of {plan['batch']} rows, "
+        f"peak rate {plan['lr']:g}, seed {plan['seed']}",
+    ]
+    if done["best_dev_loss"] is not None:
+        lines.append(
+            f"- dev loss: {done['first_dev_loss']:.4f} before, {done['best_dev_loss']:.4f} at best (step {done['best_step']})"
+        )
+    return "\n".join(lines)
+
+
+def _check(c: dict[str, Any]) -> str:
+    return (
+        f"## Checked after export\nLoaded in a fresh process with {c['loaded_with']}; {c['canaries']} held-out prompts in float32: largest "
+        f"logit difference to the trained model **{c['largest_difference']:.2e}**, {c['same_texts']} of {c['canaries']} greedy texts equal. "
+        f"Stored as {c['dtype']}."
+    )
+
+
+def _loading(checked: dict[str, Any], receipt: dict[str, Any]) -> str:
+    path, base = checked["path"], receipt["model"]["path"]
     if checked["kind"] == "adapter":
-        load = [
+        code = [
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            f'base = AutoModelForCausalLM.from_pretrained("{receipt["model"]["path"]}")',
-            f'model = PeftModel.from_pretrained(base, "{checked["path"]}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{base}")',
+            f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{path}")',
         ]
     else:
-        load = [
+        code = [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            f'model = AutoModelForCausalLM.from_pretrained("{checked["path"]}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{checked["path"]}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
+            f'model = AutoModelForCausalLM.from_pretrained("{path}")',
         ]
-    lines = [
-        *head,
-        f"# {name} ({checked['kind']})",
-        "",
-        f"**{v['verdict']}** than the best untrained arm ({v['comparator']['name']}): {v['metric']} {v['tuned']:.4f} against {v['comparator']['score']:.4f}, "
-        f"difference {v['difference']:+.4f} with {100 * (1 - v['alpha']):.0f} % interval [{v['interval'][0]:+.4f}, {v['interval'][1]:+.4f}] on {v['n']} held-out rows ({v['test']}).",
-        "",
-        f"| arm | {v['metric']} | interval |",
-        "|---|---|---|",
-        *arms,
-        "",
-        "The claim is about this adapter on rows like those held out. Other abilities of the base model were not measured: expect some to be weaker.",
-        "",
-        "## Training",
-        f"- base: `{base}` (sha256 {receipt['model']['sha256'][:16]}), {kind}",
-        f"- rows: {plan['rows']} training sequences, {plan['supervised_tokens']} supervised tokens; {training['steps']} steps of {plan['batch']} rows, peak rate {plan['lr']:g}, seed {plan['seed']}",
-        f"- dev loss: {training['first_dev_loss'] if training['first_dev_loss'] is not None else float('nan'):.4f} before, {training['best_dev_loss'] if training['best_dev_loss'] is not None else float('nan'):.4f} at best (step {training['best_step']})",
-        "",
-        "## Checked after export",
-        f"Loaded in a fresh process with {checked['loaded_with']}; {checked['canaries']} held-out prompts in float32: largest logit difference to the trained model **{checked['largest_difference']:.2e}**, "
-        f"{checked['same_texts']} of {checked['canaries']} greedy texts equal. Stored as {checked['dtype']}.",
-        "",
-        "## Load",
-        "```python",
-        *load,
-        "```",
-        "",
-        "## Reproduce",
-        f"`{receipt['command']}` with tunewright {receipt['versions']['tunewright']}, torch {receipt['versions']['torch']}, transformers {receipt['versions']['transformers']}; data sha256 {receipt['hashes']['data'][:16]}.",
-        "",
-    ]
-    return "\n".join(lines)
+    return "\n".join(["## Load", "```python", *code, "```"])

@@ -282,13 +282,17 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    from ruamel.yaml.events import AliasEvent, NodeEvent
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
     def place(mark: Any) -> str:
         return where if mark is None or where == "command line" else f"{where}:{mark.line + 1}"
 
     try:
+        depth = 0
         for event in YAML(typ="safe", pure=True).parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > 20:
+                raise ConfigError("CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark))
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(
                     "CONFIG_UNSAFE_TAG",
@@ -316,8 +320,6 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
         raise ConfigError(
             "CONFIG_SYNTAX", str(error.problem or error.context), where=place(error.problem_mark or error.context_mark)
         ) from None
-    except RecursionError:
-        raise ConfigError("CONFIG_TOO_LARGE", "nested too deeply.", where=where) from None
     except (YAMLError, ValueError) as error:
         raise ConfigError("CONFIG_SYNTAX", str(error).splitlines()[0], where=where) from None
     places: dict[str, str] = {}

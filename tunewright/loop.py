@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -93,55 +93,76 @@ def train(
         append_line(run.metrics, {"step": 0, "dev_loss": first})
         state = checkpoints.State(0, first, 0, 0, hashes)
         checkpoints.save_weights(best_file, parameters)
-    stopped = plan.patience > 0 and state.waited >= plan.patience
     with _interrupts() as interrupted:
-        for step in range(state.step, plan.steps):
-            if stopped:
-                break
-            start = time.monotonic()
-            loss, norm, tokens, weight = take_step(model, method, rows, plan, step, optimizer, parameters)
-            line: dict[str, Any] = {
-                "step": step + 1,
-                "loss": loss,
-                "lr": learning_rate(plan, step),
-                "grad_norm": norm,
-                "tokens": tokens,
-                "supervised": weight,
-                "seconds": round(time.monotonic() - start, 4),
-            }
-            best, best_step, waited = state.best, state.best_step, state.waited
-            if dev and ((step + 1) % plan.eval_every == 0 or step + 1 == plan.steps):
+        while state.step < plan.steps and not _waited_enough(state, plan):
+            line = _logged_step(model, method, rows, plan, state.step, optimizer, parameters)
+            now = None
+            if dev and (line["step"] % plan.eval_every == 0 or line["step"] == plan.steps):
                 line["dev_loss"] = now = dev_loss(model, method, dev, plan)
-                waited += 1
-                if best is None or now < best:
-                    best, best_step, waited = now, step + 1, 0
-                    checkpoints.save_weights(best_file, parameters)
-            state = checkpoints.State(step + 1, best, best_step, waited, hashes)
+            state = _after(state, now)
+            if state.best_step == state.step:
+                checkpoints.save_weights(best_file, parameters)
             append_line(run.metrics, line)
-            watch(Progress(step + 1, plan.steps, loss, line.get("dev_loss"), line["lr"], tokens, line["seconds"]))
-            stopped = plan.patience > 0 and waited >= plan.patience
-            if interrupted.is_set() or stopped or (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
+            watch(Progress(state.step, plan.steps, line["loss"], now, line["lr"], line["tokens"], line["seconds"]))
+            over = state.step == plan.steps or _waited_enough(state, plan)
+            if over or interrupted.is_set() or state.step % plan.checkpoint_every == 0:
                 checkpoints.save(run.checkpoints, parameters, optimizer, state, plan.checkpoint_keep)
-            if interrupted.is_set() and not stopped and step + 1 < plan.steps:
+            if interrupted.is_set() and not over:
                 raise TrainError(
                     "TRAIN_INTERRUPTED",
-                    f"stopped after step {step + 1} of {plan.steps}; everything is saved.",
+                    f"stopped after step {state.step} of {plan.steps}; everything is saved.",
                     where=str(run.path),
                     mend=f"`tunewright run {run.path}` goes on from there.",
                 )
-    if best_file.exists() and state.best_step is not None:
+    if state.best_step is not None:
         checkpoints.load_weights(best_file, parameters)
-    logged = [line for line in read_lines(run.metrics) if "loss" in line]
-    first_dev = next((line["dev_loss"] for line in read_lines(run.metrics) if line["step"] == 0), None)
+    lines = list(read_lines(run.metrics))
     return Trained(
-        state.step,
-        stopped and state.step < plan.steps,
-        state.best_step,
-        state.best,
-        first_dev,
-        round(time.monotonic() - begun, 1),
-        sum(line["tokens"] for line in logged),
+        steps=state.step,
+        stopped_early=state.step < plan.steps,
+        best_step=state.best_step,
+        best_dev_loss=state.best,
+        first_dev_loss=next((line["dev_loss"] for line in lines if line["step"] == 0), None),
+        seconds=round(time.monotonic() - begun, 1),
+        tokens=sum(line["tokens"] for line in lines if "loss" in line),
     )
+
+
+def _waited_enough(state: checkpoints.State, plan: Plan) -> bool:
+    return plan.patience > 0 and state.waited >= plan.patience
+
+
+def _after(state: checkpoints.State, dev: float | None) -> checkpoints.State:
+    """The state one step later, given the dev loss if it was measured."""
+    step = state.step + 1
+    if dev is None:
+        return replace(state, step=step)
+    if state.best is None or dev < state.best:
+        return replace(state, step=step, best=dev, best_step=step, waited=0)
+    return replace(state, step=step, waited=state.waited + 1)
+
+
+def _logged_step(
+    model: Any,
+    method: Method,
+    rows: Sequence[Rendered],
+    plan: Plan,
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+) -> dict[str, Any]:
+    """One step and its line of metrics.jsonl; steps are counted from 1 there."""
+    start = time.monotonic()
+    loss, norm, tokens, weight = take_step(model, method, rows, plan, step, optimizer, parameters)
+    return {
+        "step": step + 1,
+        "loss": loss,
+        "lr": learning_rate(plan, step),
+        "grad_norm": norm,
+        "tokens": tokens,
+        "supervised": weight,
+        "seconds": round(time.monotonic() - start, 4),
+    }
 
 
 def calibrate(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, seconds: float = 4.0) -> tuple[float, int]:

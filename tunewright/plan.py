@@ -73,7 +73,7 @@ def make(config: Config, facts: Facts, sizes: Sizes, machine: Machine, kind: Kin
     batch, why["batch"] = _batch(config, sizes)
     per_epoch = -(-sizes.rows // batch)
     steps, why["steps"] = _steps(config, sizes, per_epoch)
-    lr, why["lr"] = _rate(config, facts)
+    lr, why["lr"] = _rate(config, facts, steps)
     capacity, why["capacity"] = _capacity(config, facts, sizes, machine, dtype)
     limit, why["max_length"] = max_length(config, facts, machine, kind)
     why["warmup_steps"] = f"{t.warmup:.0%} of {steps} steps"
@@ -166,14 +166,17 @@ def _steps(config: Config, sizes: Sizes, per_epoch: int) -> tuple[int, str]:
     return epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows"
 
 
-def _rate(config: Config, facts: Facts) -> tuple[float, str]:
+def _rate(config: Config, facts: Facts, steps: int) -> tuple[float, str]:
     if config.train.lr != "auto":
         return config.train.lr, ASKED
     rate = 5e-4 * (2000 / facts.hidden) ** 0.78
-    reason = f"5e-4 * (2000 / {facts.hidden})^0.78: narrower models take larger steps, and LoRA about ten times those of full fine-tuning (Schulman et al. 2025)"
+    reason = f"5e-4 * (2000 / {facts.hidden})^0.78: narrower models take larger steps"
     if config.adapter.kind == "none":
-        rate, reason = rate / 10, f"{reason}; a tenth of that, because all weights train"
-    return float(f"{rate:.2g}"), reason
+        return float(f"{rate / 10:.2g}"), f"{reason}; a tenth of that, because all weights train (Schulman et al. 2025)"
+    haste = min(2.0, max(1.0, 2.0 - (steps - 150) / 250))
+    if haste > 1:
+        reason += f"; times {haste:.2g}, because {steps} steps are few: short LoRA runs want larger ones (Schulman et al. 2025)"
+    return float(f"{rate * haste:.2g}"), reason
 
 
 def _capacity(config: Config, facts: Facts, sizes: Sizes, machine: Machine, dtype: Dtype) -> tuple[int, str]:
