@@ -221,7 +221,9 @@ def test_raw_documents_run_end_to_end(tmp_path: Path, model_folder: Folder) -> N
     folder = tmp_path / "docs"
     folder.mkdir()
     for i in range(24):
-        (folder / f"page-{i}.md").write_text(f"# Page {i * 7919 % 1000}\n" + " ".join(f"word{(i * j) % 17}" for j in range(60)))
+        (folder / f"page-{i}.md").write_text(
+            f"# Page {i}\n" + " ".join(f"{chr(97 + i)}{(i * j) % 17}{chr(97 + j % 26)}" for j in range(60))
+        )
     run = tw.run(
         folder,
         model=str(model_folder("llama")),

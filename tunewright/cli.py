@@ -309,10 +309,12 @@ def _advance(
             where=source,
             mend="leave out the settings, or start a new run from its config.yaml.",
         )
+    from tunewright import config as configs
+    from tunewright import dataset
+
     if continued is None:
         config = _config(source, settings, model)
-        _exists(config)
-    from tunewright import config as configs
+        data = dataset.load(config)  # a mistake in the data is told before torch is loaded and a run folder is made
     from tunewright import pipeline
 
     if continued is not None:
@@ -321,15 +323,9 @@ def _advance(
         session = pipeline.Session(continued, configs.load(continued.config), talk, _command())
     else:
         session = pipeline.start(config, name, root, talk, _command())
+        session.data = data
     pipeline.advance(session, until)
     return session
-
-
-def _exists(config: Any) -> None:
-    """A wrong path is told before torch is loaded and a run folder is made."""
-    from tunewright import dataset
-
-    dataset.load(config)
 
 
 def _command() -> str:

@@ -137,8 +137,9 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
             )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         _mend_pretokenizer(file, tokenizer)
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+        with quiet():
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
         for path in beside.iterdir():
             path.chmod(0o600)
         try:

@@ -184,7 +184,7 @@ def _capacity(config: Config, facts: Facts, sizes: Sizes, machine: Machine, dtyp
         return config.train.capacity, ASKED
     room = 0.4 * machine.free_gb * 1e9 - facts.parameters * (2 if dtype == "bfloat16" else 4)
     fits = int(max(0.0, room) / bytes_per_token(facts, sizes, dtype))
-    most = 4096 if machine.device == "cpu" else 16384
+    most = 2048 if machine.device == "cpu" else 16384
     return (
         max(sizes.longest, 256, min(most, fits)),
         f"about {fits} tokens fit in 40 % of the {machine.free_gb:.0f} GB free; more than {most} in one pass gain nothing; the longest row has {sizes.longest}",

@@ -24,7 +24,7 @@ POWER = 0.8
 @dataclass(frozen=True)
 class Comparison:
     """tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at 1 - alpha; ``only_tuned`` and
-    ``only_other`` count rows that just one of the two got better; ``rows_needed`` is set when the verdict is CANNOT TELL."""
+    ``only_other`` count the rows on which one of the two scored higher; ``rows_needed`` is set when the verdict is CANNOT TELL."""
 
     verdict: Word
     difference: float

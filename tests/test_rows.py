@@ -1,0 +1,175 @@
+"""Rows, audit, split and metrics: plain values, no model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunewright import config, curate, dataset, examples, metrics, sources, split, systems
+from tunewright.examples import Chat, Message
+from tunewright.sources import Row
+
+FORMS = {
+    "chat": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    "completion": {"prompt": "q", "completion": "a"},
+    "instruction": {"instruction": "q", "input": "", "output": "a"},
+    "label": {"text": "q", "label": "a"},
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_all_forms_say_the_same(form: str) -> None:
+    found = examples.parse([Row({**FORMS[form], "note": 1}, "x:1")])
+    assert found.form == form
+    assert found.unused == {"note": 1}
+    (chat,) = found.examples
+    assert isinstance(chat, Chat)
+    assert [(m.role, m.content) for m in chat.messages] == [("user", "q"), ("assistant", "a")]
+
+
+def test_columns_and_instruction() -> None:
+    found = examples.parse(
+        [Row({"question": "q", "reply": "a"}, "x:1")],
+        columns={"prompt": "question", "completion": "reply"},
+        instruction="Be kind.",
+    )
+    assert found.examples[0].messages[0] == Message("system", "Be kind.")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "json"])
+def test_files_of_all_kinds_hold_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": f'say "{w}", please', "completion": f"{w},\nyes; \u2028 é"} for w in ("one", "two", "three")]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    elif suffix == "json":
+        path.write_text(json.dumps(rows))
+    elif suffix == "csv":
+        import csv
+
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["prompt", "completion"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    assert [r.data for r in sources.read(path).rows] == rows
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_a_rows_side_does_not_depend_on_the_order_or_on_other_rows(random: Random) -> None:
+    questions = {f"{random.random()} and {random.random()}" for _ in range(60)}
+    chats = [Chat((Message("user", q), Message("assistant", "a")), "x") for q in sorted(questions)]
+
+    def sides(some: list[Chat]) -> dict[str, str]:
+        found = split.hold_out(some, range(len(some)), 0.2, 0.3)
+        return {some[i].prompt[0].content: name for name in ("train", "dev", "test") for i in getattr(found, name)}
+
+    before = sides(chats)
+    assert set(before) == questions
+    shuffled = list(chats)
+    random.shuffle(shuffled)
+    assert sides(shuffled) == before
+    assert all(before[k] == v for k, v in sides(chats[:-10]).items())
+
+
+def test_near_duplicates_stay_together() -> None:
+    base = "The quick brown fox jumps over the lazy dog near the old mill by the river number"
+    rows = [
+        f"{base} {i // 2}{'!' * (i % 2)}" if i < 20 else f"{i * 7919} quite different words {i * 104729} here {i}"
+        for i in range(60)
+    ]
+    cluster = curate.near_clusters([examples.normalised(r) for r in rows], 0.8)
+    chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
+    found = split.hold_out(chats, cluster, 0.2, 0.2)
+    side = {i: name for name in ("train", "dev", "test") for i in getattr(found, name)}
+    for i in range(0, 20, 2):
+        assert cluster[i] == cluster[i + 1]
+        assert side[i] == side[i + 1]
+    assert sorted(side) == list(range(60))
+
+
+def test_the_audit_flags_with_rows_and_reasons(tmp_path: Path) -> None:
+    rows = [{"text": f"a text about number {i * 7919} and {i}", "label": ("good", "bad")[i % 2]} for i in range(60)]
+    rows += [
+        rows[3],
+        {**rows[4], "label": "bad"},
+        {"text": "write to someone@example.org now", "label": "Good"},
+        {"text": "card 4111 1111 1111 1111 is mine", "label": "good"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = dataset.load(config.load(None, data__train=str(path))).audit_json()
+    codes = {f["code"]: f for f in found["findings"]}
+    assert {"DUPLICATES", "CONTRADICTIONS", "LABELS_RARE", "LABELS_NEAR_DUPLICATE", "PRIVATE_DATA"} <= set(codes)
+    assert codes["CONTRADICTIONS"]["rows"] == (4, 61)
+    assert codes["CONTRADICTIONS"]["where"][0].endswith("rows.jsonl:5")
+    assert "4111" not in json.dumps(found), "what may be private is not shown"
+    assert "someone@" not in json.dumps(found)
+
+
+GOLD = '{"a": "x", "b": {"c": [1, 2]}}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "f1", "valid"),
+    [
+        (GOLD, 1.0, True),
+        ('{"b": {"c": [2, 1]}, "a": "X "}', 1.0, True),
+        (f"Sure! ```json\n{GOLD}\n```", 1.0, False),
+        ("", 0.0, False),
+        ("I cannot help with that.", 0.0, False),
+        ("Extract the parts as one JSON object.", 0.0, False),
+        ('{"a": "x", "b":', 0.0, False),
+        ("[1, 2]", 0.0, False),
+        ('{"a": "y"}', 0.0, True),
+        ('{"a": "x"}', 0.5, True),
+        ('{"a": "x", "z": "q"}', 0.4, True),
+    ],
+)
+def test_oracles_of_the_field_score(answer: str, f1: float, valid: bool) -> None:
+    """A right answer oddly put scores 1; empty, refusing, echoing and cut ones score 0; validity is told apart."""
+    counts = metrics.field_counts(GOLD, answer)
+    assert counts.f1 == pytest.approx(f1)
+    assert counts.valid == valid
+
+
+def test_oracles_of_the_text_scores() -> None:
+    assert metrics.score_answer("exact_match", "Paris", " paris\n") == 1.0
+    assert metrics.score_answer("exact_match", "B", "Berlin") == 0.0
+    assert metrics.score_answer("chrf", "The same text.", "The same text.") == pytest.approx(1.0)
+    assert metrics.score_answer("chrf", "The same text.", "") == 0.0
+    assert metrics.bits_per_byte(8 * 0.6931471805599453, 4) == pytest.approx(2.0)
+
+
+def test_tasks_are_told_from_the_rows() -> None:
+    def chats(*targets: str) -> list[Chat]:
+        return [Chat((Message("user", f"q{i}"), Message("assistant", t)), "x") for i, t in enumerate(targets)]
+
+    assert metrics.detect_task(chats(*["yes", "no"] * 20)).kind == "label"
+    assert metrics.detect_task(chats(*[json.dumps({"a": i}) for i in range(20)])).kind == "json"
+    assert metrics.detect_task(chats(*[f"word{i}" for i in range(20)])).metric == "exact_match"
+    assert metrics.detect_task(chats(*[f"a long answer with number {i} in many words" for i in range(20)])).metric == "chrf"
+    assert metrics.detect_task([examples.Text("a document", "x")]).kind == "text"
+
+
+def test_shots_come_from_train_and_cover_the_labels() -> None:
+    train = [
+        Chat((Message("system", "s"), Message("user", f"q{i}"), Message("assistant", ("a", "b", "c")[i % 3])), "x")
+        for i in range(30)
+    ]
+    task = metrics.detect_task(train)
+    *_, few, _tuned = systems.arms(task, train, 3)
+    assert {s.target for s in few.shots} == {"a", "b", "c"}
+    asked = systems.prompt(few, train[0])
+    assert [m.role for m in asked] == ["system", *["user", "assistant"] * 3, "user"]
+    assert asked[-1].content == "q0"
