@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tunewright import adapters, models, rendering
+from tunewright.config import Plan
 from tunewright.examples import Chat, Example, Message, Text
 from tunewright.generate import How, greedy, label_logprobs
 from tunewright.metrics import Task, bits_per_byte, field_counts, micro_f1, score_answer
@@ -27,13 +28,13 @@ def judge(
     task: Task,
     template: Template,
     how: How,
-    capacity: int,
+    plan: Plan,
     watch: Callable[[int], None] = lambda _: None,
 ) -> list[Score]:
     """Scores of one arm, in the order of the examples. ``watch`` hears how many rows have just been finished."""
     with nullcontext() if system.adapter else adapters.off(model):
         if task.kind == "text":
-            return _judge_text(model, [e for e in examples if isinstance(e, Text)], template, how, capacity, watch)
+            return _judge_text(model, [e for e in examples if isinstance(e, Text)], template, plan, watch)
         chats = [e for e in examples if isinstance(e, Chat)]
         if task.metric == "accuracy":
             return _judge_labels(model, system, chats, task, template, how, watch)
@@ -94,14 +95,12 @@ def _judge_labels(
     return lines
 
 
-def _judge_text(
-    model: Any, texts: Sequence[Text], template: Template, how: How, capacity: int, watch: Callable[[int], None]
-) -> list[Score]:
+def _judge_text(model: Any, texts: Sequence[Text], template: Template, plan: Plan, watch: Callable[[int], None]) -> list[Score]:
     """Bits per byte of each document, cut into the same pieces as in training."""
     lines = []
     for i, text in enumerate(texts):
-        pieces = rendering.for_training(template, text, i, how.max_new_tokens)
-        nats = sum(sequence_nats(model, pieces, capacity, how.exact_batch))
+        pieces = rendering.for_training(template, text, i, plan.max_length)
+        nats = sequence_nats(model, pieces, plan)
         score = bits_per_byte(nats, len(text.text.encode()))
         lines.append(
             {
@@ -119,13 +118,10 @@ def _judge_text(
 
 
 @torch.inference_mode()
-def sequence_nats(model: Any, rows: Sequence[Rendered], capacity: int, packed: bool) -> list[float]:
-    """Summed negative log-likelihood of each forward pass over ``rows``."""
-    layout = "packed" if packed else "padded"
-    found = []
-    for group in passes(range(len(rows)), [len(r.ids) for r in rows], capacity, layout):  # type: ignore[arg-type]
-        found.append(float(models.loss(model, to_batch([rows[i] for i in group], packed))[0]))
-    return found
+def sequence_nats(model: Any, rows: Sequence[Rendered], plan: Plan) -> float:
+    """Summed negative log-likelihood of ``rows``."""
+    groups = passes(range(len(rows)), [len(r.ids) for r in rows], plan.capacity, plan.layout)
+    return sum(float(models.loss(model, to_batch([rows[i] for i in g], plan.layout == "packed"))[0]) for g in groups)
 
 
 def summary(task: Task, scores: Sequence[Score]) -> dict[str, float]:

@@ -175,18 +175,16 @@ def plan(session: Session) -> None:
     model = session.loaded()
     speed, count = loop.calibrate(model, sft, rendered["train"], made)
     session.plan = planning.with_estimate(made, speed, machine.peak_gb(), count)
-    judged = len(session.data.judged(session.config.prove.max_rows))
-    found = statistics.detectable(judged)
-    say = session.talk.say
-    say(
-        f"plan: {made.steps} steps of {made.batch} rows ({made.epochs:g} epochs), rate {made.lr:g}, {made.dtype}, {made.layout}, {made.adapter.kind}"
-        + (f" rank {made.adapter.rank}" if made.adapter.kind != "none" else "")
-    )
-    assert session.plan.estimate is not None
-    say(
-        f"      about {session.plan.estimate.train_seconds:.0f} s of training at {speed:.0f} tokens/s, {session.plan.estimate.peak_gb:.1f} GB"
-    )
-    say(f"      {judged} test rows can show differences of about {100 * found:.0f} points, if the arms disagree on 30 % of them")
+    say, estimate = session.talk.say, session.plan.estimate
+    assert estimate is not None
+    rank = f" rank {made.adapter.rank}" if made.adapter.kind != "none" else ""
+    kind = f"{made.dtype}, {made.layout}, {made.adapter.kind}{rank}"
+    say(f"plan: {made.steps} steps of {made.batch} rows ({made.epochs:g} epochs), rate {made.lr:g}, {kind}")
+    say(f"      about {estimate.train_seconds:.0f} s of training at {speed:.0f} tokens/s, {estimate.peak_gb:.1f} GB")
+    if session.data.task.metric in ("accuracy", "exact_match"):
+        judged = len(session.data.judged(session.config.prove.max_rows))
+        points = 100 * statistics.detectable(judged)
+        say(f"      {judged} test rows can show differences of about {points:.0f} points, if the arms disagree on 30 % of them")
     runs.write_json(session.run.receipt, _receipt(session))
     runs.write_json(session.run.plan, session.plan.model_dump())
 
@@ -238,7 +236,7 @@ def prove(session: Session) -> None:
         begun = time.monotonic()
         with session.talk.bar(system.name.replace("_", " "), len(chosen)) as note:
             scores = evaluate.judge(
-                speaker, system, chosen, task, session.template, how, plan.capacity, functools.partial(note, words="rows")
+                speaker, system, chosen, task, session.template, how, plan, functools.partial(note, words="rows")
             )
         runs.write_lines(file, [{"row": i, **s} for i, s in zip(rows, scores, strict=True)])
         found[system.name] = {
@@ -283,15 +281,10 @@ def decide(arms: dict[str, dict[str, Any]], metric: str, clusters: list[int], ma
 
 
 def decoding(session: Session, model: Any) -> How:
-    """The one way in which all arms answer. Raw text is not answered: the limit is then the length of a piece."""
+    """The one way in which all arms answer: greedy, a quarter longer than the longest training answer. Raw text is not answered."""
     asked = session.config.prove.max_new_tokens
-    if session.data.task.kind == "text":
-        limit = session.plan.max_length
-    elif asked != "auto":
-        limit = asked
-    else:
-        longest = max(r.supervised for r in session.rendered["train"])
-        limit = min(512, longest + longest // 4 + 8)
+    longest = max(r.supervised for r in session.rendered["train"])
+    limit = asked if asked != "auto" else min(512, longest + longest // 4 + 8)
     facts = session.facts
     return How(
         limit,

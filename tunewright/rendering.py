@@ -250,7 +250,9 @@ def _string(template: Template, messages: Sequence[Message], open_turn: bool) ->
             template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
         )
     except SecurityError as error:
-        raise ModelError("TEMPLATE_UNSAFE", f"the chat template is refused by the sandbox: {error}.") from None
+        raise ModelError(
+            "TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", mend="use another template (template=FILE)."
+        ) from None
     except (TemplateError, TypeError, ValueError) as error:
         raise ModelError(
             "TEMPLATE_LOSES_CONTENT",

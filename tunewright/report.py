@@ -143,7 +143,12 @@ def _arms(v: dict[str, Any]) -> str:
         "seconds",
     ]
     told = "".join(f"<li><b>{_e(n.replace('_', ' '))}</b>: {_e(d['description'])}</li>" for n, d in zip(names, data, strict=True))
-    return f"<h2>The arms</h2><p>All arms answer the same rows with the same base weights, the same decoding (greedy, at most {v['max_new_tokens']} new tokens) and the same parser.</p><figure>{chart}</figure>{_table(head, rows, range(1, len(head)))}<ul>{told}</ul>"
+    same = (
+        f"decoding (greedy, at most {v['max_new_tokens']} new tokens) and the same parser"
+        if v["task"] != "text"
+        else "pieces of the documents"
+    )
+    return f"<h2>The arms</h2><p>All arms meet the same rows with the same base weights, the same {same}.</p><figure>{chart}</figure>{_table(head, rows, range(1, len(head)))}<ul>{told}</ul>"
 
 
 def _rows(run: Run, v: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import re
@@ -321,7 +322,7 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
     if delimiter != "," and header_line.count(delimiter):
         notices.append(f"columns are separated by {delimiter!r}")
     csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(text.split("\n") if "\n" not in text[-1:] else text[:-1].split("\n"), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
     def numbered() -> Iterable[tuple[int, list[str]]]:
         while True:
