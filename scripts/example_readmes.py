@@ -23,7 +23,7 @@ TOLD = {
     ),
     "support": (
         "A support assistant",
-        "310 real questions and answers from the Python, Debian and SQLite FAQs. chrF tells whether the answer uses the words of the reference, not whether it is true; a 135M model learns the tone here, not the facts.",
+        "310 real questions and answers from the Python, Debian and SQLite FAQs. chrF tells whether the answer uses the words of the reference, not whether it is true. Read the verdict with the numbers beside it: the dev loss falls, so the model does learn how such answers sound, but a 135M model cannot know the facts, and chrF counts recall twice, which favours the base model's longer answers. A tool that only showed the loss curve would have called this a success.",
     ),
     "docs": (
         "Domain language from raw pages",

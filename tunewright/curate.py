@@ -140,7 +140,7 @@ def _duplicates(exact: list[list[int]]) -> list[Finding]:
         Finding(
             "warning",
             "DUPLICATES",
-            f"{len(rows)} rows are {len(groups)} rows repeated (same question, same answer)",
+            f"{len(rows) - len(groups)} of {len(rows)} rows repeat another (same question, same answer)",
             rows,
             tuple(groups),
         )
