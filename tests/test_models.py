@@ -64,8 +64,7 @@ def test_broken_folders(
     shutil.copytree(model_folder("llama"), folder)
     break_it(folder)
     with pytest.raises(ModelError) as caught:
-        models.facts(str(folder))
-        models.load(folder, torch.float32)
+        models.load(models.facts(str(folder)).path, torch.float32)
     assert caught.value.code == code
 
 
