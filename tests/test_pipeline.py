@@ -220,7 +220,7 @@ def test_full_fine_tuning_runs_end_to_end(tmp_path: Path, chat_rows: Rows, model
 def test_raw_documents_run_end_to_end(tmp_path: Path, model_folder: Folder) -> None:
     folder = tmp_path / "docs"
     folder.mkdir()
-    for i in range(24):
+    for i in range(26):
         (folder / f"page-{i}.md").write_text(
             f"# Page {i}\n" + " ".join(f"{chr(97 + i)}{(i * j) % 17}{chr(97 + j % 26)}" for j in range(60))
         )
@@ -231,10 +231,12 @@ def test_raw_documents_run_end_to_end(tmp_path: Path, model_folder: Folder) -> N
         root=tmp_path,
         train__steps=8,
         train__max_length=64,
+        split__dev=0.0,
         train__lr=0.01,
         train__dtype="float32",
     )
     v = run.verdict
+    assert (run.path / "report.html").exists()
     assert v["metric"] == "bits_per_byte"
     assert set(v["arms"]) == {"zero_shot", "tuned"}
     assert v["tuned"] < v["arms"]["zero_shot"]["score"]

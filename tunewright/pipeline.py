@@ -159,6 +159,8 @@ def check(session: Session) -> None:
         f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.form}, task {data.task.kind} ({data.task.reason}); "
         + ", ".join(f"{counts.get(s, 0)} {s}" for s in ("train", "dev", "test"))
     )
+    if not counts.get("dev"):
+        talk.warn("  no row fell to dev: there is no early stopping, and the last weights are kept")
     for finding in data.audit.findings:
         (talk.warn if finding.level == "warning" else talk.say)(f"  {finding.level} {finding.code}: {finding.message}")
     runs.write_json(session.run.audit, data.audit_json())

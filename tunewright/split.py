@@ -25,8 +25,8 @@ class Split:
 def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
     """Whole clusters of near-duplicates go to one side, chosen by the smallest content hash in the cluster.
 
-    ``dev`` and ``test`` are expected shares; 0 means that the side comes from elsewhere. Raises DATA_TOO_FEW when a wanted
-    side, or train, would be empty.
+    ``dev`` and ``test`` are expected shares; 0 means that the side comes from elsewhere. Raises DATA_TOO_FEW when train, or a
+    wanted test, would be empty. A small set may leave dev empty: training then has no dev loss and keeps its last weights.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for i, c in enumerate(cluster):
@@ -37,7 +37,7 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
         place = int(key[:16], 16) / 2**64
         side = "test" if place < test else "dev" if place < test + dev else "train"
         sides[side] += group
-    for side, wanted in (("train", 1.0), ("dev", dev), ("test", test)):
+    for side, wanted in (("train", 1.0), ("test", test)):
         if wanted and not sides[side]:
             raise data_error(
                 "DATA_TOO_FEW",
