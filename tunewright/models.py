@@ -302,7 +302,7 @@ def probe_packing(config: Any, tolerance: float = 1e-4) -> str:
                 together = twin(
                     torch.cat(rows)[None], position_ids=positions, lengths=tuple(len(r) for r in rows), use_cache=False
                 ).logits[0]
-        except (ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             return f"this architecture does not take the packed layout ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
     gap = float((alone - together).abs().max() / alone.abs().max())
     return (
