@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunewright import models, rendering
-from tunewright.errors import ModelError
+from tunewright.errors import ConfigError, ModelError
 
 
 def edit(folder: Path, **changes: object) -> None:
@@ -97,7 +97,14 @@ def test_tokenizers_that_cannot_stop_or_are_missing(tmp_path: Path, model_folder
         rendering.load_template(folder)
 
 
-def test_a_template_that_escapes_is_stopped_by_the_sandbox(model_folder: Callable[[str], Path]) -> None:
+def test_a_template_that_escapes_is_stopped_by_the_sandbox(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(ModelError) as caught:
-        rendering.load_template(model_folder("llama"), "{{ messages.__class__.__mro__[1].__subclasses__() }}")
+        rendering.load_template(model_folder("llama"), str(file))
     assert caught.value.code == "TEMPLATE_UNSAFE"
+
+
+def test_a_template_file_that_is_not_there(model_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="CONFIG_NOT_FOUND"):
+        rendering.load_template(model_folder("llama"), "nowhere.jinja")

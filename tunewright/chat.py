@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tunewright import adapters, checkpoints, models, rendering, runs
@@ -42,10 +43,7 @@ def speaker(run: Run) -> Speaker:
     model = models.load(facts.path, models.torch_dtype(plan.dtype))
     adapters.attach(model, plan.adapter, plan.seed)
     checkpoints.load_weights(run.checkpoints / "final.safetensors", adapters.trainable(model))
-    from pathlib import Path
-
-    text = Path(config.template).read_text(encoding="utf-8") if config.template else None
-    return Speaker(model, rendering.load_template(Path(facts.path), text), receipt["instruction"], facts.packable)
+    return Speaker(model, rendering.load_template(Path(facts.path), config.template), receipt["instruction"], facts.packable)
 
 
 def answer(

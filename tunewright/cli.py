@@ -116,8 +116,7 @@ def show(
         )
     folder = models.resolve(config.model)
     models.check_folder(folder)
-    text = Path(config.template).read_text(encoding="utf-8") if config.template else None
-    template = rendering.load_template(folder, text)
+    template = rendering.load_template(folder, config.template)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     found = rendering.for_training(template, parsed.examples[row - 1], row - 1, limit)
     if as_json:

@@ -37,7 +37,7 @@ from tunewright import (
 from tunewright import plan as planning
 from tunewright.config import Config, Plan, to_yaml
 from tunewright.dataset import Dataset
-from tunewright.errors import ConfigError, RunError
+from tunewright.errors import RunError
 from tunewright.examples import Text
 from tunewright.generate import How, stop_ids
 from tunewright.methods import sft
@@ -79,13 +79,7 @@ class Session:
 
     @functools.cached_property
     def template(self) -> Template:
-        text = None
-        if self.config.template is not None:
-            try:
-                text = Path(self.config.template).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError("CONFIG_NOT_FOUND", f"the template cannot be read: {error}.", where="template") from None
-        return rendering.load_template(Path(self.facts.path), text)
+        return rendering.load_template(Path(self.facts.path), self.config.template)
 
     @functools.cached_property
     def rendered(self) -> dict[str, list[Rendered]]:
@@ -130,8 +124,14 @@ class Session:
 
 def start(config: Config, name: str | None, root: Path, talk: Talk, command: str) -> Session:
     """A new run folder with its config."""
-    absolute = {side: str(Path(p).resolve()) for side in ("train", "dev", "test") if (p := getattr(config.data, side))}
-    config = config.model_copy(update={"data": config.data.model_copy(update=absolute)})
+    # A run is continued from anywhere, so the paths in its config cannot be relative to here.
+    data = {side: str(Path(p).resolve()) for side in ("train", "dev", "test") if (p := getattr(config.data, side))}
+    own = {
+        key: str(Path(p).resolve())
+        for key in ("template", "model")
+        if (p := getattr(config, key)) not in (None, models.EMBEDDED) and Path(p).exists()
+    }
+    config = config.model_copy(update={**own, "data": config.data.model_copy(update=data)})
     run = runs.create(root, name, Path(config.data.train).stem)
     runs.write_atomic(run.config, to_yaml(config))
     run.event("created", command=command)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import DataError, ModelError, Problem
+from tunewright.errors import ConfigError, DataError, ModelError, Problem
 from tunewright.examples import Chat, Example, Message, Text
 
 
@@ -57,15 +57,17 @@ class Rendered:
     ids: tuple[int, ...]
     weights: tuple[float, ...]
     row: int
-    text_bytes: int = 0
 
     @property
     def supervised(self) -> int:
         return sum(w > 0 for w in self.weights)
 
 
-def load_template(folder: Path, chat_template: str | None = None) -> Template:
-    """Tokenizer of a model folder. Raises TOKENIZER_NO_EOS, MODEL_FILE_MISSING, TEMPLATE_UNSAFE."""
+def load_template(folder: Path, file: str | None = None) -> Template:
+    """Tokenizer of a model folder, with the chat template of ``file`` where one is given.
+
+    Raises TOKENIZER_NO_EOS, MODEL_FILE_MISSING, TEMPLATE_UNSAFE, or CONFIG_NOT_FOUND for the file.
+    """
     from transformers import AutoTokenizer
 
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
@@ -95,8 +97,13 @@ def load_template(folder: Path, chat_template: str | None = None) -> Template:
             where=str(folder),
             mend='set "eos_token" in tokenizer_config.json.',
         )
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
+    if file is not None:
+        try:
+            tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                "CONFIG_NOT_FOUND", f"{file} cannot be read: {error}.", where="template", mend="check the path."
+            ) from None
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     return _choose_kwargs(tokenizer) if tokenizer.chat_template else Template(tokenizer)
@@ -172,7 +179,7 @@ def _rendered(template: Template, ids: list[int], weights: list[float], row: int
             mend="remove the BOS from the chat template.",
         )
     assert any(weights[1:]), "an answer is never empty, so something is supervised"
-    return Rendered(tuple(ids), tuple(weights), row, len(example.target.encode()))
+    return Rendered(tuple(ids), tuple(weights), row)
 
 
 def _turn(template: Template, example: Chat, k: int) -> tuple[list[int], int, int]:
@@ -315,10 +322,7 @@ def _text(template: Template, example: Text, row: int, max_length: int | None) -
     # Pieces overlap by one token, so that the first token of a piece is predicted at the end of the one before.
     starts = range(0, max(1, len(ids) - 1), max(1, size - 1))
     parts = [ids[s : s + size] for s in starts]
-    share = len(example.text.encode())
-    return [
-        Rendered(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row, share if i == 0 else 0) for i, p in enumerate(parts) if len(p) > 1
-    ]
+    return [Rendered(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row) for p in parts if len(p) > 1]
 
 
 def _need_template(template: Template) -> None:
