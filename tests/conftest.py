@@ -110,7 +110,7 @@ def tiny_model(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: An
 
     attention.register()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), attn_implementation="sdpa", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), dtype=torch.float32)
     for parameter in model.parameters():  # larger than the usual start, so that logits differ clearly
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2 if parameter.ndim > 1 else 0.05)
     model = model.to(dtype or torch.float32)

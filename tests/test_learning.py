@@ -13,7 +13,7 @@ from conftest import tiny_config, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright import adapters, attention, checkpoints, loop, losses, models, packing
+from tunewright import adapters, checkpoints, loop, losses, models, packing, twin
 from tunewright.config import AdapterConfig, Plan
 from tunewright.methods import sft
 from tunewright.rendering import Rendered
@@ -43,6 +43,7 @@ def plan_of(**more: Any) -> Plan:
         "capacity": 4096,
         "max_length": 512,
         "layout": "packed",
+        "recompute": "none",
         "dtype": "float32",
         "lr": 1e-2,
         "schedule": "cosine",
@@ -64,7 +65,7 @@ def plan_of(**more: Any) -> Plan:
 def steps(model: Any, data: list[Rendered], plan: Plan) -> list[float]:
     parameters = adapters.trainable(model)
     optimizer = loop.make_optimizer(parameters, plan)
-    return [loop.take_step(model, sft, data, plan, s, optimizer, parameters)[0] for s in range(plan.steps)]
+    return [loop.take_step(model, sft, data, plan, s, optimizer, parameters).loss for s in range(plan.steps)]
 
 
 def test_loss_by_hand() -> None:
@@ -77,7 +78,7 @@ def test_loss_by_hand() -> None:
         if row.weights[t]:
             z = logits[t - 1]
             by_hand -= z[row.ids[t]] - (z.max() + math.log(np.exp(z - z.max()).sum()))
-    total, weight = sft.loss(model, packing.to_batch([row], True))
+    total, weight = models.loss(model, packing.to_batch([row], "packed"))
     assert weight == row.supervised
     assert abs(float(total) - by_hand) < 1e-9
 
@@ -161,7 +162,8 @@ def test_a_row_alone_equals_the_row_packed_and_padded(kind: str) -> None:
         for p in adapters.trainable(model).values():
             torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
         total = sum(
-            (sft.loss(model, packing.to_batch(g, layout == "packed"))[0] for g in groups), torch.zeros((), dtype=torch.float64)
+            (models.loss(model, packing.to_batch(g, "padded" if layout == "padded" else "packed"))[0] for g in groups),
+            torch.zeros((), dtype=torch.float64),
         )
         total.backward()
         totals.append(float(total.detach()))
@@ -174,7 +176,7 @@ def test_a_row_alone_equals_the_row_packed_and_padded(kind: str) -> None:
 def test_another_row_in_the_pack_changes_nothing() -> None:
     model = tiny_model(dtype=torch.float64)
     first, second, third = rows(3)
-    logits = [models.forward(model, packing.to_batch([first, other], True))[: first.supervised] for other in (second, third)]
+    logits = [models.forward(model, packing.to_batch([first, other], "packed"))[: first.supervised] for other in (second, third)]
     assert torch.equal(logits[0], logits[1]) or torch.allclose(logits[0], logits[1], atol=1e-12)
 
 
@@ -212,12 +214,12 @@ def test_another_row_in_the_pack_changes_nothing() -> None:
     ],
 )
 def test_an_architecture_that_leaks_is_found_by_the_probe(kind: str, shape: dict[str, Any]) -> None:
-    assert models.probe_packing(tiny_config(kind, **shape)) != ""
+    assert all(twin.probe(tiny_config(kind, **shape)).leak.values())
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
 def test_architectures_that_do_not_leak_pass_the_probe(kind: str) -> None:
-    assert models.probe_packing(tiny_config(kind)) == ""
+    assert twin.probe(tiny_config(kind)) == twin.Probed({"shared": "", "packed": ""}, draws=False, lean=kind != "gemma3_text")
 
 
 def test_a_leaking_architecture_trains_padded_and_equals_rows_alone() -> None:
@@ -235,8 +237,8 @@ def test_a_leaking_architecture_trains_padded_and_equals_rows_alone() -> None:
     }
     model, data = tiny_model("qwen3_next", **shape), rows(4)
     with torch.no_grad():
-        alone = sum(float(sft.loss(model, packing.to_batch([r], False))[0]) for r in data)
-        padded = float(sft.loss(model, packing.to_batch(data, False))[0])
+        alone = sum(float(models.loss(model, packing.to_batch([r], "padded"))[0]) for r in data)
+        padded = float(models.loss(model, packing.to_batch(data, "padded"))[0])
     assert abs(alone - padded) < 1e-4 * alone
 
 
@@ -378,33 +380,6 @@ def test_an_epoch_sees_every_row_once(count: int, batch: int, seed: int) -> None
         assert sorted(seen) == list(range(count))
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(2, 50), min_size=1, max_size=30), st.integers(10, 120), st.sampled_from(["packed", "padded"]))
-def test_passes_hold_every_row_once_and_keep_to_the_capacity(lengths: list[int], capacity: int, layout: Any) -> None:
-    groups = packing.passes(range(len(lengths)), lengths, capacity, layout)
-    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
-    for g in groups:
-        size = sum(lengths[i] for i in g) if layout == "packed" else len(g) * max(lengths[i] for i in g)
-        assert size <= capacity or len(g) == 1
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.sampled_from([None, 7, 64]))
-def test_packed_attention_is_causal_attention_of_each_row(lengths: list[int], window: int | None) -> None:
-    """Against a dense mask over the whole pack, for short and long rows, with and without a window."""
-    total = sum(lengths)
-    draw = torch.Generator().manual_seed(total)
-    q, k, v = (torch.randn(1, h, total, 8, generator=draw, dtype=torch.float64) for h in (4, 2, 2))
-    found, _ = attention.packed_attention(torch.nn.Identity(), q, k, v, None, 0.3, lengths=tuple(lengths), sliding_window=window)
-    row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    back = torch.arange(total)[:, None] - torch.arange(total)[None, :]
-    seen = (row[:, None] == row[None, :]) & (back >= 0) & (back < (window or total))
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=seen, scale=0.3
-    )
-    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-10)
-
-
 def test_cross_entropy_sums() -> None:
     logits, target = torch.randn(5, 7, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4])
     total, weight = losses.cross_entropy(logits, target, torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0]))
@@ -437,7 +412,7 @@ def test_the_chunked_head_equals_all_logits_at_once(dtype: torch.dtype, monkeypa
 def test_a_loaded_model_uses_the_chunked_head_exactly(model_folder: Any) -> None:
     model, data = models.load(model_folder(), torch.float64), rows(5)
     assert model.plain_head
-    batch = packing.to_batch(data, True)
+    batch = packing.to_batch(data, "packed")
     assert (
         abs(
             float(models.loss(model, batch)[0])
@@ -449,5 +424,5 @@ def test_a_loaded_model_uses_the_chunked_head_exactly(model_folder: Any) -> None
         )
         < 1e-9
     )
-    padded = packing.to_batch(data, False)
+    padded = packing.to_batch(data, "padded")
     assert abs(float(models.loss(model, padded)[0]) - float(models.loss(model, batch)[0])) < 1e-9

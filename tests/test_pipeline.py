@@ -205,7 +205,7 @@ def test_the_chat_serves_what_was_trained(labelled: Any) -> None:
 def test_other_architectures_run_end_to_end(kind: str, tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
     run = tw.run(chat_rows(), model=str(model_folder(kind)), name="x", root=tmp_path, **QUICK)
     assert all(x["largest_difference"] < 1e-3 for x in json.loads((run.path / "export.json").read_text()))
-    assert json.loads((run.path / "plan.json").read_text())["layout"] == "packed"
+    assert json.loads((run.path / "plan.json").read_text())["layout"] == "shared"
 
 
 def test_full_fine_tuning_runs_end_to_end(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
@@ -348,3 +348,24 @@ def test_check_loads_no_torch_on_5000_rows(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "5000 rows" in done.stdout
+
+
+def test_the_loss_curve_is_the_same_with_sharing_and_without(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    """Fifty steps in float32 through the command line: packed rows, shared beginnings, and transformers' padded rows."""
+    data = [json.loads(line) for line in chat_rows(80).read_text().splitlines()]
+    system = {"role": "system", "content": "Answer with the colour, the animal or the thing that the item names, in capitals."}
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps({"messages": [system, *row["messages"]]}) + "\n" for row in data))
+    flags = ("--model", str(model_folder("llama")), "threads=1", "train.steps=50", "train.dtype=float32", "train.lr=2e-3")
+    curves = {}
+    for layout in ("shared", "packed", "padded"):
+        done = cli("train", str(file), "--name", layout, *flags, f"train.layout={layout}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (tmp_path / "runs" / layout / "metrics.jsonl").read_text().splitlines()]
+        curves[layout] = [line for line in lines if "loss" in line]
+    assert len(curves["shared"]) == 50
+    assert curves["shared"][-1]["loss"] < 0.7 * curves["shared"][0]["loss"]
+    for layout in ("shared", "padded"):
+        assert max(abs(a["loss"] - b["loss"]) for a, b in zip(curves[layout], curves["packed"], strict=True)) < 1e-5
+    assert all(a["computed"] < 0.6 * a["tokens"] for a in curves["shared"])
+    assert all(a["computed"] == a["tokens"] for a in curves["packed"])

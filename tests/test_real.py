@@ -55,8 +55,8 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
         rendering.for_training(template, Chat((Message("user", q), Message("assistant", a)), "x"))[0]
         for q, a in (("One?", "Two."), ("And what comes after that?", "Three, I think, and then four."))
     ]
-    alone = sum(float(models.loss(model, packing.to_batch([r], True))[0]) for r in rows)
-    assert abs(float(models.loss(model, packing.to_batch(rows, True))[0]) - alone) < 1e-4 * alone
+    alone = sum(float(models.loss(model, packing.to_batch([r], "packed"))[0]) for r in rows)
+    assert abs(float(models.loss(model, packing.to_batch(rows, "packed"))[0]) - alone) < 1e-4 * alone
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""Two attentions behind transformers' AttentionInterface: packed rows in training, a shared prefix in decoding.
+"""Two attentions behind transformers' AttentionInterface: a tree of rows in training, a shared prefix in decoding.
 
-The layout comes as keyword arguments of the forward call, so there is no global state, and no mask over a whole pack is
-ever built: transformers makes none for an attention it has no mask function for. Axes: H heads, T packed tokens, D head
-width, G rows of one bucket, L longest row of the bucket; in decoding B rows, Q new tokens, K own tokens, P prefix tokens.
+The layout comes as keyword arguments of the forward call, so there is no global state, and no mask over a whole pass is
+ever built: transformers makes none for an attention it has no mask function for. Axes: H heads, G key-value heads, R query
+heads for each of them, T tokens, D head width; of one piece, m queries and n keys; in decoding B rows, Q new tokens, K own
+tokens, P prefix tokens.
 """
 
 from __future__ import annotations
@@ -15,47 +16,46 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-PACKED, PREFIXED = "tunewright_packed", "tunewright_prefixed"
-SHORT = 256
+from tunewright.tree import Range, Segment
+
+TREE, PREFIXED = "tunewright_tree", "tunewright_prefixed"
 MOST_SCORES = 1 << 25
+# Queries taken together: a long causal row cut into pieces computes few of the products that its mask would hide.
+TOGETHER = 256
 
 
 @dataclass(frozen=True)
-class _Bucket:
-    """Rows of similar length: where their tokens lie in the pack (rows padded by their last token), and which places are real."""
+class Piece:
+    """Queries ``start``..``stop`` against the keys of ``ranges``, of which the last ``stop - start`` are their own tokens."""
 
-    take_GL: Tensor
-    real: Tensor
-    rows: int
-    longest: int
+    start: int
+    stop: int
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How scores become weights, the same for all pieces of a layer. ``keep``: hold the weights for the backward pass."""
+
+    window: int | None
+    softcap: float | None
+    keep: bool
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[_Bucket, ...], Tensor]:
-    """(buckets, order): concatenating the buckets' real tokens and taking ``order`` gives back the pack."""
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    groups: list[list[int]] = []
-    for i in by_length:
-        if groups and lengths[i] >= 0.7 * lengths[groups[-1][0]]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    buckets, seen = [], []
-    for rows in groups:
-        longest = lengths[rows[0]]
-        steps = torch.arange(longest)
-        take = torch.stack([starts[i] + steps.clamp(max=lengths[i] - 1) for i in rows]).flatten()
-        real = torch.stack([steps < lengths[i] for i in rows]).flatten().nonzero()[:, 0]
-        buckets.append(_Bucket(take.to(device), real.to(device), len(rows), longest))
-        seen.append(take[real])
-    return tuple(buckets), torch.argsort(torch.cat(seen)).to(device)
+def pieces(segments: tuple[Segment, ...]) -> tuple[Piece, ...]:
+    found = []
+    for s in segments:
+        *above, (first, _) = s.path
+        for start in range(s.start, s.stop, TOGETHER):
+            stop = min(start + TOGETHER, s.stop)
+            found.append(Piece(start, stop, (*above, (first, stop))))
+    return tuple(found)
 
 
-def packed_attention(
+def tree_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -63,48 +63,109 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    lengths: tuple[int, ...] | None = None,
+    segments: tuple[Segment, ...] = (),
+    keep_weights: bool = True,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D). ``lengths`` are the rows' tokens, in order."""
+    """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D). A token attends to its path in the tree of ``segments``."""
     # Raised, not asserted: the probe asks architectures of which some drop the keyword or bring a mask of their own.
-    if lengths is None or sum(lengths) != query.shape[2] or attention_mask is not None:
-        raise ValueError("the architecture does not hand on the packed layout")
-    if softcap is not None or not getattr(module, "is_causal", True):
-        raise ValueError("attention that is soft-capped or not causal cannot be packed")
+    if not segments or segments[-1].stop != query.shape[2] or attention_mask is not None:
+        raise ValueError("the architecture does not hand on the layout of its rows")
+    if dropout or s_aux is not None or not getattr(module, "is_causal", True):
+        raise ValueError("attention that drops weights, has sinks or is not causal is not exact in one pass of several rows")
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    buckets, order = _layout(lengths, query.device)
-    outputs = []
-    for bucket in buckets:
-        shape = (query.shape[1], bucket.rows, bucket.longest, -1)
-        q, k, v = (x[0].index_select(1, bucket.take_GL).view(shape) for x in (query, key, value))
-        window = sliding_window if sliding_window is not None and sliding_window < bucket.longest else None
-        outputs.append(_rows(q, k, v, scale, dropout, window).flatten(1, 2).index_select(1, bucket.real))
-    return torch.cat(outputs, 1).index_select(1, order).transpose(0, 1)[None], None
+    rule = Rule(sliding_window, softcap, keep_weights)
+    out: Tensor = _TreeAttention.apply(query, key, value, pieces(segments), scale, rule)  # type: ignore[no-untyped-call]
+    return out, None
 
 
-def _rows(q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
-    """(H, G, L, D) -> (H, G, L, D), causal. Short rows by plain products: the CPU flash kernel's backward takes three times as
-    long on them (measured on 16 rows of 110 tokens in bfloat16: 52 ms against 18)."""
-    longest = q.shape[2]
-    if q.device.type == "cpu" and longest <= SHORT:
-        scores = (q * scale) @ k.transpose(-1, -2)
-        scores = scores.masked_fill(_hidden(longest, window, q.device), float("-inf"))
-        weights = scores.softmax(-1, dtype=torch.float64 if scores.dtype == torch.float64 else torch.float32).to(v.dtype)
-        return F.dropout(weights, dropout, dropout > 0) @ v
-    mask = None if window is None else ~_hidden(longest, window, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale)
+class _TreeAttention(torch.autograd.Function):
+    """Piece by piece in plain products: on a CPU the flash kernel's backward takes two to fifteen times as long
+    (benchmarks/NOTES.md). The heads that share a key-value head are rows of one product."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: tuple[Piece, ...], scale: float, rule: Rule) -> Tensor:
+        groups = key.shape[1]
+        q_GTRD = (query[0] * scale).reshape(groups, -1, *query.shape[2:]).transpose(1, 2).contiguous()
+        k_GTD, v_GTD = key[0].contiguous(), value[0].contiguous()
+        out_TGRD = query.new_empty(query.shape[2], groups, q_GTRD.shape[2], query.shape[3])
+        kept = []
+        for piece in todo:
+            weights_Gmn = _weights(q_GTRD, k_GTD, piece, rule)
+            _write(out_TGRD, piece, weights_Gmn @ _take(v_GTD, piece.ranges))
+            if rule.keep:
+                kept.append(weights_Gmn)
+        ctx.save_for_backward(q_GTRD, k_GTD, v_GTD, *kept)
+        ctx.given = (todo, scale, rule)
+        return out_TGRD.flatten(1, 2)[None]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_GTRD, k_GTD, v_GTD, *kept = ctx.saved_tensors
+        todo, scale, rule = ctx.given
+        g_GTRD = grads[0].reshape(q_GTRD.transpose(0, 1).shape).transpose(0, 1).contiguous()
+        dq_TGRD = g_GTRD.new_empty(q_GTRD.transpose(0, 1).shape)
+        # A prefix gathers the gradients of all its branches: in bfloat16 the small ones would be lost.
+        wide = torch.promote_types(k_GTD.dtype, torch.float32)
+        dk_GTD, dv_GTD = torch.zeros_like(k_GTD, dtype=wide), torch.zeros_like(v_GTD, dtype=wide)
+        for i, piece in enumerate(todo):
+            weights_Gmn = kept[i] if rule.keep else _weights(q_GTRD, k_GTD, piece, rule)
+            g_GmD = g_GTRD[:, piece.start : piece.stop].flatten(1, 2)
+            _add(dv_GTD, piece.ranges, weights_Gmn.transpose(1, 2) @ g_GmD)
+            to_weights = g_GmD @ _take(v_GTD, piece.ranges).transpose(1, 2)
+            ds_Gmn = torch._softmax_backward_data(to_weights, weights_Gmn, -1, weights_Gmn.dtype)
+            q_GmD = q_GTRD[:, piece.start : piece.stop].flatten(1, 2)
+            k_GnD = _take(k_GTD, piece.ranges)
+            if rule.softcap is not None:
+                ds_Gmn *= 1 - torch.tanh(q_GmD @ k_GnD.transpose(1, 2) / rule.softcap).square()
+            _write(dq_TGRD, piece, ds_Gmn @ k_GnD)
+            _add(dk_GTD, piece.ranges, ds_Gmn.transpose(1, 2) @ q_GmD)
+        dq = dq_TGRD.mul_(scale).flatten(1, 2).transpose(0, 1)[None]
+        return dq, dk_GTD[None].to(k_GTD.dtype), dv_GTD[None].to(v_GTD.dtype), None, None, None
 
 
-@functools.lru_cache(maxsize=64)
-def _hidden(n: int, window: int | None, device: torch.device) -> Tensor:
-    back = torch.arange(n, device=device)[:, None] - torch.arange(n, device=device)[None, :]
-    return (back < 0) | (back >= window) if window is not None else back < 0
+def _weights(q_GTRD: Tensor, k_GTD: Tensor, piece: Piece, rule: Rule) -> Tensor:
+    """(G, m * R, n): what each query of the piece gives to each token of its path."""
+    q_GmD = q_GTRD[:, piece.start : piece.stop].flatten(1, 2)
+    scores_Gmn = q_GmD @ _take(k_GTD, piece.ranges).transpose(1, 2)
+    if rule.softcap is not None:
+        scores_Gmn = torch.tanh(scores_Gmn / rule.softcap) * rule.softcap
+    own, keys = piece.stop - piece.start, scores_Gmn.shape[2]
+    if rule.window is not None and rule.window < keys:
+        scores_Gmn.masked_fill_(_hidden(own, keys, rule.window, q_GTRD.shape[2], q_GTRD.device), float("-inf"))
+    else:
+        scores_Gmn[:, :, keys - own :].masked_fill_(_hidden(own, own, None, q_GTRD.shape[2], q_GTRD.device), float("-inf"))
+    wide = torch.promote_types(scores_Gmn.dtype, torch.float32)
+    return scores_Gmn.softmax(-1, dtype=wide).to(scores_Gmn.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _hidden(queries: int, keys: int, window: int | None, repeats: int, device: torch.device) -> Tensor:
+    """(queries * repeats, keys): which keys a query does not see; the queries are the last of the keys."""
+    back = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    hidden = (back < 0) | (back >= window) if window is not None else back < 0
+    return hidden.repeat_interleave(repeats, 0)
+
+
+def _take(x_GTD: Tensor, ranges: tuple[Range, ...]) -> Tensor:
+    parts = [x_GTD[:, a:b] for a, b in ranges]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _add(x_GTD: Tensor, ranges: tuple[Range, ...], part_GnD: Tensor) -> None:
+    at = 0
+    for a, b in ranges:
+        x_GTD[:, a:b] += part_GnD[:, at : at + b - a]
+        at += b - a
+
+
+def _write(x_TGRD: Tensor, piece: Piece, part_GmD: Tensor) -> None:
+    x_TGRD[piece.start : piece.stop] = part_GmD.view(len(part_GmD), piece.stop - piece.start, -1, part_GmD.shape[2]).transpose(
+        0, 1
+    )
 
 
 def prefixed_attention(
@@ -156,13 +217,13 @@ def prefixed_attention(
 def register() -> None:
     from transformers import AttentionInterface
 
-    AttentionInterface.register(PACKED, packed_attention)
+    AttentionInterface.register(TREE, tree_attention)
     AttentionInterface.register(PREFIXED, prefixed_attention)
 
 
 @contextmanager
 def attending(model: Any, name: str) -> Iterator[None]:
-    """Within, the model attends as ``PACKED`` or ``PREFIXED``; outside, as it was loaded."""
+    """Within, the model attends as ``TREE`` or ``PREFIXED``; outside, as it was loaded."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tunewright.errors import ConfigError
 
 Auto = Literal["auto"]
+Recompute = Literal["none", "attention", "layers"]
 MAX_BYTES = 256 * 1024
 
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
@@ -78,7 +79,12 @@ class TrainConfig(_Frozen):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Dtype of the forward and backward pass; trained weights are always float32."
     )
-    layout: Literal["auto", "packed", "padded"] = Field("auto", description="How rows share a forward pass.")
+    layout: Literal["auto", "shared", "packed", "padded"] = Field(
+        "auto", description="How rows share a forward pass: common beginnings computed once, one after another, or padded."
+    )
+    recompute: Auto | Recompute = Field(
+        "auto", description="What the backward pass computes again to save memory: attention weights, or whole layers."
+    )
     eval_every: Auto | Positive = Field("auto", description="Steps between dev losses.")
     patience: Annotated[int, Field(ge=0)] = Field(
         3, description="Stop after this many dev losses without a new best; 0 never stops early."
@@ -149,7 +155,8 @@ class Plan(_Frozen):
     batch: int
     capacity: int
     max_length: int
-    layout: Literal["packed", "padded"]
+    layout: Literal["shared", "packed", "padded"]
+    recompute: Recompute
     dtype: Literal["float32", "bfloat16"]
     lr: float
     schedule: Literal["cosine", "linear", "constant"]

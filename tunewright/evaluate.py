@@ -120,8 +120,8 @@ def _judge_text(model: Any, texts: Sequence[Text], template: Template, plan: Pla
 @torch.inference_mode()
 def sequence_nats(model: Any, rows: Sequence[Rendered], plan: Plan) -> float:
     """Summed negative log-likelihood of ``rows``."""
-    groups = passes(range(len(rows)), [len(r.ids) for r in rows], plan.capacity, plan.layout)
-    return sum(float(models.loss(model, to_batch([rows[i] for i in g], plan.layout == "packed"))[0]) for g in groups)
+    groups = passes(range(len(rows)), [r.ids for r in rows], plan.capacity, plan.layout)
+    return sum(float(models.loss(model, to_batch([rows[i] for i in g], plan.layout))[0]) for g in groups)
 
 
 def summary(task: Task, scores: Sequence[Score]) -> dict[str, float]:

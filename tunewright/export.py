@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tunewright import adapters, checkpoints, models, verify
+from tunewright import adapters, checkpoints, models, twin, verify
 from tunewright.config import Config, Plan
 from tunewright.errors import TrainError
 from tunewright.models import Facts
@@ -87,7 +87,7 @@ def _save_merged(model: Any, template: Template, folder: Path, dtype: torch.dtyp
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".merged-", dir=folder.parent))
     try:
-        with models.quiet():
+        with twin.quiet():
             model.to(dtype).save_pretrained(beside)
             template.tokenizer.save_pretrained(beside)
         shutil.rmtree(folder, ignore_errors=True)

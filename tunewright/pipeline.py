@@ -25,6 +25,7 @@ from tunewright import (
     dataset,
     evaluate,
     export,
+    lean,
     loop,
     machine,
     models,
@@ -119,6 +120,9 @@ class Session:
             self.model = models.load(self.facts.path, models.torch_dtype(self.plan.dtype))
             adapters.attach(self.model, self.plan.adapter, self.plan.seed)
             self.model.to(self.machine.device)
+            self.model.lean = self.facts.lean and lean.applies(self.model)
+            if self.plan.recompute == "layers" and not self.model.lean:
+                self.model.gradient_checkpointing_enable({"use_reentrant": False})
         return self.model
 
 

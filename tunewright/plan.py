@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tunewright.config import Config, Estimate, Plan
+from tunewright.config import Config, Estimate, Plan, Recompute
 from tunewright.errors import ConfigError
 from tunewright.machine import Machine
 from tunewright.metrics import Kind
 from tunewright.models import Facts
+from tunewright.packing import Layout
 from tunewright.rendering import Rendered
 
 Dtype = Literal["float32", "bfloat16"]
@@ -51,10 +52,13 @@ def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> tu
     return facts.context, "the model's context; no row is cut"
 
 
-def bytes_per_token(facts: Facts, sizes: Sizes, dtype: Dtype) -> float:
-    """Memory of one token between forward and backward: about 34 numbers a layer and width, and 14 bytes a logit where it is supervised."""
-    body = facts.layers * facts.hidden * 34 * (2 if dtype == "bfloat16" else 4)
-    return body + 14 * facts.vocabulary * sizes.supervised / sizes.tokens
+def bytes_per_token(facts: Facts, sizes: Sizes, dtype: Dtype, recompute: Recompute) -> float:
+    """Memory of one token between forward and backward. A layer holds about 16 numbers for each of its width (34 by
+    transformers' own modules) and attention's weights, for rows as long as the longest; or only its input."""
+    size = 2 if dtype == "bfloat16" else 4
+    layer = facts.hidden * (1 if recompute == "layers" else 16 if facts.lean else 34)
+    weights = facts.heads * sizes.longest if recompute == "none" else 0
+    return facts.layers * size * (layer + weights) + 2 * size * facts.vocabulary * sizes.supervised / sizes.tokens
 
 
 def judged_together(config: Config, facts: Facts, plan: Plan, machine: Machine, new_tokens: int) -> int:
@@ -74,7 +78,8 @@ def make(config: Config, facts: Facts, sizes: Sizes, machine: Machine, kind: Kin
     per_epoch = -(-sizes.rows // batch)
     steps, why["steps"] = _steps(config, sizes, per_epoch)
     lr, why["lr"] = _rate(config, facts, steps)
-    capacity, why["capacity"] = _capacity(config, facts, sizes, machine, dtype)
+    recompute, why["recompute"] = _recompute(config, facts, sizes, machine, dtype, batch)
+    capacity, why["capacity"] = _capacity(config, facts, sizes, machine, dtype, layout, recompute)
     limit, why["max_length"] = max_length(config, facts, machine, kind)
     why["warmup_steps"] = f"{t.warmup:.0%} of {steps} steps"
     eval_every, why["eval_every"] = (
@@ -96,6 +101,7 @@ def make(config: Config, facts: Facts, sizes: Sizes, machine: Machine, kind: Kin
         capacity=capacity,
         max_length=limit,
         layout=layout,
+        recompute=recompute,
         dtype=dtype,
         lr=lr,
         schedule=t.schedule,
@@ -136,17 +142,24 @@ def _dtype(config: Config, machine: Machine) -> tuple[Dtype, str]:
     )
 
 
-def _layout(config: Config, facts: Facts) -> tuple[Literal["packed", "padded"], str]:
+def _layout(config: Config, facts: Facts) -> tuple[Layout, str]:
+    """Shared where it is exact; `packing` then shares only where it pays."""
     asked = config.train.layout
-    if asked == "packed" and not facts.packable:
-        raise ConfigError(
-            "CONFIG_CONFLICT", f"train.layout=packed, but {facts.leak}.", where="train.layout", mend="leave it at auto."
-        )
+    dropout = "a shared beginning would be dropped in the same way for all its rows"
+    shared = facts.leak if not facts.shareable else f"adapter.dropout is on, and {dropout}" if config.adapter.dropout else ""
+    packed = facts.leak if not facts.packable else "the model has dropout of its own" if facts.draws else ""
+    against = {"shared": packed or shared, "packed": packed, "padded": ""}
     if asked != "auto":
+        if against[asked]:
+            raise ConfigError(
+                "CONFIG_CONFLICT", f"train.layout={asked}, but {against[asked]}.", where="train.layout", mend="leave it at auto."
+            )
         return asked, ASKED
-    if facts.packable:
-        return "packed", "a row alone and the same row packed give equal logits in the probe"
-    return "padded", facts.leak
+    if packed:
+        return "padded", packed
+    if shared:
+        return "packed", shared
+    return "shared", "a row alone, in one pass with others and with its beginning shared gives equal logits in the probe"
 
 
 def _batch(config: Config, sizes: Sizes) -> tuple[int, str]:
@@ -179,12 +192,36 @@ def _rate(config: Config, facts: Facts, steps: int) -> tuple[float, str]:
     return float(f"{rate * haste:.2g}"), reason
 
 
-def _capacity(config: Config, facts: Facts, sizes: Sizes, machine: Machine, dtype: Dtype) -> tuple[int, str]:
+def _fits(facts: Facts, sizes: Sizes, machine: Machine, dtype: Dtype, recompute: Recompute) -> int:
+    """Tokens of one pass whose memory is 40 % of what is free, the weights taken off."""
+    room = 0.4 * machine.free_gb * 1e9 - facts.parameters * (2 if dtype == "bfloat16" else 4)
+    return int(max(0.0, room) / bytes_per_token(facts, sizes, dtype, recompute))
+
+
+def _recompute(config: Config, facts: Facts, sizes: Sizes, machine: Machine, dtype: Dtype, batch: int) -> tuple[Recompute, str]:
+    """The least work that fits: computing layers again costs a third of the step."""
+    if config.train.recompute != "auto":
+        return config.train.recompute, ASKED
+    wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
+    ways: tuple[Recompute, ...] = ("none", "attention", "layers")
+    for way in ways:
+        fits = _fits(facts, sizes, machine, dtype, way)
+        if fits >= wanted:
+            return way, f"about {fits} tokens fit in 40 % of the {machine.free_gb:.0f} GB free, {wanted} are wanted in a pass"
+    return "layers", f"even so, only about {fits} of {wanted} wanted tokens fit in 40 % of the {machine.free_gb:.0f} GB free"
+
+
+def _most(machine: Machine, layout: Layout) -> int:
+    """Tokens of a pass beyond which nothing is gained; a longer pass shares more."""
+    return (2048 if machine.device == "cpu" else 16384) * (4 if layout == "shared" else 1)
+
+
+def _capacity(
+    config: Config, facts: Facts, sizes: Sizes, machine: Machine, dtype: Dtype, layout: Layout, recompute: Recompute
+) -> tuple[int, str]:
     if config.train.capacity != "auto":
         return config.train.capacity, ASKED
-    room = 0.4 * machine.free_gb * 1e9 - facts.parameters * (2 if dtype == "bfloat16" else 4)
-    fits = int(max(0.0, room) / bytes_per_token(facts, sizes, dtype))
-    most = 2048 if machine.device == "cpu" else 16384
+    fits, most = _fits(facts, sizes, machine, dtype, recompute), _most(machine, layout)
     return (
         max(sizes.longest, 256, min(most, fits)),
         f"about {fits} tokens fit in 40 % of the {machine.free_gb:.0f} GB free; more than {most} in one pass gain nothing; the longest row has {sizes.longest}",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewright import adapters, models
+from tunewright import adapters, models, twin
 from tunewright.generate import How, greedy
 
 
@@ -35,7 +35,7 @@ def main(kind: str, folder: str, base: str, canary_file: str, out: str) -> None:
         model = models.load(base, torch.float32)
         adapters.load(model, Path(folder), asked["base_sha256"])
     else:
-        with models.quiet():
+        with twin.quiet():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         model.plain_head = False
     logits, greedy_ids = answers(model, asked["canaries"], asked["new_tokens"], tuple(asked["stop"]))

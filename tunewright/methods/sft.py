@@ -19,10 +19,9 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
 
 
 def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]:
-    lengths = [len(r.ids) for r in rendered]
-    packed = plan.layout == "packed"
-    return [to_batch([rendered[i] for i in group], packed) for group in passes(rows, lengths, plan.capacity, plan.layout)]
+    groups = passes(rows, [r.ids for r in rendered], plan.capacity, plan.layout)
+    return [to_batch([rendered[i] for i in group], plan.layout) for group in groups]
 
 
-def loss(model: Any, batch: Batch) -> tuple[Tensor, float]:
-    return models.loss(model, batch)
+def loss(model: Any, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
+    return models.loss(model, batch, plan.recompute)
