@@ -367,5 +367,5 @@ def test_the_loss_curve_is_the_same_with_sharing_and_without(tmp_path: Path, cha
     assert curves["shared"][-1]["loss"] < 0.7 * curves["shared"][0]["loss"]
     for layout in ("shared", "padded"):
         assert max(abs(a["loss"] - b["loss"]) for a, b in zip(curves[layout], curves["packed"], strict=True)) < 1e-5
-    assert all(a["computed"] < 0.6 * a["tokens"] for a in curves["shared"])
+    assert sum(a["computed"] for a in curves["shared"]) < 0.6 * sum(a["tokens"] for a in curves["shared"])
     assert all(a["computed"] == a["tokens"] for a in curves["packed"])

@@ -66,7 +66,8 @@ def test_tree_attention_is_masked_attention(rows: list[Any], window: int | None,
     """Against a dense mask and autograd: outputs and gradients, with and without window, soft cap and kept weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tree, "SHARE_FROM", 2)
-        patch.setattr(attention, "TOGETHER", 32)
+        patch.setattr(attention, "LONG", 32)
+        patch.setattr(attention, "SHORT", 24)
         attention.pieces.cache_clear()
         folded = tree.fold(rows)
         total = len(folded.ids_T)

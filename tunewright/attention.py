@@ -18,21 +18,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewright.tree import Range, Segment
+from tunewright.tree import Range, Segment, joined
 
 TREE, PREFIXED = "tunewright_tree", "tunewright_prefixed"
 MOST_SCORES = 1 << 25
-# Queries taken together: a long causal row cut into pieces computes few of the products that its mask would hide.
-TOGETHER = 256
+# A long causal row is cut, so that few products are computed that its mask then hides; short ones are put together, because
+# a product of few rows costs as much as one of many (benchmarks/NOTES.md).
+LONG, SHORT = 256, 128
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Queries ``start``..``stop`` against the keys of ``ranges``, of which the last ``stop - start`` are their own tokens."""
+    """Queries ``start``..``stop``: runs of ``lengths`` tokens, each of which sees all keys of ``above`` and, causally, itself."""
 
     start: int
     stop: int
-    ranges: tuple[Range, ...]
+    above: tuple[Range, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """Of all its keys; the last are its own tokens."""
+        return joined(self.above, (self.start, self.stop))
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,19 @@ class Rule:
 
 @functools.lru_cache(maxsize=64)
 def pieces(segments: tuple[Segment, ...]) -> tuple[Piece, ...]:
-    found = []
+    """Long segments are cut; short ones that continue the same path are taken together."""
+    found: list[Piece] = []
     for s in segments:
-        *above, (first, _) = s.path
-        for start in range(s.start, s.stop, TOGETHER):
-            stop = min(start + TOGETHER, s.stop)
-            found.append(Piece(start, stop, (*above, (first, stop))))
+        *path, (first, _) = s.path
+        above = (*path, (first, s.start)) if first < s.start else tuple(path)
+        for start in range(s.start, s.stop, LONG):
+            stop = min(start + LONG, s.stop)
+            last = found[-1] if found else None
+            if last and start == s.start and last.above == above and last.stop == start and stop - last.start <= SHORT:
+                found[-1] = Piece(last.start, stop, above, (*last.lengths, stop - start))
+            else:
+                before = above if start == s.start else joined(above, (s.start, start))
+                found.append(Piece(start, stop, before, (stop - start,)))
     return tuple(found)
 
 
@@ -133,21 +147,26 @@ def _weights(q_GTRD: Tensor, k_GTD: Tensor, piece: Piece, rule: Rule) -> Tensor:
     scores_Gmn = q_GmD @ _take(k_GTD, piece.ranges).transpose(1, 2)
     if rule.softcap is not None:
         scores_Gmn = torch.tanh(scores_Gmn / rule.softcap) * rule.softcap
-    own, keys = piece.stop - piece.start, scores_Gmn.shape[2]
+    own, keys, repeats, device = piece.stop - piece.start, scores_Gmn.shape[2], q_GTRD.shape[2], q_GTRD.device
     if rule.window is not None and rule.window < keys:
-        scores_Gmn.masked_fill_(_hidden(own, keys, rule.window, q_GTRD.shape[2], q_GTRD.device), float("-inf"))
+        scores_Gmn.masked_fill_(_hidden(piece.lengths, keys - own, rule.window, repeats, device), float("-inf"))
     else:
-        scores_Gmn[:, :, keys - own :].masked_fill_(_hidden(own, own, None, q_GTRD.shape[2], q_GTRD.device), float("-inf"))
+        scores_Gmn[:, :, keys - own :].masked_fill_(_hidden(piece.lengths, 0, None, repeats, device), float("-inf"))
     wide = torch.promote_types(scores_Gmn.dtype, torch.float32)
     return scores_Gmn.softmax(-1, dtype=wide).to(scores_Gmn.dtype)
 
 
 @functools.lru_cache(maxsize=256)
-def _hidden(queries: int, keys: int, window: int | None, repeats: int, device: torch.device) -> Tensor:
-    """(queries * repeats, keys): which keys a query does not see; the queries are the last of the keys."""
-    back = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-    hidden = (back < 0) | (back >= window) if window is not None else back < 0
-    return hidden.repeat_interleave(repeats, 0)
+def _hidden(lengths: tuple[int, ...], above: int, window: int | None, repeats: int, device: torch.device) -> Tensor:
+    """(queries * repeats, above + queries): which keys a query does not see."""
+    run_m = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    position_m = above + torch.cat([torch.arange(n) for n in lengths])
+    run_n = torch.cat([torch.full((above,), -1), run_m])
+    back_mn = position_m[:, None] - torch.cat([torch.arange(above), position_m])
+    hidden_mn = (back_mn < 0) | ((run_n >= 0) & (run_n != run_m[:, None]))
+    if window is not None:
+        hidden_mn |= back_mn >= window
+    return hidden_mn.repeat_interleave(repeats, 0).to(device)
 
 
 def _take(x_GTD: Tensor, ranges: tuple[Range, ...]) -> Tensor:

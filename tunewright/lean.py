@@ -112,9 +112,11 @@ class _Project(torch.autograd.Function):
         d_ups = [(g.T @ small).to(dtype) for g, small in zip(grads, torch.split(small_TR, ranks, 1), strict=True)]
         back_TR = torch.cat([g @ b for g, b in zip(grads, b_OR, strict=True)], 1).mul_(scale)
         d_downs = torch.split((back_TR.T @ x_TI).to(dtype), ranks)
-        dx_TI = back_TR @ a_RI
-        for g, weight in zip(grads, weights, strict=True):
-            dx_TI.addmm_(g, weight)
+        dx_TI = None
+        if ctx.needs_input_grad[0]:  # not for the first layer: embeddings are frozen
+            dx_TI = back_TR @ a_RI
+            for g, weight in zip(grads, weights, strict=True):
+                dx_TI.addmm_(g, weight)
         return (dx_TI, None, *(t for down, up in zip(d_downs, d_ups, strict=True) for t in (None, None, down, up)))
 
 
@@ -135,11 +137,14 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wide = torch.promote_types(x.dtype, torch.float32)
-        x_, g_ = x.to(wide), grads[0].to(wide) * weight
-        inverse = torch.rsqrt(x_.square().mean(-1, keepdim=True) + ctx.eps)
-        along = (g_ * x_).mean(-1, keepdim=True) * inverse.square()
-        return (g_ - x_ * along).mul_(inverse).to(x.dtype), None, None
+        g, wide = grads[0].contiguous(), torch.promote_types(x.dtype, torch.float32)
+        inverse = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / len(weight) + ctx.eps)
+        # Layer norm's fused backward, told that the mean is zero, is this gradient but for the mean it takes off again.
+        shape, nought = list(weight.shape), torch.zeros_like(inverse)
+        dx, _, _ = torch.ops.aten.native_layer_norm_backward(
+            g, x, shape, nought, inverse, weight.to(wide), None, [True, False, False]
+        )
+        return dx + ((g @ weight)[..., None] * (inverse / len(weight))).to(x.dtype), None, None
 
 
 class _Rotate(torch.autograd.Function):

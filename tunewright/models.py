@@ -343,7 +343,7 @@ def loss(model: Any, batch: Batch, recompute: Recompute = "none") -> tuple[Tenso
             ids_T, positions_T = torch.from_numpy(batch.ids_BT[0]).to(device), torch.from_numpy(batch.positions_BT[0]).to(device)
             hidden_ND = lean.hidden(model.get_decoder(), ids_T, positions_T, batch.segments, at_N, recompute)
         else:
-            hidden_ND = _run(model.get_decoder(), model, batch, recompute).last_hidden_state[row_N, at_N]
+            hidden_ND = run(model.get_decoder(), model, batch, recompute).last_hidden_state[row_N, at_N]
         return losses.head_cross_entropy(hidden_ND, head.weight, target_N, weight_N)
     return losses.cross_entropy(forward(model, batch, recompute), target_N, weight_N)
 
@@ -352,14 +352,14 @@ def forward(model: Any, batch: Batch, recompute: Recompute = "none") -> Tensor:
     """logits_NV of the predicted tokens only: the head never multiplies a token that carries no loss."""
     at_N = torch.from_numpy(batch.at_N).to(next(model.parameters()).device)
     if batch.segments:
-        logits: Tensor = _run(model, model, batch, recompute, logits_to_keep=at_N).logits[0]
+        logits: Tensor = run(model, model, batch, recompute, logits_to_keep=at_N).logits[0]
         return logits
     columns, place_N = torch.unique(at_N, return_inverse=True)
-    logits = _run(model, model, batch, recompute, logits_to_keep=columns).logits
+    logits = run(model, model, batch, recompute, logits_to_keep=columns).logits
     return logits[torch.from_numpy(batch.row_N).to(at_N.device), place_N]
 
 
-def _run(part: Any, model: Any, batch: Batch, recompute: Recompute, **more: Any) -> Any:
+def run(part: Any, model: Any, batch: Batch, recompute: Recompute, **more: Any) -> Any:
     """Call ``part`` of the model on a batch. A flat batch runs under tree attention; a padded one needs no mask, because
     padding stands on the right of a causal row."""
     device = next(model.parameters()).device

@@ -1,0 +1,267 @@
+"""tunewright beside TRL and plain transformers + PEFT: the same rows, steps, start, schedule; turn by turn in one sitting.
+
+python benchmarks/peers.py [--pairs 3] [--only NAME ...] [--skip-curves]      (or: make bench)
+
+Peers get their own environment (benchmarks/.venv, made on the first call). Writes results/peers.json and results/peers.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from subject import Subject
+from workloads import CURVE, WORKLOADS, Workload, rows
+
+HERE = Path(__file__).parent
+PEERS = HERE / ".venv" / "bin" / "python"
+Say = Callable[[str], None]
+
+# Each peer at its defaults and at settings that people report to be fast. The fastest on classify-200 is used throughout;
+# `micro` is the most tokens that a peer puts into one pass (it accumulates over passes), so that long rows fit its memory.
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "trl_sft.py": {
+        "TRL defaults": {"dtype": "float32"},
+        "TRL bf16 weights": {"dtype": "bfloat16", "settings": {"bf16": False, "gradient_checkpointing": False}},
+        "TRL bf16 autocast": {"dtype": "float32", "settings": {"bf16": True, "gradient_checkpointing": False}},
+        "TRL bf16 both": {"dtype": "bfloat16", "settings": {"bf16": True, "gradient_checkpointing": False}},
+        "TRL bf16 both, passes of 4 rows": {
+            "dtype": "bfloat16",
+            "micro": 1024,
+            "settings": {"bf16": True, "gradient_checkpointing": False},
+        },
+    },
+    "plain_peft.py": {
+        "PEFT loop bf16": {"dtype": "bfloat16", "autocast": True},
+        "PEFT loop bf16, passes of 4 rows": {"dtype": "bfloat16", "autocast": True, "micro": 1024},
+    },
+}
+ABLATION: dict[str, dict[str, Any]] = {
+    "padded, head on every token": {"layout": "padded", "all_logits": True, "lean": False},
+    "packed": {"layout": "packed", "all_logits": True, "lean": False},
+    "head on labelled tokens only": {"layout": "packed", "lean": False},
+    "lean decoder": {"layout": "packed"},
+    "shared beginnings": {"layout": "shared"},
+}
+
+
+def environment() -> None:
+    if (HERE / ".venv" / "whole").exists():
+        return
+    subprocess.run([sys.executable, "-m", "venv", str(HERE / ".venv")], check=True)
+    pip = [str(PEERS), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(HERE.parent / "constraints.txt")]
+    subprocess.run([*pip, "torch"], check=True)
+    subprocess.run([*pip, "trl", "peft", "transformers", "datasets"], check=True)
+    (HERE / ".venv" / "whole").touch()
+
+
+def gemm_peak() -> float:
+    """GFLOP/s of the fastest product: 2048 cubed and the model's own shapes, float32 and bfloat16, median of 20."""
+    import torch
+
+    best = 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        for m, k, n in ((2048, 2048, 2048), (2048, 576, 1536), (2048, 1536, 576), (2048, 576, 576)):
+            a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+            times = []
+            for _ in range(20):
+                start = time.perf_counter()
+                a @ b
+                times.append(time.perf_counter() - start)
+            best = max(best, 2 * m * k * n / statistics.median(times) / 1e9)
+    return best
+
+
+def physical(chosen: list[dict[str, list[int]]], layout: str) -> tuple[int, int, int]:
+    """(computed tokens, query-key pairs, labelled tokens) of one step of ours."""
+    from tunewright.packing import to_batch
+    from tunewright.rendering import Rendered
+    from tunewright.tree import fold, pairs
+
+    rendered = [Rendered(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)]
+    tree = fold([r.ids for r in rendered], layout == "shared")
+    return len(tree.ids_T), pairs(tree), len(to_batch(rendered, "shared" if layout == "shared" else "packed").target_N)
+
+
+def step_flops(chosen: list[dict[str, list[int]]]) -> float:
+    """Floating point operations of our LoRA step (forward and backward; SmolLM2-135M, rank 16): 4 for each matrix weight and
+    computed token, 4 for each head weight and labelled token, 6 for each adapter weight, 12 for each layer, width and pair."""
+    tokens, pairs, labelled = physical(chosen, "shared")
+    body, head, adapter, layers, width = 106_168_320, 28_311_552, 4_884_480, 30, 576
+    return 4.0 * body * tokens + 4.0 * head * labelled + 6.0 * adapter * tokens + 12.0 * layers * width * pairs
+
+
+class Bench:
+    def __init__(self, folder: Path, threads: int, say: Say) -> None:
+        from transformers import AutoTokenizer
+
+        from tunewright import models
+
+        self.folder, self.say = folder, say
+        self.model = models.resolve("smollm2-135m")
+        self.tokenizer = AutoTokenizer.from_pretrained(self.model)
+        self.common = {"model": str(self.model), "threads": threads, "lr": 1e-3, "adapter": str(folder / "adapter")}
+
+    def setup(self, workload: Workload, name: str, **more: Any) -> dict[str, Any]:
+        file = self.folder / f"{workload.name}.json"
+        if not file.exists():
+            file.write_text(json.dumps(rows(workload, max(8 * workload.batch, 64), self.tokenizer)))
+        micro = more.pop("micro", None)
+        if micro:
+            longest = workload.shared + workload.own[1]
+            most = max(1, micro * 4 // longest if longest > 256 else 4)
+            more["micro"] = next(m for m in (16, 8, 4, 2, 1) if m <= most and workload.batch % m == 0)
+        folder = self.folder / f"{workload.name}-{name}".replace(" ", "-")
+        folder.mkdir(exist_ok=True)
+        return {**self.common, "name": name, "rows": str(file), "batch": workload.batch, "folder": str(folder), **more}
+
+    def ours(self, workload: Workload, name: str = "tunewright", **more: Any) -> Subject:
+        given = {"dtype": "bfloat16", "layout": "shared", **more}
+        return Subject(Path(sys.executable), HERE / "ours.py", self.setup(workload, name, **given))
+
+    def peer(self, workload: Workload, script: str, name: str, **more: Any) -> Subject:
+        return Subject(PEERS, HERE / script, self.setup(workload, name, **{**SETTINGS[script].get(name, {}), **more}))
+
+    def once(self, subject: Subject, steps: int = 1) -> dict[str, Any]:
+        """Seconds of the last of ``steps`` steps, all losses, peak memory."""
+        taken = [subject.step() for _ in range(steps)]
+        end = subject.end()
+        died = not taken[-1]
+        return {
+            "name": subject.name,
+            "seconds": None if died else taken[-1]["seconds"],
+            "losses": [t.get("loss") for t in taken],
+            "peak_gb": None if died else end["peak_gb"],
+            "versions": end.get("versions", {}),
+        }
+
+    def settings(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Every setting of every peer on classify-200, and the fastest of each peer."""
+        found, best = [], {}
+        for script, named in SETTINGS.items():
+            measured = []
+            for name in named:
+                measured.append(self.once(self.peer(WORKLOADS["classify-200"], script, name)))
+                self.say(f"  {name}: {measured[-1]['seconds'] or 'died'}")
+            found += measured
+            best[script] = min((m for m in measured if m["seconds"]), key=lambda m: m["seconds"])["name"]
+        return found, best
+
+    def side_by_side(self, workload: Workload, best: dict[str, str], pairs: int) -> dict[str, Any]:
+        """Rounds of one step each, forwards and backwards in turn, so that a slow minute hits all alike."""
+        subjects = [self.ours(workload), *(self.peer(workload, script, name) for script, name in best.items())]
+        taken: dict[str, list[dict[str, float]]] = {s.name: [] for s in subjects}
+        for i in range(pairs):
+            for subject in subjects if i % 2 == 0 else subjects[::-1]:
+                taken[subject.name].append(subject.step())
+        ends = {s.name: s.end() for s in subjects}
+        chosen = json.loads((self.folder / f"{workload.name}.json").read_text())[: workload.batch]
+        return {
+            "workload": workload.name,
+            "says": workload.says,
+            "target": workload.target,
+            "batch": workload.batch,
+            "tokens": sum(len(r["ids"]) for r in chosen),
+            "computed": physical(chosen, "shared")[0],
+            "flops": step_flops(chosen),
+            "seconds": {name: [t.get("seconds") for t in steps] for name, steps in taken.items()},
+            "losses": {name: [t.get("loss") for t in steps] for name, steps in taken.items()},
+            "peak_gb": {name: end.get("peak_gb") for name, end in ends.items()},
+            "versions": {name: end.get("versions", {}) for name, end in ends.items()},
+        }
+
+    def curves(self, steps: int) -> dict[str, Any]:
+        """Losses of ``steps`` steps: float32 must agree, bfloat16 must lie within what another seed changes."""
+        found = {"float32": {}, "bfloat16": {}}
+        for dtype, losses in found.items():
+            losses["tunewright"] = self.once(self.ours(CURVE, f"ours-{dtype}", dtype=dtype), steps)["losses"]
+            plain = {"dtype": dtype, "settings": {"bf16": dtype == "bfloat16", "gradient_checkpointing": False}}
+            losses["TRL"] = self.once(self.peer(CURVE, "trl_sft.py", f"trl-{dtype}", **plain), steps)["losses"]
+            plain = {"dtype": dtype, "autocast": dtype == "bfloat16"}
+            losses["PEFT loop"] = self.once(self.peer(CURVE, "plain_peft.py", f"peft-{dtype}", **plain), steps)["losses"]
+        for seed in (1, 2):
+            found["bfloat16"][f"seed {seed}"] = self.once(self.ours(CURVE, f"ours-seed-{seed}", seed=seed), steps)["losses"]
+        return found
+
+    def ablation(self, workload: Workload) -> list[dict[str, Any]]:
+        """Ours, one idea after the other: two rounds in turns, the faster of each."""
+        subjects = [self.ours(workload, name, **more) for name, more in ABLATION.items()]
+        times: dict[str, list[float]] = {s.name: [] for s in subjects}
+        for order in (subjects, subjects[::-1]):
+            for subject in order:
+                times[subject.name].append(subject.step().get("seconds", float("nan")))
+        return [{"name": s.name, "seconds": min(times[s.name]), "peak_gb": s.end().get("peak_gb")} for s in subjects]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--pairs", type=int, default=3, help="rounds of one step for each system")
+    parser.add_argument("--only", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS), metavar="NAME")
+    parser.add_argument("--skip-curves", action="store_true")
+    parser.add_argument("--curve-steps", type=int, default=50)
+    parser.add_argument("--best", nargs=2, metavar=("TRL", "PEFT"), help="peer settings to use instead of trying all")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.json")
+    asked = parser.parse_args()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    begun = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - begun:5.0f} s] {line}", file=sys.stderr, flush=True)
+
+    environment()
+    folder = Path(tempfile.mkdtemp(prefix="tunewright-bench-"))
+    bench = Bench(folder, threads, say)
+    peak = gemm_peak()
+    say(f"{threads} threads, products at {peak:.0f} GFLOP/s; working in {folder}")
+    bench.once(bench.ours(CURVE, "start", save_adapter=str(folder / "adapter")))
+    result: dict[str, Any] = {
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": threads, "gemm_gflops": peak},
+        "command": f"python benchmarks/peers.py {' '.join(sys.argv[1:])}".strip(),
+        "python": platform.python_version(),
+    }
+
+    def save() -> None:
+        result["minutes"] = round((time.monotonic() - begun) / 60, 1)
+        asked.out.parent.mkdir(exist_ok=True)
+        asked.out.write_text(json.dumps(result, indent=1))
+
+    if not asked.skip_curves:
+        say(f"loss curves, {asked.curve_steps} steps")
+        result["curves"] = bench.curves(asked.curve_steps)
+        save()
+    if asked.best:
+        best = dict(zip(SETTINGS, asked.best, strict=True))
+    else:
+        say("the peers' settings, on classify-200")
+        result["settings"], best = bench.settings()
+        save()
+    result["best"] = best
+    result["workloads"] = []
+    for name in asked.only:
+        workload = WORKLOADS[name]
+        # A step of 32 long rows takes a peer minutes: one round is enough to see the size of it.
+        result["workloads"].append(bench.side_by_side(workload, best, 1 if workload.batch == 32 else asked.pairs))
+        seconds = result["workloads"][-1]["seconds"]
+        say(f"{name}: " + "; ".join(f"{k} {', '.join(f'{s:.2f}' if s else 'died' for s in v)}" for k, v in seconds.items()))
+        save()
+    result["ablation"] = {n: bench.ablation(WORKLOADS[n]) for n in ("classify-200", "diverse") if n in asked.only}
+    save()
+    from tables import peers_table
+
+    text = peers_table(result)
+    asked.out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The tables of results/*.md, from the numbers of results/*.json."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+OURS = "tunewright"
+
+
+def ratios(seconds: dict[str, list[float | None]]) -> list[float]:
+    """For each round, how many times longer the best peer of all rounds took than we did."""
+    medians = {name: statistics.median(s) for name, given in seconds.items() if (s := [x for x in given if x])}
+    best = min((n for n in medians if n != OURS), key=medians.__getitem__, default=None)
+    if best is None:
+        return []
+    return [theirs / ours for theirs, ours in zip(seconds[best], seconds[OURS], strict=True) if theirs and ours]
+
+
+def memory(row: dict[str, Any]) -> str:
+    ours = row["peak_gb"][OURS]
+    theirs = [p for name, p in row["peak_gb"].items() if name != OURS and p]
+    return f"{ours:.1f} / {min(theirs):.1f} GB = {ours / min(theirs):.2f}" if theirs else f"{ours:.1f} GB / died"
+
+
+def peers_table(result: dict[str, Any]) -> str:
+    machine, peak = result["machine"], result["machine"]["gemm_gflops"]
+    versions: dict[str, str] = {}
+    for row in result["workloads"]:
+        for found in row["versions"].values():
+            versions |= found
+    lines = [
+        f"`{result['command']}`: {machine['threads']} threads of {machine['processor']}, products at {peak:.0f} GFLOP/s, "
+        f"Python {result['python']}, {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}; {result['minutes']} minutes.",
+        "",
+        "Times as fast as the best setting of the best peer (median of the rounds, and their range); seconds a step are medians.",
+        "",
+        "| workload | times as fast | wanted | ours, s | peers, s | ours, rows/s | tokens/s of the rows | tokens/s computed | of the product peak | memory, ours / peer |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["workloads"]:
+        seconds = {n: statistics.median(s) if (s := [x for x in given if x]) else None for n, given in row["seconds"].items()}
+        ours, found = seconds[OURS], ratios(row["seconds"])
+        spread = f"**{statistics.median(found):.1f}** ({min(found):.1f} to {max(found):.1f})" if found else "the peers died"
+        theirs = ", ".join(f"{n} {s:.1f}" if s else f"{n} died" for n, s in seconds.items() if n != OURS)
+        lines.append(
+            f"| {row['says']}; {row['batch']} rows a step | {spread} | {row['target']:g} | {ours:.2f} | {theirs} | {row['batch'] / ours:.2f} "
+            f"| {row['tokens'] / ours:.0f} | {row['computed'] / ours:.0f} | {row['flops'] / ours / peak / 1e9:.0%} | {memory(row)} |"
+        )
+    for title, part in (("The peers' settings on classify-200 (one step after a small one to warm up)", result.get("settings")),):
+        if part:
+            lines += ["", f"{title}:", "", "| setting | s a step | peak memory |", "|---|---|---|"]
+            lines += [
+                f"| {m['name']} | {m['seconds']:.1f} | {m['peak_gb']:.1f} GB |" if m["seconds"] else f"| {m['name']} | died | |"
+                for m in part
+            ]
+    for name, part in result.get("ablation", {}).items():
+        lines += [
+            "",
+            f"Ours on {name}, one idea after the other (each line has all above it):",
+            "",
+            "| | s a step | times the line above | peak memory |",
+            "|---|---|---|---|",
+        ]
+        before = None
+        for m in part:
+            gain = f"{before / m['seconds']:.2f}" if before else ""
+            lines.append(f"| {m['name']} | {m['seconds']:.2f} | {gain} | {m['peak_gb']:.1f} GB |")
+            before = m["seconds"]
+    if "curves" in result:
+        lines += ["", *curve_lines(result["curves"])]
+    return "\n".join(lines) + "\n"
+
+
+def apart(a: list[float], b: list[float], last: int | None = None) -> float:
+    both = list(zip(a, b, strict=True))[-(last or len(a)) :]
+    return max(abs(x - y) for x, y in both)
+
+
+def curve_lines(curves: dict[str, dict[str, list[float]]]) -> list[str]:
+    wide, narrow = curves["float32"], curves["bfloat16"]
+    ours = wide[OURS]
+    lines = [
+        f"Loss curves, {len(ours)} steps from the same adapter on the same rows (ours: {ours[0]:.3f} to {ours[-1]:.3f}):",
+        "",
+    ]
+    for name in ("TRL", "PEFT loop"):
+        lines.append(f"- float32, largest difference to {name}: {apart(ours, wide[name]):.1e}")
+    spread = max(apart(narrow[OURS], narrow[s]) for s in narrow if s.startswith("seed"))
+    for name in ("TRL", "PEFT loop"):
+        lines.append(
+            f"- bfloat16, largest difference to {name}: {apart(narrow[OURS], narrow[name]):.1e}; another seed changes {spread:.1e}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    print(peers_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
