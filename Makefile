@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint docs install install-dev data clean
+.PHONY: bench bench-full demo test test-all lint docs install install-dev data clean
 
 demo: install
 	$(BIN)/tunewright demo
@@ -40,6 +40,14 @@ lint: install-dev
 
 docs: install-dev
 	$(BIN)/python scripts/make_docs.py
+
+bench: install
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/judging.py
+	$(BIN)/python benchmarks/compiled.py
+
+bench-full: install
+	$(BIN)/python benchmarks/peers.py --pairs 5
 
 data: install
 	for e in addresses sentiment support docs; do $(BIN)/python examples/$$e/make_data.py || exit 1; done

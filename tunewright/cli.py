@@ -141,29 +141,58 @@ def _stage(name: str, told: str) -> None:
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
-        session = _advance(source, settings, model, name_, root, quiet or as_json, name)
-        files = {
-            "plan": session.run.plan,
-            "train": session.run.training,
-            "prove": session.run.verdict,
-            "export": session.run.export,
-        }
-        if as_json:
-            from tunewright.runs import read_json
-
-            _out(read_json(files[name]) if name in files else {"report": str(session.run.report)})
-        elif name == "plan":
-            for key, value in session.plan.model_dump(exclude={"reasons", "estimate", "adapter"}).items():
-                typer.echo(f"{key:<18}{value!s:<12} {session.plan.reasons.get(key, '')}")
-            typer.echo(f"next: tunewright run {session.run.path}")
-        else:
-            typer.echo(str(session.run.report if name == "report" else session.run.path))
+        _told(name, _advance(source, settings, model, name_, root, quiet or as_json, name), as_json)
 
     app.command(name, help=told)(stage)
 
 
+def _told(name: str, session: Session, as_json: bool) -> None:
+    files = {
+        "plan": session.run.plan,
+        "train": session.run.training,
+        "prove": session.run.verdict,
+        "export": session.run.export,
+    }
+    if as_json:
+        from tunewright.runs import read_json
+
+        _out(read_json(files[name]) if name in files else {"report": str(session.run.report)})
+    elif name == "plan":
+        for key, value in session.plan.model_dump(exclude={"reasons", "estimate", "adapter"}).items():
+            typer.echo(f"{key:<18}{value!s:<12} {session.plan.reasons.get(key, '')}")
+        typer.echo(f"next: tunewright run {session.run.path}")
+    else:
+        typer.echo(str(session.run.report if name == "report" else session.run.path))
+
+
 _stage("plan", "Up to the plan: every number with its reason.")
-_stage("train", "Up to the end of training.")
+
+
+@app.command()
+def train(
+    source: Source,
+    settings: Settings = None,
+    model: Model = None,
+    name: Name = None,
+    root: Root = RUNS,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="First say where the time of a step goes, from a few steps.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Up to the end of training."""
+    session = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train")
+    if profile:
+        from tunewright import pipeline
+
+        found = pipeline.profiled(session)
+        for line in [] if as_json else found.lines():
+            typer.echo(line)
+        pipeline.advance(session, "train")
+    _told("train", session, as_json)
+
+
 _stage("prove", "Up to the verdict: all arms on the held-out rows.")
 _stage("export", "Up to the exports, reloaded and compared.")
 _stage("report", "Up to the report.")

@@ -7,9 +7,9 @@ whose state cannot be batched exactly (`Facts.packable` is false) are decoded on
 from __future__ import annotations
 
 import contextlib
-import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunewright import attention
+from tunewright import attention, models
+from tunewright.packing import passes, to_batch
+from tunewright.rendering import Rendered
 
 SHARE_FROM = 8
+TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -84,27 +87,28 @@ def label_logprobs(
     events of one space and their summed log-probabilities compare fairly whatever their lengths.
     """
     total = np.zeros((len(prompts), len(labels[0])))
-    for rows in _batches(prompts, how):
-        with _decoding(model, [prompts[r] for r in rows], how) as (state, logits_BV):
-            first_BV = logits_BV.float().log_softmax(-1)
-            for j in range(total.shape[1]):
-                ids = [list(labels[r][j]) for r in rows]
-                first_B1 = torch.tensor([i[:1] for i in ids], device=first_BV.device)
-                logp_B = first_BV.gather(1, first_B1)[:, 0].double()
-                fed = max(map(len, ids)) - 1
-                if fed:
-                    fill = [[0] * (fed + 1 - len(i)) for i in ids]
-                    said = torch.tensor([i[:-1] + f for i, f in zip(ids, fill, strict=True)], device=first_B1.device)
-                    next_BT = torch.tensor([i[1:] + f for i, f in zip(ids, fill, strict=True)], device=first_B1.device)
-                    real_BT = torch.tensor(
-                        [[1] * (len(i) - 1) + f for i, f in zip(ids, fill, strict=True)], device=first_B1.device
-                    )
-                    logits = copy.deepcopy(state).feed(said, real_BT)
-                    logp_BT = logits.float().log_softmax(-1).gather(2, next_BT[:, :, None])[:, :, 0].double()
-                    logp_B = logp_B + (logp_BT * real_BT).sum(1)
-                total[rows, j] = logp_B.cpu().numpy()
+    if not how.exact_batch:
+        groups = [[r] for r in range(len(prompts))]
+    else:
+        groups = passes(
+            range(len(prompts)), [[*p, *itertools.chain(*of)] for p, of in zip(prompts, labels, strict=True)], TOKENS, "shared"
+        )
+    for rows in groups:
+        branches = [(r, j) for r in rows for j in range(total.shape[1])]
+        for part in [branches] if how.exact_batch else [[b] for b in branches]:
+            said = [_answer(prompts[r], labels[r][j], r) for r, j in part]
+            batch = to_batch(said, "shared" if how.exact_batch else "padded")
+            logp_NV = models.forward(model, batch).float().log_softmax(-1)
+            logp_N = logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0].double().cpu().numpy()
+            ends = np.cumsum([one.supervised for one in said])[:-1]
+            for branch, logp in zip(part, np.split(logp_N[batch.which_M], ends), strict=True):
+                total[branch] = logp.sum()
         watch(len(rows))
     return total
+
+
+def _answer(prompt: Sequence[int], label: Sequence[int], row: int) -> Rendered:
+    return Rendered((*prompt, *label), (*[0.0] * len(prompt), *[1.0] * len(label)), row)
 
 
 def _batches(prompts: Sequence[Sequence[int]], how: How) -> list[list[int]]:
@@ -134,9 +138,6 @@ class _State:
     prefixed: bool
     real_BK: Tensor
     next_B: Tensor
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _State:
-        return replace(self, cache=copy.deepcopy(self.cache, memo))
 
     def feed(self, ids_BQ: Tensor, real_BQ: Tensor, last_only: bool = False) -> Tensor:
         """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding stands left or right."""

@@ -25,6 +25,7 @@ class Batch:
     """Tokens of one forward pass.
 
     ``row_N``/``at_N``: the place (sequence, position) whose output predicts ``target_N``, which counts ``weight_N``.
+    ``which_M``: for every supervised token of every row, in order, which of the N predictions it is.
     ``segments``: how a flat sequence attends (packed rows, or rows folded into a trie); empty when padded.
     ``tokens``: tokens of the rows, a shared one counted once for each of its rows; ``ids_BT.size`` are those computed.
     """
@@ -35,6 +36,7 @@ class Batch:
     at_N: Ints
     target_N: Ints
     weight_N: Floats
+    which_M: Ints
     segments: tuple[Segment, ...]
     tokens: int
 
@@ -116,9 +118,10 @@ def to_batch(rows: Sequence[Rendered], layout: Layout, pad: int = 0) -> Batch:
     flat_N = np.concatenate([p[t - 1] for p, t in zip(place, said, strict=True)])
     target_N = np.concatenate([np.asarray(r.ids, np.int64)[t] for r, t in zip(rows, said, strict=True)])
     weight_N = np.concatenate([w[t] for w, t in zip(weights, said, strict=True)])
+    which_M = np.arange(len(flat_N))
     if layout == "shared":
-        (flat_N, target_N), same = _distinct(flat_N, target_N)
-        weight_N = np.bincount(same, weight_N, len(flat_N)).astype(np.float32)
+        (flat_N, target_N), which_M = _distinct(flat_N, target_N)
+        weight_N = np.bincount(which_M, weight_N, len(flat_N)).astype(np.float32)
     return Batch(
         ids.astype(np.int64),
         positions.astype(np.int64),
@@ -126,6 +129,7 @@ def to_batch(rows: Sequence[Rendered], layout: Layout, pad: int = 0) -> Batch:
         flat_N % longest,
         target_N,
         weight_N,
+        which_M,
         segments,
         sum(len(r.ids) for r in rows),
     )

@@ -29,11 +29,13 @@ from tunewright import (
     loop,
     machine,
     models,
+    profile,
     rendering,
     report,
     runs,
     statistics,
     systems,
+    tokens,
 )
 from tunewright import plan as planning
 from tunewright.config import Config, Plan, to_yaml
@@ -88,8 +90,9 @@ class Session:
         limit, _ = planning.max_length(self.config, self.facts, self.machine, self.data.task.kind)
         found, dropped = {}, []
         for side in ("train", "dev", "test"):
-            found[side], left_out = rendering.render_rows(
-                self.template, self.data.examples, self.data.side(side), limit, self.config.data.too_long == "drop"
+            drop = self.config.data.too_long == "drop"
+            found[side], left_out = tokens.render_rows(
+                self.template, self.data.examples, self.data.side(side), limit, drop, self.run.path / "data"
             )
             dropped += left_out
         if dropped:
@@ -193,6 +196,19 @@ def plan(session: Session) -> None:
         say(f"      {judged} test rows can show differences of about {points:.0f} points, if the arms disagree on 30 % of them")
     runs.write_json(session.run.receipt, _receipt(session))
     runs.write_json(session.run.plan, session.plan.model_dump())
+
+
+def profiled(session: Session) -> profile.Profile:
+    """A few steps, watched; the weights are put back. Written to profile.json."""
+    found = profile.measure(
+        session.loaded(),
+        sft,
+        session.rendered["train"],
+        session.plan,
+        max(session.machine.fp32_gflops, session.machine.bf16_gflops),
+    )
+    runs.write_json(session.run.path / "profile.json", found.to_json())
+    return found
 
 
 def train(session: Session) -> None:

@@ -98,9 +98,9 @@ def common(a: Ints, b: Ints) -> int:
     return int(differ[0]) if len(differ) else n
 
 
-def pairs(tree: Tree) -> int:
-    """(query, key) pairs that attention computes."""
-    return sum(own * (s.depth - own) + own * (own + 1) // 2 for s in tree.segments for own in [s.stop - s.start])
+def pairs(segments: Sequence[Segment]) -> int:
+    """(query, key) pairs that attention needs."""
+    return sum(own * (s.depth - own) + own * (own + 1) // 2 for s in segments for own in [s.stop - s.start])
 
 
 def neighbours(rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
