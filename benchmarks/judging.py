@@ -1,4 +1,4 @@
-"""Judging beside transformers' batched `generate`: scoring labels, and greedy answers of 60 tokens. In turns, 100 rows each.
+"""Judging beside transformers' batched `generate`: scoring labels, and greedy answers of 60 tokens. In turns, 125 rows each.
 
 python benchmarks/judging.py [--rows 500]      (or: make bench)
 """
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from workloads import WORKLOADS, rows
 
-from tunewright import machine, models
+from tunewright import adapters, lean, machine, models
+from tunewright.config import AdapterConfig
 from tunewright.generate import How, greedy, label_logprobs
 
 HERE = Path(__file__).parent
-CHUNK = 100
+CHUNK = 125
 
 
 def transformers_generate(model: Any, prompts: list[list[int]], new: int, batch: int, eos: int) -> list[list[int]]:
@@ -55,6 +56,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = int(tokenizer.eos_token_id)
     ours = models.load(folder, torch.bfloat16)
+    adapters.attach(ours, AdapterConfig(rank=16), 0)  # as in a run: the adapter speaks, at its start a zero
+    ours.lean = lean.applies(ours)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     draw = random.Random(0)
     # Messages of 20 to 70 tokens after the shared instruction of 200: real rows are not of one length.
@@ -64,7 +67,7 @@ def main() -> None:
     longest = max(map(len, labels))
 
     def score(part: list[list[int]]) -> list[Any]:
-        return label_logprobs(ours, part, [labels] * len(part), How(longest, (eos,), batch=100)).argmax(1).tolist()
+        return label_logprobs(ours, part, [labels] * len(part), How(longest, (eos,), batch=CHUNK)).argmax(1).tolist()
 
     ways: dict[str, dict[str, Any]] = {
         "labels": {
@@ -72,7 +75,7 @@ def main() -> None:
             "transformers": lambda part: transformers_generate(theirs, part, longest, size["labels"], eos),
         },
         "greedy 60": {
-            "tunewright": lambda part: greedy(ours, part, How(60, (eos,), batch=100)),
+            "tunewright": lambda part: greedy(ours, part, How(60, (eos,), batch=CHUNK)),
             "transformers": lambda part: transformers_generate(theirs, part, 60, size["greedy 60"], eos),
         },
     }

@@ -89,21 +89,21 @@ def gemm_peak() -> float:
     return best
 
 
-def physical(chosen: list[dict[str, list[int]]], layout: str) -> tuple[int, int, int]:
+def physical(chosen: list[dict[str, list[int]]]) -> tuple[int, int, int]:
     """(computed tokens, query-key pairs, labelled tokens) of one step of ours."""
     from tunewright.packing import to_batch
     from tunewright.rendering import Rendered
-    from tunewright.tree import fold, pairs
+    from tunewright.tree import pairs
 
     rendered = [Rendered(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)]
-    tree = fold([r.ids for r in rendered], layout == "shared")
-    return len(tree.ids_T), pairs(tree.segments), len(to_batch(rendered, "shared" if layout == "shared" else "packed").target_N)
+    batch = to_batch(rendered, "shared")
+    return batch.ids_BT.size, pairs(batch.segments), len(batch.target_N)
 
 
 def step_flops(chosen: list[dict[str, list[int]]]) -> float:
     """Floating point operations of our LoRA step (forward and backward; SmolLM2-135M, rank 16): 4 for each matrix weight and
     computed token, 4 for each head weight and labelled token, 6 for each adapter weight, 12 for each layer, width and pair."""
-    tokens, pairs, labelled = physical(chosen, "shared")
+    tokens, pairs, labelled = physical(chosen)
     body, head, adapter, layers, width = 106_168_320, 28_311_552, 4_884_480, 30, 576
     return 4.0 * body * tokens + 4.0 * head * labelled + 6.0 * adapter * tokens + 12.0 * layers * width * pairs
 
@@ -178,7 +178,7 @@ class Bench:
             "target": workload.target,
             "batch": workload.batch,
             "tokens": sum(len(r["ids"]) for r in chosen),
-            "computed": physical(chosen, "shared")[0],
+            "computed": physical(chosen)[0],
             "flops": step_flops(chosen),
             "seconds": {name: [t.get("seconds") for t in steps] for name, steps in taken.items()},
             "losses": {name: [t.get("loss") for t in steps] for name, steps in taken.items()},

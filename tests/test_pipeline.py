@@ -368,4 +368,4 @@ def test_the_loss_curve_is_the_same_with_sharing_and_without(tmp_path: Path, cha
     for layout in ("shared", "padded"):
         assert max(abs(a["loss"] - b["loss"]) for a, b in zip(curves[layout], curves["packed"], strict=True)) < 1e-5
     assert sum(a["computed"] for a in curves["shared"]) < 0.6 * sum(a["tokens"] for a in curves["shared"])
-    assert all(a["computed"] == a["tokens"] for a in curves["packed"])
+    assert all(0.9 * a["tokens"] < a["computed"] < a["tokens"] for a in curves["packed"])  # the stop token is only predicted

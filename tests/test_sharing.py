@@ -160,7 +160,7 @@ def test_the_last_shared_token_predicts_every_branch() -> None:
     begin = tuple(range(10, 40))
     rows = [Rendered((*begin, 50 + i), (*[0.0] * 30, 1.0), i) for i in range(4)]
     batch = packing.to_batch(rows, "shared")
-    assert batch.ids_BT.size == 34
+    assert batch.ids_BT.size == 30  # a branch of one token is only predicted
     assert list(batch.at_N) == [29] * 4
     assert sorted(batch.target_N) == [50, 51, 52, 53]
     model = with_adapter("llama", torch.float64)

@@ -22,19 +22,20 @@ from tunewright.tree import Range, Segment, joined
 
 TREE, PREFIXED = "tunewright_tree", "tunewright_prefixed"
 MOST_SCORES = 1 << 25
-# A long causal row is cut, so that few products are computed that its mask then hides; short ones are put together, because
-# a product of few rows costs as much as one of many (benchmarks/NOTES.md).
+# A long causal row is cut, so that few products are computed that its mask then hides; small subtrees are put together,
+# because a product of few rows costs as much as one of many (benchmarks/NOTES.md).
 LONG, SHORT = 256, 128
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Queries ``start``..``stop``: runs of ``lengths`` tokens, each of which sees all keys of ``above`` and, causally, itself."""
+    """Queries ``start``..``stop``, against the keys of ``above`` and their own. ``runs``: for each segment in it, its length
+    and the ranges of the piece, counted from its start, that it continues; it sees these, all of ``above``, and itself."""
 
     start: int
     stop: int
     above: tuple[Range, ...]
-    lengths: tuple[int, ...]
+    runs: tuple[tuple[int, tuple[Range, ...]], ...]
 
     @property
     def ranges(self) -> tuple[Range, ...]:
@@ -53,20 +54,26 @@ class Rule:
 
 @functools.lru_cache(maxsize=64)
 def pieces(segments: tuple[Segment, ...]) -> tuple[Piece, ...]:
-    """Long segments are cut; short ones that continue the same path are taken together."""
+    """Long segments are cut; small subtrees that continue the same path are taken together."""
     found: list[Piece] = []
     for s in segments:
-        *path, (first, _) = s.path
-        above = (*path, (first, s.start)) if first < s.start else tuple(path)
+        last = found[-1] if found else None
+        if last and s.stop - last.start <= SHORT:
+            above, within = _parted(s.path, last.start, s.start)
+            if above == last.above:
+                inner = tuple((a - last.start, b - last.start) for a, b in within)
+                found[-1] = Piece(last.start, s.stop, above, (*last.runs, (s.stop - s.start, inner)))
+                continue
         for start in range(s.start, s.stop, LONG):
             stop = min(start + LONG, s.stop)
-            last = found[-1] if found else None
-            if last and start == s.start and last.above == above and last.stop == start and stop - last.start <= SHORT:
-                found[-1] = Piece(last.start, stop, above, (*last.lengths, stop - start))
-            else:
-                before = above if start == s.start else joined(above, (s.start, start))
-                found.append(Piece(start, stop, before, (stop - start,)))
+            found.append(Piece(start, stop, _parted(s.path, start, start)[0], ((stop - start, ()),)))
     return tuple(found)
+
+
+def _parted(path: tuple[Range, ...], at: int, end: int) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    """The parts of a path before place ``at`` of the sequence, and from there to ``end``."""
+    before = tuple((a, min(b, at)) for a, b in path if a < at)
+    return before, tuple((max(a, at), min(b, end)) for a, b in path if b > at and max(a, at) < end)
 
 
 def tree_attention(
@@ -149,24 +156,33 @@ def _weights(q_GTRD: Tensor, k_GTD: Tensor, piece: Piece, rule: Rule) -> Tensor:
         scores_Gmn = torch.tanh(scores_Gmn / rule.softcap) * rule.softcap
     own, keys, repeats, device = piece.stop - piece.start, scores_Gmn.shape[2], q_GTRD.shape[2], q_GTRD.device
     if rule.window is not None and rule.window < keys:
-        scores_Gmn.masked_fill_(_hidden(piece.lengths, keys - own, rule.window, repeats, device), float("-inf"))
+        scores_Gmn.masked_fill_(_hidden(piece.runs, keys - own, rule.window, repeats, device), float("-inf"))
     else:
-        scores_Gmn[:, :, keys - own :].masked_fill_(_hidden(piece.lengths, 0, None, repeats, device), float("-inf"))
+        scores_Gmn[:, :, keys - own :].masked_fill_(_hidden(piece.runs, 0, None, repeats, device), float("-inf"))
     wide = torch.promote_types(scores_Gmn.dtype, torch.float32)
     return scores_Gmn.softmax(-1, dtype=wide).to(scores_Gmn.dtype)
 
 
-@functools.lru_cache(maxsize=256)
-def _hidden(lengths: tuple[int, ...], above: int, window: int | None, repeats: int, device: torch.device) -> Tensor:
+@functools.lru_cache(maxsize=1024)
+def _hidden(
+    runs: tuple[tuple[int, tuple[Range, ...]], ...], above: int, window: int | None, repeats: int, device: torch.device
+) -> Tensor:
     """(queries * repeats, above + queries): which keys a query does not see."""
-    run_m = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    position_m = above + torch.cat([torch.arange(n) for n in lengths])
-    run_n = torch.cat([torch.full((above,), -1), run_m])
-    back_mn = position_m[:, None] - torch.cat([torch.arange(above), position_m])
-    hidden_mn = (back_mn < 0) | ((run_n >= 0) & (run_n != run_m[:, None]))
+    own = sum(n for n, _ in runs)
+    seen_mn = torch.ones(own, above + own, dtype=torch.bool)
+    seen_mn[:, above:] = False
+    position_n = torch.arange(above + own)
+    start = 0
+    for n, within in runs:
+        queries = slice(start, start + n)
+        for a, b in within:
+            seen_mn[queries, above + a : above + b] = True
+        seen_mn[queries, above + start : above + start + n] = torch.ones(n, n, dtype=torch.bool).tril()
+        position_n[above + start : above + start + n] = above + sum(b - a for a, b in within) + torch.arange(n)
+        start += n
     if window is not None:
-        hidden_mn |= back_mn >= window
-    return hidden_mn.repeat_interleave(repeats, 0).to(device)
+        seen_mn &= position_n[above:, None] - position_n < window
+    return (~seen_mn).repeat_interleave(repeats, 0).to(device)
 
 
 def _take(x_GTD: Tensor, ranges: tuple[Range, ...]) -> Tensor:

@@ -27,7 +27,8 @@ class Batch:
     ``row_N``/``at_N``: the place (sequence, position) whose output predicts ``target_N``, which counts ``weight_N``.
     ``which_M``: for every supervised token of every row, in order, which of the N predictions it is.
     ``segments``: how a flat sequence attends (packed rows, or rows folded into a trie); empty when padded.
-    ``tokens``: tokens of the rows, a shared one counted once for each of its rows; ``ids_BT.size`` are those computed.
+    ``tokens``: tokens of the rows, a shared one counted once for each of its rows; ``ids_BT.size`` are those computed, which
+    are fewer too because nothing after a row's last prediction is.
     """
 
     ids_BT: Ints
@@ -101,20 +102,22 @@ def to_batch(rows: Sequence[Rendered], layout: Layout, pad: int = 0) -> Batch:
     Equal predictions (same place, same target) are one, with their weights summed: so a shared token that carries loss in
     several rows counts as often as it is said, and the last shared token predicts every branch's first.
     """
-    if layout == "padded":
-        longest = max(len(r.ids) for r in rows)
-        ids = np.full((len(rows), longest), pad)
-        for b, r in enumerate(rows):
-            ids[b, : len(r.ids)] = r.ids
-        positions = np.broadcast_to(np.arange(longest), ids.shape).copy()
-        place = [b * longest + np.arange(len(r.ids)) for b, r in enumerate(rows)]
-        segments: tuple[Segment, ...] = ()
-    else:
-        tree = fold([r.ids for r in rows], share=layout == "shared")
-        longest = len(tree.ids_T)
-        ids, positions, place, segments = tree.ids_T[None], tree.positions_T[None], list(tree.place), tree.segments
     weights = [np.asarray(r.weights, np.float32) for r in rows]
     said = [1 + np.flatnonzero(w[1:]) for w in weights]
+    # What stands after the last prediction (the stop token, first of all) is read by nobody.
+    read = [r.ids[: max([1, *t[-1:]])] for r, t in zip(rows, said, strict=True)]
+    if layout == "padded":
+        longest = max(map(len, read))
+        ids = np.full((len(rows), longest), pad)
+        for b, row in enumerate(read):
+            ids[b, : len(row)] = row
+        positions = np.broadcast_to(np.arange(longest), ids.shape).copy()
+        place = [b * longest + np.arange(len(row)) for b, row in enumerate(read)]
+        segments: tuple[Segment, ...] = ()
+    else:
+        tree = fold(read, share=layout == "shared")
+        longest = len(tree.ids_T)
+        ids, positions, place, segments = tree.ids_T[None], tree.positions_T[None], list(tree.place), tree.segments
     flat_N = np.concatenate([p[t - 1] for p, t in zip(place, said, strict=True)])
     target_N = np.concatenate([np.asarray(r.ids, np.int64)[t] for r, t in zip(rows, said, strict=True)])
     weight_N = np.concatenate([w[t] for w, t in zip(weights, said, strict=True)])

@@ -76,7 +76,7 @@ class Profile:
         found.append(
             f"  {self.gflop:.0f} GFLOP at {self.gflop / self.seconds:.0f} GFLOP/s: {self.of_peak:.0%} of the {self.peak_gflops:.0f} that this machine reaches"
         )
-        if self.computed < self.tokens:
+        if self.logical_gflop > 1.1 * self.gflop:
             found.append(
                 f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {self.logical_gflop / self.gflop:.1f} times as many"
             )
@@ -132,8 +132,8 @@ def measure(model: Any, method: loop.Method, rows: Sequence[Rendered], plan: Pla
         tokens=sum(t.tokens for t in taken) // STEPS,
         computed=sum(t.computed for t in taken) // STEPS,
         supervised=sum(t.weight for t in taken) / STEPS,
-        gflop=round(sum(_flops(model, b) for b in batches) / STEPS / 1e9, 1),
-        logical_gflop=round(logical / STEPS / 1e9, 1),
+        gflop=round(sum(_flops(model, b) for b in batches) / STEPS / 1e9, 6),
+        logical_gflop=round(logical / STEPS / 1e9, 6),
         peak_gflops=peak_gflops,
         shares=_shares(watched, seconds),
     )
