@@ -75,6 +75,26 @@ def peers_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def readme_table(peers: dict[str, Any], judging: dict[str, Any]) -> str:
+    """The part of the README about speed."""
+    threads, best = peers["machine"]["threads"], ", ".join(peers["best"].values())
+    lines = [
+        f"`make bench`, SmolLM2-135M, LoRA rank 16, {threads} CPU threads; against the best setting of the best peer ({best}):",
+        "",
+        "| a step of | times as fast (range of rounds) | wanted | of the product peak | memory, ours / peer |",
+        "|---|---|---|---|---|",
+    ]
+    for row in peers["workloads"]:
+        found, ours = ratios(row["seconds"]), statistics.median(row["seconds"][OURS])
+        spread = f"**{statistics.median(found):.1f}** ({min(found):.1f} to {max(found):.1f})" if found else "the peers died"
+        share = row["flops"] / ours / peers["machine"]["gemm_gflops"] / 1e9
+        lines.append(f"| {row['says']}; {row['batch']} rows | {spread} | {row['target']:g} | {share:.0%} | {memory(row)} |")
+    for (task, r), wanted in zip(judging.items(), (8, 3), strict=False):
+        spread = f"**{statistics.median(r['ratio']):.1f}** ({min(r['ratio']):.1f} to {max(r['ratio']):.1f})"
+        lines.append(f"| judging 500 rows, {task}, against transformers' `generate` | {spread} | {wanted} | | |")
+    return "\n".join([*lines, "", *curve_lines(peers["curves"])]) + "\n"
+
+
 def apart(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from typer.main import get_command
 
 from tunewright import cli, config, errors
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+SPEED = ("<!-- speed: written by scripts/make_docs.py from benchmarks/results -->", "<!-- /speed -->")
 HEAD = "<!-- written by scripts/make_docs.py; do not edit -->\n\n"
 
 
@@ -57,13 +59,25 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"config.md": config_page, "cli.md": cli_page, "errors.md": errors_page}
+def readme() -> str:
+    """The README with its part about speed as the benchmarks' results have it."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from tables import readme_table
+
+    files = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in ("peers", "judging")]
+    results = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in files]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    head, rest = text.split(SPEED[0])
+    return f"{head}{SPEED[0]}\n{readme_table(*results)}{SPEED[1]}{rest.split(SPEED[1])[1]}"
+
+
+PAGES = {"docs/config.md": config_page, "docs/cli.md": cli_page, "docs/errors.md": errors_page, "README.md": readme}
 
 
 def main() -> None:
     stale = []
     for name, page in PAGES.items():
-        path, text = DOCS / name, page()
+        path, text = ROOT / name, page()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
             if "--check" not in sys.argv:

@@ -141,9 +141,8 @@ class _RMSNorm(torch.autograd.Function):
         inverse = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / len(weight) + ctx.eps)
         # Layer norm's fused backward, told that the mean is zero, is this gradient but for the mean it takes off again.
         shape, nought = list(weight.shape), torch.zeros_like(inverse)
-        dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-            g, x, shape, nought, inverse, weight.to(wide), None, [True, False, False]
-        )
+        scale = weight.to(wide) if x.device.type == "cpu" else weight  # what each device's kernel takes
+        dx, _, _ = torch.ops.aten.native_layer_norm_backward(g, x, shape, nought, inverse, scale, None, [True, False, False])
         return dx + ((g @ weight)[..., None] * (inverse / len(weight))).to(x.dtype), None, None
 
 

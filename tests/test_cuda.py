@@ -1,0 +1,62 @@
+"""What the other files show on a CPU, on a GPU. Without one these tests are skipped, and nothing is claimed about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_sharing import gradients, with_adapter
+
+from tunewright import lean, packing
+from tunewright.generate import How, greedy, label_logprobs
+from tunewright.rendering import Rendered
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def relatives(count: int = 6) -> list[Rendered]:
+    draw = torch.Generator().manual_seed(0)
+    begin = torch.randint(0, 256, (40,), generator=draw).tolist()
+    ends = torch.randint(0, 256, (count, 14), generator=draw).tolist()
+    return [Rendered((*begin, *e), (*[0.0] * 44, *[1.0] * 10), i) for i, e in enumerate(ends)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("use_lean", [False, True])
+def test_a_shared_step_on_the_gpu_is_that_of_separate_rows_on_the_cpu(kind: str, use_lean: bool) -> None:
+    model = with_adapter(kind, torch.float64)
+    rows = relatives()
+    loss, expected = gradients(model, [packing.to_batch([r], "packed") for r in rows])
+    model.to("cuda")
+    model.lean = use_lean and lean.applies(model) and kind != "gemma3_text"
+    found, grads = gradients(model, [packing.to_batch(rows, "shared")])
+    assert abs(found - loss) < 1e-9 * loss
+    for name, gradient in expected.items():
+        assert torch.allclose(grads[name].cpu(), gradient, atol=1e-9 * float(gradient.abs().max()), rtol=0), name
+
+
+@pytest.mark.parametrize("use_lean", [False, True])
+def test_bfloat16_on_the_gpu_trains(use_lean: bool) -> None:
+    wide, narrow = with_adapter("llama", torch.float32), with_adapter("llama", torch.bfloat16)
+    with torch.no_grad():
+        for a, b in zip(wide.parameters(), narrow.parameters(), strict=True):
+            a.copy_(b)
+    narrow.to("cuda")
+    narrow.lean = use_lean
+    batch = packing.to_batch(relatives(), "shared")
+    (loss, expected), (found, grads) = gradients(wide, [batch]), gradients(narrow, [batch])
+    assert abs(found - loss) < 0.02 * loss
+    apart = sum(float((grads[k].cpu() - g).square().sum()) for k, g in expected.items())
+    assert apart < 0.02 * sum(float(g.square().sum()) for g in expected.values())
+
+
+def test_decoding_and_label_scores_on_the_gpu_are_those_of_the_cpu() -> None:
+    model: Any = with_adapter("llama", torch.float32)
+    asked = [list(r.ids[:45]) for r in relatives()]
+    labels = [[[5, 256], [5, 6, 7, 256], [9, 256]]] * len(asked)
+    how = How(20, (256,), batch=4)
+    texts, scores = greedy(model, asked, how), label_logprobs(model, asked, labels, how)
+    model.to("cuda")
+    assert greedy(model, asked, how) == texts
+    assert abs(label_logprobs(model, asked, labels, how) - scores).max() < 1e-3
