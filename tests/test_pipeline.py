@@ -369,3 +369,18 @@ def test_the_loss_curve_is_the_same_with_sharing_and_without(tmp_path: Path, cha
         assert max(abs(a["loss"] - b["loss"]) for a, b in zip(curves[layout], curves["packed"], strict=True)) < 1e-5
     assert sum(a["computed"] for a in curves["shared"]) < 0.6 * sum(a["tokens"] for a in curves["shared"])
     assert all(0.9 * a["tokens"] < a["computed"] < a["tokens"] for a in curves["packed"])  # the stop token is only predicted
+
+
+def test_dev_chooses_the_comparator_and_test_claims() -> None:
+    from tunewright.pipeline import decide
+
+    scores = {"zero_shot": [1.0, 1.0, 0.0, 1.0], "few_shot": [0.0, 1.0, 0.0, 1.0], "tuned": [1.0, 1.0, 1.0, 1.0]}
+    arms = {name: {"scores": s, "score": sum(s) / 4, "description": ""} for name, s in scores.items()}
+    found = decide(arms, {"zero_shot": 0.4, "few_shot": 0.6}, "accuracy", [0, 1, 2, 3], 0.02, 0.05)
+    assert found["comparator"]["name"] == "few_shot"  # though zero-shot happens to be better on test
+    assert found["comparator"]["chosen_on"] == "dev"
+    assert found["difference"] == 0.5
+    without = decide(arms, {}, "accuracy", [0, 1, 2, 3], 0.02, 0.05)["comparator"]
+    assert (without["name"], without["chosen_on"]) == ("zero_shot", "test")
+    lower = decide(arms, {"zero_shot": 0.4, "few_shot": 0.6}, "bits_per_byte", [0, 1, 2, 3], 0.02, 0.05)
+    assert lower["comparator"]["name"] == "zero_shot"

@@ -114,3 +114,82 @@ def test_power_tables() -> None:
     assert abs(statistics.detectable(500, 0.1) - 0.041) < 0.005
     n = statistics.rows_needed(math.sqrt(0.2), 0.05)
     assert 600 <= n <= 660
+
+
+@pytest.mark.parametrize(
+    ("rows", "disagreement", "points"),
+    [(30, 0.3, 27.4), (50, 0.2, 17.6), (100, 0.1, 8.8), (100, 0.3, 15.9), (200, 0.05, 4.4), (300, 0.4, 10.5), (1000, 0.2, 4.0)],
+)
+def test_detectable_differences_of_the_exact_test(rows: int, disagreement: float, points: float) -> None:
+    """Against a table found by simulation (reference note A3)."""
+    assert abs(100 * statistics.detectable(rows, disagreement) - points) < 0.4
+
+
+def test_what_no_difference_can_show_is_said() -> None:
+    assert statistics.detectable(30, 0.1) == 1.0
+    assert statistics.detectable(0) == 1.0
+
+
+@pytest.mark.parametrize(("rows", "difference", "disagreement"), [(60, 0.15, 0.3), (150, 0.08, 0.2)])
+def test_power_is_the_share_of_simulated_rejections(rows: int, difference: float, disagreement: float) -> None:
+    draw = np.random.default_rng(0)
+    split = [(disagreement + difference) / 2, (disagreement - difference) / 2, 1 - disagreement]
+    tables = draw.multinomial(rows, split, size=2000)
+    rejected = np.mean([statistics.mcnemar_exact(int(b), int(c)) <= 0.05 for b, c, _ in tables])
+    assert abs(statistics.mcnemar_power(rows, difference, disagreement) - rejected) < 0.03
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / np.maximum(sums[..., 1], 1e-9)
+
+
+def drawn(draw: np.random.Generator, clusters: int, better: float) -> tuple[np.ndarray, np.ndarray]:
+    """(matches, totals) of two arms on the same clusters; some clusters are hard for both."""
+    totals = draw.integers(1, 8, clusters)
+    ease = draw.beta(4, 2, clusters)
+    arms = [draw.binomial(totals, np.clip(ease + shift, 0, 1)) for shift in (better, 0.0)]
+    return np.stack([arms[0], totals], 1), np.stack([arms[1], totals], 1)
+
+
+def test_the_corpus_interval_is_scipys_bca() -> None:
+    from scipy import stats
+
+    a, b = drawn(np.random.default_rng(3), 50, 0.1)
+    whole, low, high = statistics.corpus_interval(a, b, ratio)
+
+    def difference(rows: np.ndarray, axis: int = -1) -> np.ndarray:
+        return ratio(a[rows].sum(axis - 1 if rows.ndim > 1 else 0)) - ratio(b[rows].sum(axis - 1 if rows.ndim > 1 else 0))
+
+    theirs = stats.bootstrap(
+        (np.arange(50),), lambda rows, axis=-1: np.apply_along_axis(difference, axis, rows), method="BCa", n_resamples=4000, rng=1
+    ).confidence_interval
+    assert abs(whole - float(ratio(a.sum(0)) - ratio(b.sum(0)))) < 1e-12
+    assert abs(low - theirs.low) < 0.006
+    assert abs(high - theirs.high) < 0.006
+
+
+def test_the_corpus_interval_covers() -> None:
+    draw = np.random.default_rng(0)
+    big_a, big_b = drawn(np.random.default_rng(99), 200_000, 0.06)
+    truth = float(ratio(big_a.sum(0)) - ratio(big_b.sum(0)))
+    hits = 0
+    for seed in range(300):
+        _, low, high = statistics.corpus_interval(*drawn(draw, 80, 0.06), ratio, resamples=800, seed=seed)
+        hits += low <= truth <= high
+    assert hits / 300 >= 0.92
+
+
+def test_the_corpus_interval_of_few_or_equal_clusters_is_finite_and_not_of_width_zero() -> None:
+    same = np.array([[1, 1]] * 20)
+    for a, b in ((same, same), (same[:1], same[:1]), (same[:0], same[:0]), (same, same * [0, 1]), (same * 0, same * 0)):
+        whole, low, high = statistics.corpus_interval(a, b, ratio, resamples=200)
+        assert -1 <= low <= whole <= high <= 1
+        assert high > low
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_equals_statsmodels(p_values: list[float]) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    expected = multipletests(p_values, method="holm")[1] if p_values else []
+    assert np.allclose(statistics.holm(p_values), expected, atol=1e-12)

@@ -43,7 +43,7 @@ def _proof(v: dict[str, Any]) -> str:
     arms = [f"| {a} | {d['score']:.4f} | [{d['interval'][0]:.4f}, {d['interval'][1]:.4f}] |" for a, d in v["arms"].items()]
     return "\n".join(
         [
-            f"**{v['verdict']}**, compared with the best untrained arm ({other['name']}): {v['metric']} {v['tuned']:.4f} against "
+            f"**{v['verdict']}**, compared with the best untrained arm ({other['name']}, chosen on {other['chosen_on']}): {v['metric']} {v['tuned']:.4f} against "
             f"{other['score']:.4f}, difference {v['difference']:+.4f}, {100 * (1 - v['alpha']):.0f} % interval [{low:+.4f}, {high:+.4f}], "
             f"on {v['n']} held-out rows ({v['test']}).",
             "",

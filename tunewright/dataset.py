@@ -34,9 +34,9 @@ class Dataset:
     def side(self, name: str) -> list[int]:
         return [i for i, s in enumerate(self.sides) if s == name]
 
-    def judged(self, most: int | None) -> list[int]:
-        """Test rows in the order of their content hash, at most ``most`` of them: a choice that depends on nothing else."""
-        rows = sorted(self.side("test"), key=lambda i: content_hash(question(self.examples[i])))
+    def judged(self, most: int | None, side: str = "test") -> list[int]:
+        """Rows of a side, at most ``most`` of them, chosen by their content hash and by nothing else."""
+        rows = sorted(self.side(side), key=lambda i: content_hash(question(self.examples[i])))
         return sorted(rows[:most])
 
     @property

@@ -60,6 +60,7 @@ class Session:
     talk: Talk
     command: str
     model: Any = None
+    base: Any = None
 
     @functools.cached_property
     def data(self) -> Dataset:
@@ -127,6 +128,12 @@ class Session:
             if self.plan.recompute == "layers" and not self.model.lean:
                 self.model.gradient_checkpointing_enable({"use_reentrant": False})
         return self.model
+
+    def untrained(self) -> Any:
+        """A second copy of the base model, for the arms beside a model all of whose weights were trained."""
+        if self.base is None:
+            self.base = models.load(self.facts.path, models.torch_dtype(self.plan.dtype)).to(self.machine.device)
+        return self.base
 
 
 def start(config: Config, name: str | None, root: Path, talk: Talk, command: str) -> Session:
@@ -239,38 +246,23 @@ def train(session: Session) -> None:
 
 
 def prove(session: Session) -> None:
-    """Every arm answers the same test rows; scores on disk; the verdict."""
-    config, data, task, run, plan = session.config, session.data, session.data.task, session.run, session.plan
+    """The untrained arms answer dev, which chooses the comparator; then every arm answers test, which claims; the verdict."""
+    config, data, task, run = session.config, session.data, session.data.task, session.run
     model = session.loaded()
     checkpoints.load_weights(run.checkpoints / "final.safetensors", adapters.trainable(model))
-    rows = data.judged(config.prove.max_rows)
-    chosen = [data.examples[i] for i in rows]
     how = decoding(session, model)
     train_rows = [e for i in data.side("train") if not isinstance(e := data.examples[i], Text)]
-    found: dict[str, dict[str, Any]] = {}
+    arms = systems.arms(task, train_rows, config.prove.shots)
+    dev = data.judged(config.prove.max_rows, "dev")
+    untrained = [arm for arm in arms if not arm.adapter]
+    on_dev = {arm.name: answered(session, arm, dev, how, "dev_")["score"] for arm in untrained if dev and len(untrained) > 1}
+    rows = data.judged(config.prove.max_rows)
     run.event("test_read", rows=len(rows))
-    base = None
-    for system in systems.arms(task, train_rows, config.prove.shots):
-        file = run.scores / f"{system.name}.jsonl"
-        speaker = model
-        if plan.adapter.kind == "none" and not system.adapter:
-            speaker = base = base or models.load(session.facts.path, models.torch_dtype(plan.dtype)).to(session.machine.device)
-        begun = time.monotonic()
-        with session.talk.bar(system.name.replace("_", " "), len(chosen)) as note:
-            scores = evaluate.judge(
-                speaker, system, chosen, task, session.template, how, plan, functools.partial(note, words="rows")
-            )
-        runs.write_lines(file, [{"row": i, **s} for i, s in zip(rows, scores, strict=True)])
-        found[system.name] = {
-            "description": system.description,
-            "scores": [s["score"] for s in scores],
-            "summary": evaluate.summary(task, scores),
-            "seconds": round(time.monotonic() - begun, 1),
-            "prompt_tokens": round(sum(s.get("prompt_tokens", 0) for s in scores) / len(scores), 1),
-        }
+    found = {arm.name: answered(session, arm, rows, how) for arm in arms}
+    verdict = decide(found, on_dev, task.metric, [data.cluster[i] for i in rows], config.prove.margin, config.prove.alpha)
     reads = sum(e["event"] == "test_read" for e in runs.read_lines(run.events))
-    verdict = decide(found, task.metric, [data.cluster[i] for i in rows], config.prove.margin, config.prove.alpha)
-    runs.write_json(run.verdict, {**verdict, "task": task.kind, "max_new_tokens": how.max_new_tokens, "test_reads": reads})
+    facts = {"task": task.kind, "max_new_tokens": how.max_new_tokens, "test_reads": reads, "dev_rows": len(dev)}
+    runs.write_json(run.verdict, {**verdict, **facts})
     say = session.talk.say
     say(
         f"{verdict['verdict']}: {task.metric} tuned {verdict['tuned']:.3f}, {verdict['comparator']['name']} {verdict['comparator']['score']:.3f}, difference {verdict['difference']:+.3f} [{verdict['interval'][0]:+.3f}, {verdict['interval'][1]:+.3f}] on {verdict['n']} rows",
@@ -278,25 +270,51 @@ def prove(session: Session) -> None:
     )
 
 
-def decide(arms: dict[str, dict[str, Any]], metric: str, clusters: list[int], margin: float, alpha: float) -> dict[str, Any]:
-    """verdict.json from the arms' scores: tuned against the best untrained arm on these very rows (which favours that arm)."""
+def answered(session: Session, system: systems.System, rows: list[int], how: How, side: str = "") -> dict[str, Any]:
+    """What an arm did on these rows, and its scores one by one; a line a row in scores/."""
+    data, task, model = session.data, session.data.task, session.loaded()
+    if session.plan.adapter.kind == "none" and not system.adapter:
+        model = session.untrained()
+    begun = time.monotonic()
+    chosen = [data.examples[i] for i in rows]
+    with session.talk.bar(f"{side}{system.name}".replace("_", " "), len(chosen)) as note:
+        told = functools.partial(note, words="rows")
+        scores = evaluate.judge(model, system, chosen, task, session.template, how, session.plan, told)
+    lines = [{"row": i, **s} for i, s in zip(rows, scores, strict=True)]
+    runs.write_lines(session.run.scores / f"{side}{system.name}.jsonl", lines)
+    each = [s["score"] for s in scores]
+    return {
+        "description": system.description,
+        "scores": each,
+        "score": sum(each) / len(each),
+        "summary": evaluate.summary(task, scores),
+        "seconds": round(time.monotonic() - begun, 1),
+        "prompt_tokens": round(sum(s.get("prompt_tokens", 0) for s in scores) / len(scores), 1),
+    }
+
+
+def decide(
+    arms: dict[str, dict[str, Any]], on_dev: dict[str, float], metric: str, clusters: list[int], margin: float, alpha: float
+) -> dict[str, Any]:
+    """verdict.json from the arms' scores on test: tuned against the untrained arm that was best on dev. Where no dev row chose,
+    it is the best on these very rows, which favours that arm."""
     higher = HIGHER_IS_BETTER[metric]
     bound = 1.0 if higher else 16.0
-    means = {name: sum(arm["scores"]) / len(arm["scores"]) for name, arm in arms.items()}
-    other = (max if higher else min)((n for n in arms if n != "tuned"), key=means.__getitem__)
+    means = {name: arm["score"] for name, arm in arms.items()}
+    other = (max if higher else min)(on_dev or (n for n in arms if n != "tuned"), key=(on_dev or means).__getitem__)
     compared = statistics.compare(
         arms["tuned"]["scores"], arms[other]["scores"], clusters, margin=margin, alpha=alpha, higher_is_better=higher, bound=bound
     )
     shown = {}
     for name, arm in arms.items():
         interval = statistics.mean_interval(arm["scores"], clusters, alpha, bound)
-        shown[name] = {"score": means[name], "interval": list(interval), **{k: v for k, v in arm.items() if k != "scores"}}
+        shown[name] = {**{k: v for k, v in arm.items() if k != "scores"}, "interval": list(interval)}
     facts = compared.to_json()
     facts["n"] = facts.pop("rows")
     return {
         "metric": metric,
         "tuned": means["tuned"],
-        "comparator": {"name": other, "score": means[other]},
+        "comparator": {"name": other, "score": means[other], "chosen_on": "dev" if on_dev else "test", "on_dev": on_dev},
         "arms": shown,
         **facts,
     }

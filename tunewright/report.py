@@ -262,7 +262,12 @@ def _plan(plan: dict[str, Any]) -> str:
 
 def _protocol(run: Run, v: dict[str, Any], receipt: dict[str, Any]) -> str:
     p = "less than 0.0001" if v["p_value"] < 1e-4 else f"{v['p_value']:.4f}"
-    told = f"The comparator is the untrained arm with the best score on the same test rows, which favours it. Test: {_e(v['test'])}, two-sided p {p}; {v['clusters']} independent groups in {v['n']} rows; the tuned model scored higher on {v['only_tuned']} rows, the comparator on {v['only_other']}. Margin {v['margin']:g}, alpha {v['alpha']:g}. The test rows of this run have been read {v['test_reads']} time(s)."
+    chosen = (
+        f"The comparator is the untrained arm that did best on the {v['dev_rows']} dev rows."
+        if v["comparator"]["chosen_on"] == "dev"
+        else "The comparator is the untrained arm with the best score on the same test rows, which favours it."
+    )
+    told = f"{chosen} Test: {_e(v['test'])}, two-sided p {p}; {v['clusters']} independent groups in {v['n']} rows; the tuned model scored higher on {v['only_tuned']} rows, the comparator on {v['only_other']}. Margin {v['margin']:g}, alpha {v['alpha']:g}. The test rows of this run have been read {v['test_reads']} time(s)."
     facts = [
         *receipt["versions"].items(),
         *((f"sha256 of {k}", h) for k, h in receipt["hashes"].items()),

@@ -9,12 +9,12 @@ disagreeing arms its "95 %" interval covers the truth as seldom as a third of th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Word = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
@@ -179,9 +179,74 @@ def rows_needed(spread: float, difference: float, alpha: float = 0.05, power: fl
 
 
 def detectable(rows: int, disagreement: float = 0.3, alpha: float = 0.05, power: float = POWER) -> float:
-    """Smallest true difference of right/wrong arms that ``rows`` rows find with ``power``, if the arms disagree on this share
-    (normal approximation to McNemar)."""
-    if rows == 0:
+    """Smallest true difference of right/wrong arms that the exact McNemar test finds in ``rows`` rows with ``power``, if the arms
+    disagree on this share of rows; 1.0 if even the largest difference is not found."""
+    if rows == 0 or mcnemar_power(rows, disagreement, disagreement, alpha) < power:
         return 1.0
-    z = float(stats.norm.isf(alpha / 2) + stats.norm.ppf(power))
-    return min(1.0, z * math.sqrt(disagreement / rows))
+    low, high = 0.0, disagreement
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if mcnemar_power(rows, middle, disagreement, alpha) >= power else (middle, high)
+    return high
+
+
+def mcnemar_power(rows: int, difference: float, disagreement: float, alpha: float = 0.05) -> float:
+    """Chance that the exact two-sided McNemar test rejects: summed over the number of disagreeing rows and how they split."""
+    count = np.arange(rows + 1)
+    chance = stats.binom.pmf(count, rows, disagreement)
+    # The largest minority split that is still significant among so many disagreeing rows; -1 where none is.
+    most = np.asarray(stats.binom.ppf(alpha / 2, count, 0.5)).astype(int)
+    most = np.where(2 * stats.binom.cdf(most, count, 0.5) <= alpha, most, most - 1)
+    share = min(1.0, 0.5 + difference / (2 * disagreement))
+    rejects = stats.binom.cdf(most, count, 1 - share) + stats.binom.cdf(most, count, share)
+    return float((chance * np.where(most >= 0, rejects, 0.0)).sum())
+
+
+def corpus_interval(
+    tuned_Ck: ArrayLike,
+    other_Ck: ArrayLike,
+    metric: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    alpha: float = 0.05,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """(difference, low, high) of a corpus metric between two arms on the same clusters: bias-corrected and accelerated bootstrap
+    (Efron 1987) over clusters, both arms resampled alike.
+
+    Row c of each array holds the sums of cluster c that the metric is made of (matches and totals, nats and bytes);
+    ``metric`` maps sums (..., k) to values (...). Where no resample differs from the others the interval is that of a share
+    of which none was seen, not of width zero; with fewer than two clusters it is (-1, 1).
+    """
+    a, b = np.asarray(tuned_Ck, dtype=float), np.asarray(other_Ck, dtype=float)
+    assert a.shape == b.shape
+    count = len(a)
+    whole = float(metric(a.sum(0)) - metric(b.sum(0))) if count else 0.0
+    if count < 2:
+        return whole, -1.0, 1.0
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    times_BC = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+    found = metric(times_BC @ a) - metric(times_BC @ b)
+    left_out = metric(a.sum(0) - a) - metric(b.sum(0) - b)
+    if float(np.ptp(found)) < 1e-12:
+        unseen = 1 - alpha ** (1 / count)
+        return whole, max(-1.0, whole - unseen), min(1.0, whole + unseen)
+    below = (float((found < whole).mean()) + float((found <= whole).mean())) / 2
+    bias = float(stats.norm.ppf(min(max(below, 1 / resamples), 1 - 1 / resamples)))
+    centred = left_out.mean() - left_out
+    spread = float((centred**2).sum())
+    acceleration = float((centred**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+
+    def quantile(level: float) -> float:
+        z = bias + float(stats.norm.ppf(level))
+        return float(np.quantile(found, float(stats.norm.cdf(bias + z / (1 - acceleration * z)))))
+
+    return whole, quantile(alpha / 2), quantile(1 - alpha / 2)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values of a family of comparisons (Holm 1979), in the order given."""
+    adjusted, floor = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        floor = max(floor, min(1.0, p_values[i] * (len(p_values) - place)))
+        adjusted[i] = floor
+    return adjusted
