@@ -43,11 +43,10 @@ docs: install-dev
 
 bench: install
 	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/judging.py
-	$(BIN)/python benchmarks/compiled.py
 
 bench-full: install
 	$(BIN)/python benchmarks/peers.py --pairs 5
+	for b in ablation judging parts compiled; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 data: install
 	for e in addresses sentiment support docs; do $(BIN)/python examples/$$e/make_data.py || exit 1; done

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import judging_table
 from workloads import WORKLOADS, rows
 
 from tunewright import adapters, lean, machine, models
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "judging.json")
     asked = parser.parse_args()
     machine.keep_pages()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = machine.cores()
     torch.set_num_threads(threads)
     folder = models.resolve("smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -79,7 +79,8 @@ def main() -> None:
             "transformers": lambda part: transformers_generate(theirs, part, 60, size["greedy 60"], eos),
         },
     }
-    size, result = {}, {}
+    size: dict[str, int] = {}
+    result: dict[str, Any] = {"tasks": {}}
     for task, sides in ways.items():
         tried = {}
         for size[task] in (16, 32, 64):  # the peer's best batch, on part of the rows
@@ -96,7 +97,7 @@ def main() -> None:
                 answers[name] += sides[name](prompts[start : start + CHUNK])
                 times[name].append(time.perf_counter() - began)
         ratio = [b / a for a, b in zip(times["tunewright"], times["transformers"], strict=True)]
-        result[task] = {
+        result["tasks"][task] = {
             "batch": size[task],
             "seconds": times,
             "ratio": ratio,
@@ -106,23 +107,13 @@ def main() -> None:
             f"{task}: {statistics.median(ratio):.1f} times ({min(ratio):.1f} to {max(ratio):.1f}), batch {size[task]}",
             file=sys.stderr,
         )
+    result["command"] = f"python benchmarks/judging.py --rows {asked.rows}"
+    result["threads"] = threads
     asked.out.write_text(json.dumps(result, indent=1))
-    lines = [
-        f"`python benchmarks/judging.py --rows {asked.rows}`: SmolLM2-135M in bfloat16, {threads} threads, {asked.rows} rows with a shared "
-        "instruction of 200 tokens; transformers' `generate` at its best batch of 16, 32 and 64.",
-        "",
-        "| | times as fast (median of the turns, range) | ours, s for all | transformers, s for all | equal answers |",
-        "|---|---|---|---|---|",
-    ]
-    for task, r in result.items():
-        same = f"{r['same']:.0%}" if r["same"] is not None else ""
-        lines.append(
-            f"| {task} | **{statistics.median(r['ratio']):.1f}** ({min(r['ratio']):.1f} to {max(r['ratio']):.1f}) | {sum(r['seconds']['tunewright']):.0f} "
-            f"| {sum(r['seconds']['transformers']):.0f} (batch {r['batch']}) | {same} |"
-        )
-    text = "\n".join(lines) + "\n"
+    text = judging_table(result)
     asked.out.with_suffix(".md").write_text(text)
     print(text)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from subject import Wire, serve
+from workloads import rendered
 
 from tunewright import adapters, lean, loop, machine, models, packing
 from tunewright.config import AdapterConfig, Plan
@@ -65,10 +66,7 @@ def main() -> None:
     setup = wire.setup
     machine.keep_pages()
     torch.set_num_threads(setup["threads"])
-    rows = [
-        Rendered(tuple(r["ids"]), tuple(float(label != -100) for label in r["labels"]), i)
-        for i, r in enumerate(json.loads(Path(setup["rows"]).read_text(encoding="utf-8")))
-    ]
+    rows = rendered(json.loads(Path(setup["rows"]).read_text(encoding="utf-8")))
     # Rows go in the order of the file, as with the peers.
     packing.step_rows = lambda count, batch, seed, step: [(step * batch + i) % count for i in range(batch)]  # type: ignore[assignment]
     plan = plan_of(setup, rows)

@@ -5,7 +5,6 @@ python benchmarks/parts.py      (two minutes; prints the tables that NOTES.md ar
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from workloads import WORKLOADS, rows
+from workloads import WORKLOADS, rendered, rows
 
 from tunewright import adapters, attention, lean, machine, models
 from tunewright.config import AdapterConfig
 from tunewright.packing import to_batch
-from tunewright.rendering import Rendered
 
 HEADS, GROUPS, WIDTH = 9, 3, 64
 
@@ -100,9 +98,7 @@ def steps() -> None:
     folder = models.resolve("smollm2-135m")
     model = models.load(folder, torch.bfloat16)
     adapters.attach(model, AdapterConfig(rank=16), 0)
-    chosen = rows(WORKLOADS["classify-200"], 16, AutoTokenizer.from_pretrained(folder))
-    rendered = [Rendered(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)]
-    batch = to_batch(rendered, "shared")
+    batch = to_batch(rendered(rows(WORKLOADS["classify-200"], 16, AutoTokenizer.from_pretrained(folder))), "shared")
     able = lean.applies(model)
     ways = {"transformers' modules, 256 / 128": (False, 256, 128)}
     ways |= {
@@ -127,7 +123,7 @@ def steps() -> None:
 
 def main() -> None:
     machine.keep_pages()
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(machine.cores())
     torch.manual_seed(0)
     products()
     kernels()

@@ -2,14 +2,14 @@
 
 python benchmarks/peers.py [--pairs 3] [--only NAME ...] [--skip-curves]      (or: make bench)
 
-Peers get their own environment (benchmarks/.venv, made on the first call). Writes results/peers.json and results/peers.md.
+Peers get their own environment (benchmarks/.venv, made on the first call). Writes results/peers.json and results/peers.md; exits with
+an error when the loss curves disagree.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from subject import Subject
-from workloads import CURVE, WORKLOADS, Workload, rows
+from tables import curves_disagree, peers_table
+from workloads import CURVE, WORKLOADS, Workload, rendered, rows
+
+from tunewright import machine
 
 HERE = Path(__file__).parent
 PEERS = HERE / ".venv" / "bin" / "python"
@@ -52,13 +55,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "PEFT loop bf16, small passes": {"dtype": "bfloat16", "autocast": True, "micro": 1024},
         "PEFT loop bf16, smaller passes": {"dtype": "bfloat16", "autocast": True, "micro": 512},
     },
-}
-ABLATION: dict[str, dict[str, Any]] = {
-    "padded, head on every token": {"layout": "padded", "all_logits": True, "lean": False},
-    "packed": {"layout": "packed", "all_logits": True, "lean": False},
-    "head on labelled tokens only": {"layout": "packed", "lean": False},
-    "lean decoder": {"layout": "packed"},
-    "shared beginnings": {"layout": "shared"},
 }
 
 
@@ -92,18 +88,15 @@ def gemm_peak() -> float:
 def physical(chosen: list[dict[str, list[int]]]) -> tuple[int, int, int]:
     """(computed tokens, query-key pairs, labelled tokens) of one step of ours."""
     from tunewright.packing import to_batch
-    from tunewright.rendering import Rendered
     from tunewright.tree import pairs
 
-    rendered = [Rendered(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)]
-    batch = to_batch(rendered, "shared")
+    batch = to_batch(rendered(chosen), "shared")
     return batch.ids_BT.size, pairs(batch.segments), len(batch.target_N)
 
 
-def step_flops(chosen: list[dict[str, list[int]]]) -> float:
+def step_flops(tokens: int, pairs: int, labelled: int) -> float:
     """Floating point operations of our LoRA step (forward and backward; SmolLM2-135M, rank 16): 4 for each matrix weight and
     computed token, 4 for each head weight and labelled token, 6 for each adapter weight, 12 for each layer, width and pair."""
-    tokens, pairs, labelled = physical(chosen)
     body, head, adapter, layers, width = 106_168_320, 28_311_552, 4_884_480, 30, 576
     return 4.0 * body * tokens + 4.0 * head * labelled + 6.0 * adapter * tokens + 12.0 * layers * width * pairs
 
@@ -172,14 +165,15 @@ class Bench:
                 taken[subject.name].append(subject.step())
         ends = {s.name: s.end() for s in subjects}
         chosen = json.loads((self.folder / f"{workload.name}.json").read_text())[: workload.batch]
+        did = physical(chosen)
         return {
             "workload": workload.name,
             "says": workload.says,
             "target": workload.target,
             "batch": workload.batch,
             "tokens": sum(len(r["ids"]) for r in chosen),
-            "computed": physical(chosen)[0],
-            "flops": step_flops(chosen),
+            "computed": did[0],
+            "flops": step_flops(*did),
             "seconds": {name: [t.get("seconds") for t in steps] for name, steps in taken.items()},
             "losses": {name: [t.get("loss") for t in steps] for name, steps in taken.items()},
             "peak_gb": {name: end.get("peak_gb") for name, end in ends.items()},
@@ -188,7 +182,7 @@ class Bench:
 
     def curves(self, steps: int) -> dict[str, Any]:
         """Losses of ``steps`` steps: float32 must agree, bfloat16 must lie within what another seed changes."""
-        found = {"float32": {}, "bfloat16": {}}
+        found: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {}}
         for dtype, losses in found.items():
             losses["tunewright"] = self.once(self.ours(CURVE, f"ours-{dtype}", dtype=dtype), steps)["losses"]
             plain = {"dtype": dtype, "settings": {"bf16": dtype == "bfloat16", "gradient_checkpointing": False}}
@@ -198,15 +192,6 @@ class Bench:
         for seed in (1, 2):
             found["bfloat16"][f"seed {seed}"] = self.once(self.ours(CURVE, f"ours-seed-{seed}", seed=seed), steps)["losses"]
         return found
-
-    def ablation(self, workload: Workload) -> list[dict[str, Any]]:
-        """Ours, one idea after the other: two rounds in turns, the faster of each."""
-        subjects = [self.ours(workload, name, **more) for name, more in ABLATION.items()]
-        times: dict[str, list[float]] = {s.name: [] for s in subjects}
-        for order in (subjects, subjects[::-1]):
-            for subject in order:
-                times[subject.name].append(subject.step().get("seconds", float("nan")))
-        return [{"name": s.name, "seconds": min(times[s.name]), "peak_gb": s.end().get("peak_gb")} for s in subjects]
 
 
 def main() -> None:
@@ -218,7 +203,7 @@ def main() -> None:
     parser.add_argument("--best", nargs=2, metavar=("TRL", "PEFT"), help="peer settings to use instead of trying all")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.json")
     asked = parser.parse_args()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = machine.cores()
     begun = time.monotonic()
 
     def say(line: str) -> None:
@@ -260,13 +245,11 @@ def main() -> None:
         seconds = result["workloads"][-1]["seconds"]
         say(f"{name}: " + "; ".join(f"{k} {', '.join(f'{s:.2f}' if s else 'died' for s in v)}" for k, v in seconds.items()))
         save()
-    result["ablation"] = {n: bench.ablation(WORKLOADS[n]) for n in ("classify-200", "diverse") if n in asked.only}
-    save()
-    from tables import peers_table
-
     text = peers_table(result)
     asked.out.with_suffix(".md").write_text(text)
     print(text)
+    if wrong := curves_disagree(result.get("curves")):
+        sys.exit(wrong)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ def ratios(seconds: dict[str, list[float | None]]) -> list[float]:
     return [theirs / ours for theirs, ours in zip(seconds[best], seconds[OURS], strict=True) if theirs and ours]
 
 
+def times(found: list[float]) -> str:
+    """How many times as fast: the median of the rounds and their range."""
+    return f"**{statistics.median(found):.1f}** ({min(found):.1f} to {max(found):.1f})" if found else "the peers died"
+
+
 def memory(row: dict[str, Any]) -> str:
     ours = row["peak_gb"][OURS]
     theirs = [p for name, p in row["peak_gb"].items() if name != OURS and p]
@@ -44,34 +49,49 @@ def peers_table(result: dict[str, Any]) -> str:
     for row in result["workloads"]:
         seconds = {n: statistics.median(s) if (s := [x for x in given if x]) else None for n, given in row["seconds"].items()}
         ours, found = seconds[OURS], ratios(row["seconds"])
-        spread = f"**{statistics.median(found):.1f}** ({min(found):.1f} to {max(found):.1f})" if found else "the peers died"
         theirs = ", ".join(f"{n} {s:.1f}" if s else f"{n} died" for n, s in seconds.items() if n != OURS)
         lines.append(
-            f"| {row['says']}; {row['batch']} rows a step | {spread} | {row['target']:g} | {ours:.2f} | {theirs} | {row['batch'] / ours:.2f} "
+            f"| {row['says']}; {row['batch']} rows a step | {times(found)} | {row['target']:g} | {ours:.2f} | {theirs} | {row['batch'] / ours:.2f} "
             f"| {row['tokens'] / ours:.0f} | {row['computed'] / ours:.0f} | {row['flops'] / ours / peak / 1e9:.0%} | {memory(row)} |"
         )
-    for title, part in (("The peers' settings on classify-200 (one step after a small one to warm up)", result.get("settings")),):
-        if part:
-            lines += ["", f"{title}:", "", "| setting | s a step | peak memory |", "|---|---|---|"]
-            lines += [
-                f"| {m['name']} | {m['seconds']:.1f} | {m['peak_gb']:.1f} GB |" if m["seconds"] else f"| {m['name']} | died | |"
-                for m in part
-            ]
-    for name, part in result.get("ablation", {}).items():
+    if part := result.get("settings"):
+        title = "The peers' settings on classify-200 (one step after a small one to warm up)"
+        lines += ["", f"{title}:", "", "| setting | s a step | peak memory |", "|---|---|---|"]
         lines += [
-            "",
-            f"Ours on {name}, one idea after the other (each line has all above it):",
-            "",
-            "| | s a step | times the line above | peak memory |",
-            "|---|---|---|---|",
+            f"| {m['name']} | {m['seconds']:.1f} | {m['peak_gb']:.1f} GB |" if m["seconds"] else f"| {m['name']} | died | |"
+            for m in part
         ]
-        before = None
-        for m in part:
-            gain = f"{before / m['seconds']:.2f}" if before else ""
-            lines.append(f"| {m['name']} | {m['seconds']:.2f} | {gain} | {m['peak_gb']:.1f} GB |")
-            before = m["seconds"]
     if "curves" in result:
         lines += ["", *curve_lines(result["curves"])]
+    return "\n".join(lines) + "\n"
+
+
+def ablation_table(result: dict[str, Any]) -> str:
+    lines = [f"`{result['command']}`: seconds a step are medians of the rounds; each line has all above it."]
+    for name, part in result["workloads"].items():
+        lines += ["", f"On {name}:", "", "| | s a step | times as fast as the line above | peak memory |", "|---|---|---|---|"]
+        before: list[float] = []
+        for m in part:
+            gain = times([b / s for b, s in zip(before, m["seconds"], strict=True)]) if before else ""
+            lines.append(f"| {m['name']} | {statistics.median(m['seconds']):.2f} | {gain} | {m['peak_gb']:.1f} GB |")
+            before = m["seconds"]
+    return "\n".join(lines) + "\n"
+
+
+def judging_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"`{result['command']}`: SmolLM2-135M in bfloat16, {result['threads']} threads, rows with a shared "
+        "instruction of 200 tokens; transformers' `generate` at its best batch of 16, 32 and 64.",
+        "",
+        "| | times as fast (median of the turns, range) | ours, s for all | transformers, s for all | equal answers |",
+        "|---|---|---|---|---|",
+    ]
+    for task, r in result["tasks"].items():
+        same = f"{r['same']:.0%}" if r["same"] is not None else ""
+        lines.append(
+            f"| {task} | {times(r['ratio'])} | {sum(r['seconds']['tunewright']):.0f} "
+            f"| {sum(r['seconds']['transformers']):.0f} (batch {r['batch']}) | {same} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -86,12 +106,10 @@ def readme_table(peers: dict[str, Any], judging: dict[str, Any]) -> str:
     ]
     for row in peers["workloads"]:
         found, ours = ratios(row["seconds"]), statistics.median(row["seconds"][OURS])
-        spread = f"**{statistics.median(found):.1f}** ({min(found):.1f} to {max(found):.1f})" if found else "the peers died"
         share = row["flops"] / ours / peers["machine"]["gemm_gflops"] / 1e9
-        lines.append(f"| {row['says']}; {row['batch']} rows | {spread} | {row['target']:g} | {share:.0%} | {memory(row)} |")
-    for (task, r), wanted in zip(judging.items(), (8, 3), strict=False):
-        spread = f"**{statistics.median(r['ratio']):.1f}** ({min(r['ratio']):.1f} to {max(r['ratio']):.1f})"
-        lines.append(f"| judging 500 rows, {task}, against transformers' `generate` | {spread} | {wanted} | | |")
+        lines.append(f"| {row['says']}; {row['batch']} rows | {times(found)} | {row['target']:g} | {share:.0%} | {memory(row)} |")
+    for (task, r), wanted in zip(judging["tasks"].items(), (8, 3), strict=True):
+        lines.append(f"| judging 500 rows, {task}, against transformers' `generate` | {times(r['ratio'])} | {wanted} | | |")
     return "\n".join([*lines, "", *curve_lines(peers["curves"])]) + "\n"
 
 
@@ -101,6 +119,20 @@ def apart(a: list[float], b: list[float]) -> float:
 
 def mean_apart(a: list[float], b: list[float]) -> float:
     return statistics.mean(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def curves_disagree(curves: dict[str, dict[str, list[float]]] | None) -> str:
+    """What is wrong with the loss curves, or "": in float32 all systems must agree, in bfloat16 ours must lie no further from
+    the float32 curve than a run from another adapter does."""
+    if not curves:
+        return ""
+    wide, narrow = curves["float32"], curves["bfloat16"]
+    far = [name for name in wide if apart(wide[OURS], wide[name]) > 1e-4]
+    spread = max(mean_apart(curve, wide[OURS]) for name, curve in narrow.items() if name.startswith("seed"))
+    wrong = [f"the float32 curve of {name} differs from ours by more than 1e-4" for name in far]
+    if mean_apart(narrow[OURS], wide[OURS]) > spread:
+        wrong.append("our bfloat16 curve lies further from float32 than another seed's")
+    return "; ".join(wrong)
 
 
 def curve_lines(curves: dict[str, dict[str, list[float]]]) -> list[str]:

@@ -39,6 +39,13 @@ WORKLOADS = {
 CURVE = Workload("curve", "the loss curves: instruction 60, message 30, a label", 60, (33, 33), 3, 4, 0.0)
 
 
+def rendered(chosen: list[dict[str, list[int]]]) -> list[Any]:
+    """The rows as tunewright's own loop takes them."""
+    from tunewright.rendering import Rendered
+
+    return [Rendered(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)]
+
+
 def rows(workload: Workload, count: int, tokenizer: Any, seed: int = 0) -> list[dict[str, list[int]]]:
     """``count`` rows as {"ids", "labels"}; a label of -100 carries no loss. ``labelled`` None: the last third of each row."""
     from pydoc_data.topics import topics

@@ -30,8 +30,8 @@ class Machine:
 
 
 def look(threads: int | None = None) -> Machine:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or cores)
+    threads = threads or cores()
+    torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         free, total = map(float, torch.cuda.mem_get_info())
@@ -40,7 +40,12 @@ def look(threads: int | None = None) -> Machine:
         total, free = _memory()
         name = _processor()
     fp32, bf16 = _gflops(device)
-    return Machine(device, threads or cores, round(total / 1e9, 1), round(free / 1e9, 1), fp32, bf16, name)
+    return Machine(device, threads, round(total / 1e9, 1), round(free / 1e9, 1), fp32, bf16, name)
+
+
+def cores() -> int:
+    """Processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_pages() -> None:

@@ -51,7 +51,7 @@ def fold(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
     """The trie of ``rows``. A common beginning becomes a node of its own where that saves at least ``SHARE_FROM`` tokens; with
     ``share`` false every row is a root, in the order given."""
     arrays = [np.asarray(row, np.int64) for row in rows]
-    order = sorted(range(len(rows)), key=lambda r: tuple(rows[r])) if share else list(range(len(rows)))
+    order = _sorted(rows) if share else list(range(len(rows)))
     groups = [order] if share else [[r] for r in order]
     ids: list[Ints] = []
     positions: list[Ints] = []
@@ -87,6 +87,11 @@ def fold(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
     return Tree(np.concatenate(ids), np.concatenate(positions), tuple(segments), place)
 
 
+def _sorted(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The rows by their tokens: those that begin alike stand together."""
+    return sorted(range(len(rows)), key=lambda r: tuple(rows[r]))
+
+
 def joined(path: tuple[Range, ...], last: Range) -> tuple[Range, ...]:
     return (*path[:-1], (path[-1][0], last[1])) if path and path[-1][1] == last[0] else (*path, last)
 
@@ -106,7 +111,7 @@ def pairs(segments: Sequence[Segment]) -> int:
 def neighbours(rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
     """(row, tokens it shares with the row before it) in the order in which most is shared."""
     before: Ints | None = None
-    for r in sorted(range(len(rows)), key=lambda r: tuple(rows[r])):
+    for r in _sorted(rows):
         array = np.asarray(rows[r], np.int64)
         yield r, common(array, before) if before is not None else 0
         before = array
