@@ -16,10 +16,11 @@ import pytest
 import torch
 
 import tunewright as tw
-from tunewright import adapters, checkpoints, models, pipeline, rendering, runs
+from tunewright import adapters, checkpoints, models, rendering, runs
 from tunewright.config import Config, load
 from tunewright.errors import TunewrightError
 from tunewright.examples import Message
+from tunewright.session import Session
 from tunewright.talk import Talk
 
 Rows = Callable[..., Path]
@@ -74,10 +75,13 @@ def test_the_main_job_from_the_command_line(tmp_path: Path, chat_rows: Rows, mod
         "scores/tuned.jsonl",
         "scores/zero_shot.jsonl",
         "scores/few_shot.jsonl",
+        "scores/nearest.jsonl",
+        "scores/dev/zero_shot-wording2.jsonl",
+        "protocol.json",
     ):
         assert (run / name).is_file(), name
     verdict = json.loads((run / "verdict.json").read_text())
-    assert set(verdict["arms"]) == {"zero_shot", "few_shot", "tuned"}
+    assert set(verdict["arms"]) == {"zero_shot", "few_shot", "nearest", "tuned"}
     lines = [json.loads(x) for x in (run / "scores" / "tuned.jsonl").read_text().splitlines()]
     assert verdict["tuned"] == pytest.approx(sum(x["score"] for x in lines) / len(lines))
     assert (
@@ -123,7 +127,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> 
         train__lr=0.005,
         threads=1,
         train__dtype="float32",
-        prove__shots=2,
+        prove__shots=[2],
     )
 
 
@@ -190,7 +194,7 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
 def test_the_chat_serves_what_was_trained(labelled: Any) -> None:
     """The prompt of `chat` is the prefix of the training sequence, and the tuned model answers with a label."""
     config = load(labelled.path / "config.yaml")
-    session = pipeline.Session(runs.Run(labelled.path), config, Talk(True), "")
+    session = Session(runs.Run(labelled.path), config, Talk(True), "")
     first = next(e for e in session.data.examples if not isinstance(e, rendering.Text))
     (sequence,) = rendering.for_training(session.template, first)
     prompt = rendering.for_generation(
@@ -372,15 +376,34 @@ def test_the_loss_curve_is_the_same_with_sharing_and_without(tmp_path: Path, cha
 
 
 def test_dev_chooses_the_comparator_and_test_claims() -> None:
-    from tunewright.pipeline import decide
+    import dataclasses
+
+    from tunewright.protocol import Protocol
+    from tunewright.proving import decide
 
     scores = {"zero_shot": [1.0, 1.0, 0.0, 1.0], "few_shot": [0.0, 1.0, 0.0, 1.0], "tuned": [1.0, 1.0, 1.0, 1.0]}
-    arms = {name: {"scores": s, "score": sum(s) / 4, "description": ""} for name, s in scores.items()}
-    found = decide(arms, {"zero_shot": 0.4, "few_shot": 0.6}, "accuracy", [0, 1, 2, 3], 0.02, 0.05)
+    on_dev = {"zero_shot": 0.4, "few_shot": 0.6, "tuned": None}
+
+    def arms(dev: bool) -> dict[str, Any]:
+        return {
+            name: {
+                "scores": s,
+                "score": sum(s) / 4,
+                "on_dev": on_dev[name] if dev else None,
+                "trained": name == "tuned",
+                "variant": "",
+            }
+            for name, s in scores.items()
+        }
+
+    asked = Protocol("", "accuracy", True, 0.02, 0.05, {}, 8, 4, 4, "", None)
+    found = decide(arms(True), asked, [0, 1, 2, 3])
     assert found["comparator"]["name"] == "few_shot"  # though zero-shot happens to be better on test
     assert found["comparator"]["chosen_on"] == "dev"
     assert found["difference"] == 0.5
-    without = decide(arms, {}, "accuracy", [0, 1, 2, 3], 0.02, 0.05)["comparator"]
+    assert found["arms"]["zero_shot"]["tuned_minus_this"]["difference"] == 0.25
+    assert found["arms"]["zero_shot"]["tuned_minus_this"]["p_holm"] >= found["arms"]["zero_shot"]["tuned_minus_this"]["p_value"]
+    without = decide(arms(False), asked, [0, 1, 2, 3])["comparator"]
     assert (without["name"], without["chosen_on"]) == ("zero_shot", "test")
-    lower = decide(arms, {"zero_shot": 0.4, "few_shot": 0.6}, "bits_per_byte", [0, 1, 2, 3], 0.02, 0.05)
+    lower = decide(arms(True), dataclasses.replace(asked, higher_is_better=False), [0, 1, 2, 3])
     assert lower["comparator"]["name"] == "zero_shot"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright import config, curate, dataset, examples, metrics, sources, split, systems
+from tunewright.config import ProveConfig
 from tunewright.examples import Chat, Message
 from tunewright.sources import Row
 
@@ -169,8 +170,18 @@ def test_shots_come_from_train_and_cover_the_labels() -> None:
         for i in range(30)
     ]
     task = metrics.detect_task(train)
-    *_, few, _tuned = systems.arms(task, train, 3)
+    families = systems.arms(task, train, ProveConfig(shots=[3]))
+    assert list(families) == ["zero_shot", "few_shot", "nearest", "constant", "classical", "tuned"]
+    (few,) = families["few_shot"]
+    assert isinstance(few.shots, tuple)
     assert {s.target for s in few.shots} == {"a", "b", "c"}
     asked = systems.prompt(few, train[0])
     assert [m.role for m in asked] == ["system", *["user", "assistant"] * 3, "user"]
     assert asked[-1].content == "q0"
+    near = systems.prompt(families["nearest"][0], train[0])
+    assert len(near) == len(asked)
+    assert "q0" not in [m.content for m in near[:-1]]  # a row is not its own neighbour
+    told = [systems.prompt(s, train[0])[0].content for s in families["zero_shot"]]
+    assert told[0] == "s"
+    assert "a, b, c" in told[1]
+    assert told[2].startswith("s\n")

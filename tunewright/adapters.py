@@ -153,6 +153,31 @@ def off(model: nn.Module) -> Iterator[None]:
             layer.on = on
 
 
+@contextmanager
+def scaled(model: nn.Module, scale: float) -> Iterator[None]:
+    """Within, the update counts ``scale`` times; at 0 the model is the base model, bit for bit."""
+    if scale == 0:
+        with off(model):
+            yield
+        return
+    layers = list(adapted(model).values())
+    before = [layer.scale for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale *= scale
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.scale = own
+
+
+def shrink(model: nn.Module, scale: float) -> None:
+    """Keep only this share of the update, for good."""
+    with torch.no_grad():
+        for layer in adapted(model).values():
+            layer.lora_B *= scale
+
+
 def merge(model: Any) -> None:
     """Fold the adapter into the base weights, in float32 before casting back to the weight's own dtype."""
     for name, layer in adapted(model).items():

@@ -15,7 +15,7 @@ import typer
 from tunewright.errors import TunewrightError
 
 if TYPE_CHECKING:
-    from tunewright.pipeline import Session
+    from tunewright.session import Session
 
 app = typer.Typer(
     add_completion=False,
@@ -344,11 +344,12 @@ def _advance(
         config = _config(source, settings, model)
         data = dataset.load(config)  # a mistake in the data is told before torch is loaded and a run folder is made
     from tunewright import pipeline
+    from tunewright.session import Session
 
     if continued is not None:
         if until == "report":
             continued.report.unlink(missing_ok=True)
-        session = pipeline.Session(continued, configs.load(continued.config), talk, _command())
+        session = Session(continued, configs.load(continued.config), talk, _command())
     else:
         session = pipeline.start(config, name, root, talk, _command())
         session.data = data

@@ -96,12 +96,30 @@ class CheckpointConfig(_Frozen):
     keep: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints to keep.")
 
 
+class RemoteConfig(_Frozen):
+    url: str = Field(
+        "", description="Base address of an OpenAI-compatible endpoint to compare with, e.g. http://host/v1; empty: none."
+    )
+    model: str = Field("", description="The model to ask for there.")
+    key: str = Field("OPENAI_API_KEY", description="Environment variable that holds its key.")
+    together: Annotated[int, Field(ge=1, le=256)] = Field(8, description="Requests under way at once.")
+
+
 class ProveConfig(_Frozen):
     metric: Literal["auto", "accuracy", "exact_match", "field_f1", "chrf", "bits_per_byte"] = Field(
         "auto", description="The metric the verdict is about; auto follows the task."
     )
-    shots: Annotated[int, Field(ge=0, le=64)] = Field(4, description="Training rows shown to the few-shot arm; 0 leaves it out.")
+    evidence: Literal["plain", "standard", "full"] = Field(
+        "standard",
+        description="plain: prompt, few-shot, tuned. standard: all arms, calibration, forgetting. full: also probes, cost, half the data.",
+    )
+    shots: list[Annotated[int, Field(ge=1, le=64)]] = Field(
+        [4, 8, 16], description="Training rows shown to the few-shot arms; dev chooses among these numbers. [] leaves them out."
+    )
+    wordings: list[str] = Field([], description="Further instructions for the zero-shot arm to try on dev.")
+    documents: str | None = Field(None, description="Folder of .txt/.md documents for the retrieval arms.")
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Judge at most this many test rows.")
+    dev_rows: Annotated[int, Field(ge=1)] = Field(100, description="Choose on at most this many dev rows.")
     max_new_tokens: Auto | Positive = Field("auto", description="Longest answer of every arm, in tokens.")
     batch: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
         "auto", description="Rows decoded together; auto follows the free memory."
@@ -110,6 +128,21 @@ class ProveConfig(_Frozen):
         0.02, description="Smallest difference that is of use to you, in units of the metric (0.02 = 2 points)."
     )
     alpha: Annotated[float, Field(gt=0, le=0.5)] = Field(0.05, description="1 - confidence of the intervals.")
+    handover: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="Labels: share of right answers wanted where the model answers itself; the rest goes to a person."
+    )
+    remote: RemoteConfig = RemoteConfig()
+
+
+class ForgetConfig(_Frozen):
+    keep: str | None = Field(None, description="Rows that must still work, in any form of data.train; asked before and after.")
+    margin: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.03, description="Loss on probes that you would not mind (0.03 = 3 points)."
+    )
+    scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [0.25, 0.5, 0.75], description="Shares of the trained update to try on dev, besides the whole."
+    )
+    choose: bool = Field(False, description="Keep the share that the report's rule chooses, instead of the whole update.")
 
 
 class ExportConfig(_Frozen):
@@ -132,6 +165,7 @@ class Config(_Frozen):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     prove: ProveConfig = ProveConfig()
+    forget: ForgetConfig = ForgetConfig()
     export: ExportConfig = ExportConfig()
 
 
@@ -222,6 +256,12 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
             "CONFIG_CONFLICT",
             f"split.dev + split.test = {config.split.dev + config.split.test:g} leaves almost nothing to train on.",
             mend="keep their sum under 0.9.",
+        )
+    if bool(config.prove.remote.url) != bool(config.prove.remote.model):
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "prove.remote.url and prove.remote.model are needed together.",
+            mend="set both, or neither.",
         )
     if config.data.instruction is not None and config.data.form == "text":
         raise ConfigError(
@@ -350,6 +390,10 @@ def _anchor_paths(data: dict[str, Any], base: Path) -> None:
         for key in ("train", "dev", "test"):
             if isinstance(section.get(key), str) and section[key]:
                 section[key] = str(base / section[key])
+    for name, key in (("prove", "documents"), ("forget", "keep")):
+        inner = data.get(name)
+        if isinstance(inner, dict) and isinstance(inner.get(key), str):
+            inner[key] = str(base / inner[key])
     if isinstance(data.get("template"), str):
         data["template"] = str(base / data["template"])
     model = data.get("model")
@@ -381,8 +425,9 @@ def _allowed(info: Any) -> str:
         if args and origin not in (dict, list):
             return " or ".join(words(a, []) for a in args)
         plain = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "nothing"}
-        nested = {dict: "mapping", list: "list of texts"}
-        name = plain.get(kind) or (nested[origin] if origin in nested else str(kind))
+        if origin is list:
+            return f"list of: {words(args[0], [])}"
+        name = plain.get(kind) or ("mapping" if origin is dict else str(kind))
         signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
         bounds = [f"{sign} {getattr(m, name.lower())}" for m in extra for name, sign in signs.items() if type(m).__name__ == name]
         return " ".join([name, ", ".join(bounds)]).strip()

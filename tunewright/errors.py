@@ -4,7 +4,7 @@
     ├── ConfigError            CONFIG_*               a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*  rows: holds every problem found, shows the first 20
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
-    ├── RunError               RUN_* RESUME_* PATH_*   a run folder
+    ├── RunError               RUN_* RESUME_* PATH_* REMOTE_*   a run folder, an endpoint
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
     └── TrainError             TRAIN_*  EXPORT_*       exit status 1: nobody's typing mistake
 
@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "MODEL_UNSAFE_FORMAT": "weights only as pickle",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not know",
     "PATH_OUTSIDE": "a name that would leave the runs folder",
+    "REMOTE_FAILED": "the endpoint that is compared with does not answer",
     "RESUME_MISMATCH": "a run is continued with other data, config or model",
     "RUN_EXISTS": "a run of that name is already there",
     "RUN_INCOMPLETE": "the run has not reached the stage that is asked for",

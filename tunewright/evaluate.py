@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunewright import adapters, models, rendering
+from tunewright import adapters, models, remote, rendering
 from tunewright.config import Plan
 from tunewright.examples import Chat, Example, Message, Text
 from tunewright.generate import How, greedy, label_logprobs
-from tunewright.metrics import Task, bits_per_byte, field_counts, micro_f1, score_answer
+from tunewright.metrics import Task, bits_per_byte, field_counts, macro_f1, micro_f1, read_label, score_answer
 from tunewright.packing import passes, to_batch
 from tunewright.rendering import Rendered, Template
 from tunewright.systems import System, prompt
@@ -36,6 +36,10 @@ def judge(
         if task.kind == "text":
             return _judge_text(model, [e for e in examples if isinstance(e, Text)], template, plan, watch)
         chats = [e for e in examples if isinstance(e, Chat)]
+        if system.says is not None:
+            return _judge_shares(system, chats, task, watch)
+        if system.endpoint is not None:
+            return _judge_remote(system, chats, task, how, watch)
         if task.metric == "accuracy":
             return _judge_labels(model, system, chats, task, template, how, watch)
         return _judge_answers(model, system, chats, task, template, how, watch)
@@ -62,18 +66,50 @@ def _judge_answers(
     found = greedy(model, asked, how, watch)
     lines = []
     for example, messages, before, ids in zip(chats, prompts, asked, found, strict=True):
-        answer = rendering.decode(template, ids)
-        more: dict[str, Any] = {
-            "answer_tokens": len(ids),
-            "cut": len(ids) >= how.max_new_tokens,
-            "exact_match": score_answer("exact_match", example.target, answer),
-        }
-        if task.kind == "json":
-            counts = field_counts(example.target, answer)
-            more |= {"valid": counts.valid, "fields": [counts.right, counts.wrong, counts.missed]}
-        else:
-            more["chrf"] = score_answer("chrf", example.target, answer)
-        lines.append(_line(example, messages, answer, score_answer(task.metric, example.target, answer), len(before), **more))
+        answer, cut = rendering.decode(template, ids), len(ids) >= how.max_new_tokens
+        lines.append(_answered(example, messages, answer, task, len(before), len(ids), cut))
+    return lines
+
+
+def _answered(
+    example: Chat, messages: Sequence[Message], answer: str, task: Task, prompt_tokens: int, answer_tokens: int, cut: bool
+) -> Score:
+    more: dict[str, Any] = {
+        "answer_tokens": answer_tokens,
+        "cut": cut,
+        "exact_match": score_answer("exact_match", example.target, answer),
+    }
+    if task.kind == "json":
+        counts = field_counts(example.target, answer)
+        more |= {"valid": counts.valid, "fields": [counts.right, counts.wrong, counts.missed]}
+    elif task.kind == "generation":
+        more["chrf"] = score_answer("chrf", example.target, answer)
+    return _line(example, messages, answer, score_answer(task.metric, example.target, answer), prompt_tokens, **more)
+
+
+def _judge_remote(system: System, chats: Sequence[Chat], task: Task, how: How, watch: Callable[[int], None]) -> list[Score]:
+    """Another model's answers. A label is read out of a sentence that names no other label."""
+    assert system.endpoint is not None
+    prompts = [prompt(system, e) for e in chats]
+    lines = []
+    for example, messages, reply in zip(
+        chats, prompts, remote.answers(system.endpoint, prompts, how.max_new_tokens, watch), strict=True
+    ):
+        answer = (read_label(reply.text, task.labels) or reply.text) if task.kind == "label" else reply.text
+        line = _answered(example, messages, answer, task, reply.prompt_tokens, reply.answer_tokens, reply.cut)
+        lines.append({**line, "seconds": round(reply.seconds, 3)})
+    return lines
+
+
+def _judge_shares(system: System, chats: Sequence[Chat], task: Task, watch: Callable[[int], None]) -> list[Score]:
+    assert system.says is not None
+    lines = []
+    for example, shares in zip(chats, system.says(chats), strict=True):
+        best = max(task.labels, key=lambda label: shares[label])
+        rounded = {label: round(share, 6) for label, share in shares.items()}
+        score = score_answer("exact_match", example.target, best)
+        lines.append(_line(example, example.prompt, best, score, 0, shares=rounded))
+        watch(1)
     return lines
 
 
@@ -136,7 +172,9 @@ def summary(task: Task, scores: Sequence[Score]) -> dict[str, float]:
             [FieldCounts(s["fields"][0], s["fields"][1], s["fields"][2], s["valid"]) for s in scores]
         )
         found["valid_json"] = float(np.mean([s["valid"] for s in scores]))
-    if task.kind in ("json", "generation") and task.metric != "accuracy":
+    if task.kind == "label":
+        found["macro_f1"] = macro_f1([s["target"] for s in scores], [s["answer"] for s in scores])
+    if "exact_match" in scores[0]:
         found["exact_match"] = float(np.mean([s["exact_match"] for s in scores]))
         found["cut_answers"] = float(np.mean([s["cut"] for s in scores]))
     if task.kind == "generation":

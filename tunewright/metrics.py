@@ -133,6 +133,30 @@ def chrf(target: str, answer: str) -> float:
     return float(CHRF(eps_smoothing=False).sentence_score(answer, [target]).score) / 100
 
 
+def read_label(answer: str, labels: Sequence[str]) -> str | None:
+    """The one label that an answer names, as a whole word or phrase; None where it names none or several."""
+    said = _worded(answer)
+    plain = {label: _worded(label) for label in labels}
+    found = [label for label, words in plain.items() if words in said]
+    # "not spam" names "spam" too: a label inside a longer one that is named does not count.
+    whole = [label for label in found if not any(label != other and plain[label] in plain[other] for other in found)]
+    return whole[0] if len(whole) == 1 else None
+
+
+def _worded(text: str) -> str:
+    return " " + re.sub(r"\W+", " ", normalised(text)).strip() + " "
+
+
+def macro_f1(targets: Sequence[str], answers: Sequence[str]) -> float:
+    """Mean over the labels that occur among the targets of the F1 of each."""
+    found = []
+    for label in sorted(set(targets)):
+        right = sum(t == a == label for t, a in zip(targets, answers, strict=True))
+        total = sum(t == label for t in targets) + sum(a == label for a in answers)
+        found.append(2 * right / total)
+    return sum(found) / len(found) if found else 0.0
+
+
 def score_answer(metric: str, target: str, answer: str) -> float:
     """The score of a written answer under a metric that reads answers."""
     if metric == "field_f1":

@@ -33,6 +33,7 @@ class Run:
 
     config = property(lambda self: self.path / "config.yaml")
     plan = property(lambda self: self.path / "plan.json")
+    protocol = property(lambda self: self.path / "protocol.json")
     receipt = property(lambda self: self.path / "receipt.json")
     audit = property(lambda self: self.path / "data" / "audit.json")
     split = property(lambda self: self.path / "data" / "split.jsonl")
@@ -44,6 +45,7 @@ class Run:
     merged = property(lambda self: self.path / "merged")
     export = property(lambda self: self.path / "export.json")
     scores = property(lambda self: self.path / "scores")
+    forgetting = property(lambda self: self.path / "forgetting.json")
     verdict = property(lambda self: self.path / "verdict.json")
     report = property(lambda self: self.path / "report.html")
 
@@ -54,6 +56,7 @@ class Run:
             ("reported", self.report),
             ("exported", self.export),
             ("proven", self.verdict),
+            ("weighed", self.forgetting),
             ("trained", self.training),
             ("planned", self.plan),
             ("checked", self.split),

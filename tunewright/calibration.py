@@ -1,0 +1,140 @@
+"""Do the shares that a model gives its labels mean what they say, and when should a person answer? Pure numpy/scipy.
+
+Axes: R rows, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize
+
+from tunewright.statistics import wilson
+
+Floats = NDArray[np.float64]
+BINS = 10
+TINY = 1e-9
+ENOUGH = 300
+
+
+def tempered(share_RL: ArrayLike, temperature: float) -> Floats:
+    """Shares with their logarithms divided by ``temperature``: above 1 flatter, below 1 sharper, the order unchanged."""
+    log = np.log(np.clip(np.asarray(share_RL, float), TINY, 1.0)) / temperature
+    p: Floats = np.exp(log - log.max(1, keepdims=True))
+    return np.asarray(p / p.sum(1, keepdims=True))
+
+
+def log_loss(share_RL: ArrayLike, right_R: ArrayLike) -> float:
+    """Mean of -log share of the right label, in nats."""
+    share = np.asarray(share_RL, float)
+    return float(-np.log(np.clip(share[np.arange(len(share)), np.asarray(right_R)], TINY, 1.0)).mean())
+
+
+def temperature(share_RL: ArrayLike, right_R: ArrayLike) -> float:
+    """The temperature with the least log loss (Guo et al. 2017, 1706.04599), between 1/20 and 20; 1.0 without rows."""
+    if not len(np.asarray(right_R)):
+        return 1.0
+    found = optimize.minimize_scalar(
+        lambda log_t: log_loss(tempered(share_RL, float(np.exp(log_t))), right_R), bounds=(-3.0, 3.0), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def calibration_error(confidence_R: ArrayLike, right_R: ArrayLike, bins: int = BINS) -> float:
+    """Expected calibration error over bins of equally many rows: how far confidence lies from the share that is right."""
+    confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
+    if not len(confidence):
+        return 0.0
+    order = np.argsort(confidence, kind="stable")
+    parts = [p for p in np.array_split(order, min(bins, len(order))) if len(p)]
+    return float(sum(abs(confidence[p].mean() - right[p].mean()) * len(p) for p in parts) / len(confidence))
+
+
+def error_interval(
+    confidence_R: ArrayLike, right_R: ArrayLike, alpha: float = 0.05, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap of `calibration_error`, shifted by the bias that the bootstrap itself measures and kept within
+    [0, 1] (binned calibration error is biased upwards: with few rows even a perfect model shows some)."""
+    confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
+    if len(confidence) < 2:
+        return 0.0, 1.0
+    whole = calibration_error(confidence, right)
+    draw = np.random.Generator(np.random.Philox(key=seed))
+    picks = draw.integers(0, len(confidence), size=(resamples, len(confidence)))
+    found = np.array([calibration_error(confidence[p], right[p]) for p in picks])
+    low, high = np.quantile(found, (alpha / 2, 1 - alpha / 2)) - (found.mean() - whole)
+    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+
+
+def coverage_curve(confidence_R: ArrayLike, right_R: ArrayLike) -> list[tuple[float, float, float]]:
+    """(threshold, coverage, accuracy) for answering only rows with at least that confidence, from the surest row to all."""
+    confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
+    order = np.argsort(-confidence, kind="stable")
+    accuracy = right[order].cumsum() / np.arange(1, len(order) + 1)
+    last = np.r_[np.diff(confidence[order]) != 0, True] if len(order) else np.zeros(0, bool)
+    return [(float(confidence[order[i]]), (i + 1) / len(order), float(accuracy[i])) for i in np.flatnonzero(last)]
+
+
+def handover(confidence_R: ArrayLike, right_R: ArrayLike, wanted: float) -> float | None:
+    """The lowest threshold above which the answers are right at least ``wanted`` of the time; None where no threshold does.
+
+    It must hold for at least 20 rows, so that a lucky handful does not choose it.
+    """
+    rows = len(np.asarray(right_R))
+    good = [t for t, coverage, accuracy in coverage_curve(confidence_R, right_R) if accuracy >= wanted and coverage * rows >= 20]
+    return min(good) if good else None
+
+
+def report(
+    labels: Sequence[str],
+    dev: tuple[Sequence[dict[str, float]], Sequence[str]],
+    test: tuple[Sequence[dict[str, float]], Sequence[str]],
+    wanted: float,
+) -> dict[str, Any]:
+    """calibration of an arm: temperature and threshold from dev, everything that is claimed from test."""
+    place = {label: i for i, label in enumerate(labels)}
+
+    def arrays(side: tuple[Sequence[dict[str, float]], Sequence[str]]) -> tuple[Floats, NDArray[np.int64]]:
+        shares, targets = side
+        known = [i for i, t in enumerate(targets) if t in place]
+        return np.array([[shares[i][x] for x in labels] for i in known]).reshape(-1, len(labels)), np.array(
+            [place[targets[i]] for i in known], int
+        )
+
+    dev_RL, dev_R = arrays(dev)
+    test_RL, test_R = arrays(test)
+    t = temperature(dev_RL, dev_R)
+    sides = {}
+    for name, (share_RL, right_R) in {"as_given": (test_RL, test_R), "tempered": (tempered(test_RL, t), test_R)}.items():
+        sure_R, hit_R = share_RL.max(1), (share_RL.argmax(1) == right_R).astype(float)
+        sides[name] = {
+            "log_loss": log_loss(share_RL, right_R),
+            "brier": float(((share_RL - np.eye(len(labels))[right_R]) ** 2).sum(1).mean()),
+            "ece": calibration_error(sure_R, hit_R),
+            "ece_interval": list(error_interval(sure_R, hit_R)),
+        }
+    sure_R, hit_R = tempered(test_RL, t).max(1), (test_RL.argmax(1) == test_R).astype(float)
+    dev_sure_R, dev_hit_R = tempered(dev_RL, t).max(1), (dev_RL.argmax(1) == dev_R).astype(float)
+    threshold = handover(dev_sure_R, dev_hit_R, wanted)
+    found: dict[str, Any] = {
+        "temperature": t,
+        **sides,
+        "rows": len(test_R),
+        "enough_rows": len(test_R) >= ENOUGH,
+        "wanted": wanted,
+    }
+    found["curve"] = coverage_curve(sure_R, hit_R)
+    if threshold is not None:
+        kept = sure_R >= threshold
+        right, answered = int(hit_R[kept].sum()), int(kept.sum())
+        low, high = wilson(right, answered)
+        found["handover"] = {
+            "threshold": threshold,
+            "answered": answered / len(test_R),
+            "accuracy": right / answered if answered else None,
+            "interval": [low, high],
+        }
+    return found

@@ -1,0 +1,154 @@
+"""Prove: the untrained arms answer dev, which chooses; the chosen arms answer test, which claims; the verdict."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tunewright import calibration, corpus, evaluate, runs, statistics
+from tunewright.evaluate import Score
+from tunewright.metrics import HIGHER_IS_BETTER
+from tunewright.protocol import Protocol
+from tunewright.session import Session
+from tunewright.systems import System
+
+Arm = dict[str, Any]
+
+
+def prove(session: Session) -> None:
+    """Writes scores/, scores/dev/ and verdict.json; says the verdict."""
+    data, task, run = session.data, session.data.task, session.run
+    session.trained()
+    on_dev: dict[str, float] = {}
+    chosen: dict[str, System] = {}
+    untrained = [s for variants in session.families.values() for s in variants if not s.adapter]
+    for family, variants in session.families.items():
+        if session.rows("dev") and not variants[0].adapter and len(untrained) > 1:
+            on_dev |= {s.name: mean(answered(session, s, "dev")) for s in variants}
+        chosen[family] = best(variants, on_dev, task.metric)
+    run.event("test_read", rows=len(session.rows("test")))
+    found: dict[str, Arm] = {}
+    for family, system in chosen.items():
+        begun = time.monotonic()
+        scores = answered(session, system, "test")
+        found[family] = {
+            "description": system.description,
+            "trained": system.adapter,
+            "variant": system.variant,
+            "on_dev": on_dev.get(system.name),
+            "lines": scores,
+            "scores": [s["score"] for s in scores],
+            "score": mean(scores),
+            "summary": evaluate.summary(task, scores),
+            "seconds": round(time.monotonic() - begun, 1),
+            "prompt_tokens": round(sum(s.get("prompt_tokens", 0) for s in scores) / len(scores), 1),
+        }
+    verdict = decide(found, session.protocol, [data.cluster[i] for i in session.rows("test")])
+    verdict["variants_on_dev"] = on_dev
+    verdict["corpus"] = corpus.compare(
+        task,
+        found["tuned"]["lines"],
+        found[verdict["comparator"]["name"]]["lines"],
+        verdict["groups"],
+        session.config.prove.alpha,
+    )
+    if task.metric == "accuracy" and session.config.prove.evidence != "plain":
+        sides = [(answered(session, chosen["tuned"], side), session.rows(side)) for side in ("dev", "test")]
+        dev, test = (([s["shares"] for s in lines], [s["target"] for s in lines]) for lines, _ in sides)
+        verdict["calibration"] = calibration.report(task.labels, dev, test, session.config.prove.handover)
+    reads = sum(e["event"] == "test_read" for e in runs.read_lines(run.events))
+    facts = {
+        "task": task.kind,
+        "max_new_tokens": session.answer_tokens,
+        "test_reads": reads,
+        "dev_rows": len(session.rows("dev")),
+    }
+    runs.write_json(run.verdict, {**verdict, **facts, "protocol": session.protocol.sha256})
+    session.talk.say(sentence(verdict), "bold")
+
+
+def sentence(v: dict[str, Any]) -> str:
+    """The verdict on one line."""
+    other, (low, high) = v["comparator"], v["interval"]
+    return (
+        f"{v['verdict']}: {v['metric']} tuned {v['tuned']:.3f}, {other['name']} {other['score']:.3f}, "
+        f"difference {v['difference']:+.3f} [{low:+.3f}, {high:+.3f}] on {v['n']} rows"
+    )
+
+
+def mean(scores: Sequence[Score]) -> float:
+    return float(sum(s["score"] for s in scores) / len(scores))
+
+
+def best(variants: Sequence[System], on_dev: dict[str, float], metric: str) -> System:
+    """The variant that dev liked best; the first where dev did not choose, and of equals."""
+    if variants[0].name not in on_dev:
+        return variants[0]
+    sign = 1 if HIGHER_IS_BETTER[metric] else -1
+    return max(variants, key=lambda s: sign * on_dev[s.name])
+
+
+def answered(session: Session, system: System, side: str) -> list[Score]:
+    """The scores of an arm on dev or test, a line a row in scores/; read back where an earlier process wrote them."""
+    rows = session.rows(side)
+    file = session.run.scores / ("dev" if side == "dev" else "") / f"{system.name if side == 'dev' else system.family}.jsonl"
+    if file.exists():
+        lines = list(runs.read_lines(file))
+        if [line["row"] for line in lines] == rows:
+            return lines
+    model = session.loaded()
+    if session.plan.adapter.kind == "none" and not system.adapter:
+        model = session.untrained()
+    chosen = [session.data.examples[i] for i in rows]
+    title = f"{side} {system.name}".replace("_", " ")
+    with session.talk.bar(title, len(chosen)) as note:
+        told = functools.partial(note, words="rows")
+        scores = evaluate.judge(model, system, chosen, session.data.task, session.template, session.how, session.plan, told)
+    lines = [{"row": i, **s} for i, s in zip(rows, scores, strict=True)]
+    runs.write_lines(file, lines)
+    return lines
+
+
+def decide(arms: dict[str, Arm], protocol: Protocol, clusters: list[int]) -> dict[str, Any]:
+    """verdict.json from the arms' scores on test: tuned against the untrained arm that was best on dev. Where no dev row chose,
+    it is the best on these very rows, which favours that arm. Every other arm is compared with tuned too: exploratory."""
+    higher = protocol.higher_is_better
+    bound = 1.0 if higher else 16.0
+    untrained = {name: arm for name, arm in arms.items() if not arm["trained"]}
+    on_dev = {name: arm["on_dev"] for name, arm in untrained.items() if arm["on_dev"] is not None}
+    other = (max if higher else min)(untrained, key=lambda n: on_dev[n] if on_dev else arms[n]["score"])
+    compare = functools.partial(
+        statistics.compare, clusters=clusters, margin=protocol.margin, alpha=protocol.alpha, higher_is_better=higher, bound=bound
+    )
+    against = {name: compare(arms["tuned"]["scores"], arm["scores"]) for name, arm in arms.items() if name != "tuned"}
+    adjusted = dict(zip(against, statistics.holm([c.p_value for c in against.values()]), strict=True))
+    shown = {}
+    for name, arm in arms.items():
+        interval = statistics.mean_interval(arm["scores"], clusters, protocol.alpha, bound)
+        shown[name] = {**{k: v for k, v in arm.items() if k not in ("scores", "lines")}, "interval": list(interval)}
+        if name in against:
+            c = against[name]
+            shown[name]["tuned_minus_this"] = {
+                "difference": c.difference,
+                "interval": list(c.interval),
+                "p_value": c.p_value,
+                "p_holm": adjusted[name],
+            }
+    facts = against[other].to_json()
+    facts["n"] = facts.pop("rows")
+    return {
+        "metric": protocol.metric,
+        "tuned": arms["tuned"]["score"],
+        "comparator": {
+            "name": other,
+            "score": arms[other]["score"],
+            "variant": arms[other]["variant"],
+            "chosen_on": "dev" if on_dev else "test",
+            "on_dev": on_dev,
+        },
+        "arms": shown,
+        "groups": clusters,
+        **facts,
+    }

@@ -1,0 +1,177 @@
+"""One run in one process: what its stages share, each made when it is first asked for."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright import (
+    adapters,
+    checkpoints,
+    dataset,
+    examples,
+    lean,
+    machine,
+    models,
+    protocol,
+    rendering,
+    runs,
+    sources,
+    systems,
+    tokens,
+)
+from tunewright import plan as planning
+from tunewright.config import Config, Plan
+from tunewright.dataset import Dataset
+from tunewright.examples import Chat, Text
+from tunewright.generate import How, stop_ids
+from tunewright.models import Facts
+from tunewright.protocol import Protocol
+from tunewright.rendering import Rendered, Template
+from tunewright.runs import Run
+from tunewright.systems import System
+from tunewright.talk import Talk
+
+
+@dataclass
+class Session:
+    """See the module: files are read, models loaded and arms made on first use, and kept."""
+
+    run: Run
+    config: Config
+    talk: Talk
+    command: str
+    model: Any = None
+    base: Any = None
+    speaks: bool = False
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        return dataset.load(self.config)
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        once = (
+            " (a GGUF is converted once, some 20 s)"
+            if self.config.model == models.EMBEDDED or self.config.model.endswith(".gguf")
+            else ""
+        )
+        self.talk.say(f"model {self.config.model}: reading its facts, probing its layout{once}")
+        return models.facts(self.config.model)
+
+    @functools.cached_property
+    def machine(self) -> machine.Machine:
+        machine.keep_pages()
+        return machine.look(None if self.config.threads == "auto" else self.config.threads)
+
+    @functools.cached_property
+    def template(self) -> Template:
+        return rendering.load_template(Path(self.facts.path), self.config.template)
+
+    @functools.cached_property
+    def rendered(self) -> dict[str, list[Rendered]]:
+        """Training sequences of every side; test is rendered too, so that a row that cannot be judged is known before training."""
+        limit, _ = planning.max_length(self.config, self.facts, self.machine, self.data.task.kind)
+        found, dropped = {}, []
+        for side in ("train", "dev", "test"):
+            drop = self.config.data.too_long == "drop"
+            found[side], left_out = tokens.render_rows(
+                self.template, self.data.examples, self.data.side(side), limit, drop, self.run.path / "data"
+            )
+            dropped += left_out
+        if dropped:
+            self.talk.warn(
+                f"{len(dropped)} rows are over {limit} tokens and left out, as data.too_long=drop asks: {', '.join(self.data.examples[i].where for i in dropped[:5])}"
+            )
+            self.run.event("rows_left_out", rows=dropped, limit=limit)
+        return found
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        return Plan.model_validate(runs.read_json(self.run.plan))
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What the weights of a run depend on: checked at every stage and in every checkpoint."""
+        fixed = self.plan.model_dump_json(exclude={"estimate", "reasons"})
+        return {
+            "data": self.data.sha256,
+            "model": self.facts.sha256,
+            "template": self.template.sha256,
+            "plan": hashlib.sha256(fixed.encode()).hexdigest(),
+        }
+
+    def rows(self, side: str) -> list[int]:
+        """The rows of dev that choose, or of test that claim."""
+        asked = self.config.prove
+        return self.data.judged(asked.max_rows if side == "test" else min(asked.dev_rows, asked.max_rows or asked.dev_rows), side)
+
+    @functools.cached_property
+    def families(self) -> dict[str, list[System]]:
+        """The arms. A variant whose prompts do not fit into the model's context is left out, and said."""
+        train = [e for i in self.data.side("train") if isinstance(e := self.data.examples[i], Chat)]
+        documents: list[Text] = []
+        if self.config.prove.documents:
+            found = examples.parse(sources.read(self.config.prove.documents).rows, "text").examples
+            documents = [e for e in found if isinstance(e, Text)]
+        made = systems.arms(self.data.task, train, self.config.prove, documents)
+        asked = [e for i in self.rows("dev") + self.rows("test") if isinstance(e := self.data.examples[i], Chat)]
+        room = self.facts.context - self.answer_tokens
+        kept: dict[str, list[System]] = {}
+        for family, variants in made.items():
+            kept[family] = [s for s in variants if s.says or s.endpoint or self._longest(s, asked) <= room]
+            for system in variants:
+                if system not in kept[family]:
+                    self.talk.warn(f"  {system.name} is left out: its prompts do not fit into {self.facts.context} tokens")
+        return {family: variants for family, variants in kept.items() if variants}
+
+    def _longest(self, system: System, asked: list[Chat]) -> int:
+        return max((len(rendering.for_generation(self.template, systems.prompt(system, e))) for e in asked), default=0)
+
+    @functools.cached_property
+    def answer_tokens(self) -> int:
+        """Longest answer of every arm: a quarter longer than the longest training answer. Raw text is not answered."""
+        asked = self.config.prove.max_new_tokens
+        longest = max(r.supervised for r in self.rendered["train"])
+        return asked if asked != "auto" else min(512, longest + longest // 4 + 8)
+
+    @functools.cached_property
+    def how(self) -> How:
+        """The one way in which all arms answer: greedy."""
+        facts, limit = self.facts, self.answer_tokens
+        batch = planning.judged_together(self.config, facts, self.plan, self.machine, limit)
+        return How(limit, stop_ids(self.loaded(), self.template.eos), batch, facts.packable, facts.window)
+
+    @functools.cached_property
+    def protocol(self) -> Protocol:
+        return protocol.make(self.data, self.config.prove, self.families, self.rows("dev"), self.rows("test"), self.answer_tokens)
+
+    def trained(self) -> Any:
+        """The model with the weights that training kept, at the share of the update that `forget` chose."""
+        model = self.loaded()
+        if not self.speaks:
+            checkpoints.load_weights(self.run.checkpoints / "final.safetensors", adapters.trainable(model))
+            if self.run.forgetting.exists():
+                adapters.shrink(model, runs.read_json(self.run.forgetting).get("chosen", 1.0))
+            self.speaks = True
+        return model
+
+    def loaded(self) -> Any:
+        """The model in the plan's dtype with a fresh adapter, on the machine's device."""
+        if self.model is None:
+            self.model = models.load(self.facts.path, models.torch_dtype(self.plan.dtype))
+            adapters.attach(self.model, self.plan.adapter, self.plan.seed)
+            self.model.to(self.machine.device)
+            self.model.lean = self.facts.lean and lean.applies(self.model)
+            if self.plan.recompute == "layers" and not self.model.lean:
+                self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        return self.model
+
+    def untrained(self) -> Any:
+        """A second copy of the base model, for the arms beside a model all of whose weights were trained."""
+        if self.base is None:
+            self.base = models.load(self.facts.path, models.torch_dtype(self.plan.dtype)).to(self.machine.device)
+        return self.base
