@@ -15,20 +15,21 @@ from tunewright import config, errors
 
 PACKAGE = Path(tunewright.__file__).parent
 FLOORS = [
-    ["errors", "config", "runs"],
-    ["sources", "examples", "metrics", "curate", "split", "dataset"],
+    ["errors", "yaml12", "config", "runs"],
+    ["sources", "examples", "metrics", "classical", "noise", "curate", "split", "dataset"],
     ["rendering", "tokens", "tree", "packing"],
     ["attention", "losses", "adapters", "lean", "twin", "models", "generate", "divergence"],
     ["methods", "methods.sft"],
     ["machine", "checkpoints", "plan", "loop", "profile"],
-    ["statistics", "calibration", "corpus", "retrieval", "classical", "remote", "probes", "systems", "protocol", "evaluate"],
-    ["verify", "export", "card", "plots", "report"],
-    ["talk", "session", "proving", "forgetting", "pipeline", "chat", "demo", "health"],
-    ["api", "cli", "__init__"],
+    ["statistics", "calibration", "corpus", "extrapolate", "retrieval", "remote", "probes", "systems", "protocol", "evaluate"],
+    ["verify", "export", "card", "plots", "page", "sections", "report"],
+    ["talk", "session", "proving", "forgetting", "cost", "branches", "cleaning", "curve", "pipeline", "chat", "demo", "health"],
+    ["api", "cli_runs", "cli", "__init__"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]
 NO_TORCH = [
     "errors",
+    "yaml12",
     "config",
     "runs",
     "sources",
@@ -44,6 +45,8 @@ NO_TORCH = [
     "statistics",
     "calibration",
     "corpus",
+    "extrapolate",
+    "noise",
     "retrieval",
     "classical",
     "remote",
@@ -52,9 +55,12 @@ NO_TORCH = [
     "protocol",
     "card",
     "plots",
+    "page",
+    "sections",
     "report",
     "talk",
     "api",
+    "cli_runs",
     "cli",
 ]
 
@@ -173,6 +179,7 @@ def test_the_config_fields() -> None:
         "prove.margin",
         "prove.alpha",
         "prove.handover",
+        "prove.cleaning",
         "prove.remote.url",
         "prove.remote.model",
         "prove.remote.key",
@@ -181,6 +188,9 @@ def test_the_config_fields() -> None:
         "forget.margin",
         "forget.scales",
         "forget.choose",
+        "cost.requests",
+        "cost.together",
+        "cost.per_hour",
         "export.merged",
         "export.dtype",
     ]
@@ -195,14 +205,27 @@ def test_every_config_field_is_read_somewhere() -> None:
 
 
 def test_the_command_line() -> None:
-    from tunewright import cli
+    from tunewright import cli, cli_runs
 
     def names(app: object) -> list[str]:
         commands = [c.name or (c.callback.__name__.removeprefix("runs_") if c.callback else "") for c in app.registered_commands]  # type: ignore[attr-defined]
         return sorted(commands)
 
-    assert names(cli.app) == ["chat", "check", "demo", "doctor", "export", "plan", "prove", "report", "run", "show", "train"]
-    assert names(cli.runs_app) == ["diff", "list", "rm", "show"]
+    assert names(cli.app) == [
+        "chat",
+        "check",
+        "curve",
+        "demo",
+        "doctor",
+        "export",
+        "plan",
+        "prove",
+        "report",
+        "run",
+        "show",
+        "train",
+    ]
+    assert names(cli_runs.runs_app) == ["diff", "list", "rm", "show"]
 
 
 def test_every_code_is_used_and_listed() -> None:

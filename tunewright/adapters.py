@@ -175,7 +175,7 @@ def shrink(model: nn.Module, scale: float) -> None:
     """Keep only this share of the update, for good."""
     with torch.no_grad():
         for layer in adapted(model).values():
-            layer.lora_B *= scale
+            layer.lora_B.mul_(scale)
 
 
 def merge(model: Any) -> None:

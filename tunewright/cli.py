@@ -5,13 +5,13 @@ Exit status: 0 done, 1 failed, 2 the user's mistake, 130 interrupted with everyt
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunewright.cli_runs import RUNS, Json, Root, RunName, out, runs_app
 from tunewright.errors import TunewrightError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune a language model on your rows, and prove on held-out rows what it did.",
 )
-runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare and remove runs.")
 app.add_typer(runs_app, name="runs")
 
 Source = Annotated[str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")]
@@ -33,11 +32,7 @@ Settings = Annotated[
 ]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
 Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file and time.")]
-Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and results.")]
-RunName = Annotated[str, typer.Argument(help="Run folder or name.", metavar="RUN")]
-RUNS = Path("runs")
 
 
 @app.command()
@@ -49,12 +44,17 @@ def run(
     root: Root = RUNS,
     as_json: Json = False,
     quiet: Quiet = False,
+    cleaning: Annotated[bool, typer.Option("--prove-cleaning", help="Also train without the flagged rows, and compare.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless the verdict is BETTER.")] = False,
 ) -> None:
     """Check, plan, train, prove, export, report: the main job.
 
     Given a run folder, it goes on where it stopped.
     """
-    _verdict(_advance(source, settings, model, name, root, quiet or as_json, "report"), as_json)
+    chosen = [*(settings or []), *(["prove.cleaning=true"] if cleaning else [])]
+    session = _advance(source, chosen, model, name, root, quiet or as_json, "report")
+    _verdict(session, as_json)
+    _gate(session, gate)
 
 
 @app.command()
@@ -70,13 +70,22 @@ def demo(settings: Settings = None, name: Name = None, root: Root = RUNS, as_jso
 
 
 @app.command()
-def check(source: Source, settings: Settings = None, as_json: Json = False) -> None:
-    """Audit and split the data. Writes nothing, loads no model."""
+def check(
+    source: Source,
+    settings: Settings = None,
+    as_json: Json = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as a page.")] = None,
+) -> None:
+    """Audit and split the data. Loads no model."""
     from tunewright import dataset
 
     found = dataset.load(_config(source, settings, None)).audit_json()
+    if page is not None:
+        from tunewright import report, runs
+
+        runs.write_atomic(page, report.audit_page(found, Path(source).name))
     if as_json:
-        _out(found)
+        out(found)
         return
     task = found["task"]
     typer.echo(f"{found['rows']} rows, form {found['form']}, task {task['kind']}: {task['reason']}")
@@ -89,8 +98,11 @@ def check(source: Source, settings: Settings = None, as_json: Json = False) -> N
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
         typer.echo("  " + ", ".join(finding["where"][:8]) + (" ..." if len(finding["rows"]) > 8 else ""))
+    for s in found["suspects"][:10]:
+        where = s["where"].rsplit("/", 1)[-1]
+        typer.echo(f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (the label has {s['confidence']:.0%})")
     if not found["findings"]:
-        typer.echo("nothing flagged")
+        typer.echo("nothing flagged; that is what was looked for, not a promise")
 
 
 @app.command()
@@ -120,7 +132,7 @@ def show(
     limit = None if config.train.max_length == "auto" else config.train.max_length
     found = rendering.for_training(template, parsed.examples[row - 1], row - 1, limit)
     if as_json:
-        _out([{"ids": r.ids, "weights": r.weights, "tokens": [template.tokenizer.decode([i]) for i in r.ids]} for r in found])
+        out([{"ids": r.ids, "weights": r.weights, "tokens": [template.tokenizer.decode([i]) for i in r.ids]} for r in found])
         return
     for number, sequence in enumerate(found, 1):
         typer.secho(
@@ -156,7 +168,7 @@ def _told(name: str, session: Session, as_json: bool) -> None:
     if as_json:
         from tunewright.runs import read_json
 
-        _out(read_json(files[name]) if name in files else {"report": str(session.run.report)})
+        out(read_json(files[name]) if name in files else {"report": str(session.run.report)})
     elif name == "plan":
         for key, value in session.plan.model_dump(exclude={"reasons", "estimate", "adapter"}).items():
             typer.echo(f"{key:<18}{value!s:<12} {session.plan.reasons.get(key, '')}")
@@ -193,7 +205,52 @@ def train(
     _told("train", session, as_json)
 
 
-_stage("prove", "Up to the verdict: all arms on the held-out rows.")
+@app.command()
+def prove(
+    source: Source,
+    settings: Settings = None,
+    model: Model = None,
+    name: Name = None,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless the verdict is BETTER.")] = False,
+) -> None:
+    """Up to the verdict: all arms on the held-out rows."""
+    session = _advance(source, settings, model, name, root, quiet or as_json, "prove")
+    _told("prove", session, as_json)
+    _gate(session, gate)
+
+
+@app.command()
+def curve(
+    run: RunName,
+    full: Annotated[bool, typer.Option("--full", help="Four sizes with three seeds each, and a forecast.")] = False,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Was the data enough? Trains on half of the rows and compares."""
+    session = _advance(str(find_path(root, run)), None, None, None, root, quiet or as_json, "prove")
+    from tunewright import curve as curves
+    from tunewright import report
+    from tunewright.runs import read_json
+
+    curves.curve(session, full)
+    if session.run.report.exists():
+        report.write(session.run)
+    if as_json:
+        out(read_json(session.run.curve))
+    else:
+        typer.echo(str(session.run.curve))
+
+
+def find_path(root: Path, run: str) -> Path:
+    from tunewright import runs
+
+    return runs.find(root, run).path
+
+
 _stage("export", "Up to the exports, reloaded and compared.")
 _stage("report", "Up to the report.")
 
@@ -243,68 +300,10 @@ def doctor(
 
     found = health.look(config)
     if as_json:
-        _out(found)
+        out(found)
     else:
         for key, value in found.items():
             typer.echo(f"{key:<22}{value}")
-
-
-@runs_app.command("list")
-def runs_list(root: Root = RUNS, as_json: Json = False) -> None:
-    """All runs, oldest first: stage, verdict, scores."""
-    from tunewright import runs
-
-    found = [_line(r) for r in runs.all_runs(root)]
-    if as_json:
-        _out(found)
-        return
-    for r in found:
-        score = f"{r['metric']} {r['tuned']:.3f} ({r['difference']:+.3f} to {r['comparator']})" if r["verdict"] else ""
-        typer.echo(f"{r['name']:<44} {r['stage']:<9} {r['verdict'] or '':<18} {score}")
-
-
-@runs_app.command("show")
-def runs_show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
-    """One run: stage, verdict, events."""
-    from tunewright import runs
-
-    found = runs.find(root, run)
-    facts = {**_line(found), "path": str(found.path), "events": list(runs.read_lines(found.events))}
-    if as_json:
-        _out(facts)
-        return
-    for key, value in facts.items():
-        if key != "events":
-            typer.echo(f"{key:<12}{value}")
-    for event in facts["events"]:
-        typer.echo(f"  {event.pop('time')}  {event.pop('event')}  {' '.join(f'{k}={v}' for k, v in event.items())}")
-
-
-@runs_app.command("diff")
-def runs_diff(first: RunName, second: RunName, root: Root = RUNS, as_json: Json = False) -> None:
-    """Settings, plan and scores in which two runs differ."""
-    from tunewright import runs
-
-    a, b = (_flat(runs.find(root, n)) for n in (first, second))
-    found = {k: [a.get(k), b.get(k)] for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
-    if as_json:
-        _out(found)
-        return
-    for key, (x, y) in found.items():
-        typer.echo(f"{key:<28}{x!s:<28}{y}")
-
-
-@runs_app.command("rm")
-def runs_rm(
-    run: RunName, root: Root = RUNS, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
-) -> None:
-    """Remove a run folder with everything in it."""
-    from tunewright import runs
-
-    found = runs.find(root, run)
-    if not yes:
-        typer.confirm(f"remove {found.path} with everything in it?", abort=True, err=True)
-    runs.remove(found)
 
 
 def _config(source: str, settings: list[str] | None, model: str | None) -> Any:
@@ -367,7 +366,7 @@ def _verdict(session: Session, as_json: bool) -> None:
     from tunewright.runs import read_json
 
     if as_json:
-        _out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})
+        out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})
         return
     v = read_json(session.run.verdict)
     typer.echo(
@@ -377,46 +376,11 @@ def _verdict(session: Session, as_json: bool) -> None:
     typer.echo(f"try it: tunewright chat {session.run.path}")
 
 
-def _line(run: Any) -> dict[str, Any]:
+def _gate(session: Session, gate: bool) -> None:
     from tunewright.runs import read_json
 
-    v = read_json(run.verdict) if run.verdict.exists() else {}
-    return {
-        "name": run.name,
-        "stage": run.stage,
-        "verdict": v.get("verdict"),
-        "metric": v.get("metric"),
-        "tuned": v.get("tuned"),
-        "difference": v.get("difference"),
-        "comparator": v.get("comparator", {}).get("name"),
-    }
-
-
-def _flat(run: Any) -> dict[str, Any]:
-    from tunewright import config
-    from tunewright.runs import read_json
-
-    found: dict[str, Any] = {}
-
-    def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict):
-            for k, v in value.items():
-                walk(v, f"{prefix}.{k}" if prefix else k)
-        else:
-            found[prefix] = value
-
-    walk(config.load(run.config).model_dump(), "config")
-    if run.plan.exists():
-        walk({k: v for k, v in read_json(run.plan).items() if k not in ("reasons", "estimate")}, "plan")
-    if run.verdict.exists():
-        walk(
-            {k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")}, "verdict"
-        )
-    return found
-
-
-def _out(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+    if gate and read_json(session.run.verdict)["verdict"] != "BETTER":
+        raise typer.Exit(3)
 
 
 def main() -> None:
@@ -425,7 +389,7 @@ def main() -> None:
         app(standalone_mode=True)
     except TunewrightError as error:
         if "--json" in sys.argv:
-            _out(error.to_json())
+            out(error.to_json())
         for line in str(error).splitlines():
             typer.secho(f"error{line}" if line.startswith("[") else line, fg="red", err=True)
         sys.exit(130 if error.code == "TRAIN_INTERRUPTED" else error.exit_code)

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tunewright.errors import ConfigError
+from tunewright.yaml12 import parse_yaml, read_yaml
 
 Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
-MAX_BYTES = 256 * 1024
 
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -131,6 +131,7 @@ class ProveConfig(_Frozen):
     handover: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="Labels: share of right answers wanted where the model answers itself; the rest goes to a person."
     )
+    cleaning: bool = Field(False, description="Also train without the flagged rows, and compare.")
     remote: RemoteConfig = RemoteConfig()
 
 
@@ -143,6 +144,14 @@ class ForgetConfig(_Frozen):
         [0.25, 0.5, 0.75], description="Shares of the trained update to try on dev, besides the whole."
     )
     choose: bool = Field(False, description="Keep the share that the report's rule chooses, instead of the whole update.")
+
+
+class CostConfig(_Frozen):
+    requests: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        24, description="Test prompts sent one by one to every arm that is timed."
+    )
+    together: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Prompts answered at once in the second timing.")
+    per_hour: Annotated[float, Field(ge=0)] = Field(0.0, description="Price of this machine for an hour; 0 leaves money out.")
 
 
 class ExportConfig(_Frozen):
@@ -166,6 +175,7 @@ class Config(_Frozen):
     checkpoint: CheckpointConfig = CheckpointConfig()
     prove: ProveConfig = ProveConfig()
     forget: ForgetConfig = ForgetConfig()
+    cost: CostConfig = CostConfig()
     export: ExportConfig = ExportConfig()
 
 
@@ -216,7 +226,7 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), *
     data: dict[str, Any] = {}
     places: dict[str, str] = {}
     if path is not None:
-        data, places = _read_yaml(Path(path))
+        data, places = read_yaml(Path(path))
         _anchor_paths(data, Path(path).parent)
     for key, value in given.items():
         if value is not None:
@@ -293,95 +303,6 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str,
         else:
             rows.append((key, _allowed(info), str(info.default), info.description or ""))
     return rows
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            "CONFIG_NOT_FOUND", f"the config cannot be read: {error.strerror}.", where=str(path), mend="check the path."
-        ) from None
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(
-            "CONFIG_TOO_LARGE",
-            "a config is at most 256 KiB.",
-            where=str(path),
-            mend="is this a data file? Then name it .jsonl or .csv.",
-        )
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            "CONFIG_SYNTAX", f"byte {error.start} is not UTF-8.", where=str(path), mend="save the file as UTF-8."
-        ) from None
-    value, places = parse_yaml(text, str(path))
-    if value is None:
-        value = {}
-    if not isinstance(value, dict):
-        raise ConfigError("CONFIG_SYNTAX", f"a config is a mapping of keys, this is a {type(value).__name__}.", where=str(path))
-    return value, places
-
-
-def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
-    """(value, dotted key -> file:line). YAML 1.2: `1e-4` is a number, `no` is a string, a duplicate key is an error."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
-
-    def place(mark: Any) -> str:
-        return where if mark is None or where == "command line" else f"{where}:{mark.line + 1}"
-
-    try:
-        depth = 0
-        for event in YAML(typ="safe", pure=True).parse(text):
-            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if depth > 20:
-                raise ConfigError("CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark))
-            if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise ConfigError(
-                    "CONFIG_UNSAFE_TAG",
-                    "anchors and aliases are not accepted.",
-                    where=place(event.start_mark),
-                    mend="write the value out.",
-                )
-            if isinstance(event, NodeEvent) and getattr(event, "tag", None) is not None and "!" in str(event.tag):
-                raise ConfigError(
-                    "CONFIG_UNSAFE_TAG",
-                    f"the tag {event.tag} is not accepted.",
-                    where=place(event.start_mark),
-                    mend="remove the tag.",
-                )
-        node = YAML(typ="safe", pure=True).compose(text)
-        value = YAML(typ="safe", pure=True).load(text)
-    except DuplicateKeyError as error:
-        key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "?"
-        raise ConfigError(
-            "CONFIG_DUPLICATE_KEY", f"`{key}` appears twice.", where=place(error.problem_mark), mend="keep one of them."
-        ) from None
-    except ConstructorError as error:
-        raise ConfigError("CONFIG_UNSAFE_TAG", str(error.problem), where=place(error.problem_mark)) from None
-    except MarkedYAMLError as error:
-        raise ConfigError(
-            "CONFIG_SYNTAX", str(error.problem or error.context), where=place(error.problem_mark or error.context_mark)
-        ) from None
-    except (YAMLError, ValueError) as error:
-        raise ConfigError("CONFIG_SYNTAX", str(error).splitlines()[0], where=where) from None
-    places: dict[str, str] = {}
-    _walk(node, "", places, where)
-    return value, places
-
-
-def _walk(node: Any, prefix: str, places: dict[str, str], where: str) -> None:
-    if node is None or not isinstance(node.value, list):
-        return
-    for pair in node.value:
-        if isinstance(pair, tuple):
-            key = f"{prefix}{pair[0].value}"
-            places[key] = f"{where}:{pair[0].start_mark.line + 1}"
-            _walk(pair[1], f"{key}.", places, where)
 
 
 def _anchor_paths(data: dict[str, Any], base: Path) -> None:

@@ -16,6 +16,7 @@ from tunewright.examples import Chat, Example, content_hash, normalised, questio
 from tunewright.metrics import Task, detect_task
 
 Level = Literal["error", "warning", "notice"]
+ORDER: dict[Level, int] = {"error": 0, "warning": 1, "notice": 2}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Audit:
     cluster: tuple[int, ...]
     characters: dict[str, float]
     labels: dict[str, int]
+    ceiling: float
     findings: tuple[Finding, ...] = field(default=())
 
     def to_json(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -78,9 +80,10 @@ def audit(examples: Sequence[Example], cluster: Sequence[int]) -> Audit:
     ]
     sizes = np.array([len(q) + len(t) for q, t in zip(questions, targets, strict=True)])
     characters = {name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))}
-    order = {"error": 0, "warning": 1, "notice": 2}
-    findings.sort(key=lambda f: (order[f.level], f.code))
-    return Audit(len(examples), task, tuple(cluster), characters, dict(labels.most_common()), tuple(findings))
+    findings.sort(key=lambda f: (ORDER[f.level], f.code))
+    return Audit(
+        len(examples), task, tuple(cluster), characters, dict(labels.most_common()), ceiling(questions, targets), tuple(findings)
+    )
 
 
 def _groups(keys: Sequence[str]) -> list[list[int]]:
@@ -166,6 +169,14 @@ def _nearly(cluster: Sequence[int], questions: Sequence[str]) -> list[Finding]:
     ]
 
 
+def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:
+    """Largest share of rows that one answer a question can match exactly."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for q, t in zip(questions, targets, strict=True):
+        answers[q][t] += 1
+    return sum(c.most_common(1)[0][1] for c in answers.values()) / len(questions)
+
+
 def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Finding]:
     answers: dict[str, list[int]] = defaultdict(list)
     for i, q in enumerate(questions):
@@ -174,13 +185,12 @@ def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Fi
     if not groups:
         return []
     rows = tuple(i for g in groups for i in g)
-    lost = sum(len(g) - Counter(targets[i] for i in g).most_common(1)[0][1] for g in groups)
-    ceiling = 1 - lost / len(questions)
+    most = ceiling(questions, targets)
     return [
         Finding(
             "warning",
             "CONTRADICTIONS",
-            f"{len(rows)} rows ask {len(groups)} questions that have different answers; no model can match more than {ceiling:.1%} of all rows exactly",
+            f"{len(rows)} rows ask {len(groups)} questions that have different answers; no model can match more than {most:.1%} of all rows exactly",
             rows,
             tuple(groups),
         )

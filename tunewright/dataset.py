@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -9,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright import curate, examples, sources, split
+from tunewright import curate, examples, noise, sources, split
 from tunewright.config import Config
-from tunewright.curate import Audit
+from tunewright.curate import Audit, Finding
 from tunewright.errors import DataError, Problem, data_error
 from tunewright.examples import Chat, Example, content_hash, question
 from tunewright.metrics import METRICS_OF, Task
+from tunewright.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,48 @@ class Dataset:
         )
         return heads.most_common(1)[0][0] if heads else None
 
+    @functools.cached_property
+    def noise(self) -> Noise | None:
+        """Probably wrong labels among the training rows; test labels are never looked at."""
+        rows = [i for i in self.side("train") if isinstance(self.examples[i], Chat)]
+        if self.task.kind != "label":
+            return None
+        targets = [e.target for i in rows if isinstance(e := self.examples[i], Chat)]
+        return noise.find([question(self.examples[i]) for i in rows], targets, [self.cluster[i] for i in rows], rows)
+
+    @functools.cached_property
+    def overlap(self) -> tuple[int, ...]:
+        """Test rows that share a run of 13 words with a training row, where few rows have that run (it is no template)."""
+        return split.overlaps(self.examples, self.side("train"), self.side("test"))
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Those of the audit, and those that need to know the sides."""
+        found = [*self.audit.findings]
+        if self.overlap:
+            told = (
+                f"{len(self.overlap)} test rows share a run of 13 words with training rows; the verdict is told without them too"
+            )
+            found.append(Finding("warning", "OVERLAP", told, self.overlap))
+        if self.noise is not None and self.noise.suspects:
+            n = self.noise
+            told = (
+                f"{len(n.suspects)} of {n.rows} training labels look wrong (estimated share {n.rate:.1%}, interval {n.interval[0]:.1%} to "
+                f"{n.interval[1]:.1%}); a TF-IDF classifier that has not seen them is {n.accuracy:.0%} right, so look before you mend"
+            )
+            found.append(Finding("notice", "LABEL_NOISE", told, tuple(s.row for s in n.suspects)))
+        return tuple(sorted(found, key=lambda f: (curate.ORDER[f.level], f.code)))
+
+    def answer(self, row: int) -> str:
+        """The normalised target of a row; empty for a text."""
+        example = self.examples[row]
+        return examples.normalised(example.target) if isinstance(example, Chat) else ""
+
     def audit_json(self) -> dict[str, Any]:
+        audit = dataclasses.replace(self.audit, findings=self.findings())
+        suspects = self.noise.suspects[:200] if self.noise else ()
         return {
-            **self.audit.to_json(self.examples),
+            **audit.to_json(self.examples),
+            "suspects": [{**dataclasses.asdict(s), "where": self.examples[s.row].where} for s in suspects],
             "form": self.form,
             "unused": self.unused,
             "notices": list(self.notices),

@@ -42,18 +42,41 @@ def stop_ids(model: Any, eos: int) -> tuple[int, ...]:
     return tuple(sorted({eos, *(extra if isinstance(extra, list) else [extra] if isinstance(extra, int) else [])}))
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """What a server's prefix cache holds: the tokens of a common beginning, and keys and values of each layer."""
+
+    ids: tuple[int, ...]
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+@torch.inference_mode()
+def prefix(model: Any, ids: Sequence[int]) -> Prefix:
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    device = next(model.parameters()).device
+    model.get_decoder()(torch.tensor([list(ids)], device=device), past_key_values=cache, use_cache=True)
+    return Prefix(tuple(ids), tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))
+
+
 @torch.inference_mode()
 def greedy(
-    model: Any, prompts: Sequence[Sequence[int]], how: How, watch: Callable[[int], None] = lambda _: None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    how: How,
+    watch: Callable[[int], None] = lambda _: None,
+    known: Prefix | None = None,
 ) -> list[list[int]]:
     """The likeliest next token, again and again, until a stop token (which is not returned) or the limit.
 
     ``watch`` is called with the number of rows that have just been finished. An answer of ``max_new_tokens`` tokens was cut.
+    ``known``: a beginning of all prompts that has been computed before.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     for rows in _batches(prompts, how):
         alive = list(rows)
-        with _decoding(model, [prompts[r] for r in rows], how) as (state, logits_BV):
+        with _decoding(model, [prompts[r] for r in rows], how, known) as (state, logits_BV):
             for _ in range(how.max_new_tokens):
                 token_B = logits_BV.argmax(-1)
                 going = []
@@ -165,7 +188,7 @@ class _State:
 
 
 @contextlib.contextmanager
-def _decoding(model: Any, prompts: list[Sequence[int]], how: How) -> Iterator[tuple[_State, Tensor]]:
+def _decoding(model: Any, prompts: list[Sequence[int]], how: How, known: Prefix | None = None) -> Iterator[tuple[_State, Tensor]]:
     """(state after the prompts, logits_BV of the first new token).
 
     Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count that
@@ -175,18 +198,16 @@ def _decoding(model: Any, prompts: list[Sequence[int]], how: How) -> Iterator[tu
 
     device = next(model.parameters()).device
     plain = not how.exact_batch or how.window is not None
-    shared = common_prefix(prompts) if len(prompts) > 1 and not plain else 0
-    shared = shared if shared >= SHARE_FROM else 0
-    prefix: tuple[tuple[Tensor, Tensor], ...] = ()
-    if shared:
-        cache = DynamicCache(config=model.config)
-        model.get_decoder()(torch.tensor([prompts[0][:shared]], device=device), past_key_values=cache, use_cache=True)
-        prefix = tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
+    if known is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= SHARE_FROM:
+        known = prefix(model, prompts[0][:same])
+    shared = 0 if known is None or plain else len(known.ids)
+    assert all(tuple(p[:shared]) == known.ids[:shared] and len(p) > shared for p in prompts if known is not None)
     own = [list(p[shared:]) for p in prompts]
     width = max(map(len, own))
     ids = torch.tensor([[0] * (width - len(o)) + o for o in own], device=device)
     real = torch.tensor([[0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
     start = torch.full((len(own),), shared, device=device)
-    state = _State(model, DynamicCache(config=model.config), prefix, not plain, real[:, :0], start)
+    held = known.layers if known is not None and shared else ()
+    state = _State(model, DynamicCache(config=model.config), held, not plain, real[:, :0], start)
     with contextlib.nullcontext() if plain else attention.attending(model, attention.PREFIXED):
         yield state, state.feed(ids, real, last_only=True)[:, -1]

@@ -20,6 +20,9 @@ from tunewright import (
     adapters,
     card,
     checkpoints,
+    cleaning,
+    cost,
+    curve,
     export,
     forgetting,
     loop,
@@ -88,7 +91,7 @@ def check(session: Session) -> None:
     )
     if not counts.get("dev"):
         talk.warn("  no row fell to dev: there is no early stopping, and the last weights are kept")
-    for finding in data.audit.findings:
+    for finding in data.findings():
         (talk.warn if finding.level == "warning" else talk.say)(f"  {finding.level} {finding.code}: {finding.message}")
     runs.write_json(session.run.audit, data.audit_json())
     runs.write_lines(session.run.split, data.split_json())
@@ -180,6 +183,12 @@ def leave(session: Session) -> None:
     card.write(session.run)
 
 
+def half(session: Session) -> None:
+    """The two-point curve is part of the full evidence."""
+    if session.config.prove.evidence == "full":
+        curve.curve(session, full=False)
+
+
 def tell(session: Session) -> None:
     report.write(session.run)
 
@@ -190,6 +199,9 @@ STAGES: tuple[tuple[str, Callable[[Session], None], Callable[[Run], bool]], ...]
     ("train", train, lambda run: run.training.exists()),
     ("forget", forgetting.forget, lambda run: run.forgetting.exists()),
     ("prove", proving.prove, lambda run: run.verdict.exists()),
+    ("clean", cleaning.clean, lambda run: run.cleaning.exists()),
+    ("curve", half, lambda run: run.curve.exists()),
+    ("cost", cost.cost, lambda run: run.cost.exists()),
     ("export", leave, lambda run: run.export.exists()),
     ("report", tell, lambda run: run.report.exists()),
 )

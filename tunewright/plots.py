@@ -39,12 +39,18 @@ def losses(
 
 
 def arms(
-    names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]], label: str, bounded: bool
+    names: Sequence[str],
+    scores: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+    label: str,
+    bounded: bool,
+    comparator: str,
 ) -> str:
-    """One line an arm: score and interval."""
+    """One line an arm: score and interval; a dotted line through the comparator."""
     figure, axes = _figure(6.4, 0.6 + 0.45 * len(names))
+    axes.axvline(scores[list(names).index(comparator)], color=_OTHER, linewidth=1, linestyle=":")
     for i, (score, (low, high)) in enumerate(zip(scores, intervals, strict=True)):
-        colour = _ACCENT if names[i] == "tuned" else _SOFT
+        colour = _ACCENT if names[i] == "tuned" else _OTHER if names[i] == comparator else _SOFT
         axes.plot([low, high], [i, i], color=colour, linewidth=3, solid_capstyle="round", alpha=0.55)
         axes.plot([score], [i], marker="o", markersize=9, color=colour)
         axes.annotate(f"{score:.3f}", (score, i), textcoords="offset points", xytext=(0, 9), ha="center", fontsize=9, color=_INK)
@@ -56,6 +62,77 @@ def arms(
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return _svg(figure, f"Arms by {label}")
+
+
+def pareto(scales: Sequence[float], kl: Sequence[float], scores: Sequence[float], label: str, chosen: float) -> str:
+    """Task score against distance from the base, for shares of the trained update."""
+    figure, axes = _figure(6.4, 2.9)
+    axes.plot(kl, scores, color=_SOFT, linewidth=1)
+    for scale, x, y in zip(scales, kl, scores, strict=True):
+        axes.plot([x], [y], marker="o", markersize=9, color=_ACCENT if scale == chosen else _SOFT)
+        axes.annotate(f"{scale:g}", (x, y), textcoords="offset points", xytext=(0, 9), ha="center", fontsize=9, color=_INK)
+    axes.set_xlim(left=0)
+    axes.margins(y=0.25)
+    axes.set_xlabel("KL to the base on generic text, bits a token (further right: more was changed)")
+    axes.set_ylabel(f"dev {label}")
+    return _svg(figure, "Task score against distance from the base")
+
+
+def curve(
+    rows: Sequence[int],
+    scores: Sequence[Sequence[float]],
+    comparator: float,
+    ceiling: float | None,
+    forecast: dict[str, Any] | None,
+    label: str,
+) -> str:
+    """Score by number of training rows: every seed, their mean and range, the comparator, the ceiling of the labels, a forecast."""
+    figure, axes = _figure(6.4, 3.2)
+    means = [sum(s) / len(s) for s in scores]
+    axes.fill_between(rows, [min(s) for s in scores], [max(s) for s in scores], color=_ACCENT, alpha=0.15, linewidth=0)
+    axes.plot(rows, means, color=_ACCENT, linewidth=2, marker="o", label="tuned (mean and range of seeds)")
+    axes.axhline(comparator, color=_OTHER, linewidth=1.5, linestyle=":", label="best untrained arm")
+    if ceiling is not None and ceiling < 1:
+        axes.axhline(ceiling, color=_SOFT, linewidth=1.5, linestyle="--", label="ceiling of contradictory labels")
+    if forecast is not None:
+        low, high = forecast["interval"]
+        middle = forecast["score"]
+        axes.errorbar(
+            [forecast["rows"]],
+            [middle],
+            [[middle - low], [high - middle]],
+            color=_SOFT,
+            marker="s",
+            capsize=4,
+            label="forecast (90 %)",
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(
+        [*rows, *([forecast["rows"]] if forecast else [])], [str(n) for n in [*rows, *([forecast["rows"]] if forecast else [])]]
+    )
+    axes.minorticks_off()
+    axes.set_xlabel("training rows")
+    axes.set_ylabel(label)
+    axes.margins(y=0.2)
+    axes.legend(frameon=False, fontsize=9)
+    return _svg(figure, "Score by training rows")
+
+
+def risk_coverage(points: Sequence[Sequence[float]], threshold: float | None) -> str:
+    """Share of right answers among those that are given, by the share that is given."""
+    figure, axes = _figure(6.4, 2.7)
+    axes.plot([c for _, c, _ in points], [a for _, _, a in points], color=_ACCENT, linewidth=2)
+    if threshold is not None:
+        kept = [(c, a) for t, c, a in points if t >= threshold]
+        if kept:
+            axes.plot(
+                *kept[-1], marker="o", markersize=10, markerfacecolor="none", markeredgecolor=_OTHER, label="hand over below this"
+            )
+            axes.legend(frameon=False, fontsize=9)
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("share of the rows that the model answers itself, surest first")
+    axes.set_ylabel("right among them")
+    return _svg(figure, "Accuracy by coverage")
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -47,6 +47,7 @@ def prove(session: Session) -> None:
         }
     verdict = decide(found, session.protocol, [data.cluster[i] for i in session.rows("test")])
     verdict["variants_on_dev"] = on_dev
+    verdict["overlap"] = _without_overlap(session, found, verdict["comparator"]["name"])
     verdict["corpus"] = corpus.compare(
         task,
         found["tuned"]["lines"],
@@ -67,6 +68,25 @@ def prove(session: Session) -> None:
     }
     runs.write_json(run.verdict, {**verdict, **facts, "protocol": session.protocol.sha256})
     session.talk.say(sentence(verdict), "bold")
+
+
+def _without_overlap(session: Session, arms: dict[str, Arm], other: str) -> dict[str, Any] | None:
+    """The comparison on the test rows that share no long run of words with training rows, where some do."""
+    rows, flagged, asked = session.rows("test"), set(session.data.overlap), session.protocol
+    kept = [k for k, i in enumerate(rows) if i not in flagged]
+    if len(kept) in (0, len(rows)):
+        return None
+    tuned, base = ([arms[name]["scores"][k] for k in kept] for name in ("tuned", other))
+    clusters = [session.data.cluster[rows[k]] for k in kept]
+    c = statistics.compare(tuned, base, clusters, margin=asked.margin, alpha=asked.alpha, higher_is_better=asked.higher_is_better)
+    mine, theirs = sum(tuned) / len(kept), sum(base) / len(kept)
+    return {
+        "rows": len(rows) - len(kept),
+        "tuned": mine,
+        "comparator": theirs,
+        "difference": c.difference,
+        "interval": list(c.interval),
+    }
 
 
 def sentence(v: dict[str, Any]) -> str:

@@ -1,87 +1,53 @@
-"""Run folder -> one self-contained HTML page. Loads no model, no network, no script; light, dark, phone and print."""
+"""Run folder -> one self-contained HTML page. Loads no model, no network, no script; light, dark, phone and print.
+
+In the order in which someone decides: the verdict, better than what, at what cost, forgetting what, was the data enough and
+clean, which rows got worse; then how it was made, and how to make it again.
+"""
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tunewright import plots
+from tunewright import page, plots, sections
 from tunewright.metrics import HIGHER_IS_BETTER
+from tunewright.page import e as _e
+from tunewright.page import table as _table
 from tunewright.runs import Run, read_json, read_lines, write_atomic
+from tunewright.sections import NAMES
 
-NAMES = {
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "field_f1": "field F1 (mean over rows)",
-    "chrf": "chrF (mean over rows)",
-    "bits_per_byte": "bits per byte (lower is better)",
-    "field_micro_f1": "field micro-F1",
-    "valid_json": "valid JSON",
-    "cut_answers": "answers cut at the limit",
-    "corpus_chrf": "chrF (corpus)",
-    "corpus_bits_per_byte": "bits per byte (corpus)",
-}
 WORDS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
-CSS = """
-:root{--ink:#17191c;--soft:#6d737b;--paper:#fff;--panel:#f5f6f4;--line:#dfe2de;--accent:#17694c;--other:#b4632a;--bad:#a92f2f;color-scheme:light dark}
-@media(prefers-color-scheme:dark){:root{--ink:#e9ebe8;--soft:#9aa29c;--paper:#15181a;--panel:#1e2225;--line:#33393c;--accent:#5fc49c;--other:#e39a62;--bad:#ec8080}}
-*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:62rem;margin:0 auto;padding:2.2rem 1.2rem 4rem}
-h1{font-size:1.05rem;font-weight:600;color:var(--soft);margin:0 0 .4rem;overflow-wrap:anywhere}
-h2{font-size:1.2rem;margin:2.8rem 0 .6rem;padding-top:1.1rem;border-top:1px solid var(--line)}
-h3{font-size:1rem;margin:1.4rem 0 .3rem}p{margin:.5rem 0;max-width:46rem}
-.verdict{font-size:2.1rem;line-height:1.2;font-weight:700;margin:.1rem 0 .5rem;letter-spacing:-.01em}
-.good{color:var(--accent)}.bad{color:var(--bad)}.even{color:var(--other)}.lead{font-size:1.1rem;max-width:48rem}.soft{color:var(--soft)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1.4rem 0 .4rem}
-.tile{background:var(--panel);border-radius:.6rem;padding:.75rem .9rem}.tile b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:.86rem}
-figure{margin:1rem 0;overflow-x:auto}svg{width:100%;max-width:46rem;height:auto;display:block}
-.scroll{overflow-x:auto;margin:.7rem 0}table{border-collapse:collapse;width:100%;font-size:.92rem}
-th{text-align:left;color:var(--soft);font-weight:600}th,td{padding:.42rem .8rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n,td:first-child{white-space:nowrap}th{vertical-align:bottom}td.why{color:var(--soft);min-width:16rem}
-code,pre,.text{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.84rem}
-pre{background:var(--panel);padding:.8rem 1rem;border-radius:.6rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}
-.row{background:var(--panel);border-radius:.6rem;padding:.8rem 1rem;margin:.7rem 0;break-inside:avoid}
-.row dl{display:grid;grid-template-columns:6.2rem 1fr;gap:.25rem .8rem;margin:0}.row dt{color:var(--soft);font-size:.86rem}.row dd{margin:0;overflow-wrap:anywhere;white-space:pre-wrap}
-details summary{cursor:pointer;color:var(--soft);margin:.6rem 0}.warning{color:var(--other)}.error{color:var(--bad)}.hash{overflow-wrap:anywhere}
-@media(max-width:38rem){main{padding:1.2rem .9rem 3rem}.verdict{font-size:1.6rem}.row dl{grid-template-columns:1fr}.row dt{margin-top:.35rem}}
-@media print{:root{--ink:#000;--paper:#fff;--panel:#f4f4f4;--line:#ccc;--soft:#555;--accent:#17694c;--other:#8a4717;--bad:#8f1d1d}main{max-width:none;padding:0}h2{break-after:avoid}details{display:block}body{font-size:11pt}}
-"""
+WORST = 20
 
 
 def write(run: Run) -> None:
-    """report.html from what the run folder holds; a stage that has not run is left out and said."""
-    receipt, plan, verdict = read_json(run.receipt), read_json(run.plan), read_json(run.verdict)
+    """report.html and data/audit.html from what the run folder holds; what has not been measured is said."""
+    receipt, plan, verdict, audit = read_json(run.receipt), read_json(run.plan), read_json(run.verdict), read_json(run.audit)
+    extra = {
+        name: read_json(file) if file.exists() else {} for name, file in (("forgetting", run.forgetting), ("cost", run.cost))
+    }
+    curve = read_json(run.curve) if run.curve.exists() else None
     parts = [
         _head(run, verdict, plan, receipt),
-        _arms(verdict),
+        sections.arms(verdict),
+        sections.cost(extra["cost"]),
+        sections.forgetting(extra["forgetting"], verdict["metric"]),
+        sections.curve(curve, verdict, audit.get("ceiling")),
+        _audit(audit) + sections.cleaning(read_json(run.cleaning) if run.cleaning.exists() else {}),
         _rows(run, verdict),
+        sections.calibration(verdict.get("calibration")),
         _training(run, plan),
-        _audit(read_json(run.audit)),
         _exports(run),
         _plan(plan),
         _protocol(run, verdict, receipt),
     ]
-    title = html.escape(f"{run.name}: {verdict['verdict']}")
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>{CSS}</style></head><body><main>{"".join(parts)}</main></body></html>\n'
-    write_atomic(run.report, page)
+    write_atomic(run.report, page.page(f"{run.name}: {verdict['verdict']}", parts))
+    write_atomic(run.audit.with_suffix(".html"), audit_page(audit, run.name))
 
 
-def _e(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = (), why: int | None = None) -> str:
-    """Cells are escaped. ``numbers``: columns set right; ``why``: the column that explains."""
-
-    def cell(tag: str, i: int, value: object) -> str:
-        kind = ' class="n"' if i in numbers else ' class="why"' if i == why and tag == "td" else ""
-        return f"<{tag}{kind}>{_e(value)}</{tag}>"
-
-    body = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{"".join(cell("th", i, h) for i, h in enumerate(head))}</tr></thead><tbody>{body}</tbody></table></div>'
+def audit_page(audit: dict[str, Any], title: str) -> str:
+    """The audit alone, as `tunewright check --html` writes it."""
+    return page.page(f"{title}: audit", [f"<h1>tunewright check {_e(title)}</h1>", _audit(audit)])
 
 
 def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, Any]) -> str:
@@ -107,48 +73,8 @@ def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, 
     ]
     return (
         f'<h1>tunewright run {_e(run.name)} · {_e(receipt["model"]["name"])}</h1><p class="verdict {WORDS[v["verdict"]]}">{_e(v["verdict"])}</p><p class="lead">{_e(sentence + small)}</p>'
-        f'<div class="tiles">{"".join(f"<div class=tile><b>{_e(a)}</b><span>{_e(b)}</span></div>" for a, b in tiles)}</div>'
+        + page.tiles(tiles)
     )
-
-
-def _arms(v: dict[str, Any]) -> str:
-    names = list(v["arms"])
-    data = [v["arms"][n] for n in names]
-    bounded = HIGHER_IS_BETTER[v["metric"]]
-    chart = plots.arms(
-        names[::-1],
-        [d["score"] for d in data[::-1]],
-        [(d["interval"][0], d["interval"][1]) for d in data[::-1]],
-        NAMES[v["metric"]],
-        bounded,
-    )
-    extra = sorted({k for d in data for k in d["summary"]})
-    rows = [
-        [
-            n.replace("_", " "),
-            f"{d['score']:.4f}",
-            f"{d['interval'][0]:.4f} to {d['interval'][1]:.4f}",
-            *[f"{d['summary'][k]:.4f}" if k in d["summary"] else "" for k in extra],
-            f"{d['prompt_tokens']:.0f}" if d["prompt_tokens"] else "",
-            f"{d['seconds']:.0f}",
-        ]
-        for n, d in zip(names, data, strict=True)
-    ]
-    head = [
-        "arm",
-        NAMES[v["metric"]],
-        f"{100 * (1 - v['alpha']):.0f} % interval",
-        *[NAMES.get(k, k) for k in extra],
-        "prompt tokens",
-        "seconds",
-    ]
-    told = "".join(f"<li><b>{_e(n.replace('_', ' '))}</b>: {_e(d['description'])}</li>" for n, d in zip(names, data, strict=True))
-    same = (
-        f"decoding (greedy, at most {v['max_new_tokens']} new tokens) and the same parser"
-        if v["task"] != "text"
-        else "pieces of the documents"
-    )
-    return f"<h2>The arms</h2><p>All arms meet the same rows with the same base weights, the same {same}.</p><figure>{chart}</figure>{_table(head, rows, range(1, len(head)))}<ul>{told}</ul>"
 
 
 def _rows(run: Run, v: dict[str, Any]) -> str:
@@ -156,20 +82,22 @@ def _rows(run: Run, v: dict[str, Any]) -> str:
     other = list(read_lines(run.scores / f"{v['comparator']['name']}.jsonl"))
     sign = 1 if HIGHER_IS_BETTER[v["metric"]] else -1
     change = sorted((sign * (a["score"] - b["score"]), i) for i, (a, b) in enumerate(zip(tuned, other, strict=True)))
-    worse = [i for d, i in change if d < 0][:10]
-    better = [i for d, i in reversed(change) if d > 0][:5]
+    worse = [i for d, i in change if d < 0][:WORST]
+    better = [i for d, i in reversed(change) if d > 0][:WORST]
 
     def show(i: int) -> str:
         a, b = tuned[i], other[i]
         asked = next((m["content"] for m in reversed(a["messages"]) if m["role"] == "user"), "")
-        pairs = [
-            ("row", a["where"].rsplit("/", 1)[-1]),
-            ("asked", asked),
-            ("wanted", a["target"]),
-            (v["comparator"]["name"].replace("_", " "), f"{b['answer']}  [{b['score']:.3f}]"),
-            ("tuned", f"{a['answer']}  [{a['score']:.3f}]"),
-        ]
-        return f'<div class="row"><dl>{"".join(f"<dt>{_e(k)}</dt><dd class=text>{_e(str(t)[:1500])}</dd>" for k, t in pairs if t)}</dl></div>'
+        other_name = v["comparator"]["name"].replace("_", " ")
+        return page.entry(
+            [
+                ("row", a["where"].rsplit("/", 1)[-1]),
+                ("asked", asked),
+                ("wanted", a["target"]),
+                (other_name, f"{b['answer']}  [{b['score']:.3f}]"),
+                ("tuned", f"{a['answer']}  [{a['score']:.3f}]"),
+            ]
+        )
 
     lost = sum(d < 0 for d, _ in change)
     won = sum(d > 0 for d, _ in change)
@@ -204,7 +132,7 @@ def _training(run: Run, plan: dict[str, Any]) -> str:
 
 def _audit(a: dict[str, Any]) -> str:
     c = a["characters"]
-    text = f"<h2>The data</h2><p>{a['rows']} rows, read as <b>{_e(a['form'])}</b>; task: {_e(a['task']['kind'])} ({_e(a['task']['reason'])}). Characters a row: median {c['median']:.0f}, 95 % under {c['p95']:.0f}, longest {c['max']:.0f}. Sides: {', '.join(f'{n} {s}' for s, n in a['sides'].items())}.</p>"
+    text = f"<h2>Was the data clean?</h2><p>{a['rows']} rows, read as <b>{_e(a['form'])}</b>; task: {_e(a['task']['kind'])} ({_e(a['task']['reason'])}). Characters a row: median {c['median']:.0f}, 95 % under {c['p95']:.0f}, longest {c['max']:.0f}. Sides: {', '.join(f'{n} {s}' for s, n in a['sides'].items())}.</p>"
     if a["findings"]:
         rows = "".join(
             f'<tr><td class="{f["level"]}">{_e(f["level"])}</td><td><code>{_e(f["code"])}</code></td><td>{_e(f["message"])}<br><span class="soft">{_e(", ".join(w.rsplit("/", 1)[-1] for w in f["where"][:6]))}{" ..." if len(f["rows"]) > 6 else ""}</span></td></tr>'
@@ -213,6 +141,9 @@ def _audit(a: dict[str, Any]) -> str:
         text += f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
     else:
         text += "<p>The audit flagged nothing. That is what was found, not a promise that the data is clean.</p>"
+    if a["suspects"]:
+        shown = [[x["where"].rsplit("/", 1)[-1], x["given"], x["likelier"], f"{x['confidence']:.3f}"] for x in a["suspects"][:50]]
+        text += f"<details><summary>labels that look wrong, the likeliest first ({len(a['suspects'])})</summary>{_table(['row', 'label', 'likelier', 'share of the label'], shown, [3])}</details>"
     if a["labels"]:
         text += _table(["label", "rows"], list(a["labels"].items())[:30], [1])
     if a["unused"]:

@@ -46,6 +46,9 @@ class Run:
     export = property(lambda self: self.path / "export.json")
     scores = property(lambda self: self.path / "scores")
     forgetting = property(lambda self: self.path / "forgetting.json")
+    cost = property(lambda self: self.path / "cost.json")
+    cleaning = property(lambda self: self.path / "cleaning.json")
+    curve = property(lambda self: self.path / "curve.json")
     verdict = property(lambda self: self.path / "verdict.json")
     report = property(lambda self: self.path / "report.html")
 

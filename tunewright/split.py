@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunewright.errors import DataError, Problem, data_error
-from tunewright.examples import Example, content_hash, normalised, question
+from tunewright.examples import Chat, Example, content_hash, normalised, question
 
 # Without a word of our own, rows that somebody has already divided by a plain content hash would all fall on one side.
 SALT = "tunewright split 1: "
+SPAN = 13
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,26 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
             )
     if problems:
         raise DataError(problems)
+
+
+def overlaps(examples: Sequence[Example], train: Sequence[int], test: Sequence[int]) -> tuple[int, ...]:
+    """Test rows that share a run of 13 words, which at most 1 % of the training rows have, with a training row.
+
+    Thirteen words is what evaluation harnesses decontaminate by; a run that many rows share is a template, not a leak.
+    """
+    seen: Counter[str] = Counter()
+    for i in train:
+        seen.update(spans(_said(examples[i])))
+    most = max(1, len(train) // 100)
+    rare = {span for span, count in seen.items() if count <= most}
+    return tuple(i for i in test if rare & spans(_said(examples[i])))
+
+
+def _said(example: Example) -> str:
+    return f"{question(example)}\n{example.target}" if isinstance(example, Chat) else example.text
+
+
+def spans(text: str, size: int = SPAN) -> set[str]:
+    """Runs of ``size`` words."""
+    words = re.findall(r"\w+", normalised(text))
+    return {" ".join(words[i : i + size]) for i in range(len(words) - size + 1)}

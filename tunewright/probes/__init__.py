@@ -13,6 +13,7 @@ from functools import cache
 from importlib import resources
 
 from tunewright.examples import Message, Text, normalised
+from tunewright.split import spans
 
 NOUNS = [
     "river",
@@ -46,7 +47,6 @@ NOUNS = [
     "mirror",
     "needle",
 ]
-SPAN = 13
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,6 @@ def generic(seen: Sequence[str] = ()) -> list[Text]:
             of_kind.setdefault(str(x["kind"]), []).append(Text(str(x["text"]), str(x["kind"])))
     longest = max(map(len, of_kind.values()), default=0)
     return [texts[i] for i in range(longest) for texts in of_kind.values() if i < len(texts)]
-
-
-def spans(text: str, size: int = SPAN) -> set[str]:
-    """Runs of ``size`` words, as evaluation harnesses use to find what a model has seen."""
-    words = re.findall(r"\w+", normalised(text))
-    return {" ".join(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
 def instructions() -> list[Instruction]:

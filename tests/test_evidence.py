@@ -1,0 +1,296 @@
+"""Arms, calibration, corpus metrics, forgetting: each against an oracle, a brute-force computation or a property."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+from tunewright import adapters, calibration, classical, corpus, divergence, forgetting, metrics, probes, remote, retrieval
+from tunewright.config import AdapterConfig
+from tunewright.errors import RunError
+from tunewright.examples import Chat, Message, Text
+from tunewright.metrics import Task
+from tunewright.remote import Endpoint
+from tunewright.rendering import Rendered
+
+
+def chat(asked: str, answer: str) -> Chat:
+    return Chat((Message("user", asked), Message("assistant", answer)), "x:1")
+
+
+# -- calibration
+
+
+def draws(rows: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Shares that are exactly right, raised to a power: over-confident above 1, under-confident below."""
+    rng = np.random.default_rng(seed)
+    true = rng.dirichlet([1.0, 1.0, 1.0], rows)
+    right = np.array([rng.choice(3, p=p) for p in true])
+    bent = true**sharpness
+    return bent / bent.sum(1, keepdims=True), right
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_over_and_under_confidence(sharpness: float) -> None:
+    share, right = draws(4000, sharpness)
+    assert calibration.temperature(share, right) == pytest.approx(sharpness, rel=0.1)
+    mended = calibration.tempered(share, calibration.temperature(share, right))
+    assert calibration.log_loss(mended, right) <= calibration.log_loss(share, right) + 1e-9
+    assert (mended.argmax(1) == share.argmax(1)).all()
+
+
+def test_calibration_error_and_its_interval() -> None:
+    share, right = draws(4000, 1.0)
+    sure, hit = share.max(1), share.argmax(1) == right
+    assert calibration.calibration_error(sure, hit) < 0.03
+    low, high = calibration.error_interval(sure, hit)
+    assert low < 0.03
+    bent, right = draws(4000, 3.0)
+    assert calibration.calibration_error(bent.max(1), bent.argmax(1) == right) > high
+    for n in (0, 1):
+        assert np.isfinite(calibration.calibration_error(sure[:n], hit[:n]))
+        assert calibration.error_interval(sure[:n], hit[:n]) == (0.0, 1.0)
+
+
+def test_risk_coverage_and_the_hand_over() -> None:
+    share, right = draws(2000, 1.0)
+    sure, hit = share.max(1), share.argmax(1) == right
+    curve = calibration.coverage_curve(sure, hit)
+    assert [c for _, c, _ in curve] == sorted(c for _, c, _ in curve)
+    assert curve[-1][1] == 1.0
+    assert curve[-1][2] == pytest.approx(hit.mean())
+    threshold = calibration.handover(sure, hit, 0.9)
+    assert threshold is not None
+    assert hit[sure >= threshold].mean() >= 0.9
+    assert calibration.handover(sure, np.zeros(2000), 0.9) is None
+    rows = [dict(zip("abc", map(float, p), strict=True)) for p in share]
+    targets = ["abc"[i] for i in right]
+    told = calibration.report("abc", (rows[:1000], targets[:1000]), (rows[1000:], targets[1000:]), 0.9)
+    assert told["temperature"] == pytest.approx(1.0, abs=0.15)
+    assert told["handover"]["interval"][0] < told["handover"]["accuracy"] < told["handover"]["interval"][1]
+    assert "handover" not in calibration.report("abc", ([], []), (rows[:5], targets[:5]), 0.9)
+
+
+# -- corpus metrics
+
+
+def test_corpus_metrics_are_those_of_others() -> None:
+    from sacrebleu.metrics.chrf import CHRF
+    from sklearn.metrics import f1_score
+
+    said, wanted = ["the cat sat", "a dog", ""], ["the cat sat down", "a frog", "nothing here"]
+    lines = [{"answer": a, "target": t} for a, t in zip(said, wanted, strict=True)]
+    _, sums, metric = corpus.sums(Task("generation", "chrf", ""), lines)
+    assert float(metric(sums.sum(0))) * 100 == pytest.approx(CHRF().corpus_score(said, [wanted]).score)
+
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["a", "b", "c"], (2, 60))
+    lines = [{"answer": str(a), "target": str(t)} for a, t in labels.T]
+    _, sums, metric = corpus.sums(Task("label", "accuracy", "", ("a", "b", "c")), lines)
+    expected = f1_score(labels[1], labels[0], average="macro")
+    assert float(metric(sums.sum(0))) == pytest.approx(expected)
+    assert metrics.macro_f1([str(t) for t in labels[1]], [str(a) for a in labels[0]]) == pytest.approx(expected)
+
+    fields = [{"fields": [2, 1, 0]}, {"fields": [0, 0, 3]}]
+    _, sums, metric = corpus.sums(Task("json", "field_f1", ""), fields)
+    assert float(metric(sums.sum(0))) == pytest.approx(2 * 2 / (2 * 2 + 1 + 3))
+
+
+def test_a_corpus_comparison_says_what_it_cannot() -> None:
+    task = Task("label", "accuracy", "", ("a", "b"))
+    good = [{"answer": t, "target": t} for t in "ab" * 20]
+    bad = [{"answer": "a", "target": t} for t in "ab" * 20]
+    told = corpus.compare(task, good, bad, list(range(40)), 0.05)
+    low, high = told["interval"]
+    assert 0 < low < told["difference"] < high
+    few = corpus.compare(task, good[:5], bad[:5], list(range(5)), 0.05)
+    assert few["interval"] is None
+    assert "fewer than" in few["note"]
+
+
+# -- arms
+
+
+def test_the_nearest_rows_are_near_and_never_the_row_itself() -> None:
+    train = [
+        chat(f"where is the {thing}?", thing) for thing in ("red house", "blue house", "green tree", "old river", "stone dog")
+    ]
+    near = retrieval.nearest(train)
+    shots = near.shots(chat("is the house red or blue?", ""), 2)
+    assert {s.target for s in shots} == {"red house", "blue house"}
+    assert train[0] not in near.shots(train[0], 4)
+    assert len(near.shots(chat("zzz", ""), 3)) == 3  # no shared word: still an answer, in the order of the rows
+
+
+def test_passages_lose_nothing() -> None:
+    text = "\n\n".join(f"Paragraph {i}. " + "It says this. " * (i * 9) for i in range(12)) + "\n\n" + "x" * 3000
+    found = retrieval.passages([Text(text, "d")], 400)
+    assert "".join("".join(p.split()) for p in found) == "".join(text.split())
+    assert max(map(len, found)) <= 401
+
+
+def test_a_classical_classifier_learns_words_and_keeps_to_its_folds() -> None:
+    rows = [chat(f"{'good fine' if i % 2 else 'bad awful'} thing number {i}", "plus" if i % 2 else "minus") for i in range(60)]
+    says = classical.tfidf(rows, ("minus", "plus"))
+    shares = says([chat("a fine and good one", ""), chat("an awful one", "")])
+    assert shares[0]["plus"] > 0.8
+    assert shares[1]["minus"] > 0.8
+    assert classical.constant(rows, ("minus", "plus"))(rows[:1]) == [{"minus": 0.5, "plus": 0.5}]
+    # Every row has a twin with the other label: whoever has seen the twin is wrong, whoever has seen neither is at chance.
+    texts = [f"text {i // 2} " * 3 for i in range(80)]
+    p, _ = classical.out_of_fold(texts, ["a" if i % 2 else "b" for i in range(80)], [i // 2 for i in range(80)])
+    assert abs(p - 0.5).max() < 0.2
+
+
+def test_a_label_is_read_out_of_a_sentence() -> None:
+    labels = ("spam", "not spam", "offer")
+    assert metrics.read_label("It is an Offer!", labels) == "offer"
+    assert metrics.read_label("This is not spam.", labels) == "not spam"
+    assert metrics.read_label("spam or offer", labels) is None
+    assert metrics.read_label("offering", labels) is None
+    assert metrics.read_label("", labels) is None
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[Any]]]:
+    """A real server that speaks chat completions; it is overloaded at every request's first try."""
+    seen: list[Any] = []
+    tried: set[str] = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            asked = body["messages"][-1]["content"]
+            status = 200
+            if asked == "secret" and self.headers.get("authorization") != "Bearer key":
+                status = 401
+            elif asked not in tried:
+                tried.add(asked)
+                status = 503
+            seen.append(body)
+            reply = {"choices": [{"message": {"content": asked.upper()}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}}
+            raw = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_remote_arm(endpoint: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    url, seen = endpoint
+    found = remote.answers(Endpoint(url, "m"), [[Message("user", x)] for x in ("one", "two", "three")], 7)
+    assert [r.text for r in found] == ["ONE", "TWO", "THREE"]
+    assert {body["max_tokens"] for body in seen} == {7}
+    assert all(body["temperature"] == 0 for body in seen)
+    with pytest.raises(RunError, match=r"REMOTE_FAILED.*401"):
+        remote.answers(Endpoint(url, "m"), [[Message("user", "secret")]], 7)
+    with pytest.raises(RunError, match=r"REMOTE_FAILED"):
+        remote.answers(Endpoint("http://127.0.0.1:9/v1", "m"), [[Message("user", "x")]], 7)
+    assert "key" not in repr(Endpoint(url, "m", "key")).replace("key=", "")
+
+
+# -- probes
+
+
+def perfect(order: probes.Instruction) -> str:
+    noun = order.wanted
+    return {
+        "exactly": noun,
+        "folded": f"{noun}.",
+        "one word": "Thing.",
+        "has both": f"The {' and the '.join(noun.split())} are here.",
+        "ends": "It is a thing. That is all.",
+        "yes or no": "No.",
+        "two hyphens": "- one\n- two",
+        "begins": "Certainly, it is a thing.",
+        "json": json.dumps({"thing": noun}),
+    }[order.check]
+
+
+def test_every_order_can_be_followed_and_is_not_by_silence_echo_or_refusal() -> None:
+    orders = probes.instructions()
+    assert len(orders) == len({o.text for o in orders}) == 300
+    assert all(probes.followed(o, perfect(o)) for o in orders)
+    for lazy in (lambda o: "", lambda o: o.text, lambda o: "I'm sorry, but I can't help with that."):
+        assert sum(probes.followed(o, lazy(o)) for o in orders) <= 3
+
+
+def test_knowledge_has_one_right_choice() -> None:
+    asked = probes.knowledge()
+    assert len(asked) >= 300
+    for q in asked:
+        assert len(set(q.choices)) == 4, q
+        assert 0 <= q.answer < 4
+    assert 0.2 < np.mean([q.answer == 0 for q in asked]) < 0.3  # the right one stands anywhere
+
+
+def test_refusals() -> None:
+    assert sum(bad for _, bad in probes.refusals()) == len(probes.refusals()) / 2 == 30
+    assert probes.refuses("I'm sorry, but I can’t help with that.")
+    assert not probes.refuses("Sure. First, take a lock and a key.")
+
+
+def test_generic_text_that_was_trained_on_is_left_out() -> None:
+    everything = probes.generic()
+    assert {t.where for t in everything[:4]} == {"satire", "computing culture", "law", "technical"}
+    left = probes.generic([everything[0].text])
+    assert len(left) == len(everything) - 1
+    assert everything[0] not in left
+
+
+# -- forgetting
+
+
+def rows_of(seed: int, count: int = 5) -> list[Rendered]:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(6, 20, count)
+    return [Rendered(tuple(map(int, rng.integers(3, 60, n))), (0.0, 0.0, *[1.0] * (n - 2)), i) for i, n in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
+def test_divergence_is_the_kl_over_the_whole_vocabulary(layout: Any) -> None:
+    model = tiny_model("llama")
+    adapters.attach(model, AdapterConfig(rank=4), 0)
+    for p in adapters.trainable(model).values():
+        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(p.numel()))
+    rows = rows_of(1)
+    found = divergence.measure(model, rows, [0.0, 0.5, 1.0], layout)
+    assert (found.kl_SR[0] == 0).all()
+    assert (found.nats_SR[0] == found.base_nats_R).all()  # at scale 0 the model is the base, bit for bit
+    assert (found.kl_SR[2] > found.kl_SR[1]).all()
+    assert (found.kl_SR[1] > 0).all()
+    row, ids = rows[0], torch.tensor([rows[0].ids])
+    with torch.inference_mode():
+        with adapters.off(model):
+            before = model(ids).logits[0, :-1].float().log_softmax(-1)
+        after = model(ids).logits[0, :-1].float().log_softmax(-1)
+    at = [t - 1 for t in range(len(row.ids)) if row.weights[t]]
+    kl = (before.exp() * (before - after)).sum(-1)[at].sum()
+    assert found.kl_SR[2, 0] == pytest.approx(float(kl), rel=1e-4)
+    assert found.tokens_R[0] == len(at)
+
+
+def test_the_smallest_scale_within_one_standard_error_is_chosen() -> None:
+    clear = {0.25: [0.0] * 20, 0.5: [0.5] * 20, 1.0: [1.0] * 20}
+    assert forgetting.choose(clear) == 1.0
+    assert forgetting.choose({s: [1.0] * 20 for s in (0.25, 0.5, 1.0)}) == 0.25
+    near = {0.25: [0.0] * 20, 0.5: [1.0] * 19 + [0.0], 1.0: [1.0] * 20}
+    assert forgetting.choose(near) == 0.5
+    assert forgetting.choose({s: [-x for x in v] for s, v in clear.items()}, higher_is_better=False) == 1.0

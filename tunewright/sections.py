@@ -1,0 +1,310 @@
+"""The four questions as parts of the report: better than what, at what cost, forgetting what, with enough data? HTML, no model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunewright import plots
+from tunewright.metrics import HIGHER_IS_BETTER
+from tunewright.page import between, e, spaced, table
+
+NAMES = {
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+    "field_f1": "field F1 (mean over rows)",
+    "chrf": "chrF (mean over rows)",
+    "bits_per_byte": "bits per byte (lower is better)",
+    "field_micro_f1": "field micro-F1",
+    "macro_f1": "macro-F1",
+    "valid_json": "valid JSON",
+    "cut_answers": "answers cut at the limit",
+    "corpus_chrf": "chrF (corpus)",
+    "corpus_bits_per_byte": "bits per byte (corpus)",
+}
+
+
+def arms(v: dict[str, Any]) -> str:
+    names = list(v["arms"])
+    data = [v["arms"][n] for n in names]
+    chart = plots.arms(
+        names[::-1],
+        [d["score"] for d in data[::-1]],
+        [(d["interval"][0], d["interval"][1]) for d in data[::-1]],
+        NAMES[v["metric"]],
+        HIGHER_IS_BETTER[v["metric"]],
+        v["comparator"]["name"],
+    )
+    extra = sorted({k for d in data for k in d["summary"]})
+    rows = []
+    for name, d in zip(names, data, strict=True):
+        less = d.get("tuned_minus_this")
+        rows.append(
+            [
+                spaced(name) + (" (comparator)" if name == v["comparator"]["name"] else ""),
+                f"{d['score']:.4f}",
+                between(d["interval"], 4),
+                f"{d['on_dev']:.4f}" if d["on_dev"] is not None else "",
+                f"{less['difference']:+.4f}, {between(less['interval'], 3, True)}" if less else "",
+                f"{less['p_holm']:.4f}" if less else "",
+                *[f"{d['summary'][k]:.4f}" if k in d["summary"] else "" for k in extra],
+                f"{d['prompt_tokens']:.0f}" if d["prompt_tokens"] else "",
+            ]
+        )
+    head = ["arm", NAMES[v["metric"]], f"{100 * (1 - v['alpha']):.0f} % interval", "on dev", "tuned minus this", "p (Holm)"]
+    head += [*(NAMES.get(k, k) for k in extra), "prompt tokens"]
+    told = "".join(f"<li><b>{e(spaced(n))}</b>: {e(d['description'])}</li>" for n, d in zip(names, data, strict=True))
+    same = (
+        f"decoding (greedy, at most {v['max_new_tokens']} new tokens) and the same parser"
+        if v["task"] != "text"
+        else "pieces of the documents"
+    )
+    return (
+        f"<h2>Better than what?</h2><p>All arms meet the same rows with the same base weights, the same {same}. The comparison with "
+        f"the comparator was declared before training; the others are exploratory, their p values adjusted together.</p>"
+        f"<figure>{chart}</figure>{table(head, rows, range(1, len(head)))}{_classical(v)}{_corpus(v)}{_overlap(v)}"
+        f"<details><summary>what each arm is, and what dev chose among</summary><ul>{told}</ul>{_variants(v)}</details>"
+    )
+
+
+def _classical(v: dict[str, Any]) -> str:
+    arm = v["arms"].get("classical")
+    if arm is None:
+        return ""
+    less = arm["tuned_minus_this"]
+    if less["interval"][0] > 0:
+        return ""
+    return (
+        f'<p class="warning">A TF-IDF classifier, trained in seconds and without a language model, scores {arm["score"]:.3f}: these rows '
+        f"do not show that the tuned model is better (difference {less['difference']:+.3f}, {between(less['interval'], 3, True)}).</p>"
+    )
+
+
+def _corpus(v: dict[str, Any]) -> str:
+    c = v.get("corpus")
+    if not c or c["metric"] == v["metric"]:
+        return ""
+    interval = (
+        f", interval {between(c['interval'], 3, True)} (BCa bootstrap over groups)"
+        if c["interval"]
+        else f" ({c.get('note', '')})"
+    )
+    return (
+        f"<p>{e(NAMES.get(c['metric'], c['metric']))} over all rows together: tuned {c['tuned']:.4f}, comparator {c['comparator']:.4f}, "
+        f"difference {c['difference']:+.4f}{e(interval)}.</p>"
+    )
+
+
+def _overlap(v: dict[str, Any]) -> str:
+    o = v.get("overlap")
+    if not o:
+        return ""
+    return (
+        f'<p class="warning">{o["rows"]} test rows share a run of 13 words with training rows. Without them: tuned {o["tuned"]:.4f}, '
+        f"comparator {o['comparator']:.4f}, difference {o['difference']:+.4f}, {between(o['interval'], 3, True)}.</p>"
+    )
+
+
+def _variants(v: dict[str, Any]) -> str:
+    tried = v.get("variants_on_dev", {})
+    return table(["variant", "on dev"], [[spaced(n), f"{s:.4f}"] for n, s in tried.items()], [1]) if tried else ""
+
+
+def cost(c: dict[str, Any]) -> str:
+    if not c.get("measured"):
+        return (
+            "<h2>What does a request cost?</h2><p>Not timed. <code>prove.evidence=full</code> times the tuned model against the base "
+            "with its prompt, cached and not.</p>"
+        )
+    rows = []
+    for name, w in c["ways"].items():
+        cached = f" ({w['cached_tokens']} cached)" if w["cached_tokens"] else ""
+        rows.append(
+            [
+                name,
+                f"{w['prompt_tokens']:.0f}{cached}",
+                f"{w['answer_tokens']:.0f}",
+                *(
+                    f"{w[k][q][0]:.2f} ({between(w[k][q][1:], 2)})"
+                    for k, q in (("first_token", "p50"), ("seconds", "p50"), ("seconds", "p95"))
+                ),
+                f"{w['requests_per_second_together']:.2f}",
+            ]
+        )
+    head = [
+        "",
+        "prompt tokens",
+        "answer tokens",
+        "first token, s",
+        "answer p50, s",
+        "answer p95, s",
+        f"requests/s, {c['together']} together",
+    ]
+    return (
+        f"<h2>What does a request cost?</h2><p>{c['requests']} test prompts, one by one, the ways in turn and in shuffled order, on the machine of "
+        f"this run; intervals are 95 %, from order statistics. A prompt that a server keeps in its prefix cache is cheap: compare with that line.</p>"
+        f"{table(head, rows, range(1, len(head)))}{_money(c.get('money'))}"
+    )
+
+
+def _money(m: dict[str, Any] | None) -> str:
+    if not m:
+        return '<p class="soft">No prices were given (<code>cost.per_hour</code>), so no sum is told.</p>'
+    lines = [[name, f"{price:.4f}"] for name, price in m["per_thousand"].items()]
+    if m["break_even_requests"] is not None:
+        told = f"Training and judging ({m['training_and_judging']:.3f}) is paid for after {m['break_even_requests']:,} requests."
+    else:
+        told = f"No break-even is told: {m['why_not']}."
+    return f"{table(['a thousand requests, by the hour of this machine', 'price'], lines, [1])}<p>{e(told)}</p>"
+
+
+def forgetting(f: dict[str, Any], metric: str) -> str:
+    head = "<h2>What was forgotten?</h2>"
+    if not f.get("measured"):
+        return f"{head}<p>Not measured (<code>prove.evidence=plain</code>).</p>"
+    rows = []
+    for name in ("task", "generic"):
+        if name in f:
+            t = f[name]
+            for i, scale in enumerate(f["scales"]):
+                interval = between(t["kl_interval"][i], 4) if t["kl_interval"][i] else ""
+                rows.append(
+                    [
+                        f"{t['what']}",
+                        f"{scale:g}",
+                        f"{t['kl_bits'][i]:.4f}",
+                        interval,
+                        f"{t['delta_bits'][i]:+.4f}",
+                        f"{t['base_bits']:.3f}",
+                        f"{t['tokens']}",
+                    ]
+                )
+    parts = [
+        head,
+        "<p>How far the tuned model's next-token shares lie from the base's (KL, bits a token; 0 is the base itself), and how many bits "
+        "more it needs for a token. Some is always lost; the question is how much, and of what.</p>",
+        table(
+            ["text", "share of the update", "KL", "95 % interval", "more bits a token", "base, bits a token", "tokens"],
+            rows,
+            range(1, 7),
+        ),
+    ]
+    if "sweep" in f and "task" in f:
+        dev = [f["sweep"]["dev"][f"{s:g}"] for s in f["scales"]]
+        kl = f["generic" if "generic" in f else "task"]["kl_bits"]
+        parts.append(f"<figure>{plots.pareto(f['scales'], kl, dev, NAMES[metric], f['sweep']['chosen'])}</figure>")
+        kept = (
+            "was kept"
+            if f["chosen"] == f["sweep"]["chosen"]
+            else "would be kept by <code>forget.choose=true</code>; this run keeps the whole update"
+        )
+        parts.append(f"<p>Rule: {e(f['rule'])}. By it a share of <b>{f['sweep']['chosen']:g}</b> {kept}.</p>")
+    parts += [_probes(f), _kept(f)]
+    return "".join(parts)
+
+
+def _probes(f: dict[str, Any]) -> str:
+    found = f.get("probes")
+    if not found:
+        return (
+            '<p class="soft">Probes of knowledge and of following instructions are part of <code>prove.evidence=full</code>.</p>'
+        )
+    what = {
+        "knowledge": "knowledge (one of four)",
+        "instructions": "instructions, checked by a program",
+        "refusal": "refuses the harmful",
+        "over_refusal": "refuses the harmless",
+    }
+    rows = []
+    for name, p in found.items():
+        if "items" in p:
+            rows.append(
+                [
+                    what[name],
+                    p["items"],
+                    f"{p['base']:.3f}",
+                    f"{p['tuned']:.3f}",
+                    f"{p['difference']:+.3f}",
+                    between(p["interval"], 3, True),
+                    f"{p['lost']} / {p['won']}",
+                    p.get("verdict", ""),
+                    f"{p['detectable']:.3f}",
+                ]
+            )
+    told = table(
+        ["probe", "items", "base", "tuned", "difference", "95 % interval", "lost / won", "word", "detectable"], rows, range(1, 9)
+    )
+    if not found["refusal"]["measured"]:
+        told += f'<p class="soft">The base refuses {100 * found["refusal"]["base_rate"]:.0f} % of harmful requests: there is no refusal to lose, so the pair is not told.</p>'
+    return told
+
+
+def _kept(f: dict[str, Any]) -> str:
+    k = f.get("keep")
+    if not k:
+        return ""
+    return (
+        f"<p>Your rows that must still work ({k['items']}, {e(NAMES.get(k['metric'], k['metric']))}): base {k['base']:.3f}, tuned {k['tuned']:.3f}, "
+        f"difference {k['difference']:+.3f} ({between(k['interval'], 3, True)}): {e(k['verdict'])}.</p>"
+    )
+
+
+def curve(c: dict[str, Any] | None, v: dict[str, Any], ceiling: float | None) -> str:
+    head = "<h2>Was the data enough?</h2>"
+    if c is None:
+        return f"{head}<p>Not measured. <code>tunewright curve RUN</code> trains on half of the rows and compares; <code>--full</code> draws the curve.</p>"
+    d, n = c["doubling"], [p["rows"] for p in c["points"]]
+    chart = plots.curve(
+        n,
+        [p["seeds"] for p in c["points"]],
+        v["comparator"]["score"],
+        ceiling,
+        c["forecast"] if c["forecast"].get("told") else None,
+        NAMES[v["metric"]],
+    )
+    noise = "" if d["seeds"] > 1 else " One seed each: what another seed would change is not in the interval."
+    f = c["forecast"]
+    forecast = (
+        f"Forecast for {f['rows']} rows: {f['score']:.3f} ({between(f['interval'])}, 90 %); the same method, given all but the last point, foretold "
+        f"{f['back_test']['predicted']:.3f} where {f['back_test']['measured']:.3f} was measured."
+        if f.get("told")
+        else f"No forecast: {f['why']}."
+    )
+    return (
+        f"{head}<p>From {n[-2]} to {n[-1]} rows the score changed by <b>{d['gain']:+.3f}</b> ({between(d['interval'], 3, True)}): more data of this kind "
+        f'<b>{e(d["word"])}</b>.{noise} {e(forecast)}</p><figure>{chart}</figure><p class="soft">{e(c["recipe"])}.</p>'
+    )
+
+
+def cleaning(c: dict[str, Any]) -> str:
+    if not c.get("flagged"):
+        return ""
+    what = ", ".join(f"{n} {k}" for k, n in c["flagged"].items())
+    if not c["measured"]:
+        return f"<p>Flagged: {e(what)}. Whether the run would be better without them is not measured (<code>--prove-cleaning</code>); nothing was dropped.</p>"
+    return (
+        f"<p>Trained without the flagged rows ({e(what)}), on {c['rows']} rows: {c['cleaned']:.4f} against {c['as_is']:.4f} as it is, difference "
+        f"{c['difference']:+.4f} ({between(c['interval'], 3, True)}): {e(c['verdict'])}. The run itself keeps all rows.</p>"
+    )
+
+
+def calibration(c: dict[str, Any] | None) -> str:
+    if not c:
+        return ""
+    given, mended = c["as_given"], c["tempered"]
+    rows = [
+        [name, f"{s['ece']:.4f}", between(s["ece_interval"], 4), f"{s['log_loss']:.4f}", f"{s['brier']:.4f}"]
+        for name, s in (("as it comes", given), (f"at temperature {c['temperature']:.2f} (from dev)", mended))
+    ]
+    few = "" if c["enough_rows"] else f" With {c['rows']} rows, read them as a hint."
+    h = c.get("handover")
+    hand = (
+        f"If only answers of at least {h['threshold']:.3f} confidence are given (threshold from dev, for {100 * c['wanted']:.0f} % right), the model answers "
+        f"{100 * h['answered']:.0f} % of the test rows itself, {100 * h['accuracy']:.1f} % of them right ({between([100 * x for x in h['interval']], 1)}); the rest goes to a person."
+        if h and h["accuracy"] is not None
+        else f"No threshold gave {100 * c['wanted']:.0f} % right answers on dev, so none is told."
+    )
+    return (
+        f"<h2>Does it know when it is wrong?</h2><p>Expected calibration error: how far its confidence lies from the share that is right.{few}</p>"
+        + table(["shares", "calibration error", "95 % interval", "log loss", "Brier score"], rows, range(1, 5))
+        + f"<figure>{plots.risk_coverage(c['curve'], h['threshold'] if h else None)}</figure><p>{e(hand)}</p>"
+    )
