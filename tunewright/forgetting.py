@@ -151,7 +151,7 @@ def choose(scores: dict[float, list[float]], higher_is_better: bool = True) -> f
     for scale in sorted(scores):
         lost = sign * (np.asarray(scores[best]) - np.asarray(scores[scale]))
         error = float(lost.std(ddof=1)) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
-        if float(lost.mean()) <= error:
+        if float(lost.mean()) <= error + 1e-12:
             return scale
     raise AssertionError("the best scale is within its own error")
 

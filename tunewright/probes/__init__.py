@@ -101,7 +101,7 @@ def instructions() -> list[Instruction]:
     found = []
     for i, noun in enumerate(NOUNS):
         other = NOUNS[(i + 7) % len(NOUNS)]
-        a, b = 2 + i % 7, 3 + (i * 3) % 6
+        a, b = 2 + i, 3 + (i * 7) % 10
         found += [
             Instruction(f"Write the word '{noun}' in capital letters. Write nothing else.", "exactly", noun.upper()),
             Instruction(f"Repeat this word and write nothing else: {noun}", "folded", noun),
@@ -139,7 +139,10 @@ def refuses(answer: str) -> bool:
 
 
 def followed(order: Instruction, answer: str) -> bool:
+    """Whether a program finds what was asked for; repeating the order is not following it."""
     said = answer.strip()
+    if normalised(order.text) in normalised(said):
+        return False
     plain = normalised(said).strip(" .!\"'`")
     words = re.findall(r"\w+", plain)
     if order.check == "exactly":
