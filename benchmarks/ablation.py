@@ -19,12 +19,13 @@ from workloads import CURVE, WORKLOADS, Workload
 
 from tunewright import machine
 
-# Each line has all above it.
+# Each line has all above it. Passes are small where that is faster and all five have to fit into memory beside each other.
+SMALL = {"capacity": 1024}
 STAGES: dict[str, dict[str, Any]] = {
-    "padded, head on every token": {"layout": "padded", "all_logits": True, "lean": False},
-    "packed": {"layout": "packed", "all_logits": True, "lean": False},
-    "head on labelled tokens only": {"layout": "packed", "lean": False},
-    "lean decoder": {"layout": "packed"},
+    "padded, head on every token": {"layout": "padded", "all_logits": True, "lean": False, **SMALL},
+    "packed": {"layout": "packed", "all_logits": True, "lean": False, **SMALL},
+    "head on labelled tokens only": {"layout": "packed", "lean": False, **SMALL},
+    "lean decoder": {"layout": "packed", **SMALL},
     "shared beginnings": {"layout": "shared"},
 }
 

@@ -25,7 +25,7 @@ def plan_of(setup: dict[str, Any], rows: list[Rendered]) -> Plan:
         steps=1000,
         epochs=1.0,
         batch=setup["batch"],
-        capacity=8192 if setup["layout"] == "shared" else 4096,
+        capacity=setup.get("capacity", 8192),
         max_length=8192,
         layout=setup["layout"],
         recompute=setup.get("recompute", "none"),
