@@ -94,7 +94,7 @@ def tiny_config(kind: str = "llama", vocabulary: int = 260, **more: Any) -> Any:
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 2048,
         "eos_token_id": 256,
         "bos_token_id": None,
         "pad_token_id": 256,

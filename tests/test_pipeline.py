@@ -30,6 +30,7 @@ QUICK = {
     "train__batch": 8,
     "train__eval_every": 3,
     "prove__max_new_tokens": 6,
+    "prove__shots": [1, 2],
     "adapter__rank": 4,
     "adapter__alpha": 8.0,
     "train__dtype": "float32",
@@ -40,6 +41,7 @@ FLAGS = [
     "train.batch=8",
     "train.eval_every=3",
     "prove.max_new_tokens=6",
+    "prove.shots=[1,2]",
     "adapter.rank=4",
     "adapter.alpha=8",
     "train.dtype=float32",
@@ -81,7 +83,7 @@ def test_the_main_job_from_the_command_line(tmp_path: Path, chat_rows: Rows, mod
     ):
         assert (run / name).is_file(), name
     verdict = json.loads((run / "verdict.json").read_text())
-    assert set(verdict["arms"]) == {"zero_shot", "few_shot", "nearest", "tuned"}
+    assert set(verdict["arms"]) == {"zero_shot", "few_shot", "nearest", "constant", "classical", "tuned"}
     lines = [json.loads(x) for x in (run / "scores" / "tuned.jsonl").read_text().splitlines()]
     assert verdict["tuned"] == pytest.approx(sum(x["score"] for x in lines) / len(lines))
     assert (
@@ -242,7 +244,7 @@ def test_raw_documents_run_end_to_end(tmp_path: Path, model_folder: Folder) -> N
     v = run.verdict
     assert (run.path / "report.html").exists()
     assert v["metric"] == "bits_per_byte"
-    assert set(v["arms"]) == {"zero_shot", "tuned"}
+    assert set(v["arms"]) == {"base", "tuned"}
     assert v["tuned"] < v["arms"]["zero_shot"]["score"]
     assert v["difference"] > 0
 

@@ -23,9 +23,9 @@ def prove(session: Session) -> None:
     session.trained()
     on_dev: dict[str, float] = {}
     chosen: dict[str, System] = {}
-    untrained = [s for variants in session.families.values() for s in variants if not s.adapter]
+    untrained = [s for variants in session.families.values() for s in variants if not s.trained]
     for family, variants in session.families.items():
-        if session.rows("dev") and not variants[0].adapter and len(untrained) > 1:
+        if session.rows("dev") and not variants[0].trained and len(untrained) > 1:
             on_dev |= {s.name: mean(answered(session, s, "dev")) for s in variants}
         chosen[family] = best(variants, on_dev, task.metric)
     run.event("test_read", rows=len(session.rows("test")))
@@ -35,7 +35,7 @@ def prove(session: Session) -> None:
         scores = answered(session, system, "test")
         found[family] = {
             "description": system.description,
-            "trained": system.adapter,
+            "trained": system.trained,
             "variant": system.variant,
             "on_dev": on_dev.get(system.name),
             "lines": scores,

@@ -37,7 +37,13 @@ class System:
     count: int = 0
     documents: Index | None = None
     says: Says | None = None
+    fitted: bool = False
     endpoint: Endpoint | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether it learned from the training rows: then it cannot be the comparator."""
+        return self.adapter or self.fitted
 
     @property
     def name(self) -> str:
@@ -90,7 +96,7 @@ def arms(task: Task, train: Sequence[Chat], asked: ProveConfig, documents: Seque
         ]
     if task.kind == "label" and not plain:
         found["constant"] = [System("constant", "always the commonest label", says=classical.constant(train, task.labels))]
-        found["classical"] = [System("classical", "TF-IDF and logistic regression", says=classical.tfidf(train, task.labels))]
+        found["classical"] = [System("classical", "TF-IDF and logistic regression", says=classical.tfidf(train, task.labels), fitted=True)]
     if asked.remote.url:
         found["remote"] = [System("remote", f"{asked.remote.model} at {asked.remote.url}", endpoint=Endpoint.of(asked.remote))]
     if not plain and shared and len(shared) >= LONG_PROMPT:
