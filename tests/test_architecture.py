@@ -19,7 +19,7 @@ FLOORS = [
     ["sources", "examples", "metrics", "classical", "noise", "curate", "split", "dataset"],
     ["rendering", "tokens", "tree", "packing"],
     ["attention", "losses", "adapters", "lean", "twin", "models", "generate", "divergence"],
-    ["methods", "methods.sft"],
+    ["methods", "methods.sft", "methods.distill"],
     ["machine", "checkpoints", "plan", "loop", "profile"],
     ["statistics", "calibration", "corpus", "extrapolate", "retrieval", "remote", "probes", "systems", "protocol", "evaluate"],
     ["verify", "export", "card", "plots", "page", "sections", "report"],

@@ -57,3 +57,11 @@ class _HeadCrossEntropy(torch.autograd.Function):
             return None, None, None, None
         (grad_ND,) = ctx.saved_tensors
         return grad_ND * grads[0].to(grad_ND.dtype), None, None, None
+
+
+def soft_cross_entropy(logits_NV: Tensor, soft_NK: Tensor, share_NK: Tensor, weight_N: Tensor) -> tuple[Tensor, float]:
+    """(sum over n of weight_n * -sum over k of share_nk * log p(soft_nk), sum of weights): a teacher's K likeliest tokens and
+    their shares (Hinton, Vinyals & Dean 2015, 1503.02531). Shares of one token and 1 are `cross_entropy`."""
+    wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    logp_NK = wide.log_softmax(-1).gather(1, soft_NK)
+    return -((share_NK.to(wide.dtype) * logp_NK).sum(1) * weight_N.to(wide.dtype)).sum(), float(weight_N.sum())

@@ -336,16 +336,26 @@ def loss(model: Any, batch: Batch, recompute: Recompute = "none") -> tuple[Tenso
     """(sum of weighted negative log-likelihoods in nats, sum of weights) of a batch, by the cheapest exact way."""
     device = next(model.parameters()).device
     target_N, weight_N = torch.from_numpy(batch.target_N).to(device), torch.from_numpy(batch.weight_N).to(device)
-    head = model.get_output_embeddings()
-    if getattr(model, "plain_head", False) and not head.weight.requires_grad:
-        row_N, at_N = torch.from_numpy(batch.row_N).to(device), torch.from_numpy(batch.at_N).to(device)
-        if batch.segments and getattr(model, "lean", False):
-            ids_T, positions_T = torch.from_numpy(batch.ids_BT[0]).to(device), torch.from_numpy(batch.positions_BT[0]).to(device)
-            hidden_ND = lean.hidden(model.get_decoder(), ids_T, positions_T, batch.segments, at_N, recompute)
-        else:
-            hidden_ND = run(model.get_decoder(), model, batch, recompute).last_hidden_state[row_N, at_N]
-        return losses.head_cross_entropy(hidden_ND, head.weight, target_N, weight_N)
+    if frozen_head(model):
+        head_VD = model.get_output_embeddings().weight
+        return losses.head_cross_entropy(hidden(model, batch, recompute), head_VD, target_N, weight_N)
     return losses.cross_entropy(forward(model, batch, recompute), target_N, weight_N)
+
+
+def frozen_head(model: Any) -> bool:
+    """Whether logits are just head(hidden), with a head that is not trained."""
+    return bool(getattr(model, "plain_head", False)) and not model.get_output_embeddings().weight.requires_grad
+
+
+def hidden(model: Any, batch: Batch, recompute: Recompute = "none") -> Tensor:
+    """hidden_ND at the predicted tokens, before the output head."""
+    device = next(model.parameters()).device
+    row_N, at_N = torch.from_numpy(batch.row_N).to(device), torch.from_numpy(batch.at_N).to(device)
+    if batch.segments and getattr(model, "lean", False):
+        ids_T, positions_T = torch.from_numpy(batch.ids_BT[0]).to(device), torch.from_numpy(batch.positions_BT[0]).to(device)
+        return lean.hidden(model.get_decoder(), ids_T, positions_T, batch.segments, at_N, recompute)
+    found: Tensor = run(model.get_decoder(), model, batch, recompute).last_hidden_state[row_N, at_N]
+    return found
 
 
 def forward(model: Any, batch: Batch, recompute: Recompute = "none") -> Tensor:

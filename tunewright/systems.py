@@ -96,7 +96,9 @@ def arms(task: Task, train: Sequence[Chat], asked: ProveConfig, documents: Seque
         ]
     if task.kind == "label" and not plain:
         found["constant"] = [System("constant", "always the commonest label", says=classical.constant(train, task.labels))]
-        found["classical"] = [System("classical", "TF-IDF and logistic regression", says=classical.tfidf(train, task.labels), fitted=True)]
+        found["classical"] = [
+            System("classical", "TF-IDF and logistic regression", says=classical.tfidf(train, task.labels), fitted=True)
+        ]
     if asked.remote.url:
         found["remote"] = [System("remote", f"{asked.remote.model} at {asked.remote.url}", endpoint=Endpoint.of(asked.remote))]
     if not plain and shared and len(shared) >= LONG_PROMPT:

@@ -1,0 +1,117 @@
+"""Learning from a teacher's shares: the K likeliest tokens at every place, written down before training starts.
+
+The teacher has spoken once, before the loop; no second model speaks in the middle of a step. A gold answer is a teacher that is
+sure, so rows of both kinds mix in one step; a row's weights say how much it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunewright import losses, models
+from tunewright.config import Plan
+from tunewright.packing import Batch, Floats, passes, to_batch
+from tunewright.rendering import Rendered
+from tunewright.tree import Ints
+
+K = 32
+TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Taught(Rendered):
+    """``soft_NK``: the teacher's likeliest tokens at each supervised place, ``share_NK`` their shares (they sum to 1). ``gold``:
+    the teacher is the row's own answer."""
+
+    soft_NK: Ints
+    share_NK: Floats
+    gold: bool = False
+
+
+@dataclass(frozen=True)
+class SoftBatch:
+    batch: Batch
+    soft_NK: Ints
+    share_NK: Floats
+
+    @property
+    def tokens(self) -> int:
+        return self.batch.tokens
+
+    @property
+    def ids_BT(self) -> Ints:
+        return self.batch.ids_BT
+
+    @property
+    def weight_N(self) -> Floats:
+        return self.batch.weight_N
+
+
+def gold(row: Rendered) -> Taught:
+    """A row whose teacher is its own answer."""
+    said = [i for i, w in zip(row.ids[1:], row.weights[1:], strict=True) if w]
+    soft_NK, share_NK = np.zeros((len(said), K), np.int64), np.zeros((len(said), K), np.float32)
+    soft_NK[:, 0], share_NK[:, 0] = said, 1.0
+    return Taught(row.ids, row.weights, row.row, soft_NK, share_NK, True)
+
+
+@torch.inference_mode()
+def taught(
+    teacher: Any,
+    heard: Sequence[Rendered],
+    learned: Sequence[Rendered],
+    layout: Any,
+    weight: float = 1.0,
+    watch: Callable[[int], None] = lambda _: None,
+) -> list[Taught]:
+    """Rows ``learned`` with what the teacher thinks at the same places of ``heard``: the same answers, perhaps after another
+    prompt. Rows must have equally many supervised tokens, the same ones."""
+    found: list[Taught | None] = [None] * len(heard)
+    for group in passes(range(len(heard)), [r.ids for r in heard], TOKENS, layout):
+        part = [heard[i] for i in group]
+        batch = to_batch(part, layout)
+        share_NV = models.forward(teacher, batch).float().softmax(-1)
+        top = share_NV.topk(min(K, share_NV.shape[1]), -1)
+        soft_NK, share_NK = top.indices.cpu().numpy(), (top.values / top.values.sum(1, keepdim=True)).cpu().numpy()
+        cuts = np.cumsum([r.supervised for r in part])[:-1]
+        for i, at in zip(group, np.split(batch.which_M, cuts), strict=True):
+            row = learned[i]
+            assert row.supervised == heard[i].supervised, "teacher and student answer alike"
+            found[i] = Taught(
+                row.ids, tuple(w * weight for w in row.weights), row.row, soft_NK[at], share_NK[at].astype(np.float32)
+            )
+        watch(len(group))
+    return [row for row in found if row is not None]
+
+
+def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[SoftBatch]:
+    """Passes of gold rows and of taught ones. Equal predictions are one there, and then so are their teachers: among taught rows
+    because one past has one teacher, among gold ones because the target is the teacher."""
+    made = []
+    for kind in (True, False):
+        mine = [i for i in rows if isinstance(r := rendered[i], Taught) and r.gold is kind]
+        for group in passes(mine, [r.ids for r in rendered], plan.capacity, plan.layout):
+            part = [r for i in group if isinstance(r := rendered[i], Taught)]
+            batch = to_batch(part, plan.layout)
+            first_N = np.unique(batch.which_M, return_index=True)[1]
+            soft_NK, share_NK = (np.concatenate(x)[first_N] for x in ([r.soft_NK for r in part], [r.share_NK for r in part]))
+            made.append(SoftBatch(batch, soft_NK, share_NK))
+    return made
+
+
+def loss(model: Any, batch: SoftBatch, plan: Plan) -> tuple[Tensor, float]:
+    device = next(model.parameters()).device
+    weight_N = torch.from_numpy(batch.weight_N).to(device)
+    soft_NK, share_NK = torch.from_numpy(batch.soft_NK).to(device), torch.from_numpy(batch.share_NK).to(device)
+    if models.frozen_head(model):
+        head_VD = model.get_output_embeddings().weight
+        logits_NV = models.hidden(model, batch.batch, plan.recompute) @ head_VD.T
+    else:
+        logits_NV = models.forward(model, batch.batch, plan.recompute)
+    return losses.soft_cross_entropy(logits_NV, soft_NK, share_NK, weight_N)
