@@ -1,4 +1,4 @@
-"""The same recipe on other rows, another seed or another rate, beside the run it is compared with.
+"""Another training beside the run: the same recipe on other rows, another seed, another rate, or another teacher.
 
 A branch lives in branches/NAME of the run folder, is continued where it stopped, and is not trained again once it is whole.
 """
@@ -6,6 +6,7 @@ A branch lives in branches/NAME of the run folder, is continued where it stopped
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,23 +14,34 @@ from typing import Any
 from tunewright import adapters, checkpoints, evaluate, lean, loop, models, runs
 from tunewright.config import Plan
 from tunewright.evaluate import Score
+from tunewright.loop import Method
 from tunewright.methods import sft
 from tunewright.rendering import Rendered
 from tunewright.runs import Run
 from tunewright.session import Session
+from tunewright.systems import System
 
 
 @dataclass(frozen=True)
 class Branch:
-    """``rows``: the examples it learns from."""
+    """What is learned (``rows``), what stops early (``dev``), and how."""
 
     name: str
-    rows: tuple[int, ...]
     plan: Plan
+    rows: tuple[Rendered, ...]
+    dev: tuple[Rendered, ...]
+    method: Method
+
+
+def of_rows(session: Session, name: str, rows: Sequence[int], share: float, seed: int) -> Branch:
+    """The run's recipe on some of its training rows: as many epochs, so fewer steps."""
+    wanted = set(rows)
+    chosen = tuple(r for r in session.rendered["train"] if r.row in wanted)
+    return Branch(name, smaller(session.plan, share, len(chosen), seed), chosen, tuple(session.rendered["dev"]), sft)
 
 
 def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
-    """The recipe for a share of the rows: as many epochs, so fewer steps; every other number as it was."""
+    """The recipe for a share of the rows; every number that does not follow from it as it was."""
     steps = max(1, round(plan.steps * share))
     return plan.model_copy(
         update={
@@ -44,34 +56,31 @@ def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
     )
 
 
-def rendered(session: Session, rows: Sequence[int]) -> list[Rendered]:
-    wanted = set(rows)
-    return [r for r in session.rendered["train"] if r.row in wanted]
-
-
-def scores(session: Session, branch: Branch, side: str) -> list[Score]:
-    """The branch's answers to dev or test, trained first where it is not."""
-    run = Run(session.run.path / "branches" / branch.name)
-    rows = session.rows(side)
-    file = run.scores / f"{side}.jsonl"
+def scores(session: Session, branch: Branch, side: str, system: System | None = None) -> list[Score]:
+    """The branch's answers to dev or test, prompted as the tuned model is or as ``system`` says; trained first where it is not."""
+    run, rows = Run(session.run.path / "branches" / branch.name), session.rows(side)
+    (tuned,) = session.families["tuned"]
+    system = system or tuned
+    file = run.scores / f"{side}-{system.name}.jsonl"
     if file.exists():
         lines = list(runs.read_lines(file))
         if [line["row"] for line in lines] == rows:
             return lines
-    model = _trained(session, branch, run)
+    model = trained(session, branch)
     if side == "test":
         session.run.event("test_read", rows=len(rows), branch=branch.name)
-    (tuned,) = session.families["tuned"]
     chosen = [session.data.examples[i] for i in rows]
     with session.talk.bar(f"{side} {branch.name}", len(chosen)) as note:
         told = functools.partial(note, words="rows")
-        found = evaluate.judge(model, tuned, chosen, session.data.task, session.template, session.how, branch.plan, told)
+        found = evaluate.judge(model, system, chosen, session.data.task, session.template, session.how, branch.plan, told)
     lines = [{"row": i, **s} for i, s in zip(rows, found, strict=True)]
     runs.write_lines(file, lines)
     return lines
 
 
-def _trained(session: Session, branch: Branch, run: Run) -> Any:
+def trained(session: Session, branch: Branch) -> Any:
+    """A copy of the base with the branch's weights."""
+    run = Run(session.run.path / "branches" / branch.name)
     model = models.load(session.facts.path, models.torch_dtype(branch.plan.dtype))
     adapters.attach(model, branch.plan.adapter, branch.plan.seed)
     model.to(session.machine.device)
@@ -81,13 +90,15 @@ def _trained(session: Session, branch: Branch, run: Run) -> Any:
         checkpoints.load_weights(run.checkpoints / "final.safetensors", parameters)
         return model
     run.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hashes = {**session.hashes, "branch": f"{branch.plan.model_dump_json(exclude={'estimate', 'reasons'})} {branch.rows}"}
+    content = hashlib.sha256(repr([(r.ids, r.weights) for r in branch.rows]).encode())
+    content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
     with session.talk.bar(f"train {branch.name}", branch.plan.steps) as note:
 
         def watch(p: loop.Progress) -> None:
             note(1, f"loss {p.loss:.3f}")
 
-        result = loop.train(model, sft, rendered(session, branch.rows), session.rendered["dev"], branch.plan, run, hashes, watch)
+        hashes = {**session.hashes, "branch": content.hexdigest()}
+        result = loop.train(model, branch.method, branch.rows, branch.dev, branch.plan, run, hashes, watch)
     checkpoints.save_weights(run.checkpoints / "final.safetensors", parameters)
     runs.write_json(run.training, asdict(result))
     return model

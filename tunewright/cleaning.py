@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 from tunewright import branches, runs, statistics
-from tunewright.branches import Branch
 from tunewright.dataset import Dataset
 from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.session import Session
@@ -21,8 +20,8 @@ def clean(session: Session) -> None:
         return
     gone = {i for rows in flagged.values() for i in rows}
     kept = tuple(i for i in train if i not in gone)
-    plan = branches.smaller(session.plan, len(kept) / len(train), len(branches.rendered(session, kept)), session.plan.seed)
-    cleaned = [s["score"] for s in branches.scores(session, Branch("cleaned", kept, plan), "test")]
+    branch = branches.of_rows(session, "cleaned", kept, len(kept) / len(train), session.plan.seed)
+    cleaned = [s["score"] for s in branches.scores(session, branch, "test")]
     as_is = [line["score"] for line in runs.read_lines(session.run.scores / "tuned.jsonl")]
     clusters = [session.data.cluster[i] for i in session.rows("test")]
     higher, asked = HIGHER_IS_BETTER[session.data.task.metric], session.config.prove

@@ -111,7 +111,7 @@ class ProveConfig(_Frozen):
     )
     evidence: Literal["plain", "standard", "full"] = Field(
         "standard",
-        description="plain: prompt, few-shot, tuned. standard: all arms, calibration, forgetting. full: also probes, cost, half the data.",
+        description="plain: prompt, few-shot, constant answer, tuned. standard: all arms, calibration, forgetting. full: also probes, cost, half the data.",
     )
     shots: list[Annotated[int, Field(ge=1, le=64)]] = Field(
         [4, 8, 16], description="Training rows shown to the few-shot arms; dev chooses among these numbers. [] leaves them out."
@@ -131,6 +131,10 @@ class ProveConfig(_Frozen):
     handover: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="Labels: share of right answers wanted where the model answers itself; the rest goes to a person."
     )
+    internalise: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Training prompts on which to learn the rows' instruction into weights, the base being the teacher; 0: not.",
+    )
     cleaning: bool = Field(False, description="Also train without the flagged rows, and compare.")
     remote: RemoteConfig = RemoteConfig()
 
@@ -142,6 +146,9 @@ class ForgetConfig(_Frozen):
     )
     scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [0.25, 0.5, 0.75], description="Shares of the trained update to try on dev, besides the whole."
+    )
+    mitigate: bool = Field(
+        False, description="Also train with a lower rate, and with replay of the base's own words; compare on dev."
     )
     choose: bool = Field(False, description="Keep the share that the report's rule chooses, instead of the whole update.")
 

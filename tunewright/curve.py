@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tunewright import branches, extrapolate, runs
-from tunewright.branches import Branch
 from tunewright.examples import Chat
 from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.session import Session
@@ -56,8 +55,7 @@ def curve(session: Session, full: bool) -> None:
 def _scores(session: Session, rows: tuple[int, ...], share: float, seed: int) -> list[dict[str, Any]]:
     if share == 1.0 and seed == session.plan.seed:  # the run itself
         return list(runs.read_lines(session.run.scores / "tuned.jsonl"))
-    plan = branches.smaller(session.plan, share, len(branches.rendered(session, rows)), seed)
-    return branches.scores(session, Branch(f"{len(rows)}-rows-seed-{seed}", rows, plan), "test")
+    return branches.scores(session, branches.of_rows(session, f"{len(rows)}-rows-seed-{seed}", rows, share, seed), "test")
 
 
 def nested(rows: Sequence[int], clusters: Sequence[int], labels: Sequence[str], share: float, seed: int) -> tuple[int, ...]:

@@ -90,7 +90,7 @@ class Dataset:
 
     def audit_json(self) -> dict[str, Any]:
         audit = dataclasses.replace(self.audit, findings=self.findings())
-        suspects = self.noise.suspects[:200] if self.noise else ()
+        suspects = self.noise.suspects if self.noise else ()
         return {
             **audit.to_json(self.examples),
             "suspects": [{**dataclasses.asdict(s), "where": self.examples[s.row].where} for s in suspects],

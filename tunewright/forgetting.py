@@ -38,7 +38,7 @@ from tunewright.systems import System
 
 RULE = "the smallest scale whose dev score lies within one standard error of the best scale's"
 PIECE = 512
-STANDARD_TOKENS, FULL_TOKENS = 6_000, 40_000
+STANDARD_TOKENS, FULL_TOKENS = 4_000, 10_000
 PROBE_TOKENS = 32
 
 
@@ -53,18 +53,15 @@ def forget(session: Session) -> None:
     model, scales = session.trained(), [*scales, 1.0]
     base = session.untrained() if session.plan.adapter.kind == "none" else None
     found: dict[str, Any] = {"measured": True, "scales": scales, "rule": RULE, "chosen": 1.0}
-    own, sources_of = (
-        _own_answers(session),
-        {"task": "the base model's own answers to dev prompts", "generic": "bundled text of four kinds"},
-    )
-    generic = _generic(session, FULL_TOKENS if full else STANDARD_TOKENS)
-    for name, rows in (("task", own), ("generic", generic)):
+    texts = {"task": own_answers(session), "generic": generic(session, FULL_TOKENS if full else STANDARD_TOKENS)}
+    what = {"task": "the base model's own answers to dev prompts", "generic": "bundled text of four kinds"}
+    for name, rows in texts.items():
         if not rows:
             continue
         with session.talk.bar(f"KL on {name}", len(rows)) as note:
-            told = functools.partial(note, words="rows")
-            measured = divergence.measure(model, rows, scales, session.plan.layout, told, base)
-        found[name] = {"what": sources_of[name], **_told(measured, [r.row for r in rows], config.prove.alpha)}
+            watch = functools.partial(note, words="rows")
+            measured = divergence.measure(model, rows, scales, session.plan.layout, watch, base)
+        found[name] = {"what": what[name], **told(measured, [r.row for r in rows], config.prove.alpha)}
     if len(scales) > 1:
         found["sweep"] = _sweep(session, scales)
         if asked.choose:
@@ -88,7 +85,7 @@ def _say(session: Session, found: dict[str, Any]) -> None:
     session.talk.say("forgetting: " + "; ".join(parts))
 
 
-def _own_answers(session: Session) -> list[Rendered]:
+def own_answers(session: Session) -> list[Rendered]:
     """Dev prompts with what the base model itself says to them: where the tuned model's habits differ, this shows it."""
     if session.data.task.kind == "text":
         return []
@@ -102,7 +99,7 @@ def _own_answers(session: Session) -> list[Rendered]:
     return [Rendered((*p, *a), (*[0.0] * len(p), *[1.0] * len(a)), row) for row, p, a in zip(rows, asked, said, strict=True) if a]
 
 
-def _generic(session: Session, tokens: int) -> list[Rendered]:
+def generic(session: Session, tokens: int) -> list[Rendered]:
     """Bundled passages that training did not see, up to about ``tokens`` tokens; ``row`` is the passage."""
     seen = [e.text if isinstance(e, Text) else "\n".join(m.content for m in e.messages) for e in session.data.examples]
     found: list[Rendered] = []
@@ -114,7 +111,7 @@ def _generic(session: Session, tokens: int) -> list[Rendered]:
     return found
 
 
-def _told(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, Any]:
+def told(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, Any]:
     """Bits a token at each scale, with intervals over passages or rows."""
     bits = 1 / math.log(2)
     total = float(d.tokens_R.sum())
@@ -148,12 +145,14 @@ def choose(scores: dict[float, list[float]], higher_is_better: bool = True) -> f
     """The smallest scale whose mean lies within one standard error (of the paired difference) of the best scale's."""
     sign = 1.0 if higher_is_better else -1.0
     best = max(scores, key=lambda s: (sign * float(np.mean(scores[s])), -s))
-    for scale in sorted(scores):
-        lost = sign * (np.asarray(scores[best]) - np.asarray(scores[scale]))
-        error = float(lost.std(ddof=1)) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
-        if float(lost.mean()) <= error + 1e-12:
-            return scale
-    raise AssertionError("the best scale is within its own error")
+    return min(scale for scale in scores if as_good(scores[scale], scores[best], sign))
+
+
+def as_good(scores: Sequence[float], best: Sequence[float], sign: float) -> bool:
+    """Whether the mean lies within one standard error (of the paired difference) of the best's."""
+    lost = sign * (np.asarray(best) - np.asarray(scores))
+    error = float(lost.std(ddof=1)) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
+    return float(lost.mean()) <= error + 1e-12
 
 
 def _probes(session: Session) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class Run:
     scores = property(lambda self: self.path / "scores")
     forgetting = property(lambda self: self.path / "forgetting.json")
     cost = property(lambda self: self.path / "cost.json")
+    mitigation = property(lambda self: self.path / "mitigation.json")
+    internalised = property(lambda self: self.path / "internalised.json")
     cleaning = property(lambda self: self.path / "cleaning.json")
     curve = property(lambda self: self.path / "curve.json")
     verdict = property(lambda self: self.path / "verdict.json")

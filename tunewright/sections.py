@@ -202,6 +202,25 @@ def forgetting(f: dict[str, Any], metric: str) -> str:
     return "".join(parts)
 
 
+def mitigation(m: dict[str, Any], metric: str) -> str:
+    if not m.get("measured"):
+        return ""
+    rows = [
+        [
+            name,
+            f"{w['dev']:.4f}",
+            *(
+                f"{w[k][x]:{'+' if x == 'delta_bits' else ''}.4f}" if k in w else ""
+                for k in ("task", "generic")
+                for x in ("kl_bits", "delta_bits")
+            ),
+        ]
+        for name, w in m["ways"].items()
+    ]
+    head = ["trained", f"dev {NAMES[metric]}", "KL on task text", "more bits", "KL on generic text", "more bits"]
+    return f"{table(head, rows, range(1, 6))}<p>Rule: {e(m['rule'])}. It chooses <b>{e(m['chosen'])}</b>; the run itself is as it was planned.</p>"
+
+
 def _probes(f: dict[str, Any]) -> str:
     found = f.get("probes")
     if not found:
@@ -272,6 +291,18 @@ def curve(c: dict[str, Any] | None, v: dict[str, Any], ceiling: float | None) ->
     return (
         f"{head}<p>From {n[-2]} to {n[-1]} rows the score changed by <b>{d['gain']:+.3f}</b> ({between(d['interval'], 3, True)}): more data of this kind "
         f'<b>{e(d["word"])}</b>.{noise} {e(forecast)}</p><figure>{chart}</figure><p class="soft">{e(c["recipe"])}.</p>'
+    )
+
+
+def internalised(i: dict[str, Any]) -> str:
+    if not i.get("measured"):
+        return ""
+    tokens = i["prompt_tokens"]
+    return (
+        f"<h2>The prompt as weights</h2><p>A student learned from the base's own answers under the instruction ({i['prompts']} prompts, no gold answer) "
+        f"and is asked without it: {i['student']:.4f} against the base's {i['teacher']:.4f} with it, difference {i['difference']:+.4f} "
+        f"({between(i['interval'], 3, True)}): {e(i['verdict'])}. {100 * i['same_answers']:.0f} % of the answers are the same; {tokens['student']:.0f} prompt tokens "
+        f"instead of {tokens['teacher']:.0f}.</p>"
     )
 
 

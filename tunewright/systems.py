@@ -94,8 +94,9 @@ def arms(task: Task, train: Sequence[Chat], asked: ProveConfig, documents: Seque
                 tuned, family="tuned_retrieval", description="the trained weights, given the same passages", documents=passages
             )
         ]
-    if task.kind == "label" and not plain:
+    if task.kind == "label":
         found["constant"] = [System("constant", "always the commonest label", says=classical.constant(train, task.labels))]
+    if task.kind == "label" and not plain:
         found["classical"] = [
             System("classical", "TF-IDF and logistic regression", says=classical.tfidf(train, task.labels), fitted=True)
         ]

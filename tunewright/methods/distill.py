@@ -35,22 +35,9 @@ class Taught(Rendered):
 
 
 @dataclass(frozen=True)
-class SoftBatch:
-    batch: Batch
+class SoftBatch(Batch):
     soft_NK: Ints
     share_NK: Floats
-
-    @property
-    def tokens(self) -> int:
-        return self.batch.tokens
-
-    @property
-    def ids_BT(self) -> Ints:
-        return self.batch.ids_BT
-
-    @property
-    def weight_N(self) -> Floats:
-        return self.batch.weight_N
 
 
 def gold(row: Rendered) -> Taught:
@@ -90,28 +77,30 @@ def taught(
     return [row for row in found if row is not None]
 
 
-def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[SoftBatch]:
+def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]:
     """Passes of gold rows and of taught ones. Equal predictions are one there, and then so are their teachers: among taught rows
     because one past has one teacher, among gold ones because the target is the teacher."""
-    made = []
+    made: list[Batch] = []
     for kind in (True, False):
         mine = [i for i in rows if isinstance(r := rendered[i], Taught) and r.gold is kind]
         for group in passes(mine, [r.ids for r in rendered], plan.capacity, plan.layout):
             part = [r for i in group if isinstance(r := rendered[i], Taught)]
             batch = to_batch(part, plan.layout)
             first_N = np.unique(batch.which_M, return_index=True)[1]
-            soft_NK, share_NK = (np.concatenate(x)[first_N] for x in ([r.soft_NK for r in part], [r.share_NK for r in part]))
-            made.append(SoftBatch(batch, soft_NK, share_NK))
+            soft_NK = np.concatenate([r.soft_NK for r in part])[first_N]
+            share_NK = np.concatenate([r.share_NK for r in part])[first_N]
+            made.append(SoftBatch(**vars(batch), soft_NK=soft_NK, share_NK=share_NK))
     return made
 
 
-def loss(model: Any, batch: SoftBatch, plan: Plan) -> tuple[Tensor, float]:
+def loss(model: Any, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
+    assert isinstance(batch, SoftBatch)
     device = next(model.parameters()).device
     weight_N = torch.from_numpy(batch.weight_N).to(device)
     soft_NK, share_NK = torch.from_numpy(batch.soft_NK).to(device), torch.from_numpy(batch.share_NK).to(device)
     if models.frozen_head(model):
         head_VD = model.get_output_embeddings().weight
-        logits_NV = models.hidden(model, batch.batch, plan.recompute) @ head_VD.T
+        logits_NV = models.hidden(model, batch, plan.recompute) @ head_VD.T
     else:
-        logits_NV = models.forward(model, batch.batch, plan.recompute)
+        logits_NV = models.forward(model, batch, plan.recompute)
     return losses.soft_cross_entropy(logits_NV, soft_NK, share_NK, weight_N)

@@ -1,0 +1,212 @@
+"""Runs whose verdict is known beforehand, end to end through the command line on the real 135M model and real tweets.
+
+python benchmarks/known_answers.py [--shuffles 40] [--only NAME ...]      Writes results/known_answers.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tunewright.statistics import wilson
+
+HERE = Path(__file__).parent
+TWEETS = HERE.parent / "examples" / "sentiment" / "data" / "tweets.csv"
+INSTRUCTION = "data.instruction=Classify the sentiment of the user's text. Answer with one word: positive, negative or neutral."
+Rows = list[tuple[str, str]]
+PLAIN = ["prove.evidence=plain", "prove.shots=[4]"]
+
+
+def tweets() -> Rows:
+    if not TWEETS.exists():
+        subprocess.run([sys.executable, str(TWEETS.parent.parent / "make_data.py")], check=True)
+    with open(TWEETS, encoding="utf-8", newline="") as file:
+        return [(r["text"], r["label"]) for r in csv.DictReader(file)]
+
+
+class Bench:
+    def __init__(self, folder: Path, shuffles: int) -> None:
+        self.folder, self.shuffles, self.rows = folder, shuffles, tweets()
+        random.Random(1).shuffle(self.rows)
+
+    def write(self, name: str, rows: Rows) -> str:
+        file = self.folder / f"{name}.csv"
+        with open(file, "w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerows([("text", "label"), *rows])
+        return str(file)
+
+    def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tunewright.cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False)
+
+    def verdict(self, name: str, train: Rows, dev: Rows, test: Rows, *settings: str, verb: str = "prove") -> dict[str, Any]:
+        files = {side: self.write(f"{name}-{side}", rows) for side, rows in (("train", train), ("dev", dev), ("test", test))}
+        done = self.cli(
+            verb, files["train"], f"data.dev={files['dev']}", f"data.test={files['test']}", INSTRUCTION,
+            "--name", name, "--json", *settings,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def run_file(self, name: str, file: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "runs" / name / file).read_text()))
+
+    # -- each case: (what should come out, what came out, whether it did)
+
+    def learnable(self) -> tuple[str, str, bool]:
+        r = self.rows
+        v = self.verdict("learnable", r[:900], r[900:980], r[980:1180], *PLAIN, "train.epochs=2")
+        return "BETTER", _told(v), v["verdict"] == "BETTER"
+
+    def null(self) -> tuple[str, str, bool]:
+        r = self.rows
+        v = self.verdict("null", r[:150], r[150:190], r[190:390], *PLAIN, "train.lr=1e-9", "train.steps=3")
+        same = v["arms"]["zero_shot"]["score"] == v["tuned"]
+        return (
+            "tuned = zero-shot; PRACTICALLY EQUAL, CANNOT TELL or WORSE than the best arm, never BETTER",
+            f"{_told(v)}; zero-shot {v['arms']['zero_shot']['score']:.3f}",
+            v["verdict"] != "BETTER" and same,
+        )
+
+    def shuffled(self) -> tuple[str, str, bool]:
+        words: list[str] = []
+        for seed in range(self.shuffles):
+            draw = random.Random(seed)
+            rows = draw.sample(self.rows, 290)
+            labels = [label for _, label in rows]
+            draw.shuffle(labels)
+            rows = [(text, label) for (text, _), label in zip(rows, labels, strict=True)]
+            v = self.verdict(f"shuffled-{seed}", rows[:150], rows[150:190], rows[190:], *PLAIN, "train.epochs=1")
+            words.append(v["verdict"])
+            print(f"  shuffle {seed}: {_told(v)}", file=sys.stderr, flush=True)
+        better = words.count("BETTER")
+        low, high = wilson(better, len(words))
+        counts = ", ".join(f"{words.count(w)} {w}" for w in sorted(set(words)))
+        return (
+            "BETTER in at most 5 % of runs",
+            f"{counts}; rate {better / len(words):.1%} [{low:.1%}, {high:.1%}]",
+            better <= 0.05 * len(words),
+        )
+
+    def leak(self) -> tuple[str, str, bool]:
+        files = [self.write(f"leak-{k}", rows) for k, rows in (("train", self.rows[:100]), ("test", self.rows[95:140]))]
+        done = self.cli("check", files[0], f"data.test={files[1]}")
+        told = done.stderr.strip().splitlines()
+        return (
+            "SPLIT_LEAK, exit status 2, 5 rows",
+            f"exit status {done.returncode}: {told[0][:140]}",
+            done.returncode == 2 and len(told) >= 5 and "SPLIT_LEAK" in done.stderr,
+        )
+
+    def contradictions(self) -> tuple[str, str, bool]:
+        rows = self.rows[:400]
+        other = {"positive": "negative", "negative": "neutral", "neutral": "positive"}
+        twice = rows + [(text, other[label]) for text, label in rows[:100]]
+        audit = json.loads(self.cli("check", self.write("contradictions", twice), "--json").stdout)
+        return (
+            "ceiling 80.0 % (100 of 500 rows cannot be matched)",
+            f"ceiling {audit['ceiling']:.1%}",
+            abs(audit["ceiling"] - 0.8) < 1e-9,
+        )
+
+    def noise(self) -> tuple[str, str, bool]:
+        draw, names = random.Random(0), ("positive", "negative", "neutral")
+        planted = [
+            (text, draw.choice([x for x in names if x != label]) if draw.random() < 0.15 else label) for text, label in self.rows
+        ]
+        audit = json.loads(self.cli("check", self.write("noise", planted), "--json").stdout)
+        (finding,) = (f for f in audit["findings"] if f["code"] == "LABEL_NOISE")
+        suspects = {s["row"] for s in audit["suspects"]}
+        # Only training rows are looked at, so only their planted labels can be found.
+        split = self.cli("plan", self.write("noise", planted), INSTRUCTION, "--name", "noise", "--json")
+        assert split.returncode == 0, split.stderr
+        lines = (self.folder / "runs" / "noise" / "data" / "split.jsonl").read_text().splitlines()
+        train = {line["row"] for line in map(json.loads, lines) if line["side"] == "train"}
+        wrong = {i for i, (a, b) in enumerate(zip(planted, self.rows, strict=True)) if a != b} & train
+        hit = len(suspects & wrong)
+        precision, recall = hit / len(suspects), hit / len(wrong)
+        return (
+            "precision 0.7, recall 0.6 (aim)",
+            f"precision {precision:.2f}, recall {recall:.2f}; {finding['message']}",
+            precision >= 0.7 and recall >= 0.6,
+        )
+
+    def forgetful(self) -> tuple[str, str, bool]:
+        r = self.rows
+        settings = [
+            "prove.evidence=full",
+            "prove.shots=[4]",
+            "train.epochs=6",
+            "train.lr=0.004",
+            "train.patience=0",
+            "forget.mitigate=true",
+        ]
+        v = self.verdict("forgetful", r[:300], r[300:400], r[400:600], *settings, verb="export")
+        f, m = self.run_file("forgetful", "forgetting.json"), self.run_file("forgetful", "mitigation.json")
+        lost = {k: p["verdict"] for k, p in f["probes"].items() if "verdict" in p}
+        before, after = m["ways"]["as it is"], m["ways"][m["chosen"]]
+        told = (
+            f"probes {lost}; KL on generic text {before['generic']['kl_bits']:.2f} bits as it is, {after['generic']['kl_bits']:.2f} with {m['chosen']} "
+            f"(dev {before['dev']:.3f} and {after['dev']:.3f}); share of the update that the rule chooses {f['sweep']['chosen']:g}"
+        )
+        del v
+        tripped = "WORSE" in lost.values()
+        return (
+            "a probe is WORSE; a mitigation brings KL down at an equal dev score",
+            told,
+            tripped and after["generic"]["kl_bits"] < before["generic"]["kl_bits"],
+        )
+
+
+CASES: dict[str, Callable[[Bench], tuple[str, str, bool]]] = {
+    name: getattr(Bench, name) for name in ("leak", "contradictions", "noise", "learnable", "null", "forgetful", "shuffled")
+}
+
+
+def _told(v: dict[str, Any]) -> str:
+    other = v["comparator"]
+    return f"{v['verdict']}: {v['tuned']:.3f} against {other['score']:.3f} ({other['name']}), {v['interval'][0]:+.3f} to {v['interval'][1]:+.3f}, {v['n']} rows"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--shuffles", type=int, default=40)
+    parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "known_answers.json")
+    asked = parser.parse_args()
+    bench = Bench(Path(tempfile.mkdtemp(prefix="tunewright-known-")), asked.shuffles)
+    found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    for name in asked.only:
+        begun = time.monotonic()
+        wanted, told, held = CASES[name](bench)
+        found[name] = {"wanted": wanted, "told": told, "held": held, "seconds": round(time.monotonic() - begun)}
+        print(
+            f"{name}: {'as wanted' if held else 'NOT AS WANTED'}: {told} ({found[name]['seconds']} s)",
+            file=sys.stderr,
+            flush=True,
+        )
+        asked.out.write_text(json.dumps(found, indent=1))
+    lines = [
+        f"`python benchmarks/known_answers.py --shuffles {asked.shuffles}`: SmolLM2-135M-Instruct, tweets (vaderSentiment), through the command line.",
+        "",
+        "| run | should give | gave | |",
+        "|---|---|---|---|",
+        *(f"| {k} | {c['wanted']} | {c['told']} | {'yes' if c['held'] else '**no**'} |" for k, c in found.items()),
+    ]
+    asked.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    sys.exit(not all(c["held"] for c in found.values()))
+
+
+if __name__ == "__main__":
+    main()
