@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,23 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from tunewright import adapters, calibration, classical, corpus, divergence, forgetting, metrics, probes, remote, retrieval
+from tunewright import (
+    adapters,
+    calibration,
+    classical,
+    corpus,
+    cost,
+    curve,
+    divergence,
+    extrapolate,
+    forgetting,
+    metrics,
+    noise,
+    probes,
+    remote,
+    retrieval,
+    split,
+)
 from tunewright.config import AdapterConfig
 from tunewright.errors import RunError
 from tunewright.examples import Chat, Message, Text
@@ -294,3 +311,92 @@ def test_the_smallest_scale_within_one_standard_error_is_chosen() -> None:
     near = {0.25: [0.0] * 20, 0.5: [1.0] * 19 + [0.0], 1.0: [1.0] * 20}
     assert forgetting.choose(near) == 0.5
     assert forgetting.choose({s: [-x for x in v] for s, v in clear.items()}, higher_is_better=False) == 1.0
+
+
+# -- curves
+
+
+def test_nested_shares_are_nested_stratified_and_keep_groups_together() -> None:
+    rows = list(range(200))
+    clusters = [i // 2 for i in rows]
+    labels = ["a" if (i // 2) % 4 else "b" for i in rows]
+    taken = [set(curve.nested(rows, clusters, labels, share, 5)) for share in (1 / 8, 1 / 4, 1 / 2, 1.0)]
+    assert all(a < b for a, b in itertools.pairwise(taken))
+    assert taken[-1] == set(rows)
+    for share, chosen in zip((1 / 8, 1 / 4, 1 / 2), taken, strict=False):
+        assert len(chosen) == pytest.approx(200 * share, abs=4)
+        assert sum(labels[i] == "b" for i in chosen) == pytest.approx(50 * share, abs=2)
+        assert all((i ^ 1) in chosen for i in chosen)  # a pair of near-duplicates is never divided
+    assert set(curve.nested(rows, clusters, labels, 0.5, 6)) != taken[2]
+
+
+def measured(sizes: list[int], error: Any, rows: int = 400, seeds: int = 3, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [(rng.random((seeds, rows)) > error(n)).astype(float) for n in sizes]
+
+
+def test_the_last_doubling_has_its_interval_and_its_word() -> None:
+    rng = np.random.default_rng(0)
+    half, better = (rng.random((1, 400)) > 0.5).astype(float), (rng.random((1, 400)) > 0.2).astype(float)
+    told = extrapolate.last_doubling(better, half, list(range(400)), 0.05, 0.02)
+    assert told["word"] == "helps"
+    assert told["interval"][0] < told["gain"] < told["interval"][1]
+    assert extrapolate.last_doubling(half, half, list(range(400)), 0.05, 0.02)["word"] == "does not visibly help"
+    assert extrapolate.last_doubling(half[:, :9], better[:, :9], list(range(9)), 0.05, 0.02)["word"] == "cannot tell"
+    three = np.repeat(half, 3, axis=0)
+    uneven = three.copy()
+    uneven[0] = 1.0
+    wide = extrapolate.last_doubling(uneven, three, list(range(400)), 0.05, 0.02)["interval"]
+    assert wide[1] - wide[0] > 0.3  # seeds that disagree widen it
+
+
+def test_forecasts_are_told_only_where_they_would_have_held() -> None:
+    sizes = [100, 200, 400, 800]
+    power = extrapolate.forecast(sizes, measured(sizes, lambda n: 0.6 * (n / 100) ** -0.5), resamples=40)
+    assert power["told"], power
+    assert power["interval"][0] <= 1 - 0.6 * 16**-0.5 <= power["interval"][1]
+    jump = extrapolate.forecast(sizes, measured(sizes, lambda n: 0.5 if n < 800 else 0.05), resamples=40)
+    assert not jump["told"]
+    assert "misses" in jump["why"]
+    assert not extrapolate.forecast(sizes[:2], measured(sizes[:2], lambda n: 0.5))["told"]
+
+
+# -- noise
+
+
+def test_planted_label_noise_is_found_where_words_tell_the_label() -> None:
+    rng = np.random.default_rng(0)
+    texts, labels, wrong = [], [], set()
+    for i in range(400):
+        label = "ab"[i % 2]
+        said = " ".join(rng.choice([f"{label}{k}" for k in range(8)] + ["x", "y", "z"], 9))
+        if rng.random() < 0.15:
+            wrong.add(i)
+            label = "ba"[i % 2]
+        texts.append(said)
+        labels.append(label)
+    found = noise.find(texts, labels, list(range(400)), list(range(400)))
+    assert found is not None
+    suspects = {s.row for s in found.suspects}
+    assert len(suspects & wrong) / len(suspects) > 0.9
+    assert len(suspects & wrong) / len(wrong) > 0.8
+    assert found.interval[0] < len(wrong) / 400 < found.interval[1]
+    assert noise.find(texts[:40], labels[:40], list(range(40)), list(range(40))) is None
+    assert noise.find(texts, list(rng.permutation(labels)), list(range(400)), list(range(400))) is None  # it knows nothing
+
+
+def test_a_long_run_of_words_across_sides_is_an_overlap() -> None:
+    long = " ".join(f"w{i}" for i in range(20))
+    rows = [chat(f"{long} {i}" if i in (0, 9) else f"short question {i}", f"answer {i}") for i in range(10)]
+    assert split.overlaps(rows, range(8), [8, 9]) == (9,)
+    template = [chat(f"{long} number {i}", "x") for i in range(10)]
+    assert split.overlaps(template, range(8), [8, 9]) == ()  # many rows have it: a template, not a leak
+
+
+def test_order_statistics_bound_the_quantiles() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        told = cost.quantiles(rng.exponential(size=40))
+        hits += told["p50"][1] <= np.log(2) <= told["p50"][2]
+    assert hits >= 0.93 * 200

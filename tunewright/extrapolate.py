@@ -82,8 +82,5 @@ def _fitted(name: str, x: Floats, error: Floats, at: float) -> float | None:
     form, start, bounds = FORMS[name]
     if len(start) > len(x):
         return None
-    try:
-        found, _ = optimize.curve_fit(form, x, error, p0=start, bounds=bounds, maxfev=2000)
-    except (RuntimeError, ValueError):
-        return None
-    return float(form(np.array([at]), *found)[0])
+    found = optimize.least_squares(lambda parameters: form(x, *parameters) - error, start, bounds=bounds)
+    return float(form(np.array([at]), *found.x)[0])
