@@ -194,6 +194,7 @@ def test_the_config_fields() -> None:
         "prove.alpha",
         "prove.handover",
         "prove.internalise",
+        "prove.crossfit",
         "prove.cleaning",
         "prove.remote.url",
         "prove.remote.model",

@@ -24,7 +24,9 @@ def full(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> Any:
     words = [("fire and flame", "warm"), ("ice and snow", "cold")]
     lines = [f"lot {i * 37 % 1009} of {words[i % 2][0]},{words[(i + (i % 17 == 0)) % 2][1]}\n" for i in range(150)]
     (root / "labels.csv").write_text("text,label\n" + "".join([*lines, *lines[:3]]))
-    (root / "keep.jsonl").write_text("".join(json.dumps({"prompt": f"say {w}", "completion": w}) + "\n" for w in ("yes", "no", "red")))
+    (root / "keep.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"say {w}", "completion": w}) + "\n" for w in ("yes", "no", "red"))
+    )
     (root / "documents").mkdir()
     (root / "documents" / "one.txt").write_text("Fire and flame are warm.\n\nIce and snow are cold.\n")
     return tw.run(
@@ -41,6 +43,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> Any:
         prove__shots=[1],
         prove__documents=str(root / "documents"),
         prove__internalise=10,
+        prove__crossfit=True,
         prove__cleaning=True,
         prove__dev_rows=8,
         forget__keep=str(root / "keep.jsonl"),
@@ -106,6 +109,17 @@ def test_the_prompt_as_weights_saves_its_tokens(full: Any) -> None:
     i = read(full, "internalised")
     assert i["prompts"] == 10
     assert i["prompt_tokens"]["student"] < i["prompt_tokens"]["teacher"] - 100
+
+
+def test_every_training_row_is_judged_by_a_model_that_has_not_seen_it(full: Any) -> None:
+    split = [json.loads(x) for x in (full.path / "data" / "split.jsonl").read_text().splitlines()]
+    train = {x["row"] for x in split if x["side"] == "train"}
+    judged: set[int] = set()
+    for k in range(2):
+        lines = (full.path / "branches" / f"fold-{k}" / "scores" / "train-tuned.jsonl").read_text().splitlines()
+        judged |= {json.loads(x)["row"] for x in lines}
+    assert judged == train
+    assert read(full, "crossfit")["measured"]
 
 
 def test_the_page_tells_in_the_order_of_decisions(full: Any) -> None:

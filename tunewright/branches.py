@@ -56,9 +56,12 @@ def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
     )
 
 
-def scores(session: Session, branch: Branch, side: str, system: System | None = None) -> list[Score]:
-    """The branch's answers to dev or test, prompted as the tuned model is or as ``system`` says; trained first where it is not."""
-    run, rows = Run(session.run.path / "branches" / branch.name), session.rows(side)
+def scores(
+    session: Session, branch: Branch, side: str, system: System | None = None, rows: list[int] | None = None
+) -> list[Score]:
+    """The branch's answers to dev or test (or to some ``rows`` of train), prompted as the tuned model is or as ``system`` says;
+    trained first where it is not."""
+    run, rows = Run(session.run.path / "branches" / branch.name), session.rows(side) if rows is None else rows
     (tuned,) = session.families["tuned"]
     system = system or tuned
     file = run.scores / f"{side}-{system.name}.jsonl"

@@ -14,6 +14,8 @@ from tunewright.session import Session
 def clean(session: Session) -> None:
     """Writes cleaning.json: cleaned - as it is, paired. Nothing is dropped from the run itself."""
     flagged = to_drop(session.data)
+    if (told := runs.read_json(session.run.crossfit))["measured"]:  # a better judge than words alone
+        flagged["labels that look wrong"] = [s["row"] for s in told["suspects"]]
     train = session.data.side("train")
     if not session.config.prove.cleaning or not flagged:
         runs.write_json(session.run.cleaning, {"measured": False, "flagged": {k: len(v) for k, v in flagged.items()}})

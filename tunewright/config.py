@@ -119,7 +119,7 @@ class ProveConfig(_Frozen):
     wordings: list[str] = Field([], description="Further instructions for the zero-shot arm to try on dev.")
     documents: str | None = Field(None, description="Folder of .txt/.md documents for the retrieval arms.")
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Judge at most this many test rows.")
-    dev_rows: Annotated[int, Field(ge=1)] = Field(100, description="Choose on at most this many dev rows.")
+    dev_rows: Annotated[int, Field(ge=1)] = Field(60, description="Choose on at most this many dev rows.")
     max_new_tokens: Auto | Positive = Field("auto", description="Longest answer of every arm, in tokens.")
     batch: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
         "auto", description="Rows decoded together; auto follows the free memory."
@@ -134,6 +134,9 @@ class ProveConfig(_Frozen):
     internalise: Annotated[int, Field(ge=0)] = Field(
         0,
         description="Training prompts on which to learn the rows' instruction into weights, the base being the teacher; 0: not.",
+    )
+    crossfit: bool = Field(
+        False, description="Train on halves of the rows to find answers that look wrong to a model that has not seen them."
     )
     cleaning: bool = Field(False, description="Also train without the flagged rows, and compare.")
     remote: RemoteConfig = RemoteConfig()

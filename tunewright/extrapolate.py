@@ -82,5 +82,9 @@ def _fitted(name: str, x: Floats, error: Floats, at: float) -> float | None:
     form, start, bounds = FORMS[name]
     if len(start) > len(x):
         return None
-    found = optimize.least_squares(lambda parameters: form(x, *parameters) - error, start, bounds=bounds)
+
+    def missed(parameters: Floats) -> Floats:
+        return np.asarray(form(x, *parameters) - error)
+
+    found = optimize.least_squares(missed, start, bounds=bounds)
     return float(form(np.array([at]), *found.x)[0])

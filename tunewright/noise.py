@@ -37,25 +37,29 @@ class Noise:
     accuracy: float
 
 
-def find(texts: Sequence[str], labels: Sequence[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
+def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
     """Judged by TF-IDF and logistic regression, each row by folds that hold neither it nor its near-duplicates. None for fewer
     than 50 rows, one label, or where the classifier is no better than the commonest label: then it knows nothing."""
     if len(texts) < FEWEST or len(set(labels)) < 2:
         return None
     p_RL, names = classical.out_of_fold(texts, labels, clusters)
+    found = judged(p_RL, names, labels, rows)
+    commonest = max(labels.count(x) for x in set(labels)) / len(labels)
+    return found if found.accuracy > commonest + 0.02 else None
+
+
+def judged(p_RL: NDArray[np.float64], names: Sequence[str], labels: Sequence[str], rows: Sequence[int]) -> Noise:
+    """Confident learning on out-of-fold shares, wherever they come from; ``names`` are the columns."""
     given_R = np.array([names.index(x) for x in labels])
-    accuracy = float((p_RL.argmax(1) == given_R).mean())
-    if accuracy <= np.bincount(given_R).max() / len(given_R) + 0.02:
-        return None
     off_R = suspected(p_RL, given_R)
     order = sorted(np.flatnonzero(off_R).tolist(), key=lambda r: (p_RL[r, given_R[r]] - p_RL[r].max(), r))
     draw = np.random.Generator(np.random.Philox(key=0))
     picks = [draw.integers(0, len(labels), len(labels)) for _ in range(200)]
-    rates = [rate(p_RL[pick], given_R[pick]) for pick in picks]
-    low, high = np.quantile(rates, (0.025, 0.975))
+    low, high = np.quantile([rate(p_RL[pick], given_R[pick]) for pick in picks], (0.025, 0.975))
     suspects = tuple(
         Suspect(rows[r], labels[r], names[int(p_RL[r].argmax())], round(float(p_RL[r, given_R[r]]), 4)) for r in order
     )
+    accuracy = float((p_RL.argmax(1) == given_R).mean())
     return Noise(len(labels), rate(p_RL, given_R), (float(low), float(high)), suspects, accuracy)
 
 

@@ -34,7 +34,9 @@ def write(run: Run) -> None:
         sections.forgetting(extra["forgetting"], verdict["metric"])
         + sections.mitigation(read_json(run.mitigation) if run.mitigation.exists() else {}, verdict["metric"]),
         sections.curve(curve, verdict, audit.get("ceiling")),
-        _audit(audit) + sections.cleaning(read_json(run.cleaning) if run.cleaning.exists() else {}),
+        _audit(audit)
+        + sections.crossfit(read_json(run.crossfit) if run.crossfit.exists() else {})
+        + sections.cleaning(read_json(run.cleaning) if run.cleaning.exists() else {}),
         _rows(run, verdict),
         sections.calibration(verdict.get("calibration")),
         sections.internalised(read_json(run.internalised) if run.internalised.exists() else {}),

@@ -49,6 +49,7 @@ class Run:
     cost = property(lambda self: self.path / "cost.json")
     mitigation = property(lambda self: self.path / "mitigation.json")
     internalised = property(lambda self: self.path / "internalised.json")
+    crossfit = property(lambda self: self.path / "crossfit.json")
     cleaning = property(lambda self: self.path / "cleaning.json")
     curve = property(lambda self: self.path / "curve.json")
     verdict = property(lambda self: self.path / "verdict.json")
