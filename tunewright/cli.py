@@ -233,12 +233,12 @@ def curve(
     """Was the data enough? Trains on half of the rows and compares."""
     session = _advance(str(find_path(root, run)), None, None, None, root, quiet or as_json, "prove")
     from tunewright import curve as curves
-    from tunewright import report
+    from tunewright import pipeline
     from tunewright.runs import read_json
 
     curves.curve(session, full)
     if session.run.report.exists():
-        report.write(session.run)
+        pipeline.tell(session)
     if as_json:
         out(read_json(session.run.curve))
     else:

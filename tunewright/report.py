@@ -22,30 +22,27 @@ WORST = 20
 
 def write(run: Run) -> None:
     """report.html and data/audit.html from what the run folder holds; what has not been measured is said."""
-    receipt, plan, verdict, audit = read_json(run.receipt), read_json(run.plan), read_json(run.verdict), read_json(run.audit)
-    extra = {
-        name: read_json(file) if file.exists() else {} for name, file in (("forgetting", run.forgetting), ("cost", run.cost))
-    }
-    curve = read_json(run.curve) if run.curve.exists() else None
+    receipt, plan, v, audit = read_json(run.receipt), read_json(run.plan), read_json(run.verdict), read_json(run.audit)
+    nothing: dict[str, Any] = {}
     parts = [
-        _head(run, verdict, plan, receipt),
-        sections.arms(verdict),
-        sections.cost(extra["cost"]),
-        sections.forgetting(extra["forgetting"], verdict["metric"])
-        + sections.mitigation(read_json(run.mitigation) if run.mitigation.exists() else {}, verdict["metric"]),
-        sections.curve(curve, verdict, audit.get("ceiling")),
-        _audit(audit)
-        + sections.crossfit(read_json(run.crossfit) if run.crossfit.exists() else {})
-        + sections.cleaning(read_json(run.cleaning) if run.cleaning.exists() else {}),
-        _rows(run, verdict),
-        sections.calibration(verdict.get("calibration")),
-        sections.internalised(read_json(run.internalised) if run.internalised.exists() else {}),
+        _head(run, v, plan, receipt),
+        sections.arms(v),
+        sections.cost(v.get("cost", nothing)),
+        sections.forgetting(v.get("retention", nothing), v["metric"]),
+        sections.mitigation(v.get("mitigation", nothing), v["metric"]),
+        sections.curve(v.get("curve"), v, audit["ceiling"]),
+        _audit(audit),
+        sections.crossfit(v.get("crossfit", nothing)),
+        sections.cleaning(v.get("cleaning", nothing)),
+        _rows(run, v),
+        sections.calibration(v.get("calibration")),
+        sections.internalised(v.get("internalised", nothing)),
         _training(run, plan),
         _exports(run),
         _plan(plan),
-        _protocol(run, verdict, receipt),
+        _protocol(run, v, receipt),
     ]
-    write_atomic(run.report, page.page(f"{run.name}: {verdict['verdict']}", parts))
+    write_atomic(run.report, page.page(f"{run.name}: {v['verdict']}", parts))
     write_atomic(run.audit.with_suffix(".html"), audit_page(audit, run.name))
 
 
@@ -202,7 +199,7 @@ def _protocol(run: Run, v: dict[str, Any], receipt: dict[str, Any]) -> str:
         if v["comparator"]["chosen_on"] == "dev"
         else "The comparator is the untrained arm with the best score on the same test rows, which favours it."
     )
-    told = f"{chosen} Test: {_e(v['test'])}, two-sided p {p}; {v['clusters']} independent groups in {v['n']} rows; the tuned model scored higher on {v['only_tuned']} rows, the comparator on {v['only_other']}. Margin {v['margin']:g}, alpha {v['alpha']:g}. The test rows of this run have been read {v['test_reads']} time(s)."
+    told = f"{chosen} Test: {_e(v['test'])}, two-sided p {p}; {v['clusters']} independent groups in {v['n']} rows; the tuned model scored higher on {v['only_tuned']} rows, the comparator on {v['only_other']}. Margin {v['margin']:g}, alpha {v['alpha']:g}. The test rows of this run have been read {v['test_reads']} time{'s' if v['test_reads'] != 1 else ''}."
     facts = [
         *receipt["versions"].items(),
         *((f"sha256 of {k}", h) for k, h in receipt["hashes"].items()),

@@ -56,6 +56,19 @@ class Run:
     report = property(lambda self: self.path / "report.html")
 
     @property
+    def evidence(self) -> dict[str, Path]:
+        """What stages beside the verdict found, by its name in verdict.json."""
+        return {
+            "retention": self.forgetting,
+            "mitigation": self.mitigation,
+            "crossfit": self.crossfit,
+            "cleaning": self.cleaning,
+            "internalised": self.internalised,
+            "curve": self.curve,
+            "cost": self.cost,
+        }
+
+    @property
     def stage(self) -> str:
         """The last stage that is whole."""
         for stage, file in (

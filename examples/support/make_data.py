@@ -1,5 +1,6 @@
 """Support questions and answers written by project members, from Debian's documentation packages:
-the Python FAQ (PSF licence), the Debian FAQ (free copyleft, GPL-2+) and the SQLite FAQ (public domain).
+the Python FAQ (PSF licence), the Debian FAQ (free copyleft, GPL-2+) and the SQLite FAQ (public domain). For the retrieval arms:
+the Python tutorial and HOWTOs and SQLite's other pages, without the FAQs.
 
 Needs `apt-get download` (Debian or Ubuntu; run `apt-get update` once) and dpkg.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,3 +48,15 @@ for package, keep, heading in SOURCES:
                 rows.setdefault(question.lower(), {"prompt": question, "completion": answer})
 out.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows.values()), encoding="utf-8")
 print(out, len(rows), "rows")
+
+pages = out.parent / "documents"
+shutil.rmtree(pages, ignore_errors=True)
+pages.mkdir()
+for package, keep in (
+    ("python3.11-doc", r"html/(?:tutorial|howto)/[a-z]+\.html$"),
+    ("sqlite3-doc", r"sqlite3/(?!faq)[a-z0-9_]+\.html$"),
+):
+    for name, page in members(deb(package), keep):
+        text = plain(page.split("<body", 1)[-1].split(">", 1)[-1])
+        (pages / f"{package}-{Path(name).stem}.txt").write_text(text[:60_000], encoding="utf-8")
+print(pages, len(list(pages.iterdir())), "documents")
