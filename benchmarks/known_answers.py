@@ -150,7 +150,7 @@ class Bench:
             "train.patience=0",
             "forget.mitigate=true",
         ]
-        v = self.verdict("forgetful", r[:300], r[300:400], r[400:600], *settings, verb="export")
+        self.verdict("forgetful", r[:160], r[160:220], r[220:320], *settings, verb="export")
         f, m = self.run_file("forgetful", "forgetting.json"), self.run_file("forgetful", "mitigation.json")
         lost = {k: p["verdict"] for k, p in f["probes"].items() if "verdict" in p}
         before, after = m["ways"]["as it is"], m["ways"][m["chosen"]]
@@ -158,7 +158,7 @@ class Bench:
             f"probes {lost}; KL on generic text {before['generic']['kl_bits']:.2f} bits as it is, {after['generic']['kl_bits']:.2f} with {m['chosen']} "
             f"(dev {before['dev']:.3f} and {after['dev']:.3f}); share of the update that the rule chooses {f['sweep']['chosen']:g}"
         )
-        del v
+
         tripped = "WORSE" in lost.values()
         return (
             "a probe is WORSE; a mitigation brings KL down at an equal dev score",

@@ -18,6 +18,8 @@ from tunewright.yaml12 import parse_yaml, read_yaml
 
 Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
+# Settings that are files or folders, by section and key.
+PATHS = (("data", "train"), ("data", "dev"), ("data", "test"), ("prove", "documents"), ("forget", "keep"), ("", "template"))
 
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -315,18 +317,22 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str,
     return rows
 
 
+def absolute(config: Config) -> Config:
+    """The config with its files named from the root: a run is continued from anywhere."""
+    data = config.model_dump()
+    _anchor_paths(data, Path.cwd())
+    # A model may also be a Hub id, or the embedded one.
+    if (path := Path(config.model)).exists() and config.model != Config.model_fields["model"].default:
+        data["model"] = str(path.resolve())
+    return Config.model_validate(data)
+
+
 def _anchor_paths(data: dict[str, Any], base: Path) -> None:
-    section = data.get("data")
-    if isinstance(section, dict):
-        for key in ("train", "dev", "test"):
-            if isinstance(section.get(key), str) and section[key]:
-                section[key] = str(base / section[key])
-    for name, key in (("prove", "documents"), ("forget", "keep")):
-        inner = data.get(name)
-        if isinstance(inner, dict) and isinstance(inner.get(key), str):
+    """Paths relative to ``base``, in place. A model is one only where it says so by a dot."""
+    for section, key in PATHS:
+        inner = data.get(section) if section else data
+        if isinstance(inner, dict) and isinstance(inner.get(key), str) and inner[key]:
             inner[key] = str(base / inner[key])
-    if isinstance(data.get("template"), str):
-        data["template"] = str(base / data["template"])
     model = data.get("model")
     if isinstance(model, str) and model.startswith((".", "..")):
         data["model"] = str(base / model)

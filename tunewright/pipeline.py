@@ -30,7 +30,6 @@ from tunewright import (
     loop,
     machine,
     mitigation,
-    models,
     profile,
     proving,
     rendering,
@@ -38,7 +37,7 @@ from tunewright import (
     runs,
 )
 from tunewright import plan as planning
-from tunewright.config import Config, to_yaml
+from tunewright.config import Config, absolute, to_yaml
 from tunewright.errors import RunError
 from tunewright.examples import Text
 from tunewright.generate import stop_ids
@@ -50,21 +49,7 @@ from tunewright.talk import Talk
 
 def start(config: Config, name: str | None, root: Path, talk: Talk, command: str) -> Session:
     """A new run folder with its config."""
-    # A run is continued from anywhere, so the paths in its config cannot be relative to here.
-    data = {side: str(Path(p).resolve()) for side in ("train", "dev", "test") if (p := getattr(config.data, side))}
-    if config.prove.documents:
-        documents = str(Path(config.prove.documents).resolve())
-        config = config.model_copy(update={"prove": config.prove.model_copy(update={"documents": documents})})
-    if config.forget.keep:
-        config = config.model_copy(
-            update={"forget": config.forget.model_copy(update={"keep": str(Path(config.forget.keep).resolve())})}
-        )
-    own = {
-        key: str(Path(p).resolve())
-        for key in ("template", "model")
-        if (p := getattr(config, key)) not in (None, models.EMBEDDED) and Path(p).exists()
-    }
-    config = config.model_copy(update={**own, "data": config.data.model_copy(update=data)})
+    config = absolute(config)
     run = runs.create(root, name, Path(config.data.train).stem)
     runs.write_atomic(run.config, to_yaml(config))
     run.event("created", command=command)
