@@ -7,12 +7,13 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import byte_tokenizer, tiny_model
 
 from tunewright import (
     adapters,
@@ -21,6 +22,7 @@ from tunewright import (
     corpus,
     cost,
     curve,
+    dense,
     divergence,
     extrapolate,
     forgetting,
@@ -30,8 +32,9 @@ from tunewright import (
     remote,
     retrieval,
     split,
+    systems,
 )
-from tunewright.config import AdapterConfig
+from tunewright.config import AdapterConfig, ProveConfig
 from tunewright.errors import RunError
 from tunewright.examples import Chat, Message, Text
 from tunewright.metrics import Task
@@ -145,6 +148,26 @@ def test_the_nearest_rows_are_near_and_never_the_row_itself() -> None:
     assert {s.target for s in shots} == {"red house", "blue house"}
     assert train[0] not in near.shots(train[0], 4)
     assert len(near.shots(chat("zzz", ""), 3)) == 3  # no shared word: still an answer, in the order of the rows
+
+
+def test_an_encoder_finds_what_means_the_same(tmp_path: Path) -> None:
+    """A small random BERT: a text's nearest is itself, whatever it is padded with, and arms take it in place of words."""
+    from transformers import AutoModel, BertConfig
+
+    tokenizer = byte_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    AutoModel.from_config(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["a short one", "something rather longer than the others are", "zebra", "a short two"]
+    found = dense.indexer(tmp_path)(texts)
+    assert [found.best(t, 1) for t in texts] == [[0], [1], [2], [3]]
+    assert torch.allclose(found.vector_ND, torch.cat([found.encode([t]) for t in texts]), atol=1e-6)
+    train = [chat(t, t.upper()) for t in texts]
+    task = metrics.detect_task(train)
+    arms = systems.arms(task, train, ProveConfig(shots=[2]), [Text("zebra crossing", "d")], dense.indexer(tmp_path))
+    assert "zebra crossing" in systems.prompt(arms["retrieval"][0], train[2])[-1].content
+    assert len(systems.prompt(arms["nearest"][0], train[2])) == 5
 
 
 def test_passages_lose_nothing() -> None:

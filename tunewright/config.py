@@ -19,7 +19,15 @@ from tunewright.yaml12 import parse_yaml, read_yaml
 Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
 # Settings that are files or folders, by section and key.
-PATHS = (("data", "train"), ("data", "dev"), ("data", "test"), ("prove", "documents"), ("forget", "keep"), ("", "template"))
+PATHS = (
+    ("data", "train"),
+    ("data", "dev"),
+    ("data", "test"),
+    ("prove", "documents"),
+    ("prove", "embedder"),
+    ("forget", "keep"),
+    ("", "template"),
+)
 
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -120,6 +128,9 @@ class ProveConfig(_Frozen):
     )
     wordings: list[str] = Field([], description="Further instructions for the zero-shot arm to try on dev.")
     documents: str | None = Field(None, description="Folder of .txt/.md documents for the retrieval arms.")
+    embedder: str | None = Field(
+        None, description="Folder of a local encoder (BERT-like, safetensors) to find rows and passages with, instead of BM25."
+    )
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Judge at most this many test rows.")
     dev_rows: Annotated[int, Field(ge=1)] = Field(60, description="Choose on at most this many dev rows.")
     max_new_tokens: Auto | Positive = Field("auto", description="Longest answer of every arm, in tokens.")

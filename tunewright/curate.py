@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -227,6 +227,7 @@ _SECRETS = {
         r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|sk-[A-Za-z0-9_-]{20,}|xox[baprs]-[A-Za-z0-9-]{10,})\b"
     ),
     "card number": re.compile(r"\b(?:\d[ -]?){13,16}\b"),
+    "bank account (IBAN)": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
 }
 
 
@@ -237,7 +238,7 @@ def _private(examples: Sequence[Example]) -> list[Finding]:
         rows = []
         for i, e in enumerate(examples):
             text = e.text if not isinstance(e, Chat) else "\n".join(m.content for m in e.messages)
-            if any(name != "card number" or _luhn(m[0]) for m in pattern.finditer(text)):
+            if any(_CHECKED.get(name, bool)(m[0]) for m in pattern.finditer(text)):
                 rows.append(i)
         if rows:
             found.append(Finding("warning", "PRIVATE_DATA", f"{name} found in {len(rows)} rows (not shown)", tuple(rows)))
@@ -248,6 +249,15 @@ def _luhn(text: str) -> bool:
     digits = [int(c) for c in text if c.isdigit()]
     doubled = [d * 2 - 9 * (d > 4) if i % 2 else d for i, d in enumerate(reversed(digits))]
     return len(digits) >= 13 and sum(doubled) % 10 == 0
+
+
+def _iban(text: str) -> bool:
+    """ISO 13616: the first four characters moved to the end, letters as numbers, modulo 97 is 1."""
+    plain = text.replace(" ", "")
+    return int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1
+
+
+_CHECKED: dict[str, Callable[[str], bool]] = {"card number": _luhn, "bank account (IBAN)": _iban}
 
 
 def _long(examples: Sequence[Example]) -> list[Finding]:

@@ -7,9 +7,9 @@ that writes spaces.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,8 +22,16 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", normalised(text))
 
 
+class Index(Protocol):
+    """Texts that can be searched: by words here, by meaning in `dense`."""
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
+    def best(self, query: str, count: int) -> list[int]: ...
+
+
 @dataclass(frozen=True)
-class Index:
+class Words:
     """Texts in the order given, searchable by words."""
 
     texts: tuple[str, ...]
@@ -36,12 +44,12 @@ class Index:
         return [int(i) for i in np.argsort(-np.asarray(scores), kind="stable")[:count]]
 
 
-def index(texts: Sequence[str]) -> Index:
+def index(texts: Sequence[str]) -> Words:
     import bm25s
 
     bm25 = bm25s.BM25()
     bm25.index([words(t) or [""] for t in texts], show_progress=False)
-    return Index(tuple(texts), bm25)
+    return Words(tuple(texts), bm25)
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,9 @@ class Nearest:
         return tuple(self.rows[i] for i in reversed(found))
 
 
-def nearest(rows: Sequence[Chat]) -> Nearest:
+def nearest(rows: Sequence[Chat], indexer: Callable[[Sequence[str]], Index] = index) -> Nearest:
     single = [r for r in rows if len(r.messages) <= 3]
-    return Nearest(tuple(single), index([question(r) for r in single]))
+    return Nearest(tuple(single), indexer([question(r) for r in single]))
 
 
 def passages(documents: Sequence[Text], size: int = PASSAGE) -> list[str]:

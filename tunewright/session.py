@@ -12,12 +12,14 @@ from tunewright import (
     adapters,
     checkpoints,
     dataset,
+    dense,
     examples,
     lean,
     machine,
     models,
     protocol,
     rendering,
+    retrieval,
     runs,
     sources,
     systems,
@@ -117,7 +119,8 @@ class Session:
         if self.config.prove.documents:
             found = examples.parse(sources.read(self.config.prove.documents).rows, "text").examples
             documents = [e for e in found if isinstance(e, Text)]
-        made = systems.arms(self.data.task, train, self.config.prove, documents)
+        indexer = dense.indexer(self.config.prove.embedder) if self.config.prove.embedder else retrieval.index
+        made = systems.arms(self.data.task, train, self.config.prove, documents, indexer)
         asked = [e for i in self.rows("dev") + self.rows("test") if isinstance(e := self.data.examples[i], Chat)]
         room = self.facts.context - self.answer_tokens
         kept: dict[str, list[System]] = {}

@@ -7,7 +7,7 @@ test judges.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tunewright import classical, retrieval
@@ -65,7 +65,13 @@ def prompt(system: System, example: Chat) -> tuple[Message, ...]:
     return (*head, *shown, *rest)
 
 
-def arms(task: Task, train: Sequence[Chat], asked: ProveConfig, documents: Sequence[Text] = ()) -> dict[str, list[System]]:
+def arms(
+    task: Task,
+    train: Sequence[Chat],
+    asked: ProveConfig,
+    documents: Sequence[Text] = (),
+    indexer: Callable[[Sequence[str]], Index] = retrieval.index,
+) -> dict[str, list[System]]:
     """Families of arms, the tuned ones last; several systems of a family are variants. Raw text has no prompt: two arms."""
     tuned = System("tuned", "the trained weights, prompted as in training", adapter=True)
     if task.kind == "text":
@@ -81,11 +87,11 @@ def arms(task: Task, train: Sequence[Chat], asked: ProveConfig, documents: Seque
         "few_shot": [few_shot(task, train, count) for count in asked.shots],
     }
     if not plain and asked.shots:
-        near = retrieval.nearest(train)
+        near = retrieval.nearest(train, indexer)
         told = "the base model, shown the {} most similar training rows"
         found["nearest"] = [System("nearest", told.format(k), f"k{k}", shots=near, count=k) for k in asked.shots]
     if documents:
-        passages = retrieval.index(retrieval.passages(documents))
+        passages = indexer(retrieval.passages(documents))
         found["retrieval"] = [
             System("retrieval", f"the base model, given {PASSAGES} passages of your documents", documents=passages)
         ]
