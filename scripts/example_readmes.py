@@ -19,11 +19,11 @@ TOLD = {
     ),
     "sentiment": (
         "Sentiment of short texts",
-        'Classification into positive, neutral and negative (VADER ground truth, MIT). Labels are scored by the log-probability of the whole answer. Not an arm yet, but know it: always saying "positive" would be right on 56 % of all rows.',
+        "Classification into positive, neutral and negative (VADER ground truth, MIT). Labels are scored by the log-probability of the whole answer. The constant answer and a TF-IDF classifier are arms too: look at them before you believe in a language model.",
     ),
     "support": (
         "A support assistant",
-        "310 real questions and answers from the Python, Debian and SQLite FAQs. chrF tells whether the answer uses the words of the reference, not whether it is true. Read the verdict with the numbers beside it: the dev loss falls, so the model does learn how such answers sound, but a 135M model cannot know the facts, and chrF counts recall twice, which favours the base model's longer answers. A tool that only showed the loss curve would have called this a success.",
+        "310 real questions and answers from the Python, Debian and SQLite FAQs; the retrieval arms look into the Python tutorial and HOWTOs and SQLite's pages. chrF tells whether the answer uses the words of the reference, not whether it is true. Read the verdict with the numbers beside it: the dev loss falls, so the model does learn how such answers sound, but a 135M model cannot know the facts, and chrF counts recall twice, which favours the base model's longer answers. A tool that only showed the loss curve would have called this a success.",
     ),
     "docs": (
         "Domain language from raw pages",

@@ -124,7 +124,7 @@ class ProveConfig(_Frozen):
         description="plain: prompt, few-shot, constant answer, tuned. standard: all arms, calibration, forgetting. full: also probes, cost, half the data.",
     )
     shots: list[Annotated[int, Field(ge=1, le=64)]] = Field(
-        [4, 8, 16], description="Training rows shown to the few-shot arms; dev chooses among these numbers. [] leaves them out."
+        [4, 8], description="Training rows shown to the few-shot arms; dev chooses among these numbers. [] leaves them out."
     )
     wordings: list[str] = Field([], description="Further instructions for the zero-shot arm to try on dev.")
     documents: str | None = Field(None, description="Folder of .txt/.md documents for the retrieval arms.")

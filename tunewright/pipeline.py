@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tunewright import (
@@ -42,6 +43,7 @@ from tunewright.errors import RunError
 from tunewright.examples import Text
 from tunewright.generate import stop_ids
 from tunewright.methods import sft
+from tunewright.rendering import Rendered
 from tunewright.runs import Run
 from tunewright.session import Session
 from tunewright.talk import Talk
@@ -238,4 +240,16 @@ def _receipt(session: Session) -> dict[str, Any]:
         "seed": session.config.seed,
         "threads": torch.get_num_threads(),
         "instruction": session.data.instruction,
+        "lengths": {side: _lengths(rows) for side, rows in session.rendered.items() if rows},
     }
+
+
+def _lengths(rendered: list[Rendered]) -> dict[str, float]:
+    """Tokens of the rows under the model's own template, and of what is learned of them; no row is cut in the middle."""
+    whole, learned = [len(r.ids) for r in rendered], [r.supervised for r in rendered]
+    told = {
+        f"{name}_{what}": float(np.percentile(x, p))
+        for what, p in (("median", 50), ("p95", 95), ("longest", 100))
+        for name, x in (("tokens", whole), ("learned", learned))
+    }
+    return {"rows": len(rendered), **told}

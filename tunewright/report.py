@@ -32,6 +32,7 @@ def write(run: Run) -> None:
         sections.mitigation(v.get("mitigation", nothing), v["metric"]),
         sections.curve(v.get("curve"), v, audit["ceiling"]),
         _audit(audit),
+        _lengths(receipt),
         sections.crossfit(v.get("crossfit", nothing)),
         sections.cleaning(v.get("cleaning", nothing)),
         _rows(run, v),
@@ -152,6 +153,21 @@ def _audit(a: dict[str, Any]) -> str:
             f'<p class="soft">Fields that nothing reads: {_e(", ".join(f"{k} ({n} rows)" for k, n in a["unused"].items()))}.</p>'
         )
     return text
+
+
+def _lengths(receipt: dict[str, Any]) -> str:
+    rows = [
+        [
+            side,
+            *(
+                f"{x[k]:.0f}"
+                for k in ("rows", "tokens_median", "tokens_p95", "tokens_longest", "learned_median", "learned_longest")
+            ),
+        ]
+        for side, x in receipt["lengths"].items()
+    ]
+    head = ["side", "sequences", "tokens, median", "95 % under", "longest", "learned, median", "longest"]
+    return f"<p>Under the model's own template; a row that does not fit is refused or left out and named, never cut.</p>{_table(head, rows, range(1, 7))}"
 
 
 def _exports(run: Run) -> str:
