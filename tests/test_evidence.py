@@ -24,6 +24,7 @@ from tunewright import (
     curve,
     dense,
     divergence,
+    evaluate,
     extrapolate,
     forgetting,
     metrics,
@@ -244,6 +245,57 @@ def test_a_remote_arm(endpoint: tuple[str, list[Any]], monkeypatch: pytest.Monke
     with pytest.raises(RunError, match=r"REMOTE_FAILED"):
         remote.answers(Endpoint("http://127.0.0.1:9/v1", "m"), [[Message("user", "x")]], 7)
     assert "key" not in repr(Endpoint(url, "m", "key")).replace("key=", "")
+
+
+# -- scorers
+
+PARIS = [
+    "Paris",
+    " paris ",
+    "**Paris**",
+    '"Paris".',
+    "The answer is Paris.",
+    "Answer: Paris",
+    "$\\boxed{Paris}$",
+    "```\nParis\n```",
+]
+OBJECT = '{"city": "Paris", "rivers": ["Seine", "Marne"]}'
+OBJECTS = [
+    OBJECT,
+    '{"rivers": ["Marne", "Seine"], "city": "PARIS"}',
+    f"```json\n{OBJECT}\n```",
+    f"Here it is:\n{OBJECT}\nI hope this helps!",
+]
+
+
+@pytest.mark.parametrize("answer", PARIS)
+def test_a_right_answer_is_right_however_it_is_dressed(answer: str) -> None:
+    assert metrics.score_answer("exact_match", "Paris", answer) == 1.0
+
+
+@pytest.mark.parametrize("answer", OBJECTS)
+def test_a_right_object_is_right_however_it_is_dressed(answer: str) -> None:
+    assert metrics.score_answer("field_f1", OBJECT, answer) == 1.0
+    assert metrics.score_answer("exact_match", OBJECT, answer) == 1.0
+    assert metrics.strict_match(OBJECT, answer) == float(answer.startswith("{"))  # how it is dressed is told beside it
+
+
+@pytest.mark.parametrize(
+    ("metric", "target"),
+    [("exact_match", "Paris"), ("exact_match", OBJECT), ("field_f1", OBJECT), ("chrf", "It is Paris on the Seine.")],
+)
+def test_silence_refusal_and_echo_score_about_nothing(metric: str, target: str) -> None:
+    for lazy in ("", "I'm sorry, but I can't help with that.", "Which city lies there?", "{}", "null"):
+        assert metrics.score_answer(metric, target, lazy) < 0.2, lazy
+
+
+def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = type("T", (), {"eos": 0})()
+    monkeypatch.setattr(evaluate.rendering, "for_generation", lambda *_: [1, 2])
+    monkeypatch.setattr(evaluate, "greedy", lambda *_: [])  # answers nothing, and says nothing of it
+    rows = [chat("q", "a"), chat("r", "b")]
+    with pytest.raises(ValueError, match="shorter"):
+        evaluate.judge(tiny_model(), systems.System("x", ""), rows, Task("generation", "exact_match", ""), template, None, None)  # type: ignore[arg-type]
 
 
 # -- probes

@@ -16,6 +16,7 @@ def write(run: Run) -> None:
         "receipt": read_json(run.receipt),
         "training": read_json(run.training),
         "export": read_json(run.export),
+        "forgetting": read_json(run.forgetting),
     }
     for checked in facts["export"]:
         folder = run.adapter if checked["kind"] == "adapter" else run.merged
@@ -29,6 +30,7 @@ def _card(name: str, checked: dict[str, Any], facts: dict[str, Any]) -> str:
         f"---\nbase_model: {json.dumps(receipt['model']['name'])}\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [tunewright]\n---",
         f"# {name} ({checked['kind']})",
         _proof(facts["verdict"]),
+        _forgotten(facts["forgetting"]),
         _training(facts["plan"], facts["training"], receipt),
         _check(checked),
         _loading(checked, receipt),
@@ -51,10 +53,26 @@ def _proof(v: dict[str, Any]) -> str:
             "|---|---|---|",
             *arms,
             "",
-            "The claim is about these weights on rows like those held out. Other abilities of the base model were not measured: "
-            "expect some to be weaker.",
+            "The claim is about these weights on rows like those held out.",
         ]
     )
+
+
+def _forgotten(f: dict[str, Any]) -> str:
+    if not f["measured"]:
+        return "## Forgotten\nOther abilities of the base model were not measured: expect some to be weaker."
+    lines = ["## Forgotten", "Expect abilities beside the task to be weaker; what was measured:"]
+    for name in ("task", "generic"):
+        if name in f:
+            lines.append(
+                f"- KL to the base on {f[name]['what']}: {f[name]['kl_bits'][-1]:.4f} bits a token ({f[name]['tokens']} tokens)"
+            )
+    for name, p in f.get("probes", {}).items():
+        if "verdict" in p:
+            lines.append(f"- {name}: {p['base']:.3f} before, {p['tuned']:.3f} after ({p['items']} items): {p['verdict']}")
+    if f["chosen"] != 1.0:
+        lines.append(f"- the weights hold {f['chosen']:g} of the trained update ({f['rule']})")
+    return "\n".join(lines)
 
 
 def _training(plan: dict[str, Any], done: dict[str, Any], receipt: dict[str, Any]) -> str:

@@ -231,24 +231,19 @@ def curve(
     quiet: Quiet = False,
 ) -> None:
     """Was the data enough? Trains on half of the rows and compares."""
-    session = _advance(str(find_path(root, run)), None, None, None, root, quiet or as_json, "prove")
+    from tunewright import runs
+
+    session = _advance(str(runs.find(root, run).path), None, None, None, root, quiet or as_json, "prove")
     from tunewright import curve as curves
     from tunewright import pipeline
-    from tunewright.runs import read_json
 
     curves.curve(session, full)
     if session.run.report.exists():
         pipeline.tell(session)
     if as_json:
-        out(read_json(session.run.curve))
+        out(runs.read_json(session.run.curve))
     else:
         typer.echo(str(session.run.curve))
-
-
-def find_path(root: Path, run: str) -> Path:
-    from tunewright import runs
-
-    return runs.find(root, run).path
 
 
 _stage("export", "Up to the exports, reloaded and compared.")

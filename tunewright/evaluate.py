@@ -13,7 +13,7 @@ from tunewright import adapters, models, remote, rendering
 from tunewright.config import Plan
 from tunewright.examples import Chat, Example, Message, Text
 from tunewright.generate import How, greedy, label_logprobs
-from tunewright.metrics import Task, bits_per_byte, field_counts, macro_f1, micro_f1, read_label, score_answer
+from tunewright.metrics import Task, bits_per_byte, field_counts, macro_f1, micro_f1, read_label, score_answer, strict_match
 from tunewright.packing import passes, to_batch
 from tunewright.rendering import Rendered, Template
 from tunewright.systems import System, prompt
@@ -78,6 +78,7 @@ def _answered(
         "answer_tokens": answer_tokens,
         "cut": cut,
         "exact_match": score_answer("exact_match", example.target, answer),
+        "strict_match": strict_match(example.target, answer),
     }
     if task.kind == "json":
         counts = field_counts(example.target, answer)
@@ -176,6 +177,7 @@ def summary(task: Task, scores: Sequence[Score]) -> dict[str, float]:
         found["macro_f1"] = macro_f1([s["target"] for s in scores], [s["answer"] for s in scores])
     if "exact_match" in scores[0]:
         found["exact_match"] = float(np.mean([s["exact_match"] for s in scores]))
+        found["strict_match"] = float(np.mean([s["strict_match"] for s in scores]))
         found["cut_answers"] = float(np.mean([s["cut"] for s in scores]))
     if task.kind == "generation":
         from sacrebleu.metrics.chrf import CHRF

@@ -118,8 +118,28 @@ def micro_f1(counts: Sequence[FieldCounts]) -> float:
     return FieldCounts(sum(c.right for c in counts), sum(c.wrong for c in counts), sum(c.missed for c in counts), True).f1
 
 
+def bare(text: str) -> str:
+    """A short answer without what models put around it: a box, a fence, quotes, bold, "the answer is", a final stop."""
+    said = normalised(text)
+    boxed = re.search(r"\\boxed\s*\{([^{}]*)\}", said)
+    said = boxed[1] if boxed else re.sub(r"^```\w*|```$", "", said).strip()
+    said = said.strip(_AROUND)
+    return re.sub(r"^(?:the )?(?:final |correct )?answer(?: is)?\s*:?\s*", "", said).strip(_AROUND)
+
+
+_AROUND = " \"'`*_.“”‘’"
+
+
 def exact_match(target: str, answer: str) -> float:
-    """Equal after folding case and white space; for JSON, equal as objects."""
+    """Equal once bare, case and white space folded; for JSON, equal as objects. `strict_match` is the unforgiving reading."""
+    a, b = strict_object(target), lenient_object(answer)
+    if a is not None:
+        return float(b is not None and fields_of(a) == fields_of(b))
+    return float(bare(target) == bare(answer))
+
+
+def strict_match(target: str, answer: str) -> float:
+    """Equal but for case and white space; for JSON, the answer is the object and nothing else."""
     a, b = strict_object(target), strict_object(answer)
     if a is not None and b is not None:
         return float(fields_of(a) == fields_of(b))

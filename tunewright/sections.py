@@ -11,6 +11,7 @@ from tunewright.page import between, e, spaced, table
 NAMES = {
     "accuracy": "accuracy",
     "exact_match": "exact match",
+    "strict_match": "exact match, read strictly",
     "field_f1": "field F1 (mean over rows)",
     "chrf": "chrF (mean over rows)",
     "bits_per_byte": "bits per byte (lower is better)",
