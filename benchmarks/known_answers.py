@@ -122,11 +122,11 @@ class Bench:
     def noise(self) -> tuple[str, str, bool]:
         """Suspects of the audit (TF-IDF, no model) and of the cross-fit (the tuned recipe on halves) against what was planted."""
         draw, names = random.Random(0), ("positive", "negative", "neutral")
-        rows = self.rows[:1500]
+        rows = self.rows[:1000]
         planted = [
             (text, draw.choice([x for x in names if x != label]) if draw.random() < 0.15 else label) for text, label in rows
         ]
-        done = self.cli("export", self.write("noise", planted), INSTRUCTION, "--name", "noise", *PLAIN, "prove.crossfit=true", "train.epochs=2",
+        done = self.cli("export", self.write("noise", planted), INSTRUCTION, "--name", "noise", *PLAIN, "prove.crossfit=true", "train.epochs=1.5",
                         "split.test=0.1", "export.merged=false")  # fmt: skip
         assert done.returncode == 0, done.stderr
         split = (self.folder / "runs" / "noise" / "data" / "split.jsonl").read_text().splitlines()

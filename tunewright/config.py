@@ -132,7 +132,7 @@ class ProveConfig(_Frozen):
         None, description="Folder of a local encoder (BERT-like, safetensors) to find rows and passages with, instead of BM25."
     )
     max_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Judge at most this many test rows.")
-    dev_rows: Annotated[int, Field(ge=1)] = Field(60, description="Choose on at most this many dev rows.")
+    dev_rows: Annotated[int, Field(ge=1)] = Field(40, description="Choose on at most this many dev rows.")
     max_new_tokens: Auto | Positive = Field("auto", description="Longest answer of every arm, in tokens.")
     batch: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
         "auto", description="Rows decoded together; auto follows the free memory."

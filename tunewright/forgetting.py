@@ -38,7 +38,7 @@ from tunewright.systems import System
 
 RULE = "the smallest scale whose dev score lies within one standard error of the best scale's"
 PIECE = 512
-STANDARD_TOKENS, FULL_TOKENS = 4_000, 10_000
+STANDARD_TOKENS, FULL_TOKENS = 4_000, 6_000
 PROBE_TOKENS = 32
 
 
