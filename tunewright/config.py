@@ -171,7 +171,7 @@ class ForgetConfig(_Frozen):
 
 class CostConfig(_Frozen):
     requests: Annotated[int, Field(ge=4, le=10_000)] = Field(
-        24, description="Test prompts sent one by one to every arm that is timed."
+        8, description="Test prompts sent one by one to every arm that is timed."
     )
     together: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Prompts answered at once in the second timing.")
     per_hour: Annotated[float, Field(ge=0)] = Field(0.0, description="Price of this machine for an hour; 0 leaves money out.")
