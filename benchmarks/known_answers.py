@@ -21,7 +21,7 @@ from tunewright.statistics import wilson
 
 HERE = Path(__file__).parent
 TWEETS = HERE.parent / "examples" / "sentiment" / "data" / "tweets.csv"
-INSTRUCTION = "data.instruction=Classify the sentiment of the user's text. Answer with one word: positive, negative or neutral."
+INSTRUCTION = 'data.instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral."'
 Rows = list[tuple[str, str]]
 PLAIN = ["prove.evidence=plain", "prove.shots=[4]"]
 

@@ -1,4 +1,4 @@
-"""Write examples/*/README.md from the logs and verdicts of real runs.
+"""Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of real runs.
 
 for e in addresses sentiment support docs; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+REPORTS = EXAMPLES.parent / "docs" / "reports"
 TOLD = {
     "addresses": (
         "US addresses to JSON",
@@ -82,11 +83,16 @@ def main(root: Path, log: str) -> None:
                 *said,
                 "```",
                 "",
-                "Written by `scripts/example_readmes.py` from that run.",
+                f"The [report](../../docs/reports/{name}.html) of that run; both written by `scripts/example_readmes.py`.",
                 "",
             ]
         )
         (EXAMPLES / name / "README.md").write_text(text, encoding="utf-8")
+        page = (root / name / "report.html").read_text(encoding="utf-8")
+        REPORTS.mkdir(exist_ok=True)
+        (REPORTS / f"{name}.html").write_text(
+            page.replace(f"{root.resolve()}/", "runs/").replace(f"{root}/", "runs/"), encoding="utf-8"
+        )
         print(f"{name}: {verdict['verdict']}")
 
 

@@ -34,7 +34,7 @@ def losses(
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("nats a supervised token")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     return _svg(figure, "Loss by step")
 
 
@@ -114,7 +114,7 @@ def curve(
     axes.set_xlabel("training rows")
     axes.set_ylabel(label)
     axes.margins(y=0.2)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     return _svg(figure, "Score by training rows")
 
 
@@ -128,7 +128,7 @@ def risk_coverage(points: Sequence[Sequence[float]], threshold: float | None) ->
             axes.plot(
                 *kept[-1], marker="o", markersize=10, markerfacecolor="none", markeredgecolor=_OTHER, label="hand over below this"
             )
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("share of the rows that the model answers itself, surest first")
     axes.set_ylabel("right among them")

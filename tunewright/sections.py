@@ -35,7 +35,6 @@ def arms(v: dict[str, Any]) -> str:
         HIGHER_IS_BETTER[v["metric"]],
         v["comparator"]["name"],
     )
-    extra = sorted({k for d in data for k in d["summary"]})
     rows = []
     for name, d in zip(names, data, strict=True):
         less = d.get("tuned_minus_this")
@@ -46,13 +45,11 @@ def arms(v: dict[str, Any]) -> str:
                 between(d["interval"], 4),
                 f"{d['on_dev']:.4f}" if d["on_dev"] is not None else "",
                 f"{less['difference']:+.4f}, {between(less['interval'], 3, True)}" if less else "",
-                f"{less['p_holm']:.4f}" if less else "",
-                *[f"{d['summary'][k]:.4f}" if k in d["summary"] else "" for k in extra],
-                f"{d['prompt_tokens']:.0f}" if d["prompt_tokens"] else "",
+                ("< 0.0001" if less["p_holm"] < 1e-4 else f"{less['p_holm']:.4f}") if less else "",
             ]
         )
-    head = ["arm", NAMES[v["metric"]], f"{100 * (1 - v['alpha']):.0f} % interval", "on dev", "tuned minus this", "p (Holm)"]
-    head += [*(NAMES.get(k, k) for k in extra), "prompt tokens"]
+    short = NAMES[v["metric"]].split(" (")[0]
+    head = ["arm", short, f"{100 * (1 - v['alpha']):.0f} % interval", "on dev", "tuned minus this", "p (Holm)"]
     told = "".join(f"<li><b>{e(spaced(n))}</b>: {e(d['description'])}</li>" for n, d in zip(names, data, strict=True))
     same = (
         f"decoding (greedy, at most {v['max_new_tokens']} new tokens) and the same parser"
@@ -63,8 +60,22 @@ def arms(v: dict[str, Any]) -> str:
         f"<h2>Better than what?</h2><p>All arms meet the same rows with the same base weights, the same {same}. The comparison with "
         f"the comparator was declared before training; the others are exploratory, their p values adjusted together.</p>"
         f"<figure>{chart}</figure>{table(head, rows, range(1, len(head)))}{_classical(v)}{_corpus(v)}{_overlap(v)}"
-        f"<details><summary>what each arm is, and what dev chose among</summary><ul>{told}</ul>{_variants(v)}</details>"
+        f"<details><summary>what each arm is, its other numbers, and what dev chose among</summary><ul>{told}</ul>{_others(v)}{_variants(v)}</details>"
     )
+
+
+def _others(v: dict[str, Any]) -> str:
+    """The numbers of every arm beside the one that the verdict is about."""
+    extra = sorted({k for d in v["arms"].values() for k in d["summary"]})
+    rows = [
+        [
+            spaced(n),
+            *(f"{d['summary'][k]:.4f}" if k in d["summary"] else "" for k in extra),
+            f"{d['prompt_tokens']:.0f}" if d["prompt_tokens"] else "",
+        ]
+        for n, d in v["arms"].items()
+    ]
+    return table(["arm", *(NAMES.get(k, k) for k in extra), "prompt tokens"], rows, range(1, len(extra) + 2))
 
 
 def _classical(v: dict[str, Any]) -> str:
@@ -138,11 +149,11 @@ def cost(c: dict[str, Any]) -> str:
         "first token, s",
         "answer p50, s",
         "answer p95, s",
-        f"requests/s, {c['together']} together",
+        "requests/s",
     ]
     return (
         f"<h2>What does a request cost?</h2><p>{c['requests']} test prompts, one by one, the ways in turn and in shuffled order, on the machine of "
-        f"this run; intervals are 95 %, from order statistics. A prompt that a server keeps in its prefix cache is cheap: compare with that line.</p>"
+        f"this run; intervals are 95 %, from order statistics; requests a second with {c['together']} together. A prompt that a server keeps in its prefix cache is cheap: compare with that line.</p>"
         f"{table(head, rows, range(1, len(head)))}{_money(c.get('money'))}"
     )
 
@@ -170,7 +181,7 @@ def forgetting(f: dict[str, Any], metric: str) -> str:
                 interval = between(t["kl_interval"][i], 4) if t["kl_interval"][i] else ""
                 rows.append(
                     [
-                        f"{t['what']}",
+                        f"{t['what']}" if i == 0 else "",
                         f"{scale:g}",
                         f"{t['kl_bits'][i]:.4f}",
                         interval,
@@ -229,8 +240,8 @@ def _probes(f: dict[str, Any]) -> str:
             '<p class="soft">Probes of knowledge and of following instructions are part of <code>prove.evidence=full</code>.</p>'
         )
     what = {
-        "knowledge": "knowledge (one of four)",
-        "instructions": "instructions, checked by a program",
+        "knowledge": "knowledge, one of four",
+        "instructions": "orders, checked by a program",
         "refusal": "refuses the harmful",
         "over_refusal": "refuses the harmless",
     }
@@ -245,13 +256,13 @@ def _probes(f: dict[str, Any]) -> str:
                     f"{p['tuned']:.3f}",
                     f"{p['difference']:+.3f}",
                     between(p["interval"], 3, True),
-                    f"{p['lost']} / {p['won']}",
+                    f"{p['lost']}, {p['won']}",
                     p.get("verdict", ""),
                     f"{p['detectable']:.3f}",
                 ]
             )
     told = table(
-        ["probe", "items", "base", "tuned", "difference", "95 % interval", "lost / won", "word", "detectable"], rows, range(1, 9)
+        ["probe", "items", "base", "tuned", "difference", "95 % interval", "lost, won", "word", "could show"], rows, range(1, 9)
     )
     if not found["refusal"]["measured"]:
         told += f'<p class="soft">The base refuses {100 * found["refusal"]["base_rate"]:.0f} % of harmful requests: there is no refusal to lose, so the pair is not told.</p>'
