@@ -188,6 +188,7 @@ def main() -> None:
     for name in asked.only:
         begun = time.monotonic()
         wanted, told, held = CASES[name](bench)
+        told = told.replace(f"{bench.folder}/", "")
         found[name] = {"wanted": wanted, "told": told, "held": held, "seconds": round(time.monotonic() - begun)}
         print(
             f"{name}: {'as wanted' if held else 'NOT AS WANTED'}: {told} ({found[name]['seconds']} s)",
