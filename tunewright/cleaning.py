@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tunewright import branches, runs, statistics
+from tunewright import branches, proving, runs
 from tunewright.dataset import Dataset
-from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.session import Session
 
 
@@ -25,9 +24,7 @@ def clean(session: Session) -> None:
     branch = branches.of_rows(session, "cleaned", kept, len(kept) / len(train), session.plan.seed)
     cleaned = [s["score"] for s in branches.scores(session, branch, "test")]
     as_is = [line["score"] for line in runs.read_lines(session.run.scores / "tuned.jsonl")]
-    clusters = [session.data.cluster[i] for i in session.rows("test")]
-    higher, asked = HIGHER_IS_BETTER[session.data.task.metric], session.config.prove
-    c = statistics.compare(cleaned, as_is, clusters, margin=asked.margin, alpha=asked.alpha, higher_is_better=higher)
+    c = proving.paired(session, cleaned, as_is)
     found: dict[str, Any] = {
         "measured": True,
         "flagged": {k: len(v) for k, v in flagged.items()},

@@ -10,14 +10,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from tunewright import adapters, branches, generate, rendering, runs, statistics
+from tunewright import adapters, branches, generate, rendering, runs
 from tunewright.branches import Branch
 from tunewright.errors import ConfigError
 from tunewright.examples import Chat, Message
 from tunewright.methods import distill
 from tunewright.methods.distill import Taught
-from tunewright.metrics import HIGHER_IS_BETTER
-from tunewright.proving import answered
+from tunewright.proving import answered, paired
 from tunewright.rendering import Rendered
 from tunewright.session import Session
 from tunewright.systems import System
@@ -47,10 +46,8 @@ def internalise(session: Session) -> None:
     student = branches.scores(session, branch, "test", STUDENT)
     zero_shot = session.families["zero_shot"][0]
     teacher = answered(session, zero_shot, "test")
-    higher, asked = HIGHER_IS_BETTER[session.data.task.metric], session.config.prove
     a, b = [s["score"] for s in student], [s["score"] for s in teacher]
-    clusters = [session.data.cluster[i] for i in session.rows("test")]
-    c = statistics.compare(a, b, clusters, margin=asked.margin, alpha=asked.alpha, higher_is_better=higher)
+    c = paired(session, a, b)
     found: dict[str, Any] = {
         "measured": True,
         "prompts": len(rows),

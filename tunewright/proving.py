@@ -89,6 +89,14 @@ def _without_overlap(session: Session, arms: dict[str, Arm], other: str) -> dict
     }
 
 
+def paired(session: Session, first: Sequence[float], second: Sequence[float]) -> statistics.Comparison:
+    """``first`` - ``second`` on all test rows, with the protocol's margin, alpha and direction."""
+    asked, clusters = session.protocol, [session.data.cluster[i] for i in session.rows("test")]
+    return statistics.compare(
+        first, second, clusters, margin=asked.margin, alpha=asked.alpha, higher_is_better=asked.higher_is_better
+    )
+
+
 def sentence(v: dict[str, Any]) -> str:
     """The verdict on one line."""
     other, (low, high) = v["comparator"], v["interval"]
