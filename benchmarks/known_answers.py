@@ -118,7 +118,7 @@ class Bench:
         told = done.stderr.strip().splitlines()
         return (
             "SPLIT_LEAK, exit status 2, 5 rows",
-            f"exit status {done.returncode}: {told[0][:140]}",
+            f"exit status {done.returncode}: {told[0].replace(str(self.folder) + "/", "")[:140]}",
             done.returncode == 2 and len(told) >= 5 and "SPLIT_LEAK" in done.stderr,
         )
 
