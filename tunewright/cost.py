@@ -5,6 +5,7 @@ The base is timed with its fixed prompt in a prefix cache as well as without: a 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from scipy import stats
 
 from tunewright import adapters, checkpoints, generate, models, rendering, runs, systems
 from tunewright.examples import Chat
-from tunewright.generate import How, Prefix
+from tunewright.generate import Prefix
 from tunewright.session import Session
 
 EQUAL_OR_BETTER = ("BETTER", "PRACTICALLY EQUAL")
@@ -70,7 +71,7 @@ def _ways(session: Session, verdict: dict[str, Any], chats: Sequence[Chat]) -> l
         return [rendering.for_generation(session.template, systems.prompt(system, e)) for e in chats]
 
     model, own = session.trained(), prompts("tuned", "")
-    base = session.untrained() if session.plan.adapter.kind == "none" else model
+    base = session.base_model()
     ways = [Timed("tuned, adapter apart", model, 1.0, own)] if base is model else []
     merged = _merged(session) if base is model else model
     ways.append(Timed("tuned, merged" if base is model else "tuned", merged, 1.0, own))
@@ -103,7 +104,7 @@ Seconds = dict[str, NDArray[np.float64]]
 def _one_by_one(session: Session, ways: Sequence[Timed]) -> tuple[Seconds, Seconds, Seconds]:
     """(seconds, seconds to the first token, answer tokens) of every request, the ways in turn in another order each time."""
     how, order = session.how, np.random.Generator(np.random.Philox(key=session.config.seed))
-    first_only = How(1, how.stop, 1, how.exact_batch, how.window)
+    first_only = dataclasses.replace(how, max_new_tokens=1)
     count = len(ways[0].prompts)
     found: list[Seconds] = [{w.name: np.zeros(count) for w in ways} for _ in range(3)]
     with session.talk.bar("cost, one by one", count) as note:
@@ -122,8 +123,7 @@ def _one_by_one(session: Session, ways: Sequence[Timed]) -> tuple[Seconds, Secon
 
 def _together(session: Session, ways: Sequence[Timed], size: int) -> dict[str, float]:
     """Requests a second when ``size`` prompts are answered as one batch."""
-    how = session.how
-    batched = How(how.max_new_tokens, how.stop, size, how.exact_batch, how.window)
+    batched = dataclasses.replace(session.how, batch=size)
     found = {}
     for w in ways:
         with adapters.scaled(w.model, w.scale):

@@ -7,6 +7,7 @@ WiSE-FT's cure (2109.01903), for LoRA one number on the adapter.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -30,7 +31,6 @@ from tunewright import (
 )
 from tunewright.divergence import Divergence
 from tunewright.examples import Chat, Message, Text
-from tunewright.generate import How
 from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.rendering import Rendered
 from tunewright.session import Session
@@ -92,11 +92,10 @@ def own_answers(session: Session) -> list[Rendered]:
     rows = session.rows("dev")
     chats = [e for i in rows if isinstance(e := session.data.examples[i], Chat)]
     asked = [rendering.for_generation(session.template, e.prompt) for e in chats]
-    how = How(min(64, session.answer_tokens), session.how.stop, session.how.batch, session.how.exact_batch, session.how.window)
+    how = dataclasses.replace(session.how, max_new_tokens=min(64, session.answer_tokens))
     with adapters.off(session.loaded()), session.talk.bar("base answers", len(asked)) as note:
-        model = session.untrained() if session.plan.adapter.kind == "none" else session.loaded()
-        said = generate.greedy(model, asked, how, functools.partial(note, words="rows"))
-    return [Rendered((*p, *a), (*[0.0] * len(p), *[1.0] * len(a)), row) for row, p, a in zip(rows, asked, said, strict=True) if a]
+        said = generate.greedy(session.base_model(), asked, how, functools.partial(note, words="rows"))
+    return [rendering.after(p, a, row) for row, p, a in zip(rows, asked, said, strict=True) if a]
 
 
 def generic(session: Session, tokens: int) -> list[Rendered]:
@@ -181,9 +180,8 @@ def _asked(
     asks: Sequence[tuple[Message, ...]],
 ) -> tuple[list[float], list[float], list[str]]:
     """(right answers, followed instructions, texts) of one of the two models."""
-    template, how = session.template, session.how
-    how = How(PROBE_TOKENS, how.stop, how.batch, how.exact_batch, how.window)
-    model = session.untrained() if not trained and session.plan.adapter.kind == "none" else session.trained()
+    template, how = session.template, dataclasses.replace(session.how, max_new_tokens=PROBE_TOKENS)
+    model = session.trained() if trained else session.base_model()
     who = "tuned" if trained else "base"
     with adapters.scaled(model, 1.0 if trained else 0.0):
         ids = [rendering.for_generation(template, q.messages) for q in asked]
@@ -224,7 +222,7 @@ def _kept(session: Session) -> dict[str, Any]:
     task = metrics.detect_task(rows)
     sides = {}
     for name, trained in (("base", False), ("tuned", True)):
-        model = session.untrained() if not trained and session.plan.adapter.kind == "none" else session.trained()
+        model = session.trained() if trained else session.base_model()
         with (
             adapters.scaled(model, 1.0 if trained else 0.0),
             session.talk.bar(f"{name} must still work", len(rows)) as note,

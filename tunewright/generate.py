@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tunewright import attention, models
 from tunewright.packing import passes, to_batch
-from tunewright.rendering import Rendered
+from tunewright.rendering import after
 
 SHARE_FROM = 8
 TOKENS = 4096
@@ -119,7 +119,7 @@ def label_logprobs(
     for rows in groups:
         branches = [(r, j) for r in rows for j in range(total.shape[1])]
         for part in [branches] if how.exact_batch else [[b] for b in branches]:
-            said = [_answer(prompts[r], labels[r][j], r) for r, j in part]
+            said = [after(prompts[r], labels[r][j], r) for r, j in part]
             batch = to_batch(said, "shared" if how.exact_batch else "padded")
             logp_NV = models.forward(model, batch).float().log_softmax(-1)
             logp_N = logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0].double().cpu().numpy()
@@ -128,10 +128,6 @@ def label_logprobs(
                 total[branch] = logp.sum()
         watch(len(rows))
     return total
-
-
-def _answer(prompt: Sequence[int], label: Sequence[int], row: int) -> Rendered:
-    return Rendered((*prompt, *label), (*[0.0] * len(prompt), *[1.0] * len(label)), row)
 
 
 def _batches(prompts: Sequence[Sequence[int]], how: How) -> list[list[int]]:

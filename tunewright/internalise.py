@@ -17,7 +17,6 @@ from tunewright.examples import Chat, Message
 from tunewright.methods import distill
 from tunewright.methods.distill import Taught
 from tunewright.proving import answered, paired
-from tunewright.rendering import Rendered
 from tunewright.session import Session
 from tunewright.systems import System
 
@@ -80,15 +79,11 @@ def taught(session: Session, rows: Sequence[int], side: str) -> list[Taught]:
         with session.talk.bar(f"teacher's {side} answers", len(long)) as note:
             said = generate.greedy(model, long, session.how, functools.partial(note, words="rows"))
         ends = [[*a, session.template.eos] if len(a) < session.answer_tokens else a for a in said]
-        heard = [_row(p, a, i) for i, p, a in zip(rows, long, ends, strict=True)]
-        learned = [_row(p, a, i) for i, p, a in zip(rows, short, ends, strict=True)]
+        heard = [rendering.after(p, a, i) for i, p, a in zip(rows, long, ends, strict=True)]
+        learned = [rendering.after(p, a, i) for i, p, a in zip(rows, short, ends, strict=True)]
         with session.talk.bar(f"teacher's {side} shares", len(long)) as note:
             return distill.taught(model, heard, learned, session.plan.layout, watch=functools.partial(note, words="rows"))
 
 
 def without(prompt: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(m for m in prompt if m.role != "system")
-
-
-def _row(prompt: Sequence[int], answer: Sequence[int], row: int) -> Rendered:
-    return Rendered((*prompt, *answer), (*[0.0] * len(prompt), *[1.0] * len(answer)), row)

@@ -6,6 +6,7 @@ the loss holds the KL to the base on that text (self-generated replay, 2605.2609
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 from tunewright import adapters, branches, divergence, forgetting, generate, probes, proving, rendering, runs
 from tunewright.branches import Branch
 from tunewright.examples import Message
-from tunewright.generate import How
 from tunewright.methods import distill, sft
 from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.rendering import Rendered
@@ -87,14 +87,9 @@ def replay(session: Session) -> list[Rendered]:
     count = max(8, len(session.rendered["train"]) // 10)
     asks = [ask.format(noun) for ask in ASKS for noun in probes.NOUNS][:count]
     asked = [rendering.for_generation(session.template, [Message("user", a)]) for a in asks]
-    how = session.how
-    limit = How(REPLAY_TOKENS, how.stop, how.batch, how.exact_batch, how.window)
+    limit = dataclasses.replace(session.how, max_new_tokens=REPLAY_TOKENS)
     with adapters.off(session.loaded()):
         with session.talk.bar("replay answers", len(asked)) as note:
             said = generate.greedy(session.loaded(), asked, limit, functools.partial(note, words="rows"))
-        rows = [
-            Rendered((*p, *a), (*[0.0] * len(p), *[1.0] * len(a)), -1 - i)
-            for i, (p, a) in enumerate(zip(asked, said, strict=True))
-            if a
-        ]
+        rows = [rendering.after(p, a, -1 - i) for i, (p, a) in enumerate(zip(asked, said, strict=True)) if a]
         return list(distill.taught(session.loaded(), rows, rows, session.plan.layout))

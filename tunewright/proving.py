@@ -126,9 +126,7 @@ def answered(session: Session, system: System, side: str) -> list[Score]:
         lines = list(runs.read_lines(file))
         if [line["row"] for line in lines] == rows:
             return lines
-    model = session.loaded()
-    if session.plan.adapter.kind == "none" and not system.adapter:
-        model = session.untrained()
+    model = session.loaded() if system.adapter else session.base_model()
     chosen = [session.data.examples[i] for i in rows]
     title = f"{side} {system.name}".replace("_", " ")
     with session.talk.bar(title, len(chosen)) as note:

@@ -165,6 +165,11 @@ def completion_ids(template: Template, messages: Sequence[Message], answer: str)
     return ids[start:end]
 
 
+def after(prompt: Sequence[int], answer: Sequence[int], row: int) -> Rendered:
+    """``answer``, learned or judged, after ``prompt``."""
+    return Rendered((*prompt, *answer), (*[0.0] * len(prompt), *[1.0] * len(answer)), row)
+
+
 def decode(template: Template, ids: Sequence[int]) -> str:
     """Generated ids as text, without special tokens."""
     return str(template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

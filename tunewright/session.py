@@ -173,6 +173,10 @@ class Session:
                 self.model.gradient_checkpointing_enable({"use_reentrant": False})
         return self.model
 
+    def base_model(self) -> Any:
+        """What is the base once adapters are off: the model itself, or a second copy where all weights were trained."""
+        return self.untrained() if self.plan.adapter.kind == "none" else self.loaded()
+
     def untrained(self) -> Any:
         """A second copy of the base model, for the arms beside a model all of whose weights were trained."""
         if self.base is None:
