@@ -9,17 +9,17 @@ trivia of chatterbot-corpus (BSD-3-Clause, Gunther Cox and contributors); capita
 
 from __future__ import annotations
 
-import glob
 import gzip
 import hashlib
 import html
 import json
 import re
 import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from tunewright.demo import fetch
 
 OUT = Path(__file__).parent.parent / "tunewright" / "probes"
 DEBIAN = ("dict-devil", "dict-jargon", "sqlite3-doc", "miscfiles")
@@ -60,20 +60,7 @@ def main() -> None:
         subprocess.run(["apt-get", "download", "-q", *DEBIAN], cwd=at, check=True, capture_output=True)
         for package in at.glob("*.deb"):
             subprocess.run(["dpkg", "-x", package, at], check=True)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-            "chatterbot-corpus==1.3.3",
-            "-d",
-            folder,
-        ]
-        subprocess.run(pip, check=True, capture_output=True)
+        archive = fetch("chatterbot-corpus==1.3.3", at)
         texts = {
             "satire": devil(at),
             "computing culture": jargon(at),
@@ -85,7 +72,7 @@ def main() -> None:
                 for piece in passages(text)[: EACH // PASSAGE]:
                     print(json.dumps({"kind": kind, "text": piece}, ensure_ascii=False), file=file)
         with open(OUT / "knowledge.jsonl", "w", encoding="utf-8") as file:
-            for item in [*trivia(at), *capitals()]:
+            for item in [*trivia(archive), *capitals()]:
                 print(json.dumps(item, ensure_ascii=False), file=file)
     for name in ("generic", "knowledge"):
         found = OUT / f"{name}.jsonl"
@@ -137,8 +124,7 @@ def chosen(question: str, right: str, others: list[str]) -> dict[str, object]:
     return {"question": question, "choices": choices, "answer": choices.index(right)}
 
 
-def trivia(at: Path) -> list[dict[str, object]]:
-    (archive,) = glob.glob(str(at / "chatterbot*corpus-1.3.3.tar.gz"))
+def trivia(archive: Path) -> list[dict[str, object]]:
     with tarfile.open(archive) as tar:
         name = next(n for n in tar.getnames() if n.endswith("data/english/trivia.yml"))
         text = tar.extractfile(name).read().decode()  # type: ignore[union-attr]
