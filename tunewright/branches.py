@@ -5,13 +5,12 @@ A branch lives in branches/NAME of the run folder, is continued where it stopped
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunewright import adapters, checkpoints, evaluate, lean, loop, models, runs
+from tunewright import adapters, checkpoints, loop, runs
 from tunewright.config import Plan
 from tunewright.evaluate import Score
 from tunewright.loop import Method
@@ -24,20 +23,22 @@ from tunewright.systems import System
 
 @dataclass(frozen=True)
 class Branch:
-    """What is learned (``rows``), what stops early (``dev``), and how."""
+    """What is learned (``rows``), what stops early (``dev``), how, and which share of the update speaks."""
 
     name: str
     plan: Plan
     rows: tuple[Rendered, ...]
     dev: tuple[Rendered, ...]
     method: Method
+    share: float = 1.0
 
 
 def of_rows(session: Session, name: str, rows: Sequence[int], share: float, seed: int) -> Branch:
-    """The run's recipe on some of its training rows: as many epochs, so fewer steps."""
+    """The run's recipe on some of its training rows: as many epochs, so fewer steps; as much of the update as the run keeps."""
     wanted = set(rows)
     chosen = tuple(r for r in session.rendered["train"] if r.row in wanted)
-    return Branch(name, smaller(session.plan, share, len(chosen), seed), chosen, tuple(session.rendered["dev"]), sft)
+    plan = smaller(session.plan, share, len(chosen), seed)
+    return Branch(name, plan, chosen, tuple(session.rendered["dev"]), sft, session.run.share)
 
 
 def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
@@ -61,37 +62,25 @@ def scores(
 ) -> list[Score]:
     """The branch's answers to dev or test (or to some ``rows`` of train), prompted as the tuned model is or as ``system`` says;
     trained first where it is not."""
-    run, rows = Run(session.run.path / "branches" / branch.name), session.rows(side) if rows is None else rows
     (tuned,) = session.families["tuned"]
-    system = system or tuned
-    file = run.scores / f"{side}-{system.name}.jsonl"
-    if file.exists():
-        lines = list(runs.read_lines(file))
-        if [line["row"] for line in lines] == rows:
-            return lines
-    model = trained(session, branch)
-    if side == "test":
-        session.run.event("test_read", rows=len(rows), branch=branch.name)
-    chosen = [session.data.examples[i] for i in rows]
-    with session.talk.bar(f"{side} {branch.name}", len(chosen)) as note:
-        told = functools.partial(note, words="rows")
-        found = evaluate.judge(model, system, chosen, session.data.task, session.template, session.how, branch.plan, told)
-    lines = [{"row": i, **s} for i, s in zip(rows, found, strict=True)]
-    runs.write_lines(file, lines)
-    return lines
+    asked = system or tuned
+    file = _run(session, branch).scores / f"{side}-{asked.name}.jsonl"
+    return session.judged(file, side, asked, lambda: trained(session, branch), rows, branch.name)
+
+
+def _run(session: Session, branch: Branch) -> Run:
+    return Run(session.run.path / "branches" / branch.name)
 
 
 def trained(session: Session, branch: Branch) -> Any:
     """A copy of the base with the branch's weights."""
-    run = Run(session.run.path / "branches" / branch.name)
-    model = models.load(session.facts.path, models.torch_dtype(branch.plan.dtype))
-    adapters.attach(model, branch.plan.adapter, branch.plan.seed)
-    model.to(session.machine.device)
-    model.lean = session.facts.lean and lean.applies(model)
-    parameters = adapters.trainable(model)
-    if run.training.exists():
-        checkpoints.load_weights(run.checkpoints / "final.safetensors", parameters)
-        return model
+    run, model = _run(session, branch), session.fresh(branch.plan)
+    if not run.training.exists():
+        _train(session, branch, run, model)
+    return checkpoints.load_trained(run, model, branch.share)
+
+
+def _train(session: Session, branch: Branch, run: Run, model: Any) -> None:
     run.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = hashlib.sha256(repr([(r.ids, r.weights) for r in branch.rows]).encode())
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
@@ -102,6 +91,5 @@ def trained(session: Session, branch: Branch) -> Any:
 
         hashes = {**session.hashes, "branch": content.hexdigest()}
         result = loop.train(model, branch.method, branch.rows, branch.dev, branch.plan, run, hashes, watch)
-    checkpoints.save_weights(run.checkpoints / "final.safetensors", parameters)
+    checkpoints.save_weights(run.weights, adapters.trainable(model))
     runs.write_json(run.training, asdict(result))
-    return model

@@ -42,7 +42,7 @@ def speaker(run: Run) -> Speaker:
         )
     model = models.load(facts.path, models.torch_dtype(plan.dtype))
     adapters.attach(model, plan.adapter, plan.seed)
-    checkpoints.load_weights(run.checkpoints / "final.safetensors", adapters.trainable(model))
+    checkpoints.load_trained(run, model)
     return Speaker(model, rendering.load_template(Path(facts.path), config.template), receipt["instruction"], facts.packable)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunewright import adapters
 from tunewright.errors import RunError, TrainError
-from tunewright.runs import read_json, sync_folder, write_atomic, write_json
+from tunewright.runs import Run, read_json, sync_folder, write_atomic, write_json
 
 MARKER = "COMPLETE"
 
@@ -121,6 +122,13 @@ def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+
+
+def load_trained(run: Run, model: Any, share: float | None = None) -> Any:
+    """``model``, as attached, with the weights that training kept, at the run's own share of the update or another."""
+    load_weights(run.weights, adapters.trainable(model))
+    adapters.shrink(model, run.share if share is None else share)
+    return model
 
 
 def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

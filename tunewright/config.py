@@ -306,13 +306,16 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
 
 
 def to_yaml(config: Config) -> str:
-    """The settings that differ from the defaults, as YAML that `load` reads back."""
+    """Every setting, as YAML that `load` reads back: a later version's defaults change nothing in it."""
     from ruamel.yaml import YAML
 
     out = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.dump(config.model_dump(exclude_defaults=True), out)
+    data = config.model_dump()
+    if config.adapter.kind == "none":  # its other settings would be read by nothing, and `load` says so
+        data["adapter"] = {"kind": "none"}
+    yaml.dump(data, out)
     return out.getvalue()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tunewright import adapters, checkpoints, generate, models, rendering, runs, systems
+from tunewright import adapters, checkpoints, generate, rendering, runs, systems
 from tunewright.examples import Chat
 from tunewright.generate import Prefix
 from tunewright.session import Session
@@ -90,12 +90,9 @@ def _ways(session: Session, verdict: dict[str, Any], chats: Sequence[Chat]) -> l
 
 
 def _merged(session: Session) -> Any:
-    model = models.load(session.facts.path, models.torch_dtype(session.plan.dtype))
-    adapters.attach(model, session.plan.adapter, session.plan.seed)
-    checkpoints.load_weights(session.run.checkpoints / "final.safetensors", adapters.trainable(model))
-    adapters.shrink(model, runs.read_json(session.run.forgetting).get("chosen", 1.0))
+    model = checkpoints.load_trained(session.run, session.fresh(session.plan))
     adapters.merge(model)
-    return model.to(session.machine.device)
+    return model
 
 
 Seconds = dict[str, NDArray[np.float64]]
@@ -150,7 +147,8 @@ def _money(session: Session, verdict: dict[str, Any], ways: dict[str, dict[str, 
     if not per_second:
         return None
     thousand = {name: 1000 / way["requests_per_second_together"] * per_second for name, way in ways.items()}
-    training = runs.read_json(session.run.training)["seconds"] + sum(arm["seconds"] for arm in verdict["arms"].values())
+    arms = [e for e in runs.read_lines(session.run.events) if e["event"] == "judged" and not e["branch"]]
+    training = runs.read_json(session.run.training)["seconds"] + sum(e["seconds"] for e in arms)
     told: dict[str, Any] = {"per_thousand": thousand, "training_and_judging": training * per_second, "break_even_requests": None}
     tuned = min(v for k, v in thousand.items() if k.startswith("tuned"))
     base = min((v for k, v in thousand.items() if k.startswith("base")), default=None)

@@ -56,7 +56,7 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Any
     """The model as training left it, from the run's own weights, in ``dtype``."""
     model = models.load(facts.path, dtype)
     adapters.attach(model, plan.adapter, plan.seed)
-    checkpoints.load_weights(run.checkpoints / "final.safetensors", adapters.trainable(model))
+    checkpoints.load_trained(run, model)
     model.requires_grad_(False)
     return model.to(dtype) if plan.adapter.kind == "none" else model
 

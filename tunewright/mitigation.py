@@ -45,9 +45,9 @@ def mitigate(session: Session) -> None:
     steps = round(session.plan.steps * len(both) / len(rows))
     replayed = session.plan.model_copy(update={"rows": len(both), "steps": steps})
     ways = {
-        f"rate / {SLOWER:g}": Branch("slower", slower, rows, dev, sft),
+        f"rate / {SLOWER:g}": Branch("slower", slower, rows, dev, sft, session.run.share),
         f"replay ({share:.0%} of the learned tokens)": Branch(
-            "replay", replayed, both, tuple(distill.gold(r) for r in dev), distill
+            "replay", replayed, both, tuple(distill.gold(r) for r in dev), distill, session.run.share
         ),
     }
     texts = {"task": forgetting.own_answers(session), "generic": forgetting.generic(session, forgetting.STANDARD_TOKENS)}

@@ -142,7 +142,7 @@ def train(session: Session) -> None:
 
         result = loop.train(model, sft, rendered["train"], rendered["dev"], plan, run, session.hashes, watch)
     parameters = adapters.trainable(model)
-    checkpoints.save_weights(run.checkpoints / "final.safetensors", parameters)
+    checkpoints.save_weights(run.weights, parameters)
     count = sum(p.numel() for p in parameters.values())
     total = sum(p.numel() for p in model.parameters())
     runs.write_json(run.training, {**asdict(result), "peak_gb": round(machine.peak_gb(), 2), "trained": count, "total": total})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,10 +28,12 @@ def prove(session: Session) -> None:
             on_dev |= {s.name: mean(answered(session, s, "dev")) for s in variants}
         chosen[family] = best(variants, on_dev, task.metric)
     run.event("test_read", rows=len(session.rows("test")))
+    lines_of = {family: answered(session, system, "test") for family, system in chosen.items()}
+    judged = (e for e in runs.read_lines(run.events) if e["event"] == "judged" and e["side"] == "test" and not e["branch"])
+    spent = {e["arm"]: e["seconds"] for e in judged}
     found: dict[str, Arm] = {}
     for family, system in chosen.items():
-        begun = time.monotonic()
-        scores = answered(session, system, "test")
+        scores = lines_of[family]
         found[family] = {
             "description": system.description,
             "trained": system.trained,
@@ -42,7 +43,7 @@ def prove(session: Session) -> None:
             "scores": [s["score"] for s in scores],
             "score": mean(scores),
             "summary": evaluate.summary(task, scores),
-            "seconds": round(time.monotonic() - begun, 1),
+            "seconds": spent.get(system.name),
             "prompt_tokens": round(sum(s.get("prompt_tokens", 0) for s in scores) / len(scores), 1),
         }
     verdict = decide(found, session.protocol, [data.cluster[i] for i in session.rows("test")])
@@ -119,22 +120,9 @@ def best(variants: Sequence[System], on_dev: dict[str, float], metric: str) -> S
 
 
 def answered(session: Session, system: System, side: str) -> list[Score]:
-    """The scores of an arm on dev or test, a line a row in scores/; read back where an earlier process wrote them."""
-    rows = session.rows(side)
+    """The scores of an arm on dev or test, a line a row in scores/."""
     file = session.run.scores / ("dev" if side == "dev" else "") / f"{system.name if side == 'dev' else system.family}.jsonl"
-    if file.exists():
-        lines = list(runs.read_lines(file))
-        if [line["row"] for line in lines] == rows:
-            return lines
-    model = session.loaded() if system.adapter else session.base_model()
-    chosen = [session.data.examples[i] for i in rows]
-    title = f"{side} {system.name}".replace("_", " ")
-    with session.talk.bar(title, len(chosen)) as note:
-        told = functools.partial(note, words="rows")
-        scores = evaluate.judge(model, system, chosen, session.data.task, session.template, session.how, session.plan, told)
-    lines = [{"row": i, **s} for i, s in zip(rows, scores, strict=True)]
-    runs.write_lines(file, lines)
-    return lines
+    return session.judged(file, side, system, session.loaded if system.adapter else session.base_model)
 
 
 def decide(arms: dict[str, Arm], protocol: Protocol, clusters: list[int]) -> dict[str, Any]:

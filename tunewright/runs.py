@@ -40,6 +40,7 @@ class Run:
     metrics = property(lambda self: self.path / "metrics.jsonl")
     events = property(lambda self: self.path / "events.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
+    weights = property(lambda self: self.checkpoints / "final.safetensors")
     training = property(lambda self: self.path / "training.json")
     adapter = property(lambda self: self.path / "adapter")
     merged = property(lambda self: self.path / "merged")
@@ -54,6 +55,11 @@ class Run:
     curve = property(lambda self: self.path / "curve.json")
     verdict = property(lambda self: self.path / "verdict.json")
     report = property(lambda self: self.path / "report.html")
+
+    @property
+    def share(self) -> float:
+        """How much of the trained update counts: all of it, unless `forget` chose less."""
+        return float(read_json(self.forgetting).get("chosen", 1.0)) if self.forgetting.exists() else 1.0
 
     @property
     def evidence(self) -> dict[str, Path]:

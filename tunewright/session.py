@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from tunewright import (
     checkpoints,
     dataset,
     dense,
+    evaluate,
     examples,
     lean,
     machine,
@@ -28,6 +31,7 @@ from tunewright import (
 from tunewright import plan as planning
 from tunewright.config import Config, Plan
 from tunewright.dataset import Dataset
+from tunewright.evaluate import Score
 from tunewright.examples import Chat, Text
 from tunewright.generate import How, stop_ids
 from tunewright.models import Facts
@@ -153,25 +157,27 @@ class Session:
         return protocol.make(self.data, self.config.prove, self.families, self.rows("dev"), self.rows("test"), self.answer_tokens)
 
     def trained(self) -> Any:
-        """The model with the weights that training kept, at the share of the update that `forget` chose."""
-        model = self.loaded()
+        """The model with the weights that training kept."""
         if not self.speaks:
-            checkpoints.load_weights(self.run.checkpoints / "final.safetensors", adapters.trainable(model))
-            if self.run.forgetting.exists():
-                adapters.shrink(model, runs.read_json(self.run.forgetting).get("chosen", 1.0))
+            checkpoints.load_trained(self.run, self.loaded())
             self.speaks = True
-        return model
+        return self.loaded()
 
     def loaded(self) -> Any:
         """The model in the plan's dtype with a fresh adapter, on the machine's device."""
         if self.model is None:
-            self.model = models.load(self.facts.path, models.torch_dtype(self.plan.dtype))
-            adapters.attach(self.model, self.plan.adapter, self.plan.seed)
-            self.model.to(self.machine.device)
-            self.model.lean = self.facts.lean and lean.applies(self.model)
-            if self.plan.recompute == "layers" and not self.model.lean:
-                self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model = self.fresh(self.plan)
         return self.model
+
+    def fresh(self, plan: Plan) -> Any:
+        """Another copy of the base with an untrained adapter, as ``plan`` asks."""
+        model = models.load(self.facts.path, models.torch_dtype(plan.dtype))
+        adapters.attach(model, plan.adapter, plan.seed)
+        model.to(self.machine.device)
+        model.lean = self.facts.lean and lean.applies(model)
+        if plan.recompute == "layers" and not model.lean:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
 
     def base_model(self) -> Any:
         """What is the base once adapters are off: the model itself, or a second copy where all weights were trained."""
@@ -182,3 +188,26 @@ class Session:
         if self.base is None:
             self.base = models.load(self.facts.path, models.torch_dtype(self.plan.dtype)).to(self.machine.device)
         return self.base
+
+    def judged(
+        self, file: Path, side: str, system: System, model: Callable[[], Any], rows: list[int] | None = None, of: str = ""
+    ) -> list[Score]:
+        """``model``'s answers to a side (or to some of its ``rows``) as ``system`` asks, a line a row in ``file``; read back where an
+        earlier process wrote them. ``of``: the branch whose model it is."""
+        rows = self.rows(side) if rows is None else rows
+        if file.exists():
+            lines = list(runs.read_lines(file))
+            if [line["row"] for line in lines] == rows:
+                return lines
+        speaker, chosen = model(), [self.data.examples[i] for i in rows]
+        if side == "test" and of:
+            self.run.event("test_read", rows=len(rows), branch=of)
+        begun = time.monotonic()
+        with self.talk.bar(f"{side} {of or system.name}".replace("_", " "), len(chosen)) as note:
+            told = functools.partial(note, words="rows")
+            scores = evaluate.judge(speaker, system, chosen, self.data.task, self.template, self.how, self.plan, told)
+        lines = [{"row": i, **s} for i, s in zip(rows, scores, strict=True)]
+        runs.write_lines(file, lines)
+        spent = round(time.monotonic() - begun, 1)
+        self.run.event("judged", arm=system.name, side=side, branch=of, rows=len(rows), seconds=spent)
+        return lines
