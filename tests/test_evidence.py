@@ -455,9 +455,39 @@ def test_planted_label_noise_is_found_where_words_tell_the_label() -> None:
     suspects = {s.row for s in found.suspects}
     assert len(suspects & wrong) / len(suspects) > 0.9
     assert len(suspects & wrong) / len(wrong) > 0.8
-    assert found.interval[0] < len(wrong) / 400 < found.interval[1]
+    assert found.interval[0] <= len(wrong) / 400 <= found.interval[1]
+    assert abs(found.expected - len(suspects & wrong)) < 8
     assert noise.find(texts[:40], labels[:40], list(range(40)), list(range(40))) is None
     assert noise.find(texts, list(rng.permutation(labels)), list(range(400)), list(range(400))) is None  # it knows nothing
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.15, 0.3])
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0])
+def test_a_judge_that_errs_is_told_from_labels_that_are_wrong(rate: float, sharpness: float) -> None:
+    """Hard rows, three labels, and a model that is too sure or not sure enough: the noise is estimated all the same, the share of
+    true finds among the suspects is the one foretold, and clean labels are left alone."""
+    held, told, foretold, true, count = 0, [], 0.0, 0, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        z = rng.normal(size=(600, 3)) * 1.5
+        z[np.arange(600), rng.integers(0, 3, 600)] += 2
+        p_RL = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        right = np.array([rng.choice(3, p=p) for p in p_RL])
+        wrong = rng.random(600) < rate
+        given = np.where(wrong, (right + rng.integers(1, 3, 600)) % 3, right)
+        found = noise.judged(noise.tempered(p_RL, 1 / sharpness), "abc", ["abc"[i] for i in given], range(600))
+        assert found.accuracy < 0.85
+        told.append(found.rate)
+        held += found.interval[0] - 1e-9 <= rate <= found.interval[1] + 1e-9
+        foretold += found.expected
+        true += sum(wrong[s.row] for s in found.suspects)
+        count += len(found.suspects)
+    assert held >= 17
+    assert abs(np.mean(told) - rate) < 0.03
+    if rate:
+        assert abs(true - foretold) < 0.15 * count  # a little hopeful where few labels are wrong
+    else:
+        assert count < 0.005 * 20 * 600
 
 
 def test_a_long_run_of_words_across_sides_is_an_overlap() -> None:

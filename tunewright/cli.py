@@ -100,7 +100,7 @@ def check(
         typer.echo("  " + ", ".join(finding["where"][:8]) + (" ..." if len(finding["rows"]) > 8 else ""))
     for s in found["suspects"][:10]:
         where = s["where"].rsplit("/", 1)[-1]
-        typer.echo(f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (the label has {s['confidence']:.0%})")
+        typer.echo(f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (wrong with {s['chance']:.0%})")
     if not found["findings"]:
         typer.echo("nothing flagged; that is what was looked for, not a promise")
 

@@ -1,6 +1,6 @@
 """Which rows look wrong to a model that has not seen them: the recipe on one half of the training rows judges the other.
 
-Labels: confident learning on its shares. Texts: how much less likely than for the base the answer became, after training on rows of
+Labels: the chance of each to be wrong, from the model's shares (`noise`). Texts: how much less likely than for the base the answer became, after training on rows of
 the same kind; the tail is shown. Nothing is dropped here, and test rows are not touched.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,9 @@ def crossfit(session: Session) -> None:
     for suspect in told["suspects"]:
         suspect["where"] = data.examples[suspect["row"]].where
     runs.write_json(session.run.crossfit, told)
+    expected = f", some {told['expected']:.0f} of them rightly so" if "expected" in told else ""
     session.talk.say(
-        f"cross-fit: {len(told['suspects'])} of {len(train)} training rows look wrong to a model that has not seen them"
+        f"cross-fit: {len(told['suspects'])} of {len(train)} training rows look wrong to a model that has not seen them{expected}"
     )
 
 
@@ -55,13 +55,7 @@ def _labels(session: Session, fold: dict[int, int]) -> dict[str, Any]:
             shares[line["row"]] = [line["shares"][name] for name in names]
     rows = sorted(shares)
     given = [e.target for i in rows if isinstance(e := session.data.examples[i], Chat)]
-    found = noise.judged(np.array([shares[i] for i in rows]), names, given, rows)
-    return {
-        "rate": found.rate,
-        "interval": list(found.interval),
-        "accuracy": found.accuracy,
-        "suspects": [asdict(s) for s in found.suspects],
-    }
+    return noise.judged(np.array([shares[i] for i in rows]), names, given, rows).to_json()
 
 
 def _losses(session: Session, fold: dict[int, int]) -> dict[str, Any]:

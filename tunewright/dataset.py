@@ -77,8 +77,8 @@ class Dataset:
         if self.noise is not None and self.noise.suspects:
             n = self.noise
             told = (
-                f"{len(n.suspects)} of {n.rows} training labels look wrong (estimated share {n.rate:.1%}, interval {n.interval[0]:.1%} to "
-                f"{n.interval[1]:.1%}); a TF-IDF classifier that has not seen them is {n.accuracy:.0%} right, so look before you mend"
+                f"{len(n.suspects)} of {n.rows} training labels look wrong, some {n.expected:.0f} of them rightly so; in all about {n.rate:.1%} "
+                f"are wrong ({n.interval[0]:.1%} to {n.interval[1]:.1%}), as a TF-IDF classifier judges that has not seen them"
             )
             found.append(Finding("notice", "LABEL_NOISE", told, tuple(s.row for s in n.suspects)))
         return tuple(sorted(found, key=lambda f: (curate.ORDER[f.level], f.code)))

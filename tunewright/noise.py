@@ -1,40 +1,62 @@
-"""Which labels are probably wrong: confident learning (Northcutt, Jiang & Chuang 2021, 1911.00068) on out-of-fold shares. No torch.
+"""Which labels are probably wrong, from what a model says of rows that it has not seen. No torch.
 
-Axes: R rows, L labels.
+The label on a row is taken as its true label sent through a noisy channel (Patrini et al. 2017, 1609.03683): with probability
+``rate`` it becomes any other, each alike. What the model says is made honest by one temperature (Guo et al. 2017, 1706.04599). Both
+numbers are fitted by maximum likelihood to the labels as they stand, and with them every row has a chance to be wrong. Confident
+learning (1911.00068), which needs no such model of noise, takes a weak classifier's own errors for wrong labels: on planted noise it
+flags more rows and is right about fewer (benchmarks/known_answers.py measures both).
+
+Axes: R rows, L labels, T temperatures, E rates.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from tunewright import classical
 
 FEWEST = 50
+TEMPERATURES_T = np.geomspace(0.2, 5.0, 49)
+RATES_E = np.linspace(0.0, 0.6, 121)
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """``row`` as numbered by the caller; ``confidence``: the share given to the label that the row bears."""
+    """``row`` as numbered by the caller; ``chance``: probability that its label is wrong."""
 
     row: int
     given: str
     likelier: str
-    confidence: float
+    chance: float
 
 
 @dataclass(frozen=True)
 class Noise:
-    """``rate``: estimated share of wrong labels, with its bootstrap interval; ``suspects`` the likeliest first."""
+    """``rate``: estimated share of wrong labels, with its 95 % interval; ``suspects`` are those more likely wrong than right, the
+    likeliest first; ``accuracy``: how often the model's first choice is the label that the row bears."""
 
     rows: int
     rate: float
     interval: tuple[float, float]
     suspects: tuple[Suspect, ...]
     accuracy: float
+
+    @property
+    def expected(self) -> float:
+        """How many of the suspects are expected to be wrong."""
+        return sum(s.chance for s in self.suspects)
+
+    def to_json(self) -> dict[str, Any]:
+        found = dataclasses.asdict(self)
+        return {**found, "interval": list(self.interval), "suspects": list(found["suspects"]), "expected": self.expected}
 
 
 def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
@@ -48,42 +70,38 @@ def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows:
     return found if found.accuracy > commonest + 0.02 else None
 
 
-def judged(p_RL: NDArray[np.float64], names: Sequence[str], labels: Sequence[str], rows: Sequence[int]) -> Noise:
-    """Confident learning on out-of-fold shares, wherever they come from; ``names`` are the columns."""
+def judged(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Sequence[int]) -> Noise:
+    """From out-of-fold shares, wherever they come from; ``names`` are the columns."""
     given_R = np.array([names.index(x) for x in labels])
-    off_R = suspected(p_RL, given_R)
-    order = sorted(np.flatnonzero(off_R).tolist(), key=lambda r: (p_RL[r, given_R[r]] - p_RL[r].max(), r))
-    draw = np.random.Generator(np.random.Philox(key=0))
-    picks = [draw.integers(0, len(labels), len(labels)) for _ in range(200)]
-    low, high = np.quantile([rate(p_RL[pick], given_R[pick]) for pick in picks], (0.025, 0.975))
-    suspects = tuple(
-        Suspect(rows[r], labels[r], names[int(p_RL[r].argmax())], round(float(p_RL[r, given_R[r]]), 4)) for r in order
-    )
-    accuracy = float((p_RL.argmax(1) == given_R).mean())
-    return Noise(len(labels), rate(p_RL, given_R), (float(low), float(high)), suspects, accuracy)
+    temperature, rate, interval = channel(p_RL, given_R)
+    chance_R = chances(p_RL, given_R, temperature, rate)
+    order = sorted(np.flatnonzero(chance_R > 0.5).tolist(), key=lambda r: (-chance_R[r], r))
+    suspects = tuple(Suspect(rows[r], labels[r], names[int(p_RL[r].argmax())], round(float(chance_R[r]), 4)) for r in order)
+    return Noise(len(labels), rate, interval, suspects, float((p_RL.argmax(1) == given_R).mean()))
 
 
-def thresholds(p_RL: NDArray[np.float64], given_R: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How sure the classifier is of a label, on average, among the rows that bear it; 1 for a label without rows."""
-    return np.array([p_RL[given_R == j, j].mean() if (given_R == j).any() else 1.0 for j in range(p_RL.shape[1])])
+def channel(p_RL: Floats, given_R: NDArray[np.int64], alpha: float = 0.05) -> tuple[float, float, tuple[float, float]]:
+    """(temperature, rate, interval of the rate): the maximum of the likelihood on a grid, and the rates that a likelihood-ratio
+    test at ``alpha`` does not exclude."""
+    others = p_RL.shape[1] - 1
+    fit_TE = np.empty((len(TEMPERATURES_T), len(RATES_E)))
+    for t, temperature in enumerate(TEMPERATURES_T):
+        own_R1 = tempered(p_RL, temperature)[np.arange(len(given_R)), given_R, None]
+        fit_TE[t] = np.log(own_R1 * (1 - RATES_E) + (1 - own_R1) * RATES_E / others + 1e-300).sum(0)
+    t, e = divmod(int(fit_TE.argmax()), len(RATES_E))
+    kept_E = RATES_E[fit_TE.max(0) >= fit_TE.max() - stats.chi2.ppf(1 - alpha, 1) / 2]
+    return float(TEMPERATURES_T[t]), float(RATES_E[e]), (float(kept_E.min()), float(kept_E.max()))
 
 
-def confident(p_RL: NDArray[np.float64], given_R: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The likeliest label among those that pass their threshold; the given one where none does."""
-    over = np.where(p_RL >= thresholds(p_RL, given_R), p_RL, -1.0)
-    return np.where(over.max(1) >= 0, over.argmax(1), given_R)
+def chances(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: float) -> Floats:
+    """P(label is wrong | text, label) for every row, by Bayes."""
+    own_R = tempered(p_RL, temperature)[np.arange(len(given_R)), given_R]
+    wrong_R = (1 - own_R) * rate / (p_RL.shape[1] - 1)
+    return np.asarray(wrong_R / (wrong_R + own_R * (1 - rate) + 1e-300))
 
 
-def suspected(p_RL: NDArray[np.float64], given_R: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return np.asarray(confident(p_RL, given_R) != given_R)
-
-
-def rate(p_RL: NDArray[np.float64], given_R: NDArray[np.int64]) -> float:
-    """Share of the confident joint off its diagonal, each given label weighted by how many rows bear it."""
-    held = (p_RL >= thresholds(p_RL, given_R)).any(1)
-    off = suspected(p_RL, given_R)
-    total = 0.0
-    for j in np.unique(given_R):
-        mine = (given_R == j) & held
-        total += float(off[mine].mean()) * float((given_R == j).sum()) if mine.any() else 0.0
-    return total / len(given_R)
+def tempered(p_RL: Floats, temperature: float) -> Floats:
+    """Softmax of log shares over ``temperature``; above 1 is less sure."""
+    logits_RL = np.log(np.clip(p_RL, 1e-9, 1.0)) / temperature
+    raised_RL = np.exp(logits_RL - logits_RL.max(1, keepdims=True))
+    return np.asarray(raised_RL / raised_RL.sum(1, keepdims=True))

@@ -144,8 +144,8 @@ def _audit(a: dict[str, Any]) -> str:
     else:
         text += "<p>The audit flagged nothing. That is what was found, not a promise that the data is clean.</p>"
     if a["suspects"]:
-        shown = [[x["where"].rsplit("/", 1)[-1], x["given"], x["likelier"], f"{x['confidence']:.3f}"] for x in a["suspects"][:50]]
-        text += f"<details><summary>labels that look wrong, the likeliest first ({len(a['suspects'])})</summary>{_table(['row', 'label', 'likelier', 'share of the label'], shown, [3])}</details>"
+        shown = [[x["where"].rsplit("/", 1)[-1], x["given"], x["likelier"], f"{x['chance']:.3f}"] for x in a["suspects"][:50]]
+        text += f"<details><summary>labels that look wrong, the likeliest first ({len(a['suspects'])})</summary>{_table(['row', 'label', 'likelier', 'chance that it is wrong'], shown, [3])}</details>"
     if a["labels"]:
         text += _table(["label", "rows"], list(a["labels"].items())[:30], [1])
     if a["unused"]:

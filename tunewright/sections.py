@@ -323,15 +323,15 @@ def crossfit(c: dict[str, Any]) -> str:
         return ""
     where = [x["where"].rsplit("/", 1)[-1] for x in c["suspects"][:50]]
     if "rate" in c:
-        rows = [[w, x["given"], x["likelier"], f"{x['confidence']:.3f}"] for w, x in zip(where, c["suspects"], strict=False)]
-        head = ["row", "label", "likelier", "share of the label"]
-        told = f"estimated share of wrong labels {c['rate']:.1%} ({between([100 * x for x in c['interval']], 1)} %), right on {c['accuracy']:.0%}"
+        rows = [[w, x["given"], x["likelier"], f"{x['chance']:.3f}"] for w, x in zip(where, c["suspects"], strict=False)]
+        head = ["row", "label", "likelier", "chance that it is wrong"]
+        told = f"some {c['expected']:.0f} of them are expected to be wrong; in all {c['rate']:.1%} ({between([100 * x for x in c['interval']], 1)} %)"
     else:
         rows = [[w, f"{x['nats_over_base']:+.3f}"] for w, x in zip(where, c["suspects"], strict=False)]
         head = ["row", "nats a token, over the base's"]
         told = "the twentieth of the rows that training on others helped least"
     return (
-        f"<p>A model trained on the other half of the rows calls {len(c['suspects'])} rows suspect ({e(told)}).</p>"
+        f"<p>A model trained on the other rows calls {len(c['suspects'])} rows suspect ({e(told)}).</p>"
         f"<details><summary>the likeliest first</summary>{table(head, rows, [len(head) - 1])}</details>"
     )
 
