@@ -30,6 +30,7 @@ from tunewright import (
     metrics,
     noise,
     probes,
+    proving,
     remote,
     retrieval,
     split,
@@ -505,3 +506,10 @@ def test_order_statistics_bound_the_quantiles() -> None:
         told = cost.quantiles(rng.exponential(size=40))
         hits += told["p50"][1] <= np.log(2) <= told["p50"][2]
     assert hits >= 0.93 * 200
+
+
+def test_a_difference_that_asking_twice_makes_as_well_tells_nothing() -> None:
+    told = {"verdict": "BETTER", "difference": 0.05}
+    assert proving.unsteady(told, {"floor": 0.05})["verdict"] == "CANNOT TELL"
+    assert "verdict" not in proving.unsteady(told, {"floor": 0.0})
+    assert "verdict" not in proving.unsteady({"verdict": "PRACTICALLY EQUAL", "difference": 0.0}, {"floor": 0.0})

@@ -23,6 +23,7 @@ from scipy import stats
 from tunewright import classical
 
 FEWEST = 50
+WORTH_A_LOOK = 0.4
 TEMPERATURES_T = np.geomspace(0.2, 5.0, 49)
 RATES_E = np.linspace(0.0, 0.6, 121)
 Floats = NDArray[np.float64]
@@ -40,7 +41,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Noise:
-    """``rate``: estimated share of wrong labels, with its 95 % interval; ``suspects`` are those more likely wrong than right, the
+    """``rate``: estimated share of wrong labels, with its 95 % interval; ``suspects`` are the rows worth a look, the
     likeliest first; ``accuracy``: how often the model's first choice is the label that the row bears."""
 
     rows: int
@@ -75,7 +76,7 @@ def judged(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Sequ
     given_R = np.array([names.index(x) for x in labels])
     temperature, rate, interval = channel(p_RL, given_R)
     chance_R = chances(p_RL, given_R, temperature, rate)
-    order = sorted(np.flatnonzero(chance_R > 0.5).tolist(), key=lambda r: (-chance_R[r], r))
+    order = sorted(np.flatnonzero(chance_R >= WORTH_A_LOOK).tolist(), key=lambda r: (-chance_R[r], r))
     suspects = tuple(Suspect(rows[r], labels[r], names[int(p_RL[r].argmax())], round(float(chance_R[r]), 4)) for r in order)
     return Noise(len(labels), rate, interval, suspects, float((p_RL.argmax(1) == given_R).mean()))
 

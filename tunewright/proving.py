@@ -14,6 +14,7 @@ from tunewright.session import Session
 from tunewright.systems import System
 
 Arm = dict[str, Any]
+REPEATED = 16
 
 
 def prove(session: Session) -> None:
@@ -48,6 +49,8 @@ def prove(session: Session) -> None:
         }
     verdict = decide(found, session.protocol, [data.cluster[i] for i in session.rows("test")])
     verdict["variants_on_dev"] = on_dev
+    if session.config.prove.evidence != "plain" and session.rows("dev"):
+        verdict |= unsteady(verdict, _again(session, [chosen["tuned"], chosen[verdict["comparator"]["name"]]]))
     verdict["overlap"] = _without_overlap(session, found, verdict["comparator"]["name"])
     verdict["corpus"] = corpus.compare(
         task,
@@ -69,6 +72,26 @@ def prove(session: Session) -> None:
     }
     runs.write_json(run.verdict, {**verdict, **facts, "protocol": session.protocol.sha256})
     session.talk.say(sentence(verdict), "bold")
+
+
+def _again(session: Session, systems: Sequence[System]) -> dict[str, Any]:
+    """The instrument measured: some dev rows asked once more. ``floor``: how far the arms' mean scores moved, together."""
+    floor, changed, rows = 0.0, 0, session.rows("dev")[:REPEATED]
+    for system in systems:
+        if system.says is None:
+            file = session.run.scores / "again" / f"{system.name}.jsonl"
+            model = session.loaded if system.adapter else session.base_model
+            first = answered(session, system, "dev")[: len(rows)]
+            second = session.judged(file, "dev", system, model, rows)
+            floor += abs(mean(first) - mean(second))
+            changed += sum(a.get("answer") != b.get("answer") for a, b in zip(first, second, strict=True))
+    return {"rows": len(rows), "changed": changed, "floor": floor}
+
+
+def unsteady(verdict: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
+    """What changes in the verdict: a difference that asking twice makes as well tells nothing."""
+    within = verdict["verdict"] in ("BETTER", "WORSE") and abs(verdict["difference"]) <= again["floor"]
+    return {"again": again, **({"verdict": "CANNOT TELL"} if within else {})}
 
 
 def _without_overlap(session: Session, arms: dict[str, Arm], other: str) -> dict[str, Any] | None:
