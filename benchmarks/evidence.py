@@ -1,0 +1,75 @@
+"""What the evidence costs: seconds of every stage of the demo task with plain, standard and full evidence, one after another.
+
+python benchmarks/evidence.py [--runs FOLDER]      Writes results/evidence.md; runs that FOLDER holds already are read, not made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from tunewright.runs import read_json, read_lines
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parent / "examples" / "addresses" / "config.yaml"
+KINDS = ("plain", "standard", "full")
+
+
+def seconds(run: Path) -> dict[str, float]:
+    """Of every stage, from the run's own events (to the second)."""
+    begun: dict[str, datetime] = {}
+    found: dict[str, float] = {}
+    for event in read_lines(run / "events.jsonl"):
+        stage, _, what = event["event"].rpartition("_")
+        now = datetime.fromisoformat(event["time"])
+        if what == "started":
+            begun[stage] = now
+        elif what == "finished" and stage in begun:
+            found[stage] = found.get(stage, 0.0) + (now - begun[stage]).total_seconds()
+    return found
+
+
+def table(runs: dict[str, Path]) -> str:
+    taken = {kind: seconds(run) for kind, run in runs.items()}
+    stages = [s for s in taken["full"] if any(t.get(s, 0) >= 1 for t in taken.values())]
+    total = {kind: sum(t.values()) for kind, t in taken.items()}
+    rows = {s: [taken[k].get(s, 0.0) for k in KINDS] for s in stages} | {"all": list(total.values())}
+    times = " | ".join(f"{x / total['plain']:.2f}" for x in total.values())
+    lines = [
+        "`python benchmarks/evidence.py`: seconds of each stage, the demo task (1,504 addresses, 90 steps), two cores. One run each:",
+        "the ratio is good to perhaps a tenth.",
+        "",
+        f"| stage | {' | '.join(KINDS)} |",
+        "|---|" + "---|" * len(KINDS),
+        *(f"| {name} | {' | '.join(f'{x:.0f}' for x in row)} |" for name, row in rows.items()),
+        f"| times the plain job | {times} |",
+        "",
+        *(f"{kind}: {read_json(run / 'verdict.json')['verdict']}." for kind, run in runs.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "tunewright-evidence")
+    root: Path = parser.parse_args().runs
+    data = CONFIG.parent / "data"
+    if not data.exists():
+        subprocess.run([sys.executable, str(CONFIG.parent / "make_data.py")], check=True)
+    runs = {kind: root / kind for kind in KINDS}
+    for kind, run in runs.items():
+        if not (run / "report.html").exists():
+            asked = [f"prove.evidence={kind}", "prove.internalise=0"]
+            target = [str(run)] if run.exists() else [str(CONFIG), *asked, "--runs", str(root), "--name", kind]
+            subprocess.run([sys.executable, "-m", "tunewright.cli", "run", *target], check=True)
+    told = table(runs)
+    (HERE / "results" / "evidence.md").write_text(told)
+    print(told)
+
+
+if __name__ == "__main__":
+    main()
