@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: bench bench-full demo test test-all lint docs install install-dev data clean
+.PHONY: bench bench-full demo test test-all torture lint docs install install-dev data clean
 
 demo: install
 	$(BIN)/tunewright demo
@@ -33,6 +33,12 @@ test: install-dev lint
 
 test-all: install-dev lint
 	$(BIN)/python -m pytest -m ''
+
+# MINUTES of killing a run on a tiny model, then of killing one on the real 135M model.
+MINUTES ?= 30
+torture: install-dev
+	$(BIN)/python tests/torture.py --kills 1000 --minutes $(MINUTES) --out benchmarks/results/torture.json
+	$(BIN)/python tests/torture.py --kills 100 --minutes $(MINUTES) --real --out benchmarks/results/torture.json
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -345,7 +345,7 @@ def test_resume_on_other_ground_names_what_changed(tmp_path: Any) -> None:
     adapters.attach(model, LORA, 0)
     parameters = adapters.trainable(model)
     optimizer = loop.make_optimizer(parameters, plan_of())
-    checkpoints.save(tmp_path, parameters, optimizer, checkpoints.State(4, None, None, 0, {"data": "a", "model": "b"}), 2)
+    checkpoints.save(tmp_path, parameters, optimizer, checkpoints.State(4, {"data": "a", "model": "b"}), 2)
     with pytest.raises(Exception, match=r"RESUME_MISMATCH.*data was a, is x"):
         checkpoints.restore(tmp_path, parameters, optimizer, {"data": "x", "model": "b"})
 

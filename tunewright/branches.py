@@ -91,5 +91,5 @@ def _train(session: Session, branch: Branch, run: Run, model: Any) -> None:
 
         hashes = {**session.hashes, "branch": content.hexdigest()}
         result = loop.train(model, branch.method, branch.rows, branch.dev, branch.plan, run, hashes, watch)
-    checkpoints.save_weights(run.weights, adapters.trainable(model))
-    runs.write_json(run.training, asdict(result))
+    written = checkpoints.save_weights(run.weights, adapters.trainable(model))
+    runs.write_json(run.training, {**asdict(result), "weights_sha256": written})

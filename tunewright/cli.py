@@ -234,12 +234,9 @@ def curve(
     from tunewright import runs
 
     session = _advance(str(runs.find(root, run).path), None, None, None, root, quiet or as_json, "prove")
-    from tunewright import curve as curves
     from tunewright import pipeline
 
-    curves.curve(session, full)
-    if session.run.report.exists():
-        pipeline.tell(session)
+    pipeline.measured_again(session, full)
     if as_json:
         out(runs.read_json(session.run.curve))
     else:

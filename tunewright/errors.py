@@ -6,7 +6,7 @@
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_*   a run folder, an endpoint
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
-    └── TrainError             TRAIN_*  EXPORT_*       exit status 1: nobody's typing mistake
+    └── TrainError             TRAIN_*  EXPORT_*  RUN_DISK       exit status 1: nobody's typing mistake
 
 A user's mistake is one of these; our own mistake is an ``assert``; the impossible is not caught.
 Codes are stable API: they are listed in ``CODES`` and a test keeps the table and the code in step.
@@ -71,8 +71,11 @@ CODES: dict[str, str] = {
     "PATH_OUTSIDE": "a name that would leave the runs folder",
     "REMOTE_FAILED": "the endpoint that is compared with does not answer",
     "RESUME_MISMATCH": "a run is continued with other data, config or model",
+    "RUN_DAMAGED": "a file of the run is not what was written",
+    "RUN_DISK": "the run folder cannot be written",
     "RUN_EXISTS": "a run of that name is already there",
     "RUN_INCOMPLETE": "the run has not reached the stage that is asked for",
+    "RUN_LOCKED": "another process writes into the run folder",
     "RUN_NOT_FOUND": "no run of that name",
     "SPLIT_LEAK": "the same question in train and in dev or test",
     "TEMPLATE_LOSES_CONTENT": "the chat template drops text of the row",
@@ -81,7 +84,6 @@ CODES: dict[str, str] = {
     "TEMPLATE_UNSAFE": "the chat template cannot be rendered in the sandbox",
     "TOKENIZER_DOUBLE_BOS": "a sequence would begin with two BOS tokens",
     "TOKENIZER_NO_EOS": "the tokenizer has no end-of-sequence token",
-    "TRAIN_DISK": "the run folder cannot be written",
     "TRAIN_INTERRUPTED": "stopped by the user; the state is saved",
     "TRAIN_NOT_FINITE": "loss or gradient became NaN or infinite",
 }

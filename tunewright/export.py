@@ -19,7 +19,7 @@ from tunewright.config import Config, Plan
 from tunewright.errors import TrainError
 from tunewright.models import Facts
 from tunewright.rendering import Template
-from tunewright.runs import Run, write_json
+from tunewright.runs import Run, disk, write_json
 
 CANARIES = 8
 NEW_TOKENS = 24
@@ -87,18 +87,11 @@ def _save_merged(model: Any, template: Template, folder: Path, dtype: torch.dtyp
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".merged-", dir=folder.parent))
     try:
-        with twin.quiet():
+        with disk(folder), twin.quiet():
             model.to(dtype).save_pretrained(beside)
             template.tokenizer.save_pretrained(beside)
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
-    except OSError as error:
-        raise TrainError(
-            "TRAIN_DISK",
-            f"the merged model cannot be written: {error.strerror}.",
-            where=str(folder),
-            mend="free some space, or set export.merged=false.",
-        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -93,19 +93,18 @@ def train(
 ) -> Trained:
     """Train ``model`` in place from the newest checkpoint of ``run`` (or from the start) to the end of the plan.
 
-    Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, TRAIN_DISK, RESUME_MISMATCH.
+    Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
     parameters = trainable(model)
     optimizer = make_optimizer(parameters, plan)
-    state = checkpoints.restore(run.checkpoints, parameters, optimizer, hashes) or checkpoints.State(0, None, None, 0, hashes)
+    state = checkpoints.restore(run.checkpoints, parameters, optimizer, hashes) or checkpoints.State(0, hashes)
+    checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
     _forget_later_lines(run, state.step)
-    best_file = run.checkpoints / "best.safetensors"
     begun = time.monotonic()
     if state.step == 0 and dev:
         first = dev_loss(model, method, dev, plan)
         append_line(run.metrics, {"step": 0, "dev_loss": first})
-        state = checkpoints.State(0, first, 0, 0, hashes)
-        checkpoints.save_weights(best_file, parameters)
+        state = _kept(run, parameters, checkpoints.State(0, hashes, first, 0))
     with _interrupts() as interrupted:
         while state.step < plan.steps and not _waited_enough(state, plan):
             line = _logged_step(model, method, rows, plan, state.step, optimizer, parameters)
@@ -114,7 +113,7 @@ def train(
                 line["dev_loss"] = now = dev_loss(model, method, dev, plan)
             state = _after(state, now)
             if state.best_step == state.step:
-                checkpoints.save_weights(best_file, parameters)
+                state = _kept(run, parameters, state)
             append_line(run.metrics, line)
             watch(Progress(state.step, plan.steps, line["loss"], now, line["lr"], line["tokens"], line["seconds"]))
             over = state.step == plan.steps or _waited_enough(state, plan)
@@ -128,7 +127,7 @@ def train(
                     mend=f"`tunewright run {run.path}` goes on from there.",
                 )
     if state.best_step is not None:
-        checkpoints.load_weights(best_file, parameters)
+        checkpoints.load_weights(checkpoints.best_file(run.checkpoints, state.best_step), parameters)
     lines = list(read_lines(run.metrics))
     return Trained(
         steps=state.step,
@@ -139,6 +138,12 @@ def train(
         seconds=round(time.monotonic() - begun, 1),
         tokens=sum(line["tokens"] for line in lines if "loss" in line),
     )
+
+
+def _kept(run: Run, parameters: dict[str, torch.nn.Parameter], state: checkpoints.State) -> checkpoints.State:
+    """The state, its weights being the best so far and written as such."""
+    file = checkpoints.best_file(run.checkpoints, state.step)
+    return replace(state, best_sha256=checkpoints.save_weights(file, parameters))
 
 
 def _waited_enough(state: checkpoints.State, plan: Plan) -> bool:

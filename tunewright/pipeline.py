@@ -59,17 +59,18 @@ def start(config: Config, name: str | None, root: Path, talk: Talk, command: str
 
 
 def advance(session: Session, until: str) -> None:
-    """Run every stage up to ``until`` that the run folder does not hold yet."""
-    if session.run.receipt.exists():
-        _same_ground(session)
-    for name, stage, done in STAGES:
-        if not done(session.run):
-            session.run.event(f"{name}_started")
-            stage(session)
-            session.run.event(f"{name}_finished")
-        if name == until:
-            return
-    raise AssertionError(f"no stage {until}")
+    """Run every stage up to ``until`` that the run folder does not hold yet. Raises RUN_LOCKED while another process does."""
+    assert until in [name for name, _, _ in STAGES]
+    with runs.writing(session.run):
+        if session.run.receipt.exists():
+            _same_ground(session)
+        for name, stage, done in STAGES:
+            if not done(session.run):
+                session.run.event(f"{name}_started")
+                stage(session)
+                session.run.event(f"{name}_finished")
+            if name == until:
+                return
 
 
 def check(session: Session) -> None:
@@ -122,17 +123,29 @@ def profiled(session: Session) -> profile.Profile:
         session.plan,
         max(session.machine.fp32_gflops, session.machine.bf16_gflops),
     )
-    runs.write_json(session.run.path / "profile.json", found.to_json())
+    with runs.writing(session.run):
+        runs.write_json(session.run.path / "profile.json", found.to_json())
     return found
+
+
+def measured_again(session: Session, full: bool) -> None:
+    """The curve by itself, and the report with it where there is one."""
+    with runs.writing(session.run):
+        curve.curve(session, full)
+        if session.run.report.exists():
+            tell(session)
 
 
 def train(session: Session) -> None:
     model, plan, run = session.loaded(), session.plan, session.run
     run.checkpoints.mkdir(mode=0o700, exist_ok=True)
-    before = checkpoints.whole(run.checkpoints)
-    done = int(before[-1].name.removeprefix("step-")) if before else 0
+    before, damaged = checkpoints.newest(run.checkpoints)
+    done = int(before.name.removeprefix("step-")) if before else 0
+    for what in damaged:
+        run.event("checkpoint_damaged", what=what)
+        session.talk.warn(f"damaged checkpoint {what}; an older one, or the start, is taken")
     if done:
-        session.talk.say(f"going on after step {done}, from {before[-1]}")
+        session.talk.say(f"going on after step {done}, from {before}")
     rendered = session.rendered
     with session.talk.bar("train", plan.steps, done) as note:
 
@@ -142,10 +155,11 @@ def train(session: Session) -> None:
 
         result = loop.train(model, sft, rendered["train"], rendered["dev"], plan, run, session.hashes, watch)
     parameters = adapters.trainable(model)
-    checkpoints.save_weights(run.weights, parameters)
+    written = checkpoints.save_weights(run.weights, parameters)
     count = sum(p.numel() for p in parameters.values())
     total = sum(p.numel() for p in model.parameters())
-    runs.write_json(run.training, {**asdict(result), "peak_gb": round(machine.peak_gb(), 2), "trained": count, "total": total})
+    facts = {"peak_gb": round(machine.peak_gb(), 2), "trained": count, "total": total, "weights_sha256": written}
+    runs.write_json(run.training, {**asdict(result), **facts})
     early = f", stopped early after step {result.steps}" if result.stopped_early else ""
     if result.best_dev_loss is not None:
         session.talk.say(

@@ -1,6 +1,6 @@
 """The run folder: the only channel between the stages of a run, and between a run and everyone who looks at it.
 
-A file that is there is whole: everything is written beside its name, flushed, and renamed. Every file has one writer.
+A file that is there is whole: everything is written beside its name, flushed, and renamed. A folder has one writer (`writing`).
 """
 
 from __future__ import annotations
@@ -8,17 +8,21 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import platform
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright.errors import RunError
+from tunewright.errors import RunError, TrainError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+HALF_WRITTEN = re.compile(r"\..+\.\d+\.\d+")  # by `write_atomic`, in a process that was killed
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,7 @@ class Run:
         return "created"
 
     def event(self, kind: str, **facts: Any) -> None:
-        append_line(
-            self.events, {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "event": kind, **facts}
-        )
+        append_line(self.events, {"time": _now(), "event": kind, **facts})
 
 
 def create(root: Path, name: str | None, stem: str) -> Run:
@@ -112,9 +114,11 @@ def create(root: Path, name: str | None, stem: str) -> Run:
             where=str(run.path),
             mend=f"choose another --name, or continue it: `tunewright run {run.path}`.",
         )
-    run.path.mkdir(parents=True, mode=0o700)
-    for folder in ("data", "scores"):
-        (run.path / folder).mkdir(mode=0o700)
+    with disk(run.path):
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        run.path.mkdir(mode=0o700)
+        for folder in ("data", "scores"):
+            (run.path / folder).mkdir(mode=0o700)
     return run
 
 
@@ -143,24 +147,93 @@ def all_runs(root: Path) -> list[Run]:
 
 
 def remove(run: Run) -> None:
+    """Raises RUN_LOCKED while another process writes there."""
     assert run.config.is_file()
-    shutil.rmtree(run.path)
+    with writing(run):
+        shutil.rmtree(run.path)
+
+
+@contextmanager
+def writing(run: Run) -> Iterator[None]:
+    """Within, this process alone writes into the run folder. Raises RUN_LOCKED, saying who does.
+
+    The kernel takes the lock from a process that dies, however it dies, and leaves it to one that is merely stopped, so there is
+    no lease to outlive. Some network drives lock for one machine only; there the name of the owner's machine refuses.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, owner = FileLock(run.path / ".lock", mode=0o600), run.path / ".owner"
+    with disk(run.path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise _locked(run, _owner(owner), "wait for it, or stop it.") from None
+    try:
+        before, host = _owner(owner), platform.node()
+        if before and before["host"] != host:
+            raise _locked(run, before, f"if that process is gone, remove {owner}.")
+        if before:
+            run.event("taken_over", from_process=before["process"])
+        with disk(run.path):
+            for left in run.path.rglob(".*"):
+                if HALF_WRITTEN.fullmatch(left.name):
+                    left.unlink()
+        write_json(owner, {"process": os.getpid(), "host": host, "since": _now(), "command": " ".join(sys.argv)})
+        try:
+            yield
+        finally:
+            with disk(owner):
+                owner.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _owner(file: Path) -> dict[str, Any]:
+    try:
+        found = read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and {"process", "host", "since"} <= set(found) else {}
+
+
+def _locked(run: Run, owner: dict[str, Any], mend: str) -> RunError:
+    who = f"process {owner['process']} on {owner['host']}, since {owner['since']}" if owner else "another process"
+    return RunError("RUN_LOCKED", f"the run is being written by {who}.", where=str(run.path), mend=mend)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
+    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a part. Raises RUN_DISK."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+        try:
+            with open(beside, "xb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Within, what the file system refuses (no space, no permission, a broken disk) is RUN_DISK."""
     try:
-        with open(beside, "xb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        yield
+    except OSError as error:
+        raise TrainError(
+            "RUN_DISK",
+            f"cannot be written: {error.strerror or error}.",
+            where=str(path),
+            mend="mend that and run the same command again: what is there is whole.",
+        ) from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -184,8 +257,9 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
+    """One more line. Raises RUN_DISK."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with open(path, "a", encoding="utf-8") as file:
+    with disk(path), open(path, "a", encoding="utf-8") as file:
         file.write(line)
 
 

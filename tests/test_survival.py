@@ -1,0 +1,211 @@
+"""What a run survives: kills at every touch of the disk, damaged checkpoints, a second process, a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+from test_learning import plan_of, rows
+from test_pipeline import FLAGS, cli
+
+from tunewright import adapters, checkpoints, loop, runs
+from tunewright.errors import RunError, TrainError
+from tunewright.methods import sft
+from tunewright.runs import Run
+
+Folder = Callable[[str], Path]
+Rows = Callable[..., Path]
+HERE = Path(__file__).parent
+
+
+def test_killed_and_gone_on_is_as_if_nothing_had_happened() -> None:
+    """The short form of `make torture`."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "torture.py"), "--kills", "40", "--minutes", "1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills, ended, lost, unequal = map(
+        int, re.findall(r"(\d+) kills, \d+ full disks, (\d+) runs, (\d+) lost, (\d+) unequal", done.stdout)[-1]
+    )
+    assert kills >= 10
+    assert ended >= 5
+    assert (lost, unequal) == (0, 0)
+
+
+def train(folder: Path, steps: int = 6) -> tuple[list[torch.Tensor], Run]:
+    run, plan = Run(folder), plan_of(steps=6, checkpoint_every=2, eval_every=3)
+    folder.mkdir(exist_ok=True)
+    model = tiny_model()
+    adapters.attach(model, plan.adapter, plan.seed)
+
+    def stop(p: loop.Progress) -> None:
+        if p.step == steps < plan.steps:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        loop.train(model, sft, rows(9), rows(3, seed=5), plan, run, {"data": "d"}, stop)
+    return [p.detach().clone() for p in adapters.trainable(model).values()], run
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("weights.safetensors", flip),
+        ("optimizer.safetensors", flip),
+        ("weights.safetensors", lambda f: f.write_bytes(f.read_bytes()[:-9])),
+        ("state.json", lambda f: f.write_text("{")),
+        ("state.json", lambda f: f.unlink()),
+        ("COMPLETE", lambda f: f.write_text("")),
+        ("../best-000003.safetensors", flip),
+    ],
+)
+def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
+    tmp_path: Path, file: str, damage: Callable[[Path], Any]
+) -> None:
+    straight, _ = train(tmp_path / "straight")
+    _, run = train(tmp_path / "stopped", steps=5)
+    damage(run.checkpoints / "step-000004" / file)
+    found, damaged = checkpoints.newest(run.checkpoints)
+    assert found is not None
+    assert found.name == "step-000002"
+    assert len(damaged) == 1
+    assert "step-000004" in damaged[0]
+    again, _ = train(tmp_path / "stopped")
+    assert all(torch.equal(a, b) for a, b in zip(straight, again, strict=True))
+
+
+def test_damaged_final_weights_are_not_used(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    assert (
+        cli("train", str(chat_rows()), "--name", "r", "--model", str(model_folder("llama")), *FLAGS, cwd=tmp_path).returncode == 0
+    )
+    run = Run(tmp_path / "runs" / "r")
+    before = run.weights.read_bytes()
+    flip(run.weights)
+    done = cli("prove", "r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "RUN_DAMAGED" in done.stderr
+    assert "remove runs/r/training.json" in done.stderr
+    run.training.unlink()  # as the message says
+    assert cli("train", "r", cwd=tmp_path).returncode == 0
+    assert run.weights.read_bytes() == before
+
+
+# -- one writer
+
+
+def started(folder: Path, hold: str = "time.sleep(60)") -> subprocess.Popen[str]:
+    code = f"import time, pathlib\nfrom tunewright import runs\nwith runs.writing(runs.Run(pathlib.Path({str(folder)!r}))):\n print('in', flush=True)\n {hold}\n"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    return process
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_two_processes_do_not_write_one_run(tmp_path: Path, stopped: bool) -> None:
+    """A writer that is merely stopped, however long, is still the writer."""
+    (tmp_path / "config.yaml").write_text("")
+    first = started(tmp_path)
+    try:
+        if stopped:
+            first.send_signal(signal.SIGSTOP)
+        with pytest.raises(RunError, match=rf"RUN_LOCKED.*process {first.pid} on"), runs.writing(Run(tmp_path)):
+            pass
+        with pytest.raises(RunError, match="RUN_LOCKED"):
+            runs.remove(Run(tmp_path))
+    finally:
+        first.kill()
+        first.communicate()
+    with runs.writing(Run(tmp_path)):  # of a dead process: taken over, and said
+        assert json.loads((tmp_path / ".owner").read_text())["process"] == os.getpid()
+    events = [json.loads(x) for x in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["from_process"]) for e in events] == [("taken_over", first.pid)]
+    assert not (tmp_path / ".owner").exists()
+
+
+def test_the_owner_on_another_machine_is_named(tmp_path: Path) -> None:
+    owner = {"process": 1, "host": "elsewhere", "since": "2026-01-01", "command": "x"}
+    (tmp_path / ".owner").write_text(json.dumps(owner))
+    with pytest.raises(RunError, match="process 1 on elsewhere, since 2026-01-01"), runs.writing(Run(tmp_path)):
+        pass
+    assert json.loads((tmp_path / ".owner").read_text()) == owner
+
+
+def test_two_starts_on_one_run_refuse_the_second(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    data, model = str(chat_rows()), str(model_folder("llama"))
+    assert cli("plan", data, "--name", "r", "--model", model, *FLAGS, cwd=tmp_path).returncode == 0
+    first = started(tmp_path / "runs" / "r")
+    try:
+        done = cli("run", "r", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "RUN_LOCKED" in done.stderr
+        again = cli("plan", data, "--name", "r", "--model", model, cwd=tmp_path)
+        assert "RUN_EXISTS" in again.stderr
+    finally:
+        first.kill()
+        first.communicate()
+
+
+# -- the disk
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    half, kept = tmp_path / "data" / ".split.jsonl.123.456", tmp_path / "data" / ".keep"
+    half.write_text("x")
+    kept.write_text("x")
+    with runs.writing(Run(tmp_path)):
+        assert not half.exists()
+        assert kept.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_said(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(TrainError, match="RUN_DISK"):
+        runs.write_json(tmp_path / "x.json", {})
+
+
+def test_a_file_size_limit_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    code = f"""
+import resource, signal, pathlib
+from tunewright import runs
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+runs.write_atomic(pathlib.Path({str(tmp_path)!r}) / "x", b"0" * 5000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "[RUN_DISK]" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clock_that_jumps_back_harms_no_run_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datetime
+
+    class Fixed(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2026, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(runs.datetime, "datetime", Fixed)
+    names = {runs.create(tmp_path, None, "rows").name for _ in range(3)}
+    assert len(names) == 3
+    time.sleep(0)

@@ -1,0 +1,252 @@
+"""Kill training at every place where it touches the disk, and at random moments; let it go on; compare it with the run that nobody
+killed: weights, optimizer, logged losses, bit for bit.
+
+python tests/torture.py [--kills 1000] [--minutes 60] [--real] [--out FILE]
+
+Every attempt is a fork of a process that has torch loaded. A failpoint is a call that changes the disk (write, fsync, rename, unlink,
+mkdir, rmdir): the child counts them and dies by SIGKILL before or after the one that is asked for, half of a file's bytes cut off
+when it dies at the writing of one; or the call fails, as on a full disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import errno
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunewright import adapters, checkpoints, loop
+from tunewright.config import AdapterConfig, Plan
+from tunewright.errors import TrainError
+from tunewright.methods import sft
+from tunewright.rendering import Rendered
+from tunewright.runs import Run, disk, read_lines, writing
+
+CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
+FINISHED, DISK_FULL = 0, 7
+
+
+@dataclass(frozen=True)
+class World:
+    """What is trained; ``model`` is loaded once and forked with the process."""
+
+    model: Any
+    rows: list[Rendered]
+    dev: list[Rendered]
+    plan: Plan
+
+
+def tiny() -> World:
+    """Accumulation over several passes, shared beginnings, dropout, shuffling, a checkpoint every second step."""
+    from conftest import tiny_model
+    from test_learning import plan_of, rows
+
+    head = tuple(range(40, 60))
+    data = [Rendered(head + r.ids, (*[0.0] * len(head), *r.weights), r.row) for r in rows(11)]
+    adapter = AdapterConfig(rank=4, alpha=8.0, dropout=0.2)
+    plan = plan_of(rows=11, steps=8, batch=5, capacity=90, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, threads=1)
+    return World(tiny_model(), data, rows(3, seed=5), plan)
+
+
+def real() -> World:
+    """SmolLM2-135M-Instruct on short rows, as the plan would train it."""
+    from test_learning import plan_of, rows
+
+    from tunewright import models
+
+    facts = models.facts("smollm2-135m")
+    adapter = AdapterConfig(rank=8, alpha=16.0, dropout=0.1)
+    plan = plan_of(rows=12, steps=6, batch=4, capacity=64, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, dtype="bfloat16",
+                   threads=1)  # fmt: skip
+    return World(models.load(facts.path, torch.bfloat16), rows(12), rows(2, seed=5), plan)
+
+
+def forked(folder: Path, work: Callable[[], int]) -> int:
+    """Exit status of ``work`` in a fork; -9 for one that was killed. ``folder`` is made first."""
+    folder.mkdir(exist_ok=True)
+    child = os.fork()
+    if child == 0:
+        status = 99
+        try:
+            status = work()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def train(world: World, folder: Path) -> int:
+    """As `pipeline.train`, without what comes before and after it. DISK_FULL where that was said as it should be."""
+    run = Run(folder)
+    adapters.attach(world.model, world.plan.adapter, world.plan.seed)
+    try:
+        with writing(run):
+            loop.train(world.model, sft, world.rows, world.dev, world.plan, run, {"data": "d"})
+            checkpoints.save_weights(run.weights, adapters.trainable(world.model))
+    except TrainError as error:
+        if error.code == "RUN_DISK":
+            return DISK_FULL
+        raise
+    return FINISHED
+
+
+def failing(at: int, how: str, counted: int | None = None) -> None:
+    """From now on the ``at``-th call that changes the disk is the last: killed "before" it, "after" it, or it is "full"."""
+    count = 0
+    rng = random.Random(at)
+
+    def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def failed(*args: Any, **more: Any) -> Any:
+            nonlocal count
+            count += 1
+            if counted is not None:
+                os.write(counted, b".")
+            if count == at and how == "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if count == at and how == "before":
+                if name == "fsync" and os.fstat(args[0]).st_size and rng.random() < 0.5:
+                    os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            found = call(*args, **more)
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        return failed
+
+    for name in CALLS:
+        setattr(os, name, wrap(name, getattr(os, name)))
+    plain = builtins.open
+
+    def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
+        return wrap("open", plain)(file, mode, *args, **more) if set(mode) & set("wxa") else plain(file, mode, *args, **more)
+
+    builtins.open = io.open = opened  # type: ignore[assignment]
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What must be equal: hashes of all weights and moments, and the log without its times; hidden leftovers by name."""
+    run = Run(folder)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix == ".safetensors")
+    return {
+        "files": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+        "lines": [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run.metrics)],
+        "leftovers": [p.name for p in folder.rglob(".*") if p.name != ".lock"],
+    }
+
+
+def failpoints(world: World, folder: Path) -> int:
+    """How many calls that change the disk a whole run makes."""
+
+    def work() -> int:
+        failing(-1, "after", counter)
+        return train(world, folder)
+
+    reader, counter = os.pipe()
+    assert forked(folder, work) == FINISHED
+    os.close(counter)
+    return len(os.read(reader, 1 << 16))
+
+
+@dataclass
+class Tally:
+    """``lost``: times that a sound checkpoint was gone after a kill; ``unequal``: runs that ended otherwise than the straight one."""
+
+    kills: int = 0
+    full: int = 0
+    runs: int = 0
+    lost: int = 0
+    unequal: int = 0
+    points: int = 0
+
+
+def torture(world: World, root: Path, kills: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print) -> Tally:
+    """Runs that are killed some times each, at the failpoints in turn and at random moments, until there were ``kills``."""
+    rng, deadline = random.Random(seed), time.monotonic() + seconds
+    begun = time.monotonic()
+    assert forked(root / "straight", lambda: train(world, root / "straight")) == FINISHED
+    took, straight = time.monotonic() - begun, left(root / "straight")
+    tally = Tally(points=failpoints(world, root / "counted"))
+    places = [(n, how) for n in range(1, tally.points + 1) for how in ("before", "after", "full")]
+    rng.shuffle(places)
+    while tally.kills < kills and time.monotonic() < deadline:
+        folder = root / f"run-{tally.runs}"
+        _tortured(world, folder, rng, places, took, tally)
+        tally.unequal += left(folder) != straight
+        tally.runs += 1
+        if left(folder) == straight:
+            shutil.rmtree(folder)
+        say(f"{tally.kills} kills, {tally.full} full disks, {tally.runs} runs, {tally.lost} lost, {tally.unequal} unequal")
+    return tally
+
+
+def _tortured(world: World, folder: Path, rng: random.Random, places: list[tuple[int, str]], took: float, tally: Tally) -> None:
+    """One run to its end, with up to five deaths on its way."""
+    newest = -1
+    for _ in range(rng.randint(1, 5)):
+        if rng.random() < 0.8:
+            at, how = places[(tally.kills + tally.full) % len(places)]
+            status = forked(folder, lambda at=at, how=how: (failing(at, how), train(world, folder))[1])  # type: ignore[misc]
+        else:
+            status = _killed_in_time(world, folder, rng.uniform(0, took))
+        tally.kills += status == -signal.SIGKILL
+        tally.full += status == DISK_FULL
+        assert status in (FINISHED, DISK_FULL, -signal.SIGKILL), status
+        found, damaged = checkpoints.newest(folder / "checkpoints")
+        step = int(found.name.removeprefix("step-")) if found else -1
+        tally.lost += step < newest or bool(damaged)
+        newest = step
+        if status == FINISHED:
+            break
+    assert forked(folder, lambda: train(world, folder)) == FINISHED
+
+
+def _killed_in_time(world: World, folder: Path, after: float) -> int:
+    def work() -> int:
+        signal.setitimer(signal.ITIMER_REAL, max(after, 1e-3))
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        return train(world, folder)
+
+    return forked(folder, work)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--real", action="store_true", help="the real 135M model instead of a tiny random one")
+    parser.add_argument("--out", type=Path, help="JSON file to put the tally into")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    world = real() if asked.real else tiny()
+    root = Path(tempfile.mkdtemp(prefix="tunewright-torture-"))
+    tally = torture(world, root, asked.kills, 60 * asked.minutes)
+    if asked.out:
+        known = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+        with disk(asked.out):
+            asked.out.write_text(json.dumps({**known, "real" if asked.real else "tiny": vars(tally)}, indent=1) + "\n")
+    if tally.lost or tally.unequal:
+        sys.exit(f"not survived; see {root}")
+    shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
