@@ -28,6 +28,7 @@ def plan_of(setup: dict[str, Any], rows: list[Rendered]) -> Plan:
         capacity=setup.get("capacity", 8192),
         max_length=8192,
         layout=setup["layout"],
+        kernels="lean",
         recompute=setup.get("recompute", "none"),
         dtype=setup["dtype"],
         lr=setup["lr"],

@@ -20,7 +20,7 @@ FLOORS = [
     ["rendering", "tokens", "tree", "packing"],
     ["attention", "losses", "adapters", "lean", "twin", "models", "generate", "divergence"],
     ["methods", "methods.sft", "methods.distill"],
-    ["machine", "checkpoints", "plan", "loop", "profile"],
+    ["machine", "checkpoints", "plan", "loop", "selftest", "profile"],
     [
         "statistics",
         "calibration",

@@ -43,6 +43,7 @@ def plan_of(**more: Any) -> Plan:
         "capacity": 4096,
         "max_length": 512,
         "layout": "packed",
+        "kernels": "transformers",
         "recompute": "none",
         "dtype": "float32",
         "lr": 1e-2,

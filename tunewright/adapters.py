@@ -154,6 +154,24 @@ def off(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """Within, the base's own layers stand where they stood before `attach`."""
+    layers = adapted(model)
+
+    def put(name: str, layer: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+
+    try:
+        for name, layer in layers.items():
+            put(name, layer.base)
+        yield
+    finally:
+        for name, layer in layers.items():
+            put(name, layer)
+
+
+@contextmanager
 def scaled(model: nn.Module, scale: float) -> Iterator[None]:
     """Within, the update counts ``scale`` times; at 0 the model is the base model, bit for bit."""
     if scale == 0:

@@ -223,6 +223,7 @@ class Plan(_Frozen):
     capacity: int
     max_length: int
     layout: Literal["shared", "packed", "padded"]
+    kernels: Literal["lean", "transformers"]
     recompute: Recompute
     dtype: Literal["float32", "bfloat16"]
     lr: float

@@ -200,9 +200,10 @@ def _form(part: torch.nn.Module) -> list[Any]:
     ]
 
 
-def fits(twin: Any, tolerance: float = 1e-4) -> bool:
+def fits(twin: Any, tolerance: float = 1e-3) -> bool:
     """Whether this file computes what the model's own modules do: hidden states and adapter gradients of a small float32 model
-    of the architecture, which has its adapter on afterwards."""
+    of the architecture, which has its adapter on afterwards. Rounding alone moves a gradient by some 1e-4 of its size on some
+    processors, another formula by a tenth and more."""
     tree = fold([list(range(1, 24)), [*range(1, 20), 3, 5, 7]])
     ids_T, positions_T = torch.from_numpy(tree.ids_T), torch.from_numpy(tree.positions_T)
     at_N = torch.arange(3, len(ids_T), 2)
@@ -211,7 +212,7 @@ def fits(twin: Any, tolerance: float = 1e-4) -> bool:
     try:
         attach(twin, AdapterConfig(rank=2), 0)
         for p in trainable(twin).values():
-            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
+            torch.nn.init.normal_(p, std=0.03, generator=torch.Generator().manual_seed(p.numel()))
         if not applies(twin):
             return False
         with attending(twin, TREE):

@@ -36,9 +36,10 @@ from tunewright import (
     rendering,
     report,
     runs,
+    selftest,
 )
 from tunewright import plan as planning
-from tunewright.config import Config, absolute, to_yaml
+from tunewright.config import Config, Plan, absolute, to_yaml
 from tunewright.errors import RunError
 from tunewright.examples import Text
 from tunewright.generate import stop_ids
@@ -96,6 +97,7 @@ def plan(session: Session) -> None:
     )
     session.plan = made
     model = session.loaded()
+    session.plan = made = _tested(session)
     speed, count = loop.calibrate(model, sft, rendered["train"], made)
     session.plan = planning.with_estimate(made, speed, machine.peak_gb(), count)
     say, estimate = session.talk.say, session.plan.estimate
@@ -112,6 +114,18 @@ def plan(session: Session) -> None:
     runs.write_json(session.run.protocol, asdict(protocol))
     runs.write_json(session.run.receipt, _receipt(session))
     runs.write_json(session.run.plan, session.plan.model_dump())
+
+
+def _tested(session: Session) -> Plan:
+    """The self-test; its plan, which may be a slower one."""
+    rows = session.rendered["train"]
+    plan, found, seconds = selftest.run(session.loaded(), session.template, session.data.examples, rows, session.plan)
+    for finding in found:
+        if not finding.held:
+            session.talk.warn(f"  self-test: {finding.told}")
+    runs.write_json(session.run.selftest, {"seconds": seconds, "findings": [asdict(f) for f in found]})
+    session.talk.say(f"self-test: {len(found)} properties hold on rows of this run ({seconds:.0f} s)")
+    return plan
 
 
 def profiled(session: Session) -> profile.Profile:

@@ -81,6 +81,9 @@ def make(config: Config, facts: Facts, sizes: Sizes, machine: Machine, kind: Kin
     recompute, why["recompute"] = _recompute(config, facts, sizes, machine, dtype, batch)
     capacity, why["capacity"] = _capacity(config, facts, sizes, machine, dtype, layout, recompute)
     limit, why["max_length"] = max_length(config, facts, machine, kind)
+    why["kernels"] = (
+        "its layers are ones that we run ourselves, and equal in the probe" if facts.lean else "its layers are run as they are"
+    )
     why["warmup_steps"] = f"{t.warmup:.0%} of {steps} steps"
     eval_every, why["eval_every"] = (
         (t.eval_every, ASKED)
@@ -101,6 +104,7 @@ def make(config: Config, facts: Facts, sizes: Sizes, machine: Machine, kind: Kin
         capacity=capacity,
         max_length=limit,
         layout=layout,
+        kernels="lean" if facts.lean else "transformers",
         recompute=recompute,
         dtype=dtype,
         lr=lr,

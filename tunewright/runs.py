@@ -36,6 +36,7 @@ class Run:
         return self.path.name
 
     config = property(lambda self: self.path / "config.yaml")
+    selftest = property(lambda self: self.path / "selftest.json")
     plan = property(lambda self: self.path / "plan.json")
     protocol = property(lambda self: self.path / "protocol.json")
     receipt = property(lambda self: self.path / "receipt.json")

@@ -174,7 +174,7 @@ class Session:
         model = models.load(self.facts.path, models.torch_dtype(plan.dtype))
         adapters.attach(model, plan.adapter, plan.seed)
         model.to(self.machine.device)
-        model.lean = self.facts.lean and lean.applies(model)
+        model.lean = plan.kernels == "lean" and lean.applies(model)
         if plan.recompute == "layers" and not model.lean:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
