@@ -266,7 +266,7 @@ def test_every_code_is_used_and_listed() -> None:
         if path.name != "errors.py":
             used |= set(
                 re.findall(
-                    r'"((?:ADAPTER|CONFIG|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SPLIT|TEMPLATE|TOKENIZER|TRAIN)_[A-Z_]+)"',
+                    r'"((?:ADAPTER|CONFIG|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)_[A-Z_]+)"',
                     path.read_text(encoding="utf-8"),
                 )
             )

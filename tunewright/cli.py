@@ -285,12 +285,17 @@ def chat(
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A config to check as well.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="DATA|CONFIG", help="Also the self-test of this run, as `run` would begin.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What this machine has: processor, memory, packages, cache."""
     from tunewright import health
 
     found = health.look(config)
+    if run is not None:
+        found |= health.rehearse(_config(run, None, None))
     if as_json:
         out(found)
     else:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tunewright import config, machine, models
+from tunewright import config, machine, models, pipeline, runs
+from tunewright.config import Config
 from tunewright.errors import ModelError
+from tunewright.talk import Talk
+
+
+def rehearse(asked: Config) -> dict[str, Any]:
+    """The self-test of a run that begins here and ends with its plan; nothing of it is kept."""
+    with tempfile.TemporaryDirectory(prefix="tunewright-doctor-") as folder:
+        session = pipeline.start(asked, "doctor", Path(folder), Talk(quiet=True), "tunewright doctor")
+        pipeline.advance(session, "plan")
+        found = runs.read_json(session.run.selftest)
+    return {f"self-test, {f['check']}": f["told"] for f in found["findings"]} | {"self-test": f"{found['seconds']} s"}
 
 
 def look(config_file: Path | None) -> dict[str, Any]:

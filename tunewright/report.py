@@ -218,6 +218,8 @@ def _protocol(run: Run, v: dict[str, Any], receipt: dict[str, Any]) -> str:
     told = f"{chosen} Test: {_e(v['test'])}, two-sided p {p}; {v['clusters']} independent groups in {v['n']} rows; the tuned model scored higher on {v['only_tuned']} rows, the comparator on {v['only_other']}. Margin {v['margin']:g}, alpha {v['alpha']:g}. The test rows of this run have been read {v['test_reads']} time{'s' if v['test_reads'] != 1 else ''}."
     if again := v.get("again"):
         told += f" Asked a second time, the two arms changed {again['changed']} of their answers to {again['rows']} dev rows; their mean scores moved by {again['floor']:.4f} together, and no difference up to that is called one."
+    tested = read_json(run.selftest)
+    checks = _table(["before the first step", "found on rows of this run"], [[f["check"], f["told"]] for f in tested["findings"]])
     facts = [
         *receipt["versions"].items(),
         *((f"sha256 of {k}", h) for k, h in receipt["hashes"].items()),
@@ -227,4 +229,4 @@ def _protocol(run: Run, v: dict[str, Any], receipt: dict[str, Any]) -> str:
         ),
         ("seed", receipt["seed"]),
     ]
-    return f'<h2>Protocol and reproduction</h2><p>{told}</p><div class="hash">{_table(["what", "value"], facts)}</div><p>Run it again:</p><pre>{_e(receipt["command"])}</pre>'
+    return f'<h2>Protocol and reproduction</h2><p>{told}</p>{checks}<div class="hash">{_table(["what", "value"], facts)}</div><p>Run it again:</p><pre>{_e(receipt["command"])}</pre>'
