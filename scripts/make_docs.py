@@ -1,4 +1,4 @@
-"""Write docs/config.md, docs/cli.md and docs/errors.md from the code. `--check` only says whether they are up to date."""
+"""Write docs/config.md, cli.md, errors.md and correctness.md, and the README's table, from the code and the results. `--check` only says whether they are up to date."""
 
 from __future__ import annotations
 
@@ -71,7 +71,50 @@ def readme() -> str:
     return f"{head}{SPEED[0]}\n{readme_table(*results)}{SPEED[1]}{rest.split(SPEED[1])[1]}"
 
 
-PAGES = {"docs/config.md": config_page, "docs/cli.md": cli_page, "docs/errors.md": errors_page, "README.md": readme}
+def correctness_page() -> str:
+    """The silent bugs as the tests have them, and how many kills training has survived."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_faults import FAULTS
+
+    lines = [
+        HEAD + "# What cannot go wrong silently\n",
+        "Each bug has been in a released trainer or is one slip away. `pytest tests/test_faults.py` asks that the property holds, plants the bug",
+        "([tests/faults](../tests/faults)), and asks that the property then fails. Codes: [errors.md](errors.md).\n",
+        "| | bug | seen in | what holds instead | planted |",
+        "|---|---|---|---|---|",
+    ]
+    for f in FAULTS:
+        planted = "killed" if f.plant else "cannot apply yet: refused"
+        lines.append(f"| {f.number} | {f.bug} | {f.evidence} | {f.invariant} | {planted} |")
+    lines += [
+        "\n## Before the first step of every run\n",
+        "The self-test looks for the worst of them on rows of the run itself, with the real model: served prompts are the beginnings of trained rows; every turn ends where",
+        "generation stops; with its adapter off the model is the base, bit for bit; every trained tensor gets a gradient and no other; rows computed together, by our",
+        "kernels, give loss and gradient of rows alone in the model's own modules. What fails refuses the run (`SELFTEST_*`), but for the last: there the plan falls back and",
+        "says so. `tunewright doctor --run CONFIG` does this and nothing else; `selftest.json` in the run folder and the report keep what was found.\n",
+        "## Stopped and killed\n",
+        "A checkpoint is whole or not there: files with checksums, flushed, renamed. The newest sound one is taken, with a warning where a newer one is damaged. Weights,",
+        "moments and one integer are all the state; order, rate and dropout are functions of (seed, step). One process writes a run folder; the kernel takes its lock away when it dies.\n",
+        "`make torture` kills training (SIGKILL) before and after every call that changes the disk, with files cut short, with a full disk, and at random moments, lets it go on and",
+        "compares weights, moments and logged losses with the run that nobody killed, bit for bit:\n",
+        "| model | kills | full disks | runs | places on disk | lost | unequal |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    file = ROOT / "benchmarks" / "results" / "torture.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name, t in found.items():
+        model = "SmolLM2-135M" if name == "real" else "tiny, random weights"
+        lines.append(f"| {model} | {t['kills']} | {t['full']} | {t['runs']} | {t['points']} | {t['lost']} | {t['unequal']} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "docs/config.md": config_page,
+    "docs/cli.md": cli_page,
+    "docs/errors.md": errors_page,
+    "docs/correctness.md": correctness_page,
+    "README.md": readme,
+}
 
 
 def main() -> None:

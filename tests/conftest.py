@@ -157,3 +157,22 @@ def chat_rows(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of known silent bugs, where their tests were run."""
+    reports = [r for r in terminalreporter.getreports("passed") if "test_faults.py" in r.nodeid]
+    if not reports or (terminalreporter.config.option.verbose < 0 and len(reports) < 30):
+        return
+    from test_faults import FAULTS
+
+    passed = {r.nodeid for r in reports}
+
+    def says(test: str, fault: Any) -> bool:
+        return any(f"{test}[{fault.number}-" in nodeid for nodeid in passed)
+
+    terminalreporter.section("known silent bugs: planted, and killed by their property")
+    for fault in FAULTS:
+        state = "refused" if fault.plant is None else "killed" if says("planted_bug_is_killed", fault) else "NOT KILLED"
+        holds = "" if says("the_property_holds", fault) else "; THE PROPERTY DOES NOT HOLD"
+        terminalreporter.write_line(f"{fault.number:>3}  {state:<8} {fault.bug}{holds}")

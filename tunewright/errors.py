@@ -88,6 +88,7 @@ CODES: dict[str, str] = {
     "TEMPLATE_NOT_PREFIX": "the served prompt is not how the trained turn begins",
     "TEMPLATE_UNSAFE": "the chat template cannot be rendered in the sandbox",
     "TOKENIZER_DOUBLE_BOS": "a sequence would begin with two BOS tokens",
+    "TOKENIZER_MISMATCH": "a row holds a token for which the model has no embedding",
     "TOKENIZER_NO_EOS": "the tokenizer has no end-of-sequence token",
     "TRAIN_INTERRUPTED": "stopped by the user; the state is saved",
     "TRAIN_NOT_FINITE": "loss or gradient became NaN or infinite",

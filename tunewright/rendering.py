@@ -152,6 +152,18 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
     ]
 
 
+def check_ids(rows: Sequence[Rendered], vocabulary: int, folder: str) -> None:
+    """Raises TOKENIZER_MISMATCH where a row holds a token for which the model has no embedding."""
+    highest = max((max(r.ids) for r in rows), default=0)
+    if highest >= vocabulary:
+        raise ModelError(
+            "TOKENIZER_MISMATCH",
+            f"a row holds token {highest}; the model has embeddings for {vocabulary}.",
+            where=folder,
+            mend="use the tokenizer that belongs to these weights.",
+        )
+
+
 def for_generation(template: Template, messages: Sequence[Message]) -> list[int]:
     """Token ids of the prompt before the next assistant turn: the very prefix that training saw."""
     _need_template(template)

@@ -88,6 +88,7 @@ class Session:
                 self.template, self.data.examples, self.data.side(side), limit, drop, self.run.path / "data"
             )
             dropped += left_out
+            rendering.check_ids(found[side], self.facts.vocabulary, self.facts.path)
         if dropped:
             self.talk.warn(
                 f"{len(dropped)} rows are over {limit} tokens and left out, as data.too_long=drop asks: {', '.join(self.data.examples[i].where for i in dropped[:5])}"
@@ -189,24 +190,32 @@ class Session:
             self.base = models.load(self.facts.path, models.torch_dtype(self.plan.dtype)).to(self.machine.device)
         return self.base
 
+    def _key(self, system: System, branch: str) -> str:
+        """What an answer depends on besides its row and its prompt."""
+        run = Run(self.run.path / "branches" / branch) if branch else self.run
+        weights = runs.read_json(run.training)["weights_sha256"] if system.adapter and run.training.exists() else ""
+        facts = [weights, self.run.share, self.facts.sha256, self.template.sha256, self.answer_tokens, self.data.task.metric]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
     def judged(
         self, file: Path, side: str, system: System, model: Callable[[], Any], rows: list[int] | None = None, of: str = ""
     ) -> list[Score]:
         """``model``'s answers to a side (or to some of its ``rows``) as ``system`` asks, a line a row in ``file``; read back where an
-        earlier process wrote them. ``of``: the branch whose model it is."""
+        earlier process wrote them, of the same weights. ``of``: the branch whose model it is."""
         rows = self.rows(side) if rows is None else rows
         if file.exists():
             lines = list(runs.read_lines(file))
-            if [line["row"] for line in lines] == rows:
+            if [(line["row"], line.get("key")) for line in lines] == [(i, self._key(system, of)) for i in rows]:
                 return lines
         speaker, chosen = model(), [self.data.examples[i] for i in rows]
+        key = self._key(system, of)
         if side == "test" and of:
             self.run.event("test_read", rows=len(rows), branch=of)
         begun = time.monotonic()
         with self.talk.bar(f"{side} {of or system.name}".replace("_", " "), len(chosen)) as note:
             told = functools.partial(note, words="rows")
             scores = evaluate.judge(speaker, system, chosen, self.data.task, self.template, self.how, self.plan, told)
-        lines = [{"row": i, **s} for i, s in zip(rows, scores, strict=True)]
+        lines = [{"row": i, **s, "key": key} for i, s in zip(rows, scores, strict=True)]
         runs.write_lines(file, lines)
         spent = round(time.monotonic() - begun, 1)
         self.run.event("judged", arm=system.name, side=side, branch=of, rows=len(rows), seconds=spent)

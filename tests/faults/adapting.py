@@ -1,0 +1,208 @@
+"""Adapters and weights: what is trained, in which precision, and what is left of it after saving."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from conftest import byte_tokenizer, tiny_config, tiny_model
+from safetensors import safe_open
+from test_learning import plan_of, rows, steps
+
+from faults import Fault, Patch, refused
+from faults.computing import model_of
+from tunewright import adapters, dataset, divergence, export
+from tunewright.config import AdapterConfig, Config, DataConfig
+from tunewright.rendering import Template
+
+TEMPLATE = Template(byte_tokenizer())
+IDS = torch.tensor([[1, 5, 9, 200, 31]])
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(IDS).logits
+    return found
+
+
+def scale_survives() -> None:
+    """PEFT, which reads alpha, rank and the rsLoRA flag for itself, gets the same logits."""
+    from peft import PeftModel
+
+    plan = plan_of(adapter=AdapterConfig(kind="rslora", rank=4, alpha=8.0))
+    model = model_of(plan, torch.float32)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapters.save(model, plan.adapter, Path(folder), "base", {})
+        theirs = PeftModel.from_pretrained(tiny_model(), folder).eval()
+        assert torch.allclose(logits(model), logits(theirs), rtol=0, atol=1e-5)
+    with adapters.scaled(model, 0.0):
+        assert torch.equal(logits(model), logits(tiny_model()))
+
+
+def flag_lost(patch: Patch) -> None:
+    plain = adapters.write_json
+    patch.setattr(adapters, "write_json", lambda file, value: plain(file, {**value, "use_rslora": False}))
+
+
+def the_adapter_trains_and_nothing_else() -> None:
+    plan = plan_of(steps=3, warmup_steps=0)
+    model = tiny_model()
+    adapters.attach(model, plan.adapter, 0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    steps(model, rows(8), plan)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == ("lora_" not in name), name
+
+
+def half_is_frozen(patch: Patch) -> None:
+    plain = adapters.attach
+
+    def attach(model: Any, config: AdapterConfig, seed: int) -> Any:
+        done = plain(model, config, seed)
+        for layer in adapters.adapted(model).values():
+            layer.lora_A.requires_grad_(False)
+        return done
+
+    patch.setattr(adapters, "attach", attach)
+
+
+def merged_in_float32() -> None:
+    plan = plan_of()
+    model = tiny_model().to(torch.bfloat16)
+    adapters.attach(model, plan.adapter, 0)
+    for p in adapters.trainable(model).values():
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05
+    layer = next(iter(adapters.adapted(model).values()))
+    exact = (
+        (layer.base.weight.double() + layer.scale * (layer.lora_B.double() @ layer.lora_A.double())).float().to(torch.bfloat16)
+    )
+    adapters.merge(model)
+    away = (layer.base.weight.float() - exact.float()).abs()
+    assert int((away > 0).sum()) <= 0.001 * away.numel()  # rounding may fall to the other side of a tie
+
+
+def merged_in_bfloat16(patch: Patch) -> None:
+    def merged(self: Any) -> torch.Tensor:
+        update = self.scale * (self.lora_B.to(torch.bfloat16) @ self.lora_A.to(torch.bfloat16))
+        return torch.as_tensor(self.base.weight + update)
+
+    patch.setattr(adapters.Adapted, "merged_weight", merged)
+
+
+def the_head_is_saved() -> None:
+    """Every weight of a model whose head is its own was trained."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config("llama", tie_word_embeddings=False)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        export._save_merged(model, TEMPLATE, Path(folder) / "merged", torch.float32)
+        again = AutoModelForCausalLM.from_pretrained(Path(folder) / "merged").eval()
+    assert torch.equal(logits(model), logits(again))
+
+
+def taken_for_tied(patch: Patch) -> None:
+    plain = transformers.PreTrainedModel.save_pretrained
+
+    def save(self: Any, folder: Any, **more: Any) -> None:
+        own = {k: v for k, v in self.state_dict().items() if k != "lm_head.weight"}
+        plain(self, folder, state_dict=own, **more)
+
+    patch.setattr(transformers.PreTrainedModel, "save_pretrained", save)
+
+
+def moments_are_float32() -> None:
+    """The base in bfloat16; a step far below its precision still moves what is trained."""
+    from tunewright import loop
+    from tunewright.methods import sft
+
+    plan = plan_of(lr=1e-6, warmup_steps=0, steps=2)
+    model = tiny_model().to(torch.bfloat16)
+    adapters.attach(model, plan.adapter, 0)
+    parameters = adapters.trainable(model)
+    optimizer = loop.make_optimizer(parameters, plan)
+    before = {n: p.detach().clone() for n, p in parameters.items()}
+    for s in range(2):
+        loop.take_step(model, sft, rows(8), plan, s, optimizer, parameters)
+    moments = [v for state in optimizer.state.values() for k, v in state.items() if k != "step"]
+    assert {p.dtype for p in parameters.values()} | {m.dtype for m in moments} == {torch.float32}
+    moved = [float((p.detach() - before[n]).abs().max()) for n, p in parameters.items() if "lora_A" in n]
+    assert all(moved)
+
+
+def all_in_bfloat16(patch: Patch) -> None:
+    plain = adapters.attach
+
+    def attach(model: Any, config: AdapterConfig, seed: int) -> Any:
+        done = plain(model, config, seed)
+        model.to(torch.bfloat16)
+        return done
+
+    patch.setattr(adapters, "attach", attach)
+
+
+def saved_as_declared() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        export._save_merged(tiny_model(), TEMPLATE, Path(folder) / "merged", torch.bfloat16)
+        with safe_open(Path(folder) / "merged" / "model.safetensors", "pt") as tensors:
+            found = {tensors.get_slice(k).get_dtype() for k in tensors.keys()}  # noqa: SIM118
+    assert found == {"BF16"}
+
+
+def saved_as_it_was(patch: Patch) -> None:
+    plain = export._save_merged
+    patch.setattr(export, "_save_merged", lambda model, template, folder, dtype: plain(model, template, folder, torch.float32))
+
+
+def off_is_the_base() -> None:
+    plan = plan_of(steps=3, lr=0.05, warmup_steps=0)
+    model = tiny_model()
+    frozen = copy.deepcopy(model)
+    adapters.attach(model, plan.adapter, 0)
+    data = rows(4)
+    start = divergence.measure(model, data, [1.0], "packed")
+    assert not start.kl_SR.any()
+    steps(model, data, plan)
+    with adapters.off(model):
+        assert torch.equal(logits(model), logits(frozen))
+    own, against = (divergence.measure(model, data, [1.0], "packed", base=b) for b in (None, frozen))
+    assert own.kl_SR.sum() > 0
+    assert abs(own.kl_SR - against.kl_SR).max() < 1e-4
+
+
+def never_off(patch: Patch) -> None:
+    import contextlib
+
+    patch.setattr(adapters, "off", lambda model: contextlib.nullcontext())
+
+
+def preferences_are_refused() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "a.jsonl"
+        file.write_text('{"prompt": "x", "chosen": "a", "rejected": "b"}\n' * 12)
+        refused("DATA_FORM_UNSUPPORTED", lambda: dataset.load(Config(data=DataConfig(train=str(file)))))
+
+
+FAULTS = [
+    Fault(15, "DPO's reference is not the base model", "LLaMA-Factory PR 10779, TRL 744 and 2042, DPO 34",
+          "there is no DPO yet: rows of preferences are DATA_FORM_UNSUPPORTED", preferences_are_refused, None),
+    Fault(16, "the adapter's scale changes when it is loaded", "", "PEFT loads what we save and says the same; at scale 0 the model is the base, bit for bit",
+          scale_survives, flag_lost),
+    Fault(17, "the adapter does not train", "", "after three steps every tensor of the adapter has changed and no other; SELFTEST_GRADIENT",
+          the_adapter_trains_and_nothing_else, half_is_frozen),
+    Fault(18, "merging rounds the update away", "peft 1388, 2321, 1043, transformers 31293", "the update is added in float32 and rounded once; EXPORT_MISMATCH",
+          merged_in_float32, merged_in_bfloat16),
+    Fault(19, "a trained head is lost with tied embeddings", "peft 2018, PR 2972, transformers 45127, unsloth PR 9331",
+          "what is reloaded gives the same logits, in a fresh process; EXPORT_MISMATCH", the_head_is_saved, taken_for_tied),
+    Fault(23, "weights and moments in bfloat16", "AReaL PR 1369, Model-Optimizer PR 2322", "what is trained and its moments are float32; the smallest step moves them",
+          moments_are_float32, all_in_bfloat16),
+    Fault(24, "saved in another dtype than declared", "transformers 33780, 32265, pytorch 108381", "the file holds the dtype that was declared (one process; no FSDP yet)",
+          saved_as_declared, saved_as_it_was),
+    Fault(33, "KL to a base that was trained as well", "", "at step 0 it is 0; afterwards the base is a frozen copy, bit for bit; SELFTEST_BASE", off_is_the_base, never_off),
+]  # fmt: skip

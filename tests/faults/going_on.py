@@ -1,0 +1,78 @@
+"""Order and state: what a run that goes on must not do otherwise than one that was never stopped."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import tiny_model
+from test_learning import plan_of, rows
+
+from faults import Fault, Patch
+from tunewright import adapters, loop, packing
+from tunewright.config import AdapterConfig
+from tunewright.methods import sft
+from tunewright.runs import Run, read_lines
+
+
+class Stopped(Exception):
+    pass
+
+
+def as_if_never_stopped() -> None:
+    """Dropout, shuffling, accumulation; stopped after every step (the whole of it is `torture.py`)."""
+    adapter = AdapterConfig(rank=4, dropout=0.3)
+    plan = plan_of(steps=5, adapter=adapter, capacity=40, checkpoint_every=1, lr=1e-3)
+
+    def go(folder: Path, stop: int | None = None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+        folder.mkdir(exist_ok=True)
+        model = tiny_model()
+        adapters.attach(model, adapter, plan.seed)
+        torch.manual_seed(hash(str(folder)) % 1000)  # another process has another stream
+
+        def watch(p: loop.Progress) -> None:
+            if p.step == stop:
+                raise Stopped
+
+        try:
+            loop.train(model, sft, rows(7), rows(2, seed=5), plan, Run(folder), {"data": "d"}, watch)
+        except Stopped:
+            return go(folder)
+        lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(Run(folder).metrics)]
+        return [p.detach().clone() for p in adapters.trainable(model).values()], lines
+
+    with tempfile.TemporaryDirectory() as root:
+        straight = go(Path(root) / "straight")
+        for stop in range(1, 5):
+            again = go(Path(root) / f"stopped-{stop}", stop)
+            assert again[1] == straight[1]
+            assert all(torch.equal(a, b) for a, b in zip(straight[0], again[0], strict=True))
+
+
+def one_stream_of_chance(patch: Patch) -> None:
+    """As most trainers have it: dropout continues wherever the process's stream stands."""
+    patch.setattr(loop.torch, "manual_seed", lambda _: None)
+
+
+def every_epoch_has_its_order() -> None:
+    epochs = [[tuple(packing.step_rows(12, 4, 3, s)) for s in range(3 * e, 3 * e + 3)] for e in range(3)]
+    assert len({str(e) for e in epochs}) == 3
+    for epoch in epochs:
+        assert Counter(i for step in epoch for i in step) == Counter(range(12))
+    assert packing.step_rows(12, 4, 4, 0) != packing.step_rows(12, 4, 3, 0)
+
+
+def one_order_for_all(patch: Patch) -> None:
+    plain = packing.step_rows
+    patch.setattr(packing, "step_rows", lambda count, batch, seed, step: plain(count, batch, seed, step % -(-count // batch)))
+
+
+FAULTS = [
+    Fault(21, "a resumed run draws other numbers, rows or rates", "performance notes F1; transformers, Accelerate, Megatron-Bridge, ms-swift 2026",
+          "order, rate and dropout are functions of (seed, step): stopped after any step, a run ends bit for bit as if never stopped",
+          as_if_never_stopped, one_stream_of_chance),
+    Fault(22, "every epoch or worker repeats one order", "", "each epoch has every row once, in an order of its own", every_epoch_has_its_order, one_order_for_all),
+]  # fmt: skip

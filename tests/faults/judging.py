@@ -1,0 +1,160 @@
+"""Judging: which weights answered, how they were decoded, and what counts as right."""
+
+from __future__ import annotations
+
+import ast
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from conftest import tiny_model
+
+import tunewright
+from faults import Fault, Patch
+from tunewright import config, evaluate, generate, metrics, mitigation, probes, session
+from tunewright.generate import How
+from tunewright.runs import Run, write_json
+from tunewright.systems import System
+
+PROMPTS = [[7, 3, 9, 40], [5], [90, 91, 92, 93, 94, 95, 2], [33, 34]]
+HOW = How(12, (256,), batch=4)
+
+
+def another_weight_answers_anew() -> None:
+    """Scores are read back only for the weights that gave them: one bit of the file's hash is enough."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        told: list[str] = []
+
+        def judge(*_: Any) -> list[dict[str, Any]]:
+            told.append("asked")
+            return [{"score": 1.0}]
+
+        own = session.Session(run, config.Config(), SimpleNamespace(bar=_bar), "")  # type: ignore[arg-type]
+        vars(own).update(
+            data=SimpleNamespace(examples=["x"], task=SimpleNamespace(metric="accuracy")),
+            facts=SimpleNamespace(sha256="f"),
+            template=SimpleNamespace(sha256="t"),
+            answer_tokens=3,
+            how=None,
+            plan=None,
+        )
+        plain, evaluate.judge = evaluate.judge, judge  # type: ignore[assignment]
+        try:
+            for weights in ("0" * 64, "0" * 64, "1" + "0" * 63):
+                write_json(run.training, {"weights_sha256": weights})
+                own.judged(run.path / "scores.jsonl", "dev", System("tuned", "", adapter=True), lambda: None, [0])
+        finally:
+            evaluate.judge = plain
+    assert len(told) == 2
+
+
+class _bar:
+    def __init__(self, *_: Any) -> None: ...
+    def __enter__(self) -> Any:
+        return lambda *_, **__: None
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+def keyed_by_name_alone(patch: Patch) -> None:
+    patch.setattr(session.Session, "_key", lambda *_: "tuned")
+
+
+def decoding_is_ours() -> None:
+    """The base's own generation config asks for sampling and a penalty; no arm hears of it."""
+    model = tiny_model()
+    plain = generate.greedy(model, PROMPTS, HOW)
+    model.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
+    assert generate.greedy(model, PROMPTS, HOW) == plain
+    found = generate.greedy(tiny_model(), [PROMPTS[0]], HOW)[0]
+    ids = list(PROMPTS[0])
+    for token in found:  # by hand: the likeliest, one after another
+        with torch.no_grad():
+            assert token == int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(token)
+
+
+def by_transformers(patch: Patch, mask: bool = True) -> None:
+    def greedy(model: Any, prompts: Any, how: How, *_: Any) -> list[list[int]]:
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+        seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]) if mask else torch.ones_like(ids)
+        model.config.use_cache = True
+        out = model.generate(ids, attention_mask=seen, max_new_tokens=how.max_new_tokens, eos_token_id=256, pad_token_id=256)
+        return [[t for t in row[width:].tolist() if t != 256] for row in out]
+
+    patch.setattr(generate, "greedy", greedy)
+
+
+def together_as_alone() -> None:
+    model = tiny_model()
+    assert generate.greedy(model, PROMPTS, HOW) == [generate.greedy(model, [p], HOW)[0] for p in PROMPTS]
+
+
+def padding_is_seen(patch: Patch) -> None:
+    by_transformers(patch, mask=False)
+
+
+def labels_are_words() -> None:
+    assert metrics.read_label("Berlin", ["A", "B"]) is None
+    assert metrics.read_label("the answer is B", ["A", "B"]) == "B"
+    assert metrics.read_label("either A or B", ["A", "B"]) is None
+    assert metrics.read_label("not spam", ["spam", "not spam"]) == "not spam"
+    assert metrics.exact_match("42", r"\boxed{42}") == 1.0
+
+
+def labels_are_letters(patch: Patch) -> None:
+    patch.setattr(metrics, "read_label", lambda answer, labels: next((x for x in labels if x in answer), None))
+
+
+def every_setting_is_read() -> None:
+    """Its last name is an attribute that some module other than config.py asks for."""
+    read: set[str] = set()
+    for file in Path(tunewright.__file__).parent.rglob("*.py"):
+        if file.name != "config.py":
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    ignored = [key for key, *_ in config.fields() if key.rsplit(".", 1)[-1] not in read]
+    assert not ignored, ignored
+
+
+def a_setting_that_nothing_reads(patch: Patch) -> None:
+    plain = config.fields
+    patch.setattr(config, "fields", lambda *a: [*plain(*a), ("train.warp_factor", "number", "1", "faster")])
+
+
+def probes_are_not_taught() -> None:
+    asked = [m.content for q in (*probes.knowledge(), *probes.instructions()) for m in q.messages]
+    asked += [m.content for messages, _ in probes.refusals() for m in messages]
+    taught = [ask.format(noun) for ask in mitigation.ASKS for noun in probes.NOUNS]
+    taught += [t.text for t in probes.generic([])]
+    runs = {g for text in asked for g in _runs(text)}
+    assert not [t for t in taught if runs & set(_runs(t)) or t in asked]
+
+
+def _runs(text: str, n: int = 13) -> list[str]:
+    words = text.lower().split()
+    return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def a_probe_is_replayed(patch: Patch) -> None:
+    patch.setattr(
+        mitigation,
+        "ASKS",
+        (*mitigation.ASKS, probes.instructions()[0].messages[-1].content.replace("{", "{{").replace("}", "}}")),
+    )
+
+
+FAULTS = [
+    Fault(28, "scores of other weights are read back", "", "a line of scores is used only for the weights, share, template and limit that made it",
+          another_weight_answers_anew, keyed_by_name_alone),
+    Fault(29, "one arm decodes by the base's generation config", "", "all arms are decoded greedily; of that config only the stop tokens are used",
+          decoding_is_ours, by_transformers),
+    Fault(30, "answers in a batch differ from answers alone", "", "greedy answers together are those alone, token by token", together_as_alone, padding_is_seen),
+    Fault(31, "a label is found inside a word, or in the prompt's echo", "Soup", "a label is read as a word, and only where no other is named", labels_are_words, labels_are_letters),
+    Fault(32, "a setting that nothing reads", "Soup: four flags", "every setting is read somewhere; unknown ones are CONFIG_UNKNOWN_KEY", every_setting_is_read, a_setting_that_nothing_reads),
+    Fault(34, "replay or generic text teaches the probes", "", "no run of 13 words stands in both, and no replay prompt is a probe", probes_are_not_taught, a_probe_is_replayed),
+]  # fmt: skip

@@ -1,0 +1,21 @@
+"""Every known silent bug: its property holds, and fails once the bug is planted. The table is printed at the end (`-rN` hides it)."""
+
+from __future__ import annotations
+
+import pytest
+from faults import Fault, adapting, computing, going_on, judging, tokens
+
+FAULTS = sorted([*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *going_on.FAULTS, *judging.FAULTS], key=lambda f: f.number)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.number}-{f.bug}")
+def test_the_property_holds(fault: Fault) -> None:
+    fault.holds()
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f.plant], ids=lambda f: f"{f.number}-{f.bug}")
+def test_the_planted_bug_is_killed(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fault.plant is not None
+    fault.plant(monkeypatch)
+    with pytest.raises(Exception):  # noqa: B017  (an assertion, or our error: the property says which)
+        fault.holds()
