@@ -48,6 +48,7 @@ FLOORS = [
         "internalise",
         "curve",
         "pipeline",
+        "reproduce",
         "chat",
         "demo",
         "health",
@@ -257,7 +258,7 @@ def test_the_command_line() -> None:
         "show",
         "train",
     ]
-    assert names(cli_runs.runs_app) == ["diff", "list", "rm", "show"]
+    assert names(cli_runs.runs_app) == ["diff", "list", "reproduce", "rm", "show"]
 
 
 def test_every_code_is_used_and_listed() -> None:

@@ -209,3 +209,25 @@ def test_a_clock_that_jumps_back_harms_no_run_name(tmp_path: Path, monkeypatch: 
     names = {runs.create(tmp_path, None, "rows").name for _ in range(3)}
     assert len(names) == 3
     time.sleep(0)
+
+
+# -- made again
+
+
+def test_a_run_made_again_is_equal_and_a_changed_one_says_what_differs(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    data = chat_rows()
+    assert cli("prove", str(data), "--name", "r", "--model", str(model_folder("llama")), *FLAGS, cwd=tmp_path).returncode == 0
+    done = cli("runs", "reproduce", "r", "--json", cwd=tmp_path)
+    told = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert told["equal"]
+    assert told["compared"] == "weights, losses and scores"
+    assert told["differs"] == {}
+    data.write_text(data.read_text().replace("RED", "Red"))
+    done = cli("runs", "reproduce", "r", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "weights     DIFFERENT" in done.stdout
+    assert "sha256 of data" in done.stdout
+    assert (tmp_path / "runs" / "r-again-2").is_dir()

@@ -1,4 +1,4 @@
-"""`tunewright runs`: list, show, compare and remove; and what all verbs share."""
+"""`tunewright runs`: list, show, compare, make again and remove; and what all verbs share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare and remove runs.")
+runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, make again and remove runs.")
 Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 RunName = Annotated[str, typer.Argument(help="Run folder or name.", metavar="RUN")]
@@ -58,6 +58,33 @@ def runs_diff(first: RunName, second: RunName, root: Root = RUNS, as_json: Json 
         return
     for key, (x, y) in found.items():
         typer.echo(f"{key:<28}{x!s:<28}{y}")
+
+
+@runs_app.command("reproduce")
+def runs_reproduce(
+    run: RunName,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and results.")] = False,
+) -> None:
+    """Make a run again from its receipt: bit for bit equal, or what differs.
+
+    Exits with 1 where weights, losses or scores are not those of the run.
+    """
+    from tunewright import reproduce, runs
+    from tunewright.talk import Talk
+
+    found = reproduce.reproduce(runs.find(root, run), Talk(quiet or as_json))
+    if as_json:
+        out(found)
+    else:
+        for name in ("weights", "losses", "scores"):
+            typer.echo(f"{name:<12}{'equal' if found[name] else 'DIFFERENT'}")
+        for what, (then, now) in found["differs"].items():
+            typer.echo(f"{what:<28}{then!s:<28}{now}")
+        typer.echo(f"{'equal, bit for bit' if found['equal'] else 'not equal'} in {found['compared']}: {found['run']}")
+    if not found["equal"]:
+        raise typer.Exit(1)
 
 
 @runs_app.command("rm")
