@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import torch
 from click.testing import CliRunner
 from typer.main import get_command
 
@@ -52,11 +57,57 @@ def errors_page() -> str:
         HEAD + "# Error codes\n",
         "Codes are stable. Every message has the form `error[CODE] place: what was found. Fix: what to do.`",
         "Exit status: 2 for these, 1 for `TRAIN_*` and `EXPORT_*`, 130 for `TRAIN_INTERRUPTED`.\n",
-        "| code | meaning |",
-        "|---|---|",
+        "The examples are what the wrong inputs of the tests get (`tests/test_bad_inputs.py`, `tests/test_models.py`).\n",
+        "| code | meaning | for example |",
+        "|---|---|---|",
     ]
-    lines += [f"| `{code}` | {meaning} |" for code, meaning in errors.CODES.items()]
+    met = met_in_tests()
+    for code, meaning in errors.CODES.items():
+        example = f"`{met[code]}`" if code in met else ""
+        lines.append(f"| `{code}` | {meaning} | {example} |")
     return "\n".join(lines) + "\n"
+
+
+def met_in_tests() -> dict[str, str]:
+    """A message for every code that the tables of wrong inputs hold, without the folder that they lay in."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import byte_tokenizer, tiny_model
+    from test_bad_inputs import CONFIGS, DATA
+    from test_models import CASES
+
+    from tunewright import dataset, models
+
+    found: dict[str, str] = {}
+
+    def ask(folder: Path, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except errors.TunewrightError as error:
+            problem = error.problems[0]
+            told = str(problem).removeprefix(f"[{problem.code}] ").replace(f"{folder}/", "").replace(str(folder), "model")
+            found.setdefault(problem.code, " ".join(told.replace("`", "'").replace("|", "/").split()))
+
+    for _, name, raw, *_ in DATA:
+        with tempfile.TemporaryDirectory() as root:
+            file = Path(root) / name
+            file.write_bytes(raw)
+            ask(file.parent, partial(lambda f: dataset.load(config.load(None, data__train=str(f))), file))
+    for _, text, *_ in CONFIGS:
+        with tempfile.TemporaryDirectory() as root:
+            file = Path(root) / "c.yaml"
+            file.write_text(text, encoding="utf-8")
+            ask(file.parent, partial(config.load, file))
+    with tempfile.TemporaryDirectory() as root:
+        sound = Path(root) / "sound"
+        tokenizer = byte_tokenizer()
+        tiny_model(vocabulary=len(tokenizer)).save_pretrained(sound)
+        tokenizer.save_pretrained(sound)
+        for n, (_, break_it, _) in enumerate(CASES):
+            folder = Path(root) / str(n)
+            shutil.copytree(sound, folder)
+            break_it(folder)
+            ask(folder, partial(lambda f: models.load(models.facts(str(f)).path, torch.float32), folder))
+    return found
 
 
 def readme() -> str:

@@ -66,6 +66,7 @@ def test_broken_folders(
     with pytest.raises(ModelError) as caught:
         models.load(models.facts(str(folder)).path, torch.float32)
     assert caught.value.code == code
+    assert caught.value.problems[0].mend, "every error says what to do"
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing-at-all", "no-such-folder", "missing.gguf"])

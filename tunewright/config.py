@@ -406,7 +406,12 @@ def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
         key = key.rsplit(".", 1)[0]
     value = first.get("input")
     if key in sections:
-        return ConfigError("CONFIG_RANGE", f"{key} is a section with keys of its own, not {value!r}.", where=places.get(key, key))
+        return ConfigError(
+            "CONFIG_RANGE",
+            f"{key} is a section with keys of its own, not {value!r}.",
+            where=places.get(key, key),
+            mend=f"`{next(k for k in known if k.startswith(key + '.'))}` is one of them.",
+        )
     kind, _ = known[key]
     return ConfigError(
         "CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), mend=f"set {key} within that range."

@@ -133,7 +133,7 @@ def detect(rows: Sequence[Row]) -> Form:
                 ]
             )
     wanted = [f for form in FIELDS.values() for f in form]
-    close = [(f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), wanted, n=1, cutoff=0.7))]
+    close = [(f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), wanted, n=1, cutoff=0.7)) and m[0] != f]
     guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
     raise DataError(
         [

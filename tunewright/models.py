@@ -185,7 +185,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), mend="is this a model folder?") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError("MODEL_CORRUPT", f"config.json: {error}", where=str(file)) from None
+        raise ModelError("MODEL_CORRUPT", f"no JSON: {error}.", where=str(file), mend="download the model again.") from None
     if _asks_for_code(config) or any(folder.glob("*.py")):
         raise ModelError(
             "MODEL_REMOTE_CODE",
@@ -214,7 +214,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
                 where=str(folder),
                 mend="convert them to safetensors elsewhere.",
             )
-        raise ModelError("MODEL_FILE_MISSING", "no .safetensors file.", where=str(folder))
+        raise ModelError("MODEL_FILE_MISSING", "no .safetensors file.", where=str(folder), mend="download the model's weights.")
     assert isinstance(config, dict)
     return config
 

@@ -35,7 +35,12 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise ConfigError("CONFIG_SYNTAX", f"a config is a mapping of keys, this is a {type(value).__name__}.", where=str(path))
+        raise ConfigError(
+            "CONFIG_SYNTAX",
+            f"a config is a mapping of keys, this is a {type(value).__name__}.",
+            where=str(path),
+            mend="begin with a setting, e.g. `model: smollm2-135m`.",
+        )
     return value, places
 
 
@@ -54,7 +59,9 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
         for event in YAML(typ="safe", pure=True).parse(text):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > 20:
-                raise ConfigError("CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark))
+                raise ConfigError(
+                    "CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark, mend="settings are two levels deep.")
+                )
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(
                     "CONFIG_UNSAFE_TAG",
@@ -77,13 +84,20 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
             "CONFIG_DUPLICATE_KEY", f"`{key}` appears twice.", where=place(error.problem_mark), mend="keep one of them."
         ) from None
     except ConstructorError as error:
-        raise ConfigError("CONFIG_UNSAFE_TAG", str(error.problem), where=place(error.problem_mark)) from None
+        raise ConfigError(
+            "CONFIG_UNSAFE_TAG", str(error.problem), where=place(error.problem_mark), mend="remove the tag."
+        ) from None
     except MarkedYAMLError as error:
         raise ConfigError(
-            "CONFIG_SYNTAX", str(error.problem or error.context), where=place(error.problem_mark or error.context_mark)
+            "CONFIG_SYNTAX",
+            str(error.problem or error.context),
+            where=place(error.problem_mark or error.context_mark),
+            mend="sections are indented by two spaces, `key: value` with a space after the colon.",
         ) from None
     except (YAMLError, ValueError) as error:
-        raise ConfigError("CONFIG_SYNTAX", str(error).splitlines()[0], where=where) from None
+        raise ConfigError(
+            "CONFIG_SYNTAX", str(error).splitlines()[0], where=where, mend="write it as YAML 1.2: `key: value`."
+        ) from None
     places: dict[str, str] = {}
     _walk(node, "", places, where)
     return value, places
