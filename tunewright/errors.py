@@ -86,6 +86,7 @@ CODES: dict[str, str] = {
     "TEMPLATE_LOSES_CONTENT": "the chat template drops text of the row",
     "TEMPLATE_MISSING": "the model has no chat template and the rows are chats",
     "TEMPLATE_NOT_PREFIX": "the served prompt is not how the trained turn begins",
+    "TEMPLATE_TIMEOUT": "the chat template does not come to an end",
     "TEMPLATE_UNSAFE": "the chat template cannot be rendered in the sandbox",
     "TOKENIZER_DOUBLE_BOS": "a sequence would begin with two BOS tokens",
     "TOKENIZER_MISMATCH": "a row holds a token for which the model has no embedding",

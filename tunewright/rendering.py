@@ -15,13 +15,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunewright.errors import ConfigError, DataError, ModelError, Problem
 from tunewright.examples import Chat, Example, Message, Text
+
+LARGEST = 256 * 1024  # characters of a template, and of what it adds to the messages
+SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,13 @@ def load_template(folder: Path, file: str | None = None) -> Template:
             raise ConfigError(
                 "CONFIG_NOT_FOUND", f"{file} cannot be read: {error}.", where="template", mend="check the path."
             ) from None
+    if len(tokenizer.chat_template or "") > LARGEST:
+        raise ModelError(
+            "TEMPLATE_UNSAFE",
+            f"a chat template of {len(tokenizer.chat_template)} characters; the limit is {LARGEST}.",
+            where=str(file or folder),
+            mend="use another template (template=FILE).",
+        )
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     return _choose_kwargs(tokenizer) if tokenizer.chat_template else Template(tokenizer)
@@ -265,17 +278,24 @@ def _check_content(example: Chat, k: int, full: str, tail: str) -> None:
 
 
 def _string(template: Template, messages: Sequence[Message], open_turn: bool) -> str:
-    """The one call of the model's template, in both directions; transformers runs it in Jinja's immutable sandbox."""
+    """The one call of the model's template, in both directions; transformers runs it in Jinja's immutable sandbox, and here it has
+    a limit of time and of size."""
     from jinja2.exceptions import SecurityError, TemplateError
 
     listed = [{"role": m.role, "content": m.content} for m in messages]
+    mend = "use another template (template=FILE)."
     try:
-        return str(
-            template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
-        )
+        with _limited(SECONDS):
+            text = str(
+                template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
+            )
     except SecurityError as error:
+        raise ModelError("TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", mend=mend) from None
+    except (OverflowError, MemoryError, RecursionError) as error:
+        raise ModelError("TEMPLATE_UNSAFE", f"the chat template runs wild: {type(error).__name__} {error}", mend=mend) from None
+    except _TooLong:
         raise ModelError(
-            "TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", mend="use another template (template=FILE)."
+            "TEMPLATE_TIMEOUT", f"the chat template runs for more than {SECONDS:g} s on one row.", mend=mend
         ) from None
     except (TemplateError, TypeError, ValueError) as error:
         raise ModelError(
@@ -283,6 +303,33 @@ def _string(template: Template, messages: Sequence[Message], open_turn: bool) ->
             f"the chat template refuses this conversation: {str(error).splitlines()[0]}",
             mend="check the roles and their order against the template.",
         ) from None
+    said = sum(len(m.content) for m in messages)
+    if len(text) > LARGEST + 20 * said:
+        raise ModelError("TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", mend=mend)
+    return text
+
+
+class _TooLong(BaseException):
+    """Not an Exception: a template may not catch it."""
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Within, at most that much processor time. Only a main thread can be interrupted; in others there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _mark(messages: Sequence[Message]) -> str:
