@@ -186,6 +186,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), mend="is this a model folder?") from None
     except (ValueError, RecursionError) as error:
         raise ModelError("MODEL_CORRUPT", f"no JSON: {error}.", where=str(file), mend="download the model again.") from None
+    if not isinstance(config, dict):
+        raise ModelError("MODEL_CORRUPT", "config.json is no object.", where=str(file), mend="download the model again.")
     if _asks_for_code(config) or any(folder.glob("*.py")):
         raise ModelError(
             "MODEL_REMOTE_CODE",
@@ -215,7 +217,6 @@ def check_folder(folder: Path) -> dict[str, Any]:
                 mend="convert them to safetensors elsewhere.",
             )
         raise ModelError("MODEL_FILE_MISSING", "no .safetensors file.", where=str(folder), mend="download the model's weights.")
-    assert isinstance(config, dict)
     return config
 
 
@@ -231,7 +232,6 @@ def facts(name: str) -> Facts:
     """Facts of a model by name. No weights are loaded; a tiny twin is probed for leaks between rows of one pass."""
     folder = resolve(name)
     check_folder(folder)
-    from safetensors import SafetensorError, safe_open
     from transformers import AutoConfig
 
     try:
@@ -244,18 +244,7 @@ def facts(name: str) -> Facts:
             mend="update transformers.",
         ) from None
     text = config.get_text_config()
-    parameters, dtypes = 0, set()
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118  (a safe_open handle is no mapping)
-                    part = tensors.get_slice(key)
-                    dtypes.add(part.get_dtype())
-                    parameters += int(torch.Size(part.get_shape()).numel())
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                "MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend="download the model again."
-            ) from None
+    parameters, dtypes = sizes(folder)
     probed = twin.probe(config)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
@@ -280,6 +269,25 @@ def facts(name: str) -> Facts:
         lean=probed.lean,
         sha256=digest.hexdigest(),
     )
+
+
+def sizes(folder: Path) -> tuple[int, set[str]]:
+    """(numbers in the weight files, their dtypes), from the headers alone. Raises MODEL_CORRUPT."""
+    from safetensors import SafetensorError, safe_open
+
+    parameters, dtypes = 0, set()
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (a safe_open handle is no mapping)
+                    part = tensors.get_slice(key)
+                    dtypes.add(part.get_dtype())
+                    parameters += int(torch.Size(part.get_shape()).numel())
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                "MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend="download the model again."
+            ) from None
+    return parameters, dtypes
 
 
 def window_of(config: Any) -> int | None:

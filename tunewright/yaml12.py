@@ -108,6 +108,11 @@ def _walk(node: Any, prefix: str, places: dict[str, str], where: str) -> None:
         return
     for pair in node.value:
         if isinstance(pair, tuple):
+            line = f"{where}:{pair[0].start_mark.line + 1}"
+            if pair[0].tag != "tag:yaml.org,2002:str":
+                raise ConfigError(
+                    "CONFIG_SYNTAX", "a key is a word.", where=line, mend="write `key: value`, or the key in quotes."
+                )
             key = f"{prefix}{pair[0].value}"
-            places[key] = f"{where}:{pair[0].start_mark.line + 1}"
+            places[key] = line
             _walk(pair[1], f"{key}.", places, where)
