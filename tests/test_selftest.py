@@ -129,6 +129,16 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
     assert not found[-1].held
 
 
+def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
+    """Dropout: `lean` would leave it out."""
+    model, examples, rows, plan = world(layout="packed", kernels="lean")
+    model.lean = False
+    after, found, _ = run(model, examples, rows, plan)
+    assert after.kernels == "transformers"
+    assert not model.lean
+    assert found[-1].held
+
+
 def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, rows, plan = world()
     plain = selftest.to_batch

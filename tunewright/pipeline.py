@@ -136,7 +136,8 @@ def _tested(session: Session) -> Plan:
         if not finding.held:
             session.talk.warn(f"  self-test: {finding.told}")
     runs.write_json(session.run.selftest, {"seconds": seconds, "findings": [asdict(f) for f in found]})
-    session.talk.say(f"self-test: {len(found)} properties hold on rows of this run ({seconds:.0f} s)")
+    held = sum(f.held for f in found)
+    session.talk.say(f"self-test: {held} of {len(found)} properties hold on rows of this run ({seconds:.0f} s)")
     return plan
 
 

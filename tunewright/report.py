@@ -218,8 +218,9 @@ def _protocol(run: Run, v: dict[str, Any], receipt: dict[str, Any]) -> str:
     told = f"{chosen} Test: {_e(v['test'])}, two-sided p {p}; {v['clusters']} independent groups in {v['n']} rows; the tuned model scored higher on {v['only_tuned']} rows, the comparator on {v['only_other']}. Margin {v['margin']:g}, alpha {v['alpha']:g}. The test rows of this run have been read {v['test_reads']} time{'s' if v['test_reads'] != 1 else ''}."
     if again := v.get("again"):
         told += f" Asked a second time, the two arms changed {again['changed']} of their answers to {again['rows']} dev rows; their mean scores moved by {again['floor']:.4f} together, and no difference up to that is called one."
-    tested = read_json(run.selftest)
-    checks = _table(["before the first step", "found on rows of this run"], [[f["check"], f["told"]] for f in tested["findings"]])
+    tested = read_json(run.selftest) if run.selftest.exists() else {"findings": []}
+    found = [[f["check"], f["told"]] for f in tested["findings"]]
+    checks = _table(["before the first step", "found on rows of this run"], found) if found else ""
     facts = [
         *receipt["versions"].items(),
         *((f"sha256 of {k}", h) for k, h in receipt["hashes"].items()),

@@ -52,13 +52,17 @@ def run(
     if chats:
         found += [prompts(template, chats), stops(template, chats, generate.stop_ids(model, template.eos))]
     model.eval()
+    if plan.kernels == "lean" and not model.lean:
+        plan = _with(
+            plan, "transformers", "our kernels know plain LoRA on every linear layer and no dropout; this adapter is another"
+        )
     with _speaking(model):
         if plan.adapter.kind != "none":
             found.append(base(model, few[0]))
         reference = computed(model, [[r] for r in few], plan, "padded", "transformers")
         found.append(trains(model, reference.gradient))
         plan, computing = same(model, few, plan, reference)
-    model.lean = plan.kernels == "lean"
+    model.lean = plan.kernels == "lean"  # never on where it was off
     return plan, (*found, computing), round(time.monotonic() - begun, 1)
 
 
@@ -165,14 +169,18 @@ def same(model: Any, rows: Sequence[Rendered], plan: Plan, reference: Computed) 
         if gap <= allowed and apart <= limit:
             if not tried:
                 return plan, Finding("computing", told)
-            changed = {"layout": layout, "kernels": kernel, "reasons": {**plan.reasons, "layout": tried[0], "kernels": tried[0]}}
-            return plan.model_copy(update=changed), Finding("computing", f"{told}; given up: {'; '.join(tried)}", held=False)
+            slower = _with(plan, kernel, tried[0]).model_copy(update={"layout": layout})
+            return slower, Finding("computing", f"{told}; given up: {'; '.join(tried)}", held=False)
         tried.append(told)
     raise TrainError(
         "SELFTEST_LOSS",
         f"no way of computing rows together gives the loss and gradient of rows alone ({'; '.join(tried)}).",
         mend="train.dtype=float32 tells whether rounding is the cause; else this model cannot be trained here.",
     )
+
+
+def _with(plan: Plan, kernels: str, why: str) -> Plan:
+    return plan.model_copy(update={"kernels": kernels, "reasons": {**plan.reasons, "kernels": why}})
 
 
 def computed(model: Any, groups: Sequence[list[Rendered]], plan: Plan, layout: str, kernel: str) -> Computed:
