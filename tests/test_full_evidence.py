@@ -200,3 +200,10 @@ def test_a_run_pins_every_setting(full: Any) -> None:
     assert config == Config.model_validate(config.model_dump())
     for key, *_ in fields():
         assert f"{key.rsplit('.', 1)[-1]}:" in text, key
+
+
+def test_settings_of_single_stages_are_read(full: Any) -> None:
+    from test_settings import LATE
+
+    for key, holds in LATE.items():
+        assert holds(lambda name: read(full, name)), key
