@@ -211,6 +211,31 @@ def test_a_clock_that_jumps_back_harms_no_run_name(tmp_path: Path, monkeypatch: 
     time.sleep(0)
 
 
+def test_going_on_elsewhere_is_said(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    data, model = str(chat_rows()), str(model_folder("llama"))
+    assert cli("plan", data, "--name", "r", "--model", model, *FLAGS, cwd=tmp_path).returncode == 0
+    receipt = tmp_path / "runs" / "r" / "receipt.json"
+    told = json.loads(receipt.read_text())
+    told["versions"]["torch"], told["machine"]["processor"] = "1.0", "an abacus"
+    receipt.write_text(json.dumps(told))
+    done = cli("train", "r", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "torch was 1.0" in done.stderr
+    assert "processor was an abacus" in done.stderr
+
+
+def test_another_protocol_is_refused_field_by_field(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    assert (
+        cli("plan", str(chat_rows()), "--name", "r", "--model", str(model_folder("llama")), *FLAGS, cwd=tmp_path).returncode == 0
+    )
+    file = tmp_path / "runs" / "r" / "config.yaml"
+    file.write_text(file.read_text().replace("margin: 0.02", "margin: 0.2"))
+    done = cli("train", "r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "RESUME_MISMATCH" in done.stderr
+    assert "margin was 0.02, is 0.2" in done.stderr
+
+
 # -- made again
 
 

@@ -7,6 +7,7 @@ continued by the same command, in another process. What is expensive to make is 
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
@@ -246,33 +247,48 @@ STAGES: tuple[tuple[str, Callable[[Session], None], Callable[[Run], bool]], ...]
 
 
 def _same_ground(session: Session) -> None:
-    """Raises RESUME_MISMATCH, field by field, when data, model, template or plan are not those that the run began with."""
-    before = runs.read_json(session.run.receipt)["hashes"]
-    now = {**session.hashes, "protocol": session.protocol.sha256} if session.run.plan.exists() else {}
+    """Raises RESUME_MISMATCH, field by field, when data, model, template or plan are not those that the run began with. Another
+    version, processor or number of threads may go on, and is said: the result is then not bit for bit that of one process."""
+    if not session.run.plan.exists():
+        return
+    receipt = runs.read_json(session.run.receipt)
+    before = receipt["hashes"]
+    now = {**session.hashes, "protocol": session.protocol.sha256}
     changed = [k for k in now if now[k] != before.get(k)]
     if changed:
         detail = "; ".join(f"{k} was {before.get(k, '')[:12]}, is {now[k][:12]}" for k in changed)
+        if "protocol" in changed:
+            then, today = runs.read_json(session.run.protocol), json.loads(json.dumps(asdict(session.protocol)))
+            parts = [f"{k} was {then.get(k)}, is {today[k]}" for k in today if today[k] != then.get(k)]
+            detail += f" ({'; '.join(parts)})"
         raise RunError(
             "RESUME_MISMATCH",
             f"the run began on other ground: {detail}.",
             where=str(session.run.path),
             mend="put it back as it was, or start a new run.",
         )
+    ground = {**_versions(), "code": _code(), "processor": session.machine.processor, "threads": session.machine.cores}
+    began = {
+        **receipt["versions"],
+        "code": before["code"],
+        "processor": receipt["machine"]["processor"],
+        "threads": receipt["threads"],
+    }
+    others = [f"{k} was {str(began[k])[:12]}, is {str(ground[k])[:12]}" for k in ground if ground[k] != began.get(k)]
+    if others:
+        session.run.event("went_on_elsewhere", what=others)
+        session.talk.warn(f"  the run began elsewhere: {'; '.join(others)}; what follows may differ in the last bits")
 
 
 def _receipt(session: Session) -> dict[str, Any]:
-    packages = ("tunewright", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(file.read_bytes())
     facts = session.facts
     return {
         "command": session.command,
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
+        "versions": _versions(),
         "hashes": {
             **session.hashes,
             "protocol": session.protocol.sha256,
-            "code": code.hexdigest(),
+            "code": _code(),
             "config": hashlib.sha256(session.run.config.read_bytes()).hexdigest(),
         },
         "model": facts.to_json(),
@@ -283,6 +299,18 @@ def _receipt(session: Session) -> dict[str, Any]:
         "instruction": session.data.instruction,
         "lengths": {side: _lengths(rows) for side, rows in session.rendered.items() if rows},
     }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("tunewright", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
+
+
+def _code() -> str:
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest()
 
 
 def _lengths(rendered: list[Rendered]) -> dict[str, float]:
