@@ -47,6 +47,17 @@ def write(run: Run) -> None:
     write_atomic(run.audit.with_suffix(".html"), audit_page(audit, run.name))
 
 
+INSTEAD = {
+    "zero_shot": "prompt the base model",
+    "few_shot": "show the base model some rows in its prompt",
+    "nearest": "show the base model the rows most similar to each question",
+    "retrieval": "give the base model passages of your documents",
+    "constant": "answer the commonest label",
+    "remote": "ask the remote model",
+    "base": "use the base model",
+}
+
+
 def audit_page(audit: dict[str, Any], title: str) -> str:
     """The audit alone, as `tunewright check --html` writes it."""
     return page.page(f"{title}: audit", [f"<h1>tunewright check {_e(title)}</h1>", _audit(audit)])
@@ -57,7 +68,7 @@ def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, 
     confidence = f"{100 * (1 - v['alpha']):.0f} %"
     sentence = {
         "BETTER": f"On {v['n']} held-out rows the tuned model is better than the best untrained arm ({other}).",
-        "WORSE": f"On {v['n']} held-out rows the tuned model is worse than the best untrained arm ({other}). Do not ship it.",
+        "WORSE": f"On {v['n']} held-out rows the tuned model is worse than the best untrained arm ({other}). Do not use it: {INSTEAD.get(v['comparator']['name'], 'use that arm')} instead.",
         "PRACTICALLY EQUAL": f"On {v['n']} held-out rows the tuned model and the best untrained arm ({other}) differ by less than the margin of {v['margin']:g}.",
         "CANNOT TELL": f"{v['n']} held-out rows do not decide between the tuned model and the best untrained arm ({other}). About {v['rows_needed']} rows would.",
     }[v["verdict"]]
