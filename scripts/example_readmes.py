@@ -8,6 +8,7 @@ python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -39,20 +40,26 @@ def sample(run: Path, name: str) -> str:
         return ""
     row = rows[len(rows) // 2]
     asked = row["messages"][-1]["content"]
-    return f"One held-out row (the middle one), as answered:\n\n```\nasked    {asked}\nwanted   {row['target']}\ntuned    {row['answer']}\nscore    {row['score']:.3f}\n```\n"
+    return f"One held-out row (the middle one), as answered:\n\n````\nasked    {asked}\nwanted   {row['target']}\ntuned    {row['answer']}\nscore    {row['score']:.3f}\n````\n"
+
+
+def under_way(line: str) -> bool:
+    """A progress line of something that is not finished."""
+    found = re.search(r": (\d+)/(\d+) ", line)
+    return found is not None and found[1] != found[2]
 
 
 def main(root: Path, log: str) -> None:
     for name, (title, told) in TOLD.items():
         run = root / name
-        if not (run / "verdict.json").exists():
+        if not (run / "report.html").exists():
             print(f"{name}: no run, left as it is")
             continue
         verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
         said = [
             line
             for line in Path(log.format(name)).read_text(encoding="utf-8").splitlines()
-            if line.strip() and not line.startswith(("WARNING", "real", "user", "sys"))
+            if line.strip() and not line.startswith(("WARNING", "real", "user", "sys")) and not under_way(line)
         ]
         said = [line.replace(f"{root}/", "runs/") for line in said]
         arms = [
@@ -77,7 +84,7 @@ def main(root: Path, log: str) -> None:
                 f"**{verdict['verdict']}**: difference {verdict['difference']:+.3f} [{verdict['interval'][0]:+.3f}, {verdict['interval'][1]:+.3f}] to {verdict['comparator']['name'].replace('_', ' ')} on {verdict['n']} held-out rows ({verdict['test']}).",
                 "",
                 sample(run, name),
-                "What it printed (2 cores, no GPU):",
+                "What it printed (2 cores, no GPU; progress lines left out):",
                 "",
                 "```",
                 *said,
@@ -91,7 +98,8 @@ def main(root: Path, log: str) -> None:
         page = (root / name / "report.html").read_text(encoding="utf-8")
         REPORTS.mkdir(exist_ok=True)
         (REPORTS / f"{name}.html").write_text(
-            page.replace(f"{root.resolve()}/", "runs/").replace(f"{root}/", "runs/"), encoding="utf-8"
+            page.replace(f" --runs {root}", "").replace(f"{root.resolve()}/", "runs/").replace(f"{root}/", "runs/"),
+            encoding="utf-8",
         )
         print(f"{name}: {verdict['verdict']}")
 
