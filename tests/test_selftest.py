@@ -126,6 +126,8 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
     monkeypatch.setattr(packing, "fold", everyone)
     after, found, _ = run(model, examples, rows, plan)
     assert after.layout == "padded"
+    assert "packed rows" in after.reasons["layout"]
+    assert after.reasons.get("kernels") == plan.reasons.get("kernels")
     assert not found[-1].held
 
 

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,7 +207,6 @@ def test_a_clock_that_jumps_back_harms_no_run_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(runs.datetime, "datetime", Fixed)
     names = {runs.create(tmp_path, None, "rows").name for _ in range(3)}
     assert len(names) == 3
-    time.sleep(0)
 
 
 def test_going_on_elsewhere_is_said(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from tunewright import config as settings
 from tunewright import runs
-from tunewright.errors import RunError
 from tunewright.runs import Run
 
 
@@ -64,13 +63,7 @@ def run(
 def load_run(name: str | Path, root: str | Path = "runs") -> Result:
     """A run that is already there, by its path or its name. Raises RunError."""
     found = runs.find(Path(root), str(name))
-    if not found.verdict.exists():
-        raise RunError(
-            "RUN_INCOMPLETE",
-            f"the run is only {found.stage}.",
-            where=str(found.path),
-            mend=f"`tunewright run {found.path}` goes on.",
-        )
+    runs.need(found, found.verdict, "run")
     return Result(found.path)
 
 

@@ -64,17 +64,13 @@ def scores(
     trained first where it is not."""
     (tuned,) = session.families["tuned"]
     asked = system or tuned
-    file = _run(session, branch).scores / f"{side}-{asked.name}.jsonl"
-    return session.judged(file, side, asked, lambda: trained(session, branch), rows, branch.name)
-
-
-def _run(session: Session, branch: Branch) -> Run:
-    return Run(session.run.path / "branches" / branch.name)
+    file = session.run.branch(branch.name).scores / f"{side}-{asked.name}.jsonl"
+    return session.judged(file, side, asked, rows, lambda: trained(session, branch), branch.name)
 
 
 def trained(session: Session, branch: Branch) -> Any:
     """A copy of the base with the branch's weights."""
-    run, model = _run(session, branch), session.fresh(branch.plan)
+    run, model = session.run.branch(branch.name), session.fresh(branch.plan)
     if not run.training.exists():
         _train(session, branch, run, model)
     return checkpoints.load_trained(run, model, branch.share)

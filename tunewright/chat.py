@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright import adapters, checkpoints, models, rendering, runs
+from tunewright import export, models, rendering, runs
 from tunewright.config import Plan, load
 from tunewright.errors import RunError
 from tunewright.examples import Message
@@ -28,10 +28,7 @@ class Speaker:
 
 def speaker(run: Run) -> Speaker:
     """Raises RUN_INCOMPLETE before training is done; MODEL_* when the base model has gone or changed."""
-    if not run.training.exists():
-        raise RunError(
-            "RUN_INCOMPLETE", f"the run is only {run.stage}.", where=str(run.path), mend=f"`tunewright train {run.path}` first."
-        )
+    runs.need(run, run.training, "train")
     config, plan, receipt = load(run.config), Plan.model_validate(runs.read_json(run.plan)), runs.read_json(run.receipt)
     facts = models.facts(config.model)
     if facts.sha256 != receipt["model"]["sha256"]:
@@ -40,9 +37,7 @@ def speaker(run: Run) -> Speaker:
             f"the base model has changed: {receipt['model']['sha256'][:12]} then, {facts.sha256[:12]} now.",
             where=facts.path,
         )
-    model = models.load(facts.path, models.torch_dtype(plan.dtype))
-    adapters.attach(model, plan.adapter, plan.seed)
-    checkpoints.load_trained(run, model)
+    model = export.trained_model(run, plan, facts, models.torch_dtype(plan.dtype))
     return Speaker(model, rendering.load_template(Path(facts.path), config.template), receipt["instruction"], facts.packable)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tunewright import adapters
 from tunewright.errors import RunError, TrainError
-from tunewright.runs import Run, disk, read_json, sync_folder, write_atomic, write_json
+from tunewright.runs import Run, disk, read_json, sha256, sync_folder, write_atomic, write_json
 
 MARKER = "COMPLETE"
 
@@ -110,11 +110,11 @@ def newest(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
 def _damage(folder: Path) -> str | None:
     try:
         for name, expected in read_json(folder / MARKER).items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+            if sha256(folder / name) != expected:
                 return f"{name} is not what was written"
         state = State(**read_json(folder / "state.json"))
         best = best_file(folder.parent, state.best_step)
-        if state.best_sha256 and hashlib.sha256(best.read_bytes()).hexdigest() != state.best_sha256:
+        if state.best_sha256 and sha256(best) != state.best_sha256:
             return f"{best.name} is not what was written"
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"cannot be read ({error})"
@@ -183,7 +183,7 @@ def load_trained(run: Run, model: Any, share: float | None = None) -> Any:
 
     Raises RUN_DAMAGED where the file is not the one that training wrote.
     """
-    if hashlib.sha256(run.weights.read_bytes()).hexdigest() != read_json(run.training)["weights_sha256"]:
+    if sha256(run.weights) != read_json(run.training)["weights_sha256"]:
         raise RunError(
             "RUN_DAMAGED",
             "the trained weights are not what was written.",

@@ -90,8 +90,8 @@ def _save_merged(model: Any, template: Template, folder: Path, dtype: torch.dtyp
         with disk(folder), twin.quiet():
             model.to(dtype).save_pretrained(beside)
             template.tokenizer.save_pretrained(beside)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tunewright import attention, lean, losses, twin
+from tunewright import attention, lean, losses, runs, twin
 from tunewright.config import Recompute
 from tunewright.errors import ModelError
 from tunewright.packing import Batch
@@ -117,7 +117,7 @@ def _from_hub(name: str) -> Path:
 
 def _from_gguf(file: Path, expected: str | None) -> Path:
     """A dequantised copy (float32 safetensors) in the cache, made once and keyed by the file's hash."""
-    digest = _sha256(file)
+    digest = runs.sha256(file)
     if expected is not None and digest != expected:
         raise ModelError(
             "MODEL_CORRUPT",
@@ -248,7 +248,7 @@ def facts(name: str) -> Facts:
     probed = twin.probe(config)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
-        digest.update(_sha256(file).encode())
+        digest.update(runs.sha256(file).encode())
     return Facts(
         name=name,
         path=str(folder),
@@ -392,8 +392,3 @@ def run(part: Any, model: Any, batch: Batch, recompute: Recompute, **more: Any) 
 def torch_dtype(name: Literal["float32", "bfloat16", "float16"]) -> torch.dtype:
     found: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     return found
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -289,7 +289,7 @@ def _receipt(session: Session) -> dict[str, Any]:
             **session.hashes,
             "protocol": session.protocol.sha256,
             "code": _code(),
-            "config": hashlib.sha256(session.run.config.read_bytes()).hexdigest(),
+            "config": runs.sha256(session.run.config),
         },
         "model": facts.to_json(),
         "template": {"kwargs": session.template.kwargs, "note": session.template.reason},

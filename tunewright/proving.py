@@ -33,8 +33,8 @@ def prove(session: Session) -> None:
     judged = (e for e in runs.read_lines(run.events) if e["event"] == "judged" and e["side"] == "test" and not e["branch"])
     spent = {e["arm"]: e["seconds"] for e in judged}
     found: dict[str, Arm] = {}
-    for family, system in chosen.items():
-        scores = lines_of[family]
+    for family, scores in lines_of.items():
+        system = chosen[family]
         found[family] = {
             "description": system.description,
             "trained": system.trained,
@@ -80,9 +80,8 @@ def _again(session: Session, systems: Sequence[System]) -> dict[str, Any]:
     for system in systems:
         if system.says is None:
             file = session.run.scores / "again" / f"{system.name}.jsonl"
-            model = session.loaded if system.adapter else session.base_model
             first = answered(session, system, "dev")[: len(rows)]
-            second = session.judged(file, "dev", system, model, rows)
+            second = session.judged(file, "dev", system, rows)
             floor += abs(mean(first) - mean(second))
             changed += sum(a.get("answer") != b.get("answer") for a, b in zip(first, second, strict=True))
     return {"rows": len(rows), "changed": changed, "floor": floor}
@@ -145,7 +144,7 @@ def best(variants: Sequence[System], on_dev: dict[str, float], metric: str) -> S
 def answered(session: Session, system: System, side: str) -> list[Score]:
     """The scores of an arm on dev or test, a line a row in scores/."""
     file = session.run.scores / ("dev" if side == "dev" else "") / f"{system.name if side == 'dev' else system.family}.jsonl"
-    return session.judged(file, side, system, session.loaded if system.adapter else session.base_model)
+    return session.judged(file, side, system)
 
 
 def decide(arms: dict[str, Arm], protocol: Protocol, clusters: list[int]) -> dict[str, Any]:

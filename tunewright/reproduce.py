@@ -6,7 +6,6 @@ from typing import Any
 
 from tunewright import config, pipeline, runs
 from tunewright.config import Plan
-from tunewright.errors import RunError
 from tunewright.runs import Run
 from tunewright.talk import Talk
 
@@ -14,13 +13,7 @@ from tunewright.talk import Talk
 def reproduce(run: Run, talk: Talk) -> dict[str, Any]:
     """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is made again beside the first, with its plan and
     its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before training is done."""
-    if not run.training.exists():
-        raise RunError(
-            "RUN_INCOMPLETE",
-            f"the run is only {run.stage}.",
-            where=str(run.path),
-            mend=f"`tunewright run {run.path}` first.",
-        )
+    runs.need(run, run.training, "run")
     plan = Plan.model_validate(runs.read_json(run.plan))
     asked = config.load(run.config).model_copy(update={"threads": plan.threads})
     session = pipeline.start(asked, _name(run), run.path.parent, talk, f"tunewright runs reproduce {run.path}")

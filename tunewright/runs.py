@@ -6,6 +6,7 @@ A file that is there is whole: everything is written beside its name, flushed, a
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -60,6 +61,10 @@ class Run:
     curve = property(lambda self: self.path / "curve.json")
     verdict = property(lambda self: self.path / "verdict.json")
     report = property(lambda self: self.path / "report.html")
+
+    def branch(self, name: str) -> Run:
+        """Another training beside this one, in a folder of its own."""
+        return Run(self.path / "branches" / name)
 
     @property
     def share(self) -> float:
@@ -137,6 +142,17 @@ def find(root: Path, name: str) -> Run:
         if (path / "config.yaml").is_file():
             return Run(path)
     raise RunError("RUN_NOT_FOUND", f"no run `{name}`.", where=str(root), mend="`tunewright runs list` shows the runs.")
+
+
+def need(run: Run, file: Path, verb: str) -> None:
+    """Raises RUN_INCOMPLETE where the stage that writes ``file`` is not whole; `tunewright VERB` reaches it."""
+    if not file.exists():
+        raise RunError(
+            "RUN_INCOMPLETE",
+            f"the run is only {run.stage}.",
+            where=str(run.path),
+            mend=f"`tunewright {verb} {run.path}` goes on.",
+        )
 
 
 def all_runs(root: Path) -> list[Run]:
@@ -235,6 +251,12 @@ def disk(path: Path) -> Iterator[None]:
             where=str(path),
             mend="mend that and run the same command again: what is there is whole.",
         ) from None
+
+
+def sha256(file: Path) -> str:
+    """Of the whole file, read in pieces."""
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -53,9 +53,8 @@ def run(
         found += [prompts(template, chats), stops(template, chats, generate.stop_ids(model, template.eos))]
     model.eval()
     if plan.kernels == "lean" and not model.lean:
-        plan = _with(
-            plan, "transformers", "our kernels know plain LoRA on every linear layer and no dropout; this adapter is another"
-        )
+        why = "our kernels know plain LoRA on every linear layer and no dropout; this adapter is another"
+        plan = _with(plan, why, kernels="transformers")
     with _speaking(model):
         if plan.adapter.kind != "none":
             found.append(base(model, few[0]))
@@ -104,9 +103,10 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
 
 
 def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequence[int]) -> Finding:
-    last = {row.ids[end - 1] for _, row in chats for _, end in turns(row)}
+    last: set[int] = set()
     for chat, row in chats:
         for _, end in turns(row):
+            last.add(row.ids[end - 1])
             if row.ids[end - 1] not in stop:
                 said = template.tokenizer.decode([row.ids[end - 1]])
                 raise ModelError(
@@ -169,8 +169,9 @@ def same(model: Any, rows: Sequence[Rendered], plan: Plan, reference: Computed) 
         if gap <= allowed and apart <= limit:
             if not tried:
                 return plan, Finding("computing", told)
-            slower = _with(plan, kernel, tried[0]).model_copy(update={"layout": layout})
-            return slower, Finding("computing", f"{told}; given up: {'; '.join(tried)}", held=False)
+            return _with(plan, tried[0], layout=layout, kernels=kernel), Finding(
+                "computing", f"{told}; given up: {'; '.join(tried)}", held=False
+            )
         tried.append(told)
     raise TrainError(
         "SELFTEST_LOSS",
@@ -179,8 +180,10 @@ def same(model: Any, rows: Sequence[Rendered], plan: Plan, reference: Computed) 
     )
 
 
-def _with(plan: Plan, kernels: str, why: str) -> Plan:
-    return plan.model_copy(update={"kernels": kernels, "reasons": {**plan.reasons, "kernels": why}})
+def _with(plan: Plan, why: str, **numbers: str) -> Plan:
+    """The plan with those of the numbers that are others, and why."""
+    changed = {k: v for k, v in numbers.items() if getattr(plan, k) != v}
+    return plan.model_copy(update={**changed, "reasons": {**plan.reasons, **dict.fromkeys(changed, why)}})
 
 
 def computed(model: Any, groups: Sequence[list[Rendered]], plan: Plan, layout: str, kernel: str) -> Computed:

@@ -192,23 +192,29 @@ class Session:
 
     def _key(self, system: System, branch: str) -> str:
         """What an answer depends on besides its row and its prompt."""
-        run = Run(self.run.path / "branches" / branch) if branch else self.run
+        run = self.run.branch(branch) if branch else self.run
         weights = runs.read_json(run.training)["weights_sha256"] if system.adapter and run.training.exists() else ""
         facts = [weights, self.run.share, self.facts.sha256, self.template.sha256, self.answer_tokens, self.data.task.metric]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def judged(
-        self, file: Path, side: str, system: System, model: Callable[[], Any], rows: list[int] | None = None, of: str = ""
+        self,
+        file: Path,
+        side: str,
+        system: System,
+        rows: list[int] | None = None,
+        model: Callable[[], Any] | None = None,
+        of: str = "",
     ) -> list[Score]:
-        """``model``'s answers to a side (or to some of its ``rows``) as ``system`` asks, a line a row in ``file``; read back where an
-        earlier process wrote them, of the same weights. ``of``: the branch whose model it is."""
+        """Answers to a side (or to some of its ``rows``) as ``system`` asks, a line a row in ``file``; read back where an earlier
+        process wrote them, of the same weights. ``model`` and ``of``: a branch's, instead of the run's own."""
         rows = self.rows(side) if rows is None else rows
         if file.exists():
-            lines = list(runs.read_lines(file))
-            if [(line["row"], line.get("key")) for line in lines] == [(i, self._key(system, of)) for i in rows]:
+            lines, key = list(runs.read_lines(file)), self._key(system, of)
+            if [(line["row"], line.get("key")) for line in lines] == [(i, key) for i in rows]:
                 return lines
-        speaker, chosen = model(), [self.data.examples[i] for i in rows]
-        key = self._key(system, of)
+        speaker = (model or (self.loaded if system.adapter else self.base_model))()
+        chosen, key = [self.data.examples[i] for i in rows], self._key(system, of)  # a branch has its weights only now
         if side == "test" and of:
             self.run.event("test_read", rows=len(rows), branch=of)
         begun = time.monotonic()

@@ -45,7 +45,7 @@ def another_weight_answers_anew() -> None:
         try:
             for weights in ("0" * 64, "0" * 64, "1" + "0" * 63):
                 write_json(run.training, {"weights_sha256": weights})
-                own.judged(run.path / "scores.jsonl", "dev", System("tuned", "", adapter=True), lambda: None, [0])
+                own.judged(run.path / "scores.jsonl", "dev", System("tuned", "", adapter=True), [0], lambda: None)
         finally:
             evaluate.judge = plain
     assert len(told) == 2
