@@ -10,7 +10,7 @@ import torch
 from subject import Wire, serve
 from workloads import rendered
 
-from tunewright import adapters, lean, loop, machine, models, packing
+from tunewright import adapters, lean, loop, machine, models, packing, peft_format
 from tunewright.config import AdapterConfig, Plan
 from tunewright.methods import sft
 from tunewright.packing import Batch
@@ -76,7 +76,7 @@ def main() -> None:
     model.lean = setup.get("lean", True) and lean.applies(model)
     parameters = adapters.trainable(model)
     if "save_adapter" in setup:
-        adapters.save(model, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), {})
+        peft_format.save(model, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), {})
     optimizer = loop.make_optimizer(parameters, plan)
     method: Any = AllLogits if setup.get("all_logits") else sft
     loop.calibrate(model, method, rows[:2], plan)

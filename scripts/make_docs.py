@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import torch
 from click.testing import CliRunner
 from typer.main import get_command
 
@@ -57,7 +55,7 @@ def errors_page() -> str:
         HEAD + "# Error codes\n",
         "Codes are stable. Every message has the form `error[CODE] place: what was found. Fix: what to do.`",
         "Exit status: 2 for these, 1 for `TRAIN_*` and `EXPORT_*`, 130 for `TRAIN_INTERRUPTED`.\n",
-        "The examples are what the wrong inputs of the tests get (`tests/test_bad_inputs.py`, `tests/test_models.py`).\n",
+        "The examples are what the wrong inputs of `tests/bad_inputs.py` get; `python tests/bad_inputs.py FOLDER` writes them all, with their commands.\n",
         "| code | meaning | for example |",
         "|---|---|---|",
     ]
@@ -69,44 +67,26 @@ def errors_page() -> str:
 
 
 def met_in_tests() -> dict[str, str]:
-    """A message for every code that the tables of wrong inputs hold, without the folder that they lay in."""
+    """What the tables of wrong inputs are told, a message a code."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import byte_tokenizer, tiny_model
-    from test_bad_inputs import CONFIGS, DATA
-    from test_models import CASES
+    from bad_inputs import CASES, ask, sound
 
-    from tunewright import dataset, models
+    from tunewright import rendering
 
     found: dict[str, str] = {}
-
-    def ask(folder: Path, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except errors.TunewrightError as error:
-            problem = error.problems[0]
-            told = str(problem).removeprefix(f"[{problem.code}] ").replace(f"{folder}/", "").replace(str(folder), "model")
-            found.setdefault(problem.code, " ".join(told.replace("`", "'").replace("|", "/").split()))
-
-    for _, name, raw, *_ in DATA:
-        with tempfile.TemporaryDirectory() as root:
-            file = Path(root) / name
-            file.write_bytes(raw)
-            ask(file.parent, partial(lambda f: dataset.load(config.load(None, data__train=str(f))), file))
-    for _, text, *_ in CONFIGS:
-        with tempfile.TemporaryDirectory() as root:
-            file = Path(root) / "c.yaml"
-            file.write_text(text, encoding="utf-8")
-            ask(file.parent, partial(config.load, file))
+    rendering.SECONDS = 0.5
     with tempfile.TemporaryDirectory() as root:
-        sound = Path(root) / "sound"
-        tokenizer = byte_tokenizer()
-        tiny_model(vocabulary=len(tokenizer)).save_pretrained(sound)
-        tokenizer.save_pretrained(sound)
-        for n, (_, break_it, _) in enumerate(CASES):
+        whole = Path(root) / "whole"
+        whole.mkdir()
+        sound(whole)
+        for n, case in enumerate(c for c in CASES if c.code not in found):
             folder = Path(root) / str(n)
-            shutil.copytree(sound, folder)
-            break_it(folder)
-            ask(folder, partial(lambda f: models.load(models.facts(str(f)).path, torch.float32), folder))
+            shutil.copytree(whole, folder)
+            case.make(folder)
+            with contextlib.chdir(folder):
+                line = next(x for x in ask(case)[2].splitlines() if x.startswith("error["))
+            told = line.partition("] ")[2].replace("`", "'").replace("|", "/")
+            found.setdefault(case.code, " ".join(told.split()))
     return found
 
 

@@ -305,8 +305,9 @@ def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 def perfect(order: probes.Instruction) -> str:
     noun = order.wanted
     return {
-        "exactly": noun,
-        "folded": f"{noun}.",
+        "capitals": noun,
+        "repeat": f"{noun}.",
+        "sum": f"{noun}.",
         "one word": "Thing.",
         "has both": f"The {' and the '.join(noun.split())} are here.",
         "ends": "It is a thing. That is all.",

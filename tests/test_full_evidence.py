@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_pipeline import cli
 
 import tunewright as tw
-from tunewright import adapters, chat
+from tunewright import chat, peft_format
 from tunewright.config import Config, fields, load
 from tunewright.runs import Run, read_lines
 
@@ -99,7 +99,9 @@ def test_forgetting_costs_and_mitigation_have_their_numbers(full: Any) -> None:
     for text in ("task", "generic"):
         assert 0 < f[text]["kl_bits"][0] < f[text]["kl_bits"][1]
     assert f["probes"]["knowledge"]["items"] >= 300
-    assert f["probes"]["instructions"]["items"] == 300
+    orders = f["probes"]["instructions"]
+    assert orders["items"] == sum(k["items"] for k in orders["kinds"].values()) == 300
+    assert sum(k["tuned"] * k["items"] for k in orders["kinds"].values()) / 300 == pytest.approx(orders["tuned"])
     assert f["probes"]["refusal"] == {"base_rate": 0.0, "measured": False}  # a random model does not refuse
     assert f["keep"]["items"] == 3
     m = read(full, "mitigation")
@@ -181,7 +183,7 @@ def test_the_chosen_share_is_what_is_judged_exported_and_spoken(tmp_path: Path, 
     run = Run(done.path)
     assert run.share == read(done, "forgetting")["chosen"] == 0.25
     learned, left = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
-    spoken = adapters.state(chat.speaker(run).model)
+    spoken = peft_format.state(chat.speaker(run).model)
     for name, tensor in learned.items():
         wanted = tensor * 0.25 if "lora_B" in name else tensor
         mine = f"base_model.model.{name}.weight"

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_inputs import CONFIGS, DATA, GOOD
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bad_inputs import CONFIGS, DATA, GOOD
 
-from tunewright import config, dataset, models
+from tunewright import config, dataset, model_files
 from tunewright.errors import TunewrightError
 
 QUICK = settings(max_examples=150, deadline=10_000)
-SEEDS = [raw for _, _, raw, *_ in DATA if len(raw) < 10_000] + ["\n".join(GOOD).encode()]
+SEEDS = [raw for _, _, _, raw, *_ in DATA if len(raw) < 10_000] + ["\n".join(GOOD).encode()]
 
 
 def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
@@ -72,7 +72,7 @@ def test_any_rows_are_read_or_refused(rows: list[dict[str, Any]]) -> None:
 
 
 @QUICK
-@given(st.one_of(st.binary(max_size=200), damaged([text.encode() for _, text, *_ in CONFIGS if len(text) < 10_000])))
+@given(st.one_of(st.binary(max_size=200), damaged([text.encode() for _, _, text, *_ in CONFIGS if len(text) < 10_000])))
 def test_any_config_is_read_or_refused(raw: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "c.yaml"
@@ -105,7 +105,7 @@ WRONG = [
 def test_wrong_headers_of_weights_are_refused(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(raw)
     with pytest.raises(TunewrightError, match="MODEL_CORRUPT"):
-        models.sizes(tmp_path)
+        model_files.sizes(tmp_path)
 
 
 @QUICK
@@ -114,7 +114,7 @@ def test_any_weight_file_is_read_or_refused(raw: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model.safetensors").write_bytes(raw)
         try:
-            models.sizes(Path(folder))
+            model_files.sizes(Path(folder))
         except TunewrightError as error:
             assert error.code == "MODEL_CORRUPT"
 
@@ -130,6 +130,6 @@ def test_any_config_of_a_model_is_read_or_refused(value: Any) -> None:
         (Path(folder) / "config.json").write_text(json.dumps(value))
         (Path(folder) / "model.safetensors").write_bytes(tensors(PLAIN))
         try:
-            assert models.check_folder(Path(folder)) == value
+            assert model_files.check(Path(folder)) == value
         except TunewrightError as error:
             assert error.code.startswith("MODEL_")

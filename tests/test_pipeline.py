@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tunewright as tw
-from tunewright import adapters, checkpoints, models, rendering, runs
+from tunewright import adapters, checkpoints, models, peft_format, rendering, runs
 from tunewright.config import Config, load
 from tunewright.errors import TunewrightError
 from tunewright.examples import Message
@@ -104,6 +104,9 @@ def test_the_main_job_from_the_command_line(tmp_path: Path, chat_rows: Rows, mod
     assert cli("run", str(chat_rows()), "--name", "one", *FLAGS, cwd=tmp_path).returncode == 2
     said = cli("chat", str(run), "item 3: red", "--max-new-tokens", "5", cwd=tmp_path)
     assert said.returncode == 0, said.stderr
+    assert not [p for p in [run, *run.rglob("*")] if p.stat().st_mode & 0o077], "rows and answers are the owner's alone"
+    logged = [done.stderr, said.stderr, *((run / f"{name}.jsonl").read_text() for name in ("events", "metrics"))]
+    assert not any(" by the " in text for text in logged), "a row's text in a log"
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +176,12 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
     adapters.attach(ours, config, 0)
     for p in adapters.trainable(ours).values():
         torch.nn.init.normal_(p, std=0.1)
-    adapters.save(ours, config, tmp_path, str(folder), {"base_sha256": "x"})
+    peft_format.save(ours, config, tmp_path, str(folder), {"base_sha256": "x"})
     theirs = peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(tmp_path)
     ).eval()
     again = models.load(folder, torch.float32)
-    adapters.load(again, tmp_path)
+    peft_format.load(again, tmp_path)
     ids = torch.tensor([list(range(5, 40))])
     with torch.no_grad():
         expected = ours(ids).logits
@@ -186,11 +189,11 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
         assert torch.allclose(theirs(ids).logits, expected, atol=1e-5)
     (tmp_path / "tunewright.json").write_text('{"base_sha256": "other"}')
     with pytest.raises(TunewrightError, match="ADAPTER_BASE_MISMATCH"):
-        adapters.load(models.load(folder, torch.float32), tmp_path, "mine")
+        peft_format.load(models.load(folder, torch.float32), tmp_path, "mine")
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**written, "r": 3}))
     with pytest.raises(TunewrightError, match="ADAPTER_CORRUPT"):
-        adapters.load(models.load(folder, torch.float32), tmp_path)
+        peft_format.load(models.load(folder, torch.float32), tmp_path)
 
 
 def test_the_chat_serves_what_was_trained(labelled: Any) -> None:

@@ -180,6 +180,10 @@ def known() -> dict[str, Any]:
     return {}
 
 
+def test_names_from_elsewhere_mean_settings_of_ours() -> None:
+    assert set(config.ELSEWHERE.values()) - {"--runs"} <= {key for key, *_ in config.fields()}
+
+
 def test_what_single_functions_make_of_the_rest() -> None:
     rng = torch.Generator().manual_seed(0)
     confidence = torch.rand(200, generator=rng).numpy()

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,72 @@ def test_two_starts_on_one_run_refuse_the_second(tmp_path: Path, chat_rows: Rows
     finally:
         first.kill()
         first.communicate()
+
+
+def test_an_export_that_was_killed_is_made_again_whole(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    model = str(model_folder("llama"))
+    assert cli("train", str(chat_rows()), "--name", "r", "--model", model, *FLAGS, cwd=tmp_path).returncode == 0
+    command = [sys.executable, str(HERE / "torture.py"), "--export", str(tmp_path / "runs" / "r")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills, unequal = map(int, re.findall(r"(\d+) kills of an export, (\d+) unequal", done.stdout)[-1])
+    assert kills > 15
+    assert unequal == 0
+
+
+# -- signals and memory
+
+
+def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
+    with loop._interrupts() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_proving_it_goes_on_to_the_same_verdict(
+    number: int, tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    arguments = ["prove", str(chat_rows()), "--model", str(model_folder("llama")), *FLAGS]
+    assert cli(*arguments, "--name", "straight", cwd=tmp_path).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tunewright.cli", *arguments, "--name", "r"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    events = tmp_path / "runs" / "r" / "events.jsonl"
+    while process.poll() is None and not (events.exists() and "prove_started" in events.read_text()):
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert re.search(r"error\[TRAIN_INTERRUPTED\].*during `prove`.*Fix: `tunewright run", said), said
+    assert "Traceback" not in said
+    assert cli("prove", "r", cwd=tmp_path).returncode == 0
+    first, second = ((tmp_path / "runs" / n / "verdict.json").read_text() for n in ("straight", "r"))
+    drop = re.compile(r'"(?:seconds|test_reads|asked_again)":[^}]*')
+    assert drop.sub("", first) == drop.sub("", second)
+
+
+def test_out_of_memory_is_said(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    """The address space is closed just above what is in use when training begins."""
+    code = """
+import resource, sys
+from tunewright import cli, loop
+train = loop.train
+def narrow(*args, **more):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 4_000_000,) * 2)
+    return train(*args, **more)
+loop.train = narrow
+cli.main()
+"""
+    flags = ["train.steps=3", "train.batch=40", "train.capacity=8192", "train.dtype=float32", "threads=1"]
+    words = ["train", str(chat_rows()), "--name", "r", "--model", str(model_folder("llama")), *flags]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"error\[TRAIN_MEMORY\] \S*runs/r: .* GB .*Fix: .*train.capacity", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # -- the disk

@@ -31,12 +31,12 @@ from typing import Any
 
 import torch
 
-from tunewright import adapters, checkpoints, loop
-from tunewright.config import AdapterConfig, Plan
+from tunewright import adapters, checkpoints, export, loop, models, rendering
+from tunewright.config import AdapterConfig, Plan, load
 from tunewright.errors import TrainError
 from tunewright.methods import sft
 from tunewright.rendering import Rendered
-from tunewright.runs import Run, disk, read_lines, writing
+from tunewright.runs import Run, disk, read_json, read_lines, sha256, writing
 
 CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
 FINISHED, DISK_FULL = 0, 7
@@ -67,8 +67,6 @@ def tiny() -> World:
 def real() -> World:
     """SmolLM2-135M-Instruct on short rows, as the plan would train it."""
     from test_learning import plan_of, rows
-
-    from tunewright import models
 
     facts = models.facts("smollm2-135m")
     adapter = AdapterConfig(rank=8, alpha=16.0, dropout=0.1)
@@ -153,15 +151,15 @@ def left(folder: Path) -> dict[str, Any]:
     }
 
 
-def failpoints(world: World, folder: Path) -> int:
-    """How many calls that change the disk a whole run makes."""
+def failpoints(folder: Path, work: Callable[[], int]) -> int:
+    """How many calls that change the disk ``work`` makes."""
 
-    def work() -> int:
+    def watched() -> int:
         failing(-1, "after", counter)
-        return train(world, folder)
+        return work()
 
     reader, counter = os.pipe()
-    assert forked(folder, work) == FINISHED
+    assert forked(folder, watched) == FINISHED
     os.close(counter)
     return len(os.read(reader, 1 << 16))
 
@@ -184,7 +182,7 @@ def torture(world: World, root: Path, kills: int, seconds: float, seed: int = 0,
     begun = time.monotonic()
     assert forked(root / "straight", lambda: train(world, root / "straight")) == FINISHED
     took, straight = time.monotonic() - begun, left(root / "straight")
-    tally = Tally(points=failpoints(world, root / "counted"))
+    tally = Tally(points=failpoints(root / "counted", lambda: train(world, root / "counted")))
     places = [(n, how) for n in range(1, tally.points + 1) for how in ("before", "after", "full")]
     rng.shuffle(places)
     while tally.kills < kills and time.monotonic() < deadline:
@@ -219,6 +217,40 @@ def _tortured(world: World, folder: Path, rng: random.Random, places: list[tuple
     assert forked(folder, lambda: train(world, folder)) == FINISHED
 
 
+def export_killed(path: Path) -> tuple[int, int]:
+    """(kills, unequal): the export of a trained run killed before or after every call that changes the disk, then made again. The fresh
+    process that checks an export writes nothing, and is left out."""
+    run, whole = Run(path), Run(path.with_name("whole"))
+    shutil.copytree(run.path, whole.path)
+    facts = models.facts(load(run.config).model)
+    template, plan = rendering.load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
+
+    def unchecked(kind: str, folder: Path, *_: Any) -> export.Checked:
+        return export.Checked(kind, folder.name, "float32", 0.0, 1, 1, "")
+
+    def work(run: Run) -> int:
+        export._check = unchecked
+        with writing(run):
+            export.export(run, load(run.config), plan, facts, template, [[1, 2, 3]], [template.eos])
+        return FINISHED
+
+    def found(run: Run) -> dict[str, str]:
+        of = [run.export, *run.adapter.rglob("*"), *run.merged.rglob("*"), *run.path.glob(".merged-*")]
+        own = [p for p in of if p.name != "tunewright.json"]  # has the run's name
+        return {str(p.relative_to(run.path)): sha256(p) if p.is_file() else "" for p in own}
+
+    kills, unequal, calls = 0, 0, failpoints(whole.path, lambda: work(whole))
+    for at in range(1, calls + 1):
+        how = ("before", "after")[at % 2]
+        status = forked(run.path, lambda at=at, how=how: (failing(at, how), work(run))[1])  # type: ignore[misc]
+        assert status in (-signal.SIGKILL, FINISHED), status  # what is there already needs fewer calls
+        kills += status == -signal.SIGKILL
+        if at % 4 == 0 or at == calls:  # else the next one meets what several killed ones left
+            assert forked(run.path, lambda: work(run)) == FINISHED
+            unequal += found(run) != found(whole)
+    return kills, unequal
+
+
 def _killed_in_time(world: World, folder: Path, after: float) -> int:
     def work() -> int:
         signal.setitimer(signal.ITIMER_REAL, max(after, 1e-3))
@@ -234,8 +266,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--real", action="store_true", help="the real 135M model instead of a tiny random one")
     parser.add_argument("--out", type=Path, help="JSON file to put the tally into")
+    parser.add_argument("--export", type=Path, metavar="RUN", help="kill the export of this trained run instead")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    if asked.export:
+        kills, unequal = export_killed(asked.export)
+        sys.stdout.write(f"{kills} kills of an export, {unequal} unequal\n")
+        sys.exit(unequal > 0)
     world = real() if asked.real else tiny()
     root = Path(tempfile.mkdtemp(prefix="tunewright-torture-"))
     tally = torture(world, root, asked.kills, 60 * asked.minutes)

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, 2106.09685), rsLoRA (2312.03732) and DoRA (2402.09353) over any linear layer, in PEFT's file format.
+"""LoRA (Hu et al. 2021, 2106.09685), rsLoRA (2312.03732) and DoRA (2402.09353) over any linear layer.
 
 Base weights are frozen in the compute dtype; A, B and DoRA's magnitudes are float32 and alone are trained. With the
 adapter off, a layer is the base layer, bit for bit. Axes: I inputs, O outputs, R rank.
@@ -7,13 +7,11 @@ adapter off, a layer is the base layer, bit for bit. Axes: I inputs, O outputs, 
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +19,6 @@ from torch import Tensor, nn
 
 from tunewright.config import AdapterConfig
 from tunewright.errors import ModelError
-from tunewright.runs import write_atomic, write_json
-
-_PREFIX = "base_model.model."
 
 
 class Adapted(nn.Module):
@@ -203,93 +198,3 @@ def merge(model: Any) -> None:
         with torch.no_grad():
             layer.base.weight.copy_(layer.merged_weight())
         setattr(model.get_submodule(parent), child, layer.base)
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names."""
-    found = {}
-    for name, layer in adapted(model).items():
-        found[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
-        found[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B
-        if layer.magnitude is not None:
-            found[f"{_PREFIX}{name}.lora_magnitude_vector"] = layer.magnitude
-    return {k: v.detach().float().contiguous().cpu() for k, v in found.items()}
-
-
-def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, facts: dict[str, Any]) -> None:
-    """adapter_config.json and adapter_model.safetensors as PEFT writes them, plus tunewright.json with the base's hash."""
-    from safetensors.torch import save as to_bytes
-
-    tensors = state(model)
-    assert tensors, "nothing is adapted"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "adapter_model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
-    write_json(folder / "tunewright.json", facts)
-    write_json(
-        folder / "adapter_config.json",
-        {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
-            "inference_mode": True,
-            "r": config.rank,
-            "lora_alpha": config.alpha,
-            "lora_dropout": config.dropout,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "use_rslora": config.kind == "rslora",
-            "use_dora": config.kind == "dora",
-            "init_lora_weights": True,
-            "target_modules": sorted(adapted(model)),
-            "modules_to_save": None,
-            "rank_pattern": {},
-            "alpha_pattern": {},
-        },
-    )
-
-
-def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
-    """Attach a saved adapter. Raises ADAPTER_BASE_MISMATCH or ADAPTER_CORRUPT; never a half-loaded adapter."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        written = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
-        names = list(written["target_modules"])
-        kind: Literal["lora", "rslora", "dora"] = (
-            "dora" if written.get("use_dora") else "rslora" if written.get("use_rslora") else "lora"
-        )
-        config = AdapterConfig(
-            kind=kind,
-            rank=written["r"],
-            alpha=float(written["lora_alpha"]),
-            dropout=float(written.get("lora_dropout", 0.0)),
-            targets=names,
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError("ADAPTER_CORRUPT", f"cannot be read: {str(error).splitlines()[0][:200]}", where=str(folder)) from None
-    note = folder / "tunewright.json"
-    if base_sha256 is not None and note.is_file():
-        trained_on = json.loads(note.read_text(encoding="utf-8")).get("base_sha256")
-        if trained_on != base_sha256:
-            raise ModelError(
-                "ADAPTER_BASE_MISMATCH",
-                f"trained on a base {str(trained_on)[:12]}, this one is {base_sha256[:12]}.",
-                where=str(folder),
-                mend="load it on the model it was trained on.",
-            )
-    attach(model, config, seed=0)
-    if sorted(adapted(model)) != sorted(names):
-        raise ModelError("ADAPTER_BASE_MISMATCH", "the base model has other layers than the adapter names.", where=str(folder))
-    wanted = state(model)
-    wrong = sorted(set(wanted) ^ set(tensors)) or [k for k in wanted if wanted[k].shape != tensors[k].shape]
-    if wrong:
-        raise ModelError("ADAPTER_CORRUPT", f"the tensor {wrong[0]} is missing, unknown or of another shape.", where=str(folder))
-    for name, layer in adapted(model).items():
-        with torch.no_grad():
-            layer.lora_A.copy_(tensors[f"{_PREFIX}{name}.lora_A.weight"])
-            layer.lora_B.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])
-            if layer.magnitude is not None:
-                layer.magnitude.copy_(tensors[f"{_PREFIX}{name}.lora_magnitude_vector"])
-    model.requires_grad_(False)

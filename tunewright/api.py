@@ -55,8 +55,8 @@ def run(
     from tunewright.talk import Talk
 
     config = settings.load(None, model=model, data__train=str(data), **given)
-    session = pipeline.start(config, name, Path(root), Talk(quiet), f"tw.run({str(data)!r}, model={model!r})")
-    pipeline.advance(session, "report")
+    command = f"tw.run({str(data)!r}, model={model!r})"
+    session = pipeline.launch(config, name, Path(root), Talk(quiet), command, "report")
     return Result(session.run.path)
 
 

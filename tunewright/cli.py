@@ -5,6 +5,8 @@ Exit status: 0 done, 1 failed, 2 the user's mistake, 130 interrupted with everyt
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -114,7 +116,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """A row as the model sees it, learned tokens in green."""
-    from tunewright import examples, models, rendering, sources
+    from tunewright import examples, model_files, models, rendering, sources
     from tunewright.errors import data_error
 
     config = _config(source, settings, model)
@@ -127,7 +129,7 @@ def show(
             mend=f"choose 1 to {len(parsed.examples)}.",
         )
     folder = models.resolve(config.model)
-    models.check_folder(folder)
+    model_files.check(folder)
     template = rendering.load_template(folder, config.template)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     found = rendering.for_training(template, parsed.examples[row - 1], row - 1, limit)
@@ -347,8 +349,7 @@ def _advance(
             continued.report.unlink(missing_ok=True)
         session = Session(continued, configs.load(continued.config), talk, _command())
     else:
-        session = pipeline.start(config, name, root, talk, _command())
-        session.data = data
+        return pipeline.launch(config, name, root, talk, _command(), until, data)
     pipeline.advance(session, until)
     return session
 
@@ -382,6 +383,8 @@ def _gate(session: Session, gate: bool) -> None:
 
 def main() -> None:
     """Entry point: our errors become one line on stderr (or JSON on stdout with --json) and an exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way of saying Ctrl-C
+    os.umask(0o077)  # rows, prompts and answers are written: nobody else reads them
     try:
         app(standalone_mode=True)
     except TunewrightError as error:

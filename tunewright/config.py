@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -275,33 +276,33 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
         config = Config.model_validate(data)
     except ValidationError as error:
         raise _explain(error, places or {}) from None
+
+    def conflict(key: str, told: str, mend: str) -> ConfigError:
+        return ConfigError("CONFIG_CONFLICT", told, where=(places or {}).get(key, key), mend=mend)
+
     if config.train.steps != "auto" and config.train.epochs != "auto":
-        where = (places or {}).get("train.steps", "")
-        raise ConfigError("CONFIG_CONFLICT", "train.steps and train.epochs are both set.", where=where, mend="keep one of them.")
+        raise conflict("train.steps", "train.steps and train.epochs are both set.", "keep one of them.")
     if config.adapter.kind == "none" and "adapter" in data and set(data["adapter"]) - {"kind"}:
         extra = ", ".join(sorted(f"adapter.{k}" for k in set(data["adapter"]) - {"kind"}))
-        raise ConfigError(
-            "CONFIG_CONFLICT",
+        raise conflict(
+            "adapter.kind",
             f"adapter.kind is none, so nothing would read {extra}.",
-            mend=f"remove {extra}, or choose lora, rslora or dora.",
+            f"remove {extra}, or choose lora, rslora or dora.",
         )
     if config.split.dev + config.split.test >= 0.9:
-        raise ConfigError(
-            "CONFIG_CONFLICT",
-            f"split.dev + split.test = {config.split.dev + config.split.test:g} leaves almost nothing to train on.",
-            mend="keep their sum under 0.9.",
+        held = config.split.dev + config.split.test
+        raise conflict(
+            "split.dev", f"split.dev + split.test = {held:g} leaves almost nothing to train on.", "keep their sum under 0.9."
         )
     if bool(config.prove.remote.url) != bool(config.prove.remote.model):
-        raise ConfigError(
-            "CONFIG_CONFLICT",
-            "prove.remote.url and prove.remote.model are needed together.",
-            mend="set both, or neither.",
+        raise conflict(
+            "prove.remote.url", "prove.remote.url and prove.remote.model are needed together.", "set both, or neither."
         )
     if config.data.instruction is not None and config.data.form == "text":
-        raise ConfigError(
-            "CONFIG_CONFLICT",
+        raise conflict(
+            "data.instruction",
             "data.instruction has no meaning for raw text.",
-            mend="remove data.instruction, or use another data.form.",
+            "remove data.instruction, or use another data.form.",
         )
     return config
 
@@ -387,6 +388,33 @@ def _allowed(info: Any) -> str:
     return words(info.annotation, list(info.metadata))
 
 
+# What other trainers call our settings.
+ELSEWHERE = {
+    "learning_rate": "train.lr", "num_epochs": "train.epochs", "num_train_epochs": "train.epochs", "max_steps": "train.steps",
+    "batch_size": "train.batch", "per_device_train_batch_size": "train.batch", "micro_batch_size": "train.capacity",
+    "gradient_accumulation_steps": "train.batch", "gradient_checkpointing": "train.recompute", "max_grad_norm": "train.clip",
+    "max_seq_length": "train.max_length", "sequence_len": "train.max_length", "cutoff_len": "train.max_length",
+    "lr_scheduler": "train.schedule", "lr_scheduler_type": "train.schedule", "warmup_ratio": "train.warmup", "warmup_steps": "train.warmup",
+    "packing": "train.layout", "sample_packing": "train.layout", "bf16": "train.dtype", "fp16": "train.dtype",
+    "lora_r": "adapter.rank", "r": "adapter.rank", "lora_alpha": "adapter.alpha", "lora_dropout": "adapter.dropout",
+    "lora_target": "adapter.targets", "target_modules": "adapter.targets", "lora_target_modules": "adapter.targets",
+    "model_name_or_path": "model", "base_model": "model", "dataset": "data.train", "datasets": "data.train",
+    "system_prompt": "data.instruction", "val_set_size": "split.dev", "output_dir": "--runs",
+}  # fmt: skip
+
+
+def _meant(key: str, candidates: Sequence[str]) -> str | None:
+    """The setting that an unknown key probably means: by its name elsewhere, by its spelling, or by its last part."""
+    last = key.rsplit(".", 1)[-1]
+    if near := difflib.get_close_matches(last, ELSEWHERE, n=1, cutoff=0.85):
+        return ELSEWHERE[near[0]]
+    ends = {k.rsplit(".", 1)[-1]: k for k in candidates}
+    for asked, among in ((key, {k: k for k in candidates}), (last, ends)):
+        if near := difflib.get_close_matches(asked, among, n=1, cutoff=0.7):
+            return among[near[0]]
+    return None
+
+
 def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
     """One line for the first mistake; unknown keys before wrong values, because they often cause them."""
     known = {key: (kind, meaning) for key, kind, _, meaning in fields()}
@@ -396,11 +424,8 @@ def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        candidates = [*known, *sections]
-        near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
-        near = near or [k for k in candidates if k.endswith("." + path[-1])][:1]
-        near = near or difflib.get_close_matches(path[-1], [k.rsplit(".", 1)[-1] for k in candidates], n=1, cutoff=0.7)
-        mend = f"did you mean {near[0]}?" if near else "`tunewright doctor --config` lists every key."
+        near = _meant(key, [*known, *sections])
+        mend = f"did you mean {near}?" if near else "`tunewright doctor --config` lists every key."
         return ConfigError("CONFIG_UNKNOWN_KEY", f"there is no setting `{key}`.", where=places.get(key, key), mend=mend)
     while key and key not in known and key not in sections and "." in key:
         key = key.rsplit(".", 1)[0]

@@ -103,9 +103,10 @@ def _one_by_one(session: Session, ways: Sequence[Timed]) -> tuple[Seconds, Secon
     how, order = session.how, np.random.Generator(np.random.Philox(key=session.config.seed))
     first_only = dataclasses.replace(how, max_new_tokens=1)
     count = len(ways[0].prompts)
+    turns = [0, *range(count)]  # the first request once more, unread: it warms up
     found: list[Seconds] = [{w.name: np.zeros(count) for w in ways} for _ in range(3)]
-    with session.talk.bar("cost, one by one", count) as note:
-        for i in [0, *range(count)]:  # the first request once more, unread: it warms up
+    with session.talk.bar("cost, one by one", len(turns)) as note:
+        for i in turns:
             for k in order.permutation(len(ways)):
                 w = ways[k]
                 for kind, limit in ((1, first_only), (0, how)):

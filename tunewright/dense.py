@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewright.models import check_folder
+from tunewright import model_files
 from tunewright.twin import quiet
 
 BATCH, TOKENS = 64, 256
@@ -38,7 +38,7 @@ def indexer(folder: str | Path) -> Callable[[Sequence[str]], Meanings]:
     """How to make an index with the encoder in ``folder``. Raises MODEL_* for a folder that is not safe or not whole."""
     from transformers import AutoModel, AutoTokenizer
 
-    check_folder(Path(folder))
+    model_files.check(Path(folder))
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(

@@ -21,7 +21,8 @@ SHOWN = 20
 
 CODES: dict[str, str] = {
     "ADAPTER_BASE_MISMATCH": "the adapter was trained on another base model",
-    "ADAPTER_CORRUPT": "the adapter folder lacks tensors, or their shapes do not fit its config",
+    "ADAPTER_CORRUPT": "the adapter folder lacks tensors, their shapes do not fit its config, or a file is not what was written",
+    "ADAPTER_UNSUPPORTED": "the adapter asks for a computation that our loader does not do",
     "CONFIG_CONFLICT": "two settings cannot both hold",
     "CONFIG_DUPLICATE_KEY": "a key appears twice in one mapping",
     "CONFIG_NOT_FOUND": "no such config, data file or run",
@@ -64,11 +65,12 @@ CODES: dict[str, str] = {
     "MISSING_PACKAGE": "an optional package is not installed",
     "MODEL_CORRUPT": "weights that cannot be read or are not finite",
     "MODEL_FILE_MISSING": "a model folder lacks a file it needs",
+    "MODEL_INDEX_MISMATCH": "config, index and weight files disagree about which tensors there are",
     "MODEL_NOT_FOUND": "no such model folder, file, package or Hub id",
     "MODEL_REMOTE_CODE": "the model wants to run its own code",
     "MODEL_UNSAFE_FORMAT": "weights only as pickle",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not know",
-    "PATH_OUTSIDE": "a name that would leave the runs folder",
+    "PATH_OUTSIDE": "a name that would leave the runs folder, or the folder of a model",
     "REMOTE_FAILED": "the endpoint that is compared with does not answer",
     "RESUME_MISMATCH": "a run is continued with other data, config or model",
     "RUN_DAMAGED": "a file of the run is not what was written",
@@ -91,7 +93,8 @@ CODES: dict[str, str] = {
     "TOKENIZER_DOUBLE_BOS": "a sequence would begin with two BOS tokens",
     "TOKENIZER_MISMATCH": "a row holds a token for which the model has no embedding",
     "TOKENIZER_NO_EOS": "the tokenizer has no end-of-sequence token",
-    "TRAIN_INTERRUPTED": "stopped by the user; the state is saved",
+    "TRAIN_INTERRUPTED": "stopped by Ctrl-C or SIGTERM; what was done is saved",
+    "TRAIN_MEMORY": "the machine has not enough memory for the plan",
     "TRAIN_NOT_FINITE": "loss or gradient became NaN or infinite",
 }
 
@@ -111,7 +114,8 @@ class Problem:
     def __str__(self) -> str:
         place = f" {self.where}:" if self.where else ""
         mend = f" Fix: {self.mend}" if self.mend else ""
-        return f"[{self.code}]{place} {self.message}{mend}"
+        full_stop = "." if mend and self.message[-1:] not in ".!?:" else ""
+        return f"[{self.code}]{place} {self.message}{full_stop}{mend}"
 
 
 class TunewrightError(Exception):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tunewright import adapters, checkpoints, models, twin, verify
+from tunewright import adapters, checkpoints, models, peft_format, twin, verify
 from tunewright.config import Config, Plan
 from tunewright.errors import TrainError
 from tunewright.models import Facts
@@ -72,7 +72,7 @@ def export(
     found = []
     if plan.adapter.kind != "none":
         note = {"base": facts.name, "base_sha256": facts.sha256, "template_sha256": template.sha256, "run": run.name}
-        adapters.save(model, plan.adapter, run.adapter, facts.path if facts.name == models.EMBEDDED else facts.name, note)
+        peft_format.save(model, plan.adapter, run.adapter, facts.path if facts.name == models.EMBEDDED else facts.name, note)
         found.append(_check("adapter", run.adapter, facts, asked, expected, texts, "float32"))
     if config.export.merged or plan.adapter.kind == "none":
         dtype, _ = merged_dtype(config, facts)
@@ -84,7 +84,8 @@ def export(
 
 
 def _save_merged(model: Any, template: Template, folder: Path, dtype: torch.dtype) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(".merged-*"):  # of a process that was killed here
+        shutil.rmtree(left)
     beside = Path(tempfile.mkdtemp(prefix=".merged-", dir=folder.parent))
     try:
         with disk(folder), twin.quiet():

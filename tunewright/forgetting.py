@@ -160,6 +160,16 @@ def _probes(session: Session) -> dict[str, Any]:
     knew, followed, said = _asked(session, False, asked, orders, [m for m, _ in asks])
     knows, follows, says = _asked(session, True, asked, orders, [m for m, _ in asks])
     found: dict[str, Any] = {"knowledge": _paired(knows, knew, session), "instructions": _paired(follows, followed, session)}
+    kinds = sorted({o.check for o in orders})
+    of_kind = {k: [i for i, o in enumerate(orders) if o.check == k] for k in kinds}
+    found["instructions"]["kinds"] = {
+        k: {
+            "items": len(at),
+            "base": float(np.mean([followed[i] for i in at])),
+            "tuned": float(np.mean([follows[i] for i in at])),
+        }
+        for k, at in of_kind.items()
+    }
     before, after = ([float(probes.refuses(text)) for text in texts] for texts in (said, says))
     harmful = [i for i, (_, bad) in enumerate(asks) if bad]
     harmless = [i for i, (_, bad) in enumerate(asks) if not bad]

@@ -57,6 +57,11 @@ def keep_pages() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
+def out_of_memory(error: Exception) -> bool:
+    """torch's allocator on the CPU raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def peak_gb() -> float:
     """Largest memory of this process so far (GPU: of torch's allocator)."""
     if torch.cuda.is_available():

@@ -1,16 +1,13 @@
 """Models: what is known without weights (Facts), how weights are loaded, and the one forward pass.
 
-A model is a Hugging Face folder, a Hub id (safetensors only), a .gguf file, or the name of the embedded model. A folder is
-read by us before transformers sees it: code of its own and pickled weights are refused.
+A model is a Hugging Face folder, a Hub id (safetensors only), a .gguf file, or the name of the embedded model.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -21,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tunewright import attention, lean, losses, runs, twin
+from tunewright import attention, lean, losses, model_files, runs, twin
 from tunewright.config import Recompute
 from tunewright.errors import ModelError
 from tunewright.packing import Batch
@@ -139,10 +136,11 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 quantization_config=transformers.GgufConfig(dequantize=True),
             )
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         _mend_pretokenizer(file, tokenizer)
         with quiet():
             model.save_pretrained(beside)
@@ -177,61 +175,10 @@ def _mend_pretokenizer(file: Path, tokenizer: Any) -> None:
         )
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
-    """config.json of a folder that is safe to hand to transformers. Raises MODEL_* otherwise."""
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), mend="is this a model folder?") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelError("MODEL_CORRUPT", f"no JSON: {error}.", where=str(file), mend="download the model again.") from None
-    if not isinstance(config, dict):
-        raise ModelError("MODEL_CORRUPT", "config.json is no object.", where=str(file), mend="download the model again.")
-    if _asks_for_code(config) or any(folder.glob("*.py")):
-        raise ModelError(
-            "MODEL_REMOTE_CODE",
-            "the model brings code of its own, which is never run.",
-            where=str(folder),
-            mend="use a model that transformers supports itself.",
-        )
-    weights = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        listed = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        missing = sorted(n for n in listed if "/" in n or not (folder / n).is_file())
-        if missing:
-            raise ModelError(
-                "MODEL_FILE_MISSING",
-                f"the index lists {missing[0]}, which is not there.",
-                where=str(folder),
-                mend="download the model again.",
-            )
-    if not weights:
-        pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
-        if pickled:
-            raise ModelError(
-                "MODEL_UNSAFE_FORMAT",
-                f"only pickled weights ({pickled[0]}), which can run code when loaded.",
-                where=str(folder),
-                mend="convert them to safetensors elsewhere.",
-            )
-        raise ModelError("MODEL_FILE_MISSING", "no .safetensors file.", where=str(folder), mend="download the model's weights.")
-    return config
-
-
-def _asks_for_code(value: Any) -> bool:
-    if isinstance(value, dict):
-        return (
-            bool(value.get("auto_map")) or bool(value.get("trust_remote_code")) or any(_asks_for_code(v) for v in value.values())
-        )
-    return isinstance(value, list) and any(_asks_for_code(v) for v in value)
-
-
 def facts(name: str) -> Facts:
     """Facts of a model by name. No weights are loaded; a tiny twin is probed for leaks between rows of one pass."""
     folder = resolve(name)
-    check_folder(folder)
+    model_files.check(folder)
     from transformers import AutoConfig
 
     try:
@@ -244,11 +191,8 @@ def facts(name: str) -> Facts:
             mend="update transformers.",
         ) from None
     text = config.get_text_config()
-    parameters, dtypes = sizes(folder)
+    parameters, dtypes = model_files.sizes(folder)
     probed = twin.probe(config)
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(runs.sha256(file).encode())
     return Facts(
         name=name,
         path=str(folder),
@@ -267,27 +211,8 @@ def facts(name: str) -> Facts:
         leak=probed.leak["packed"] or probed.leak["shared"],
         draws=probed.draws,
         lean=probed.lean,
-        sha256=digest.hexdigest(),
+        sha256=model_files.digest(folder),
     )
-
-
-def sizes(folder: Path) -> tuple[int, set[str]]:
-    """(numbers in the weight files, their dtypes), from the headers alone. Raises MODEL_CORRUPT."""
-    from safetensors import SafetensorError, safe_open
-
-    parameters, dtypes = 0, set()
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118  (a safe_open handle is no mapping)
-                    part = tensors.get_slice(key)
-                    dtypes.add(part.get_dtype())
-                    parameters += int(torch.Size(part.get_shape()).numel())
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                "MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend="download the model again."
-            ) from None
-    return parameters, dtypes
 
 
 def window_of(config: Any) -> int | None:
@@ -300,24 +225,28 @@ def window_of(config: Any) -> int | None:
 
 
 def load(folder: str | Path, dtype: torch.dtype) -> Any:
-    """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT."""
+    """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH where the
+    weights lack a tensor or have one too many: transformers would draw the one at random and drop the other."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     attention.register()
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loaded = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             "MODEL_CORRUPT", f"the weights cannot be loaded: {str(error).splitlines()[0][:200]}", where=str(folder)
         ) from None
+    _as_configured(folder, loaded)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(
@@ -328,6 +257,22 @@ def load(folder: str | Path, dtype: torch.dtype) -> Any:
     model.eval()
     model.plain_head = _plain_head(model)
     return model
+
+
+def _as_configured(folder: str | Path, loaded: dict[str, Any]) -> None:
+    for kind, told in (
+        ("missing_keys", "the weights lack {}, which config.json asks for"),
+        ("unexpected_keys", "the weights hold {}, for which config.json has no place"),
+        ("mismatched_keys", "{0[0]} has the shape {0[1]} in the weights and {0[2]} by config.json"),
+    ):
+        if found := sorted(loaded[kind]):
+            more = f" (and {len(found) - 1} others)" if found[1:] else ""
+            raise ModelError(
+                "MODEL_INDEX_MISMATCH",
+                f"{told.format(found[0])}{more}.",
+                where=str(folder),
+                mend="bring the config.json and the weights of one model.",
+            )
 
 
 def _plain_head(model: Any) -> bool:

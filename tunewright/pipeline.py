@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +43,8 @@ from tunewright import (
 )
 from tunewright import plan as planning
 from tunewright.config import Config, Plan, absolute, to_yaml
-from tunewright.errors import RunError
+from tunewright.dataset import Dataset
+from tunewright.errors import RunError, TrainError, TunewrightError
 from tunewright.examples import Text
 from tunewright.generate import stop_ids
 from tunewright.methods import sft
@@ -60,6 +63,24 @@ def start(config: Config, name: str | None, root: Path, talk: Talk, command: str
     return Session(run, config, talk, command)
 
 
+def launch(
+    config: Config, name: str | None, root: Path, talk: Talk, command: str, until: str, data: Dataset | None = None
+) -> Session:
+    """A new run up to ``until``. Where a mistake of the user ends it before there is a plan, no folder is left."""
+    session = start(config, name, root, talk, command)
+    if data is not None:
+        session.data = data
+    try:
+        advance(session, until)
+    except TunewrightError as error:
+        if error.exit_code == 2 and not session.run.plan.exists():
+            shutil.rmtree(session.run.path)
+            with suppress(OSError):
+                root.rmdir()
+        raise
+    return session
+
+
 def advance(session: Session, until: str) -> None:
     """Run every stage up to ``until`` that the run folder does not hold yet. Raises RUN_LOCKED while another process does."""
     assert until in [name for name, _, _ in STAGES]
@@ -69,10 +90,34 @@ def advance(session: Session, until: str) -> None:
         for name, stage, done in STAGES:
             if not done(session.run):
                 session.run.event(f"{name}_started")
-                stage(session)
+                with _met(session.run, name):
+                    stage(session)
                 session.run.event(f"{name}_finished")
             if name == until:
                 return
+
+
+@contextmanager
+def _met(run: Run, stage: str) -> Iterator[None]:
+    """What can end a stage from outside, told as an error of ours; whatever earlier stages wrote is whole."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise TrainError(
+            "TRAIN_INTERRUPTED",
+            f"stopped during `{stage}`; what was done before is kept.",
+            where=str(run.path),
+            mend=f"`tunewright run {run.path}` goes on from there.",
+        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if not machine.out_of_memory(error):
+            raise
+        raise TrainError(
+            "TRAIN_MEMORY",
+            f"out of memory during `{stage}`, with {machine.peak_gb():.1f} GB in use at most.",
+            where=str(run.path),
+            mend="close other programs and run it again; or begin a run with train.recompute=layers, a smaller train.capacity, or a smaller model.",
+        ) from None
 
 
 def check(session: Session) -> None:

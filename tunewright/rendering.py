@@ -32,11 +32,13 @@ SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer."""
+    """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer; ``source`` is where the template
+    stands, for messages."""
 
     tokenizer: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    source: str = ""
 
     @property
     def eos(self) -> int:
@@ -119,12 +121,13 @@ def load_template(folder: Path, file: str | None = None) -> Template:
         )
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    return _choose_kwargs(tokenizer) if tokenizer.chat_template else Template(tokenizer)
+    source = str(file or folder)
+    return _choose_kwargs(tokenizer, source) if tokenizer.chat_template else Template(tokenizer, source=source)
 
 
-def _choose_kwargs(tokenizer: Any) -> Template:
+def _choose_kwargs(tokenizer: Any, source: str = "") -> Template:
     probe = [Message("user", "Ping?"), Message("assistant", "Pong.")]
-    template = Template(tokenizer)
+    template = Template(tokenizer, source=source)
     if _prefix_holds(template, probe):
         return template
     calm = Template(
@@ -283,29 +286,30 @@ def _string(template: Template, messages: Sequence[Message], open_turn: bool) ->
     from jinja2.exceptions import SecurityError, TemplateError
 
     listed = [{"role": m.role, "content": m.content} for m in messages]
-    mend = "use another template (template=FILE)."
+    at, mend = template.source, "use another template (template=FILE)."
     try:
         with _limited(SECONDS):
             text = str(
                 template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
             )
     except SecurityError as error:
-        raise ModelError("TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", mend=mend) from None
+        raise ModelError("TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, mend=mend) from None
     except (OverflowError, MemoryError, RecursionError) as error:
-        raise ModelError("TEMPLATE_UNSAFE", f"the chat template runs wild: {type(error).__name__} {error}", mend=mend) from None
+        told = f"the chat template runs wild: {type(error).__name__} {error}"
+        raise ModelError("TEMPLATE_UNSAFE", told, where=at, mend=mend) from None
     except _TooLong:
-        raise ModelError(
-            "TEMPLATE_TIMEOUT", f"the chat template runs for more than {SECONDS:g} s on one row.", mend=mend
-        ) from None
+        told = f"the chat template runs for more than {SECONDS:g} s on one row."
+        raise ModelError("TEMPLATE_TIMEOUT", told, where=at, mend=mend) from None
     except (TemplateError, TypeError, ValueError) as error:
         raise ModelError(
             "TEMPLATE_LOSES_CONTENT",
             f"the chat template refuses this conversation: {str(error).splitlines()[0]}",
+            where=at,
             mend="check the roles and their order against the template.",
         ) from None
     said = sum(len(m.content) for m in messages)
     if len(text) > LARGEST + 20 * said:
-        raise ModelError("TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", mend=mend)
+        raise ModelError("TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, mend=mend)
     return text
 
 
@@ -394,6 +398,7 @@ def _need_template(template: Template) -> None:
         raise ModelError(
             "TEMPLATE_MISSING",
             "the model has no chat template, and the rows are chats.",
+            where=template.source,
             mend="choose an instruct model, or name a Jinja file: template=FILE.",
         )
 

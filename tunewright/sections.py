@@ -264,6 +264,12 @@ def _probes(f: dict[str, Any]) -> str:
     told = table(
         ["probe", "items", "base", "tuned", "difference", "95 % interval", "lost, won", "word", "could show"], rows, range(1, 9)
     )
+    if kinds := found["instructions"].get("kinds"):
+        lines = [[k, p["items"], f"{p['base']:.2f}", f"{p['tuned']:.2f}"] for k, p in kinds.items()]
+        told += (
+            "<details><summary>orders by kind: which forms were lost or won</summary>"
+            f"{table(['what a program looks for', 'items', 'base', 'tuned'], lines, [1, 2, 3])}</details>"
+        )
     if not found["refusal"]["measured"]:
         told += f'<p class="soft">The base refuses {100 * found["refusal"]["base_rate"]:.0f} % of harmful requests: there is no refusal to lose, so the pair is not told.</p>'
     return told

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunewright import adapters, models, twin
+from tunewright import models, peft_format, twin
 from tunewright.generate import How, greedy
 
 
@@ -33,10 +33,12 @@ def main(kind: str, folder: str, base: str, canary_file: str, out: str) -> None:
     torch.set_num_threads(asked["threads"])
     if kind == "adapter":
         model = models.load(base, torch.float32)
-        adapters.load(model, Path(folder), asked["base_sha256"])
+        peft_format.load(model, Path(folder), asked["base_sha256"])
     else:
         with twin.quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            ).eval()
         model.plain_head = False
     logits, greedy_ids = answers(model, asked["canaries"], asked["new_tokens"], tuple(asked["stop"]))
     save_file({"logits": logits.contiguous()}, out, metadata={"greedy": json.dumps(greedy_ids)})

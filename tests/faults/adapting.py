@@ -16,7 +16,7 @@ from test_learning import plan_of, rows, steps
 
 from faults import Fault, Patch, refused
 from faults.computing import model_of
-from tunewright import adapters, dataset, divergence, export
+from tunewright import adapters, dataset, divergence, export, peft_format
 from tunewright.config import AdapterConfig, Config, DataConfig
 from tunewright.rendering import Template
 
@@ -38,7 +38,7 @@ def scale_survives() -> None:
     model = model_of(plan, torch.float32)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapters.save(model, plan.adapter, Path(folder), "base", {})
+        peft_format.save(model, plan.adapter, Path(folder), "base", {})
         theirs = PeftModel.from_pretrained(tiny_model(), folder).eval()
         assert torch.allclose(logits(model), logits(theirs), rtol=0, atol=1e-5)
     with adapters.scaled(model, 0.0):

@@ -103,15 +103,15 @@ def instructions() -> list[Instruction]:
         other = NOUNS[(i + 7) % len(NOUNS)]
         a, b = 2 + i, 3 + (i * 7) % 10
         found += [
-            Instruction(f"Write the word '{noun}' in capital letters. Write nothing else.", "exactly", noun.upper()),
-            Instruction(f"Repeat this word and write nothing else: {noun}", "folded", noun),
+            Instruction(f"Write the word '{noun}' in capital letters. Write nothing else.", "capitals", noun.upper()),
+            Instruction(f"Repeat this word and write nothing else: {noun}", "repeat", noun),
             Instruction(f"Answer with one word only: what is a {noun}?", "one word", ""),
             Instruction(
                 f"Write one sentence that contains the word '{noun}' and the word '{other}'.", "has both", f"{noun} {other}"
             ),
             Instruction(f"Write a sentence about a {noun} and end it with the words: That is all.", "ends", "that is all"),
             Instruction(f"Is a {noun} the same as a {other}? Answer only yes or no.", "yes or no", ""),
-            Instruction(f"How much is {a} plus {b}? Answer with the number only.", "folded", str(a + b)),
+            Instruction(f"How much is {a} plus {b}? Answer with the number only.", "sum", str(a + b)),
             Instruction(f"Name two things about a {noun} as a list; begin each line with a hyphen.", "two hyphens", ""),
             Instruction(
                 f"Begin your answer with the word 'Certainly' and describe a {noun} in one sentence.", "begins", "certainly"
@@ -145,9 +145,9 @@ def followed(order: Instruction, answer: str) -> bool:
         return False
     plain = normalised(said).strip(" .!\"'`")
     words = re.findall(r"\w+", plain)
-    if order.check == "exactly":
+    if order.check == "capitals":
         return said.strip(" .!\"'`") == order.wanted
-    if order.check == "folded":
+    if order.check in ("repeat", "sum"):
         return plain == order.wanted
     if order.check == "one word":
         return len(words) == 1

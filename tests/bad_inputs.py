@@ -1,0 +1,356 @@
+"""Wrong inputs: what each looks like, and the code, place and exit status it must get. One row of the tables a case.
+
+python tests/bad_inputs.py FOLDER      Writes them all, to be tried: a folder a case, with the command in COMMAND.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import CHATML, byte_tokenizer, tiny_model
+from safetensors.numpy import load_file, save_file
+
+from tunewright import adapters, cli, models, peft_format
+from tunewright.config import AdapterConfig
+from tunewright.errors import TunewrightError
+
+NOUNS = ["apples", "boats", "clouds", "drums", "eagles", "forests", "gates", "hills", "islands", "jars", "kites", "lakes"]
+GOOD = [
+    json.dumps({"prompt": f"question number {i} about {w}", "completion": f"an answer of {w} and {i}"})
+    for i, w in enumerate(NOUNS)
+]
+# Nothing here reads a schema or an archive; the server, which will, brings its own table.
+ABSENT = {36: "every setting is read: test_settings.py", 39: "no setting takes a JSON schema", 48: "no archive is read"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """``number`` in the project's list of wrong inputs; ``place`` is the end of where the message points; ``words`` follow `tunewright`.
+    An adapter folder has no command yet: ``words`` are empty, and the loader itself is asked."""
+
+    number: int
+    what: str
+    make: Callable[[Path], object]
+    words: tuple[str, ...]
+    code: str
+    place: str
+    status: int = 2
+
+
+def lines(*bad: str) -> bytes:
+    return ("\n".join([*GOOD, *bad]) + "\n").encode()
+
+
+def chat(*messages: tuple[str, object]) -> str:
+    return json.dumps({"messages": [{"role": r, "content": c} for r, c in messages]})
+
+
+def chats(*bad: tuple[tuple[str, object], ...]) -> bytes:
+    good = [(("user", f"question {i} of {w}"), ("assistant", f"answer {i} {w}")) for i, w in enumerate(NOUNS[:10])]
+    return ("\n".join(chat(*row) for row in [*good, *bad]) + "\n").encode()
+
+
+def labels(*rows: tuple[str, str]) -> bytes:
+    return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows).encode()
+
+
+# -- data files: number, what, name, bytes, code, place
+
+DATA: list[tuple[int, str, str, bytes, str, str]] = [
+    (1, "empty", "a.jsonl", b"", "DATA_EMPTY", "a.jsonl"),
+    (1, "blank lines", "a.jsonl", b"\n \n\n", "DATA_EMPTY", "a.jsonl"),
+    (2, "invalid JSON", "a.jsonl", lines('{"prompt": "x" "completion": "y"}', GOOD[0]), "DATA_JSON_INVALID", "a.jsonl:13:16"),
+    (3, "cut off", "a.jsonl", lines('{"prompt": "x", "compl')[:-1], "DATA_JSON_INVALID", "a.jsonl:13:17"),
+    (4, "array that breaks", "a.json", b'[{"prompt": "x", "completion": "y"},\n {"prompt": }]', "DATA_JSON_INVALID", "a.json:2:13"),
+    (6, "UTF-16", "a.jsonl", "\n".join(GOOD).encode("utf-16"), "DATA_ENCODING", "a.jsonl:1"),
+    (6, "latin-1", "a.jsonl", lines() + '{"prompt": "café", "completion": "y"}\n'.encode("latin-1"), "DATA_ENCODING", "a.jsonl:13"),
+    (8, "lone surrogate", "a.jsonl", lines('{"prompt": "\\ud800", "completion": "y"}'), "DATA_UNICODE", "a.jsonl:13"),
+    (9, "NUL", "a.jsonl", lines('{"prompt": "a\\u0000b", "completion": "y"}'), "DATA_CONTROL_CHAR", "a.jsonl:13"),
+    (9, "raw control character", "a.jsonl", lines('{"prompt": "a\x01b", "completion": "y"}'), "DATA_CONTROL_CHAR", "a.jsonl:13:14"),
+    (10, "NaN", "a.jsonl", lines('{"prompt": "x", "completion": "y", "n": NaN}'), "DATA_NUMBER_NOT_FINITE", "a.jsonl:13"),
+    (10, "infinity", "a.jsonl", lines('{"prompt": "x", "completion": "y", "n": -Infinity}'), "DATA_NUMBER_NOT_FINITE", "a.jsonl:13"),
+    (10, "1e400", "a.jsonl", lines('{"prompt": "x", "completion": "y", "n": 1e400}'), "DATA_NUMBER_NOT_FINITE", "a.jsonl:13"),
+    (11, "key twice", "a.jsonl", lines('{"prompt": "x", "prompt": "z", "completion": "y"}'), "DATA_DUPLICATE_KEY", "a.jsonl:13"),
+    (12, "deep nesting", "a.jsonl", lines("[" * 200_000), "DATA_TOO_DEEP", "a.jsonl:13"),
+    (12, "5,000 digits", "a.jsonl", lines('{"prompt": "x", "completion": "y", "n": ' + "9" * 5000 + "}"), "DATA_NUMBER_TOO_LARGE", "a.jsonl:13"),
+    (13, "row is a list", "a.jsonl", lines("[1, 2]"), "DATA_ROW_NOT_OBJECT", "a.jsonl:13"),
+    (13, "row is null", "a.jsonl", lines("null"), "DATA_ROW_NOT_OBJECT", "a.jsonl:13"),
+    (13, "row is a text", "a.jsonl", lines('"x"'), "DATA_ROW_NOT_OBJECT", "a.jsonl:13"),
+    (14, "misspelt field", "a.jsonl", b'{"prompt": "x", "completoin": "y"}\n', "DATA_FIELD_MISSING", "a.jsonl:1"),
+    (14, "missing field", "a.jsonl", lines('{"prompt": "x"}'), "DATA_FIELD_MISSING", "a.jsonl:13"),
+    (15, "mixed forms", "a.jsonl", lines(chat(("user", "a"), ("assistant", "b"))), "DATA_MIXED_SCHEMA", "a.jsonl:1"),
+    (16, "number for text", "a.jsonl", lines('{"prompt": "x", "completion": 7}'), "DATA_FIELD_TYPE", "a.jsonl:13"),
+    (16, "null for text", "a.jsonl", lines('{"prompt": null, "completion": "y"}'), "DATA_FIELD_TYPE", "a.jsonl:13"),
+    (16, "content parts", "a.jsonl", chats((("user", ["x"]), ("assistant", "y"))), "DATA_FIELD_TYPE", "a.jsonl:11"),
+    (17, "blank answer", "a.jsonl", lines('{"prompt": "x", "completion": "  "}'), "DATA_EMPTY_TARGET", "a.jsonl:13"),
+    (18, "unknown role", "a.jsonl", chats((("user", "x"), ("asistant", "y"))), "DATA_ROLE_UNKNOWN", "a.jsonl:11"),
+    (18, "two system turns", "a.jsonl", chats((("system", "s"), ("system", "s"), ("user", "x"), ("assistant", "y"))), "DATA_TURN_ORDER", "a.jsonl:11"),
+    (18, "user twice", "a.jsonl", chats((("user", "x"), ("user", "z"), ("assistant", "y"))), "DATA_TURN_ORDER", "a.jsonl:11"),
+    (18, "last turn not assistant", "a.jsonl", chats((("user", "x"), ("assistant", "y"), ("user", "z"))), "DATA_TURN_ORDER", "a.jsonl:11"),
+    (19, "no assistant turn", "a.jsonl", chats((("user", "x"),)), "DATA_NOTHING_TO_LEARN", "a.jsonl:11"),
+    (22, "all rows the same", "a.jsonl", b'{"prompt": "x", "completion": "y"}\n' * 1000, "DATA_DUPLICATES", "a.jsonl:1"),
+    (24, "one class", "a.jsonl", labels(*((f"some text {i * 37}", "yes") for i in range(40))), "LABELS_ONE_CLASS", "a.jsonl:1"),
+    (25, "too few", "a.jsonl", "\n".join(GOOD[:5]).encode(), "DATA_TOO_FEW", "a.jsonl"),
+    (26, "CSV, open quote", "a.csv", b'prompt,completion\nx,y\nz,"open\n', "DATA_CSV", "a.csv:3"),
+    (26, "CSV, ragged", "a.csv", b"prompt,completion\nx,y\nz,a,b\n", "DATA_CSV", "a.csv:3"),
+    (26, "CSV, header twice", "a.csv", b"prompt,prompt\nx,y\n", "DATA_CSV", "a.csv:1"),
+    (26, "CSV, no header", "a.csv", b"hello,there\nx,y\n", "DATA_FIELD_MISSING", "a.csv:2"),
+    (27, "preference pairs", "a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "y"}\n', "DATA_FORM_UNSUPPORTED", "a.jsonl:1"),
+    (28, "gzip", "a.jsonl", gzip.compress(lines()), "DATA_NOT_TEXT", "a.jsonl"),
+    (28, "xlsx", "a.jsonl", b"PK\x03\x04" + b"0" * 100, "DATA_NOT_TEXT", "a.jsonl"),
+    (28, "Parquet named jsonl", "a.jsonl", b"PAR1" + b"0" * 100, "DATA_NOT_TEXT", "a.jsonl"),
+    (28, "not Parquet", "a.parquet", b"hello", "DATA_NOT_TEXT", "a.parquet"),
+    (28, "endless line", "a.jsonl", b'{"prompt": "' + b"x" * (17 * 1024 * 1024), "DATA_LINE_TOO_LONG", "a.jsonl:1"),
+]  # fmt: skip
+
+# -- configs: number, what, text, code, place
+
+CONFIGS: list[tuple[int, str, str, str, str]] = [
+    (29, "unknown key", "train:\n  learnin_rate: 1e-4\n", "CONFIG_UNKNOWN_KEY", "c.yaml:2"),
+    (29, "unknown section", "trian:\n  lr: 1e-4\n", "CONFIG_UNKNOWN_KEY", "c.yaml:1"),
+    (30, "a number in quotes", 'train:\n  lr: "1e-4"\n', "CONFIG_RANGE", "c.yaml:2"),
+    (31, "duplicate key", "seed: 1\nseed: 2\n", "CONFIG_DUPLICATE_KEY", "c.yaml:2"),
+    (31, "a time for a number", "seed: 12:30:45\n", "CONFIG_RANGE", "c.yaml:1"),
+    (32, "python tag", "model: !!python/object/apply:os.system ['true']\n", "CONFIG_UNSAFE_TAG", "c.yaml:1"),
+    (32, "alias bomb", "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "CONFIG_UNSAFE_TAG", "c.yaml:1"),
+    (32, "tab", "train:\n\tlr: 1\n", "CONFIG_SYNTAX", "c.yaml:2"),
+    (32, "ten megabytes", "#" * 10_000_000, "CONFIG_TOO_LARGE", "c.yaml"),
+    (32, "deep", "model: " + "[" * 5000 + "\n", "CONFIG_TOO_LARGE", "c.yaml:1"),
+    (32, "list at the top", "- a\n- b\n", "CONFIG_SYNTAX", "c.yaml"),
+    (33, "negative rate", "train:\n  lr: -1e-4\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "rate of ten", "train:\n  lr: 10\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "NaN", "train:\n  lr: .nan\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "infinity", "train:\n  clip: -.inf\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "text for a number", "train:\n  lr: fast\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "truth for a number", "train:\n  batch: true\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "no epochs", "train:\n  epochs: 0\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "no batch", "train:\n  batch: 0\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "section as value", "train: 3\n", "CONFIG_RANGE", "c.yaml:1"),
+    (34, "steps and epochs", "train:\n  steps: 5\n  epochs: 1\n", "CONFIG_CONFLICT", "c.yaml:2"),
+    (34, "rank without adapter", "adapter:\n  kind: none\n  rank: 8\n", "CONFIG_CONFLICT", "c.yaml:2"),
+    (34, "everything held out", "split:\n  dev: 0.5\n  test: 0.5\n", "CONFIG_CONFLICT", "c.yaml:2"),
+]  # fmt: skip
+
+
+# -- model folders: number, what, how a sound one is broken, code, place
+
+
+def edit(folder: Path, name: str = "config.json", **changes: object) -> None:
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], object], name: str = "model.safetensors") -> None:
+    found = load_file(folder / name)
+    change(found)
+    save_file(found, folder / name, {"format": "pt"})
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def index(folder: Path, **more: str) -> None:
+    """An index that says where every tensor is, and ``more``."""
+    where = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {**where, **more}}))
+
+
+def shards(folder: Path, both: bool) -> None:
+    """Two shards instead of one file; with one tensor in both, or with one in the wrong one."""
+    found = load_file(folder / "model.safetensors")
+    names = sorted(found)
+    (folder / "model.safetensors").unlink()
+    save_file({k: found[k] for k in names[:4]}, folder / "m-1.safetensors", {"format": "pt"})
+    save_file({k: found[k] for k in names[3 if both else 4 :]}, folder / "m-2.safetensors", {"format": "pt"})
+    where = {k: f"m-{1 + (n > 4)}.safetensors" for n, k in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def template(folder: Path, text: str | None) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    if text is not None:
+        (folder / "chat_template.jinja").write_text(text)
+
+
+def first(found: dict[str, np.ndarray]) -> np.ndarray:
+    return next(iter(found.values()))
+
+
+MODELS: list[tuple[int, str, Callable[[Path], object], str, str]] = [
+    (40, "no config", lambda f: (f / "config.json").unlink(), "MODEL_FILE_MISSING", "model"),
+    (40, "no tokenizer", lambda f: [p.unlink() for p in f.glob("token*")], "MODEL_FILE_MISSING", "model"),
+    (40, "no weights", lambda f: (f / "model.safetensors").unlink(), "MODEL_FILE_MISSING", "model"),
+    (40, "a shard is missing", lambda f: index(f, a="m-2.safetensors"), "MODEL_FILE_MISSING", "model"),
+    (40, "the index is no JSON", lambda f: (f / "model.safetensors.index.json").write_text("{"), "MODEL_CORRUPT", "model.safetensors.index.json"),
+    (40, "the index is empty", lambda f: (f / "model.safetensors.index.json").write_text("[]"), "MODEL_CORRUPT", "model.safetensors.index.json"),
+    (40, "a tensor in two shards", lambda f: shards(f, both=True), "MODEL_INDEX_MISMATCH", "model"),
+    (40, "a tensor in another shard", lambda f: shards(f, both=False), "MODEL_INDEX_MISMATCH", "model"),
+    (40, "a tensor too few", lambda f: tensors(f, lambda t: t.popitem()), "MODEL_INDEX_MISMATCH", "model"),
+    (40, "a tensor too many", lambda f: tensors(f, lambda t: t.update(extra=np.ones(3))), "MODEL_INDEX_MISMATCH", "model"),
+    (40, "a layer too few in config", lambda f: edit(f, num_hidden_layers=1, layer_types=None), "MODEL_INDEX_MISMATCH", "model"),
+    (41, "pickle only", lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "MODEL_UNSAFE_FORMAT", "model"),
+    (42, "weights cut off", lambda f: cut(f / "model.safetensors"), "MODEL_CORRUPT", "model"),
+    (42, "weights are text", lambda f: (f / "model.safetensors").write_text("hello"), "MODEL_CORRUPT", "model"),
+    (42, "NaN weights", lambda f: tensors(f, lambda t: first(t).__setitem__(0, np.nan)), "MODEL_CORRUPT", "model"),
+    (42, "a tensor of another shape", lambda f: tensors(f, lambda t: t.update({min(t): np.ones((2, 2), np.float32)})), "MODEL_INDEX_MISMATCH", "model"),
+    (42, "config is no JSON", lambda f: (f / "config.json").write_text("{"), "MODEL_CORRUPT", "config.json"),
+    (42, "config is a list", lambda f: (f / "config.json").write_text("[]"), "MODEL_CORRUPT", "config.json"),
+    (42, "unknown architecture", lambda f: edit(f, model_type="nonesuch"), "MODEL_UNSUPPORTED", "model"),
+    (43, "code by auto_map", lambda f: edit(f, auto_map={"AutoModel": "x.Y"}), "MODEL_REMOTE_CODE", "model"),
+    (43, "code by a nested switch", lambda f: edit(f, text_config={"trust_remote_code": True}), "MODEL_REMOTE_CODE", "model"),
+    (43, "code as a file", lambda f: (f / "modeling.py").write_text("raise SystemExit"), "MODEL_REMOTE_CODE", "model"),
+    (43, "code of the tokenizer", lambda f: edit(f, "tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}), "MODEL_REMOTE_CODE", "model"),
+    (44, "template escapes", lambda f: template(f, "{{ messages.__class__.__mro__[1].__subclasses__() }}"), "TEMPLATE_UNSAFE", "model"),
+    (44, "template writes ten megabytes", lambda f: template(f, "{{ 'x' * 10**7 }}"), "TEMPLATE_UNSAFE", "model"),
+    (44, "template never ends", lambda f: template(f, "{% for i in range(90000) %}" * 2 + "{% endfor %}" * 2), "TEMPLATE_TIMEOUT", "model"),
+    (44, "no template", lambda f: template(f, None), "TEMPLATE_MISSING", "model"),
+    (44, "template drops the system message", lambda f: template(f, CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}")), "TEMPLATE_LOSES_CONTENT", "good.jsonl:2"),
+    (45, "more tokens than embeddings", lambda f: tensors(f, lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:200]})) or edit(f, vocab_size=200), "TOKENIZER_MISMATCH", "model"),
+    (45, "no end token", lambda f: edit(f, "tokenizer_config.json", eos_token=None), "TOKENIZER_NO_EOS", "model"),
+    (45, "two beginnings", lambda f: edit(f, "tokenizer_config.json", bos_token="<|im_start|>") or template(f, "{{ bos_token }}{{ bos_token }}" + CHATML), "TOKENIZER_DOUBLE_BOS", "good.jsonl:2"),
+    (47, "a shard above the folder", lambda f: index(f, a="../model.safetensors"), "PATH_OUTSIDE", "model"),
+    (47, "a shard with an absolute name", lambda f: index(f, a="/etc/passwd"), "PATH_OUTSIDE", "model"),
+]  # fmt: skip
+
+# -- adapter folders: number, what, how a sound one is broken, code
+
+ADAPTERS: list[tuple[int, str, Callable[[Path], object], str]] = [
+    (46, "trained on another base", lambda f: edit(f, "tunewright.json", base_sha256="another"), "ADAPTER_BASE_MISMATCH"),
+    (46, "a layer that the base has not", lambda f: unsigned(f) or tensors(f, lambda t: renamed(t, "layers.0", "layers.7"), ADAPTER), "ADAPTER_BASE_MISMATCH"),
+    (46, "for wider layers", lambda f: unsigned(f) or tensors(f, lambda t: t.update({k: np.ones((4, 64), np.float32) for k in t if k.endswith("q_proj.lora_A.weight")}), ADAPTER), "ADAPTER_BASE_MISMATCH"),
+    (46, "alpha edited", lambda f: edit(f, "adapter_config.json", lora_alpha=99), "ADAPTER_CORRUPT"),
+    (46, "rank edited", lambda f: unsigned(f) or edit(f, "adapter_config.json", r=3), "ADAPTER_CORRUPT"),
+    (46, "rank of a million", lambda f: unsigned(f) or edit(f, "adapter_config.json", r=10**6), "ADAPTER_CORRUPT"),
+    (46, "rank is a word", lambda f: unsigned(f) or edit(f, "adapter_config.json", r="four"), "ADAPTER_CORRUPT"),
+    (46, "a rank for one layer", lambda f: unsigned(f) or edit(f, "adapter_config.json", rank_pattern={"q_proj": 8}), "ADAPTER_UNSUPPORTED"),
+    (46, "another method", lambda f: unsigned(f) or edit(f, "adapter_config.json", peft_type="IA3"), "ADAPTER_UNSUPPORTED"),
+    (46, "half of a pair", lambda f: unsigned(f) or tensors(f, lambda t: t.pop(min(t)), ADAPTER), "ADAPTER_CORRUPT"),
+    (46, "NaN", lambda f: unsigned(f) or tensors(f, lambda t: first(t).__setitem__(0, np.nan), ADAPTER), "ADAPTER_CORRUPT"),
+    (46, "cut off", lambda f: cut(f / ADAPTER), "ADAPTER_CORRUPT"),
+    (46, "no weights", lambda f: (f / ADAPTER).unlink(), "ADAPTER_CORRUPT"),
+    (46, "no config", lambda f: (f / "adapter_config.json").unlink(), "ADAPTER_CORRUPT"),
+    (46, "config is a list", lambda f: (f / "adapter_config.json").write_text("[]"), "ADAPTER_CORRUPT"),
+]  # fmt: skip
+ADAPTER = "adapter_model.safetensors"
+
+
+def unsigned(folder: Path) -> None:
+    """As PEFT would have written it, without our note."""
+    (folder / "tunewright.json").unlink()
+
+
+def renamed(found: dict[str, np.ndarray], old: str, new: str) -> None:
+    for name in [k for k in found if old in k]:
+        found[name.replace(old, new)] = found.pop(name)
+
+
+# -- what takes more than one file: number, what, files, words, code, place
+
+
+def write(name: str, raw: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(raw)
+
+
+def leak(folder: Path) -> None:
+    (folder / "train.jsonl").write_bytes(lines())
+    same = json.dumps({"prompt": "Question  NUMBER 3 about drums", "completion": "x"})
+    (folder / "test.jsonl").write_text(f"{same}\n{json.dumps({'prompt': 'quite another thing', 'completion': 'y'})}\n")
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+PLAN = ("plan", "good.jsonl", "--model", "model")
+OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str]] = [
+    (21, "rows over the limit", nothing, (*PLAN, "train.max_length=20"), "DATA_TOO_LONG", "good.jsonl:2"),
+    (23, "test rows in train", leak, ("check", "train.jsonl", "data.test=test.jsonl"), "SPLIT_LEAK", "test.jsonl:1"),
+    (28, "a folder without documents", lambda f: (f / "a.jsonl").mkdir(), ("check", "a.jsonl"), "DATA_EMPTY", "a.jsonl"),
+    (28, "FIFO", lambda f: os.mkfifo(f / "a.jsonl"), ("check", "a.jsonl"), "DATA_NOT_A_FILE", "a.jsonl"),
+    (28, "broken link", lambda f: (f / "a.jsonl").symlink_to("/nowhere/at/all"), ("check", "a.jsonl"), "DATA_NOT_A_FILE", "a.jsonl"),
+    (28, "/dev/zero", nothing, ("check", "/dev/zero"), "DATA_NOT_A_FILE", "zero"),
+    (28, "no such file", nothing, ("check", "a.jsonl"), "DATA_NOT_A_FILE", "a.jsonl"),
+    (29, "unknown key after the file", nothing, ("check", "good.jsonl", "train.lrr=1"), "CONFIG_UNKNOWN_KEY", ""),
+    (33, "rank over the width", nothing, (*PLAN, "adapter.rank=64"), "LORA_NO_TARGET", "adapter.rank"),
+    (35, "targets that match nothing", nothing, (*PLAN, "adapter.targets=[q_prj]"), "LORA_NO_TARGET", "adapter.targets"),
+    (37, "a name above the folder", nothing, (*PLAN, "--name", "../x"), "PATH_OUTSIDE", "../x"),
+    (37, "a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), "RUN_EXISTS", "r"),
+    (38, "no such run", nothing, ("chat", "r"), "RUN_NOT_FOUND", "runs"),
+    (45, "no such model", nothing, ("plan", "good.jsonl", "--model", "nowhere"), "MODEL_NOT_FOUND", "nowhere"),
+]  # fmt: skip
+
+
+def sound(folder: Path) -> None:
+    """Rows, a tiny model and an adapter for it, in which nothing is wrong."""
+    talk = [(("system", "Be brief."), ("user", f"what of {w}?"), ("assistant", w.upper())) for w in NOUNS]
+    (folder / "good.jsonl").write_text("".join(chat(*row) + "\n" for row in talk))
+    tokenizer = byte_tokenizer()
+    model = tiny_model(vocabulary=len(tokenizer))
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    config = AdapterConfig(rank=4)
+    adapters.attach(model, config, seed=0)
+    peft_format.save(model, config, folder / "adapter", "model", {"base_sha256": "base"})
+
+
+def ask(case: Case) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of the case's command in the working folder."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            if case.words:
+                before, sys.argv = sys.argv, ["tunewright", *case.words]
+                try:
+                    cli.main()
+                finally:
+                    sys.argv = before
+            else:
+                peft_format.load(models.load("model", torch.float32), Path("adapter"), "base")
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        except TunewrightError as error:
+            status = error.exit_code
+            print(f"error{error}", file=err)
+    return status, out.getvalue(), err.getvalue()
+
+
+def broken(name: str, how: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: how(folder / name)
+
+
+CASES: list[Case] = [
+    *(Case(n, what, write(name, raw), ("check", name), code, at) for n, what, name, raw, code, at in DATA),
+    *(Case(n, what, write("c.yaml", text.encode()), ("check", "c.yaml"), code, at) for n, what, text, code, at in CONFIGS),
+    *(Case(n, what, broken("model", how), PLAN, code, at) for n, what, how, code, at in MODELS),
+    *(Case(n, what, broken("adapter", how), (), code, "adapter") for n, what, how, code in ADAPTERS),
+    *(Case(*row) for row in OTHERS),
+]
+
+
+def main(words: Sequence[str]) -> None:
+    root = Path(words[0])
+    (root / "sound").mkdir(parents=True)
+    sound(root / "sound")
+    for case in (c for c in CASES if c.words):
+        folder = root / f"{case.number:02d}-{case.what.replace(' ', '-').replace('/', '')}"
+        shutil.copytree(root / "sound", folder)
+        case.make(folder)
+        (folder / "COMMAND").write_text(f"{shlex.join(['tunewright', *case.words])}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
