@@ -20,6 +20,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -120,7 +121,7 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
             if count == at and how == "full":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if count == at and how == "before":
-                if name == "fsync" and os.fstat(args[0]).st_size and rng.random() < 0.5:
+                if name == "fsync" and stat.S_ISREG(os.fstat(args[0]).st_mode) and rng.random() < 0.5:
                     os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
             found = call(*args, **more)
