@@ -137,6 +137,7 @@ CONFIGS: list[tuple[int, str, str, str, str]] = [
     (33, "truth for a number", "train:\n  batch: true\n", "CONFIG_RANGE", "c.yaml:2"),
     (33, "no epochs", "train:\n  epochs: 0\n", "CONFIG_RANGE", "c.yaml:2"),
     (33, "no batch", "train:\n  batch: 0\n", "CONFIG_RANGE", "c.yaml:2"),
+    (33, "a day that is none", "date: 2024-02-30\n", "CONFIG_RANGE", "c.yaml:1"),
     (33, "section as value", "train: 3\n", "CONFIG_RANGE", "c.yaml:1"),
     (34, "steps and epochs", "train:\n  steps: 5\n  epochs: 1\n", "CONFIG_CONFLICT", "c.yaml:2"),
     (34, "rank without adapter", "adapter:\n  kind: none\n  rank: 8\n", "CONFIG_CONFLICT", "c.yaml:2"),

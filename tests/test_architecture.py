@@ -163,6 +163,7 @@ def test_the_config_fields() -> None:
     assert [row[0] for row in config.fields()] == [
         "model",
         "template",
+        "date",
         "seed",
         "threads",
         "data.train",

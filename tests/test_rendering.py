@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from tunewright import rendering
 from tunewright.errors import DataError, ModelError
 from tunewright.examples import Chat, Message, Text
-from tunewright.rendering import Template, for_generation, for_training
+from tunewright.rendering import Template, for_generation, for_training, load_template
 
 TEMPLATES = sorted(
     p
@@ -37,7 +39,7 @@ TWO_TURNS = Chat(
 def outcome(path: Path) -> str:
     """one, per turn, or the code of the refusal; checks everything that a trained sequence must hold."""
     try:
-        template = rendering._choose_kwargs(stock_tokenizer(path.read_text(encoding="utf-8")))
+        template = rendering._choose_kwargs(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
         sequences = for_training(template, TWO_TURNS)
     except (DataError, ModelError) as error:
         code = error.problems[0].code
@@ -88,9 +90,24 @@ def test_a_served_thought_is_cured_by_its_own_switch() -> None:
         "<|im_start|>assistant\n{% endif %}",
         "<|im_start|>assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
     )
-    template = rendering._choose_kwargs(byte_tokenizer(switched))
+    template = rendering._choose_kwargs(Template(byte_tokenizer(switched)))
     assert template.kwargs == {"enable_thinking": False}
     assert len(for_training(template, TWO_TURNS)) == 1
+
+
+def test_a_template_that_writes_the_date_writes_the_runs(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+    """Trained on one day and served on another: the same prompt."""
+    (tmp_path / "dated.jinja").write_text("Today: {{ strftime_now('%d %b %Y') }}\n" + CHATML)
+    folder, file = model_folder("llama"), str(tmp_path / "dated.jinja")
+    then = load_template(folder, file, "2024-07-26")
+    (row,) = for_training(then, TWO_TURNS)
+    assert rendering.decode(then, row.ids).startswith("Today: 26 Jul 2024")
+    assert for_generation(then, TWO_TURNS.messages[:1])[:20] == list(row.ids[:20])
+    now = load_template(folder, file)
+    assert now.day == datetime.date.today()
+    assert rendering.decode(now, for_generation(now, TWO_TURNS.messages[:1])).startswith(f"Today: {now.day:%d %b %Y}")
+    assert now.sha256 != then.sha256
+    assert load_template(folder, None, "2024-07-26").sha256 == load_template(folder).sha256, "a template without a date has none"
 
 
 def test_a_template_that_drops_the_system_message_is_refused() -> None:

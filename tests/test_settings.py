@@ -28,6 +28,7 @@ BASE = {"threads": 1, "train.dtype": "float32", "train.batch": 4, "data.train": 
 EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("MODEL qwen3", {}),
     "template": ("other.jinja", {}),
+    "date": ("2024-07-26", {"template": "dated.jinja"}),
     "seed": (5, {}),
     "threads": (2, {}),
     "data.train": ("more.csv", {}),
@@ -118,6 +119,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("test.csv", range(200, 210))
     write("long.csv", range(48), f"{'very ' * 20}long,cold\n")
     (root / "other.jinja").write_text(CHATML.replace("\n{{", "\n\n{{").replace("assistant\n{%", "assistant\n\n{%"))
+    (root / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}\n" + CHATML)
     (root / "documents").mkdir()
     (root / "documents" / "one.txt").write_text("Fire is warm.")
     return root

@@ -118,4 +118,10 @@ def _loading(checked: dict[str, Any], receipt: dict[str, Any]) -> str:
             f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
             f'model = AutoModelForCausalLM.from_pretrained("{path}")',
         ]
-    return "\n".join(["## Load", "```python", *code, "```"])
+    day = receipt["template"].get("day")
+    dated = (
+        [f"Where its chat template wrote today's date it writes {day}, the day of training; `strftime_now` gives today's again."]
+        if day
+        else []
+    )
+    return "\n".join(["## Load", "```python", *code, "```", *dated])

@@ -38,7 +38,9 @@ def speaker(run: Run) -> Speaker:
             where=facts.path,
         )
     model = export.trained_model(run, plan, facts, models.torch_dtype(plan.dtype))
-    return Speaker(model, rendering.load_template(Path(facts.path), config.template), receipt["instruction"], facts.packable)
+    return Speaker(
+        model, rendering.load_template(Path(facts.path), config.template, config.date), receipt["instruction"], facts.packable
+    )
 
 
 def answer(

@@ -130,7 +130,7 @@ def show(
         )
     folder = models.resolve(config.model)
     model_files.check(folder)
-    template = rendering.load_template(folder, config.template)
+    template = rendering.load_template(folder, config.template, config.date)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     found = rendering.for_training(template, parsed.examples[row - 1], row - 1, limit)
     if as_json:

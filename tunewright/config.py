@@ -6,13 +6,14 @@ A field's type, range, default and meaning are declared here and nowhere else: t
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tunewright.errors import ConfigError
 from tunewright.yaml12 import parse_yaml, read_yaml
@@ -190,6 +191,10 @@ class Config(_Frozen):
 
     model: str = Field("smollm2-135m", description="Model folder, Hub id[@revision], .gguf file, or smollm2-135m.")
     template: str | None = Field(None, description="A Jinja chat template file, for models without one.")
+    date: Auto | Annotated[str, AfterValidator(lambda day: datetime.date.fromisoformat(day).isoformat())] = Field(
+        "auto",
+        description="The day that a chat template which writes today's date is given; auto is the day on which the run begins.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Fixes row order, adapter start and dropout.")
     threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads; auto is one per core.")
     data: DataConfig = DataConfig()

@@ -70,9 +70,7 @@ class Dataset:
         """Those of the audit, and those that need to know the sides."""
         found = [*self.audit.findings]
         if self.overlap:
-            told = (
-                f"{len(self.overlap)} test rows share a run of 13 words with training rows; the verdict is told without them too"
-            )
+            told = f"test rows that share a run of 13 words with training rows: {len(self.overlap)}; the verdict is told without them too"
             found.append(Finding("warning", "OVERLAP", told, self.overlap))
         if self.noise is not None and self.noise.suspects:
             n = self.noise

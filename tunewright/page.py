@@ -21,7 +21,7 @@ h3{font-size:1rem;margin:1.4rem 0 .3rem}p{margin:.5rem 0;max-width:46rem}
 figure{margin:1rem 0;overflow-x:auto}svg{width:100%;max-width:46rem;height:auto;display:block}
 .scroll{overflow-x:auto;margin:.7rem 0}table{border-collapse:collapse;width:100%;font-size:.92rem}
 th{text-align:left;color:var(--soft);font-weight:600}th,td{padding:.42rem .8rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n,td:first-child{white-space:nowrap}th{vertical-align:bottom}td.why{color:var(--soft);min-width:16rem}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:pre}td:first-child{white-space:nowrap}th{vertical-align:bottom}td.why{color:var(--soft);min-width:16rem}
 code,pre,.text{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.84rem}
 pre{background:var(--panel);padding:.8rem 1rem;border-radius:.6rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}
 .row{background:var(--panel);border-radius:.6rem;padding:.8rem 1rem;margin:.7rem 0;break-inside:avoid}

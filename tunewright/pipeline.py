@@ -6,6 +6,7 @@ continued by the same command, in another process. What is expensive to make is 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import platform
@@ -57,6 +58,8 @@ from tunewright.talk import Talk
 def start(config: Config, name: str | None, root: Path, talk: Talk, command: str) -> Session:
     """A new run folder with its config."""
     config = absolute(config)
+    if config.date == "auto":  # tomorrow the run goes on with today's prompts
+        config = config.model_copy(update={"date": datetime.date.today().isoformat()})
     run = runs.create(root, name, Path(config.data.train).stem)
     runs.write_atomic(run.config, to_yaml(config))
     run.event("created", command=command)
@@ -337,7 +340,7 @@ def _receipt(session: Session) -> dict[str, Any]:
             "config": runs.sha256(session.run.config),
         },
         "model": facts.to_json(),
-        "template": {"kwargs": session.template.kwargs, "note": session.template.reason},
+        "template": {"kwargs": session.template.kwargs, "note": session.template.reason, "day": str(session.template.day or "")},
         "machine": session.machine.to_json(),
         "seed": session.config.seed,
         "threads": torch.get_num_threads(),

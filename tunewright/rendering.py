@@ -12,14 +12,16 @@ All comparisons are made on token ids, because two equal strings may be cut into
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import json
 import logging
 import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,13 @@ SECONDS = 5.0
 @dataclass(frozen=True)
 class Template:
     """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer; ``source`` is where the template
-    stands, for messages."""
+    stands, for messages; ``day`` is what stands in it instead of today's date, always the same one in a run."""
 
     tokenizer: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     source: str = ""
+    day: datetime.date | None = None
 
     @property
     def eos(self) -> int:
@@ -71,8 +74,8 @@ class Rendered:
         return sum(w > 0 for w in self.weights)
 
 
-def load_template(folder: Path, file: str | None = None) -> Template:
-    """Tokenizer of a model folder, with the chat template of ``file`` where one is given.
+def load_template(folder: Path, file: str | None = None, date: str = "auto") -> Template:
+    """Tokenizer of a model folder, with the chat template of ``file`` where one is given. ``date``: YYYY-MM-DD, or auto for today.
 
     Raises TOKENIZER_NO_EOS, MODEL_FILE_MISSING, TEMPLATE_UNSAFE, or CONFIG_NOT_FOUND for the file.
     """
@@ -121,19 +124,29 @@ def load_template(folder: Path, file: str | None = None) -> Template:
         )
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    source = str(file or folder)
-    return _choose_kwargs(tokenizer, source) if tokenizer.chat_template else Template(tokenizer, source=source)
+    found = Template(tokenizer, source=str(file or folder))
+    if "strftime_now" in (tokenizer.chat_template or ""):
+        found = _dated(found, datetime.date.today() if date == "auto" else datetime.date.fromisoformat(date))
+    return _choose_kwargs(found) if tokenizer.chat_template else found
 
 
-def _choose_kwargs(tokenizer: Any, source: str = "") -> Template:
+def _dated(template: Template, day: datetime.date) -> Template:
+    """With ``day`` where the template writes today's date: else what is served tomorrow is not what was trained."""
+    text = re.sub(
+        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda m: json.dumps(day.strftime(m[2])), template.tokenizer.chat_template
+    )
+    template.tokenizer.chat_template = text
+    return replace(template, day=day)
+
+
+def _choose_kwargs(template: Template) -> Template:
     probe = [Message("user", "Ping?"), Message("assistant", "Pong.")]
-    template = Template(tokenizer, source=source)
     if _prefix_holds(template, probe):
         return template
-    calm = Template(
-        tokenizer,
-        {"enable_thinking": False},
-        "the served prompt opens a thought that the rows lack; rendered with enable_thinking=False",
+    calm = replace(
+        template,
+        kwargs={"enable_thinking": False},
+        reason="the served prompt opens a thought that the rows lack; rendered with enable_thinking=False",
     )
     return calm if _prefix_holds(calm, probe) else template
 

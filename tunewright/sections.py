@@ -111,7 +111,7 @@ def _overlap(v: dict[str, Any]) -> str:
     if not o:
         return ""
     return (
-        f'<p class="warning">{o["rows"]} test rows share a run of 13 words with training rows. Without them: tuned {o["tuned"]:.4f}, '
+        f'<p class="warning">Test rows that share a run of 13 words with training rows: {o["rows"]}. Without them: tuned {o["tuned"]:.4f}, '
         f"comparator {o['comparator']:.4f}, difference {o['difference']:+.4f}, {between(o['interval'], 3, True)}.</p>"
     )
 
@@ -129,14 +129,14 @@ def cost(c: dict[str, Any]) -> str:
         )
     rows = []
     for name, w in c["ways"].items():
-        cached = f" ({w['cached_tokens']} cached)" if w["cached_tokens"] else ""
+        cached = f"\n{w['cached_tokens']} cached" if w["cached_tokens"] else ""
         rows.append(
             [
                 name,
                 f"{w['prompt_tokens']:.0f}{cached}",
                 f"{w['answer_tokens']:.0f}",
                 *(
-                    f"{w[k][q][0]:.2f} ({between(w[k][q][1:], 2)})"
+                    f"{w[k][q][0]:.2f}\n{between(w[k][q][1:], 2)}"
                     for k, q in (("first_token", "p50"), ("seconds", "p50"), ("seconds", "p95"))
                 ),
                 f"{w['requests_per_second_together']:.2f}",

@@ -75,7 +75,7 @@ class Session:
 
     @functools.cached_property
     def template(self) -> Template:
-        return rendering.load_template(Path(self.facts.path), self.config.template)
+        return rendering.load_template(Path(self.facts.path), self.config.template, self.config.date)
 
     @functools.cached_property
     def rendered(self) -> dict[str, list[Rendered]]:

@@ -77,7 +77,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
                     mend="remove the tag.",
                 )
         node = YAML(typ="safe", pure=True).compose(text)
-        value = YAML(typ="safe", pure=True).load(text)
+        value = _loader().load(text)
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "?"
         raise ConfigError(
@@ -101,6 +101,20 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
     places: dict[str, str] = {}
     _walk(node, "", places, where)
     return value, places
+
+
+def _loader() -> Any:
+    """The core schema of 1.2 has no dates: `2024-07-26` is a text."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import SafeConstructor
+
+    class Constructor(SafeConstructor):  # type: ignore[misc]
+        pass
+
+    Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+    loader = YAML(typ="safe", pure=True)
+    loader.Constructor = Constructor
+    return loader
 
 
 def _walk(node: Any, prefix: str, places: dict[str, str], where: str) -> None:
