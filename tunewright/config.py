@@ -430,7 +430,11 @@ def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         near = _meant(key, [*known, *sections])
-        mend = f"did you mean {near}?" if near else "`tunewright doctor --config` lists every key."
+        within = key.rpartition(".")[0]
+        there = sorted(
+            {k.removeprefix(f"{within}.").split(".")[0] for k in known if k.startswith(f"{within}." if within else "")}
+        )
+        mend = f"did you mean {near}?" if near else f"{within or 'a config'} has: {', '.join(there)}."
         return ConfigError("CONFIG_UNKNOWN_KEY", f"there is no setting `{key}`.", where=places.get(key, key), mend=mend)
     while key and key not in known and key not in sections and "." in key:
         key = key.rsplit(".", 1)[0]

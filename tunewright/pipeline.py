@@ -12,7 +12,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -70,6 +70,7 @@ def launch(
     config: Config, name: str | None, root: Path, talk: Talk, command: str, until: str, data: Dataset | None = None
 ) -> Session:
     """A new run up to ``until``. Where a mistake of the user ends it before there is a plan, no folder is left."""
+    first = not root.exists()
     session = start(config, name, root, talk, command)
     if data is not None:
         session.data = data
@@ -77,9 +78,7 @@ def launch(
         advance(session, until)
     except TunewrightError as error:
         if error.exit_code == 2 and not session.run.plan.exists():
-            shutil.rmtree(session.run.path)
-            with suppress(OSError):
-                root.rmdir()
+            shutil.rmtree(root if first else session.run.path)
         raise
     return session
 
