@@ -12,7 +12,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -78,7 +78,10 @@ def launch(
         advance(session, until)
     except TunewrightError as error:
         if error.exit_code == 2 and not session.run.plan.exists():
-            shutil.rmtree(root if first else session.run.path)
+            shutil.rmtree(session.run.path)
+            with suppress(OSError):  # another process may have put a run there
+                if first:
+                    root.rmdir()
         raise
     return session
 
