@@ -15,8 +15,11 @@ def clean(session: Session) -> None:
     flagged = to_drop(session.data)
     if (told := runs.read_json(session.run.crossfit))["measured"]:  # a better judge than words alone
         flagged["labels that look wrong"] = [s["row"] for s in told["suspects"]]
+        flagged = {k: v for k, v in flagged.items() if v}
     train = session.data.side("train")
     if not session.config.prove.cleaning or not flagged:
+        if session.config.prove.cleaning:
+            session.talk.say("cleaning: nothing is flagged, so there is nothing to leave out")
         runs.write_json(session.run.cleaning, {"measured": False, "flagged": {k: len(v) for k, v in flagged.items()}})
         return
     gone = {i for rows in flagged.values() for i in rows}

@@ -42,9 +42,14 @@ def crossfit(session: Session) -> None:
     for suspect in told["suspects"]:
         suspect["where"] = data.examples[suspect["row"]].where
     runs.write_json(session.run.crossfit, told)
-    expected = f", some {told['expected']:.0f} of them rightly so" if "expected" in told else ""
+    count = len(told["suspects"])
+    expected = f", some {told['expected']:.0f} of them rightly so" if count and "expected" in told else ""
+    rate = ""
+    if "rate" in told:
+        low, high = told["interval"]
+        rate = f"; wrong labels in all: {told['rate']:.1%} ({low:.1%} to {high:.1%})"
     session.talk.say(
-        f"cross-fit: {len(told['suspects'])} of {len(train)} training rows look wrong to a model that has not seen them{expected}"
+        f"cross-fit: {count or 'none'} of {len(train)} training rows look wrong to a model that has not seen them{expected}{rate}"
     )
 
 

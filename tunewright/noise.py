@@ -90,8 +90,9 @@ def channel(p_RL: Floats, given_R: NDArray[np.int64], alpha: float = 0.05) -> tu
         own_R1 = tempered(p_RL, temperature)[np.arange(len(given_R)), given_R, None]
         fit_TE[t] = np.log(own_R1 * (1 - RATES_E) + (1 - own_R1) * RATES_E / others + 1e-300).sum(0)
     t, e = divmod(int(fit_TE.argmax()), len(RATES_E))
-    kept_E = RATES_E[fit_TE.max(0) >= fit_TE.max() - stats.chi2.ppf(1 - alpha, 1) / 2]
-    return float(TEMPERATURES_T[t]), float(RATES_E[e]), (float(kept_E.min()), float(kept_E.max()))
+    kept = np.flatnonzero(fit_TE.max(0) >= fit_TE.max() - stats.chi2.ppf(1 - alpha, 1) / 2)
+    low, high = max(0, kept.min() - 1), min(len(RATES_E) - 1, kept.max() + 1)  # the first excluded points: a grid is coarse
+    return float(TEMPERATURES_T[t]), float(RATES_E[e]), (float(RATES_E[low]), float(RATES_E[high]))
 
 
 def chances(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: float) -> Floats:

@@ -241,4 +241,7 @@ def _protocol(run: Run, v: dict[str, Any], receipt: dict[str, Any]) -> str:
         ),
         ("seed", receipt["seed"]),
     ]
+    moved = [what for e in read_lines(run.events) if e["event"] == "went_on_elsewhere" for what in e["what"]]
+    if moved:
+        checks += f'<p class="warning">The run was gone on with elsewhere: {_e("; ".join(dict.fromkeys(moved)))}. What came after may differ in the last bits.</p>'
     return f'<h2>Protocol and reproduction</h2><p>{told}</p>{checks}<div class="hash">{_table(["what", "value"], facts)}</div><p>Run it again:</p><pre>{_e(receipt["command"])}</pre>'

@@ -316,11 +316,13 @@ def internalised(i: dict[str, Any]) -> str:
     if not i.get("measured"):
         return ""
     tokens = i["prompt_tokens"]
+    own = " The model's template writes a system message of its own where there is none, so little is saved here."
+    own = own if tokens["student"] > 0.9 * tokens["teacher"] else ""
     return (
         f"<h2>The prompt as weights</h2><p>A student learned from the base's own answers under the instruction ({i['prompts']} prompts, no gold answer) "
         f"and is asked without it: {i['student']:.4f} against the base's {i['teacher']:.4f} with it, difference {i['difference']:+.4f} "
         f"({between(i['interval'], 3, True)}): {e(i['verdict'])}. {100 * i['same_answers']:.0f} % of the answers are the same; {tokens['student']:.0f} prompt tokens "
-        f"instead of {tokens['teacher']:.0f}.</p>"
+        f"instead of {tokens['teacher']:.0f}.{own}</p>"
     )
 
 
@@ -336,6 +338,8 @@ def crossfit(c: dict[str, Any]) -> str:
         rows = [[w, f"{x['nats_over_base']:+.3f}"] for w, x in zip(where, c["suspects"], strict=False)]
         head = ["row", "nats a token, over the base's"]
         told = "the twentieth of the rows that training on others helped least"
+    if not rows:
+        return f"<p>A model trained on the other rows calls no row suspect; wrong labels in all: {c['rate']:.1%} ({between([100 * x for x in c['interval']], 1)} %).</p>"
     return (
         f"<p>A model trained on the other rows calls {len(c['suspects'])} rows suspect ({e(told)}).</p>"
         f"<details><summary>the likeliest first</summary>{table(head, rows, [len(head) - 1])}</details>"
