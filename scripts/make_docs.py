@@ -85,7 +85,7 @@ def met_in_tests() -> dict[str, str]:
             case.make(folder)
             with contextlib.chdir(folder):
                 line = next(x for x in ask(case)[2].splitlines() if x.startswith("error["))
-            told = line.partition("] ")[2].replace("`", "'").replace("|", "/")
+            told = line.partition("] ")[2].replace(f"{folder}/", "").replace("`", "'").replace("|", "/")
             found.setdefault(case.code, " ".join(told.split()))
     return found
 

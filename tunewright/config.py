@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -408,16 +408,18 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def _meant(key: str, candidates: Sequence[str]) -> str | None:
-    """The setting that an unknown key probably means: by its name elsewhere, by its spelling, or by its last part."""
-    last = key.rsplit(".", 1)[-1]
+def _instead(key: str, known: Iterable[str], sections: set[str]) -> str:
+    """The setting that an unknown key probably means, by its name elsewhere, its spelling or its last part; else what there is."""
+    within, _, last = key.rpartition(".")
     if near := difflib.get_close_matches(last, ELSEWHERE, n=1, cutoff=0.85):
-        return ELSEWHERE[near[0]]
-    ends = {k.rsplit(".", 1)[-1]: k for k in candidates}
-    for asked, among in ((key, {k: k for k in candidates}), (last, ends)):
-        if near := difflib.get_close_matches(asked, among, n=1, cutoff=0.7):
-            return among[near[0]]
-    return None
+        return f"did you mean {ELSEWHERE[near[0]]}?"
+    start = f"{within}." if within in sections else ""
+    inside = {k.removeprefix(start): k for k in (*known, *sections) if k.startswith(start)}
+    for among in (inside, {k.rsplit(".", 1)[-1]: k for k in known}):
+        if near := difflib.get_close_matches(last, among, n=1, cutoff=0.7):
+            return f"did you mean {among[near[0]]}?"
+    there = sorted({k.removeprefix(start).split(".")[0] for k in known if k.startswith(start)})
+    return f"{within if start else 'a config'} has: {', '.join(there)}."
 
 
 def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
@@ -429,12 +431,7 @@ def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        near = _meant(key, [*known, *sections])
-        within = key.rpartition(".")[0]
-        there = sorted(
-            {k.removeprefix(f"{within}.").split(".")[0] for k in known if k.startswith(f"{within}." if within else "")}
-        )
-        mend = f"did you mean {near}?" if near else f"{within or 'a config'} has: {', '.join(there)}."
+        mend = _instead(key, known, sections)
         return ConfigError("CONFIG_UNKNOWN_KEY", f"there is no setting `{key}`.", where=places.get(key, key), mend=mend)
     while key and key not in known and key not in sections and "." in key:
         key = key.rsplit(".", 1)[0]

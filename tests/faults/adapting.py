@@ -46,8 +46,8 @@ def scale_survives() -> None:
 
 
 def flag_lost(patch: Patch) -> None:
-    plain = adapters.write_json
-    patch.setattr(adapters, "write_json", lambda file, value: plain(file, {**value, "use_rslora": False}))
+    plain = peft_format.write_json
+    patch.setattr(peft_format, "write_json", lambda file, value: plain(file, {**value, "use_rslora": False}))
 
 
 def the_adapter_trains_and_nothing_else() -> None:
