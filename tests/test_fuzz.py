@@ -130,6 +130,6 @@ def test_any_config_of_a_model_is_read_or_refused(value: Any) -> None:
         (Path(folder) / "config.json").write_text(json.dumps(value))
         (Path(folder) / "model.safetensors").write_bytes(tensors(PLAIN))
         try:
-            assert model_files.check(Path(folder)) == value
+            assert repr(model_files.check(Path(folder))) == repr(value)  # NaN is not equal to itself
         except TunewrightError as error:
             assert error.code.startswith("MODEL_")
