@@ -179,11 +179,13 @@ def test_an_export_that_was_killed_is_made_again_whole(tmp_path: Path, chat_rows
 
 
 def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with loop._interrupts() as asked:
         signal.raise_signal(signal.SIGINT)
         assert asked.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -193,7 +195,11 @@ def test_stopped_while_proving_it_goes_on_to_the_same_verdict(
     arguments = ["prove", str(chat_rows()), "--model", str(model_folder("llama")), *FLAGS]
     assert cli(*arguments, "--name", "straight", cwd=tmp_path).returncode == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "tunewright.cli", *arguments, "--name", "r"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tunewright.cli", *arguments, "--name", "r"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     events = tmp_path / "runs" / "r" / "events.jsonl"
     while process.poll() is None and not (events.exists() and "prove_started" in events.read_text()):
@@ -210,14 +216,20 @@ def test_stopped_while_proving_it_goes_on_to_the_same_verdict(
 
 
 def test_out_of_memory_is_said(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    """The address space is closed just above what is in use when training begins."""
+    """When training begins the address space is closed, and what is free within it is taken."""
     code = """
-import resource, sys
+import resource, sys, torch
 from tunewright import cli, loop
 train = loop.train
 def narrow(*args, **more):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 4_000_000,) * 2)
+    taken = []
+    try:
+        while True:
+            taken.append(torch.ones(1 << 16))
+    except RuntimeError:
+        del taken[-2:]
     return train(*args, **more)
 loop.train = narrow
 cli.main()
