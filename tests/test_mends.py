@@ -66,6 +66,12 @@ def meant_role(said: str, words: Words) -> Words:
     return words
 
 
+def quoted(said: str, words: Words) -> Words:
+    """write it in quotes: 'data.instruction="..."'."""
+    (key,) = re.findall(r"'([\w.]+)=\"\.\.\.\"'", said)
+    return [w if not w.startswith(f"{key}=") else f'{key}="{w.removeprefix(f"{key}=")}"' for w in words]
+
+
 def offered_setting(said: str, words: Words) -> Words:
     """or say data.too_long=drop"""
     return [*words, re.findall(r"data\.too_long=\w+", said)[0]]
@@ -104,6 +110,7 @@ MISTAKES: list[tuple[str, Callable[[Path], object], tuple[str, ...], Callable[[s
     ("rows over the limit", a_long_row, (*PLAN, "train.max_length=64"), offered_setting),
     ("targets that match nothing", lambda f: None, (*PLAN, "adapter.targets=[query]"), other_target),
     ("a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), other_name),
+    ("a colon in a text", lambda f: None, (*SHOW, "data.instruction=One word: yes or no."), quoted),
     ("two limits of training", lambda f: None, (*SHOW, "train.steps=5", "train.epochs=2"), one_of_two),
 ]  # fmt: skip
 

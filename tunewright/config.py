@@ -444,6 +444,5 @@ def _explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
             mend=f"`{next(k for k in known if k.startswith(key + '.'))}` is one of them.",
         )
     kind, _ = known[key]
-    return ConfigError(
-        "CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), mend=f"set {key} within that range."
-    )
+    mend = f"write it in quotes: '{key}=\"...\"'." if kind.startswith("text") else f"set {key} within that range."
+    return ConfigError("CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), mend=mend)
