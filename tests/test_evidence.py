@@ -427,6 +427,24 @@ def test_the_last_doubling_has_its_interval_and_its_word() -> None:
     assert wide[1] - wide[0] > 0.3  # seeds that disagree widen it
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.3, 0.6])
+def test_the_interval_of_a_doubling_holds_for_other_rows_and_other_seeds(spread: float) -> None:
+    rng = np.random.default_rng(0)
+
+    def right(ability: np.ndarray, level: float) -> np.ndarray:  # three seeds, each better or worse on every row
+        return 1 / (1 + np.exp(-(ability + level + rng.normal(0, spread, (3, 1)))))
+
+    many = rng.normal(0, 1.5, (1, 20_000))
+    truth = np.mean([(right(many, 1.0) - right(many, 0.5)).mean() for _ in range(100)])
+    held = 0
+    for _ in range(300):
+        ability = rng.normal(0, 1.5, (1, 80))
+        whole, half = ((rng.random((3, 80)) < right(ability, level)).astype(float) for level in (1.0, 0.5))
+        low, high = extrapolate.last_doubling(whole, half, list(range(80)), 0.05, 0.02)["interval"]
+        held += low <= truth <= high
+    assert held / 300 >= 0.93
+
+
 def test_forecasts_are_told_only_where_they_would_have_held() -> None:
     sizes = [100, 200, 400, 800]
     power = extrapolate.forecast(sizes, measured(sizes, lambda n: 0.6 * (n / 100) ** -0.5), resamples=40)

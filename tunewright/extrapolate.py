@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
+from scipy import optimize, stats
 
 from tunewright.statistics import clustered_interval
 
@@ -29,18 +29,19 @@ FORMS: dict[str, tuple[Form, tuple[float, ...], tuple[tuple[float, ...], tuple[f
 def last_doubling(whole_SR: Floats, half_SR: Floats, clusters: Sequence[int], alpha: float, margin: float) -> dict[str, Any]:
     """Gain of all rows over half of them, in score. Axes: S seeds, R test rows (the same in both).
 
-    The interval is the clustered one of the rows' mean gains, widened by the spread between seeds where there are several.
+    The interval adds what the choice of rows and the choice of seeds leave open, as one adds independent half-widths: the
+    clustered interval of the rows' mean gains, and the t interval of the seeds' gains where there are several.
     """
     gain_R = whole_SR.mean(0) - half_SR.mean(0)
-    low, high, p = clustered_interval(gain_R, clusters, alpha)
+    low, high, _ = clustered_interval(gain_R, clusters, alpha)
     seeds = len(whole_SR)
     gain = float(gain_R.mean())
     if seeds > 1:
         of_seed = whole_SR.mean(1) - half_SR.mean(1)
-        extra = float(of_seed.std(ddof=1)) / np.sqrt(seeds) * 1.96
+        extra = float(of_seed.std(ddof=1)) / np.sqrt(seeds) * float(stats.t.isf(alpha / 2, seeds - 1))
         low, high = gain - np.hypot(gain - low, extra), gain + np.hypot(high - gain, extra)
     word = "helps" if low > 0 else "does not visibly help" if high < margin else "cannot tell"
-    return {"gain": gain, "interval": [float(low), float(high)], "p_value": p, "seeds": seeds, "word": word}
+    return {"gain": gain, "interval": [float(low), float(high)], "seeds": seeds, "word": word}
 
 
 def forecast(
