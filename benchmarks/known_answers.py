@@ -58,7 +58,7 @@ class Bench:
         return str(file)
 
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tunewright.cli", *words]
+        command = [sys.executable, "-m", "tunewright", *words]
         return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False)
 
     def verdict(self, name: str, train: Rows, dev: Rows, test: Rows, *settings: str, verb: str = "prove") -> dict[str, Any]:

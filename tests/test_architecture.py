@@ -53,7 +53,7 @@ FLOORS = [
         "demo",
         "health",
     ],
-    ["api", "cli_runs", "cli", "__init__"],
+    ["api", "cli_runs", "cli", "__main__", "__init__"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]
 NO_TORCH = [

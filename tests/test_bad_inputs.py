@@ -111,7 +111,7 @@ def test_every_verb_exits_with_2_and_one_line(tmp_path: Path, arguments: list[st
     (tmp_path / "bad.jsonl").write_text("{oops\n")
     (tmp_path / "good.jsonl").write_bytes(lines())
     done = subprocess.run(
-        [sys.executable, "-m", "tunewright.cli", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tunewright", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import tunewright
+
 ROOT = Path(__file__).parent.parent
 
 
 def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tunewright.cli", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "tunewright", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_the_reference_is_what_the_code_says() -> None:
@@ -31,6 +31,10 @@ def test_every_example_config_holds() -> None:
     assert len(found) == 4
     for file in found:
         assert config.load(file).data.train
+
+
+def test_its_version(tmp_path: Path) -> None:
+    assert cli("--version", cwd=tmp_path).stdout == f"tunewright {tunewright.__version__}\n"
 
 
 def test_doctor(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_runs_are_listed_compared_and_removed(
 
 def test_a_broken_pipe_is_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
-        f"{sys.executable} -m tunewright.cli doctor | head -1",
+        f"{sys.executable} -m tunewright doctor | head -1",
         shell=True,
         cwd=tmp_path,
         capture_output=True,

@@ -50,9 +50,7 @@ FLAGS = [
 
 
 def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tunewright.cli", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "tunewright", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_the_main_job_from_the_command_line(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
@@ -269,7 +267,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_equal(tmp_path: Path, cha
     data = str(chat_rows())
     assert cli("train", data, "--name", "straight", *flags, cwd=tmp_path).returncode == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "tunewright.cli", "train", data, "--name", "stopped", *flags],
+        [sys.executable, "-m", "tunewright", "train", data, "--name", "stopped", *flags],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -70,7 +70,7 @@ def offline(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(cwd)}
     environment.pop("HF_HUB_OFFLINE", None)  # the cut must hold without the switch
     return subprocess.run(
-        [sys.executable, "-m", "tunewright.cli", *arguments],
+        [sys.executable, "-m", "tunewright", *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -161,7 +161,7 @@ print(json.dumps([same, len(rows), gap]))
 @pytest.mark.slow
 def test_the_demo_is_better(tmp_path: Path) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tunewright.cli", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tunewright", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -195,7 +195,7 @@ def test_stopped_while_proving_it_goes_on_to_the_same_verdict(
     arguments = ["prove", str(chat_rows()), "--model", str(model_folder("llama")), *FLAGS]
     assert cli(*arguments, "--name", "straight", cwd=tmp_path).returncode == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "tunewright.cli", *arguments, "--name", "r"],
+        [sys.executable, "-m", "tunewright", *arguments, "--name", "r"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,

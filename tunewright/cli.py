@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,19 @@ app = typer.Typer(
     help="Fine-tune a language model on your rows, and prove on held-out rows what it did.",
 )
 app.add_typer(runs_app, name="runs")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tunewright {metadata.version('tunewright')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...
+
 
 Source = Annotated[str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")]
 Settings = Annotated[
@@ -386,7 +400,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way of saying Ctrl-C
     os.umask(0o077)  # rows, prompts and answers are written: nobody else reads them
     try:
-        app(standalone_mode=True)
+        app(prog_name="tunewright")
     except TunewrightError as error:
         if "--json" in sys.argv:
             out(error.to_json())
@@ -395,7 +409,3 @@ def main() -> None:
         sys.exit(130 if error.code == "TRAIN_INTERRUPTED" else error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -298,7 +298,13 @@ def curve(c: dict[str, Any] | None, v: dict[str, Any], ceiling: float | None) ->
         c["forecast"] if c["forecast"].get("told") else None,
         NAMES[v["metric"]],
     )
-    noise = "" if d["seeds"] > 1 else " One seed each: what another seed would change is not in the interval."
+    own, *others = c["points"][-1]["seeds"]
+    noise = (
+        f" On all rows this run scored {own:.3f}, other seeds {' and '.join(f'{s:.3f}' for s in others)}: the verdict above is of these weights, "
+        "this curve of the recipe."
+        if others
+        else " One seed each: what another seed would change is not in the interval."
+    )
     f = c["forecast"]
     forecast = (
         f"Forecast for {f['rows']} rows: {f['score']:.3f} ({between(f['interval'])}, 90 %); the same method, given all but the last point, foretold "

@@ -1,0 +1,5 @@
+"""``python -m tunewright`` is the command ``tunewright``."""
+
+from tunewright.cli import main
+
+main()
