@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: bench bench-full demo test test-all torture lint docs install install-dev data clean
+.PHONY: bench bench-full demo test test-all torture fuzz lint docs install install-dev data clean
 
 demo: install
 	$(BIN)/tunewright demo
@@ -39,6 +39,11 @@ MINUTES ?= 30
 torture: install-dev
 	$(BIN)/python tests/torture.py --kills 1000 --minutes $(MINUTES) --out benchmarks/results/torture.json
 	$(BIN)/python tests/torture.py --kills 100 --minutes $(MINUTES) --real --out benchmarks/results/torture.json
+
+# SECONDS of coverage-guided fuzzing of every reader of files.
+SECONDS ?= 300
+fuzz: install-dev
+	$(BIN)/python tests/guided_fuzz.py --seconds $(SECONDS) --out benchmarks/results/fuzz.json
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -1,23 +1,25 @@
-"""Whatever the bytes, a file is read or refused by our own error: no traceback, no hang, nothing left behind."""
+"""Whatever the bytes, a file is read or refused by our error: no traceback, no hang, nothing left behind."""
 
 from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz
 import pytest
-from bad_inputs import CONFIGS, DATA, GOOD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright import config, dataset, model_files
+from tunewright import model_files
 from tunewright.errors import TunewrightError
 
 QUICK = settings(max_examples=150, deadline=10_000)
-SEEDS = [raw for _, _, _, raw, *_ in DATA if len(raw) < 10_000] + ["\n".join(GOOD).encode()]
 
 
 def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
@@ -30,23 +32,18 @@ def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
     return st.builds(damage, st.sampled_from(seeds), st.floats(0, 1), st.integers(0, 40), st.binary(max_size=12))
 
 
-def read(folder: Path, name: str, raw: bytes) -> None:
-    (folder / name).write_bytes(raw)
-    try:
-        dataset.load(config.load(None, data__train=str(folder / name)))
-    except TunewrightError as error:
-        assert all(p.code and len(str(p)) < 2000 for p in error.problems)
-    assert [p.name for p in folder.iterdir()] == [name]
+def given_to(target: Callable[..., None], raw: bytes, *more: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        target(Path(folder), raw, *more)
 
 
 @QUICK
 @given(
-    st.one_of(st.binary(max_size=300), damaged(SEEDS)),
+    st.one_of(st.binary(max_size=300), damaged(fuzz.SEEDS[fuzz.rows])),
     st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.txt"]),
 )
 def test_any_data_file_is_read_or_refused(raw: bytes, name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        read(Path(folder), name, raw)
+    given_to(fuzz.rows, raw, name)
 
 
 def values() -> st.SearchStrategy[Any]:
@@ -67,37 +64,24 @@ def values() -> st.SearchStrategy[Any]:
     )
 )
 def test_any_rows_are_read_or_refused(rows: list[dict[str, Any]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        read(Path(folder), "a.jsonl", "\n".join(json.dumps(r) for r in rows).encode())
+    given_to(fuzz.rows, "\n".join(json.dumps(r) for r in rows).encode())
 
 
 @QUICK
-@given(st.one_of(st.binary(max_size=200), damaged([text.encode() for _, _, text, *_ in CONFIGS if len(text) < 10_000])))
+@given(st.one_of(st.binary(max_size=200), damaged(fuzz.SEEDS[fuzz.settings])))
 def test_any_config_is_read_or_refused(raw: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "c.yaml"
-        file.write_bytes(raw)
-        try:
-            config.load(file)
-        except TunewrightError as error:
-            assert "\n" not in str(error)
+    given_to(fuzz.settings, raw)
 
 
-def tensors(header: Any, body: bytes = b"\0" * 16) -> bytes:
-    raw = json.dumps(header).encode()
-    return struct.pack("<Q", len(raw)) + raw + body
-
-
-PLAIN = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
 WRONG = [
     struct.pack("<Q", 1 << 60) + b"{}",
     struct.pack("<Q", 100 << 20) + b"{}",
-    tensors(PLAIN, b"\0" * 15),
-    tensors({"a": {"dtype": "F32", "shape": [2, -2], "data_offsets": [0, 16]}}),
-    tensors({"a": {"dtype": "F99", "shape": [2, 2], "data_offsets": [0, 16]}}),
-    tensors({"a": PLAIN["a"], "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}),
-    tensors({"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 16]}}),
-    tensors([]),
+    fuzz.tensors(fuzz.PLAIN, b"\0" * 15),
+    fuzz.tensors({"a": {"dtype": "F32", "shape": [2, -2], "data_offsets": [0, 16]}}),
+    fuzz.tensors({"a": {"dtype": "F99", "shape": [2, 2], "data_offsets": [0, 16]}}),
+    fuzz.tensors({"a": fuzz.PLAIN["a"], "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}),
+    fuzz.tensors({"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 16]}}),
+    fuzz.tensors([]),
 ]
 
 
@@ -109,14 +93,9 @@ def test_wrong_headers_of_weights_are_refused(tmp_path: Path, raw: bytes) -> Non
 
 
 @QUICK
-@given(damaged([tensors(PLAIN)]))
+@given(damaged(fuzz.SEEDS[fuzz.weights]))
 def test_any_weight_file_is_read_or_refused(raw: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "model.safetensors").write_bytes(raw)
-        try:
-            model_files.sizes(Path(folder))
-        except TunewrightError as error:
-            assert error.code == "MODEL_CORRUPT"
+    given_to(fuzz.weights, raw)
 
 
 @QUICK
@@ -126,10 +105,13 @@ def test_any_weight_file_is_read_or_refused(raw: bytes) -> None:
     )
 )
 def test_any_config_of_a_model_is_read_or_refused(value: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(value))
-        (Path(folder) / "model.safetensors").write_bytes(tensors(PLAIN))
-        try:
-            assert repr(model_files.check(Path(folder))) == repr(value)  # NaN is not equal to itself
-        except TunewrightError as error:
-            assert error.code.startswith("MODEL_")
+    given_to(fuzz.model, json.dumps(value).encode())
+
+
+def test_a_guided_search_finds_nothing_else() -> None:
+    pytest.importorskip("atheris", reason="no wheel of atheris for this system")
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "guided_fuzz.py", "--seconds", "5"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("or refused by our error") == len(fuzz.TARGETS)

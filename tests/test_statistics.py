@@ -125,6 +125,15 @@ def test_detectable_differences_of_the_exact_test(rows: int, disagreement: float
     assert abs(100 * statistics.detectable(rows, disagreement) - points) < 0.4
 
 
+@pytest.mark.parametrize(("rows", "spread"), [(20, 0.4), (105, 0.4), (51, 0.1)])
+def test_a_detectable_mean_is_detected_four_times_in_five(rows: int, spread: float) -> None:
+    draw = np.random.default_rng(0)
+    found = draw.normal(statistics.detectable_mean(rows, spread), spread, (4000, rows))
+    low = np.array([statistics.clustered_interval(d, range(rows))[0] for d in found])
+    assert abs((low > 0).mean() - 0.8) < 0.02
+    assert statistics.detectable_mean(1, spread) == 1.0
+
+
 def test_what_no_difference_can_show_is_said() -> None:
     assert statistics.detectable(30, 0.1) == 1.0
     assert statistics.detectable(0) == 1.0

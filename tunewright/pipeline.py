@@ -161,7 +161,7 @@ def plan(session: Session) -> None:
     if protocol.detectable is not None:
         points = 100 * protocol.detectable
         told = f"differences of about {points:.0f} points" if points < 99 else "no difference with certainty"
-        say(f"      {protocol.test_rows} test rows can show {told}, if the arms disagree on 30 % of them")
+        say(f"      {protocol.test_rows} test rows can show {told}, if {protocol.assumed}")
     _write_plan(session)
 
 

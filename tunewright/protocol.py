@@ -19,11 +19,16 @@ RULE = (
     "once; the verdict is tuned against the comparator; all other comparisons are exploratory and adjusted by Holm"
 )
 
+# How two arms' scores differ row by row: of right/wrong scores the share of rows, of others the standard deviation (the
+# largest in the examples' reports, rounded up). Of bits per byte no such thing is known before the run.
+DISAGREEMENT = 0.3
+SPREAD = {"field_f1": 0.4, "chrf": 0.1}
+
 
 @dataclass(frozen=True)
 class Protocol:
-    """``arms``: family -> what its variants are. ``detectable``: the difference that the test rows find with power 0.8 when the
-    arms disagree on 30 % of them (right/wrong scores only)."""
+    """``arms``: family -> what its variants are. ``detectable``: the difference that the test rows find with power 0.8 if
+    ``assumed`` holds; none where nothing can be assumed."""
 
     rule: str
     metric: str
@@ -36,6 +41,7 @@ class Protocol:
     test_rows: int
     rows_sha256: str
     detectable: float | None
+    assumed: str
 
     @property
     def sha256(self) -> str:
@@ -49,7 +55,7 @@ def make(
     for side, rows in (("dev", dev), ("test", test)):
         for i in rows:
             digest.update(f"{side} {content_hash(question(data.examples[i]))}\n".encode())
-    right_or_wrong = data.task.metric in ("accuracy", "exact_match")
+    detectable, assumed = _detectable(data.task.metric, len(test), asked.alpha)
     return Protocol(
         RULE,
         data.task.metric,
@@ -61,5 +67,14 @@ def make(
         len(dev),
         len(test),
         digest.hexdigest(),
-        statistics.detectable(len(test), alpha=asked.alpha) if right_or_wrong else None,
+        detectable,
+        assumed,
     )
+
+
+def _detectable(metric: str, rows: int, alpha: float) -> tuple[float | None, str]:
+    if metric in ("accuracy", "exact_match"):
+        return statistics.detectable(rows, DISAGREEMENT, alpha), f"the arms disagree on {100 * DISAGREEMENT:.0f} % of them"
+    if metric in SPREAD:
+        return statistics.detectable_mean(rows, SPREAD[metric], alpha), f"a row's difference spreads by {SPREAD[metric]:g} (SD)"
+    return None, ""

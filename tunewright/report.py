@@ -227,6 +227,9 @@ def _protocol(run: Run, v: dict[str, Any], receipt: dict[str, Any]) -> str:
         else "The comparator is the untrained arm with the best score on the same test rows, which favours it."
     )
     told = f"{chosen} Test: {_e(v['test'])}, two-sided p {p}; {v['clusters']} independent groups in {v['n']} rows; the tuned model scored higher on {v['only_tuned']} rows, the comparator on {v['only_other']}. Margin {v['margin']:g}, alpha {v['alpha']:g}. The test rows of this run have been read {v['test_reads']} time{'s' if v['test_reads'] != 1 else ''}."
+    planned = read_json(run.protocol)
+    if planned["detectable"] is not None:
+        told += f" Told before training: these rows can show differences of about {100 * planned['detectable']:.0f} points, if {planned['assumed']}."
     if again := v.get("again"):
         told += f" Asked a second time, the two arms changed {again['changed']} of their answers to {again['rows']} dev rows; their mean scores moved by {again['floor']:.4f} together, and no difference up to that is called one."
     tested = read_json(run.selftest) if run.selftest.exists() else {"findings": []}

@@ -190,6 +190,13 @@ def detectable(rows: int, disagreement: float = 0.3, alpha: float = 0.05, power:
     return high
 
 
+def detectable_mean(rows: int, spread: float, alpha: float = 0.05, power: float = POWER) -> float:
+    """As `detectable`, for the paired t test of scores between 0 and 1 whose differences spread (SD) like this."""
+    if rows < 2:
+        return 1.0
+    return min(1.0, float(stats.t.isf(alpha / 2, rows - 1) + stats.norm.ppf(power)) * spread / math.sqrt(rows))
+
+
 def mcnemar_power(rows: int, difference: float, disagreement: float, alpha: float = 0.05) -> float:
     """Chance that the exact two-sided McNemar test rejects: summed over the number of disagreeing rows and how they split."""
     count = np.arange(rows + 1)

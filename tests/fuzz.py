@@ -1,0 +1,84 @@
+"""What becomes of any bytes in a file that we read: a value, or our own error with a code. Nothing else.
+
+`tests/test_fuzz.py` lets hypothesis look for bytes that end otherwise, `tests/guided_fuzz.py` lets atheris.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bad_inputs import CONFIGS, DATA, GOOD
+
+from tunewright import config, dataset, model_files
+from tunewright.errors import TunewrightError
+
+SMALL = 10_000  # bytes: larger known inputs are about size
+
+
+def rows(folder: Path, raw: bytes, name: str = "a.jsonl") -> None:
+    """A data file is read or refused, and nothing is left beside it."""
+    (folder / name).write_bytes(raw)
+    try:
+        dataset.load(config.load(None, data__train=str(folder / name)))
+    except TunewrightError as error:
+        assert all(p.code and len(str(p)) < 2000 for p in error.problems)
+    assert [p.name for p in folder.iterdir()] == [name]
+
+
+def table(folder: Path, raw: bytes) -> None:
+    """As `rows`, of a CSV file."""
+    rows(folder, raw, "a.csv")
+
+
+def settings(folder: Path, raw: bytes) -> None:
+    """A config is read or refused in one line."""
+    (folder / "c.yaml").write_bytes(raw)
+    try:
+        config.load(folder / "c.yaml")
+    except TunewrightError as error:
+        assert "\n" not in str(error)
+
+
+def weights(folder: Path, raw: bytes) -> None:
+    """A safetensors file's header is read or refused."""
+    (folder / "model.safetensors").write_bytes(raw)
+    try:
+        model_files.sizes(folder)
+    except TunewrightError as error:
+        assert error.code == "MODEL_CORRUPT"
+
+
+def model(folder: Path, raw: bytes) -> None:
+    """A model's config.json is read or refused."""
+    (folder / "config.json").write_bytes(raw)
+    (folder / "model.safetensors").write_bytes(tensors(PLAIN))
+    try:
+        read = model_files.check(folder)
+        assert repr(read) == repr(json.loads(raw))  # NaN is not equal to itself
+    except TunewrightError as error:
+        assert error.code.startswith("MODEL_")
+
+
+def tensors(header: Any, body: bytes = b"\0" * 16) -> bytes:
+    raw = json.dumps(header).encode()
+    return struct.pack("<Q", len(raw)) + raw + body
+
+
+PLAIN = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
+PAIRS = "\n".join(["text,label", *(f'"a, ""{i}""",{i % 3}' for i in range(12))]).encode()
+SEEDS: dict[Callable[[Path, bytes], None], list[bytes]] = {
+    rows: [*(raw for _, _, _, raw, *_ in DATA if len(raw) < SMALL), "\n".join(GOOD).encode()],
+    table: [*(raw for _, _, name, raw, *_ in DATA if name.endswith("csv") and len(raw) < SMALL), PAIRS],
+    settings: [text.encode() for _, _, text, *_ in CONFIGS if len(text) < SMALL],
+    weights: [tensors(PLAIN)],
+    model: [
+        b'{"model_type": "llama", "vocab_size": 200}',
+        b'{"auto_map": {"AutoModel": "a.B"}}',
+        b'{"text_config": {"model_type": "x"}}',
+    ],
+}
+TARGETS = {target.__name__: target for target in SEEDS}
