@@ -399,7 +399,20 @@ def test_dev_chooses_the_comparator_and_test_claims() -> None:
             for name, s in scores.items()
         }
 
-    asked = Protocol("", "accuracy", True, 0.02, 0.05, {}, 8, 4, 4, "", None)
+    asked = Protocol(
+        rule="",
+        metric="accuracy",
+        higher_is_better=True,
+        margin=0.02,
+        alpha=0.05,
+        arms={},
+        max_new_tokens=8,
+        dev_rows=4,
+        test_rows=4,
+        rows_sha256="",
+        detectable=None,
+        assumed="",
+    )
     found = decide(arms(True), asked, [0, 1, 2, 3])
     assert found["comparator"]["name"] == "few_shot"  # though zero-shot happens to be better on test
     assert found["comparator"]["chosen_on"] == "dev"
