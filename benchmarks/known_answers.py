@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.curate import near_clusters
 from tunewright.demo import rows_file
 from tunewright.examples import normalised
+from tunewright.near import alike
 from tunewright.statistics import wilson
 
 HERE = Path(__file__).parent
@@ -42,7 +42,7 @@ def tweets() -> Rows:
 
 def distinct(rows: Rows) -> Rows:
     """One row of each group of near-duplicates, so that rows may be put on any side."""
-    return [rows[i] for i in sorted(set(near_clusters([normalised(text) for text, _ in rows], 0.8)))]
+    return [rows[i] for i in sorted(set(alike([normalised(text) for text, _ in rows], 0.8).cluster))]
 
 
 class Bench:

@@ -15,8 +15,8 @@ from tunewright import config, errors
 
 PACKAGE = Path(tunewright.__file__).parent
 FLOORS = [
-    ["errors", "yaml12", "config", "runs"],
-    ["sources", "examples", "metrics", "classical", "noise", "curate", "split", "dataset"],
+    ["private", "errors", "yaml12", "config", "runs"],
+    ["sources", "examples", "near", "metrics", "classical", "noise", "curate", "split", "dataset"],
     ["rendering", "tokens", "tree", "packing"],
     ["attention", "losses", "adapters", "peft_format", "lean", "twin", "model_files", "models", "generate", "divergence"],
     ["methods", "methods.sft", "methods.distill"],
@@ -57,6 +57,7 @@ FLOORS = [
 ]
 ORDER = [name for floor in FLOORS for name in floor]
 NO_TORCH = [
+    "private",
     "errors",
     "yaml12",
     "config",
@@ -64,6 +65,7 @@ NO_TORCH = [
     "model_files",
     "sources",
     "examples",
+    "near",
     "metrics",
     "curate",
     "split",

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright import config, curate, dataset, examples, metrics, sources, split, systems
+from tunewright import config, dataset, examples, metrics, near, private, sources, split, systems
 from tunewright.config import ProveConfig
+from tunewright.errors import DataError
 from tunewright.examples import Chat, Message
 from tunewright.sources import Row
 
@@ -90,7 +91,7 @@ def test_near_duplicates_stay_together() -> None:
         f"{base} {i // 2}{'!' * (i % 2)}" if i < 20 else f"{i * 7919} quite different words {i * 104729} here {i}"
         for i in range(60)
     ]
-    cluster = curate.near_clusters([examples.normalised(r) for r in rows], 0.8)
+    cluster = near.alike([examples.normalised(r) for r in rows], 0.8).cluster
     chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
     found = split.hold_out(chats, cluster, 0.2, 0.2)
     side = {i: name for name in ("train", "dev", "test") for i in getattr(found, name)}
@@ -98,6 +99,89 @@ def test_near_duplicates_stay_together() -> None:
         assert cluster[i] == cluster[i + 1]
         assert side[i] == side[i + 1]
     assert sorted(side) == list(range(60))
+
+
+@pytest.mark.parametrize("many", [40, 150, 1200])
+def test_rows_of_one_form_are_told_apart_by_what_fills_it(many: int) -> None:
+    """The instruction stands in every user message, far longer than what differs: no reason to call the rows equal."""
+    form = (
+        "Read the message of a customer of our shop and say which department answers it, billing, shipping or returns. Message: "
+    )
+    random = Random(many)
+    fills = ["".join(random.choices("abcdefghij klmnop", k=60)) for _ in range(many)]
+    rows = [form + fill for fill in fills] + [form + fills[0] + "!", form + fills[1].upper()]
+    found = near.alike([examples.normalised(r) for r in rows], 0.8)
+    assert found.cluster == (*range(many), 0, 1)
+    assert min(found.form) > 0.5
+    chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
+    held = split.hold_out(chats, found.cluster, 0.2, 0.2)
+    assert len(held.train) > len(held.test) > 0
+
+
+def test_a_cluster_of_many_rows_is_never_most_of_test() -> None:
+    chats = [Chat((Message("user", f"question {max(0, i - 30)}"), Message("assistant", "a")), f"x:{i}") for i in range(100)]
+    cluster = [0 if i <= 30 else i for i in range(100)]
+    for share in (0.2, 0.5, 0.8):
+        held = split.hold_out(chats, cluster, 0.05, share)
+        assert set(range(31)) <= set(held.train)
+
+
+SECRETS = {
+    "e-mail address": "anna.b+c@mail.example.org",
+    "private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIEabc/+=",
+    "access key": "AKIA" + "ABCDEFGH12345678",
+    "password": "hunter2Zq9x",
+    "card number": "4111 1111 1111 1111",
+    "bank account (IBAN)": "GB82 WEST 1234 5698 7654 32",
+    "phone number": "+44 20 7946 0958",
+    "social security number": "078-05-1120",
+}
+
+
+@pytest.mark.parametrize("kind", list(SECRETS))
+def test_what_looks_private_is_found_and_masked(kind: str) -> None:
+    text = f"before {'password: ' if kind == 'password' else ''}{SECRETS[kind]}, after"
+    assert private.kinds(text) == {kind}
+    assert SECRETS[kind] not in private.masked(text)
+    assert f"[{kind}]" in private.masked(text)
+    assert len(private.masked(text, in_place=True)) == len(text)
+    assert SECRETS[kind] not in private.masked(text, in_place=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1234567812345678",
+        "the password: please choose one",
+        "see section 3.2.1 of 2024-10-11",
+        "call 555",
+        "0.7071067811865476",
+        "1e-4",
+    ],
+)
+def test_what_only_resembles_private_data_is_left(text: str) -> None:
+    assert private.masked(text) == text
+
+
+@given(st.text(max_size=80), st.sampled_from(sorted(SECRETS.values())), st.text(max_size=80))
+def test_masking_keeps_places_and_is_done_once(before: str, secret: str, after: str) -> None:
+    text = f"{before} {secret} {after}"
+    assert len(private.masked(text, in_place=True)) == len(text)
+    assert private.kinds(private.masked(text, in_place=True)) <= private.kinds(text)
+
+
+@pytest.mark.parametrize("piece", ["a.", "1 ", "sk-", "eyJa.", "+1", "(", "password", "A1", "@a", "-----BEGIN "])
+def test_no_text_takes_long_to_look_through(piece: str) -> None:
+    private.masked(piece * 300_000)  # a pattern that tries every length from every place would take hours
+
+
+def test_a_message_about_a_broken_row_does_not_show_an_address(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "write to anna.b@mail.example.org" "label": "a"}\n')
+    with pytest.raises(DataError) as caught:
+        sources.read(path)
+    assert "example" not in str(caught.value)
+    assert "`" in str(caught.value)
 
 
 def test_the_audit_flags_with_rows_and_reasons(tmp_path: Path) -> None:

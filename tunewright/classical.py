@@ -82,7 +82,8 @@ def _features() -> Any:
 def _regression(strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=strength, max_iter=2000)
+    # lbfgs, the default, finds the same optimum in ten times the seconds: the features are many and sparse.
+    return LogisticRegression(C=strength, max_iter=2000, solver="newton-cg")
 
 
 def _strength(x: Any, wanted: Sequence[str]) -> float:

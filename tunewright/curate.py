@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from tunewright import private
 from tunewright.errors import Problem, data_error
 from tunewright.examples import Chat, Example, content_hash, normalised, question
 from tunewright.metrics import Task, detect_task
+from tunewright.near import Alike
 
 Level = Literal["error", "warning", "notice"]
 ORDER: dict[Level, int] = {"error": 0, "warning": 1, "notice": 2}
@@ -49,8 +50,8 @@ class Audit:
         return value
 
 
-def audit(examples: Sequence[Example], cluster: Sequence[int]) -> Audit:
-    """Everything that can be told about the examples from their text alone. ``cluster`` comes from `near_clusters`.
+def audit(examples: Sequence[Example], alike: Alike) -> Audit:
+    """Everything that can be told about the examples from their text alone. ``alike``: which questions are nearly equal.
 
     Raises DATA_DUPLICATES when all rows are one, LABELS_ONE_CLASS when a classification set has one label.
     """
@@ -72,7 +73,8 @@ def audit(examples: Sequence[Example], cluster: Sequence[int]) -> Audit:
         )
     findings = [
         *_duplicates(exact),
-        *_nearly(cluster, questions),
+        *_nearly(alike.cluster, questions),
+        *_form(alike.form),
         *_contradictions(questions, targets),
         *_labels(labels, examples),
         *_private(examples),
@@ -82,7 +84,7 @@ def audit(examples: Sequence[Example], cluster: Sequence[int]) -> Audit:
     characters = {name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))}
     findings.sort(key=lambda f: (ORDER[f.level], f.code))
     return Audit(
-        len(examples), task, tuple(cluster), characters, dict(labels.most_common()), ceiling(questions, targets), tuple(findings)
+        len(examples), task, alike.cluster, characters, dict(labels.most_common()), ceiling(questions, targets), tuple(findings)
     )
 
 
@@ -91,47 +93,6 @@ def _groups(keys: Sequence[str]) -> list[list[int]]:
     for i, key in enumerate(keys):
         found[key].append(i)
     return list(found.values())
-
-
-def shingles(text: str, size: int = 5) -> set[str]:
-    return {text[i : i + size] for i in range(max(1, len(text) - size + 1))}
-
-
-def near_clusters(texts: Sequence[str], threshold: float) -> list[int]:
-    """Lowest row of each row's cluster of (nearly) equal normalised texts.
-
-    ``threshold``: Jaccard similarity of character 5-grams from which two texts count as one. MinHash (128 permutations)
-    proposes pairs, exact Jaccard decides, pairs are joined.
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    parent = list(range(len(texts)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first: dict[str, int] = {}
-    for i, text in enumerate(texts):
-        parent[i] = first.setdefault(text, i)
-    if threshold >= 1.0:
-        return [root(i) for i in range(len(texts))]
-    unique = list(first.values())
-    # A document of a megabyte has as many shingles; its first 20,000 characters tell a near-copy just as well.
-    bags = {i: shingles(texts[i][:20_000]) for i in unique}
-    index = MinHashLSH(threshold=threshold * 0.9, num_perm=128)
-    for i in unique:
-        sketch = MinHash(num_perm=128, hashfunc=zlib.crc32, seed=1)
-        sketch.update_batch([s.encode("utf-8", "surrogatepass") for s in sorted(bags[i])])
-        for j in index.query(sketch):
-            union = len(bags[i] | bags[j])
-            if root(i) != root(j) and len(bags[i] & bags[j]) >= threshold * union:
-                a, b = sorted((root(i), root(j)))
-                parent[b] = a
-        index.insert(i, sketch)
-    return [root(i) for i in range(len(texts))]
 
 
 def _duplicates(exact: list[list[int]]) -> list[Finding]:
@@ -167,6 +128,14 @@ def _nearly(cluster: Sequence[int], questions: Sequence[str]) -> list[Finding]:
             tuple(groups),
         )
     ]
+
+
+def _form(form: Sequence[float]) -> list[Finding]:
+    rows = tuple(i for i, share in enumerate(form) if share > 0.5)
+    if len(rows) <= len(form) / 10:
+        return []
+    told = f"{len(rows)} questions are mostly a form that many rows share; which of them are nearly equal is judged by the rest"
+    return [Finding("notice", "SHARED_FORM", told, rows)]
 
 
 def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:
@@ -220,44 +189,17 @@ def _labels(labels: Counter[str], examples: Sequence[Example]) -> list[Finding]:
     return found
 
 
-_SECRETS = {
-    "e-mail address": re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.]{2,}\b"),
-    "private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "access key": re.compile(
-        r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|sk-[A-Za-z0-9_-]{20,}|xox[baprs]-[A-Za-z0-9-]{10,})\b"
-    ),
-    "card number": re.compile(r"\b(?:\d[ -]?){13,16}\b"),
-    "bank account (IBAN)": re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
-}
-
-
 def _private(examples: Sequence[Example]) -> list[Finding]:
-    """Counts and rows only: a value that may be private is never printed. "Found", never "clean": recall is unknown."""
-    found = []
-    for name, pattern in _SECRETS.items():
-        rows = []
-        for i, e in enumerate(examples):
-            text = e.text if not isinstance(e, Chat) else "\n".join(m.content for m in e.messages)
-            if any(_CHECKED.get(name, bool)(m[0]) for m in pattern.finditer(text)):
-                rows.append(i)
-        if rows:
-            found.append(Finding("warning", "PRIVATE_DATA", f"{name} found in {len(rows)} rows (not shown)", tuple(rows)))
-    return found
-
-
-def _luhn(text: str) -> bool:
-    digits = [int(c) for c in text if c.isdigit()]
-    doubled = [d * 2 - 9 * (d > 4) if i % 2 else d for i, d in enumerate(reversed(digits))]
-    return len(digits) >= 13 and sum(doubled) % 10 == 0
-
-
-def _iban(text: str) -> bool:
-    """ISO 13616: the first four characters moved to the end, letters as numbers, modulo 97 is 1."""
-    plain = text.replace(" ", "")
-    return int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1
-
-
-_CHECKED: dict[str, Callable[[str], bool]] = {"card number": _luhn, "bank account (IBAN)": _iban}
+    """Counts and rows only: a value that may be private is never printed."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for i, e in enumerate(examples):
+        text = e.text if not isinstance(e, Chat) else "\n".join(m.content for m in e.messages)
+        for kind in private.kinds(text):
+            rows[kind].append(i)
+    return [
+        Finding("warning", "PRIVATE_DATA", f"{kind} found in {len(at)} rows (not shown)", tuple(at))
+        for kind, at in sorted(rows.items())
+    ]
 
 
 def _long(examples: Sequence[Example]) -> list[Finding]:

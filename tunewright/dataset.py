@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright import curate, examples, noise, sources, split
+from tunewright import curate, examples, near, noise, sources, split
 from tunewright.config import Config
 from tunewright.curate import Audit, Finding
 from tunewright.errors import DataError, Problem, data_error
@@ -136,16 +136,16 @@ def load(config: Config) -> Dataset:
         raise DataError([few])
     everything = tuple(e for _, p in parsed for e in p.examples)
     came_from = [side for side, p in parsed for _ in p.examples]
-    cluster = curate.near_clusters([examples.normalised(question(e)) for e in everything], config.split.near_duplicate)
-    split.check_leaks(everything, came_from, cluster)
-    audit = curate.audit(mine.examples, cluster[: len(mine.examples)])
-    sides = _sides(config, mine.examples, cluster, came_from)
+    alike = near.alike([examples.normalised(question(e)) for e in everything], config.split.near_duplicate)
+    split.check_leaks(everything, came_from, alike.cluster)
+    audit = curate.audit(mine.examples, alike.first(len(mine.examples)))
+    sides = _sides(config, mine.examples, alike.cluster, came_from)
     task = _task(config, audit.task, everything)
     unused: Counter[str] = Counter()
     for _, p in parsed:
         unused.update(p.unused)
     return Dataset(
-        everything, tuple(sides), tuple(cluster), audit, task, mine.form, dict(unused), tuple(notices), digest.hexdigest()
+        everything, tuple(sides), alike.cluster, audit, task, mine.form, dict(unused), tuple(notices), digest.hexdigest()
     )
 
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunewright.private import masked
+
 SHOWN = 20
 
 CODES: dict[str, str] = {
@@ -101,7 +103,8 @@ CODES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in one place. ``where`` is ``file:line[:column]``, or a config key."""
+    """One thing wrong in one place. ``where`` is ``file:line[:column]``, or a config key. What a message quotes of the rows is
+    masked where it looks private."""
 
     code: str
     message: str
@@ -110,6 +113,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         assert self.code in CODES, f"unlisted error code {self.code}"
+        object.__setattr__(self, "message", masked(self.message))
 
     def __str__(self) -> str:
         place = f" {self.where}:" if self.where else ""

@@ -53,7 +53,8 @@ def forget(session: Session) -> None:
     model, scales = session.trained(), [*scales, 1.0]
     base = session.untrained() if session.plan.adapter.kind == "none" else None
     found: dict[str, Any] = {"measured": True, "scales": scales, "rule": RULE, "chosen": 1.0}
-    texts = {"task": own_answers(session), "generic": generic(session, FULL_TOKENS if full else STANDARD_TOKENS)}
+    passages, size = generic(session, FULL_TOKENS if full else STANDARD_TOKENS)
+    texts = {"task": own_answers(session), "generic": passages}
     what = {"task": "the base model's own answers to dev prompts", "generic": "bundled text of four kinds"}
     for name, rows in texts.items():
         if not rows:
@@ -62,6 +63,8 @@ def forget(session: Session) -> None:
             watch = functools.partial(note, words="rows")
             measured = divergence.measure(model, rows, scales, session.plan.layout, watch, base)
         found[name] = {"what": what[name], **told(measured, [r.row for r in rows], config.prove.alpha)}
+    if passages:
+        found["generic"] |= per_byte(found["generic"], size)
     if len(scales) > 1:
         found["sweep"] = _sweep(session, scales)
         if asked.choose:
@@ -78,7 +81,7 @@ def forget(session: Session) -> None:
 def _say(session: Session, found: dict[str, Any]) -> None:
     parts = [f"KL to the base {found[k]['kl_bits'][-1]:.3f} bits a token on {k} text" for k in ("task", "generic") if k in found]
     if "generic" in found:
-        parts.append(f"generic text costs {found['generic']['delta_bits'][-1]:+.3f} bits a token")
+        parts.append(f"generic text costs {found['generic']['delta_bits_per_byte'][-1]:+.3f} bits a byte")
     parts += [
         f"{k}: {v['verdict'].lower()} ({v['difference']:+.3f})" for k, v in found.get("probes", {}).items() if "verdict" in v
     ]
@@ -98,16 +101,17 @@ def own_answers(session: Session) -> list[Rendered]:
     return [rendering.after(p, a, row) for row, p, a in zip(rows, asked, said, strict=True) if a]
 
 
-def generic(session: Session, tokens: int) -> list[Rendered]:
-    """Bundled passages that training did not see, up to about ``tokens`` tokens; ``row`` is the passage."""
+def generic(session: Session, tokens: int) -> tuple[list[Rendered], int]:
+    """Bundled passages that training did not see, up to about ``tokens`` tokens, and their bytes; ``row`` is the passage."""
     seen = [e.text if isinstance(e, Text) else "\n".join(m.content for m in e.messages) for e in session.data.examples]
     found: list[Rendered] = []
-    limit = min(PIECE, session.facts.context)
+    size, limit = 0, min(PIECE, session.facts.context)
     for n, text in enumerate(probes.generic(seen)):
         if sum(len(r.ids) for r in found) >= tokens:
             break
         found += rendering.for_training(session.template, text, n, limit)
-    return found
+        size += len(text.text.encode())
+    return found, size
 
 
 def told(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, Any]:
@@ -125,6 +129,16 @@ def told(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, Any]
         "kl_bits": [float(x.sum() / total * bits) for x in d.kl_SR],
         "kl_interval": [[lo, hi] if math.isfinite(hi) else None for lo, hi in intervals],
         "delta_bits": [float((x.sum() - d.base_nats_R.sum()) / total * bits) for x in d.nats_SR],
+    }
+
+
+def per_byte(tokenwise: dict[str, Any], size: int) -> dict[str, Any]:
+    """What `told` says of texts of ``size`` UTF-8 bytes, a byte: comparable between tokenizers."""
+    tokens_a_byte = tokenwise["tokens"] / size
+    return {
+        "bytes": size,
+        "base_bits_per_byte": tokenwise["base_bits"] * tokens_a_byte,
+        "delta_bits_per_byte": [x * tokens_a_byte for x in tokenwise["delta_bits"]],
     }
 
 

@@ -50,7 +50,7 @@ def mitigate(session: Session) -> None:
             "replay", replayed, both, tuple(distill.gold(r) for r in dev), distill, session.run.share
         ),
     }
-    texts = {"task": forgetting.own_answers(session), "generic": forgetting.generic(session, forgetting.STANDARD_TOKENS)}
+    texts = {"task": forgetting.own_answers(session), "generic": forgetting.generic(session, forgetting.STANDARD_TOKENS)[0]}
     (tuned,) = session.families["tuned"]
     told: dict[str, Any] = {"as it is": {"dev": [s["score"] for s in proving.answered(session, tuned, "dev")]}}
     for name, branch in ways.items():

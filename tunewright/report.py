@@ -13,6 +13,7 @@ from tunewright import page, plots, sections
 from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.page import e as _e
 from tunewright.page import table as _table
+from tunewright.private import masked
 from tunewright.runs import Run, read_json, read_lines, write_atomic
 from tunewright.sections import NAMES
 
@@ -86,6 +87,7 @@ def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, 
     ]
     return (
         f'<h1>tunewright run {_e(run.name)} · {_e(receipt["model"]["name"])}</h1><p class="verdict {WORDS[v["verdict"]]}">{_e(v["verdict"])}</p><p class="lead">{_e(sentence + small)}</p>'
+        + "".join(f'<p class="warning">{_e(told)}</p>' for told in sections.cautions(v))
         + page.tiles(tiles)
     )
 
@@ -105,10 +107,10 @@ def _rows(run: Run, v: dict[str, Any]) -> str:
         return page.entry(
             [
                 ("row", a["where"].rsplit("/", 1)[-1]),
-                ("asked", asked),
-                ("wanted", a["target"]),
-                (other_name, f"{b['answer']}  [{b['score']:.3f}]"),
-                ("tuned", f"{a['answer']}  [{a['score']:.3f}]"),
+                ("asked", masked(asked)),
+                ("wanted", masked(a["target"])),
+                (other_name, f"{masked(b['answer'])}  [{b['score']:.3f}]"),
+                ("tuned", f"{masked(a['answer'])}  [{a['score']:.3f}]"),
             ]
         )
 

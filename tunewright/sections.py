@@ -8,6 +8,7 @@ from tunewright import plots
 from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.page import between, e, spaced, table
 
+CUT = 0.2  # share of cut answers from which the verdict is told with a caution
 NAMES = {
     "accuracy": "accuracy",
     "exact_match": "exact match",
@@ -62,6 +63,24 @@ def arms(v: dict[str, Any]) -> str:
         f"<figure>{chart}</figure>{table(head, rows, range(1, len(head)))}{_classical(v)}{_corpus(v)}{_overlap(v)}"
         f"<details><summary>what each arm is, its other numbers, and what dev chose among</summary><ul>{told}</ul>{_others(v)}{_variants(v)}</details>"
     )
+
+
+def cautions(v: dict[str, Any]) -> list[str]:
+    """What someone who reads only the verdict must know as well."""
+    found = []
+    retention = v.get("retention", {})
+    what = {"knowledge": "knowledge", "instructions": "following orders"}
+    for name, told in (*retention.get("probes", {}).items(), ("keep", retention.get("keep", {}))):
+        if told.get("verdict") == "WORSE":
+            lost = f"{told['base']:.3f} before, {told['tuned']:.3f} now ({between(told['interval'], 3, True)})"
+            found.append(f"It got worse at {what.get(name, 'the rows that must still work')}: {lost}.")
+    if _classical(v):
+        found.append("A TF-IDF classifier, trained in seconds, is not shown to be worse.")
+    cut = {n: v["arms"][n]["summary"].get("cut_answers", 0.0) for n in ("tuned", v["comparator"]["name"])}
+    if max(cut.values()) > CUT:
+        told = " and ".join(f"{share:.0%} of the answers of {spaced(n)}" for n, share in cut.items())
+        found.append(f"{told} were cut at {v['max_new_tokens']} tokens: their ends are not judged (prove.max_new_tokens).")
+    return found
 
 
 def _others(v: dict[str, Any]) -> str:
@@ -186,6 +205,7 @@ def forgetting(f: dict[str, Any], metric: str) -> str:
                         f"{t['kl_bits'][i]:.4f}",
                         interval,
                         f"{t['delta_bits'][i]:+.4f}",
+                        f"{t['delta_bits_per_byte'][i]:+.4f}" if "bytes" in t else "",
                         f"{t['base_bits']:.3f}",
                         f"{t['tokens']}",
                     ]
@@ -195,9 +215,9 @@ def forgetting(f: dict[str, Any], metric: str) -> str:
         "<p>How far the tuned model's next-token shares lie from the base's (KL, bits a token; 0 is the base itself), and how many bits "
         "more it needs for a token. Some is always lost; the question is how much, and of what.</p>",
         table(
-            ["text", "share of the update", "KL", "95 % interval", "more bits a token", "base, bits a token", "tokens"],
+            ["text", "share of the update", "KL", "95 % interval", "more bits a token", "a byte", "base, bits a token", "tokens"],
             rows,
-            range(1, 7),
+            range(1, 8),
         ),
     ]
     if "sweep" in f and "task" in f:

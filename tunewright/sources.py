@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.errors import DataError, MissingExtra, Problem, data_error
+from tunewright.private import masked
 
 MAX_LINE = 16 * 1024 * 1024
 MAX_DIGITS = 300
@@ -235,7 +236,9 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
         problems.append(Problem(error.code, error.message, where, _MENDS[error.code]))
     except json.JSONDecodeError as error:
         cut = last and error.pos >= len(text.rstrip()) - 1
-        excerpt = text[max(0, error.pos - 20) : error.pos + 20].strip()
+        start = max(0, error.pos - 500)  # far enough back for what is cut by the excerpt to be known for what it is
+        around, at = masked(text[start : error.pos + 500], in_place=True), error.pos - start
+        excerpt = around[max(0, at - 20) : at + 20].strip()
         message = f"{error.msg} at `{excerpt}`." if excerpt else f"{error.msg}."
         if "control character" in error.msg:
             problems.append(

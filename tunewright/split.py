@@ -13,6 +13,7 @@ from tunewright.examples import Chat, Example, content_hash, normalised, questio
 # Without a word of our own, rows that somebody has already divided by a plain content hash would all fall on one side.
 SALT = "tunewright split 1: "
 SPAN = 13
+LARGEST = 5
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Split:
 
 
 def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
-    """Whole clusters of near-duplicates go to one side, chosen by the smallest content hash in the cluster.
+    """Whole clusters of near-duplicates go to one side, chosen by the smallest content hash in the cluster; one that holds more
+    than a tenth of all rows goes to train, because it would be most of dev or test.
 
     ``dev`` and ``test`` are expected shares; 0 means that the side comes from elsewhere. Raises DATA_TOO_FEW when train, or a
     wanted test, would be empty. A small set may leave dev empty: training then has no dev loss and keeps its last weights.
@@ -38,7 +40,7 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
         key = min(content_hash(f"{SALT}{question(examples[i])}") for i in group)
         place = int(key[:16], 16) / 2**64
         side = "test" if place < test else "dev" if place < test + dev else "train"
-        sides[side] += group
+        sides["train" if len(group) > max(LARGEST, len(examples) / 10) else side] += group
     for side, wanted in (("train", 1.0), ("test", test)):
         if wanted and not sides[side]:
             raise data_error(
@@ -53,7 +55,7 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
 def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequence[int]) -> None:
     """Raises SPLIT_LEAK with every row that asks (nearly) the same question as a row of another side.
 
-    ``sides[i]`` names the user's own file that row i came from; ``cluster`` is `curate.near_clusters` over all of them.
+    ``sides[i]`` names the user's own file that row i came from; ``cluster`` is that of `near.alike` over all of them.
     """
     first: dict[int, int] = {}
     problems = []
