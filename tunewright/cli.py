@@ -95,7 +95,10 @@ def check(
     """Audit and split the data. Loads no model."""
     from tunewright import dataset
 
-    found = dataset.load(_config(source, settings, None)).audit_json()
+    data = dataset.load(_config(source, settings, None))
+    if data.task.kind == "label" and not as_json:
+        typer.secho("looking for labels that look wrong (some seconds for thousands of rows) ...", dim=True, err=True)
+    found = data.audit_json()
     if page is not None:
         from tunewright import report, runs
 

@@ -95,7 +95,7 @@ class Dataset:
             "form": self.form,
             "unused": self.unused,
             "notices": list(self.notices),
-            "sides": dict(Counter(self.sides)),
+            "sides": {side: n for side in ("train", "dev", "test") if (n := self.sides.count(side))},
             "sha256": self.sha256,
         }
 

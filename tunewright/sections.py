@@ -359,13 +359,16 @@ def crossfit(c: dict[str, Any]) -> str:
     if "rate" in c:
         rows = [[w, x["given"], x["likelier"], f"{x['chance']:.3f}"] for w, x in zip(where, c["suspects"], strict=False)]
         head = ["row", "label", "likelier", "chance that it is wrong"]
-        told = f"some {c['expected']:.0f} of them are expected to be wrong; in all {c['rate']:.1%} ({between([100 * x for x in c['interval']], 1)} %)"
+        told = (
+            f"some {c['expected']:.0f} of them are expected to be wrong; in all {c['rate']:.1%} ({between([100 * x for x in c['interval']], 1)} %), "
+            "if wrong labels fall at random"
+        )
     else:
         rows = [[w, f"{x['nats_over_base']:+.3f}"] for w, x in zip(where, c["suspects"], strict=False)]
         head = ["row", "nats a token, over the base's"]
         told = "the twentieth of the rows that training on others helped least"
     if not rows:
-        return f"<p>A model trained on the other rows calls no row suspect; wrong labels in all: {c['rate']:.1%} ({between([100 * x for x in c['interval']], 1)} %).</p>"
+        return f"<p>A model trained on the other rows calls no row suspect; wrong labels in all: {c['rate']:.1%} ({between([100 * x for x in c['interval']], 1)} %), if they fall at random: labels that are wrong in one systematic way look right to it.</p>"
     return (
         f"<p>A model trained on the other rows calls {len(c['suspects'])} rows suspect ({e(told)}).</p>"
         f"<details><summary>the likeliest first</summary>{table(head, rows, [len(head) - 1])}</details>"
