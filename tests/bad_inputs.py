@@ -275,6 +275,14 @@ def nothing(_: Path) -> None:
     pass
 
 
+def documents(folder: Path) -> None:
+    (folder / "docs").mkdir()
+    for i, word in enumerate(NOUNS):
+        (folder / "docs" / f"{word}.md").write_text(
+            f"Page {i} is about {word}, and about nothing else that {i * 7919} could tell."
+        )
+
+
 PLAN = ("plan", "good.jsonl", "--model", "model")
 OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str]] = [
     (21, "rows over the limit", nothing, (*PLAN, "train.max_length=20"), "DATA_TOO_LONG", "good.jsonl:2"),
@@ -289,6 +297,7 @@ OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str
     (35, "targets that match nothing", nothing, (*PLAN, "adapter.targets=[q_prj]"), "LORA_NO_TARGET", "adapter.targets"),
     (37, "a name above the folder", nothing, (*PLAN, "--name", "../x"), "PATH_OUTSIDE", "../x"),
     (37, "a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), "RUN_EXISTS", "r"),
+    (37, "runs among the documents", documents, ("plan", "docs", "--runs", "docs/runs", "--model", "model"), "RUN_INSIDE_DATA", "docs/runs"),
     (38, "no such run", nothing, ("chat", "r"), "RUN_NOT_FOUND", "runs"),
     (45, "no such model", nothing, ("plan", "good.jsonl", "--model", "nowhere"), "MODEL_NOT_FOUND", "nowhere"),
 ]  # fmt: skip

@@ -275,6 +275,37 @@ runs.write_atomic(pathlib.Path({str(tmp_path)!r}) / "x", b"0" * 5000)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("unfinished", ["{", '{"step": 3, "los', "x" * 9000])
+@pytest.mark.parametrize("before", [0, 1, 200])
+def test_a_line_after_an_unfinished_one_is_read(tmp_path: Path, before: int, unfinished: str) -> None:
+    """A full disk ends a line in its middle; what is appended once there is room again must not be glued to that."""
+    file = tmp_path / "metrics.jsonl"
+    for i in range(before):
+        runs.append_line(file, {"step": i, "text": "é" * 40})
+    with open(file, "a") as torn:
+        torn.write(unfinished)
+    runs.append_line(file, {"step": before})
+    assert [line["step"] for line in runs.read_lines(file)] == [*range(before), before]
+
+
+def test_a_disk_that_fills_within_a_line_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    code = f"""
+import resource, signal, pathlib
+from tunewright import runs
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+for i in range(100):
+    runs.append_line(pathlib.Path({str(file)!r}), {{"step": i, "text": "x" * 70}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "[RUN_DISK]" in done.stderr
+    written = len(list(runs.read_lines(file)))
+    assert written > 5
+    runs.append_line(file, {"step": written})
+    assert [line["step"] for line in runs.read_lines(file)] == [*range(written), written]
+
+
 def test_a_clock_that_jumps_back_harms_no_run_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datetime
 

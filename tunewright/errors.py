@@ -79,6 +79,7 @@ CODES: dict[str, str] = {
     "RUN_DISK": "the run folder cannot be written",
     "RUN_EXISTS": "a run of that name is already there",
     "RUN_INCOMPLETE": "the run has not reached the stage that is asked for",
+    "RUN_INSIDE_DATA": "the runs folder lies in a folder whose documents are read",
     "RUN_LOCKED": "another process writes into the run folder",
     "RUN_NOT_FOUND": "no run of that name",
     "SELFTEST_BASE": "the model with its adapter off is not the base model",

@@ -56,8 +56,16 @@ from tunewright.talk import Talk
 
 
 def start(config: Config, name: str | None, root: Path, talk: Talk, command: str) -> Session:
-    """A new run folder with its config."""
+    """A new run folder with its config. Raises RUN_INSIDE_DATA where its own texts would become documents."""
     config = absolute(config)
+    for folder in (config.data.train, config.data.dev, config.data.test, config.prove.documents):
+        if folder and Path(folder).is_dir() and root.resolve().is_relative_to(Path(folder).resolve()):
+            raise RunError(
+                "RUN_INSIDE_DATA",
+                f"the runs folder lies in {folder}, whose documents are read: model cards of runs would be among them.",
+                where=str(root),
+                mend="put it elsewhere: --runs FOLDER.",
+            )
     if config.date == "auto":  # tomorrow the run goes on with today's prompts
         config = config.model_copy(update={"date": datetime.date.today().isoformat()})
     run = runs.create(root, name, Path(config.data.train).stem)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunewright.errors import RunError, TrainError
 
@@ -280,10 +280,25 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """One more line. Raises RUN_DISK."""
+    """One more line, flushed to disk, in place of an unfinished one that a full disk or a killed writer left. Raises RUN_DISK."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with disk(path), open(path, "a", encoding="utf-8") as file:
-        file.write(line)
+    with disk(path), open(path, "a+b") as file:
+        file.truncate(_whole_lines(file))
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole_lines(file: BinaryIO) -> int:
+    """Bytes up to the end of the last finished line."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 4096)
+        file.seek(start)
+        if (last := file.read(end - start).rfind(b"\n")) >= 0:
+            return start + last + 1
+        end = start
+    return 0
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
