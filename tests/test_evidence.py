@@ -82,6 +82,22 @@ def test_calibration_error_and_its_interval() -> None:
         assert calibration.error_interval(sure[:n], hit[:n]) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("rows", [100, 300])
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0])
+def test_the_interval_of_the_calibration_error_covers(rows: int, sharpness: float) -> None:
+    """Of a calibrated judge as well, of which the binned error shows several times the truth."""
+    share, right = draws(200_000, sharpness)
+    sure, hit = share.max(1), (share.argmax(1) == right).astype(float)
+    truth = calibration.calibration_error(sure, hit, bins=200)
+    draw = np.random.default_rng(rows)
+    covered = 0
+    for seed in range(300):
+        pick = draw.integers(0, len(sure), rows)
+        low, high = calibration.error_interval(sure[pick], hit[pick], resamples=100, seed=seed)
+        covered += low <= truth <= high
+    assert covered / 300 >= 0.93
+
+
 def test_risk_coverage_and_the_hand_over() -> None:
     share, right = draws(2000, 1.0)
     sure, hit = share.max(1), share.argmax(1) == right

@@ -12,17 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunewright.metrics import Task
-from tunewright.statistics import corpus_interval
+from tunewright.statistics import FEW, corpus_interval
 
 Floats = NDArray[np.float64]
-FEWEST = 5
 
 
 def compare(
     task: Task, tuned: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], clusters: Sequence[int], alpha: float
 ) -> dict[str, Any]:
     """{"metric", "tuned", "comparator", "difference", "interval"} over the same rows; the interval is None where a label has
-    too few rows to resample. The difference is tuned - comparator, not oriented."""
+    too few rows to resample, or the arms differ too seldom. The difference is tuned - comparator, not oriented."""
     name, tuned_Rk, metric = sums(task, tuned)
     _, other_Rk, _ = sums(task, other)
     _, group = np.unique(np.asarray(clusters), return_inverse=True)
@@ -34,9 +33,12 @@ def compare(
 
     a, b = float(metric(tuned_Rk.sum(0))), float(metric(other_Rk.sum(0)))
     found: dict[str, Any] = {"metric": name, "tuned": a, "comparator": b, "difference": a - b, "interval": None}
-    if task.kind == "label" and min(np.unique([s["target"] for s in tuned], return_counts=True)[1]) < FEWEST:
-        return {**found, "note": f"no interval: a label has fewer than {FEWEST} test rows"}
-    _, low, high = corpus_interval(by_cluster(tuned_Rk), by_cluster(other_Rk), metric, alpha)
+    if task.kind == "label" and min(np.unique([s["target"] for s in tuned], return_counts=True)[1]) < FEW:
+        return {**found, "note": f"no interval: a label has fewer than {FEW} test rows"}
+    mine, theirs = by_cluster(tuned_Rk), by_cluster(other_Rk)
+    if (mine != theirs).any(1).sum() < FEW:
+        return {**found, "note": f"no interval: the arms differ in fewer than {FEW} groups"}
+    _, low, high = corpus_interval(mine, theirs, metric, alpha)
     return {**found, "interval": [low, high]}
 
 

@@ -15,6 +15,7 @@ from tunewright.systems import System
 
 Arm = dict[str, Any]
 REPEATED = 16
+CALIBRATED = 400  # dev rows for the temperature and the hand-over: labels are scored fast, and 40 rows choose a threshold badly
 
 
 def prove(session: Session) -> None:
@@ -60,8 +61,9 @@ def prove(session: Session) -> None:
         session.config.prove.alpha,
     )
     if task.metric == "accuracy" and session.config.prove.evidence != "plain":
-        sides = [(answered(session, chosen["tuned"], side), session.rows(side)) for side in ("dev", "test")]
-        dev, test = (([s["shares"] for s in lines], [s["target"] for s in lines]) for lines, _ in sides)
+        all_dev = session.judged(run.scores / "dev" / "calibration.jsonl", "dev", chosen["tuned"], data.judged(CALIBRATED, "dev"))
+        sides = (all_dev, answered(session, chosen["tuned"], "test"))
+        dev, test = (([s["shares"] for s in lines], [s["target"] for s in lines]) for lines in sides)
         verdict["calibration"] = calibration.report(task.labels, dev, test, session.config.prove.handover)
     reads = sum(e["event"] == "test_read" for e in runs.read_lines(run.events))
     facts = {
