@@ -118,6 +118,24 @@ def test_rows_of_one_form_are_told_apart_by_what_fills_it(many: int) -> None:
     assert len(held.train) > len(held.test) > 0
 
 
+def test_near_duplicates_are_those_of_a_search_of_all_pairs() -> None:
+    random = Random(2)
+    alphabet = "abcdefghijklmnopqrstuvwxyz "
+    texts = ["".join(random.choices(alphabet, k=80)) for _ in range(150)]
+    for text in texts[:150]:  # copies with some characters changed: on both sides of the threshold
+        copy = list(text)
+        for at in random.sample(range(80), random.randint(1, 4)):
+            copy[at] = random.choice(alphabet)
+        texts.append("".join(copy))
+    grams = [{t[i : i + 5] for i in range(len(t) - 4)} for t in texts]
+    pairs = {(i, j) for j in range(300) for i in range(j) if len(grams[i] & grams[j]) >= 0.8 * len(grams[i] | grams[j])}
+    cluster = near.alike(texts, 0.8).cluster
+    assert 30 < len(pairs) < 140
+    found = {(i, j) for j in range(300) for i in range(j) if cluster[i] == cluster[j]}
+    assert found <= pairs
+    assert len(found) >= 0.98 * len(pairs)
+
+
 def test_a_cluster_of_many_rows_is_never_most_of_test() -> None:
     chats = [Chat((Message("user", f"question {max(0, i - 30)}"), Message("assistant", "a")), f"x:{i}") for i in range(100)]
     cluster = [0 if i <= 30 else i for i in range(100)]

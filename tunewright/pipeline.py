@@ -135,12 +135,12 @@ def _met(run: Run, stage: str) -> Iterator[None]:
 
 def check(session: Session) -> None:
     data, talk = session.data, session.talk
-    counts = data.audit_json()["sides"]
+    counts = {side: len(data.side(side)) for side in ("train", "dev", "test")}
     talk.say(
         f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.form}, task {data.task.kind} ({data.task.reason}); "
-        + ", ".join(f"{counts.get(s, 0)} {s}" for s in ("train", "dev", "test"))
+        + ", ".join(f"{n} {s}" for s, n in counts.items())
     )
-    if not counts.get("dev"):
+    if not counts["dev"]:
         talk.warn("  no row fell to dev: there is no early stopping, and the last weights are kept")
     for finding in data.findings():
         (talk.warn if finding.level == "warning" else talk.say)(f"  {finding.level} {finding.code}: {finding.message}")
