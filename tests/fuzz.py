@@ -20,10 +20,10 @@ SMALL = 10_000  # bytes: larger known inputs are about size
 
 
 def rows(folder: Path, raw: bytes, name: str = "a.jsonl") -> None:
-    """A data file is read or refused, and nothing is left beside it."""
+    """A data file is read and audited, or refused, and nothing is left beside it."""
     (folder / name).write_bytes(raw)
     try:
-        dataset.load(config.load(None, data__train=str(folder / name)))
+        json.dumps(dataset.load(config.load(None, data__train=str(folder / name))).audit_json())
     except TunewrightError as error:
         assert all(p.code and len(str(p)) < 2000 for p in error.problems)
     assert [p.name for p in folder.iterdir()] == [name]
@@ -70,8 +70,9 @@ def tensors(header: Any, body: bytes = b"\0" * 16) -> bytes:
 
 PLAIN = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
 PAIRS = "\n".join(["text,label", *(f'"a, ""{i}""",{i % 3}' for i in range(12))]).encode()
+SIGNS = "\n".join(f'{{"text": "{"!?*"[i % 3] * (i % 9 + 1)}{"😀" * (i // 9)}", "label": "{i % 2}"}}' for i in range(60)).encode()
 SEEDS: dict[Callable[[Path, bytes], None], list[bytes]] = {
-    rows: [*(raw for _, _, _, raw, *_ in DATA if len(raw) < SMALL), "\n".join(GOOD).encode()],
+    rows: [*(raw for _, _, _, raw, *_ in DATA if len(raw) < SMALL), "\n".join(GOOD).encode(), SIGNS],
     table: [*(raw for _, _, name, raw, *_ in DATA if name.endswith("csv") and len(raw) < SMALL), PAIRS],
     settings: [text.encode() for _, _, text, *_ in CONFIGS if len(text) < SMALL],
     weights: [tensors(PLAIN)],

@@ -208,6 +208,12 @@ def test_a_classical_classifier_learns_words_and_keeps_to_its_folds() -> None:
     assert abs(p - 0.5).max() < 0.2
 
 
+def test_texts_without_a_word_are_judged_too() -> None:
+    texts = ["😀" * (i % 7 + 1) + "!" * (i // 7) if i % 2 else "🎉 ?" + "." * i for i in range(80)]
+    p_RL, names = classical.out_of_fold(texts, ["yes" if i % 2 else "no" for i in range(80)], range(80))
+    assert (p_RL.argmax(1) == [names.index("yes" if i % 2 else "no") for i in range(80)]).mean() > 0.9
+
+
 def test_a_label_is_read_out_of_a_sentence() -> None:
     labels = ("spam", "not spam", "offer")
     assert metrics.read_label("It is an Offer!", labels) == "offer"

@@ -136,6 +136,16 @@ def test_near_duplicates_are_those_of_a_search_of_all_pairs() -> None:
     assert len(found) >= 0.98 * len(pairs)
 
 
+def test_clusters_of_any_size_fall_to_test_alike() -> None:
+    for size in (1, 2, 6):
+        chats = [
+            Chat((Message("user", f"{size} of question {i}"), Message("assistant", "a")), f"x:{i}") for i in range(600 * size)
+        ]
+        held = split.hold_out(chats, [i // size * size for i in range(600 * size)], 0.1, 0.2)
+        assert len(held.test) / len(chats) == pytest.approx(0.2, abs=0.05)
+        assert len(held.dev) / len(chats) == pytest.approx(0.1, abs=0.04)
+
+
 def test_a_cluster_of_many_rows_is_never_most_of_test() -> None:
     chats = [Chat((Message("user", f"question {max(0, i - 30)}"), Message("assistant", "a")), f"x:{i}") for i in range(100)]
     cluster = [0 if i <= 30 else i for i in range(100)]

@@ -29,7 +29,7 @@ def constant(train: Sequence[Chat], labels: Sequence[str]) -> Says:
 
 
 def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Says:
-    """Words (1 and 2) and characters (2 to 5) weighted by TF-IDF; logistic regression, its strength by five-fold log loss."""
+    """Words and signs (1 and 2) and characters (2 to 5) weighted by TF-IDF; logistic regression, its strength by five-fold log loss."""
 
     @functools.cache  # fitted when it is first asked
     def fitted() -> tuple[Any, Any]:
@@ -74,7 +74,7 @@ def _features() -> Any:
     from sklearn.pipeline import make_union
 
     return make_union(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+", max_features=100_000),
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]", max_features=100_000),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, max_features=100_000),
     )
 

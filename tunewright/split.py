@@ -26,8 +26,8 @@ class Split:
 
 
 def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
-    """Whole clusters of near-duplicates go to one side, chosen by the smallest content hash in the cluster; one that holds more
-    than a tenth of all rows goes to train, because it would be most of dev or test.
+    """Whole clusters of near-duplicates go to one side, that of one of their rows; a cluster of more than a tenth of all rows goes to
+    train, because it would be most of dev or test.
 
     ``dev`` and ``test`` are expected shares; 0 means that the side comes from elsewhere. Raises DATA_TOO_FEW when train, or a
     wanted test, would be empty. A small set may leave dev empty: training then has no dev loss and keeps its last weights.
@@ -37,8 +37,10 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
         members[c].append(i)
     sides: dict[str, list[int]] = {"train": [], "dev": [], "test": []}
     for group in members.values():
-        key = min(content_hash(f"{SALT}{question(examples[i])}") for i in group)
-        place = int(key[:16], 16) / 2**64
+        # The row that speaks for its cluster is found by another hash than the one that places it: the smallest of many placing
+        # hashes is small, and every large cluster would go to test.
+        speaker = min((question(examples[i]) for i in group), key=content_hash)
+        place = int(content_hash(f"{SALT}{speaker}")[:16], 16) / 2**64
         side = "test" if place < test else "dev" if place < test + dev else "train"
         sides["train" if len(group) > max(LARGEST, len(examples) / 10) else side] += group
     for side, wanted in (("train", 1.0), ("test", test)):
