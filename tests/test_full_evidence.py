@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from safetensors.torch import load_file
 from test_pipeline import cli
 
 import tunewright as tw
-from tunewright import chat, peft_format
+from tunewright import chat, peft_format, report, sections
 from tunewright.config import Config, fields, load
-from tunewright.runs import Run, read_lines
+from tunewright.runs import Run, read_lines, write_lines
 
 Folder = Callable[[str], Path]
 STAGES = ("forgetting", "cost", "cleaning", "mitigation", "internalised", "curve", "verdict", "protocol")
@@ -98,6 +99,9 @@ def test_forgetting_costs_and_mitigation_have_their_numbers(full: Any) -> None:
     assert f["scales"] == [0.5, 1.0]
     for text in ("task", "generic"):
         assert 0 < f[text]["kl_bits"][0] < f[text]["kl_bits"][1]
+    generic = f["generic"]
+    assert generic["delta_bits_per_byte"][1] == pytest.approx(generic["delta_bits"][1] * generic["tokens"] / generic["bytes"])
+    assert 1 < generic["base_bits_per_byte"] < 9
     assert f["probes"]["knowledge"]["items"] >= 300
     orders = f["probes"]["instructions"]
     assert orders["items"] == sum(k["items"] for k in orders["kinds"].values()) == 300
@@ -147,6 +151,33 @@ def test_the_page_tells_in_the_order_of_decisions(full: Any) -> None:
     assert "no forgetting" not in page.lower()
     assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", page.lower())
     assert (full.path / "data" / "audit.html").exists()
+
+
+def test_who_reads_only_the_verdict_is_told_what_else_there_is(full: Any) -> None:
+    v = json.loads(json.dumps(full.verdict))
+    worse = {"verdict": "WORSE", "base": 0.7, "tuned": 0.4, "interval": [-0.4, -0.2]}
+    v["retention"] |= {"probes": {"knowledge": worse, "instructions": {"verdict": "CANNOT TELL"}}, "keep": worse}
+    v["arms"]["tuned"]["summary"]["cut_answers"] = 0.5
+    v["arms"]["classical"]["tuned_minus_this"]["interval"] = [-0.01, 0.1]
+    told = sections.cautions(v)
+    assert [t.split(":")[0] for t in told[:2]] == ["It got worse at knowledge", "It got worse at the rows that must still work"]
+    assert "TF-IDF" in told[2]
+    assert "50% of the answers of tuned" in told[3]
+    v["retention"], v["arms"]["tuned"]["summary"] = {}, {}
+    v["arms"]["classical"]["tuned_minus_this"]["interval"] = [0.01, 0.1]
+    assert sections.cautions(v) == []
+
+
+def test_the_page_shows_no_private_value(full: Any, tmp_path: Path) -> None:
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(full.path, copy.path)
+    for file in copy.scores.glob("*.jsonl"):
+        lines = [{**x, "target": "to anna@mail.example.org", "score": len(file.stem) % 7 / 7} for x in read_lines(file)]
+        write_lines(file, lines)
+    report.write(copy)
+    page = copy.report.read_text()
+    assert "mail.example" not in page
+    assert "to [e-mail address]" in page
 
 
 def test_a_stage_that_is_lost_is_made_again_from_what_is_there(full: Any, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def _kept(f: dict[str, Any]) -> str:
         return ""
     return (
         f"<p>Your rows that must still work ({k['items']}, {e(NAMES.get(k['metric'], k['metric']))}): base {k['base']:.3f}, tuned {k['tuned']:.3f}, "
-        f"difference {k['difference']:+.3f} ({between(k['interval'], 3, True)}): {e(k['verdict'])}.</p>"
+        f"difference {k['difference']:+.3f} ({between(k['interval'], 3, True)}): {e(k['verdict'])}. So many rows show a loss of about {k['detectable']:.3f} or more.</p>"
     )
 
 
