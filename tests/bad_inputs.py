@@ -62,6 +62,10 @@ def chats(*bad: tuple[tuple[str, object], ...]) -> bytes:
     return ("\n".join(chat(*row) for row in [*good, *bad]) + "\n").encode()
 
 
+def lines_of_chat(answer: dict[str, object]) -> bytes:
+    return chats() + (json.dumps({"messages": [{"role": "user", "content": "x"}, answer]}) + "\n").encode()
+
+
 def labels(*rows: tuple[str, str]) -> bytes:
     return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows).encode()
 
@@ -100,6 +104,8 @@ DATA: list[tuple[int, str, str, bytes, str, str]] = [
     (18, "user twice", "a.jsonl", chats((("user", "x"), ("user", "z"), ("assistant", "y"))), "DATA_TURN_ORDER", "a.jsonl:11"),
     (18, "last turn not assistant", "a.jsonl", chats((("user", "x"), ("assistant", "y"), ("user", "z"))), "DATA_TURN_ORDER", "a.jsonl:11"),
     (19, "no assistant turn", "a.jsonl", chats((("user", "x"),)), "DATA_NOTHING_TO_LEARN", "a.jsonl:11"),
+    (19, "a turn not to be learned", "a.jsonl", lines_of_chat({"role": "assistant", "content": "y", "weight": 0}), "DATA_FORM_UNSUPPORTED", "a.jsonl:11"),
+    (19, "a tool call", "a.jsonl", lines_of_chat({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}), "DATA_FORM_UNSUPPORTED", "a.jsonl:11"),
     (22, "all rows the same", "a.jsonl", b'{"prompt": "x", "completion": "y"}\n' * 1000, "DATA_DUPLICATES", "a.jsonl:1"),
     (24, "one class", "a.jsonl", labels(*((f"some text {i * 37}", "yes") for i in range(40))), "LABELS_ONE_CLASS", "a.jsonl:1"),
     (25, "too few", "a.jsonl", "\n".join(GOOD[:5]).encode(), "DATA_TOO_FEW", "a.jsonl"),

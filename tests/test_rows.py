@@ -43,6 +43,15 @@ def test_columns_and_instruction() -> None:
     assert found.examples[0].messages[0] == Message("system", "Be kind.")  # type: ignore[union-attr]
 
 
+def test_fields_of_messages_that_nothing_reads_are_told() -> None:
+    turns = [
+        {"role": "user", "content": "q", "name": "anna", "weight": 0},
+        {"role": "assistant", "content": "a", "weight": 1, "x": 2},
+    ]
+    found = examples.parse([Row({"messages": turns, "tools": []}, "x:1")])
+    assert found.unused == {"tools": 1, "messages[].name": 1, "messages[].weight": 1, "messages[].x": 1}
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "json"])
 def test_files_of_all_kinds_hold_the_same_rows(tmp_path: Path, suffix: str) -> None:
     rows = [{"prompt": f'say "{w}", please', "completion": f"{w},\nyes; \u2028 é"} for w in ("one", "two", "three")]

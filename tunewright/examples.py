@@ -35,6 +35,12 @@ FIELDS: dict[Form, tuple[str, ...]] = {
 OPTIONAL: dict[Form, tuple[str, ...]] = {"instruction": ("input",)}
 LATER = {"chosen": "preference pairs", "rejected": "preference pairs", "conversations": "ShareGPT conversations"}
 ROLES = ("system", "user", "assistant")
+# Fields of a message that would change what is learned, and so may not be passed over.
+MEANT = {
+    "weight": "every assistant message is learned",
+    "tool_calls": "tool calls are not rendered",
+    "function_call": "tool calls are not rendered",
+}
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,20 @@ def parse(
     known = {*FIELDS[kind], *OPTIONAL.get(kind, ())}
     for row in renamed:
         unused.update(k for k in row.data if k not in known)
+        if kind == "chat":
+            unused.update(_unread(row.data.get("messages")))
         found = _parse_row(row, kind, instruction, problems)
         if found is not None:
             examples.append(found)
     if problems:
         raise DataError(problems)
     return Parsed(kind, tuple(examples), dict(unused))
+
+
+def _unread(messages: Any) -> set[str]:
+    """Fields of messages that nothing reads."""
+    listed = messages if isinstance(messages, list) else []
+    return {f"messages[].{k}" for m in listed if isinstance(m, dict) for k in m if k not in ("role", "content")}
 
 
 def detect(rows: Sequence[Row]) -> Form:
@@ -234,7 +248,10 @@ def _messages(value: Any, where: str, problems: list[Problem]) -> tuple[Message,
             wrong("DATA_FIELD_TYPE", f"messages[{i}] is not an object.", 'write {"role": ..., "content": ...}.')
             continue
         role, content = item.get("role"), item.get("content")
-        if role not in ROLES:
+        meant = next((k for k in MEANT if item.get(k) not in (None, [], *([1] if role == "assistant" else [0, 1]))), None)
+        if meant is not None:
+            wrong("DATA_FORM_UNSUPPORTED", f"messages[{i}].{meant}: {MEANT[meant]} in this version.", "remove it, or the row.")
+        elif role not in ROLES:
             close = difflib.get_close_matches(str(role).lower(), ROLES, n=1, cutoff=0.6)
             hint = f"did you mean {close[0]!r}?" if close else f"roles are {', '.join(ROLES)}; tool calls are not supported yet."
             wrong("DATA_ROLE_UNKNOWN", f"messages[{i}] has the role {role!r}.", hint)

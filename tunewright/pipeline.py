@@ -140,6 +140,8 @@ def check(session: Session) -> None:
         f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.form}, task {data.task.kind} ({data.task.reason}); "
         + ", ".join(f"{n} {s}" for s, n in counts.items())
     )
+    if data.unused:
+        talk.say("  fields that nothing reads: " + ", ".join(f"{k} ({n} rows)" for k, n in data.unused.items()))
     if not counts["dev"]:
         talk.warn("  no row fell to dev: there is no early stopping, and the last weights are kept")
     for finding in data.findings():
