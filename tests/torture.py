@@ -111,6 +111,7 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
     """From now on the ``at``-th call that changes the disk is the last: killed "before" it, "after" it, or it is "full"."""
     count = 0
     rng = random.Random(at)
+    flushed: dict[int, int] = {}  # bytes of appended files that were there before: no crash takes them back
 
     def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def failed(*args: Any, **more: Any) -> Any:
@@ -122,7 +123,8 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if count == at and how == "before":
                 if name == "fsync" and stat.S_ISREG(os.fstat(args[0]).st_mode) and rng.random() < 0.5:
-                    os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)
+                    now = os.fstat(args[0])
+                    os.ftruncate(args[0], max(flushed.get(now.st_ino, 0), now.st_size // 2))
                 os.kill(os.getpid(), signal.SIGKILL)
             found = call(*args, **more)
             if count == at:
@@ -136,6 +138,8 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
     plain = builtins.open
 
     def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
+        if "a" in mode and os.path.exists(file):
+            flushed[os.stat(file).st_ino] = os.stat(file).st_size
         return wrap("open", plain)(file, mode, *args, **more) if set(mode) & set("wxa") else plain(file, mode, *args, **more)
 
     builtins.open = io.open = opened  # type: ignore[assignment]
