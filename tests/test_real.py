@@ -159,11 +159,11 @@ print(json.dumps([same, len(rows), gap]))
 
 
 @pytest.mark.slow
-def test_the_demo_is_better(tmp_path: Path) -> Any:
+def test_the_demo_beats_fixed_examples(tmp_path: Path) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "tunewright", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["verdict"] == "BETTER"
-    assert found["difference"] > 0.1
+    assert found["verdict"] in ("BETTER", "CANNOT TELL"), "against the nearest rows it is close: seeds decide"
+    assert found["arms"]["few_shot"]["tuned_minus_this"]["interval"][0] > 0.05
