@@ -12,19 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
+from tunewright.noise import tempered
 from tunewright.statistics import wilson
 
 Floats = NDArray[np.float64]
 BINS = 10
 TINY = 1e-9
 ENOUGH = 300
-
-
-def tempered(share_RL: ArrayLike, temperature: float) -> Floats:
-    """Shares with their logarithms divided by ``temperature``: above 1 flatter, below 1 sharper, the order unchanged."""
-    log = np.log(np.clip(np.asarray(share_RL, float), TINY, 1.0)) / temperature
-    p: Floats = np.exp(log - log.max(1, keepdims=True))
-    return np.asarray(p / p.sum(1, keepdims=True))
 
 
 def log_loss(share_RL: ArrayLike, right_R: ArrayLike) -> float:

@@ -35,11 +35,10 @@ def compare(
     found: dict[str, Any] = {"metric": name, "tuned": a, "comparator": b, "difference": a - b, "interval": None}
     if task.kind == "label" and min(np.unique([s["target"] for s in tuned], return_counts=True)[1]) < FEW:
         return {**found, "note": f"no interval: a label has fewer than {FEW} test rows"}
-    mine, theirs = by_cluster(tuned_Rk), by_cluster(other_Rk)
-    if (mine != theirs).any(1).sum() < FEW:
+    interval = corpus_interval(by_cluster(tuned_Rk), by_cluster(other_Rk), metric, alpha)
+    if interval is None:
         return {**found, "note": f"no interval: the arms differ in fewer than {FEW} groups"}
-    _, low, high = corpus_interval(mine, theirs, metric, alpha)
-    return {**found, "interval": [low, high]}
+    return {**found, "interval": list(interval)}
 
 
 def sums(task: Task, scores: Sequence[dict[str, Any]]) -> tuple[str, Floats, Callable[[Floats], Floats]]:

@@ -40,7 +40,7 @@ def last_doubling(whole_SR: Floats, half_SR: Floats, clusters: Sequence[int], al
         of_seed = whole_SR.mean(1) - half_SR.mean(1)
         extra = float(of_seed.std(ddof=1)) / np.sqrt(seeds) * float(stats.t.isf(alpha / 2, seeds - 1))
         low, high = gain - np.hypot(gain - low, extra), gain + np.hypot(high - gain, extra)
-    word = "helps" if low > 0 else "does not visibly help" if high < margin else "cannot tell"
+    word = "helps" if low > 0 else "does not visibly help" if high < margin else "may or may not help"
     return {"gain": gain, "interval": [float(low), float(high)], "seeds": seeds, "word": word}
 
 

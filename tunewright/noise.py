@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tunewright import classical
@@ -102,8 +102,8 @@ def chances(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: 
     return np.asarray(wrong_R / (wrong_R + own_R * (1 - rate) + 1e-300))
 
 
-def tempered(p_RL: Floats, temperature: float) -> Floats:
-    """Softmax of log shares over ``temperature``; above 1 is less sure."""
-    logits_RL = np.log(np.clip(p_RL, 1e-9, 1.0)) / temperature
+def tempered(p_RL: ArrayLike, temperature: float) -> Floats:
+    """Shares with their logarithms divided by ``temperature``: above 1 flatter, below 1 sharper, the order unchanged."""
+    logits_RL = np.log(np.clip(np.asarray(p_RL, float), 1e-9, 1.0)) / temperature
     raised_RL = np.exp(logits_RL - logits_RL.max(1, keepdims=True))
     return np.asarray(raised_RL / raised_RL.sum(1, keepdims=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from tunewright.private import masked
+
 CSS = """
 :root{--ink:#17191c;--soft:#6d737b;--paper:#fff;--panel:#f5f6f4;--line:#dfe2de;--accent:#17694c;--other:#b4632a;--bad:#a92f2f;color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root{--ink:#e9ebe8;--soft:#9aa29c;--paper:#15181a;--panel:#1e2225;--line:#33393c;--accent:#5fc49c;--other:#e39a62;--bad:#ec8080}}
@@ -56,8 +58,8 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def entry(pairs: Iterable[tuple[str, object]]) -> str:
-    """A panel of names and texts; long texts are cut."""
-    shown = "".join(f"<dt>{e(k)}</dt><dd class=text>{e(str(v)[:1500])}</dd>" for k, v in pairs if v not in (None, ""))
+    """A panel of names and texts: what looks private masked, long texts cut."""
+    shown = "".join(f"<dt>{e(k)}</dt><dd class=text>{e(masked(str(v))[:1500])}</dd>" for k, v in pairs if v not in (None, ""))
     return f'<div class="row"><dl>{shown}</dl></div>'
 
 

@@ -13,7 +13,6 @@ from tunewright import page, plots, sections
 from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.page import e as _e
 from tunewright.page import table as _table
-from tunewright.private import masked
 from tunewright.runs import Run, read_json, read_lines, write_atomic
 from tunewright.sections import NAMES
 
@@ -107,10 +106,10 @@ def _rows(run: Run, v: dict[str, Any]) -> str:
         return page.entry(
             [
                 ("row", a["where"].rsplit("/", 1)[-1]),
-                ("asked", masked(asked)),
-                ("wanted", masked(a["target"])),
-                (other_name, f"{masked(b['answer'])}  [{b['score']:.3f}]"),
-                ("tuned", f"{masked(a['answer'])}  [{a['score']:.3f}]"),
+                ("asked", asked),
+                ("wanted", a["target"]),
+                (other_name, f"{b['answer']}  [{b['score']:.3f}]"),
+                ("tuned", f"{a['answer']}  [{a['score']:.3f}]"),
             ]
         )
 

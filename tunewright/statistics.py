@@ -230,19 +230,18 @@ Metric = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 def corpus_interval(
     tuned_Ck: ArrayLike, other_Ck: ArrayLike, metric: Metric, alpha: float = 0.05, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """(difference, low, high) of a corpus metric between two arms on the same clusters: bias-corrected and accelerated bootstrap
-    (Efron 1987) over clusters, both arms resampled alike, a cluster for and one against added (`mirrored`).
+) -> tuple[float, float] | None:
+    """(low, high) of the difference of a corpus metric between two arms on the same clusters: bias-corrected and accelerated
+    bootstrap (Efron 1987) over clusters, both arms resampled alike, a cluster for and one against added (`mirrored`).
 
     Row c of each array holds the sums of cluster c that the metric is made of (matches and totals, nats and bytes);
-    ``metric`` maps sums (..., k) to values (...). (-1, 1) where the arms differ in fewer than `FEW` clusters: resampling so few
+    ``metric`` maps sums (..., k) to values (...). None where the arms differ in fewer than `FEW` clusters: resampling so few
     tells nothing of those that were not seen.
     """
     a, b = np.asarray(tuned_Ck, dtype=float), np.asarray(other_Ck, dtype=float)
     assert a.shape == b.shape
-    whole = float(metric(a.sum(0)) - metric(b.sum(0))) if len(a) else 0.0
     if int((a != b).any(1).sum()) < FEW:
-        return whole, -1.0, 1.0
+        return None
     a, b = mirrored(a, b, metric)
     count, middle = len(a), float(metric(a.sum(0)) - metric(b.sum(0)))
     draw = np.random.Generator(np.random.Philox(key=seed))
@@ -259,7 +258,7 @@ def corpus_interval(
         z = bias + float(stats.norm.ppf(level))
         return float(np.quantile(found, float(stats.norm.cdf(bias + z / (1 - acceleration * z)))))
 
-    return whole, quantile(alpha / 2), quantile(1 - alpha / 2)
+    return quantile(alpha / 2), quantile(1 - alpha / 2)
 
 
 def mirrored(
