@@ -35,12 +35,13 @@ def seconds(run: Path) -> dict[str, float]:
 
 def table(runs: dict[str, Path]) -> str:
     taken = {kind: seconds(run) for kind, run in runs.items()}
+    steps = read_json(runs["full"] / "plan.json")["steps"]
     stages = [s for s in taken["full"] if any(t.get(s, 0) >= 1 for t in taken.values())]
     total = {kind: sum(t.values()) for kind, t in taken.items()}
     rows = {s: [taken[k].get(s, 0.0) for k in KINDS] for s in stages} | {"all": list(total.values())}
     times = " | ".join(f"{x / total['plain']:.2f}" for x in total.values())
     lines = [
-        "`python benchmarks/evidence.py`: seconds of each stage, the demo task (1,504 addresses, 90 steps), two cores. One run each:",
+        f"`python benchmarks/evidence.py`: seconds of each stage, the demo task (1,504 addresses, {steps} steps), two cores. One run each:",
         "the ratio is good to perhaps a tenth.",
         "",
         f"| stage | {' | '.join(KINDS)} |",

@@ -118,8 +118,8 @@ def test_coverage_for_graded_scores_that_seldom_differ(
 
 def test_the_imagined_rows_cost_little_where_all_rows_differ() -> None:
     d = np.random.default_rng(1).normal(0.02, 0.06, 100)
-    low, high, _ = statistics.clustered_interval(d, range(100))
-    wide_low, wide_high, _ = statistics.clustered_interval(d, range(100), imagined=statistics.imagined(d))
+    low, high, _ = statistics.clustered_interval(d, range(100), imagine=False)
+    wide_low, wide_high, _ = statistics.clustered_interval(d, range(100))
     assert wide_high - wide_low == pytest.approx(high - low, rel=0.03)
 
 
@@ -130,12 +130,27 @@ def test_coverage_of_the_clustered_interval() -> None:
     for _ in range(1000):
         shared = np.repeat(draw.normal(size=30), 5)
         d = 0.1 * (shared + draw.normal(size=150)) / math.sqrt(2) + 0.05
-        low, high, _ = statistics.clustered_interval(d, np.repeat(np.arange(30), 5).tolist(), imagined=statistics.imagined(d))
+        low, high, _ = statistics.clustered_interval(d, np.repeat(np.arange(30), 5).tolist())
         covered += low <= 0.05 <= high
-        low, high, _ = statistics.clustered_interval(d, list(range(150)))
+        low, high, _ = statistics.clustered_interval(d, range(150))
         naive += low <= 0.05 <= high
     assert covered / 1000 >= 0.93
     assert naive / 1000 < 0.9
+
+
+@settings(max_examples=80)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=25), st.integers(2, 5), st.booleans())
+def test_rows_that_are_answered_alike_tell_no_more_than_one_of_them(
+    rows: list[tuple[float, float]], copies: int, graded: bool
+) -> None:
+    first, second = (np.array([r[i] if graded else round(r[i]) for r in rows]) for i in range(2))
+    alone = statistics.compare(first, second, range(len(rows)))
+    groups = np.repeat(np.arange(len(rows)), copies).tolist()
+    alike = statistics.compare(np.repeat(first, copies), np.repeat(second, copies), groups)
+    assert alike.verdict == alone.verdict
+    assert np.allclose([*alike.interval, alike.p_value], [*alone.interval, alone.p_value], atol=1e-9)
+    own = [statistics.mean_interval(x, g) for x, g in ((first, range(len(rows))), (np.repeat(first, copies), groups))]
+    assert np.allclose(own[0], own[1], atol=1e-9)
 
 
 def test_power_tables() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from tunewright.statistics import clustered_interval, imagined
+from tunewright.statistics import clustered_interval
 
 Floats = NDArray[np.float64]
 Form = Callable[..., Floats]
@@ -33,7 +33,7 @@ def last_doubling(whole_SR: Floats, half_SR: Floats, clusters: Sequence[int], al
     clustered interval of the rows' mean gains, and the t interval of the seeds' gains where there are several.
     """
     gain_R = whole_SR.mean(0) - half_SR.mean(0)
-    low, high, _ = clustered_interval(gain_R, clusters, alpha, imagined=imagined(gain_R))
+    low, high, _ = clustered_interval(gain_R, clusters, alpha)
     seeds = len(whole_SR)
     gain = float(gain_R.mean())
     if seeds > 1:

@@ -120,7 +120,7 @@ def told(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, Any]
     total = float(d.tokens_R.sum())
     intervals = []
     for kl_R in d.kl_SR:  # rows over the mean length: their mean is the mean over tokens
-        low, high, _ = statistics.clustered_interval(kl_R / d.tokens_R.mean() * bits, clusters, alpha, bound=math.inf)
+        low, high, _ = statistics.clustered_interval(kl_R / d.tokens_R.mean() * bits, clusters, alpha, math.inf, imagine=False)
         intervals.append((max(0.0, low), high))
     return {
         "rows": len(d.tokens_R),

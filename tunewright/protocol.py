@@ -12,6 +12,7 @@ from tunewright.config import ProveConfig
 from tunewright.dataset import Dataset
 from tunewright.examples import content_hash, question
 from tunewright.metrics import HIGHER_IS_BETTER
+from tunewright.statistics import Comparison
 from tunewright.systems import System
 
 RULE = (
@@ -47,6 +48,16 @@ class Protocol:
     def sha256(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def bound(self) -> float:
+        """The largest score that is taken to be possible: 1, or 16 bits a byte."""
+        return 1.0 if self.higher_is_better else 16.0
+
+    def compare(self, first: Sequence[float], second: Sequence[float], clusters: Sequence[int]) -> Comparison:
+        """``first`` - ``second`` over the same rows, with this margin, alpha and direction."""
+        how = {"margin": self.margin, "alpha": self.alpha, "bound": self.bound}
+        return statistics.compare(first, second, clusters, higher_is_better=self.higher_is_better, **how)
+
 
 def make(
     data: Dataset, asked: ProveConfig, families: dict[str, list[System]], dev: Sequence[int], test: Sequence[int], limit: int
@@ -55,7 +66,8 @@ def make(
     for side, rows in (("dev", dev), ("test", test)):
         for i in rows:
             digest.update(f"{side} {content_hash(question(data.examples[i]))}\n".encode())
-    detectable, assumed = _detectable(data.task.metric, len(test), asked.alpha)
+    worth = statistics.worth_of([data.cluster[i] for i in test])
+    detectable, assumed = _detectable(data.task.metric, round(len(test) * worth), asked.alpha)
     return Protocol(
         RULE,
         data.task.metric,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,13 +96,13 @@ def unsteady(verdict: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
 
 def _without_overlap(session: Session, arms: dict[str, Arm], other: str) -> dict[str, Any] | None:
     """The comparison on the test rows that share no long run of words with training rows, where some do."""
-    rows, flagged, asked = session.rows("test"), set(session.data.overlap), session.protocol
+    rows, flagged = session.rows("test"), set(session.data.overlap)
     kept = [k for k, i in enumerate(rows) if i not in flagged]
     if len(kept) in (0, len(rows)):
         return None
     tuned, base = ([arms[name]["scores"][k] for k in kept] for name in ("tuned", other))
     clusters = [session.data.cluster[rows[k]] for k in kept]
-    c = statistics.compare(tuned, base, clusters, margin=asked.margin, alpha=asked.alpha, higher_is_better=asked.higher_is_better)
+    c = session.protocol.compare(tuned, base, clusters)
     mine, theirs = sum(tuned) / len(kept), sum(base) / len(kept)
     return {
         "rows": len(rows) - len(kept),
@@ -115,11 +114,8 @@ def _without_overlap(session: Session, arms: dict[str, Arm], other: str) -> dict
 
 
 def paired(session: Session, first: Sequence[float], second: Sequence[float]) -> statistics.Comparison:
-    """``first`` - ``second`` on all test rows, with the protocol's margin, alpha and direction."""
-    asked, clusters = session.protocol, [session.data.cluster[i] for i in session.rows("test")]
-    return statistics.compare(
-        first, second, clusters, margin=asked.margin, alpha=asked.alpha, higher_is_better=asked.higher_is_better
-    )
+    """``first`` - ``second`` on all test rows."""
+    return session.protocol.compare(first, second, [session.data.cluster[i] for i in session.rows("test")])
 
 
 def sentence(v: dict[str, Any]) -> str:
@@ -153,18 +149,15 @@ def decide(arms: dict[str, Arm], protocol: Protocol, clusters: list[int]) -> dic
     """verdict.json from the arms' scores on test: tuned against the untrained arm that was best on dev. Where no dev row chose,
     it is the best on these very rows, which favours that arm. Every other arm is compared with tuned too: exploratory."""
     higher = protocol.higher_is_better
-    bound = 1.0 if higher else 16.0
     untrained = {name: arm for name, arm in arms.items() if not arm["trained"]}
     on_dev = {name: arm["on_dev"] for name, arm in untrained.items() if arm["on_dev"] is not None}
     other = (max if higher else min)(untrained, key=lambda n: on_dev[n] if on_dev else arms[n]["score"])
-    compare = functools.partial(
-        statistics.compare, clusters=clusters, margin=protocol.margin, alpha=protocol.alpha, higher_is_better=higher, bound=bound
-    )
-    against = {name: compare(arms["tuned"]["scores"], arm["scores"]) for name, arm in arms.items() if name != "tuned"}
+    tuned = arms["tuned"]["scores"]
+    against = {name: protocol.compare(tuned, arm["scores"], clusters) for name, arm in arms.items() if name != "tuned"}
     adjusted = dict(zip(against, statistics.holm([c.p_value for c in against.values()]), strict=True))
     shown = {}
     for name, arm in arms.items():
-        interval = statistics.mean_interval(arm["scores"], clusters, protocol.alpha, bound)
+        interval = statistics.mean_interval(arm["scores"], clusters, protocol.alpha, protocol.bound)
         shown[name] = {**{k: v for k, v in arm.items() if k not in ("scores", "lines")}, "interval": list(interval)}
         if name in against:
             c = against[name]

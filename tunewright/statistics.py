@@ -1,9 +1,9 @@
 """Is the tuned model better? Intervals, tests and a verdict for paired rows. Pure numpy/scipy.
 
 Right/wrong scores: Newcombe's paired score interval (Newcombe 1998, Stat. Med. 17:2635, method 10) and the exact McNemar
-test. Other scores: the mean of the paired differences, with a row for and a row against added, a cluster-robust standard error
-(Miller 2024, 2411.00640) and a t quantile with (clusters - 1) degrees of freedom. A percentile bootstrap is not used: on scores of
-rarely disagreeing arms its "95 %" interval covers the truth as seldom as a third of the time.
+test, of as many rows as those that belong together are worth (Kish 1965). Other scores: the mean of the paired differences, with a row for and a row against added, a cluster-robust standard
+error (Miller 2024, 2411.00640) and a t quantile with (clusters - 1) degrees of freedom. A percentile bootstrap is not used: on
+scores of rarely disagreeing arms its "95 %" interval covers the truth as seldom as a third of the time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Word = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
 POWER = 0.8
@@ -46,7 +46,7 @@ class Comparison:
         return value
 
 
-def wilson(successes: float, n: int, alpha: float = 0.05) -> tuple[float, float]:
+def wilson(successes: float, n: float, alpha: float = 0.05) -> tuple[float, float]:
     """Score interval of one proportion (Wilson 1927); (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
@@ -58,8 +58,8 @@ def wilson(successes: float, n: int, alpha: float = 0.05) -> tuple[float, float]
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def newcombe_paired(both: int, first: int, second: int, neither: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of p1 - p2 for paired right/wrong rows; ``first`` counts rows that only arm 1 got right."""
+def newcombe_paired(both: float, first: float, second: float, neither: float, alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of p1 - p2 for paired right/wrong rows; ``first`` counts rows that only arm 1 got right. Counts need not be whole."""
     n = both + first + second + neither
     if n == 0:
         return -1.0, 1.0
@@ -76,16 +76,19 @@ def newcombe_paired(both: int, first: int, second: int, neither: int, alpha: flo
     return max(-1.0, p1 - p2 - math.sqrt(max(0.0, below))), min(1.0, p1 - p2 + math.sqrt(max(0.0, above)))
 
 
-def mcnemar_exact(first: int, second: int) -> float:
-    """Two-sided p of "the rows on which the arms disagree are split evenly"."""
-    return float(stats.binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
+def mcnemar_exact(first: float, second: float) -> float:
+    """Two-sided p of "the rows on which the arms disagree are split evenly". The binomial tail is an incomplete beta function, so
+    counts need not be whole."""
+    if not first + second:
+        return 1.0
+    return min(1.0, 2 * float(special.betainc(max(first, second), min(first, second) + 1, 0.5)))
 
 
 def clustered_interval(
-    values: ArrayLike, clusters: Sequence[int], alpha: float = 0.05, bound: float = 1.0, imagined: Sequence[float] = ()
+    values: ArrayLike, clusters: Sequence[int], alpha: float = 0.05, bound: float = 1.0, imagine: bool = True
 ) -> tuple[float, float, float]:
-    """(low, high, p) for the mean; rows of one cluster may depend on each other. |mean| cannot exceed ``bound``. ``imagined``: values
-    of rows that are added, each as a cluster of its own (see `imagined`).
+    """(low, high, p) for the mean; rows of one cluster may depend on each other. |mean| cannot exceed ``bound``. ``imagine`` adds
+    two clusters of middling size (see `imagined`).
 
     With fewer than two clusters nothing can be said: (-bound, bound, 1). Where no row differs at all, the interval is that
     of a share of which none was seen, not of width zero.
@@ -95,10 +98,13 @@ def clustered_interval(
     seen = int(groups.max()) + 1 if len(d) else 0
     if seen < 2:
         return -bound, bound, 1.0
-    d, groups, count = np.r_[d, imagined], np.r_[groups, seen : seen + len(imagined)], seen + len(imagined)
-    mean = float(d.mean())
-    sums = np.bincount(groups, weights=d - mean, minlength=count)
-    se = math.sqrt(float((sums**2).sum()) * count / (count - 1)) / len(d)
+    count, weights = seen, np.ones(len(d))
+    if imagine:
+        count, weights = seen + 2, np.r_[weights, np.full(2, len(d) / seen)]
+        d, groups = np.r_[d, imagined(d, groups, bound)], np.r_[groups, seen, seen + 1]
+    mean = float(np.average(d, weights=weights))
+    sums = np.bincount(groups, weights=weights * (d - mean), minlength=count)
+    se = math.sqrt(float((sums**2).sum()) * count / (count - 1)) / float(weights.sum())
     if se <= 1e-12 * max(1.0, abs(mean)):
         unseen = 1 - alpha ** (1 / count)
         half = unseen * min(bound, 1.0)
@@ -108,14 +114,14 @@ def clustered_interval(
     return max(-bound, mean - half), min(bound, mean + half), p
 
 
-def imagined(differences: ArrayLike, bound: float = 1.0) -> tuple[float, float]:
-    """One row for and one against, as large as the differences that were seen: what Bonett and Price (2012, J. Educ. Behav. Stat.
+def imagined(differences: ArrayLike, clusters: ArrayLike, bound: float = 1.0) -> tuple[float, float]:
+    """One for and one against, as large as the differences that were seen: what Bonett and Price (2012, J. Educ. Behav. Stat.
     37:479) add to right/wrong pairs, for any scores. Where arms seldom differ, the few differences that a sample holds tell too
-    little of those that it does not; with fewer than `FEW` of them even their size is unknown, and taken to be the largest.
+    little of those that it does not; with fewer than `FEW` clusters of them even their size is unknown, and taken to be the largest.
     """
-    apart = np.asarray(differences, dtype=float)
-    apart = apart[apart != 0]
-    size = math.sqrt(float((apart**2).mean())) if len(apart) >= FEW else min(bound, 1.0)
+    d, groups = np.asarray(differences, dtype=float), np.asarray(clusters)
+    apart = d[d != 0]
+    size = math.sqrt(float((apart**2).mean())) if len(np.unique(groups[d != 0])) >= FEW else min(bound, 1.0)
     return size, -size
 
 
@@ -123,10 +129,18 @@ def mean_interval(scores: ArrayLike, clusters: Sequence[int], alpha: float = 0.0
     """Interval of one arm's mean score: Wilson for right/wrong, clustered t otherwise, kept within [0, bound]."""
     s = np.asarray(scores, dtype=float)
     if is_binary(s):
-        return wilson(float(s.sum()), len(s), alpha)
+        worth = worth_of(clusters)
+        return wilson(worth * float(s.sum()), worth * len(s), alpha)
     usual = float(np.median(s)) if len(s) else 0.0
-    low, high, _ = clustered_interval(s - usual, clusters, alpha, bound, imagined(s - usual, bound))
+    low, high, _ = clustered_interval(s - usual, clusters, alpha, bound)
     return max(0.0, usual + low), min(bound, usual + high)
+
+
+def worth_of(clusters: Sequence[int]) -> float:
+    """How many independent rows one row is worth where those of a cluster are answered alike: n / sum of squared sizes (Kish 1965,
+    Survey Sampling, section 8.2, with a correlation of 1). 1 where no two rows share a cluster."""
+    sizes = np.unique(np.asarray(clusters, dtype=int), return_counts=True)[1]
+    return float(sizes.sum() / (sizes**2).sum()) if len(sizes) else 1.0
 
 
 def is_binary(scores: ArrayLike) -> bool:
@@ -152,16 +166,14 @@ def compare(
     assert a.shape == b.shape == (len(clusters),)
     d = a - b if higher_is_better else b - a
     n = len(d)
-    binary = is_binary(a) and is_binary(b) and higher_is_better
-    if binary:
-        both, first, second, neither = (int(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    if is_binary(a) and is_binary(b) and higher_is_better:
+        worth = worth_of(clusters)
+        both, first, second, neither = (worth * float(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
         interval, narrow = (newcombe_paired(both, first, second, neither, level) for level in (alpha, 2 * alpha))
         p, test = mcnemar_exact(first, second), "Newcombe paired interval, exact McNemar"
     else:
-        more = imagined(d, bound)
-        low, high, p = clustered_interval(d, clusters, alpha, bound, more)
-        interval = (low, high)
-        narrow = clustered_interval(d, clusters, 2 * alpha, bound, more)[:2]
+        low, high, p = clustered_interval(d, clusters, alpha, bound)
+        interval, narrow = (low, high), clustered_interval(d, clusters, 2 * alpha, bound)[:2]
         test = "clustered paired t, one imagined row for and one against"
     word: Word = "CANNOT TELL"
     if n and interval[0] > 0:
@@ -207,10 +219,17 @@ def detectable(rows: int, disagreement: float = 0.3, alpha: float = 0.05, power:
 
 
 def detectable_mean(rows: int, spread: float, alpha: float = 0.05, power: float = POWER) -> float:
-    """As `detectable`, for the paired t test of scores between 0 and 1 whose differences spread (SD) like this."""
+    """As `detectable`, for the interval of scores between 0 and 1 whose differences spread (SD) like this, its two imagined rows
+    included: they widen it, and more so where the difference is large."""
     if rows < 2:
         return 1.0
-    return min(1.0, float(stats.t.isf(alpha / 2, rows - 1) + stats.norm.ppf(power)) * spread / math.sqrt(rows))
+    found, n = 0.0, rows
+    for _ in range(20):  # a fixed point: what is found depends on the imagined rows, which are as large as what is found
+        mean = found * n / (n + 2)
+        squares = n * (spread**2 + (found - mean) ** 2) + 2 * (spread**2 + found**2 + mean**2)
+        se = math.sqrt(squares / (n + 1) / (n + 2))
+        found = (n + 2) / n * float(stats.t.isf(alpha / 2, n - 1)) * se + float(stats.norm.ppf(power)) * spread / math.sqrt(n)
+    return min(1.0, found)
 
 
 def mcnemar_power(rows: int, difference: float, disagreement: float, alpha: float = 0.05) -> float:
