@@ -20,7 +20,7 @@ h3{font-size:1rem;margin:1.4rem 0 .3rem}p{margin:.5rem 0;max-width:46rem}
 .good{color:var(--accent)}.bad{color:var(--bad)}.even{color:var(--other)}.lead{font-size:1.1rem;max-width:48rem}.soft{color:var(--soft)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1.4rem 0 .4rem}
 .tile{background:var(--panel);border-radius:.6rem;padding:.75rem .9rem}.tile b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:.86rem}
-figure{margin:1rem 0;overflow-x:auto}svg{width:100%;min-width:30rem;max-width:46rem;height:auto;display:block}
+figure{margin:1rem 0;overflow-x:auto}svg{width:100%;min-width:24rem;max-width:46rem;height:auto;display:block}
 .scroll{overflow-x:auto;margin:.7rem 0}table{border-collapse:collapse;width:100%;font-size:.92rem}
 th{text-align:left;color:var(--soft);font-weight:600}th,td{padding:.42rem .8rem .42rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:pre}td:first-child{white-space:nowrap}th{vertical-align:bottom}td.why{color:var(--soft);min-width:16rem}
