@@ -23,7 +23,7 @@ from scipy import stats
 from tunewright import classical
 
 FEWEST = 50
-WORTH_A_LOOK = 0.4
+WORTH_A_LOOK = 0.5  # likelier wrong than right
 TEMPERATURES_T = np.geomspace(0.2, 5.0, 49)
 RATES_E = np.linspace(0.0, 0.6, 121)
 Floats = NDArray[np.float64]
