@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -419,7 +420,40 @@ def test_dev_chooses_the_comparator_and_test_claims() -> None:
     assert found["difference"] == 0.5
     assert found["arms"]["zero_shot"]["tuned_minus_this"]["difference"] == 0.25
     assert found["arms"]["zero_shot"]["tuned_minus_this"]["p_holm"] >= found["arms"]["zero_shot"]["tuned_minus_this"]["p_value"]
+    assert (found["verdict"], found["unbeaten"]) == ("CANNOT TELL", ["zero_shot", "few_shot"])
     without = decide(arms(False), asked, [0, 1, 2, 3])["comparator"]
     assert (without["name"], without["chosen_on"]) == ("zero_shot", "test")
     lower = decide(arms(True), dataclasses.replace(asked, higher_is_better=False), [0, 1, 2, 3])
     assert lower["comparator"]["name"] == "zero_shot"
+
+
+def test_what_dev_chose_badly_does_not_make_the_tuned_model_better() -> None:
+    """Shuffled labels, and a model that learned the commonest one: it beats the arm that a noisy dev chose, not the constant answer."""
+    from tunewright.protocol import RULE, Protocol
+    from tunewright.proving import decide, sentence
+
+    draw = np.random.default_rng(0)
+    common, base = (draw.random(100) < 0.55).astype(float), (draw.random(100) < 0.3).astype(float)
+
+    def judged(**test_scores: Any) -> dict[str, Any]:
+        on_dev = {"zero_shot": 0.5, "constant": 0.45}
+        arms = {
+            name: {
+                "scores": list(s),
+                "score": float(s.mean()),
+                "on_dev": on_dev.get(name),
+                "trained": name == "tuned",
+                "variant": "",
+            }
+            for name, s in test_scores.items()
+        }
+        return decide(arms, Protocol(RULE, "accuracy", True, 0.02, 0.05, {}, 8, 40, 100, "", None, ""), list(range(100)))
+
+    found = judged(zero_shot=base, constant=common, tuned=common)
+    assert found["comparator"]["name"] == "zero_shot"
+    assert found["interval"][0] > 0
+    assert (found["verdict"], found["unbeaten"]) == ("CANNOT TELL", ["constant"])
+    assert "not shown to be better than constant" in sentence(found)
+    found = judged(zero_shot=base, constant=common, tuned=np.ones(100))
+    assert (found["verdict"], found["unbeaten"]) == ("BETTER", [])
+    assert "not shown" not in sentence(found)

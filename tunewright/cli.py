@@ -378,15 +378,14 @@ def _command() -> str:
 
 
 def _verdict(session: Session, as_json: bool) -> None:
+    from tunewright.proving import sentence
     from tunewright.runs import read_json
 
     if as_json:
         out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})
         return
     v = read_json(session.run.verdict)
-    typer.echo(
-        f"{v['verdict']}: {v['metric']} {v['tuned']:.3f} against {v['comparator']['score']:.3f} ({v['comparator']['name']}), difference {v['difference']:+.3f} [{v['interval'][0]:+.3f}, {v['interval'][1]:+.3f}], {v['n']} held-out rows"
-    )
+    typer.echo(sentence(v))
     typer.echo(f"report: {session.run.report}")
     typer.echo(f"try it: tunewright chat {session.run.path}")
 

@@ -17,7 +17,8 @@ from tunewright.systems import System
 
 RULE = (
     "dev chooses one variant of every family of arms, and the best untrained arm as comparator; every chosen arm answers test "
-    "once; the verdict is tuned against the comparator; all other comparisons are exploratory and adjusted by Holm"
+    "once; the verdict is tuned against the comparator, and BETTER only where tuned is shown to be better than every other untrained "
+    "arm too; all other comparisons are exploratory and adjusted by Holm"
 )
 
 # How two arms' scores differ row by row: of right/wrong scores the share of rows, of others the standard deviation (the

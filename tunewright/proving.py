@@ -121,9 +121,11 @@ def paired(session: Session, first: Sequence[float], second: Sequence[float]) ->
 def sentence(v: dict[str, Any]) -> str:
     """The verdict on one line."""
     other, (low, high) = v["comparator"], v["interval"]
+    also = [f"{name} ({v['arms'][name]['score']:.3f})" for name in v["unbeaten"] if low > 0]
     return (
         f"{v['verdict']}: {v['metric']} tuned {v['tuned']:.3f}, {other['name']} {other['score']:.3f}, "
-        f"difference {v['difference']:+.3f} [{low:+.3f}, {high:+.3f}] on {v['n']} rows"
+        f"difference {v['difference']:+.3f} [{low:+.3f}, {high:+.3f}] on {v['n']} held-out rows"
+        + (f"; not shown to be better than {', '.join(also)}" if also else "")
     )
 
 
@@ -147,7 +149,11 @@ def answered(session: Session, system: System, side: str) -> list[Score]:
 
 def decide(arms: dict[str, Arm], protocol: Protocol, clusters: list[int]) -> dict[str, Any]:
     """verdict.json from the arms' scores on test: tuned against the untrained arm that was best on dev. Where no dev row chose,
-    it is the best on these very rows, which favours that arm. Every other arm is compared with tuned too: exploratory."""
+    it is the best on these very rows, which favours that arm. Every other arm is compared with tuned too: exploratory.
+
+    Dev rows are few and may choose a weak comparator. So BETTER asks that every untrained arm is beaten, each at alpha: a union of
+    null hypotheses, all of them rejected, needs no adjustment (Berger 1982, Technometrics 24:295). ``unbeaten`` names the others.
+    """
     higher = protocol.higher_is_better
     untrained = {name: arm for name, arm in arms.items() if not arm["trained"]}
     on_dev = {name: arm["on_dev"] for name, arm in untrained.items() if arm["on_dev"] is not None}
@@ -169,6 +175,10 @@ def decide(arms: dict[str, Arm], protocol: Protocol, clusters: list[int]) -> dic
             }
     facts = against[other].to_json()
     facts["n"] = facts.pop("rows")
+    facts["unbeaten"] = [name for name in untrained if against[name].interval[0] <= 0]
+    if facts["verdict"] == "BETTER" and facts["unbeaten"]:
+        facts["verdict"] = "CANNOT TELL"
+        facts["rows_needed"] = max(against[name].rows_needed or 0 for name in facts["unbeaten"]) or None
     return {
         "metric": protocol.metric,
         "tuned": arms["tuned"]["score"],

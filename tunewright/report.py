@@ -66,13 +66,20 @@ def audit_page(audit: dict[str, Any], title: str) -> str:
 def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, Any]) -> str:
     metric, other = NAMES[v["metric"]], v["comparator"]["name"].replace("_", " ")
     confidence = f"{100 * (1 - v['alpha']):.0f} %"
+    needed = f" About {v['rows_needed']} rows would." if v["rows_needed"] else ""
     sentence = {
         "BETTER": f"On {v['n']} held-out rows the tuned model is better than the best untrained arm ({other}).",
         "WORSE": f"On {v['n']} held-out rows the tuned model is worse than the best untrained arm ({other}). Do not use it: {INSTEAD.get(v['comparator']['name'], 'use that arm')} instead.",
         "PRACTICALLY EQUAL": f"On {v['n']} held-out rows the tuned model and the best untrained arm ({other}) differ by less than the margin of {v['margin']:g}.",
-        "CANNOT TELL": f"{v['n']} held-out rows do not decide between the tuned model and the best untrained arm ({other}). About {v['rows_needed']} rows would.",
+        "CANNOT TELL": f"{v['n']} held-out rows do not decide between the tuned model and the best untrained arm ({other}).{needed}",
     }[v["verdict"]]
     low, high = v["interval"]
+    if v["unbeaten"] and low > 0:
+        also = " or ".join(name.replace("_", " ") for name in v["unbeaten"])
+        sentence = (
+            f"On {v['n']} held-out rows the tuned model is better than the untrained arm that dev chose ({other}), but not shown to be "
+            f"better than {also}: dev chose a weak one, and beating it is no ground to fine-tune."
+        )
     small = (
         f" The lower end of the interval lies under the margin of {v['margin']:g} that you called useful."
         if v["verdict"] == "BETTER" and low < v["margin"]
