@@ -1,4 +1,4 @@
-"""What the evidence costs: seconds of every stage of the demo task with plain, standard and full evidence, one after another.
+"""What the evidence costs: seconds of every stage of the demo task with plain and with full evidence.
 
 python benchmarks/evidence.py [--runs FOLDER]      Writes results/evidence.md; runs that FOLDER holds already are read, not made.
 """
@@ -16,7 +16,7 @@ from tunewright.runs import read_json, read_lines
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "examples" / "addresses" / "config.yaml"
-KINDS = ("plain", "standard", "full")
+KINDS = ("plain", "full")
 
 
 def seconds(run: Path) -> dict[str, float]:
@@ -36,12 +36,14 @@ def seconds(run: Path) -> dict[str, float]:
 def table(runs: dict[str, Path]) -> str:
     taken = {kind: seconds(run) for kind, run in runs.items()}
     steps = read_json(runs["full"] / "plan.json")["steps"]
+    threads = {kind: read_json(run / "receipt.json")["threads"] for kind, run in runs.items()}
+    assert len(set(threads.values())) == 1, f"runs on different numbers of threads: {threads}"
     stages = [s for s in taken["full"] if any(t.get(s, 0) >= 1 for t in taken.values())]
     total = {kind: sum(t.values()) for kind, t in taken.items()}
     rows = {s: [taken[k].get(s, 0.0) for k in KINDS] for s in stages} | {"all": list(total.values())}
     times = " | ".join(f"{x / total['plain']:.2f}" for x in total.values())
     lines = [
-        f"`python benchmarks/evidence.py`: seconds of each stage, the demo task (1,504 addresses, {steps} steps), two cores. One run each:",
+        f"`python benchmarks/evidence.py`: seconds of each stage, the demo task (1,504 addresses, {steps} steps), threads: {threads['full']}. One run each:",
         "the ratio is good to perhaps a tenth.",
         "",
         f"| stage | {' | '.join(KINDS)} |",
