@@ -101,11 +101,11 @@ def advance(session: Session, until: str) -> None:
         if session.run.receipt.exists():
             _same_ground(session)
         for name, stage, done in STAGES:
-            if not done(session.run):
-                session.run.event(f"{name}_started")
-                with _met(session.run, name):
+            with _met(session.run, name):  # its events too: each waits for the disk
+                if not done(session.run):
+                    session.run.event(f"{name}_started")
                     stage(session)
-                session.run.event(f"{name}_finished")
+                    session.run.event(f"{name}_finished")
             if name == until:
                 return
 
