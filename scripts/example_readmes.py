@@ -84,7 +84,7 @@ def main(root: Path, log: str) -> None:
                 f"**{verdict['verdict']}**: difference {verdict['difference']:+.3f} [{verdict['interval'][0]:+.3f}, {verdict['interval'][1]:+.3f}] to {verdict['comparator']['name'].replace('_', ' ')} on {verdict['n']} held-out rows ({verdict['test']}).",
                 "",
                 sample(run, name),
-                "What it printed (2 cores, no GPU; progress lines left out):",
+                "What it printed (two cores at most, no GPU; progress lines left out):",
                 "",
                 "```",
                 *said,
