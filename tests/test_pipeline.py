@@ -379,6 +379,20 @@ def test_the_loss_curve_is_the_same_with_sharing_and_without(tmp_path: Path, cha
     assert all(0.9 * a["tokens"] < a["computed"] < a["tokens"] for a in curves["packed"])  # the stop token is only predicted
 
 
+def arms_of(scores: dict[str, Any], on_dev: dict[str, float]) -> dict[str, Any]:
+    """As `proving.prove` hands them to `decide`."""
+    return {
+        name: {
+            "scores": list(s),
+            "score": float(np.mean(s)),
+            "on_dev": on_dev.get(name),
+            "trained": name == "tuned",
+            "variant": "",
+        }
+        for name, s in scores.items()
+    }
+
+
 def test_dev_chooses_the_comparator_and_test_claims() -> None:
     import dataclasses
 
@@ -386,20 +400,7 @@ def test_dev_chooses_the_comparator_and_test_claims() -> None:
     from tunewright.proving import decide
 
     scores = {"zero_shot": [1.0, 1.0, 0.0, 1.0], "few_shot": [0.0, 1.0, 0.0, 1.0], "tuned": [1.0, 1.0, 1.0, 1.0]}
-    on_dev = {"zero_shot": 0.4, "few_shot": 0.6, "tuned": None}
-
-    def arms(dev: bool) -> dict[str, Any]:
-        return {
-            name: {
-                "scores": s,
-                "score": sum(s) / 4,
-                "on_dev": on_dev[name] if dev else None,
-                "trained": name == "tuned",
-                "variant": "",
-            }
-            for name, s in scores.items()
-        }
-
+    on_dev = {"zero_shot": 0.4, "few_shot": 0.6}
     asked = Protocol(
         rule="",
         metric="accuracy",
@@ -414,16 +415,16 @@ def test_dev_chooses_the_comparator_and_test_claims() -> None:
         detectable=None,
         assumed="",
     )
-    found = decide(arms(True), asked, [0, 1, 2, 3])
+    found = decide(arms_of(scores, on_dev), asked, [0, 1, 2, 3])
     assert found["comparator"]["name"] == "few_shot"  # though zero-shot happens to be better on test
     assert found["comparator"]["chosen_on"] == "dev"
     assert found["difference"] == 0.5
     assert found["arms"]["zero_shot"]["tuned_minus_this"]["difference"] == 0.25
     assert found["arms"]["zero_shot"]["tuned_minus_this"]["p_holm"] >= found["arms"]["zero_shot"]["tuned_minus_this"]["p_value"]
     assert (found["verdict"], found["unbeaten"]) == ("CANNOT TELL", ["zero_shot", "few_shot"])
-    without = decide(arms(False), asked, [0, 1, 2, 3])["comparator"]
+    without = decide(arms_of(scores, {}), asked, [0, 1, 2, 3])["comparator"]
     assert (without["name"], without["chosen_on"]) == ("zero_shot", "test")
-    lower = decide(arms(True), dataclasses.replace(asked, higher_is_better=False), [0, 1, 2, 3])
+    lower = decide(arms_of(scores, on_dev), dataclasses.replace(asked, higher_is_better=False), [0, 1, 2, 3])
     assert lower["comparator"]["name"] == "zero_shot"
 
 
@@ -435,18 +436,8 @@ def test_what_dev_chose_badly_does_not_make_the_tuned_model_better() -> None:
     draw = np.random.default_rng(0)
     common, base = (draw.random(100) < 0.55).astype(float), (draw.random(100) < 0.3).astype(float)
 
-    def judged(**test_scores: Any) -> dict[str, Any]:
-        on_dev = {"zero_shot": 0.5, "constant": 0.45}
-        arms = {
-            name: {
-                "scores": list(s),
-                "score": float(s.mean()),
-                "on_dev": on_dev.get(name),
-                "trained": name == "tuned",
-                "variant": "",
-            }
-            for name, s in test_scores.items()
-        }
+    def judged(**scores: Any) -> dict[str, Any]:
+        arms = arms_of(scores, {"zero_shot": 0.5, "constant": 0.45})
         return decide(arms, Protocol(RULE, "accuracy", True, 0.02, 0.05, {}, 8, 40, 100, "", None, ""), list(range(100)))
 
     found = judged(zero_shot=base, constant=common, tuned=common)

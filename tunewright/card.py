@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tunewright.protocol import doubts
 from tunewright.runs import Run, read_json, write_atomic
 
 
@@ -48,7 +49,7 @@ def _proof(v: dict[str, Any]) -> str:
             f"**{v['verdict']}**, compared with the best untrained arm ({other['name']}, chosen on {other['chosen_on']}): {v['metric']} {v['tuned']:.4f} against "
             f"{other['score']:.4f}, difference {v['difference']:+.4f}, {100 * (1 - v['alpha']):.0f} % interval [{low:+.4f}, {high:+.4f}], "
             f"on {v['n']} held-out rows ({v['test']})"
-            + (f"; not shown to be better than {', '.join(v['unbeaten'])}." if v["unbeaten"] and low > 0 else "."),
+            + (f"; not shown to be better than {', '.join(unbeaten)}." if (unbeaten := doubts(v)) else "."),
             "",
             f"| arm | {v['metric']} | interval |",
             "|---|---|---|",

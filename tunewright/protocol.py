@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tunewright import statistics
 from tunewright.config import ProveConfig
@@ -58,6 +59,11 @@ class Protocol:
         """``first`` - ``second`` over the same rows, with this margin, alpha and direction."""
         how = {"margin": self.margin, "alpha": self.alpha, "bound": self.bound}
         return statistics.compare(first, second, clusters, higher_is_better=self.higher_is_better, **how)
+
+
+def doubts(verdict: dict[str, Any]) -> list[str]:
+    """The untrained arms that a tuned model, though it beats the comparator, is not shown to beat: what keeps it from BETTER."""
+    return list(verdict["unbeaten"]) if verdict["interval"][0] > 0 else []
 
 
 def make(

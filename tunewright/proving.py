@@ -8,7 +8,7 @@ from typing import Any
 from tunewright import calibration, corpus, evaluate, runs, statistics
 from tunewright.evaluate import Score
 from tunewright.metrics import HIGHER_IS_BETTER
-from tunewright.protocol import Protocol
+from tunewright.protocol import Protocol, doubts
 from tunewright.session import Session
 from tunewright.systems import System
 
@@ -121,7 +121,7 @@ def paired(session: Session, first: Sequence[float], second: Sequence[float]) ->
 def sentence(v: dict[str, Any]) -> str:
     """The verdict on one line."""
     other, (low, high) = v["comparator"], v["interval"]
-    also = [f"{name} ({v['arms'][name]['score']:.3f})" for name in v["unbeaten"] if low > 0]
+    also = [f"{name} ({v['arms'][name]['score']:.3f})" for name in doubts(v)]
     return (
         f"{v['verdict']}: {v['metric']} tuned {v['tuned']:.3f}, {other['name']} {other['score']:.3f}, "
         f"difference {v['difference']:+.3f} [{low:+.3f}, {high:+.3f}] on {v['n']} held-out rows"

@@ -13,6 +13,7 @@ from tunewright import page, plots, sections
 from tunewright.metrics import HIGHER_IS_BETTER
 from tunewright.page import e as _e
 from tunewright.page import table as _table
+from tunewright.protocol import doubts
 from tunewright.runs import Run, read_json, read_lines, write_atomic
 from tunewright.sections import NAMES
 
@@ -74,8 +75,8 @@ def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, 
         "CANNOT TELL": f"{v['n']} held-out rows do not decide between the tuned model and the best untrained arm ({other}).{needed}",
     }[v["verdict"]]
     low, high = v["interval"]
-    if v["unbeaten"] and low > 0:
-        also = " or ".join(name.replace("_", " ") for name in v["unbeaten"])
+    if unbeaten := doubts(v):
+        also = " or ".join(name.replace("_", " ") for name in unbeaten)
         sentence = (
             f"On {v['n']} held-out rows the tuned model is better than the untrained arm that dev chose ({other}), but not shown to be "
             f"better than {also}: dev chose a weak one, and beating it is no ground to fine-tune."

@@ -1,9 +1,10 @@
 """Is the tuned model better? Intervals, tests and a verdict for paired rows. Pure numpy/scipy.
 
 Right/wrong scores: Newcombe's paired score interval (Newcombe 1998, Stat. Med. 17:2635, method 10) and the exact McNemar
-test, of as many rows as those that belong together are worth (Kish 1965). Other scores: the mean of the paired differences, with a row for and a row against added, a cluster-robust standard
-error (Miller 2024, 2411.00640) and a t quantile with (clusters - 1) degrees of freedom. A percentile bootstrap is not used: on
-scores of rarely disagreeing arms its "95 %" interval covers the truth as seldom as a third of the time.
+test, of as many rows as those that belong together are worth (Kish 1965). Other scores: the mean of the paired differences, with
+a row for and a row against added, a cluster-robust standard error (Miller 2024, 2411.00640) and a t quantile with (clusters - 1)
+degrees of freedom. A percentile bootstrap is not used: on scores of rarely disagreeing arms its "95 %" interval covers the truth
+as seldom as a third of the time.
 """
 
 from __future__ import annotations
