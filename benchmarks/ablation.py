@@ -17,7 +17,7 @@ from peers import HERE, Bench
 from tables import ablation_table
 from workloads import CURVE, WORKLOADS, Workload
 
-from tunewright import machine
+from tunewright.train import machine
 
 # Each line has all above it. Passes are small where that is faster and all five have to fit into memory beside each other.
 SMALL = {"capacity": 1024}

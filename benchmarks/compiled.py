@@ -68,21 +68,25 @@ def main() -> None:
         ("norm, backward", 2, norm_back, (bf16(T, D), bf16(T, D), bf16(D))),
         ("rotation (and back)", 2, rotate, (bf16(T, H, K), bf16(T, 1, K // 2), bf16(T, 1, K // 2))),
     ]
-    from tunewright import lean
+    from tunewright.model import fused_llama
 
     class Norm:
         weight, variance_epsilon = bf16(D), 1e-5
 
     x, g, u, r = (bf16(*s).requires_grad_() for s in ((T, D), (T, INNER), (T, INNER), (T, H, K)))
     cos, sin = bf16(T, 1, K), bf16(T, 1, K)
-    made = {"norm": lean.rms_norm(Norm, x), "gate": lean._SwiGLU.apply(g, u), "rotation": lean._Rotate.apply(r, cos, sin)}
+    made = {
+        "norm": fused_llama.rms_norm(Norm, x),
+        "gate": fused_llama._SwiGLU.apply(g, u),
+        "rotation": fused_llama._Rotate.apply(r, cos, sin),
+    }
     back = {name: torch.randn_like(y) for name, y in made.items()}
     ours = {
-        "gate": lambda: lean._SwiGLU.apply(g, u),
+        "gate": lambda: fused_llama._SwiGLU.apply(g, u),
         "gate, backward": lambda: torch.autograd.grad(made["gate"], (g, u), back["gate"], retain_graph=True),
-        "norm": lambda: lean.rms_norm(Norm, x),
+        "norm": lambda: fused_llama.rms_norm(Norm, x),
         "norm, backward": lambda: torch.autograd.grad(made["norm"], x, back["norm"], retain_graph=True),
-        "rotation (and back)": lambda: lean._Rotate.apply(r, cos, sin),
+        "rotation (and back)": lambda: fused_llama._Rotate.apply(r, cos, sin),
     }
     print("| part | times a layer | ours, ms | compiled, ms | compiling, s |\n|---|---|---|---|---|")
     cold = saved = 0.0

@@ -12,7 +12,7 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from tunewright.runs import read_json, read_lines
+from tunewright.core.run_folder import read_json, read_lines
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "examples" / "addresses" / "config.yaml"

@@ -18,9 +18,10 @@ import torch
 from tables import judging_table
 from workloads import WORKLOADS, rows
 
-from tunewright import adapters, lean, machine, models
-from tunewright.config import AdapterConfig
-from tunewright.generate import How, greedy, label_logprobs
+from tunewright.core.config import AdapterConfig
+from tunewright.model import adapters, fused_llama, loading
+from tunewright.model.generate import How, greedy, label_logprobs
+from tunewright.train import machine
 
 HERE = Path(__file__).parent
 CHUNK = 125
@@ -52,12 +53,12 @@ def main() -> None:
     machine.keep_pages()
     threads = machine.cores()
     torch.set_num_threads(threads)
-    folder = models.resolve("smollm2-135m")
+    folder = loading.resolve("smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = int(tokenizer.eos_token_id)
-    ours = models.load(folder, torch.bfloat16)
+    ours = loading.load(folder, torch.bfloat16)
     adapters.attach(ours, AdapterConfig(rank=16), 0)  # as in a run: the adapter speaks, at its start a zero
-    ours.lean = lean.applies(ours)
+    ours.lean = fused_llama.applies(ours)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     draw = random.Random(0)
     # Messages of 20 to 70 tokens after the shared instruction of 200: real rows are not of one length.

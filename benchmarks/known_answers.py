@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.demo import rows_file
-from tunewright.examples import normalised
-from tunewright.near import alike
-from tunewright.statistics import wilson
+from tunewright.cli.demo import rows_file
+from tunewright.data.examples import normalised
+from tunewright.data.near_duplicates import alike
+from tunewright.judge.statistics import wilson
 
 HERE = Path(__file__).parent
 TWEETS = HERE.parent / "examples" / "sentiment" / "data" / "tweets.csv"

@@ -10,11 +10,13 @@ import torch
 from subject import Wire, serve
 from workloads import rendered
 
-from tunewright import adapters, lean, loop, machine, models, packing, peft_format
-from tunewright.config import AdapterConfig, Plan
+from tunewright.core.config import AdapterConfig, Plan
 from tunewright.methods import sft
-from tunewright.packing import Batch
-from tunewright.rendering import Rendered
+from tunewright.model import adapters, fused_llama, loading, peft_format
+from tunewright.tokens import packing
+from tunewright.tokens.packing import Batch
+from tunewright.tokens.rendering import Rendered
+from tunewright.train import loop, machine
 
 
 def plan_of(setup: dict[str, Any], rows: list[Rendered]) -> Plan:
@@ -54,7 +56,7 @@ class AllLogits:
 
     @staticmethod
     def loss(model: Any, batch: Batch, plan: Plan) -> tuple[torch.Tensor, float]:
-        logits_BTV = models.run(model, model, batch, plan.recompute).logits.float()
+        logits_BTV = loading.run(model, model, batch, plan.recompute).logits.float()
         flat_N = torch.from_numpy(batch.row_N * batch.ids_BT.shape[1] + batch.at_N)
         target_BT = torch.full(batch.ids_BT.shape, -100).flatten()
         target_BT[flat_N] = torch.from_numpy(batch.target_N)
@@ -71,9 +73,9 @@ def main() -> None:
     # Rows go in the order of the file, as with the peers.
     packing.step_rows = lambda count, batch, seed, step: [(step * batch + i) % count for i in range(batch)]  # type: ignore[assignment]
     plan = plan_of(setup, rows)
-    model = models.load(setup["model"], models.torch_dtype(plan.dtype))
+    model = loading.load(setup["model"], loading.torch_dtype(plan.dtype))
     adapters.attach(model, plan.adapter, setup.get("seed", 0))
-    model.lean = setup.get("lean", True) and lean.applies(model)
+    model.lean = setup.get("lean", True) and fused_llama.applies(model)
     parameters = adapters.trainable(model)
     if "save_adapter" in setup:
         peft_format.save(model, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), {})

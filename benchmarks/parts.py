@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from workloads import WORKLOADS, rendered, rows
 
-from tunewright import adapters, attention, lean, machine, models
-from tunewright.config import AdapterConfig
-from tunewright.packing import to_batch
+from tunewright.core.config import AdapterConfig
+from tunewright.model import adapters, attention, fused_llama, loading
+from tunewright.tokens.packing import to_batch
+from tunewright.train import machine
 
 HEADS, GROUPS, WIDTH = 9, 3, 64
 
@@ -95,11 +96,11 @@ def steps() -> None:
     """Forward and backward of 16 rows of classify-200, in turns: transformers' modules, and the lean decoder by size of pieces."""
     from transformers import AutoTokenizer
 
-    folder = models.resolve("smollm2-135m")
-    model = models.load(folder, torch.bfloat16)
+    folder = loading.resolve("smollm2-135m")
+    model = loading.load(folder, torch.bfloat16)
     adapters.attach(model, AdapterConfig(rank=16), 0)
     batch = to_batch(rendered(rows(WORKLOADS["classify-200"], 16, AutoTokenizer.from_pretrained(folder))), "shared")
-    able = lean.applies(model)
+    able = fused_llama.applies(model)
     ways = {"transformers' modules, 256 / 128": (False, 256, 128)}
     ways |= {
         f"lean, {long} / {short}": (able, long, short)
@@ -111,7 +112,7 @@ def steps() -> None:
             model.lean, attention.LONG, attention.SHORT = ways[name]
             attention.pieces.cache_clear()
             start = time.perf_counter()
-            models.loss(model, batch)[0].backward()
+            loading.loss(model, batch)[0].backward()
             times[name].append(time.perf_counter() - start)
             model.zero_grad()
     print(

@@ -24,7 +24,7 @@ from subject import Subject
 from tables import curves_disagree, peers_table
 from workloads import CURVE, WORKLOADS, Workload, rendered, rows
 
-from tunewright import machine
+from tunewright.train import machine
 
 HERE = Path(__file__).parent
 PEERS = HERE / ".venv" / "bin" / "python"
@@ -87,8 +87,8 @@ def gemm_peak() -> float:
 
 def physical(chosen: list[dict[str, list[int]]]) -> tuple[int, int, int]:
     """(computed tokens, query-key pairs, labelled tokens) of one step of ours."""
-    from tunewright.packing import to_batch
-    from tunewright.tree import pairs
+    from tunewright.tokens.packing import to_batch
+    from tunewright.tokens.prefix_tree import pairs
 
     batch = to_batch(rendered(chosen), "shared")
     return batch.ids_BT.size, pairs(batch.segments), len(batch.target_N)
@@ -105,10 +105,10 @@ class Bench:
     def __init__(self, folder: Path, threads: int, say: Say) -> None:
         from transformers import AutoTokenizer
 
-        from tunewright import models
+        from tunewright.model import loading
 
         self.folder, self.say = folder, say
-        self.model = models.resolve("smollm2-135m")
+        self.model = loading.resolve("smollm2-135m")
         self.tokenizer = AutoTokenizer.from_pretrained(self.model)
         self.common = {"model": str(self.model), "threads": threads, "lr": 1e-3, "adapter": str(folder / "adapter")}
 

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunewright.models import cache_folder
+from tunewright.model.loading import cache_folder
 
 
 def deb(name: str) -> Path:

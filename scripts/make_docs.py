@@ -13,7 +13,8 @@ from typing import Any
 from click.testing import CliRunner
 from typer.main import get_command
 
-from tunewright import cli, config, errors
+from tunewright.cli import main as command_line
+from tunewright.core import config, errors
 
 ROOT = Path(__file__).parent.parent
 SPEED = ("<!-- speed: written by scripts/make_docs.py from benchmarks/results -->", "<!-- /speed -->")
@@ -35,7 +36,7 @@ def config_page() -> str:
 
 
 def cli_page() -> str:
-    command = get_command(cli.app)
+    command = get_command(command_line.app)
     runner = CliRunner()
     lines = [HEAD + "# Command line\n"]
 
@@ -76,7 +77,7 @@ def met_in_tests() -> dict[str, str]:
     logging.set_verbosity_error()  # its warnings are about models that are wrong on purpose
     logging.disable_progress_bar()
 
-    from tunewright import rendering
+    from tunewright.tokens import rendering
 
     found: dict[str, str] = {}
     rendering.SECONDS = 0.5

@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from tunewright.demo import fetch
+from tunewright.cli.demo import fetch
 
 OUT = Path(__file__).parent.parent / "tunewright" / "probes"
 DEBIAN = ("dict-devil", "dict-jargon", "sqlite3-doc", "miscfiles")

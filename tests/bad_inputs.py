@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import CHATML, byte_tokenizer, tiny_model
+from build import CHATML, byte_tokenizer, tiny_model
 from safetensors.numpy import load_file, save_file
 
-from tunewright import adapters, cli, models, peft_format
-from tunewright.config import AdapterConfig
-from tunewright.errors import TunewrightError
+from tunewright.cli import main as command_line
+from tunewright.core.config import AdapterConfig
+from tunewright.core.errors import TunewrightError
+from tunewright.model import adapters, loading, peft_format
 
 NOUNS = ["apples", "boats", "clouds", "drums", "eagles", "forests", "gates", "hills", "islands", "jars", "kites", "lakes"]
 GOOD = [
@@ -330,11 +331,11 @@ def ask(case: Case) -> tuple[int, str, str]:
             if case.words:
                 before, sys.argv = sys.argv, ["tunewright", *case.words]
                 try:
-                    cli.main()
+                    command_line.main()
                 finally:
                     sys.argv = before
             else:
-                peft_format.load(models.load("model", torch.float32), Path("adapter"), "base")
+                peft_format.load(loading.load("model", torch.float32), Path("adapter"), "base")
             status = 0
         except SystemExit as ended:
             status = int(ended.code or 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,109 +13,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits
 
-CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-WORDS = ["red", "green", "blue", "cat", "dog", "house", "tree", "seven", "river", "stone"]
-
-
-def byte_tokenizer(
-    chat_template: str | None = CHATML,
-    eos: str = "<|im_end|>",
-    bos: str | None = None,
-    special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"),
-) -> Any:
-    """Every byte is a token; the special strings are one token each."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token=eos,
-        pad_token=eos,
-        bos_token=bos,
-        additional_special_tokens=[s for s in special if s not in (eos, bos)],
-    )
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-def stock_tokenizer(chat_template: str) -> Any:
-    """A byte-level tokenizer in which the special tokens that a stock template spells are single tokens."""
-    found = set(
-        re.findall(
-            r"<\|[^|<>{}\s]+\|>|<｜[^｜<>{}]+｜>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|</?s>|\[/?INST\]|<end_of_utterance>",
-            chat_template,
-        )
-    )
-    eos = next(
-        (
-            e
-            for e in (
-                "<|im_end|>",
-                "<|eot_id|>",
-                "<end_of_turn>",
-                "<turn|>",
-                "<|END_OF_TURN_TOKEN|>",
-                "<|return|>",
-                "<|end|>",
-                "<｜end▁of▁sentence｜>",
-                "<end_of_utterance>",
-                "</s>",
-            )
-            if e in found
-        ),
-        "</s>",
-    )
-    return byte_tokenizer(chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(found | {eos})))
-
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 2},
-    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
-    "gemma3_text": {
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "sliding_window": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-}
-
-
-def tiny_config(kind: str = "llama", vocabulary: int = 260, **more: Any) -> Any:
-    from transformers import AutoConfig
-
-    shape = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 2048,
-        "eos_token_id": 256,
-        "bos_token_id": None,
-        "pad_token_id": 256,
-    }
-    return AutoConfig.for_model(kind, **{**shape, **ARCHITECTURES.get(kind, {}), **more})
-
-
-def tiny_model(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: Any) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from tunewright import attention, models
-
-    attention.register()
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), dtype=torch.float32)
-    for parameter in model.parameters():  # larger than the usual start, so that logits differ clearly
-        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2 if parameter.ndim > 1 else 0.05)
-    model = model.to(dtype or torch.float32)
-    model.requires_grad_(False).eval()
-    model.plain_head = models._plain_head(model)
-    return model
+from build import WORDS, byte_tokenizer, tiny_model  # after it: torch reads the environment when it is imported)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,10 @@ from typing import Any
 
 from bad_inputs import CONFIGS, DATA, GOOD
 
-from tunewright import config, dataset, model_files
-from tunewright.errors import TunewrightError
+from tunewright.core import config
+from tunewright.core.errors import TunewrightError
+from tunewright.data import dataset
+from tunewright.model import model_files
 
 SMALL = 10_000  # bytes: larger known inputs are about size
 

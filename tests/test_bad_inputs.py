@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from bad_inputs import ABSENT, CASES, GOOD, Case, ask, lines, sound
 
-from tunewright import config, dataset, rendering
-from tunewright.errors import TunewrightError
+from tunewright.core import config
+from tunewright.core.errors import TunewrightError
+from tunewright.data import dataset
+from tunewright.tokens import rendering
 
 SECONDS = 60
 

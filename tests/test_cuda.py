@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_sharing import gradients, with_adapter
+from build import gradients, with_adapter
 
-from tunewright import lean, packing
-from tunewright.generate import How, greedy, label_logprobs
-from tunewright.rendering import Rendered
+from tunewright.model import fused_llama
+from tunewright.model.generate import How, greedy, label_logprobs
+from tunewright.tokens import packing
+from tunewright.tokens.rendering import Rendered
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -29,7 +30,7 @@ def test_a_shared_step_on_the_gpu_is_that_of_separate_rows_on_the_cpu(kind: str,
     rows = relatives()
     loss, expected = gradients(model, [packing.to_batch([r], "packed") for r in rows])
     model.to("cuda")
-    model.lean = use_lean and lean.applies(model) and kind != "gemma3_text"
+    model.lean = use_lean and fused_llama.applies(model) and kind != "gemma3_text"
     found, grads = gradients(model, [packing.to_batch(rows, "shared")])
     assert abs(found - loss) < 1e-9 * loss
     for name, gradient in expected.items():

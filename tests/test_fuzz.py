@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright import model_files
-from tunewright.errors import TunewrightError
+from tunewright.core.errors import TunewrightError
+from tunewright.model import model_files
 
 QUICK = settings(max_examples=150, deadline=10_000)
 

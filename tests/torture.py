@@ -32,12 +32,15 @@ from typing import Any
 
 import torch
 
-from tunewright import adapters, checkpoints, export, loop, models, rendering
-from tunewright.config import AdapterConfig, Plan, load
-from tunewright.errors import TrainError
+from tunewright.core.config import AdapterConfig, Plan, load
+from tunewright.core.errors import TrainError
+from tunewright.core.run_folder import Run, disk, read_json, read_lines, sha256, writing
+from tunewright.export import export
 from tunewright.methods import sft
-from tunewright.rendering import Rendered
-from tunewright.runs import Run, disk, read_json, read_lines, sha256, writing
+from tunewright.model import adapters, loading
+from tunewright.tokens import rendering
+from tunewright.tokens.rendering import Rendered
+from tunewright.train import checkpoints, loop
 
 CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
 FINISHED, DISK_FULL = 0, 7
@@ -55,8 +58,7 @@ class World:
 
 def tiny() -> World:
     """Accumulation over several passes, shared beginnings, dropout, shuffling, a checkpoint every second step."""
-    from conftest import tiny_model
-    from test_learning import plan_of, rows
+    from build import plan_of, rows, tiny_model
 
     head = tuple(range(40, 60))
     data = [Rendered(head + r.ids, (*[0.0] * len(head), *r.weights), r.row) for r in rows(11)]
@@ -67,13 +69,13 @@ def tiny() -> World:
 
 def real() -> World:
     """SmolLM2-135M-Instruct on short rows, as the plan would train it."""
-    from test_learning import plan_of, rows
+    from build import plan_of, rows
 
-    facts = models.facts("smollm2-135m")
+    facts = loading.facts("smollm2-135m")
     adapter = AdapterConfig(rank=8, alpha=16.0, dropout=0.1)
     plan = plan_of(rows=12, steps=6, batch=4, capacity=64, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, dtype="bfloat16",
                    threads=1)  # fmt: skip
-    return World(models.load(facts.path, torch.bfloat16), rows(12), rows(2, seed=5), plan)
+    return World(loading.load(facts.path, torch.bfloat16), rows(12), rows(2, seed=5), plan)
 
 
 def forked(folder: Path, work: Callable[[], int]) -> int:
@@ -227,7 +229,7 @@ def export_killed(path: Path) -> tuple[int, int]:
     process that checks an export writes nothing, and is left out."""
     run, whole = Run(path), Run(path.with_name("whole"))
     shutil.copytree(run.path, whole.path)
-    facts = models.facts(load(run.config).model)
+    facts = loading.facts(load(run.config).model)
     template, plan = rendering.load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
 
     def unchecked(kind: str, folder: Path, *_: Any) -> export.Checked:

@@ -17,10 +17,17 @@ __all__ = ["Config", "Result", "TunewrightError", "check", "load_run", "run"]
 
 if TYPE_CHECKING:
     from tunewright.api import Result, check, load_run, run
-    from tunewright.config import Config
-    from tunewright.errors import TunewrightError
+    from tunewright.core.config import Config
+    from tunewright.core.errors import TunewrightError
 
-_HOMES = {"Config": "config", "TunewrightError": "errors", "Result": "api", "check": "api", "load_run": "api", "run": "api"}
+_HOMES = {
+    "Config": "core.config",
+    "TunewrightError": "core.errors",
+    "Result": "api",
+    "check": "api",
+    "load_run": "api",
+    "run": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m tunewright`` is the command ``tunewright``."""
 
-from tunewright.cli import main
+from tunewright.cli.main import main
 
 main()

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright import config as settings
-from tunewright import runs
-from tunewright.runs import Run
+from tunewright.core import config as settings
+from tunewright.core import run_folder
+from tunewright.core.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Result:
     @property
     def verdict(self) -> dict[str, Any]:
         """verdict.json: the word, the scores, the interval, every arm."""
-        found: dict[str, Any] = runs.read_json(Run(self.path).verdict)
+        found: dict[str, Any] = run_folder.read_json(Run(self.path).verdict)
         return found
 
     @property
@@ -33,7 +33,7 @@ class Result:
 
     def chat(self, message: str, *, system: str | None = None, max_new_tokens: int = 256) -> str:
         """The tuned model's greedy answer. ``system`` defaults to the instruction that the training rows share."""
-        from tunewright import chat
+        from tunewright.run import chat
 
         return chat.answer(chat.speaker(Run(self.path)), message, system=system, max_new_tokens=max_new_tokens)
 
@@ -51,24 +51,24 @@ def run(
 
     ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises TunewrightError.
     """
-    from tunewright import pipeline
-    from tunewright.talk import Talk
+    from tunewright.core.console import Talk
+    from tunewright.stages import runner
 
     config = settings.load(None, model=model, data__train=str(data), **given)
     command = f"tw.run({str(data)!r}, model={model!r})"
-    session = pipeline.launch(config, name, Path(root), Talk(quiet), command, "report")
+    session = runner.launch(config, name, Path(root), Talk(quiet), command, "report")
     return Result(session.run.path)
 
 
 def load_run(name: str | Path, root: str | Path = "runs") -> Result:
     """A run that is already there, by its path or its name. Raises RunError."""
-    found = runs.find(Path(root), str(name))
-    runs.need(found, found.verdict, "run")
+    found = run_folder.find(Path(root), str(name))
+    run_folder.need(found, found.verdict, "run")
     return Result(found.path)
 
 
 def check(data: str | Path, **given: Any) -> dict[str, Any]:
     """The audit of a data file as plain values, without torch. Raises DataError with all problems."""
-    from tunewright import dataset
+    from tunewright.data import dataset
 
     return dataset.load(settings.load(None, data__train=str(data), **given)).audit_json()

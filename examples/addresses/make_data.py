@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tunewright.demo import rows_file
+from tunewright.cli.demo import rows_file
 
 out = Path(__file__).parent / "data" / "addresses.jsonl"
 out.parent.mkdir(exist_ok=True)

@@ -11,8 +11,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from tunewright.demo import fetch
-from tunewright.models import cache_folder
+from tunewright.cli.demo import fetch
+from tunewright.model.loading import cache_folder
 
 out = Path(__file__).parent / "data" / "tweets.csv"
 out.parent.mkdir(exist_ok=True)

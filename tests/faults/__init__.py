@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tunewright.errors import TunewrightError
+from tunewright.core.errors import TunewrightError
 
 Patch = pytest.MonkeyPatch
 

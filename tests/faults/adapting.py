@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 import transformers
-from conftest import byte_tokenizer, tiny_config, tiny_model
+from build import byte_tokenizer, plan_of, rows, steps, tiny_config, tiny_model
 from safetensors import safe_open
-from test_learning import plan_of, rows, steps
 
 from faults import Fault, Patch, refused
 from faults.computing import model_of
-from tunewright import adapters, dataset, divergence, export, peft_format
-from tunewright.config import AdapterConfig, Config, DataConfig
-from tunewright.rendering import Template
+from tunewright.core.config import AdapterConfig, Config, DataConfig
+from tunewright.data import dataset
+from tunewright.export import export
+from tunewright.model import adapters, kl, peft_format
+from tunewright.tokens.rendering import Template
 
 TEMPLATE = Template(byte_tokenizer())
 IDS = torch.tensor([[1, 5, 9, 200, 31]])
@@ -119,8 +120,8 @@ def taken_for_tied(patch: Patch) -> None:
 
 def moments_are_float32() -> None:
     """The base in bfloat16; a step far below its precision still moves what is trained."""
-    from tunewright import loop
     from tunewright.methods import sft
+    from tunewright.train import loop
 
     plan = plan_of(lr=1e-6, warmup_steps=0, steps=2)
     model = tiny_model().to(torch.bfloat16)
@@ -166,12 +167,12 @@ def off_is_the_base() -> None:
     frozen = copy.deepcopy(model)
     adapters.attach(model, plan.adapter, 0)
     data = rows(4)
-    start = divergence.measure(model, data, [1.0], "packed")
+    start = kl.measure(model, data, [1.0], "packed")
     assert not start.kl_SR.any()
     steps(model, data, plan)
     with adapters.off(model):
         assert torch.equal(logits(model), logits(frozen))
-    own, against = (divergence.measure(model, data, [1.0], "packed", base=b) for b in (None, frozen))
+    own, against = (kl.measure(model, data, [1.0], "packed", base=b) for b in (None, frozen))
     assert own.kl_SR.sum() > 0
     assert abs(own.kl_SR - against.kl_SR).max() < 1e-4
 

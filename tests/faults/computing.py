@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from conftest import tiny_model
-from test_learning import plan_of, rows
+from build import plan_of, rows, tiny_model
 
 from faults import Fault, Patch
-from tunewright import adapters, loop, models, packing
-from tunewright.config import AdapterConfig, Plan
+from tunewright.core.config import AdapterConfig, Plan
 from tunewright.methods import sft
-from tunewright.rendering import Rendered
-from tunewright.tree import fold
+from tunewright.model import adapters, loading
+from tunewright.tokens import packing
+from tunewright.tokens.prefix_tree import fold
+from tunewright.tokens.rendering import Rendered
+from tunewright.train import loop
 
 
 def model_of(plan: Plan, dtype: torch.dtype = torch.float64) -> Any:
@@ -45,7 +46,7 @@ def one_denominator() -> None:
 
 def means_of_means(patch: Patch) -> None:
     def loss(model: Any, batch: Any, plan: Plan) -> Any:
-        nats, weight = models.loss(model, batch)
+        nats, weight = loading.loss(model, batch)
         return nats / weight, weight
 
     patch.setattr(sft, "loss", loss)
@@ -55,7 +56,7 @@ def logged_loss() -> None:
     data, plan = rows(8), plan_of(batch=8, capacity=40)
     done, _ = step(plan, data)
     model = model_of(plan)
-    parts = [models.loss(model, b) for b in sft.batches(data, range(8), plan)]
+    parts = [loading.loss(model, b) for b in sft.batches(data, range(8), plan)]
     assert len(parts) > 1
     assert abs(done.loss - sum(float(n.detach()) for n, _ in parts) / sum(w for _, w in parts)) < 1e-9
 
@@ -70,7 +71,7 @@ def nobody_sees_another() -> None:
     for layout in ("shared", "packed", "padded"):
         other = dataclasses.replace(a, ids=tuple((t + 7) % 250 for t in a.ids))
         batches = [packing.to_batch([x, b], layout) for x in (a, other)]  # type: ignore[arg-type]
-        first, second = (models.forward(model, batch)[batch.which_M[-b.supervised :]] for batch in batches)
+        first, second = (loading.forward(model, batch)[batch.which_M[-b.supervised :]] for batch in batches)
         assert torch.allclose(first, second, rtol=0, atol=1e-12), layout
 
 
@@ -106,7 +107,7 @@ def loss_by_hand() -> None:
     model, (row,) = model_of(plan_of()), rows(1)
     logp_TV = model(torch.tensor([row.ids])).logits[0].detach().log_softmax(-1)
     by_hand = -sum(float(logp_TV[t - 1, row.ids[t]]) for t in range(1, len(row.ids)) if row.weights[t])
-    found, weight = models.loss(model, packing.to_batch([row], "packed"))
+    found, weight = loading.loss(model, packing.to_batch([row], "packed"))
     assert weight == row.supervised
     assert abs(float(found.detach()) - by_hand) < 1e-9
 
@@ -123,8 +124,8 @@ def labels_of_the_same_place(patch: Patch) -> None:
 
 def padding_costs_nothing() -> None:
     model, data = model_of(plan_of()), rows(4, longest=40)
-    together = models.loss(model, packing.to_batch(data, "padded"))
-    alone = [models.loss(model, packing.to_batch([r], "padded")) for r in data]
+    together = loading.loss(model, packing.to_batch(data, "padded"))
+    alone = [loading.loss(model, packing.to_batch([r], "padded")) for r in data]
     assert together[1] == sum(w for _, w in alone)
     assert abs(float(together[0].detach()) - sum(float(n.detach()) for n, _ in alone)) < 1e-9
 
@@ -185,7 +186,7 @@ def step_by_hand() -> None:
     model = model_of(plan)
     before = {n: p.detach().numpy().copy() for n, p in adapters.trainable(model).items()}
     probe = copy.deepcopy(model)
-    nats, weight = models.loss(probe, packing.to_batch([data[i] for i in packing.step_rows(4, 4, plan.seed, 0)], "packed"))
+    nats, weight = loading.loss(probe, packing.to_batch([data[i] for i in packing.step_rows(4, 4, plan.seed, 0)], "packed"))
     (nats / weight).backward()  # type: ignore[no-untyped-call]
     gradient = {n: p.grad.numpy() for n, p in adapters.trainable(probe).items() if p.grad is not None}
     norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import tiny_model
-from test_learning import plan_of, rows
+from build import plan_of, rows, tiny_model
 
 from faults import Fault, Patch
-from tunewright import adapters, loop, packing
-from tunewright.config import AdapterConfig
+from tunewright.core.config import AdapterConfig
+from tunewright.core.run_folder import Run, read_lines
 from tunewright.methods import sft
-from tunewright.runs import Run, read_lines
+from tunewright.model import adapters
+from tunewright.tokens import packing
+from tunewright.train import loop
 
 
 class Stopped(Exception):

@@ -9,14 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from conftest import tiny_model
+from build import tiny_model
 
 import tunewright
 from faults import Fault, Patch
-from tunewright import config, evaluate, generate, metrics, mitigation, probes, session
-from tunewright.generate import How
-from tunewright.runs import Run, write_json
-from tunewright.systems import System
+from tunewright.core import config
+from tunewright.core.run_folder import Run, write_json
+from tunewright.data import metrics
+from tunewright.judge import evaluate, probes
+from tunewright.judge.arms.families import System
+from tunewright.model import generate
+from tunewright.model.generate import How
+from tunewright.run import session
+from tunewright.stages import mitigate
 
 PROMPTS = [[7, 3, 9, 40], [5], [90, 91, 92, 93, 94, 95, 2], [33, 34]]
 HOW = How(12, (256,), batch=4)
@@ -129,7 +134,7 @@ def a_setting_that_nothing_reads(patch: Patch) -> None:
 def probes_are_not_taught() -> None:
     asked = [m.content for q in (*probes.knowledge(), *probes.instructions()) for m in q.messages]
     asked += [m.content for messages, _ in probes.refusals() for m in messages]
-    taught = [ask.format(noun) for ask in mitigation.ASKS for noun in probes.NOUNS]
+    taught = [ask.format(noun) for ask in mitigate.ASKS for noun in probes.NOUNS]
     taught += [t.text for t in probes.generic([])]
     runs = {g for text in asked for g in _runs(text)}
     assert not [t for t in taught if runs & set(_runs(t)) or t in asked]
@@ -142,9 +147,9 @@ def _runs(text: str, n: int = 13) -> list[str]:
 
 def a_probe_is_replayed(patch: Patch) -> None:
     patch.setattr(
-        mitigation,
+        mitigate,
         "ASKS",
-        (*mitigation.ASKS, probes.instructions()[0].messages[-1].content.replace("{", "{{").replace("}", "}}")),
+        (*mitigate.ASKS, probes.instructions()[0].messages[-1].content.replace("{", "{{").replace("}", "}}")),
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from conftest import byte_tokenizer
+from build import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from faults import Fault, Patch, refused
-from tunewright import packing, rendering
-from tunewright.examples import Chat, Message
-from tunewright.rendering import Template
+from tunewright.data.examples import Chat, Message
+from tunewright.tokens import packing, rendering
+from tunewright.tokens.rendering import Template
 
 TEMPLATE = Template(byte_tokenizer())
 BEGUN = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunewright import losses, models
-from tunewright.config import Plan
-from tunewright.packing import Batch, Floats, passes, to_batch
-from tunewright.rendering import Rendered
-from tunewright.tree import Ints
+from tunewright.core.config import Plan
+from tunewright.model import loading, losses
+from tunewright.tokens.packing import Batch, Floats, passes, to_batch
+from tunewright.tokens.prefix_tree import Ints
+from tunewright.tokens.rendering import Rendered
 
 K = 32
 TOKENS = 1024
@@ -63,7 +63,7 @@ def taught(
     for group in passes(range(len(heard)), [r.ids for r in heard], TOKENS, layout):
         part = [heard[i] for i in group]
         batch = to_batch(part, layout)
-        share_NV = models.forward(teacher, batch).float().softmax(-1)
+        share_NV = loading.forward(teacher, batch).float().softmax(-1)
         top = share_NV.topk(min(K, share_NV.shape[1]), -1)
         soft_NK, share_NK = top.indices.cpu().numpy(), (top.values / top.values.sum(1, keepdim=True)).cpu().numpy()
         cuts = np.cumsum([r.supervised for r in part])[:-1]
@@ -98,9 +98,9 @@ def loss(model: Any, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
     device = next(model.parameters()).device
     weight_N = torch.from_numpy(batch.weight_N).to(device)
     soft_NK, share_NK = torch.from_numpy(batch.soft_NK).to(device), torch.from_numpy(batch.share_NK).to(device)
-    if models.frozen_head(model):
+    if loading.frozen_head(model):
         head_VD = model.get_output_embeddings().weight
-        logits_NV = models.hidden(model, batch, plan.recompute) @ head_VD.T
+        logits_NV = loading.hidden(model, batch, plan.recompute) @ head_VD.T
     else:
-        logits_NV = models.forward(model, batch, plan.recompute)
+        logits_NV = loading.forward(model, batch, plan.recompute)
     return losses.soft_cross_entropy(logits_NV, soft_NK, share_NK, weight_N)

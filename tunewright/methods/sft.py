@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tunewright import models
-from tunewright.config import Plan
-from tunewright.examples import Example
-from tunewright.packing import Batch, passes, to_batch
-from tunewright.rendering import Rendered, Template, for_training
+from tunewright.core.config import Plan
+from tunewright.data.examples import Example
+from tunewright.model import loading
+from tunewright.tokens.packing import Batch, passes, to_batch
+from tunewright.tokens.rendering import Rendered, Template, for_training
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[Rendered]:
@@ -24,4 +24,4 @@ def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> li
 
 
 def loss(model: Any, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
-    return models.loss(model, batch, plan.recompute)
+    return loading.loss(model, batch, plan.recompute)

@@ -1,0 +1,224 @@
+"""What tests are built from: tiny real models and tokenizers (random weights, real architectures, a byte-level vocabulary), rows,
+plans, steps, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunewright.core.config import AdapterConfig, Plan
+from tunewright.methods import sft
+from tunewright.model import adapters, attention, loading
+from tunewright.tokens import packing
+from tunewright.tokens.rendering import Rendered
+from tunewright.train import loop
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+WORDS = ["red", "green", "blue", "cat", "dog", "house", "tree", "seven", "river", "stone"]
+
+
+def byte_tokenizer(
+    chat_template: str | None = CHATML,
+    eos: str = "<|im_end|>",
+    bos: str | None = None,
+    special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"),
+) -> Any:
+    """Every byte is a token; the special strings are one token each."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=eos,
+        pad_token=eos,
+        bos_token=bos,
+        additional_special_tokens=[s for s in special if s not in (eos, bos)],
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def stock_tokenizer(chat_template: str) -> Any:
+    """A byte-level tokenizer in which the special tokens that a stock template spells are single tokens."""
+    found = set(
+        re.findall(
+            r"<\|[^|<>{}\s]+\|>|<｜[^｜<>{}]+｜>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|</?s>|\[/?INST\]|<end_of_utterance>",
+            chat_template,
+        )
+    )
+    eos = next(
+        (
+            e
+            for e in (
+                "<|im_end|>",
+                "<|eot_id|>",
+                "<end_of_turn>",
+                "<turn|>",
+                "<|END_OF_TURN_TOKEN|>",
+                "<|return|>",
+                "<|end|>",
+                "<｜end▁of▁sentence｜>",
+                "<end_of_utterance>",
+                "</s>",
+            )
+            if e in found
+        ),
+        "</s>",
+    )
+    return byte_tokenizer(chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(found | {eos})))
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "gemma3_text": {
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+
+def tiny_config(kind: str = "llama", vocabulary: int = 260, **more: Any) -> Any:
+    from transformers import AutoConfig
+
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+        "eos_token_id": 256,
+        "bos_token_id": None,
+        "pad_token_id": 256,
+    }
+    return AutoConfig.for_model(kind, **{**shape, **ARCHITECTURES.get(kind, {}), **more})
+
+
+def tiny_model(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from tunewright.model import loading
+
+    attention.register()
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), dtype=torch.float32)
+    for parameter in model.parameters():  # larger than the usual start, so that logits differ clearly
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2 if parameter.ndim > 1 else 0.05)
+    model = model.to(dtype or torch.float32)
+    model.requires_grad_(False).eval()
+    model.plain_head = loading._plain_head(model)
+    return model
+
+
+LORA = AdapterConfig(rank=4, alpha=8.0)
+
+
+def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
+    """Ragged rows of random tokens; the last third of each is supervised."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        n = int(draw.integers(4, longest))
+        first = max(1, n - n // 3 - 1)
+        found.append(Rendered(tuple(int(t) for t in draw.integers(0, 256, n)), tuple(float(t >= first) for t in range(n)), i))
+    return found
+
+
+def plan_of(**more: Any) -> Plan:
+    base: dict[str, Any] = {
+        "rows": 8,
+        "supervised_tokens": 1,
+        "tokens": 1,
+        "steps": 5,
+        "epochs": 1.0,
+        "batch": 4,
+        "capacity": 4096,
+        "max_length": 512,
+        "layout": "packed",
+        "kernels": "transformers",
+        "recompute": "none",
+        "dtype": "float32",
+        "lr": 1e-2,
+        "schedule": "cosine",
+        "warmup_steps": 2,
+        "weight_decay": 0.0,
+        "clip": 1.0,
+        "eval_every": 2,
+        "patience": 0,
+        "checkpoint_every": 2,
+        "checkpoint_keep": 2,
+        "adapter": LORA,
+        "seed": 3,
+        "threads": 2,
+        "reasons": {},
+    }
+    return Plan.model_validate({**base, **more})
+
+
+def steps(model: Any, data: list[Rendered], plan: Plan) -> list[float]:
+    parameters = adapters.trainable(model)
+    optimizer = loop.make_optimizer(parameters, plan)
+    return [loop.take_step(model, sft, data, plan, s, optimizer, parameters).loss for s in range(plan.steps)]
+
+
+def exact_norms(model: Any) -> None:
+    """transformers' norms compute in float32 whatever the model's dtype, which hides differences below 1e-7."""
+
+    def exact(norm: Any, x: torch.Tensor) -> torch.Tensor:
+        unit = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + getattr(norm, "variance_epsilon", getattr(norm, "eps", None)))
+        return unit * (1 + norm.weight if type(norm).__name__.startswith("Gemma") else norm.weight)
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = functools.partial(exact, module)
+
+
+def gradients(model: Any, batches: list[packing.Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad(set_to_none=True)
+    total = 0.0
+    for batch in batches:
+        loss, _ = loading.loss(model, batch)
+        loss.backward()
+        total += float(loss.detach())
+    return total, {n: p.grad.clone() for n, p in adapters.trainable(model).items()}
+
+
+def with_adapter(kind: str, dtype: torch.dtype, **shape: Any) -> Any:
+    model = tiny_model(kind, dtype=dtype, **shape)
+    if dtype == torch.float64:
+        exact_norms(model)
+    adapters.attach(model, LORA, 1)
+    for p in adapters.trainable(model).values():  # B starts at zero, which would hide A's gradient
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
+    return model
+
+
+FLAGS = [
+    "train.steps=6",
+    "train.batch=8",
+    "train.eval_every=3",
+    "prove.max_new_tokens=6",
+    "prove.shots=[1,2]",
+    "adapter.rank=4",
+    "adapter.alpha=8",
+    "train.dtype=float32",
+    "threads=1",
+]
+
+
+def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tunewright", *arguments], cwd=cwd, capture_output=True, text=True, check=False)

@@ -1,0 +1,56 @@
+"""Models that must be refused before anything of theirs runs; broken folders are in bad_inputs.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tunewright.core.errors import ConfigError, ModelError
+from tunewright.model import loading
+from tunewright.tokens import rendering
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing-at-all", "no-such-folder", "missing.gguf"])
+def test_models_that_are_not_there(name: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        loading.resolve(name)
+    assert caught.value.code == "MODEL_NOT_FOUND"
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.gguf").write_bytes(b"GGUFnot really" * 10)
+    with pytest.raises(ModelError) as caught:
+        loading.resolve(str(tmp_path / "x.gguf"))
+    assert caught.value.code == "MODEL_CORRUPT"
+    assert list((tmp_path / "cache").iterdir()) == [], "nothing half-made is left"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "TEMPLATE_UNSAFE"),
+        ("{{ cycler.__init__.__globals__ }}", "TEMPLATE_UNSAFE"),
+        ("{% for i in range(10**12) %}x{% endfor %}", "TEMPLATE_UNSAFE"),
+        ("{{ 'x' * 10**7 }}", "TEMPLATE_UNSAFE"),
+        ("{# " + "x" * 300_000 + " #}", "TEMPLATE_UNSAFE"),
+        ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", "TEMPLATE_TIMEOUT"),
+    ],
+)
+def test_a_template_that_escapes_or_runs_wild_is_stopped(
+    tmp_path: Path, model_folder: Callable[[str], Path], text: str, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 0.5)
+    file = tmp_path / "t.jinja"
+    file.write_text(text)
+    with pytest.raises(ModelError) as caught:
+        rendering.load_template(model_folder("llama"), str(file))
+    assert caught.value.code == code
+    assert caught.value.problems[0].mend
+
+
+def test_a_template_file_that_is_not_there(model_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="CONFIG_NOT_FOUND"):
+        rendering.load_template(model_folder("llama"), "nowhere.jinja")

@@ -1,0 +1,155 @@
+"""The self-test holds on sound models, leaves no trace, falls back where a fast way is wrong, and refuses where nothing is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from build import byte_tokenizer, plan_of, tiny_model
+
+from tunewright.core.config import AdapterConfig
+from tunewright.core.errors import TunewrightError
+from tunewright.data.examples import Chat, Message
+from tunewright.model import adapters, attention, fused_llama
+from tunewright.tokens import rendering
+from tunewright.tokens.rendering import Rendered, Template
+from tunewright.train import selftest
+
+TEMPLATE = Template(byte_tokenizer())
+
+
+def chats(count: int = 6) -> list[Chat]:
+    said = ("user", "assistant", "user", "assistant")
+    return [
+        Chat(tuple(Message(r, f"{r} {i} says {'x' * (i * k)}") for k, r in enumerate(said)), f"a.jsonl:{i + 1}")
+        for i in range(count)
+    ]
+
+
+def world(kind: str = "lora", **plan: Any) -> tuple[Any, list[Chat], list[Rendered], Any]:
+    attention.register()
+    model = tiny_model()
+    model.config.get_text_config().use_cache = False
+    config = AdapterConfig(kind="none") if kind == "none" else AdapterConfig(kind=kind, rank=4)  # type: ignore[arg-type]
+    adapters.attach(model, config, 0)
+    model.generation_config.eos_token_id = TEMPLATE.eos
+    model.lean = fused_llama.applies(model) if kind == "lora" else False
+    rows = [r for i, e in enumerate(chats()) for r in rendering.for_training(TEMPLATE, e, i)]
+    settings = {"layout": "shared", "kernels": "lean" if model.lean else "transformers", "adapter": config, **plan}
+    return model, chats(), rows, plan_of(**settings)
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "none"])
+def test_a_sound_model_passes_and_is_left_as_it_was(kind: str) -> None:
+    model, examples, rows, plan = world(kind)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    after, found, _ = selftest.run(model, TEMPLATE, examples, rows, plan)
+    assert after == plan
+    assert all(f.held for f in found)
+    checks = ["prompts", "stops", *(["base"] if kind != "none" else []), "gradient", "computing"]
+    assert [f.check for f in found] == checks
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert model.lean == (plan.kernels == "lean")
+
+
+def run(model: Any, examples: list[Chat], rows: list[Rendered], plan: Any) -> Any:
+    return selftest.run(model, TEMPLATE, examples, rows, plan)
+
+
+def test_rows_that_do_not_begin_as_served_are_refused() -> None:
+    model, examples, rows, plan = world()
+    moved = [dataclasses.replace(r, weights=(*r.weights[1:], 0.0)) for r in rows]
+    with pytest.raises(TunewrightError, match=r"SELFTEST_PROMPT.*a.jsonl"):
+        run(model, examples, moved, plan)
+
+
+def test_an_end_at_which_nothing_stops_is_refused() -> None:
+    model, examples, rows, plan = world()
+    open_ended = []
+    for r in rows:
+        w = list(r.weights)
+        for _, end in selftest.turns(r):
+            w[end - 1] = 0.0
+        open_ended.append(dataclasses.replace(r, weights=tuple(w)))
+    with pytest.raises(TunewrightError, match="SELFTEST_STOP"):
+        run(model, examples, open_ended, plan)
+
+
+def test_a_base_that_was_changed_in_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples, rows, plan = world()
+    plain = adapters.Adapted.forward
+
+    def leaking(self: Any, x: torch.Tensor) -> torch.Tensor:  # "off" that still adds a little
+        return plain(self, x) + (0.0 if self.on else 1e-6)
+
+    monkeypatch.setattr(adapters.Adapted, "forward", leaking)
+    with pytest.raises(TunewrightError, match="SELFTEST_BASE"):
+        run(model, examples, rows, plan)
+
+
+def test_an_adapter_that_gets_no_gradient_is_refused() -> None:
+    model, examples, rows, plan = world()
+    layer = next(iter(adapters.adapted(model).values()))
+    layer.lora_A.register_hook(torch.zeros_like)
+    with pytest.raises(TunewrightError, match=r"SELFTEST_GRADIENT.*lora_A"):
+        run(model, examples, rows, plan)
+
+
+def test_wrong_kernels_fall_back_to_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples, rows, plan = world()
+    norm = fused_llama.rms_norm
+    monkeypatch.setattr(fused_llama, "rms_norm", lambda part, x: norm(part, x) * 1.05)
+    after, found, _ = run(model, examples, rows, plan)
+    assert (after.kernels, after.layout) == ("transformers", "shared")
+    assert not model.lean
+    assert not found[-1].held
+    assert "own modules" in found[-1].told
+    assert "our kernels" in after.reasons["kernels"]
+
+
+def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples, rows, plan = world(layout="packed", kernels="transformers")
+
+    def everyone(ids: Any, share: bool = False) -> Any:  # one document, instead of one a row
+        folded = fold([[t for row in ids for t in row]], False)
+        place, at = [], 0
+        for row in ids:
+            place.append(folded.place[0][at : at + len(row)])
+            at += len(row)
+        return dataclasses.replace(folded, place=place)
+
+    from tunewright.tokens import packing
+    from tunewright.tokens.prefix_tree import fold
+
+    monkeypatch.setattr(packing, "fold", everyone)
+    after, found, _ = run(model, examples, rows, plan)
+    assert after.layout == "padded"
+    assert "packed rows" in after.reasons["layout"]
+    assert after.reasons.get("kernels") == plan.reasons.get("kernels")
+    assert not found[-1].held
+
+
+def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
+    """Dropout: `lean` would leave it out."""
+    model, examples, rows, plan = world(layout="packed", kernels="lean")
+    model.lean = False
+    after, found, _ = run(model, examples, rows, plan)
+    assert after.kernels == "transformers"
+    assert not model.lean
+    assert found[-1].held
+
+
+def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples, rows, plan = world()
+    plain = selftest.to_batch
+
+    def shifted(group: Any, layout: Any) -> Any:  # labels of several rows off by one
+        batch = plain(group, layout)
+        return dataclasses.replace(batch, target_N=(batch.target_N + 1) % 250) if len(group) > 1 else batch
+
+    monkeypatch.setattr(selftest, "to_batch", shifted)
+    with pytest.raises(TunewrightError, match="SELFTEST_LOSS"):
+        run(model, examples, rows, plan)

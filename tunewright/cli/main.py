@@ -1,0 +1,416 @@
+"""The command line: one short function a verb. Data goes to stdout, talk and bars to stderr, mistakes become one line.
+
+Exit status: 0 done, 1 failed, 2 the user's mistake, 130 interrupted with everything saved.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunewright.cli.runs import RUNS, Json, Root, RunName, out, runs_app
+from tunewright.core.errors import TunewrightError
+
+if TYPE_CHECKING:
+    from tunewright.run.session import Session
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a language model on your rows, and prove on held-out rows what it did.",
+)
+app.add_typer(runs_app, name="runs")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tunewright {metadata.version('tunewright')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None: ...
+
+
+Source = Annotated[str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(help="Settings such as train.steps=40 adapter.rank=8.", metavar="[key=value]...")
+]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
+Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file and time.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and results.")]
+
+
+@app.command()
+def run(
+    source: Source,
+    settings: Settings = None,
+    model: Model = None,
+    name: Name = None,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    cleaning: Annotated[bool, typer.Option("--prove-cleaning", help="Also train without the flagged rows, and compare.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless the verdict is BETTER.")] = False,
+) -> None:
+    """Check, plan, train, prove, export, report: the main job.
+
+    Given a run folder, it goes on where it stopped.
+    """
+    chosen = [*(settings or []), *(["prove.cleaning=true"] if cleaning else [])]
+    session = _advance(source, chosen, model, name, root, quiet or as_json, "report")
+    _verdict(session, as_json)
+    _gate(session, gate)
+
+
+@app.command()
+def demo(settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
+    """The main job on real addresses and the embedded model.
+
+    US addresses to JSON, some minutes on two cores.
+    """
+    from tunewright.cli.demo import SETTINGS, rows_file
+
+    chosen = [*SETTINGS, *(settings or [])]
+    _verdict(_advance(str(rows_file()), chosen, None, name, root, quiet or as_json, "report"), as_json)
+
+
+@app.command()
+def check(
+    source: Source,
+    settings: Settings = None,
+    as_json: Json = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as a page.")] = None,
+) -> None:
+    """Audit and split the data. Loads no model."""
+    from tunewright.data import dataset
+
+    data = dataset.load(_config(source, settings, None))
+    if data.task.kind == "label" and not as_json:
+        typer.secho("looking for labels that look wrong (some seconds for thousands of rows) ...", dim=True, err=True)
+    found = data.audit_json()
+    if page is not None:
+        from tunewright.core import run_folder
+        from tunewright.report import report
+
+        run_folder.write_atomic(page, report.audit_page(found, Path(source).name))
+    if as_json:
+        out(found)
+        return
+    task = found["task"]
+    typer.echo(f"{found['rows']} rows, form {found['form']}, task {task['kind']}: {task['reason']}")
+    typer.echo("sides: " + ", ".join(f"{n} {s}" for s, n in found["sides"].items()))
+    for notice in found["notices"]:
+        typer.echo(f"notice: {notice}")
+    if found["unused"]:
+        typer.echo("fields that nothing reads: " + ", ".join(f"{k} ({n} rows)" for k, n in found["unused"].items()))
+    for finding in found["findings"]:
+        colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
+        typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
+        typer.echo("  " + ", ".join(finding["where"][:8]) + (" ..." if len(finding["rows"]) > 8 else ""))
+    for s in found["suspects"][:10]:
+        where = s["where"].rsplit("/", 1)[-1]
+        typer.echo(f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (wrong with {s['chance']:.0%})")
+    if not found["findings"]:
+        typer.echo("nothing flagged; that is what was looked for, not a promise")
+
+
+@app.command()
+def show(
+    source: Source,
+    settings: Settings = None,
+    row: Annotated[int, typer.Option("--row", "-r", help="Row number, from 1.")] = 1,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """A row as the model sees it, learned tokens in green."""
+    from tunewright.core.errors import data_error
+    from tunewright.data import examples, sources
+    from tunewright.model import loading, model_files
+    from tunewright.tokens import rendering
+
+    config = _config(source, settings, model)
+    parsed = examples.parse(sources.read(config.data.train).rows, config.data.form, config.data.columns, config.data.instruction)
+    if not 1 <= row <= len(parsed.examples):
+        raise data_error(
+            "DATA_FIELD_MISSING",
+            f"there is no row {row}; the file has {len(parsed.examples)}.",
+            where=config.data.train,
+            mend=f"choose 1 to {len(parsed.examples)}.",
+        )
+    folder = loading.resolve(config.model)
+    model_files.check(folder)
+    template = rendering.load_template(folder, config.template, config.date)
+    limit = None if config.train.max_length == "auto" else config.train.max_length
+    found = rendering.for_training(template, parsed.examples[row - 1], row - 1, limit)
+    if as_json:
+        out([{"ids": r.ids, "weights": r.weights, "tokens": [template.tokenizer.decode([i]) for i in r.ids]} for r in found])
+        return
+    for number, sequence in enumerate(found, 1):
+        typer.secho(
+            f"{parsed.examples[row - 1].where}, sequence {number} of {len(found)}: {len(sequence.ids)} tokens, {sequence.supervised} supervised",
+            bold=True,
+        )
+        pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
+        typer.echo("".join(typer.style(t, fg="green", underline=True) if w else typer.style(t, dim=True) for t, w in pieces))
+
+
+def _stage(name: str, told: str) -> None:
+    def stage(
+        source: Source,
+        settings: Settings = None,
+        model: Model = None,
+        name_: Name = None,
+        root: Root = RUNS,
+        as_json: Json = False,
+        quiet: Quiet = False,
+    ) -> None:
+        _told(name, _advance(source, settings, model, name_, root, quiet or as_json, name), as_json)
+
+    app.command(name, help=told)(stage)
+
+
+def _told(name: str, session: Session, as_json: bool) -> None:
+    files = {
+        "plan": session.run.plan,
+        "train": session.run.training,
+        "prove": session.run.verdict,
+        "export": session.run.export,
+    }
+    if as_json:
+        from tunewright.core.run_folder import read_json
+
+        out(read_json(files[name]) if name in files else {"report": str(session.run.report)})
+    elif name == "plan":
+        for key, value in session.plan.model_dump(exclude={"reasons", "estimate", "adapter"}).items():
+            typer.echo(f"{key:<18}{value!s:<12} {session.plan.reasons.get(key, '')}")
+        typer.echo(f"next: tunewright run {session.run.path}")
+    else:
+        typer.echo(str(session.run.report if name == "report" else session.run.path))
+
+
+_stage("plan", "Up to the plan: every number with its reason.")
+
+
+@app.command()
+def train(
+    source: Source,
+    settings: Settings = None,
+    model: Model = None,
+    name: Name = None,
+    root: Root = RUNS,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="First say where the time of a step goes, from a few steps.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Up to the end of training."""
+    session = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train")
+    if profile:
+        from tunewright.stages import runner
+
+        found = runner.profiled(session)
+        for line in [] if as_json else found.lines():
+            typer.echo(line)
+        runner.advance(session, "train")
+    _told("train", session, as_json)
+
+
+@app.command()
+def prove(
+    source: Source,
+    settings: Settings = None,
+    model: Model = None,
+    name: Name = None,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless the verdict is BETTER.")] = False,
+) -> None:
+    """Up to the verdict: all arms on the held-out rows."""
+    session = _advance(source, settings, model, name, root, quiet or as_json, "prove")
+    _told("prove", session, as_json)
+    _gate(session, gate)
+
+
+@app.command()
+def curve(
+    run: RunName,
+    full: Annotated[bool, typer.Option("--full", help="Four sizes with three seeds each, and a forecast.")] = False,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Was the data enough? Trains on half of the rows and compares."""
+    from tunewright.core import run_folder
+
+    session = _advance(str(run_folder.find(root, run).path), None, None, None, root, quiet or as_json, "prove")
+    from tunewright.stages import runner
+
+    runner.measured_again(session, full)
+    if as_json:
+        out(run_folder.read_json(session.run.curve))
+    else:
+        typer.echo(str(session.run.curve))
+
+
+_stage("export", "Up to the exports, reloaded and compared.")
+_stage("report", "Up to the report.")
+
+
+@app.command()
+def chat(
+    run: RunName,
+    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message; default: that of the training rows.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer in tokens.")] = 256,
+    root: Root = RUNS,
+) -> None:
+    """Talk with the tuned model of a run."""
+    from tunewright.core import run_folder
+    from tunewright.data.examples import Message
+    from tunewright.run import chat as chatting
+
+    who = chatting.speaker(run_folder.find(root, run))
+    if message is not None:
+        typer.echo(chatting.answer(who, message, system=system, max_new_tokens=max_new_tokens))
+        return
+    typer.secho(
+        "empty line or Ctrl-D ends" + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
+        dim=True,
+        err=True,
+    )
+    history: list[Message] = []
+    while True:
+        try:
+            said = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not said.strip():
+            return
+        reply = chatting.answer(who, said, history=history, system=system, max_new_tokens=max_new_tokens)
+        typer.echo(reply)
+        history += [Message("user", said), Message("assistant", reply)]
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A config to check as well.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="DATA|CONFIG", help="Also the self-test of this run, as `run` would begin.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What this machine has: processor, memory, packages, cache."""
+    from tunewright.cli import doctor
+
+    found = doctor.look(config)
+    if run is not None:
+        found |= doctor.rehearse(_config(run, None, None))
+    if as_json:
+        out(found)
+    else:
+        for key, value in found.items():
+            typer.echo(f"{key:<22}{value}")
+
+
+def _config(source: str, settings: list[str] | None, model: str | None) -> Any:
+    from tunewright.core import config
+
+    if Path(source).suffix in (".yaml", ".yml"):
+        return config.load(source, settings or [], model=model)
+    if (Path(source) / "config.yaml").is_file():
+        return config.load(Path(source) / "config.yaml", settings or [], model=model)
+    return config.load(None, settings or [], model=model, data__train=source)
+
+
+def _advance(
+    source: str, settings: list[str] | None, model: str | None, name: str | None, root: Path, quiet: bool, until: str
+) -> Session:
+    from tunewright.core.console import Talk
+    from tunewright.core.errors import ConfigError
+    from tunewright.core.run_folder import Run, find
+
+    talk = Talk(quiet)
+    continued = None
+    if (Path(source) / "config.yaml").is_file():
+        continued = Run(Path(source))
+    elif not Path(source).exists() and (root / source / "config.yaml").is_file():
+        continued = find(root, source)
+    if continued is not None and (settings or model or name):
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "a run keeps the settings it began with.",
+            where=source,
+            mend="leave out the settings, or start a new run from its config.yaml.",
+        )
+    from tunewright.core import config as configs
+    from tunewright.data import dataset
+
+    if continued is None:
+        config = _config(source, settings, model)
+        data = dataset.load(config)  # a mistake in the data is told before torch is loaded and a run folder is made
+    from tunewright.run.session import Session
+    from tunewright.stages import runner
+
+    if continued is not None:
+        if until == "report":
+            continued.report.unlink(missing_ok=True)
+        session = Session(continued, configs.load(continued.config), talk, _command())
+    else:
+        return runner.launch(config, name, root, talk, _command(), until, data)
+    runner.advance(session, until)
+    return session
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["tunewright", *sys.argv[1:]])
+
+
+def _verdict(session: Session, as_json: bool) -> None:
+    from tunewright.core.run_folder import read_json
+    from tunewright.stages.prove import sentence
+
+    if as_json:
+        out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})
+        return
+    v = read_json(session.run.verdict)
+    typer.echo(sentence(v))
+    typer.echo(f"report: {session.run.report}")
+    typer.echo(f"try it: tunewright chat {session.run.path}")
+
+
+def _gate(session: Session, gate: bool) -> None:
+    from tunewright.core.run_folder import read_json
+
+    if gate and read_json(session.run.verdict)["verdict"] != "BETTER":
+        raise typer.Exit(3)
+
+
+def main() -> None:
+    """Entry point: our errors become one line on stderr (or JSON on stdout with --json) and an exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way of saying Ctrl-C
+    os.umask(0o077)  # rows, prompts and answers are written: nobody else reads them
+    try:
+        app(prog_name="tunewright")
+    except TunewrightError as error:
+        if "--json" in sys.argv:
+            out(error.to_json())
+        for line in str(error).splitlines():
+            typer.secho(f"error{line}" if line.startswith("[") else line, fg="red", err=True)
+        sys.exit(130 if error.code == "TRAIN_INTERRUPTED" else error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)

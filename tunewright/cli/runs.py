@@ -1,0 +1,143 @@
+"""`tunewright runs`: list, show, compare, make again and remove; and what all verbs share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, make again and remove runs.")
+Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+RunName = Annotated[str, typer.Argument(help="Run folder or name.", metavar="RUN")]
+RUNS = Path("runs")
+
+
+@runs_app.command("list")
+def runs_list(root: Root = RUNS, as_json: Json = False) -> None:
+    """All runs, oldest first: stage, verdict, scores."""
+    from tunewright.core import run_folder
+
+    found = [_line(r) for r in run_folder.all_runs(root)]
+    if as_json:
+        out(found)
+        return
+    for r in found:
+        score = f"{r['metric']} {r['tuned']:.3f} ({r['difference']:+.3f} to {r['comparator']})" if r["verdict"] else ""
+        typer.echo(f"{r['name']:<44} {r['stage']:<9} {r['verdict'] or '':<18} {score}")
+
+
+@runs_app.command("show")
+def runs_show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
+    """One run: stage, verdict, events."""
+    from tunewright.core import run_folder
+
+    found = run_folder.find(root, run)
+    facts = {**_line(found), "path": str(found.path), "events": list(run_folder.read_lines(found.events))}
+    if as_json:
+        out(facts)
+        return
+    for key, value in facts.items():
+        if key != "events":
+            typer.echo(f"{key:<12}{value}")
+    for event in facts["events"]:
+        typer.echo(f"  {event.pop('time')}  {event.pop('event')}  {' '.join(f'{k}={v}' for k, v in event.items())}")
+
+
+@runs_app.command("diff")
+def runs_diff(first: RunName, second: RunName, root: Root = RUNS, as_json: Json = False) -> None:
+    """Settings, plan and scores in which two runs differ."""
+    from tunewright.core import run_folder
+
+    a, b = (_flat(run_folder.find(root, n)) for n in (first, second))
+    found = {k: [a.get(k), b.get(k)] for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+    if as_json:
+        out(found)
+        return
+    for key, (x, y) in found.items():
+        typer.echo(f"{key:<28}{x!s:<28}{y}")
+
+
+@runs_app.command("reproduce")
+def runs_reproduce(
+    run: RunName,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and results.")] = False,
+) -> None:
+    """Make a run again from its receipt: bit for bit equal, or what differs.
+
+    Exits with 1 where weights, losses or scores are not those of the run.
+    """
+    from tunewright.core import run_folder
+    from tunewright.core.console import Talk
+    from tunewright.stages import reproduce
+
+    found = reproduce.reproduce(run_folder.find(root, run), Talk(quiet or as_json))
+    if as_json:
+        out(found)
+    else:
+        for name in ("weights", "losses", "scores"):
+            typer.echo(f"{name:<12}{'equal' if found[name] else 'DIFFERENT'}")
+        for what, (then, now) in found["differs"].items():
+            typer.echo(f"{what:<28}{then!s:<28}{now}")
+        typer.echo(f"{'equal, bit for bit' if found['equal'] else 'not equal'} in {found['compared']}: {found['run']}")
+    if not found["equal"]:
+        raise typer.Exit(1)
+
+
+@runs_app.command("rm")
+def runs_rm(
+    run: RunName, root: Root = RUNS, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:
+    """Remove a run folder with everything in it."""
+    from tunewright.core import run_folder
+
+    found = run_folder.find(root, run)
+    if not yes:
+        typer.confirm(f"remove {found.path} with everything in it?", abort=True, err=True)
+    run_folder.remove(found)
+
+
+def _line(run: Any) -> dict[str, Any]:
+    from tunewright.core.run_folder import read_json
+
+    v = read_json(run.verdict) if run.verdict.exists() else {}
+    return {
+        "name": run.name,
+        "stage": run.stage,
+        "verdict": v.get("verdict"),
+        "metric": v.get("metric"),
+        "tuned": v.get("tuned"),
+        "difference": v.get("difference"),
+        "comparator": v.get("comparator", {}).get("name"),
+    }
+
+
+def _flat(run: Any) -> dict[str, Any]:
+    from tunewright.core import config
+    from tunewright.core.run_folder import read_json
+
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, prefix: str) -> None:
+        if isinstance(value, dict):
+            for k, v in value.items():
+                walk(v, f"{prefix}.{k}" if prefix else k)
+        else:
+            found[prefix] = value
+
+    walk(config.load(run.config).model_dump(), "config")
+    if run.plan.exists():
+        walk({k: v for k, v in read_json(run.plan).items() if k not in ("reasons", "estimate")}, "plan")
+    if run.verdict.exists():
+        walk(
+            {k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")}, "verdict"
+        )
+    return found
+
+
+def out(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))

@@ -1,0 +1,1 @@
+"""Rows: read, parsed, audited, split. Plain values, no torch."""

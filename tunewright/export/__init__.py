@@ -1,0 +1,1 @@
+"""Exports: adapter, merged model, model card, each verified in a fresh process."""

@@ -1,0 +1,1 @@
+"""Judging: arms, metrics over rows, statistics, protocol."""

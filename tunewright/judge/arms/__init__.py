@@ -1,0 +1,1 @@
+"""The arms: ways of answering a row."""

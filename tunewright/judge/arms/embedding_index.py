@@ -1,0 +1,62 @@
+"""Finding what means the same: a local encoder (BERT-like, safetensors) instead of words in common.
+
+A text is the mean of its tokens' last hidden states, of length 1 (Reimers & Gurevych 2019, 1908.10084). Axes: N texts, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunewright.model import model_files
+from tunewright.model.arch_probe import quiet
+
+BATCH, TOKENS = 64, 256
+
+
+@dataclass(frozen=True)
+class Meanings:
+    """Texts in the order given; ``vector_ND`` has rows of length 1."""
+
+    texts: tuple[str, ...]
+    vector_ND: Tensor
+    encode: Callable[[Sequence[str]], Tensor]
+
+    def best(self, query: str, count: int) -> list[int]:
+        """The ``count`` texts of largest cosine to ``query``, best first; equal ones in the order of the texts."""
+        near_N = self.vector_ND @ self.encode([query])[0]
+        return [int(i) for i in torch.sort(near_N, descending=True, stable=True).indices[:count]]
+
+
+def indexer(folder: str | Path) -> Callable[[Sequence[str]], Meanings]:
+    """How to make an index with the encoder in ``folder``. Raises MODEL_* for a folder that is not safe or not whole."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model_files.check(Path(folder))
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    encode = functools.partial(encoded, model.eval(), tokenizer)
+    return lambda texts: Meanings(tuple(texts), encode(texts), encode)
+
+
+@torch.inference_mode()
+def encoded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """vector_ND of the texts, each cut at 256 tokens."""
+    parts = []
+    for start in range(0, len(texts), BATCH):
+        given = tokenizer(
+            list(texts[start : start + BATCH]), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
+        )
+        hidden_BTD = model(**given).last_hidden_state
+        real_BT1 = given["attention_mask"][..., None].to(hidden_BTD.dtype)
+        parts.append(torch.nn.functional.normalize((hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1), dim=-1))
+    return torch.cat(parts)

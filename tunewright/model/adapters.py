@@ -1,0 +1,200 @@
+"""LoRA (Hu et al. 2021, 2106.09685), rsLoRA (2312.03732) and DoRA (2402.09353) over any linear layer.
+
+Base weights are frozen in the compute dtype; A, B and DoRA's magnitudes are float32 and alone are trained. With the
+adapter off, a layer is the base layer, bit for bit. Axes: I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunewright.core.config import AdapterConfig
+from tunewright.core.errors import ModelError
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer plus a low-rank update: y = base(x) + scale * B(A(x)); with magnitudes (DoRA), each output row of
+    the updated weight is set to length ``magnitude``."""
+
+    def __init__(self, base: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale_of(config)
+        self.dropout = config.dropout
+        self.on = True
+        bound = 1 / math.sqrt(base.in_features)  # kaiming_uniform(a=sqrt(5)), PEFT's start
+        a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(a.to(base.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=base.weight.device))
+        if base.weight.dtype == torch.float64:
+            self.lora_A.data, self.lora_B.data = self.lora_A.double(), self.lora_B.double()
+        self.magnitude = nn.Parameter(self._row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = F.linear(x, self.base.weight)
+        if not self.on:
+            return base if self.base.bias is None else base + self.base.bias
+        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        # The scale goes on the R numbers a token has in the middle, and B is added as it is multiplied: no pass over the output.
+        small = F.linear(dropped, self.lora_A.to(x.dtype)) * self.scale
+        y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), self.lora_B.T.to(x.dtype)).view(base.shape)
+        if self.magnitude is not None:
+            # The norm is a constant to autograd (DoRA section 4.3).
+            norm = self._row_norm(self.merged_weight_before_norm().detach())
+            y = y * (self.magnitude / norm).to(x.dtype)
+        return y if self.base.bias is None else y + self.base.bias
+
+    def merged_weight_before_norm(self) -> Tensor:
+        """W + scale * BA in the adapter's dtype (float32 or float64)."""
+        return self.base.weight.to(self.lora_A.dtype) + self.scale * (self.lora_B @ self.lora_A)
+
+    def merged_weight(self) -> Tensor:
+        merged = self.merged_weight_before_norm()
+        return merged if self.magnitude is None else merged * (self.magnitude / self._row_norm(merged))[:, None]
+
+    @staticmethod
+    def _row_norm(weight_OI: Tensor) -> Tensor:
+        return weight_OI.square().sum(1).sqrt()
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What `attach` did: the adapted layers by name, and how many numbers are trained of how many there are."""
+
+    layers: tuple[str, ...]
+    trained: int
+    total: int
+
+
+def scale_of(config: AdapterConfig) -> float:
+    return config.alpha / (math.sqrt(config.rank) if config.kind == "rslora" else config.rank)
+
+
+def targets(model: Any, patterns: list[str]) -> list[str]:
+    """Names of the linear layers that the patterns mean. A pattern matches a whole name or its end; `all-linear` leaves out the head."""
+    head = model.get_output_embeddings()
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+    chosen = [
+        n
+        for n in linear
+        if any(p == "all-linear" or fnmatch.fnmatchcase(n, p) or fnmatch.fnmatchcase(n, f"*.{p}") for p in patterns)
+    ]
+    if not chosen:
+        kinds = sorted({n.rsplit(".", 1)[-1] for n in linear})
+        raise ModelError(
+            "LORA_NO_TARGET",
+            f"adapter.targets {patterns} match no linear layer.",
+            where="adapter.targets",
+            mend=f"layers end in: {', '.join(kinds)}.",
+        )
+    return chosen
+
+
+def attach(model: Any, config: AdapterConfig, seed: int) -> Attached:
+    """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed`` alone."""
+    total = sum(p.numel() for p in model.parameters())
+    if config.kind == "none":
+        # The sum of many small updates is lost in bfloat16 (Zamirai et al. 2020), so trained weights are float32.
+        if next(model.parameters()).dtype != torch.float64:
+            model.float()
+        model.requires_grad_(True)
+        return Attached((), total, total)
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    names = targets(model, config.targets)
+    largest = min(min(model.get_submodule(n).weight.shape) for n in names)
+    if config.rank > largest:
+        raise ModelError(
+            "LORA_NO_TARGET",
+            f"adapter.rank {config.rank} is larger than the smallest adapted layer ({largest}).",
+            where="adapter.rank",
+            mend=f"use at most {largest}.",
+        )
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, Adapted(model.get_submodule(name), config, generator))
+    trained = sum(p.numel() for p in trainable(model).values())
+    return Attached(tuple(names), trained, total + trained)
+
+
+def adapted(model: nn.Module) -> dict[str, Adapted]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Adapted)}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def off(model: nn.Module) -> Iterator[None]:
+    """Within, the model is the base model, bit for bit."""
+    layers = list(adapted(model).values())
+    before = [layer.on for layer in layers]
+    try:
+        for layer in layers:
+            layer.on = False
+        yield
+    finally:
+        for layer, on in zip(layers, before, strict=True):
+            layer.on = on
+
+
+@contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """Within, the base's own layers stand where they stood before `attach`."""
+    layers = adapted(model)
+
+    def put(name: str, layer: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+
+    try:
+        for name, layer in layers.items():
+            put(name, layer.base)
+        yield
+    finally:
+        for name, layer in layers.items():
+            put(name, layer)
+
+
+@contextmanager
+def scaled(model: nn.Module, scale: float) -> Iterator[None]:
+    """Within, the update counts ``scale`` times; at 0 the model is the base model, bit for bit."""
+    if scale == 0:
+        with off(model):
+            yield
+        return
+    layers = list(adapted(model).values())
+    before = [layer.scale for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale *= scale
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.scale = own
+
+
+def shrink(model: nn.Module, scale: float) -> None:
+    """Keep only this share of the update, for good."""
+    with torch.no_grad():
+        for layer in adapted(model).values():
+            layer.lora_B.mul_(scale)
+
+
+def merge(model: Any) -> None:
+    """Fold the adapter into the base weights, in float32 before casting back to the weight's own dtype."""
+    for name, layer in adapted(model).items():
+        parent, _, child = name.rpartition(".")
+        with torch.no_grad():
+            layer.base.weight.copy_(layer.merged_weight())
+        setattr(model.get_submodule(parent), child, layer.base)

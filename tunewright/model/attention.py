@@ -1,0 +1,267 @@
+"""Two attentions behind transformers' AttentionInterface: a tree of rows in training, a shared prefix in decoding.
+
+The layout comes as keyword arguments of the forward call, so there is no global state, and no mask over a whole pass is
+ever built: transformers makes none for an attention it has no mask function for. Axes: H heads, G key-value heads, R query
+heads for each of them, T tokens, D head width; of one piece, m queries and n keys; in decoding B rows, Q new tokens, K own
+tokens, P prefix tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunewright.tokens.prefix_tree import Range, Segment, joined
+
+TREE, PREFIXED = "tunewright_tree", "tunewright_prefixed"
+MOST_SCORES = 1 << 25
+# A long causal row is cut, so that few products are computed that its mask then hides; small subtrees are put together,
+# because a product of few rows costs as much as one of many (benchmarks/NOTES.md).
+LONG, SHORT = 256, 128
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Queries ``start``..``stop``, against the keys of ``above`` and their own. ``runs``: for each segment in it, its length
+    and the ranges of the piece, counted from its start, that it continues; it sees these, all of ``above``, and itself."""
+
+    start: int
+    stop: int
+    above: tuple[Range, ...]
+    runs: tuple[tuple[int, tuple[Range, ...]], ...]
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """Of all its keys; the last are its own tokens."""
+        return joined(self.above, (self.start, self.stop))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How scores become weights, the same for all pieces of a layer. ``keep``: hold the weights for the backward pass."""
+
+    window: int | None
+    softcap: float | None
+    keep: bool
+
+
+@functools.lru_cache(maxsize=64)
+def pieces(segments: tuple[Segment, ...]) -> tuple[Piece, ...]:
+    """Long segments are cut; small subtrees that continue the same path are taken together."""
+    found: list[Piece] = []
+    for s in segments:
+        last = found[-1] if found else None
+        if last and s.stop - last.start <= SHORT:
+            above, within = _parted(s.path, last.start, s.start)
+            if above == last.above:
+                inner = tuple((a - last.start, b - last.start) for a, b in within)
+                found[-1] = Piece(last.start, s.stop, above, (*last.runs, (s.stop - s.start, inner)))
+                continue
+        for start in range(s.start, s.stop, LONG):
+            stop = min(start + LONG, s.stop)
+            found.append(Piece(start, stop, _parted(s.path, start, start)[0], ((stop - start, ()),)))
+    return tuple(found)
+
+
+def _parted(path: tuple[Range, ...], at: int, end: int) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    """The parts of a path before place ``at`` of the sequence, and from there to ``end``."""
+    before = tuple((a, min(b, at)) for a, b in path if a < at)
+    return before, tuple((max(a, at), min(b, end)) for a, b in path if b > at and max(a, at) < end)
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: tuple[Segment, ...] = (),
+    keep_weights: bool = True,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D). A token attends to its path in the tree of ``segments``."""
+    # Raised, not asserted: the probe asks architectures of which some drop the keyword or bring a mask of their own.
+    if not segments or segments[-1].stop != query.shape[2] or attention_mask is not None:
+        raise ValueError("the architecture does not hand on the layout of its rows")
+    if dropout or s_aux is not None or not getattr(module, "is_causal", True):
+        raise ValueError("attention that drops weights, has sinks or is not causal is not exact in one pass of several rows")
+    scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
+    rule = Rule(sliding_window, softcap, keep_weights)
+    out: Tensor = _TreeAttention.apply(query, key, value, pieces(segments), scale, rule)  # type: ignore[no-untyped-call]
+    return out, None
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Piece by piece in plain products: on a CPU the flash kernel's backward takes two to fifteen times as long
+    (benchmarks/NOTES.md). The heads that share a key-value head are rows of one product."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: tuple[Piece, ...], scale: float, rule: Rule) -> Tensor:
+        groups = key.shape[1]
+        q_GTRD = (query[0] * scale).reshape(groups, -1, *query.shape[2:]).transpose(1, 2).contiguous()
+        k_GTD, v_GTD = key[0].contiguous(), value[0].contiguous()
+        out_TGRD = query.new_empty(query.shape[2], groups, q_GTRD.shape[2], query.shape[3])
+        kept = []
+        for piece in todo:
+            weights_Gmn = _weights(q_GTRD, k_GTD, piece, rule)
+            _write(out_TGRD, piece, weights_Gmn @ _take(v_GTD, piece.ranges))
+            if rule.keep:
+                kept.append(weights_Gmn)
+        ctx.save_for_backward(q_GTRD, k_GTD, v_GTD, *kept)
+        ctx.given = (todo, scale, rule)
+        return out_TGRD.flatten(1, 2)[None]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_GTRD, k_GTD, v_GTD, *kept = ctx.saved_tensors
+        todo, scale, rule = ctx.given
+        g_GTRD = grads[0].reshape(q_GTRD.transpose(0, 1).shape).transpose(0, 1).contiguous()
+        dq_TGRD = g_GTRD.new_empty(q_GTRD.transpose(0, 1).shape)
+        # A prefix gathers the gradients of all its branches: in bfloat16 the small ones would be lost.
+        wide = torch.promote_types(k_GTD.dtype, torch.float32)
+        dk_GTD, dv_GTD = torch.zeros_like(k_GTD, dtype=wide), torch.zeros_like(v_GTD, dtype=wide)
+        for i, piece in enumerate(todo):
+            weights_Gmn = kept[i] if rule.keep else _weights(q_GTRD, k_GTD, piece, rule)
+            g_GmD = g_GTRD[:, piece.start : piece.stop].flatten(1, 2)
+            _add(dv_GTD, piece.ranges, weights_Gmn.transpose(1, 2) @ g_GmD)
+            to_weights = g_GmD @ _take(v_GTD, piece.ranges).transpose(1, 2)
+            ds_Gmn = torch._softmax_backward_data(to_weights, weights_Gmn, -1, weights_Gmn.dtype)
+            q_GmD = q_GTRD[:, piece.start : piece.stop].flatten(1, 2)
+            k_GnD = _take(k_GTD, piece.ranges)
+            if rule.softcap is not None:
+                ds_Gmn *= 1 - torch.tanh(q_GmD @ k_GnD.transpose(1, 2) / rule.softcap).square()
+            _write(dq_TGRD, piece, ds_Gmn @ k_GnD)
+            _add(dk_GTD, piece.ranges, ds_Gmn.transpose(1, 2) @ q_GmD)
+        dq = dq_TGRD.mul_(scale).flatten(1, 2).transpose(0, 1)[None]
+        return dq, dk_GTD[None].to(k_GTD.dtype), dv_GTD[None].to(v_GTD.dtype), None, None, None
+
+
+def _weights(q_GTRD: Tensor, k_GTD: Tensor, piece: Piece, rule: Rule) -> Tensor:
+    """(G, m * R, n): what each query of the piece gives to each token of its path."""
+    q_GmD = q_GTRD[:, piece.start : piece.stop].flatten(1, 2)
+    scores_Gmn = q_GmD @ _take(k_GTD, piece.ranges).transpose(1, 2)
+    if rule.softcap is not None:
+        scores_Gmn = torch.tanh(scores_Gmn / rule.softcap) * rule.softcap
+    own, keys, repeats, device = piece.stop - piece.start, scores_Gmn.shape[2], q_GTRD.shape[2], q_GTRD.device
+    if rule.window is not None and rule.window < keys:
+        scores_Gmn.masked_fill_(_hidden(piece.runs, keys - own, rule.window, repeats, device), float("-inf"))
+    else:
+        scores_Gmn[:, :, keys - own :].masked_fill_(_hidden(piece.runs, 0, None, repeats, device), float("-inf"))
+    wide = torch.promote_types(scores_Gmn.dtype, torch.float32)
+    return scores_Gmn.softmax(-1, dtype=wide).to(scores_Gmn.dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hidden(
+    runs: tuple[tuple[int, tuple[Range, ...]], ...], above: int, window: int | None, repeats: int, device: torch.device
+) -> Tensor:
+    """(queries * repeats, above + queries): which keys a query does not see."""
+    own = sum(n for n, _ in runs)
+    seen_mn = torch.ones(own, above + own, dtype=torch.bool)
+    seen_mn[:, above:] = False
+    position_n = torch.arange(above + own)
+    start = 0
+    for n, within in runs:
+        queries = slice(start, start + n)
+        for a, b in within:
+            seen_mn[queries, above + a : above + b] = True
+        seen_mn[queries, above + start : above + start + n] = torch.ones(n, n, dtype=torch.bool).tril()
+        position_n[above + start : above + start + n] = above + sum(b - a for a, b in within) + torch.arange(n)
+        start += n
+    if window is not None:
+        seen_mn &= position_n[above:, None] - position_n < window
+    return (~seen_mn).repeat_interleave(repeats, 0).to(device)
+
+
+def _take(x_GTD: Tensor, ranges: tuple[Range, ...]) -> Tensor:
+    parts = [x_GTD[:, a:b] for a, b in ranges]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _add(x_GTD: Tensor, ranges: tuple[Range, ...], part_GnD: Tensor) -> None:
+    at = 0
+    for a, b in ranges:
+        x_GTD[:, a:b] += part_GnD[:, at : at + b - a]
+        at += b - a
+
+
+def _write(x_TGRD: Tensor, piece: Piece, part_GmD: Tensor) -> None:
+    x_TGRD[piece.start : piece.stop] = part_GmD.view(len(part_GmD), piece.stop - piece.start, -1, part_GmD.shape[2]).transpose(
+        0, 1
+    )
+
+
+def prefixed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    prefix: Sequence[tuple[Tensor, Tensor]] = (),
+    seen: Tensor | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query (B, H, Q, D), key and value (B, H_kv, K, D) of the rows' own tokens -> (B, Q, H, D); for decoding, without gradient.
+
+    ``prefix``: for each layer the keys and values (H_kv, P, D) that all rows share: held once, and met by all rows in one
+    product. ``seen`` (B, Q, K): which own tokens a new token sees; it sees all of the prefix.
+    """
+    assert seen is not None
+    assert attention_mask is None
+    if softcap is not None:
+        raise ValueError("soft-capped attention cannot share a prefix")
+    rows, heads, new, width = query.shape
+    groups, own = key.shape[1], key.shape[2]
+    shared = prefix[module.layer_idx][0].shape[1] if prefix else 0
+    scale = scaling if scaling is not None else 1 / math.sqrt(width)
+    together = max(1, MOST_SCORES // (heads * new * (own + shared)))
+    parts = []
+    for start in range(0, rows, together):
+        part = slice(start, start + together)
+        q = (query[part] * scale).reshape(-1, groups, heads // groups * new, width)
+        scores = (q @ key[part].transpose(-1, -2)).reshape(-1, groups, heads // groups, new, own)
+        scores = scores.masked_fill(~seen[part, None, None], float("-inf")).flatten(2, 3)
+        if prefix:
+            k_HPD, v_HPD = prefix[module.layer_idx]
+            to_prefix = q.transpose(0, 1).flatten(1, 2) @ k_HPD.transpose(-1, -2)
+            scores = torch.cat([to_prefix.unflatten(1, (q.shape[0], -1)).transpose(0, 1), scores], -1)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+        out = weights[..., shared:] @ value[part]
+        if prefix:
+            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(1, (q.shape[0], -1)).transpose(
+                0, 1
+            )
+        parts.append(out.reshape(-1, heads, new, width).transpose(1, 2))
+    return torch.cat(parts), None
+
+
+def register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(TREE, tree_attention)
+    AttentionInterface.register(PREFIXED, prefixed_attention)
+
+
+@contextmanager
+def attending(model: Any, name: str) -> Iterator[None]:
+    """Within, the model attends as ``TREE`` or ``PREFIXED``; outside, as it was loaded."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,227 @@
+"""The decoder of the Llama family written out for LoRA training: few passes over memory, few saved tensors, and the last
+layer only where a token is predicted.
+
+A CPU step of transformers' modules is one third elementwise passes: here each norm, rotation and gate is one function with
+its own backward, and projections that read the same input share one product with their stacked A. `fits` says whether a
+model is of this form, by comparing numbers, not names; other models run transformers' own modules.
+
+Axes: T tokens, N tokens that predict, D width, I inputs, O outputs, R rank (of all projections of a group), H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tunewright.core.config import AdapterConfig, Recompute
+from tunewright.core.errors import ModelError
+from tunewright.model.adapters import Adapted, attach, trainable
+from tunewright.model.attention import TREE, attending, tree_attention
+from tunewright.tokens.prefix_tree import Segment, fold
+
+
+def hidden(
+    decoder: Any,
+    ids_T: Tensor,
+    positions_T: Tensor,
+    segments: tuple[Segment, ...],
+    at_N: Tensor,
+    recompute: Recompute = "none",
+) -> Tensor:
+    """hidden_ND, after the last norm, of the tokens ``at_N``. ``recompute``: what the backward pass computes anew instead of
+    holding it: nothing, attention's weights, or everything but each layer's input."""
+    hidden_TD = decoder.embed_tokens(ids_T)
+    cos_1TK, sin_1TK = decoder.rotary_emb(hidden_TD[None], positions_T[None])
+    turn = cos_1TK[0, :, None], sin_1TK[0, :, None]
+    *body, last = decoder.layers
+    keep = recompute == "none"
+    for part in body:
+        if recompute == "layers" and torch.is_grad_enabled():
+            hidden_TD = checkpoint(layer, part, hidden_TD, turn, segments, keep, use_reentrant=False)
+        else:
+            hidden_TD = layer(part, hidden_TD, turn, segments, keep)
+    return rms_norm(decoder.norm, layer(last, hidden_TD, turn, segments, keep, at_N))
+
+
+def layer(
+    part: Any,
+    hidden_TD: Tensor,
+    turn: tuple[Tensor, Tensor],
+    segments: tuple[Segment, ...],
+    keep: bool,
+    at_N: Tensor | None = None,
+) -> Tensor:
+    """One decoder layer, (T, D) -> (T, D); or, with ``at_N``, (N, D) of those tokens alone: the others are only attended to."""
+    attend, mlp = part.self_attn, part.mlp
+    x_TD = rms_norm(part.input_layernorm, hidden_TD)
+    q_THK, k_THK, v_THK = (
+        y.view(len(y), -1, attend.head_dim) for y in project(x_TD, attend.q_proj, attend.k_proj, attend.v_proj)
+    )
+    if hasattr(attend, "q_norm"):
+        q_THK, k_THK = rms_norm(attend.q_norm, q_THK), rms_norm(attend.k_norm, k_THK)
+    q_THK, k_THK = _Rotate.apply(q_THK, *turn), _Rotate.apply(k_THK, *turn)  # type: ignore[no-untyped-call]
+    q_1HTK, k_1HTK, v_1HTK = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
+    window = getattr(attend, "sliding_window", None)
+    met_1THK, _ = tree_attention(attend, q_1HTK, k_1HTK, v_1HTK, None, attend.scaling, 0.0, segments, keep, window)
+    met_TD = met_1THK[0].flatten(1)
+    if at_N is not None:
+        met_TD, hidden_TD = met_TD[at_N], hidden_TD[at_N]
+    hidden_TD = hidden_TD + project(met_TD, attend.o_proj)[0]
+    gate_TO, up_TO = project(rms_norm(part.post_attention_layernorm, hidden_TD), mlp.gate_proj, mlp.up_proj)
+    gated_TO: Tensor = _SwiGLU.apply(gate_TO, up_TO)  # type: ignore[no-untyped-call]
+    return hidden_TD + project(gated_TO, mlp.down_proj)[0]
+
+
+def project(x_TI: Tensor, *layers: Adapted) -> tuple[Tensor, ...]:
+    """What each adapted layer makes of the same input."""
+    if not all(one.on for one in layers):
+        return tuple(F.linear(x_TI, one.base.weight, one.base.bias) for one in layers)
+    given = [t for one in layers for t in (one.base.weight, one.base.bias, one.lora_A, one.lora_B)]
+    found: tuple[Tensor, ...] = _Project.apply(x_TI, layers[0].scale, *given)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Project(torch.autograd.Function):
+    """y = xW' + s(xA')B' + bias for several (W, bias, A, B), W and bias frozen. The products with A, one after another in most
+    systems, are one product with the stacked A; B's product is the start of W's, which then is added in the product itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, scale: float, *given: Tensor) -> tuple[Tensor, ...]:
+        weights, biases, downs, ups = given[0::4], given[1::4], given[2::4], given[3::4]
+        a_RI = torch.cat(downs).to(x_TI.dtype)
+        b_OR = [b.to(x_TI.dtype) for b in ups]
+        small_TR = (x_TI @ a_RI.T).mul_(scale)
+        found = []
+        ranks = [len(a) for a in downs]
+        for weight, bias, b, small in zip(weights, biases, b_OR, torch.split(small_TR, ranks, 1), strict=True):
+            y = (small @ b.T).addmm_(x_TI, weight.T)
+            found.append(y if bias is None else y.add_(bias))
+        ctx.save_for_backward(x_TI, small_TR, a_RI, *b_OR, *weights)
+        ctx.given = (scale, ranks, downs[0].dtype)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, small_TR, a_RI, *rest = ctx.saved_tensors
+        scale, ranks, dtype = ctx.given
+        b_OR, weights = rest[: len(ranks)], rest[len(ranks) :]
+        d_ups = [(g.T @ small).to(dtype) for g, small in zip(grads, torch.split(small_TR, ranks, 1), strict=True)]
+        back_TR = torch.cat([g @ b for g, b in zip(grads, b_OR, strict=True)], 1).mul_(scale)
+        d_downs = torch.split((back_TR.T @ x_TI).to(dtype), ranks)
+        dx_TI = None
+        if ctx.needs_input_grad[0]:  # not for the first layer: embeddings are frozen
+            dx_TI = back_TR @ a_RI
+            for g, weight in zip(grads, weights, strict=True):
+                dx_TI.addmm_(g, weight)
+        return (dx_TI, None, *(t for down, up in zip(d_downs, d_ups, strict=True) for t in (None, None, down, up)))
+
+
+def rms_norm(norm: Any, x: Tensor) -> Tensor:
+    found: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Root mean square norm (Zhang & Sennrich 2019, 1910.07467) over the last axis, its weight frozen; float32 or better inside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        g, wide = grads[0].contiguous(), torch.promote_types(x.dtype, torch.float32)
+        inverse = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / len(weight) + ctx.eps)
+        # Layer norm's fused backward, told that the mean is zero, is this gradient but for the mean it takes off again.
+        shape, nought = list(weight.shape), torch.zeros_like(inverse)
+        scale = weight.to(wide) if x.device.type == "cpu" else weight  # what each device's kernel takes
+        dx, _, _ = torch.ops.aten.native_layer_norm_backward(g, x, shape, nought, inverse, scale, None, [True, False, False])
+        return dx + ((g @ weight)[..., None] * (inverse / len(weight))).to(x.dtype), None, None
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary positions (Su et al. 2021, 2104.09864), halves rotated against each other; the backward pass turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_T1K, sin_T1K)
+        return _rotated(x_THK, cos_T1K, sin_T1K, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos_T1K, sin_T1K = ctx.saved_tensors
+        return _rotated(grads[0], cos_T1K, sin_T1K, -1.0), None, None
+
+
+def _rotated(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor, sign: float) -> Tensor:
+    half = x_THK.shape[2] // 2
+    out = x_THK * cos_T1K
+    out[..., :half].addcmul_(x_THK[..., half:], sin_T1K[..., :half], value=-sign)
+    out[..., half:].addcmul_(x_THK[..., :half], sin_T1K[..., half:], value=sign)
+    return out
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up (Shazeer 2020, 2002.05202); silu is computed again rather than held."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grads[0] * up, gate), F.silu(gate).mul_(grads[0])
+
+
+def applies(model: Any) -> bool:
+    """Whether every linear layer of the decoder carries plain LoRA (no dropout, no magnitudes), and its layers are all alike, so
+    that what two of them do (`fits`) holds for all."""
+    layers = model.get_decoder().layers
+    linear = [m for part in layers for m in part.modules() if isinstance(m, torch.nn.Linear | Adapted)]
+    inner = {id(m.base) for m in linear if isinstance(m, Adapted)}
+    plain = all(m.dropout == 0 and m.magnitude is None if isinstance(m, Adapted) else id(m) in inner for m in linear)
+    return plain and all(_form(part) == _form(layers[0]) for part in layers)
+
+
+def _form(part: torch.nn.Module) -> list[Any]:
+    plain = (int, float, str, bool, type(None))
+    return [
+        (name, type(m), {k: v for k, v in vars(m).items() if isinstance(v, plain) and k != "layer_idx"})
+        for name, m in part.named_modules()
+    ]
+
+
+def fits(twin: Any, tolerance: float = 1e-3) -> bool:
+    """Whether this file computes what the model's own modules do: hidden states and adapter gradients of a small float32 model
+    of the architecture, which has its adapter on afterwards. Rounding alone moves a gradient by some 1e-4 of its size on some
+    processors, another formula by a tenth and more."""
+    tree = fold([list(range(1, 24)), [*range(1, 20), 3, 5, 7]])
+    ids_T, positions_T = torch.from_numpy(tree.ids_T), torch.from_numpy(tree.positions_T)
+    at_N = torch.arange(3, len(ids_T), 2)
+    weigh_ND = torch.randn(len(at_N), twin.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0))
+    found = []
+    try:
+        attach(twin, AdapterConfig(rank=2), 0)
+        for p in trainable(twin).values():
+            torch.nn.init.normal_(p, std=0.03, generator=torch.Generator().manual_seed(p.numel()))
+        if not applies(twin):
+            return False
+        with attending(twin, TREE):
+            given = {"position_ids": positions_T[None], "segments": tree.segments, "use_cache": False}
+            theirs_ND = twin.get_decoder()(ids_T[None], **given).last_hidden_state[0, at_N]
+        ours_ND = hidden(twin.get_decoder(), ids_T, positions_T, tree.segments, at_N)
+        for out_ND in (theirs_ND, ours_ND):
+            grads = torch.autograd.grad((out_ND * weigh_ND).sum(), list(trainable(twin).values()))
+            found.append([out_ND.detach(), *grads])
+    except (AttributeError, TypeError, ValueError, RuntimeError, ModelError):  # another form: its own modules run
+        return False
+    return all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in zip(*found, strict=True))

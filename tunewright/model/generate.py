@@ -1,0 +1,209 @@
+"""Greedy decoding and label scoring in batches, with the prompts' common beginning computed once.
+
+Finished rows leave the batch. In float32 the results equal those of one row at a time (a test holds it); architectures
+whose state cannot be batched exactly (`Facts.packable` is false) are decoded one by one. Axes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tunewright.model import attention, loading
+from tunewright.tokens.packing import passes, to_batch
+from tunewright.tokens.rendering import after
+
+SHARE_FROM = 8
+TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class How:
+    """Decoding, the same for every arm. ``exact_batch``: rows may share a batch; ``window``: the model's sliding window."""
+
+    max_new_tokens: int
+    stop: tuple[int, ...]
+    batch: int = 32
+    exact_batch: bool = True
+    window: int | None = None
+
+
+def stop_ids(model: Any, eos: int) -> tuple[int, ...]:
+    """The tokenizer's end token and those of the model's generation config: the only part of that config that is used."""
+    extra = getattr(model.generation_config, "eos_token_id", None)
+    return tuple(sorted({eos, *(extra if isinstance(extra, list) else [extra] if isinstance(extra, int) else [])}))
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What a server's prefix cache holds: the tokens of a common beginning, and keys and values of each layer."""
+
+    ids: tuple[int, ...]
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+@torch.inference_mode()
+def prefix(model: Any, ids: Sequence[int]) -> Prefix:
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    device = next(model.parameters()).device
+    model.get_decoder()(torch.tensor([list(ids)], device=device), past_key_values=cache, use_cache=True)
+    return Prefix(tuple(ids), tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))
+
+
+@torch.inference_mode()
+def greedy(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    how: How,
+    watch: Callable[[int], None] = lambda _: None,
+    known: Prefix | None = None,
+) -> list[list[int]]:
+    """The likeliest next token, again and again, until a stop token (which is not returned) or the limit.
+
+    ``watch`` is called with the number of rows that have just been finished. An answer of ``max_new_tokens`` tokens was cut.
+    ``known``: a beginning of all prompts that has been computed before.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    for rows in _batches(prompts, how):
+        alive = list(rows)
+        with _decoding(model, [prompts[r] for r in rows], how, known) as (state, logits_BV):
+            for _ in range(how.max_new_tokens):
+                token_B = logits_BV.argmax(-1)
+                going = []
+                for b, token in enumerate(token_B.tolist()):
+                    if token not in how.stop:
+                        answers[alive[b]].append(token)
+                        if len(answers[alive[b]]) < how.max_new_tokens:
+                            going.append(b)
+                if len(going) < len(alive):
+                    watch(len(alive) - len(going))
+                    if not going:
+                        break
+                    keep = torch.tensor(going, device=token_B.device)
+                    alive, token_B = [alive[b] for b in going], token_B[keep]
+                    state.keep(keep)
+                logits_BV = state.feed(token_B[:, None], torch.ones_like(token_B)[:, None])[:, -1]
+    return answers
+
+
+@torch.inference_mode()
+def label_logprobs(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[Sequence[int]]],
+    how: How,
+    watch: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.float64]:
+    """log p(whole label sequence, end of turn included | prompt) in nats; (rows, labels).
+
+    ``labels[r][j]`` are the token ids of label j after prompt r. Because every sequence holds its own end, the labels are
+    events of one space and their summed log-probabilities compare fairly whatever their lengths.
+    """
+    total = np.zeros((len(prompts), len(labels[0])))
+    if not how.exact_batch:
+        groups = [[r] for r in range(len(prompts))]
+    else:
+        groups = passes(
+            range(len(prompts)), [[*p, *itertools.chain(*of)] for p, of in zip(prompts, labels, strict=True)], TOKENS, "shared"
+        )
+    for rows in groups:
+        branches = [(r, j) for r in rows for j in range(total.shape[1])]
+        for part in [branches] if how.exact_batch else [[b] for b in branches]:
+            said = [after(prompts[r], labels[r][j], r) for r, j in part]
+            batch = to_batch(said, "shared" if how.exact_batch else "padded")
+            logp_NV = loading.forward(model, batch).float().log_softmax(-1)
+            logp_N = logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0].double().cpu().numpy()
+            ends = np.cumsum([one.supervised for one in said])[:-1]
+            for branch, logp in zip(part, np.split(logp_N[batch.which_M], ends), strict=True):
+                total[branch] = logp.sum()
+        watch(len(rows))
+    return total
+
+
+def _batches(prompts: Sequence[Sequence[int]], how: How) -> list[list[int]]:
+    """Rows of similar length together, longest first (what does not fit in memory fails at once)."""
+    order = sorted(range(len(prompts)), key=lambda r: (-len(prompts[r]), r))
+    size = how.batch if how.exact_batch else 1
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, leaving each at least one of its own."""
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(same, min(len(p) for p in prompts) - 1)
+
+
+@dataclass
+class _State:
+    """A batch in the middle of decoding: its cache of own tokens, and the prefix that its rows share (held once).
+
+    ``real_BK`` marks the cache's tokens that are not padding; ``next_B`` is each row's next position.
+    """
+
+    model: Any
+    cache: Any
+    prefix: tuple[tuple[Tensor, Tensor], ...]
+    prefixed: bool
+    real_BK: Tensor
+    next_B: Tensor
+
+    def feed(self, ids_BQ: Tensor, real_BQ: Tensor, last_only: bool = False) -> Tensor:
+        """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding stands left or right."""
+        position_BQ = self.next_B[:, None] + (real_BQ.cumsum(1) - 1).clamp(min=0)
+        self.next_B = position_BQ[:, -1] + 1
+        self.real_BK = torch.cat([self.real_BK, real_BQ], 1)
+        given = {"position_ids": position_BQ, "past_key_values": self.cache, "use_cache": True}
+        if self.prefixed:
+            new, own = ids_BQ.shape[1], self.real_BK.shape[1]
+            order = torch.arange(own, device=ids_BQ.device)
+            back_QK = order[own - new :, None] - order[None, :]
+            # A padding token sees itself: seeing nothing would be NaN, and NaN times a weight of zero is NaN.
+            given |= {"prefix": self.prefix, "seen": (self.real_BK.bool()[:, None] & (back_QK >= 0)) | (back_QK == 0)}
+        else:
+            given["attention_mask"] = self.real_BK
+        if not self.model.plain_head:
+            return torch.as_tensor(self.model(ids_BQ, logits_to_keep=1 if last_only else 0, **given).logits)
+        hidden_BQD = self.model.get_decoder()(ids_BQ, **given).last_hidden_state
+        # A view of the last position is not contiguous, and torch would then copy the head's weights for every row.
+        return torch.as_tensor(self.model.get_output_embeddings()(hidden_BQD[:, -1:].contiguous() if last_only else hidden_BQD))
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.real_BK, self.next_B = self.real_BK[rows], self.next_B[rows]
+
+
+@contextlib.contextmanager
+def _decoding(model: Any, prompts: list[Sequence[int]], how: How, known: Prefix | None = None) -> Iterator[tuple[_State, Tensor]]:
+    """(state after the prompts, logits_BV of the first new token).
+
+    Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count that
+    padding: models with one, and those that cannot be batched exactly, share nothing and keep transformers' own attention.
+    """
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    plain = not how.exact_batch or how.window is not None
+    if known is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= SHARE_FROM:
+        known = prefix(model, prompts[0][:same])
+    shared = 0 if known is None or plain else len(known.ids)
+    assert all(tuple(p[:shared]) == known.ids[:shared] and len(p) > shared for p in prompts if known is not None)
+    own = [list(p[shared:]) for p in prompts]
+    width = max(map(len, own))
+    ids = torch.tensor([[0] * (width - len(o)) + o for o in own], device=device)
+    real = torch.tensor([[0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
+    start = torch.full((len(own),), shared, device=device)
+    held = known.layers if known is not None and shared else ()
+    state = _State(model, DynamicCache(config=model.config), held, not plain, real[:, :0], start)
+    with contextlib.nullcontext() if plain else attention.attending(model, attention.PREFIXED):
+        yield state, state.feed(ids, real, last_only=True)[:, -1]

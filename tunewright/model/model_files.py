@@ -1,0 +1,128 @@
+"""A model folder, read by us before transformers sees it: no code of its own, no pickle, every tensor where the index says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunewright.core.errors import ModelError
+from tunewright.core.run_folder import sha256
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LARGEST = 16 * 2**20  # bytes of a JSON file; the index of a model of a thousand shards has some two million
+_MEND = "download the model again."
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """config.json of a folder that is safe to hand to transformers. Raises MODEL_* and PATH_OUTSIDE otherwise."""
+    config = _json(folder / "config.json")
+    if config is None:
+        raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), mend="is this a model folder?")
+    beside = [_json(folder / name) for name in ("tokenizer_config.json", "generation_config.json")]
+    if any(map(_asks_for_code, [config, *beside])) or any(folder.glob("*.py")):
+        raise ModelError(
+            "MODEL_REMOTE_CODE",
+            "the model brings code of its own, which is never run.",
+            where=str(folder),
+            mend="use a model that transformers supports itself.",
+        )
+    if not weights(folder):
+        pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
+        if pickled:
+            raise ModelError(
+                "MODEL_UNSAFE_FORMAT",
+                f"only pickled weights ({pickled[0]}), which can run code when loaded.",
+                where=str(folder),
+                mend="convert them to safetensors elsewhere.",
+            )
+        raise ModelError("MODEL_FILE_MISSING", f"no {WEIGHTS}.", where=str(folder), mend="download the model's weights.")
+    return config
+
+
+def weights(folder: Path) -> list[Path]:
+    """The files that transformers reads: one, or the shards of the index. Raises where the index lists what is not there."""
+    index = _json(folder / INDEX)
+    if index is None:
+        return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise ModelError("MODEL_CORRUPT", "the index has no weight_map of names.", where=str(folder / INDEX), mend=_MEND)
+    for name in sorted(set(listed.values())):
+        if Path(name).name != name:
+            raise ModelError("PATH_OUTSIDE", f"the index lists {name!r}, which is no plain name.", where=str(folder), mend=_MEND)
+        if not (folder / name).is_file():
+            raise ModelError("MODEL_FILE_MISSING", f"the index lists {name}, which is not there.", where=str(folder), mend=_MEND)
+    # transformers takes the single file where there are both.
+    return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else [folder / name for name in sorted(set(listed.values()))]
+
+
+def sizes(folder: Path) -> tuple[int, set[str]]:
+    """(numbers in the weight files, their dtypes), from the headers alone. Raises MODEL_CORRUPT and MODEL_INDEX_MISMATCH."""
+    from safetensors import SafetensorError, safe_open
+
+    files, home = weights(folder), dict[str, str]()
+    parameters, dtypes = 0, set()
+    for file in files:
+        try:
+            with safe_open(file, "numpy") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  (a safe_open handle is no mapping)
+                    if key in home:
+                        raise _mismatch(folder, f"{key} is both in {home[key]} and in {file.name}")
+                    home[key], part = file.name, tensors.get_slice(key)
+                    dtypes.add(part.get_dtype())
+                    parameters += math.prod(part.get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ModelError("MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend=_MEND) from None
+    if [f.name for f in files] != [WEIGHTS]:
+        listed = (_json(folder / INDEX) or {})["weight_map"]
+        for key in sorted(set(listed) ^ set(home)):
+            raise _mismatch(folder, f"{key} is {'listed, but in no file' if key in listed else 'in a file, but not listed'}")
+        for key in sorted(home):
+            if listed[key] != home[key]:
+                raise _mismatch(folder, f"{key} is listed in {listed[key]}, but is in {home[key]}")
+    return parameters, dtypes
+
+
+def digest(folder: Path) -> str:
+    """Over config.json and the weight files."""
+    found = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in weights(folder):
+        found.update(sha256(file).encode())
+    return found.hexdigest()
+
+
+def _mismatch(folder: Path, told: str) -> ModelError:
+    return ModelError("MODEL_INDEX_MISMATCH", f"{told}.", where=str(folder), mend=_MEND)
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    """An object, or None where there is no such file."""
+    try:
+        if file.stat().st_size > LARGEST:
+            raise ModelError("MODEL_CORRUPT", f"over {LARGEST >> 20} MiB of JSON.", where=str(file), mend=_MEND)
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError("MODEL_CORRUPT", f"no JSON: {error}.", where=str(file), mend=_MEND) from None
+    if not isinstance(found, dict):
+        raise ModelError("MODEL_CORRUPT", "no JSON object.", where=str(file), mend=_MEND)
+    return found
+
+
+def _asks_for_code(value: Any) -> bool:
+    return any(bool(v.get("auto_map")) or bool(v.get("trust_remote_code")) for v in _objects(value))
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _objects(inner)

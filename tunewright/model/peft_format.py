@@ -1,0 +1,161 @@
+"""An adapter on disk: PEFT's adapter_config.json and adapter_model.safetensors, beside them tunewright.json with what PEFT does
+not keep (the base's hash, the files' own). Reading takes all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tunewright.core.config import AdapterConfig
+from tunewright.core.errors import ModelError
+from tunewright.core.run_folder import sha256, write_atomic, write_json
+from tunewright.model.adapters import Adapted, adapted, attach
+
+_PREFIX = "base_model.model."
+_CONFIG, _TENSORS, _NOTE = "adapter_config.json", "adapter_model.safetensors", "tunewright.json"
+# What an adapter_config.json may say without changing what is computed, or that `load` obeys. Anything else is refused.
+_KNOWN = {
+    *("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "exclude_modules"),
+    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "init_lora_weights"),
+    *("layers_to_transform", "layers_pattern", "runtime_config", "megatron_core"),
+}
+
+
+def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, facts: dict[str, Any]) -> None:
+    """The adapter as PEFT writes it, and ``facts`` with the files' hashes in tunewright.json, last."""
+    from safetensors.torch import save as to_bytes
+
+    tensors = state(model)
+    assert tensors, "nothing is adapted"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / _TENSORS, to_bytes(tensors, metadata={"format": "pt"}))
+    write_json(
+        folder / _CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "inference_mode": True,
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "use_rslora": config.kind == "rslora",
+            "use_dora": config.kind == "dora",
+            "init_lora_weights": True,
+            "target_modules": sorted(adapted(model)),
+            "modules_to_save": None,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        },
+    )
+    write_json(folder / _NOTE, {**facts, "files": {name: sha256(folder / name) for name in (_CONFIG, _TENSORS)}})
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors under PEFT's names, in float32."""
+    found = {f"{_PREFIX}{name}{end}": t for name, layer in adapted(model).items() for end, t in _parts(layer).items()}
+    return {k: v.detach().float().contiguous().cpu() for k, v in found.items()}
+
+
+def _parts(layer: Adapted) -> dict[str, nn.Parameter]:
+    plain = {".lora_A.weight": layer.lora_A, ".lora_B.weight": layer.lora_B}
+    return plain if layer.magnitude is None else plain | {".lora_magnitude_vector": layer.magnitude}
+
+
+def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
+    """Attach a saved adapter, of ours or of PEFT's. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT or ADAPTER_UNSUPPORTED, and then the
+    model is what it was."""
+    config, tensors = _read(folder)
+    _untouched(folder, base_sha256)
+    names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
+    linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    for name in sorted(names - linear):
+        raise _other_base(folder, f"the adapter is for a layer {name}, which this base has not")
+    wanted = _shapes(model, names, config)
+    for key in sorted(set(wanted) ^ set(tensors)):
+        raise _corrupt(folder, f"the tensor {key} is {'missing' if key in wanted else 'no part of the adapter'}")
+    for key, (shape, rank_at) in wanted.items():
+        found = tuple(tensors[key].shape)
+        if found != shape:
+            other = [i for i in range(len(shape)) if i != rank_at and found[i : i + 1] != shape[i : i + 1]]
+            told = f"{key} is {list(found)}, not {list(shape)}"
+            raise _other_base(folder, told) if other and len(found) == len(shape) else _corrupt(folder, told)
+        if not torch.isfinite(tensors[key]).all():
+            raise _corrupt(folder, f"{key} holds NaN or infinite values")
+    attach(model, config.model_copy(update={"targets": sorted(names)}), seed=0)
+    with torch.no_grad():
+        for name, layer in adapted(model).items():
+            for end, parameter in _parts(layer).items():
+                parameter.copy_(tensors[f"{_PREFIX}{name}{end}"])
+    model.requires_grad_(False)
+
+
+def _read(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        written = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / _TENSORS)
+        strange = sorted(k for k, v in written.items() if v and v != "none" and k not in _KNOWN)
+        if strange or written["peft_type"] != "LORA":
+            told = f"{strange[0]}={written[strange[0]]!r}" if strange else f"peft_type={written['peft_type']!r}"
+            raise ModelError(
+                "ADAPTER_UNSUPPORTED",
+                f"the adapter asks for {told[:200]}, which our loader does not compute.",
+                where=str(folder),
+                mend="load it with PEFT and merge it there; then name the merged model.",
+            )
+        kind: Literal["lora", "rslora", "dora"] = "dora" if written.get("use_dora") else "lora"
+        config = AdapterConfig(
+            kind="rslora" if written.get("use_rslora") and kind == "lora" else kind,
+            rank=written["r"],
+            alpha=float(written["lora_alpha"]),
+            dropout=float(written.get("lora_dropout", 0.0)),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise _corrupt(folder, f"cannot be read: {str(error).splitlines()[0][:200]}") from None
+    return config, tensors
+
+
+def _untouched(folder: Path, base_sha256: str | None) -> None:
+    """An edited rank shows in the shapes, an edited alpha in nothing but the hash."""
+    note = folder / _NOTE
+    if not note.is_file():
+        return
+    try:
+        told = json.loads(note.read_text(encoding="utf-8"))
+        trained_on, files = str(told.get("base_sha256")), dict(told.get("files", {}))
+        changed = sorted(name for name, was in files.items() if name in (_CONFIG, _TENSORS) and sha256(folder / name) != was)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _corrupt(folder, f"{_NOTE} cannot be read: {error}") from None
+    if changed:
+        raise _corrupt(folder, f"{changed[0]} is not what was written")
+    if base_sha256 is not None and trained_on != base_sha256:
+        raise _other_base(folder, f"trained on a base {trained_on[:12]}, this one is {base_sha256[:12]}")
+
+
+def _shapes(model: Any, names: set[str], config: AdapterConfig) -> dict[str, tuple[tuple[int, ...], int | None]]:
+    """The shape that every tensor must have, and on which axis the rank stands."""
+    found: dict[str, tuple[tuple[int, ...], int | None]] = {}
+    for name in names:
+        outputs, inputs = model.get_submodule(name).weight.shape
+        found[f"{_PREFIX}{name}.lora_A.weight"] = ((config.rank, inputs), 0)
+        found[f"{_PREFIX}{name}.lora_B.weight"] = ((outputs, config.rank), 1)
+        if config.kind == "dora":
+            found[f"{_PREFIX}{name}.lora_magnitude_vector"] = ((outputs,), None)
+    return found
+
+
+def _corrupt(folder: Path, told: str) -> ModelError:
+    return ModelError("ADAPTER_CORRUPT", f"{told}.", where=str(folder), mend="export it again, or fetch it again.")
+
+
+def _other_base(folder: Path, told: str) -> ModelError:
+    return ModelError("ADAPTER_BASE_MISMATCH", f"{told}.", where=str(folder), mend="load it on the model it was trained on.")

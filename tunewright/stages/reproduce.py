@@ -1,0 +1,67 @@
+"""A run made again from its own folder: bit for bit the same, or what was different."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunewright.core import config, run_folder
+from tunewright.core.config import Plan
+from tunewright.core.console import Talk
+from tunewright.core.run_folder import Run
+from tunewright.stages import runner
+
+
+def reproduce(run: Run, talk: Talk) -> dict[str, Any]:
+    """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is made again beside the first, with its plan and
+    its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before training is done."""
+    run_folder.need(run, run.training, "run")
+    plan = Plan.model_validate(run_folder.read_json(run.plan))
+    asked = config.load(run.config).model_copy(update={"threads": plan.threads})
+    session = runner.start(asked, _name(run), run.path.parent, talk, f"tunewright runs reproduce {run.path}")
+    runner.advance(session, "check")
+    runner.settle(session, plan)
+    runner.advance(session, "prove" if run.verdict.exists() else "train")
+    return compared(run, session.run)
+
+
+def _name(run: Run) -> str:
+    number = 1
+    while (run.path.parent / f"{run.name}-again-{number}").exists():
+        number += 1
+    return f"{run.name}-again-{number}"
+
+
+def compared(then: Run, now: Run) -> dict[str, Any]:
+    """What is equal in two runs, and what differs in the ground that they stand on."""
+    weights = [run_folder.read_json(r.training)["weights_sha256"] for r in (then, now)]
+    losses = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in run_folder.read_lines(r.metrics)] for r in (then, now)
+    ]
+    both = then.verdict.exists() and now.verdict.exists()
+    scores = [_scores(r) for r in (then, now)] if both else [{}, {}]
+    ground = [_ground(r) for r in (then, now)]
+    differs = {k: [ground[0].get(k), ground[1].get(k)] for k in sorted({*ground[0], *ground[1]})}
+    found = {"weights": weights[0] == weights[1], "losses": losses[0] == losses[1], "scores": scores[0] == scores[1]}
+    return {
+        "equal": all(found.values()),
+        **found,
+        "compared": "weights, losses and scores" if both else "weights and losses",
+        "run": str(now.path),
+        "differs": {k: v for k, v in differs.items() if v[0] != v[1]},
+    }
+
+
+def _scores(run: Run) -> dict[str, list[float]]:
+    return {file.stem: [line["score"] for line in run_folder.read_lines(file)] for file in sorted(run.scores.glob("*.jsonl"))}
+
+
+def _ground(run: Run) -> dict[str, Any]:
+    receipt, plan = run_folder.read_json(run.receipt), run_folder.read_json(run.plan)
+    return {
+        **{f"version of {k}": v for k, v in receipt["versions"].items()},
+        **{f"sha256 of {k}": v for k, v in receipt["hashes"].items() if k != "config"},
+        "processor": receipt["machine"]["processor"],
+        "threads": receipt["threads"],
+        "seed": receipt["seed"],
+        **{f"plan: {k}": v for k, v in plan.items() if k not in ("reasons", "estimate")},
+    }

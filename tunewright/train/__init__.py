@@ -1,0 +1,1 @@
+"""Training: plan, loop, checkpoints, self-test."""

@@ -1,0 +1,157 @@
+"""Where the time of a training step goes, and how far it is from what this machine multiplies at best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunewright.core.config import Plan
+from tunewright.model.adapters import Adapted, trainable
+from tunewright.tokens import prefix_tree
+from tunewright.tokens.packing import Batch, step_rows
+from tunewright.tokens.rendering import Rendered
+from tunewright.train import loop
+
+STEPS = 3
+# torch's operations by what they are for; what is not named is Python, dispatch and the rest.
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::mkldnn_linear", "aten::addmv_", "aten::mv"),
+    "attention products": (
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+        "aten::_flash_attention_forward",
+        "aten::_flash_attention_backward",
+        "aten::_efficient_attention_forward",
+        "aten::_efficient_attention_backward",
+    ),
+    "softmax and masks": ("aten::_softmax", "aten::_softmax_backward_data", "aten::masked_fill_", "aten::logsumexp"),
+    "copies and conversions": ("aten::copy_", "aten::cat", "aten::index", "aten::index_select", "aten::index_add_", "aten::fill_"),
+    "norms, gates, positions, sums": (
+        "aten::mul", "aten::mul_", "aten::add", "aten::add_", "aten::sub", "aten::sub_", "aten::neg", "aten::div", "aten::div_",
+        "aten::silu", "aten::silu_backward", "aten::gelu", "aten::gelu_backward", "aten::pow", "aten::mean", "aten::sum",
+        "aten::rsqrt", "aten::addcmul_", "aten::linalg_vector_norm", "aten::native_layer_norm_backward", "aten::exp_",
+        "aten::_fused_rms_norm", "aten::_fused_rms_norm_backward",
+    ),
+    "optimizer and clipping": (
+        "aten::_foreach_lerp_", "aten::_foreach_mul_", "aten::_foreach_addcmul_", "aten::_foreach_addcdiv_", "aten::_foreach_sqrt",
+        "aten::_foreach_norm", "aten::_foreach_div_", "aten::_foreach_add_", "aten::lerp_", "aten::addcdiv_", "aten::sqrt",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One step, averaged over `STEPS`. ``shares``: seconds by kind. ``gflop`` are those of the formula in `flops`, for the
+    tokens computed; ``logical_gflop`` for the rows one by one; ``peak_gflops`` is what this machine multiplies at best."""
+
+    seconds: float
+    rows: int
+    tokens: int
+    computed: int
+    supervised: float
+    gflop: float
+    logical_gflop: float
+    peak_gflops: float
+    shares: dict[str, float]
+
+    @property
+    def of_peak(self) -> float:
+        return self.gflop / self.seconds / self.peak_gflops
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "of_peak": round(self.of_peak, 4)}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        shared = f", of which {self.computed} were computed" if self.computed < self.tokens else ""
+        found = [f"a step of {self.rows} rows, {self.tokens} tokens{shared}: {self.seconds:.2f} s"]
+        for kind, spent in sorted(self.shares.items(), key=lambda item: -item[1]):
+            found.append(f"  {kind:<32}{spent:6.3f} s {spent / self.seconds:5.0%}")
+        found.append(
+            f"  {self.gflop:.0f} GFLOP at {self.gflop / self.seconds:.0f} GFLOP/s: {self.of_peak:.0%} of the {self.peak_gflops:.0f} that this machine reaches"
+        )
+        if self.logical_gflop > 1.1 * self.gflop:
+            found.append(
+                f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {self.logical_gflop / self.gflop:.1f} times as many"
+            )
+        return found
+
+
+def flops(model: Any, tokens: int, pairs: int, predicted: int) -> float:
+    """Of a step's forward and backward pass. For each token 4 for every frozen weight of a matrix (forward, and backward to the
+    input), 6 for every trained one; the head only where something is predicted; 12 for each layer, attention width and
+    (query, key) pair."""
+    head = model.get_output_embeddings().weight
+    config = model.config.get_text_config()
+    frozen = trained = 0
+    for layer in model.get_decoder().modules():
+        if isinstance(layer, Adapted):
+            trained += layer.lora_A.numel() + layer.lora_B.numel()
+        elif isinstance(layer, torch.nn.Linear):
+            frozen += 0 if layer.weight.requires_grad else layer.weight.numel()
+            trained += layer.weight.numel() if layer.weight.requires_grad else 0
+    heads = int(getattr(config, "num_attention_heads", 0) or 1)
+    width = heads * int(getattr(config, "head_dim", 0) or config.hidden_size // heads)
+    once = 6.0 if head.requires_grad else 4.0
+    attention = 12.0 * int(config.num_hidden_layers) * width * pairs
+    return (4.0 * frozen + 6.0 * trained) * tokens + once * int(head.numel()) * predicted + attention
+
+
+def measure(model: Any, method: loop.Method, rows: Sequence[Rendered], plan: Plan, peak_gflops: float) -> Profile:
+    """Take `STEPS` steps after one to warm up, watched by torch's profiler; weights are put back as they were."""
+    parameters = trainable(model)
+    before: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
+    optimizer = loop.make_optimizer(parameters, plan)
+    loop.take_step(model, method, rows, plan, 0, optimizer, parameters)
+    taken = []
+    start = time.perf_counter()
+    for step in range(STEPS):
+        taken.append(loop.take_step(model, method, rows, plan, step, optimizer, parameters))
+    seconds = (time.perf_counter() - start) / STEPS
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as watched:
+        loop.take_step(model, method, rows, plan, 0, optimizer, parameters)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(before[name])
+    model.zero_grad(set_to_none=True)
+    batches = [b for step in range(STEPS) for b in method.batches(rows, step_rows(len(rows), plan.batch, plan.seed, step), plan)]
+    alone = [r for step in range(STEPS) for r in (rows[i] for i in step_rows(len(rows), plan.batch, plan.seed, step))]
+    logical = sum(flops(model, len(r.ids), len(r.ids) * (len(r.ids) + 1) // 2, r.supervised) for r in alone)
+    return Profile(
+        seconds=round(seconds, 4),
+        rows=plan.batch,
+        tokens=sum(t.tokens for t in taken) // STEPS,
+        computed=sum(t.computed for t in taken) // STEPS,
+        supervised=sum(t.weight for t in taken) / STEPS,
+        gflop=round(sum(_flops(model, b) for b in batches) / STEPS / 1e9, 6),
+        logical_gflop=round(logical / STEPS / 1e9, 6),
+        peak_gflops=peak_gflops,
+        shares=_shares(watched, seconds),
+    )
+
+
+def _flops(model: Any, batch: Batch) -> float:
+    rows, width = batch.ids_BT.shape
+    pairs = prefix_tree.pairs(batch.segments) if batch.segments else rows * width * (width + 1) // 2
+    return flops(model, batch.ids_BT.size, pairs, len(batch.target_N))
+
+
+def _shares(watched: Any, seconds: float) -> dict[str, float]:
+    """Seconds by kind, scaled to the time that a step takes when nobody watches."""
+    kind_of = {name: kind for kind, names in KINDS.items() for name in names}
+    spent = dict.fromkeys([*KINDS, "Python, dispatch, the rest"], 0.0)
+    device = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    for event in watched.key_averages():
+        spent[kind_of.get(event.key, "Python, dispatch, the rest")] += getattr(event, device)
+    total = sum(spent.values()) or 1.0
+    return {kind: round(seconds * part / total, 4) for kind, part in spent.items()}
