@@ -20,7 +20,7 @@ from workloads import WORKLOADS, rows
 
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, fused_llama, loading
-from tunewright.model.generate import How, greedy, label_logprobs
+from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.train import machine
 
 HERE = Path(__file__).parent
@@ -68,7 +68,7 @@ def main() -> None:
     longest = max(map(len, labels))
 
     def score(part: list[list[int]]) -> list[Any]:
-        return label_logprobs(ours, part, [labels] * len(part), How(longest, (eos,), batch=CHUNK)).argmax(1).tolist()
+        return label_logprobs(ours, part, [labels] * len(part), Decoding(longest, (eos,), batch_size=CHUNK)).argmax(1).tolist()
 
     ways: dict[str, dict[str, Any]] = {
         "labels": {
@@ -76,7 +76,7 @@ def main() -> None:
             "transformers": lambda part: transformers_generate(theirs, part, longest, size["labels"], eos),
         },
         "greedy 60": {
-            "tunewright": lambda part: greedy(ours, part, How(60, (eos,), batch=CHUNK)),
+            "tunewright": lambda part: greedy(ours, part, Decoding(60, (eos,), batch_size=CHUNK)),
             "transformers": lambda part: transformers_generate(theirs, part, 60, size["greedy 60"], eos),
         },
     }

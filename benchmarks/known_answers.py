@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 TWEETS = HERE.parent / "examples" / "sentiment" / "data" / "tweets.csv"
 INSTRUCTION = 'data.instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral."'
 Rows = list[tuple[str, str]]
-PLAIN = ["prove.evidence=plain", "prove.shots=[4]"]
+PLAIN = ["prove.evidence=plain", "prove.few_shot=[4]"]
 
 
 def tweets() -> Rows:
@@ -86,12 +86,12 @@ class Bench:
         """Real addresses (free text would be as good); no shots, so that the arm to beat is the one that the adapter does not change."""
         settings = [
             *PLAIN,
-            "prove.shots=[]",
+            "prove.few_shot=[]",
             "prove.metric=chrf",
-            "prove.max_rows=60",
+            "prove.max_test_rows=60",
             "train.lr=1e-9",
             "train.steps=3",
-            "train.batch=4",
+            "train.batch_size=4",
         ]
         self.made("null", "prove", str(rows_file()), *settings)
         v = self.run_file("null", "verdict.json")
@@ -146,7 +146,7 @@ class Bench:
             rows = self.rows[1000 * part : 1000 * part + 1000]
             draw, names, name = random.Random(part), ("positive", "negative", "neutral"), f"noise-{part}"
             planted = [(t, draw.choice([x for x in names if x != label]) if draw.random() < 0.15 else label) for t, label in rows]
-            self.made(name, "export", self.write(name, planted), INSTRUCTION, *PLAIN, "prove.crossfit=true", "train.epochs=1.5",
+            self.made(name, "export", self.write(name, planted), INSTRUCTION, *PLAIN, "experiments.crossfit=true", "train.epochs=1.5",
                       "split.test=0.1", "export.merged=false")  # fmt: skip
             split = (self.folder / "runs" / name / "data" / "split.jsonl").read_text().splitlines()
             train = {line["row"] for line in map(json.loads, split) if line["side"] == "train"}
@@ -199,11 +199,11 @@ class Bench:
         r = self.rows
         settings = [
             "prove.evidence=full",
-            "prove.shots=[4]",
+            "prove.few_shot=[4]",
             "train.epochs=6",
             "train.lr=0.004",
             "train.patience=0",
-            "forget.mitigate=true",
+            "experiments.mitigation=true",
         ]
         self.verdict("forgetful", r[:160], r[160:220], r[220:320], *settings, verb="export")
         f, m = self.run_file("forgetful", "forgetting.json"), self.run_file("forgetful", "mitigation.json")

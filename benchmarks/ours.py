@@ -26,18 +26,18 @@ def plan_of(setup: dict[str, Any], rows: list[Rendered]) -> Plan:
         tokens=sum(len(r.ids) for r in rows),
         steps=1000,
         epochs=1.0,
-        batch=setup["batch"],
-        capacity=setup.get("capacity", 8192),
+        batch_size=setup["batch"],
+        tokens_per_pass=setup.get("capacity", 8192),
         max_length=8192,
         layout=setup["layout"],
-        kernels="lean",
-        recompute=setup.get("recompute", "none"),
+        kernels="fused",
+        gradient_checkpointing=setup.get("recompute", "none"),
         dtype=setup["dtype"],
         lr=setup["lr"],
         schedule="constant",
         warmup_steps=0,
         weight_decay=0.0,
-        clip=1.0,
+        max_grad_norm=1.0,
         eval_every=1000,
         patience=0,
         checkpoint_every=1000,
@@ -56,7 +56,7 @@ class AllLogits:
 
     @staticmethod
     def loss(model: Any, batch: Batch, plan: Plan) -> tuple[torch.Tensor, float]:
-        logits_BTV = loading.run(model, model, batch, plan.recompute).logits.float()
+        logits_BTV = loading.run(model, model, batch, plan.gradient_checkpointing).logits.float()
         flat_N = torch.from_numpy(batch.row_N * batch.ids_BT.shape[1] + batch.at_N)
         target_BT = torch.full(batch.ids_BT.shape, -100).flatten()
         target_BT[flat_N] = torch.from_numpy(batch.target_N)

@@ -72,7 +72,7 @@ ACCEPTED = {4, 5, 7, 20, 26}
 def test_wrong_rows_are_shown_together_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines(*['{"prompt": "x"}'] * 30))
     with pytest.raises(TunewrightError) as caught:
-        dataset.load(config.load(None, data__train=str(tmp_path / "a.jsonl"), data__form="completion"))
+        dataset.load(config.load(None, data__train=str(tmp_path / "a.jsonl"), data__format="completion"))
     assert len(caught.value.problems) == 30
     assert str(caught.value).count("DATA_FIELD_MISSING") == 20
     assert "and 10 more" in str(caught.value)

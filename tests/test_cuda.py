@@ -9,7 +9,7 @@ import torch
 from build import gradients, with_adapter
 
 from tunewright.model import fused_llama
-from tunewright.model.generate import How, greedy, label_logprobs
+from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.tokens import packing
 from tunewright.tokens.rendering import Rendered
 
@@ -56,7 +56,7 @@ def test_decoding_and_label_scores_on_the_gpu_are_those_of_the_cpu() -> None:
     model: Any = with_adapter("llama", torch.float32)
     asked = [list(r.ids[:45]) for r in relatives()]
     labels = [[[5, 256], [5, 6, 7, 256], [9, 256]]] * len(asked)
-    how = How(20, (256,), batch=4)
+    how = Decoding(20, (256,), batch_size=4)
     texts, scores = greedy(model, asked, how), label_logprobs(model, asked, labels, how)
     model.to("cuda")
     assert greedy(model, asked, how) == texts

@@ -16,7 +16,7 @@ import torch
 from tunewright.core.errors import ModelError
 from tunewright.data.examples import Chat, Message
 from tunewright.model import loading
-from tunewright.model.generate import How, greedy
+from tunewright.model.generate import Decoding, greedy
 from tunewright.tokens import packing, rendering
 
 NO_NETWORK = """
@@ -50,7 +50,7 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
     model = loading.load(folder, torch.float32)
     assert model.plain_head
     prompt = rendering.for_generation(template, [Message("user", "What is the capital of France?")])
-    (answer,) = greedy(model, [prompt], How(16, (template.eos,)))
+    (answer,) = greedy(model, [prompt], Decoding(16, (template.eos,)))
     assert rendering.decode(template, answer) == "The capital of France is Paris."
     rows = [
         rendering.for_training(template, Chat((Message("user", q), Message("assistant", a)), "x"))[0]
@@ -102,9 +102,9 @@ def test_the_main_job_offline(tmp_path: Path) -> None:
         "--name",
         "r",
         "train.steps=3",
-        "train.batch=4",
+        "train.batch_size=4",
         "prove.max_new_tokens=8",
-        "prove.shots=[1]",
+        "prove.few_shot=[1]",
         "split.test=0.15",
         "export.merged=false",
         cwd=tmp_path,
@@ -125,8 +125,8 @@ def test_peft_gives_the_same_greedy_answers_on_50_rows_and_the_merged_folder_the
         "--name",
         "r",
         "train.steps=20",
-        "prove.max_rows=50",
-        "prove.shots=[]",
+        "prove.max_test_rows=50",
+        "prove.few_shot=[]",
         "split.test=0.2",
         "train.dtype=float32",
         cwd=tmp_path,

@@ -34,7 +34,7 @@ import torch
 
 from tunewright.core.config import AdapterConfig, Plan, load
 from tunewright.core.errors import TrainError
-from tunewright.core.run_folder import Run, disk, read_json, read_lines, sha256, writing
+from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.export import export
 from tunewright.methods import sft
 from tunewright.model import adapters, loading
@@ -63,7 +63,9 @@ def tiny() -> World:
     head = tuple(range(40, 60))
     data = [Rendered(head + r.ids, (*[0.0] * len(head), *r.weights), r.row) for r in rows(11)]
     adapter = AdapterConfig(rank=4, alpha=8.0, dropout=0.2)
-    plan = plan_of(rows=11, steps=8, batch=5, capacity=90, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, threads=1)
+    plan = plan_of(
+        rows=11, steps=8, batch_size=5, tokens_per_pass=90, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, threads=1
+    )
     return World(tiny_model(), data, rows(3, seed=5), plan)
 
 
@@ -73,7 +75,7 @@ def real() -> World:
 
     facts = loading.facts("smollm2-135m")
     adapter = AdapterConfig(rank=8, alpha=16.0, dropout=0.1)
-    plan = plan_of(rows=12, steps=6, batch=4, capacity=64, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, dtype="bfloat16",
+    plan = plan_of(rows=12, steps=6, batch_size=4, tokens_per_pass=64, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, dtype="bfloat16",
                    threads=1)  # fmt: skip
     return World(loading.load(facts.path, torch.bfloat16), rows(12), rows(2, seed=5), plan)
 
@@ -232,8 +234,8 @@ def export_killed(path: Path) -> tuple[int, int]:
     facts = loading.facts(load(run.config).model)
     template, plan = rendering.load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
 
-    def unchecked(kind: str, folder: Path, *_: Any) -> export.Checked:
-        return export.Checked(kind, folder.name, "float32", 0.0, 1, 1, "")
+    def unchecked(kind: str, folder: Path, *_: Any) -> export.ExportCheck:
+        return export.ExportCheck(kind, folder.name, "float32", 0.0, 1, 1, "")
 
     def work(run: Run) -> int:
         export._check = unchecked
@@ -285,7 +287,7 @@ def main() -> None:
     tally = torture(world, root, asked.kills, 60 * asked.minutes)
     if asked.out:
         known = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-        with disk(asked.out):
+        with disk_errors(asked.out):
             asked.out.write_text(json.dumps({**known, "real" if asked.real else "tiny": vars(tally)}, indent=1) + "\n")
     if tally.lost or tally.unequal:
         sys.exit(f"not survived; see {root}")

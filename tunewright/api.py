@@ -35,7 +35,7 @@ class Result:
         """The tuned model's greedy answer. ``system`` defaults to the instruction that the training rows share."""
         from tunewright.run import chat
 
-        return chat.answer(chat.speaker(Run(self.path)), message, system=system, max_new_tokens=max_new_tokens)
+        return chat.answer(chat.load_run(Run(self.path)), message, system=system, max_new_tokens=max_new_tokens)
 
 
 def run(
@@ -51,19 +51,19 @@ def run(
 
     ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises TunewrightError.
     """
-    from tunewright.core.console import Talk
+    from tunewright.core.console import Console
     from tunewright.stages import runner
 
     config = settings.load(None, model=model, data__train=str(data), **given)
     command = f"tw.run({str(data)!r}, model={model!r})"
-    session = runner.launch(config, name, Path(root), Talk(quiet), command, "report")
+    session = runner.launch(config, name, Path(root), Console(quiet), command, "report")
     return Result(session.run.path)
 
 
 def load_run(name: str | Path, root: str | Path = "runs") -> Result:
     """A run that is already there, by its path or its name. Raises RunError."""
     found = run_folder.find(Path(root), str(name))
-    run_folder.need(found, found.verdict, "run")
+    run_folder.require(found, found.verdict, "run")
     return Result(found.path)
 
 

@@ -13,8 +13,8 @@ import torch
 from build import CHATML, FLAGS, cli
 
 from tunewright.core import config
-from tunewright.core.config import Config
-from tunewright.core.console import Talk
+from tunewright.core.config import Config, explain
+from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.export import export
@@ -26,7 +26,7 @@ from tunewright.tokens.packing import step_rows
 from tunewright.train import machine, planning
 
 Folder = Callable[[str], Path]
-BASE = {"threads": 1, "train.dtype": "float32", "train.batch": 4, "data.train": "labels.csv"}
+BASE = {"threads": 1, "train.dtype": "float32", "train.batch_size": 4, "data.train": "labels.csv"}
 # Each setting with another value, and what else has to be set for it to have a meaning.
 EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("MODEL qwen3", {}),
@@ -37,9 +37,9 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.train": ("more.csv", {}),
     "data.dev": ("dev.csv", {}),
     "data.test": ("test.csv", {}),
-    "data.form": ("text", {"train.max_length": 64}),
+    "data.format": ("text", {"train.max_length": 64}),
     "data.instruction": ("Say warm or cold.", {}),
-    "data.columns": ({"text": "label", "label": "text"}, {"data.form": "label"}),
+    "data.columns": ({"text": "label", "label": "text"}, {"data.format": "label"}),
     "data.too_long": ("drop", {"data.train": "long.csv", "train.max_length": 90}),
     "split.dev": (0.3, {}),
     "split.test": (0.4, {}),
@@ -51,53 +51,53 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "adapter.targets": (["q_proj"], {}),
     "train.epochs": (7.0, {}),
     "train.steps": (3, {}),
-    "train.batch": (2, {}),
-    "train.capacity": (64, {}),
+    "train.batch_size": (2, {}),
+    "train.tokens_per_pass": (64, {}),
     "train.max_length": (100, {}),
     "train.lr": (0.1, {}),
     "train.schedule": ("linear", {}),
     "train.warmup": (0.5, {}),
     "train.weight_decay": (0.1, {}),
-    "train.clip": (0.5, {}),
+    "train.max_grad_norm": (0.5, {}),
     "train.dtype": ("bfloat16", {}),
     "train.layout": ("padded", {}),
-    "train.recompute": ("layers", {}),
+    "train.gradient_checkpointing": ("layers", {}),
     "train.eval_every": (2, {}),
     "train.patience": (0, {}),
     "checkpoint.every": (2, {}),
     "checkpoint.keep": (7, {}),
     "prove.metric": ("exact_match", {}),
     "prove.evidence": ("plain", {}),
-    "prove.shots": ([3], {}),
-    "prove.wordings": (["Now?"], {}),
+    "prove.few_shot": ([3], {}),
+    "prove.prompts": (["Now?"], {}),
     "prove.documents": ("documents", {}),
-    "prove.max_rows": (3, {}),
-    "prove.dev_rows": (2, {}),
+    "prove.max_test_rows": (3, {}),
+    "prove.max_dev_rows": (2, {}),
     "prove.max_new_tokens": (3, {}),
-    "prove.batch": (1, {}),
+    "prove.batch_size": (1, {}),
     "prove.margin": (0.1, {}),
-    "prove.alpha": (0.2, {}),
+    "prove.significance": (0.2, {}),
     "prove.remote.url": ("http://127.0.0.1:9/v1", {"prove.remote.model": "m"}),
-    "prove.remote.model": ("other", {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.key": "K"}),
-    "prove.remote.key": ("SECRET", {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
-    "prove.remote.together": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
+    "prove.remote.model": ("other", {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.api_key_env": "K"}),
+    "prove.remote.api_key_env": ("SECRET", {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
+    "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 # Settings of single stages: what the stage makes of another value. The runs are those of `test_full_evidence`.
 LATE: dict[str, Callable[[Any], bool]] = {
-    "prove.internalise": lambda run: run("internalised")["prompts"] == 10,
-    "prove.crossfit": lambda run: run("crossfit")["measured"],
-    "prove.cleaning": lambda run: run("cleaning")["measured"],
-    "forget.keep": lambda run: run("forgetting")["keep"]["items"] == 3,
+    "experiments.prompt_distillation": lambda run: run("internalised")["prompts"] == 10,
+    "experiments.crossfit": lambda run: run("crossfit")["measured"],
+    "experiments.cleaning": lambda run: run("cleaning")["measured"],
+    "forget.regression_rows": lambda run: run("forgetting")["keep"]["items"] == 3,
     "forget.scales": lambda run: run("forgetting")["scales"] == [0.5, 1.0],
-    "forget.mitigate": lambda run: run("mitigation")["measured"],
+    "experiments.mitigation": lambda run: run("mitigation")["measured"],
     "cost.requests": lambda run: run("cost")["requests"] == 4,
-    "cost.together": lambda run: run("cost")["together"] == 2,
-    "cost.per_hour": lambda run: run("cost")["money"]["training_and_judging"] > 0,
+    "cost.batch_size": lambda run: run("cost")["together"] == 2,
+    "cost.price_per_hour": lambda run: run("cost")["money"]["training_and_judging"] > 0,
 }
 ELSEWHERE = {
-    "forget.choose": "test_full_evidence.test_the_chosen_share_is_what_is_judged_exported_and_spoken",
+    "forget.apply_best_scale": "test_full_evidence.test_the_chosen_share_is_what_is_judged_exported_and_spoken",
     "prove.embedder": "test_evidence (dense)",
-    "prove.handover": "below",
+    "prove.target_accuracy": "below",
     "forget.margin": "below",
     "export.merged": "below",
     "export.dtype": "below",
@@ -144,13 +144,13 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
 
 
 def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
-    session = Session(Run(root / "run"), asked, Talk(quiet=True), "")
+    session = Session(Run(root / "run"), asked, Console(quiet=True), "")
     facts = known.setdefault(asked.model, None) or loading.facts(asked.model)
     known[asked.model] = facts
     box = machine.Machine("cpu", 1 if asked.threads == "auto" else asked.threads, 8.0, 8.0, 10.0, 10.0, "test")
     vars(session).update(facts=facts, machine=box)
     train = session.rendered["train"]
-    made = planning.make(asked, facts, planning.Sizes.of(train), box, session.data.task.kind)
+    made = planning.make(asked, facts, planning.RowStats.of(train), box, session.data.task.kind)
     session.plan = made
     return json.dumps(
         {
@@ -158,7 +158,7 @@ def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
             "data": [session.data.sha256, session.data.sides, session.data.cluster, session.data.task.kind],
             "tokens": [[r.ids for r in rows] for rows in session.rendered.values()],
             "plan": made.model_dump(exclude={"reasons"}),
-            "order": step_rows(len(train), made.batch, made.seed, 0),
+            "order": step_rows(len(train), made.batch_size, made.seed, 0),
             "protocol": session.protocol.sha256,
             "arms": {f: [(s.name, s.description, repr(s.endpoint) if s.endpoint else "", vars(s.endpoint) if s.endpoint else "") for s in v]
                      for f, v in session.families.items()},
@@ -186,7 +186,7 @@ def known() -> dict[str, Any]:
 
 
 def test_names_from_elsewhere_mean_settings_of_ours() -> None:
-    assert set(config.ELSEWHERE.values()) - {"--runs"} <= {key for key, *_ in config.fields()}
+    assert set(explain.ELSEWHERE.values()) - {"--runs"} <= {key for key, *_ in config.fields()}
 
 
 def test_what_single_functions_make_of_the_rest() -> None:
@@ -196,7 +196,9 @@ def test_what_single_functions_make_of_the_rest() -> None:
     assert calibration.handover(confidence, right, 0.95) != calibration.handover(confidence, right, 0.7)
 
     def verdict(margin: float) -> str:
-        asked = SimpleNamespace(config=SimpleNamespace(forget=SimpleNamespace(margin=margin), prove=SimpleNamespace(alpha=0.05)))
+        asked = SimpleNamespace(
+            config=SimpleNamespace(forget=SimpleNamespace(margin=margin), prove=SimpleNamespace(significance=0.05))
+        )
         found: str = forget._paired([1.0] * 99 + [0.0], [1.0] * 100, asked)["verdict"]  # type: ignore[arg-type]
         return found
 

@@ -29,7 +29,7 @@ FORMS = {
 @pytest.mark.parametrize("form", list(FORMS))
 def test_all_forms_say_the_same(form: str) -> None:
     found = examples.parse([Row({**FORMS[form], "note": 1}, "x:1")])
-    assert found.form == form
+    assert found.format == form
     assert found.unused == {"note": 1}
     (chat,) = found.examples
     assert isinstance(chat, Chat)
@@ -293,7 +293,7 @@ def test_shots_come_from_train_and_cover_the_labels() -> None:
         for i in range(30)
     ]
     task = metrics.detect_task(train)
-    found = families.arms(task, train, ProveConfig(shots=[3]))
+    found = families.arms(task, train, ProveConfig(few_shot=[3]))
     assert list(found) == ["zero_shot", "few_shot", "nearest", "constant", "classical", "tuned"]
     (few,) = found["few_shot"]
     assert isinstance(few.shots, tuple)

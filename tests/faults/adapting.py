@@ -93,7 +93,7 @@ def merged_in_bfloat16(patch: Patch) -> None:
         update = self.scale * (self.lora_B.to(torch.bfloat16) @ self.lora_A.to(torch.bfloat16))
         return torch.as_tensor(self.base.weight + update)
 
-    patch.setattr(adapters.Adapted, "merged_weight", merged)
+    patch.setattr(adapters.LoRALinear, "merged_weight", merged)
 
 
 def the_head_is_saved() -> None:

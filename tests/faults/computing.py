@@ -16,7 +16,7 @@ from tunewright.core.config import AdapterConfig, Plan
 from tunewright.methods import sft
 from tunewright.model import adapters, loading
 from tunewright.tokens import packing
-from tunewright.tokens.prefix_tree import fold
+from tunewright.tokens.prefix_tree import build
 from tunewright.tokens.rendering import Rendered
 from tunewright.train import loop
 
@@ -40,7 +40,7 @@ def step(plan: Plan, data: list[Rendered]) -> tuple[loop.Step, dict[str, torch.T
 
 def one_denominator() -> None:
     data = rows(8)
-    whole, parts = (step(plan_of(batch=8, capacity=c, clip=1e9), data)[1] for c in (4096, 40))
+    whole, parts = (step(plan_of(batch_size=8, tokens_per_pass=c, max_grad_norm=1e9), data)[1] for c in (4096, 40))
     assert all(torch.allclose(whole[n], parts[n], rtol=0, atol=1e-10) for n in whole)
 
 
@@ -53,7 +53,7 @@ def means_of_means(patch: Patch) -> None:
 
 
 def logged_loss() -> None:
-    data, plan = rows(8), plan_of(batch=8, capacity=40)
+    data, plan = rows(8), plan_of(batch_size=8, tokens_per_pass=40)
     done, _ = step(plan, data)
     model = model_of(plan)
     parts = [loading.loss(model, b) for b in sft.batches(data, range(8), plan)]
@@ -77,7 +77,7 @@ def nobody_sees_another() -> None:
 
 def one_long_document(patch: Patch) -> None:
     def folded(ids: Any, share: bool = False) -> Any:
-        tree = fold([[t for row in ids for t in row]], False)
+        tree = build([[t for row in ids for t in row]], False)
         ends = np.cumsum([len(row) for row in ids])
         return dataclasses.replace(tree, place=[tree.place[0][e - len(row) : e] for row, e in zip(ids, ends, strict=True)])
 
@@ -181,7 +181,7 @@ def as_if_twice_as_long(patch: Patch) -> None:
 def step_by_hand() -> None:
     """Clip by the norm of the whole gradient, then AdamW; decay on matrices only."""
     adapter = AdapterConfig(kind="dora", rank=4)
-    plan = plan_of(adapter=adapter, clip=0.01, weight_decay=0.3, lr=1e-2, warmup_steps=0)
+    plan = plan_of(adapter=adapter, max_grad_norm=0.01, weight_decay=0.3, lr=1e-2, warmup_steps=0)
     data = rows(4)
     model = model_of(plan)
     before = {n: p.detach().numpy().copy() for n, p in adapters.trainable(model).items()}

@@ -26,7 +26,7 @@ class Stopped(Exception):
 def as_if_never_stopped() -> None:
     """Dropout, shuffling, accumulation; stopped after every step (the whole of it is `torture.py`)."""
     adapter = AdapterConfig(rank=4, dropout=0.3)
-    plan = plan_of(steps=5, adapter=adapter, capacity=40, checkpoint_every=1, lr=1e-3)
+    plan = plan_of(steps=5, adapter=adapter, tokens_per_pass=40, checkpoint_every=1, lr=1e-3)
 
     def go(folder: Path, stop: int | None = None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
         folder.mkdir(exist_ok=True)

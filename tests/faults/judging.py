@@ -17,14 +17,14 @@ from tunewright.core import config
 from tunewright.core.run_folder import Run, write_json
 from tunewright.data import metrics
 from tunewright.judge import evaluate, probes
-from tunewright.judge.arms.families import System
+from tunewright.judge.arms.families import Arm
 from tunewright.model import generate
-from tunewright.model.generate import How
+from tunewright.model.generate import Decoding
 from tunewright.run import session
 from tunewright.stages import mitigate
 
 PROMPTS = [[7, 3, 9, 40], [5], [90, 91, 92, 93, 94, 95, 2], [33, 34]]
-HOW = How(12, (256,), batch=4)
+HOW = Decoding(12, (256,), batch_size=4)
 
 
 def another_weight_answers_anew() -> None:
@@ -50,7 +50,7 @@ def another_weight_answers_anew() -> None:
         try:
             for weights in ("0" * 64, "0" * 64, "1" + "0" * 63):
                 write_json(run.training, {"weights_sha256": weights})
-                own.judged(run.path / "scores.jsonl", "dev", System("tuned", "", adapter=True), [0], lambda: None)
+                own.judged(run.path / "scores.jsonl", "dev", Arm("tuned", "", adapter=True), [0], lambda: None)
         finally:
             evaluate.judge = plain
     assert len(told) == 2
@@ -83,7 +83,7 @@ def decoding_is_ours() -> None:
 
 
 def by_transformers(patch: Patch, mask: bool = True) -> None:
-    def greedy(model: Any, prompts: Any, how: How, *_: Any) -> list[list[int]]:
+    def greedy(model: Any, prompts: Any, how: Decoding, *_: Any) -> list[list[int]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]) if mask else torch.ones_like(ids)

@@ -104,7 +104,7 @@ def served_as_trained() -> None:
 
 def served_without_the_opening(patch: Patch) -> None:
     def prompt(template: Template, messages: Any) -> list[int]:
-        return rendering._ids(template, *rendering._guarded(template, messages, False))
+        return rendering._ids(template, *rendering._render_escaped(template, messages, False))
 
     patch.setattr(rendering, "for_generation", prompt)
 

@@ -167,7 +167,7 @@ def test_an_encoder_finds_what_means_the_same(tmp_path: Path) -> None:
     assert torch.allclose(found.vector_ND, torch.cat([found.encode([t]) for t in texts]), atol=1e-6)
     train = [chat(t, t.upper()) for t in texts]
     task = metrics.detect_task(train)
-    arms = families.arms(task, train, ProveConfig(shots=[2]), [Text("zebra crossing", "d")], embedding_index.indexer(tmp_path))
+    arms = families.arms(task, train, ProveConfig(few_shot=[2]), [Text("zebra crossing", "d")], embedding_index.indexer(tmp_path))
     assert "zebra crossing" in families.prompt(arms["retrieval"][0], train[2])[-1].content
     assert len(families.prompt(arms["nearest"][0], train[2])) == 5
 
@@ -302,7 +302,7 @@ def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "greedy", lambda *_: [])  # answers nothing, and says nothing of it
     rows = [chat("q", "a"), chat("r", "b")]
     with pytest.raises(ValueError, match="shorter"):
-        evaluate.judge(tiny_model(), families.System("x", ""), rows, Task("generation", "exact_match", ""), template, None, None)  # type: ignore[arg-type]
+        evaluate.judge(tiny_model(), families.Arm("x", ""), rows, Task("generation", "exact_match", ""), template, None, None)  # type: ignore[arg-type]
 
 
 # -- probes

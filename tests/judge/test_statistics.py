@@ -211,7 +211,7 @@ def test_the_corpus_interval_is_scipys_bca() -> None:
     a, b = drawn(np.random.default_rng(3), 50, 0.1)
     interval = statistics.corpus_interval(a, b, ratio)
     assert interval is not None
-    a, b = statistics.mirrored(a, b, ratio)
+    a, b = statistics.pseudo_clusters(a, b, ratio)
 
     def difference(rows: np.ndarray, axis: int = -1) -> np.ndarray:
         return ratio(a[rows].sum(axis - 1 if rows.ndim > 1 else 0)) - ratio(b[rows].sum(axis - 1 if rows.ndim > 1 else 0))

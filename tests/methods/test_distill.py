@@ -43,7 +43,7 @@ def test_gold_rows_are_supervised_fine_tuning(layout: str) -> None:
 def test_a_teacher_that_is_the_student_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill, "K", 260)
     model, data = with_adapter("llama", torch.float64), relatives()
-    rows_ = distill.taught(model, data, data, "packed")
+    rows_ = distill.with_teacher(model, data, data, "packed")
     _, grads = gradient(model, distill, rows_, "packed")
     _, gold = gradient(model, distill, [distill.gold(r) for r in data], "packed")
     assert max(g.abs().max() for g in grads) < 1e-5 * max(g.abs().max() for g in gold)  # shares are kept in float32
@@ -53,7 +53,7 @@ def test_a_teacher_that_is_the_student_teaches_nothing(monkeypatch: pytest.Monke
 def test_rows_of_both_kinds_weigh_what_they_should(layout: str) -> None:
     model, data = with_adapter("llama", torch.float64), relatives()
     with adapters.off(model):
-        replay = distill.taught(model, data[:3], data[:3], "shared", weight=0.5)
+        replay = distill.with_teacher(model, data[:3], data[:3], "shared", weight=0.5)
     mixed = [*(distill.gold(r) for r in data), *replay]
     loss, grads = gradient(model, distill, mixed, "packed")
     same, also = gradient(model, distill, mixed, layout)
@@ -68,7 +68,7 @@ def test_a_teacher_may_have_heard_more() -> None:
     model, data = with_adapter("llama", torch.float64), rows(4)
     prompt = (9, 8, 7)
     heard = [Rendered(prompt + r.ids, (0.0, 0.0, 0.0, *r.weights), r.row) for r in data]
-    taught = distill.taught(model, heard, data, "packed")
+    taught = distill.with_teacher(model, heard, data, "packed")
     assert [t.ids for t in taught] == [r.ids for r in data]
     for t in taught:
         assert t.share_NK.shape == (t.supervised, distill.K)

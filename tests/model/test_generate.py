@@ -7,7 +7,7 @@ import pytest
 import torch
 from build import tiny_model
 
-from tunewright.model.generate import How, common_prefix, greedy, label_logprobs
+from tunewright.model.generate import Decoding, common_prefix, greedy, label_logprobs
 
 
 def prompts(count: int, shared: int, seed: int = 0) -> list[list[int]]:
@@ -24,8 +24,8 @@ def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> No
     asked = prompts(9, shared)
     window = 16 if kind == "gemma3_text" else None
     stop = tuple(range(40))  # many stop tokens, so that rows end at different steps
-    batched = greedy(model, asked, How(24, stop, batch=4, window=window))
-    single = greedy(model, asked, How(24, stop, exact_batch=False, window=window))
+    batched = greedy(model, asked, Decoding(24, stop, batch_size=4, window=window))
+    single = greedy(model, asked, Decoding(24, stop, exact_batch=False, window=window))
     assert batched == single
     for ids, found in zip(asked, batched, strict=True):
         out = model.generate(
@@ -47,7 +47,9 @@ def test_label_scores_equal_the_sum_over_the_whole_sequence(kind: str) -> None:
     model = tiny_model(kind)
     asked = prompts(5, 12)
     labels = [[5, 256], [5, 6, 7, 256], [9, 256], [10, 11, 256]]
-    found = label_logprobs(model, asked, [labels] * 5, How(1, (256,), batch=3, window=16 if kind == "gemma3_text" else None))
+    found = label_logprobs(
+        model, asked, [labels] * 5, Decoding(1, (256,), batch_size=3, window=16 if kind == "gemma3_text" else None)
+    )
     for r, ids in enumerate(asked):
         for j, label in enumerate(labels):
             with torch.no_grad():
@@ -65,5 +67,5 @@ def test_the_shared_prefix_leaves_every_row_a_token() -> None:
 
 def test_the_limit_cuts_and_an_immediate_stop_is_an_empty_answer() -> None:
     model = tiny_model()
-    assert all(len(a) == 3 for a in greedy(model, prompts(4, 0), How(3, (999,))))
-    assert greedy(model, prompts(4, 0), How(3, tuple(range(260)))) == [[], [], [], []]
+    assert all(len(a) == 3 for a in greedy(model, prompts(4, 0), Decoding(3, (999,))))
+    assert greedy(model, prompts(4, 0), Decoding(3, tuple(range(260)))) == [[], [], [], []]

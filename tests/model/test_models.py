@@ -48,7 +48,7 @@ def test_a_template_that_escapes_or_runs_wild_is_stopped(
     with pytest.raises(ModelError) as caught:
         rendering.load_template(model_folder("llama"), str(file))
     assert caught.value.code == code
-    assert caught.value.problems[0].mend
+    assert caught.value.problems[0].fix
 
 
 def test_a_template_file_that_is_not_there(model_folder: Callable[[str], Path]) -> None:

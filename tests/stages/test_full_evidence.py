@@ -44,22 +44,22 @@ def full(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> Any:
         root=root,
         data__instruction="Say whether what is named in the text is warm or cold. " * 4,
         train__steps=12,
-        train__batch=8,
+        train__batch_size=8,
         threads=1,
         train__dtype="float32",
         prove__evidence="full",
-        prove__shots=[1],
+        prove__few_shot=[1],
         prove__documents=str(root / "documents"),
-        prove__internalise=10,
-        prove__crossfit=True,
-        prove__cleaning=True,
-        prove__dev_rows=8,
-        forget__keep=str(root / "keep.jsonl"),
-        forget__mitigate=True,
+        experiments__prompt_distillation=10,
+        experiments__crossfit=True,
+        experiments__cleaning=True,
+        prove__max_dev_rows=8,
+        forget__regression_rows=str(root / "keep.jsonl"),
+        experiments__mitigation=True,
         forget__scales=[0.5],
         cost__requests=4,
-        cost__together=2,
-        cost__per_hour=1.0,
+        cost__batch_size=2,
+        cost__price_per_hour=1.0,
     )
 
 
@@ -211,12 +211,12 @@ def test_the_chosen_share_is_what_is_judged_exported_and_spoken(tmp_path: Path, 
     rows = [f"lot {i * 37 % 1009},{'warm' if i * i % 7 > 3 else 'cold'}\n" for i in range(80)]
     (tmp_path / "labels.csv").write_text("text,label\n" + "".join(rows))
     done = tw.run(tmp_path / "labels.csv", model=str(model_folder("llama")), name="less", root=tmp_path, threads=1,
-                  train__steps=4, train__batch=4, train__dtype="float32", prove__shots=[], prove__dev_rows=8,
-                  forget__choose=True, forget__scales=[0.25])  # fmt: skip
+                  train__steps=4, train__batch_size=4, train__dtype="float32", prove__few_shot=[], prove__max_dev_rows=8,
+                  forget__apply_best_scale=True, forget__scales=[0.25])  # fmt: skip
     run = Run(done.path)
     assert run.share == read(done, "forgetting")["chosen"] == 0.25
     learned, left = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
-    spoken = peft_format.state(chat.speaker(run).model)
+    spoken = peft_format.state(chat.load(run).model)
     for name, tensor in learned.items():
         wanted = tensor * 0.25 if "lora_B" in name else tensor
         mine = f"base_model.model.{name}.weight"

@@ -20,7 +20,7 @@ from build import FLAGS, cli
 import tunewright as tw
 from tunewright.core import run_folder
 from tunewright.core.config import Config, load
-from tunewright.core.console import Talk
+from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.data.examples import Message
 from tunewright.model import adapters, loading, peft_format
@@ -32,10 +32,10 @@ Rows = Callable[..., Path]
 Folder = Callable[[str], Path]
 QUICK = {
     "train__steps": 6,
-    "train__batch": 8,
+    "train__batch_size": 8,
     "train__eval_every": 3,
     "prove__max_new_tokens": 6,
-    "prove__shots": [1, 2],
+    "prove__few_shot": [1, 2],
     "adapter__rank": 4,
     "adapter__alpha": 8.0,
     "train__dtype": "float32",
@@ -116,11 +116,11 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> 
         root=root,
         data__instruction="warm or cold?",
         train__steps=120,
-        train__batch=8,
+        train__batch_size=8,
         train__lr=0.005,
         threads=1,
         train__dtype="float32",
-        prove__shots=[2],
+        prove__few_shot=[2],
     )
 
 
@@ -187,7 +187,7 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
 def test_the_chat_serves_what_was_trained(labelled: Any) -> None:
     """The prompt of `chat` is the prefix of the training sequence, and the tuned model answers with a label."""
     config = load(labelled.path / "config.yaml")
-    session = Session(run_folder.Run(labelled.path), config, Talk(True), "")
+    session = Session(run_folder.Run(labelled.path), config, Console(True), "")
     first = next(e for e in session.data.examples if not isinstance(e, rendering.Text))
     (sequence,) = rendering.for_training(session.template, first)
     prompt = rendering.for_generation(
@@ -246,7 +246,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_equal(tmp_path: Path, cha
         "--model",
         str(model_folder("llama")),
         "train.steps=40",
-        "train.batch=4",
+        "train.batch_size=4",
         "adapter.rank=4",
         "adapter.dropout=0.1",
         "train.eval_every=10",

@@ -33,7 +33,7 @@ def relatives(draw: st.DrawFn, most: int = 8, longest: int = 20) -> list[tuple[i
 def test_every_row_is_a_path_of_the_tree(rows: list[tuple[int, ...]], share_from: int, share: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix_tree, "SHARE_FROM", share_from)
-        found = prefix_tree.fold(rows, share)
+        found = prefix_tree.build(rows, share)
     for row, place in zip(rows, found.place, strict=True):
         assert tuple(found.ids_T[place]) == row
         assert list(found.positions_T[place]) == list(range(len(row)))
@@ -49,7 +49,7 @@ def test_every_row_is_a_path_of_the_tree(rows: list[tuple[int, ...]], share_from
 @settings(max_examples=200, deadline=None)
 @given(relatives(), st.integers(10, 60), st.sampled_from(["shared", "packed", "padded"]))
 def test_passes_hold_every_row_once_and_keep_to_the_capacity(rows: list[Any], capacity: int, layout: Any) -> None:
-    groups = packing.passes(range(len(rows)), rows, capacity, layout)
+    groups = packing.microbatches(range(len(rows)), rows, capacity, layout)
     assert sorted(i for g in groups for i in g) == list(range(len(rows)))
     for g in groups:
         with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +67,7 @@ def test_tree_attention_is_masked_attention(rows: list[Any], window: int | None,
         patch.setattr(attention, "LONG", 32)
         patch.setattr(attention, "SHORT", 24)
         attention.pieces.cache_clear()
-        folded = prefix_tree.fold(rows)
+        folded = prefix_tree.build(rows)
         total = len(folded.ids_T)
         generator = torch.Generator().manual_seed(total)
         leaves = [torch.randn(1, h, total, 8, generator=generator, dtype=torch.float64).requires_grad_() for h in (4, 2, 2)]
@@ -160,14 +160,14 @@ def test_the_lean_decoder_is_the_models_own(kind: str) -> None:
 
 
 def test_the_lean_decoder_is_only_for_models_that_it_computes() -> None:
-    probed = {kind: arch_probe.probe(tiny_config(kind)).lean for kind in ("llama", "qwen3", "gemma3_text", "olmo2", "granite")}
+    probed = {kind: arch_probe.probe(tiny_config(kind)).fused for kind in ("llama", "qwen3", "gemma3_text", "olmo2", "granite")}
     assert probed["llama"]
     assert probed["qwen3"]
     assert not probed["gemma3_text"]
     assert not probed["olmo2"]  # norms stand behind attention
     # Granite multiplies embeddings and residuals by numbers of its own, which are 1 unless the config says otherwise.
     assert probed["granite"]
-    assert not arch_probe.probe(tiny_config("granite", residual_multiplier=0.5)).lean
+    assert not arch_probe.probe(tiny_config("granite", residual_multiplier=0.5)).fused
     for config in (
         AdapterConfig(kind="dora", rank=2),
         AdapterConfig(rank=2, dropout=0.1),

@@ -171,7 +171,7 @@ def test_an_architecture_that_leaks_is_found_by_the_probe(kind: str, shape: dict
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
 def test_architectures_that_do_not_leak_pass_the_probe(kind: str) -> None:
-    assert arch_probe.probe(tiny_config(kind)) == arch_probe.Probed(
+    assert arch_probe.probe(tiny_config(kind)) == arch_probe.Capabilities(
         {"shared": "", "packed": ""}, draws=False, lean=kind != "gemma3_text"
     )
 
@@ -204,7 +204,7 @@ def test_accumulation_does_not_change_the_gradient(kind: str) -> None:
     for capacity in (4096, 16):
         model = tiny_model(dtype=torch.float64)
         adapters.attach(model, config, 0)
-        losses_.append(steps(model, rows(8), plan_of(batch=8, capacity=capacity, steps=3, adapter=config, lr=1e-3)))
+        losses_.append(steps(model, rows(8), plan_of(batch_size=8, tokens_per_pass=capacity, steps=3, adapter=config, lr=1e-3)))
         weights.append(torch.cat([p.detach().flatten() for p in adapters.trainable(model).values()]))
     assert np.allclose(losses_[0], losses_[1], atol=1e-10, rtol=0)
     assert torch.allclose(weights[0], weights[1], atol=1e-9, rtol=0)
@@ -265,7 +265,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
     from tunewright.core.run_folder import create as new_run
 
     config = AdapterConfig(kind="lora", rank=4, dropout=0.2) if kind == "lora" else AdapterConfig(kind="none")
-    plan = plan_of(steps=6, adapter=config, capacity=40, checkpoint_every=1, lr=1e-3)
+    plan = plan_of(steps=6, adapter=config, tokens_per_pass=40, checkpoint_every=1, lr=1e-3)
     data, dev = rows(9), rows(3, seed=5)
 
     def go(name: str, stop: int | None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:

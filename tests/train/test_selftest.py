@@ -80,12 +80,12 @@ def test_an_end_at_which_nothing_stops_is_refused() -> None:
 
 def test_a_base_that_was_changed_in_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, rows, plan = world()
-    plain = adapters.Adapted.forward
+    plain = adapters.LoRALinear.forward
 
     def leaking(self: Any, x: torch.Tensor) -> torch.Tensor:  # "off" that still adds a little
         return plain(self, x) + (0.0 if self.on else 1e-6)
 
-    monkeypatch.setattr(adapters.Adapted, "forward", leaking)
+    monkeypatch.setattr(adapters.LoRALinear, "forward", leaking)
     with pytest.raises(TunewrightError, match="SELFTEST_BASE"):
         run(model, examples, rows, plan)
 
@@ -114,7 +114,7 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
     model, examples, rows, plan = world(layout="packed", kernels="transformers")
 
     def everyone(ids: Any, share: bool = False) -> Any:  # one document, instead of one a row
-        folded = fold([[t for row in ids for t in row]], False)
+        folded = build([[t for row in ids for t in row]], False)
         place, at = [], 0
         for row in ids:
             place.append(folded.place[0][at : at + len(row)])
@@ -122,7 +122,7 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
         return dataclasses.replace(folded, place=place)
 
     from tunewright.tokens import packing
-    from tunewright.tokens.prefix_tree import fold
+    from tunewright.tokens.prefix_tree import build
 
     monkeypatch.setattr(packing, "fold", everyone)
     after, found, _ = run(model, examples, rows, plan)
@@ -134,7 +134,7 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
 
 def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
     """Dropout: `lean` would leave it out."""
-    model, examples, rows, plan = world(layout="packed", kernels="lean")
+    model, examples, rows, plan = world(layout="packed", kernels="fused")
     model.lean = False
     after, found, _ = run(model, examples, rows, plan)
     assert after.kernels == "transformers"

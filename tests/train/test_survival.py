@@ -234,11 +234,11 @@ def narrow(*args, **more):
 loop.train = narrow
 cli.main()
 """
-    flags = ["train.steps=3", "train.batch=40", "train.capacity=8192", "train.dtype=float32", "threads=1"]
+    flags = ["train.steps=3", "train.batch_size=40", "train.tokens_per_pass=8192", "train.dtype=float32", "threads=1"]
     words = ["train", str(chat_rows()), "--name", "r", "--model", str(model_folder("llama")), *flags]
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert re.search(r"error\[TRAIN_MEMORY\] \S*runs/r: .* GB .*Fix: .*train.capacity", done.stderr), done.stderr
+    assert re.search(r"error\[TRAIN_MEMORY\] \S*runs/r: .* GB .*Fix: .*train.tokens_per_pass", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -20,7 +20,14 @@ from tunewright.model.loading import cache_folder
 SPEC = "usaddress==0.5.16"
 FILES = ("training/labeled.xml", "training/us50_messiest_manual_label.xml")
 # Three quarters of an epoch in some minutes; small batches learn more of as many rows. More rows, for longer, train better.
-SETTINGS = ("split.test=0.07", "split.dev=0.05", "train.steps=240", "train.batch=4", "train.eval_every=60", "prove.shots=[4]")
+SETTINGS = (
+    "split.test=0.07",
+    "split.dev=0.05",
+    "train.steps=240",
+    "train.batch_size=4",
+    "train.eval_every=60",
+    "prove.few_shot=[4]",
+)
 INSTRUCTION = "Extract the parts of the US address as one JSON object."
 
 

@@ -12,27 +12,27 @@ from typing import Any
 
 from tunewright.core import config, run_folder
 from tunewright.core.config import Config
-from tunewright.core.console import Talk
+from tunewright.core.console import Console
 from tunewright.core.errors import ModelError
 from tunewright.model import loading
 from tunewright.stages import runner
 from tunewright.train import machine
 
 
-def rehearse(asked: Config) -> dict[str, Any]:
+def dry_run(asked: Config) -> dict[str, Any]:
     """The self-test of a run that begins here and ends with its plan; nothing of it is kept."""
     with tempfile.TemporaryDirectory(prefix="tunewright-doctor-") as folder:
-        session = runner.start(asked, "doctor", Path(folder), Talk(quiet=True), "tunewright doctor")
+        session = runner.start(asked, "doctor", Path(folder), Console(quiet=True), "tunewright doctor")
         runner.advance(session, "plan")
         found = run_folder.read_json(session.run.selftest)
     return {f"self-test, {f['check']}": f["told"] for f in found["findings"]} | {"self-test": f"{found['seconds']} s"}
 
 
-def look(config_file: Path | None) -> dict[str, Any]:
+def summary(config_file: Path | None) -> dict[str, Any]:
     """Facts for people; raises ConfigError when a config is given that does not hold."""
     if config_file is not None:
         config.load(config_file)
-    found = machine.look()
+    found = machine.measure()
     versions = {p: metadata.version(p) for p in ("tunewright", "torch", "transformers")}
     try:
         embedded = str(loading.resolve(loading.EMBEDDED))

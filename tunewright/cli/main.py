@@ -67,7 +67,7 @@ def run(
 
     Given a run folder, it goes on where it stopped.
     """
-    chosen = [*(settings or []), *(["prove.cleaning=true"] if cleaning else [])]
+    chosen = [*(settings or []), *(["experiments.cleaning=true"] if cleaning else [])]
     session = _advance(source, chosen, model, name, root, quiet or as_json, "report")
     _verdict(session, as_json)
     _gate(session, gate)
@@ -140,13 +140,15 @@ def show(
     from tunewright.tokens import rendering
 
     config = _config(source, settings, model)
-    parsed = examples.parse(sources.read(config.data.train).rows, config.data.form, config.data.columns, config.data.instruction)
+    parsed = examples.parse(
+        sources.read(config.data.train).rows, config.data.format, config.data.columns, config.data.instruction
+    )
     if not 1 <= row <= len(parsed.examples):
         raise data_error(
             "DATA_FIELD_MISSING",
             f"there is no row {row}; the file has {len(parsed.examples)}.",
             where=config.data.train,
-            mend=f"choose 1 to {len(parsed.examples)}.",
+            fix=f"choose 1 to {len(parsed.examples)}.",
         )
     folder = loading.resolve(config.model)
     model_files.check(folder)
@@ -282,7 +284,7 @@ def chat(
     from tunewright.data.examples import Message
     from tunewright.run import chat as chatting
 
-    who = chatting.speaker(run_folder.find(root, run))
+    who = chatting.load_run(run_folder.find(root, run))
     if message is not None:
         typer.echo(chatting.answer(who, message, system=system, max_new_tokens=max_new_tokens))
         return
@@ -315,9 +317,9 @@ def doctor(
     """What this machine has: processor, memory, packages, cache."""
     from tunewright.cli import doctor
 
-    found = doctor.look(config)
+    found = doctor.summary(config)
     if run is not None:
-        found |= doctor.rehearse(_config(run, None, None))
+        found |= doctor.dry_run(_config(run, None, None))
     if as_json:
         out(found)
     else:
@@ -338,11 +340,11 @@ def _config(source: str, settings: list[str] | None, model: str | None) -> Any:
 def _advance(
     source: str, settings: list[str] | None, model: str | None, name: str | None, root: Path, quiet: bool, until: str
 ) -> Session:
-    from tunewright.core.console import Talk
+    from tunewright.core.console import Console
     from tunewright.core.errors import ConfigError
     from tunewright.core.run_folder import Run, find
 
-    talk = Talk(quiet)
+    talk = Console(quiet)
     continued = None
     if (Path(source) / "config.yaml").is_file():
         continued = Run(Path(source))
@@ -353,7 +355,7 @@ def _advance(
             "CONFIG_CONFLICT",
             "a run keeps the settings it began with.",
             where=source,
-            mend="leave out the settings, or start a new run from its config.yaml.",
+            fix="leave out the settings, or start a new run from its config.yaml.",
         )
     from tunewright.core import config as configs
     from tunewright.data import dataset

@@ -72,10 +72,10 @@ def runs_reproduce(
     Exits with 1 where weights, losses or scores are not those of the run.
     """
     from tunewright.core import run_folder
-    from tunewright.core.console import Talk
+    from tunewright.core.console import Console
     from tunewright.stages import reproduce
 
-    found = reproduce.reproduce(run_folder.find(root, run), Talk(quiet or as_json))
+    found = reproduce.reproduce(run_folder.find(root, run), Console(quiet or as_json))
     if as_json:
         out(found)
     else:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
-class Note(Protocol):
+class Tick(Protocol):
     """(how many more are done, a few words)."""
 
     def __call__(self, more: int, words: str) -> None: ...
 
 
 @dataclass(frozen=True)
-class Talk:
+class Console:
     """``quiet`` says nothing but warnings. Without a terminal a bar becomes a line every 15 seconds."""
 
     quiet: bool = False
@@ -36,7 +36,7 @@ class Talk:
         self.console.print(text, style="yellow", markup=False)
 
     @contextmanager
-    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Note]:
+    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Tick]:
         """Within, call the given function as things get done."""
         if self.quiet:
             yield lambda more, words: None
@@ -45,7 +45,7 @@ class Talk:
         else:
             yield from self._lines(title, total, done)
 
-    def _live(self, title: str, total: int, done: int) -> Iterator[Note]:
+    def _live(self, title: str, total: int, done: int) -> Iterator[Tick]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
@@ -61,7 +61,7 @@ class Talk:
             task = progress.add_task(title, total=total, completed=done, words="")
             yield lambda more, words: progress.update(task, advance=more, words=words)
 
-    def _lines(self, title: str, total: int, done: int) -> Iterator[Note]:
+    def _lines(self, title: str, total: int, done: int) -> Iterator[Tick]:
         start = last = time.monotonic()
         now = done
 

@@ -1,6 +1,6 @@
 """Every failure a user can cause or meet, once.
 
-    TunewrightError            code, message, where, mend; exit status 2 unless said otherwise
+    TunewrightError            code, message, where, fix; exit status 2 unless said otherwise
     ├── ConfigError            CONFIG_*               a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*  rows: holds every problem found, shows the first 20
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
@@ -110,7 +110,7 @@ class Problem:
     code: str
     message: str
     where: str = ""
-    mend: str = ""
+    fix: str = ""
 
     def __post_init__(self) -> None:
         assert self.code in CODES, f"unlisted error code {self.code}"
@@ -118,9 +118,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f" {self.where}:" if self.where else ""
-        mend = f" Fix: {self.mend}" if self.mend else ""
-        full_stop = "." if mend and self.message[-1:] not in ".!?:" else ""
-        return f"[{self.code}]{place} {self.message}{full_stop}{mend}"
+        fix = f" Fix: {self.fix}" if self.fix else ""
+        full_stop = "." if fix and self.message[-1:] not in ".!?:" else ""
+        return f"[{self.code}]{place} {self.message}{full_stop}{fix}"
 
 
 class TunewrightError(Exception):
@@ -128,8 +128,8 @@ class TunewrightError(Exception):
 
     exit_code = 2
 
-    def __init__(self, code: str, message: str, *, where: str = "", mend: str = "") -> None:
-        self.problems: tuple[Problem, ...] = (Problem(code, message, where, mend),)
+    def __init__(self, code: str, message: str, *, where: str = "", fix: str = "") -> None:
+        self.problems: tuple[Problem, ...] = (Problem(code, message, where, fix),)
         super().__init__(str(self.problems[0]))
 
     @property
@@ -141,7 +141,7 @@ class TunewrightError(Exception):
         return self.problems[0].where
 
     def to_json(self) -> dict[str, object]:
-        return {"error": [{"code": p.code, "where": p.where, "message": p.message, "fix": p.mend} for p in self.problems]}
+        return {"error": [{"code": p.code, "where": p.where, "message": p.message, "fix": p.fix} for p in self.problems]}
 
 
 class ConfigError(TunewrightError):
@@ -160,7 +160,7 @@ class MissingExtra(TunewrightError):
     """An optional package is needed; the message holds the command that installs it."""
 
     def __init__(self, package: str, why: str, command: str) -> None:
-        super().__init__("MISSING_PACKAGE", f"{why} needs the package {package}.", mend=f"run `{command}`.")
+        super().__init__("MISSING_PACKAGE", f"{why} needs the package {package}.", fix=f"run `{command}`.")
 
 
 class TrainError(TunewrightError):
@@ -181,5 +181,5 @@ class DataError(TunewrightError):
         Exception.__init__(self, "\n".join(lines))
 
 
-def data_error(code: str, message: str, *, where: str = "", mend: str = "") -> DataError:
-    return DataError([Problem(code, message, where, mend)])
+def data_error(code: str, message: str, *, where: str = "", fix: str = "") -> DataError:
+    return DataError([Problem(code, message, where, fix)])

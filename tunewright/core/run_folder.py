@@ -118,9 +118,9 @@ def create(root: Path, name: str | None, stem: str) -> Run:
             "RUN_EXISTS",
             f"{run.path} is already there.",
             where=str(run.path),
-            mend=f"choose another --name, or continue it: `tunewright run {run.path}`.",
+            fix=f"choose another --name, or continue it: `tunewright run {run.path}`.",
         )
-    with disk(run.path):
+    with disk_errors(run.path):
         run.path.parent.mkdir(parents=True, exist_ok=True)
         run.path.mkdir(mode=0o700)
         for folder in ("data", "scores"):
@@ -131,7 +131,7 @@ def create(root: Path, name: str | None, stem: str) -> Run:
 def contained(root: Path, name: str) -> Path:
     if not NAME.fullmatch(name):
         raise RunError(
-            "PATH_OUTSIDE", f"`{name}` cannot name a run.", where=name, mend="use letters, digits, dot, dash and underscore."
+            "PATH_OUTSIDE", f"`{name}` cannot name a run.", where=name, fix="use letters, digits, dot, dash and underscore."
         )
     return root / name
 
@@ -141,17 +141,17 @@ def find(root: Path, name: str) -> Run:
     for path in (Path(name), root / name):
         if (path / "config.yaml").is_file():
             return Run(path)
-    raise RunError("RUN_NOT_FOUND", f"no run `{name}`.", where=str(root), mend="`tunewright runs list` shows the runs.")
+    raise RunError("RUN_NOT_FOUND", f"no run `{name}`.", where=str(root), fix="`tunewright runs list` shows the runs.")
 
 
-def need(run: Run, file: Path, verb: str) -> None:
+def require(run: Run, file: Path, verb: str) -> None:
     """Raises RUN_INCOMPLETE where the stage that writes ``file`` is not whole; `tunewright VERB` reaches it."""
     if not file.exists():
         raise RunError(
             "RUN_INCOMPLETE",
             f"the run is only {run.stage}.",
             where=str(run.path),
-            mend=f"`tunewright {verb} {run.path}` goes on.",
+            fix=f"`tunewright {verb} {run.path}` goes on.",
         )
 
 
@@ -180,7 +180,7 @@ def writing(run: Run) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock, owner = FileLock(run.path / ".lock", mode=0o600), run.path / ".owner"
-    with disk(run.path):
+    with disk_errors(run.path):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -191,7 +191,7 @@ def writing(run: Run) -> Iterator[None]:
             raise _locked(run, before, f"if that process is gone, remove {owner}.")
         if before:
             run.event("taken_over", from_process=before["process"])
-        with disk(run.path):
+        with disk_errors(run.path):
             for left in run.path.rglob(".*"):
                 if HALF_WRITTEN.fullmatch(left.name):
                     left.unlink()
@@ -199,7 +199,7 @@ def writing(run: Run) -> Iterator[None]:
         try:
             yield
         finally:
-            with disk(owner):
+            with disk_errors(owner):
                 owner.unlink(missing_ok=True)
     finally:
         lock.release()
@@ -213,9 +213,9 @@ def _owner(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and {"process", "host", "since"} <= set(found) else {}
 
 
-def _locked(run: Run, owner: dict[str, Any], mend: str) -> RunError:
+def _locked(run: Run, owner: dict[str, Any], fix: str) -> RunError:
     who = f"process {owner['process']} on {owner['host']}, since {owner['since']}" if owner else "another process"
-    return RunError("RUN_LOCKED", f"the run is being written by {who}.", where=str(run.path), mend=mend)
+    return RunError("RUN_LOCKED", f"the run is being written by {who}.", where=str(run.path), fix=fix)
 
 
 def _now() -> str:
@@ -225,7 +225,7 @@ def _now() -> str:
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a part. Raises RUN_DISK."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
-    with disk(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
@@ -240,7 +240,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 @contextmanager
-def disk(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Within, what the file system refuses (no space, no permission, a broken disk) is RUN_DISK."""
     try:
         yield
@@ -249,7 +249,7 @@ def disk(path: Path) -> Iterator[None]:
             "RUN_DISK",
             f"cannot be written: {error.strerror or error}.",
             where=str(path),
-            mend="mend that and run the same command again: what is there is whole.",
+            fix="mend that and run the same command again: what is there is whole.",
         ) from None
 
 
@@ -282,7 +282,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """One more line, flushed to disk, in place of an unfinished one that a full disk or a killed writer left. Raises RUN_DISK."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with disk(path), open(path, "a+b") as file:
+    with disk_errors(path), open(path, "a+b") as file:
         file.truncate(_whole_lines(file))
         file.write(line.encode())
         file.flush()

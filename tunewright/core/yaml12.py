@@ -16,20 +16,20 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
-            "CONFIG_NOT_FOUND", f"the config cannot be read: {error.strerror}.", where=str(path), mend="check the path."
+            "CONFIG_NOT_FOUND", f"the config cannot be read: {error.strerror}.", where=str(path), fix="check the path."
         ) from None
     if len(raw) > MAX_BYTES:
         raise ConfigError(
             "CONFIG_TOO_LARGE",
             "a config is at most 256 KiB.",
             where=str(path),
-            mend="is this a data file? Then name it .jsonl or .csv.",
+            fix="is this a data file? Then name it .jsonl or .csv.",
         )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            "CONFIG_SYNTAX", f"byte {error.start} is not UTF-8.", where=str(path), mend="save the file as UTF-8."
+            "CONFIG_SYNTAX", f"byte {error.start} is not UTF-8.", where=str(path), fix="save the file as UTF-8."
         ) from None
     value, places = parse_yaml(text, str(path))
     if value is None:
@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             "CONFIG_SYNTAX",
             f"a config is a mapping of keys, this is a {type(value).__name__}.",
             where=str(path),
-            mend="begin with a setting, e.g. `model: smollm2-135m`.",
+            fix="begin with a setting, e.g. `model: smollm2-135m`.",
         )
     return value, places
 
@@ -60,43 +60,43 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > 20:
                 raise ConfigError(
-                    "CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark), mend="settings are two levels deep."
+                    "CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark), fix="settings are two levels deep."
                 )
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(
                     "CONFIG_UNSAFE_TAG",
                     "anchors and aliases are not accepted.",
                     where=place(event.start_mark),
-                    mend="write the value out.",
+                    fix="write the value out.",
                 )
             if isinstance(event, NodeEvent) and getattr(event, "tag", None) is not None and "!" in str(event.tag):
                 raise ConfigError(
                     "CONFIG_UNSAFE_TAG",
                     f"the tag {event.tag} is not accepted.",
                     where=place(event.start_mark),
-                    mend="remove the tag.",
+                    fix="remove the tag.",
                 )
         node = YAML(typ="safe", pure=True).compose(text)
         value = _loader().load(text)
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "?"
         raise ConfigError(
-            "CONFIG_DUPLICATE_KEY", f"`{key}` appears twice.", where=place(error.problem_mark), mend="keep one of them."
+            "CONFIG_DUPLICATE_KEY", f"`{key}` appears twice.", where=place(error.problem_mark), fix="keep one of them."
         ) from None
     except ConstructorError as error:
         raise ConfigError(
-            "CONFIG_UNSAFE_TAG", str(error.problem), where=place(error.problem_mark), mend="remove the tag."
+            "CONFIG_UNSAFE_TAG", str(error.problem), where=place(error.problem_mark), fix="remove the tag."
         ) from None
     except MarkedYAMLError as error:
         raise ConfigError(
             "CONFIG_SYNTAX",
             str(error.problem or error.context),
             where=place(error.problem_mark or error.context_mark),
-            mend="sections are indented by two spaces, `key: value` with a space after the colon.",
+            fix="sections are indented by two spaces, `key: value` with a space after the colon.",
         ) from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(
-            "CONFIG_SYNTAX", str(error).splitlines()[0], where=where, mend="write it as YAML 1.2: `key: value`."
+            "CONFIG_SYNTAX", str(error).splitlines()[0], where=where, fix="write it as YAML 1.2: `key: value`."
         ) from None
     places: dict[str, str] = {}
     _walk(node, "", places, where)
@@ -125,7 +125,7 @@ def _walk(node: Any, prefix: str, places: dict[str, str], where: str) -> None:
             line = f"{where}:{pair[0].start_mark.line + 1}"
             if pair[0].tag != "tag:yaml.org,2002:str":
                 raise ConfigError(
-                    "CONFIG_SYNTAX", "a key is a word.", where=line, mend="write `key: value`, or the key in quotes."
+                    "CONFIG_SYNTAX", "a key is a word.", where=line, fix="write `key: value`, or the key in quotes."
                 )
             key = f"{prefix}{pair[0].value}"
             places[key] = line

@@ -14,7 +14,7 @@ from tunewright.core import pii
 from tunewright.core.errors import Problem, data_error
 from tunewright.data.examples import Chat, Example, content_hash, normalised, question
 from tunewright.data.metrics import Task, detect_task
-from tunewright.data.near_duplicates import Alike
+from tunewright.data.near_duplicates import Clusters
 
 Level = Literal["error", "warning", "notice"]
 ORDER: dict[Level, int] = {"error": 0, "warning": 1, "notice": 2}
@@ -50,7 +50,7 @@ class Audit:
         return value
 
 
-def audit(examples: Sequence[Example], alike: Alike) -> Audit:
+def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
     """Everything that can be told about the examples from their text alone. ``alike``: which questions are nearly equal.
 
     Raises DATA_DUPLICATES when all rows are one, LABELS_ONE_CLASS when a classification set has one label.
@@ -60,7 +60,7 @@ def audit(examples: Sequence[Example], alike: Alike) -> Audit:
     exact = _groups([content_hash(f"{q}\x00{t}") for q, t in zip(questions, targets, strict=True)])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
         raise data_error(
-            "DATA_DUPLICATES", f"all {len(examples)} rows are the same.", where=examples[0].where, mend="bring different rows."
+            "DATA_DUPLICATES", f"all {len(examples)} rows are the same.", where=examples[0].where, fix="bring different rows."
         )
     task = detect_task(examples)
     labels = Counter(e.target for e in examples if isinstance(e, Chat)) if task.kind == "label" else Counter()
@@ -69,7 +69,7 @@ def audit(examples: Sequence[Example], alike: Alike) -> Audit:
             "LABELS_ONE_CLASS",
             f"every answer is {next(iter(labels))!r}.",
             where=examples[0].where,
-            mend="add rows with other labels.",
+            fix="add rows with other labels.",
         )
     findings = [
         *_duplicates(exact),

@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from tunewright.data.examples import Chat, question
 
 Shares = dict[str, float]
-Says = Callable[[Sequence[Chat]], list[Shares]]
+Classifier = Callable[[Sequence[Chat]], list[Shares]]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 FOLDS = 5
 
 
-def constant(train: Sequence[Chat], labels: Sequence[str]) -> Says:
+def constant(train: Sequence[Chat], labels: Sequence[str]) -> Classifier:
     """The shares of the labels among the training rows, whatever is asked."""
     counts = Counter(e.target for e in train)
     shares = {label: counts[label] / len(train) for label in labels}
     return lambda asked: [shares] * len(asked)
 
 
-def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Says:
+def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Classifier:
     """Words and signs (1 and 2) and characters (2 to 5) weighted by TF-IDF; logistic regression, its strength by five-fold log loss."""
 
     @functools.cache  # fitted when it is first asked

@@ -29,7 +29,7 @@ class Dataset:
     cluster: tuple[int, ...]
     audit: Audit
     task: Task
-    form: str
+    format: str
     unused: dict[str, int]
     notices: tuple[str, ...]
     sha256: str
@@ -92,7 +92,7 @@ class Dataset:
         return {
             **audited.to_json(self.examples),
             "suspects": [{**dataclasses.asdict(s), "where": self.examples[s.row].where} for s in suspects],
-            "form": self.form,
+            "format": self.format,
             "unused": self.unused,
             "notices": list(self.notices),
             "sides": {side: n for side in ("train", "dev", "test") if (n := self.sides.count(side))},
@@ -110,14 +110,14 @@ def load(config: Config) -> Dataset:
     """Raises DataError with all problems of all files; ConfigError never."""
     if not config.data.train:
         raise data_error(
-            "DATA_EMPTY", "no data file is named.", where="data.train", mend="give a data file: `tunewright run rows.jsonl`."
+            "DATA_EMPTY", "no data file is named.", where="data.train", fix="give a data file: `tunewright run rows.jsonl`."
         )
     files = [("train", config.data.train), *((side, path) for side in ("dev", "test") if (path := getattr(config.data, side)))]
     parsed: list[tuple[str, examples.Parsed]] = []
     notices: list[str] = []
     problems: list[Problem] = []
     digest = hashlib.sha256()
-    form = config.data.form
+    form = config.data.format
     for side, path in files:
         try:
             source = sources.read(path)
@@ -125,7 +125,7 @@ def load(config: Config) -> Dataset:
         except DataError as error:
             problems += error.problems
             continue
-        form = found.form
+        form = found.format
         parsed.append((side, found))
         digest.update(f"{side}\x00{source.sha256}\x00".encode())
         notices += [f"{Path(path).name}: {n}" for n in source.notices]
@@ -145,7 +145,7 @@ def load(config: Config) -> Dataset:
     for _, p in parsed:
         unused.update(p.unused)
     return Dataset(
-        everything, tuple(sides), alike.cluster, audited, task, mine.form, dict(unused), tuple(notices), digest.hexdigest()
+        everything, tuple(sides), alike.cluster, audited, task, mine.format, dict(unused), tuple(notices), digest.hexdigest()
     )
 
 
@@ -162,7 +162,7 @@ def _sides(config: Config, mine: Sequence[Example], cluster: Sequence[int], came
             "DATA_TOO_FEW",
             "no test rows: nothing could be proven.",
             where="split.test",
-            mend="set split.test above 0, or name data.test.",
+            fix="set split.test above 0, or name data.test.",
         )
     return sides
 
@@ -174,7 +174,7 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
             "DATA_FORMAT_MISMATCH",
             f"prove.metric={metric} does not fit a {task.kind} task.",
             where="prove.metric",
-            mend=f"use {', '.join(METRICS_OF[task.kind])} or auto.",
+            fix=f"use {', '.join(METRICS_OF[task.kind])} or auto.",
         )
     if task.kind == "label" and (unknown := [e for e in everything if isinstance(e, Chat) and e.target not in task.labels]):
         raise DataError(

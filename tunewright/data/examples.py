@@ -24,15 +24,15 @@ from typing import Any, Literal
 from tunewright.core.errors import DataError, Problem
 from tunewright.data.sources import Row
 
-Form = Literal["chat", "completion", "instruction", "label", "text"]
-FIELDS: dict[Form, tuple[str, ...]] = {
+Format = Literal["chat", "completion", "instruction", "label", "text"]
+FIELDS: dict[Format, tuple[str, ...]] = {
     "chat": ("messages",),
     "completion": ("prompt", "completion"),
     "instruction": ("instruction", "output"),
     "label": ("text", "label"),
     "text": ("text",),
 }
-OPTIONAL: dict[Form, tuple[str, ...]] = {"instruction": ("input",)}
+OPTIONAL: dict[Format, tuple[str, ...]] = {"instruction": ("input",)}
 LATER = {"chosen": "preference pairs", "rejected": "preference pairs", "conversations": "ShareGPT conversations"}
 ROLES = ("system", "user", "assistant")
 # Fields of a message that would change what is learned, and so may not be passed over.
@@ -80,7 +80,7 @@ Example = Chat | Text
 class Parsed:
     """Valid examples of one file, in its order; ``unused`` counts fields that nothing reads."""
 
-    form: Form
+    format: Format
     examples: tuple[Example, ...]
     unused: dict[str, int]
 
@@ -90,7 +90,7 @@ def parse(
 ) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row."""
     renamed = [Row(_rename(r.data, columns or {}), r.where) for r in rows]
-    kind = detect(renamed) if form == "auto" else _as_form(form)
+    kind = detect(renamed) if form == "auto" else _as_format(form)
     problems: list[Problem] = []
     examples: list[Example] = []
     unused: Counter[str] = Counter()
@@ -113,11 +113,11 @@ def _unread(messages: Any) -> set[str]:
     return {f"messages[].{k}" for m in listed if isinstance(m, dict) for k in m if k not in ("role", "content")}
 
 
-def detect(rows: Sequence[Row]) -> Form:
+def detect(rows: Sequence[Row]) -> Format:
     """The form that the rows have in common. Raises DATA_MIXED_SCHEMA or DATA_FORMAT_MISMATCH."""
-    votes: dict[Form | None, list[Row]] = {}
+    votes: dict[Format | None, list[Row]] = {}
     for row in rows:
-        votes.setdefault(_form_of(row.data), []).append(row)
+        votes.setdefault(_format_of(row.data), []).append(row)
     known = {k: v for k, v in votes.items() if k is not None}
     if len(known) > 1:
         parts = ", ".join(f"{len(v)} {k} (first: {v[0].where})" for k, v in sorted(known.items(), key=lambda kv: -len(kv[1])))
@@ -127,7 +127,7 @@ def detect(rows: Sequence[Row]) -> Form:
                     "DATA_MIXED_SCHEMA",
                     f"rows of several forms: {parts}.",
                     rows[0].where,
-                    "one form a file, or say data.form=...",
+                    "one form a file, or say data.format=...",
                 )
             ]
         )
@@ -161,16 +161,16 @@ def detect(rows: Sequence[Row]) -> Form:
     )
 
 
-def _form_of(data: dict[str, Any]) -> Form | None:
-    order: tuple[Form, ...] = ("chat", "completion", "instruction", "label")
+def _format_of(data: dict[str, Any]) -> Format | None:
+    order: tuple[Format, ...] = ("chat", "completion", "instruction", "label")
     for form in order:
         if all(f in data for f in FIELDS[form]):
             return form
     return "text" if "text" in data and not {"prompt", "completion", "output", "instruction"} & set(data) else None
 
 
-def _as_form(form: str) -> Form:
-    found: Form = next(f for f in FIELDS if f == form)
+def _as_format(form: str) -> Format:
+    found: Format = next(f for f in FIELDS if f == form)
     return found
 
 
@@ -181,7 +181,7 @@ def _rename(data: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     return {mine.get(k, k): v for k, v in data.items()}
 
 
-def _parse_row(row: Row, form: Form, instruction: str | None, problems: list[Problem]) -> Example | None:
+def _parse_row(row: Row, form: Format, instruction: str | None, problems: list[Problem]) -> Example | None:
     before = len(problems)
     fields = [*FIELDS[form], *(f for f in OPTIONAL.get(form, ()) if f in row.data)]
     for name in fields:
@@ -224,7 +224,7 @@ def _parse_row(row: Row, form: Form, instruction: str | None, problems: list[Pro
     return Chat(messages, row.where)
 
 
-def _notation(form: Form, data: dict[str, Any]) -> tuple[str, str]:
+def _notation(form: Format, data: dict[str, Any]) -> tuple[str, str]:
     if form == "completion":
         return data["prompt"], data["completion"]
     if form == "label":
@@ -236,8 +236,8 @@ def _notation(form: Form, data: dict[str, Any]) -> tuple[str, str]:
 def _messages(value: Any, where: str, problems: list[Problem]) -> tuple[Message, ...] | None:
     before = len(problems)
 
-    def wrong(code: str, message: str, mend: str) -> None:
-        problems.append(Problem(code, message, where, mend))
+    def wrong(code: str, message: str, fix: str) -> None:
+        problems.append(Problem(code, message, where, fix))
 
     if not isinstance(value, list) or not value:
         wrong("DATA_FIELD_TYPE", "'messages' should be a list of messages.", 'write [{"role": "user", "content": "..."}, ...].')

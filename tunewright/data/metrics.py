@@ -118,7 +118,7 @@ def micro_f1(counts: Sequence[FieldCounts]) -> float:
     return FieldCounts(sum(c.right for c in counts), sum(c.wrong for c in counts), sum(c.missed for c in counts), True).f1
 
 
-def bare(text: str) -> str:
+def strip_wrapping(text: str) -> str:
     """A short answer without what models put around it: a box, a fence, quotes, bold, "the answer is", a final stop."""
     said = normalised(text)
     boxed = re.search(r"\\boxed\s*\{([^{}]*)\}", said)
@@ -135,7 +135,7 @@ def exact_match(target: str, answer: str) -> float:
     a, b = strict_object(target), lenient_object(answer)
     if a is not None:
         return float(b is not None and fields_of(a) == fields_of(b))
-    return float(bare(target) == bare(answer))
+    return float(strip_wrapping(target) == strip_wrapping(answer))
 
 
 def strict_match(target: str, answer: str) -> float:

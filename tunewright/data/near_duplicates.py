@@ -23,18 +23,18 @@ LONGEST = 20_000
 
 
 @dataclass(frozen=True)
-class Alike:
+class Clusters:
     """``cluster[i]``: the lowest text that text i is nearly equal to, itself where there is none. ``form[i]``: the share of its
     5-grams that very many texts have."""
 
     cluster: tuple[int, ...]
     form: tuple[float, ...]
 
-    def first(self, count: int) -> Alike:
-        return Alike(self.cluster[:count], self.form[:count])
+    def first(self, count: int) -> Clusters:
+        return Clusters(self.cluster[:count], self.form[:count])
 
 
-def alike(texts: Sequence[str], threshold: float) -> Alike:
+def alike(texts: Sequence[str], threshold: float) -> Clusters:
     """Clusters of (nearly) equal normalised texts: pairs whose 5-grams, without those of a form, have a Jaccard similarity of at
     least ``threshold``, joined."""
     parent = list(range(len(texts)))
@@ -56,7 +56,7 @@ def alike(texts: Sequence[str], threshold: float) -> Alike:
         for i, j in _pairs({i: rest[i] if len(rest[i]) else bag for i, bag in whole.items()}, threshold):
             a, b = sorted((root(i), root(j)))
             parent[b] = a
-    return Alike(tuple(root(i) for i in range(len(texts))), tuple(share[first[text]] for text in texts))
+    return Clusters(tuple(root(i) for i in range(len(texts))), tuple(share[first[text]] for text in texts))
 
 
 def shingles(text: str) -> Bag:

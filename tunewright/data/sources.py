@@ -94,7 +94,7 @@ def _kind(path: Path) -> str:
             "DATA_UNREADABLE" if not isinstance(error, FileNotFoundError) else "DATA_NOT_A_FILE",
             "a symbolic link that leads nowhere." if broken else f"{error.strerror or 'cannot be read'}.".capitalize(),
             where=str(path),
-            mend="check the path.",
+            fix="check the path.",
         ) from None
     if stat.S_ISDIR(mode):
         return "folder"
@@ -103,7 +103,7 @@ def _kind(path: Path) -> str:
             "DATA_NOT_A_FILE",
             "not a regular file.",
             where=str(path),
-            mend="name a JSONL, CSV or Parquet file, or a folder of .txt/.md.",
+            fix="name a JSONL, CSV or Parquet file, or a folder of .txt/.md.",
         )
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -115,7 +115,7 @@ def _kind(path: Path) -> str:
             "DATA_FORMAT_MISMATCH",
             "a single document is not a data set.",
             where=str(path),
-            mend="name the folder that holds your documents.",
+            fix="name the folder that holds your documents.",
         )
     return "jsonl"
 
@@ -131,7 +131,7 @@ def _text_bytes(path: Path) -> bytes:
                         "DATA_NOT_TEXT",
                         f"the content is {name}, not text.",
                         where=str(path),
-                        mend="unpack it first" + (", or name it .parquet." if name == "Parquet" else "."),
+                        fix="unpack it first" + (", or name it .parquet." if name == "Parquet" else "."),
                     )
             file.seek(0)
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
@@ -140,11 +140,11 @@ def _text_bytes(path: Path) -> bytes:
                         "DATA_LINE_TOO_LONG",
                         "a line over 16 MiB.",
                         where=f"{path}:{number}",
-                        mend="one row a line; split long documents.",
+                        fix="one row a line; split long documents.",
                     )
                 chunks.append(line)
     except OSError as error:
-        raise data_error("DATA_UNREADABLE", f"{error.strerror}.", where=str(path), mend="check who may read it.") from None
+        raise data_error("DATA_UNREADABLE", f"{error.strerror}.", where=str(path), fix="check who may read it.") from None
     return b"".join(chunks)
 
 
@@ -158,11 +158,11 @@ def _decode(raw: bytes, path: Path) -> str:
             "DATA_ENCODING",
             f"byte {error.start} is not UTF-8 (looks like {guess}).",
             where=f"{path}:{line}",
-            mend=f"`iconv -f {guess.split()[0]} -t UTF-8`.",
+            fix=f"`iconv -f {guess.split()[0]} -t UTF-8`.",
         ) from None
 
 
-class _Lax(ValueError):
+class _BadValue(ValueError):
     def __init__(self, code: str, message: str) -> None:
         self.code, self.message = code, message
         super().__init__(message)
@@ -172,25 +172,25 @@ def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(items)
     if len(found) < len(items):
         twice = next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
-        raise _Lax("DATA_DUPLICATE_KEY", f"the key {twice!r} appears twice in one object.")
+        raise _BadValue("DATA_DUPLICATE_KEY", f"the key {twice!r} appears twice in one object.")
     return found
 
 
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _Lax("DATA_NUMBER_NOT_FINITE", f"{text[:30]} is not a finite number.")
+        raise _BadValue("DATA_NUMBER_NOT_FINITE", f"{text[:30]} is not a finite number.")
     return value
 
 
 def _integer(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise _Lax("DATA_NUMBER_TOO_LARGE", f"an integer of {len(text)} digits.")
+        raise _BadValue("DATA_NUMBER_TOO_LARGE", f"an integer of {len(text)} digits.")
     return int(text)
 
 
 def _constant(text: str) -> float:
-    raise _Lax("DATA_NUMBER_NOT_FINITE", f"{text} is not JSON.")
+    raise _BadValue("DATA_NUMBER_NOT_FINITE", f"{text} is not JSON.")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_number, parse_int=_integer, parse_constant=_constant)
@@ -198,7 +198,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_number, parse
 
 def _check_texts(value: Any, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
-        raise _Lax("DATA_TOO_DEEP", f"nested more than {MAX_DEPTH} deep.")
+        raise _BadValue("DATA_TOO_DEEP", f"nested more than {MAX_DEPTH} deep.")
     if isinstance(value, str):
         _check_text(value)
     elif isinstance(value, dict):
@@ -212,9 +212,9 @@ def _check_texts(value: Any, depth: int = 0) -> None:
 
 def _check_text(text: str) -> None:
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise _Lax("DATA_UNICODE", "a lone surrogate such as \\ud800.")
+        raise _BadValue("DATA_UNICODE", "a lone surrogate such as \\ud800.")
     if found := _CONTROL.search(text):
-        raise _Lax("DATA_CONTROL_CHAR", f"the control character U+{ord(found[0]):04X}.")
+        raise _BadValue("DATA_CONTROL_CHAR", f"the control character U+{ord(found[0]):04X}.")
 
 
 _MENDS = {
@@ -232,7 +232,7 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
     try:
         value = _DECODER.decode(text)
         _check_texts(value)
-    except _Lax as error:
+    except _BadValue as error:
         problems.append(Problem(error.code, error.message, where, _MENDS[error.code]))
     except json.JSONDecodeError as error:
         cut = last and error.pos >= len(text.rstrip()) - 1
@@ -291,12 +291,12 @@ def _json_lines(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
 def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]:
     try:
         values = _DECODER.decode(text)
-    except _Lax as error:
+    except _BadValue as error:
         problems.append(Problem(error.code, error.message, str(path), _MENDS[error.code]))
         return
     except json.JSONDecodeError as error:
-        mend = "one object a line for .jsonl, or one whole JSON array."
-        problems.append(Problem("DATA_JSON_INVALID", f"{error.msg}.", f"{path}:{error.lineno}:{error.colno}", mend))
+        fix = "one object a line for .jsonl, or one whole JSON array."
+        problems.append(Problem("DATA_JSON_INVALID", f"{error.msg}.", f"{path}:{error.lineno}:{error.colno}", fix))
         return
     except RecursionError:
         problems.append(Problem("DATA_TOO_DEEP", "nested too deeply.", str(path), "flatten the rows."))
@@ -312,7 +312,7 @@ def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
             continue
         try:
             _check_texts(value)
-        except _Lax as error:
+        except _BadValue as error:
             problems.append(Problem(error.code, error.message, where, _MENDS[error.code]))
         else:
             yield Row(value, where)
@@ -365,7 +365,7 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
         try:
             for cell in cells:
                 _check_text(cell)
-        except _Lax as error:
+        except _BadValue as error:
             problems.append(Problem(error.code, error.message, f"{path}:{line}", _MENDS[error.code]))
             continue
         yield Row(dict(zip(header, cells, strict=True)), f"{path}:{line}")
@@ -384,14 +384,14 @@ def _parquet(path: Path) -> Source:
             "DATA_NOT_TEXT",
             f"not a Parquet file: {str(error).splitlines()[0]}",
             where=str(path),
-            mend="write it again, or use JSONL.",
+            fix="write it again, or use JSONL.",
         ) from None
     rows, problems = [], []
     for i, value in enumerate(table.to_pylist()):
         where = f"{path}:{i + 1}"
         try:
             _check_texts(value)
-        except _Lax as error:
+        except _BadValue as error:
             problems.append(Problem(error.code, error.message, where, _MENDS[error.code]))
         rows.append(Row({k: v for k, v in value.items() if v is not None}, where))
     if not rows:
@@ -409,7 +409,7 @@ def _documents(folder: Path) -> Source:
             "DATA_EMPTY",
             "no .txt or .md file in this folder.",
             where=str(folder),
-            mend="name a folder of documents, or a data file.",
+            fix="name a folder of documents, or a data file.",
         )
     digest = hashlib.sha256()
     rows: list[Row] = []
@@ -422,7 +422,7 @@ def _documents(folder: Path) -> Source:
         except DataError as error:
             problems += error.problems
             continue
-        except _Lax as lax:
+        except _BadValue as lax:
             problems.append(Problem(lax.code, lax.message, str(file), _MENDS[lax.code]))
             continue
         digest.update(hashlib.sha256(raw).digest())

@@ -49,7 +49,7 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
                 "DATA_TOO_FEW",
                 f"{len(members)} different questions leave no row for {side}.",
                 where=examples[0].where,
-                mend=f"bring more rows, or a larger split.{side}." if side != "train" else "bring more rows.",
+                fix=f"bring more rows, or a larger split.{side}." if side != "train" else "bring more rows.",
             )
     return Split(*(tuple(sorted(sides[s])) for s in ("train", "dev", "test")))
 

@@ -16,7 +16,7 @@ import torch
 
 from tunewright.core.config import Config, Plan
 from tunewright.core.errors import TrainError
-from tunewright.core.run_folder import Run, disk, write_json
+from tunewright.core.run_folder import Run, disk_errors, write_json
 from tunewright.export import verify
 from tunewright.model import adapters, arch_probe, loading, peft_format
 from tunewright.model.loading import Facts
@@ -30,7 +30,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.5}
 
 
 @dataclass(frozen=True)
-class Checked:
+class ExportCheck:
     """One export, as a fresh process found it: largest logit difference over all canaries, and how many greedy texts agree."""
 
     kind: str
@@ -65,7 +65,7 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Any
 
 def export(
     run: Run, config: Config, plan: Plan, facts: Facts, template: Template, canaries: Sequence[Sequence[int]], stop: Sequence[int]
-) -> list[Checked]:
+) -> list[ExportCheck]:
     """Write adapter/ and merged/, check each in a fresh process. Raises EXPORT_MISMATCH and leaves nothing that lies."""
     model = trained_model(run, plan, facts, torch.float32)
     kept = [list(c)[-512:] for c in canaries[:CANARIES]]
@@ -90,7 +90,7 @@ def _save_merged(model: Any, template: Template, folder: Path, dtype: torch.dtyp
         shutil.rmtree(left)
     beside = Path(tempfile.mkdtemp(prefix=".merged-", dir=folder.parent))
     try:
-        with disk(folder), arch_probe.quiet():
+        with disk_errors(folder), arch_probe.quiet():
             model.to(dtype).save_pretrained(beside)
             template.tokenizer.save_pretrained(beside)
             shutil.rmtree(folder, ignore_errors=True)
@@ -101,7 +101,7 @@ def _save_merged(model: Any, template: Template, folder: Path, dtype: torch.dtyp
 
 def _check(
     kind: str, folder: Path, facts: Facts, asked: dict[str, Any], expected: torch.Tensor, texts: list[list[int]], dtype: str
-) -> Checked:
+) -> ExportCheck:
     from safetensors import safe_open
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,6 +122,6 @@ def _check(
             "EXPORT_MISMATCH",
             f"the reloaded {kind} differs from the trained model by {gap:.2e} in a logit (allowed {TOLERANCE[dtype]:g}); {same} of {len(texts)} greedy texts agree.",
             where=str(folder),
-            mend="set export.dtype=float32, or report this with the run folder.",
+            fix="set export.dtype=float32, or report this with the run folder.",
         )
-    return Checked(kind, str(folder), dtype, gap, same, len(texts), how)
+    return ExportCheck(kind, str(folder), dtype, gap, same, len(texts), how)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from tunewright.model import arch_probe, loading, peft_format
-from tunewright.model.generate import How, greedy
+from tunewright.model.generate import Decoding, greedy
 
 
 @torch.inference_mode()
 def answers(model: Any, canaries: list[list[int]], new_tokens: int, stop: tuple[int, ...]) -> tuple[Tensor, list[list[int]]]:
     """(logits_NV in float32 after each canary, greedy continuations), one canary at a time."""
     logits = torch.stack([model(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in canaries])
-    return logits, greedy(model, canaries, How(new_tokens, stop, exact_batch=False))
+    return logits, greedy(model, canaries, Decoding(new_tokens, stop, exact_batch=False))
 
 
 def main(kind: str, folder: str, base: str, canary_file: str, out: str) -> None:

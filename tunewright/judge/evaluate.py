@@ -13,11 +13,11 @@ from tunewright.core.config import Plan
 from tunewright.data.examples import Chat, Example, Message, Text
 from tunewright.data.metrics import Task, bits_per_byte, field_counts, macro_f1, micro_f1, read_label, score_answer, strict_match
 from tunewright.judge.arms import openai_endpoint
-from tunewright.judge.arms.families import System, prompt
+from tunewright.judge.arms.families import Arm, prompt
 from tunewright.model import adapters, loading
-from tunewright.model.generate import How, greedy, label_logprobs
+from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.tokens import rendering
-from tunewright.tokens.packing import passes, to_batch
+from tunewright.tokens.packing import microbatches, to_batch
 from tunewright.tokens.rendering import Rendered, Template
 
 Score = dict[str, Any]
@@ -25,11 +25,11 @@ Score = dict[str, Any]
 
 def judge(
     model: Any,
-    system: System,
+    system: Arm,
     examples: Sequence[Example],
     task: Task,
     template: Template,
-    how: How,
+    how: Decoding,
     plan: Plan,
     watch: Callable[[int], None] = lambda _: None,
 ) -> list[Score]:
@@ -61,7 +61,7 @@ def _line(example: Chat, messages: Sequence[Message], answer: str, score: float,
 
 
 def _judge_answers(
-    model: Any, system: System, chats: Sequence[Chat], task: Task, template: Template, how: How, watch: Callable[[int], None]
+    model: Any, system: Arm, chats: Sequence[Chat], task: Task, template: Template, how: Decoding, watch: Callable[[int], None]
 ) -> list[Score]:
     prompts = [prompt(system, e) for e in chats]
     asked = [rendering.for_generation(template, p) for p in prompts]
@@ -90,7 +90,7 @@ def _answered(
     return _line(example, messages, answer, score_answer(task.metric, example.target, answer), prompt_tokens, **more)
 
 
-def _judge_remote(system: System, chats: Sequence[Chat], task: Task, how: How, watch: Callable[[int], None]) -> list[Score]:
+def _judge_remote(system: Arm, chats: Sequence[Chat], task: Task, how: Decoding, watch: Callable[[int], None]) -> list[Score]:
     """Another model's answers. A label is read out of a sentence that names no other label."""
     assert system.endpoint is not None
     prompts = [prompt(system, e) for e in chats]
@@ -104,7 +104,7 @@ def _judge_remote(system: System, chats: Sequence[Chat], task: Task, how: How, w
     return lines
 
 
-def _judge_shares(system: System, chats: Sequence[Chat], task: Task, watch: Callable[[int], None]) -> list[Score]:
+def _judge_shares(system: Arm, chats: Sequence[Chat], task: Task, watch: Callable[[int], None]) -> list[Score]:
     assert system.says is not None
     lines = []
     for example, shares in zip(chats, system.says(chats), strict=True):
@@ -117,7 +117,7 @@ def _judge_shares(system: System, chats: Sequence[Chat], task: Task, watch: Call
 
 
 def _judge_labels(
-    model: Any, system: System, chats: Sequence[Chat], task: Task, template: Template, how: How, watch: Callable[[int], None]
+    model: Any, system: Arm, chats: Sequence[Chat], task: Task, template: Template, how: Decoding, watch: Callable[[int], None]
 ) -> list[Score]:
     prompts = [prompt(system, e) for e in chats]
     ids = [rendering.for_generation(template, p) for p in prompts]
@@ -159,7 +159,7 @@ def _judge_text(model: Any, texts: Sequence[Text], template: Template, plan: Pla
 @torch.inference_mode()
 def sequence_nats(model: Any, rows: Sequence[Rendered], plan: Plan) -> float:
     """Summed negative log-likelihood of ``rows``."""
-    groups = passes(range(len(rows)), [r.ids for r in rows], plan.capacity, plan.layout)
+    groups = microbatches(range(len(rows)), [r.ids for r in rows], plan.tokens_per_pass, plan.layout)
     return sum(float(loading.loss(model, to_batch([rows[i] for i in g], plan.layout))[0]) for g in groups)
 
 

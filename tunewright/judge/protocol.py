@@ -13,7 +13,7 @@ from tunewright.data.dataset import Dataset
 from tunewright.data.examples import content_hash, question
 from tunewright.data.metrics import HIGHER_IS_BETTER
 from tunewright.judge import statistics
-from tunewright.judge.arms.families import System
+from tunewright.judge.arms.families import Arm
 from tunewright.judge.statistics import Comparison
 
 RULE = (
@@ -67,20 +67,20 @@ def doubts(verdict: dict[str, Any]) -> list[str]:
 
 
 def make(
-    data: Dataset, asked: ProveConfig, families: dict[str, list[System]], dev: Sequence[int], test: Sequence[int], limit: int
+    data: Dataset, asked: ProveConfig, families: dict[str, list[Arm]], dev: Sequence[int], test: Sequence[int], limit: int
 ) -> Protocol:
     digest = hashlib.sha256()
     for side, rows in (("dev", dev), ("test", test)):
         for i in rows:
             digest.update(f"{side} {content_hash(question(data.examples[i]))}\n".encode())
-    worth = statistics.worth_of([data.cluster[i] for i in test])
-    detectable, assumed = _detectable(data.task.metric, round(len(test) * worth), asked.alpha)
+    worth = statistics.kish_ratio([data.cluster[i] for i in test])
+    detectable, assumed = _detectable(data.task.metric, round(len(test) * worth), asked.significance)
     return Protocol(
         RULE,
         data.task.metric,
         HIGHER_IS_BETTER[data.task.metric],
         asked.margin,
-        asked.alpha,
+        asked.significance,
         {family: tuple(s.description for s in variants) for family, variants in families.items()},
         limit,
         len(dev),

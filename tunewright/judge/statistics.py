@@ -102,7 +102,7 @@ def clustered_interval(
     count, weights = seen, np.ones(len(d))
     if imagine:
         count, weights = seen + 2, np.r_[weights, np.full(2, len(d) / seen)]
-        d, groups = np.r_[d, imagined(d, groups, bound)], np.r_[groups, seen, seen + 1]
+        d, groups = np.r_[d, pseudo_rows(d, groups, bound)], np.r_[groups, seen, seen + 1]
     mean = float(np.average(d, weights=weights))
     sums = np.bincount(groups, weights=weights * (d - mean), minlength=count)
     se = math.sqrt(float((sums**2).sum()) * count / (count - 1)) / float(weights.sum())
@@ -115,7 +115,7 @@ def clustered_interval(
     return max(-bound, mean - half), min(bound, mean + half), p
 
 
-def imagined(differences: ArrayLike, clusters: ArrayLike, bound: float = 1.0) -> tuple[float, float]:
+def pseudo_rows(differences: ArrayLike, clusters: ArrayLike, bound: float = 1.0) -> tuple[float, float]:
     """One for and one against, as large as the differences that were seen: what Bonett and Price (2012, J. Educ. Behav. Stat.
     37:479) add to right/wrong pairs, for any scores. Where arms seldom differ, the few differences that a sample holds tell too
     little of those that it does not; with fewer than `FEW` clusters of them even their size is unknown, and taken to be the largest.
@@ -130,14 +130,14 @@ def mean_interval(scores: ArrayLike, clusters: Sequence[int], alpha: float = 0.0
     """Interval of one arm's mean score: Wilson for right/wrong, clustered t otherwise, kept within [0, bound]."""
     s = np.asarray(scores, dtype=float)
     if is_binary(s):
-        worth = worth_of(clusters)
+        worth = kish_ratio(clusters)
         return wilson(worth * float(s.sum()), worth * len(s), alpha)
     usual = float(np.median(s)) if len(s) else 0.0
     low, high, _ = clustered_interval(s - usual, clusters, alpha, bound)
     return max(0.0, usual + low), min(bound, usual + high)
 
 
-def worth_of(clusters: Sequence[int]) -> float:
+def kish_ratio(clusters: Sequence[int]) -> float:
     """How many independent rows one row is worth where those of a cluster are answered alike: n / sum of squared sizes (Kish 1965,
     Survey Sampling, section 8.2, with a correlation of 1). 1 where no two rows share a cluster."""
     sizes = np.unique(np.asarray(clusters, dtype=int), return_counts=True)[1]
@@ -168,7 +168,7 @@ def compare(
     d = a - b if higher_is_better else b - a
     n = len(d)
     if is_binary(a) and is_binary(b) and higher_is_better:
-        worth = worth_of(clusters)
+        worth = kish_ratio(clusters)
         both, first, second, neither = (worth * float(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
         interval, narrow = (newcombe_paired(both, first, second, neither, level) for level in (alpha, 2 * alpha))
         p, test = mcnemar_exact(first, second), "Newcombe paired interval, exact McNemar"
@@ -262,7 +262,7 @@ def corpus_interval(
     assert a.shape == b.shape
     if int((a != b).any(1).sum()) < FEW:
         return None
-    a, b = mirrored(a, b, metric)
+    a, b = pseudo_clusters(a, b, metric)
     count, middle = len(a), float(metric(a.sum(0)) - metric(b.sum(0)))
     draw = np.random.Generator(np.random.Philox(key=seed))
     times_BC = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
@@ -281,7 +281,7 @@ def corpus_interval(
     return quantile(alpha / 2), quantile(1 - alpha / 2)
 
 
-def mirrored(
+def pseudo_clusters(
     a_Ck: NDArray[np.float64], b_Ck: NDArray[np.float64], metric: Metric
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """With two clusters more: the one of the middling difference between the arms, and the same with the arms changed over. What

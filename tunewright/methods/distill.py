@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tunewright.core.config import Plan
 from tunewright.model import loading, losses
-from tunewright.tokens.packing import Batch, Floats, passes, to_batch
+from tunewright.tokens.packing import Batch, Floats, microbatches, to_batch
 from tunewright.tokens.prefix_tree import Ints
 from tunewright.tokens.rendering import Rendered
 
@@ -25,7 +25,7 @@ TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Taught(Rendered):
+class DistillRow(Rendered):
     """``soft_NK``: the teacher's likeliest tokens at each supervised place, ``share_NK`` their shares (they sum to 1). ``gold``:
     the teacher is the row's own answer."""
 
@@ -40,27 +40,27 @@ class SoftBatch(Batch):
     share_NK: Floats
 
 
-def gold(row: Rendered) -> Taught:
+def gold(row: Rendered) -> DistillRow:
     """A row whose teacher is its own answer."""
     said = [i for i, w in zip(row.ids[1:], row.weights[1:], strict=True) if w]
     soft_NK, share_NK = np.zeros((len(said), K), np.int64), np.zeros((len(said), K), np.float32)
     soft_NK[:, 0], share_NK[:, 0] = said, 1.0
-    return Taught(row.ids, row.weights, row.row, soft_NK, share_NK, True)
+    return DistillRow(row.ids, row.weights, row.row, soft_NK, share_NK, True)
 
 
 @torch.inference_mode()
-def taught(
+def with_teacher(
     teacher: Any,
     heard: Sequence[Rendered],
     learned: Sequence[Rendered],
     layout: Any,
     weight: float = 1.0,
     watch: Callable[[int], None] = lambda _: None,
-) -> list[Taught]:
+) -> list[DistillRow]:
     """Rows ``learned`` with what the teacher thinks at the same places of ``heard``: the same answers, perhaps after another
     prompt. Rows must have equally many supervised tokens, the same ones."""
-    found: list[Taught | None] = [None] * len(heard)
-    for group in passes(range(len(heard)), [r.ids for r in heard], TOKENS, layout):
+    found: list[DistillRow | None] = [None] * len(heard)
+    for group in microbatches(range(len(heard)), [r.ids for r in heard], TOKENS, layout):
         part = [heard[i] for i in group]
         batch = to_batch(part, layout)
         share_NV = loading.forward(teacher, batch).float().softmax(-1)
@@ -70,7 +70,7 @@ def taught(
         for i, at in zip(group, np.split(batch.which_M, cuts), strict=True):
             row = learned[i]
             assert row.supervised == heard[i].supervised, "teacher and student answer alike"
-            found[i] = Taught(
+            found[i] = DistillRow(
                 row.ids, tuple(w * weight for w in row.weights), row.row, soft_NK[at], share_NK[at].astype(np.float32)
             )
         watch(len(group))
@@ -82,9 +82,9 @@ def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> li
     because one past has one teacher, among gold ones because the target is the teacher."""
     made: list[Batch] = []
     for kind in (True, False):
-        mine = [i for i in rows if isinstance(r := rendered[i], Taught) and r.gold is kind]
-        for group in passes(mine, [r.ids for r in rendered], plan.capacity, plan.layout):
-            part = [r for i in group if isinstance(r := rendered[i], Taught)]
+        mine = [i for i in rows if isinstance(r := rendered[i], DistillRow) and r.gold is kind]
+        for group in microbatches(mine, [r.ids for r in rendered], plan.tokens_per_pass, plan.layout):
+            part = [r for i in group if isinstance(r := rendered[i], DistillRow)]
             batch = to_batch(part, plan.layout)
             first_N = np.unique(batch.which_M, return_index=True)[1]
             soft_NK = np.concatenate([r.soft_NK for r in part])[first_N]
@@ -100,7 +100,7 @@ def loss(model: Any, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
     soft_NK, share_NK = torch.from_numpy(batch.soft_NK).to(device), torch.from_numpy(batch.share_NK).to(device)
     if loading.frozen_head(model):
         head_VD = model.get_output_embeddings().weight
-        logits_NV = loading.hidden(model, batch, plan.recompute) @ head_VD.T
+        logits_NV = loading.hidden(model, batch, plan.gradient_checkpointing) @ head_VD.T
     else:
-        logits_NV = loading.forward(model, batch, plan.recompute)
+        logits_NV = loading.forward(model, batch, plan.gradient_checkpointing)
     return losses.soft_cross_entropy(logits_NV, soft_NK, share_NK, weight_N)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tunewright.core.config import Plan
 from tunewright.data.examples import Example
 from tunewright.model import loading
-from tunewright.tokens.packing import Batch, passes, to_batch
+from tunewright.tokens.packing import Batch, microbatches, to_batch
 from tunewright.tokens.rendering import Rendered, Template, for_training
 
 
@@ -19,9 +19,9 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
 
 
 def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]:
-    groups = passes(rows, [r.ids for r in rendered], plan.capacity, plan.layout)
+    groups = microbatches(rows, [r.ids for r in rendered], plan.tokens_per_pass, plan.layout)
     return [to_batch([rendered[i] for i in group], plan.layout) for group in groups]
 
 
 def loss(model: Any, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
-    return loading.loss(model, batch, plan.recompute)
+    return loading.loss(model, batch, plan.gradient_checkpointing)

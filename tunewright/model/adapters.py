@@ -21,7 +21,7 @@ from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ModelError
 
 
-class Adapted(nn.Module):
+class LoRALinear(nn.Module):
     """A frozen linear layer plus a low-rank update: y = base(x) + scale * B(A(x)); with magnitudes (DoRA), each output row of
     the updated weight is set to length ``magnitude``."""
 
@@ -67,7 +67,7 @@ class Adapted(nn.Module):
 
 
 @dataclass(frozen=True)
-class Attached:
+class AdapterSummary:
     """What `attach` did: the adapted layers by name, and how many numbers are trained of how many there are."""
 
     layers: tuple[str, ...]
@@ -94,12 +94,12 @@ def targets(model: Any, patterns: list[str]) -> list[str]:
             "LORA_NO_TARGET",
             f"adapter.targets {patterns} match no linear layer.",
             where="adapter.targets",
-            mend=f"layers end in: {', '.join(kinds)}.",
+            fix=f"layers end in: {', '.join(kinds)}.",
         )
     return chosen
 
 
-def attach(model: Any, config: AdapterConfig, seed: int) -> Attached:
+def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
     """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed`` alone."""
     total = sum(p.numel() for p in model.parameters())
     if config.kind == "none":
@@ -107,7 +107,7 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> Attached:
         if next(model.parameters()).dtype != torch.float64:
             model.float()
         model.requires_grad_(True)
-        return Attached((), total, total)
+        return AdapterSummary((), total, total)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     names = targets(model, config.targets)
@@ -117,17 +117,17 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> Attached:
             "LORA_NO_TARGET",
             f"adapter.rank {config.rank} is larger than the smallest adapted layer ({largest}).",
             where="adapter.rank",
-            mend=f"use at most {largest}.",
+            fix=f"use at most {largest}.",
         )
     for name in names:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Adapted(model.get_submodule(name), config, generator))
+        setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), config, generator))
     trained = sum(p.numel() for p in trainable(model).values())
-    return Attached(tuple(names), trained, total + trained)
+    return AdapterSummary(tuple(names), trained, total + trained)
 
 
-def adapted(model: nn.Module) -> dict[str, Adapted]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Adapted)}
+def adapted(model: nn.Module) -> dict[str, LoRALinear]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -184,7 +184,7 @@ def scaled(model: nn.Module, scale: float) -> Iterator[None]:
             layer.scale = own
 
 
-def shrink(model: nn.Module, scale: float) -> None:
+def scale_in_place(model: nn.Module, scale: float) -> None:
     """Keep only this share of the update, for good."""
     with torch.no_grad():
         for layer in adapted(model).values():

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from tunewright.model import attention, fused_llama
-from tunewright.tokens.prefix_tree import fold
+from tunewright.tokens.prefix_tree import build
 
 
 @dataclass(frozen=True)
-class Probed:
+class Capabilities:
     """What a twin of the model showed. ``leak``: for each layout, why rows cannot be computed together in it, or "".
     ``draws``: in training mode the model itself draws at random (dropout of its own), so no two passes are alike.
-    ``lean``: `lean` computes what its own modules do."""
+    ``fused``: `fused_llama` computes what its own modules do."""
 
     leak: dict[str, str]
     draws: bool
-    lean: bool
+    fused: bool
 
 
-def probe(config: Any, tolerance: float = 1e-4) -> Probed:
+def probe(config: Any, tolerance: float = 1e-4) -> Capabilities:
     """Ask a twin, not a list of names. It keeps the architecture's widths and one layer of each kind, with random weights.
     A state-space or linear attention layer, say, carries its state from row to row, which shows as different logits."""
     attention.register()
@@ -34,18 +34,18 @@ def probe(config: Any, tolerance: float = 1e-4) -> Probed:
         twin = _twin(config)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         why = f"no twin of this architecture could be built ({type(error).__name__})"
-        return Probed({"shared": why, "packed": why}, draws=False, lean=False)
+        return Capabilities({"shared": why, "packed": why}, draws=False, fused=False)
     draw = np.random.default_rng(0).integers(0, int(twin.config.get_text_config().vocab_size), (4, 20)).tolist()
     rows = [draw[0] + draw[1][:7], draw[2][:12], draw[0] + draw[3][:9]]
     with torch.no_grad(), quiet():
         alone = [twin(torch.tensor([row])).logits[0] for row in rows]
         leak = {layout: _leak(twin, rows, alone, layout == "shared", tolerance) for layout in ("shared", "packed")}
         first, second = (twin.train()(torch.tensor([rows[0]])).logits for _ in range(2))
-    return Probed(leak, draws=not torch.equal(first, second), lean=fused_llama.fits(twin.eval()))
+    return Capabilities(leak, draws=not torch.equal(first, second), fused=fused_llama.fits(twin.eval()))
 
 
 def _leak(twin: Any, rows: list[list[int]], alone: list[Tensor], share: bool, tolerance: float) -> str:
-    tree = fold(rows, share)
+    tree = build(rows, share)
     ids, positions = torch.from_numpy(tree.ids_T)[None], torch.from_numpy(tree.positions_T)[None]
     try:
         with attention.attending(twin, attention.TREE):

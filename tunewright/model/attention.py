@@ -28,7 +28,7 @@ LONG, SHORT = 256, 128
 
 
 @dataclass(frozen=True)
-class Piece:
+class Block:
     """Queries ``start``..``stop``, against the keys of ``above`` and their own. ``runs``: for each segment in it, its length
     and the ranges of the piece, counted from its start, that it continues; it sees these, all of ``above``, and itself."""
 
@@ -44,7 +44,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Rule:
+class AttentionOptions:
     """How scores become weights, the same for all pieces of a layer. ``keep``: hold the weights for the backward pass."""
 
     window: int | None
@@ -53,20 +53,20 @@ class Rule:
 
 
 @functools.lru_cache(maxsize=64)
-def pieces(segments: tuple[Segment, ...]) -> tuple[Piece, ...]:
+def pieces(segments: tuple[Segment, ...]) -> tuple[Block, ...]:
     """Long segments are cut; small subtrees that continue the same path are taken together."""
-    found: list[Piece] = []
+    found: list[Block] = []
     for s in segments:
         last = found[-1] if found else None
         if last and s.stop - last.start <= SHORT:
             above, within = _parted(s.path, last.start, s.start)
             if above == last.above:
                 inner = tuple((a - last.start, b - last.start) for a, b in within)
-                found[-1] = Piece(last.start, s.stop, above, (*last.runs, (s.stop - s.start, inner)))
+                found[-1] = Block(last.start, s.stop, above, (*last.runs, (s.stop - s.start, inner)))
                 continue
         for start in range(s.start, s.stop, LONG):
             stop = min(start + LONG, s.stop)
-            found.append(Piece(start, stop, _parted(s.path, start, start)[0], ((stop - start, ()),)))
+            found.append(Block(start, stop, _parted(s.path, start, start)[0], ((stop - start, ()),)))
     return tuple(found)
 
 
@@ -98,7 +98,7 @@ def tree_attention(
     if dropout or s_aux is not None or not getattr(module, "is_causal", True):
         raise ValueError("attention that drops weights, has sinks or is not causal is not exact in one pass of several rows")
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
-    rule = Rule(sliding_window, softcap, keep_weights)
+    rule = AttentionOptions(sliding_window, softcap, keep_weights)
     out: Tensor = _TreeAttention.apply(query, key, value, pieces(segments), scale, rule)  # type: ignore[no-untyped-call]
     return out, None
 
@@ -108,7 +108,9 @@ class _TreeAttention(torch.autograd.Function):
     (benchmarks/NOTES.md). The heads that share a key-value head are rows of one product."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: tuple[Piece, ...], scale: float, rule: Rule) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: tuple[Block, ...], scale: float, rule: AttentionOptions
+    ) -> Tensor:
         groups = key.shape[1]
         q_GTRD = (query[0] * scale).reshape(groups, -1, *query.shape[2:]).transpose(1, 2).contiguous()
         k_GTD, v_GTD = key[0].contiguous(), value[0].contiguous()
@@ -148,7 +150,7 @@ class _TreeAttention(torch.autograd.Function):
         return dq, dk_GTD[None].to(k_GTD.dtype), dv_GTD[None].to(v_GTD.dtype), None, None, None
 
 
-def _weights(q_GTRD: Tensor, k_GTD: Tensor, piece: Piece, rule: Rule) -> Tensor:
+def _weights(q_GTRD: Tensor, k_GTD: Tensor, piece: Block, rule: AttentionOptions) -> Tensor:
     """(G, m * R, n): what each query of the piece gives to each token of its path."""
     q_GmD = q_GTRD[:, piece.start : piece.stop].flatten(1, 2)
     scores_Gmn = q_GmD @ _take(k_GTD, piece.ranges).transpose(1, 2)
@@ -197,7 +199,7 @@ def _add(x_GTD: Tensor, ranges: tuple[Range, ...], part_GnD: Tensor) -> None:
         at += b - a
 
 
-def _write(x_TGRD: Tensor, piece: Piece, part_GmD: Tensor) -> None:
+def _write(x_TGRD: Tensor, piece: Block, part_GmD: Tensor) -> None:
     x_TGRD[piece.start : piece.stop] = part_GmD.view(len(part_GmD), piece.stop - piece.start, -1, part_GmD.shape[2]).transpose(
         0, 1
     )

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tunewright.core.config import AdapterConfig, Recompute
 from tunewright.core.errors import ModelError
-from tunewright.model.adapters import Adapted, attach, trainable
+from tunewright.model.adapters import LoRALinear, attach, trainable
 from tunewright.model.attention import TREE, attending, tree_attention
-from tunewright.tokens.prefix_tree import Segment, fold
+from tunewright.tokens.prefix_tree import Segment, build
 
 
 def hidden(
@@ -76,7 +76,7 @@ def layer(
     return hidden_TD + project(gated_TO, mlp.down_proj)[0]
 
 
-def project(x_TI: Tensor, *layers: Adapted) -> tuple[Tensor, ...]:
+def project(x_TI: Tensor, *layers: LoRALinear) -> tuple[Tensor, ...]:
     """What each adapted layer makes of the same input."""
     if not all(one.on for one in layers):
         return tuple(F.linear(x_TI, one.base.weight, one.base.bias) for one in layers)
@@ -186,9 +186,9 @@ def applies(model: Any) -> bool:
     """Whether every linear layer of the decoder carries plain LoRA (no dropout, no magnitudes), and its layers are all alike, so
     that what two of them do (`fits`) holds for all."""
     layers = model.get_decoder().layers
-    linear = [m for part in layers for m in part.modules() if isinstance(m, torch.nn.Linear | Adapted)]
-    inner = {id(m.base) for m in linear if isinstance(m, Adapted)}
-    plain = all(m.dropout == 0 and m.magnitude is None if isinstance(m, Adapted) else id(m) in inner for m in linear)
+    linear = [m for part in layers for m in part.modules() if isinstance(m, torch.nn.Linear | LoRALinear)]
+    inner = {id(m.base) for m in linear if isinstance(m, LoRALinear)}
+    plain = all(m.dropout == 0 and m.magnitude is None if isinstance(m, LoRALinear) else id(m) in inner for m in linear)
     return plain and all(_form(part) == _form(layers[0]) for part in layers)
 
 
@@ -204,7 +204,7 @@ def fits(twin: Any, tolerance: float = 1e-3) -> bool:
     """Whether this file computes what the model's own modules do: hidden states and adapter gradients of a small float32 model
     of the architecture, which has its adapter on afterwards. Rounding alone moves a gradient by some 1e-4 of its size on some
     processors, another formula by a tenth and more."""
-    tree = fold([list(range(1, 24)), [*range(1, 20), 3, 5, 7]])
+    tree = build([list(range(1, 24)), [*range(1, 20), 3, 5, 7]])
     ids_T, positions_T = torch.from_numpy(tree.ids_T), torch.from_numpy(tree.positions_T)
     at_N = torch.arange(3, len(ids_T), 2)
     weigh_ND = torch.randn(len(at_N), twin.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunewright.model import attention, loading
-from tunewright.tokens.packing import passes, to_batch
+from tunewright.tokens.packing import microbatches, to_batch
 from tunewright.tokens.rendering import after
 
 SHARE_FROM = 8
@@ -26,12 +26,12 @@ TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class How:
+class Decoding:
     """Decoding, the same for every arm. ``exact_batch``: rows may share a batch; ``window``: the model's sliding window."""
 
     max_new_tokens: int
     stop: tuple[int, ...]
-    batch: int = 32
+    batch_size: int = 32
     exact_batch: bool = True
     window: int | None = None
 
@@ -51,7 +51,7 @@ class Prefix:
 
 
 @torch.inference_mode()
-def prefix(model: Any, ids: Sequence[int]) -> Prefix:
+def prefill(model: Any, ids: Sequence[int]) -> Prefix:
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
@@ -64,7 +64,7 @@ def prefix(model: Any, ids: Sequence[int]) -> Prefix:
 def greedy(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    how: How,
+    how: Decoding,
     watch: Callable[[int], None] = lambda _: None,
     known: Prefix | None = None,
 ) -> list[list[int]]:
@@ -101,7 +101,7 @@ def label_logprobs(
     model: Any,
     prompts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[Sequence[int]]],
-    how: How,
+    how: Decoding,
     watch: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float64]:
     """log p(whole label sequence, end of turn included | prompt) in nats; (rows, labels).
@@ -113,7 +113,7 @@ def label_logprobs(
     if not how.exact_batch:
         groups = [[r] for r in range(len(prompts))]
     else:
-        groups = passes(
+        groups = microbatches(
             range(len(prompts)), [[*p, *itertools.chain(*of)] for p, of in zip(prompts, labels, strict=True)], TOKENS, "shared"
         )
     for rows in groups:
@@ -130,10 +130,10 @@ def label_logprobs(
     return total
 
 
-def _batches(prompts: Sequence[Sequence[int]], how: How) -> list[list[int]]:
+def _batches(prompts: Sequence[Sequence[int]], how: Decoding) -> list[list[int]]:
     """Rows of similar length together, longest first (what does not fit in memory fails at once)."""
     order = sorted(range(len(prompts)), key=lambda r: (-len(prompts[r]), r))
-    size = how.batch if how.exact_batch else 1
+    size = how.batch_size if how.exact_batch else 1
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
@@ -184,7 +184,9 @@ class _State:
 
 
 @contextlib.contextmanager
-def _decoding(model: Any, prompts: list[Sequence[int]], how: How, known: Prefix | None = None) -> Iterator[tuple[_State, Tensor]]:
+def _decoding(
+    model: Any, prompts: list[Sequence[int]], how: Decoding, known: Prefix | None = None
+) -> Iterator[tuple[_State, Tensor]]:
     """(state after the prompts, logits_BV of the first new token).
 
     Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count that
@@ -195,7 +197,7 @@ def _decoding(model: Any, prompts: list[Sequence[int]], how: How, known: Prefix 
     device = next(model.parameters()).device
     plain = not how.exact_batch or how.window is not None
     if known is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= SHARE_FROM:
-        known = prefix(model, prompts[0][:same])
+        known = prefill(model, prompts[0][:same])
     shared = 0 if known is None or plain else len(known.ids)
     assert all(tuple(p[:shared]) == known.ids[:shared] and len(p) > shared for p in prompts if known is not None)
     own = [list(p[shared:]) for p in prompts]

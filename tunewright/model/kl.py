@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tunewright.model import adapters, loading
-from tunewright.tokens.packing import Batch, Layout, passes, to_batch
+from tunewright.tokens.packing import Batch, Layout, microbatches, to_batch
 from tunewright.tokens.rendering import Rendered
 
 Floats = NDArray[np.float64]
@@ -45,15 +45,15 @@ def measure(
     changed all weights and there is no adapter to switch off."""
     kl_SR, nats_SR = np.zeros((len(scales), len(rows))), np.zeros((len(scales), len(rows)))
     base_R, tokens_R = np.zeros(len(rows)), np.array([r.supervised for r in rows])
-    for group in passes(range(len(rows)), [r.ids for r in rows], TOKENS, layout):
+    for group in microbatches(range(len(rows)), [r.ids for r in rows], TOKENS, layout):
         part = [rows[i] for i in group]
         batch = to_batch(part, layout)
         cuts = np.cumsum([r.supervised for r in part])[:-1]
         with adapters.off(model):
-            before = _Said.of(model if base is None else base, batch)
+            before = _Outputs.of(model if base is None else base, batch)
         for s, scale in enumerate(scales):
             with adapters.scaled(model, scale) if base is None else nullcontext():
-                after = _Said.of(model, batch)
+                after = _Outputs.of(model, batch)
             kl_N, nats_N, base_N = _compared(before, after, torch.from_numpy(batch.target_N))
             for into, values_N in ((kl_SR[s], kl_N), (nats_SR[s], nats_N), (base_R, base_N)):
                 into[group] = [float(x.sum()) for x in np.split(values_N[batch.which_M], cuts)]
@@ -62,14 +62,14 @@ def measure(
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Outputs:
     """What a model says at the predicted tokens: hidden states and a head, or logits where the head is more than a product."""
 
     states_ND: torch.Tensor
     head_VD: torch.Tensor | None
 
     @classmethod
-    def of(cls, model: Any, batch: Batch) -> _Said:
+    def of(cls, model: Any, batch: Batch) -> _Outputs:
         if loading.frozen_head(model):
             return cls(loading.hidden(model, batch), model.get_output_embeddings().weight)
         return cls(loading.forward(model, batch), None)
@@ -79,7 +79,7 @@ class _Said:
         return (states_nD if self.head_VD is None else states_nD @ self.head_VD.T).float()
 
 
-def _compared(before: _Said, after: _Said, target_N: torch.Tensor) -> tuple[Floats, Floats, Floats]:
+def _compared(before: _Outputs, after: _Outputs, target_N: torch.Tensor) -> tuple[Floats, Floats, Floats]:
     """(KL, nats of after, nats of before) at every token, in chunks that stay in the processor's cache."""
     found = np.zeros((3, len(target_N)))
     for start in range(0, len(target_N), CHUNK):

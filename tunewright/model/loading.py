@@ -38,7 +38,7 @@ class Facts:
 
     ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared, give equal
     logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in
-    training. ``lean``: its layers can be run by `lean`.
+    training. ``fused``: its layers can be run by `fused_llama`.
     ``sha256``: over config and weight files.
     """
 
@@ -58,7 +58,7 @@ class Facts:
     packable: bool
     leak: str
     draws: bool
-    lean: bool
+    fused: bool
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def resolve(name: str) -> Path:
         file = Path(places[0]) / _FILE if places else None
         if file is None or not file.is_file():
             raise ModelError(
-                "MODEL_NOT_FOUND", "the embedded model's package is not installed.", where=name, mend=f"`{_INSTALL}`."
+                "MODEL_NOT_FOUND", "the embedded model's package is not installed.", where=name, fix=f"`{_INSTALL}`."
             )
         return _from_gguf(file, _SHA256)
     path = Path(name).expanduser()
@@ -93,7 +93,7 @@ def resolve(name: str) -> Path:
         "MODEL_NOT_FOUND",
         f"`{name}` is no folder, no .gguf file and no Hub id.",
         where=name,
-        mend=f"name a model folder, OWNER/NAME, or {EMBEDDED}.",
+        fix=f"name a model folder, OWNER/NAME, or {EMBEDDED}.",
     )
 
 
@@ -109,7 +109,7 @@ def _from_hub(name: str) -> Path:
             "MODEL_NOT_FOUND",
             f"cannot be fetched from the Hub: {str(error).splitlines()[0][:200]}",
             where=name,
-            mend="check the id and the network, or name a local folder.",
+            fix="check the id and the network, or name a local folder.",
         ) from None
 
 
@@ -121,7 +121,7 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
             "MODEL_CORRUPT",
             "the file is not the one its package was published with.",
             where=str(file),
-            mend=f"`{_INSTALL} --force-reinstall`.",
+            fix=f"`{_INSTALL} --force-reinstall`.",
         )
     folder = cache_folder() / f"{file.stem}-{digest[:12]}"
     if folder.is_dir():
@@ -157,7 +157,7 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
             "MODEL_CORRUPT",
             f"transformers cannot read this GGUF: {str(error).splitlines()[0][:200]}",
             where=str(file),
-            mend="use the model's safetensors folder.",
+            fix="use the model's safetensors folder.",
         ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -189,7 +189,7 @@ def facts(name: str) -> Facts:
             "MODEL_UNSUPPORTED",
             f"transformers does not know this model: {str(error).splitlines()[0][:200]}",
             where=str(folder),
-            mend="update transformers.",
+            fix="update transformers.",
         ) from None
     text = config.get_text_config()
     parameters, dtypes = model_files.sizes(folder)
@@ -211,7 +211,7 @@ def facts(name: str) -> Facts:
         packable=not probed.leak["packed"],
         leak=probed.leak["packed"] or probed.leak["shared"],
         draws=probed.draws,
-        lean=probed.lean,
+        fused=probed.fused,
         sha256=model_files.digest(folder),
     )
 
@@ -251,7 +251,7 @@ def load(folder: str | Path, dtype: torch.dtype) -> Any:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(
-                "MODEL_CORRUPT", f"{name} holds NaN or infinite values.", where=str(folder), mend="download the model again."
+                "MODEL_CORRUPT", f"{name} holds NaN or infinite values.", where=str(folder), fix="download the model again."
             )
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -272,7 +272,7 @@ def _as_configured(folder: str | Path, loaded: dict[str, Any]) -> None:
                 "MODEL_INDEX_MISMATCH",
                 f"{told.format(found[0])}{more}.",
                 where=str(folder),
-                mend="bring the config.json and the weights of one model.",
+                fix="bring the config.json and the weights of one model.",
             )
 
 

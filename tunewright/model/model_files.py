@@ -22,14 +22,14 @@ def check(folder: Path) -> dict[str, Any]:
     """config.json of a folder that is safe to hand to transformers. Raises MODEL_* and PATH_OUTSIDE otherwise."""
     config = _json(folder / "config.json")
     if config is None:
-        raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), mend="is this a model folder?")
+        raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), fix="is this a model folder?")
     beside = [_json(folder / name) for name in ("tokenizer_config.json", "generation_config.json")]
     if any(map(_asks_for_code, [config, *beside])) or any(folder.glob("*.py")):
         raise ModelError(
             "MODEL_REMOTE_CODE",
             "the model brings code of its own, which is never run.",
             where=str(folder),
-            mend="use a model that transformers supports itself.",
+            fix="use a model that transformers supports itself.",
         )
     if not weights(folder):
         pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
@@ -38,9 +38,9 @@ def check(folder: Path) -> dict[str, Any]:
                 "MODEL_UNSAFE_FORMAT",
                 f"only pickled weights ({pickled[0]}), which can run code when loaded.",
                 where=str(folder),
-                mend="convert them to safetensors elsewhere.",
+                fix="convert them to safetensors elsewhere.",
             )
-        raise ModelError("MODEL_FILE_MISSING", f"no {WEIGHTS}.", where=str(folder), mend="download the model's weights.")
+        raise ModelError("MODEL_FILE_MISSING", f"no {WEIGHTS}.", where=str(folder), fix="download the model's weights.")
     return config
 
 
@@ -51,12 +51,12 @@ def weights(folder: Path) -> list[Path]:
         return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
     listed = index.get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
-        raise ModelError("MODEL_CORRUPT", "the index has no weight_map of names.", where=str(folder / INDEX), mend=_MEND)
+        raise ModelError("MODEL_CORRUPT", "the index has no weight_map of names.", where=str(folder / INDEX), fix=_MEND)
     for name in sorted(set(listed.values())):
         if Path(name).name != name:
-            raise ModelError("PATH_OUTSIDE", f"the index lists {name!r}, which is no plain name.", where=str(folder), mend=_MEND)
+            raise ModelError("PATH_OUTSIDE", f"the index lists {name!r}, which is no plain name.", where=str(folder), fix=_MEND)
         if not (folder / name).is_file():
-            raise ModelError("MODEL_FILE_MISSING", f"the index lists {name}, which is not there.", where=str(folder), mend=_MEND)
+            raise ModelError("MODEL_FILE_MISSING", f"the index lists {name}, which is not there.", where=str(folder), fix=_MEND)
     # transformers takes the single file where there are both.
     return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else [folder / name for name in sorted(set(listed.values()))]
 
@@ -77,7 +77,7 @@ def sizes(folder: Path) -> tuple[int, set[str]]:
                     dtypes.add(part.get_dtype())
                     parameters += math.prod(part.get_shape())
         except (SafetensorError, OSError) as error:
-            raise ModelError("MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), mend=_MEND) from None
+            raise ModelError("MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), fix=_MEND) from None
     if [f.name for f in files] != [WEIGHTS]:
         listed = (_json(folder / INDEX) or {})["weight_map"]
         for key in sorted(set(listed) ^ set(home)):
@@ -97,21 +97,21 @@ def digest(folder: Path) -> str:
 
 
 def _mismatch(folder: Path, told: str) -> ModelError:
-    return ModelError("MODEL_INDEX_MISMATCH", f"{told}.", where=str(folder), mend=_MEND)
+    return ModelError("MODEL_INDEX_MISMATCH", f"{told}.", where=str(folder), fix=_MEND)
 
 
 def _json(file: Path) -> dict[str, Any] | None:
     """An object, or None where there is no such file."""
     try:
         if file.stat().st_size > LARGEST:
-            raise ModelError("MODEL_CORRUPT", f"over {LARGEST >> 20} MiB of JSON.", where=str(file), mend=_MEND)
+            raise ModelError("MODEL_CORRUPT", f"over {LARGEST >> 20} MiB of JSON.", where=str(file), fix=_MEND)
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError("MODEL_CORRUPT", f"no JSON: {error}.", where=str(file), mend=_MEND) from None
+        raise ModelError("MODEL_CORRUPT", f"no JSON: {error}.", where=str(file), fix=_MEND) from None
     if not isinstance(found, dict):
-        raise ModelError("MODEL_CORRUPT", "no JSON object.", where=str(file), mend=_MEND)
+        raise ModelError("MODEL_CORRUPT", "no JSON object.", where=str(file), fix=_MEND)
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ModelError
 from tunewright.core.run_folder import sha256, write_atomic, write_json
-from tunewright.model.adapters import Adapted, adapted, attach
+from tunewright.model.adapters import LoRALinear, adapted, attach
 
 _PREFIX = "base_model.model."
 _CONFIG, _TENSORS, _NOTE = "adapter_config.json", "adapter_model.safetensors", "tunewright.json"
@@ -63,7 +63,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().float().contiguous().cpu() for k, v in found.items()}
 
 
-def _parts(layer: Adapted) -> dict[str, nn.Parameter]:
+def _parts(layer: LoRALinear) -> dict[str, nn.Parameter]:
     plain = {".lora_A.weight": layer.lora_A, ".lora_B.weight": layer.lora_B}
     return plain if layer.magnitude is None else plain | {".lora_magnitude_vector": layer.magnitude}
 
@@ -110,7 +110,7 @@ def _read(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
                 "ADAPTER_UNSUPPORTED",
                 f"the adapter asks for {told[:200]}, which our loader does not compute.",
                 where=str(folder),
-                mend="load it with PEFT and merge it there; then name the merged model.",
+                fix="load it with PEFT and merge it there; then name the merged model.",
             )
         kind: Literal["lora", "rslora", "dora"] = "dora" if written.get("use_dora") else "lora"
         config = AdapterConfig(
@@ -154,8 +154,8 @@ def _shapes(model: Any, names: set[str], config: AdapterConfig) -> dict[str, tup
 
 
 def _corrupt(folder: Path, told: str) -> ModelError:
-    return ModelError("ADAPTER_CORRUPT", f"{told}.", where=str(folder), mend="export it again, or fetch it again.")
+    return ModelError("ADAPTER_CORRUPT", f"{told}.", where=str(folder), fix="export it again, or fetch it again.")
 
 
 def _other_base(folder: Path, told: str) -> ModelError:
-    return ModelError("ADAPTER_BASE_MISMATCH", f"{told}.", where=str(folder), mend="load it on the model it was trained on.")
+    return ModelError("ADAPTER_BASE_MISMATCH", f"{told}.", where=str(folder), fix="load it on the model it was trained on.")

@@ -179,7 +179,7 @@ def cost(c: dict[str, Any]) -> str:
 
 def _money(m: dict[str, Any] | None) -> str:
     if not m:
-        return '<p class="soft">No prices were given (<code>cost.per_hour</code>), so no sum is told.</p>'
+        return '<p class="soft">No prices were given (<code>cost.price_per_hour</code>), so no sum is told.</p>'
     lines = [[name, f"{price:.4f}"] for name, price in m["per_thousand"].items()]
     if m["break_even_requests"] is not None:
         told = f"Training and judging ({m['training_and_judging']:.3f}) is paid for after {m['break_even_requests']:,} requests."
@@ -227,7 +227,7 @@ def forgetting(f: dict[str, Any], metric: str) -> str:
         kept = (
             "was kept"
             if f["chosen"] == f["sweep"]["chosen"]
-            else "would be kept by <code>forget.choose=true</code>; this run keeps the whole update"
+            else "would be kept by <code>forget.apply_best_scale=true</code>; this run keeps the whole update"
         )
         parts.append(f"<p>Rule: {e(f['rule'])}. By it a share of <b>{f['sweep']['chosen']:g}</b> {kept}.</p>")
     parts += [_probes(f), _kept(f)]

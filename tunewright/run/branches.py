@@ -13,7 +13,7 @@ from typing import Any
 from tunewright.core import run_folder
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import Run
-from tunewright.judge.arms.families import System
+from tunewright.judge.arms.families import Arm
 from tunewright.judge.evaluate import Score
 from tunewright.methods import sft
 from tunewright.model import adapters
@@ -53,15 +53,13 @@ def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
             "warmup_steps": min(plan.warmup_steps, max(1, round(plan.warmup_steps * share))),
             "eval_every": max(1, round(plan.eval_every * share)),
             "checkpoint_every": max(1, min(plan.checkpoint_every, steps)),
-            "batch": min(plan.batch, sequences),
+            "batch_size": min(plan.batch_size, sequences),
             "seed": seed,
         }
     )
 
 
-def scores(
-    session: Session, branch: Branch, side: str, system: System | None = None, rows: list[int] | None = None
-) -> list[Score]:
+def scores(session: Session, branch: Branch, side: str, system: Arm | None = None, rows: list[int] | None = None) -> list[Score]:
     """The branch's answers to dev or test (or to some ``rows`` of train), prompted as the tuned model is or as ``system`` says;
     trained first where it is not."""
     (tuned,) = session.families["tuned"]

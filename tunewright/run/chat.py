@@ -14,13 +14,13 @@ from tunewright.core.run_folder import Run
 from tunewright.data.examples import Message
 from tunewright.export import export
 from tunewright.model import loading
-from tunewright.model.generate import How, greedy, stop_ids
+from tunewright.model.generate import Decoding, greedy, stop_ids
 from tunewright.tokens import rendering
 from tunewright.tokens.rendering import Template
 
 
 @dataclass(frozen=True)
-class Speaker:
+class ChatModel:
     """A run's model, ready to answer. ``instruction`` is the system message that its training rows share."""
 
     model: Any
@@ -29,9 +29,9 @@ class Speaker:
     packable: bool
 
 
-def speaker(run: Run) -> Speaker:
+def load_run(run: Run) -> ChatModel:
     """Raises RUN_INCOMPLETE before training is done; MODEL_* when the base model has gone or changed."""
-    run_folder.need(run, run.training, "train")
+    run_folder.require(run, run.training, "train")
     config, plan, receipt = (
         load(run.config),
         Plan.model_validate(run_folder.read_json(run.plan)),
@@ -45,16 +45,16 @@ def speaker(run: Run) -> Speaker:
             where=facts.path,
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
-    return Speaker(
+    return ChatModel(
         model, rendering.load_template(Path(facts.path), config.template, config.date), receipt["instruction"], facts.packable
     )
 
 
 def answer(
-    who: Speaker, message: str, *, history: Sequence[Message] = (), system: str | None = None, max_new_tokens: int = 256
+    who: ChatModel, message: str, *, history: Sequence[Message] = (), system: str | None = None, max_new_tokens: int = 256
 ) -> str:
     """The greedy answer to ``message`` after ``history`` (user and assistant turns, without the system message)."""
     head = system if system is not None else who.instruction
     messages = [*([Message("system", head)] if head else []), *history, Message("user", message)]
-    how = How(max_new_tokens, stop_ids(who.model, who.template.eos), exact_batch=who.packable)
+    how = Decoding(max_new_tokens, stop_ids(who.model, who.template.eos), exact_batch=who.packable)
     return rendering.decode(who.template, greedy(who.model, [rendering.for_generation(who.template, messages)], how)[0])

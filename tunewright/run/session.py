@@ -12,18 +12,18 @@ from typing import Any
 
 from tunewright.core import run_folder
 from tunewright.core.config import Config, Plan
-from tunewright.core.console import Talk
+from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset, examples, sources
 from tunewright.data.dataset import Dataset
 from tunewright.data.examples import Chat, Text
 from tunewright.judge import evaluate, protocol
 from tunewright.judge.arms import bm25, embedding_index, families
-from tunewright.judge.arms.families import System
+from tunewright.judge.arms.families import Arm
 from tunewright.judge.evaluate import Score
 from tunewright.judge.protocol import Protocol
 from tunewright.model import adapters, fused_llama, loading
-from tunewright.model.generate import How, stop_ids
+from tunewright.model.generate import Decoding, stop_ids
 from tunewright.model.loading import Facts
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.rendering import Rendered, Template
@@ -36,7 +36,7 @@ class Session:
 
     run: Run
     config: Config
-    talk: Talk
+    talk: Console
     command: str
     model: Any = None
     base: Any = None
@@ -59,7 +59,7 @@ class Session:
     @functools.cached_property
     def machine(self) -> machine.Machine:
         machine.keep_pages()
-        return machine.look(None if self.config.threads == "auto" else self.config.threads)
+        return machine.measure(None if self.config.threads == "auto" else self.config.threads)
 
     @functools.cached_property
     def template(self) -> Template:
@@ -102,10 +102,12 @@ class Session:
     def rows(self, side: str) -> list[int]:
         """The rows of dev that choose, or of test that claim."""
         asked = self.config.prove
-        return self.data.judged(asked.max_rows if side == "test" else min(asked.dev_rows, asked.max_rows or asked.dev_rows), side)
+        return self.data.judged(
+            asked.max_test_rows if side == "test" else min(asked.max_dev_rows, asked.max_test_rows or asked.max_dev_rows), side
+        )
 
     @functools.cached_property
-    def families(self) -> dict[str, list[System]]:
+    def families(self) -> dict[str, list[Arm]]:
         """The arms. A variant whose prompts do not fit into the model's context is left out, and said."""
         train = [e for i in self.data.side("train") if isinstance(e := self.data.examples[i], Chat)]
         documents: list[Text] = []
@@ -116,7 +118,7 @@ class Session:
         made = families.arms(self.data.task, train, self.config.prove, documents, indexer)
         asked = [e for i in self.rows("dev") + self.rows("test") if isinstance(e := self.data.examples[i], Chat)]
         room = self.facts.context - self.answer_tokens
-        kept: dict[str, list[System]] = {}
+        kept: dict[str, list[Arm]] = {}
         for family, variants in made.items():
             kept[family] = [s for s in variants if s.says or s.endpoint or self._longest(s, asked) <= room]
             for system in variants:
@@ -124,7 +126,7 @@ class Session:
                     self.talk.warn(f"  {system.name} is left out: its prompts do not fit into {self.facts.context} tokens")
         return {family: variants for family, variants in kept.items() if variants}
 
-    def _longest(self, system: System, asked: list[Chat]) -> int:
+    def _longest(self, system: Arm, asked: list[Chat]) -> int:
         return max((len(rendering.for_generation(self.template, families.prompt(system, e))) for e in asked), default=0)
 
     @functools.cached_property
@@ -135,11 +137,11 @@ class Session:
         return asked if asked != "auto" else min(512, longest + longest // 4 + 8)
 
     @functools.cached_property
-    def how(self) -> How:
+    def how(self) -> Decoding:
         """The one way in which all arms answer: greedy."""
         facts, limit = self.facts, self.answer_tokens
         batch = planning.judged_together(self.config, facts, self.plan, self.machine, limit)
-        return How(limit, stop_ids(self.loaded(), self.template.eos), batch, facts.packable, facts.window)
+        return Decoding(limit, stop_ids(self.loaded(), self.template.eos), batch, facts.packable, facts.window)
 
     @functools.cached_property
     def protocol(self) -> Protocol:
@@ -163,8 +165,8 @@ class Session:
         model = loading.load(self.facts.path, loading.torch_dtype(plan.dtype))
         adapters.attach(model, plan.adapter, plan.seed)
         model.to(self.machine.device)
-        model.lean = plan.kernels == "lean" and fused_llama.applies(model)
-        if plan.recompute == "layers" and not model.lean:
+        model.lean = plan.kernels == "fused" and fused_llama.applies(model)
+        if plan.gradient_checkpointing == "layers" and not model.lean:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
@@ -178,7 +180,7 @@ class Session:
             self.base = loading.load(self.facts.path, loading.torch_dtype(self.plan.dtype)).to(self.machine.device)
         return self.base
 
-    def _key(self, system: System, branch: str) -> str:
+    def _key(self, system: Arm, branch: str) -> str:
         """What an answer depends on besides its row and its prompt."""
         run = self.run.branch(branch) if branch else self.run
         weights = run_folder.read_json(run.training)["weights_sha256"] if system.adapter and run.training.exists() else ""
@@ -189,7 +191,7 @@ class Session:
         self,
         file: Path,
         side: str,
-        system: System,
+        system: Arm,
         rows: list[int] | None = None,
         model: Callable[[], Any] | None = None,
         of: str = "",

@@ -19,8 +19,8 @@ def clean(session: Session) -> None:
         flagged["labels that look wrong"] = [s["row"] for s in told["suspects"]]
         flagged = {k: v for k, v in flagged.items() if v}
     train = session.data.side("train")
-    if not session.config.prove.cleaning or not flagged:
-        if session.config.prove.cleaning:
+    if not session.config.experiments.cleaning or not flagged:
+        if session.config.experiments.cleaning:
             session.talk.say("cleaning: nothing is flagged, so there is nothing to leave out")
         run_folder.write_json(session.run.cleaning, {"measured": False, "flagged": {k: len(v) for k, v in flagged.items()}})
         return

@@ -47,8 +47,8 @@ def cost(session: Session) -> None:
     rows = session.rows("test")[: asked.requests]
     ways = _ways(session, verdict, [e for i in rows if isinstance(e := session.data.examples[i], Chat)])
     seconds, first, tokens = _one_by_one(session, ways)
-    together = _together(session, ways, asked.together)
-    found: dict[str, Any] = {"measured": True, "requests": len(rows), "together": asked.together, "ways": {}}
+    together = _together(session, ways, asked.batch_size)
+    found: dict[str, Any] = {"measured": True, "requests": len(rows), "together": asked.batch_size, "ways": {}}
     for w in ways:
         found["ways"][w.name] = {
             "prompt_tokens": float(np.mean([len(p) for p in w.prompts])),
@@ -89,7 +89,7 @@ def _ways(session: Session, verdict: dict[str, Any], chats: Sequence[Chat]) -> l
         same = generate.common_prefix(asked)
         if same >= generate.SHARE_FROM and session.how.exact_batch and session.how.window is None:
             with adapters.off(base):
-                ways.append(Timed(f"{name}, prompt cached", base, 0.0, asked, generate.prefix(base, asked[0][:same])))
+                ways.append(Timed(f"{name}, prompt cached", base, 0.0, asked, generate.prefill(base, asked[0][:same])))
     return ways
 
 
@@ -125,7 +125,7 @@ def _one_by_one(session: Session, ways: Sequence[Timed]) -> tuple[Seconds, Secon
 
 def _together(session: Session, ways: Sequence[Timed], size: int) -> dict[str, float]:
     """Requests a second when ``size`` prompts are answered as one batch."""
-    batched = dataclasses.replace(session.how, batch=size)
+    batched = dataclasses.replace(session.how, batch_size=size)
     found = {}
     for w in ways:
         with adapters.scaled(w.model, w.scale):
@@ -148,7 +148,7 @@ def quantiles(values: NDArray[np.float64], alpha: float = 0.05) -> dict[str, lis
 
 def _money(session: Session, verdict: dict[str, Any], ways: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """Price of a thousand requests on this machine, and after how many requests the training is paid for."""
-    per_second = session.config.cost.per_hour / 3600
+    per_second = session.config.cost.price_per_hour / 3600
     if not per_second:
         return None
     thousand = {name: 1000 / way["requests_per_second_together"] * per_second for name, way in ways.items()}

@@ -29,9 +29,9 @@ TAIL = 0.05
 
 
 def crossfit(session: Session) -> None:
-    """Writes crossfit.json, where prove.crossfit asks for it."""
+    """Writes crossfit.json, where experiments.crossfit asks for it."""
     data = session.data
-    if not session.config.prove.crossfit or session.plan.adapter.kind == "none":
+    if not session.config.experiments.crossfit or session.plan.adapter.kind == "none":
         run_folder.write_json(session.run.crossfit, {"measured": False})
         return
     train = data.side("train")

@@ -20,7 +20,7 @@ from tunewright.data import examples, metrics, sources
 from tunewright.data.examples import Chat, Message, Text
 from tunewright.data.metrics import HIGHER_IS_BETTER
 from tunewright.judge import evaluate, probes, statistics
-from tunewright.judge.arms.families import System
+from tunewright.judge.arms.families import Arm
 from tunewright.model import adapters, generate, kl
 from tunewright.model.kl import Divergence
 from tunewright.run.session import Session
@@ -41,7 +41,9 @@ def forget(session: Session) -> None:
         run_folder.write_json(session.run.forgetting, {"measured": False})
         return
     full = config.prove.evidence == "full"
-    scales = [s for s in asked.scales if s != 1.0] if (full or asked.choose) and session.plan.adapter.kind != "none" else []
+    scales = (
+        [s for s in asked.scales if s != 1.0] if (full or asked.apply_best_scale) and session.plan.adapter.kind != "none" else []
+    )
     model, scales = session.trained(), [*scales, 1.0]
     base = session.untrained() if session.plan.adapter.kind == "none" else None
     found: dict[str, Any] = {"measured": True, "scales": scales, "rule": RULE, "chosen": 1.0}
@@ -54,17 +56,17 @@ def forget(session: Session) -> None:
         with session.talk.bar(f"KL on {name}", len(rows)) as note:
             watch = functools.partial(note, words="rows")
             measured = kl.measure(model, rows, scales, session.plan.layout, watch, base)
-        found[name] = {"what": what[name], **told(measured, [r.row for r in rows], config.prove.alpha)}
+        found[name] = {"what": what[name], **in_bits(measured, [r.row for r in rows], config.prove.significance)}
     if passages:
         found["generic"] |= per_byte(found["generic"], size)
     if len(scales) > 1:
         found["sweep"] = _sweep(session, scales)
-        if asked.choose:
+        if asked.apply_best_scale:
             found["chosen"] = found["sweep"]["chosen"]
-            adapters.shrink(model, found["chosen"])
+            adapters.scale_in_place(model, found["chosen"])
     if full:
         found["probes"] = _probes(session)
-    if asked.keep:
+    if asked.regression_rows:
         found["keep"] = _kept(session)
     run_folder.write_json(session.run.forgetting, found)
     _say(session, found)
@@ -106,7 +108,7 @@ def generic(session: Session, tokens: int) -> tuple[list[Rendered], int]:
     return found, size
 
 
-def told(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, Any]:
+def in_bits(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, Any]:
     """Bits a token at each scale, with intervals over passages or rows."""
     bits = 1 / math.log(2)
     total = float(d.tokens_R.sum())
@@ -141,7 +143,7 @@ def _sweep(session: Session, scales: Sequence[float]) -> dict[str, Any]:
     scores: dict[float, list[float]] = {}
     for scale in scales:
         with adapters.scaled(session.loaded(), scale):
-            system = System("tuned", tuned.description, f"scale{scale:g}", adapter=True)
+            system = Arm("tuned", tuned.description, f"scale{scale:g}", adapter=True)
             scores[scale] = [s["score"] for s in prove.answered(session, system, "dev")]
     return {"dev": {f"{s:g}": float(np.mean(x)) for s, x in scores.items()}, "chosen": choose(scores, higher)}
 
@@ -215,7 +217,7 @@ def _asked(
 def _paired(tuned: Sequence[float], base: Sequence[float], session: Session) -> dict[str, Any]:
     """Non-inferiority in the words of the verdict: WORSE, or PRACTICALLY EQUAL within the margin, or CANNOT TELL."""
     c = statistics.compare(
-        tuned, base, list(range(len(tuned))), margin=session.config.forget.margin, alpha=session.config.prove.alpha
+        tuned, base, list(range(len(tuned))), margin=session.config.forget.margin, alpha=session.config.prove.significance
     )
     moved = max(0.01, (c.only_tuned + c.only_other) / len(tuned))
     return {
@@ -233,8 +235,10 @@ def _paired(tuned: Sequence[float], base: Sequence[float], session: Session) -> 
 
 def _kept(session: Session) -> dict[str, Any]:
     """The user's rows that must still work, with the metric that their own answers call for."""
-    assert session.config.forget.keep
-    rows = examples.parse(sources.read(session.config.forget.keep).rows, instruction=session.config.data.instruction).examples
+    assert session.config.forget.regression_rows
+    rows = examples.parse(
+        sources.read(session.config.forget.regression_rows).rows, instruction=session.config.data.instruction
+    ).examples
     task = metrics.detect_task(rows)
     sides = {}
     for name, trained in (("base", False), ("tuned", True)):
@@ -243,7 +247,7 @@ def _kept(session: Session) -> dict[str, Any]:
             adapters.scaled(model, 1.0 if trained else 0.0),
             session.talk.bar(f"{name} must still work", len(rows)) as note,
         ):
-            system = System(name, "", adapter=True)  # the scale alone says whether the trained weights speak
+            system = Arm(name, "", adapter=True)  # the scale alone says whether the trained weights speak
             told = functools.partial(note, words="rows")
             sides[name] = evaluate.judge(model, system, rows, task, session.template, session.how, session.plan, told)
     found = _paired([s["score"] for s in sides["tuned"]], [s["score"] for s in sides["base"]], session)

@@ -41,7 +41,7 @@ def curve(session: Session, full: bool) -> None:
     found: dict[str, Any] = {
         "points": [{"rows": n, "seeds": [float(x) for x in s.mean(1)], "score": float(s.mean())} for n, s in points],
         "doubling": extrapolation.last_doubling(
-            sign * scores_PSR[-1], sign * scores_PSR[-2], clusters, asked.alpha, asked.margin
+            sign * scores_PSR[-1], sign * scores_PSR[-2], clusters, asked.significance, asked.margin
         ),
         "forecast": extrapolation.forecast(sizes, scores_PSR)
         if sign > 0

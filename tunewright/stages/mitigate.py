@@ -37,8 +37,8 @@ RULE = "the least KL on generic text among those whose dev score lies within one
 
 
 def mitigate(session: Session) -> None:
-    """Writes mitigation.json, where forget.mitigate asks for it."""
-    if not session.config.forget.mitigate or session.plan.adapter.kind == "none":
+    """Writes mitigation.json, where experiments.mitigation asks for it."""
+    if not session.config.experiments.mitigation or session.plan.adapter.kind == "none":
         run_folder.write_json(session.run.mitigation, {"measured": False})
         return
     slower = session.plan.model_copy(update={"lr": session.plan.lr / SLOWER})
@@ -65,7 +65,7 @@ def mitigate(session: Session) -> None:
         for kind, of in texts.items():
             if of:
                 d = kl.measure(model, of, [1.0], session.plan.layout)
-                measured = forget.told(d, [r.row for r in of], session.config.prove.alpha)
+                measured = forget.in_bits(d, [r.row for r in of], session.config.prove.significance)
                 found[kind] = {"kl_bits": measured["kl_bits"][0], "delta_bits": measured["delta_bits"][0]}
     chosen = choose(told, HIGHER_IS_BETTER[session.data.task.metric])
     for found in told.values():
@@ -97,4 +97,4 @@ def replay(session: Session) -> list[Rendered]:
         with session.talk.bar("replay answers", len(asked)) as note:
             said = generate.greedy(session.loaded(), asked, limit, functools.partial(note, words="rows"))
         rows = [rendering.after(p, a, -1 - i) for i, (p, a) in enumerate(zip(asked, said, strict=True)) if a]
-        return list(distill.taught(session.loaded(), rows, rows, session.plan.layout))
+        return list(distill.with_teacher(session.loaded(), rows, rows, session.plan.layout))

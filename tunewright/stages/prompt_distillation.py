@@ -13,9 +13,9 @@ from typing import Any
 from tunewright.core import run_folder
 from tunewright.core.errors import ConfigError
 from tunewright.data.examples import Chat, Message
-from tunewright.judge.arms.families import System
+from tunewright.judge.arms.families import Arm
 from tunewright.methods import distill
-from tunewright.methods.distill import Taught
+from tunewright.methods.distill import DistillRow
 from tunewright.model import adapters, generate
 from tunewright.run import branches
 from tunewright.run.branches import Branch
@@ -23,26 +23,26 @@ from tunewright.run.session import Session
 from tunewright.stages.prove import answered, paired
 from tunewright.tokens import rendering
 
-STUDENT = System(
+STUDENT = Arm(
     "internalised", "the base's answers under the instruction, learned, and asked without it", adapter=True, instruction=""
 )
 
 
 def internalise(session: Session) -> None:
-    """Writes internalised.json, where prove.internalise asks for it."""
-    count = session.config.prove.internalise
+    """Writes internalised.json, where experiments.prompt_distillation asks for it."""
+    count = session.config.experiments.prompt_distillation
     if not count:
         run_folder.write_json(session.run.internalised, {"measured": False})
         return
     if session.data.instruction is None or session.plan.adapter.kind == "none":
         raise ConfigError(
             "CONFIG_CONFLICT",
-            "prove.internalise needs an instruction that the rows share, and an adapter.",
-            where="prove.internalise",
-            mend="set data.instruction, or leave prove.internalise out.",
+            "experiments.prompt_distillation needs an instruction that the rows share, and an adapter.",
+            where="experiments.prompt_distillation",
+            fix="set data.instruction, or leave experiments.prompt_distillation out.",
         )
     train = session.data.judged(count, "train")
-    rows, dev = taught(session, train, "train"), taught(session, session.rows("dev"), "dev")
+    rows, dev = distill_rows(session, train, "train"), distill_rows(session, session.rows("dev"), "dev")
     plan = branches.smaller(session.plan, 1.0, len(rows), session.plan.seed)
     branch = Branch("internalised", plan, tuple(rows), tuple(dev), distill)
     student = branches.scores(session, branch, "test", STUDENT)
@@ -72,7 +72,7 @@ def internalise(session: Session) -> None:
     )
 
 
-def taught(session: Session, rows: Sequence[int], side: str) -> list[Taught]:
+def distill_rows(session: Session, rows: Sequence[int], side: str) -> list[DistillRow]:
     """What the base says to these rows' questions under the instruction, as targets for the same questions without it."""
     chats = [e for i in rows if isinstance(e := session.data.examples[i], Chat)]
     long = [rendering.for_generation(session.template, e.prompt) for e in chats]
@@ -85,7 +85,7 @@ def taught(session: Session, rows: Sequence[int], side: str) -> list[Taught]:
         heard = [rendering.after(p, a, i) for i, p, a in zip(rows, long, ends, strict=True)]
         learned = [rendering.after(p, a, i) for i, p, a in zip(rows, short, ends, strict=True)]
         with session.talk.bar(f"teacher's {side} shares", len(long)) as note:
-            return distill.taught(model, heard, learned, session.plan.layout, watch=functools.partial(note, words="rows"))
+            return distill.with_teacher(model, heard, learned, session.plan.layout, watch=functools.partial(note, words="rows"))
 
 
 def without(prompt: Sequence[Message]) -> tuple[Message, ...]:

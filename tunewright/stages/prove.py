@@ -8,12 +8,12 @@ from typing import Any
 from tunewright.core import run_folder
 from tunewright.data.metrics import HIGHER_IS_BETTER
 from tunewright.judge import calibration, corpus, evaluate, statistics
-from tunewright.judge.arms.families import System
+from tunewright.judge.arms.families import Arm
 from tunewright.judge.evaluate import Score
 from tunewright.judge.protocol import Protocol, doubts
 from tunewright.run.session import Session
 
-Arm = dict[str, Any]
+ArmResult = dict[str, Any]
 REPEATED = 16
 CALIBRATED = 400  # dev rows for the temperature and the hand-over: labels are scored fast, and 40 rows choose a threshold badly
 
@@ -23,7 +23,7 @@ def prove(session: Session) -> None:
     data, task, run = session.data, session.data.task, session.run
     session.trained()
     on_dev: dict[str, float] = {}
-    chosen: dict[str, System] = {}
+    chosen: dict[str, Arm] = {}
     untrained = [s for variants in session.families.values() for s in variants if not s.trained]
     for family, variants in session.families.items():
         if session.rows("dev") and not variants[0].trained and len(untrained) > 1:
@@ -33,7 +33,7 @@ def prove(session: Session) -> None:
     lines_of = {family: answered(session, system, "test") for family, system in chosen.items()}
     judged = (e for e in run_folder.read_lines(run.events) if e["event"] == "judged" and e["side"] == "test" and not e["branch"])
     spent = {e["arm"]: e["seconds"] for e in judged}
-    found: dict[str, Arm] = {}
+    found: dict[str, ArmResult] = {}
     for family, scores in lines_of.items():
         system = chosen[family]
         found[family] = {
@@ -58,13 +58,13 @@ def prove(session: Session) -> None:
         found["tuned"]["lines"],
         found[verdict["comparator"]["name"]]["lines"],
         verdict["groups"],
-        session.config.prove.alpha,
+        session.config.prove.significance,
     )
     if task.metric == "accuracy" and session.config.prove.evidence != "plain":
         all_dev = session.judged(run.scores / "dev" / "calibration.jsonl", "dev", chosen["tuned"], data.judged(CALIBRATED, "dev"))
         sides = (all_dev, answered(session, chosen["tuned"], "test"))
         dev, test = (([s["shares"] for s in lines], [s["target"] for s in lines]) for lines in sides)
-        verdict["calibration"] = calibration.report(task.labels, dev, test, session.config.prove.handover)
+        verdict["calibration"] = calibration.report(task.labels, dev, test, session.config.prove.target_accuracy)
     reads = sum(e["event"] == "test_read" for e in run_folder.read_lines(run.events))
     facts = {
         "task": task.kind,
@@ -76,7 +76,7 @@ def prove(session: Session) -> None:
     session.talk.say(sentence(verdict), "bold")
 
 
-def _again(session: Session, systems: Sequence[System]) -> dict[str, Any]:
+def _again(session: Session, systems: Sequence[Arm]) -> dict[str, Any]:
     """The instrument measured: some dev rows asked once more. ``floor``: how far the arms' mean scores moved, together."""
     floor, changed, rows = 0.0, 0, session.rows("dev")[:REPEATED]
     for system in systems:
@@ -95,7 +95,7 @@ def unsteady(verdict: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     return {"again": again, **({"verdict": "CANNOT TELL"} if within else {})}
 
 
-def _without_overlap(session: Session, arms: dict[str, Arm], other: str) -> dict[str, Any] | None:
+def _without_overlap(session: Session, arms: dict[str, ArmResult], other: str) -> dict[str, Any] | None:
     """The comparison on the test rows that share no long run of words with training rows, where some do."""
     rows, flagged = session.rows("test"), set(session.data.overlap)
     kept = [k for k, i in enumerate(rows) if i not in flagged]
@@ -134,7 +134,7 @@ def mean(scores: Sequence[Score]) -> float:
     return float(sum(s["score"] for s in scores) / len(scores))
 
 
-def best(variants: Sequence[System], on_dev: dict[str, float], metric: str) -> System:
+def best(variants: Sequence[Arm], on_dev: dict[str, float], metric: str) -> Arm:
     """The variant that dev liked best; the first where dev did not choose, and of equals."""
     if variants[0].name not in on_dev:
         return variants[0]
@@ -142,13 +142,13 @@ def best(variants: Sequence[System], on_dev: dict[str, float], metric: str) -> S
     return max(variants, key=lambda s: sign * on_dev[s.name])
 
 
-def answered(session: Session, system: System, side: str) -> list[Score]:
+def answered(session: Session, system: Arm, side: str) -> list[Score]:
     """The scores of an arm on dev or test, a line a row in scores/."""
     file = session.run.scores / ("dev" if side == "dev" else "") / f"{system.name if side == 'dev' else system.family}.jsonl"
     return session.judged(file, side, system)
 
 
-def decide(arms: dict[str, Arm], protocol: Protocol, clusters: list[int]) -> dict[str, Any]:
+def decide(arms: dict[str, ArmResult], protocol: Protocol, clusters: list[int]) -> dict[str, Any]:
     """verdict.json from the arms' scores on test: tuned against the untrained arm that was best on dev. Where no dev row chose,
     it is the best on these very rows, which favours that arm. Every other arm is compared with tuned too: exploratory.
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from tunewright.core import config, run_folder
 from tunewright.core.config import Plan
-from tunewright.core.console import Talk
+from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
 from tunewright.stages import runner
 
 
-def reproduce(run: Run, talk: Talk) -> dict[str, Any]:
+def reproduce(run: Run, talk: Console) -> dict[str, Any]:
     """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is made again beside the first, with its plan and
     its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before training is done."""
-    run_folder.need(run, run.training, "run")
+    run_folder.require(run, run.training, "run")
     plan = Plan.model_validate(run_folder.read_json(run.plan))
     asked = config.load(run.config).model_copy(update={"threads": plan.threads})
     session = runner.start(asked, _name(run), run.path.parent, talk, f"tunewright runs reproduce {run.path}")

@@ -23,7 +23,7 @@ import torch
 
 from tunewright.core import run_folder
 from tunewright.core.config import Config, Plan, absolute, to_yaml
-from tunewright.core.console import Talk
+from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
@@ -40,7 +40,7 @@ from tunewright.tokens.rendering import Rendered
 from tunewright.train import checkpoints, loop, machine, planning, profile, selftest
 
 
-def start(config: Config, name: str | None, root: Path, talk: Talk, command: str) -> Session:
+def start(config: Config, name: str | None, root: Path, talk: Console, command: str) -> Session:
     """A new run folder with its config. Raises RUN_INSIDE_DATA where its own texts would become documents."""
     config = absolute(config)
     for folder in (config.data.train, config.data.dev, config.data.test, config.prove.documents):
@@ -49,7 +49,7 @@ def start(config: Config, name: str | None, root: Path, talk: Talk, command: str
                 "RUN_INSIDE_DATA",
                 f"the runs folder lies in {folder}, whose documents are read: model cards of runs would be among them.",
                 where=str(root),
-                mend="put it elsewhere: --runs FOLDER.",
+                fix="put it elsewhere: --runs FOLDER.",
             )
     if config.date == "auto":  # tomorrow the run goes on with today's prompts
         config = config.model_copy(update={"date": datetime.date.today().isoformat()})
@@ -60,7 +60,7 @@ def start(config: Config, name: str | None, root: Path, talk: Talk, command: str
 
 
 def launch(
-    config: Config, name: str | None, root: Path, talk: Talk, command: str, until: str, data: Dataset | None = None
+    config: Config, name: str | None, root: Path, talk: Console, command: str, until: str, data: Dataset | None = None
 ) -> Session:
     """A new run up to ``until``. Where a mistake of the user ends it before there is a plan, no folder is left."""
     first = not root.exists()
@@ -105,7 +105,7 @@ def _met(run: Run, stage: str) -> Iterator[None]:
             "TRAIN_INTERRUPTED",
             f"stopped during `{stage}`; what was done before is kept.",
             where=str(run.path),
-            mend=f"`tunewright run {run.path}` goes on from there.",
+            fix=f"`tunewright run {run.path}` goes on from there.",
         ) from None
     except (MemoryError, RuntimeError) as error:
         if not machine.out_of_memory(error):
@@ -114,7 +114,7 @@ def _met(run: Run, stage: str) -> Iterator[None]:
             "TRAIN_MEMORY",
             f"out of memory during `{stage}`, with {machine.peak_gb():.1f} GB in use at most.",
             where=str(run.path),
-            mend="close other programs and run it again; or begin a run with train.recompute=layers, a smaller train.capacity, or a smaller model.",
+            fix="close other programs and run it again; or begin a run with train.gradient_checkpointing=layers, a smaller train.tokens_per_pass, or a smaller model.",
         ) from None
 
 
@@ -122,7 +122,7 @@ def check(session: Session) -> None:
     data, talk = session.data, session.talk
     counts = {side: len(data.side(side)) for side in ("train", "dev", "test")}
     talk.say(
-        f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.form}, task {data.task.kind} ({data.task.reason}); "
+        f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.format}, task {data.task.kind} ({data.task.reason}); "
         + ", ".join(f"{n} {s}" for s, n in counts.items())
     )
     if data.unused:
@@ -139,7 +139,7 @@ def plan(session: Session) -> None:
     """Resolve every auto, calibrate, write the receipt and the plan (last, because it says that this stage is whole)."""
     rendered = session.rendered
     made = planning.make(
-        session.config, session.facts, planning.Sizes.of(rendered["train"]), session.machine, session.data.task.kind
+        session.config, session.facts, planning.RowStats.of(rendered["train"]), session.machine, session.data.task.kind
     )
     session.plan = made
     model = session.loaded()
@@ -150,7 +150,7 @@ def plan(session: Session) -> None:
     assert estimate is not None
     rank = f" rank {made.adapter.rank}" if made.adapter.kind != "none" else ""
     kind = f"{made.dtype}, {made.layout}, {made.adapter.kind}{rank}"
-    say(f"plan: {made.steps} steps of {made.batch} rows ({made.epochs:g} epochs), rate {made.lr:g}, {kind}")
+    say(f"plan: {made.steps} steps of {made.batch_size} rows ({made.epochs:g} epochs), rate {made.lr:g}, {kind}")
     say(f"      about {estimate.train_seconds:.0f} s of training at {speed:.0f} tokens/s, {estimate.peak_gb:.1f} GB")
     protocol = session.protocol
     if protocol.detectable is not None:
@@ -310,7 +310,7 @@ def _same_ground(session: Session) -> None:
             "RESUME_MISMATCH",
             f"the run began on other ground: {detail}.",
             where=str(session.run.path),
-            mend="put it back as it was, or start a new run.",
+            fix="put it back as it was, or start a new run.",
         )
     ground = {**_versions(), "code": _code(), "processor": session.machine.processor, "threads": session.machine.cores}
     began = {

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tunewright.tokens.prefix_tree import Ints, Segment, fold, neighbours
+from tunewright.tokens.prefix_tree import Ints, Segment, build, neighbours
 from tunewright.tokens.rendering import Rendered
 
 Floats = NDArray[np.float32]
@@ -54,7 +54,7 @@ def step_rows(rows: int, batch: int, seed: int, step: int) -> list[int]:
     return [int(i) for i in epoch_order(rows, seed, epoch)[place * batch : (place + 1) * batch]]
 
 
-def passes(rows: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int, layout: Layout) -> list[list[int]]:
+def microbatches(rows: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int, layout: Layout) -> list[list[int]]:
     """Cut a step's rows into forward passes of at most ``capacity`` computed tokens (a longer row goes alone).
 
     Longest first, each into the first pass with room: few passes when packed, little padding when padded. When shared, rows
@@ -93,7 +93,7 @@ def _passes_of_relatives(rows: Sequence[int], sequences: Sequence[Sequence[int]]
         room, computed = room - own, computed + own
     # Rows that share next to nothing fill passes better when the longest go first.
     worth = computed <= WORTH * sum(len(sequences[r]) for r in rows)
-    return groups if worth else passes(rows, sequences, capacity, "packed")
+    return groups if worth else microbatches(rows, sequences, capacity, "packed")
 
 
 def to_batch(rows: Sequence[Rendered], layout: Layout, pad: int = 0) -> Batch:
@@ -115,7 +115,7 @@ def to_batch(rows: Sequence[Rendered], layout: Layout, pad: int = 0) -> Batch:
         place = [b * longest + np.arange(len(row)) for b, row in enumerate(read)]
         segments: tuple[Segment, ...] = ()
     else:
-        tree = fold(read, share=layout == "shared")
+        tree = build(read, share=layout == "shared")
         longest = len(tree.ids_T)
         ids, positions, place, segments = tree.ids_T[None], tree.positions_T[None], list(tree.place), tree.segments
     flat_N = np.concatenate([p[t - 1] for p, t in zip(place, said, strict=True)])

@@ -47,7 +47,7 @@ class Tree:
     place: tuple[Ints, ...]
 
 
-def fold(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
+def build(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
     """The trie of ``rows``. A common beginning becomes a node of its own where that saves at least ``SHARE_FROM`` tokens; with
     ``share`` false every row is a root, in the order given."""
     arrays = [np.asarray(row, np.int64) for row in rows]

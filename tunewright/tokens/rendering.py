@@ -86,7 +86,7 @@ def load_template(folder: Path, file: str | None = None, date: str = "auto") -> 
             "MODEL_FILE_MISSING",
             "no tokenizer.json or tokenizer_config.json.",
             where=str(folder),
-            mend="copy the tokenizer files beside the weights.",
+            fix="copy the tokenizer files beside the weights.",
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -99,28 +99,28 @@ def load_template(folder: Path, file: str | None = None, date: str = "auto") -> 
             "MODEL_UNSUPPORTED",
             "the tokenizer has no tokenizer.json form.",
             where=str(folder),
-            mend="convert it with transformers and save it again.",
+            fix="convert it with transformers and save it again.",
         )
     if tokenizer.eos_token_id is None:
         raise ModelError(
             "TOKENIZER_NO_EOS",
             "the tokenizer has no end-of-sequence token.",
             where=str(folder),
-            mend='set "eos_token" in tokenizer_config.json.',
+            fix='set "eos_token" in tokenizer_config.json.',
         )
     if file is not None:
         try:
             tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                "CONFIG_NOT_FOUND", f"{file} cannot be read: {error}.", where="template", mend="check the path."
+                "CONFIG_NOT_FOUND", f"{file} cannot be read: {error}.", where="template", fix="check the path."
             ) from None
     if len(tokenizer.chat_template or "") > LARGEST:
         raise ModelError(
             "TEMPLATE_UNSAFE",
             f"a chat template of {len(tokenizer.chat_template)} characters; the limit is {LARGEST}.",
             where=str(file or folder),
-            mend="use another template (template=FILE).",
+            fix="use another template (template=FILE).",
         )
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
@@ -189,14 +189,14 @@ def check_ids(rows: Sequence[Rendered], vocabulary: int, folder: str) -> None:
             "TOKENIZER_MISMATCH",
             f"a row holds token {highest}; the model has embeddings for {vocabulary}.",
             where=folder,
-            mend="use the tokenizer that belongs to these weights.",
+            fix="use the tokenizer that belongs to these weights.",
         )
 
 
 def for_generation(template: Template, messages: Sequence[Message]) -> list[int]:
     """Token ids of the prompt before the next assistant turn: the very prefix that training saw."""
     _need_template(template)
-    return _ids(template, *_guarded(template, messages, True))
+    return _ids(template, *_render_escaped(template, messages, True))
 
 
 def completion_ids(template: Template, messages: Sequence[Message], answer: str) -> list[int]:
@@ -222,7 +222,7 @@ def _rendered(template: Template, ids: list[int], weights: list[float], row: int
             "TOKENIZER_DOUBLE_BOS",
             "the sequence begins with two BOS tokens.",
             where=example.where,
-            mend="remove the BOS from the chat template.",
+            fix="remove the BOS from the chat template.",
         )
     assert any(weights[1:]), "an answer is never empty, so something is supervised"
     return Rendered(tuple(ids), tuple(weights), row)
@@ -230,8 +230,8 @@ def _rendered(template: Template, ids: list[int], weights: list[float], row: int
 
 def _turn(template: Template, example: Chat, k: int) -> tuple[list[int], int, int]:
     """(ids up to and including assistant turn k, where its supervised part starts, where it ends)."""
-    prompt, pieces = _guarded(template, example.messages[:k], True)
-    full, full_pieces = _guarded(template, example.messages[: k + 1], False)
+    prompt, pieces = _render_escaped(template, example.messages[:k], True)
+    full, full_pieces = _render_escaped(template, example.messages[: k + 1], False)
     if not full.startswith(prompt):
         at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
         raise DataError(
@@ -299,30 +299,30 @@ def _string(template: Template, messages: Sequence[Message], open_turn: bool) ->
     from jinja2.exceptions import SecurityError, TemplateError
 
     listed = [{"role": m.role, "content": m.content} for m in messages]
-    at, mend = template.source, "use another template (template=FILE)."
+    at, fix = template.source, "use another template (template=FILE)."
     try:
         with _limited(SECONDS):
             text = str(
                 template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
             )
     except SecurityError as error:
-        raise ModelError("TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, mend=mend) from None
+        raise ModelError("TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, fix=fix) from None
     except (OverflowError, MemoryError, RecursionError) as error:
         told = f"the chat template runs wild: {type(error).__name__} {error}"
-        raise ModelError("TEMPLATE_UNSAFE", told, where=at, mend=mend) from None
+        raise ModelError("TEMPLATE_UNSAFE", told, where=at, fix=fix) from None
     except _TooLong:
         told = f"the chat template runs for more than {SECONDS:g} s on one row."
-        raise ModelError("TEMPLATE_TIMEOUT", told, where=at, mend=mend) from None
+        raise ModelError("TEMPLATE_TIMEOUT", told, where=at, fix=fix) from None
     except (TemplateError, TypeError, ValueError) as error:
         raise ModelError(
             "TEMPLATE_LOSES_CONTENT",
             f"the chat template refuses this conversation: {str(error).splitlines()[0]}",
             where=at,
-            mend="check the roles and their order against the template.",
+            fix="check the roles and their order against the template.",
         ) from None
     said = sum(len(m.content) for m in messages)
     if len(text) > LARGEST + 20 * said:
-        raise ModelError("TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, mend=mend)
+        raise ModelError("TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, fix=fix)
     return text
 
 
@@ -355,7 +355,7 @@ def _mark(messages: Sequence[Message]) -> str:
     return next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in text)
 
 
-def _guarded(template: Template, messages: Sequence[Message], open_turn: bool) -> tuple[str, list[str]]:
+def _render_escaped(template: Template, messages: Sequence[Message], open_turn: bool) -> tuple[str, list[str]]:
     """(text, pieces): the pieces are tokenized apart, so that a special token spelled in a message stays plain text.
 
     The text is cut inside every such spelling: a mark is put after its first character, the template renders it like any
@@ -412,7 +412,7 @@ def _need_template(template: Template) -> None:
             "TEMPLATE_MISSING",
             "the model has no chat template, and the rows are chats.",
             where=template.source,
-            mend="choose an instruct model, or name a Jinja file: template=FILE.",
+            fix="choose an instruct model, or name a Jinja file: template=FILE.",
         )
 
 
@@ -427,7 +427,7 @@ def render_rows(
         try:
             sequences = for_training(template, examples[i], i, limit)
         except DataError as error:
-            problems += [p if p.where else Problem(p.code, p.message, examples[i].where, p.mend) for p in error.problems]
+            problems += [p if p.where else Problem(p.code, p.message, examples[i].where, p.fix) for p in error.problems]
             continue
         longest = max((len(s.ids) for s in sequences), default=0)
         if longest <= limit:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewright.core.errors import RunError, TrainError
-from tunewright.core.run_folder import Run, disk, read_json, sha256, sync_folder, write_atomic, write_json
+from tunewright.core.run_folder import Run, disk_errors, read_json, sha256, sync_folder, write_atomic, write_json
 from tunewright.model import adapters
 
 MARKER = "COMPLETE"
@@ -49,7 +49,7 @@ def save(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
         "state.json": json.dumps(vars(state), indent=1).encode(),
     }
     try:
-        with disk(final):
+        with disk_errors(final):
             beside.mkdir(parents=True)
             for name, content in contents.items():
                 write_atomic(beside / name, content)
@@ -68,7 +68,7 @@ def save(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
 def tidy(folder: Path, keep: int) -> None:
     """Only the ``keep`` newest whole checkpoints stay, with the best weights that they speak of, and nothing that a killed process
     left half written or half removed."""
-    with disk(folder):
+    with disk_errors(folder):
         for old in whole(folder)[:-keep]:
             (old / MARKER).unlink()  # from here on it is no checkpoint, however far the removal comes
             shutil.rmtree(old)
@@ -141,11 +141,11 @@ def restore(
             "RESUME_MISMATCH",
             f"the checkpoint belongs to another run: {detail}.",
             where=str(found),
-            mend="put it back as it was, or start a new run.",
+            fix="put it back as it was, or start a new run.",
         )
     weights = load_file(found / "weights.safetensors")
     if set(weights) != set(parameters):
-        raise RunError("RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found), mend="start a new run.")
+        raise RunError("RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found), fix="start a new run.")
     moments = load_file(found / "optimizer.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -188,10 +188,10 @@ def load_trained(run: Run, model: Any, share: float | None = None) -> Any:
             "RUN_DAMAGED",
             "the trained weights are not what was written.",
             where=str(run.weights),
-            mend=f"remove {run.training}: the same command makes them again from the last checkpoint.",
+            fix=f"remove {run.training}: the same command makes them again from the last checkpoint.",
         )
     load_weights(run.weights, adapters.trainable(model))
-    adapters.shrink(model, run.share if share is None else share)
+    adapters.scale_in_place(model, run.share if share is None else share)
     return model
 
 

@@ -125,7 +125,7 @@ def train(
                     "TRAIN_INTERRUPTED",
                     f"stopped after step {state.step} of {plan.steps}; everything is saved.",
                     where=str(run.path),
-                    mend=f"`tunewright run {run.path}` goes on from there.",
+                    fix=f"`tunewright run {run.path}` goes on from there.",
                 )
     if state.best_step is not None:
         checkpoints.load_weights(checkpoints.best_file(run.checkpoints, state.best_step), parameters)
@@ -187,7 +187,7 @@ def _logged_step(
 
 def calibrate(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, seconds: float = 4.0) -> tuple[float, int]:
     """(tokens a second, passes measured) of forward and backward on real rows, after one pass to warm up. Leaves no gradient."""
-    first, second = (method.batches(rows, packing.step_rows(len(rows), plan.batch, plan.seed, s), plan) for s in (0, 1))
+    first, second = (method.batches(rows, packing.step_rows(len(rows), plan.batch_size, plan.seed, s), plan) for s in (0, 1))
     model.train()
     tokens, spent, count = 0, 0.0, 0
     for i, batch in enumerate([first[0], *first[1:], *second]):
@@ -222,7 +222,7 @@ def take_step(
 ) -> Step:
     """One global step."""
     torch.manual_seed(plan.seed * 1_000_003 + step)  # dropout is a function of (seed, step), so a resumed run draws the same
-    chosen = packing.step_rows(len(rows), plan.batch, plan.seed, step)
+    chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
     parts = method.batches(rows, chosen, plan)
     # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).
     weight = float(sum(b.weight_N.sum() for b in parts))
@@ -234,13 +234,13 @@ def take_step(
         (loss_sum / weight).backward()  # type: ignore[no-untyped-call]
         total += float(loss_sum.detach())
     model.eval()
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), plan.clip))
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), plan.max_grad_norm))
     loss = total / weight
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainError(
             "TRAIN_NOT_FINITE",
             f"step {step + 1}: loss {loss}, gradient norm {norm}; the step was not taken.",
-            mend="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.",
+            fix="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.",
         )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(plan, step)

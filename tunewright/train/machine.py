@@ -29,7 +29,7 @@ class Machine:
         return asdict(self)
 
 
-def look(threads: int | None = None) -> Machine:
+def measure(threads: int | None = None) -> Machine:
     threads = threads or cores()
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,7 +20,7 @@ ASKED = "as asked"
 
 
 @dataclass(frozen=True)
-class Sizes:
+class RowStats:
     """What the rendered training rows add up to."""
 
     rows: int
@@ -29,9 +29,9 @@ class Sizes:
     longest: int
 
     @staticmethod
-    def of(rendered: Sequence[Rendered]) -> Sizes:
+    def of(rendered: Sequence[Rendered]) -> RowStats:
         lengths = [len(r.ids) for r in rendered]
-        return Sizes(len(rendered), sum(lengths), sum(r.supervised for r in rendered), max(lengths))
+        return RowStats(len(rendered), sum(lengths), sum(r.supervised for r in rendered), max(lengths))
 
 
 def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> tuple[int, str]:
@@ -43,7 +43,7 @@ def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> tu
                 "CONFIG_RANGE",
                 f"train.max_length {asked} is over the model's context of {facts.context} tokens.",
                 where="train.max_length",
-                mend=f"use at most {facts.context}.",
+                fix=f"use at most {facts.context}.",
             )
         return asked, ASKED
     if kind == "text":
@@ -52,37 +52,37 @@ def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> tu
     return facts.context, "the model's context; no row is cut"
 
 
-def bytes_per_token(facts: Facts, sizes: Sizes, dtype: Dtype, recompute: Recompute) -> float:
+def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, recompute: Recompute) -> float:
     """Memory of one token between forward and backward. A layer holds about 16 numbers for each of its width (34 by
     transformers' own modules) and attention's weights, for rows as long as the longest; or only its input."""
     size = 2 if dtype == "bfloat16" else 4
-    layer = facts.hidden * (1 if recompute == "layers" else 16 if facts.lean else 34)
+    layer = facts.hidden * (1 if recompute == "layers" else 16 if facts.fused else 34)
     weights = facts.heads * sizes.longest if recompute == "none" else 0
     return facts.layers * size * (layer + weights) + 2 * size * facts.vocabulary * sizes.supervised / sizes.tokens
 
 
 def judged_together(config: Config, facts: Facts, plan: Plan, machine: Machine, new_tokens: int) -> int:
     """Rows decoded in one batch: as many as their keys and values fit in 15 % of the free memory, at most 256."""
-    if config.prove.batch != "auto":
-        return config.prove.batch
+    if config.prove.batch_size != "auto":
+        return config.prove.batch_size
     row = 2 * facts.layers * facts.hidden * (2 if plan.dtype == "bfloat16" else 4) * (4 * plan.tokens // plan.rows + new_tokens)
     return max(1, min(256, int(0.15 * machine.free_gb * 1e9 / row)))
 
 
-def make(config: Config, facts: Facts, sizes: Sizes, machine: Machine, kind: Kind) -> Plan:
+def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind) -> Plan:
     """The plan without its estimate (see `with_estimate`)."""
     t, why = config.train, {}
     dtype, why["dtype"] = _dtype(config, machine)
     layout, why["layout"] = _layout(config, facts)
-    batch, why["batch"] = _batch(config, sizes)
+    batch, why["batch_size"] = _batch(config, sizes)
     per_epoch = -(-sizes.rows // batch)
     steps, why["steps"] = _steps(config, sizes, per_epoch)
     lr, why["lr"] = _rate(config, facts, steps)
-    recompute, why["recompute"] = _recompute(config, facts, sizes, machine, dtype, batch)
-    capacity, why["capacity"] = _capacity(config, facts, sizes, machine, dtype, layout, recompute)
+    recompute, why["gradient_checkpointing"] = _recompute(config, facts, sizes, machine, dtype, batch)
+    capacity, why["tokens_per_pass"] = _capacity(config, facts, sizes, machine, dtype, layout, recompute)
     limit, why["max_length"] = max_length(config, facts, machine, kind)
     why["kernels"] = (
-        "its layers are ones that we run ourselves, and equal in the probe" if facts.lean else "its layers are run as they are"
+        "its layers are ones that we run ourselves, and equal in the probe" if facts.fused else "its layers are run as they are"
     )
     why["warmup_steps"] = f"{t.warmup:.0%} of {steps} steps"
     eval_every, why["eval_every"] = (
@@ -100,18 +100,18 @@ def make(config: Config, facts: Facts, sizes: Sizes, machine: Machine, kind: Kin
         tokens=sizes.tokens,
         steps=steps,
         epochs=round(steps / per_epoch, 3),
-        batch=batch,
-        capacity=capacity,
+        batch_size=batch,
+        tokens_per_pass=capacity,
         max_length=limit,
         layout=layout,
-        kernels="lean" if facts.lean else "transformers",
-        recompute=recompute,
+        kernels="fused" if facts.fused else "transformers",
+        gradient_checkpointing=recompute,
         dtype=dtype,
         lr=lr,
         schedule=t.schedule,
         warmup_steps=math.ceil(t.warmup * steps),
         weight_decay=t.weight_decay,
-        clip=t.clip,
+        max_grad_norm=t.max_grad_norm,
         eval_every=eval_every,
         patience=t.patience,
         checkpoint_every=every,
@@ -129,7 +129,7 @@ def _dtype(config: Config, machine: Machine) -> tuple[Dtype, str]:
             "CONFIG_CONFLICT",
             "full fine-tuning in bfloat16 would round its updates away.",
             where="train.dtype",
-            mend="leave train.dtype at auto.",
+            fix="leave train.dtype at auto.",
         )
     if config.adapter.kind == "none":
         return "float32", "full fine-tuning keeps its weights in float32, because bfloat16 would round its updates away"
@@ -156,7 +156,7 @@ def _layout(config: Config, facts: Facts) -> tuple[Layout, str]:
     if asked != "auto":
         if against[asked]:
             raise ConfigError(
-                "CONFIG_CONFLICT", f"train.layout={asked}, but {against[asked]}.", where="train.layout", mend="leave it at auto."
+                "CONFIG_CONFLICT", f"train.layout={asked}, but {against[asked]}.", where="train.layout", fix="leave it at auto."
             )
         return asked, ASKED
     if packed:
@@ -166,14 +166,14 @@ def _layout(config: Config, facts: Facts) -> tuple[Layout, str]:
     return "shared", "a row alone, in one pass with others and with its beginning shared gives equal logits in the probe"
 
 
-def _batch(config: Config, sizes: Sizes) -> tuple[int, str]:
-    if config.train.batch != "auto":
-        return config.train.batch, ASKED
+def _batch(config: Config, sizes: RowStats) -> tuple[int, str]:
+    if config.train.batch_size != "auto":
+        return config.train.batch_size, ASKED
     batch = 8 if sizes.rows >= 160 else 4
     return batch, f"{batch} rows a step: small batches suit LoRA, and {sizes.rows} rows should give many steps"
 
 
-def _steps(config: Config, sizes: Sizes, per_epoch: int) -> tuple[int, str]:
+def _steps(config: Config, sizes: RowStats, per_epoch: int) -> tuple[int, str]:
     t = config.train
     if t.steps != "auto":
         return t.steps, ASKED
@@ -196,16 +196,18 @@ def _rate(config: Config, facts: Facts, steps: int) -> tuple[float, str]:
     return float(f"{rate * haste:.2g}"), reason
 
 
-def _fits(facts: Facts, sizes: Sizes, machine: Machine, dtype: Dtype, recompute: Recompute) -> int:
+def _fits(facts: Facts, sizes: RowStats, machine: Machine, dtype: Dtype, recompute: Recompute) -> int:
     """Tokens of one pass whose memory is 40 % of what is free, the weights taken off."""
     room = 0.4 * machine.free_gb * 1e9 - facts.parameters * (2 if dtype == "bfloat16" else 4)
     return int(max(0.0, room) / bytes_per_token(facts, sizes, dtype, recompute))
 
 
-def _recompute(config: Config, facts: Facts, sizes: Sizes, machine: Machine, dtype: Dtype, batch: int) -> tuple[Recompute, str]:
+def _recompute(
+    config: Config, facts: Facts, sizes: RowStats, machine: Machine, dtype: Dtype, batch: int
+) -> tuple[Recompute, str]:
     """The least work that fits: computing layers again costs a third of the step."""
-    if config.train.recompute != "auto":
-        return config.train.recompute, ASKED
+    if config.train.gradient_checkpointing != "auto":
+        return config.train.gradient_checkpointing, ASKED
     wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
     ways: tuple[Recompute, ...] = ("none", "attention", "layers")
     for way in ways:
@@ -221,10 +223,10 @@ def _most(machine: Machine, layout: Layout) -> int:
 
 
 def _capacity(
-    config: Config, facts: Facts, sizes: Sizes, machine: Machine, dtype: Dtype, layout: Layout, recompute: Recompute
+    config: Config, facts: Facts, sizes: RowStats, machine: Machine, dtype: Dtype, layout: Layout, recompute: Recompute
 ) -> tuple[int, str]:
-    if config.train.capacity != "auto":
-        return config.train.capacity, ASKED
+    if config.train.tokens_per_pass != "auto":
+        return config.train.tokens_per_pass, ASKED
     fits, most = _fits(facts, sizes, machine, dtype, recompute), _most(machine, layout)
     return (
         max(sizes.longest, 256, min(most, fits)),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunewright.core.config import Plan
-from tunewright.model.adapters import Adapted, trainable
+from tunewright.model.adapters import LoRALinear, trainable
 from tunewright.tokens import prefix_tree
 from tunewright.tokens.packing import Batch, step_rows
 from tunewright.tokens.rendering import Rendered
@@ -92,7 +92,7 @@ def flops(model: Any, tokens: int, pairs: int, predicted: int) -> float:
     config = model.config.get_text_config()
     frozen = trained = 0
     for layer in model.get_decoder().modules():
-        if isinstance(layer, Adapted):
+        if isinstance(layer, LoRALinear):
             trained += layer.lora_A.numel() + layer.lora_B.numel()
         elif isinstance(layer, torch.nn.Linear):
             frozen += 0 if layer.weight.requires_grad else layer.weight.numel()
@@ -124,12 +124,14 @@ def measure(model: Any, method: loop.Method, rows: Sequence[Rendered], plan: Pla
         for name, p in parameters.items():
             p.copy_(before[name])
     model.zero_grad(set_to_none=True)
-    batches = [b for step in range(STEPS) for b in method.batches(rows, step_rows(len(rows), plan.batch, plan.seed, step), plan)]
-    alone = [r for step in range(STEPS) for r in (rows[i] for i in step_rows(len(rows), plan.batch, plan.seed, step))]
+    batches = [
+        b for step in range(STEPS) for b in method.batches(rows, step_rows(len(rows), plan.batch_size, plan.seed, step), plan)
+    ]
+    alone = [r for step in range(STEPS) for r in (rows[i] for i in step_rows(len(rows), plan.batch_size, plan.seed, step))]
     logical = sum(flops(model, len(r.ids), len(r.ids) * (len(r.ids) + 1) // 2, r.supervised) for r in alone)
     return Profile(
         seconds=round(seconds, 4),
-        rows=plan.batch,
+        rows=plan.batch_size,
         tokens=sum(t.tokens for t in taken) // STEPS,
         computed=sum(t.computed for t in taken) // STEPS,
         supervised=sum(t.weight for t in taken) / STEPS,

@@ -53,7 +53,7 @@ def run(
     if chats:
         found += [prompts(template, chats), stops(template, chats, generate.stop_ids(model, template.eos))]
     model.eval()
-    if plan.kernels == "lean" and not model.lean:
+    if plan.kernels == "fused" and not model.lean:
         why = "our kernels know plain LoRA on every linear layer and no dropout; this adapter is another"
         plan = _with(plan, why, kernels="transformers")
     with _speaking(model):
@@ -62,7 +62,7 @@ def run(
         reference = computed(model, [[r] for r in few], plan, "padded", "transformers")
         found.append(trains(model, reference.gradient))
         plan, computing = same(model, few, plan, reference)
-    model.lean = plan.kernels == "lean"  # never on where it was off
+    model.lean = plan.kernels == "fused"  # never on where it was off
     return plan, (*found, computing), round(time.monotonic() - begun, 1)
 
 
@@ -98,7 +98,7 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
                     "SELFTEST_PROMPT",
                     "what is learned does not begin where a served prompt ends.",
                     where=chat.where,
-                    mend="use another chat template (template=FILE); `tunewright show` prints the row as it is learned.",
+                    fix="use another chat template (template=FILE); `tunewright show` prints the row as it is learned.",
                 )
     return Finding("prompts", f"{count} turns of {len(chats)} rows begin with the very tokens that a server would send")
 
@@ -114,7 +114,7 @@ def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequ
                     "SELFTEST_STOP",
                     f"a turn ends with {said!r}, at which generation would not stop.",
                     where=chat.where,
-                    mend='name that token as "eos_token" in tokenizer_config.json, or in generation_config.json.',
+                    fix='name that token as "eos_token" in tokenizer_config.json, or in generation_config.json.',
                 )
     named = " and ".join(repr(template.tokenizer.decode([i])) for i in sorted(last))
     return Finding("stops", f"every turn teaches the model to end with {named}, where generation stops")
@@ -143,12 +143,12 @@ def trains(model: Any, gradient: dict[str, Tensor]) -> Finding:
     stray = [name for name, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
     if dead or stray:
         what = f"{dead[0]} gets no finite gradient" if dead else f"{stray[0]} is frozen and gets a gradient"
-        raise TrainError("SELFTEST_GRADIENT", f"{what}.", mend="adapter.targets may name layers that do not take part.")
+        raise TrainError("SELFTEST_GRADIENT", f"{what}.", fix="adapter.targets may name layers that do not take part.")
     return Finding("gradient", f"all {len(gradient)} trained tensors that were looked at get a gradient, and no frozen one does")
 
 
 @dataclass(frozen=True)
-class Computed:
+class LossAndGrad:
     """``loss`` in nats a supervised token, of ``tokens`` of them; ``gradient`` of some of the trained tensors."""
 
     loss: float
@@ -156,9 +156,9 @@ class Computed:
     gradient: dict[str, Tensor]
 
 
-def same(model: Any, rows: Sequence[Rendered], plan: Plan, reference: Computed) -> tuple[Plan, Finding]:
+def same(model: Any, rows: Sequence[Rendered], plan: Plan, reference: LossAndGrad) -> tuple[Plan, Finding]:
     """The fastest plan whose loss and gradient are those of the reference. Raises SELFTEST_LOSS where none is."""
-    kernels = ("lean", "transformers") if plan.kernels == "lean" else ("transformers",)
+    kernels = ("fused", "transformers") if plan.kernels == "fused" else ("transformers",)
     relative, absolute, limit = TOLERANCE[plan.dtype]
     allowed = relative * reference.loss + absolute / reference.tokens**0.5
     tried: list[str] = []
@@ -177,7 +177,7 @@ def same(model: Any, rows: Sequence[Rendered], plan: Plan, reference: Computed) 
     raise TrainError(
         "SELFTEST_LOSS",
         f"no way of computing rows together gives the loss and gradient of rows alone ({'; '.join(tried)}).",
-        mend="train.dtype=float32 tells whether rounding is the cause; else this model cannot be trained here.",
+        fix="train.dtype=float32 tells whether rounding is the cause; else this model cannot be trained here.",
     )
 
 
@@ -187,9 +187,9 @@ def _with(plan: Plan, why: str, **numbers: str) -> Plan:
     return plan.model_copy(update={**changed, "reasons": {**plan.reasons, **dict.fromkeys(changed, why)}})
 
 
-def computed(model: Any, groups: Sequence[list[Rendered]], plan: Plan, layout: str, kernel: str) -> Computed:
+def computed(model: Any, groups: Sequence[list[Rendered]], plan: Plan, layout: str, kernel: str) -> LossAndGrad:
     """One pass a group; the model's gradients are left empty."""
-    was, model.lean = getattr(model, "lean", False), kernel == "lean"
+    was, model.lean = getattr(model, "lean", False), kernel == "fused"
     total, weight = 0.0, 0.0
     try:
         for group in groups:
@@ -203,7 +203,7 @@ def computed(model: Any, groups: Sequence[list[Rendered]], plan: Plan, layout: s
     step = -(-len(trained) // COMPARED)
     gradient = {n: (torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n, p in trained[::step]}
     model.zero_grad(set_to_none=True)
-    return Computed(total / weight, weight, gradient)
+    return LossAndGrad(total / weight, weight, gradient)
 
 
 def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -31,7 +31,7 @@ class Index(Protocol):
 
 
 @dataclass(frozen=True)
-class Words:
+class BM25Index:
     """Texts in the order given, searchable by words."""
 
     texts: tuple[str, ...]
@@ -44,12 +44,12 @@ class Words:
         return [int(i) for i in np.argsort(-np.asarray(scores), kind="stable")[:count]]
 
 
-def index(texts: Sequence[str]) -> Words:
+def index(texts: Sequence[str]) -> BM25Index:
     import bm25s
 
     bm25 = bm25s.BM25()
     bm25.index([words(t) or [""] for t in texts], show_progress=False)
-    return Words(tuple(texts), bm25)
+    return BM25Index(tuple(texts), bm25)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ BATCH, TOKENS = 64, 256
 
 
 @dataclass(frozen=True)
-class Meanings:
+class EmbeddingIndex:
     """Texts in the order given; ``vector_ND`` has rows of length 1."""
 
     texts: tuple[str, ...]
@@ -34,7 +34,7 @@ class Meanings:
         return [int(i) for i in torch.sort(near_N, descending=True, stable=True).indices[:count]]
 
 
-def indexer(folder: str | Path) -> Callable[[Sequence[str]], Meanings]:
+def indexer(folder: str | Path) -> Callable[[Sequence[str]], EmbeddingIndex]:
     """How to make an index with the encoder in ``folder``. Raises MODEL_* for a folder that is not safe or not whole."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -45,7 +45,7 @@ def indexer(folder: str | Path) -> Callable[[Sequence[str]], Meanings]:
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
     encode = functools.partial(encoded, model.eval(), tokenizer)
-    return lambda texts: Meanings(tuple(texts), encode(texts), encode)
+    return lambda texts: EmbeddingIndex(tuple(texts), encode(texts), encode)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tunewright.core.config import ProveConfig
 from tunewright.data import baselines
-from tunewright.data.baselines import Says
+from tunewright.data.baselines import Classifier
 from tunewright.data.examples import Chat, Message, Text, content_hash, question
 from tunewright.data.metrics import Task, strict_object
 from tunewright.judge.arms import bm25
@@ -24,7 +24,7 @@ LONG_PROMPT = 200
 
 
 @dataclass(frozen=True)
-class System:
+class Arm:
     """``family`` is what the report calls it, ``variant`` what dev chose. ``adapter``: the trained weights speak.
     ``instruction``: a system message instead of the row's own ("" for none). ``shots``: training rows shown first, or where to
     look for them, and how many. ``says`` answers without a language model, ``endpoint`` by another one."""
@@ -37,7 +37,7 @@ class System:
     shots: tuple[Chat, ...] | Nearest = ()
     count: int = 0
     documents: Index | None = None
-    says: Says | None = None
+    says: Classifier | None = None
     fitted: bool = False
     endpoint: Endpoint | None = None
 
@@ -51,7 +51,7 @@ class System:
         return f"{self.family}-{self.variant}" if self.variant else self.family
 
 
-def prompt(system: System, example: Chat) -> tuple[Message, ...]:
+def prompt(system: Arm, example: Chat) -> tuple[Message, ...]:
     """What the arm says to the model: system message, the shots as earlier turns, the row's question with what was found for it."""
     own = example.prompt
     head, rest = (own[:1], own[1:]) if own and own[0].role == "system" else ((), own)
@@ -72,29 +72,29 @@ def arms(
     asked: ProveConfig,
     documents: Sequence[Text] = (),
     indexer: Callable[[Sequence[str]], Index] = bm25.index,
-) -> dict[str, list[System]]:
+) -> dict[str, list[Arm]]:
     """Families of arms, the tuned ones last; several systems of a family are variants. Raw text has no prompt: two arms."""
-    tuned = System("tuned", "the trained weights, prompted as in training", adapter=True)
+    tuned = Arm("tuned", "the trained weights, prompted as in training", adapter=True)
     if task.kind == "text":
-        return {"base": [System("base", "the base model")], "tuned": [tuned]}
+        return {"base": [Arm("base", "the base model")], "tuned": [tuned]}
     shared = _instruction(train)
     plain = asked.evidence == "plain"
-    texts = [] if plain else [*wordings(task, train, shared), *asked.wordings]
+    texts = [] if plain else [*wordings(task, train, shared), *asked.prompts]
     found = {
         "zero_shot": [
-            System("zero_shot", "the base model with the rows' own instruction"),
-            *(System("zero_shot", f"the base model, told: {t}", f"wording{n}", instruction=t) for n, t in enumerate(texts, 2)),
+            Arm("zero_shot", "the base model with the rows' own instruction"),
+            *(Arm("zero_shot", f"the base model, told: {t}", f"wording{n}", instruction=t) for n, t in enumerate(texts, 2)),
         ],
-        "few_shot": [few_shot(task, train, count) for count in asked.shots],
+        "few_shot": [few_shot(task, train, count) for count in asked.few_shot],
     }
-    if not plain and asked.shots:
+    if not plain and asked.few_shot:
         near = bm25.nearest(train, indexer)
         told = "the base model, shown the {} most similar training rows"
-        found["nearest"] = [System("nearest", told.format(k), f"k{k}", shots=near, count=k) for k in asked.shots]
+        found["nearest"] = [Arm("nearest", told.format(k), f"k{k}", shots=near, count=k) for k in asked.few_shot]
     if documents:
         passages = indexer(bm25.passages(documents))
         found["retrieval"] = [
-            System("retrieval", f"the base model, given {PASSAGES} passages of your documents", documents=passages)
+            Arm("retrieval", f"the base model, given {PASSAGES} passages of your documents", documents=passages)
         ]
         found["tuned_retrieval"] = [
             replace(
@@ -102,13 +102,13 @@ def arms(
             )
         ]
     if task.kind == "label":
-        found["constant"] = [System("constant", "always the commonest label", says=baselines.constant(train, task.labels))]
+        found["constant"] = [Arm("constant", "always the commonest label", says=baselines.constant(train, task.labels))]
     if task.kind == "label" and not plain:
         found["classical"] = [
-            System("classical", "TF-IDF and logistic regression", says=baselines.tfidf(train, task.labels), fitted=True)
+            Arm("classical", "TF-IDF and logistic regression", says=baselines.tfidf(train, task.labels), fitted=True)
         ]
     if asked.remote.url:
-        found["remote"] = [System("remote", f"{asked.remote.model} at {asked.remote.url}", endpoint=Endpoint.of(asked.remote))]
+        found["remote"] = [Arm("remote", f"{asked.remote.model} at {asked.remote.url}", endpoint=Endpoint.of(asked.remote))]
     if not plain and shared and len(shared) >= LONG_PROMPT:
         found["tuned_short"] = [
             replace(tuned, family="tuned_short", description="the trained weights without the long instruction", instruction="")
@@ -116,9 +116,9 @@ def arms(
     return {**{k: v for k, v in found.items() if v}, "tuned": [tuned]}
 
 
-def few_shot(task: Task, train: Sequence[Chat], count: int) -> System:
+def few_shot(task: Task, train: Sequence[Chat], count: int) -> Arm:
     chosen = choose_shots(task, train, count)
-    return System(
+    return Arm(
         "few_shot", f"the base model, shown {len(chosen)} training rows first", f"k{count}", shots=chosen, count=len(chosen)
     )
 

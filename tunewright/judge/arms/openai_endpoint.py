@@ -26,7 +26,7 @@ class Endpoint:
 
     @classmethod
     def of(cls, asked: RemoteConfig) -> Endpoint:
-        return cls(asked.url.rstrip("/"), asked.model, os.environ.get(asked.key, ""), asked.together)
+        return cls(asked.url.rstrip("/"), asked.model, os.environ.get(asked.api_key_env, ""), asked.concurrency)
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
             said = f"no chat completion in the reply: {reply.text[:200]}"
             break
     raise RunError(
-        "REMOTE_FAILED", f"{url} did not answer ({said}).", where=url, mend="check prove.remote and its key, or leave it out."
+        "REMOTE_FAILED", f"{url} did not answer ({said}).", where=url, fix="check prove.remote and its key, or leave it out."
     )

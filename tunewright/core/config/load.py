@@ -1,0 +1,133 @@
+"""Config from a YAML file, dotted values and ``key=value`` overrides, and back to YAML."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from tunewright.core.config.explain import explain
+from tunewright.core.config.schema import PATH, Config
+from tunewright.core.errors import ConfigError
+from tunewright.core.yaml12 import parse_yaml, read_yaml
+
+
+def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), **given: Any) -> Config:
+    """Config from a YAML file (or nothing), then dotted ``given`` values, then ``key=value`` overrides.
+
+    Relative data paths in a file are relative to that file. Raises ConfigError with ``file:line`` of the key.
+    """
+    data: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    if path is not None:
+        data, places = read_yaml(Path(path))
+        _anchor_paths(data, Path(path).parent)
+    for key, value in given.items():
+        if value is not None:
+            _set(data, key.replace("__", "."), value)
+    for item in overrides:
+        key, eq, text = item.partition("=")
+        if not eq or not key.strip():
+            raise ConfigError(
+                "CONFIG_SYNTAX",
+                f"`{item}` is not an override.",
+                where="command line",
+                fix="write key=value, e.g. train.lr=1e-4.",
+            )
+        value, _ = parse_yaml(text, "command line")
+        _set(data, key.strip(), value)
+        places[key.strip()] = "command line"
+    return validate(data, places)
+
+
+def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Config:
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, places or {}) from None
+
+    def conflict(key: str, told: str, fix: str) -> ConfigError:
+        return ConfigError("CONFIG_CONFLICT", told, where=(places or {}).get(key, key), fix=fix)
+
+    if config.train.steps != "auto" and config.train.epochs != "auto":
+        raise conflict("train.steps", "train.steps and train.epochs are both set.", "keep one of them.")
+    if config.adapter.kind == "none" and "adapter" in data and set(data["adapter"]) - {"kind"}:
+        extra = ", ".join(sorted(f"adapter.{k}" for k in set(data["adapter"]) - {"kind"}))
+        raise conflict(
+            "adapter.kind",
+            f"adapter.kind is none, so nothing would read {extra}.",
+            f"remove {extra}, or choose lora, rslora or dora.",
+        )
+    if config.split.dev + config.split.test >= 0.9:
+        held = config.split.dev + config.split.test
+        raise conflict(
+            "split.dev", f"split.dev + split.test = {held:g} leaves almost nothing to train on.", "keep their sum under 0.9."
+        )
+    if bool(config.prove.remote.url) != bool(config.prove.remote.model):
+        raise conflict(
+            "prove.remote.url", "prove.remote.url and prove.remote.model are needed together.", "set both, or neither."
+        )
+    if config.data.instruction is not None and config.data.format == "text":
+        raise conflict(
+            "data.instruction",
+            "data.instruction has no meaning for raw text.",
+            "remove data.instruction, or use another data.formatat.",
+        )
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """Every setting, as YAML that `load` reads back: a later version's defaults change nothing in it."""
+    from ruamel.yaml import YAML
+
+    out = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    data = config.model_dump()
+    if config.adapter.kind == "none":  # its other settings would be read by nothing, and `load` says so
+        data["adapter"] = {"kind": "none"}
+    yaml.dump(data, out)
+    return out.getvalue()
+
+
+def absolute(config: Config) -> Config:
+    """The config with its files named from the root: a run is continued from anywhere."""
+    data = config.model_dump()
+    _anchor_paths(data, Path.cwd())
+    # A model may also be a Hub id, or the embedded one.
+    if (path := Path(config.model)).exists() and config.model != Config.model_fields["model"].default:
+        data["model"] = str(path.resolve())
+    return Config.model_validate(data)
+
+
+def _anchor_paths(data: dict[str, Any], base: Path, model: type[BaseModel] = Config) -> None:
+    """Paths relative to ``base``, in place. A model is one only where it says so by a dot."""
+    for name, field in model.model_fields.items():
+        value = data.get(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if isinstance(value, dict):
+                _anchor_paths(value, base, field.annotation)
+        elif (
+            isinstance(value, str)
+            and value
+            and (_is_path(field) or (name == "model" and model is Config and value.startswith(".")))
+        ):
+            data[name] = str(base / value)
+
+
+def _is_path(field: FieldInfo) -> bool:
+    marks = [*field.metadata, *(m for kind in get_args(field.annotation) for m in getattr(kind, "__metadata__", ()))]
+    return PATH in marks
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        inner = data.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError("CONFIG_CONFLICT", f"{parent} is a value, not a section.", where=dotted)
+        data = inner
+    data[last] = value
