@@ -87,7 +87,7 @@ def _training(plan: dict[str, Any], done: dict[str, Any], receipt: dict[str, Any
     lines = [
         "## Training",
         f"- base: `{receipt['model']['name']}` (sha256 {receipt['model']['sha256'][:16]}), {kind}",
-        f"- {plan['rows']} training sequences, {plan['supervised_tokens']} supervised tokens; {done['steps']} steps of {plan['batch']} rows, "
+        f"- {plan['rows']} training sequences, {plan['supervised_tokens']} supervised tokens; {done['steps']} steps of {plan['batch_size']} rows, "
         f"peak rate {plan['lr']:g}, seed {plan['seed']}",
     ]
     if done["best_dev_loss"] is not None:
