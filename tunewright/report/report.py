@@ -154,7 +154,7 @@ def _training(run: Run, plan: dict[str, Any]) -> str:
 
 def _audit(a: dict[str, Any]) -> str:
     c = a["characters"]
-    text = f"<h2>Was the data clean?</h2><p>{a['rows']} rows, read as <b>{_e(a['form'])}</b>; task: {_e(a['task']['kind'])} ({_e(a['task']['reason'])}). Characters a row: median {c['median']:.0f}, 95 % under {c['p95']:.0f}, longest {c['max']:.0f}. Sides: {', '.join(f'{n} {s}' for s, n in a['sides'].items())}.</p>"
+    text = f"<h2>Was the data clean?</h2><p>{a['rows']} rows, read as <b>{_e(a['format'])}</b>; task: {_e(a['task']['kind'])} ({_e(a['task']['reason'])}). Characters a row: median {c['median']:.0f}, 95 % under {c['p95']:.0f}, longest {c['max']:.0f}. Sides: {', '.join(f'{n} {s}' for s, n in a['sides'].items())}.</p>"
     if a["findings"]:
         rows = "".join(
             f'<tr><td class="{f["level"]}">{_e(f["level"])}</td><td><code>{_e(f["code"])}</code></td><td>{_e(f["message"])}<br><span class="soft">{_e(", ".join(w.rsplit("/", 1)[-1] for w in f["where"][:6]))}{" ..." if len(f["rows"]) > 6 else ""}</span></td></tr>'

@@ -203,7 +203,7 @@ class Session:
             lines, key = list(run_folder.read_lines(file)), self._key(system, of)
             if [(line["row"], line.get("key")) for line in lines] == [(i, key) for i in rows]:
                 return lines
-        speaker = (model or (self.loaded if system.adapter else self.base_model))()
+        speaker = (model or (self.trained if system.adapter else self.base_model))()
         chosen, key = [self.data.examples[i] for i in rows], self._key(system, of)  # a branch has its weights only now
         if side == "test" and of:
             self.run.event("test_read", rows=len(rows), branch=of)
