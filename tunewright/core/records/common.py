@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 Word = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
@@ -65,5 +74,17 @@ class NotMeasured(Record):
     reason: str | None = Field(None, description="Why not, where that needs saying.")
 
 
+def flag(key: str) -> Discriminator:
+    """Chooses between the members of a union tagged YES and NO by their boolean field ``key``."""
+
+    def tag(value: object) -> str | None:
+        found = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+        return YES if found is True else NO if found is False else None
+
+    return Discriminator(tag, f"not_{key}", f"Input should be an object whose `{key}` is true or false")
+
+
+YES, NO = "<yes>", "<no>"  # tags of unions begin with `<`, so that no field or key of a dictionary looks like one
 T = TypeVar("T")
-Measured = Annotated[T | NotMeasured, Field(discriminator="measured")]  # the result of an optional stage
+Measured = Annotated[Annotated[T, Tag(YES)] | Annotated[NotMeasured, Tag(NO)], flag("measured")]
+"""What the file of an optional stage holds: its result, or why there is none."""

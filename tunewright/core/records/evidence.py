@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
-from tunewright.core.records.common import Interval, Measured, NotMeasured, Record, Value, Word
+from tunewright.core.records.common import NO, YES, Interval, Measured, NotMeasured, Record, Value, Word, flag
 from tunewright.core.records.data import LabelSuspect
 
 
@@ -91,12 +91,15 @@ class NoRefusal(Value):
     measured: Literal[False] = Field(False, description="Always false.")
 
 
+AnyRefusal = Annotated[Annotated[Refusal, Tag(YES)] | Annotated[NoRefusal, Tag(NO)], flag("measured")]
+
+
 class Probes(Value):
     """General abilities, asked of the base and of the tuned model. Rates are 0 to 1."""
 
     knowledge: Probe = Field(description="Multiple-choice questions.")
     instructions: InstructionProbe = Field(description="Instructions that a program checks.")
-    refusal: Annotated[Refusal | NoRefusal, Field(discriminator="measured")] = Field(description="Harmful requests.")
+    refusal: AnyRefusal = Field(description="Harmful requests.")
     over_refusal: Paired | None = Field(
         None, description="Harmless requests that look harmful; absent without refusal."
     )
@@ -191,13 +194,13 @@ def _crossfit_kind(value: object) -> str:
         labels, measured = "rate" in value, value.get("measured", True)
     else:
         labels, measured = hasattr(value, "rate"), getattr(value, "measured", True)
-    return "NotMeasured" if measured is False else "LabelCrossfit" if labels else "TextCrossfit"
+    return "<NotMeasured>" if measured is False else "<LabelCrossfit>" if labels else "<TextCrossfit>"
 
 
 AnyCrossfit = Annotated[
-    Annotated[LabelCrossfit, Tag("LabelCrossfit")]
-    | Annotated[TextCrossfit, Tag("TextCrossfit")]
-    | Annotated[NotMeasured, Tag("NotMeasured")],
+    Annotated[LabelCrossfit, Tag("<LabelCrossfit>")]
+    | Annotated[TextCrossfit, Tag("<TextCrossfit>")]
+    | Annotated[NotMeasured, Tag("<NotMeasured>")],
     Discriminator(_crossfit_kind),
 ]
 
@@ -223,7 +226,7 @@ class NotCleaned(Record):
     reason: str | None = Field(None, description="Why not, where that needs saying.")
 
 
-AnyCleaning = Annotated[Cleaning | NotCleaned, Field(discriminator="measured")]
+AnyCleaning = Annotated[Annotated[Cleaning, Tag(YES)] | Annotated[NotCleaned, Tag(NO)], flag("measured")]
 
 
 class PromptTokens(Value):
@@ -295,12 +298,15 @@ class NoForecast(Value):
     )
 
 
+AnyForecast = Annotated[Annotated[Forecast, Tag(YES)] | Annotated[NoForecast, Tag(NO)], flag("told")]
+
+
 class LearningCurve(Record):
     """The recipe on nested parts of the training rows, judged on the same test rows. Scores by the task's metric."""
 
     points: tuple[CurvePoint, ...] = Field(description="Smallest first.")
     doubling: Doubling = Field(description="The last doubling of the data.")
-    forecast: Annotated[Forecast | NoForecast, Field(discriminator="told")] = Field(description="Twice the data.")
+    forecast: AnyForecast = Field(description="Twice the data.")
     recipe: str = Field(description="What was kept the same at every size.")
 
     @property
@@ -311,11 +317,11 @@ class LearningCurve(Record):
 
 def _curve_kind(value: object) -> str:
     absent = value.get("measured") is False if isinstance(value, dict) else isinstance(value, NotMeasured)
-    return "NotMeasured" if absent else "LearningCurve"
+    return "<NotMeasured>" if absent else "<LearningCurve>"
 
 
 AnyCurve = Annotated[
-    Annotated[LearningCurve, Tag("LearningCurve")] | Annotated[NotMeasured, Tag("NotMeasured")],
+    Annotated[LearningCurve, Tag("<LearningCurve>")] | Annotated[NotMeasured, Tag("<NotMeasured>")],
     Discriminator(_curve_kind),
 ]
 

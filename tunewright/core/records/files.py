@@ -44,16 +44,15 @@ Json = dict[str, object] | list[dict[str, object]]
 
 @dataclass(frozen=True)
 class RunFile:
-    """A kind of file in a run folder: ``pattern`` below the folder, and what it holds, once or once per line."""
+    """A kind of file in a run folder: ``pattern`` below the folder, and what it holds, once or once per line.
+
+    Where a file matches two patterns, it is of the first kind.
+    """
 
     pattern: str
     holds: TypeAdapter[object]
     meaning: str
     lines: bool = False
-
-    def paths(self, run: Path) -> list[Path]:
-        """The files of this kind that a run has, sorted."""
-        return sorted(run.glob(self.pattern))
 
 
 def _file(pattern: str, holds: object, meaning: str, lines: bool = False) -> RunFile:
@@ -75,7 +74,7 @@ FILES: tuple[RunFile, ...] = (
     _file("checkpoints/step-*/state.json", CheckpointState, "how far a checkpoint is"),
     _file("training.json", Training, "how training ended"),
     _file("scores/keep.jsonl", RegressionScore, "the regression rows, before and after", lines=True),
-    _file("scores/[!k]*.jsonl", Score, "answers of the chosen arms to test", lines=True),
+    _file("scores/*.jsonl", Score, "answers of the chosen arms to test", lines=True),
     _file("scores/dev/*.jsonl", Score, "answers to dev", lines=True),
     _file("scores/again/*.jsonl", Score, "answers to some dev rows, a second time", lines=True),
     _file("forgetting.json", FORGETTING, "what was forgotten"),
@@ -94,6 +93,15 @@ FILES: tuple[RunFile, ...] = (
     _file("branches/*/training.json", ANY_TRAINING, "how the training of a branch ended"),
     _file("branches/*/scores/*.jsonl", Score, "answers of a branch", lines=True),
 )
+
+
+def files(run: Path) -> list[tuple[Path, RunFile]]:
+    """Every file of a run folder that holds records, with its kind."""
+    kind_of: dict[Path, RunFile] = {}
+    for kind in FILES:
+        for path in sorted(run.glob(kind.pattern)):
+            kind_of.setdefault(path, kind)
+    return list(kind_of.items())
 
 
 def read(path: Path, kind: type[T] | TypeAdapter[T]) -> T:
@@ -188,8 +196,7 @@ def _parsed(adapter: TypeAdapter[T], text: bytes, where: str) -> T:
 
 def _field(error: ErrorDetails) -> str:
     """Dotted path of a field, without the steps that pydantic adds for members of a union."""
-    kinds = {kind.__name__ for kind in records()}
-    steps = [str(step) for step in error["loc"] if not isinstance(step, bool) and step not in kinds]
+    steps = [str(step) for step in error["loc"] if not str(step).startswith("<")]
     return f"`{'.'.join(steps)}`: " if steps else ""
 
 

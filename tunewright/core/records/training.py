@@ -117,11 +117,11 @@ class StepLine(Line):
 
 def _line_kind(line: object) -> str:
     step = line.get("step") if isinstance(line, dict) else getattr(line, "step", None)
-    return "StartLine" if step == 0 else "StepLine"
+    return "<StartLine>" if step == 0 else "<StepLine>"
 
 
 MetricsLine = Annotated[
-    Annotated[StartLine, Tag("StartLine")] | Annotated[StepLine, Tag("StepLine")], Discriminator(_line_kind)
+    Annotated[StartLine, Tag("<StartLine>")] | Annotated[StepLine, Tag("<StepLine>")], Discriminator(_line_kind)
 ]
 METRICS: TypeAdapter[StartLine | StepLine] = TypeAdapter(MetricsLine)
 
@@ -164,11 +164,11 @@ class Training(BranchTraining):
 
 def _training_kind(value: object) -> str:
     of_run = "total" in value if isinstance(value, dict) else isinstance(value, Training)
-    return "Training" if of_run else "BranchTraining"
+    return "<Training>" if of_run else "<BranchTraining>"
 
 
 AnyTraining = Annotated[
-    Annotated[Training, Tag("Training")] | Annotated[BranchTraining, Tag("BranchTraining")],
+    Annotated[Training, Tag("<Training>")] | Annotated[BranchTraining, Tag("<BranchTraining>")],
     Discriminator(_training_kind),
 ]
 ANY_TRAINING: TypeAdapter[Training | BranchTraining] = TypeAdapter(AnyTraining)
