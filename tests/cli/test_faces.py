@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tunewright
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -214,7 +214,7 @@ def test_the_chosen_share_is_what_is_judged_exported_and_spoken(tmp_path: Path, 
                   train__steps=4, train__batch_size=4, train__dtype="float32", prove__few_shot=[], prove__max_dev_rows=8,
                   forget__apply_best_scale=True, forget__scales=[0.25])  # fmt: skip
     run = Run(done.path)
-    assert run.share == read(done, "forgetting")["chosen"] == 0.25
+    assert run.scale == read(done, "forgetting")["chosen"] == 0.25
     learned, left = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
     spoken = peft_format.state(chat.load(run).model)
     for name, tensor in learned.items():

@@ -191,7 +191,7 @@ def load_trained(run: Run, model: Any, share: float | None = None) -> Any:
             fix=f"remove {run.training}: the same command makes them again from the last checkpoint.",
         )
     load_weights(run.weights, adapters.trainable(model))
-    adapters.scale_in_place(model, run.share if share is None else share)
+    adapters.scale_in_place(model, run.scale if share is None else share)
     return model
 
 
