@@ -197,7 +197,7 @@ def test_a_stage_that_is_lost_is_made_again_from_what_is_there(full: Any, tmp_pa
 
 def test_the_curve_by_itself(full: Any, tmp_path: Path) -> None:
     (full.path / "curve.json").unlink()
-    done = cli("curve", str(full.path), "--json", cwd=tmp_path)
+    done = cli("learning-curve", str(full.path), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert len(told["points"]) == 2

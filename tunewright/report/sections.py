@@ -308,7 +308,7 @@ def _kept(f: dict[str, Any]) -> str:
 def curve(c: dict[str, Any] | None, v: dict[str, Any], ceiling: float | None) -> str:
     head = "<h2>Was the data enough?</h2>"
     if c is None:
-        return f"{head}<p>Not measured. <code>tunewright curve RUN</code> trains on half of the rows and compares; <code>--full</code> draws the curve.</p>"
+        return f"{head}<p>Not measured. <code>tunewright learning-curve RUN</code> trains on half of the rows and compares; <code>--full</code> draws the curve.</p>"
     d, n = c["doubling"], [p["rows"] for p in c["points"]]
     chart = plots.curve(
         n,
@@ -380,7 +380,7 @@ def cleaning(c: dict[str, Any]) -> str:
         return ""
     what = ", ".join(f"{n} {k}" for k, n in c["flagged"].items())
     if not c["measured"]:
-        return f"<p>Flagged: {e(what)}. Whether the run would be better without them is not measured (<code>--prove-cleaning</code>); nothing was dropped.</p>"
+        return f"<p>Flagged: {e(what)}. Whether the run would be better without them is not measured (<code>experiments.cleaning=true</code>); nothing was dropped.</p>"
     return (
         f"<p>Trained without the flagged rows ({e(what)}), on {c['rows']} rows: {c['cleaned']:.4f} against {c['as_is']:.4f} as it is, difference "
         f"{c['difference']:+.4f} ({between(c['interval'], 3, True)}): {e(c['verdict'])}. The run itself keeps all rows.</p>"
