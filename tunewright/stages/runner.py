@@ -34,7 +34,7 @@ from tunewright.model import adapters
 from tunewright.model.generate import stop_ids
 from tunewright.report import report
 from tunewright.run.session import Session
-from tunewright.stages import clean, cost, crossfit, forget, learning_curve, mitigate, prompt_distillation, prove
+from tunewright.stages import clean, cost, crossfit, forgetting, learning_curve, mitigate, prompt_distillation, prove
 from tunewright.tokens import rendering
 from tunewright.tokens.rendering import Rendered
 from tunewright.train import checkpoints, loop, machine, planning, profile, selftest

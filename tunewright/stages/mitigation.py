@@ -21,7 +21,7 @@ from tunewright.model import adapters, generate, kl
 from tunewright.run import branches
 from tunewright.run.branches import Branch
 from tunewright.run.session import Session
-from tunewright.stages import forget, prove
+from tunewright.stages import forgetting, prove
 from tunewright.tokens import rendering
 from tunewright.tokens.rendering import Rendered
 
