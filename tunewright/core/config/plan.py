@@ -19,6 +19,7 @@ class Estimate(Frozen):
 class Plan(Frozen):
     """Every number of a run, fixed before training; ``reasons`` says where each came from."""
 
+    method: str
     rows: int
     supervised_tokens: int
     tokens: int
