@@ -15,9 +15,10 @@ import torch
 
 from tunewright.core.config import AdapterConfig, Plan
 from tunewright.methods import sft
-from tunewright.model import adapters, attention, loading
+from tunewright.model import adapters, attention, forward, language_model
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 from tunewright.train import loop
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -111,17 +112,17 @@ def tiny_config(kind: str = "llama", vocabulary: int = 260, **more: Any) -> Any:
 def tiny_model(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    from tunewright.model import loading
-
     attention.register()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), dtype=torch.float32)
     for parameter in model.parameters():  # larger than the usual start, so that logits differ clearly
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2 if parameter.ndim > 1 else 0.05)
     model = model.to(dtype or torch.float32)
-    model.requires_grad_(False).eval()
-    model.plain_head = loading._plain_head(model)
-    return model
+    return model.requires_grad_(False).eval()
+
+
+def tiny_lm(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: Any) -> LanguageModel:
+    return language_model.of(tiny_model(kind, dtype, seed, **more))
 
 
 LORA = AdapterConfig(rank=4, alpha=8.0)
@@ -140,6 +141,7 @@ def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
 
 def plan_of(**more: Any) -> Plan:
     base: dict[str, Any] = {
+        "method": "sft",
         "rows": 8,
         "supervised_tokens": 1,
         "tokens": 1,
@@ -169,8 +171,9 @@ def plan_of(**more: Any) -> Plan:
     return Plan.model_validate({**base, **more})
 
 
-def steps(model: Any, data: list[Rendered], plan: Plan) -> list[float]:
-    parameters = adapters.trainable(model)
+def steps(module: Any, data: list[Rendered], plan: Plan) -> list[float]:
+    model = LanguageModel(module, plain_head=True)
+    parameters = adapters.trainable(module)
     optimizer = loop.make_optimizer(parameters, plan)
     return [loop.take_step(model, sft, data, plan, s, optimizer, parameters).loss for s in range(plan.steps)]
 
@@ -187,22 +190,22 @@ def exact_norms(model: Any) -> None:
             module.forward = functools.partial(exact, module)
 
 
-def gradients(model: Any, batches: list[packing.Batch]) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad(set_to_none=True)
+def gradients(model: LanguageModel, batches: list[packing.Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.module.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:
-        loss, _ = loading.loss(model, batch)
+        loss = forward.loss(model, batch)
         loss.backward()
         total += float(loss.detach())
-    return total, {n: p.grad.clone() for n, p in adapters.trainable(model).items()}
+    return total, {n: p.grad.clone() for n, p in adapters.trainable(model.module).items()}
 
 
-def with_adapter(kind: str, dtype: torch.dtype, **shape: Any) -> Any:
-    model = tiny_model(kind, dtype=dtype, **shape)
+def with_adapter(kind: str, dtype: torch.dtype, **shape: Any) -> LanguageModel:
+    model = tiny_lm(kind, dtype=dtype, **shape)
     if dtype == torch.float64:
-        exact_norms(model)
-    adapters.attach(model, LORA, 1)
-    for p in adapters.trainable(model).values():  # B starts at zero, which would hide A's gradient
+        exact_norms(model.module)
+    adapters.attach(model.module, LORA, 1)
+    for p in adapters.trainable(model.module).values():  # B starts at zero, which would hide A's gradient
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
     return model
 

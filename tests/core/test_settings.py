@@ -145,7 +145,7 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
 
 def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
     session = Session(Run(root / "run"), asked, Console(quiet=True), "")
-    facts = known.setdefault(asked.model, None) or loading.facts(asked.model)
+    facts = known.setdefault(asked.model, None) or read_facts(asked.model)
     known[asked.model] = facts
     box = machine.Machine("cpu", 1 if asked.threads == "auto" else asked.threads, 8.0, 8.0, 10.0, 10.0, "test")
     vars(session).update(facts=facts, machine=box)

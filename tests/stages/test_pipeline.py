@@ -139,7 +139,7 @@ def test_peft_loads_the_adapter_and_plain_transformers_the_merged_folder(labelle
 
     receipt = json.loads((labelled.path / "receipt.json").read_text())
     ids = torch.tensor([list(range(5, 40))])
-    ours = loading.load(receipt["model"]["path"], torch.float32)
+    ours = loading.load(receipt["model"]["path"], torch.float32).module
     adapters.attach(ours, load(labelled.path / "config.yaml").adapter, 0)
     checkpoints.load_weights(labelled.path / "checkpoints" / "final.safetensors", adapters.trainable(ours))
     base = AutoModelForCausalLM.from_pretrained(receipt["model"]["path"], dtype=torch.float32)
@@ -160,7 +160,7 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
 
     folder = model_folder("llama")
     config = AdapterConfig(kind=kind, rank=4, alpha=6.0)
-    ours = loading.load(folder, torch.float32)
+    ours = loading.load(folder, torch.float32).module
     adapters.attach(ours, config, 0)
     for p in adapters.trainable(ours).values():
         torch.nn.init.normal_(p, std=0.1)
@@ -168,7 +168,7 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
     theirs = peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(tmp_path)
     ).eval()
-    again = loading.load(folder, torch.float32)
+    again = loading.load(folder, torch.float32).module
     peft_format.load(again, tmp_path)
     ids = torch.tensor([list(range(5, 40))])
     with torch.no_grad():
@@ -177,11 +177,11 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
         assert torch.allclose(theirs(ids).logits, expected, atol=1e-5)
     (tmp_path / "tunewright.json").write_text('{"base_sha256": "other"}')
     with pytest.raises(TunewrightError, match="ADAPTER_BASE_MISMATCH"):
-        peft_format.load(loading.load(folder, torch.float32), tmp_path, "mine")
+        peft_format.load(loading.load(folder, torch.float32).module, tmp_path, "mine")
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**written, "r": 3}))
     with pytest.raises(TunewrightError, match="ADAPTER_CORRUPT"):
-        peft_format.load(loading.load(folder, torch.float32), tmp_path)
+        peft_format.load(loading.load(folder, torch.float32).module, tmp_path)
 
 
 def test_the_chat_serves_what_was_trained(labelled: Any) -> None:
@@ -209,8 +209,8 @@ def test_full_fine_tuning_runs_end_to_end(tmp_path: Path, chat_rows: Rows, model
     given = {k: v for k, v in QUICK.items() if not k.startswith(("adapter", "train__dtype"))}
     run = tw.run(chat_rows(), model=str(model_folder("llama")), name="full", root=tmp_path, adapter__kind="none", **given)
     assert not run.adapter.exists()
-    base = loading.load(model_folder("llama"), torch.float32).state_dict()
-    tuned = loading.load(run.path / "merged", torch.float32).state_dict()
+    base = loading.load(model_folder("llama"), torch.float32).module.state_dict()
+    tuned = loading.load(run.path / "merged", torch.float32).module.state_dict()
     assert all(not torch.equal(base[k], tuned[k]) for k in base)
 
 

@@ -61,6 +61,7 @@ class AdapterConfig(Frozen):
 
 
 class TrainConfig(Frozen):
+    method: Literal["sft"] = Field("sft", description="Training method: sft is supervised fine-tuning.")
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field("auto", description="Epochs: passes over the training rows.")
     steps: Auto | Positive = Field("auto", description="Optimizer steps, instead of train.epochs.")
     batch_size: Auto | Annotated[int, Field(ge=1, le=65536)] = Field("auto", description="Rows per optimizer step.")
