@@ -108,7 +108,7 @@ def check(
         out(found)
         return
     task = found["task"]
-    typer.echo(f"{found['rows']} rows, form {found['form']}, task {task['kind']}: {task['reason']}")
+    typer.echo(f"{found['rows']} rows, form {found['format']}, task {task['kind']}: {task['reason']}")
     typer.echo("sides: " + ", ".join(f"{n} {s}" for s, n in found["sides"].items()))
     for notice in found["notices"]:
         typer.echo(f"notice: {notice}")
