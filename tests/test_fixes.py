@@ -1,4 +1,4 @@
-"""Mistakes, each fixed with nothing but its own message: the words after `Fix:` are taken from it and followed."""
+"""Twelve mistakes, each corrected by following the fix that its own message gives, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Words = list[str]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fixes") / "sound"
+    folder = tmp_path_factory.mktemp("mends") / "sound"
     folder.mkdir()
     sound(folder)
     return folder
@@ -67,7 +67,7 @@ def meant_role(said: str, words: Words) -> Words:
 
 
 def quoted(said: str, words: Words) -> Words:
-    """write it in quotes: 'data.instruction="..."'."""
+    """put it in quotes: 'data.instruction="..."'."""
     (key,) = re.findall(r"'([\w.]+)=\"\.\.\.\"'", said)
     return [w if not w.startswith(f"{key}=") else f'{key}="{w.removeprefix(f"{key}=")}"' for w in words]
 
@@ -97,10 +97,10 @@ def one_of_two(said: str, words: Words) -> Words:
     return [w for w in words if not w.startswith("train.epochs")]
 
 
-SHOW = ("show", "good.jsonl", "--model", "model")
+PREVIEW = ("preview", "good.jsonl", "--model", "model")
 PLAN = ("plan", "good.jsonl", "--model", "model")
 MISTAKES: list[tuple[str, Callable[[Path], object], tuple[str, ...], Callable[[str, Words], Words]]] = [
-    ("a misspelt setting", lambda f: None, (*SHOW, "train.learning_rate=1e-4"), meant_setting),
+    ("a misspelt setting", lambda f: None, (*PREVIEW, "train.learning_rate=1e-4"), meant_setting),
     ("columns of other names", write("a.csv", b"ask,reply\n" + b"".join(b"what of %d,it is %d\n" % (i, i * i) for i in range(20))), ("check", "a.csv"), mapped_columns),
     ("a row cut off", write("a.jsonl", lines('{"prompt": "x", "compl')[:-1]), ("check", "a.jsonl"), without_the_line),
     ("UTF-16", write("a.jsonl", lines().decode().encode("utf-16")), ("check", "a.jsonl"), recoded),
@@ -110,8 +110,8 @@ MISTAKES: list[tuple[str, Callable[[Path], object], tuple[str, ...], Callable[[s
     ("rows over the limit", a_long_row, (*PLAN, "train.max_length=64"), offered_setting),
     ("targets that match nothing", lambda f: None, (*PLAN, "adapter.targets=[query]"), other_target),
     ("a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), other_name),
-    ("a colon in a text", lambda f: None, (*SHOW, "data.instruction=One word: yes or no."), quoted),
-    ("two limits of training", lambda f: None, (*SHOW, "train.steps=5", "train.epochs=2"), one_of_two),
+    ("a colon in a text", lambda f: None, (*PREVIEW, "data.instruction=One word: yes or no."), quoted),
+    ("two limits of training", lambda f: None, (*PREVIEW, "train.steps=5", "train.epochs=2"), one_of_two),
 ]  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from build import Folder, Rows, cli
 
 
-def test_show_marks_the_trained_tokens(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    done = cli("show", str(chat_rows()), "--row", "3", "--model", str(model_folder("llama")), "--json", cwd=tmp_path)
+def test_preview_marks_the_trained_tokens(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    done = cli("preview", str(chat_rows()), "--row", "3", "--model", str(model_folder("llama")), "--json", cwd=tmp_path)
     (sequence,) = json.loads(done.stdout)
     assert "".join(t for t, w in zip(sequence["tokens"], sequence["weights"], strict=True) if w) == "BLUE<|im_end|>"
 

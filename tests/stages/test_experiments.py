@@ -34,7 +34,7 @@ def test_the_learning_curve_alone(full: tw.Result, tmp_path: Path) -> None:
     run = tmp_path / "copy"
     shutil.copytree(full.path, run)
     (run / "curve.json").unlink()
-    done = cli("curve", str(run), "--json", cwd=tmp_path)
+    done = cli("learning-curve", str(run), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     curve = json.loads(done.stdout)
     assert len(curve["points"]) == 2

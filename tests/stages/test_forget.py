@@ -47,7 +47,7 @@ def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_fo
                   train__steps=4, train__batch_size=4, train__dtype="float32", prove__few_shot=[], prove__max_dev_rows=8,
                   forget__apply_best_scale=True, forget__scales=[0.25])  # fmt: skip
     run = Run(done.path)
-    assert run.share == read(done.path, "forgetting")["chosen"] == 0.25
+    assert run.scale == read(done.path, "forgetting")["chosen"] == 0.25
     trained, exported = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
     served = peft_format.state(chat.load(run).model)
     for name, tensor in trained.items():

@@ -40,7 +40,7 @@ def of_rows(session: Session, name: str, rows: Sequence[int], share: float, seed
     wanted = set(rows)
     chosen = tuple(r for r in session.rendered["train"] if r.row in wanted)
     plan = smaller(session.plan, share, len(chosen), seed)
-    return Branch(name, plan, chosen, tuple(session.rendered["dev"]), sft, session.run.share)
+    return Branch(name, plan, chosen, tuple(session.rendered["dev"]), sft, session.run.scale)
 
 
 def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:

@@ -186,7 +186,7 @@ class Session:
         """What an answer depends on besides its row and its prompt."""
         run = self.run.branch(branch) if branch else self.run
         weights = run_folder.read_json(run.training)["weights_sha256"] if system.adapter and run.training.exists() else ""
-        facts = [weights, self.run.share, self.facts.sha256, self.template.sha256, self.answer_tokens, self.data.task.metric]
+        facts = [weights, self.run.scale, self.facts.sha256, self.template.sha256, self.answer_tokens, self.data.task.metric]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def judged(

@@ -50,9 +50,9 @@ def mitigate(session: Session) -> None:
     steps = round(session.plan.steps * len(both) / len(rows))
     replayed = session.plan.model_copy(update={"rows": len(both), "steps": steps})
     ways = {
-        f"rate / {SLOWER:g}": Branch("slower", slower, rows, dev, sft, session.run.share),
+        f"rate / {SLOWER:g}": Branch("slower", slower, rows, dev, sft, session.run.scale),
         f"replay ({share:.0%} of the learned tokens)": Branch(
-            "replay", replayed, both, tuple(distill.gold(r) for r in dev), distill, session.run.share
+            "replay", replayed, both, tuple(distill.gold(r) for r in dev), distill, session.run.scale
         ),
     }
     texts = {"task": forget.own_answers(session), "generic": forget.generic(session, forget.STANDARD_TOKENS)[0]}

@@ -98,7 +98,7 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
                     "SELFTEST_PROMPT",
                     "what is learned does not begin where a served prompt ends.",
                     where=chat.where,
-                    fix="use another chat template (template=FILE); `tunewright show` prints the row as it is learned.",
+                    fix="use another chat template (template=FILE); `tunewright preview` prints the row as it is learned.",
                 )
     return Finding("prompts", f"{count} turns of {len(chats)} rows begin with the very tokens that a server would send")
 
