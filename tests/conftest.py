@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -18,7 +19,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits,
 import torch  # after it: torch reads the environment when it is imported
 from build import FLAGS, byte_tokenizer, cli, tiny_model, write_chat_rows
 
-import tunewright as tw
+from tunewright import api
+from tunewright.train import machine
 
 Shared = Callable[[str, Callable[[Path], object]], Path]
 
@@ -28,6 +30,12 @@ def _one_thread() -> Iterator[None]:
     """A run sets torch's threads for its whole process, here a worker with further tests."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _measured_once() -> None:
+    """Every run measures the processor's speed, which takes a second: once a worker is enough."""
+    machine._gflops = functools.cache(machine._gflops)
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +99,7 @@ def proved(shared: Shared, model_folder: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def labelled(shared: Shared, model_folder: Callable[[str], Path]) -> tw.Result:
+def labelled(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
     """A finished run on a learnable classification set."""
 
     def make(root: Path) -> None:
@@ -103,7 +111,7 @@ def labelled(shared: Shared, model_folder: Callable[[str], Path]) -> tw.Result:
                 for i, (w, x) in enumerate([("fire and flame", "warm"), ("ice and snow", "cold")] * 60)
             )
         )
-        tw.run(
+        api.run(
             data,
             model=str(model_folder("llama")),
             name="labels",
@@ -117,11 +125,11 @@ def labelled(shared: Shared, model_folder: Callable[[str], Path]) -> tw.Result:
             prove__few_shot=[2],
         )
 
-    return tw.load_run(shared("labelled", make) / "labels")
+    return api.load_run(shared("labelled", make) / "labels")
 
 
 @pytest.fixture(scope="session")
-def full(shared: Shared, model_folder: Callable[[str], Path]) -> tw.Result:
+def full(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
     """A run with all evidence: labels with a long instruction, some of them wrong or twice, regression rows, documents."""
 
     def make(root: Path) -> None:
@@ -133,7 +141,7 @@ def full(shared: Shared, model_folder: Callable[[str], Path]) -> tw.Result:
         )
         (root / "documents").mkdir()
         (root / "documents" / "one.txt").write_text("Fire and flame are warm.\n\nIce and snow are cold.\n")
-        tw.run(
+        api.run(
             root / "labels.csv",
             model=str(model_folder("llama")),
             name="all",
@@ -158,7 +166,7 @@ def full(shared: Shared, model_folder: Callable[[str], Path]) -> tw.Result:
             cost__price_per_hour=1.0,
         )
 
-    return tw.load_run(shared("full", make) / "all")
+    return api.load_run(shared("full", make) / "all")
 
 
 # -- the table of planted bugs

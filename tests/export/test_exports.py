@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from build import copied, process
 
-import tunewright as tw
+from tunewright import api
 from tunewright.core.config import load
 from tunewright.model import adapters, loading
 from tunewright.train import checkpoints
@@ -17,7 +17,7 @@ from tunewright.train import checkpoints
 TORTURE = Path(__file__).parent.parent / "torture.py"
 
 
-def test_peft_loads_the_adapter_and_plain_transformers_the_merged_folder(labelled: tw.Result) -> None:
+def test_peft_loads_the_adapter_and_plain_transformers_the_merged_folder(labelled: api.Result) -> None:
     """Neither uses anything of ours; the logits are those of the trained model."""
     import peft
     from transformers import AutoModelForCausalLM

@@ -7,12 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
-import tunewright as tw
+from tunewright import api
 from tunewright.core.run_folder import Run, read_lines, write_lines
 from tunewright.report import report, sections
 
 
-def test_the_sections_come_in_the_order_of_decisions(full: tw.Result) -> None:
+def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
     page = full.report.read_text()
     heads = re.findall(r"<h2>(.*?)</h2>", page)
     assert heads[:6] == [
@@ -29,7 +29,7 @@ def test_the_sections_come_in_the_order_of_decisions(full: tw.Result) -> None:
     assert (full.path / "data" / "audit.html").exists()
 
 
-def test_the_verdict_comes_with_its_cautions(full: tw.Result) -> None:
+def test_the_verdict_comes_with_its_cautions(full: api.Result) -> None:
     v = json.loads(json.dumps(full.verdict))
     worse = {"verdict": "WORSE", "base": 0.7, "tuned": 0.4, "interval": [-0.4, -0.2]}
     v["retention"] |= {"probes": {"knowledge": worse, "instructions": {"verdict": "CANNOT TELL"}}, "keep": worse}
@@ -47,7 +47,7 @@ def test_the_verdict_comes_with_its_cautions(full: tw.Result) -> None:
     assert sections.cautions(v) == []
 
 
-def test_the_page_shows_no_private_value(full: tw.Result, tmp_path: Path) -> None:
+def test_the_page_shows_no_private_value(full: api.Result, tmp_path: Path) -> None:
     copy = Run(tmp_path / "copy")
     shutil.copytree(full.path, copy.path)
     for file in copy.scores.glob("*.jsonl"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tunewright as tw
+from tunewright import api
 from tunewright.core import run_folder
 from tunewright.core.config import load
 from tunewright.core.console import Console
@@ -11,7 +11,7 @@ from tunewright.run.session import Session
 from tunewright.tokens import rendering
 
 
-def test_chat_serves_what_was_trained(labelled: tw.Result) -> None:
+def test_chat_serves_what_was_trained(labelled: api.Result) -> None:
     """The prompt of `chat` is the prefix of the training sequence, and the tuned model answers with a label."""
     config = load(labelled.path / "config.yaml")
     session = Session(run_folder.Run(labelled.path), config, Console(True), "")

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from build import cli, read
 
-import tunewright as tw
+from tunewright import api
 
 
-def test_a_distilled_prompt_saves_its_tokens(full: tw.Result) -> None:
+def test_a_distilled_prompt_saves_its_tokens(full: api.Result) -> None:
     i = read(full.path, "internalised")
     assert i["prompts"] == 10
     assert i["prompt_tokens"]["student"] < i["prompt_tokens"]["teacher"] - 100
 
 
-def test_every_training_row_is_judged_by_a_model_that_has_not_seen_it(full: tw.Result) -> None:
+def test_every_training_row_is_judged_by_a_model_that_has_not_seen_it(full: api.Result) -> None:
     split = [json.loads(x) for x in (full.path / "data" / "split.jsonl").read_text().splitlines()]
     train = {x["row"] for x in split if x["side"] == "train"}
     for cut in range(2):
@@ -30,7 +30,7 @@ def test_every_training_row_is_judged_by_a_model_that_has_not_seen_it(full: tw.R
     assert read(full.path, "crossfit")["measured"]
 
 
-def test_the_learning_curve_alone(full: tw.Result, tmp_path: Path) -> None:
+def test_the_learning_curve_alone(full: api.Result, tmp_path: Path) -> None:
     run = tmp_path / "copy"
     shutil.copytree(full.path, run)
     (run / "curve.json").unlink()

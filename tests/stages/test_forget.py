@@ -9,13 +9,13 @@ import torch
 from build import Folder, read
 from safetensors.torch import load_file
 
-import tunewright as tw
+from tunewright import api
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.model import peft_format
 from tunewright.run import chat
 
 
-def test_forgetting_mitigation_and_cost_have_their_numbers(full: tw.Result) -> None:
+def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> None:
     f = read(full.path, "forgetting")
     assert f["scales"] == [0.5, 1.0]
     for text in ("task", "generic"):
@@ -43,7 +43,7 @@ def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_fo
     """Labels by chance: no scale of the update scores better than another, so the rule takes the smallest."""
     rows = [f"lot {i * 37 % 1009},{'warm' if i * i % 7 > 3 else 'cold'}\n" for i in range(80)]
     (tmp_path / "labels.csv").write_text("text,label\n" + "".join(rows))
-    done = tw.run(tmp_path / "labels.csv", model=str(model_folder("llama")), name="less", root=tmp_path, threads=1,
+    done = api.run(tmp_path / "labels.csv", model=str(model_folder("llama")), name="less", root=tmp_path, threads=1,
                   train__steps=4, train__batch_size=4, train__dtype="float32", prove__few_shot=[], prove__max_dev_rows=8,
                   forget__apply_best_scale=True, forget__scales=[0.25])  # fmt: skip
     run = Run(done.path)

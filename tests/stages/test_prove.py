@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from build import read
 
-import tunewright as tw
+from tunewright import api
 from tunewright.judge.protocol import RULE, Protocol
 from tunewright.stages.prove import decide, sentence
 
@@ -80,7 +80,7 @@ def test_a_bad_choice_on_dev_does_not_make_the_tuned_model_better() -> None:
     assert "not shown" not in sentence(decided)
 
 
-def test_every_arm_answers_the_same_rows(full: tw.Result) -> None:
+def test_every_arm_answers_the_same_rows(full: api.Result) -> None:
     v = full.verdict
     expected = [
         "zero_shot",
@@ -107,7 +107,7 @@ def test_every_arm_answers_the_same_rows(full: tw.Result) -> None:
     assert [m["role"] for m in short["messages"]] == ["user"]
 
 
-def test_the_protocol_is_fixed_before_training(full: tw.Result) -> None:
+def test_the_protocol_is_fixed_before_training(full: api.Result) -> None:
     events = [json.loads(x) for x in (full.path / "events.jsonl").read_text().splitlines()]
     names = [e["event"] for e in events]
     assert names.index("plan_finished") < names.index("train_started")

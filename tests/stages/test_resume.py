@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from build import FLAGS, Folder, Rows, cli, copied, flip, read, writer
 
-import tunewright as tw
+from tunewright import api
 from tunewright.core.run_folder import Run
 
 
@@ -144,7 +144,7 @@ def test_two_starts_on_one_run_refuse_the_second(tmp_path: Path, proved: Path, m
         first.communicate()
 
 
-def test_a_lost_stage_is_repeated_from_what_is_there(full: tw.Result, tmp_path: Path) -> None:
+def test_a_lost_stage_is_repeated_from_what_is_there(full: api.Result, tmp_path: Path) -> None:
     run = tmp_path / "copy"
     shutil.copytree(full.path, run)
     before, branch = full.verdict, run / "branches" / "cleaned" / "training.json"

@@ -13,12 +13,12 @@ import torch
 from build import QUICK, Folder, Rows, read
 from stage_settings import LATE
 
-import tunewright as tw
+from tunewright import api
 from tunewright.core.config import Config, fields, load
 from tunewright.model import loading
 
 
-def test_a_learnable_task_is_better(labelled: tw.Result) -> None:
+def test_a_learnable_task_is_better(labelled: api.Result) -> None:
     v = labelled.verdict
     assert v["task"] == "label"
     assert v["metric"] == "accuracy"
@@ -28,14 +28,14 @@ def test_a_learnable_task_is_better(labelled: tw.Result) -> None:
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
 def test_other_architectures_run_end_to_end(kind: str, tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    run = tw.run(chat_rows(), model=str(model_folder(kind)), name="x", root=tmp_path, **QUICK)
+    run = api.run(chat_rows(), model=str(model_folder(kind)), name="x", root=tmp_path, **QUICK)
     assert all(x["largest_difference"] < 1e-3 for x in json.loads((run.path / "export.json").read_text()))
     assert json.loads((run.path / "plan.json").read_text())["layout"] == "shared"
 
 
 def test_full_fine_tuning_runs_end_to_end(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
     given = {k: v for k, v in QUICK.items() if not k.startswith(("adapter", "train__dtype"))}
-    run = tw.run(chat_rows(), model=str(model_folder("llama")), name="full", root=tmp_path, adapter__kind="none", **given)
+    run = api.run(chat_rows(), model=str(model_folder("llama")), name="full", root=tmp_path, adapter__kind="none", **given)
     assert not run.adapter.exists()
     base = loading.load(model_folder("llama"), torch.float32).state_dict()
     tuned = loading.load(run.path / "merged", torch.float32).state_dict()
@@ -49,7 +49,7 @@ def test_raw_documents_run_end_to_end(tmp_path: Path, model_folder: Folder) -> N
         (folder / f"page-{i}.md").write_text(
             f"# Page {i}\n" + " ".join(f"{chr(97 + i)}{(i * j) % 17}{chr(97 + j % 26)}" for j in range(60))
         )
-    run = tw.run(
+    run = api.run(
         folder,
         model=str(model_folder("llama")),
         name="pages",
@@ -68,7 +68,7 @@ def test_raw_documents_run_end_to_end(tmp_path: Path, model_folder: Folder) -> N
     assert v["difference"] > 0
 
 
-def test_a_run_records_every_setting(full: tw.Result) -> None:
+def test_a_run_records_every_setting(full: api.Result) -> None:
     """So that another version's defaults cannot change a resumed run."""
     text = (full.path / "config.yaml").read_text()
     config = load(full.path / "config.yaml")
@@ -77,7 +77,7 @@ def test_a_run_records_every_setting(full: tw.Result) -> None:
         assert f"{key.rsplit('.', 1)[-1]}:" in text, key
 
 
-def test_settings_of_single_stages_take_effect(full: tw.Result) -> None:
+def test_settings_of_single_stages_take_effect(full: api.Result) -> None:
     for key, holds in LATE.items():
         assert holds(lambda name: read(full.path, name)), key
 
