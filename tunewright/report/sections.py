@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tunewright.data.metrics import HIGHER_IS_BETTER
+from tunewright.data.metrics import METRICS
 from tunewright.judge.protocol import doubts
 from tunewright.report import plots
 from tunewright.report.page import Record, at, fixed, interval, line, metric, percent, signed, spaced
@@ -137,7 +137,7 @@ def other_metrics(verdict: Record) -> list[str]:
 
 def changes(tuned: Sequence[Record], other: Sequence[Record], metric_name: str) -> Changes:
     """Pairs the two arms' scored rows, which are the same rows in the same order."""
-    sign = 1 if HIGHER_IS_BETTER[metric_name] else -1
+    sign = 1 if METRICS[metric_name].higher_is_better else -1
     gains = sorted((sign * (at(a, "score") - at(b, "score")), i) for i, (a, b) in enumerate(zip(tuned, other, strict=True)))
     worse, better = [i for gain, i in gains if gain < 0], [i for gain, i in reversed(gains) if gain > 0]
     return Changes(
@@ -188,7 +188,7 @@ def arms_chart(verdict: Record) -> Markup:
     arms = list(reversed(at(verdict, "arms").items()))
     bars = [plots.Bar(name, at(arm, "score"), *at(arm, "interval")) for name, arm in arms]
     name = at(verdict, "metric")
-    return plots.arms(bars, metric(name), HIGHER_IS_BETTER[name], at(verdict, "comparator.name"))
+    return plots.arms(bars, metric(name), METRICS[name].higher_is_better, at(verdict, "comparator.name"))
 
 
 def pareto_chart(forgetting: Record, metric_name: str) -> Markup | None:
