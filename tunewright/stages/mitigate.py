@@ -93,7 +93,7 @@ def replay(session: Session) -> list[Rendered]:
     asks = [ask.format(noun) for ask in ASKS for noun in probes.NOUNS][:count]
     asked = [rendering.for_generation(session.template, [Message("user", a)]) for a in asks]
     limit = dataclasses.replace(session.how, max_new_tokens=REPLAY_TOKENS)
-    with adapters.off(session.loaded()):
+    with adapters.off(session.loaded().module):
         with session.talk.bar("replay answers", len(asked)) as note:
             said = generate.greedy(session.loaded(), asked, limit, functools.partial(note, words="rows"))
         rows = [rendering.after(p, a, -1 - i) for i, (p, a) in enumerate(zip(asked, said, strict=True)) if a]
