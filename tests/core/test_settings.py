@@ -1,4 +1,4 @@
-"""Nothing is ignored: every setting, changed by itself, changes what a run stands on or what it leaves; and every flag does too."""
+"""No setting is ignored: changing any one of them changes the inputs of a run or its results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tunewright.train import machine, planning
 
 Folder = Callable[[str], Path]
 BASE = {"threads": 1, "train.dtype": "float32", "train.batch_size": 4, "data.train": "labels.csv"}
-# Each setting with another value, and what else has to be set for it to have a meaning.
+# Each setting with another value, and the settings without which it has no effect.
 EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("MODEL qwen3", {}),
     "template": ("other.jinja", {}),
@@ -102,7 +102,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("settings")
 
     def write(name: str, rows: range, tail: str = "") -> None:
-        lines = [f"lot {i * 37 % 1009} of {'fire' if i % 2 else 'ice'} and {i % 5},{'warm' if i % 2 else 'cold'}\n" for i in rows]
+        lines = [
+            f"lot {i * 37 % 1009} of {'fire' if i % 2 else 'ice'} and {i % 5},{'warm' if i % 2 else 'cold'}\n"
+            for i in rows
+        ]
         (root / name).write_text("text,label\n" + "".join(lines) + tail)
 
     write("labels.csv", range(48), "one two three four five six,warm\none two three four five nine,warm\n")
@@ -118,7 +121,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: dict[str, Any]) -> str:
-    """What a run with these settings stands on: data, prompts, plan, order, arms, protocol, or the error that refuses it."""
+    """The inputs of a run: data, prompts, plan, order, arms, protocol; or the error that rejects the settings."""
     given = {"model": "MODEL llama", **BASE, **settings}
     for key, value in given.items():
         if key in ("template", "prove.documents", "data.train", "data.dev", "data.test"):
@@ -149,8 +152,8 @@ def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
             "plan": made.model_dump(exclude={"reasons"}),
             "order": step_rows(len(train), made.batch_size, made.seed, 0),
             "protocol": session.protocol.sha256,
-            "arms": {f: [(s.name, s.description, repr(s.endpoint) if s.endpoint else "", vars(s.endpoint) if s.endpoint else "") for s in v]
-                     for f, v in session.families.items()},
+            "arms": [(a.name, a.description, repr(a.endpoint), vars(a.endpoint) if a.endpoint else "")
+                     for arms in session.families.values() for a in arms],
             "batch": planning.judged_together(asked, facts, made, box, session.answer_tokens),
         },
         default=str,
@@ -158,7 +161,7 @@ def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("key", EARLY)
-def test_a_setting_changes_what_a_run_stands_on(
+def test_a_setting_changes_the_inputs_of_a_run(
     key: str, files: Path, model_folder: Folder, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("K", "one")
@@ -186,7 +189,7 @@ def test_an_old_name_is_answered_with_the_new_one(old: str) -> None:
         config.load(None, [f"{old}=1"])
 
 
-def test_what_single_functions_make_of_the_rest() -> None:
+def test_settings_that_single_functions_read() -> None:
     rng = torch.Generator().manual_seed(0)
     confidence = torch.rand(200, generator=rng).numpy()
     right = confidence > 0.4
@@ -196,8 +199,8 @@ def test_what_single_functions_make_of_the_rest() -> None:
         asked = SimpleNamespace(
             config=SimpleNamespace(forget=SimpleNamespace(margin=margin), prove=SimpleNamespace(significance=0.05))
         )
-        found: str = forget._paired([1.0] * 99 + [0.0], [1.0] * 100, asked)["verdict"]  # type: ignore[arg-type]
-        return found
+        word: str = forget._paired([1.0] * 99 + [0.0], [1.0] * 100, asked)["verdict"]  # type: ignore[arg-type]
+        return word
 
     assert verdict(0.01) != verdict(0.3)
     facts: Any = SimpleNamespace(parameters=10, dtype="F32")
@@ -207,13 +210,15 @@ def test_what_single_functions_make_of_the_rest() -> None:
     ]
 
 
-def test_flags_do_what_they_say(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Folder) -> None:
-    """--name, --runs, --model, --quiet, --json, --profile and export.merged in one run; the others have tests of their own."""
+def test_flags_of_one_run(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Folder) -> None:
+    """--name, --runs, --model, --quiet, --json, --profile and export.merged in one run; the others have tests."""
     where = ["--runs", "elsewhere", "--name", "n", "--model", str(model_folder("llama"))]
     done = cli("train", str(chat_rows()), *where, *FLAGS, "export.merged=false", "--quiet", "--profile", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not line.startswith("USDT")] == [], "quiet, but for torch's profiler"
+    assert [line for line in done.stderr.splitlines() if not line.startswith("USDT")] == [], (
+        "quiet, but for torch's profiler"
+    )
     assert "a step of" in done.stdout, "profile"
-    told = cli("export", "n", "--runs", "elsewhere", "--json", cwd=tmp_path)
-    assert [x["kind"] for x in json.loads(told.stdout)] == ["adapter"]
+    exported = cli("export", "n", "--runs", "elsewhere", "--json", cwd=tmp_path)
+    assert [x["kind"] for x in json.loads(exported.stdout)] == ["adapter"]
     assert not (tmp_path / "elsewhere" / "n" / "merged").exists()
