@@ -14,8 +14,9 @@ from tunewright.data.examples import Chat, Example, Message, Text
 from tunewright.data.metrics import Task, bits_per_byte, field_counts, macro_f1, micro_f1, read_label, score_answer, strict_match
 from tunewright.judge.arms import openai_endpoint
 from tunewright.judge.arms.families import Arm, prompt
-from tunewright.model import adapters, loading
+from tunewright.model import adapters, forward
 from tunewright.model.generate import Decoding, greedy, label_logprobs
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import microbatches, to_batch
 from tunewright.tokens.rendering import Rendered, Template
@@ -24,7 +25,7 @@ Score = dict[str, Any]
 
 
 def judge(
-    model: Any,
+    model: LanguageModel,
     system: Arm,
     examples: Sequence[Example],
     task: Task,
@@ -34,7 +35,7 @@ def judge(
     watch: Callable[[int], None] = lambda _: None,
 ) -> list[Score]:
     """Scores of one arm, in the order of the examples. ``watch`` hears how many rows have just been finished."""
-    with nullcontext() if system.adapter else adapters.off(model):
+    with nullcontext() if system.adapter else adapters.off(model.module):
         if task.kind == "text":
             return _judge_text(model, [e for e in examples if isinstance(e, Text)], template, plan, watch)
         chats = [e for e in examples if isinstance(e, Chat)]
@@ -61,7 +62,13 @@ def _line(example: Chat, messages: Sequence[Message], answer: str, score: float,
 
 
 def _judge_answers(
-    model: Any, system: Arm, chats: Sequence[Chat], task: Task, template: Template, how: Decoding, watch: Callable[[int], None]
+    model: LanguageModel,
+    system: Arm,
+    chats: Sequence[Chat],
+    task: Task,
+    template: Template,
+    how: Decoding,
+    watch: Callable[[int], None],
 ) -> list[Score]:
     prompts = [prompt(system, e) for e in chats]
     asked = [rendering.for_generation(template, p) for p in prompts]
@@ -117,7 +124,13 @@ def _judge_shares(system: Arm, chats: Sequence[Chat], task: Task, watch: Callabl
 
 
 def _judge_labels(
-    model: Any, system: Arm, chats: Sequence[Chat], task: Task, template: Template, how: Decoding, watch: Callable[[int], None]
+    model: LanguageModel,
+    system: Arm,
+    chats: Sequence[Chat],
+    task: Task,
+    template: Template,
+    how: Decoding,
+    watch: Callable[[int], None],
 ) -> list[Score]:
     prompts = [prompt(system, e) for e in chats]
     ids = [rendering.for_generation(template, p) for p in prompts]
@@ -134,7 +147,9 @@ def _judge_labels(
     return lines
 
 
-def _judge_text(model: Any, texts: Sequence[Text], template: Template, plan: Plan, watch: Callable[[int], None]) -> list[Score]:
+def _judge_text(
+    model: LanguageModel, texts: Sequence[Text], template: Template, plan: Plan, watch: Callable[[int], None]
+) -> list[Score]:
     """Bits per byte of each document, cut into the same pieces as in training."""
     lines = []
     for i, text in enumerate(texts):
@@ -157,10 +172,10 @@ def _judge_text(model: Any, texts: Sequence[Text], template: Template, plan: Pla
 
 
 @torch.inference_mode()
-def sequence_nats(model: Any, rows: Sequence[Rendered], plan: Plan) -> float:
+def sequence_nats(model: LanguageModel, rows: Sequence[Rendered], plan: Plan) -> float:
     """Summed negative log-likelihood of ``rows``."""
     groups = microbatches(range(len(rows)), [r.ids for r in rows], plan.tokens_per_pass, plan.layout)
-    return sum(float(loading.loss(model, to_batch([rows[i] for i in g], plan.layout))[0]) for g in groups)
+    return sum(float(forward.loss(model, to_batch([rows[i] for i in g], plan.layout))) for g in groups)
 
 
 def summary(task: Task, scores: Sequence[Score]) -> dict[str, float]:
