@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import records_page
 from click.testing import CliRunner
 from typer.main import get_command
 
@@ -173,6 +174,7 @@ PAGES = {
     "docs/cli.md": cli_page,
     "docs/errors.md": errors_page,
     "docs/correctness.md": correctness_page,
+    **records_page.PAGES,
     "README.md": readme,
 }
 
