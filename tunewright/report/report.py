@@ -10,12 +10,11 @@ import json
 from typing import Any
 
 from tunewright.core.run_folder import Run, read_json, read_lines, write_atomic
-from tunewright.data.metrics import HIGHER_IS_BETTER
-from tunewright.judge.protocol import doubts
+from tunewright.data.metrics import METRICS
+from tunewright.judge.verdict import doubts
 from tunewright.report import page, plots, sections
 from tunewright.report.page import e as _e
 from tunewright.report.page import table as _table
-from tunewright.report.sections import NAMES
 
 WORDS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
 WORST = 20
@@ -65,7 +64,7 @@ def audit_page(audit: dict[str, Any], title: str) -> str:
 
 
 def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, Any]) -> str:
-    metric, other = NAMES[v["metric"]], v["comparator"]["name"].replace("_", " ")
+    metric, other = METRICS[v["metric"]].title, v["comparator"]["name"].replace("_", " ")
     confidence = f"{100 * (1 - v['alpha']):.0f} %"
     needed = f" About {v['rows_needed']} rows would." if v["rows_needed"] else ""
     sentence = {
@@ -102,7 +101,7 @@ def _head(run: Run, v: dict[str, Any], plan: dict[str, Any], receipt: dict[str, 
 def _rows(run: Run, v: dict[str, Any]) -> str:
     tuned = list(read_lines(run.scores / "tuned.jsonl"))
     other = list(read_lines(run.scores / f"{v['comparator']['name']}.jsonl"))
-    sign = 1 if HIGHER_IS_BETTER[v["metric"]] else -1
+    sign = 1 if METRICS[v["metric"]].higher_is_better else -1
     change = sorted((sign * (a["score"] - b["score"]), i) for i, (a, b) in enumerate(zip(tuned, other, strict=True)))
     worse = [i for d, i in change if d < 0][:WORST]
     better = [i for d, i in reversed(change) if d > 0][:WORST]

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunewright.data.metrics import HIGHER_IS_BETTER
+from tunewright.data.metrics import METRICS
 from tunewright.report import plots
 from tunewright.report.page import between, e, spaced, table
 
 CUT = 0.2  # share of cut answers from which the verdict is told with a caution
-NAMES = {
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "strict_match": "exact match, read strictly",
-    "field_f1": "field F1 (mean over rows)",
-    "chrf": "chrF (mean over rows)",
-    "bits_per_byte": "bits per byte (lower is better)",
-    "field_micro_f1": "field micro-F1",
-    "macro_f1": "macro-F1",
-    "valid_json": "valid JSON",
-    "cut_answers": "answers cut at the limit",
-    "corpus_chrf": "chrF (corpus)",
-    "corpus_bits_per_byte": "bits per byte (corpus)",
-}
 
 
 def arms(v: dict[str, Any]) -> str:
@@ -32,8 +18,8 @@ def arms(v: dict[str, Any]) -> str:
         names[::-1],
         [d["score"] for d in data[::-1]],
         [(d["interval"][0], d["interval"][1]) for d in data[::-1]],
-        NAMES[v["metric"]],
-        HIGHER_IS_BETTER[v["metric"]],
+        METRICS[v["metric"]].title,
+        METRICS[v["metric"]].higher_is_better,
         v["comparator"]["name"],
     )
     rows = []
@@ -49,7 +35,7 @@ def arms(v: dict[str, Any]) -> str:
                 ("< 0.0001" if less["p_holm"] < 1e-4 else f"{less['p_holm']:.4f}") if less else "",
             ]
         )
-    short = NAMES[v["metric"]].split(" (")[0]
+    short = METRICS[v["metric"]].title.split(" (")[0]
     head = ["arm", short, f"{100 * (1 - v['alpha']):.0f} % interval", "on dev", "tuned minus this", "p (Holm)"]
     told = "".join(f"<li><b>{e(spaced(n))}</b>: {e(d['description'])}</li>" for n, d in zip(names, data, strict=True))
     same = (
@@ -94,7 +80,7 @@ def _others(v: dict[str, Any]) -> str:
         ]
         for n, d in v["arms"].items()
     ]
-    return table(["arm", *(NAMES.get(k, k) for k in extra), "prompt tokens"], rows, range(1, len(extra) + 2))
+    return table(["arm", *(METRICS[k].title for k in extra), "prompt tokens"], rows, range(1, len(extra) + 2))
 
 
 def _classical(v: dict[str, Any]) -> str:
@@ -120,7 +106,7 @@ def _corpus(v: dict[str, Any]) -> str:
         else f" ({c.get('note', '')})"
     )
     return (
-        f"<p>{e(NAMES.get(c['metric'], c['metric']))} over all rows together: tuned {c['tuned']:.4f}, comparator {c['comparator']:.4f}, "
+        f"<p>{e(METRICS[c['metric']].title)} over all rows together: tuned {c['tuned']:.4f}, comparator {c['comparator']:.4f}, "
         f"difference {c['difference']:+.4f}{e(interval)}.</p>"
     )
 
@@ -223,7 +209,7 @@ def forgetting(f: dict[str, Any], metric: str) -> str:
     if "sweep" in f and "task" in f:
         dev = [f["sweep"]["dev"][f"{s:g}"] for s in f["scales"]]
         kl = f["generic" if "generic" in f else "task"]["kl_bits"]
-        parts.append(f"<figure>{plots.pareto(f['scales'], kl, dev, NAMES[metric], f['sweep']['chosen'])}</figure>")
+        parts.append(f"<figure>{plots.pareto(f['scales'], kl, dev, METRICS[metric].title, f['sweep']['chosen'])}</figure>")
         kept = (
             "was kept"
             if f["chosen"] == f["sweep"]["chosen"]
@@ -249,7 +235,7 @@ def mitigation(m: dict[str, Any], metric: str) -> str:
         ]
         for name, w in m["ways"].items()
     ]
-    head = ["trained", f"dev {NAMES[metric]}", "KL on task text", "more bits", "KL on generic text", "more bits"]
+    head = ["trained", f"dev {METRICS[metric].title}", "KL on task text", "more bits", "KL on generic text", "more bits"]
     return f"{table(head, rows, range(1, 6))}<p>Rule: {e(m['rule'])}. It chooses <b>{e(m['chosen'])}</b>; the run itself is as it was planned.</p>"
 
 
@@ -300,7 +286,7 @@ def _kept(f: dict[str, Any]) -> str:
     if not k:
         return ""
     return (
-        f"<p>Your rows that must still work ({k['items']}, {e(NAMES.get(k['metric'], k['metric']))}): base {k['base']:.3f}, tuned {k['tuned']:.3f}, "
+        f"<p>Your rows that must still work ({k['items']}, {e(METRICS[k['metric']].title)}): base {k['base']:.3f}, tuned {k['tuned']:.3f}, "
         f"difference {k['difference']:+.3f} ({between(k['interval'], 3, True)}): {e(k['verdict'])}. So many rows show a loss of about {k['detectable']:.3f} or more.</p>"
     )
 
@@ -316,7 +302,7 @@ def curve(c: dict[str, Any] | None, v: dict[str, Any], ceiling: float | None) ->
         v["comparator"]["score"],
         ceiling,
         c["forecast"] if c["forecast"].get("told") else None,
-        NAMES[v["metric"]],
+        METRICS[v["metric"]].title,
     )
     own, *others = c["points"][-1]["seeds"]
     noise = (

@@ -13,8 +13,8 @@ from typing import Any
 from tunewright.core import run_folder
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import Run
-from tunewright.judge.arms.families import Arm
-from tunewright.judge.evaluate import Score
+from tunewright.data.scores import Score
+from tunewright.judge.arms.arm import Arm
 from tunewright.methods import sft
 from tunewright.model import adapters
 from tunewright.run.session import Session
