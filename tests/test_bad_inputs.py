@@ -106,7 +106,7 @@ def test_accepted_oddities(tmp_path: Path) -> None:
         ["run", "bad.jsonl", "train.lr=1e-4"],
         ["train", "good.jsonl", "train.lr"],
         ["runs", "show", "../x"],
-        ["show", "good.jsonl", "--row", "99"],
+        ["preview", "good.jsonl", "--row", "99"],
     ],
 )
 def test_every_verb_exits_with_2_and_one_line(tmp_path: Path, arguments: list[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tunewright
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -48,7 +48,7 @@ def test_doctor(tmp_path: Path) -> None:
 
 def test_doctor_rehearses_a_run(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Callable[[str], Path]) -> None:
     (tmp_path / "c.yaml").write_text(f"model: {model_folder('llama')}\ndata:\n  train: {chat_rows()}\nthreads: 1\n")
-    done = cli("doctor", "--run", "c.yaml", "--json", cwd=tmp_path)
+    done = cli("doctor", "--selftest", "c.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert {k for k in told if k.startswith("self-test, ")} == {

@@ -20,17 +20,17 @@ NEW = ("good.jsonl", *MODEL, *FLAGS, "export.merged=false")
 # What a verb is asked without its flags; "r" is a run that is finished, "half" one that is trained, "other" one that is planned.
 PLAINLY: dict[str, tuple[str, ...]] = {
     "run": ("r",), "plan": ("r",), "train": ("r",), "prove": ("r",), "export": ("r",), "report": ("r",),
-    "curve": ("r",), "check": ("good.jsonl",), "show": ("good.jsonl", *MODEL), "chat": ("r", "hello there"), "doctor": (),
+    "learning-curve": ("r",), "check": ("good.jsonl",), "preview": ("good.jsonl", *MODEL), "chat": ("r", "hello there"), "doctor": (),
     "runs list": (), "runs show": ("r",), "runs diff": ("r", "other"), "runs reproduce": ("r",), "runs rm": ("other",),
 }  # fmt: skip
 # The value of a flag, and what stands beside it where that is not what the verb is asked plainly.
 VALUES: dict[str, tuple[str, ...]] = {
     "--runs": ("elsewhere",), "--model": ("model",), "--name": ("n",), "--html": ("audit.html",), "--row": ("2",),
-    "--system": ("Say nothing but numbers.",), "--max-new-tokens": ("1",), "--config": ("bad.yaml",), "--run": ("few.jsonl",),
+    "--system": ("Say nothing but numbers.",), "--max-new-tokens": ("1",), "--config": ("bad.yaml",), "--selftest": ("few.jsonl",),
 }  # fmt: skip
 BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
     ("plan", "--name"): NEW, ("plan", "--quiet"): NEW, ("train", "--quiet"): ("other",), ("train", "--profile"): ("other",),
-    ("show", "--model"): ("good.jsonl",), **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
+    ("preview", "--model"): ("good.jsonl",), **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
 }  # fmt: skip
 # The demo fetches its rows from a package registry; all but its rows is `run`.
 LEFT_OUT = {"demo"}

@@ -185,8 +185,16 @@ def known() -> dict[str, Any]:
     return {}
 
 
-def test_names_from_elsewhere_mean_settings_of_ours() -> None:
-    assert set(explain.ELSEWHERE.values()) - {"--runs"} <= {key for key, *_ in config.fields()}
+def test_old_names_and_synonyms_point_to_settings() -> None:
+    keys = {key for key, *_ in config.fields()}
+    assert {*explain.RENAMED.values(), *explain.SYNONYMS.values()} - {"--runs"} <= keys
+    assert not set(explain.RENAMED) & keys
+
+
+@pytest.mark.parametrize("old", explain.RENAMED)
+def test_an_old_name_is_answered_with_the_new_one(old: str) -> None:
+    with pytest.raises(TunewrightError, match=f"CONFIG_UNKNOWN_KEY.*it is now called {explain.RENAMED[old]}"):
+        config.load(None, [f"{old}=1"])
 
 
 def test_what_single_functions_make_of_the_rest() -> None:

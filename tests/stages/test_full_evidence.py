@@ -197,7 +197,7 @@ def test_a_stage_that_is_lost_is_made_again_from_what_is_there(full: Any, tmp_pa
 
 def test_the_curve_by_itself(full: Any, tmp_path: Path) -> None:
     (full.path / "curve.json").unlink()
-    done = cli("curve", str(full.path), "--json", cwd=tmp_path)
+    done = cli("learning-curve", str(full.path), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert len(told["points"]) == 2
@@ -214,7 +214,7 @@ def test_the_chosen_share_is_what_is_judged_exported_and_spoken(tmp_path: Path, 
                   train__steps=4, train__batch_size=4, train__dtype="float32", prove__few_shot=[], prove__max_dev_rows=8,
                   forget__apply_best_scale=True, forget__scales=[0.25])  # fmt: skip
     run = Run(done.path)
-    assert run.share == read(done, "forgetting")["chosen"] == 0.25
+    assert run.scale == read(done, "forgetting")["chosen"] == 0.25
     learned, left = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
     spoken = peft_format.state(chat.load(run).model)
     for name, tensor in learned.items():

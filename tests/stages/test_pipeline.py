@@ -328,7 +328,7 @@ def test_overrides_and_yaml_numbers(tmp_path: Path) -> None:
 
 
 def test_show_colours_what_is_learned(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    done = cli("show", str(chat_rows()), "--row", "3", "--model", str(model_folder("llama")), "--json", cwd=tmp_path)
+    done = cli("preview", str(chat_rows()), "--row", "3", "--model", str(model_folder("llama")), "--json", cwd=tmp_path)
     (sequence,) = json.loads(done.stdout)
     assert "".join(t for t, w in zip(sequence["tokens"], sequence["weights"], strict=True) if w) == "BLUE<|im_end|>"
 

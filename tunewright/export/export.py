@@ -19,7 +19,8 @@ from tunewright.core.errors import TrainError
 from tunewright.core.run_folder import Run, disk_errors, write_json
 from tunewright.export import verify
 from tunewright.model import adapters, arch_probe, loading, peft_format
-from tunewright.model.loading import Facts
+from tunewright.model.facts import Facts
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.rendering import Template
 from tunewright.train import checkpoints
 
@@ -54,13 +55,15 @@ def merged_dtype(config: Config, facts: Facts) -> tuple[str, str]:
     return own, f"the base's own dtype ({facts.dtype}), because float32 would take over 2 GB"
 
 
-def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Any:
+def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> LanguageModel:
     """The model as training left it, from the run's own weights, in ``dtype``."""
     model = loading.load(facts.path, dtype)
-    adapters.attach(model, plan.adapter, plan.seed)
-    checkpoints.load_trained(run, model)
-    model.requires_grad_(False)
-    return model.to(dtype) if plan.adapter.kind == "none" else model
+    adapters.attach(model.module, plan.adapter, plan.seed)
+    checkpoints.load_trained(run, model.module)
+    model.module.requires_grad_(False)
+    if plan.adapter.kind == "none":
+        model.module.to(dtype)
+    return model
 
 
 def export(
@@ -74,12 +77,14 @@ def export(
     found = []
     if plan.adapter.kind != "none":
         note = {"base": facts.name, "base_sha256": facts.sha256, "template_sha256": template.sha256, "run": run.name}
-        peft_format.save(model, plan.adapter, run.adapter, facts.path if facts.name == loading.EMBEDDED else facts.name, note)
+        peft_format.save(
+            model.module, plan.adapter, run.adapter, facts.path if facts.name == loading.EMBEDDED else facts.name, note
+        )
         found.append(_check("adapter", run.adapter, facts, asked, expected, texts, "float32"))
     if config.export.merged or plan.adapter.kind == "none":
         dtype, _ = merged_dtype(config, facts)
-        adapters.merge(model)
-        _save_merged(model, template, run.merged, loading.torch_dtype(dtype))  # type: ignore[arg-type]
+        adapters.merge(model.module)
+        _save_merged(model.module, template, run.merged, loading.torch_dtype(dtype))  # type: ignore[arg-type]
         found.append(_check("merged", run.merged, facts, asked, expected, texts, dtype))
     write_json(run.export, [c.to_json() for c in found])
     return found

@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tunewright.model import arch_probe, loading, peft_format
 from tunewright.model.generate import Decoding, greedy
+from tunewright.model.language_model import LanguageModel
 
 
 @torch.inference_mode()
-def answers(model: Any, canaries: list[list[int]], new_tokens: int, stop: tuple[int, ...]) -> tuple[Tensor, list[list[int]]]:
+def answers(
+    model: LanguageModel, canaries: list[list[int]], new_tokens: int, stop: tuple[int, ...]
+) -> tuple[Tensor, list[list[int]]]:
     """(logits_NV in float32 after each canary, greedy continuations), one canary at a time."""
-    logits = torch.stack([model(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in canaries])
+    logits = torch.stack([model.module(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in canaries])
     return logits, greedy(model, canaries, Decoding(new_tokens, stop, exact_batch=False))
 
 
@@ -33,13 +35,13 @@ def main(kind: str, folder: str, base: str, canary_file: str, out: str) -> None:
     torch.set_num_threads(asked["threads"])
     if kind == "adapter":
         model = loading.load(base, torch.float32)
-        peft_format.load(model, Path(folder), asked["base_sha256"])
+        peft_format.load(model.module, Path(folder), asked["base_sha256"])
     else:
         with arch_probe.quiet():
-            model = AutoModelForCausalLM.from_pretrained(
+            module = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
             ).eval()
-        model.plain_head = False
+        model = LanguageModel(module, plain_head=False)
     logits, greedy_ids = answers(model, asked["canaries"], asked["new_tokens"], tuple(asked["stop"]))
     save_file({"logits": logits.contiguous()}, out, metadata={"greedy": json.dumps(greedy_ids)})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from tunewright.core.config import Plan
 from tunewright.data.examples import Example
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
 from tunewright.judge.arms.arm import Progress, Prompt, silent
-from tunewright.model import adapters, loading
+from tunewright.model import adapters, forward
 from tunewright.model.generate import Decoding, greedy, label_logprobs
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import microbatches, to_batch
 from tunewright.tokens.rendering import Rendered, Template
@@ -28,7 +28,7 @@ from tunewright.tokens.rendering import Rendered, Template
 class ChatModel:
     """``plan``: for documents, which are cut and packed as in training (max_length, tokens_per_pass, layout)."""
 
-    model: Any
+    model: LanguageModel
     template: Template
     decoding: Decoding
     plan: Plan
@@ -68,11 +68,11 @@ class ChatModel:
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """Within it, the model is the base model."""
-        return adapters.off(self.model)
+        return adapters.off(self.model.module)
 
 
 @torch.inference_mode()
-def sequence_nats(model: Any, rows: Sequence[Rendered], plan: Plan) -> float:
+def sequence_nats(model: LanguageModel, rows: Sequence[Rendered], plan: Plan) -> float:
     """Summed negative log-likelihood of the sequences, in nats."""
     groups = microbatches(range(len(rows)), [r.ids for r in rows], plan.tokens_per_pass, plan.layout)
-    return sum(float(loading.loss(model, to_batch([rows[i] for i in g], plan.layout))[0]) for g in groups)
+    return sum(float(forward.loss(model, to_batch([rows[i] for i in g], plan.layout))) for g in groups)

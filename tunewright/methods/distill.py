@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tunewright.core.config import Plan
-from tunewright.model import loading, losses
+from tunewright.model import forward, losses
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Batch, Floats, microbatches, to_batch
 from tunewright.tokens.prefix_tree import Ints
 from tunewright.tokens.rendering import Rendered
@@ -50,7 +51,7 @@ def gold(row: Rendered) -> DistillRow:
 
 @torch.inference_mode()
 def with_teacher(
-    teacher: Any,
+    teacher: LanguageModel,
     heard: Sequence[Rendered],
     learned: Sequence[Rendered],
     layout: Any,
@@ -63,7 +64,7 @@ def with_teacher(
     for group in microbatches(range(len(heard)), [r.ids for r in heard], TOKENS, layout):
         part = [heard[i] for i in group]
         batch = to_batch(part, layout)
-        share_NV = loading.forward(teacher, batch).float().softmax(-1)
+        share_NV = forward.logits(teacher, batch).float().softmax(-1)
         top = share_NV.topk(min(K, share_NV.shape[1]), -1)
         soft_NK, share_NK = top.indices.cpu().numpy(), (top.values / top.values.sum(1, keepdim=True)).cpu().numpy()
         cuts = np.cumsum([r.supervised for r in part])[:-1]
@@ -93,14 +94,13 @@ def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> li
     return made
 
 
-def loss(model: Any, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
+def loss(model: LanguageModel, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
     assert isinstance(batch, SoftBatch)
-    device = next(model.parameters()).device
+    device = model.device
     weight_N = torch.from_numpy(batch.weight_N).to(device)
     soft_NK, share_NK = torch.from_numpy(batch.soft_NK).to(device), torch.from_numpy(batch.share_NK).to(device)
-    if loading.frozen_head(model):
-        head_VD = model.get_output_embeddings().weight
-        logits_NV = loading.hidden(model, batch, plan.gradient_checkpointing) @ head_VD.T
+    if forward.frozen_head(model):
+        logits_NV = forward.hidden(model, batch, plan.gradient_checkpointing) @ model.head_VD.T
     else:
-        logits_NV = loading.forward(model, batch, plan.gradient_checkpointing)
-    return losses.soft_cross_entropy(logits_NV, soft_NK, share_NK, weight_N)
+        logits_NV = forward.logits(model, batch, plan.gradient_checkpointing)
+    return losses.soft_cross_entropy(logits_NV, soft_NK, share_NK, weight_N), float(batch.weight_N.sum())

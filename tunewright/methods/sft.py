@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from tunewright.core.config import Plan
 from tunewright.data.examples import Example
-from tunewright.model import loading
+from tunewright.model import forward
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Batch, microbatches, to_batch
 from tunewright.tokens.rendering import Rendered, Template, for_training
 
@@ -23,5 +23,5 @@ def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> li
     return [to_batch([rendered[i] for i in group], plan.layout) for group in groups]
 
 
-def loss(model: Any, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
-    return loading.loss(model, batch, plan.gradient_checkpointing)
+def loss(model: LanguageModel, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
+    return forward.loss(model, batch, plan.gradient_checkpointing), float(batch.weight_N.sum())

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunewright.model import attention, loading
+from tunewright.model import attention, forward
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import microbatches, to_batch
 from tunewright.tokens.rendering import after
 
@@ -36,9 +37,9 @@ class Decoding:
     window: int | None = None
 
 
-def stop_ids(model: Any, eos: int) -> tuple[int, ...]:
+def stop_ids(model: LanguageModel, eos: int) -> tuple[int, ...]:
     """The tokenizer's end token and those of the model's generation config: the only part of that config that is used."""
-    extra = getattr(model.generation_config, "eos_token_id", None)
+    extra = getattr(model.module.generation_config, "eos_token_id", None)
     return tuple(sorted({eos, *(extra if isinstance(extra, list) else [extra] if isinstance(extra, int) else [])}))
 
 
@@ -51,18 +52,18 @@ class Prefix:
 
 
 @torch.inference_mode()
-def prefill(model: Any, ids: Sequence[int]) -> Prefix:
+def prefill(model: LanguageModel, ids: Sequence[int]) -> Prefix:
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
-    device = next(model.parameters()).device
-    model.get_decoder()(torch.tensor([list(ids)], device=device), past_key_values=cache, use_cache=True)
+    cache = DynamicCache(config=model.module.config)
+    device = model.device
+    model.decoder(torch.tensor([list(ids)], device=device), past_key_values=cache, use_cache=True)
     return Prefix(tuple(ids), tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))
 
 
 @torch.inference_mode()
 def greedy(
-    model: Any,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     how: Decoding,
     watch: Callable[[int], None] = lambda _: None,
@@ -98,7 +99,7 @@ def greedy(
 
 @torch.inference_mode()
 def label_logprobs(
-    model: Any,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[Sequence[int]]],
     how: Decoding,
@@ -121,7 +122,7 @@ def label_logprobs(
         for part in [branches] if how.exact_batch else [[b] for b in branches]:
             said = [after(prompts[r], labels[r][j], r) for r, j in part]
             batch = to_batch(said, "shared" if how.exact_batch else "padded")
-            logp_NV = loading.forward(model, batch).float().log_softmax(-1)
+            logp_NV = forward.logits(model, batch).float().log_softmax(-1)
             logp_N = logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0].double().cpu().numpy()
             ends = np.cumsum([one.supervised for one in said])[:-1]
             for branch, logp in zip(part, np.split(logp_N[batch.which_M], ends), strict=True):
@@ -151,7 +152,7 @@ class _State:
     ``real_BK`` marks the cache's tokens that are not padding; ``next_B`` is each row's next position.
     """
 
-    model: Any
+    model: LanguageModel
     cache: Any
     prefix: tuple[tuple[Tensor, Tensor], ...]
     prefixed: bool
@@ -173,10 +174,10 @@ class _State:
         else:
             given["attention_mask"] = self.real_BK
         if not self.model.plain_head:
-            return torch.as_tensor(self.model(ids_BQ, logits_to_keep=1 if last_only else 0, **given).logits)
-        hidden_BQD = self.model.get_decoder()(ids_BQ, **given).last_hidden_state
+            return torch.as_tensor(self.model.module(ids_BQ, logits_to_keep=1 if last_only else 0, **given).logits)
+        hidden_BQD = self.model.decoder(ids_BQ, **given).last_hidden_state
         # A view of the last position is not contiguous, and torch would then copy the head's weights for every row.
-        return torch.as_tensor(self.model.get_output_embeddings()(hidden_BQD[:, -1:].contiguous() if last_only else hidden_BQD))
+        return torch.as_tensor(self.model.head(hidden_BQD[:, -1:].contiguous() if last_only else hidden_BQD))
 
     def keep(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
@@ -185,7 +186,7 @@ class _State:
 
 @contextlib.contextmanager
 def _decoding(
-    model: Any, prompts: list[Sequence[int]], how: Decoding, known: Prefix | None = None
+    model: LanguageModel, prompts: list[Sequence[int]], how: Decoding, known: Prefix | None = None
 ) -> Iterator[tuple[_State, Tensor]]:
     """(state after the prompts, logits_BV of the first new token).
 
@@ -194,7 +195,7 @@ def _decoding(
     """
     from transformers import DynamicCache
 
-    device = next(model.parameters()).device
+    device = model.device
     plain = not how.exact_batch or how.window is not None
     if known is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= SHARE_FROM:
         known = prefill(model, prompts[0][:same])
@@ -206,6 +207,6 @@ def _decoding(
     real = torch.tensor([[0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
     start = torch.full((len(own),), shared, device=device)
     held = known.layers if known is not None and shared else ()
-    state = _State(model, DynamicCache(config=model.config), held, not plain, real[:, :0], start)
-    with contextlib.nullcontext() if plain else attention.attending(model, attention.PREFIXED):
+    state = _State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
+    with contextlib.nullcontext() if plain else attention.attending(model.module, attention.PREFIXED):
         yield state, state.feed(ids, real, last_only=True)[:, -1]

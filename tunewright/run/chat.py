@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunewright.core import run_folder
 from tunewright.core.config import Plan, load
@@ -14,7 +13,9 @@ from tunewright.core.run_folder import Run
 from tunewright.data.examples import Message
 from tunewright.export import export
 from tunewright.model import loading
+from tunewright.model.facts import read_facts
 from tunewright.model.generate import Decoding, greedy, stop_ids
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.rendering import Template
 
@@ -23,7 +24,7 @@ from tunewright.tokens.rendering import Template
 class ChatModel:
     """A run's model, ready to answer. ``instruction`` is the system message that its training rows share."""
 
-    model: Any
+    model: LanguageModel
     template: Template
     instruction: str | None
     packable: bool
@@ -37,7 +38,7 @@ def load_run(run: Run) -> ChatModel:
         Plan.model_validate(run_folder.read_json(run.plan)),
         run_folder.read_json(run.receipt),
     )
-    facts = loading.facts(config.model)
+    facts = read_facts(config.model)
     if facts.sha256 != receipt["model"]["sha256"]:
         raise RunError(
             "RESUME_MISMATCH",

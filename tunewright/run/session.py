@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunewright.core import run_folder
 from tunewright.core.config import Config, Plan
@@ -25,8 +24,9 @@ from tunewright.judge.arms.arm import Arm
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.protocol import Protocol
 from tunewright.model import adapters, fused_llama, loading
+from tunewright.model.facts import Facts, read_facts
 from tunewright.model.generate import Decoding, stop_ids
-from tunewright.model.loading import Facts
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.rendering import Rendered, Template
 from tunewright.train import checkpoints, machine, planning
@@ -40,8 +40,8 @@ class Session:
     config: Config
     talk: Console
     command: str
-    model: Any = None
-    base: Any = None
+    model: LanguageModel | None = None
+    base: LanguageModel | None = None
     speaks: bool = False
 
     @functools.cached_property
@@ -56,7 +56,7 @@ class Session:
             else ""
         )
         self.talk.say(f"model {self.config.model}: reading its facts, probing its layout{once}")
-        return loading.facts(self.config.model)
+        return read_facts(self.config.model)
 
     @functools.cached_property
     def machine(self) -> machine.Machine:
@@ -150,44 +150,45 @@ class Session:
     def protocol(self) -> Protocol:
         return protocol.make(self.data, self.config.prove, self.families, self.rows("dev"), self.rows("test"), self.answer_tokens)
 
-    def trained(self) -> Any:
+    def trained(self) -> LanguageModel:
         """The model with the weights that training kept."""
         if not self.speaks:
-            checkpoints.load_trained(self.run, self.loaded())
+            checkpoints.load_trained(self.run, self.loaded().module)
             self.speaks = True
         return self.loaded()
 
-    def loaded(self) -> Any:
+    def loaded(self) -> LanguageModel:
         """The model in the plan's dtype with a fresh adapter, on the machine's device."""
         if self.model is None:
             self.model = self.fresh(self.plan)
         return self.model
 
-    def fresh(self, plan: Plan) -> Any:
+    def fresh(self, plan: Plan) -> LanguageModel:
         """Another copy of the base with an untrained adapter, as ``plan`` asks."""
         model = loading.load(self.facts.path, loading.torch_dtype(plan.dtype))
-        adapters.attach(model, plan.adapter, plan.seed)
-        model.to(self.machine.device)
-        model.lean = plan.kernels == "fused" and fused_llama.applies(model)
-        if plan.gradient_checkpointing == "layers" and not model.lean:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return model
+        adapters.attach(model.module, plan.adapter, plan.seed)
+        model.module.to(self.machine.device)
+        fused = plan.kernels == "fused" and fused_llama.applies(model.module)
+        if plan.gradient_checkpointing == "layers" and not fused:
+            model.module.gradient_checkpointing_enable({"use_reentrant": False})
+        return dataclasses.replace(model, kernels="fused" if fused else "transformers")
 
-    def base_model(self) -> Any:
+    def base_model(self) -> LanguageModel:
         """What is the base once adapters are off: the model itself, or a second copy where all weights were trained."""
         return self.untrained() if self.plan.adapter.kind == "none" else self.loaded()
 
-    def untrained(self) -> Any:
+    def untrained(self) -> LanguageModel:
         """A second copy of the base model, for the arms beside a model all of whose weights were trained."""
         if self.base is None:
-            self.base = loading.load(self.facts.path, loading.torch_dtype(self.plan.dtype)).to(self.machine.device)
+            self.base = loading.load(self.facts.path, loading.torch_dtype(self.plan.dtype))
+            self.base.module.to(self.machine.device)
         return self.base
 
     def _key(self, system: Arm, branch: str) -> str:
         """What an answer depends on besides its row and its prompt."""
         run = self.run.branch(branch) if branch else self.run
         weights = run_folder.read_json(run.training)["weights_sha256"] if system.uses_adapter and run.training.exists() else ""
-        facts = [weights, self.run.share, self.facts.sha256, self.template.sha256, self.answer_tokens, self.data.task.metric.name]
+        facts = [weights, self.run.scale, self.facts.sha256, self.template.sha256, self.answer_tokens, self.data.task.metric.name]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def judged(
@@ -196,7 +197,7 @@ class Session:
         side: str,
         system: Arm,
         rows: list[int] | None = None,
-        model: Callable[[], Any] | None = None,
+        model: Callable[[], LanguageModel] | None = None,
         of: str = "",
     ) -> list[Score]:
         """Answers to a side (or to some of its ``rows``) as ``system`` asks, a line a row in ``file``; read back where an earlier
@@ -206,7 +207,7 @@ class Session:
             kept, key = [Score.from_json(line) for line in run_folder.read_lines(file)], self._key(system, of)
             if [(s.row, s.key) for s in kept] == [(i, key) for i in rows]:
                 return kept
-        speaker = (model or (self.loaded if system.uses_adapter else self.base_model))()
+        speaker = (model or (self.trained if system.uses_adapter else self.base_model))()
         chosen, key = [self.data.examples[i] for i in rows], self._key(system, of)  # a branch has its weights only now
         if side == "test" and of:
             self.run.event("test_read", rows=len(rows), branch=of)

@@ -19,6 +19,7 @@ from tunewright.core import run_folder
 from tunewright.data.examples import Chat
 from tunewright.model import adapters, generate
 from tunewright.model.generate import Prefix
+from tunewright.model.language_model import LanguageModel
 from tunewright.run.session import Session
 from tunewright.tokens import rendering
 from tunewright.train import checkpoints
@@ -31,7 +32,7 @@ class Timed:
     """One way to answer: a model, its prompts, and what a prefix cache would hold. ``scale``: share of the adapter that speaks."""
 
     name: str
-    model: Any
+    model: LanguageModel
     scale: float
     prompts: list[list[int]]
     known: Prefix | None = None
@@ -87,14 +88,15 @@ def _ways(session: Session, verdict: dict[str, Any], chats: Sequence[Chat]) -> l
         ways.append(Timed(name, base, 0.0, asked))
         same = generate.common_prefix(asked)
         if same >= generate.SHARE_FROM and session.how.exact_batch and session.how.window is None:
-            with adapters.off(base):
+            with adapters.off(base.module):
                 ways.append(Timed(f"{name}, prompt cached", base, 0.0, asked, generate.prefill(base, asked[0][:same])))
     return ways
 
 
-def _merged(session: Session) -> Any:
-    model = checkpoints.load_trained(session.run, session.fresh(session.plan))
-    adapters.merge(model)
+def _merged(session: Session) -> LanguageModel:
+    model = session.fresh(session.plan)
+    checkpoints.load_trained(session.run, model.module)
+    adapters.merge(model.module)
     return model
 
 
@@ -113,7 +115,7 @@ def _one_by_one(session: Session, ways: Sequence[Timed]) -> tuple[Seconds, Secon
             for k in order.permutation(len(ways)):
                 w = ways[k]
                 for kind, limit in ((1, first_only), (0, how)):
-                    with adapters.scaled(w.model, w.scale):
+                    with adapters.scaled(w.model.module, w.scale):
                         begun = time.perf_counter()
                         (answer,) = generate.greedy(w.model, [w.prompts[i]], limit, known=w.known)
                         found[kind][w.name][i] = time.perf_counter() - begun
@@ -127,7 +129,7 @@ def _together(session: Session, ways: Sequence[Timed], size: int) -> dict[str, f
     batched = dataclasses.replace(session.how, batch_size=size)
     found = {}
     for w in ways:
-        with adapters.scaled(w.model, w.scale):
+        with adapters.scaled(w.model.module, w.scale):
             begun = time.perf_counter()
             generate.greedy(w.model, w.prompts, batched, known=w.known)
             found[w.name] = len(w.prompts) / (time.perf_counter() - begun)

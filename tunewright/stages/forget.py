@@ -65,7 +65,7 @@ def forget(session: Session) -> None:
         found["sweep"] = _sweep(session, scales)
         if asked.apply_best_scale:
             found["chosen"] = found["sweep"]["chosen"]
-            adapters.scale_in_place(model, found["chosen"])
+            adapters.scale_in_place(model.module, found["chosen"])
     if full:
         found["probes"] = _probes(session)
     if asked.regression_rows:
@@ -92,7 +92,7 @@ def own_answers(session: Session) -> list[Rendered]:
     chats = [e for i in rows if isinstance(e := session.data.examples[i], Chat)]
     asked = [rendering.for_generation(session.template, e.prompt) for e in chats]
     how = dataclasses.replace(session.how, max_new_tokens=min(64, session.answer_tokens))
-    with adapters.off(session.loaded()), session.talk.bar("base answers", len(asked)) as note:
+    with adapters.off(session.loaded().module), session.talk.bar("base answers", len(asked)) as note:
         said = generate.greedy(session.base_model(), asked, how, functools.partial(note, words="rows"))
     return [rendering.after(p, a, row) for row, p, a in zip(rows, asked, said, strict=True) if a]
 
@@ -144,7 +144,7 @@ def _sweep(session: Session, scales: Sequence[float]) -> dict[str, Any]:
     (tuned,) = session.families["tuned"]
     scores: dict[float, list[float]] = {}
     for scale in scales:
-        with adapters.scaled(session.loaded(), scale):
+        with adapters.scaled(session.loaded().module, scale):
             system = dataclasses.replace(tuned, variant=f"scale{scale:g}")
             scores[scale] = [s.score for s in prove.answered(session, system, "dev")]
     return {"dev": {f"{s:g}": float(np.mean(x)) for s, x in scores.items()}, "chosen": choose(scores, higher)}
@@ -203,7 +203,7 @@ def _asked(
     template, how = session.template, dataclasses.replace(session.how, max_new_tokens=PROBE_TOKENS)
     model = session.trained() if trained else session.base_model()
     who = "tuned" if trained else "base"
-    with adapters.scaled(model, 1.0 if trained else 0.0):
+    with adapters.scaled(model.module, 1.0 if trained else 0.0):
         ids = [rendering.for_generation(template, q.messages) for q in asked]
         choices = [[rendering.completion_ids(template, q.messages, c) for c in q.choices] for q in asked]
         with session.talk.bar(f"{who} knowledge", len(asked)) as note:
@@ -244,7 +244,7 @@ def _kept(session: Session) -> dict[str, Any]:
     for name, trained in (("base", False), ("tuned", True)):
         model = session.trained() if trained else session.base_model()
         with (
-            adapters.scaled(model, 1.0 if trained else 0.0),
+            adapters.scaled(model.module, 1.0 if trained else 0.0),
             session.talk.bar(f"{name} must still work", len(rows)) as note,
         ):
             system = families.tuned(task)  # the scale alone says whether the trained weights answer

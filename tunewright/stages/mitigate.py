@@ -49,9 +49,9 @@ def mitigate(session: Session) -> None:
     steps = round(session.plan.steps * len(both) / len(rows))
     replayed = session.plan.model_copy(update={"rows": len(both), "steps": steps})
     ways = {
-        f"rate / {SLOWER:g}": Branch("slower", slower, rows, dev, sft, session.run.share),
+        f"rate / {SLOWER:g}": Branch("slower", slower, rows, dev, sft, session.run.scale),
         f"replay ({share:.0%} of the learned tokens)": Branch(
-            "replay", replayed, both, tuple(distill.gold(r) for r in dev), distill, session.run.share
+            "replay", replayed, both, tuple(distill.gold(r) for r in dev), distill, session.run.scale
         ),
     }
     texts = {"task": forget.own_answers(session), "generic": forget.generic(session, forget.STANDARD_TOKENS)[0]}
@@ -92,7 +92,7 @@ def replay(session: Session) -> list[Rendered]:
     asks = [ask.format(noun) for ask in ASKS for noun in probes.NOUNS][:count]
     asked = [rendering.for_generation(session.template, [Message("user", a)]) for a in asks]
     limit = dataclasses.replace(session.how, max_new_tokens=REPLAY_TOKENS)
-    with adapters.off(session.loaded()):
+    with adapters.off(session.loaded().module):
         with session.talk.bar("replay answers", len(asked)) as note:
             said = generate.greedy(session.loaded(), asked, limit, functools.partial(note, words="rows"))
         rows = [rendering.after(p, a, -1 - i) for i, (p, a) in enumerate(zip(asked, said, strict=True)) if a]

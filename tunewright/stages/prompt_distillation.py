@@ -80,7 +80,7 @@ def distill_rows(session: Session, rows: Sequence[int], side: str) -> list[Disti
     long = [rendering.for_generation(session.template, e.prompt) for e in chats]
     short = [rendering.for_generation(session.template, without(e.prompt)) for e in chats]
     model = session.loaded()
-    with adapters.off(model):
+    with adapters.off(model.module):
         with session.talk.bar(f"teacher's {side} answers", len(long)) as note:
             said = generate.greedy(model, long, session.how, functools.partial(note, words="rows"))
         ends = [[*a, session.template.eos] if len(a) < session.answer_tokens else a for a in said]

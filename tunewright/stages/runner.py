@@ -13,7 +13,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -142,9 +142,8 @@ def plan(session: Session) -> None:
         session.config, session.facts, planning.RowStats.of(rendered["train"]), session.machine, session.data.task.kind.name
     )
     session.plan = made
-    model = session.loaded()
     session.plan = made = _tested(session)
-    speed, count = loop.calibrate(model, sft, rendered["train"], made)
+    speed, count = loop.calibrate(session.loaded(), sft, rendered["train"], made)
     session.plan = planning.with_estimate(made, speed, machine.peak_gb(), count)
     say, estimate = session.talk.say, session.plan.estimate
     assert estimate is not None
@@ -181,6 +180,7 @@ def _tested(session: Session) -> Plan:
     for finding in found:
         if not finding.held:
             session.talk.warn(f"  self-test: {finding.told}")
+    session.model = replace(session.loaded(), kernels=plan.kernels)
     run_folder.write_json(session.run.selftest, {"seconds": seconds, "findings": [asdict(f) for f in found]})
     held = sum(f.held for f in found)
     session.talk.say(f"self-test: {held} of {len(found)} properties hold on rows of this run ({seconds:.0f} s)")
@@ -227,10 +227,10 @@ def train(session: Session) -> None:
             note(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s")
 
         result = loop.train(model, sft, rendered["train"], rendered["dev"], plan, run, session.hashes, watch)
-    parameters = adapters.trainable(model)
+    parameters = adapters.trainable(model.module)
     written = checkpoints.save_weights(run.weights, parameters)
     count = sum(p.numel() for p in parameters.values())
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.module.parameters())
     facts = {"peak_gb": round(machine.peak_gb(), 2), "trained": count, "total": total, "weights_sha256": written}
     run_folder.write_json(run.training, {**asdict(result), **facts})
     early = f", stopped early after step {result.steps}" if result.stopped_early else ""

@@ -178,8 +178,8 @@ def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
             parameter.copy_(weights[name])
 
 
-def load_trained(run: Run, model: Any, share: float | None = None) -> Any:
-    """``model``, as attached, with the weights that training kept, at the run's own share of the update or another.
+def load_trained(run: Run, module: nn.Module, share: float | None = None) -> None:
+    """Put the weights that training kept into ``module``, as attached, at the run's own adapter scale or another.
 
     Raises RUN_DAMAGED where the file is not the one that training wrote.
     """
@@ -190,9 +190,8 @@ def load_trained(run: Run, model: Any, share: float | None = None) -> Any:
             where=str(run.weights),
             fix=f"remove {run.training}: the same command makes them again from the last checkpoint.",
         )
-    load_weights(run.weights, adapters.trainable(model))
-    adapters.scale_in_place(model, run.share if share is None else share)
-    return model
+    load_weights(run.weights, adapters.trainable(module))
+    adapters.scale_in_place(module, run.scale if share is None else share)
 
 
 def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
 from tunewright.core.run_folder import Run, append_line, read_lines, write_lines
 from tunewright.model.adapters import trainable
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Batch
 from tunewright.tokens.rendering import Rendered
@@ -29,7 +30,7 @@ class Method(Protocol):
     """The part of a module of `methods/` that the loop calls."""
 
     def batches(self, rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]: ...
-    def loss(self, model: Any, batch: Batch, plan: Plan) -> tuple[torch.Tensor, float]: ...
+    def loss(self, model: LanguageModel, batch: Batch, plan: Plan) -> tuple[torch.Tensor, float]: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def learning_rate(plan: Plan, step: int) -> float:
 
 
 def train(
-    model: Any,
+    model: LanguageModel,
     method: Method,
     rows: Sequence[Rendered],
     dev: Sequence[Rendered],
@@ -96,7 +97,7 @@ def train(
 
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
-    parameters = trainable(model)
+    parameters = trainable(model.module)
     optimizer = make_optimizer(parameters, plan)
     state = checkpoints.restore(run.checkpoints, parameters, optimizer, hashes) or checkpoints.State(0, hashes)
     checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
@@ -162,7 +163,7 @@ def _after(state: checkpoints.State, dev: float | None) -> checkpoints.State:
 
 
 def _logged_step(
-    model: Any,
+    model: LanguageModel,
     method: Method,
     rows: Sequence[Rendered],
     plan: Plan,
@@ -185,21 +186,23 @@ def _logged_step(
     }
 
 
-def calibrate(model: Any, method: Method, rows: Sequence[Rendered], plan: Plan, seconds: float = 4.0) -> tuple[float, int]:
+def calibrate(
+    model: LanguageModel, method: Method, rows: Sequence[Rendered], plan: Plan, seconds: float = 4.0
+) -> tuple[float, int]:
     """(tokens a second, passes measured) of forward and backward on real rows, after one pass to warm up. Leaves no gradient."""
     first, second = (method.batches(rows, packing.step_rows(len(rows), plan.batch_size, plan.seed, s), plan) for s in (0, 1))
-    model.train()
+    model.module.train()
     tokens, spent, count = 0, 0.0, 0
     for i, batch in enumerate([first[0], *first[1:], *second]):
         start = time.monotonic()
         total, _ = method.loss(model, batch, plan)
         total.backward()  # type: ignore[no-untyped-call]
-        model.zero_grad(set_to_none=True)
+        model.module.zero_grad(set_to_none=True)
         if i:
             tokens, spent, count = tokens + batch.tokens, spent + time.monotonic() - start, count + 1
         if spent > seconds:
             break
-    model.eval()
+    model.module.eval()
     return tokens / max(spent, 1e-9), count
 
 
@@ -212,7 +215,7 @@ def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> tor
 
 
 def take_step(
-    model: Any,
+    model: LanguageModel,
     method: Method,
     rows: Sequence[Rendered],
     plan: Plan,
@@ -227,13 +230,13 @@ def take_step(
     # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).
     weight = float(sum(b.weight_N.sum() for b in parts))
     optimizer.zero_grad(set_to_none=True)
-    model.train()
+    model.module.train()
     total = 0.0
     for batch in parts:
         loss_sum, _ = method.loss(model, batch, plan)
         (loss_sum / weight).backward()  # type: ignore[no-untyped-call]
         total += float(loss_sum.detach())
-    model.eval()
+    model.module.eval()
     norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), plan.max_grad_norm))
     loss = total / weight
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -249,15 +252,15 @@ def take_step(
 
 
 @torch.no_grad()
-def dev_loss(model: Any, method: Method, dev: Sequence[Rendered], plan: Plan) -> float:
+def dev_loss(model: LanguageModel, method: Method, dev: Sequence[Rendered], plan: Plan) -> float:
     """Nats a supervised token over all dev rows, dropout off."""
-    was = model.training
-    model.eval()
+    was = model.module.training
+    model.module.eval()
     total, weight = 0.0, 0.0
     for batch in method.batches(dev, range(len(dev)), plan):
         loss_sum, part = method.loss(model, batch, plan)
         total, weight = total + float(loss_sum), weight + part
-    model.train(was)
+    model.module.train(was)
     return total / weight
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from tunewright.core.config import Config, Estimate, Plan, Recompute
 from tunewright.core.errors import ConfigError
 from tunewright.data.metrics import Kind
-from tunewright.model.loading import Facts
+from tunewright.model.facts import Facts
 from tunewright.tokens.packing import Layout
 from tunewright.tokens.rendering import Rendered
 from tunewright.train.machine import Machine

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tunewright.core.config import Plan
 from tunewright.model.adapters import LoRALinear, trainable
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import prefix_tree
 from tunewright.tokens.packing import Batch, step_rows
 from tunewright.tokens.rendering import Rendered
@@ -84,14 +85,14 @@ class Profile:
         return found
 
 
-def flops(model: Any, tokens: int, pairs: int, predicted: int) -> float:
+def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> float:
     """Of a step's forward and backward pass. For each token 4 for every frozen weight of a matrix (forward, and backward to the
     input), 6 for every trained one; the head only where something is predicted; 12 for each layer, attention width and
     (query, key) pair."""
-    head = model.get_output_embeddings().weight
-    config = model.config.get_text_config()
+    head_VD = model.head_VD
+    config = model.module.config.get_text_config()
     frozen = trained = 0
-    for layer in model.get_decoder().modules():
+    for layer in model.decoder.modules():
         if isinstance(layer, LoRALinear):
             trained += layer.lora_A.numel() + layer.lora_B.numel()
         elif isinstance(layer, torch.nn.Linear):
@@ -99,14 +100,14 @@ def flops(model: Any, tokens: int, pairs: int, predicted: int) -> float:
             trained += layer.weight.numel() if layer.weight.requires_grad else 0
     heads = int(getattr(config, "num_attention_heads", 0) or 1)
     width = heads * int(getattr(config, "head_dim", 0) or config.hidden_size // heads)
-    once = 6.0 if head.requires_grad else 4.0
+    once = 6.0 if head_VD.requires_grad else 4.0
     attention = 12.0 * int(config.num_hidden_layers) * width * pairs
-    return (4.0 * frozen + 6.0 * trained) * tokens + once * int(head.numel()) * predicted + attention
+    return (4.0 * frozen + 6.0 * trained) * tokens + once * int(head_VD.numel()) * predicted + attention
 
 
-def measure(model: Any, method: loop.Method, rows: Sequence[Rendered], plan: Plan, peak_gflops: float) -> Profile:
+def measure(model: LanguageModel, method: loop.Method, rows: Sequence[Rendered], plan: Plan, peak_gflops: float) -> Profile:
     """Take `STEPS` steps after one to warm up, watched by torch's profiler; weights are put back as they were."""
-    parameters = trainable(model)
+    parameters = trainable(model.module)
     before: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = loop.make_optimizer(parameters, plan)
     loop.take_step(model, method, rows, plan, 0, optimizer, parameters)
@@ -123,7 +124,7 @@ def measure(model: Any, method: loop.Method, rows: Sequence[Rendered], plan: Pla
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(before[name])
-    model.zero_grad(set_to_none=True)
+    model.module.zero_grad(set_to_none=True)
     batches = [
         b for step in range(STEPS) for b in method.batches(rows, step_rows(len(rows), plan.batch_size, plan.seed, step), plan)
     ]
@@ -142,7 +143,7 @@ def measure(model: Any, method: loop.Method, rows: Sequence[Rendered], plan: Pla
     )
 
 
-def _flops(model: Any, batch: Batch) -> float:
+def _flops(model: LanguageModel, batch: Batch) -> float:
     rows, width = batch.ids_BT.shape
     pairs = prefix_tree.pairs(batch.segments) if batch.segments else rows * width * (width + 1) // 2
     return flops(model, batch.ids_BT.size, pairs, len(batch.target_N))

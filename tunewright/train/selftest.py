@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from tunewright.core.errors import ModelError, TrainError
 from tunewright.data.examples import Chat, Example
 from tunewright.methods import sft
 from tunewright.model import adapters, generate
+from tunewright.model.language_model import Kernels, LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import to_batch
 from tunewright.tokens.rendering import Rendered, Template
@@ -41,9 +41,10 @@ class Finding:
 
 
 def run(
-    model: Any, template: Template, examples: Sequence[Example], rows: Sequence[Rendered], plan: Plan
+    model: LanguageModel, template: Template, examples: Sequence[Example], rows: Sequence[Rendered], plan: Plan
 ) -> tuple[Plan, tuple[Finding, ...], float]:
-    """(the plan, or a slower one that computes the right thing; what was found; seconds). The model is left as it was.
+    """(the plan, or a slower one that computes the right thing; what was found; seconds). The weights are left as they were; the caller
+    takes the plan's kernels from here on.
 
     Raises SELFTEST_PROMPT, SELFTEST_STOP, SELFTEST_BASE, SELFTEST_GRADIENT or SELFTEST_LOSS.
     """
@@ -52,8 +53,8 @@ def run(
     chats = [(e, r) for r in few if isinstance(e := examples[r.row], Chat)]
     if chats:
         found += [prompts(template, chats), stops(template, chats, generate.stop_ids(model, template.eos))]
-    model.eval()
-    if plan.kernels == "fused" and not model.lean:
+    model.module.eval()
+    if plan.kernels == "fused" and model.kernels != "fused":
         why = "our kernels know plain LoRA on every linear layer and no dropout; this adapter is another"
         plan = _with(plan, why, kernels="transformers")
     with _speaking(model):
@@ -62,7 +63,6 @@ def run(
         reference = computed(model, [[r] for r in few], plan, "padded", "transformers")
         found.append(trains(model, reference.gradient))
         plan, computing = same(model, few, plan, reference)
-    model.lean = plan.kernels == "fused"  # never on where it was off
     return plan, (*found, computing), round(time.monotonic() - begun, 1)
 
 
@@ -98,7 +98,7 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
                     "SELFTEST_PROMPT",
                     "what is learned does not begin where a served prompt ends.",
                     where=chat.where,
-                    fix="use another chat template (template=FILE); `tunewright show` prints the row as it is learned.",
+                    fix="use another chat template (template=FILE); `tunewright preview` prints the row as it is learned.",
                 )
     return Finding("prompts", f"{count} turns of {len(chats)} rows begin with the very tokens that a server would send")
 
@@ -121,26 +121,26 @@ def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequ
 
 
 @torch.no_grad()
-def base(model: Any, row: Rendered) -> Finding:
-    ids = torch.tensor([row.ids], device=next(model.parameters()).device)
+def base(model: LanguageModel, row: Rendered) -> Finding:
+    ids = torch.tensor([row.ids], device=model.device)
 
     def logits() -> Tensor:
-        found: Tensor = model(ids, use_cache=False).logits
+        found: Tensor = model.module(ids, use_cache=False).logits
         return found
 
     spoken = logits()
-    with adapters.off(model):
+    with adapters.off(model.module):
         quiet = logits()
-    with adapters.detached(model):
+    with adapters.detached(model.module):
         bare = logits()
     if not torch.equal(quiet, bare) or torch.equal(spoken, bare):
         raise TrainError("SELFTEST_BASE", "the model with its adapter off is not the base model, or the adapter says nothing.")
     return Finding("base", "with its adapter off the model is the base, bit for bit; with it on it is not")
 
 
-def trains(model: Any, gradient: dict[str, Tensor]) -> Finding:
+def trains(model: LanguageModel, gradient: dict[str, Tensor]) -> Finding:
     dead = [name for name, g in gradient.items() if not bool(torch.isfinite(g).all()) or not bool(g.any())]
-    stray = [name for name, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
+    stray = [name for name, p in model.module.named_parameters() if not p.requires_grad and p.grad is not None]
     if dead or stray:
         what = f"{dead[0]} gets no finite gradient" if dead else f"{stray[0]} is frozen and gets a gradient"
         raise TrainError("SELFTEST_GRADIENT", f"{what}.", fix="adapter.targets may name layers that do not take part.")
@@ -156,16 +156,16 @@ class LossAndGrad:
     gradient: dict[str, Tensor]
 
 
-def same(model: Any, rows: Sequence[Rendered], plan: Plan, reference: LossAndGrad) -> tuple[Plan, Finding]:
+def same(model: LanguageModel, rows: Sequence[Rendered], plan: Plan, reference: LossAndGrad) -> tuple[Plan, Finding]:
     """The fastest plan whose loss and gradient are those of the reference. Raises SELFTEST_LOSS where none is."""
-    kernels = ("fused", "transformers") if plan.kernels == "fused" else ("transformers",)
+    kernels: tuple[Kernels, ...] = ("fused", "transformers") if plan.kernels == "fused" else ("transformers",)
     relative, absolute, limit = TOLERANCE[plan.dtype]
     allowed = relative * reference.loss + absolute / reference.tokens**0.5
     tried: list[str] = []
     for layout, kernel in product(dict.fromkeys((plan.layout, "padded")), kernels):
         found = computed(model, [list(rows)], plan, layout, kernel)
         gap, apart = abs(found.loss - reference.loss), _apart(found.gradient, reference.gradient)
-        way = f"{layout} rows in {'our kernels' if kernel == 'lean' else 'its own modules'}"
+        way = f"{layout} rows in {'our kernels' if kernel == 'fused' else 'its own modules'}"
         told = f"{way}: loss {gap:.1e} nats and gradient {apart:.1e} of its size away from rows alone in its own modules"
         if gap <= allowed and apart <= limit:
             if not tried:
@@ -187,22 +187,19 @@ def _with(plan: Plan, why: str, **numbers: str) -> Plan:
     return plan.model_copy(update={**changed, "reasons": {**plan.reasons, **dict.fromkeys(changed, why)}})
 
 
-def computed(model: Any, groups: Sequence[list[Rendered]], plan: Plan, layout: str, kernel: str) -> LossAndGrad:
+def computed(model: LanguageModel, groups: Sequence[list[Rendered]], plan: Plan, layout: str, kernels: Kernels) -> LossAndGrad:
     """One pass a group; the model's gradients are left empty."""
-    was, model.lean = getattr(model, "lean", False), kernel == "fused"
+    model = replace(model, kernels=kernels)
     total, weight = 0.0, 0.0
-    try:
-        for group in groups:
-            batch = to_batch(group, layout)  # type: ignore[arg-type]
-            nats, part = sft.loss(model, batch, plan)
-            nats.backward()  # type: ignore[no-untyped-call]
-            total, weight = total + float(nats.detach()), weight + part
-    finally:
-        model.lean = was
-    trained = list(adapters.trainable(model).items())
+    for group in groups:
+        batch = to_batch(group, layout)  # type: ignore[arg-type]
+        nats, part = sft.loss(model, batch, plan)
+        nats.backward()  # type: ignore[no-untyped-call]
+        total, weight = total + float(nats.detach()), weight + part
+    trained = list(adapters.trainable(model.module).items())
     step = -(-len(trained) // COMPARED)
     gradient = {n: (torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n, p in trained[::step]}
-    model.zero_grad(set_to_none=True)
+    model.module.zero_grad(set_to_none=True)
     return LossAndGrad(total / weight, weight, gradient)
 
 
@@ -214,9 +211,9 @@ def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @contextmanager
-def _speaking(model: Any) -> Iterator[None]:
+def _speaking(model: LanguageModel) -> Iterator[None]:
     """Within, the adapter says something: at the start its B is zero, and half of its gradient with it."""
-    layers = list(adapters.adapted(model).values())
+    layers = list(adapters.adapted(model.module).values())
     before = [layer.lora_B.detach().clone() for layer in layers]
     generator = torch.Generator().manual_seed(0)
     try:
@@ -228,4 +225,4 @@ def _speaking(model: Any) -> Iterator[None]:
         with torch.no_grad():
             for layer, b in zip(layers, before, strict=True):
                 layer.lora_B.copy_(b)
-        model.zero_grad(set_to_none=True)
+        model.module.zero_grad(set_to_none=True)

@@ -1,0 +1,89 @@
+"""Facts of a model: what is known without loading its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tunewright.core.errors import ModelError
+from tunewright.model import arch_probe, loading, model_files
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model is, read from its folder and from a twin of two layers with random weights.
+
+    ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared, give equal
+    logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in
+    training. ``fused``: its layers can be run by `fused_llama`.
+    ``sha256``: over config and weight files.
+    """
+
+    name: str
+    path: str
+    model_type: str
+    hidden: int
+    layers: int
+    heads: int
+    vocabulary: int
+    context: int
+    parameters: int
+    dtype: str
+    window: int | None
+    shareable: bool
+    packable: bool
+    leak: str
+    draws: bool
+    fused: bool
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_facts(name: str) -> Facts:
+    """Facts of a model by name. No weights are loaded; a tiny twin is probed for leaks between rows of one pass."""
+    folder = loading.resolve(name)
+    model_files.check(folder)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(
+            "MODEL_UNSUPPORTED",
+            f"transformers does not know this model: {str(error).splitlines()[0][:200]}",
+            where=str(folder),
+            fix="update transformers.",
+        ) from None
+    text = config.get_text_config()
+    parameters, dtypes = model_files.sizes(folder)
+    probed = arch_probe.probe(config)
+    return Facts(
+        name=name,
+        path=str(folder),
+        model_type=config.model_type,
+        hidden=int(text.hidden_size),
+        layers=int(text.num_hidden_layers),
+        heads=int(getattr(text, "num_attention_heads", 0) or 1),
+        vocabulary=int(text.vocab_size),
+        context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000),
+        parameters=parameters,
+        dtype="/".join(sorted(dtypes)),
+        window=window_of(text),
+        shareable=not probed.leak["shared"],
+        packable=not probed.leak["packed"],
+        leak=probed.leak["packed"] or probed.leak["shared"],
+        draws=probed.draws,
+        fused=probed.fused,
+        sha256=model_files.digest(folder),
+    )
+
+
+def window_of(config: Any) -> int | None:
+    """The sliding window, where some layer attends through one."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    found = getattr(config, "sliding_window", None)
+    return int(found) if found else None

@@ -1,0 +1,67 @@
+"""A causal language model as a value: transformers' module, and how its forward passes are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Kernels = Literal["fused", "transformers"]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """``kernels``: who computes the decoder of a flat batch, `fused_llama` or the module itself. ``plain_head``: logits are
+    just head(hidden), with no scale, cap or bias (`has_plain_head`).
+
+    The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
+    kernels makes another value with `dataclasses.replace`, over the same module.
+    """
+
+    module: PreTrainedModel
+    kernels: Kernels = "transformers"
+    plain_head: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = next(self.module.parameters()).device
+        return found
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """The module without its output head."""
+        found: torch.nn.Module = self.module.get_decoder()
+        return found
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """The output head: hidden states to logits."""
+        found: torch.nn.Module = self.module.get_output_embeddings()
+        return found
+
+    @property
+    def head_VD(self) -> torch.Tensor:
+        """The head's weights: vocabulary by width."""
+        found: torch.Tensor = self.module.get_output_embeddings().weight
+        return found
+
+
+def of(module: PreTrainedModel, kernels: Kernels = "transformers") -> LanguageModel:
+    """A loaded module, in eval mode, as a value."""
+    return LanguageModel(module, kernels, has_plain_head(module))
+
+
+def has_plain_head(module: PreTrainedModel) -> bool:
+    """Whether logits are just head(hidden): asked of the module itself, because some scale or cap them."""
+    head = module.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
+        return False
+    device = head.weight.device
+    ids_BT = torch.arange(1, 5, device=device)[None] % module.config.get_text_config().vocab_size
+    with torch.no_grad():
+        hidden_BTD = module.get_decoder()(ids_BT, use_cache=False).last_hidden_state
+        return torch.equal(module(ids_BT, use_cache=False).logits, head(hidden_BTD))
