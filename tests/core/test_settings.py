@@ -17,7 +17,7 @@ from tunewright.core.config import Config, explain
 from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
-from tunewright.export import export
+from tunewright.export import merged
 from tunewright.judge import calibration
 from tunewright.model import loading
 from tunewright.run.session import Session
@@ -212,7 +212,7 @@ def test_what_single_functions_make_of_the_rest() -> None:
 
     assert verdict(0.01) != verdict(0.3)
     facts: Any = SimpleNamespace(parameters=10, dtype="F32")
-    assert [export.merged_dtype(config.load(None, export__dtype=d), facts)[0] for d in ("float16", "auto")] == [
+    assert [merged.stored(config.load(None, export__dtype=d), facts) for d in ("float16", "auto")] == [
         "float16",
         "float32",
     ]
