@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core.run_folder import Run, read_json, write_atomic
 from tunewright.export import EXPORTS
-from tunewright.judge.protocol import doubts
+from tunewright.judge.verdict import doubts
 
 
 def write(run: Run) -> None:

@@ -11,7 +11,7 @@ from tunewright.core.config import Config, Plan
 from tunewright.core.run_folder import Run
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.rendering import Template
+from tunewright.tokens.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,7 @@ from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Source
 from tunewright.model import adapters, arch_probe, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.rendering import Template
+from tunewright.tokens.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
