@@ -29,6 +29,7 @@ from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
 from tunewright.data.examples import Text
 from tunewright.export import card, export
+from tunewright.export.kind import Source
 from tunewright.methods import sft
 from tunewright.model import adapters
 from tunewright.model.generate import stop_ids
@@ -252,7 +253,8 @@ def leave(session: Session) -> None:
         ]
     session.talk.say("export: writing, reloading in a fresh process, comparing")
     stop = stop_ids(session.loaded(), session.template.eos)
-    for done in export.export(session.run, session.config, session.plan, session.facts, session.template, canaries, stop):
+    source = Source(session.run, session.config, session.plan, session.facts, session.template)
+    for done in export.export(source, canaries, stop):
         session.talk.say(
             f"  {done.kind}: largest logit difference {done.largest_difference:.1e}, {done.same_texts} of {done.canaries} greedy texts equal; {done.path}"
         )
