@@ -22,7 +22,6 @@ class ModelFacts(Value):
     context: int = Field(description="Longest sequence, in tokens.")
     parameters: int = Field(description="Number of weights.")
     dtype: str = Field(description="Dtype of the stored weights, as safetensors names it.")
-    tied: bool = Field(description="Whether embedding and head are one matrix.")
     window: int | None = Field(description="Sliding attention window in tokens; null if there is none.")
     shareable: bool = Field(description="Whether rows may share the computation of a common beginning.")
     packable: bool = Field(description="Whether several rows may be computed in one pass.")
