@@ -1,4 +1,4 @@
-"""Ours, one idea after the other: padded rows, packed, head on labelled tokens only, the lean decoder, shared beginnings.
+"""Ours, one idea after the other: padded rows, packed, head on labelled tokens only, the fused decoder, shared beginnings.
 
 python benchmarks/ablation.py [--pairs 3] [--only NAME ...]      Writes results/ablation.json and results/ablation.md.
 """
@@ -22,10 +22,10 @@ from tunewright.train import machine
 # Each line has all above it. Passes are small where that is faster and all five have to fit into memory beside each other.
 SMALL = {"capacity": 1024}
 STAGES: dict[str, dict[str, Any]] = {
-    "padded, head on every token": {"layout": "padded", "all_logits": True, "lean": False, **SMALL},
-    "packed": {"layout": "packed", "all_logits": True, "lean": False, **SMALL},
-    "head on labelled tokens only": {"layout": "packed", "lean": False, **SMALL},
-    "lean decoder": {"layout": "packed", **SMALL},
+    "padded, head on every token": {"layout": "padded", "all_logits": True, "fused": False, **SMALL},
+    "packed": {"layout": "packed", "all_logits": True, "fused": False, **SMALL},
+    "head on labelled tokens only": {"layout": "packed", "fused": False, **SMALL},
+    "fused decoder": {"layout": "packed", **SMALL},
     "shared beginnings": {"layout": "shared"},
 }
 

@@ -6,6 +6,7 @@ python benchmarks/judging.py [--rows 500]      (or: make bench)
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -57,8 +58,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = int(tokenizer.eos_token_id)
     ours = loading.load(folder, torch.bfloat16)
-    adapters.attach(ours, AdapterConfig(rank=16), 0)  # as in a run: the adapter speaks, at its start a zero
-    ours.lean = fused_llama.applies(ours)
+    adapters.attach(ours.module, AdapterConfig(rank=16), 0)  # as in a run: the adapter speaks, at its start a zero
+    if fused_llama.applies(ours.module):
+        ours = dataclasses.replace(ours, kernels="fused")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     draw = random.Random(0)
     # Messages of 20 to 70 tokens after the shared instruction of 200: real rows are not of one length.

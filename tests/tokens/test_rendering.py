@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError, ModelError
 from tunewright.data.examples import Chat, Message, Text
-from tunewright.tokens import rendering
-from tunewright.tokens.rendering import for_generation, for_training
-from tunewright.tokens.template import Template, load_template
+from tunewright.tokens.rendering import completion_ids, decode, for_generation, for_training
+from tunewright.tokens.template import Template, _choose_kwargs, load_template
 
 TEMPLATES = sorted(
     p
@@ -40,7 +39,7 @@ TWO_TURNS = Chat(
 def outcome(path: Path) -> str:
     """one, per turn, or the code of the refusal; checks everything that a trained sequence must hold."""
     try:
-        template = rendering._choose_kwargs(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
+        template = _choose_kwargs(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
         sequences = for_training(template, TWO_TURNS)
     except (DataError, ModelError) as error:
         code = error.problems[0].code
@@ -91,7 +90,7 @@ def test_a_served_thought_is_cured_by_its_own_switch() -> None:
         "<|im_start|>assistant\n{% endif %}",
         "<|im_start|>assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
     )
-    template = rendering._choose_kwargs(Template(byte_tokenizer(switched)))
+    template = _choose_kwargs(Template(byte_tokenizer(switched)))
     assert template.kwargs == {"enable_thinking": False}
     assert len(for_training(template, TWO_TURNS)) == 1
 
@@ -102,11 +101,11 @@ def test_a_template_that_writes_the_date_writes_the_runs(tmp_path: Path, model_f
     folder, file = model_folder("llama"), str(tmp_path / "dated.jinja")
     then = load_template(folder, file, "2024-07-26")
     (row,) = for_training(then, TWO_TURNS)
-    assert rendering.decode(then, row.ids).startswith("Today: 26 Jul 2024")
+    assert decode(then, row.ids).startswith("Today: 26 Jul 2024")
     assert for_generation(then, TWO_TURNS.messages[:1])[:20] == list(row.ids[:20])
     now = load_template(folder, file)
     assert now.day == datetime.date.today()
-    assert rendering.decode(now, for_generation(now, TWO_TURNS.messages[:1])).startswith(f"Today: {now.day:%d %b %Y}")
+    assert decode(now, for_generation(now, TWO_TURNS.messages[:1])).startswith(f"Today: {now.day:%d %b %Y}")
     assert now.sha256 != then.sha256
     assert load_template(folder, None, "2024-07-26").sha256 == load_template(folder).sha256, "a template without a date has none"
 
@@ -174,10 +173,10 @@ def test_any_chat_served_is_trained_and_spells_no_special_token(contents: list[s
         if message.role == "assistant":
             prompt = for_generation(template, chat.messages[:k])
             assert ids[: len(prompt)] == prompt
-            answer = rendering.completion_ids(template, chat.messages[:k], message.content)
+            answer = completion_ids(template, chat.messages[:k], message.content)
             assert ids[len(prompt) : len(prompt) + len(answer)] == answer
             assert answer[-1] == end
-            assert rendering.decode(template, answer) == message.content
+            assert decode(template, answer) == message.content
     assert sum(sequence.weights) == sum(len(m.content.encode()) + 1 for m in chat.messages if m.role == "assistant")
 
 

@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from build import FLAGS, cli, plan_of, rows, tiny_model
+from build import FLAGS, cli, plan_of, tiny_model, train_rows, training_of
 
 from tunewright.core import run_folder
 from tunewright.core.errors import RunError, TrainError
 from tunewright.core.run_folder import Run
-from tunewright.methods import sft
 from tunewright.model import adapters
 from tunewright.train import checkpoints, loop
 
@@ -55,7 +54,7 @@ def train(folder: Path, steps: int = 6) -> tuple[list[torch.Tensor], Run]:
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        loop.train(model, sft, rows(9), rows(3, seed=5), plan, run, {"data": "d"}, stop)
+        loop.train(training_of(model, plan, train_rows(9), train_rows(3, seed=5), run), stop)
     return [p.detach().clone() for p in adapters.trainable(model).values()], run
 
 
