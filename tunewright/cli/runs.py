@@ -1,4 +1,4 @@
-"""`tunewright runs`: list, show, compare, make again and remove; and what all verbs share."""
+"""`tunewright runs`: list, show, compare, reproduce and remove runs; and the options that all commands share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, make again and remove runs.")
-Root = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+runs_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, reproduce and remove runs."
+)
+Root = Annotated[Path, typer.Option("--runs", help="Folder that contains the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 RunName = Annotated[str, typer.Argument(help="Run folder or name.", metavar="RUN")]
 RUNS = Path("runs")
@@ -17,25 +19,25 @@ RUNS = Path("runs")
 
 @runs_app.command("list")
 def runs_list(root: Root = RUNS, as_json: Json = False) -> None:
-    """All runs, oldest first: stage, verdict, scores."""
+    """List all runs, oldest first, with stage, verdict and score."""
     from tunewright.core import run_folder
 
-    found = [_line(r) for r in run_folder.all_runs(root)]
+    rows = [_line(r) for r in run_folder.all_runs(root)]
     if as_json:
-        out(found)
+        out(rows)
         return
-    for r in found:
-        score = f"{r['metric']} {r['tuned']:.3f} ({r['difference']:+.3f} to {r['comparator']})" if r["verdict"] else ""
+    for r in rows:
+        score = f"{r['metric']} {r['tuned']:.3f} ({r['difference']:+.3f} vs. {r['comparator']})" if r["verdict"] else ""
         typer.echo(f"{r['name']:<44} {r['stage']:<9} {r['verdict'] or '':<18} {score}")
 
 
 @runs_app.command("show")
 def runs_show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
-    """One run: stage, verdict, events."""
+    """Show one run: stage, verdict, events."""
     from tunewright.core import run_folder
 
-    found = run_folder.find(root, run)
-    facts = {**_line(found), "path": str(found.path), "events": list(run_folder.read_lines(found.events))}
+    shown = run_folder.find(root, run)
+    facts = {**_line(shown), "path": str(shown.path), "events": list(run_folder.read_lines(shown.events))}
     if as_json:
         out(facts)
         return
@@ -48,15 +50,15 @@ def runs_show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
 
 @runs_app.command("diff")
 def runs_diff(first: RunName, second: RunName, root: Root = RUNS, as_json: Json = False) -> None:
-    """Settings, plan and scores in which two runs differ."""
+    """Show where two runs differ: settings, plan, scores."""
     from tunewright.core import run_folder
 
     a, b = (_flat(run_folder.find(root, n)) for n in (first, second))
-    found = {k: [a.get(k), b.get(k)] for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+    differences = {k: [a.get(k), b.get(k)] for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
     if as_json:
-        out(found)
+        out(differences)
         return
-    for key, (x, y) in found.items():
+    for key, (x, y) in differences.items():
         typer.echo(f"{key:<28}{x!s:<28}{y}")
 
 
@@ -65,40 +67,44 @@ def runs_reproduce(
     run: RunName,
     root: Root = RUNS,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and results.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")] = False,
 ) -> None:
-    """Make a run again from its receipt: bit for bit equal, or what differs.
+    """Repeat a run from its receipt and report whether it is equal bit for bit, or what differs.
 
-    Exits with 1 where weights, losses or scores are not those of the run.
+    Exits with status 1 if weights, losses or scores differ.
     """
     from tunewright.core import run_folder
     from tunewright.core.console import Console
     from tunewright.stages import reproduce
 
-    found = reproduce.reproduce(run_folder.find(root, run), Console(quiet or as_json))
+    result = reproduce.reproduce(run_folder.find(root, run), Console(quiet or as_json))
     if as_json:
-        out(found)
+        out(result)
     else:
         for name in ("weights", "losses", "scores"):
-            typer.echo(f"{name:<12}{'equal' if found[name] else 'DIFFERENT'}")
-        for what, (then, now) in found["differs"].items():
+            typer.echo(f"{name:<12}{'equal' if result[name] else 'DIFFERENT'}")
+        for what, (then, now) in result["differs"].items():
             typer.echo(f"{what:<28}{then!s:<28}{now}")
-        typer.echo(f"{'equal, bit for bit' if found['equal'] else 'not equal'} in {found['compared']}: {found['run']}")
-    if not found["equal"]:
+        typer.echo(
+            f"{'equal, bit for bit' if result['equal'] else 'not equal'} in {result['compared']}: {result['run']}"
+        )
+    if not result["equal"]:
         raise typer.Exit(1)
 
 
 @runs_app.command("rm")
 def runs_rm(
-    run: RunName, root: Root = RUNS, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+    run: RunName,
+    root: Root = RUNS,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove a run folder with everything in it."""
+    """Delete a run folder and everything in it."""
     from tunewright.core import run_folder
 
-    found = run_folder.find(root, run)
+    doomed = run_folder.find(root, run)
     if not yes:
-        typer.confirm(f"remove {found.path} with everything in it?", abort=True, err=True)
-    run_folder.remove(found)
+        typer.confirm(f"delete {doomed.path} and everything in it?", abort=True, err=True)
+    run_folder.remove(doomed)
 
 
 def _line(run: Any) -> dict[str, Any]:
@@ -120,23 +126,24 @@ def _flat(run: Any) -> dict[str, Any]:
     from tunewright.core import config
     from tunewright.core.run_folder import read_json
 
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
 
     def walk(value: Any, prefix: str) -> None:
         if isinstance(value, dict):
             for k, v in value.items():
                 walk(v, f"{prefix}.{k}" if prefix else k)
         else:
-            found[prefix] = value
+            flat[prefix] = value
 
     walk(config.load(run.config).model_dump(), "config")
     if run.plan.exists():
         walk({k: v for k, v in read_json(run.plan).items() if k not in ("reasons", "estimate")}, "plan")
     if run.verdict.exists():
         walk(
-            {k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")}, "verdict"
+            {k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")},
+            "verdict",
         )
-    return found
+    return flat
 
 
 def out(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Talk and progress bars, on stderr. Data goes to stdout, elsewhere."""
+"""Messages and progress bars on stderr. Results are not printed here: they go to stdout."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 
 class Tick(Protocol):
-    """(how many more are done, a few words)."""
+    """Advances a progress bar: ``more`` items are done, ``words`` is the status shown beside the count."""
 
-    def __call__(self, more: int, words: str) -> None: ...
+    def __call__(self, more: int, words: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
 class Console:
-    """``quiet`` says nothing but warnings. Without a terminal a bar becomes a line every 15 seconds."""
+    """``quiet`` prints only warnings. Without a terminal, a progress bar is a line every 15 seconds."""
 
     quiet: bool = False
 
@@ -36,17 +36,24 @@ class Console:
         self.console.print(text, style="yellow", markup=False)
 
     @contextmanager
-    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Tick]:
-        """Within, call the given function as things get done."""
+    def bar(self, title: str, total: int, done: int = 0, unit: str = "") -> Iterator[Tick]:
+        """A progress bar over ``total`` items, advanced by the yielded function; ``unit`` is its default status."""
         if self.quiet:
-            yield lambda more, words: None
+            yield lambda more, words=unit: None
         elif sys.stderr.isatty():
-            yield from self._live(title, total, done)
+            yield from self._live(title, total, done, unit)
         else:
-            yield from self._lines(title, total, done)
+            yield from self._lines(title, total, done, unit)
 
-    def _live(self, title: str, total: int, done: int) -> Iterator[Tick]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    def _live(self, title: str, total: int, done: int, unit: str) -> Iterator[Tick]:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("{task.description:<12}"),
@@ -59,18 +66,18 @@ class Console:
         )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(title, total=total, completed=done, words="")
-            yield lambda more, words: progress.update(task, advance=more, words=words)
+            yield lambda more, words=unit: progress.update(task, advance=more, words=words)
 
-    def _lines(self, title: str, total: int, done: int) -> Iterator[Tick]:
+    def _lines(self, title: str, total: int, done: int, unit: str) -> Iterator[Tick]:
         start = last = time.monotonic()
-        now = done
+        current = done
 
-        def note(more: int, words: str) -> None:
-            nonlocal now, last
-            now += more
-            if now >= total or time.monotonic() - last > 15:
+        def tick(more: int, words: str = unit) -> None:
+            nonlocal current, last
+            current += more
+            if current >= total or time.monotonic() - last > 15:
                 last = time.monotonic()
-                left = (last - start) / max(1, now - done) * (total - now)
-                self.say(f"{title}: {now}/{total} {words} ({last - start:.0f} s, {left:.0f} s left)")
+                left = (last - start) / max(1, current - done) * (total - current)
+                self.say(f"{title}: {current}/{total} {words} ({last - start:.0f} s, {left:.0f} s left)")
 
-        yield note
+        yield tick

@@ -1,6 +1,7 @@
-"""Secrets and personal data: found by pattern and checksum, counted by row, masked wherever rows are shown. No torch.
+"""Secrets and personal data: detected by pattern and checksum, counted by row, masked wherever rows are shown.
 
-"Found", never "clean": how much such patterns miss is unknown. Every repeat is bounded, so that no text takes long.
+A match is reported; the absence of one proves nothing, because the recall of such patterns is unknown. Every repetition
+in a pattern is bounded, so no text takes long to match.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _PATTERNS = {
         r"|eyJ[\w-]{8,4000}\.eyJ[\w-]{8,4000}\.[\w-]{8,4000})"
     ),
     "password": re.compile(
-        r"(?i)\b(?:password|passwd|passphrase|secret|api[ _-]?key|access[ _-]?token)[\"']?\s{0,3}[:=]\s{0,3}[\"']?([^\s\"',;]{8,200})"
+        r"(?i)\b(?:password|passwd|passphrase|secret|api[ _-]?key|access[ _-]?token)"
+        r"[\"']?\s{0,3}[:=]\s{0,3}[\"']?([^\s\"',;]{8,200})"
     ),
     "e-mail address": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b"),
     "card number": re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
@@ -31,14 +33,14 @@ _PATTERNS = {
 
 
 def kinds(text: str) -> set[str]:
-    """What kinds of private data a text holds."""
-    return {name for name, _, _ in _found(text)}
+    """The kinds of private data that occur in a text."""
+    return {name for name, _, _ in _matches(text)}
 
 
 def masked(text: str, *, in_place: bool = False) -> str:
-    """The text with the name of its kind for every find; ``in_place``: as many stars, so that places in the text stay."""
+    """The text with every match replaced by ``[kind]``, or, if ``in_place``, by stars that preserve offsets."""
     parts, at = [], 0
-    for name, start, end in sorted(_found(text), key=lambda f: (f[1], -f[2])):
+    for name, start, end in sorted(_matches(text), key=lambda f: (f[1], -f[2])):
         if start >= at:
             parts += [text[at:start], "*" * (end - start) if in_place else f"[{name}]"]
         elif in_place and end > at:
@@ -47,11 +49,12 @@ def masked(text: str, *, in_place: bool = False) -> str:
     return "".join([*parts, text[at:]])
 
 
-def _found(text: str) -> Iterator[tuple[str, int, int]]:
+def _matches(text: str) -> Iterator[tuple[str, int, int]]:
+    """(kind, start, end) of every match whose checksum, where its kind has one, is valid."""
     for name, pattern in _PATTERNS.items():
         for m in pattern.finditer(text):
             group = pattern.groups
-            if _CHECKED.get(name, bool)(m[group]):
+            if _VALIDATORS.get(name, bool)(m[group]):
                 yield name, m.start(group), m.end(group)
 
 
@@ -62,16 +65,20 @@ def _luhn(text: str) -> bool:
 
 
 def _iban(text: str) -> bool:
-    """ISO 13616: the first four characters moved to the end, letters as numbers, modulo 97 is 1."""
+    """The ISO 13616 check: move the first four characters to the end, read letters as numbers; modulo 97 must be 1."""
     plain = text.replace(" ", "")
     return int("".join(str(int(c, 36)) for c in plain[4:] + plain[:4])) % 97 == 1
 
 
 def _looks_random(text: str) -> bool:
-    """Digits among letters, and as many bits a character (Shannon) as words of a language seldom have."""
-    shares = [n / len(text) for n in Counter(text).values()]
-    bits = -sum(p * math.log2(p) for p in shares)
+    """Letters and digits mixed, with more Shannon entropy per character than words of a language usually have."""
+    frequencies = [n / len(text) for n in Counter(text).values()]
+    bits = -sum(p * math.log2(p) for p in frequencies)
     return bits >= 2.5 and any(c.isdigit() for c in text) and any(c.isalpha() for c in text)
 
 
-_CHECKED: dict[str, Callable[[str], bool]] = {"card number": _luhn, "bank account (IBAN)": _iban, "password": _looks_random}
+_VALIDATORS: dict[str, Callable[[str], bool]] = {
+    "card number": _luhn,
+    "bank account (IBAN)": _iban,
+    "password": _looks_random,
+}

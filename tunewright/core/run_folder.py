@@ -1,6 +1,7 @@
-"""The run folder: the only channel between the stages of a run, and between a run and everyone who looks at it.
+"""The run folder: file names, atomic writes, the single-writer lock. The only channel between the stages of a run.
 
-A file that is there is whole: everything is written beside its name, flushed, and renamed. A folder has one writer (`writing`).
+A file that exists is complete: it is written under a temporary name, flushed, and renamed. One process at a time writes
+a folder (`writing`).
 """
 
 from __future__ import annotations
@@ -23,57 +24,67 @@ from typing import Any, BinaryIO
 from tunewright.core.errors import RunError, TrainError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-HALF_WRITTEN = re.compile(r"\..+\.\d+\.\d+")  # by `write_atomic`, in a process that was killed
+TEMPORARY = re.compile(r"\..+\.\d+\.\d+")  # written by `write_atomic`; left behind if the process is killed
+
+
+class File:
+    """A file or folder of a run: as an attribute of Run, its path."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: Run, owner: type[Run]) -> Path:
+        return run.path / self.name
 
 
 @dataclass(frozen=True)
 class Run:
-    """Names of the files of one run; nothing is read before it is asked for."""
+    """The paths of one run's files. Creating a Run reads nothing."""
 
     path: Path
+
+    config = File("config.yaml")
+    selftest = File("selftest.json")
+    plan = File("plan.json")
+    protocol = File("protocol.json")
+    receipt = File("receipt.json")
+    audit = File("data/audit.json")
+    split = File("data/split.jsonl")
+    metrics = File("metrics.jsonl")
+    events = File("events.jsonl")
+    checkpoints = File("checkpoints")
+    weights = File("checkpoints/final.safetensors")
+    training = File("training.json")
+    adapter = File("adapter")
+    merged = File("merged")
+    export = File("export.json")
+    scores = File("scores")
+    forgetting = File("forgetting.json")
+    cost = File("cost.json")
+    mitigation = File("mitigation.json")
+    internalised = File("internalised.json")
+    crossfit = File("crossfit.json")
+    cleaning = File("cleaning.json")
+    curve = File("curve.json")
+    verdict = File("verdict.json")
+    report = File("report.html")
 
     @property
     def name(self) -> str:
         return self.path.name
 
-    config = property(lambda self: self.path / "config.yaml")
-    selftest = property(lambda self: self.path / "selftest.json")
-    plan = property(lambda self: self.path / "plan.json")
-    protocol = property(lambda self: self.path / "protocol.json")
-    receipt = property(lambda self: self.path / "receipt.json")
-    audit = property(lambda self: self.path / "data" / "audit.json")
-    split = property(lambda self: self.path / "data" / "split.jsonl")
-    metrics = property(lambda self: self.path / "metrics.jsonl")
-    events = property(lambda self: self.path / "events.jsonl")
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    weights = property(lambda self: self.checkpoints / "final.safetensors")
-    training = property(lambda self: self.path / "training.json")
-    adapter = property(lambda self: self.path / "adapter")
-    merged = property(lambda self: self.path / "merged")
-    export = property(lambda self: self.path / "export.json")
-    scores = property(lambda self: self.path / "scores")
-    forgetting = property(lambda self: self.path / "forgetting.json")
-    cost = property(lambda self: self.path / "cost.json")
-    mitigation = property(lambda self: self.path / "mitigation.json")
-    internalised = property(lambda self: self.path / "internalised.json")
-    crossfit = property(lambda self: self.path / "crossfit.json")
-    cleaning = property(lambda self: self.path / "cleaning.json")
-    curve = property(lambda self: self.path / "curve.json")
-    verdict = property(lambda self: self.path / "verdict.json")
-    report = property(lambda self: self.path / "report.html")
-
     def branch(self, name: str) -> Run:
-        """Another training beside this one, in a folder of its own."""
+        """The folder of a branch: another training of this run."""
         return Run(self.path / "branches" / name)
 
     @property
-    def share(self) -> float:
-        """How much of the trained update counts: all of it, unless `forget` chose less."""
+    def scale(self) -> float:
+        """Scale of the adapter: 1.0 unless `forget` selected a smaller one."""
         return float(read_json(self.forgetting).get("chosen", 1.0)) if self.forgetting.exists() else 1.0
 
     @property
     def evidence(self) -> dict[str, Path]:
-        """What stages beside the verdict found, by its name in verdict.json."""
+        """Results of the other stages, by the key under which verdict.json contains them."""
         return {
             "retention": self.forgetting,
             "mitigation": self.mitigation,
@@ -86,7 +97,7 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """The last stage that is whole."""
+        """The last completed stage."""
         for stage, file in (
             ("reported", self.report),
             ("exported", self.export),
@@ -101,11 +112,12 @@ class Run:
         return "created"
 
     def event(self, kind: str, **facts: Any) -> None:
+        """Append a line to events.jsonl."""
         append_line(self.events, {"time": _now(), "event": kind, **facts})
 
 
 def create(root: Path, name: str | None, stem: str) -> Run:
-    """A new run folder, private to its owner. Raises RUN_EXISTS rather than write into another run."""
+    """A new run folder that only its owner can read. Raises RUN_EXISTS instead of writing to an existing run."""
     if name is None:
         base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "run"
         base = f"{base}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -116,7 +128,7 @@ def create(root: Path, name: str | None, stem: str) -> Run:
     if run.path.exists():
         raise RunError(
             "RUN_EXISTS",
-            f"{run.path} is already there.",
+            f"{run.path} already exists.",
             where=str(run.path),
             fix=f"choose another --name, or continue it: `tunewright run {run.path}`.",
         )
@@ -129,42 +141,48 @@ def create(root: Path, name: str | None, stem: str) -> Run:
 
 
 def contained(root: Path, name: str) -> Path:
+    """``root / name``. Raises PATH_OUTSIDE for a name that could escape ``root``."""
     if not NAME.fullmatch(name):
         raise RunError(
-            "PATH_OUTSIDE", f"`{name}` cannot name a run.", where=name, fix="use letters, digits, dot, dash and underscore."
+            "PATH_OUTSIDE",
+            f"`{name}` is not a valid run name.",
+            where=name,
+            fix="use letters, digits, dots, dashes and underscores.",
         )
     return root / name
 
 
 def find(root: Path, name: str) -> Run:
-    """A run by its path or by its name under ``root``."""
+    """The run at a path, or of that name under ``root``. Raises RUN_NOT_FOUND."""
     for path in (Path(name), root / name):
         if (path / "config.yaml").is_file():
             return Run(path)
-    raise RunError("RUN_NOT_FOUND", f"no run `{name}`.", where=str(root), fix="`tunewright runs list` shows the runs.")
+    raise RunError(
+        "RUN_NOT_FOUND", f"there is no run `{name}`.", where=str(root), fix="list the runs with `tunewright runs list`."
+    )
 
 
 def require(run: Run, file: Path, verb: str) -> None:
-    """Raises RUN_INCOMPLETE where the stage that writes ``file`` is not whole; `tunewright VERB` reaches it."""
+    """Raises RUN_INCOMPLETE unless ``file`` exists; `tunewright VERB` runs the stage that writes it."""
     if not file.exists():
         raise RunError(
             "RUN_INCOMPLETE",
-            f"the run is only {run.stage}.",
+            f"the run has only been {run.stage}.",
             where=str(run.path),
-            fix=f"`tunewright {verb} {run.path}` goes on.",
+            fix=f"continue it with `tunewright {verb} {run.path}`.",
         )
 
 
 def all_runs(root: Path) -> list[Run]:
-    """Every run below ``root``, oldest first."""
+    """Every run in ``root``, oldest first."""
     if not root.is_dir():
         return []
-    found = [Run(p) for p in root.iterdir() if (p / "config.yaml").is_file()]
-    return sorted(found, key=lambda r: r.config.stat().st_mtime)
+    runs = [Run(p) for p in root.iterdir() if (p / "config.yaml").is_file()]
+    return sorted(runs, key=lambda r: r.config.stat().st_mtime)
 
 
 def remove(run: Run) -> None:
-    """Raises RUN_LOCKED while another process writes there."""
+    """Delete a run folder. Raises RUN_LOCKED while another process is writing to it."""
     assert run.config.is_file()
     with writing(run):
         shutil.rmtree(run.path)
@@ -172,10 +190,10 @@ def remove(run: Run) -> None:
 
 @contextmanager
 def writing(run: Run) -> Iterator[None]:
-    """Within, this process alone writes into the run folder. Raises RUN_LOCKED, saying who does.
+    """Hold the run folder's write lock. Raises RUN_LOCKED, naming the process that holds it.
 
-    The kernel takes the lock from a process that dies, however it dies, and leaves it to one that is merely stopped, so there is
-    no lease to outlive. Some network drives lock for one machine only; there the name of the owner's machine refuses.
+    The kernel releases the lock when its process dies, however it dies, and keeps it for a process that is merely
+    suspended, so no timeout is needed. Some network drives lock per machine only; hence the check of the owner's host.
     """
     from filelock import FileLock, Timeout
 
@@ -184,17 +202,17 @@ def writing(run: Run) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise _locked(run, _owner(owner), "wait for it, or stop it.") from None
+            raise _locked(run, _owner(owner), "wait for it to finish, or stop it.") from None
     try:
         before, host = _owner(owner), platform.node()
         if before and before["host"] != host:
-            raise _locked(run, before, f"if that process is gone, remove {owner}.")
+            raise _locked(run, before, f"if that process no longer exists, remove {owner}.")
         if before:
             run.event("taken_over", from_process=before["process"])
         with disk_errors(run.path):
-            for left in run.path.rglob(".*"):
-                if HALF_WRITTEN.fullmatch(left.name):
-                    left.unlink()
+            for file in run.path.rglob(".*"):
+                if TEMPORARY.fullmatch(file.name):
+                    file.unlink()
         write_json(owner, {"process": os.getpid(), "host": host, "since": _now(), "command": " ".join(sys.argv)})
         try:
             yield
@@ -207,15 +225,15 @@ def writing(run: Run) -> Iterator[None]:
 
 def _owner(file: Path) -> dict[str, Any]:
     try:
-        found = read_json(file)
+        owner = read_json(file)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and {"process", "host", "since"} <= set(found) else {}
+    return owner if isinstance(owner, dict) and {"process", "host", "since"} <= set(owner) else {}
 
 
 def _locked(run: Run, owner: dict[str, Any], fix: str) -> RunError:
     who = f"process {owner['process']} on {owner['host']}, since {owner['since']}" if owner else "another process"
-    return RunError("RUN_LOCKED", f"the run is being written by {who}.", where=str(run.path), fix=fix)
+    return RunError("RUN_LOCKED", f"the run is locked by {who}.", where=str(run.path), fix=fix)
 
 
 def _now() -> str:
@@ -223,43 +241,44 @@ def _now() -> str:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a part. Raises RUN_DISK."""
+    """Write to a temporary file, flush, rename: readers see the old file or the new one. Raises RUN_DISK."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
-            with open(beside, "xb") as file:
+            with open(temporary, "xb") as file:
                 file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(temporary, path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Within, what the file system refuses (no space, no permission, a broken disk) is RUN_DISK."""
+    """Raise RUN_DISK for an OSError in the block: no space, no permission, a failing disk."""
     try:
         yield
     except OSError as error:
         raise TrainError(
             "RUN_DISK",
-            f"cannot be written: {error.strerror or error}.",
+            f"cannot write: {error.strerror or error}.",
             where=str(path),
-            fix="mend that and run the same command again: what is there is whole.",
+            fix="fix the disk and rerun the same command; files already written are complete.",
         ) from None
 
 
 def sha256(file: Path) -> str:
-    """Of the whole file, read in pieces."""
+    """Hex digest of a file, read in chunks."""
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -280,17 +299,17 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """One more line, flushed to disk, in place of an unfinished one that a full disk or a killed writer left. Raises RUN_DISK."""
+    """Append a line and flush it, replacing an incomplete one (a full disk, a killed writer). Raises RUN_DISK."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     with disk_errors(path), open(path, "a+b") as file:
-        file.truncate(_whole_lines(file))
+        file.truncate(_end_of_last_line(file))
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _whole_lines(file: BinaryIO) -> int:
-    """Bytes up to the end of the last finished line."""
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Offset just after the last newline; 0 if there is none."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 4096)
@@ -302,7 +321,7 @@ def _whole_lines(file: BinaryIO) -> int:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file; an unfinished last line (a killed writer) is not a row."""
+    """Rows of a JSONL file, without an incomplete last line (left by a killed writer). No file: no rows."""
     if not path.exists():
         return
     for line in path.read_bytes().split(b"\n")[:-1]:

@@ -1,4 +1,4 @@
-"""YAML 1.2 with the place of every key, and nothing that a config does not need: no tags, anchors, aliases or deep nesting."""
+"""A YAML 1.2 reader that records the line of every key; tags, anchors, aliases and deep nesting are rejected."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ MAX_BYTES = 256 * 1024
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(mapping, dotted key -> file:line) of a config file. Raises ConfigError."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
-            "CONFIG_NOT_FOUND", f"the config cannot be read: {error.strerror}.", where=str(path), fix="check the path."
+            "CONFIG_NOT_FOUND", f"cannot read the config: {error.strerror}.", where=str(path), fix="check the path."
         ) from None
     if len(raw) > MAX_BYTES:
         raise ConfigError(
             "CONFIG_TOO_LARGE",
-            "a config is at most 256 KiB.",
+            "a config must not exceed 256 KiB.",
             where=str(path),
-            fix="is this a data file? Then name it .jsonl or .csv.",
+            fix="if this is a data file, give it the extension .jsonl or .csv.",
         )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            "CONFIG_SYNTAX", f"byte {error.start} is not UTF-8.", where=str(path), fix="save the file as UTF-8."
+            "CONFIG_SYNTAX", f"byte {error.start} is not valid UTF-8.", where=str(path), fix="save the file as UTF-8."
         ) from None
     value, places = parse_yaml(text, str(path))
     if value is None:
@@ -37,15 +38,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(value, dict):
         raise ConfigError(
             "CONFIG_SYNTAX",
-            f"a config is a mapping of keys, this is a {type(value).__name__}.",
+            f"a config must be a mapping of keys, not a {type(value).__name__}.",
             where=str(path),
-            fix="begin with a setting, e.g. `model: smollm2-135m`.",
+            fix="start with a setting, e.g. `model: smollm2-135m`.",
         )
     return value, places
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
-    """(value, dotted key -> file:line). YAML 1.2: `1e-4` is a number, `no` is a string, a duplicate key is an error."""
+    """(value, dotted key -> file:line). `1e-4` is a number and `no` a string; a duplicate key is an error."""
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -60,19 +61,22 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > 20:
                 raise ConfigError(
-                    "CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark), fix="settings are two levels deep."
+                    "CONFIG_TOO_LARGE",
+                    "nested too deeply.",
+                    where=place(event.start_mark),
+                    fix="settings are at most three levels deep.",
                 )
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(
                     "CONFIG_UNSAFE_TAG",
-                    "anchors and aliases are not accepted.",
+                    "anchors and aliases are not allowed.",
                     where=place(event.start_mark),
                     fix="write the value out.",
                 )
             if isinstance(event, NodeEvent) and getattr(event, "tag", None) is not None and "!" in str(event.tag):
                 raise ConfigError(
                     "CONFIG_UNSAFE_TAG",
-                    f"the tag {event.tag} is not accepted.",
+                    f"the tag {event.tag} is not allowed.",
                     where=place(event.start_mark),
                     fix="remove the tag.",
                 )
@@ -81,7 +85,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "?"
         raise ConfigError(
-            "CONFIG_DUPLICATE_KEY", f"`{key}` appears twice.", where=place(error.problem_mark), fix="keep one of them."
+            "CONFIG_DUPLICATE_KEY", f"`{key}` occurs twice.", where=place(error.problem_mark), fix="keep one of them."
         ) from None
     except ConstructorError as error:
         raise ConfigError(
@@ -92,7 +96,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
             "CONFIG_SYNTAX",
             str(error.problem or error.context),
             where=place(error.problem_mark or error.context_mark),
-            fix="sections are indented by two spaces, `key: value` with a space after the colon.",
+            fix="indent sections by two spaces and write `key: value` with a space after the colon.",
         ) from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(
@@ -104,7 +108,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
 
 
 def _loader() -> Any:
-    """The core schema of 1.2 has no dates: `2024-07-26` is a text."""
+    """A safe loader that reads dates as strings: the YAML 1.2 core schema has no timestamps."""
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import SafeConstructor
 
@@ -125,7 +129,10 @@ def _walk(node: Any, prefix: str, places: dict[str, str], where: str) -> None:
             line = f"{where}:{pair[0].start_mark.line + 1}"
             if pair[0].tag != "tag:yaml.org,2002:str":
                 raise ConfigError(
-                    "CONFIG_SYNTAX", "a key is a word.", where=line, fix="write `key: value`, or the key in quotes."
+                    "CONFIG_SYNTAX",
+                    "keys must be strings.",
+                    where=line,
+                    fix="write `key: value`, or put the key in quotes.",
                 )
             key = f"{prefix}{pair[0].value}"
             places[key] = line

@@ -1,6 +1,6 @@
-"""Arms without a language model, for closed label sets: the constant answer, and TF-IDF with logistic regression. No torch.
+"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression. No torch.
 
-If either does as well, the language model was not needed.
+If either does as well, the language model was not needed. Axes: R rows, L labels.
 """
 
 from __future__ import annotations
@@ -13,51 +13,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunewright.data.examples import Chat, question
+from tunewright.data.examples import Chat
 
-Shares = dict[str, float]
-Classifier = Callable[[Sequence[Chat]], list[Shares]]
+Probs = dict[str, float]
+Predict = Callable[[Sequence[Chat]], list[Probs]]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 FOLDS = 5
 
 
-def constant(train: Sequence[Chat], labels: Sequence[str]) -> Classifier:
-    """The shares of the labels among the training rows, whatever is asked."""
+def constant(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
+    """The frequencies of the labels among the training rows, whatever the question."""
     counts = Counter(e.target for e in train)
-    shares = {label: counts[label] / len(train) for label in labels}
-    return lambda asked: [shares] * len(asked)
+    probs = {label: counts[label] / len(train) for label in labels}
+    return lambda chats: [probs] * len(chats)
 
 
-def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Classifier:
-    """Words and signs (1 and 2) and characters (2 to 5) weighted by TF-IDF; logistic regression, its strength by five-fold log loss."""
+def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
+    """Logistic regression on the TF-IDF weights of words and punctuation (1- and 2-grams) and characters (2- to 5-grams),
+    regularised by five-fold log loss."""
 
-    @functools.cache  # fitted when it is first asked
+    @functools.cache  # fitted on first use
     def fitted() -> tuple[Any, Any]:
-        features, wanted = _features(), [e.target for e in train]
-        x = features.fit_transform([question(e) for e in train])
-        return features, _regression(_strength(x, wanted)).fit(x, wanted)
+        features, targets = _features(), [e.target for e in train]
+        x = features.fit_transform([e.question for e in train])
+        return features, _regression(_strength(x, targets)).fit(x, targets)
 
-    def says(asked: Sequence[Chat]) -> list[Shares]:
+    def predict(chats: Sequence[Chat]) -> list[Probs]:
         features, model = fitted()
         column = {label: i for i, label in enumerate(model.classes_)}
-        p = model.predict_proba(features.transform([question(e) for e in asked]))
-        return [{label: float(row[column[label]]) if label in column else 0.0 for label in labels} for row in p]
+        p_RL = model.predict_proba(features.transform([e.question for e in chats]))
+        return [{label: float(row[column[label]]) if label in column else 0.0 for label in labels} for row in p_RL]
 
-    return says
+    return predict
 
 
-def out_of_fold(texts: Sequence[str], wanted: Sequence[str], groups: Sequence[int]) -> tuple[NDArray[np.float64], list[str]]:
-    """(p_RL, labels): what the classifier says of each row when neither it nor its near-duplicates were in training."""
+def out_of_fold(texts: Sequence[str], targets: Sequence[str], groups: Sequence[int]) -> tuple[NDArray[np.float64], list[str]]:
+    """(p_RL, labels): the classifier's prediction for each row, trained without the row and the others of its group."""
     from sklearn.model_selection import GroupKFold
 
-    labels = sorted(set(wanted))
+    labels = sorted(set(targets))
     p_RL = np.full((len(texts), len(labels)), 1 / len(labels))
-    strength = _strength(_features().fit_transform(texts), wanted)
+    strength = _strength(_features().fit_transform(texts), targets)
     folds = min(FOLDS, len(set(groups)))
     if folds < 2:
         return p_RL, labels
     for train, held in GroupKFold(folds, shuffle=True, random_state=0).split(np.zeros(len(texts)), groups=list(groups)):
-        own = [wanted[i] for i in train]
+        own = [targets[i] for i in train]
         if len(set(own)) < 2:
             continue
         features = _features()
@@ -82,16 +83,17 @@ def _features() -> Any:
 def _regression(strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    # lbfgs, the default, finds the same optimum in ten times the seconds: the features are many and sparse.
+    # lbfgs, the default, takes ten times as long to the same optimum: the features are many and sparse.
     return LogisticRegression(C=strength, max_iter=2000, solver="newton-cg")
 
 
-def _strength(x: Any, wanted: Sequence[str]) -> float:
+def _strength(x: Any, targets: Sequence[str]) -> float:
+    """The inverse regularisation with the least cross-validated log loss; 3 if a label has one row only."""
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
-    smallest = min(Counter(wanted).values())
+    smallest = min(Counter(targets).values())
     if smallest < 2:
         return 3.0
     splitter = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=0)
-    scored = {c: cross_val_score(_regression(c), x, list(wanted), cv=splitter, scoring="neg_log_loss").mean() for c in STRENGTHS}
-    return max(scored, key=scored.__getitem__)
+    scores = {c: cross_val_score(_regression(c), x, list(targets), cv=splitter, scoring="neg_log_loss").mean() for c in STRENGTHS}
+    return max(scores, key=scores.__getitem__)

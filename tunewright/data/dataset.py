@@ -1,4 +1,4 @@
-"""What a config's data section means: files read, rows parsed, audited, and each put on its side for ever. No torch."""
+"""What a config's data section means: files read, rows parsed and audited, each assigned to train, dev or test. No torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from tunewright.core.config import Config
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.data import audit, examples, label_noise, near_duplicates, sources, split
 from tunewright.data.audit import Audit, Finding
-from tunewright.data.examples import Chat, Example, content_hash, question
+from tunewright.data.examples import Example, Parsed, content_hash
 from tunewright.data.label_noise import Noise
-from tunewright.data.metrics import METRICS_OF, Task
+from tunewright.data.metrics import METRICS
+from tunewright.data.task import Task
+
+SIDES = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All examples of all files in order; ``sides[i]`` is train, dev or test, ``cluster[i]`` the lowest near-duplicate of row i."""
+    """All examples of all files, in order. ``sides[i]`` is train, dev or test; ``cluster[i]`` the first row that row i is a
+    near-duplicate of (i itself if there is none)."""
 
     examples: tuple[Example, ...]
     sides: tuple[str, ...]
@@ -37,54 +41,55 @@ class Dataset:
     def side(self, name: str) -> list[int]:
         return [i for i, s in enumerate(self.sides) if s == name]
 
-    def judged(self, most: int | None, side: str = "test") -> list[int]:
-        """Rows of a side, at most ``most`` of them, chosen by their content hash and by nothing else."""
-        rows = sorted(self.side(side), key=lambda i: content_hash(question(self.examples[i])))
+    def sample(self, most: int | None, side: str = "test") -> list[int]:
+        """At most ``most`` rows of a side (None: all), chosen by the hash of their content and nothing else."""
+        rows = sorted(self.side(side), key=lambda i: content_hash(self.examples[i].question))
         return sorted(rows[:most])
 
     @property
     def instruction(self) -> str | None:
-        """The commonest system message of the training rows."""
-        heads = Counter(
-            e.messages[0].content
-            for i in self.side("train")
-            if isinstance(e := self.examples[i], Chat) and e.messages[0].role == "system"
-        )
+        """The most frequent system message of the training rows."""
+        first = [e.messages[0] for i in self.side("train") if (e := self.examples[i]).messages]
+        heads = Counter(m.content for m in first if m.role == "system")
         return heads.most_common(1)[0][0] if heads else None
 
     @functools.cached_property
     def noise(self) -> Noise | None:
         """Probably wrong labels among the training rows; test labels are never looked at."""
-        rows = [i for i in self.side("train") if isinstance(self.examples[i], Chat)]
-        if self.task.kind != "label":
+        if not self.task.labels:
             return None
-        targets = [e.target for i in rows if isinstance(e := self.examples[i], Chat)]
-        return label_noise.find([question(self.examples[i]) for i in rows], targets, [self.cluster[i] for i in rows], rows)
+        rows = self.side("train")
+        chosen = [self.examples[i] for i in rows]
+        questions, targets = [e.question for e in chosen], [e.target for e in chosen]
+        return label_noise.find(questions, targets, [self.cluster[i] for i in rows], rows)
 
     @functools.cached_property
     def overlap(self) -> tuple[int, ...]:
-        """Test rows that share a run of 13 words with a training row, where few rows have that run (it is no template)."""
+        """Test rows that share a run of 13 words with a training row, unless many rows share it (then it is a template)."""
         return split.overlaps(self.examples, self.side("train"), self.side("test"))
 
     def findings(self) -> tuple[Finding, ...]:
-        """Those of the audit, and those that need to know the sides."""
-        found = [*self.audit.findings]
+        """Those of the audit, and those that depend on the split."""
+        findings = [*self.audit.findings]
         if self.overlap:
-            told = f"test rows that share a run of 13 words with training rows: {len(self.overlap)}; the verdict is told without them too"
-            found.append(Finding("warning", "OVERLAP", told, self.overlap))
-        if self.noise is not None and self.noise.suspects:
-            n = self.noise
-            told = (
-                f"{len(n.suspects)} of {n.rows} training labels look wrong, some {n.expected:.0f} of them rightly so; in all about {n.rate:.1%} "
-                f"are wrong ({n.interval[0]:.1%} to {n.interval[1]:.1%}), as a TF-IDF classifier judges that has not seen them"
+            message = (
+                f"{len(self.overlap)} test rows share a run of {split.SPAN} words with training rows; "
+                "the verdict is given without them too"
             )
-            found.append(Finding("notice", "LABEL_NOISE", told, tuple(s.row for s in n.suspects)))
-        return tuple(sorted(found, key=lambda f: (audit.ORDER[f.level], f.code)))
+            findings.append(Finding("warning", "OVERLAP", message, self.overlap))
+        if self.noise is not None and self.noise.suspects:
+            n, (low, high) = self.noise, self.noise.interval
+            message = (
+                f"{len(n.suspects)} of {n.rows} training labels flagged; about {n.expected:.0f} of these are expected to be "
+                f"truly wrong. Overall about {n.rate:.1%} of labels are wrong ({low:.1%} to {high:.1%}), as estimated by a "
+                "cross-validated TF-IDF classifier"
+            )
+            findings.append(Finding("notice", "LABEL_NOISE", message, tuple(s.row for s in n.suspects)))
+        return tuple(sorted(findings, key=lambda f: (audit.ORDER[f.level], f.code)))
 
     def answer(self, row: int) -> str:
-        """The normalised target of a row; empty for a text."""
-        example = self.examples[row]
-        return examples.normalised(example.target) if isinstance(example, Chat) else ""
+        """The normalised target of a row; empty for a document."""
+        return examples.normalised(self.examples[row].target)
 
     def audit_json(self) -> dict[str, Any]:
         audited = dataclasses.replace(self.audit, findings=self.findings())
@@ -92,67 +97,87 @@ class Dataset:
         return {
             **audited.to_json(self.examples),
             "suspects": [{**dataclasses.asdict(s), "where": self.examples[s.row].where} for s in suspects],
-            "format": self.format,
+            "form": self.format,
             "unused": self.unused,
             "notices": list(self.notices),
-            "sides": {side: n for side in ("train", "dev", "test") if (n := self.sides.count(side))},
+            "sides": {side: n for side in SIDES if (n := self.sides.count(side))},
             "sha256": self.sha256,
         }
 
     def split_json(self) -> list[dict[str, Any]]:
         return [
-            {"row": i, "where": e.where, "side": s, "cluster": c, "hash": content_hash(question(e))[:16]}
+            {"row": i, "where": e.where, "side": s, "cluster": c, "hash": content_hash(e.question)[:16]}
             for i, (e, s, c) in enumerate(zip(self.examples, self.sides, self.cluster, strict=True))
         ]
 
 
+@dataclass(frozen=True)
+class _Files:
+    """The parsed files, by side, that of data.train first; ``sha256`` is over the content of all."""
+
+    parsed: tuple[tuple[str, Parsed], ...]
+    notices: tuple[str, ...]
+    sha256: str
+
+
 def load(config: Config) -> Dataset:
-    """Raises DataError with all problems of all files; ConfigError never."""
+    """Raises DataError with all problems of all files; never ConfigError."""
+    files = _read(config)
+    main = files.parsed[0][1]
+    if (few := audit.too_few(len(main.examples), config.data.train)) is not None:
+        raise DataError([few])
+    everything = tuple(e for _, p in files.parsed for e in p.examples)
+    came_from = [side for side, p in files.parsed for _ in p.examples]
+    alike = near_duplicates.alike([examples.normalised(e.question) for e in everything], config.split.near_duplicate)
+    split.check_leaks(everything, came_from, alike.cluster)
+    audited = audit.audit(main.examples, alike.first(len(main.examples)))
+    unused: Counter[str] = Counter()
+    for _, p in files.parsed:
+        unused.update(p.unused)
+    return Dataset(
+        examples=everything,
+        sides=tuple(_sides(config, main.examples, alike.cluster, came_from)),
+        cluster=alike.cluster,
+        audit=audited,
+        task=_task(config, audited.task, everything),
+        format=main.format,
+        unused=dict(unused),
+        notices=files.notices,
+        sha256=files.sha256,
+    )
+
+
+def _read(config: Config) -> _Files:
     if not config.data.train:
         raise data_error(
             "DATA_EMPTY", "no data file is named.", where="data.train", fix="give a data file: `tunewright run rows.jsonl`."
         )
-    files = [("train", config.data.train), *((side, path) for side in ("dev", "test") if (path := getattr(config.data, side)))]
-    parsed: list[tuple[str, examples.Parsed]] = []
+    named = [(side, path) for side in SIDES if (path := getattr(config.data, side))]
+    parsed: list[tuple[str, Parsed]] = []
     notices: list[str] = []
     problems: list[Problem] = []
     digest = hashlib.sha256()
-    form = config.data.format
-    for side, path in files:
+    name: str = config.data.format
+    for side, path in named:
         try:
             source = sources.read(path)
-            found = examples.parse(source.rows, form, config.data.columns, config.data.instruction)
+            rows = examples.parse(source.rows, name, config.data.columns, config.data.instruction)
         except DataError as error:
             problems += error.problems
             continue
-        form = found.format
-        parsed.append((side, found))
+        name = rows.format  # the other files must have the format of the first
+        parsed.append((side, rows))
         digest.update(f"{side}\x00{source.sha256}\x00".encode())
         notices += [f"{Path(path).name}: {n}" for n in source.notices]
     if problems:
         raise DataError(problems)
-    mine = parsed[0][1]
-    if (few := audit.too_few(len(mine.examples), config.data.train)) is not None:
-        raise DataError([few])
-    everything = tuple(e for _, p in parsed for e in p.examples)
-    came_from = [side for side, p in parsed for _ in p.examples]
-    alike = near_duplicates.alike([examples.normalised(question(e)) for e in everything], config.split.near_duplicate)
-    split.check_leaks(everything, came_from, alike.cluster)
-    audited = audit.audit(mine.examples, alike.first(len(mine.examples)))
-    sides = _sides(config, mine.examples, alike.cluster, came_from)
-    task = _task(config, audited.task, everything)
-    unused: Counter[str] = Counter()
-    for _, p in parsed:
-        unused.update(p.unused)
-    return Dataset(
-        everything, tuple(sides), alike.cluster, audited, task, mine.format, dict(unused), tuple(notices), digest.hexdigest()
-    )
+    return _Files(tuple(parsed), tuple(notices), digest.hexdigest())
 
 
-def _sides(config: Config, mine: Sequence[Example], cluster: Sequence[int], came_from: list[str]) -> list[str]:
-    held = split.hold_out(
-        mine, cluster[: len(mine)], 0.0 if config.data.dev else config.split.dev, 0.0 if config.data.test else config.split.test
-    )
+def _sides(config: Config, main: Sequence[Example], cluster: Sequence[int], came_from: list[str]) -> list[str]:
+    dev = 0.0 if config.data.dev else config.split.dev
+    test = 0.0 if config.data.test else config.split.test
+    held = split.hold_out(main, cluster[: len(main)], dev, test)
     sides = list(came_from)
     for name, rows in (("train", held.train), ("dev", held.dev), ("test", held.test)):
         for i in rows:
@@ -168,24 +193,21 @@ def _sides(config: Config, mine: Sequence[Example], cluster: Sequence[int], came
 
 
 def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
-    metric = config.prove.metric
-    if metric != "auto" and metric not in METRICS_OF[task.kind]:
+    """The task with the metric that the config names."""
+    name, allowed = config.prove.metric, [m.name for m in task.kind.metrics]
+    if name != "auto" and name not in allowed:
         raise data_error(
             "DATA_FORMAT_MISMATCH",
-            f"prove.metric={metric} does not fit a {task.kind} task.",
+            f"prove.metric={name} does not fit a {task.kind.name} task.",
             where="prove.metric",
-            fix=f"use {', '.join(METRICS_OF[task.kind])} or auto.",
+            fix=f"use {', '.join(allowed)} or auto.",
         )
-    if task.kind == "label" and (unknown := [e for e in everything if isinstance(e, Chat) and e.target not in task.labels]):
+    unknown = [e for e in everything if task.labels and e.target not in task.labels]
+    if unknown:
+        fix = "correct the label, or add training rows for it."
         raise DataError(
-            [
-                Problem(
-                    "DATA_FORMAT_MISMATCH",
-                    f"the label {e.target!r} is in no training row.",
-                    e.where,
-                    "mend the label, or add training rows for it.",
-                )
-                for e in unknown
-            ]
+            [Problem("DATA_FORMAT_MISMATCH", f"no training row has the label {e.target!r}.", e.where, fix) for e in unknown]
         )
-    return task if metric == "auto" else Task(task.kind, metric, f"{task.reason}; metric as asked", task.labels)
+    if name == "auto":
+        return task
+    return dataclasses.replace(task, metric=METRICS[name], reason=f"{task.reason}; metric set by prove.metric")

@@ -1,4 +1,4 @@
-"""Rows -> Examples: the one place that knows what a row may look like.
+"""Rows -> Examples. What an example is, and how a row of any format becomes one.
 
     chat         {"messages": [{"role": "system|user|assistant", "content": "..."}, ...]}
     completion   {"prompt": "...", "completion": "..."}
@@ -6,7 +6,7 @@
     label        {"text": "...", "label": "..."}
     text         {"text": "..."}, or a document of a folder
 
-The first four become a Chat (what they differ in is notation), the last a Text. A label is what the model should say.
+The first four become a Chat (they differ in notation only), the last a Text. `FORMATS` holds one entry for each.
 """
 
 from __future__ import annotations
@@ -17,30 +17,12 @@ import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunewright.core.errors import DataError, Problem
+from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.data.sources import Row
-
-Format = Literal["chat", "completion", "instruction", "label", "text"]
-FIELDS: dict[Format, tuple[str, ...]] = {
-    "chat": ("messages",),
-    "completion": ("prompt", "completion"),
-    "instruction": ("instruction", "output"),
-    "label": ("text", "label"),
-    "text": ("text",),
-}
-OPTIONAL: dict[Format, tuple[str, ...]] = {"instruction": ("input",)}
-LATER = {"chosen": "preference pairs", "rejected": "preference pairs", "conversations": "ShareGPT conversations"}
-ROLES = ("system", "user", "assistant")
-# Fields of a message that would change what is learned, and so may not be passed over.
-MEANT = {
-    "weight": "every assistant message is learned",
-    "tool_calls": "tool calls are not rendered",
-    "function_call": "tool calls are not rendered",
-}
 
 
 @dataclass(frozen=True)
@@ -51,252 +33,285 @@ class Message:
 
 @dataclass(frozen=True)
 class Chat:
-    """A valid conversation that ends with an assistant turn."""
+    """A valid conversation that ends with an assistant turn. ``where`` is the place of its row, as ``file:line``."""
 
     messages: tuple[Message, ...]
     where: str
 
     @property
     def prompt(self) -> tuple[Message, ...]:
+        """Everything before the final answer."""
         return self.messages[:-1]
 
     @property
     def target(self) -> str:
+        """The final answer."""
         return self.messages[-1].content
+
+    @property
+    def question(self) -> str:
+        """What identifies the row: the prompt without the (usually shared) system message."""
+        return "\n".join(m.content for m in self.prompt if m.role != "system")
+
+    @property
+    def text(self) -> str:
+        """Everything in the row, the system message included."""
+        return "\n".join(m.content for m in self.messages)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A document to continue; every token is learned."""
+    """A document to continue. Every token is trained on; there is no prompt, so there is no answer either."""
 
     text: str
     where: str
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return ()
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        return ()
+
+    @property
+    def target(self) -> str:
+        return ""
+
+    @property
+    def question(self) -> str:
+        return self.text
 
 
 Example = Chat | Text
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """Valid examples of one file, in its order; ``unused`` counts fields that nothing reads."""
-
-    format: Format
-    examples: tuple[Example, ...]
-    unused: dict[str, int]
-
-
-def parse(
-    rows: Sequence[Row], form: str = "auto", columns: dict[str, str] | None = None, instruction: str | None = None
-) -> Parsed:
-    """All rows as Examples. Raises DataError with every problem of every row."""
-    renamed = [Row(_rename(r.data, columns or {}), r.where) for r in rows]
-    kind = detect(renamed) if form == "auto" else _as_format(form)
-    problems: list[Problem] = []
-    examples: list[Example] = []
-    unused: Counter[str] = Counter()
-    known = {*FIELDS[kind], *OPTIONAL.get(kind, ())}
-    for row in renamed:
-        unused.update(k for k in row.data if k not in known)
-        if kind == "chat":
-            unused.update(_unread(row.data.get("messages")))
-        found = _parse_row(row, kind, instruction, problems)
-        if found is not None:
-            examples.append(found)
-    if problems:
-        raise DataError(problems)
-    return Parsed(kind, tuple(examples), dict(unused))
-
-
-def _unread(messages: Any) -> set[str]:
-    """Fields of messages that nothing reads."""
-    listed = messages if isinstance(messages, list) else []
-    return {f"messages[].{k}" for m in listed if isinstance(m, dict) for k in m if k not in ("role", "content")}
-
-
-def detect(rows: Sequence[Row]) -> Format:
-    """The form that the rows have in common. Raises DATA_MIXED_SCHEMA or DATA_FORMAT_MISMATCH."""
-    votes: dict[Format | None, list[Row]] = {}
-    for row in rows:
-        votes.setdefault(_format_of(row.data), []).append(row)
-    known = {k: v for k, v in votes.items() if k is not None}
-    if len(known) > 1:
-        parts = ", ".join(f"{len(v)} {k} (first: {v[0].where})" for k, v in sorted(known.items(), key=lambda kv: -len(kv[1])))
-        raise DataError(
-            [
-                Problem(
-                    "DATA_MIXED_SCHEMA",
-                    f"rows of several forms: {parts}.",
-                    rows[0].where,
-                    "one form a file, or say data.format=...",
-                )
-            ]
-        )
-    if known:
-        return next(iter(known))
-    fields = list(rows[0].data)
-    for name, what in LATER.items():
-        if name in fields:
-            raise DataError(
-                [
-                    Problem(
-                        "DATA_FORM_UNSUPPORTED",
-                        f"{what} (field {name!r}) are not supported yet.",
-                        rows[0].where,
-                        "rewrite them as chat `messages`.",
-                    )
-                ]
-            )
-    wanted = [f for form in FIELDS.values() for f in form]
-    close = [(f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), wanted, n=1, cutoff=0.7)) and m[0] != f]
-    guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
-    raise DataError(
-        [
-            Problem(
-                "DATA_FIELD_MISSING",
-                f"no known form has the fields {fields[:8]}.{guess}",
-                rows[0].where,
-                "rename them, or map them: data.columns='{prompt: your_field, completion: other_field}'.",
-            )
-        ]
-    )
-
-
-def _format_of(data: dict[str, Any]) -> Format | None:
-    order: tuple[Format, ...] = ("chat", "completion", "instruction", "label")
-    for form in order:
-        if all(f in data for f in FIELDS[form]):
-            return form
-    return "text" if "text" in data and not {"prompt", "completion", "output", "instruction"} & set(data) else None
-
-
-def _as_format(form: str) -> Format:
-    found: Format = next(f for f in FIELDS if f == form)
-    return found
-
-
-def _rename(data: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    if not columns:
-        return data
-    mine = {v: k for k, v in columns.items()}
-    return {mine.get(k, k): v for k, v in data.items()}
-
-
-def _parse_row(row: Row, form: Format, instruction: str | None, problems: list[Problem]) -> Example | None:
-    before = len(problems)
-    fields = [*FIELDS[form], *(f for f in OPTIONAL.get(form, ()) if f in row.data)]
-    for name in fields:
-        if name not in row.data:
-            close = difflib.get_close_matches(name, list(row.data), n=1, cutoff=0.6)
-            hint = f"rename {close[0]!r}." if close else "add it, or map another field to it with data.columns."
-            problems.append(
-                Problem(
-                    "DATA_FIELD_MISSING",
-                    f"the field {name!r} of a {form} row is missing; found {list(row.data)[:8]}.",
-                    row.where,
-                    hint,
-                )
-            )
-        elif name != "messages" and not isinstance(row.data[name], str):
-            got = "a list" if isinstance(row.data[name], list) else type(row.data[name]).__name__
-            problems.append(
-                Problem(
-                    "DATA_FIELD_TYPE",
-                    f"{name!r} should be text, it is {got} ({str(row.data[name])[:40]!r}).",
-                    row.where,
-                    "write it as text, in quotes.",
-                )
-            )
-        elif name not in ("messages", "input") and not row.data[name].strip():
-            problems.append(Problem("DATA_EMPTY_TARGET", f"{name!r} is empty.", row.where, "fill it, or remove the row."))
-    if len(problems) > before:
-        return None
-    if form == "text":
-        return Text(row.data["text"], row.where)
-    if form == "chat":
-        messages = _messages(row.data["messages"], row.where, problems)
-        if messages is None:
-            return None
-    else:
-        user, answer = _notation(form, row.data)
-        messages = (Message("user", user), Message("assistant", answer))
-    if instruction is not None and messages[0].role != "system":
-        messages = (Message("system", instruction), *messages)
-    return Chat(messages, row.where)
-
-
-def _notation(form: Format, data: dict[str, Any]) -> tuple[str, str]:
-    if form == "completion":
-        return data["prompt"], data["completion"]
-    if form == "label":
-        return data["text"], data["label"]
-    extra = data.get("input", "").strip()
-    return (f"{data['instruction']}\n\n{data['input']}" if extra else data["instruction"]), data["output"]
-
-
-def _messages(value: Any, where: str, problems: list[Problem]) -> tuple[Message, ...] | None:
-    before = len(problems)
-
-    def wrong(code: str, message: str, fix: str) -> None:
-        problems.append(Problem(code, message, where, fix))
-
-    if not isinstance(value, list) or not value:
-        wrong("DATA_FIELD_TYPE", "'messages' should be a list of messages.", 'write [{"role": "user", "content": "..."}, ...].')
-        return None
-    messages = []
-    for i, item in enumerate(value):
-        if not isinstance(item, dict):
-            wrong("DATA_FIELD_TYPE", f"messages[{i}] is not an object.", 'write {"role": ..., "content": ...}.')
-            continue
-        role, content = item.get("role"), item.get("content")
-        meant = next((k for k in MEANT if item.get(k) not in (None, [], *([1] if role == "assistant" else [0, 1]))), None)
-        if meant is not None:
-            wrong("DATA_FORM_UNSUPPORTED", f"messages[{i}].{meant}: {MEANT[meant]} in this version.", "remove it, or the row.")
-        elif role not in ROLES:
-            close = difflib.get_close_matches(str(role).lower(), ROLES, n=1, cutoff=0.6)
-            hint = f"did you mean {close[0]!r}?" if close else f"roles are {', '.join(ROLES)}; tool calls are not supported yet."
-            wrong("DATA_ROLE_UNKNOWN", f"messages[{i}] has the role {role!r}.", hint)
-        elif not isinstance(content, str):
-            wrong(
-                "DATA_FIELD_TYPE",
-                f"messages[{i}].content should be text, it is {type(content).__name__}.",
-                "write it as text, in quotes.",
-            )
-        elif not content.strip():
-            wrong("DATA_EMPTY_TARGET", f"messages[{i}] ({role}) is empty.", "fill it, or remove the row.")
-        else:
-            messages.append(Message(role, content))
-    if len(problems) > before:
-        return None
-    roles = [m.role for m in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
-    if "assistant" not in roles:
-        wrong(
-            "DATA_NOTHING_TO_LEARN",
-            "no assistant message, so nothing would be learned.",
-            "add the answer as an assistant message.",
-        )
-    elif "system" in turns:
-        wrong("DATA_TURN_ORDER", "a system message after the first place.", "keep one system message, at the beginning.")
-    elif turns[-1] != "assistant":
-        wrong("DATA_TURN_ORDER", "the last message is not the assistant's.", "end the row with the answer.")
-    elif turns[0] != "user":
-        wrong("DATA_TURN_ORDER", "the conversation does not begin with the user.", "begin with a user message.")
-    elif twice := next((a for a, b in itertools.pairwise(turns) if a == b), None):
-        wrong("DATA_TURN_ORDER", f"two {twice} messages in a row.", "join them, or add the turn between.")
-    return tuple(messages) if len(problems) == before else None
-
-
-def question(example: Example) -> str:
-    """What identifies a row as a question: all that was said to the model, without the (shared) system message."""
-    if isinstance(example, Text):
-        return example.text
-    return "\n".join(m.content for m in example.prompt if m.role != "system")
-
-
 def normalised(text: str) -> str:
-    """Unicode compatibility form, case and white space folded: two texts that a reader would call the same."""
+    """``text`` in Unicode compatibility form, with case and white space folded: equal for texts that read the same."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
 
 
 def content_hash(text: str) -> str:
     return hashlib.sha256(normalised(text).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# -- rows
+
+ROLES = ("system", "user", "assistant")
+MESSAGE = ("role", "content")
+# Fields of a message that would change what is trained on, and so must not be ignored.
+SIGNIFICANT = {
+    "weight": "every assistant message is trained on",
+    "tool_calls": "tool calls are not rendered",
+    "function_call": "tool calls are not rendered",
+}
+UNSUPPORTED = {"chosen": "preference pairs", "rejected": "preference pairs", "conversations": "ShareGPT conversations"}
+
+FormatName = Literal["chat", "completion", "instruction", "label", "text"]
+Build = Callable[[Row, str | None], Example | list[Problem]]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """One notation. A row has this format if it has all ``fields`` and none of ``excludes``; ``optional`` fields may be
+    absent or empty. All hold text, ``lists`` excepted. ``build`` makes the example of a row whose texts are valid (the
+    str is `data.instruction`), or finds the problems of its lists."""
+
+    name: FormatName
+    fields: tuple[str, ...]
+    build: Build
+    optional: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+
+    def fits(self, data: dict[str, Any]) -> bool:
+        return all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
+
+    def unused(self, data: dict[str, Any]) -> set[str]:
+        """Fields of a row, and of its messages, that nothing reads."""
+        fields = {k for k in data if k not in (*self.fields, *self.optional)}
+        found = set[str]()
+        for name in self.lists:
+            items = data[name] if isinstance(data.get(name), list) else []
+            found |= {f"{name}[].{k}" for item in items if isinstance(item, dict) for k in item if k not in MESSAGE}
+        return fields | found
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Valid examples of one file, in its order; ``unused`` counts, by field, the rows with a field that nothing reads."""
+
+    format: FormatName
+    examples: tuple[Example, ...]
+    unused: dict[str, int]
+
+
+def parse(
+    rows: Sequence[Row], name: str = "auto", columns: dict[str, str] | None = None, instruction: str | None = None
+) -> Parsed:
+    """All rows as Examples. ``name``: a format's, or "auto"; ``columns``: our field -> theirs; ``instruction``: the system
+    message of rows that have none. Raises DataError with every problem of every row."""
+    ours = {theirs: mine for mine, theirs in (columns or {}).items()}
+    renamed = [Row({ours.get(k, k): v for k, v in r.data.items()}, r.where) for r in rows]
+    row_format = detect(renamed) if name == "auto" else next(f for f in FORMATS if f.name == name)
+    problems: list[Problem] = []
+    examples: list[Example] = []
+    unused: Counter[str] = Counter()
+    for row in renamed:
+        unused.update(row_format.unused(row.data))
+        made = _field_problems(row, row_format) or row_format.build(row, instruction)
+        if isinstance(made, list):
+            problems += made
+        else:
+            examples.append(made)
+    if problems:
+        raise DataError(problems)
+    return Parsed(row_format.name, tuple(examples), dict(unused))
+
+
+def detect(rows: Sequence[Row]) -> RowFormat:
+    """The format that all rows have. Raises DATA_MIXED_SCHEMA, DATA_FORM_UNSUPPORTED or DATA_FIELD_MISSING."""
+    votes: dict[FormatName, list[Row]] = {}
+    for row in rows:
+        fitting = next((f for f in FORMATS if f.fits(row.data)), None)
+        if fitting is not None:
+            votes.setdefault(fitting.name, []).append(row)
+    if len(votes) > 1:
+        ordered = sorted(votes.items(), key=lambda kv: -len(kv[1]))
+        parts = ", ".join(f"{len(v)} {k} (first: {v[0].where})" for k, v in ordered)
+        raise data_error(
+            "DATA_MIXED_SCHEMA",
+            f"rows in several formats: {parts}.",
+            where=rows[0].where,
+            fix="use one format per file, or set data.format=...",
+        )
+    if votes:
+        return next(f for f in FORMATS if f.name in votes)
+    fields = list(rows[0].data)
+    for name, what in UNSUPPORTED.items():
+        if name in fields:
+            raise data_error(
+                "DATA_FORM_UNSUPPORTED",
+                f"{what} (field {name!r}) are not supported yet.",
+                where=rows[0].where,
+                fix="rewrite them as chat `messages`.",
+            )
+    known = [f for row_format in FORMATS for f in row_format.fields]
+    close = [(f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f]
+    guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
+    raise data_error(
+        "DATA_FIELD_MISSING",
+        f"no known format has the fields {fields[:8]}.{guess}",
+        where=rows[0].where,
+        fix="rename them, or map them: data.columns='{prompt: your_field, completion: other_field}'.",
+    )
+
+
+def _field_problems(row: Row, row_format: RowFormat) -> list[Problem]:
+    problems = []
+
+    def wrong(code: str, message: str, fix: str) -> None:
+        problems.append(Problem(code, message, row.where, fix))
+
+    for name in (*row_format.fields, *(f for f in row_format.optional if f in row.data)):
+        value = row.data.get(name)
+        if name not in row.data:
+            close = difflib.get_close_matches(name, list(row.data), n=1, cutoff=0.6)
+            fix = f"rename {close[0]!r}." if close else "add it, or map another field to it with data.columns."
+            message = f"the field {name!r} of a {row_format.name} row is missing; the row has {list(row.data)[:8]}."
+            wrong("DATA_FIELD_MISSING", message, fix)
+        elif name in row_format.lists:
+            pass
+        elif not isinstance(value, str):
+            got = "a list" if isinstance(value, list) else type(value).__name__
+            message = f"{name!r} should be text, it is {got} ({str(value)[:40]!r})."
+            wrong("DATA_FIELD_TYPE", message, "write it as text, in quotes.")
+        elif not value.strip() and name not in row_format.optional:
+            wrong("DATA_EMPTY_TARGET", f"{name!r} is empty.", "fill it, or remove the row.")
+    return problems
+
+
+def _chat(messages: Sequence[Message], instruction: str | None, where: str) -> Chat:
+    head = (Message("system", instruction),) if instruction is not None and messages[0].role != "system" else ()
+    return Chat((*head, *messages), where)
+
+
+def _pair(prompt: str, answer: str) -> Build:
+    """The format of two fields: what the user writes, what the assistant answers."""
+
+    def build(row: Row, instruction: str | None) -> Chat:
+        turns = (Message("user", row.data[prompt]), Message("assistant", row.data[answer]))
+        return _chat(turns, instruction, row.where)
+
+    return build
+
+
+def _instruction(row: Row, instruction: str | None) -> Chat:
+    order, extra = row.data["instruction"], row.data.get("input", "")
+    user = f"{order}\n\n{extra}" if extra.strip() else order
+    return _chat((Message("user", user), Message("assistant", row.data["output"])), instruction, row.where)
+
+
+def _text(row: Row, instruction: str | None) -> Text:
+    return Text(row.data["text"], row.where)
+
+
+def _conversation(row: Row, instruction: str | None) -> Chat | list[Problem]:
+    value = row.data["messages"]
+    if not isinstance(value, list) or not value:
+        fix = 'write [{"role": "user", "content": "..."}, ...].'
+        return [Problem("DATA_FIELD_TYPE", "'messages' should be a list of messages.", row.where, fix)]
+    parsed = [_message(i, item, row.where) for i, item in enumerate(value)]
+    messages = [m for m in parsed if isinstance(m, Message)]
+    problems = [p for p in parsed if isinstance(p, Problem)]
+    if not problems and (problem := _turn_order([m.role for m in messages], row.where)) is not None:
+        problems = [problem]
+    return problems or _chat(messages, instruction, row.where)
+
+
+def _message(i: int, item: Any, where: str) -> Message | Problem:
+    if not isinstance(item, dict):
+        return Problem("DATA_FIELD_TYPE", f"messages[{i}] is not an object.", where, 'write {"role": ..., "content": ...}.')
+    role, content = item.get("role"), item.get("content")
+    without_effect: tuple[Any, ...] = (None, [], 1) if role == "assistant" else (None, [], 0, 1)
+    for name, why in SIGNIFICANT.items():
+        if item.get(name) not in without_effect:
+            message = f"messages[{i}].{name}: {why} in this version."
+            return Problem("DATA_FORM_UNSUPPORTED", message, where, "remove it, or the row.")
+    if role not in ROLES:
+        close = difflib.get_close_matches(str(role).lower(), ROLES, n=1, cutoff=0.6)
+        fix = f"did you mean {close[0]!r}?" if close else f"roles are {', '.join(ROLES)}; tool calls are not supported yet."
+        return Problem("DATA_ROLE_UNKNOWN", f"messages[{i}] has the role {role!r}.", where, fix)
+    if not isinstance(content, str):
+        message = f"messages[{i}].content should be text, it is {type(content).__name__}."
+        return Problem("DATA_FIELD_TYPE", message, where, "write it as text, in quotes.")
+    if not content.strip():
+        return Problem("DATA_EMPTY_TARGET", f"messages[{i}] ({role}) is empty.", where, "fill it, or remove the row.")
+    return Message(role, content)
+
+
+def _turn_order(roles: list[str], where: str) -> Problem | None:
+    turns = roles[1:] if roles[0] == "system" else roles
+    code, message, fix = "DATA_TURN_ORDER", "", ""
+    if "assistant" not in roles:
+        code, message = "DATA_NOTHING_TO_LEARN", "no assistant message, so there is nothing to train on."
+        fix = "add the answer as an assistant message."
+    elif "system" in turns:
+        message, fix = "a system message after the first place.", "keep one system message, at the beginning."
+    elif turns[-1] != "assistant":
+        message, fix = "the last message is not the assistant's.", "end the row with the answer."
+    elif turns[0] != "user":
+        message, fix = "the conversation does not begin with the user.", "begin with a user message."
+    elif twice := next((a for a, b in itertools.pairwise(turns) if a == b), None):
+        message, fix = f"two {twice} messages in a row.", "join them, or add the turn between."
+    return Problem(code, message, where, fix) if message else None
+
+
+# In the order in which they are tried.
+FORMATS = (
+    RowFormat("chat", ("messages",), _conversation, lists=("messages",)),
+    RowFormat("completion", ("prompt", "completion"), _pair("prompt", "completion")),
+    RowFormat("instruction", ("instruction", "output"), _instruction, optional=("input",)),
+    RowFormat("label", ("text", "label"), _pair("text", "label")),
+    RowFormat("text", ("text",), _text, excludes=("prompt", "completion", "output", "instruction")),
+)

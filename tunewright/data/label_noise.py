@@ -1,10 +1,10 @@
-"""Which labels are probably wrong, from what a model says of rows that it has not seen. No torch.
+"""Which labels are probably wrong, from a model's predictions for rows that it was not trained on. No torch.
 
-The label on a row is taken as its true label sent through a noisy channel (Patrini et al. 2017, 1609.03683): with probability
-``rate`` it becomes any other, each alike. What the model says is made honest by one temperature (Guo et al. 2017, 1706.04599). Both
-numbers are fitted by maximum likelihood to the labels as they stand, and with them every row has a chance to be wrong. Confident
-learning (1911.00068), which needs no such model of noise, takes a weak classifier's own errors for wrong labels: on planted noise it
-flags more rows and is right about fewer (benchmarks/known_answers.py measures both).
+A row's label is modelled as its true label sent through a noisy channel (Patrini et al. 2017, 1609.03683): with probability
+``rate`` it becomes one of the others, each equally likely. The model is calibrated by one temperature (Guo et al. 2017,
+1706.04599). Both numbers are fitted to the given labels by maximum likelihood; they give each row's probability of being
+wrong. Confident learning (1911.00068), which needs no noise model, mistakes a weak classifier's own errors for wrong labels:
+on planted noise it flags more rows and is right about fewer (benchmarks/known_answers.py measures both).
 
 Axes: R rows, L labels, T temperatures, E rates.
 """
@@ -23,7 +23,7 @@ from scipy import stats
 from tunewright.data import baselines
 
 FEWEST = 50
-WORTH_A_LOOK = 0.5  # likelier wrong than right
+SUSPECT = 0.5  # more likely wrong than right
 TEMPERATURES_T = np.geomspace(0.2, 5.0, 49)
 RATES_E = np.linspace(0.0, 0.6, 121)
 Floats = NDArray[np.float64]
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Suspect:
-    """``row`` as numbered by the caller; ``chance``: probability that its label is wrong."""
+    """``row``: the caller's number of it; ``chance``: the probability that its label is wrong."""
 
     row: int
     given: str
@@ -41,8 +41,8 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Noise:
-    """``rate``: estimated share of wrong labels, with its 95 % interval; ``suspects`` are the rows worth a look, the
-    likeliest first; ``accuracy``: how often the model's first choice is the label that the row bears."""
+    """``rate``: estimated fraction of wrong labels, with its 95 % interval; ``suspects``: the rows more likely wrong than
+    right, the likeliest first; ``accuracy``: how often the model's first choice is the given label."""
 
     rows: int
     rate: float
@@ -52,38 +52,42 @@ class Noise:
 
     @property
     def expected(self) -> float:
-        """How many of the suspects are expected to be wrong."""
+        """The expected number of suspects that are truly wrong."""
         return sum(s.chance for s in self.suspects)
 
     def to_json(self) -> dict[str, Any]:
-        found = dataclasses.asdict(self)
-        return {**found, "interval": list(self.interval), "suspects": list(found["suspects"]), "expected": self.expected}
+        value = dataclasses.asdict(self)
+        return {**value, "interval": list(self.interval), "suspects": list(value["suspects"]), "expected": self.expected}
 
 
 def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
-    """Judged by TF-IDF and logistic regression, each row by folds that hold neither it nor its near-duplicates. None for fewer
-    than 50 rows, one label, or where the classifier is no better than the commonest label: then it knows nothing."""
+    """The estimate from cross-validated TF-IDF and logistic regression, near-duplicates kept in one fold. None for fewer
+    than 50 rows, for a single label, and if the classifier is no better than the most frequent label."""
     if len(texts) < FEWEST or len(set(labels)) < 2:
         return None
     p_RL, names = baselines.out_of_fold(texts, labels, clusters)
-    found = judged(p_RL, names, labels, rows)
-    commonest = max(labels.count(x) for x in set(labels)) / len(labels)
-    return found if found.accuracy > commonest + 0.02 else None
+    noise = estimate(p_RL, names, labels, rows)
+    most_frequent = max(labels.count(x) for x in set(labels)) / len(labels)
+    return noise if noise.accuracy > most_frequent + 0.02 else None
 
 
-def judged(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Sequence[int]) -> Noise:
-    """From out-of-fold shares, wherever they come from; ``names`` are the columns."""
+def estimate(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Sequence[int]) -> Noise:
+    """The estimate from out-of-fold probabilities of any model; ``names`` are the labels of the columns."""
     given_R = np.array([names.index(x) for x in labels])
     temperature, rate, interval = channel(p_RL, given_R)
     chance_R = chances(p_RL, given_R, temperature, rate)
-    order = sorted(np.flatnonzero(chance_R >= WORTH_A_LOOK).tolist(), key=lambda r: (-chance_R[r], r))
-    suspects = tuple(Suspect(rows[r], labels[r], names[int(p_RL[r].argmax())], round(float(chance_R[r]), 4)) for r in order)
-    return Noise(len(labels), rate, interval, suspects, float((p_RL.argmax(1) == given_R).mean()))
+    order = sorted(np.flatnonzero(chance_R >= SUSPECT).tolist(), key=lambda r: (-chance_R[r], r))
+    suspects = tuple(
+        Suspect(row=rows[r], given=labels[r], likelier=names[int(p_RL[r].argmax())], chance=round(float(chance_R[r]), 4))
+        for r in order
+    )
+    accuracy = float((p_RL.argmax(1) == given_R).mean())
+    return Noise(rows=len(labels), rate=rate, interval=interval, suspects=suspects, accuracy=accuracy)
 
 
 def channel(p_RL: Floats, given_R: NDArray[np.int64], alpha: float = 0.05) -> tuple[float, float, tuple[float, float]]:
-    """(temperature, rate, interval of the rate): the maximum of the likelihood on a grid, and the rates that a likelihood-ratio
-    test at ``alpha`` does not exclude."""
+    """(temperature, rate, interval of the rate): the maximum of the likelihood on a grid, and the rates that a
+    likelihood-ratio test at ``alpha`` does not reject."""
     others = p_RL.shape[1] - 1
     fit_TE = np.empty((len(TEMPERATURES_T), len(RATES_E)))
     for t, temperature in enumerate(TEMPERATURES_T):
@@ -91,19 +95,20 @@ def channel(p_RL: Floats, given_R: NDArray[np.int64], alpha: float = 0.05) -> tu
         fit_TE[t] = np.log(own_R1 * (1 - RATES_E) + (1 - own_R1) * RATES_E / others + 1e-300).sum(0)
     t, e = divmod(int(fit_TE.argmax()), len(RATES_E))
     kept = np.flatnonzero(fit_TE.max(0) >= fit_TE.max() - stats.chi2.ppf(1 - alpha, 1) / 2)
-    low, high = max(0, kept.min() - 1), min(len(RATES_E) - 1, kept.max() + 1)  # the first excluded points: a grid is coarse
+    # The first rejected points rather than the last accepted ones: the grid is coarse.
+    low, high = max(0, kept.min() - 1), min(len(RATES_E) - 1, kept.max() + 1)
     return float(TEMPERATURES_T[t]), float(RATES_E[e]), (float(RATES_E[low]), float(RATES_E[high]))
 
 
 def chances(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: float) -> Floats:
-    """P(label is wrong | text, label) for every row, by Bayes."""
+    """P(label is wrong | text, label) of every row, by Bayes' rule."""
     own_R = tempered(p_RL, temperature)[np.arange(len(given_R)), given_R]
     wrong_R = (1 - own_R) * rate / (p_RL.shape[1] - 1)
     return np.asarray(wrong_R / (wrong_R + own_R * (1 - rate) + 1e-300))
 
 
 def tempered(p_RL: ArrayLike, temperature: float) -> Floats:
-    """Shares with their logarithms divided by ``temperature``: above 1 flatter, below 1 sharper, the order unchanged."""
+    """Probabilities at a temperature: above 1 flatter, below 1 sharper, in the same order."""
     logits_RL = np.log(np.clip(np.asarray(p_RL, float), 1e-9, 1.0)) / temperature
     raised_RL = np.exp(logits_RL - logits_RL.max(1, keepdims=True))
     return np.asarray(raised_RL / raised_RL.sum(1, keepdims=True))

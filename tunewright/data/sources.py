@@ -1,7 +1,7 @@
 """Files -> Rows that remember where they came from. JSON Lines, JSON array, CSV, Parquet, folders of .txt/.md.
 
 Reads are bounded (a line is at most 16 MiB) and strict where Python's own readers are lax: duplicate keys, NaN, huge
-integers, deep nesting and lone surrogates are problems with a place, not values. Nothing is skipped: every line becomes
+integers, deep nesting and lone surrogates are problems with a location, not values. Nothing is skipped: every line becomes
 a Row or a Problem.
 """
 
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """All rows of one file or folder. ``sha256`` is over the bytes read, in order; ``notices`` are for people."""
+    """All rows of one file or folder. ``sha256``: of the bytes read, in order; ``notices``: remarks for the user."""
 
     path: str
     kind: str
@@ -57,7 +57,7 @@ class Source:
 
 
 def read(path: str | Path) -> Source:
-    """Every row of ``path``. Raises DataError holding all problems found, or MissingExtra for Parquet without pyarrow."""
+    """Every row of ``path``. Raises DataError with all problems, or MissingExtra for Parquet without pyarrow."""
     path = Path(path)
     kind = _kind(path)
     if kind == "folder":
@@ -68,18 +68,18 @@ def read(path: str | Path) -> Source:
     digest = hashlib.sha256(raw).hexdigest()
     notices: list[str] = []
     if raw.startswith(b"\xef\xbb\xbf"):
-        raw, notices = raw[3:], ["the file begins with a UTF-8 byte order mark, which was passed over"]
+        raw, notices = raw[3:], ["the file begins with a UTF-8 byte order mark, which was skipped"]
     text = _decode(raw, path)
     problems: list[Problem] = []
     if kind == "csv":
         rows = list(_csv(text, path, problems, notices))
     elif text.lstrip()[:1] == "[":
         rows = list(_json_array(text, path, problems))
-        notices.append("the file is one JSON array, read as rows (its places are `[index]`)")
+        notices.append("the file is one JSON array; its elements are the rows (located as `[index]`)")
     else:
         rows = list(_json_lines(text, path, problems))
     if not problems and not rows:
-        problems.append(Problem("DATA_EMPTY", "no rows.", str(path), "put one row on each line."))
+        problems.append(Problem("DATA_EMPTY", "no rows.", str(path), "write one row per line."))
     if problems:
         raise DataError(problems)
     return Source(str(path), kind, tuple(rows), digest, tuple(notices))
@@ -92,7 +92,7 @@ def _kind(path: Path) -> str:
         broken = path.is_symlink()
         raise data_error(
             "DATA_UNREADABLE" if not isinstance(error, FileNotFoundError) else "DATA_NOT_A_FILE",
-            "a symbolic link that leads nowhere." if broken else f"{error.strerror or 'cannot be read'}.".capitalize(),
+            "a broken symbolic link." if broken else f"{error.strerror or 'cannot be read'}.".capitalize(),
             where=str(path),
             fix="check the path.",
         ) from None
@@ -131,7 +131,7 @@ def _text_bytes(path: Path) -> bytes:
                         "DATA_NOT_TEXT",
                         f"the content is {name}, not text.",
                         where=str(path),
-                        fix="unpack it first" + (", or name it .parquet." if name == "Parquet" else "."),
+                        fix="decompress it first" + (", or name it .parquet." if name == "Parquet" else "."),
                     )
             file.seek(0)
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
@@ -140,11 +140,11 @@ def _text_bytes(path: Path) -> bytes:
                         "DATA_LINE_TOO_LONG",
                         "a line over 16 MiB.",
                         where=f"{path}:{number}",
-                        fix="one row a line; split long documents.",
+                        fix="write one row per line; split long documents.",
                     )
                 chunks.append(line)
     except OSError as error:
-        raise data_error("DATA_UNREADABLE", f"{error.strerror}.", where=str(path), fix="check who may read it.") from None
+        raise data_error("DATA_UNREADABLE", f"{error.strerror}.", where=str(path), fix="check its permissions.") from None
     return b"".join(chunks)
 
 
@@ -169,11 +169,11 @@ class _BadValue(ValueError):
 
 
 def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) < len(items):
+    value = dict(items)
+    if len(value) < len(items):
         twice = next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
         raise _BadValue("DATA_DUPLICATE_KEY", f"the key {twice!r} appears twice in one object.")
-    return found
+    return value
 
 
 def _number(text: str) -> float:
@@ -213,11 +213,11 @@ def _check_texts(value: Any, depth: int = 0) -> None:
 def _check_text(text: str) -> None:
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise _BadValue("DATA_UNICODE", "a lone surrogate such as \\ud800.")
-    if found := _CONTROL.search(text):
-        raise _BadValue("DATA_CONTROL_CHAR", f"the control character U+{ord(found[0]):04X}.")
+    if match := _CONTROL.search(text):
+        raise _BadValue("DATA_CONTROL_CHAR", f"the control character U+{ord(match[0]):04X}.")
 
 
-_MENDS = {
+_FIXES = {
     "DATA_DUPLICATE_KEY": "keep one of them.",
     "DATA_NUMBER_NOT_FINITE": "write null or a finite number.",
     "DATA_NUMBER_TOO_LARGE": "write long digit strings as text.",
@@ -228,15 +228,15 @@ _MENDS = {
 
 
 def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Iterator[Row]:
-    """The row of one JSON text, or a problem. ``last``: nothing follows, so a broken text may be a cut-off file."""
+    """The row of one JSON text, or a problem. ``last``: it is the last of the file, which may have been truncated."""
     try:
         value = _DECODER.decode(text)
         _check_texts(value)
     except _BadValue as error:
-        problems.append(Problem(error.code, error.message, where, _MENDS[error.code]))
+        problems.append(Problem(error.code, error.message, where, _FIXES[error.code]))
     except json.JSONDecodeError as error:
         cut = last and error.pos >= len(text.rstrip()) - 1
-        start = max(0, error.pos - 500)  # far enough back for what is cut by the excerpt to be known for what it is
+        start = max(0, error.pos - 500)  # far enough back to recognise private data that the excerpt cuts
         around, at = masked(text[start : error.pos + 500], in_place=True), error.pos - start
         excerpt = around[max(0, at - 20) : at + 20].strip()
         message = f"{error.msg} at `{excerpt}`." if excerpt else f"{error.msg}."
@@ -250,9 +250,9 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
                     "DATA_JSON_INVALID",
                     message,
                     f"{where}:{error.pos + 1}",
-                    "the file looks cut off; copy it again."
+                    "the file looks truncated; copy it again."
                     if cut or ("Unterminated" in error.msg and last)
-                    else "mend the JSON of this line.",
+                    else "correct the JSON of this line.",
                 )
             )
     except RecursionError:
@@ -281,7 +281,7 @@ def _type_name(value: Any) -> str:
 
 
 def _json_lines(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]:
-    # Only "\n" ends a row: U+2028 and the like may stand inside a JSON string, and str.splitlines would cut there.
+    # Only "\n" ends a row: a JSON string may contain U+2028 and the like, where str.splitlines would cut.
     lines = text.split("\n")
     filled = [i for i, line in enumerate(lines) if line.strip()]
     for i in filled:
@@ -292,10 +292,10 @@ def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
     try:
         values = _DECODER.decode(text)
     except _BadValue as error:
-        problems.append(Problem(error.code, error.message, str(path), _MENDS[error.code]))
+        problems.append(Problem(error.code, error.message, str(path), _FIXES[error.code]))
         return
     except json.JSONDecodeError as error:
-        fix = "one object a line for .jsonl, or one whole JSON array."
+        fix = "write one object per line, or one complete JSON array."
         problems.append(Problem("DATA_JSON_INVALID", f"{error.msg}.", f"{path}:{error.lineno}:{error.colno}", fix))
         return
     except RecursionError:
@@ -306,20 +306,23 @@ def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
         if not isinstance(value, dict):
             problems.append(
                 Problem(
-                    "DATA_ROW_NOT_OBJECT", f"a row is a JSON object, this is {_type_name(value)}.", where, "one object a row."
+                    "DATA_ROW_NOT_OBJECT",
+                    f"a row is a JSON object, this is {_type_name(value)}.",
+                    where,
+                    "write one object per row.",
                 )
             )
             continue
         try:
             _check_texts(value)
         except _BadValue as error:
-            problems.append(Problem(error.code, error.message, where, _MENDS[error.code]))
+            problems.append(Problem(error.code, error.message, where, _FIXES[error.code]))
         else:
             yield Row(value, where)
 
 
 def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> Iterator[Row]:
-    """Everything is text: "NA" stays a label, "007" keeps its zeros."""
+    """Every cell is text: "NA" stays a label, "007" keeps its zeros."""
     header_line = text.split("\n", 1)[0]
     delimiter = max(",;\t|", key=header_line.count)
     if delimiter != "," and header_line.count(delimiter):
@@ -358,7 +361,7 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
                     "DATA_CSV",
                     f"{len(cells)} cells, but the header names {len(header)}.",
                     f"{path}:{line}",
-                    "quote cells that hold the separator.",
+                    "quote cells that contain the separator.",
                 )
             )
             continue
@@ -366,7 +369,7 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
             for cell in cells:
                 _check_text(cell)
         except _BadValue as error:
-            problems.append(Problem(error.code, error.message, f"{path}:{line}", _MENDS[error.code]))
+            problems.append(Problem(error.code, error.message, f"{path}:{line}", _FIXES[error.code]))
             continue
         yield Row(dict(zip(header, cells, strict=True)), f"{path}:{line}")
 
@@ -384,7 +387,7 @@ def _parquet(path: Path) -> Source:
             "DATA_NOT_TEXT",
             f"not a Parquet file: {str(error).splitlines()[0]}",
             where=str(path),
-            fix="write it again, or use JSONL.",
+            fix="export it again, or use JSONL.",
         ) from None
     rows, problems = [], []
     for i, value in enumerate(table.to_pylist()):
@@ -392,7 +395,7 @@ def _parquet(path: Path) -> Source:
         try:
             _check_texts(value)
         except _BadValue as error:
-            problems.append(Problem(error.code, error.message, where, _MENDS[error.code]))
+            problems.append(Problem(error.code, error.message, where, _FIXES[error.code]))
         rows.append(Row({k: v for k, v in value.items() if v is not None}, where))
     if not rows:
         problems.append(Problem("DATA_EMPTY", "no rows.", str(path)))
@@ -402,7 +405,7 @@ def _parquet(path: Path) -> Source:
 
 
 def _documents(folder: Path) -> Source:
-    """One row a document. Links are not followed; empty documents are problems."""
+    """One row per document. Symbolic links are not followed; empty documents are problems."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in DOCUMENTS and p.is_file() and not p.is_symlink())
     if not files:
         raise data_error(
@@ -422,8 +425,8 @@ def _documents(folder: Path) -> Source:
         except DataError as error:
             problems += error.problems
             continue
-        except _BadValue as lax:
-            problems.append(Problem(lax.code, lax.message, str(file), _MENDS[lax.code]))
+        except _BadValue as error:
+            problems.append(Problem(error.code, error.message, str(file), _FIXES[error.code]))
             continue
         digest.update(hashlib.sha256(raw).digest())
         if text.strip():

@@ -5,57 +5,95 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from markupsafe import Markup, escape
 
 # matplotlib draws in these colours; the page's own variables replace them.
 _INK, _SOFT, _ACCENT, _OTHER = "#101112", "#808182", "#1f6f54", "#b4632a"
 _VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _ACCENT: "var(--accent)", _OTHER: "var(--other)"}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tunewright",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _SOFT,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
 
 
-def losses(
-    steps: Sequence[int], values: Sequence[float], dev_steps: Sequence[int], dev_values: Sequence[float], best: int | None
-) -> str:
-    """Training loss by step, dev loss where it was measured, and the step whose weights were kept."""
+@dataclass(frozen=True)
+class Bar:
+    """One arm: its mean score and the ends of its interval."""
+
+    name: str
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The trained update at one scale: KL to the base model in bits per token, and the dev score."""
+
+    scale: float
+    kl: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Lines to read a learning curve against: the best untrained arm, and the most that contradictory labels allow."""
+
+    comparator: float
+    ceiling: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The score expected at ``rows`` training rows, and the ends of its interval."""
+
+    rows: int
+    score: float
+    low: float
+    high: float
+
+
+def losses(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]], best: int | None) -> Markup:
+    """(step, loss) in training and on dev, with the step whose weights were kept."""
     figure, axes = _figure(6.4, 2.9)
-    axes.plot(steps, values, color=_SOFT, linewidth=1, label="training, each step")
-    if dev_values:
-        axes.plot(dev_steps, dev_values, color=_ACCENT, linewidth=2, marker="o", markersize=4, label="dev")
-    if best is not None and best in dev_steps:
-        axes.plot(
-            [best],
-            [dev_values[dev_steps.index(best)]],
-            marker="o",
-            markersize=10,
-            markerfacecolor="none",
-            markeredgecolor=_OTHER,
-            linestyle="none",
-            label=f"kept (step {best})",
-        )
+    axes.plot([s for s, _ in train], [x for _, x in train], color=_SOFT, linewidth=1, label="training, every step")
+    if dev:
+        axes.plot([s for s, _ in dev], [x for _, x in dev], color=_ACCENT, linewidth=2, marker="o", markersize=4, label="dev")
+    if best is not None and best in dict(dev):
+        _ring(axes, best, dict(dev)[best], f"kept (step {best})")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("nats a supervised token")
+    axes.set_ylabel("nats per supervised token")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure)
     return _svg(figure, "Loss by step")
 
 
-def arms(
-    names: Sequence[str],
-    scores: Sequence[float],
-    intervals: Sequence[tuple[float, float]],
-    label: str,
-    bounded: bool,
-    comparator: str,
-) -> str:
-    """One line an arm: score and interval; a dotted line through the comparator."""
-    figure, axes = _figure(6.4, 0.6 + 0.45 * len(names))
-    axes.axvline(scores[list(names).index(comparator)], color=_OTHER, linewidth=1, linestyle=":")
-    for i, (score, (low, high)) in enumerate(zip(scores, intervals, strict=True)):
-        colour = _ACCENT if names[i] == "tuned" else _OTHER if names[i] == comparator else _SOFT
-        axes.plot([low, high], [i, i], color=colour, linewidth=3, solid_capstyle="round", alpha=0.55)
-        axes.plot([score], [i], marker="o", markersize=9, color=colour)
-        axes.annotate(f"{score:.3f}", (score, i), textcoords="offset points", xytext=(0, 9), ha="center", fontsize=9, color=_INK)
-    axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
-    axes.set_ylim(-0.6, len(names) - 0.2)
+def arms(bars: Sequence[Bar], label: str, bounded: bool, comparator: str) -> Markup:
+    """One line per arm, from the bottom up: score and interval; a dotted line through the comparator."""
+    figure, axes = _figure(6.4, 0.6 + 0.45 * len(bars))
+    axes.axvline(next(b.score for b in bars if b.name == comparator), color=_OTHER, linewidth=1, linestyle=":")
+    for i, bar in enumerate(bars):
+        colour = _ACCENT if bar.name == "tuned" else _OTHER if bar.name == comparator else _SOFT
+        axes.plot([bar.low, bar.high], [i, i], color=colour, linewidth=3, solid_capstyle="round", alpha=0.55)
+        axes.plot([bar.score], [i], marker="o", markersize=9, color=colour)
+        _annotate(axes, f"{bar.score:.3f}", bar.score, i)
+    axes.set_yticks(range(len(bars)), [b.name.replace("_", " ") for b in bars])
+    axes.set_ylim(-0.6, len(bars) - 0.2)
     if bounded:
         axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel(label)
@@ -64,75 +102,73 @@ def arms(
     return _svg(figure, f"Arms by {label}")
 
 
-def pareto(scales: Sequence[float], kl: Sequence[float], scores: Sequence[float], label: str, chosen: float) -> str:
-    """Task score against distance from the base, for shares of the trained update."""
+def pareto(points: Sequence[Scale], chosen: float, text: str, label: str) -> Markup:
+    """Task score against distance from the base model on ``text``, one point per scale of the trained update."""
     figure, axes = _figure(6.4, 2.9)
-    axes.plot(kl, scores, color=_SOFT, linewidth=1)
-    for scale, x, y in zip(scales, kl, scores, strict=True):
-        axes.plot([x], [y], marker="o", markersize=9, color=_ACCENT if scale == chosen else _SOFT)
-        axes.annotate(f"{scale:g}", (x, y), textcoords="offset points", xytext=(0, 9), ha="center", fontsize=9, color=_INK)
+    axes.plot([p.kl for p in points], [p.score for p in points], color=_SOFT, linewidth=1)
+    for p in points:
+        axes.plot([p.kl], [p.score], marker="o", markersize=9, color=_ACCENT if p.scale == chosen else _SOFT)
+        _annotate(axes, f"{p.scale:g}", p.kl, p.score)
     axes.set_xlim(left=0)
     axes.margins(y=0.25)
-    axes.set_xlabel("KL to the base on generic text, bits a token (further right: more was changed)")
+    axes.set_xlabel(f"KL from the base model on {text} text, bits per token")
     axes.set_ylabel(f"dev {label}")
-    return _svg(figure, "Task score against distance from the base")
+    return _svg(figure, "Task score against distance from the base model, by scale of the update")
 
 
 def curve(
-    rows: Sequence[int],
-    scores: Sequence[Sequence[float]],
-    comparator: float,
-    ceiling: float | None,
-    forecast: dict[str, Any] | None,
-    label: str,
-) -> str:
-    """Score by number of training rows: every seed, their mean and range, the comparator, the ceiling of the labels, a forecast."""
+    rows: Sequence[int], scores: Sequence[Sequence[float]], against: Reference, forecast: Forecast | None, label: str
+) -> Markup:
+    """Score by number of training rows: mean and range of the seeds at each size, the reference lines, the forecast."""
     figure, axes = _figure(6.4, 3.2)
     means = [sum(s) / len(s) for s in scores]
     axes.fill_between(rows, [min(s) for s in scores], [max(s) for s in scores], color=_ACCENT, alpha=0.15, linewidth=0)
-    axes.plot(rows, means, color=_ACCENT, linewidth=2, marker="o", label="tuned (mean and range of seeds)")
-    axes.axhline(comparator, color=_OTHER, linewidth=1.5, linestyle=":", label="best untrained arm")
-    if ceiling is not None and ceiling < 1:
-        axes.axhline(ceiling, color=_SOFT, linewidth=1.5, linestyle="--", label="ceiling of contradictory labels")
+    name = "tuned (mean and range of seeds)" if max(map(len, scores)) > 1 else "tuned (one seed)"
+    axes.plot(rows, means, color=_ACCENT, linewidth=2, marker="o", label=name)
+    axes.axhline(against.comparator, color=_OTHER, linewidth=1.5, linestyle=":", label="best untrained arm")
+    if against.ceiling is not None and against.ceiling < 1:
+        axes.axhline(against.ceiling, color=_SOFT, linewidth=1.5, linestyle="--", label="ceiling set by contradictory labels")
+    ticks = list(rows)
     if forecast is not None:
-        low, high = forecast["interval"]
-        middle = forecast["score"]
-        axes.errorbar(
-            [forecast["rows"]],
-            [middle],
-            [[middle - low], [high - middle]],
-            color=_SOFT,
-            marker="s",
-            capsize=4,
-            label="forecast (90 %)",
-        )
+        ends = [[forecast.score - forecast.low], [forecast.high - forecast.score]]
+        how = {"color": _SOFT, "marker": "s", "capsize": 4, "label": "forecast (90%)"}
+        axes.errorbar([forecast.rows], [forecast.score], ends, **how)
+        ticks.append(forecast.rows)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(
-        [*rows, *([forecast["rows"]] if forecast else [])], [str(n) for n in [*rows, *([forecast["rows"]] if forecast else [])]]
-    )
+    axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.minorticks_off()
     axes.set_xlabel("training rows")
     axes.set_ylabel(label)
     axes.margins(y=0.2)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    _legend(figure)
     return _svg(figure, "Score by training rows")
 
 
-def risk_coverage(points: Sequence[Sequence[float]], threshold: float | None) -> str:
-    """Share of right answers among those that are given, by the share that is given."""
+def risk_coverage(points: Sequence[Sequence[float]], threshold: float | None) -> Markup:
+    """Accuracy of the answers given, by the fraction of rows answered. ``points``: (threshold, fraction, accuracy)."""
     figure, axes = _figure(6.4, 2.7)
     axes.plot([c for _, c, _ in points], [a for _, _, a in points], color=_ACCENT, linewidth=2)
-    if threshold is not None:
-        kept = [(c, a) for t, c, a in points if t >= threshold]
-        if kept:
-            axes.plot(
-                *kept[-1], marker="o", markersize=10, markerfacecolor="none", markeredgecolor=_OTHER, label="hand over below this"
-            )
-            axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    answered = [(c, a) for t, c, a in points if threshold is not None and t >= threshold]
+    if answered:
+        _ring(axes, *answered[-1], "threshold from dev")
+        _legend(figure)
     axes.set_xlim(0, 1.02)
-    axes.set_xlabel("share of the rows that the model answers itself, surest first")
-    axes.set_ylabel("right among them")
-    return _svg(figure, "Accuracy by coverage")
+    axes.set_xlabel("fraction of rows answered, most confident first")
+    axes.set_ylabel("accuracy of those answers")
+    return _svg(figure, "Accuracy by fraction of rows answered")
+
+
+def _ring(axes: Any, x: float, y: float, label: str) -> None:
+    ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": _OTHER, "linestyle": "none"}
+    axes.plot([x], [y], label=label, **ring)
+
+
+def _annotate(axes: Any, text: str, x: float, y: float) -> None:
+    axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 9), ha="center", fontsize=9, color=_INK)
+
+
+def _legend(figure: Any) -> None:
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=_INK)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -141,39 +177,25 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "tunewright",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.edgecolor": _SOFT,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.constrained_layout.use": True,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(width, height))
     return figure, axes
 
 
-def _svg(figure: Any, title: str) -> str:
+def _svg(figure: Any, title: str) -> Markup:
     import matplotlib
     from matplotlib import pyplot as plt
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tunewright"}):
-        figure.savefig(
-            out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+    with matplotlib.rc_context(_STYLE):
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
     plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # of groups: every chart of a page would have the same
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))

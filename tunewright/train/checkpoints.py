@@ -191,7 +191,7 @@ def load_trained(run: Run, module: nn.Module, share: float | None = None) -> Non
             fix=f"remove {run.training}: the same command makes them again from the last checkpoint.",
         )
     load_weights(run.weights, adapters.trainable(module))
-    adapters.scale_in_place(module, run.share if share is None else share)
+    adapters.scale_in_place(module, run.scale if share is None else share)
 
 
 def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Configuration: what the user asked for (Config) and what the run will do (Plan), both frozen."""
+"""Configuration: Config is what the user wrote, Plan is what the run will use; both are frozen."""
 
 from tunewright.core.config.explain import fields
 from tunewright.core.config.load import absolute, load, to_yaml, validate

@@ -1,4 +1,4 @@
-"""Config from a YAML file, dotted values and ``key=value`` overrides, and back to YAML."""
+"""Reads a Config from YAML, keyword values and ``key=value`` overrides, and writes it back to YAML."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tunewright.core.yaml12 import parse_yaml, read_yaml
 
 
 def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), **given: Any) -> Config:
-    """Config from a YAML file (or nothing), then dotted ``given`` values, then ``key=value`` overrides.
+    """A Config from an optional YAML file, then ``given`` values (``train__lr=1e-4``), then ``key=value`` overrides.
 
-    Relative data paths in a file are relative to that file. Raises ConfigError with ``file:line`` of the key.
+    Relative paths in a file are relative to that file. Raises ConfigError with the ``file:line`` of the key.
     """
     data: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -33,9 +33,9 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), *
         if not eq or not key.strip():
             raise ConfigError(
                 "CONFIG_SYNTAX",
-                f"`{item}` is not an override.",
+                f"`{item}` is not a key=value override.",
                 where="command line",
-                fix="write key=value, e.g. train.lr=1e-4.",
+                fix="write it as key=value, e.g. train.lr=1e-4.",
             )
         value, _ = parse_yaml(text, "command line")
         _set(data, key.strip(), value)
@@ -44,13 +44,14 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), *
 
 
 def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Config:
+    """A checked Config; ``places`` maps dotted keys to ``file:line`` for the messages. Raises ConfigError."""
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise explain(error, places or {}) from None
 
-    def conflict(key: str, told: str, fix: str) -> ConfigError:
-        return ConfigError("CONFIG_CONFLICT", told, where=(places or {}).get(key, key), fix=fix)
+    def conflict(key: str, message: str, fix: str) -> ConfigError:
+        return ConfigError("CONFIG_CONFLICT", message, where=(places or {}).get(key, key), fix=fix)
 
     if config.train.steps != "auto" and config.train.epochs != "auto":
         raise conflict("train.steps", "train.steps and train.epochs are both set.", "keep one of them.")
@@ -58,53 +59,55 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
         extra = ", ".join(sorted(f"adapter.{k}" for k in set(data["adapter"]) - {"kind"}))
         raise conflict(
             "adapter.kind",
-            f"adapter.kind is none, so nothing would read {extra}.",
+            f"adapter.kind is none, so {extra} would have no effect.",
             f"remove {extra}, or choose lora, rslora or dora.",
         )
     if config.split.dev + config.split.test >= 0.9:
         held = config.split.dev + config.split.test
         raise conflict(
-            "split.dev", f"split.dev + split.test = {held:g} leaves almost nothing to train on.", "keep their sum under 0.9."
+            "split.dev",
+            f"split.dev + split.test = {held:g} leaves almost no training rows.",
+            "keep their sum under 0.9.",
         )
     if bool(config.prove.remote.url) != bool(config.prove.remote.model):
         raise conflict(
-            "prove.remote.url", "prove.remote.url and prove.remote.model are needed together.", "set both, or neither."
+            "prove.remote.url", "prove.remote.url and prove.remote.model must be set together.", "set both, or neither."
         )
     if config.data.instruction is not None and config.data.format == "text":
         raise conflict(
             "data.instruction",
-            "data.instruction has no meaning for raw text.",
-            "remove data.instruction, or use another data.formatat.",
+            "data.instruction has no effect on raw text.",
+            "remove data.instruction, or choose another data.format.",
         )
     return config
 
 
 def to_yaml(config: Config) -> str:
-    """Every setting, as YAML that `load` reads back: a later version's defaults change nothing in it."""
+    """All settings, defaults included, as YAML for `load`: later versions with other defaults read the same Config."""
     from ruamel.yaml import YAML
 
     out = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     data = config.model_dump()
-    if config.adapter.kind == "none":  # its other settings would be read by nothing, and `load` says so
+    if config.adapter.kind == "none":  # `load` rejects other adapter settings beside kind: none
         data["adapter"] = {"kind": "none"}
     yaml.dump(data, out)
     return out.getvalue()
 
 
 def absolute(config: Config) -> Config:
-    """The config with its files named from the root: a run is continued from anywhere."""
+    """The config with absolute paths, so that a run can be continued from any working directory."""
     data = config.model_dump()
     _anchor_paths(data, Path.cwd())
-    # A model may also be a Hub id, or the embedded one.
+    # The model may also be a Hub id or the name of the embedded model.
     if (path := Path(config.model)).exists() and config.model != Config.model_fields["model"].default:
         data["model"] = str(path.resolve())
     return Config.model_validate(data)
 
 
 def _anchor_paths(data: dict[str, Any], base: Path, model: type[BaseModel] = Config) -> None:
-    """Paths relative to ``base``, in place. A model is one only where it says so by a dot."""
+    """Resolve paths relative to ``base``, in place. The model counts as a path only if it starts with a dot."""
     for name, field in model.model_fields.items():
         value = data.get(name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -1,4 +1,4 @@
-"""Plan: every number of a run as it will be used, with the reason for each. Frozen before training."""
+"""Plan: every number that training will use, with the reason for each. Fixed before training starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tunewright.core.config.schema import AdapterConfig, Frozen, Recompute
 
 
 class Estimate(Frozen):
-    """What a few calibration passes on this machine predict. A forecast, not a promise."""
+    """Time and memory extrapolated from a few calibration passes on this machine."""
 
     tokens_per_second: float
     train_seconds: float
@@ -17,7 +17,10 @@ class Estimate(Frozen):
 
 
 class Plan(Frozen):
-    """Every number of a run, fixed before training; ``reasons`` says where each came from."""
+    """Every number that training uses; ``reasons`` maps a field to an explanation of its value.
+
+    ``rows`` and ``tokens`` count training rows and their tokens; ``supervised_tokens`` counts the targets among them.
+    """
 
     method: str
     rows: int

@@ -1,0 +1,136 @@
+"""Twelve mistakes, each corrected by following the fix that its own message gives, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bad_inputs import Case, ask, chat, chats, labels, leak, lines, sound, write
+
+Words = list[str]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mends") / "sound"
+    folder.mkdir()
+    sound(folder)
+    return folder
+
+
+def edited(file: Path, change: Callable[[str], str]) -> None:
+    file.write_text(change(file.read_text()))
+
+
+def line_of(said: str) -> tuple[Path, int]:
+    """file:line of the first error."""
+    found = re.match(r"error\[\w+\] ([^: ]+):(\d+)", said)
+    assert found, said
+    return Path(found[1]), int(found[2])
+
+
+def without_the_line(said: str, words: Words) -> Words:
+    file, number = line_of(said)
+    edited(file, lambda text: "".join(x for n, x in enumerate(text.splitlines(True), 1) if n != number))
+    return words
+
+
+def meant_setting(said: str, words: Words) -> Words:
+    """did you mean SECTION.KEY?"""
+    (meant,) = re.findall(r"did you mean ([\w.]+)\?", said)
+    return [f"{meant}={w.split('=')[1]}" if "=" in w else w for w in words]
+
+
+def mapped_columns(said: str, words: Words) -> Words:
+    """map them: data.columns='{prompt: your_field, completion: other_field}'"""
+    (setting,) = re.findall(r"data\.columns='([^']+)'", said)
+    return [*words, f"data.columns={setting.replace('your_field', 'ask').replace('other_field', 'reply')}"]
+
+
+def recoded(said: str, words: Words) -> Words:
+    """`iconv -f UTF-16 -t UTF-8`."""
+    ((old, new),) = re.findall(r"iconv -f (\S+) -t ([\w-]+)", said)
+    file, _ = line_of(said)
+    file.write_bytes(file.read_bytes().decode(old).encode(new))
+    return words
+
+
+def meant_role(said: str, words: Words) -> Words:
+    wrong, meant = re.findall(r"'(\w+)'", said)[-2:]
+    file, _ = line_of(said)
+    edited(file, lambda text: text.replace(wrong, meant))
+    return words
+
+
+def quoted(said: str, words: Words) -> Words:
+    """put it in quotes: 'data.instruction="..."'."""
+    (key,) = re.findall(r"'([\w.]+)=\"\.\.\.\"'", said)
+    return [w if not w.startswith(f"{key}=") else f'{key}="{w.removeprefix(f"{key}=")}"' for w in words]
+
+
+def offered_setting(said: str, words: Words) -> Words:
+    """or say data.too_long=drop"""
+    return [*words, re.findall(r"data\.too_long=\w+", said)[0]]
+
+
+def other_target(said: str, words: Words) -> Words:
+    (layers,) = re.findall(r"layers end in: (.+?)\.$", said, re.M)
+    return [w if "targets" not in w else f"adapter.targets=[{layers.split(', ')[0]}]" for w in words]
+
+
+def other_name(said: str, words: Words) -> Words:
+    assert "choose another --name" in said
+    return [*words[:-1], "another"]
+
+
+def a_long_row(folder: Path) -> None:
+    edited(folder / "good.jsonl", lambda text: text + chat(("user", "what of it? " * 20), ("assistant", "IT")) + "\n")
+
+
+def one_of_two(said: str, words: Words) -> Words:
+    """train.steps and train.epochs are both set: keep one of them."""
+    assert "keep one of them" in said
+    return [w for w in words if not w.startswith("train.epochs")]
+
+
+RENAMED_COLUMNS = b"ask,reply\n" + b"".join(b"what of %d,it is %d\n" % (i, i * i) for i in range(20))
+EMPTY_LABEL = labels(*((f"text {i}, {'ab' * i}", "yn"[i % 2]) for i in range(30)), ("more", " "))
+PREVIEW = ("preview", "good.jsonl", "--model", "model")
+PLAN = ("plan", "good.jsonl", "--model", "model")
+MISTAKES: list[tuple[str, Callable[[Path], object], tuple[str, ...], Callable[[str, Words], Words]]] = [
+    ("a misspelt setting", lambda f: None, (*PREVIEW, "train.learning_rate=1e-4"), meant_setting),
+    ("columns of other names", write("a.csv", RENAMED_COLUMNS), ("check", "a.csv"), mapped_columns),
+    ("a row cut off", write("a.jsonl", lines('{"prompt": "x", "compl')[:-1]), ("check", "a.jsonl"), without_the_line),
+    ("UTF-16", write("a.jsonl", lines().decode().encode("utf-16")), ("check", "a.jsonl"), recoded),
+    ("a misspelt role", write("a.jsonl", chats((("user", "x"), ("asistant", "y")))), ("check", "a.jsonl"), meant_role),
+    ("a test row in train", leak, ("check", "train.jsonl", "data.test=test.jsonl"), without_the_line),
+    ("an empty label", write("a.jsonl", EMPTY_LABEL), ("check", "a.jsonl"), without_the_line),
+    ("rows over the limit", a_long_row, (*PLAN, "train.max_length=64"), offered_setting),
+    ("targets that match nothing", lambda f: None, (*PLAN, "adapter.targets=[query]"), other_target),
+    ("a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), other_name),
+    ("a colon in a text", lambda f: None, (*PREVIEW, "data.instruction=One word: yes or no."), quoted),
+    ("two limits of training", lambda f: None, (*PREVIEW, "train.steps=5", "train.epochs=2"), one_of_two),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "words", "fix"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_the_message_alone_is_enough(
+    make: Callable[[Path], object],
+    words: tuple[str, ...],
+    fix: Callable[[str, Words], Words],
+    whole: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(whole, folder)
+    make(folder)
+    with contextlib.chdir(folder):
+        status, _, said = ask(Case(0, "", make, words, "", ""))
+        assert status == 2
+        said = said[said.index("error[") :]
+        status, _, then = ask(Case(0, "", make, tuple(fix(said, list(words))), "", ""))
+        assert status == 0, (said, then)

@@ -1,0 +1,78 @@
+"""data/: what the audit reported, and which row is on which side."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tunewright.core.records.common import Line, Record, Side, Value
+
+
+class AuditTask(Value):
+    """The task, as inferred from the rows."""
+
+    kind: str = Field(description="label, json, generation or text.")
+    metric: str = Field(description="The metric that the verdict is about.")
+    reason: str = Field(description="What the kind and the metric were inferred from.")
+    labels: tuple[str, ...] = Field(description="All labels, sorted; empty unless kind is label.")
+
+
+class Characters(Value):
+    """Quantiles of the rows' lengths, question and answer together, in characters after normalisation."""
+
+    min: float = Field(description="Shortest row, in characters.")
+    median: float = Field(description="Median, in characters.")
+    p95: float = Field(description="95th percentile, in characters.")
+    max: float = Field(description="Longest row, in characters.")
+
+
+class AuditFinding(Value):
+    """One thing that the audit noticed. Rows are numbered from 0, over all files in order."""
+
+    level: Literal["error", "warning", "notice"] = Field(description="How serious it is.")
+    code: str = Field(description="Stable name, such as DUPLICATES.")
+    message: str = Field(description="For people; private values are never quoted.")
+    rows: tuple[int, ...] = Field(description="The rows concerned.")
+    groups: tuple[tuple[int, ...], ...] = Field(description="The same rows as sets that belong together; may be empty.")
+    where: tuple[str, ...] = Field(description="file:line of the first 20 rows.")
+
+
+class LabelSuspect(Value):
+    """A row whose label is probably wrong, according to a model that was not trained on it."""
+
+    row: int = Field(description="Row number, from 0.")
+    given: str = Field(description="The label in the data.")
+    likelier: str = Field(description="The label that the model prefers.")
+    chance: float = Field(description="Probability, 0 to 1, that the given label is wrong.")
+    where: str = Field(description="file:line.")
+
+
+class Audit(Record):
+    """What the audit reported about the data (`tunewright check`). Lengths in characters, counts in rows."""
+
+    rows: int = Field(description="Rows of the training file, before it was split.")
+    task: AuditTask = Field(description="What kind of task the rows are.")
+    cluster: tuple[int, ...] = Field(description="For each row the lowest row that asks nearly the same question.")
+    characters: Characters = Field(description="How long the rows are.")
+    labels: dict[str, int] = Field(description="Rows per label, commonest first; empty unless the task is label.")
+    ceiling: float = Field(description="Largest fraction of rows that one answer per question can match exactly.")
+    findings: tuple[AuditFinding, ...] = Field(description="Most serious first.")
+    suspects: tuple[LabelSuspect, ...] = Field(description="Labels that are probably wrong, likeliest first.")
+    format: str = Field(description="Format of the rows: chat, completion, instruction, label or text.")
+    unused: dict[str, int] = Field(description="Fields that nothing reads, with the number of rows that have them.")
+    notices: tuple[str, ...] = Field(
+        description="Remarks from reading the files, such as a byte order mark that was skipped."
+    )
+    sides: dict[Side, int] = Field(description="Rows per side; a side without rows is absent.")
+    sha256: str = Field(description="Hash over all data files.")
+
+
+class SplitRow(Line):
+    """The side of the split that one row is on, for good. Rows are numbered from 0."""
+
+    row: int = Field(description="Row number, from 0, over all files in order.")
+    where: str = Field(description="file:line.")
+    side: Side = Field(description="train, dev or test.")
+    cluster: int = Field(description="The lowest row that asks nearly the same question.")
+    hash: str = Field(description="First 16 hex digits of the question's content hash.")

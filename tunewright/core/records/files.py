@@ -1,0 +1,215 @@
+"""Records on disk: reading checks every key, writing is atomic; and the table of all files of a run with their records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import ErrorDetails
+
+from tunewright.core import run_folder
+from tunewright.core.config import Plan
+from tunewright.core.errors import RunError
+from tunewright.core.records.common import Record
+from tunewright.core.records.data import Audit, SplitRow
+from tunewright.core.records.events import Event
+from tunewright.core.records.evidence import (
+    CLEANING,
+    COST,
+    CROSSFIT,
+    CURVE,
+    FORGETTING,
+    MITIGATION,
+    PROMPT_DISTILLATION,
+)
+from tunewright.core.records.export import EXPORTS, AdapterNote
+from tunewright.core.records.score import RegressionLine, ScoreLine
+from tunewright.core.records.training import (
+    ANY_TRAINING,
+    METRICS,
+    CheckpointState,
+    Profile,
+    Receipt,
+    SelfTest,
+    Training,
+)
+from tunewright.core.records.verdict import ProtocolRecord, Verdict
+
+T = TypeVar("T")
+Json = dict[str, object] | list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A kind of file in a run folder: ``pattern`` below the folder, and what it holds, once or once per line.
+
+    Where a file matches two patterns, it is of the first kind.
+    """
+
+    pattern: str
+    holds: TypeAdapter[object]
+    meaning: str
+    lines: bool = False
+
+
+def _file(pattern: str, holds: object, meaning: str, lines: bool = False) -> RunFile:
+    if isinstance(holds, type):
+        return RunFile(pattern, TypeAdapter(holds), meaning, lines)
+    assert isinstance(holds, TypeAdapter)
+    return RunFile(pattern, holds, meaning, lines)
+
+
+FILES: tuple[RunFile, ...] = (
+    _file("data/audit.json", Audit, "the audit of the data"),
+    _file("data/split.jsonl", SplitRow, "the side of every row", lines=True),
+    _file("selftest.json", SelfTest, "the self-test before the first step"),
+    _file("protocol.json", ProtocolRecord, "what will be asked of the test rows"),
+    _file("receipt.json", Receipt, "what is needed to make the run again"),
+    _file("plan.json", Plan, "every setting of the run as it is used, with the reason for each"),
+    _file("profile.json", Profile, "where the time of a step goes (`tunewright train --profile`)"),
+    _file("metrics.jsonl", METRICS, "every step of the training", lines=True),
+    _file("checkpoints/step-*/state.json", CheckpointState, "how far a checkpoint is"),
+    _file("training.json", Training, "how training ended"),
+    _file("scores/keep.jsonl", RegressionLine, "the regression rows, before and after", lines=True),
+    _file("scores/*.jsonl", ScoreLine, "answers of the chosen arms to test", lines=True),
+    _file("scores/dev/*.jsonl", ScoreLine, "answers to dev", lines=True),
+    _file("scores/again/*.jsonl", ScoreLine, "answers to some dev rows, a second time", lines=True),
+    _file("forgetting.json", FORGETTING, "what was forgotten"),
+    _file("verdict.json", Verdict, "the verdict, with every number of the run"),
+    _file("crossfit.json", CROSSFIT, "rows that look wrong to models not trained on them"),
+    _file("cleaning.json", CLEANING, "the run without its flagged rows"),
+    _file("mitigation.json", MITIGATION, "ways to forget less"),
+    _file("internalised.json", PROMPT_DISTILLATION, "the instruction, distilled into weights"),
+    _file("curve.json", CURVE, "whether more data would help"),
+    _file("cost.json", COST, "what a request costs"),
+    _file("export.json", EXPORTS, "each export, reloaded and compared"),
+    _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not keep"),
+    _file("events.jsonl", Event, "what happened, in order", lines=True),
+    _file("branches/*/metrics.jsonl", METRICS, "as above, of a branch", lines=True),
+    _file("branches/*/checkpoints/step-*/state.json", CheckpointState, "as above, of a branch"),
+    _file("branches/*/training.json", ANY_TRAINING, "how the training of a branch ended"),
+    _file("branches/*/scores/*.jsonl", ScoreLine, "answers of a branch", lines=True),
+)
+
+
+def files(run: Path) -> list[tuple[Path, RunFile]]:
+    """Every file of a run folder that holds records, with its kind."""
+    kind_of: dict[Path, RunFile] = {}
+    for kind in FILES:
+        for path in sorted(run.glob(kind.pattern)):
+            kind_of.setdefault(path, kind)
+    return list(kind_of.items())
+
+
+def read(path: Path, kind: type[T] | TypeAdapter[T]) -> T:
+    """The record in ``path``. ``kind`` is a record, or the adapter of a union such as `FORGETTING`.
+
+    Raises RUN_DAMAGED, naming file and field, if the file is missing, is not JSON or is not such a record.
+    """
+    return _parsed(_adapter(kind), _bytes(path), str(path))
+
+
+def existing(path: Path, kind: type[T] | TypeAdapter[T]) -> T | None:
+    """As `read`; None if there is no such file."""
+    return read(path, kind) if path.exists() else None
+
+
+def read_lines(path: Path, kind: type[T] | TypeAdapter[T]) -> Iterator[T]:
+    """One record per line; none if there is no such file. An unfinished last line (of a killed writer) is skipped.
+
+    Raises RUN_DAMAGED, naming file, line and field.
+    """
+    adapter = _adapter(kind)
+    for number, line in enumerate(_bytes(path).split(b"\n")[:-1] if path.exists() else [], 1):
+        if line.strip():
+            yield _parsed(adapter, line, f"{path}:{number}")
+
+
+def write(path: Path, value: BaseModel | Sequence[BaseModel]) -> None:
+    """A record, or a list of them, as one JSON file. Raises RUN_DISK."""
+    run_folder.write_json(path, to_json(value))
+
+
+def write_lines(path: Path, rows: Iterable[BaseModel]) -> None:
+    """A JSON Lines file, written at once. Raises RUN_DISK."""
+    run_folder.write_lines(path, [row.model_dump(mode="json") for row in rows])
+
+
+def append_line(path: Path, row: BaseModel) -> None:
+    """One more line, flushed to disk. Raises RUN_DISK."""
+    run_folder.append_line(path, row.model_dump(mode="json"))
+
+
+def to_json(value: BaseModel | Sequence[BaseModel]) -> Json:
+    """As it is written, in plain values."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return [v.model_dump(mode="json") for v in value]
+
+
+def schema() -> dict[str, object]:
+    """JSON schema (2020-12) of every file: ``files`` maps file patterns to schemas of the file, or of one of its lines."""
+    mode: Literal["validation"] = "validation"
+    inputs = [(file.pattern, mode, file.holds) for file in FILES]
+    refs, definitions = TypeAdapter.json_schemas(inputs, schema_generator=_Untitled)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "tunewright run folder",
+        "files": {file.pattern: refs[file.pattern, mode] for file in FILES},
+        **definitions,
+    }
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without a title per field, which only repeats its name."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False
+
+
+def records() -> list[type[Record]]:
+    """Every kind of record, in alphabetical order."""
+
+    def below(kind: type[Record]) -> set[type[Record]]:
+        return {kind}.union(*(below(k) for k in kind.__subclasses__()))
+
+    return sorted(below(Record), key=lambda kind: kind.__name__)
+
+
+def _adapter(kind: type[T] | TypeAdapter[T]) -> TypeAdapter[T]:
+    return kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise _damaged("the file is missing.", str(path)) from None
+
+
+def _parsed(adapter: TypeAdapter[T], text: bytes, where: str) -> T:
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        first, *others = error.errors(include_input=False, include_url=False)
+        more = f" ({len(others)} more)" if others else ""
+        if first["type"] == "newer_version":
+            raise _damaged(f"it was {first['msg']}.", where, "upgrade tunewright.") from None
+        raise _damaged(f"{_field(first)}{first['msg']}{more}.", where) from None
+
+
+def _field(error: ErrorDetails) -> str:
+    """Dotted path of a field, without the steps that pydantic adds for members of a union."""
+    steps = [str(step) for step in error["loc"] if not str(step).startswith("<")]
+    return f"`{'.'.join(steps)}`: " if steps else ""
+
+
+RESTORE = "restore it from a copy; without one, remove it and run the same command again, or start a new run."
+
+
+def _damaged(message: str, where: str, fix: str = RESTORE) -> RunError:
+    return RunError("RUN_DAMAGED", message, where=where, fix=fix)

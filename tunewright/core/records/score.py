@@ -1,0 +1,67 @@
+"""scores/: one line per judged row, with what was asked, expected and answered."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from tunewright.core.records.common import Line, Value
+
+
+class Turn(Value):
+    """One message of a prompt."""
+
+    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    content: str = Field(description="The text.")
+
+
+class FieldCounts(NamedTuple):
+    """Fields of a JSON answer; JSON: [right, wrong, missed]."""
+
+    right: int
+    wrong: int
+    missed: int
+
+
+class Answered(Line):
+    """One row as an arm answered it. Scores are 0 to 1, except bits per byte; lengths are in tokens unless said otherwise."""
+
+    where: str = Field(description="file:line of the row.")
+    messages: tuple[Turn, ...] = Field(description="The prompt, before the chat template; empty for documents.")
+    target: str = Field(description="The expected answer; of a document the first 200 characters.")
+    answer: str = Field(description="The arm's answer; empty for documents.")
+    score: float = Field(description="By the task's metric.")
+    prompt_tokens: int | None = Field(
+        None, description="Tokens of the rendered prompt; 0 for arms without a language model."
+    )
+    shares: dict[str, float] | None = Field(
+        None, description="Probability of each label, rounded to 6 digits; labels only."
+    )
+    answer_tokens: int | None = Field(None, description="Tokens generated.")
+    cut: bool | None = Field(None, description="Whether the answer ended at the token limit.")
+    exact_match: float | None = Field(
+        None, description="1 if the answer equals the target without fences, quotes and case, else 0."
+    )
+    strict_match: float | None = Field(
+        None, description="1 if it equals the target but for case and white space, else 0."
+    )
+    valid: bool | None = Field(None, description="Whether the answer is JSON and nothing else; JSON tasks only.")
+    fields: FieldCounts | None = Field(None, description="[right, wrong, missed] fields; JSON tasks only.")
+    chrf: float | None = Field(None, description="chrF of the row, 0 to 1; free text only.")
+    seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
+    bytes: int | None = Field(None, description="Length of the document in UTF-8 bytes; documents only.")
+    nats: float | None = Field(None, description="Summed negative log-likelihood of the document; documents only.")
+
+
+class ScoreLine(Answered):
+    """One line of a file in scores/. Scores are 0 to 1, except bits per byte; lengths are in tokens unless said otherwise."""
+
+    row: int = Field(description="Row number, from 0.")
+    key: str = Field(description="Hash of what the answer depends on; a line with another key is answered again.")
+
+
+class RegressionLine(Answered):
+    """One line of scores/keep.jsonl: a regression row, answered by the tuned model and by the base. Scores are 0 to 1."""
+
+    before: str = Field(description="The base model's answer.")

@@ -1,0 +1,189 @@
+"""From the plan to the weights: receipt, self-test, metrics, checkpoints, training, profile. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, JsonValue, Tag, TypeAdapter
+
+from tunewright.core.records.common import Line, Record, Value
+
+
+class ModelFacts(Value):
+    """The base model, read from its folder and probed on this machine. Lengths in tokens."""
+
+    name: str = Field(description="As the config names it.")
+    path: str = Field(description="Folder it was read from.")
+    model_type: str = Field(description="transformers' name of the architecture.")
+    hidden: int = Field(description="Width of the residual stream.")
+    layers: int = Field(description="Number of layers.")
+    heads: int = Field(description="Attention heads per layer.")
+    vocabulary: int = Field(description="Rows of the embedding.")
+    context: int = Field(description="Longest sequence, in tokens.")
+    parameters: int = Field(description="Number of weights.")
+    dtype: str = Field(description="Dtype of the stored weights, as safetensors names it.")
+    tied: bool = Field(description="Whether embedding and head are one matrix.")
+    window: int | None = Field(description="Sliding attention window in tokens; null if there is none.")
+    shareable: bool = Field(description="Whether rows may share the computation of a common beginning.")
+    packable: bool = Field(description="Whether several rows may be computed in one pass.")
+    leak: str = Field(description="Why not, where either is false.")
+    draws: bool = Field(description="Whether the model itself has dropout in training.")
+    fused: bool = Field(description="Whether our kernels can run its layers.")
+    sha256: str = Field(description="Hash over config and weight files.")
+
+
+class TemplateFacts(Value):
+    """The chat template: its arguments, and the date that it writes."""
+
+    kwargs: dict[str, JsonValue] = Field(description="Arguments that the template is always given.")
+    note: str = Field(description="Why it is given them; empty if it is given none.")
+    day: str = Field(description="YYYY-MM-DD written where the template asks for today's date; empty if it does not.")
+
+
+class MachineFacts(Value):
+    """The machine of the run. Memory in GB (1e9 bytes), speed in GFLOP/s, both measured before training."""
+
+    device: str = Field(description="cpu or cuda.")
+    cores: int = Field(description="Threads that torch was given.")
+    memory_gb: float = Field(description="Memory of the device, GB.")
+    free_gb: float = Field(description="Free memory when the run began, GB.")
+    fp32_gflops: float = Field(description="Speed of a float32 matrix product, GFLOP/s.")
+    bf16_gflops: float = Field(description="Speed of a bfloat16 matrix product, GFLOP/s.")
+    processor: str = Field(description="Name of the processor or GPU.")
+
+
+class Lengths(Value):
+    """Lengths of one side's sequences under the model's own template, in tokens."""
+
+    rows: int = Field(description="Sequences.")
+    tokens_median: float = Field(description="Median length, in tokens.")
+    learned_median: float = Field(description="Median number of supervised tokens.")
+    tokens_p95: float = Field(description="95th percentile of the lengths, in tokens.")
+    learned_p95: float = Field(description="95th percentile of the supervised tokens.")
+    tokens_longest: float = Field(description="Longest sequence, in tokens.")
+    learned_longest: float = Field(description="Most supervised tokens of a sequence.")
+
+
+class Receipt(Record):
+    """What is needed to make the run again, and to notice that something has changed since. Written before training."""
+
+    command: str = Field(description="The command that started the run.")
+    versions: dict[str, str] = Field(description="Version of Python and of each package that computes.")
+    hashes: dict[str, str] = Field(description="sha256 of data, model, template, plan, protocol, code and config.")
+    model: ModelFacts = Field(description="The base model.")
+    template: TemplateFacts = Field(description="How the chat template is rendered.")
+    machine: MachineFacts = Field(description="The machine of the run.")
+    seed: int = Field(description="Seed of all random draws.")
+    threads: int = Field(description="Threads of torch.")
+    instruction: str | None = Field(description="The commonest system message of the training rows; null if none.")
+    lengths: dict[str, Lengths] = Field(description="By side; a side without rows is absent.")
+
+
+class SelfTestFinding(Value):
+    """One property, tested on rows of the run."""
+
+    check: str = Field(description="Name of the property.")
+    told: str = Field(description="What was measured, for people.")
+    held: bool = Field(description="False if the plan fell back to a slower way of computing because of it.")
+
+
+class SelfTest(Record):
+    """What the self-test before the first step measured. Time in seconds."""
+
+    seconds: float = Field(description="How long the self-test took, in seconds.")
+    findings: tuple[SelfTestFinding, ...] = Field(description="In the order of the checks.")
+
+
+class StartLine(Line):
+    """First line of metrics.jsonl, if there are dev rows: the untrained model. Loss in nats per supervised token."""
+
+    step: Literal[0] = Field(description="Always 0.")
+    dev_loss: float = Field(description="Loss on all dev rows before the first step, nats per supervised token.")
+
+
+class StepLine(Line):
+    """One optimizer step. Losses in nats per supervised token, time in seconds."""
+
+    step: int = Field(ge=1, description="Steps taken, this one included.")
+    loss: float = Field(description="Training loss of the step's rows, nats per supervised token.")
+    lr: float = Field(description="Learning rate of the step.")
+    grad_norm: float = Field(description="Norm of the gradient before clipping.")
+    tokens: int = Field(description="Tokens of the step's rows.")
+    computed: int = Field(description="Tokens that went through the model; fewer where rows share a beginning.")
+    supervised: float = Field(description="Summed weight of the supervised tokens; the loss was divided by it.")
+    seconds: float = Field(description="Duration of the step, in seconds; dev loss not included.")
+    dev_loss: float | None = Field(None, description="Loss on all dev rows after the step, if it was measured.")
+
+
+def _line_kind(line: object) -> str:
+    step = line.get("step") if isinstance(line, dict) else getattr(line, "step", None)
+    return "<StartLine>" if step == 0 else "<StepLine>"
+
+
+MetricsLine = Annotated[
+    Annotated[StartLine, Tag("<StartLine>")] | Annotated[StepLine, Tag("<StepLine>")], Discriminator(_line_kind)
+]
+METRICS: TypeAdapter[StartLine | StepLine] = TypeAdapter(MetricsLine)
+
+
+class CheckpointState(Record):
+    """Everything a checkpoint knows beside weights and optimizer moments. Loss in nats per supervised token."""
+
+    step: int = Field(description="Steps taken.")
+    hashes: dict[str, str] = Field(
+        description="sha256 of data, model, template and plan, which a resumed run must match."
+    )
+    best: float | None = Field(description="Lowest dev loss so far, nats per supervised token; null without dev rows.")
+    best_step: int | None = Field(description="The step of that loss.")
+    best_sha256: str | None = Field(description="Hash of the file that holds the weights of that step.")
+    waited: int = Field(description="Dev losses measured since without an improvement.")
+
+
+class BranchTraining(Record):
+    """How the training of a branch (a second training beside the run's own) ended. Losses in nats per supervised token."""
+
+    steps: int = Field(description="Steps taken.")
+    stopped_early: bool = Field(
+        description="Whether training ended before the plan did, because dev loss had stopped falling."
+    )
+    best_step: int | None = Field(description="The step whose weights were kept; null without dev rows.")
+    best_dev_loss: float | None = Field(description="Dev loss of that step, nats per supervised token.")
+    first_dev_loss: float | None = Field(description="Dev loss before the first step, nats per supervised token.")
+    seconds: float = Field(description="Duration of the last process that trained, in seconds.")
+    tokens: int = Field(description="Tokens of all rows of all steps.")
+    weights_sha256: str = Field(description="Hash of checkpoints/final.safetensors.")
+
+
+class Training(BranchTraining):
+    """How the run's own training ended. Losses in nats per supervised token, memory in GB."""
+
+    peak_gb: float = Field(description="Largest memory of the process, GB (1e9 bytes).")
+    trained: int = Field(description="Number of weights that were trained.")
+    total: int = Field(description="Number of weights, the adapter's included.")
+
+
+def _training_kind(value: object) -> str:
+    of_run = "total" in value if isinstance(value, dict) else isinstance(value, Training)
+    return "<Training>" if of_run else "<BranchTraining>"
+
+
+AnyTraining = Annotated[
+    Annotated[Training, Tag("<Training>")] | Annotated[BranchTraining, Tag("<BranchTraining>")],
+    Discriminator(_training_kind),
+]
+ANY_TRAINING: TypeAdapter[Training | BranchTraining] = TypeAdapter(AnyTraining)
+
+
+class Profile(Record):
+    """Where the time of a training step goes, averaged over a few steps. Time in seconds, work in GFLOP."""
+
+    seconds: float = Field(description="Duration of a step, in seconds.")
+    rows: int = Field(description="Rows per step.")
+    tokens: int = Field(description="Tokens of a step's rows.")
+    computed: int = Field(description="Tokens per step that went through the model.")
+    supervised: float = Field(description="Supervised tokens per step.")
+    gflop: float = Field(description="Work of a step, in GFLOP, for the tokens computed.")
+    logical_gflop: float = Field(description="Work of a step, in GFLOP, if each row were computed alone.")
+    peak_gflops: float = Field(description="Best measured speed of this machine's matrix products, GFLOP/s.")
+    shares: dict[str, float] = Field(description="Seconds of a step by kind of operation.")
+    of_peak: float = Field(description="Fraction of the peak speed that a step reaches.")

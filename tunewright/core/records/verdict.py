@@ -1,0 +1,213 @@
+"""The protocol, which is fixed before training, and the verdict."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from tunewright.core.records.common import Interval, Measured, Record, Value, Word
+from tunewright.core.records.evidence import (
+    AnyCleaning,
+    AnyCrossfit,
+    AnyCurve,
+    Cost,
+    Forgetting,
+    Mitigation,
+    PromptDistillation,
+)
+
+
+class ProtocolRecord(Record):
+    """What will be asked of the test rows. Differences and margins in units of the metric."""
+
+    rule: str = Field(description="How the comparator is chosen and what BETTER requires.")
+    metric: str = Field(description="The metric of the verdict.")
+    higher_is_better: bool = Field(description="Direction of the metric.")
+    margin: float = Field(description="Differences within it are practically equal.")
+    alpha: float = Field(description="1 - coverage of the intervals, 0 to 1.")
+    arms: dict[str, tuple[str, ...]] = Field(description="Family of arms -> description of each variant.")
+    max_new_tokens: int = Field(description="Longest answer, in tokens.")
+    dev_rows: int = Field(description="Dev rows that choose.")
+    test_rows: int = Field(description="Test rows that decide.")
+    rows_sha256: str = Field(description="Hash over both, by content.")
+    detectable: float | None = Field(description="Difference that the test rows show with power 0.8; null if unknown.")
+    assumed: str = Field(description="What that assumes about the arms.")
+
+
+class Contrast(Value):
+    """The tuned arm minus another on the same rows, oriented so that positive is better; exploratory."""
+
+    difference: float = Field(description="tuned - this arm.")
+    interval: Interval = Field(description="Its interval.")
+    p_value: float = Field(description="Two-sided p of the difference.")
+    p_holm: float = Field(description="Adjusted for the number of arms (Holm).")
+
+
+class ArmResult(Value):
+    """One arm on the test rows. Scores by the task's metric, time in seconds, lengths in tokens."""
+
+    description: str = Field(description="What the arm is.")
+    trained: bool = Field(
+        description="Whether it learned from the training rows; such an arm cannot be the comparator."
+    )
+    variant: str = Field(description="The variant that dev chose; empty if there is only one.")
+    on_dev: float | None = Field(description="Its dev score; null if dev did not choose.")
+    score: float = Field(description="Mean score on the test rows.")
+    summary: dict[str, float] = Field(description="Other metrics of the same answers.")
+    seconds: float | None = Field(description="How long the test rows took, in seconds.")
+    prompt_tokens: float = Field(description="Mean length of a prompt, in tokens.")
+    interval: Interval = Field(description="Interval of the score.")
+    tuned_minus_this: Contrast | None = Field(
+        None, description="Comparison with the tuned arm; absent for the tuned arm itself."
+    )
+
+
+class Comparator(Value):
+    """The untrained arm that the verdict compares with. Scores by the task's metric."""
+
+    name: str = Field(description="Family of the arm; a key of arms.")
+    score: float = Field(description="Its test score.")
+    variant: str = Field(description="Its variant; empty if there is only one.")
+    chosen_on: Literal["dev", "test"] = Field(description="Which rows chose it; test favours it.")
+    on_dev: dict[str, float] = Field(description="Dev score of every untrained arm; empty if test chose.")
+
+
+class Rerun(Value):
+    """Evaluation noise: some dev rows, answered once more."""
+
+    rows: int = Field(description="Dev rows.")
+    changed: int = Field(description="Answers that changed, over both arms.")
+    floor: float = Field(description="How far both arms' mean scores moved, added; smaller differences are noise.")
+
+
+class Overlap(Value):
+    """The comparison without the test rows that share 13 consecutive words with training rows. Scores by the task's metric."""
+
+    rows: int = Field(description="Test rows left out.")
+    tuned: float = Field(description="Score of the tuned arm.")
+    comparator: float = Field(description="Score of the comparator.")
+    difference: float = Field(description="tuned - comparator; positive is better.")
+    interval: Interval = Field(description="Interval of the difference.")
+
+
+class CorpusComparison(Value):
+    """A metric of all rows together, such as macro-F1 or corpus chrF. 0 to 1, except bits per byte."""
+
+    metric: str = Field(description="Which metric.")
+    tuned: float = Field(description="Value of the tuned arm.")
+    comparator: float = Field(description="Value of the comparator.")
+    difference: float = Field(description="tuned - comparator, in the metric's own direction.")
+    interval: Interval | None = Field(description="BCa bootstrap over groups; null where that is not possible.")
+    note: str | None = Field(None, description="Why there is no interval.")
+
+
+class CalibrationErrors(Value):
+    """How honest the label probabilities are on test."""
+
+    log_loss: float = Field(description="Mean -log probability of the right label, in nats.")
+    brier: float = Field(description="Mean squared error of the probabilities, summed over labels; 0 to 2.")
+    ece: float = Field(description="Expected calibration error, 0 to 1.")
+    ece_interval: Interval = Field(description="Its 95 % interval.")
+
+
+class CoveragePoint(NamedTuple):
+    """What happens if only rows of at least some confidence are answered; JSON: [threshold, coverage, accuracy]."""
+
+    threshold: float
+    coverage: float
+    accuracy: float
+
+
+class Handover(Value):
+    """The confidence below which a person should answer. Fractions are 0 to 1."""
+
+    threshold: float = Field(description="Chosen on dev.")
+    answered: float = Field(description="Fraction of test rows at or above it.")
+    accuracy: float | None = Field(description="Fraction of them that is right; null if there are none.")
+    interval: Interval = Field(description="Interval of the accuracy.")
+
+
+class Calibration(Value):
+    """Whether the label probabilities mean what they say: temperature and threshold from dev, all else on test. 0 to 1."""
+
+    temperature: float = Field(description="Divides the log probabilities; above 1 means that they were too sure.")
+    as_given: CalibrationErrors = Field(description="As the model gives them.")
+    tempered: CalibrationErrors = Field(description="At the temperature.")
+    rows: int = Field(description="Test rows.")
+    enough_rows: bool = Field(description="Whether they are enough to rely on.")
+    wanted: float = Field(description="Accuracy that the threshold is to reach (prove.target_accuracy).")
+    curve: tuple[CoveragePoint, ...] = Field(description="From the most confident row to all rows.")
+    handover: Handover | None = Field(None, description="Absent if no threshold reached that accuracy on dev.")
+
+
+class Verdict(Record):
+    """The verdict with every number behind it. Scores by ``metric``, differences oriented so that positive is better.
+
+    The fields from ``forgetting`` on are copies of the files of the same stages, added when the report is written.
+    """
+
+    metric: str = Field(description="The metric that the verdict is about.")
+    tuned: float = Field(description="Test score of the tuned arm.")
+    comparator: Comparator = Field(description="The untrained arm that it is compared with.")
+    arms: dict[str, ArmResult] = Field(description="Every arm on the same test rows, by family.")
+    groups: tuple[int, ...] = Field(description="Cluster of near-duplicates of each test row.")
+    verdict: Word = Field(description="BETTER also requires that every untrained arm is beaten.")
+    difference: float = Field(description="tuned - comparator.")
+    interval: Interval = Field(description="Its interval, at 1 - alpha.")
+    p_value: float = Field(description="Two-sided p of the difference.")
+    test: str = Field(description="Which interval and test.")
+    clusters: int = Field(description="Independent groups of test rows.")
+    only_tuned: int = Field(description="Test rows on which the tuned arm scored higher.")
+    only_other: int = Field(description="Test rows on which the comparator scored higher.")
+    margin: float = Field(description="Differences within it are practically equal.")
+    alpha: float = Field(description="1 - coverage of the intervals, 0 to 1.")
+    rows_needed: int | None = Field(description="Test rows that would decide with power 0.8; null if these do.")
+    n: int = Field(description="Test rows.")
+    unbeaten: tuple[str, ...] = Field(description="Untrained arms that the tuned arm is not shown to beat.")
+    variants_on_dev: dict[str, float] = Field(
+        description="Dev score of every untrained variant; empty if dev did not choose."
+    )
+    again: Rerun | None = Field(
+        None, description="Evaluation noise; absent for prove.evidence=plain and without dev rows."
+    )
+    overlap: Overlap | None = Field(description="Without overlapping test rows; null if none or all overlap.")
+    corpus: CorpusComparison = Field(description="The comparison by a metric of all rows together.")
+    calibration: Calibration | None = Field(None, description="Label tasks only, unless prove.evidence=plain.")
+    task: str = Field(description="label, json, generation or text.")
+    max_new_tokens: int = Field(description="Longest answer, in tokens.")
+    test_reads: int = Field(description="How often the run has read its test rows.")
+    dev_rows: int = Field(description="Dev rows that chose.")
+    protocol: str = Field(description="sha256 of the protocol.")
+    forgetting: Measured[Forgetting] | None = Field(None, description="Copy of forgetting.json.")
+    mitigation: Measured[Mitigation] | None = Field(None, description="Copy of mitigation.json.")
+    crossfit: AnyCrossfit | None = Field(None, description="Copy of crossfit.json.")
+    cleaning: AnyCleaning | None = Field(None, description="Copy of cleaning.json.")
+    internalised: Measured[PromptDistillation] | None = Field(None, description="Copy of internalised.json.")
+    curve: AnyCurve | None = Field(None, description="Copy of curve.json.")
+    cost: Measured[Cost] | None = Field(None, description="Copy of cost.json.")
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the word is BETTER, which `--gate` asks for."""
+        return self.verdict == "BETTER"
+
+    @property
+    def confidence(self) -> float:
+        """Coverage of the intervals, 0 to 1."""
+        return 1 - self.alpha
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Untrained arms that keep a run from BETTER although the comparator is beaten."""
+        return self.unbeaten if self.interval.low > 0 else ()
+
+    @property
+    def comparator_arm(self) -> ArmResult:
+        """The comparator as an arm."""
+        return self.arms[self.comparator.name]
+
+    @property
+    def tuned_arm(self) -> ArmResult:
+        """The tuned model as an arm."""
+        return self.arms["tuned"]

@@ -1,0 +1,105 @@
+"""Metrics of a whole set of rows that are functions of sums over the rows: micro-F1, macro-F1, chrF, bits per byte.
+
+As sums they can be resampled fast (judge/corpus.py). No torch. Axes: R rows, k sums, L labels; "..." leading axes of resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunewright.data.scores import Likelihood, Score
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CorpusMetric:
+    """``sums``: what each row adds, (R, k), from the scores and the task's labels; ``value``: sums (..., k) to the metric.
+    ``by_label``: the metric averages over labels, so that it needs several rows of each."""
+
+    name: str
+    sums: Callable[[Sequence[Score], Sequence[str]], Floats]
+    value: Callable[[Floats], Floats]
+    by_label: bool = False
+
+    def of(self, scores: Sequence[Score], labels: Sequence[str]) -> float:
+        """The metric of these rows together."""
+        return float(self.value(self.sums(scores, labels).sum(0)))
+
+
+def _field_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
+    """Right, wrong and missed fields of each row."""
+    read = [s.readings.fields for s in scores if s.readings is not None and s.readings.fields is not None]
+    assert len(read) == len(scores)
+    return np.array([[c.right, c.wrong, c.missed] for c in read], float)
+
+
+def _micro_f1(sums: Floats) -> Floats:
+    right, wrong, missed = np.moveaxis(sums, -1, 0)
+    return _ratio(2 * right, 2 * right + wrong + missed, empty=1.0)  # empty objects, answered by empty objects
+
+
+def _likelihood_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
+    """Nats and bytes of each document."""
+    made = [s.answer.made for s in scores if isinstance(s.answer.made, Likelihood)]
+    assert len(made) == len(scores)
+    return np.array([[m.nats, m.bytes] for m in made], float)
+
+
+def _bits_per_byte(sums: Floats) -> Floats:
+    return np.asarray(_ratio(sums[..., 0], sums[..., 1]) / np.log(2))
+
+
+def _label_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
+    """For each label, whether a row has it as (target and answer, target, answer)."""
+    at = {label: i for i, label in enumerate(labels)}
+    counts_RL3 = np.zeros((len(scores), len(at), 3))
+    for r, s in enumerate(scores):
+        target, answer = s.target, s.answer.text
+        for column, label in ((1, target), (2, answer)):
+            if label in at:
+                counts_RL3[r, at[label], column] += 1
+        if target == answer and target in at:
+            counts_RL3[r, at[target], 0] += 1
+    return counts_RL3.reshape(len(scores), -1)
+
+
+def _macro_f1(sums: Floats) -> Floats:
+    """Mean of the labels' F1, over the labels that occur among the targets."""
+    both, targets, answers = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    f1, seen = _ratio(2 * both, targets + answers), targets > 0
+    return _ratio((f1 * seen).sum(-1), seen.sum(-1).astype(float))
+
+
+def _ngram_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
+    from sacrebleu.metrics.chrf import CHRF
+
+    answers, targets = [s.answer.text for s in scores], [s.target for s in scores]
+    return np.array(CHRF()._extract_corpus_statistics(answers, [targets]), float)
+
+
+def _chrf(sums: Floats) -> Floats:
+    """chrF2 of the sums of (answer, target, matching) n-grams of order 1 to 6 (Popović 2015): precision and recall averaged
+    over the orders that both sides have, as sacrebleu does without smoothing."""
+    answers, targets, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    counted = (answers > 0) & (targets > 0)
+    orders = counted.sum(-1).astype(float)
+    precision = _ratio((_ratio(both, answers) * counted).sum(-1), orders)
+    recall = _ratio((_ratio(both, targets) * counted).sum(-1), orders)
+    return _ratio(5 * precision * recall, 4 * precision + recall)
+
+
+def _ratio(part: Floats, total: Floats, empty: float = 0.0) -> Floats:
+    """``part`` / ``total``, and ``empty`` where the total is 0."""
+    out = np.full(np.broadcast(part, total).shape, empty)
+    return np.asarray(np.divide(part, total, out=out, where=total > 0))
+
+
+FIELD_MICRO_F1 = CorpusMetric("field_micro_f1", _field_sums, _micro_f1)
+MACRO_F1 = CorpusMetric("macro_f1", _label_sums, _macro_f1, by_label=True)
+CORPUS_CHRF = CorpusMetric("corpus_chrf", _ngram_sums, _chrf)
+CORPUS_BITS = CorpusMetric("corpus_bits_per_byte", _likelihood_sums, _bits_per_byte)

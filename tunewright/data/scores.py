@@ -1,0 +1,138 @@
+"""An answer to a row, and the score of it: what the arms give, what the tasks make of it, and one JSON line of scores/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunewright.data.examples import Message
+from tunewright.data.metrics import FieldCounts
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: how long an endpoint took."""
+
+    tokens: int
+    cut: bool
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class LabelProbs:
+    """One of a closed set of labels, chosen by these probabilities."""
+
+    probs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """No answer: the negative log-likelihood, in nats, of a document of so many UTF-8 bytes."""
+
+    bytes: int
+    nats: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``messages``: the prompt as the arm asked it; ``prompt_tokens``: its length, None for a document, which has none."""
+
+    text: str
+    made: Written | LabelProbs | Likelihood
+    messages: tuple[Message, ...] = ()
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Readings:
+    """A written answer under the metrics that are shown beside the task's own; ``fields`` for JSON, ``chrf`` for free text."""
+
+    exact_match: float
+    strict_match: float
+    fields: FieldCounts | None = None
+    chrf: float | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """``score`` is the task's metric. ``row`` and ``key`` (a hash of what the answer depends on) are set once it is filed."""
+
+    where: str
+    target: str
+    answer: Answer
+    score: float
+    readings: Readings | None = None
+    row: int | None = None
+    key: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of scores/*.jsonl."""
+        answer = self.answer
+        line: dict[str, Any] = {
+            "row": self.row,
+            "where": self.where,
+            "messages": [{"role": m.role, "content": m.content} for m in answer.messages],
+            "target": self.target,
+            "answer": answer.text,
+            "score": self.score,
+            **_made_to_json(answer, self.readings),
+            "key": self.key,
+        }
+        return {k: v for k, v in line.items() if v is not None}
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> Score:
+        made, readings = _made_from_json(line)
+        messages = tuple(Message(m["role"], m["content"]) for m in line["messages"])
+        return cls(
+            where=line["where"],
+            target=line["target"],
+            answer=Answer(line["answer"], made, messages, line.get("prompt_tokens")),
+            score=line["score"],
+            readings=readings,
+            row=line.get("row"),
+            key=line.get("key"),
+        )
+
+
+def _made_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]:
+    made = answer.made
+    if isinstance(made, Likelihood):
+        return {"bytes": made.bytes, "nats": made.nats}
+    if isinstance(made, LabelProbs):
+        return {"prompt_tokens": answer.prompt_tokens, "shares": made.probs}
+    assert readings is not None
+    counts = readings.fields
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "answer_tokens": made.tokens,
+        "cut": made.cut,
+        "exact_match": readings.exact_match,
+        "strict_match": readings.strict_match,
+        "valid": None if counts is None else counts.valid,
+        "fields": None if counts is None else [counts.right, counts.wrong, counts.missed],
+        "chrf": readings.chrf,
+        "seconds": made.seconds,
+    }
+
+
+def _made_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
+    if "nats" in line:
+        return Likelihood(line["bytes"], line["nats"]), None
+    if "shares" in line:
+        return LabelProbs(line["shares"]), None
+    counts = None
+    if "fields" in line:
+        right, wrong, missed = line["fields"]
+        counts = FieldCounts(right=right, wrong=wrong, missed=missed, valid=line["valid"])
+    readings = Readings(line["exact_match"], line["strict_match"], counts, line.get("chrf"))
+    return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
+
+
+def mean_prompt_tokens(scores: Sequence[Score]) -> float:
+    return sum(s.answer.prompt_tokens or 0 for s in scores) / len(scores)
+
+
+def mean(scores: Sequence[Score]) -> float:
+    return float(sum(s.score for s in scores) / len(scores))
