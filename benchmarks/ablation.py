@@ -45,13 +45,18 @@ def ablation(bench: Bench, workload: Workload, pairs: int) -> list[dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--pairs", type=int, default=3, help="rounds of one step for each line")
-    parser.add_argument("--only", nargs="*", default=["classify-200", "diverse"], choices=list(WORKLOADS), metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="*", default=["classify-200", "diverse"], choices=list(WORKLOADS), metavar="NAME"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "ablation.json")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="tunewright-bench-"))
     bench = Bench(folder, machine.cores(), print)
     bench.once(bench.ours(CURVE, "start", save_adapter=str(folder / "adapter")))
-    result: dict[str, Any] = {"command": f"python benchmarks/ablation.py {' '.join(sys.argv[1:])}".strip(), "workloads": {}}
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/ablation.py {' '.join(sys.argv[1:])}".strip(),
+        "workloads": {},
+    }
     for name in asked.only:
         result["workloads"][name] = ablation(bench, WORKLOADS[name], asked.pairs)
         medians = {m["name"]: round(statistics.median(m["seconds"]), 2) for m in result["workloads"][name]}

@@ -88,7 +88,9 @@ def stock_tokenizer(chat_template: str) -> Any:
         ),
         "</s>",
     )
-    return byte_tokenizer(chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(found | {eos})))
+    return byte_tokenizer(
+        chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(found | {eos}))
+    )
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -146,7 +148,9 @@ def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
     for i in range(count):
         n = int(draw.integers(4, longest))
         first = max(1, n - n // 3 - 1)
-        found.append(Rendered(tuple(int(t) for t in draw.integers(0, 256, n)), tuple(float(t >= first) for t in range(n)), i))
+        found.append(
+            Rendered(tuple(int(t) for t in draw.integers(0, 256, n)), tuple(float(t >= first) for t in range(n)), i)
+        )
     return found
 
 
@@ -221,7 +225,9 @@ def exact_norms(model: Any) -> None:
     """transformers' norms compute in float32 whatever the model's dtype, which hides differences below 1e-7."""
 
     def exact(norm: Any, x: torch.Tensor) -> torch.Tensor:
-        unit = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + getattr(norm, "variance_epsilon", getattr(norm, "eps", None)))
+        unit = x * torch.rsqrt(
+            x.square().mean(-1, keepdim=True) + getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        )
         return unit * (1 + norm.weight if type(norm).__name__.startswith("Gemma") else norm.weight)
 
     for module in model.modules():

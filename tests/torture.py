@@ -34,8 +34,8 @@ import torch
 
 from tunewright.core.config import AdapterConfig, Plan, load
 from tunewright.core.errors import TrainError
-from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.core.records import ExportCheck
+from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.export import export
 from tunewright.export.kind import Export, Source
 from tunewright.model import adapters, loading
@@ -67,7 +67,15 @@ def tiny() -> World:
     data = [single(Rendered(head + r.ids, (*[0.0] * len(head), *r.weights), r.row)) for r in rows(11)]
     adapter = AdapterConfig(rank=4, alpha=8.0, dropout=0.2)
     plan = plan_of(
-        rows=11, steps=8, batch_size=5, tokens_per_pass=90, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, threads=1
+        rows=11,
+        steps=8,
+        batch_size=5,
+        tokens_per_pass=90,
+        layout="shared",
+        adapter=adapter,
+        lr=1e-3,
+        eval_every=3,
+        threads=1,
     )
     return World(tiny_lm(), data, train_rows(3, seed=5), plan)
 
@@ -147,7 +155,11 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
     def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
         if "a" in mode and os.path.exists(file):
             flushed[os.stat(file).st_ino] = os.stat(file).st_size
-        return wrap("open", plain)(file, mode, *args, **more) if set(mode) & set("wxa") else plain(file, mode, *args, **more)
+        return (
+            wrap("open", plain)(file, mode, *args, **more)
+            if set(mode) & set("wxa")
+            else plain(file, mode, *args, **more)
+        )
 
     builtins.open = io.open = opened  # type: ignore[assignment]
 
@@ -188,7 +200,9 @@ class Tally:
     points: int = 0
 
 
-def torture(world: World, root: Path, kills: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print) -> Tally:
+def torture(
+    world: World, root: Path, kills: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print
+) -> Tally:
     """Runs that are killed some times each, at the failpoints in turn and at random moments, until there were ``kills``."""
     rng, deadline = random.Random(seed), time.monotonic() + seconds
     begun = time.monotonic()
@@ -204,11 +218,15 @@ def torture(world: World, root: Path, kills: int, seconds: float, seed: int = 0,
         tally.runs += 1
         if left(folder) == straight:
             shutil.rmtree(folder)
-        say(f"{tally.kills} kills, {tally.full} full disks, {tally.runs} runs, {tally.lost} lost, {tally.unequal} unequal")
+        say(
+            f"{tally.kills} kills, {tally.full} full disks, {tally.runs} runs, {tally.lost} lost, {tally.unequal} unequal"
+        )
     return tally
 
 
-def _tortured(world: World, folder: Path, rng: random.Random, places: list[tuple[int, str]], took: float, tally: Tally) -> None:
+def _tortured(
+    world: World, folder: Path, rng: random.Random, places: list[tuple[int, str]], took: float, tally: Tally
+) -> None:
     """One run to its end, with up to five deaths on its way."""
     newest = -1
     for _ in range(rng.randint(1, 5)):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from build import CHATML, FLAGS, cli
 from stage_settings import LATE
+from tunewright.run.session import Session
 
 from tunewright.core import config
 from tunewright.core.config import Config, explain
@@ -21,7 +22,6 @@ from tunewright.core.run_folder import Run
 from tunewright.export import merged
 from tunewright.judge import calibration
 from tunewright.model.facts import read_facts
-from tunewright.run.session import Session
 from tunewright.stages import forget
 from tunewright.tokens.packing import step_rows
 from tunewright.train import machine, planning

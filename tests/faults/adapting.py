@@ -83,7 +83,9 @@ def merged_in_float32() -> None:
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05
     layer = next(iter(adapters.adapted(model).values()))
     exact = (
-        (layer.base.weight.double() + layer.scale * (layer.lora_B.double() @ layer.lora_A.double())).float().to(torch.bfloat16)
+        (layer.base.weight.double() + layer.scale * (layer.lora_B.double() @ layer.lora_A.double()))
+        .float()
+        .to(torch.bfloat16)
     )
     adapters.merge(model)
     away = (layer.base.weight.float() - exact.float()).abs()

@@ -28,7 +28,10 @@ def model_of(plan: Plan, dtype: torch.dtype = torch.float64) -> LanguageModel:
     model = LanguageModel(tiny_model().to(dtype), plain_head=True)
     adapters.attach(model.module, plan.adapter, 0)
     for p in adapters.trainable(model.module).values():
-        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=torch.float64).to(dtype) * 0.05
+        p.data = (
+            torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=torch.float64).to(dtype)
+            * 0.05
+        )
     return model
 
 
@@ -80,7 +83,9 @@ def one_long_document(patch: Patch) -> None:
     def folded(ids: Any, share: bool = False) -> Any:
         tree = build([[t for row in ids for t in row]], False)
         ends = np.cumsum([len(row) for row in ids])
-        return dataclasses.replace(tree, place=[tree.place[0][e - len(row) : e] for row, e in zip(ids, ends, strict=True)])
+        return dataclasses.replace(
+            tree, place=[tree.place[0][e - len(row) : e] for row, e in zip(ids, ends, strict=True)]
+        )
 
     patch.setattr(packing, "build", folded)
 
@@ -99,7 +104,9 @@ def positions_run_on(patch: Patch) -> None:
 
     def batch(group: Any, layout: Any, *more: Any) -> Any:
         made = plain(group, layout, *more)
-        return dataclasses.replace(made, positions_BT=np.arange(made.positions_BT.size).reshape(made.positions_BT.shape))
+        return dataclasses.replace(
+            made, positions_BT=np.arange(made.positions_BT.size).reshape(made.positions_BT.shape)
+        )
 
     patch.setattr(packing, "to_batch", batch)
 

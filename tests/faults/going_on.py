@@ -67,7 +67,9 @@ def every_epoch_has_its_order() -> None:
 
 def one_order_for_all(patch: Patch) -> None:
     plain = packing.step_rows
-    patch.setattr(packing, "step_rows", lambda count, batch, seed, step: plain(count, batch, seed, step % -(-count // batch)))
+    patch.setattr(
+        packing, "step_rows", lambda count, batch, seed, step: plain(count, batch, seed, step % -(-count // batch))
+    )
 
 
 FAULTS = [

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from build import tiny_lm
 
 import tunewright
 from faults import Fault, Patch

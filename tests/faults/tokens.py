@@ -25,7 +25,13 @@ def chat(*said: tuple[str, str]) -> Chat:
     return Chat(tuple(Message(role, text) for role, text in said), "a.jsonl:1")
 
 
-TALK = chat(("system", "be brief"), ("user", "first?"), ("assistant", "one"), ("user", "second?"), ("assistant", "two and a bit"))
+TALK = chat(
+    ("system", "be brief"),
+    ("user", "first?"),
+    ("assistant", "one"),
+    ("user", "second?"),
+    ("assistant", "two and a bit"),
+)
 
 
 def runs_of(row: Rendered) -> list[tuple[int, int]]:
@@ -96,7 +102,9 @@ def only_answers_are_learned() -> None:
 
 def everything_is_learned(patch: Patch) -> None:
     plain = rendering._rendered
-    patch.setattr(rendering, "_rendered", lambda t, ids, w, row, e: plain(t, ids, [0.0, *[1.0] * (len(ids) - 1)], row, e))
+    patch.setattr(
+        rendering, "_rendered", lambda t, ids, w, row, e: plain(t, ids, [0.0, *[1.0] * (len(ids) - 1)], row, e)
+    )
 
 
 def served_as_trained() -> None:
@@ -147,7 +155,8 @@ def long_rows_are_cut(patch: Patch) -> None:
 
     def cut(template: Template, example: Any, row: int = 0, limit: int | None = None) -> Any:
         return [
-            dataclasses.replace(r, ids=r.ids[:limit], weights=r.weights[:limit]) for r in plain(template, example, row, limit)
+            dataclasses.replace(r, ids=r.ids[:limit], weights=r.weights[:limit])
+            for r in plain(template, example, row, limit)
         ]
 
     patch.setattr(sft, "for_training", cut)

@@ -12,7 +12,9 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import Rendered, TrainRow, single
 
 
-def gradient(model: LanguageModel, method: Method, data: list[TrainRow], layout: str) -> tuple[float, list[torch.Tensor]]:
+def gradient(
+    model: LanguageModel, method: Method, data: list[TrainRow], layout: str
+) -> tuple[float, list[torch.Tensor]]:
     plan, total = plan_of(layout=layout), 0.0
     model.module.zero_grad()
     for batch in method.batches(model, data, range(len(data)), plan, 0):
@@ -49,7 +51,9 @@ def test_a_teacher_that_is_the_student_teaches_nothing(monkeypatch: pytest.Monke
     rows_ = distill.with_teacher(model, data, data, "packed")
     _, grads = gradient(model, distill, rows_, "packed")
     _, golden = gradient(model, distill, gold(data), "packed")
-    assert max(g.abs().max() for g in grads) < 1e-5 * max(g.abs().max() for g in golden)  # probabilities are kept in float32
+    assert max(g.abs().max() for g in grads) < 1e-5 * max(
+        g.abs().max() for g in golden
+    )  # probabilities are kept in float32
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared"])

@@ -18,7 +18,9 @@ from tunewright.tokens import prefix_tree
 
 @settings(max_examples=60, deadline=None)
 @given(relatives(longest=90), st.sampled_from([None, 7, 64]), st.sampled_from([None, 5.0]), st.booleans())
-def test_tree_attention_is_masked_attention(rows: list[Any], window: int | None, softcap: float | None, keep: bool) -> None:
+def test_tree_attention_is_masked_attention(
+    rows: list[Any], window: int | None, softcap: float | None, keep: bool
+) -> None:
     """Against a dense mask and autograd: outputs and gradients, with and without window, soft cap and kept weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix_tree, "SHARE_FROM", 2)
@@ -28,7 +30,9 @@ def test_tree_attention_is_masked_attention(rows: list[Any], window: int | None,
         folded = prefix_tree.build(rows)
         total = len(folded.ids_T)
         generator = torch.Generator().manual_seed(total)
-        leaves = [torch.randn(1, h, total, 8, generator=generator, dtype=torch.float64).requires_grad_() for h in (4, 2, 2)]
+        leaves = [
+            torch.randn(1, h, total, 8, generator=generator, dtype=torch.float64).requires_grad_() for h in (4, 2, 2)
+        ]
         given_: dict[str, Any] = {"sliding_window": window, "softcap": softcap, "keep_weights": keep}
         found, _ = attention.tree_attention(torch.nn.Identity(), *leaves, None, 0.3, segments=folded.segments, **given_)
     seen = torch.zeros(total, total, dtype=torch.bool)

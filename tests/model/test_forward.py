@@ -54,7 +54,9 @@ def test_a_row_alone_equals_the_row_packed_and_padded(kind: str) -> None:
             torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
         total = sum(
             (
-                forward.loss(language_model.of(model), packing.to_batch(g, "padded" if layout == "padded" else "packed"))
+                forward.loss(
+                    language_model.of(model), packing.to_batch(g, "padded" if layout == "padded" else "packed")
+                )
                 for g in groups
             ),
             torch.zeros((), dtype=torch.float64),
@@ -70,7 +72,10 @@ def test_a_row_alone_equals_the_row_packed_and_padded(kind: str) -> None:
 def test_another_row_in_the_pack_changes_nothing() -> None:
     model = tiny_lm(dtype=torch.float64)
     first, second, third = rows(3)
-    logits = [forward.logits(model, packing.to_batch([first, other], "packed"))[: first.supervised] for other in (second, third)]
+    logits = [
+        forward.logits(model, packing.to_batch([first, other], "packed"))[: first.supervised]
+        for other in (second, third)
+    ]
     assert torch.equal(logits[0], logits[1]) or torch.allclose(logits[0], logits[1], atol=1e-12)
 
 
@@ -118,10 +123,15 @@ def test_a_shared_step_is_the_step_of_separate_rows(kind: str, shape: dict[str, 
         alone = [packing.to_batch([r], "packed") for r in rendered]
         if not len(shared.target_N):
             return
-        (loss, found), (expected, grads) = gradients(model, [shared]), gradients(model, [b for b in alone if len(b.target_N)])
+        (loss, found), (expected, grads) = (
+            gradients(model, [shared]),
+            gradients(model, [b for b in alone if len(b.target_N)]),
+        )
         assert abs(loss - expected) <= 1e-10 * max(1.0, abs(expected))
         for name, gradient in grads.items():
-            assert torch.allclose(found[name], gradient, atol=1e-10 * max(1.0, float(gradient.abs().max())), rtol=0), name
+            assert torch.allclose(found[name], gradient, atol=1e-10 * max(1.0, float(gradient.abs().max())), rtol=0), (
+                name
+            )
 
     equal()
 

@@ -26,7 +26,9 @@ def test_the_fused_decoder_is_the_models_own(kind: str) -> None:
     """Loss and gradients in float64, in a tree, for every way of computing again; without the adapter too."""
     model = with_adapter(kind, torch.float64, num_key_value_heads=2)
     begin = tuple(range(20, 50))
-    rows = [Rendered((*begin, *range(i, 3 * i + 4)), (*[1.0] * 20, *[0.0] * 9, *[1.0] * (2 * i + 5)), i) for i in range(5)]
+    rows = [
+        Rendered((*begin, *range(i, 3 * i + 4)), (*[1.0] * 20, *[0.0] * 9, *[1.0] * (2 * i + 5)), i) for i in range(5)
+    ]
     batch = packing.to_batch(rows, "shared")
     assert batch.ids_BT.size < batch.tokens
     loss, expected = gradients(model, [batch])
@@ -39,13 +41,19 @@ def test_the_fused_decoder_is_the_models_own(kind: str) -> None:
         found.backward()
         assert abs(float(found.detach()) - loss) < 1e-10 * loss
         for name, p in adapters.trainable(model.module).items():
-            assert torch.allclose(p.grad, expected[name], atol=1e-10 * float(expected[name].abs().max()), rtol=0), (way, name)
+            assert torch.allclose(p.grad, expected[name], atol=1e-10 * float(expected[name].abs().max()), rtol=0), (
+                way,
+                name,
+            )
     with adapters.off(model.module), torch.no_grad():
         assert abs(float(forward.loss(fused, batch)) - float(forward.loss(model, batch))) < 1e-10 * loss
 
 
 def test_the_fused_decoder_is_only_for_models_that_it_computes() -> None:
-    probed = {kind: arch_probe.probe(tiny_config(kind)).fused for kind in ("llama", "qwen3", "gemma3_text", "olmo2", "granite")}
+    probed = {
+        kind: arch_probe.probe(tiny_config(kind)).fused
+        for kind in ("llama", "qwen3", "gemma3_text", "olmo2", "granite")
+    }
     assert probed["llama"]
     assert probed["qwen3"]
     assert not probed["gemma3_text"]

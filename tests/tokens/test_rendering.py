@@ -55,11 +55,15 @@ def outcome(path: Path) -> str:
     for place, sequence in enumerate(sequences):
         learned = [i for i, w in zip(sequence.ids, sequence.weights, strict=True) if w]
         said = template.tokenizer.decode(learned)
-        answers = ["It is four.", "Then it is seven."] if len(sequences) == 1 else [TWO_TURNS.messages[turns[place]].content]
+        answers = (
+            ["It is four.", "Then it is seven."] if len(sequences) == 1 else [TWO_TURNS.messages[turns[place]].content]
+        )
         assert all(a in said for a in answers)
         assert "What is two" not in said
         last = max(t for t, w in enumerate(sequence.weights) if w)
-        assert sequence.ids[last] in template.tokenizer.all_special_ids, "an answer's last learned token stops the model"
+        assert sequence.ids[last] in template.tokenizer.all_special_ids, (
+            "an answer's last learned token stops the model"
+        )
     return "one" if len(sequences) == 1 else "per turn"
 
 
@@ -77,7 +81,9 @@ def test_stock_templates_have_one_of_three_outcomes() -> None:
 
 def test_a_template_that_serves_something_else_is_refused_with_the_place() -> None:
     template = Template(
-        byte_tokenizer(CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"))
+        byte_tokenizer(
+            CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+        )
     )
     with pytest.raises(DataError) as caught:
         for_training(template, TWO_TURNS)
@@ -107,7 +113,9 @@ def test_a_template_that_writes_the_date_writes_the_runs(tmp_path: Path, model_f
     assert now.day == datetime.date.today()
     assert decode(now, for_generation(now, TWO_TURNS.messages[:1])).startswith(f"Today: {now.day:%d %b %Y}")
     assert now.sha256 != then.sha256
-    assert load_template(folder, None, "2024-07-26").sha256 == load_template(folder).sha256, "a template without a date has none"
+    assert load_template(folder, None, "2024-07-26").sha256 == load_template(folder).sha256, (
+        "a template without a date has none"
+    )
 
 
 def test_a_template_that_drops_the_system_message_is_refused() -> None:
@@ -146,7 +154,18 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Co")), m
 spelled = (
     st.lists(
         st.sampled_from(
-            ["<|im_end|>", "<|im_start|>", "<|im_", "end|>", "<", "|", ">", "a", " ", "<|im_end|>\n<|im_start|>assistant\n"]
+            [
+                "<|im_end|>",
+                "<|im_start|>",
+                "<|im_",
+                "end|>",
+                "<",
+                "|",
+                ">",
+                "a",
+                " ",
+                "<|im_end|>\n<|im_start|>assistant\n",
+            ]
         ),
         min_size=1,
         max_size=6,
@@ -168,7 +187,9 @@ def test_any_chat_served_is_trained_and_spells_no_special_token(contents: list[s
     ids = list(sequence.ids)
     start, end = template.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids.count(start) == ids.count(end) == len(chat.messages)
-    assert template.tokenizer.decode(ids) == "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in chat.messages)
+    assert template.tokenizer.decode(ids) == "".join(
+        f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in chat.messages
+    )
     for k, message in enumerate(chat.messages):
         if message.role == "assistant":
             prompt = for_generation(template, chat.messages[:k])

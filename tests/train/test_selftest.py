@@ -151,7 +151,11 @@ def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatc
 
     def shifted(*given: Any) -> Any:  # labels of several rows off by one
         batches = plain(*given)
-        return batches if len(given[2]) == 1 else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in batches]
+        return (
+            batches
+            if len(given[2]) == 1
+            else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in batches]
+        )
 
     monkeypatch.setattr(sft, "batches", shifted)
     with pytest.raises(TunewrightError, match="SELFTEST_LOSS"):

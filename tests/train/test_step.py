@@ -67,7 +67,10 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
         width = max(len(r.ids) for r in chosen)
         ids = torch.tensor([[*r.ids, *[0] * (width - len(r.ids))] for r in chosen])
         labels = torch.tensor(
-            [[*(i if w else -100 for i, w in zip(r.ids, r.weights, strict=True)), *[-100] * (width - len(r.ids))] for r in chosen]
+            [
+                [*(i if w else -100 for i, w in zip(r.ids, r.weights, strict=True)), *[-100] * (width - len(r.ids))]
+                for r in chosen
+            ]
         )
         mask = torch.tensor([[1] * len(r.ids) + [0] * (width - len(r.ids)) for r in chosen])
         logits = theirs(input_ids=ids, attention_mask=mask).logits[:, :-1]
@@ -99,7 +102,9 @@ def test_accumulation_does_not_change_the_gradient(kind: str) -> None:
         model = tiny_model(dtype=torch.float64)
         adapters.attach(model, config, 0)
         losses_.append(
-            steps(model, train_rows(8), plan_of(batch_size=8, tokens_per_pass=capacity, steps=3, adapter=config, lr=1e-3))
+            steps(
+                model, train_rows(8), plan_of(batch_size=8, tokens_per_pass=capacity, steps=3, adapter=config, lr=1e-3)
+            )
         )
         weights.append(torch.cat([p.detach().flatten() for p in adapters.trainable(model).values()]))
     assert np.allclose(losses_[0], losses_[1], atol=1e-10, rtol=0)
