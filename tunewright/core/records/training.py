@@ -22,7 +22,6 @@ class ModelFacts(Value):
     context: int = Field(description="Longest sequence, in tokens.")
     parameters: int = Field(description="Number of weights.")
     dtype: str = Field(description="Dtype of the stored weights, as safetensors names it.")
-    tied: bool = Field(description="Whether embedding and head are one matrix.")
     window: int | None = Field(description="Sliding attention window in tokens; null if there is none.")
     shareable: bool = Field(description="Whether rows may share the computation of a common beginning.")
     packable: bool = Field(description="Whether several rows may be computed in one pass.")
@@ -140,7 +139,7 @@ class CheckpointState(Record):
 
 
 class BranchTraining(Record):
-    """How the training of a branch (a second training beside the run's own) ended. Losses in nats per supervised token."""
+    """How the training of a branch, beside the run's own, ended. Losses in nats per supervised token."""
 
     steps: int = Field(description="Steps taken.")
     stopped_early: bool = Field(
