@@ -48,6 +48,7 @@ fuzz: install-dev
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/lines.py
 
 docs: install-dev
 	$(BIN)/python scripts/make_docs.py

@@ -140,7 +140,9 @@ def correctness_page() -> str:
     ]
     for name, t in _result("torture").items():
         model = "SmolLM2-135M" if name == "real" else "tiny, random weights"
-        lines.append(f"| {model} | {t['kills']} | {t['full']} | {t['runs']} | {t['points']} | {t['lost']} | {t['unequal']} |")
+        lines.append(
+            f"| {model} | {t['kills']} | {t['full']} | {t['runs']} | {t['points']} | {t['lost']} | {t['unequal']} |"
+        )
     lines += [
         "\n## Any bytes\n",
         "Wrong files that we thought of stand in [bad_inputs.py](../tests/bad_inputs.py) with their code, place and exit status. For those that we did not think of, `make fuzz` lets",
@@ -148,7 +150,9 @@ def correctness_page() -> str:
         "| reader of | inputs | seconds | places in the code reached |",
         "|---|---|---|---|",
     ]
-    lines += [f"| {READERS[name]} | {f['inputs']:,} | {f['seconds']} | {f['places']} |" for name, f in _result("fuzz").items()]
+    lines += [
+        f"| {READERS[name]} | {f['inputs']:,} | {f['seconds']} | {f['places']} |" for name, f in _result("fuzz").items()
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -27,7 +27,20 @@ from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TunewrightError
 from tunewright.model import adapters, loading, peft_format
 
-NOUNS = ["apples", "boats", "clouds", "drums", "eagles", "forests", "gates", "hills", "islands", "jars", "kites", "lakes"]
+NOUNS = [
+    "apples",
+    "boats",
+    "clouds",
+    "drums",
+    "eagles",
+    "forests",
+    "gates",
+    "hills",
+    "islands",
+    "jars",
+    "kites",
+    "lakes",
+]
 GOOD = [
     json.dumps({"prompt": f"question number {i} about {w}", "completion": f"an answer of {w} and {i}"})
     for i, w in enumerate(NOUNS)
@@ -335,7 +348,7 @@ def ask(case: Case) -> tuple[int, str, str]:
                 finally:
                     sys.argv = before
             else:
-                peft_format.load(loading.load("model", torch.float32), Path("adapter"), "base")
+                peft_format.load(loading.load("model", torch.float32).module, Path("adapter"), "base")
             status = 0
         except SystemExit as ended:
             status = int(ended.code or 0)
@@ -351,7 +364,10 @@ def broken(name: str, how: Callable[[Path], object]) -> Callable[[Path], object]
 
 CASES: list[Case] = [
     *(Case(n, what, write(name, raw), ("check", name), code, at) for n, what, name, raw, code, at in DATA),
-    *(Case(n, what, write("c.yaml", text.encode()), ("check", "c.yaml"), code, at) for n, what, text, code, at in CONFIGS),
+    *(
+        Case(n, what, write("c.yaml", text.encode()), ("check", "c.yaml"), code, at)
+        for n, what, text, code, at in CONFIGS
+    ),
     *(Case(n, what, broken("model", how), PLAN, code, at) for n, what, how, code, at in MODELS),
     *(Case(n, what, broken("adapter", how), (), code, "adapter") for n, what, how, code in ADAPTERS),
     *(Case(*row) for row in OTHERS),

@@ -1,4 +1,4 @@
-"""The house holds: floors, no cycles, no torch where it is not wanted, one public face, no pickle, sizes."""
+"""The structure of the package: folders, imports, the public API, settings, commands, error codes, safety."""
 
 from __future__ import annotations
 
@@ -15,11 +15,35 @@ import tunewright
 from tunewright.core import config, errors
 
 PACKAGE = Path(tunewright.__file__).parent
-# Every folder imports only from those before it; `docs/architecture.md` is generated from this order.
-FOLDERS = ["core", "data", "tokens", "model", "methods", "train", "judge", "export", "report", "run", "stages", "api", "cli"]
-TORCH_FREE = ["core", "data", "tokens", "report", "api", "cli.main", "judge.statistics", "judge.protocol", "judge.arms.families"]
+# A folder imports only from itself and from those before it; docs/architecture.md lists them in this order.
+FOLDERS = [
+    "core",
+    "data",
+    "tokens",
+    "model",
+    "methods",
+    "train",
+    "judge",
+    "export",
+    "report",
+    "run",
+    "stages",
+    "api",
+    "cli",
+]
+TORCH_FREE = [
+    "core",
+    "data",
+    "tokens",
+    "report",
+    "api",
+    "cli.main",
+    "judge.statistics",
+    "judge.protocol",
+    "judge.arms.families",
+]
 FILES = sorted(PACKAGE.rglob("*.py"))
-FACES = {"__init__", "__main__"}  # the package itself: its public names and `python -m tunewright`
+ENTRY_POINTS = {"__init__", "__main__"}  # the package: its public names and `python -m tunewright`
 
 
 def module_name(path: Path) -> str:
@@ -28,7 +52,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports anywhere, type-checking blocks left out."""
+    """Modules of the package that a file imports anywhere outside TYPE_CHECKING blocks."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hidden = {
         id(n)
@@ -36,55 +60,49 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for n in ast.walk(node)
     }
-    known, found = {module_name(p) for p in FILES}, set[str]()
+    known = {module_name(p) for p in FILES}
+    imported: set[str] = set()
     for node in ast.walk(tree):
-        if id(node) not in hidden and isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tunewright":
-            assert node.module
+        if id(node) in hidden or not isinstance(node, ast.ImportFrom):
+            continue
+        if node.module and node.module.split(".")[0] == "tunewright":
             inner = node.module.removeprefix("tunewright").lstrip(".")
             for alias in node.names:
-                whole = f"{inner}.{alias.name}".lstrip(".")
-                found.add(whole if whole in known else inner)
-    return found
+                full = f"{inner}.{alias.name}".lstrip(".")
+                imported.add(full if full in known else inner)
+    return imported
 
 
 def folder(module: str) -> str:
     return module.split(".")[0]
 
 
-def test_every_file_lies_in_a_folder() -> None:
-    assert {folder(module_name(p)) for p in FILES} == {*FOLDERS, *FACES}
+def test_every_file_is_in_a_folder() -> None:
+    assert {folder(module_name(p)) for p in FILES} == {*FOLDERS, *ENTRY_POINTS}
     assert all(len(list(d.glob("*.py"))) <= 15 for d in {p.parent for p in FILES}), "a folder of more than 14 modules"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_no_import_goes_up(path: Path) -> None:
+def test_no_import_from_a_later_folder(path: Path) -> None:
     mine = folder(module_name(path))
-    for name in imports(path) if mine not in FACES else []:
+    for name in imports(path) if mine not in ENTRY_POINTS else []:
         theirs = folder(name)
         assert FOLDERS.index(theirs) <= FOLDERS.index(mine), f"{module_name(path)} imports {name} of a later folder"
 
 
-def test_no_import_goes_in_circles() -> None:
+def test_no_import_cycles() -> None:
     graph = {module_name(p): imports(p) for p in FILES}
     assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_sizes(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 450
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is too long"
-
-
 def test_no_torch_at_import() -> None:
     names = [n for n in map(module_name, FILES) for part in TORCH_FREE if n == part or n.startswith(f"{part}.")]
-    code = f"import sys, {', '.join(f'tunewright.{n}' for n in names)}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    modules = ", ".join(f"tunewright.{n}" for n in names)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_public_face() -> None:
+def test_the_public_api() -> None:
     assert tunewright.__all__ == ["Config", "Result", "TunewrightError", "check", "load_run", "run"]
     for name in tunewright.__all__:
         assert getattr(tunewright, name).__doc__
@@ -166,48 +184,101 @@ def test_the_config_fields() -> None:
     assert all(meaning for *_, meaning in config.fields())
 
 
-def test_every_config_field_is_read_somewhere() -> None:
-    code = "\n".join(p.read_text(encoding="utf-8") for p in FILES if "config" not in p.parts)
+def settings_read(path: Path) -> set[str]:
+    """``section.leaf`` of every setting that a file reads: of a section itself, or of a name that holds one.
+
+    A name holds a section if it is assigned from one (``asked = config.prove``) or annotated with its type.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    held: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                pairs = [(target, node.value)]
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = list(zip(target.elts, node.value.elts, strict=True))
+                for name, value in pairs:
+                    if isinstance(name, ast.Name) and isinstance(value, ast.Attribute):
+                        held.setdefault(name.id, set()).add(value.attr)
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            kind = ast.unparse(node.annotation).split(".")[-1]
+            held.setdefault(node.arg, set()).add(kind.removesuffix("Config").lower() if kind != "Config" else "")
+    read: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+            read.add(f"{node.value.attr}.{node.attr}")
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            read |= {f"{section}.{node.attr}" for section in {node.value.id, *held.get(node.value.id, ())}}
+    return read
+
+
+def test_every_setting_is_read() -> None:
+    read = {setting for p in FILES if "config" not in p.parts for setting in settings_read(p)}
     for key, *_ in config.fields():
-        leaf = key.rsplit(".", 1)[-1]
-        assert re.search(rf"\.{leaf}\b", code) or f'"{leaf}"' in code, f"nothing reads {key}"
+        setting = ".".join(["config", *key.split(".")][-2:])
+        assert setting in read or key in READ_BY_NAME, f"nothing reads {key}"
+
+
+READ_BY_NAME: set[str] = set()
 
 
 def test_the_command_line() -> None:
-    from tunewright.cli import main, runs
-
-    def names(app: object) -> list[str]:
-        commands = [c.name or (c.callback.__name__.removeprefix("runs_") if c.callback else "") for c in app.registered_commands]  # type: ignore[attr-defined]
-        return sorted(commands)
-
-    assert names(main.app) == [
+    commands = command_names()
+    assert commands[""] == [
         "chat",
         "check",
-        "curve",
         "demo",
         "doctor",
         "export",
+        "learning-curve",
         "plan",
+        "preview",
         "prove",
         "report",
         "run",
-        "show",
+        "runs",
         "train",
     ]
-    assert names(runs.runs_app) == ["diff", "list", "reproduce", "rm", "show"]
+    assert commands["runs"] == ["diff", "list", "reproduce", "rm", "show"]
+
+
+def command_names() -> dict[str, list[str]]:
+    """Names of the commands, and of those under `runs`."""
+    from typer.main import get_command
+
+    from tunewright.cli import main
+
+    top = get_command(main.app).commands  # type: ignore[attr-defined]
+    return {"": sorted(top), "runs": sorted(top["runs"].commands)}
+
+
+def test_every_command_that_is_mentioned_exists() -> None:
+    root = PACKAGE.parent
+    pages = [
+        *root.glob("*.md"),
+        *root.glob("docs/*.md"),
+        root / "examples" / "README.md",
+        root / "scripts" / "make_docs.py",
+    ]
+    commands = command_names()
+    for path in [*FILES, *PACKAGE.rglob("*.j2"), *(p for p in pages if p.name != "CHANGELOG.md")]:
+        text = path.read_text(encoding="utf-8")
+        for first, second in re.findall(r"(?:`|<code>|\n|bin/)tunewright ([a-z-]+)(?: ([a-z]+)\b)?", text):
+            assert first in commands[""], f"{path}: `tunewright {first}`"
+            assert first != "runs" or second in commands["runs"], f"{path}: `tunewright runs {second}`"
+
+
+CODE = re.compile(
+    r'"((?:ADAPTER|CONFIG|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
+    r'_[A-Z_]+)"'
+)
 
 
 def test_every_code_is_used_and_listed() -> None:
-    used: set[str] = set()
+    used = {"MISSING_PACKAGE"}
     for path in FILES:
         if path.name != "errors.py":
-            used |= set(
-                re.findall(
-                    r'"((?:ADAPTER|CONFIG|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)_[A-Z_]+)"',
-                    path.read_text(encoding="utf-8"),
-                )
-            )
-    used.add("MISSING_PACKAGE")
+            used |= set(CODE.findall(path.read_text(encoding="utf-8")))
     findings = {"LABELS_RARE", "LABELS_NEAR_DUPLICATE", "PRIVATE_DATA"}
     assert used - findings <= set(errors.CODES), used - set(errors.CODES)
     assert set(errors.CODES) <= used, set(errors.CODES) - used
@@ -233,7 +304,8 @@ def test_nothing_unpickles_runs_what_it_reads_or_calls_out() -> None:
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                names = {a.name.split(".")[0] for a in node.names} | {(getattr(node, "module", "") or "").split(".")[0]}
+                source = getattr(node, "module", "") or ""
+                names = {a.name.split(".")[0] for a in node.names} | {source.split(".")[0]}
                 assert not names & UNPICKLING, path
                 assert not names & NETWORK or path.name == "openai_endpoint.py", path
             if isinstance(node, ast.Call):
@@ -244,4 +316,5 @@ def test_nothing_unpickles_runs_what_it_reads_or_calls_out() -> None:
                 assert given.get("shell", "False") == "False", path
                 if called.endswith(".from_pretrained"):
                     assert given["trust_remote_code"] == "False", (path, called)
-                    assert "Model" not in called or "gguf_file" in given or given["use_safetensors"] == "True", (path, called)
+                    safe = "Model" not in called or "gguf_file" in given or given["use_safetensors"] == "True"
+                    assert safe, (path, called)

@@ -1,5 +1,7 @@
-"""Wrong data files, configs, model and adapter folders: the code, the place, the exit status, what to do; no traceback, nothing left
-behind, and no waiting. Each case is a row of the tables in `bad_inputs.py`."""
+"""Wrong data files, configs, model and adapter folders get the right code, place, exit status and fix.
+
+No traceback, no files left behind, no hang. Each case is a row of the tables in `bad_inputs.py`.
+"""
 
 from __future__ import annotations
 

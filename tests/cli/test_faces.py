@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tunewright", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "tunewright", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_reference_is_what_the_code_says() -> None:
@@ -46,7 +48,9 @@ def test_doctor(tmp_path: Path) -> None:
     assert cli("doctor", "--config", "c.yaml", cwd=tmp_path).returncode == 2
 
 
-def test_doctor_rehearses_a_run(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Callable[[str], Path]) -> None:
+def test_doctor_rehearses_a_run(
+    tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Callable[[str], Path]
+) -> None:
     (tmp_path / "c.yaml").write_text(f"model: {model_folder('llama')}\ndata:\n  train: {chat_rows()}\nthreads: 1\n")
     done = cli("doctor", "--selftest", "c.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Every flag of every verb is read: with it, what is printed, written or answered is something else."""
+"""Every flag of every command has an effect: it changes what is printed, written or answered."""
 
 from __future__ import annotations
 
@@ -17,33 +17,36 @@ from tunewright.cli import main
 
 MODEL = ("--model", "model")
 NEW = ("good.jsonl", *MODEL, *FLAGS, "export.merged=false")
-# What a verb is asked without its flags; "r" is a run that is finished, "half" one that is trained, "other" one that is planned.
-PLAINLY: dict[str, tuple[str, ...]] = {
+# Arguments of a command without flags; the run "r" is finished, "half" is trained, "other" is planned.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
     "run": ("r",), "plan": ("r",), "train": ("r",), "prove": ("r",), "export": ("r",), "report": ("r",),
-    "learning-curve": ("r",), "check": ("good.jsonl",), "preview": ("good.jsonl", *MODEL), "chat": ("r", "hello there"), "doctor": (),
+    "learning-curve": ("r",), "check": ("good.jsonl",), "preview": ("good.jsonl", *MODEL), "doctor": (),
+    "chat": ("r", "hello there"),
     "runs list": (), "runs show": ("r",), "runs diff": ("r", "other"), "runs reproduce": ("r",), "runs rm": ("other",),
 }  # fmt: skip
-# The value of a flag, and what stands beside it where that is not what the verb is asked plainly.
+# The value of a flag, and the arguments beside it where they are not those of ARGUMENTS.
 VALUES: dict[str, tuple[str, ...]] = {
     "--runs": ("elsewhere",), "--model": ("model",), "--name": ("n",), "--html": ("audit.html",), "--row": ("2",),
-    "--system": ("Say nothing but numbers.",), "--max-new-tokens": ("1",), "--config": ("bad.yaml",), "--selftest": ("few.jsonl",),
+    "--system": ("Say nothing but numbers.",), "--max-new-tokens": ("1",), "--config": ("bad.yaml",),
+    "--selftest": ("few.jsonl",),
 }  # fmt: skip
 BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
-    ("plan", "--name"): NEW, ("plan", "--quiet"): NEW, ("train", "--quiet"): ("other",), ("train", "--profile"): ("other",),
-    ("preview", "--model"): ("good.jsonl",), **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
+    ("plan", "--name"): NEW, ("plan", "--quiet"): NEW, ("preview", "--model"): ("good.jsonl",),
+    ("train", "--quiet"): ("other",), ("train", "--profile"): ("other",),
+    **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
 }  # fmt: skip
-# The demo fetches its rows from a package registry; all but its rows is `run`.
+# The demo downloads its rows from a package registry; apart from its rows it is `run`.
 LEFT_OUT = {"demo"}
 
 
 def flags() -> list[tuple[str, str]]:
-    found = []
+    pairs = []
     top = get_command(main.app).commands  # type: ignore[attr-defined]
     verbs = {**top, **{f"runs {name}": command for name, command in top["runs"].commands.items()}}
     for verb, command in verbs.items():
         if verb not in ("runs", *LEFT_OUT):
-            found += [(verb, p.opts[0]) for p in command.params if p.opts[0].startswith("--") and p.opts[0] != "--help"]
-    return found
+            pairs += [(verb, p.opts[0]) for p in command.params if p.opts[0].startswith("--") and p.opts[0] != "--help"]
+    return pairs
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +57,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bad.yaml").write_text("model: model\ndata:\n  train: good.jsonl\nseed: 5\n")
     (folder / "few.jsonl").write_text("{}\n")
     with contextlib.chdir(folder):
-        assert said("run", (*NEW, "--name", "r"))[0] == 0
-        assert said("plan", (*NEW, "--name", "other"))[0] == 0
-        assert said("train", (*NEW, "--name", "half"))[0] == 0
+        assert outcome("run", (*NEW, "--name", "r"))[0] == 0
+        assert outcome("plan", (*NEW, "--name", "other"))[0] == 0
+        assert outcome("train", (*NEW, "--name", "half"))[0] == 0
     return folder
 
 
-def said(verb: str, words: tuple[str, ...]) -> tuple[int, str, str, list[str]]:
+def outcome(verb: str, words: tuple[str, ...]) -> tuple[int, str, str, list[str]]:
     """(exit status, stdout, stderr, files)."""
     status, out, err = ask(Case(0, "", nothing, (*verb.split(), *words), "", ""))
     return status, out, err, sorted(str(p) for p in Path().rglob("*"))
@@ -69,12 +72,12 @@ def said(verb: str, words: tuple[str, ...]) -> tuple[int, str, str, list[str]]:
 @pytest.mark.parametrize(("verb", "flag"), flags(), ids=lambda x: x)
 def test_a_flag_is_read(verb: str, flag: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    asked, found = BESIDE.get((verb, flag), PLAINLY[verb]), []
+    arguments, outcomes = BESIDE.get((verb, flag), ARGUMENTS[verb]), []
     for n, more in enumerate(((), (flag, *VALUES.get(flag, ())))):
         shutil.copytree(finished, tmp_path / str(n) / "here")
         with contextlib.chdir(tmp_path / str(n) / "here"):
-            found.append(said(verb, (*asked, *more)))
-    without, with_it = found
+            outcomes.append(outcome(verb, (*arguments, *more)))
+    without, with_it = outcomes
     if flag == "--json":
         json.loads(with_it[1])
         assert without[1] != with_it[1]

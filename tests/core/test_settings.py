@@ -1,4 +1,4 @@
-"""Nothing is ignored: every setting, changed by itself, changes what a run stands on or what it leaves; and every flag does too."""
+"""No setting is ignored: changing any one of them changes the inputs of a run or its results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from build import CHATML, FLAGS, cli
+from stage_settings import LATE
 
 from tunewright.core import config
 from tunewright.core.config import Config, explain
@@ -27,7 +28,7 @@ from tunewright.train import machine, planning
 
 Folder = Callable[[str], Path]
 BASE = {"threads": 1, "train.dtype": "float32", "train.batch_size": 4, "data.train": "labels.csv"}
-# Each setting with another value, and what else has to be set for it to have a meaning.
+# Each setting with another value, and the settings without which it has no effect.
 EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("MODEL qwen3", {}),
     "template": ("other.jinja", {}),
@@ -82,21 +83,9 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.api_key_env": ("SECRET", {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
-# Settings of single stages: what the stage makes of another value. The runs are those of `test_full_evidence`.
-LATE: dict[str, Callable[[Any], bool]] = {
-    "experiments.prompt_distillation": lambda run: run("internalised")["prompts"] == 10,
-    "experiments.crossfit": lambda run: run("crossfit")["measured"],
-    "experiments.cleaning": lambda run: run("cleaning")["measured"],
-    "forget.regression_rows": lambda run: run("forgetting")["keep"]["items"] == 3,
-    "forget.scales": lambda run: run("forgetting")["scales"] == [0.5, 1.0],
-    "experiments.mitigation": lambda run: run("mitigation")["measured"],
-    "cost.requests": lambda run: run("cost")["requests"] == 4,
-    "cost.batch_size": lambda run: run("cost")["together"] == 2,
-    "cost.price_per_hour": lambda run: run("cost")["money"]["training_and_judging"] > 0,
-}
 ELSEWHERE = {
-    "forget.apply_best_scale": "test_full_evidence.test_the_chosen_share_is_what_is_judged_exported_and_spoken",
-    "prove.embedder": "test_evidence (dense)",
+    "forget.apply_best_scale": "stages/test_forget.py: the chosen scale",
+    "prove.embedder": "judge: embedding index",
     "prove.target_accuracy": "below",
     "forget.margin": "below",
     "export.merged": "below",
@@ -113,7 +102,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("settings")
 
     def write(name: str, rows: range, tail: str = "") -> None:
-        lines = [f"lot {i * 37 % 1009} of {'fire' if i % 2 else 'ice'} and {i % 5},{'warm' if i % 2 else 'cold'}\n" for i in rows]
+        lines = [
+            f"lot {i * 37 % 1009} of {'fire' if i % 2 else 'ice'} and {i % 5},{'warm' if i % 2 else 'cold'}\n"
+            for i in rows
+        ]
         (root / name).write_text("text,label\n" + "".join(lines) + tail)
 
     write("labels.csv", range(48), "one two three four five six,warm\none two three four five nine,warm\n")
@@ -129,7 +121,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: dict[str, Any]) -> str:
-    """What a run with these settings stands on: data, prompts, plan, order, arms, protocol, or the error that refuses it."""
+    """The inputs of a run: data, prompts, plan, order, arms, protocol; or the error that rejects the settings."""
     given = {"model": "MODEL llama", **BASE, **settings}
     for key, value in given.items():
         if key in ("template", "prove.documents", "data.train", "data.dev", "data.test"):
@@ -145,7 +137,7 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
 
 def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
     session = Session(Run(root / "run"), asked, Console(quiet=True), "")
-    facts = known.setdefault(asked.model, None) or loading.facts(asked.model)
+    facts = known.setdefault(asked.model, None) or read_facts(asked.model)
     known[asked.model] = facts
     box = machine.Machine("cpu", 1 if asked.threads == "auto" else asked.threads, 8.0, 8.0, 10.0, 10.0, "test")
     vars(session).update(facts=facts, machine=box)
@@ -160,8 +152,8 @@ def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
             "plan": made.model_dump(exclude={"reasons"}),
             "order": step_rows(len(train), made.batch_size, made.seed, 0),
             "protocol": session.protocol.sha256,
-            "arms": {f: [(s.name, s.description, repr(s.endpoint) if s.endpoint else "", vars(s.endpoint) if s.endpoint else "") for s in v]
-                     for f, v in session.families.items()},
+            "arms": [(a.name, a.description, repr(a.endpoint), vars(a.endpoint) if a.endpoint else "")
+                     for arms in session.families.values() for a in arms],
             "batch": planning.judged_together(asked, facts, made, box, session.answer_tokens),
         },
         default=str,
@@ -169,7 +161,7 @@ def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("key", EARLY)
-def test_a_setting_changes_what_a_run_stands_on(
+def test_a_setting_changes_the_inputs_of_a_run(
     key: str, files: Path, model_folder: Folder, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("K", "one")
@@ -197,7 +189,7 @@ def test_an_old_name_is_answered_with_the_new_one(old: str) -> None:
         config.load(None, [f"{old}=1"])
 
 
-def test_what_single_functions_make_of_the_rest() -> None:
+def test_settings_that_single_functions_read() -> None:
     rng = torch.Generator().manual_seed(0)
     confidence = torch.rand(200, generator=rng).numpy()
     right = confidence > 0.4
@@ -207,8 +199,8 @@ def test_what_single_functions_make_of_the_rest() -> None:
         asked = SimpleNamespace(
             config=SimpleNamespace(forget=SimpleNamespace(margin=margin), prove=SimpleNamespace(significance=0.05))
         )
-        found: str = forget._paired([1.0] * 99 + [0.0], [1.0] * 100, asked)["verdict"]  # type: ignore[arg-type]
-        return found
+        word: str = forget._paired([1.0] * 99 + [0.0], [1.0] * 100, asked)["verdict"]  # type: ignore[arg-type]
+        return word
 
     assert verdict(0.01) != verdict(0.3)
     facts: Any = SimpleNamespace(parameters=10, dtype="F32")
@@ -218,13 +210,15 @@ def test_what_single_functions_make_of_the_rest() -> None:
     ]
 
 
-def test_flags_do_what_they_say(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Folder) -> None:
-    """--name, --runs, --model, --quiet, --json, --profile and export.merged in one run; the others have tests of their own."""
+def test_flags_of_one_run(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Folder) -> None:
+    """--name, --runs, --model, --quiet, --json, --profile and export.merged in one run; the others have tests."""
     where = ["--runs", "elsewhere", "--name", "n", "--model", str(model_folder("llama"))]
     done = cli("train", str(chat_rows()), *where, *FLAGS, "export.merged=false", "--quiet", "--profile", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not line.startswith("USDT")] == [], "quiet, but for torch's profiler"
+    assert [line for line in done.stderr.splitlines() if not line.startswith("USDT")] == [], (
+        "quiet, but for torch's profiler"
+    )
     assert "a step of" in done.stdout, "profile"
-    told = cli("export", "n", "--runs", "elsewhere", "--json", cwd=tmp_path)
-    assert [x["kind"] for x in json.loads(told.stdout)] == ["adapter"]
+    exported = cli("export", "n", "--runs", "elsewhere", "--json", cwd=tmp_path)
+    assert [x["kind"] for x in json.loads(exported.stdout)] == ["adapter"]
     assert not (tmp_path / "elsewhere" / "n" / "merged").exists()

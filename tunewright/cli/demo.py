@@ -1,6 +1,7 @@
 """The demo's rows: hand-labelled US addresses, from the source archive of the package usaddress (MIT).
 
-pip downloads the archive once and checks it against its published hash. Only its training XML is read; no code of it is run.
+pip downloads the archive once and checks it against its published hash. Only its training XML is read; none of its code
+is run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tunewright.model.loading import cache_folder
 
 SPEC = "usaddress==0.5.16"
 FILES = ("training/labeled.xml", "training/us50_messiest_manual_label.xml")
-# Three quarters of an epoch in a few minutes. For the same number of rows, small batches reach a lower loss than large ones.
+# Three quarters of an epoch in a few minutes; for the same number of rows, small batches reach a lower loss.
 SETTINGS = (
     "split.test=0.07",
     "split.dev=0.05",
@@ -32,7 +33,7 @@ INSTRUCTION = "Extract the parts of the US address as one JSON object."
 
 
 def rows_file() -> Path:
-    """addresses.jsonl in the cache, created on first use. Raises DATA_UNREADABLE if the archive cannot be downloaded."""
+    """addresses.jsonl in the cache, created on first use. Raises DATA_UNREADABLE if the download fails."""
     file = cache_folder() / "data" / "addresses.jsonl"
     if not file.exists():
         archive = fetch(SPEC, file.parent)

@@ -25,15 +25,17 @@ def dry_run(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tunewright-doctor-") as folder:
         session = runner.start(config, "doctor", Path(folder), Console(quiet=True), "tunewright doctor")
         runner.advance(session, "plan")
-        found = run_folder.read_json(session.run.selftest)
-    return {f"self-test, {f['check']}": f["told"] for f in found["findings"]} | {"self-test": f"{found['seconds']} s"}
+        selftest = run_folder.read_json(session.run.selftest)
+    return {f"self-test, {f['check']}": f["told"] for f in selftest["findings"]} | {
+        "self-test": f"{selftest['seconds']} s"
+    }
 
 
 def summary(config_file: Path | None) -> dict[str, Any]:
     """Label -> value, for people to read. Raises ConfigError if ``config_file`` is invalid."""
     if config_file is not None:
         settings.load(config_file)
-    found = machine.measure()
+    hardware = machine.measure()
     versions = {p: metadata.version(p) for p in ("tunewright", "torch", "transformers")}
     try:
         embedded = str(loading.resolve(loading.EMBEDDED))
@@ -41,17 +43,19 @@ def summary(config_file: Path | None) -> dict[str, Any]:
         embedded = str(error)
     cache = loading.cache_folder()
     place = next(p for p in (cache, *cache.parents) if p.exists())
-    faster = "bfloat16" if found.bf16_gflops > 1.3 * found.fp32_gflops else "float32"
+    faster = "bfloat16" if hardware.bf16_gflops > 1.3 * hardware.fp32_gflops else "float32"
     return {
         "python": platform.python_version(),
         **versions,
-        "device": found.device,
-        "processor": found.processor,
-        "threads": found.cores,
-        "memory": f"{found.free_gb} GB free of {found.memory_gb} GB",
-        "float32": f"{found.fp32_gflops} GFLOP/s",
-        "bfloat16": f"{found.bf16_gflops} GFLOP/s (dtype=auto chooses {faster})",
-        "pyarrow (Parquet)": "installed" if importlib.util.find_spec("pyarrow") else "pip install 'tunewright[parquet]'",
+        "device": hardware.device,
+        "processor": hardware.processor,
+        "threads": hardware.cores,
+        "memory": f"{hardware.free_gb} GB free of {hardware.memory_gb} GB",
+        "float32": f"{hardware.fp32_gflops} GFLOP/s",
+        "bfloat16": f"{hardware.bf16_gflops} GFLOP/s (dtype=auto chooses {faster})",
+        "pyarrow (Parquet)": "installed"
+        if importlib.util.find_spec("pyarrow")
+        else "pip install 'tunewright[parquet]'",
         "embedded model": embedded,
         "cache": f"{cache}, {shutil.disk_usage(place).free / 1e9:.0f} GB free",
         **({"config": f"{config_file} is valid"} if config_file else {}),

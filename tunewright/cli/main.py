@@ -1,6 +1,6 @@
-"""The command line: one short function per command. Results go to stdout; messages, progress and errors to stderr.
+"""The command line: one short function per command. Results go to stdout, all else to stderr.
 
-Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 the gate failed, 130 interrupted with completed work saved.
+Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 the gate failed, 130 interrupted (completed work is saved).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 
 from tunewright.cli.runs import RUNS, Json, Root, RunName, out, runs_app
 from tunewright.core.errors import TunewrightError
+from tunewright.tokens.template import load_template
 
 if TYPE_CHECKING:
     from tunewright.run.session import Session
@@ -38,11 +39,15 @@ def _version(requested: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None: ...
 
 
-Source = Annotated[str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")]
+Source = Annotated[
+    str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")
+]
 Settings = Annotated[
     list[str] | None, typer.Argument(help="Settings, e.g. train.steps=40 adapter.rank=8.", metavar="[key=value]...")
 ]
@@ -97,32 +102,34 @@ def check(
     from tunewright.data import dataset
 
     data = dataset.load(_config(source, settings, None))
-    if data.task.kind == "label" and not as_json:
+    if data.task.labels and not as_json:
         typer.secho("looking for wrong labels (a few seconds for thousands of rows) ...", dim=True, err=True)
-    found = data.audit_json()
+    audit = data.audit_json()
     if page is not None:
         from tunewright.core import run_folder
         from tunewright.report import report
 
-        run_folder.write_atomic(page, report.audit_page(found, Path(source).name))
+        run_folder.write_atomic(page, report.audit_page(audit, Path(source).name))
     if as_json:
-        out(found)
+        out(audit)
         return
-    task = found["task"]
-    typer.echo(f"{found['rows']} rows, format {found['format']}, task {task['kind']}: {task['reason']}")
-    typer.echo("split: " + ", ".join(f"{n} {s}" for s, n in found["sides"].items()))
-    for notice in found["notices"]:
+    task = audit["task"]
+    typer.echo(f"{audit['rows']} rows, format {audit['format']}, task {task['kind']}: {task['reason']}")
+    typer.echo("split: " + ", ".join(f"{n} {s}" for s, n in audit["sides"].items()))
+    for notice in audit["notices"]:
         typer.echo(f"notice: {notice}")
-    if found["unused"]:
-        typer.echo("unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in found["unused"].items()))
-    for finding in found["findings"]:
+    if audit["unused"]:
+        typer.echo("unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in audit["unused"].items()))
+    for finding in audit["findings"]:
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
         typer.echo("  " + ", ".join(finding["where"][:8]) + (" ..." if len(finding["rows"]) > 8 else ""))
-    for s in found["suspects"][:10]:
+    for s in audit["suspects"][:10]:
         where = s["where"].rsplit("/", 1)[-1]
-        typer.echo(f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (probability of being wrong: {s['chance']:.0%})")
-    if not found["findings"]:
+        typer.echo(
+            f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (probability of being wrong: {s['chance']:.0%})"
+        )
+    if not audit["findings"]:
         typer.echo("nothing flagged, which does not prove that the data is correct")
 
 
@@ -153,7 +160,7 @@ def preview(
         )
     folder = loading.resolve(config.model)
     model_files.check(folder)
-    template = rendering.load_template(folder, config.template, config.date)
+    template = load_template(folder, config.template, config.date)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     example = parsed.examples[row - 1]
     sequences = rendering.for_training(template, example, row - 1, limit)
@@ -224,8 +231,8 @@ def train(
     if profile:
         from tunewright.stages import runner
 
-        found = runner.profiled(session)
-        for line in [] if as_json else found.lines():
+        times = runner.profiled(session)
+        for line in [] if as_json else times.lines():
             typer.echo(line)
         runner.advance(session, "train")
     _told("train", session, as_json)
@@ -251,7 +258,9 @@ def prove(
 @app.command("learning-curve")
 def learning_curve(
     run: RunName,
-    full: Annotated[bool, typer.Option("--full", help="Train on four sizes with three seeds each, and extrapolate.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train on four sizes with three seeds each, and extrapolate.")
+    ] = False,
     root: Root = RUNS,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -276,8 +285,12 @@ _stage("report", "Run up to the report.")
 @app.command()
 def chat(
     run: RunName,
-    message: Annotated[str | None, typer.Argument(help="A single message; default: an interactive conversation.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message; default: the instruction of the training rows.")] = None,
+    message: Annotated[
+        str | None, typer.Argument(help="A single message; default: an interactive conversation.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message; default: the instruction of the training rows.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Maximum answer length in tokens.")] = 256,
     root: Root = RUNS,
 ) -> None:
@@ -291,7 +304,8 @@ def chat(
         typer.echo(chatting.answer(who, message, system=system, max_new_tokens=max_new_tokens))
         return
     typer.secho(
-        "an empty line or Ctrl-D ends the conversation" + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
+        "an empty line or Ctrl-D ends the conversation"
+        + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
         dim=True,
         err=True,
     )
@@ -313,7 +327,11 @@ def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Also validate this config.")] = None,
     selftest: Annotated[
         str | None,
-        typer.Option("--selftest", metavar="DATA|CONFIG", help="Also run the self-test that a run on these rows would start with."),
+        typer.Option(
+            "--selftest",
+            metavar="DATA|CONFIG",
+            help="Also run the self-test that a run on these rows would start with.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -365,7 +383,7 @@ def _advance(
 
     if continued is None:
         config = _config(source, settings, model)
-        data = dataset.load(config)  # a mistake in the data is told before torch is loaded and a run folder is made
+        data = dataset.load(config)  # report mistakes in the data before torch is loaded and a run folder is created
     from tunewright.run.session import Session
     from tunewright.stages import runner
 
@@ -387,7 +405,7 @@ def _command() -> str:
 
 def _verdict(session: Session, as_json: bool) -> None:
     from tunewright.core.run_folder import read_json
-    from tunewright.stages.prove import sentence
+    from tunewright.judge.verdict import sentence
 
     if as_json:
         out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, reproduce and remove runs.")
+runs_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, reproduce and remove runs."
+)
 Root = Annotated[Path, typer.Option("--runs", help="Folder that contains the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 RunName = Annotated[str, typer.Argument(help="Run folder or name.", metavar="RUN")]
@@ -83,14 +85,18 @@ def runs_reproduce(
             typer.echo(f"{name:<12}{'equal' if result[name] else 'DIFFERENT'}")
         for what, (then, now) in result["differs"].items():
             typer.echo(f"{what:<28}{then!s:<28}{now}")
-        typer.echo(f"{'equal, bit for bit' if result['equal'] else 'not equal'} in {result['compared']}: {result['run']}")
+        typer.echo(
+            f"{'equal, bit for bit' if result['equal'] else 'not equal'} in {result['compared']}: {result['run']}"
+        )
     if not result["equal"]:
         raise typer.Exit(1)
 
 
 @runs_app.command("rm")
 def runs_rm(
-    run: RunName, root: Root = RUNS, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
+    run: RunName,
+    root: Root = RUNS,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Delete a run folder and everything in it."""
     from tunewright.core import run_folder
@@ -134,7 +140,8 @@ def _flat(run: Any) -> dict[str, Any]:
         walk({k: v for k, v in read_json(run.plan).items() if k not in ("reasons", "estimate")}, "plan")
     if run.verdict.exists():
         walk(
-            {k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")}, "verdict"
+            {k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")},
+            "verdict",
         )
     return flat
 

@@ -1,1 +1,1 @@
-"""Ground that everything stands on: errors, configuration, the run folder, the console. No torch."""
+"""The base layer: errors, configuration, the run folder, the console. No torch."""

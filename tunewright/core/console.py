@@ -37,7 +37,7 @@ class Console:
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0, unit: str = "") -> Iterator[Tick]:
-        """A progress bar over ``total`` items, advanced by calling the yielded function; ``unit`` is its default status."""
+        """A progress bar over ``total`` items, advanced by the yielded function; ``unit`` is its default status."""
         if self.quiet:
             yield lambda more, words=unit: None
         elif sys.stderr.isatty():

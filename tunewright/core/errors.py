@@ -23,7 +23,7 @@ SHOWN = 20
 
 CODES: dict[str, str] = {
     "ADAPTER_BASE_MISMATCH": "the adapter was trained on a different base model",
-    "ADAPTER_CORRUPT": "the adapter folder lacks tensors, has tensors whose shapes contradict its config, or a file was modified",
+    "ADAPTER_CORRUPT": "the adapter lacks tensors, their shapes contradict its config, or a file was modified",
     "ADAPTER_UNSUPPORTED": "the adapter needs a computation that the loader does not implement",
     "CONFIG_CONFLICT": "two settings contradict each other",
     "CONFIG_DUPLICATE_KEY": "a key occurs twice in one mapping",
@@ -143,7 +143,9 @@ class TunewrightError(Exception):
         return self.problems[0].where
 
     def to_json(self) -> dict[str, object]:
-        return {"error": [{"code": p.code, "where": p.where, "message": p.message, "fix": p.fix} for p in self.problems]}
+        return {
+            "error": [{"code": p.code, "where": p.where, "message": p.message, "fix": p.fix} for p in self.problems]
+        }
 
 
 class ConfigError(TunewrightError):

@@ -1,7 +1,7 @@
 """Secrets and personal data: detected by pattern and checksum, counted by row, masked wherever rows are shown.
 
-A match is reported; the absence of one proves nothing, because the recall of such patterns is unknown. Every repetition in a
-pattern is bounded, so no text takes long to match.
+A match is reported; the absence of one proves nothing, because the recall of such patterns is unknown. Every repetition
+in a pattern is bounded, so no text takes long to match.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _PATTERNS = {
         r"|eyJ[\w-]{8,4000}\.eyJ[\w-]{8,4000}\.[\w-]{8,4000})"
     ),
     "password": re.compile(
-        r"(?i)\b(?:password|passwd|passphrase|secret|api[ _-]?key|access[ _-]?token)[\"']?\s{0,3}[:=]\s{0,3}[\"']?([^\s\"',;]{8,200})"
+        r"(?i)\b(?:password|passwd|passphrase|secret|api[ _-]?key|access[ _-]?token)"
+        r"[\"']?\s{0,3}[:=]\s{0,3}[\"']?([^\s\"',;]{8,200})"
     ),
     "e-mail address": re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b"),
     "card number": re.compile(r"\b\d(?:[ -]?\d){12,18}\b"),
@@ -37,7 +38,7 @@ def kinds(text: str) -> set[str]:
 
 
 def masked(text: str, *, in_place: bool = False) -> str:
-    """The text with every match replaced by ``[kind]``, or, if ``in_place``, by stars of equal length to preserve offsets."""
+    """The text with every match replaced by ``[kind]``, or, if ``in_place``, by stars that preserve offsets."""
     parts, at = [], 0
     for name, start, end in sorted(_matches(text), key=lambda f: (f[1], -f[2])):
         if start >= at:
@@ -70,10 +71,14 @@ def _iban(text: str) -> bool:
 
 
 def _looks_random(text: str) -> bool:
-    """Mixed letters and digits, with a higher Shannon entropy per character than natural-language words usually have."""
+    """Letters and digits mixed, with more Shannon entropy per character than words of a language usually have."""
     frequencies = [n / len(text) for n in Counter(text).values()]
     bits = -sum(p * math.log2(p) for p in frequencies)
     return bits >= 2.5 and any(c.isdigit() for c in text) and any(c.isalpha() for c in text)
 
 
-_VALIDATORS: dict[str, Callable[[str], bool]] = {"card number": _luhn, "bank account (IBAN)": _iban, "password": _looks_random}
+_VALIDATORS: dict[str, Callable[[str], bool]] = {
+    "card number": _luhn,
+    "bank account (IBAN)": _iban,
+    "password": _looks_random,
+}

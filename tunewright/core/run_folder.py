@@ -1,7 +1,7 @@
 """The run folder: file names, atomic writes, the single-writer lock. The only channel between the stages of a run.
 
-A file that exists is complete: it is written under a temporary name, flushed, and renamed. One process at a time writes a
-folder (`writing`).
+A file that exists is complete: it is written under a temporary name, flushed, and renamed. One process at a time writes
+a folder (`writing`).
 """
 
 from __future__ import annotations
@@ -144,7 +144,10 @@ def contained(root: Path, name: str) -> Path:
     """``root / name``. Raises PATH_OUTSIDE for a name that could escape ``root``."""
     if not NAME.fullmatch(name):
         raise RunError(
-            "PATH_OUTSIDE", f"`{name}` is not a valid run name.", where=name, fix="use letters, digits, dots, dashes and underscores."
+            "PATH_OUTSIDE",
+            f"`{name}` is not a valid run name.",
+            where=name,
+            fix="use letters, digits, dots, dashes and underscores.",
         )
     return root / name
 
@@ -154,7 +157,9 @@ def find(root: Path, name: str) -> Run:
     for path in (Path(name), root / name):
         if (path / "config.yaml").is_file():
             return Run(path)
-    raise RunError("RUN_NOT_FOUND", f"there is no run `{name}`.", where=str(root), fix="list the runs with `tunewright runs list`.")
+    raise RunError(
+        "RUN_NOT_FOUND", f"there is no run `{name}`.", where=str(root), fix="list the runs with `tunewright runs list`."
+    )
 
 
 def require(run: Run, file: Path, verb: str) -> None:
@@ -187,8 +192,8 @@ def remove(run: Run) -> None:
 def writing(run: Run) -> Iterator[None]:
     """Hold the run folder's write lock. Raises RUN_LOCKED, naming the process that holds it.
 
-    The kernel releases the lock when its process dies, however it dies, and keeps it for a process that is merely suspended, so
-    no timeout is needed. Some network drives lock per machine only; there, an owner on another host is refused by its name.
+    The kernel releases the lock when its process dies, however it dies, and keeps it for a process that is merely
+    suspended, so no timeout is needed. Some network drives lock per machine only; hence the check of the owner's host.
     """
     from filelock import FileLock, Timeout
 
@@ -236,7 +241,7 @@ def _now() -> str:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write to a temporary file, flush, rename: readers see the old file or the new one, never a part. Raises RUN_DISK."""
+    """Write to a temporary file, flush, rename: readers see the old file or the new one. Raises RUN_DISK."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -294,7 +299,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append a line and flush it, replacing an incomplete line left by a full disk or a killed writer. Raises RUN_DISK."""
+    """Append a line and flush it, replacing an incomplete one (a full disk, a killed writer). Raises RUN_DISK."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     with disk_errors(path), open(path, "a+b") as file:
         file.truncate(_end_of_last_line(file))

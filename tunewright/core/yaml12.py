@@ -11,7 +11,7 @@ MAX_BYTES = 256 * 1024
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(mapping, dotted key -> file:line) of a config file. Raises CONFIG_NOT_FOUND, CONFIG_TOO_LARGE, CONFIG_SYNTAX, ..."""
+    """(mapping, dotted key -> file:line) of a config file. Raises ConfigError."""
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
-    """(value, dotted key -> file:line). In YAML 1.2 `1e-4` is a number and `no` a string; duplicate keys are an error."""
+    """(value, dotted key -> file:line). `1e-4` is a number and `no` a string; a duplicate key is an error."""
     from ruamel.yaml import YAML
     from ruamel.yaml.constructor import ConstructorError, DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -61,7 +61,10 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > 20:
                 raise ConfigError(
-                    "CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark), fix="settings are at most three levels deep."
+                    "CONFIG_TOO_LARGE",
+                    "nested too deeply.",
+                    where=place(event.start_mark),
+                    fix="settings are at most three levels deep.",
                 )
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(
@@ -126,7 +129,10 @@ def _walk(node: Any, prefix: str, places: dict[str, str], where: str) -> None:
             line = f"{where}:{pair[0].start_mark.line + 1}"
             if pair[0].tag != "tag:yaml.org,2002:str":
                 raise ConfigError(
-                    "CONFIG_SYNTAX", "keys must be strings.", where=line, fix="write `key: value`, or put the key in quotes."
+                    "CONFIG_SYNTAX",
+                    "keys must be strings.",
+                    where=line,
+                    fix="write `key: value`, or put the key in quotes.",
                 )
             key = f"{prefix}{pair[0].value}"
             places[key] = line

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tunewright.core.run_folder import Run, read_json, write_atomic
-from tunewright.judge.protocol import doubts
+from tunewright.judge.verdict import doubts
 
 
 def write(run: Run) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from tunewright.data.metrics import METRICS
-from tunewright.judge.protocol import doubts
+from tunewright.judge.verdict import doubts
 from tunewright.report import plots
 from tunewright.report.page import Record, at, fixed, interval, line, metric, percent, signed, spaced
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from tunewright.core import run_folder
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import Run
-from tunewright.judge.arms.families import Arm
-from tunewright.judge.evaluate import Score
+from tunewright.data.scores import Score
+from tunewright.judge.arms.arm import Arm
 from tunewright.methods import sft
 from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel

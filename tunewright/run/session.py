@@ -17,10 +17,11 @@ from tunewright.core.run_folder import Run
 from tunewright.data import dataset, examples, sources
 from tunewright.data.dataset import Dataset
 from tunewright.data.examples import Chat, Text
+from tunewright.data.scores import Score
 from tunewright.judge import evaluate, protocol
 from tunewright.judge.arms import bm25, embedding_index, families
-from tunewright.judge.arms.families import Arm
-from tunewright.judge.evaluate import Score
+from tunewright.judge.arms.arm import Arm
+from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.protocol import Protocol
 from tunewright.model import adapters, fused_llama, loading
 from tunewright.model.facts import Facts, read_facts
@@ -69,7 +70,7 @@ class Session:
     @functools.cached_property
     def rendered(self) -> dict[str, list[Rendered]]:
         """Training sequences of every side; test is rendered too, so that a row that cannot be judged is known before training."""
-        limit, _ = planning.max_length(self.config, self.facts, self.machine, self.data.task.kind)
+        limit, _ = planning.max_length(self.config, self.facts, self.machine, self.data.task.kind.name)
         found, dropped = {}, []
         for side in ("train", "dev", "test"):
             drop = self.config.data.too_long == "drop"
@@ -103,7 +104,7 @@ class Session:
     def rows(self, side: str) -> list[int]:
         """The rows of dev that choose, or of test that claim."""
         asked = self.config.prove
-        return self.data.judged(
+        return self.data.sample(
             asked.max_test_rows if side == "test" else min(asked.max_dev_rows, asked.max_test_rows or asked.max_dev_rows), side
         )
 
@@ -116,19 +117,20 @@ class Session:
             found = examples.parse(sources.read(self.config.prove.documents).rows, "text").examples
             documents = [e for e in found if isinstance(e, Text)]
         indexer = embedding_index.indexer(self.config.prove.embedder) if self.config.prove.embedder else bm25.index
-        made = families.arms(self.data.task, train, self.config.prove, documents, indexer)
+        given = families.Sources(tuple(train), tuple(documents), indexer)
+        made = families.arms(self.data.task, given, self.config.prove, self.answer_tokens)
         asked = [e for i in self.rows("dev") + self.rows("test") if isinstance(e := self.data.examples[i], Chat)]
         room = self.facts.context - self.answer_tokens
         kept: dict[str, list[Arm]] = {}
         for family, variants in made.items():
-            kept[family] = [s for s in variants if s.says or s.endpoint or self._longest(s, asked) <= room]
+            kept[family] = [s for s in variants if not s.needs_model or self._longest(s, asked) <= room]
             for system in variants:
                 if system not in kept[family]:
                     self.talk.warn(f"  {system.name} is left out: its prompts do not fit into {self.facts.context} tokens")
         return {family: variants for family, variants in kept.items() if variants}
 
     def _longest(self, system: Arm, asked: list[Chat]) -> int:
-        return max((len(rendering.for_generation(self.template, families.prompt(system, e))) for e in asked), default=0)
+        return max((len(rendering.for_generation(self.template, system.prompt(e))) for e in asked), default=0)
 
     @functools.cached_property
     def answer_tokens(self) -> int:
@@ -185,8 +187,8 @@ class Session:
     def _key(self, system: Arm, branch: str) -> str:
         """What an answer depends on besides its row and its prompt."""
         run = self.run.branch(branch) if branch else self.run
-        weights = run_folder.read_json(run.training)["weights_sha256"] if system.adapter and run.training.exists() else ""
-        facts = [weights, self.run.scale, self.facts.sha256, self.template.sha256, self.answer_tokens, self.data.task.metric]
+        weights = run_folder.read_json(run.training)["weights_sha256"] if system.uses_adapter and run.training.exists() else ""
+        facts = [weights, self.run.scale, self.facts.sha256, self.template.sha256, self.answer_tokens, self.data.task.metric.name]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def judged(
@@ -202,19 +204,20 @@ class Session:
         process wrote them, of the same weights. ``model`` and ``of``: a branch's, instead of the run's own."""
         rows = self.rows(side) if rows is None else rows
         if file.exists():
-            lines, key = list(run_folder.read_lines(file)), self._key(system, of)
-            if [(line["row"], line.get("key")) for line in lines] == [(i, key) for i in rows]:
-                return lines
-        speaker = (model or (self.trained if system.adapter else self.base_model))()
+            kept, key = [Score.from_json(line) for line in run_folder.read_lines(file)], self._key(system, of)
+            if [(s.row, s.key) for s in kept] == [(i, key) for i in rows]:
+                return kept
+        speaker = (model or (self.trained if system.uses_adapter else self.base_model))()
         chosen, key = [self.data.examples[i] for i in rows], self._key(system, of)  # a branch has its weights only now
         if side == "test" and of:
             self.run.event("test_read", rows=len(rows), branch=of)
         begun = time.monotonic()
         with self.talk.bar(f"{side} {of or system.name}".replace("_", " "), len(chosen)) as note:
             told = functools.partial(note, words="rows")
-            scores = evaluate.judge(speaker, system, chosen, self.data.task, self.template, self.how, self.plan, told)
-        lines = [{"row": i, **s, "key": key} for i, s in zip(rows, scores, strict=True)]
-        run_folder.write_lines(file, lines)
+            asked = ChatModel(speaker, self.template, self.how, self.plan)
+            scores = evaluate.judge(system, chosen, self.data.task, asked, told)
+        filed = [dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)]
+        run_folder.write_lines(file, [s.to_json() for s in filed])
         spent = round(time.monotonic() - begun, 1)
         self.run.event("judged", arm=system.name, side=side, branch=of, rows=len(rows), seconds=spent)
-        return lines
+        return filed

@@ -17,7 +17,6 @@ from scipy import stats
 
 from tunewright.core import run_folder
 from tunewright.data.examples import Chat
-from tunewright.judge.arms import families
 from tunewright.model import adapters, generate
 from tunewright.model.generate import Prefix
 from tunewright.model.language_model import LanguageModel
@@ -41,7 +40,7 @@ class Timed:
 
 def cost(session: Session) -> None:
     """Writes cost.json; only for evidence: full, and for rows that are answered."""
-    if session.config.prove.evidence != "full" or session.data.task.kind == "text":
+    if session.config.prove.evidence != "full" or not session.data.task.kind.prompted:
         run_folder.write_json(session.run.cost, {"measured": False})
         return
     asked, verdict = session.config.cost, run_folder.read_json(session.run.verdict)
@@ -73,7 +72,7 @@ def _ways(session: Session, verdict: dict[str, Any], chats: Sequence[Chat]) -> l
 
     def prompts(family: str, variant: str) -> list[list[int]]:
         system = next(s for s in session.families[family] if s.variant == variant)
-        return [rendering.for_generation(session.template, families.prompt(system, e)) for e in chats]
+        return [rendering.for_generation(session.template, system.prompt(e)) for e in chats]
 
     model, own = session.trained(), prompts("tuned", "")
     base = session.base_model()
@@ -83,7 +82,7 @@ def _ways(session: Session, verdict: dict[str, Any], chats: Sequence[Chat]) -> l
     if "tuned_short" in session.families:
         ways.append(Timed("tuned, merged, without the long instruction", merged, 1.0, prompts("tuned_short", "")))
     other = verdict["comparator"]
-    if session.families[other["name"]][0].says is None and session.families[other["name"]][0].endpoint is None:
+    if session.families[other["name"]][0].needs_model:
         asked = prompts(other["name"], other["variant"])
         name = f"base, {other['name'].replace('_', ' ')}"
         ways.append(Timed(name, base, 0.0, asked))

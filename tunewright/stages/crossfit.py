@@ -17,11 +17,12 @@ import numpy as np
 
 from tunewright.core import run_folder
 from tunewright.data import label_noise
-from tunewright.data.examples import Chat
+from tunewright.data.scores import LabelProbs
 from tunewright.model import kl
 from tunewright.run import branches
 from tunewright.run.branches import Branch
 from tunewright.run.session import Session
+from tunewright.tokens.sequences import flat
 
 FOLDS, CUTS = 2, 2
 Folds = tuple[dict[int, int], ...]
@@ -41,7 +42,7 @@ def crossfit(session: Session) -> None:
         run_folder.write_json(session.run.crossfit, {"measured": False})
         return
     told: dict[str, Any] = {"measured": True, "folds": FOLDS, "cuts": CUTS}
-    told |= _labels(session, folds) if data.task.metric == "accuracy" else _losses(session, folds)
+    told |= _labels(session, folds) if data.task.metric.by_label else _losses(session, folds)
     for suspect in told["suspects"]:
         suspect["where"] = data.examples[suspect["row"]].where
     run_folder.write_json(session.run.crossfit, told)
@@ -72,17 +73,19 @@ def _halves(session: Session, folds: Folds) -> Iterator[tuple[Branch, list[int]]
 def _labels(session: Session, folds: Folds) -> dict[str, Any]:
     names, logp = list(session.data.task.labels), {i: np.zeros(len(session.data.task.labels)) for i in folds[0]}
     for branch, held in _halves(session, folds):
-        for line in branches.scores(session, branch, "train", rows=held):
-            logp[line["row"]] += np.log(np.maximum([line["shares"][name] for name in names], 1e-9)) / CUTS
+        for s in branches.scores(session, branch, "train", rows=held):
+            assert isinstance(s.answer.made, LabelProbs)
+            assert s.row is not None
+            logp[s.row] += np.log(np.maximum([s.answer.made.probs[name] for name in names], 1e-9)) / CUTS
     rows = sorted(logp)
-    given = [e.target for i in rows if isinstance(e := session.data.examples[i], Chat)]
-    return label_noise.judged(label_noise.tempered(np.exp([logp[i] for i in rows]), 1.0), names, given, rows).to_json()
+    given = [session.data.examples[i].target for i in rows]
+    return label_noise.estimate(label_noise.tempered(np.exp([logp[i] for i in rows]), 1.0), names, given, rows).to_json()
 
 
 def _losses(session: Session, folds: Folds) -> dict[str, Any]:
     excess: dict[int, float] = defaultdict(float)
     for branch, held in _halves(session, folds):
-        rows = [r for r in session.rendered["train"] if r.row in set(held)]
+        rows = flat(r for r in session.rendered["train"] if r.row in set(held))
         model = branches.trained(session, branch)
         with session.talk.bar(f"loss of {branch.name}", len(rows)) as note:
             watch = functools.partial(note, words="rows")

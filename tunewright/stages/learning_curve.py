@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from tunewright.core import run_folder
-from tunewright.data.examples import Chat
-from tunewright.data.metrics import HIGHER_IS_BETTER
+from tunewright.data.scores import Score
 from tunewright.judge import extrapolation
 from tunewright.run import branches
 from tunewright.run.session import Session
@@ -25,17 +24,15 @@ def curve(session: Session, full: bool) -> None:
     shares, seeds = (SHARES, SEEDS) if full else ((1 / 2, 1.0), 1)
     train = session.data.side("train")
     clusters = [session.data.cluster[i] for i in session.rows("test")]
-    labels = [
-        e.target if isinstance(e := session.data.examples[i], Chat) and session.data.task.kind == "label" else "" for i in train
-    ]
+    labels = [session.data.examples[i].target if session.data.task.labels else "" for i in train]
     points = []
     for share in shares:
         per_seed = []
         for seed in range(seeds):
             rows = nested(train, [session.data.cluster[i] for i in train], labels, share, seed)
-            per_seed.append([s["score"] for s in _scores(session, rows, share, session.plan.seed + seed)])
+            per_seed.append([s.score for s in _scores(session, rows, share, session.plan.seed + seed)])
         points.append((len(rows), np.array(per_seed)))
-    sign = 1.0 if HIGHER_IS_BETTER[session.data.task.metric] else -1.0
+    sign = 1.0 if session.data.task.metric.higher_is_better else -1.0
     asked = session.config.prove
     sizes, scores_PSR = [n for n, _ in points], [s for _, s in points]
     found: dict[str, Any] = {
@@ -56,9 +53,9 @@ def curve(session: Session, full: bool) -> None:
     )
 
 
-def _scores(session: Session, rows: tuple[int, ...], share: float, seed: int) -> list[dict[str, Any]]:
+def _scores(session: Session, rows: tuple[int, ...], share: float, seed: int) -> list[Score]:
     if share == 1.0 and seed == session.plan.seed:  # the run itself
-        return list(run_folder.read_lines(session.run.scores / "tuned.jsonl"))
+        return [Score.from_json(line) for line in run_folder.read_lines(session.run.scores / "tuned.jsonl")]
     return branches.scores(session, branches.of_rows(session, f"{len(rows)}-rows-seed-{seed}", rows, share, seed), "test")
 
 

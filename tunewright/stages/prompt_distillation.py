@@ -13,7 +13,11 @@ from typing import Any
 from tunewright.core import run_folder
 from tunewright.core.errors import ConfigError
 from tunewright.data.examples import Chat, Message
-from tunewright.judge.arms.families import Arm
+from tunewright.data.scores import mean, mean_prompt_tokens
+from tunewright.data.task import Task
+from tunewright.judge.arms import families
+from tunewright.judge.arms.arm import Arm
+from tunewright.judge.arms.prompts import Recipe
 from tunewright.methods import distill
 from tunewright.methods.distill import DistillRow
 from tunewright.model import adapters, generate
@@ -23,9 +27,10 @@ from tunewright.run.session import Session
 from tunewright.stages.prove import answered, paired
 from tunewright.tokens import rendering
 
-STUDENT = Arm(
-    "internalised", "the base's answers under the instruction, learned, and asked without it", adapter=True, instruction=""
-)
+
+def student_arm(task: Task) -> Arm:
+    description = "the base's answers under the instruction, learned, and asked without it"
+    return families.tuned(task, Recipe(instruction=""), "internalised", description)
 
 
 def internalise(session: Session) -> None:
@@ -41,27 +46,24 @@ def internalise(session: Session) -> None:
             where="experiments.prompt_distillation",
             fix="set data.instruction, or leave experiments.prompt_distillation out.",
         )
-    train = session.data.judged(count, "train")
+    train = session.data.sample(count, "train")
     rows, dev = distill_rows(session, train, "train"), distill_rows(session, session.rows("dev"), "dev")
     plan = branches.smaller(session.plan, 1.0, len(rows), session.plan.seed)
     branch = Branch("internalised", plan, tuple(rows), tuple(dev), distill)
-    student = branches.scores(session, branch, "test", STUDENT)
+    student = branches.scores(session, branch, "test", student_arm(session.data.task))
     zero_shot = session.families["zero_shot"][0]
     teacher = answered(session, zero_shot, "test")
-    a, b = [s["score"] for s in student], [s["score"] for s in teacher]
-    c = paired(session, a, b)
+    c = paired(session, student, teacher)
     found: dict[str, Any] = {
         "measured": True,
         "prompts": len(rows),
-        "student": sum(a) / len(a),
-        "teacher": sum(b) / len(b),
-        "difference": c.difference,
-        "interval": list(c.interval),
-        "verdict": c.verdict,
-        "same_answers": sum(x["answer"] == y["answer"] for x, y in zip(student, teacher, strict=True)) / len(a),
+        "student": mean(student),
+        "teacher": mean(teacher),
+        **c.summary(),
+        "same_answers": sum(x.answer.text == y.answer.text for x, y in zip(student, teacher, strict=True)) / len(student),
         "prompt_tokens": {
-            "student": sum(s["prompt_tokens"] for s in student) / len(a),
-            "teacher": sum(s["prompt_tokens"] for s in teacher) / len(b),
+            "student": mean_prompt_tokens(student),
+            "teacher": mean_prompt_tokens(teacher),
         },
     }
     run_folder.write_json(session.run.internalised, found)

@@ -122,7 +122,7 @@ def check(session: Session) -> None:
     data, talk = session.data, session.talk
     counts = {side: len(data.side(side)) for side in ("train", "dev", "test")}
     talk.say(
-        f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.format}, task {data.task.kind} ({data.task.reason}); "
+        f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.format}, task {data.task.kind.name} ({data.task.reason}); "
         + ", ".join(f"{n} {s}" for s, n in counts.items())
     )
     if data.unused:
@@ -139,7 +139,7 @@ def plan(session: Session) -> None:
     """Resolve every auto, calibrate, write the receipt and the plan (last, because it says that this stage is whole)."""
     rendered = session.rendered
     made = planning.make(
-        session.config, session.facts, planning.RowStats.of(rendered["train"]), session.machine, session.data.task.kind
+        session.config, session.facts, planning.RowStats.of(rendered["train"]), session.machine, session.data.task.kind.name
     )
     session.plan = made
     session.plan = made = _tested(session)
@@ -243,8 +243,8 @@ def train(session: Session) -> None:
 def leave(session: Session) -> None:
     """Export, reload, compare; then the cards."""
     data = session.data
-    rows = data.judged(export.CANARIES)
-    if data.task.kind == "text":
+    rows = data.sample(export.CANARIES)
+    if not data.task.kind.prompted:
         canaries = [list(next(r.ids for r in session.rendered["test"] if r.row == i))[:128] for i in rows]
     else:
         canaries = [

@@ -42,7 +42,12 @@ def _allowed(info: Any) -> str:
             return f"list of: {words(args[0], [])}"
         name = plain.get(kind) or ("mapping" if origin is dict else str(kind))
         signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
-        bounds = [f"{sign} {getattr(m, name.lower())}" for m in extra for name, sign in signs.items() if type(m).__name__ == name]
+        bounds = [
+            f"{sign} {getattr(m, name.lower())}"
+            for m in extra
+            for name, sign in signs.items()
+            if type(m).__name__ == name
+        ]
         return " ".join([name, ", ".join(bounds)]).strip()
 
     return words(info.annotation, list(info.metadata))
@@ -114,7 +119,7 @@ SYNONYMS = {
 
 
 def _suggestion(key: str, known: Iterable[str], sections: set[str]) -> str:
-    """The setting that an unknown key probably means (an old name, a synonym, a similar spelling), or else the valid keys."""
+    """The setting that an unknown key probably means: by old name, synonym or similar spelling; else the valid keys."""
     if key in RENAMED:
         return f"it is now called {RENAMED[key]}."
     within, _, last = key.rpartition(".")

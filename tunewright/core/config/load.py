@@ -65,7 +65,9 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
     if config.split.dev + config.split.test >= 0.9:
         held = config.split.dev + config.split.test
         raise conflict(
-            "split.dev", f"split.dev + split.test = {held:g} leaves almost no training rows.", "keep their sum under 0.9."
+            "split.dev",
+            f"split.dev + split.test = {held:g} leaves almost no training rows.",
+            "keep their sum under 0.9.",
         )
     if bool(config.prove.remote.url) != bool(config.prove.remote.model):
         raise conflict(

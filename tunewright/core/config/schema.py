@@ -1,7 +1,7 @@
 """Config: every setting as the user wrote it. A field's type, range, default and meaning are declared only here.
 
-The YAML reader, the ``key=value`` overrides, `docs/config.md` and validation all read them from these classes. `train.planning`
-resolves ``auto``.
+The YAML reader, the ``key=value`` overrides, `docs/config.md` and validation all read them from these classes.
+`train.planning` resolves ``auto``.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ class DataConfig(Frozen):
     instruction: str | None = Field(
         None, description="System message for rows that have none; for text/label rows, the task description."
     )
-    columns: dict[str, str] = Field({}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}.")
+    columns: dict[str, str] = Field(
+        {}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}."
+    )
     too_long: Literal["error", "drop"] = Field(
         "error", description="Rows longer than train.max_length: fail, or drop them and list which."
     )
 
 
 class SplitConfig(Frozen):
-    dev: Fraction = Field(0.1, description="Expected fraction of the rows held out for choosing variants and for early stopping.")
+    dev: Fraction = Field(
+        0.1, description="Expected fraction of the rows held out for choosing variants and for early stopping."
+    )
     test: Fraction = Field(0.2, description="Expected fraction of the rows held out for the verdict.")
     near_duplicate: Annotated[float, Field(ge=0.5, le=1.0)] = Field(
         0.8, description="Jaccard similarity of character 5-grams at which two prompts count as near-duplicates."
@@ -51,17 +55,24 @@ class SplitConfig(Frozen):
 
 
 class AdapterConfig(Frozen):
-    kind: Literal["lora", "rslora", "dora", "none"] = Field("lora", description="Adapter type; none trains all weights.")
+    kind: Literal["lora", "rslora", "dora", "none"] = Field(
+        "lora", description="Adapter type; none trains all weights."
+    )
     rank: Annotated[int, Field(ge=1, le=4096)] = Field(16, description="Rank of the adapter matrices.")
     alpha: Annotated[float, Field(gt=0, le=100_000)] = Field(
         32.0, description="Numerator of the adapter scale: alpha/rank for lora and dora, alpha/sqrt(rank) for rslora."
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout probability on the adapter's input.")
-    targets: list[str] = Field(["all-linear"], description="Layers to adapt: all-linear, or name patterns such as q_proj or 'layers.*.mlp.*'.")
+    targets: list[str] = Field(
+        ["all-linear"], description="Layers to adapt: all-linear, or name patterns such as q_proj or 'layers.*.mlp.*'."
+    )
 
 
 class TrainConfig(Frozen):
-    epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field("auto", description="Epochs: passes over the training rows.")
+    method: Literal["sft"] = Field("sft", description="Training method: sft is supervised fine-tuning.")
+    epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
+        "auto", description="Epochs: passes over the training rows."
+    )
     steps: Auto | Positive = Field("auto", description="Optimizer steps, instead of train.epochs.")
     batch_size: Auto | Annotated[int, Field(ge=1, le=65536)] = Field("auto", description="Rows per optimizer step.")
     tokens_per_pass: Auto | Annotated[int, Field(ge=16)] = Field(
@@ -72,17 +83,23 @@ class TrainConfig(Frozen):
     )
     lr: Auto | Annotated[float, Field(gt=0, le=1)] = Field("auto", description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning-rate decay after warmup.")
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Fraction of the steps used for learning-rate warmup.")
-    weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="AdamW weight decay, applied to matrices only.")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="Fraction of the steps used for learning-rate warmup."
+    )
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="AdamW weight decay, applied to matrices only."
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are clipped to this global norm.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Dtype of the forward and backward passes; trained weights are always float32."
     )
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
-        "auto", description="How rows are batched: shared computes common prefixes once, packed concatenates rows, padded pads them."
+        "auto",
+        description="How rows are batched: shared computes common prefixes once, packed concatenates, padded pads.",
     )
     gradient_checkpointing: Auto | Recompute = Field(
-        "auto", description="What the backward pass recomputes to save memory: nothing, attention weights, or whole layers."
+        "auto",
+        description="What the backward pass recomputes to save memory: nothing, attention weights, or whole layers.",
     )
     eval_every: Auto | Positive = Field("auto", description="Steps between evaluations of the dev loss.")
     patience: Annotated[int, Field(ge=0)] = Field(
@@ -114,15 +131,19 @@ class ProveConfig(Frozen):
         "full: also probes, cost, and training on half the data.",
     )
     few_shot: list[Annotated[int, Field(ge=1, le=64)]] = Field(
-        [4, 8], description="Candidate numbers of training rows in a prompt, chosen on dev; [] omits the few-shot and nearest arms."
+        [4, 8],
+        description="Candidate numbers of examples in a prompt, chosen on dev; [] omits the few-shot and nearest arms.",
     )
     prompts: list[str] = Field([], description="Additional instructions for the zero-shot arm, chosen on dev.")
     documents: FilePath | None = Field(None, description="Folder of .txt/.md documents for the retrieval arms.")
     embedder: FilePath | None = Field(
-        None, description="Folder of a local encoder (BERT-like, safetensors) that retrieves rows and passages instead of BM25."
+        None,
+        description="Folder of a local encoder (BERT-like, safetensors) for retrieval, instead of BM25.",
     )
     max_test_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Evaluate at most this many test rows.")
-    max_dev_rows: Annotated[int, Field(ge=1)] = Field(40, description="Use at most this many dev rows to choose variants.")
+    max_dev_rows: Annotated[int, Field(ge=1)] = Field(
+        40, description="Use at most this many dev rows to choose variants."
+    )
     max_new_tokens: Auto | Positive = Field("auto", description="Maximum answer length of every arm, in tokens.")
     batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
         "auto", description="Rows decoded together; auto depends on free memory."
@@ -130,9 +151,12 @@ class ProveConfig(Frozen):
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="Smallest difference that matters to you, in units of the metric (0.02 = 2 points)."
     )
-    significance: Annotated[float, Field(gt=0, le=0.5)] = Field(0.05, description="Significance level: 1 - confidence level of the intervals.")
+    significance: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.05, description="Significance level: 1 - confidence level of the intervals."
+    )
     target_accuracy: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="Label tasks: required accuracy on the rows that the model answers itself; the others are deferred to a person."
+        0.95,
+        description="Label tasks: required accuracy of the answers that are not deferred to a person.",
     )
     remote: RemoteConfig = RemoteConfig()
 
@@ -141,11 +165,15 @@ class ForgetConfig(Frozen):
     regression_rows: FilePath | None = Field(
         None, description="Regression rows, in any format that data.train accepts, evaluated before and after training."
     )
-    margin: Annotated[float, Field(gt=0, lt=1)] = Field(0.03, description="Non-inferiority margin on the probes (0.03 = 3 points).")
+    margin: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.03, description="Non-inferiority margin on the probes (0.03 = 3 points)."
+    )
     scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [0.25, 0.5, 0.75], description="Adapter scales to try on dev, in addition to 1."
     )
-    apply_best_scale: bool = Field(False, description="Use the adapter scale that the report's rule selects, instead of 1.")
+    apply_best_scale: bool = Field(
+        False, description="Use the adapter scale that the report's rule selects, instead of 1."
+    )
 
 
 class ExperimentsConfig(Frozen):
@@ -153,14 +181,14 @@ class ExperimentsConfig(Frozen):
 
     prompt_distillation: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Distil the rows' instruction into the weights with this many training prompts; the base model is the teacher. 0: off.",
+        description="Distil the rows' instruction into the weights with this many training prompts, the base "
+        "being the teacher; 0: off.",
     )
-    crossfit: bool = Field(
-        False, description="Train on each half of the rows to flag likely errors in the other half."
-    )
+    crossfit: bool = Field(False, description="Train on each half of the rows to flag likely errors in the other half.")
     cleaning: bool = Field(False, description="Also train without the flagged rows, and compare on the same test rows.")
     mitigation: bool = Field(
-        False, description="Also train with a lower learning rate and with replay of the base model's answers, and compare on dev."
+        False,
+        description="Also train with a lower learning rate, and with replay of the base's answers; compare on dev.",
     )
 
 
@@ -168,7 +196,9 @@ class CostConfig(Frozen):
     requests: Annotated[int, Field(ge=4, le=10_000)] = Field(
         8, description="Test prompts per timed arm, sent one at a time."
     )
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Prompts per batch in the throughput measurement.")
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        8, description="Prompts per batch in the throughput measurement."
+    )
     price_per_hour: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Price of this machine per hour; 0 omits prices."
     )
@@ -190,7 +220,9 @@ class Config(Frozen):
         "auto",
         description="Current date as seen by chat templates that print it; auto: the day the run starts.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Determines row order, adapter initialisation and dropout.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="Determines row order, adapter initialisation and dropout."
+    )
     threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads; auto: one per core.")
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunewright.core import run_folder
 from tunewright.data.dataset import Dataset
+from tunewright.data.scores import Score, mean
 from tunewright.run import branches
 from tunewright.run.session import Session
 from tunewright.stages import prove
@@ -27,18 +28,16 @@ def clean(session: Session) -> None:
     gone = {i for rows in flagged.values() for i in rows}
     kept = tuple(i for i in train if i not in gone)
     branch = branches.of_rows(session, "cleaned", kept, len(kept) / len(train), session.plan.seed)
-    cleaned = [s["score"] for s in branches.scores(session, branch, "test")]
-    as_is = [line["score"] for line in run_folder.read_lines(session.run.scores / "tuned.jsonl")]
+    cleaned = branches.scores(session, branch, "test")
+    as_is = [Score.from_json(line) for line in run_folder.read_lines(session.run.scores / "tuned.jsonl")]
     c = prove.paired(session, cleaned, as_is)
     found: dict[str, Any] = {
         "measured": True,
         "flagged": {k: len(v) for k, v in flagged.items()},
         "rows": len(kept),
-        "cleaned": sum(cleaned) / len(cleaned),
-        "as_is": sum(as_is) / len(as_is),
-        "difference": c.difference,
-        "interval": list(c.interval),
-        "verdict": c.verdict,
+        "cleaned": mean(cleaned),
+        "as_is": mean(as_is),
+        **c.summary(),
     }
     run_folder.write_json(session.run.cleaning, found)
     low, high = c.interval

@@ -97,16 +97,18 @@ def one_of_two(said: str, words: Words) -> Words:
     return [w for w in words if not w.startswith("train.epochs")]
 
 
+RENAMED_COLUMNS = b"ask,reply\n" + b"".join(b"what of %d,it is %d\n" % (i, i * i) for i in range(20))
+EMPTY_LABEL = labels(*((f"text {i}, {'ab' * i}", "yn"[i % 2]) for i in range(30)), ("more", " "))
 PREVIEW = ("preview", "good.jsonl", "--model", "model")
 PLAN = ("plan", "good.jsonl", "--model", "model")
 MISTAKES: list[tuple[str, Callable[[Path], object], tuple[str, ...], Callable[[str, Words], Words]]] = [
     ("a misspelt setting", lambda f: None, (*PREVIEW, "train.learning_rate=1e-4"), meant_setting),
-    ("columns of other names", write("a.csv", b"ask,reply\n" + b"".join(b"what of %d,it is %d\n" % (i, i * i) for i in range(20))), ("check", "a.csv"), mapped_columns),
+    ("columns of other names", write("a.csv", RENAMED_COLUMNS), ("check", "a.csv"), mapped_columns),
     ("a row cut off", write("a.jsonl", lines('{"prompt": "x", "compl')[:-1]), ("check", "a.jsonl"), without_the_line),
     ("UTF-16", write("a.jsonl", lines().decode().encode("utf-16")), ("check", "a.jsonl"), recoded),
     ("a misspelt role", write("a.jsonl", chats((("user", "x"), ("asistant", "y")))), ("check", "a.jsonl"), meant_role),
     ("a test row in train", leak, ("check", "train.jsonl", "data.test=test.jsonl"), without_the_line),
-    ("an empty label", write("a.jsonl", labels(*((f"text {i}, {'ab' * i}", "yn"[i % 2]) for i in range(30)), ("more", " "))), ("check", "a.jsonl"), without_the_line),
+    ("an empty label", write("a.jsonl", EMPTY_LABEL), ("check", "a.jsonl"), without_the_line),
     ("rows over the limit", a_long_row, (*PLAN, "train.max_length=64"), offered_setting),
     ("targets that match nothing", lambda f: None, (*PLAN, "adapter.targets=[query]"), other_target),
     ("a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), other_name),

@@ -14,8 +14,7 @@ import numpy as np
 
 from tunewright.core import run_folder
 from tunewright.data.examples import Message
-from tunewright.data.metrics import HIGHER_IS_BETTER
-from tunewright.judge import probes
+from tunewright.judge.probes import bank as probes
 from tunewright.methods import distill, sft
 from tunewright.model import adapters, generate, kl
 from tunewright.run import branches
@@ -57,9 +56,9 @@ def mitigate(session: Session) -> None:
     }
     texts = {"task": forget.own_answers(session), "generic": forget.generic(session, forget.STANDARD_TOKENS)[0]}
     (tuned,) = session.families["tuned"]
-    told: dict[str, Any] = {"as it is": {"dev": [s["score"] for s in prove.answered(session, tuned, "dev")]}}
+    told: dict[str, Any] = {"as it is": {"dev": [s.score for s in prove.answered(session, tuned, "dev")]}}
     for name, branch in ways.items():
-        told[name] = {"dev": [s["score"] for s in branches.scores(session, branch, "dev", tuned)]}
+        told[name] = {"dev": [s.score for s in branches.scores(session, branch, "dev", tuned)]}
     for name, found in told.items():
         model = session.trained() if name == "as it is" else branches.trained(session, ways[name])
         for kind, of in texts.items():
@@ -67,7 +66,7 @@ def mitigate(session: Session) -> None:
                 d = kl.measure(model, of, [1.0], session.plan.layout)
                 measured = forget.in_bits(d, [r.row for r in of], session.config.prove.significance)
                 found[kind] = {"kl_bits": measured["kl_bits"][0], "delta_bits": measured["delta_bits"][0]}
-    chosen = choose(told, HIGHER_IS_BETTER[session.data.task.metric])
+    chosen = choose(told, session.data.task.metric.higher_is_better)
     for found in told.values():
         found["dev"] = float(np.mean(found["dev"]))
     run_folder.write_json(session.run.mitigation, {"measured": True, "rule": RULE, "chosen": chosen, "ways": told})

@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 
 from tunewright.core import run_folder
-from tunewright.data import examples, metrics, sources
-from tunewright.data.examples import Chat, Message, Text
-from tunewright.data.metrics import HIGHER_IS_BETTER
-from tunewright.judge import evaluate, probes, statistics
-from tunewright.judge.arms.families import Arm
+from tunewright.data import examples, sources
+from tunewright.data.examples import Chat, Message
+from tunewright.data.task import detect_task
+from tunewright.judge import evaluate, statistics
+from tunewright.judge.arms import families
+from tunewright.judge.chat_model import ChatModel
+from tunewright.judge.probes import bank as probes
 from tunewright.model import adapters, generate, kl
 from tunewright.model.kl import Divergence
 from tunewright.run.session import Session
 from tunewright.stages import prove
 from tunewright.tokens import rendering
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered, after
 
 RULE = "the smallest scale whose dev score lies within one standard error of the best scale's"
 PIECE = 512
@@ -84,7 +86,7 @@ def _say(session: Session, found: dict[str, Any]) -> None:
 
 def own_answers(session: Session) -> list[Rendered]:
     """Dev prompts with what the base model itself says to them: where the tuned model's habits differ, this shows it."""
-    if session.data.task.kind == "text":
+    if not session.data.task.kind.prompted:
         return []
     rows = session.rows("dev")
     chats = [e for i in rows if isinstance(e := session.data.examples[i], Chat)]
@@ -92,12 +94,12 @@ def own_answers(session: Session) -> list[Rendered]:
     how = dataclasses.replace(session.how, max_new_tokens=min(64, session.answer_tokens))
     with adapters.off(session.loaded().module), session.talk.bar("base answers", len(asked)) as note:
         said = generate.greedy(session.base_model(), asked, how, functools.partial(note, words="rows"))
-    return [rendering.after(p, a, row) for row, p, a in zip(rows, asked, said, strict=True) if a]
+    return [after(p, a, row) for row, p, a in zip(rows, asked, said, strict=True) if a]
 
 
 def generic(session: Session, tokens: int) -> tuple[list[Rendered], int]:
     """Bundled passages that training did not see, up to about ``tokens`` tokens, and their bytes; ``row`` is the passage."""
-    seen = [e.text if isinstance(e, Text) else "\n".join(m.content for m in e.messages) for e in session.data.examples]
+    seen = [e.text for e in session.data.examples]
     found: list[Rendered] = []
     size, limit = 0, min(PIECE, session.facts.context)
     for n, text in enumerate(probes.generic(seen)):
@@ -114,7 +116,7 @@ def in_bits(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, A
     total = float(d.tokens_R.sum())
     intervals = []
     for kl_R in d.kl_SR:  # rows over the mean length: their mean is the mean over tokens
-        low, high, _ = statistics.clustered_interval(kl_R / d.tokens_R.mean() * bits, clusters, alpha, math.inf, imagine=False)
+        low, high, _ = statistics.clustered_interval(kl_R / d.tokens_R.mean() * bits, clusters, alpha, math.inf, pseudo=False)
         intervals.append((max(0.0, low), high))
     return {
         "rows": len(d.tokens_R),
@@ -138,13 +140,13 @@ def per_byte(tokenwise: dict[str, Any], size: int) -> dict[str, Any]:
 
 def _sweep(session: Session, scales: Sequence[float]) -> dict[str, Any]:
     """dev scores at each scale, and the scale that the rule chooses."""
-    higher = HIGHER_IS_BETTER[session.data.task.metric]
+    higher = session.data.task.metric.higher_is_better
     (tuned,) = session.families["tuned"]
     scores: dict[float, list[float]] = {}
     for scale in scales:
         with adapters.scaled(session.loaded().module, scale):
-            system = Arm("tuned", tuned.description, f"scale{scale:g}", adapter=True)
-            scores[scale] = [s["score"] for s in prove.answered(session, system, "dev")]
+            system = dataclasses.replace(tuned, variant=f"scale{scale:g}")
+            scores[scale] = [s.score for s in prove.answered(session, system, "dev")]
     return {"dev": {f"{s:g}": float(np.mean(x)) for s, x in scores.items()}, "chosen": choose(scores, higher)}
 
 
@@ -224,9 +226,7 @@ def _paired(tuned: Sequence[float], base: Sequence[float], session: Session) -> 
         "items": len(tuned),
         "base": float(np.mean(base)),
         "tuned": float(np.mean(tuned)),
-        "difference": c.difference,
-        "interval": list(c.interval),
-        "verdict": c.verdict,
+        **c.summary(),
         "lost": c.only_other,
         "won": c.only_tuned,
         "detectable": statistics.detectable(len(tuned), moved),
@@ -239,7 +239,7 @@ def _kept(session: Session) -> dict[str, Any]:
     rows = examples.parse(
         sources.read(session.config.forget.regression_rows).rows, instruction=session.config.data.instruction
     ).examples
-    task = metrics.detect_task(rows)
+    task = detect_task(rows)
     sides = {}
     for name, trained in (("base", False), ("tuned", True)):
         model = session.trained() if trained else session.base_model()
@@ -247,12 +247,12 @@ def _kept(session: Session) -> dict[str, Any]:
             adapters.scaled(model.module, 1.0 if trained else 0.0),
             session.talk.bar(f"{name} must still work", len(rows)) as note,
         ):
-            system = Arm(name, "", adapter=True)  # the scale alone says whether the trained weights speak
-            told = functools.partial(note, words="rows")
-            sides[name] = evaluate.judge(model, system, rows, task, session.template, session.how, session.plan, told)
-    found = _paired([s["score"] for s in sides["tuned"]], [s["score"] for s in sides["base"]], session)
+            system = families.tuned(task)  # the scale alone says whether the trained weights answer
+            asked = ChatModel(model, session.template, session.how, session.plan)
+            sides[name] = evaluate.judge(system, rows, task, asked, functools.partial(note, words="rows"))
+    found = _paired([s.score for s in sides["tuned"]], [s.score for s in sides["base"]], session)
     run_folder.write_lines(
         session.run.scores / "keep.jsonl",
-        [{**a, "before": b["answer"]} for a, b in zip(sides["tuned"], sides["base"], strict=True)],
+        [{**a.to_json(), "before": b.answer.text} for a, b in zip(sides["tuned"], sides["base"], strict=True)],
     )
-    return {**found, "metric": task.metric}
+    return {**found, "metric": task.metric.name}
