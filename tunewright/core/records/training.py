@@ -111,6 +111,9 @@ class StepLine(Line):
     computed: int = Field(description="Tokens that went through the model; fewer where rows share a beginning.")
     supervised: float = Field(description="Summed weight of the supervised tokens; the loss was divided by it.")
     seconds: float = Field(description="Duration of the step, in seconds; dev loss not included.")
+    metrics: dict[str, float] | None = Field(
+        None, description="Further numbers of the method, by name; absent if none."
+    )
     dev_loss: float | None = Field(None, description="Loss on all dev rows after the step, if it was measured.")
 
 
