@@ -111,6 +111,9 @@ class StepLine(Line):
     computed: int = Field(description="Tokens that went through the model; fewer where rows share a beginning.")
     supervised: float = Field(description="Summed weight of the supervised tokens; the loss was divided by it.")
     seconds: float = Field(description="Duration of the step, in seconds; dev loss not included.")
+    metrics: dict[str, float] | None = Field(
+        None, description="Further numbers of the method, by name; absent if none."
+    )
     dev_loss: float | None = Field(None, description="Loss on all dev rows after the step, if it was measured.")
 
 
@@ -139,7 +142,7 @@ class CheckpointState(Record):
 
 
 class BranchTraining(Record):
-    """How the training of a branch (a second training beside the run's own) ended. Losses in nats per supervised token."""
+    """How the training of a branch, beside the run's own, ended. Losses in nats per supervised token."""
 
     steps: int = Field(description="Steps taken.")
     stopped_early: bool = Field(
