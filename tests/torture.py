@@ -38,10 +38,9 @@ from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, 
 from tunewright.export import export
 from tunewright.methods import sft
 from tunewright.model import adapters, loading
-from tunewright.tokens import rendering
 from tunewright.tokens.sequences import Rendered
-from tunewright.train import checkpoints, loop
 from tunewright.tokens.template import load_template
+from tunewright.train import checkpoints, loop
 
 CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
 FINISHED, DISK_FULL = 0, 7
