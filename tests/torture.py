@@ -38,6 +38,7 @@ from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, 
 from tunewright.export import export
 from tunewright.methods import sft
 from tunewright.model import adapters, loading
+from tunewright.model.facts import read_facts
 from tunewright.tokens.sequences import Rendered
 from tunewright.tokens.template import load_template
 from tunewright.train import checkpoints, loop

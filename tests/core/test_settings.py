@@ -20,6 +20,7 @@ from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.export import export
 from tunewright.judge import calibration
+from tunewright.model import loading
 from tunewright.run.session import Session
 from tunewright.stages import forget
 from tunewright.tokens.packing import step_rows

@@ -11,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from faults import Fault, Patch, refused
 from tunewright.data.examples import Chat, Message
 from tunewright.tokens import packing, rendering
-from tunewright.tokens.sequences import Rendered, check_ids
 from tunewright.tokens.template import Template
+from tunewright.tokens.sequences import Rendered, check_ids
 
 TEMPLATE = Template(byte_tokenizer())
 BEGUN = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -51,7 +51,7 @@ def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_fo
     run = Run(done.path)
     assert run.scale == read(done.path, "forgetting")["chosen"] == 0.25
     trained, exported = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
-    served = peft_format.state(chat.load(run).model)
+    served = peft_format.state(chat.load_run(run).model.module)
     for name, tensor in trained.items():
         expected = tensor * 0.25 if "lora_B" in name else tensor
         mine = f"base_model.model.{name}.weight"

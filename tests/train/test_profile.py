@@ -14,8 +14,8 @@ from tunewright.data.examples import Chat, Message
 from tunewright.methods import sft
 from tunewright.model import adapters, fused_llama
 from tunewright.tokens import render_cache, rendering
-from tunewright.tokens.template import Template
 from tunewright.train import profile
+from tunewright.tokens.template import Template
 
 
 @pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
