@@ -15,7 +15,7 @@ from tunewright.methods import sft
 from tunewright.model import adapters, fused_llama, loading, peft_format
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Batch
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 from tunewright.train import loop, machine
 
 

@@ -41,7 +41,7 @@ CURVE = Workload("curve", "the loss curves: instruction 60, message 30, a label"
 
 def rendered(chosen: list[dict[str, list[int]]]) -> list[Any]:
     """The rows as tunewright's own loop takes them."""
-    from tunewright.tokens.rendering import Rendered
+    from tunewright.tokens.sequences import Rendered
 
     return [Rendered(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)]
 

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import records_page
 from click.testing import CliRunner
 from typer.main import get_command
 
@@ -227,6 +228,7 @@ PAGES = {
     "docs/errors.md": errors_page,
     "docs/correctness.md": correctness_page,
     "docs/architecture.md": architecture_page,
+    **records_page.PAGES,
     "README.md": readme,
 }
 

@@ -348,7 +348,7 @@ def ask(case: Case) -> tuple[int, str, str]:
                 finally:
                     sys.argv = before
             else:
-                peft_format.load(loading.load("model", torch.float32), Path("adapter"), "base")
+                peft_format.load(loading.load("model", torch.float32).module, Path("adapter"), "base")
             status = 0
         except SystemExit as ended:
             status = int(ended.code or 0)

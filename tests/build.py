@@ -1,23 +1,33 @@
 """What tests are built from: tiny real models and tokenizers (random weights, real architectures, a byte-level vocabulary), rows,
-plans, steps, and the command line in a process of its own."""
+plans, steps, and the command line, in this process or in one of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tunewright.cli import main
 from tunewright.core.config import AdapterConfig, Plan
 from tunewright.methods import sft
-from tunewright.model import adapters, attention, loading
+from tunewright.model import adapters, attention, forward, language_model
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 from tunewright.train import loop
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -111,17 +121,17 @@ def tiny_config(kind: str = "llama", vocabulary: int = 260, **more: Any) -> Any:
 def tiny_model(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    from tunewright.model import loading
-
     attention.register()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), dtype=torch.float32)
     for parameter in model.parameters():  # larger than the usual start, so that logits differ clearly
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2 if parameter.ndim > 1 else 0.05)
     model = model.to(dtype or torch.float32)
-    model.requires_grad_(False).eval()
-    model.plain_head = loading._plain_head(model)
-    return model
+    return model.requires_grad_(False).eval()
+
+
+def tiny_lm(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: Any) -> LanguageModel:
+    return language_model.of(tiny_model(kind, dtype, seed, **more))
 
 
 LORA = AdapterConfig(rank=4, alpha=8.0)
@@ -140,6 +150,7 @@ def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
 
 def plan_of(**more: Any) -> Plan:
     base: dict[str, Any] = {
+        "method": "sft",
         "rows": 8,
         "supervised_tokens": 1,
         "tokens": 1,
@@ -169,8 +180,9 @@ def plan_of(**more: Any) -> Plan:
     return Plan.model_validate({**base, **more})
 
 
-def steps(model: Any, data: list[Rendered], plan: Plan) -> list[float]:
-    parameters = adapters.trainable(model)
+def steps(module: Any, data: list[Rendered], plan: Plan) -> list[float]:
+    model = LanguageModel(module, plain_head=True)
+    parameters = adapters.trainable(module)
     optimizer = loop.make_optimizer(parameters, plan)
     return [loop.take_step(model, sft, data, plan, s, optimizer, parameters).loss for s in range(plan.steps)]
 
@@ -187,38 +199,132 @@ def exact_norms(model: Any) -> None:
             module.forward = functools.partial(exact, module)
 
 
-def gradients(model: Any, batches: list[packing.Batch]) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad(set_to_none=True)
+def gradients(model: LanguageModel, batches: list[packing.Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.module.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:
-        loss, _ = loading.loss(model, batch)
+        loss = forward.loss(model, batch)
         loss.backward()
         total += float(loss.detach())
-    return total, {n: p.grad.clone() for n, p in adapters.trainable(model).items()}
+    return total, {n: p.grad.clone() for n, p in adapters.trainable(model.module).items()}
 
 
-def with_adapter(kind: str, dtype: torch.dtype, **shape: Any) -> Any:
-    model = tiny_model(kind, dtype=dtype, **shape)
+def with_adapter(kind: str, dtype: torch.dtype, **shape: Any) -> LanguageModel:
+    model = tiny_lm(kind, dtype=dtype, **shape)
     if dtype == torch.float64:
-        exact_norms(model)
-    adapters.attach(model, LORA, 1)
-    for p in adapters.trainable(model).values():  # B starts at zero, which would hide A's gradient
+        exact_norms(model.module)
+    adapters.attach(model.module, LORA, 1)
+    for p in adapters.trainable(model.module).values():  # B starts at zero, which would hide A's gradient
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
     return model
 
 
-FLAGS = [
-    "train.steps=6",
-    "train.batch_size=8",
-    "train.eval_every=3",
-    "prove.max_new_tokens=6",
-    "prove.few_shot=[1,2]",
-    "adapter.rank=4",
-    "adapter.alpha=8",
-    "train.dtype=float32",
-    "threads=1",
-]
+# -- runs
 
 
-def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tunewright", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+def write_chat_rows(path: Path, count: int, label: bool = False) -> Path:
+    """A JSONL file of learnable chat rows: the answer is the question's word in capitals, or a label of it."""
+    rows = []
+    for i in range(count):
+        word, other = WORDS[i % 10], WORDS[(i * 7 + i // 10) % 10]
+        answer = ("warm" if i % 10 in (0, 3, 4) else "cold") if label else word.upper()
+        question = f"item {i}: {word} by the {other}, lot {i * 37 % 101}"
+        rows.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+Rows = Callable[..., Path]  # the fixture `chat_rows`
+Folder = Callable[[str], Path]  # the fixture `model_folder`
+# A run of seconds: for the command line, and for `tunewright.run`.
+SHORT_RUN: dict[str, Any] = {
+    "train.steps": 6,
+    "train.batch_size": 8,
+    "train.eval_every": 3,
+    "prove.max_new_tokens": 6,
+    "prove.few_shot": [1, 2],
+    "adapter.rank": 4,
+    "adapter.alpha": 8,
+    "train.dtype": "float32",
+    "threads": 1,
+}
+FLAGS = [f"{key}={value}" for key, value in SHORT_RUN.items()]
+QUICK = {key.replace(".", "__"): value for key, value in SHORT_RUN.items()}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit status and text."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def cli(*words: str, cwd: Path) -> Done:
+    """``tunewright WORDS`` in this process, which is spared the seconds that importing torch takes.
+
+    What the command changes in a process (arguments, folder, umask, the handler of SIGTERM, torch's threads) is put back.
+    """
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    arguments, handler, threads = sys.argv, signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    mask = os.umask(0o022)
+    sys.argv = ["tunewright", *words]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd):
+            main.main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    finally:
+        sys.argv = arguments
+        os.umask(mask)
+        signal.signal(signal.SIGTERM, handler)
+        torch.set_num_threads(threads)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def process(*words: str, cwd: Path, **more: str) -> Done:
+    """``python WORDS`` in a process of its own, with ``more`` in its environment."""
+    command, environment = [sys.executable, *words], {**os.environ, **more}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def read(run: Path, name: str) -> Any:
+    """A JSON file of a run folder."""
+    return json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def read_lines(run: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a JSONL file of a run folder."""
+    return [json.loads(line) for line in (run / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def copied(root: Path, to: Path) -> Path:
+    """A copy of a folder that holds rows.jsonl and runs/r, whose config then reads the copied rows."""
+    shutil.copytree(root, to, dirs_exist_ok=True)
+    config = to / "runs" / "r" / "config.yaml"
+    config.write_text(config.read_text().replace(str(root), str(to)))
+    return to / "runs" / "r"
+
+
+def flip(file: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def writer(folder: Path) -> subprocess.Popen[str]:
+    """Another process, which writes to that run folder until it is killed."""
+    code = f"""
+import pathlib, time
+from tunewright.core import run_folder
+with run_folder.writing(run_folder.Run(pathlib.Path({str(folder)!r}))):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "in\n"
+    return other

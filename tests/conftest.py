@@ -1,59 +1,175 @@
-"""Tiny real models and tokenizers: random weights, real architectures, a byte-level vocabulary."""
+"""Fixtures that several folders use: tiny saved models, rows, and finished runs, each made once whatever the number of workers."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits, and every worker has one core
 
-from build import WORDS, byte_tokenizer, tiny_model  # after it: torch reads the environment when it is imported)
+import torch  # after it: torch reads the environment when it is imported
+from build import FLAGS, byte_tokenizer, cli, tiny_model, write_chat_rows
+
+from tunewright import api
+from tunewright.train import machine
+
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A run sets torch's threads for its whole process, here a worker with further tests."""
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _measured_once() -> None:
+    """Every run measures the processor's speed, which takes a second: once a worker is enough."""
+    machine._gflops = functools.cache(machine._gflops)
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """``shared(name, make)``: a folder that ``make`` has filled, once for all workers of pytest-xdist. Tests only read it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # all workers' folders are in it
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        made, complete = root / f"shared-{name}", root / f"shared-{name}.complete"
+        with FileLock(root / f"shared-{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(made, ignore_errors=True)
+                made.mkdir()
+                make(made)
+                complete.touch()
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(shared: Shared) -> Callable[[str], Path]:
     """A saved tiny model of an architecture, with its tokenizer."""
-    made: dict[str, Path] = {}
 
     def folder(kind: str = "llama") -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(f"tiny-{kind}")
+        def make(where: Path) -> None:
             tokenizer = byte_tokenizer()
-            tiny_model(kind, vocabulary=len(tokenizer)).save_pretrained(made[kind])
-            tokenizer.save_pretrained(made[kind])
-        return made[kind]
+            tiny_model(kind, vocabulary=len(tokenizer)).save_pretrained(where)
+            tokenizer.save_pretrained(where)
+
+        return shared(f"tiny-{kind}", make)
 
     return folder
 
 
 @pytest.fixture
 def chat_rows(tmp_path: Path) -> Callable[..., Path]:
-    """A JSONL file of learnable chat rows: the answer is the question's word in capitals."""
+    """See `write_chat_rows`; into the test's own folder."""
 
     def write(count: int = 60, name: str = "rows.jsonl", label: bool = False) -> Path:
-        rows = []
-        for i in range(count):
-            word, other = WORDS[i % 10], WORDS[(i * 7 + i // 10) % 10]
-            answer = ("warm" if i % 10 in (0, 3, 4) else "cold") if label else word.upper()
-            rows.append(
-                {
-                    "messages": [
-                        {"role": "user", "content": f"item {i}: {word} by the {other}, lot {i * 37 % 101}"},
-                        {"role": "assistant", "content": answer},
-                    ]
-                }
-            )
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        return path
+        return write_chat_rows(tmp_path / name, count, label)
 
     return write
+
+
+# -- finished runs: read only; a test that changes one makes a copy
+
+
+@pytest.fixture(scope="session")
+def proved(shared: Shared, model_folder: Callable[[str], Path]) -> Path:
+    """A folder with rows.jsonl and runs/r, which has its verdict and is not exported; `build.copied` copies it."""
+
+    def make(root: Path) -> None:
+        data = write_chat_rows(root / "rows.jsonl", 60)
+        done = cli("prove", str(data), "--name", "r", "--model", str(model_folder("llama")), *FLAGS, cwd=root)
+        assert done.returncode == 0, done.stderr
+
+    return shared("proved", make)
+
+
+@pytest.fixture(scope="session")
+def labelled(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
+    """A finished run on a learnable classification set."""
+
+    def make(root: Path) -> None:
+        data = root / "labels.csv"
+        data.write_text(
+            "text,label\n"
+            + "".join(
+                f"lot {i * 37 % 1009} of {w},{x}\n"
+                for i, (w, x) in enumerate([("fire and flame", "warm"), ("ice and snow", "cold")] * 60)
+            )
+        )
+        api.run(
+            data,
+            model=str(model_folder("llama")),
+            name="labels",
+            root=root,
+            data__instruction="warm or cold?",
+            train__steps=120,
+            train__batch_size=8,
+            train__lr=0.005,
+            threads=1,
+            train__dtype="float32",
+            prove__few_shot=[2],
+        )
+
+    return api.load_run(shared("labelled", make) / "labels")
+
+
+@pytest.fixture(scope="session")
+def full(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
+    """A run with all evidence: labels with a long instruction, some of them wrong or twice, regression rows, documents."""
+
+    def make(root: Path) -> None:
+        words = [("fire and flame", "warm"), ("ice and snow", "cold")]
+        lines = [f"lot {i * 37 % 1009} of {words[i % 2][0]},{words[(i + (i % 17 == 0)) % 2][1]}\n" for i in range(150)]
+        (root / "labels.csv").write_text("text,label\n" + "".join([*lines, *lines[:3]]))
+        (root / "keep.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"say {w}", "completion": w}) + "\n" for w in ("yes", "no", "red"))
+        )
+        (root / "documents").mkdir()
+        (root / "documents" / "one.txt").write_text("Fire and flame are warm.\n\nIce and snow are cold.\n")
+        api.run(
+            root / "labels.csv",
+            model=str(model_folder("llama")),
+            name="all",
+            root=root,
+            data__instruction="Say whether what is named in the text is warm or cold. " * 4,
+            train__steps=12,
+            train__batch_size=8,
+            threads=1,
+            train__dtype="float32",
+            prove__evidence="full",
+            prove__few_shot=[1],
+            prove__documents=str(root / "documents"),
+            experiments__prompt_distillation=10,
+            experiments__crossfit=True,
+            experiments__cleaning=True,
+            prove__max_dev_rows=8,
+            forget__regression_rows=str(root / "keep.jsonl"),
+            experiments__mitigation=True,
+            forget__scales=[0.5],
+            cost__requests=4,
+            cost__batch_size=2,
+            cost__price_per_hour=1.0,
+        )
+
+    return api.load_run(shared("full", make) / "all")
+
+
+# -- the table of planted bugs
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -65,11 +181,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
     passed = {r.nodeid for r in reports}
 
-    def says(test: str, fault: Any) -> bool:
+    def has_passed(test: str, fault: Any) -> bool:
         return any(f"{test}[{fault.number}-" in nodeid for nodeid in passed)
 
     terminalreporter.section("known silent bugs: planted, and killed by their property")
     for fault in FAULTS:
-        state = "refused" if fault.plant is None else "killed" if says("planted_bug_is_killed", fault) else "NOT KILLED"
-        holds = "" if says("the_property_holds", fault) else "; THE PROPERTY DOES NOT HOLD"
+        state = "refused" if fault.plant is None else "killed" if has_passed("planted_bug_is_killed", fault) else "NOT KILLED"
+        holds = "" if has_passed("the_property_holds", fault) else "; THE PROPERTY DOES NOT HOLD"
         terminalreporter.write_line(f"{fault.number:>3}  {state:<8} {fault.bug}{holds}")

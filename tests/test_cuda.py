@@ -11,7 +11,7 @@ from build import gradients, with_adapter
 from tunewright.model import fused_llama
 from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.tokens import packing
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -18,6 +18,7 @@ from tunewright.data.examples import Chat, Message
 from tunewright.model import loading
 from tunewright.model.generate import Decoding, greedy
 from tunewright.tokens import packing, rendering
+from tunewright.tokens.template import load_template
 
 NO_NETWORK = """
 import socket
@@ -40,7 +41,7 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
     facts = loading.facts(loading.EMBEDDED)
     assert facts.parameters == 134_515_008
     assert facts.packable, facts.leak
-    template = rendering.load_template(folder)
+    template = load_template(folder)
     assert template.tokenizer.encode("is   5", add_special_tokens=False) == [
         *template.tokenizer.encode("is  ", add_special_tokens=False)[:1],
         *template.tokenizer.encode("is   5", add_special_tokens=False)[1:],

@@ -39,8 +39,9 @@ from tunewright.export import export
 from tunewright.methods import sft
 from tunewright.model import adapters, loading
 from tunewright.tokens import rendering
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 from tunewright.train import checkpoints, loop
+from tunewright.tokens.template import load_template
 
 CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
 FINISHED, DISK_FULL = 0, 7
@@ -73,7 +74,7 @@ def real() -> World:
     """SmolLM2-135M-Instruct on short rows, as the plan would train it."""
     from build import plan_of, rows
 
-    facts = loading.facts("smollm2-135m")
+    facts = read_facts("smollm2-135m")
     adapter = AdapterConfig(rank=8, alpha=16.0, dropout=0.1)
     plan = plan_of(rows=12, steps=6, batch_size=4, tokens_per_pass=64, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, dtype="bfloat16",
                    threads=1)  # fmt: skip
@@ -231,8 +232,8 @@ def export_killed(path: Path) -> tuple[int, int]:
     process that checks an export writes nothing, and is left out."""
     run, whole = Run(path), Run(path.with_name("whole"))
     shutil.copytree(run.path, whole.path)
-    facts = loading.facts(load(run.config).model)
-    template, plan = rendering.load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
+    facts = read_facts(load(run.config).model)
+    template, plan = load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
 
     def unchecked(kind: str, folder: Path, *_: Any) -> export.ExportCheck:
         return export.ExportCheck(kind, folder.name, "float32", 0.0, 1, 1, "")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from build import CHATML, FLAGS, cli
+from stage_settings import LATE
 
 from tunewright.core import config
 from tunewright.core.config import Config, explain
@@ -82,21 +83,9 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.api_key_env": ("SECRET", {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
-# Settings of single stages: the effect on the stage's record, in the runs of `test_full_evidence`.
-LATE: dict[str, Callable[[Any], bool]] = {
-    "experiments.prompt_distillation": lambda run: run("internalised")["prompts"] == 10,
-    "experiments.crossfit": lambda run: run("crossfit")["measured"],
-    "experiments.cleaning": lambda run: run("cleaning")["measured"],
-    "forget.regression_rows": lambda run: run("forgetting")["keep"]["items"] == 3,
-    "forget.scales": lambda run: run("forgetting")["scales"] == [0.5, 1.0],
-    "experiments.mitigation": lambda run: run("mitigation")["measured"],
-    "cost.requests": lambda run: run("cost")["requests"] == 4,
-    "cost.batch_size": lambda run: run("cost")["together"] == 2,
-    "cost.price_per_hour": lambda run: run("cost")["money"]["training_and_judging"] > 0,
-}
 ELSEWHERE = {
-    "forget.apply_best_scale": "test_full_evidence.test_the_chosen_share_is_what_is_judged_exported_and_spoken",
-    "prove.embedder": "test_evidence (dense)",
+    "forget.apply_best_scale": "stages/test_forget.py: the chosen scale",
+    "prove.embedder": "judge: embedding index",
     "prove.target_accuracy": "below",
     "forget.margin": "below",
     "export.merged": "below",
@@ -148,7 +137,7 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
 
 def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
     session = Session(Run(root / "run"), asked, Console(quiet=True), "")
-    facts = known.setdefault(asked.model, None) or loading.facts(asked.model)
+    facts = known.setdefault(asked.model, None) or read_facts(asked.model)
     known[asked.model] = facts
     box = machine.Machine("cpu", 1 if asked.threads == "auto" else asked.threads, 8.0, 8.0, 10.0, 10.0, "test")
     vars(session).update(facts=facts, machine=box)

@@ -19,7 +19,7 @@ from tunewright.core.config import AdapterConfig, Config, DataConfig
 from tunewright.data import dataset
 from tunewright.export import export
 from tunewright.model import adapters, kl, peft_format
-from tunewright.tokens.rendering import Template
+from tunewright.tokens.template import Template
 
 TEMPLATE = Template(byte_tokenizer())
 IDS = torch.tensor([[1, 5, 9, 200, 31]])

@@ -17,7 +17,7 @@ from tunewright.methods import sft
 from tunewright.model import adapters, loading
 from tunewright.tokens import packing
 from tunewright.tokens.prefix_tree import build
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 from tunewright.train import loop
 
 

@@ -11,7 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from faults import Fault, Patch, refused
 from tunewright.data.examples import Chat, Message
 from tunewright.tokens import packing, rendering
-from tunewright.tokens.rendering import Template
+from tunewright.tokens.template import Template
+from tunewright.tokens.sequences import Rendered, check_ids
 
 TEMPLATE = Template(byte_tokenizer())
 BEGUN = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -25,7 +26,7 @@ def chat(*said: tuple[str, str]) -> Chat:
 TALK = chat(("system", "be brief"), ("user", "first?"), ("assistant", "one"), ("user", "second?"), ("assistant", "two and a bit"))
 
 
-def runs_of(row: rendering.Rendered) -> list[tuple[int, int]]:
+def runs_of(row: Rendered) -> list[tuple[int, int]]:
     """Where each supervised run starts and ends."""
     inside = [t for t, w in enumerate(row.weights) if w]
     starts = [t for t in inside if not row.weights[t - 1]]
@@ -151,8 +152,8 @@ def long_rows_are_cut(patch: Patch) -> None:
 
 def tokens_have_embeddings() -> None:
     rows = rendering.for_training(TEMPLATE, TALK)
-    rendering.check_ids(rows, len(TEMPLATE.tokenizer), "model")
-    refused("TOKENIZER_MISMATCH", lambda: rendering.check_ids(rows, TEMPLATE.eos, "model"))
+    check_ids(rows, len(TEMPLATE.tokenizer), "model")
+    refused("TOKENIZER_MISMATCH", lambda: check_ids(rows, TEMPLATE.eos, "model"))
 
 
 def nobody_counts(patch: Patch) -> None:

@@ -25,7 +25,7 @@ from tunewright.judge.arms import bm25, embedding_index, families, openai_endpoi
 from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.model import adapters, kl
 from tunewright.stages import cost, forget, learning_curve, prove
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 
 
 def chat(asked: str, answer: str) -> Chat:
@@ -302,7 +302,7 @@ def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "greedy", lambda *_: [])  # answers nothing, and says nothing of it
     rows = [chat("q", "a"), chat("r", "b")]
     with pytest.raises(ValueError, match="shorter"):
-        evaluate.judge(tiny_model(), families.Arm("x", ""), rows, Task("generation", "exact_match", ""), template, None, None)  # type: ignore[arg-type]
+        evaluate.judge(tiny_lm(), families.Arm("x", ""), rows, Task("generation", "exact_match", ""), template, None, None)  # type: ignore[arg-type]
 
 
 # -- probes

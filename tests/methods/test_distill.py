@@ -10,7 +10,7 @@ from build import plan_of, rows, with_adapter
 
 from tunewright.methods import distill, sft
 from tunewright.model import adapters
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 
 
 def gradient(model: Any, method: Any, data: Any, layout: str) -> tuple[float, list[torch.Tensor]]:

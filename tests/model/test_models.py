@@ -10,6 +10,7 @@ import pytest
 from tunewright.core.errors import ConfigError, ModelError
 from tunewright.model import loading
 from tunewright.tokens import rendering
+from tunewright.tokens.template import load_template
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing-at-all", "no-such-folder", "missing.gguf"])
@@ -46,11 +47,11 @@ def test_a_template_that_escapes_or_runs_wild_is_stopped(
     file = tmp_path / "t.jinja"
     file.write_text(text)
     with pytest.raises(ModelError) as caught:
-        rendering.load_template(model_folder("llama"), str(file))
+        load_template(model_folder("llama"), str(file))
     assert caught.value.code == code
     assert caught.value.problems[0].fix
 
 
 def test_a_template_file_that_is_not_there(model_folder: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match="CONFIG_NOT_FOUND"):
-        rendering.load_template(model_folder("llama"), "nowhere.jinja")
+        load_template(model_folder("llama"), "nowhere.jinja")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tunewright.core.errors import DataError, ModelError
 from tunewright.data.examples import Chat, Message, Text
 from tunewright.tokens import rendering
-from tunewright.tokens.rendering import Template, for_generation, for_training, load_template
+from tunewright.tokens.rendering import for_generation, for_training
+from tunewright.tokens.template import Template, load_template
 
 TEMPLATES = sorted(
     p

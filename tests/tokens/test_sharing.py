@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, arch_probe, attention, fused_llama, loading
 from tunewright.tokens import packing, prefix_tree
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered
 
 
 @st.composite

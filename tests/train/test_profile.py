@@ -15,6 +15,7 @@ from tunewright.methods import sft
 from tunewright.model import adapters, fused_llama
 from tunewright.tokens import render_cache, rendering
 from tunewright.train import profile
+from tunewright.tokens.template import Template
 
 
 @pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
@@ -50,7 +51,7 @@ def test_flops_are_those_that_torch_counts() -> None:
 
 
 def test_rendered_rows_are_read_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = rendering.Template(byte_tokenizer())
+    template = Template(byte_tokenizer())
     chats: list[Any] = [Chat((Message("user", f"q {i}"), Message("assistant", "a" * i)), f"x:{i}") for i in range(1, 6)]
     chosen = [0, 2, 3, 4]
     first = render_cache.render_rows(template, chats, chosen, 512, True, tmp_path)

@@ -14,7 +14,8 @@ from tunewright.core.errors import TunewrightError
 from tunewright.data.examples import Chat, Message
 from tunewright.model import adapters, attention, fused_llama
 from tunewright.tokens import rendering
-from tunewright.tokens.rendering import Rendered, Template
+from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.template import Template
 from tunewright.train import selftest
 
 TEMPLATE = Template(byte_tokenizer())

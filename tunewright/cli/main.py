@@ -16,6 +16,7 @@ import typer
 
 from tunewright.cli.runs import RUNS, Json, Root, RunName, out, runs_app
 from tunewright.core.errors import TunewrightError
+from tunewright.tokens.template import load_template
 
 if TYPE_CHECKING:
     from tunewright.run.session import Session
@@ -159,7 +160,7 @@ def preview(
         )
     folder = loading.resolve(config.model)
     model_files.check(folder)
-    template = rendering.load_template(folder, config.template, config.date)
+    template = load_template(folder, config.template, config.date)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     example = parsed.examples[row - 1]
     sequences = rendering.for_training(template, example, row - 1, limit)

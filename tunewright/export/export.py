@@ -21,7 +21,7 @@ from tunewright.export import verify
 from tunewright.model import adapters, arch_probe, loading, peft_format
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.rendering import Template
+from tunewright.tokens.template import Template
 from tunewright.train import checkpoints
 
 CANARIES = 8

@@ -1,6 +1,6 @@
-"""Training methods. Each is a module of three functions and no class:
+"""Training methods: a module each, found by the name that `Plan.method` holds. See `method.Method` for their functions."""
 
-prepare(template, example, row, max_length) -> list[Rendered]     once, before the loop
-batches(rendered, rows, plan) -> list[Batch]                      the forward passes of one global step
-loss(model, batch, plan) -> (sum, weight)                         summed by the loop, divided once
-"""
+from tunewright.methods import distill, sft
+from tunewright.methods.method import Method
+
+METHODS: dict[str, Method] = {"sft": sft, "distill": distill}

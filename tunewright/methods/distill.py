@@ -1,106 +1,112 @@
-"""Learning from a teacher's shares: the K likeliest tokens at every place, written down before training starts.
+"""Distillation: cross-entropy to a teacher's K likeliest tokens at every supervised place (Hinton et al. 2015, 1503.02531).
 
-The teacher has spoken once, before the loop; no second model speaks in the middle of a step. A gold answer is a teacher that is
-sure, so rows of both kinds mix in one step; a row's weights say how much it counts.
+The teacher's probabilities are computed once, before training, and kept with the row as its signal. A row without a signal
+is a gold row: its own answer is the teacher, a one-hot one, so rows of both kinds mix in a step.
+
+Axes: N predicted tokens, M supervised tokens, K likeliest tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tunewright.core.config import Plan
+from tunewright.data.examples import Example
+from tunewright.methods import sft
+from tunewright.methods.method import Loss
 from tunewright.model import forward, losses
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Batch, Floats, microbatches, to_batch
-from tunewright.tokens.prefix_tree import Ints
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.packing import Batch, Layout, microbatches, singles, to_batch, units_of
+from tunewright.tokens.sequences import Rendered, Signal, TrainRow, flat
+from tunewright.tokens.template import Template
 
 K = 32
-TOKENS = 1024
+# Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the passes decide the rounding of the stored
+# probabilities, which must not depend on the memory that happens to be free.
+TEACHER_TOKENS_PER_PASS = 1024
 
 
-@dataclass(frozen=True)
-class DistillRow(Rendered):
-    """``soft_NK``: the teacher's likeliest tokens at each supervised place, ``share_NK`` their shares (they sum to 1). ``gold``:
-    the teacher is the row's own answer."""
-
-    soft_NK: Ints
-    share_NK: Floats
-    gold: bool = False
+def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
+    """Gold rows."""
+    return sft.prepare(template, example, row, max_length)
 
 
-@dataclass(frozen=True)
-class SoftBatch(Batch):
-    soft_NK: Ints
-    share_NK: Floats
-
-
-def gold(row: Rendered) -> DistillRow:
-    """A row whose teacher is its own answer."""
-    said = [i for i, w in zip(row.ids[1:], row.weights[1:], strict=True) if w]
-    soft_NK, share_NK = np.zeros((len(said), K), np.int64), np.zeros((len(said), K), np.float32)
-    soft_NK[:, 0], share_NK[:, 0] = said, 1.0
-    return DistillRow(row.ids, row.weights, row.row, soft_NK, share_NK, True)
+def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+    return list(rows)
 
 
 @torch.inference_mode()
 def with_teacher(
     teacher: LanguageModel,
-    heard: Sequence[Rendered],
-    learned: Sequence[Rendered],
-    layout: Any,
+    teacher_rows: Sequence[Rendered],
+    student_rows: Sequence[Rendered],
+    layout: Layout,
     weight: float = 1.0,
-    watch: Callable[[int], None] = lambda _: None,
-) -> list[DistillRow]:
-    """Rows ``learned`` with what the teacher thinks at the same places of ``heard``: the same answers, perhaps after another
-    prompt. Rows must have equally many supervised tokens, the same ones."""
-    found: list[DistillRow | None] = [None] * len(heard)
-    for group in microbatches(range(len(heard)), [r.ids for r in heard], TOKENS, layout):
-        part = [heard[i] for i in group]
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[TrainRow]:
+    """``student_rows`` with the teacher's top-K probabilities at the supervised tokens of ``teacher_rows``.
+
+    Row by row, both supervise the same tokens, perhaps after another prompt. ``weight`` multiplies the rows' loss weights;
+    ``progress(n)`` is called as rows finish.
+    """
+    taught: dict[int, TrainRow] = {}
+    for group in microbatches(singles([r.ids for r in teacher_rows]), TEACHER_TOKENS_PER_PASS, layout):
+        part = [teacher_rows[i] for i in group]
         batch = to_batch(part, layout)
-        share_NV = forward.logits(teacher, batch).float().softmax(-1)
-        top = share_NV.topk(min(K, share_NV.shape[1]), -1)
-        soft_NK, share_NK = top.indices.cpu().numpy(), (top.values / top.values.sum(1, keepdim=True)).cpu().numpy()
+        prob_NV = forward.logits(teacher, batch).float().softmax(-1)
+        top = prob_NV.topk(min(K, prob_NV.shape[1]), -1)
+        soft_NK, prob_NK = top.indices.cpu().numpy(), (top.values / top.values.sum(1, keepdim=True)).cpu().numpy()
         cuts = np.cumsum([r.supervised for r in part])[:-1]
         for i, at in zip(group, np.split(batch.which_M, cuts), strict=True):
-            row = learned[i]
-            assert row.supervised == heard[i].supervised, "teacher and student answer alike"
-            found[i] = DistillRow(
-                row.ids, tuple(w * weight for w in row.weights), row.row, soft_NK[at], share_NK[at].astype(np.float32)
-            )
-        watch(len(group))
-    return [row for row in found if row is not None]
+            row = student_rows[i]
+            assert row.supervised == teacher_rows[i].supervised, "teacher and student supervise the same tokens"
+            student = replace(row, weights=tuple(w * weight for w in row.weights))
+            signal = {"soft_MK": soft_NK[at], "prob_MK": prob_NK[at].astype(np.float32)}
+            taught[i] = TrainRow((student,), row.row, signal)
+        progress(len(group))
+    return [taught[i] for i in range(len(teacher_rows))]
 
 
-def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]:
-    """Passes of gold rows and of taught ones. Equal predictions are one there, and then so are their teachers: among taught rows
-    because one past has one teacher, among gold ones because the target is the teacher."""
+def batches(model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int) -> list[Batch]:
+    """Passes of gold rows, then passes of taught ones. Predictions that `to_batch` merges have one teacher: among taught rows
+    because the text before them is the same, among gold rows because the target is the teacher."""
     made: list[Batch] = []
-    for kind in (True, False):
-        mine = [i for i in rows if isinstance(r := rendered[i], DistillRow) and r.gold is kind]
-        for group in microbatches(mine, [r.ids for r in rendered], plan.tokens_per_pass, plan.layout):
-            part = [r for i in group if isinstance(r := rendered[i], DistillRow)]
-            batch = to_batch(part, plan.layout)
-            first_N = np.unique(batch.which_M, return_index=True)[1]
-            soft_NK = np.concatenate([r.soft_NK for r in part])[first_N]
-            share_NK = np.concatenate([r.share_NK for r in part])[first_N]
-            made.append(SoftBatch(**vars(batch), soft_NK=soft_NK, share_NK=share_NK))
+    for taught in (False, True):
+        mine = [i for i in chosen if bool(rows[i].signal) is taught]
+        for group in microbatches(units_of(rows, mine), plan.tokens_per_pass, plan.layout):
+            part = [rows[i] for i in group]
+            batch = to_batch(flat(part), plan.layout)
+            made.append(replace(batch, signal=_taught(part, batch) if taught else _gold(batch)))
     return made
 
 
-def loss(model: LanguageModel, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
-    assert isinstance(batch, SoftBatch)
-    device = model.device
-    weight_N = torch.from_numpy(batch.weight_N).to(device)
-    soft_NK, share_NK = torch.from_numpy(batch.soft_NK).to(device), torch.from_numpy(batch.share_NK).to(device)
+def _gold(batch: Batch) -> Signal:
+    soft_NK, prob_NK = np.zeros((len(batch.target_N), K), np.int64), np.zeros((len(batch.target_N), K), np.float32)
+    soft_NK[:, 0], prob_NK[:, 0] = batch.target_N, 1.0
+    return {"soft_NK": soft_NK, "prob_NK": prob_NK}
+
+
+def _taught(rows: Sequence[TrainRow], batch: Batch) -> Signal:
+    first_N = np.unique(batch.which_M, return_index=True)[1]
+    soft_MK, prob_MK = (np.concatenate([r.signal[name] for r in rows]) for name in ("soft_MK", "prob_MK"))
+    return {"soft_NK": soft_MK[first_N], "prob_NK": prob_MK[first_N]}
+
+
+def weight(batch: Batch) -> float:
+    """Supervised tokens, by their weights."""
+    return float(batch.weight_N.sum())
+
+
+def loss(model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
+    soft_NK, prob_NK, weight_N = (
+        torch.from_numpy(x).to(model.device) for x in (batch.signal["soft_NK"], batch.signal["prob_NK"], batch.weight_N)
+    )
     if forward.frozen_head(model):
         logits_NV = forward.hidden(model, batch, plan.gradient_checkpointing) @ model.head_VD.T
     else:
         logits_NV = forward.logits(model, batch, plan.gradient_checkpointing)
-    return losses.soft_cross_entropy(logits_NV, soft_NK, share_NK, weight_N), float(batch.weight_N.sum())
+    return Loss(losses.soft_cross_entropy(logits_NV, soft_NK, prob_NK, weight_N))

@@ -1,27 +1,38 @@
-"""Supervised fine-tuning: the negative log-likelihood of what the model should have said (or, for raw text, of everything)."""
+"""Supervised fine-tuning: the negative log-likelihood of the answers (of every token, for raw text)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from tunewright.core.config import Plan
 from tunewright.data.examples import Example
+from tunewright.methods.method import Loss
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Batch, microbatches, to_batch
-from tunewright.tokens.rendering import Rendered, Template, for_training
+from tunewright.tokens.packing import Batch, microbatches, to_batch, units_of
+from tunewright.tokens.rendering import for_training
+from tunewright.tokens.sequences import TrainRow, flat, single
+from tunewright.tokens.template import Template
 
 
-def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[Rendered]:
-    return for_training(template, example, row, max_length)
+def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
+    """One training row for each sequence: turns that need a sequence of their own are drawn separately."""
+    return [single(s) for s in for_training(template, example, row, max_length)]
 
 
-def batches(rendered: Sequence[Rendered], rows: Sequence[int], plan: Plan) -> list[Batch]:
-    groups = microbatches(rows, [r.ids for r in rendered], plan.tokens_per_pass, plan.layout)
-    return [to_batch([rendered[i] for i in group], plan.layout) for group in groups]
+def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+    return list(rows)
 
 
-def loss(model: LanguageModel, batch: Batch, plan: Plan) -> tuple[Tensor, float]:
-    return forward.loss(model, batch, plan.gradient_checkpointing), float(batch.weight_N.sum())
+def batches(model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int) -> list[Batch]:
+    passes = microbatches(units_of(rows, chosen), plan.tokens_per_pass, plan.layout)
+    return [to_batch(flat(rows[i] for i in group), plan.layout) for group in passes]
+
+
+def weight(batch: Batch) -> float:
+    """Supervised tokens, by their weights."""
+    return float(batch.weight_N.sum())
+
+
+def loss(model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
+    return Loss(forward.loss(model, batch, plan.gradient_checkpointing))

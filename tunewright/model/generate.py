@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tunewright.model import attention, forward
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import microbatches, to_batch
-from tunewright.tokens.rendering import after
+from tunewright.tokens.packing import microbatches, singles, to_batch
+from tunewright.tokens.sequences import after
 
 SHARE_FROM = 8
 TOKENS = 4096
@@ -114,9 +114,8 @@ def label_logprobs(
     if not how.exact_batch:
         groups = [[r] for r in range(len(prompts))]
     else:
-        groups = microbatches(
-            range(len(prompts)), [[*p, *itertools.chain(*of)] for p, of in zip(prompts, labels, strict=True)], TOKENS, "shared"
-        )
+        whole = [[*p, *itertools.chain(*of)] for p, of in zip(prompts, labels, strict=True)]
+        groups = microbatches(singles(whole), TOKENS, "shared")
     for rows in groups:
         branches = [(r, j) for r in rows for j in range(total.shape[1])]
         for part in [branches] if how.exact_batch else [[b] for b in branches]:

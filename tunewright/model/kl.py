@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from tunewright.model import adapters, forward
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Batch, Layout, microbatches, to_batch
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.packing import Batch, Layout, microbatches, singles, to_batch
+from tunewright.tokens.sequences import Rendered
 
 Floats = NDArray[np.float64]
 TOKENS, CHUNK = 2048, 64
@@ -45,7 +45,7 @@ def measure(
     changed all weights and there is no adapter to switch off."""
     kl_SR, nats_SR = np.zeros((len(scales), len(rows))), np.zeros((len(scales), len(rows)))
     base_R, tokens_R = np.zeros(len(rows)), np.array([r.supervised for r in rows])
-    for group in microbatches(range(len(rows)), [r.ids for r in rows], TOKENS, layout):
+    for group in microbatches(singles([r.ids for r in rows]), TOKENS, layout):
         part = [rows[i] for i in group]
         batch = to_batch(part, layout)
         cuts = np.cumsum([r.supervised for r in part])[:-1]

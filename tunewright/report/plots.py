@@ -78,7 +78,8 @@ def losses(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]],
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("nats per supervised token")
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure)
     return _svg(figure, "Loss by step")
 
 
@@ -110,7 +111,7 @@ def pareto(points: Sequence[Scale], chosen: float, text: str, label: str) -> Mar
         _annotate(axes, f"{p.scale:g}", p.kl, p.score)
     axes.set_xlim(left=0)
     axes.margins(y=0.25)
-    axes.set_xlabel(f"KL from the base model on {text} text, bits per token (further right: more has changed)")
+    axes.set_xlabel(f"KL from the base model on {text} text, bits per token")
     axes.set_ylabel(f"dev {label}")
     return _svg(figure, "Task score against distance from the base model, by scale of the update")
 
@@ -139,7 +140,7 @@ def curve(
     axes.set_xlabel("training rows")
     axes.set_ylabel(label)
     axes.margins(y=0.2)
-    _legend(axes)
+    _legend(figure)
     return _svg(figure, "Score by training rows")
 
 
@@ -150,7 +151,7 @@ def risk_coverage(points: Sequence[Sequence[float]], threshold: float | None) ->
     answered = [(c, a) for t, c, a in points if threshold is not None and t >= threshold]
     if answered:
         _ring(axes, *answered[-1], "threshold from dev")
-        _legend(axes)
+        _legend(figure)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("fraction of rows answered, most confident first")
     axes.set_ylabel("accuracy of those answers")
@@ -166,8 +167,8 @@ def _annotate(axes: Any, text: str, x: float, y: float) -> None:
     axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 9), ha="center", fontsize=9, color=_INK)
 
 
-def _legend(axes: Any) -> None:
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+def _legend(figure: Any) -> None:
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=_INK)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -14,13 +14,11 @@ from tunewright.core.config import Plan
 from tunewright.core.run_folder import Run
 from tunewright.judge.arms.families import Arm
 from tunewright.judge.evaluate import Score
-from tunewright.methods import sft
 from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
 from tunewright.run.session import Session
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints, loop
-from tunewright.train.loop import Method
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,8 @@ class Branch:
 
     name: str
     plan: Plan
-    rows: tuple[Rendered, ...]
-    dev: tuple[Rendered, ...]
-    method: Method
+    rows: tuple[TrainRow, ...]
+    dev: tuple[TrainRow, ...]
     share: float = 1.0
 
 
@@ -40,7 +37,7 @@ def of_rows(session: Session, name: str, rows: Sequence[int], share: float, seed
     wanted = set(rows)
     chosen = tuple(r for r in session.rendered["train"] if r.row in wanted)
     plan = smaller(session.plan, share, len(chosen), seed)
-    return Branch(name, plan, chosen, tuple(session.rendered["dev"]), sft, session.run.scale)
+    return Branch(name, plan, chosen, tuple(session.rendered["dev"]), session.run.scale)
 
 
 def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
@@ -79,7 +76,7 @@ def trained(session: Session, branch: Branch) -> LanguageModel:
 
 def _train(session: Session, branch: Branch, run: Run, model: LanguageModel) -> None:
     run.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
-    content = hashlib.sha256(repr([(r.ids, r.weights) for r in branch.rows]).encode())
+    content = hashlib.sha256(digest(branch.rows).encode())
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
     with session.talk.bar(f"train {branch.name}", branch.plan.steps) as note:
 
@@ -87,6 +84,7 @@ def _train(session: Session, branch: Branch, run: Run, model: LanguageModel) -> 
             note(1, f"loss {p.loss:.3f}")
 
         hashes = {**session.hashes, "branch": content.hexdigest()}
-        result = loop.train(model, branch.method, branch.rows, branch.dev, branch.plan, run, hashes, watch)
+        training = loop.Training(model, branch.plan, branch.rows, branch.dev, run, hashes)
+        result = loop.train(loop.annotated(training), watch)
     written = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
     run_folder.write_json(run.training, {**asdict(result), "weights_sha256": written})

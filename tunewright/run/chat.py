@@ -17,7 +17,7 @@ from tunewright.model.facts import read_facts
 from tunewright.model.generate import Decoding, greedy, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
-from tunewright.tokens.rendering import Template
+from tunewright.tokens.template import Template, load_template
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ def load_run(run: Run) -> ChatModel:
             where=facts.path,
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
-    return ChatModel(
-        model, rendering.load_template(Path(facts.path), config.template, config.date), receipt["instruction"], facts.packable
-    )
+    return ChatModel(model, load_template(Path(facts.path), config.template, config.date), receipt["instruction"], facts.packable)
 
 
 def answer(

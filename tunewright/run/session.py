@@ -22,12 +22,15 @@ from tunewright.judge.arms import bm25, embedding_index, families
 from tunewright.judge.arms.families import Arm
 from tunewright.judge.evaluate import Score
 from tunewright.judge.protocol import Protocol
+from tunewright.methods import METHODS
 from tunewright.model import adapters, fused_llama, loading
 from tunewright.model.facts import Facts, read_facts
 from tunewright.model.generate import Decoding, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import render_cache, rendering
-from tunewright.tokens.rendering import Rendered, Template
+from tunewright.tokens.render_cache import RowRenderer
+from tunewright.tokens.sequences import TrainRow, check_ids, flat
+from tunewright.tokens.template import Template, load_template
 from tunewright.train import checkpoints, machine, planning
 
 
@@ -64,20 +67,20 @@ class Session:
 
     @functools.cached_property
     def template(self) -> Template:
-        return rendering.load_template(Path(self.facts.path), self.config.template, self.config.date)
+        return load_template(Path(self.facts.path), self.config.template, self.config.date)
 
     @functools.cached_property
-    def rendered(self) -> dict[str, list[Rendered]]:
-        """Training sequences of every side; test is rendered too, so that a row that cannot be judged is known before training."""
+    def rendered(self) -> dict[str, list[TrainRow]]:
+        """Training rows of every side; test is rendered too, so that a row that cannot be judged is known before training."""
         limit, _ = planning.max_length(self.config, self.facts, self.machine, self.data.task.kind)
+        prepare = METHODS[self.config.train.method].prepare
+        how = RowRenderer(self.template, prepare, limit, self.config.data.too_long)
         found, dropped = {}, []
         for side in ("train", "dev", "test"):
-            drop = self.config.data.too_long == "drop"
-            found[side], left_out = render_cache.render_rows(
-                self.template, self.data.examples, self.data.side(side), limit, drop, self.run.path / "data"
-            )
-            dropped += left_out
-            rendering.check_ids(found[side], self.facts.vocabulary, self.facts.path)
+            made = render_cache.cached_rows(how, self.data.examples, self.data.side(side), self.run.path / "data")
+            found[side] = made.rows
+            dropped += made.dropped
+            check_ids(made.rows, self.facts.vocabulary, self.facts.path)
         if dropped:
             self.talk.warn(
                 f"{len(dropped)} rows are over {limit} tokens and left out, as data.too_long=drop asks: {', '.join(self.data.examples[i].where for i in dropped[:5])}"
@@ -134,7 +137,7 @@ class Session:
     def answer_tokens(self) -> int:
         """Longest answer of every arm: a quarter longer than the longest training answer. Raw text is not answered."""
         asked = self.config.prove.max_new_tokens
-        longest = max(r.supervised for r in self.rendered["train"])
+        longest = max(s.supervised for s in flat(self.rendered["train"]))
         return asked if asked != "auto" else min(512, longest + longest // 4 + 8)
 
     @functools.cached_property

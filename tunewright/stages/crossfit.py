@@ -22,6 +22,7 @@ from tunewright.model import kl
 from tunewright.run import branches
 from tunewright.run.branches import Branch
 from tunewright.run.session import Session
+from tunewright.tokens.sequences import flat
 
 FOLDS, CUTS = 2, 2
 Folds = tuple[dict[int, int], ...]
@@ -82,7 +83,7 @@ def _labels(session: Session, folds: Folds) -> dict[str, Any]:
 def _losses(session: Session, folds: Folds) -> dict[str, Any]:
     excess: dict[int, float] = defaultdict(float)
     for branch, held in _halves(session, folds):
-        rows = [r for r in session.rendered["train"] if r.row in set(held)]
+        rows = flat(r for r in session.rendered["train"] if r.row in set(held))
         model = branches.trained(session, branch)
         with session.talk.bar(f"loss of {branch.name}", len(rows)) as note:
             watch = functools.partial(note, words="rows")

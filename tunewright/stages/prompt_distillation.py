@@ -15,13 +15,13 @@ from tunewright.core.errors import ConfigError
 from tunewright.data.examples import Chat, Message
 from tunewright.judge.arms.families import Arm
 from tunewright.methods import distill
-from tunewright.methods.distill import DistillRow
 from tunewright.model import adapters, generate
 from tunewright.run import branches
 from tunewright.run.branches import Branch
 from tunewright.run.session import Session
 from tunewright.stages.prove import answered, paired
 from tunewright.tokens import rendering
+from tunewright.tokens.sequences import TrainRow, after
 
 STUDENT = Arm(
     "internalised", "the base's answers under the instruction, learned, and asked without it", adapter=True, instruction=""
@@ -43,8 +43,8 @@ def internalise(session: Session) -> None:
         )
     train = session.data.judged(count, "train")
     rows, dev = distill_rows(session, train, "train"), distill_rows(session, session.rows("dev"), "dev")
-    plan = branches.smaller(session.plan, 1.0, len(rows), session.plan.seed)
-    branch = Branch("internalised", plan, tuple(rows), tuple(dev), distill)
+    plan = branches.smaller(session.plan, 1.0, len(rows), session.plan.seed).model_copy(update={"method": "distill"})
+    branch = Branch("internalised", plan, tuple(rows), tuple(dev))
     student = branches.scores(session, branch, "test", STUDENT)
     zero_shot = session.families["zero_shot"][0]
     teacher = answered(session, zero_shot, "test")
@@ -72,7 +72,7 @@ def internalise(session: Session) -> None:
     )
 
 
-def distill_rows(session: Session, rows: Sequence[int], side: str) -> list[DistillRow]:
+def distill_rows(session: Session, rows: Sequence[int], side: str) -> list[TrainRow]:
     """What the base says to these rows' questions under the instruction, as targets for the same questions without it."""
     chats = [e for i in rows if isinstance(e := session.data.examples[i], Chat)]
     long = [rendering.for_generation(session.template, e.prompt) for e in chats]
@@ -82,10 +82,12 @@ def distill_rows(session: Session, rows: Sequence[int], side: str) -> list[Disti
         with session.talk.bar(f"teacher's {side} answers", len(long)) as note:
             said = generate.greedy(model, long, session.how, functools.partial(note, words="rows"))
         ends = [[*a, session.template.eos] if len(a) < session.answer_tokens else a for a in said]
-        heard = [rendering.after(p, a, i) for i, p, a in zip(rows, long, ends, strict=True)]
-        learned = [rendering.after(p, a, i) for i, p, a in zip(rows, short, ends, strict=True)]
+        heard = [after(p, a, i) for i, p, a in zip(rows, long, ends, strict=True)]
+        learned = [after(p, a, i) for i, p, a in zip(rows, short, ends, strict=True)]
         with session.talk.bar(f"teacher's {side} shares", len(long)) as note:
-            return distill.with_teacher(model, heard, learned, session.plan.layout, watch=functools.partial(note, words="rows"))
+            return distill.with_teacher(
+                model, heard, learned, session.plan.layout, progress=functools.partial(note, words="rows")
+            )
 
 
 def without(prompt: Sequence[Message]) -> tuple[Message, ...]:

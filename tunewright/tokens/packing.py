@@ -5,17 +5,19 @@ Axes: B sequences (1 unless padded), T tokens, N predicted tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunewright.tokens.prefix_tree import Ints, Segment, build, neighbours
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered, Signal, TrainRow
 
 Floats = NDArray[np.float32]
+Tokens = Sequence[int]
+Unit = Sequence[Tokens]  # sequences that stay together
 Layout = Literal["shared", "packed", "padded"]
 WORTH = 0.97
 
@@ -25,10 +27,12 @@ class Batch:
     """Tokens of one forward pass.
 
     ``row_N``/``at_N``: the place (sequence, position) whose output predicts ``target_N``, which counts ``weight_N``.
-    ``which_M``: for every supervised token of every row, in order, which of the N predictions it is.
-    ``segments``: how a flat sequence attends (packed rows, or rows folded into a trie); empty when padded.
-    ``tokens``: tokens of the rows, a shared one counted once for each of its rows; ``ids_BT.size`` are those computed, which
-    are fewer too because nothing after a row's last prediction is.
+    ``which_M``: for every supervised token of every sequence, in order, which of the N predictions it is; ``sequence_M``: the
+    sequence it belongs to, counted in the order they were given.
+    ``segments``: how a flat batch attends (packed sequences, or sequences folded into a trie); empty when padded.
+    ``tokens``: tokens of the sequences, a shared one counted once for each of them; ``ids_BT.size`` are those computed, which
+    are fewer too because nothing after a sequence's last prediction is.
+    ``signal``: what else the method's loss reads.
     """
 
     ids_BT: Ints
@@ -38,8 +42,10 @@ class Batch:
     target_N: Ints
     weight_N: Floats
     which_M: Ints
+    sequence_M: Ints
     segments: tuple[Segment, ...]
     tokens: int
+    signal: Signal = field(default_factory=dict)
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Ints:
@@ -54,61 +60,75 @@ def step_rows(rows: int, batch: int, seed: int, step: int) -> list[int]:
     return [int(i) for i in epoch_order(rows, seed, epoch)[place * batch : (place + 1) * batch]]
 
 
-def microbatches(rows: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int, layout: Layout) -> list[list[int]]:
-    """Cut a step's rows into forward passes of at most ``capacity`` computed tokens (a longer row goes alone).
+def units_of(rows: Sequence[TrainRow], chosen: Iterable[int]) -> dict[int, Unit]:
+    """The sequences of the chosen rows, by row."""
+    return {i: [s.ids for s in rows[i].sequences] for i in chosen}
 
-    Longest first, each into the first pass with room: few passes when packed, little padding when padded. When shared, rows
-    with a common beginning follow each other, and a new pass begins where the next row's own tokens have no room.
+
+def singles(sequences: Sequence[Tokens]) -> dict[int, Unit]:
+    """Units of one sequence each, by place."""
+    return {i: [ids] for i, ids in enumerate(sequences)}
+
+
+def microbatches(units: Mapping[int, Unit], capacity: int, layout: Layout) -> list[list[int]]:
+    """Cut the units of a step into forward passes of at most ``capacity`` computed tokens (a longer unit goes alone). The
+    sequences of a unit are never parted. Returns the units' keys, a list for each pass.
+
+    Longest first, each into the first pass with room: few passes when packed, little padding when padded. When shared, units
+    with a common beginning follow each other, and a new pass begins where the next unit's own tokens have no room.
     """
     if layout == "shared":
-        return _passes_of_relatives(rows, sequences, capacity)
-    lengths = {r: len(sequences[r]) for r in rows}
-    bins: list[list[int]] = []
-    for row in sorted(rows, key=lambda r: (-lengths[r], r)):
-        for found in bins:
-            used = (
-                sum(lengths[r] for r in found) + lengths[row]
-                if layout == "packed"
-                else (len(found) + 1) * max(lengths[found[0]], lengths[row])
-            )
+        return _passes_of_relatives(units, capacity)
+    longest = {i: max(map(len, unit)) for i, unit in units.items()}
+    total = {i: sum(map(len, unit)) for i, unit in units.items()}
+    size = total if layout == "packed" else longest
+    passes: list[list[int]] = []
+    for i in sorted(units, key=lambda i: (-size[i], i)):
+        for group in passes:
+            if layout == "packed":
+                used = sum(total[k] for k in group) + total[i]
+            else:
+                used = sum(len(units[k]) for k in (*group, i)) * max(longest[group[0]], longest[i])
             if used <= capacity:
-                found.append(row)
+                group.append(i)
                 break
         else:
-            bins.append([row])
-    return bins
+            passes.append([i])
+    return passes
 
 
-def _passes_of_relatives(rows: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int) -> list[list[int]]:
-    groups: list[list[int]] = []
+def _passes_of_relatives(units: Mapping[int, Unit], capacity: int) -> list[list[int]]:
+    keys = list(units)
+    passes: list[list[int]] = []
     room = computed = 0
-    for place, shared in neighbours([sequences[r] for r in rows]):
-        length = len(sequences[rows[place]])
-        if groups and length - shared <= room:
-            groups[-1].append(rows[place])
+    for place, shared in neighbours([units[i][0] for i in keys]):
+        unit = units[keys[place]]
+        length = sum(map(len, unit)) - (sum(common for _, common in neighbours(unit)) if len(unit) > 1 else 0)
+        if passes and length - shared <= room:
+            passes[-1].append(keys[place])
             own = length - shared
         else:
-            groups.append([rows[place]])
+            passes.append([keys[place]])
             room, own = capacity, length
         room, computed = room - own, computed + own
-    # Rows that share next to nothing fill passes better when the longest go first.
-    worth = computed <= WORTH * sum(len(sequences[r]) for r in rows)
-    return groups if worth else microbatches(rows, sequences, capacity, "packed")
+    # Units that share next to nothing fill passes better when the longest go first.
+    worth = computed <= WORTH * sum(len(ids) for unit in units.values() for ids in unit)
+    return passes if worth else microbatches(units, capacity, "packed")
 
 
-def to_batch(rows: Sequence[Rendered], layout: Layout, pad: int = 0) -> Batch:
-    """Lay rows out: folded into a trie (shared), one after another (packed), or one below another (padded on the right).
+def to_batch(sequences: Sequence[Rendered], layout: Layout, pad: int = 0, signal: Signal | None = None) -> Batch:
+    """Lay sequences out: folded into a trie (shared), one after another (packed), or one below another (padded on the right).
 
-    Equal predictions (same place, same target) are one, with their weights summed: so a shared token that carries loss in
-    several rows counts as often as it is said, and the last shared token predicts every branch's first.
+    Equal predictions (same place, same target) are merged when shared, with their weights summed: a shared token that carries
+    loss in several sequences counts once for each, and the last shared token predicts the first token of every branch.
     """
-    weights = [np.asarray(r.weights, np.float32) for r in rows]
-    said = [1 + np.flatnonzero(w[1:]) for w in weights]
-    # What stands after the last prediction (the stop token, first of all) is read by nobody.
-    read = [r.ids[: max([1, *t[-1:]])] for r, t in zip(rows, said, strict=True)]
+    weights = [np.asarray(s.weights, np.float32) for s in sequences]
+    at = [1 + np.flatnonzero(w[1:]) for w in weights]
+    # Nobody reads what follows the last prediction, such as the stop token.
+    read = [s.ids[: max([1, *t[-1:]])] for s, t in zip(sequences, at, strict=True)]
     if layout == "padded":
         longest = max(map(len, read))
-        ids = np.full((len(rows), longest), pad)
+        ids = np.full((len(sequences), longest), pad)
         for b, row in enumerate(read):
             ids[b, : len(row)] = row
         positions = np.broadcast_to(np.arange(longest), ids.shape).copy()
@@ -118,23 +138,25 @@ def to_batch(rows: Sequence[Rendered], layout: Layout, pad: int = 0) -> Batch:
         tree = build(read, share=layout == "shared")
         longest = len(tree.ids_T)
         ids, positions, place, segments = tree.ids_T[None], tree.positions_T[None], list(tree.place), tree.segments
-    flat_N = np.concatenate([p[t - 1] for p, t in zip(place, said, strict=True)])
-    target_N = np.concatenate([np.asarray(r.ids, np.int64)[t] for r, t in zip(rows, said, strict=True)])
-    weight_N = np.concatenate([w[t] for w, t in zip(weights, said, strict=True)])
+    flat_N = np.concatenate([p[t - 1] for p, t in zip(place, at, strict=True)])
+    target_N = np.concatenate([np.asarray(s.ids, np.int64)[t] for s, t in zip(sequences, at, strict=True)])
+    weight_N = np.concatenate([w[t] for w, t in zip(weights, at, strict=True)])
     which_M = np.arange(len(flat_N))
     if layout == "shared":
         (flat_N, target_N), which_M = _distinct(flat_N, target_N)
         weight_N = np.bincount(which_M, weight_N, len(flat_N)).astype(np.float32)
     return Batch(
-        ids.astype(np.int64),
-        positions.astype(np.int64),
-        flat_N // longest,
-        flat_N % longest,
-        target_N,
-        weight_N,
-        which_M,
-        segments,
-        sum(len(r.ids) for r in rows),
+        ids_BT=ids.astype(np.int64),
+        positions_BT=positions.astype(np.int64),
+        row_N=flat_N // longest,
+        at_N=flat_N % longest,
+        target_N=target_N,
+        weight_N=weight_N,
+        which_M=which_M,
+        sequence_M=np.repeat(np.arange(len(sequences)), list(map(len, at))),
+        segments=segments,
+        tokens=sum(len(s.ids) for s in sequences),
+        signal=signal or {},
     )
 
 

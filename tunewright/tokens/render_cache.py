@@ -1,67 +1,143 @@
-"""Rendered rows in the run folder, keyed by the hash of all that decides them: a run that goes on renders nothing twice."""
+"""Training rows of a data set, rendered once and kept in the run folder under the hash of all that decides them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tunewright.core.errors import TunewrightError
+from tunewright.core.errors import DataError, Problem, TunewrightError
 from tunewright.core.run_folder import write_atomic
 from tunewright.data.examples import Example
-from tunewright.tokens import rendering
-from tunewright.tokens.rendering import Rendered, Template
+from tunewright.tokens import rendering, sequences, template
+from tunewright.tokens.sequences import Rendered, Signal, TrainRow
+from tunewright.tokens.template import Template
+
+# A method's `prepare`: the training rows of one example, given its row and the longest sequence in tokens.
+Prepare = Callable[[Template, Example, int, int | None], list[TrainRow]]
 
 
-def render_rows(
-    template: Template, examples: Sequence[Example], rows: Sequence[int], limit: int, drop: bool, cache: Path
-) -> tuple[list[Rendered], list[int]]:
-    """`rendering.render_rows` through the folder ``cache``. A file that cannot be read is made again."""
-    file = cache / "tokens" / f"{_key(template, examples, rows, limit, drop)}.safetensors"
+@dataclass(frozen=True)
+class RowRenderer:
+    """How examples become training rows. ``max_length``: the longest sequence in tokens; ``too_long``: what becomes of an
+    example with a longer one."""
+
+    template: Template
+    prepare: Prepare
+    max_length: int
+    too_long: Literal["error", "drop"]
+
+
+@dataclass(frozen=True)
+class RenderedRows:
+    """``dropped``: the examples that were left out as too long."""
+
+    rows: list[TrainRow]
+    dropped: list[int]
+
+
+def render_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> RenderedRows:
+    """The training rows of the ``chosen`` examples. Raises DataError with every problem of every example at once."""
+    problems: list[Problem] = []
+    rows: list[TrainRow] = []
+    dropped: list[int] = []
+    for i in chosen:
+        try:
+            made = how.prepare(how.template, examples[i], i, how.max_length)
+        except DataError as error:
+            problems += [p if p.where else Problem(p.code, p.message, examples[i].where, p.fix) for p in error.problems]
+            continue
+        longest = max((len(s.ids) for s in sequences.flat(made)), default=0)
+        if longest <= how.max_length:
+            rows += made
+        elif how.too_long == "drop":
+            dropped.append(i)
+        else:
+            problems.append(
+                Problem(
+                    "DATA_TOO_LONG",
+                    f"{longest} tokens; the limit is {how.max_length}.",
+                    examples[i].where,
+                    "shorten it, raise train.max_length, or set data.too_long=drop.",
+                )
+            )
+    if problems:
+        raise DataError(problems)
+    return RenderedRows(rows, dropped)
+
+
+def cached_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int], folder: Path) -> RenderedRows:
+    """`render_rows` through a cache in ``folder``. A file that cannot be read is written again."""
+    file = folder / "tokens" / f"{_key(how, examples, chosen)}.safetensors"
     found = _read(file)
     if found is None:
-        found = rendering.render_rows(template, examples, rows, limit, drop)
+        found = render_rows(how, examples, chosen)
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomic(file, _to_bytes(*found))
+            write_atomic(file, _to_bytes(found))
         except (OSError, TunewrightError):  # a full or read-only disk costs the cache, not the run
             pass
     return found
 
 
-def _key(template: Template, examples: Sequence[Example], rows: Sequence[int], limit: int, drop: bool) -> str:
-    code = Path(rendering.__file__).read_bytes()
-    digest = hashlib.sha256(code + f"{template.sha256} {limit} {drop}".encode())
-    for row in rows:
-        digest.update(f"{row} {examples[row]!r}\x00".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+def _key(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
+    # The code that renders is part of the key: another version of it must not read rows that this one wrote.
+    code = [inspect.getfile(part) for part in (rendering, sequences, template, how.prepare)]
+    found = hashlib.sha256(b"".join(Path(file).read_bytes() for file in code))
+    found.update(f"{how.template.sha256} {how.max_length} {how.too_long}".encode())
+    for i in chosen:
+        found.update(f"{i} {examples[i]!r}\x00".encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
 
 
-def _to_bytes(rendered: Sequence[Rendered], dropped: Sequence[int]) -> bytes:
+def _to_bytes(found: RenderedRows) -> bytes:
+    """Sequences one after another; ``counts`` says how many belong to each row, and is left out where it is one for all.
+    Signals are tensors ``signal/ROW/NAME``, ROW counting the rows of the file."""
     from safetensors.numpy import save
 
-    return save(
-        {
-            "ids": np.array([t for r in rendered for t in r.ids], np.int32),
-            "weights": np.array([w for r in rendered for w in r.weights], np.float64),
-            "lengths": np.array([len(r.ids) for r in rendered], np.int64),
-            "rows": np.array([r.row for r in rendered], np.int64),
-            "dropped": np.array(dropped, np.int64),
-        }
-    )
+    flat = sequences.flat(found.rows)
+    tensors: dict[str, NDArray[np.generic]] = {
+        "ids": np.array([t for s in flat for t in s.ids], np.int32),
+        "weights": np.array([w for s in flat for w in s.weights], np.float64),
+        "lengths": np.array([len(s.ids) for s in flat], np.int64),
+        "rows": np.array([s.row for s in flat], np.int64),
+        "dropped": np.array(found.dropped, np.int64),
+    }
+    if any(len(r.sequences) != 1 for r in found.rows):
+        tensors["counts"] = np.array([len(r.sequences) for r in found.rows], np.int64)
+    for place, row in enumerate(found.rows):
+        tensors |= {f"signal/{place}/{name}": np.ascontiguousarray(values) for name, values in row.signal.items()}
+    return save(tensors)
 
 
-def _read(file: Path) -> tuple[list[Rendered], list[int]] | None:
+def _read(file: Path) -> RenderedRows | None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         held = load_file(file)
         ids, weights = held["ids"].tolist(), held["weights"].tolist()
-        ends = np.cumsum(held["lengths"]).tolist()
-        spans = list(zip([0, *ends[:-1]], ends, held["rows"].tolist(), strict=True)) if ends else []
-        return [Rendered(tuple(ids[a:b]), tuple(weights[a:b]), row) for a, b, row in spans], held["dropped"].tolist()
-    except (OSError, SafetensorError, KeyError, ValueError):
+        starts = [0, *np.cumsum(held["lengths"]).tolist()]
+        spans = zip(starts[:-1], starts[1:], held["rows"].tolist(), strict=True)
+        flat = [Rendered(tuple(ids[a:b]), tuple(weights[a:b]), row) for a, b, row in spans]
+        counts = held["counts"].tolist() if "counts" in held else [1] * len(flat)
+        signals: list[dict[str, NDArray[np.generic]]] = [{} for _ in counts]
+        for key in held:
+            if key.startswith("signal/"):
+                _, place, name = key.split("/", 2)
+                signals[int(place)][name] = held[key]
+        return RenderedRows(_rows(flat, counts, signals), held["dropped"].tolist())
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError):
         return None
+
+
+def _rows(flat: list[Rendered], counts: list[int], signals: Sequence[Signal]) -> list[TrainRow]:
+    ends = np.cumsum(counts).tolist()
+    parts = [tuple(flat[end - n : end]) for n, end in zip(counts, ends, strict=True)]
+    return [TrainRow(part, part[0].row, signal) for part, signal in zip(parts, signals, strict=True)]

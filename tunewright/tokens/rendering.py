@@ -12,147 +12,13 @@ All comparisons are made on token ids, because two equal strings may be cut into
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
-import logging
 import re
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from tunewright.core.errors import ConfigError, DataError, ModelError, Problem
+from tunewright.core.errors import DataError, ModelError, Problem
 from tunewright.data.examples import Chat, Example, Message, Text
-
-LARGEST = 256 * 1024  # characters of a template, and of what it adds to the messages
-SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Template:
-    """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer; ``source`` is where the template
-    stands, for messages; ``day`` is what stands in it instead of today's date, always the same one in a run."""
-
-    tokenizer: Any
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    reason: str = ""
-    source: str = ""
-    day: datetime.date | None = None
-
-    @property
-    def eos(self) -> int:
-        found = self.tokenizer.eos_token_id
-        assert isinstance(found, int)
-        return found
-
-    @property
-    def bos(self) -> int | None:
-        found = self.tokenizer.bos_token_id
-        return found if isinstance(found, int) else None
-
-    @property
-    def sha256(self) -> str:
-        """Of everything that decides token ids: template, its arguments, vocabulary and merges."""
-        parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{self.tokenizer.backend_tokenizer.to_str()}"
-        return hashlib.sha256(parts.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Token ids of one training sequence; ``weights[t]`` is the loss weight of predicting ``ids[t]`` (``weights[0]`` is 0)."""
-
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
-    row: int
-
-    @property
-    def supervised(self) -> int:
-        return sum(w > 0 for w in self.weights)
-
-
-def load_template(folder: Path, file: str | None = None, date: str = "auto") -> Template:
-    """Tokenizer of a model folder, with the chat template of ``file`` where one is given. ``date``: YYYY-MM-DD, or auto for today.
-
-    Raises TOKENIZER_NO_EOS, MODEL_FILE_MISSING, TEMPLATE_UNSAFE, or CONFIG_NOT_FOUND for the file.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise ModelError(
-            "MODEL_FILE_MISSING",
-            "no tokenizer.json or tokenizer_config.json.",
-            where=str(folder),
-            fix="copy the tokenizer files beside the weights.",
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            "MODEL_CORRUPT", f"the tokenizer cannot be read: {str(error).splitlines()[0]}", where=str(folder)
-        ) from None
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "MODEL_UNSUPPORTED",
-            "the tokenizer has no tokenizer.json form.",
-            where=str(folder),
-            fix="convert it with transformers and save it again.",
-        )
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            "TOKENIZER_NO_EOS",
-            "the tokenizer has no end-of-sequence token.",
-            where=str(folder),
-            fix='set "eos_token" in tokenizer_config.json.',
-        )
-    if file is not None:
-        try:
-            tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                "CONFIG_NOT_FOUND", f"{file} cannot be read: {error}.", where="template", fix="check the path."
-            ) from None
-    if len(tokenizer.chat_template or "") > LARGEST:
-        raise ModelError(
-            "TEMPLATE_UNSAFE",
-            f"a chat template of {len(tokenizer.chat_template)} characters; the limit is {LARGEST}.",
-            where=str(file or folder),
-            fix="use another template (template=FILE).",
-        )
-    # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    found = Template(tokenizer, source=str(file or folder))
-    if "strftime_now" in (tokenizer.chat_template or ""):
-        found = _dated(found, datetime.date.today() if date == "auto" else datetime.date.fromisoformat(date))
-    return _choose_kwargs(found) if tokenizer.chat_template else found
-
-
-def _dated(template: Template, day: datetime.date) -> Template:
-    """With ``day`` where the template writes today's date: else what is served tomorrow is not what was trained."""
-    text = re.sub(
-        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda m: json.dumps(day.strftime(m[2])), template.tokenizer.chat_template
-    )
-    template.tokenizer.chat_template = text
-    return replace(template, day=day)
-
-
-def _choose_kwargs(template: Template) -> Template:
-    probe = [Message("user", "Ping?"), Message("assistant", "Pong.")]
-    if _prefix_holds(template, probe):
-        return template
-    calm = replace(
-        template,
-        kwargs={"enable_thinking": False},
-        reason="the served prompt opens a thought that the rows lack; rendered with enable_thinking=False",
-    )
-    return calm if _prefix_holds(calm, probe) else template
-
-
-def _prefix_holds(template: Template, messages: Sequence[Message]) -> bool:
-    return _string(template, messages, False).startswith(_string(template, messages[:-1], True))
+from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.template import Template, render, require_template
 
 
 def for_training(template: Template, example: Example, row: int = 0, max_length: int | None = None) -> list[Rendered]:
@@ -164,7 +30,7 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
     """
     if isinstance(example, Text):
         return _text(template, example, row, max_length)
-    _need_template(template)
+    require_template(template)
     turns = [k for k, m in enumerate(example.messages) if m.role == "assistant"]
     spans = [_turn(template, example, k) for k in turns]
     whole = spans[-1][0]
@@ -181,21 +47,9 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
     ]
 
 
-def check_ids(rows: Sequence[Rendered], vocabulary: int, folder: str) -> None:
-    """Raises TOKENIZER_MISMATCH where a row holds a token for which the model has no embedding."""
-    highest = max((max(r.ids) for r in rows), default=0)
-    if highest >= vocabulary:
-        raise ModelError(
-            "TOKENIZER_MISMATCH",
-            f"a row holds token {highest}; the model has embeddings for {vocabulary}.",
-            where=folder,
-            fix="use the tokenizer that belongs to these weights.",
-        )
-
-
 def for_generation(template: Template, messages: Sequence[Message]) -> list[int]:
     """Token ids of the prompt before the next assistant turn: the very prefix that training saw."""
-    _need_template(template)
+    require_template(template)
     return _ids(template, *_render_escaped(template, messages, True))
 
 
@@ -204,11 +58,6 @@ def completion_ids(template: Template, messages: Sequence[Message], answer: str)
     chat = Chat((*messages, Message("assistant", answer)), "")
     ids, start, end = _turn(template, chat, len(messages))
     return ids[start:end]
-
-
-def after(prompt: Sequence[int], answer: Sequence[int], row: int) -> Rendered:
-    """``answer``, learned or judged, after ``prompt``."""
-    return Rendered((*prompt, *answer), (*[0.0] * len(prompt), *[1.0] * len(answer)), row)
 
 
 def decode(template: Template, ids: Sequence[int]) -> str:
@@ -293,62 +142,6 @@ def _check_content(example: Chat, k: int, full: str, tail: str) -> None:
         )
 
 
-def _string(template: Template, messages: Sequence[Message], open_turn: bool) -> str:
-    """The one call of the model's template, in both directions; transformers runs it in Jinja's immutable sandbox, and here it has
-    a limit of time and of size."""
-    from jinja2.exceptions import SecurityError, TemplateError
-
-    listed = [{"role": m.role, "content": m.content} for m in messages]
-    at, fix = template.source, "use another template (template=FILE)."
-    try:
-        with _limited(SECONDS):
-            text = str(
-                template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
-            )
-    except SecurityError as error:
-        raise ModelError("TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, fix=fix) from None
-    except (OverflowError, MemoryError, RecursionError) as error:
-        told = f"the chat template runs wild: {type(error).__name__} {error}"
-        raise ModelError("TEMPLATE_UNSAFE", told, where=at, fix=fix) from None
-    except _TooLong:
-        told = f"the chat template runs for more than {SECONDS:g} s on one row."
-        raise ModelError("TEMPLATE_TIMEOUT", told, where=at, fix=fix) from None
-    except (TemplateError, TypeError, ValueError) as error:
-        raise ModelError(
-            "TEMPLATE_LOSES_CONTENT",
-            f"the chat template refuses this conversation: {str(error).splitlines()[0]}",
-            where=at,
-            fix="check the roles and their order against the template.",
-        ) from None
-    said = sum(len(m.content) for m in messages)
-    if len(text) > LARGEST + 20 * said:
-        raise ModelError("TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, fix=fix)
-    return text
-
-
-class _TooLong(BaseException):
-    """Not an Exception: a template may not catch it."""
-
-
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Within, at most that much processor time. Only a main thread can be interrupted; in others there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise _TooLong
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
-        signal.signal(signal.SIGVTALRM, before)
-
-
 def _mark(messages: Sequence[Message]) -> str:
     """A private-use character that no message holds."""
     text = "".join(m.content for m in messages)
@@ -363,12 +156,12 @@ def _render_escaped(template: Template, messages: Sequence[Message], open_turn: 
     """
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
     if not any(s in m.content for s in special for m in messages):
-        text = _string(template, messages, open_turn)
+        text = render(template, messages, open_turn)
         return text, [text]
     mark = _mark(messages)
     pattern = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
     safe = [Message(m.role, pattern.sub(lambda found: found[0][0] + mark + found[0][1:], m.content)) for m in messages]
-    marked = _string(template, safe, open_turn)
+    marked = render(template, safe, open_turn)
     return marked.replace(mark, ""), marked.split(mark)
 
 
@@ -404,45 +197,3 @@ def _text(template: Template, example: Text, row: int, max_length: int | None) -
     starts = range(0, max(1, len(ids) - 1), max(1, size - 1))
     parts = [ids[s : s + size] for s in starts]
     return [Rendered(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row) for p in parts if len(p) > 1]
-
-
-def _need_template(template: Template) -> None:
-    if not template.tokenizer.chat_template:
-        raise ModelError(
-            "TEMPLATE_MISSING",
-            "the model has no chat template, and the rows are chats.",
-            where=template.source,
-            fix="choose an instruct model, or name a Jinja file: template=FILE.",
-        )
-
-
-def render_rows(
-    template: Template, examples: Sequence[Example], rows: Sequence[int], limit: int, drop_long: bool
-) -> tuple[list[Rendered], list[int]]:
-    """(sequences of the rows, rows left out as too long). Raises DataError with every problem of every row at once."""
-    problems: list[Problem] = []
-    found: list[Rendered] = []
-    dropped: list[int] = []
-    for i in rows:
-        try:
-            sequences = for_training(template, examples[i], i, limit)
-        except DataError as error:
-            problems += [p if p.where else Problem(p.code, p.message, examples[i].where, p.fix) for p in error.problems]
-            continue
-        longest = max((len(s.ids) for s in sequences), default=0)
-        if longest <= limit:
-            found += sequences
-        elif drop_long:
-            dropped.append(i)
-        else:
-            problems.append(
-                Problem(
-                    "DATA_TOO_LONG",
-                    f"{longest} tokens; the limit is {limit}.",
-                    examples[i].where,
-                    "shorten it, raise train.max_length, or say data.too_long=drop.",
-                )
-            )
-    if problems:
-        raise DataError(problems)
-    return found, dropped

@@ -12,7 +12,7 @@ from tunewright.core.errors import ConfigError
 from tunewright.data.metrics import Kind
 from tunewright.model.facts import Facts
 from tunewright.tokens.packing import Layout
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import TrainRow
 from tunewright.train.machine import Machine
 
 Dtype = Literal["float32", "bfloat16"]
@@ -29,9 +29,13 @@ class RowStats:
     longest: int
 
     @staticmethod
-    def of(rendered: Sequence[Rendered]) -> RowStats:
-        lengths = [len(r.ids) for r in rendered]
-        return RowStats(len(rendered), sum(lengths), sum(r.supervised for r in rendered), max(lengths))
+    def of(rows: Sequence[TrainRow]) -> RowStats:
+        return RowStats(
+            rows=len(rows),
+            tokens=sum(r.tokens for r in rows),
+            supervised=sum(r.supervised for r in rows),
+            longest=max(r.tokens for r in rows),
+        )
 
 
 def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> tuple[int, str]:
@@ -95,6 +99,7 @@ def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: 
         (saving, ASKED) if saving != "auto" else (max(10, math.ceil(steps / 5)), "about five checkpoints")
     )
     return Plan(
+        method=t.method,
         rows=sizes.rows,
         supervised_tokens=sizes.supervised,
         tokens=sizes.tokens,

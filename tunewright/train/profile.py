@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from tunewright.core.config import Plan
-from tunewright.model.adapters import LoRALinear, trainable
+from tunewright.methods import METHODS
+from tunewright.model.adapters import LoRALinear
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import prefix_tree
 from tunewright.tokens.packing import Batch, step_rows
-from tunewright.tokens.rendering import Rendered
-from tunewright.train import loop
+from tunewright.tokens.sequences import TrainRow, flat
+from tunewright.train.step import learner, take_step
 
 STEPS = 3
 # torch's operations by what they are for; what is not named is Python, dispatch and the rest.
@@ -105,37 +106,60 @@ def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> floa
     return (4.0 * frozen + 6.0 * trained) * tokens + once * int(head_VD.numel()) * predicted + attention
 
 
-def measure(model: LanguageModel, method: loop.Method, rows: Sequence[Rendered], plan: Plan, peak_gflops: float) -> Profile:
+@dataclass(frozen=True)
+class Speed:
+    """Forward and backward on real rows, measured over some ``passes``."""
+
+    tokens_per_second: float
+    passes: int
+
+
+def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, seconds: float = 4.0) -> Speed:
+    """The speed of the first two steps' passes, for at most about ``seconds``, after one pass to warm up. Leaves no gradient."""
+    method = METHODS[plan.method]
+    chosen = [step_rows(len(rows), plan.batch_size, plan.seed, step) for step in (0, 1)]
+    first, second = (method.batches(model, rows, c, plan, step) for step, c in enumerate(chosen))
+    model.module.train()
+    tokens, spent, count = 0, 0.0, 0
+    for i, batch in enumerate([first[0], *first[1:], *second]):
+        start = time.monotonic()
+        method.loss(model, batch, plan).sum.backward()  # type: ignore[no-untyped-call]
+        model.module.zero_grad(set_to_none=True)
+        if i:
+            tokens, spent, count = tokens + batch.tokens, spent + time.monotonic() - start, count + 1
+        if spent > seconds:
+            break
+    model.module.eval()
+    return Speed(tokens / max(spent, 1e-9), count)
+
+
+def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gflops: float) -> Profile:
     """Take `STEPS` steps after one to warm up, watched by torch's profiler; weights are put back as they were."""
-    parameters = trainable(model.module)
-    before: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = loop.make_optimizer(parameters, plan)
-    loop.take_step(model, method, rows, plan, 0, optimizer, parameters)
-    taken = []
+    student = learner(model, plan)
+    before: dict[str, Tensor] = {name: p.detach().clone() for name, p in student.parameters.items()}
+    take_step(student, rows, plan, 0)
     start = time.perf_counter()
-    for step in range(STEPS):
-        taken.append(loop.take_step(model, method, rows, plan, step, optimizer, parameters))
+    taken = [take_step(student, rows, plan, step) for step in range(STEPS)]
     seconds = (time.perf_counter() - start) / STEPS
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as watched:
-        loop.take_step(model, method, rows, plan, 0, optimizer, parameters)
+        take_step(student, rows, plan, 0)
     with torch.no_grad():
-        for name, p in parameters.items():
+        for name, p in student.parameters.items():
             p.copy_(before[name])
     model.module.zero_grad(set_to_none=True)
-    batches = [
-        b for step in range(STEPS) for b in method.batches(rows, step_rows(len(rows), plan.batch_size, plan.seed, step), plan)
-    ]
-    alone = [r for step in range(STEPS) for r in (rows[i] for i in step_rows(len(rows), plan.batch_size, plan.seed, step))]
-    logical = sum(flops(model, len(r.ids), len(r.ids) * (len(r.ids) + 1) // 2, r.supervised) for r in alone)
+    chosen = [step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(STEPS)]
+    batches = [b for step, c in enumerate(chosen) for b in METHODS[plan.method].batches(model, rows, c, plan, step)]
+    alone = flat(rows[i] for c in chosen for i in c)
+    logical = sum(flops(model, len(s.ids), len(s.ids) * (len(s.ids) + 1) // 2, s.supervised) for s in alone)
     return Profile(
         seconds=round(seconds, 4),
         rows=plan.batch_size,
         tokens=sum(t.tokens for t in taken) // STEPS,
         computed=sum(t.computed for t in taken) // STEPS,
-        supervised=sum(t.weight for t in taken) / STEPS,
+        supervised=sum(t.supervised for t in taken) / STEPS,
         gflop=round(sum(_flops(model, b) for b in batches) / STEPS / 1e9, 6),
         logical_gflop=round(logical / STEPS / 1e9, 6),
         peak_gflops=peak_gflops,

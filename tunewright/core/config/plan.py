@@ -22,6 +22,7 @@ class Plan(Frozen):
     ``rows`` and ``tokens`` count training rows and their tokens; ``supervised_tokens`` counts the targets among them.
     """
 
+    method: str
     rows: int
     supervised_tokens: int
     tokens: int

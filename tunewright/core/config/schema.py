@@ -69,6 +69,7 @@ class AdapterConfig(Frozen):
 
 
 class TrainConfig(Frozen):
+    method: Literal["sft"] = Field("sft", description="Training method: sft is supervised fine-tuning.")
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
     )

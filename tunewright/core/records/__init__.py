@@ -66,7 +66,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
-from tunewright.core.records.score import Answered, FieldCounts, RegressionScore, Score, Turn
+from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.training import (
     ANY_TRAINING,
     METRICS,
@@ -178,12 +178,12 @@ __all__ = [
     "Receipt",
     "Record",
     "Refusal",
+    "RegressionLine",
     "RegressionRows",
-    "RegressionScore",
     "RequestCost",
     "Rerun",
     "RunFile",
-    "Score",
+    "ScoreLine",
     "SelfTest",
     "SelfTestFinding",
     "Side",

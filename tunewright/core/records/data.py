@@ -10,7 +10,7 @@ from tunewright.core.records.common import Line, Record, Side, Value
 
 
 class AuditTask(Value):
-    """What kind of task the rows are."""
+    """The task, as inferred from the rows."""
 
     kind: str = Field(description="label, json, generation or text.")
     metric: str = Field(description="The metric that the verdict is about.")
@@ -28,7 +28,7 @@ class Characters(Value):
 
 
 class AuditFinding(Value):
-    """One problem or peculiarity of the data. Rows are numbered from 0, over all files in order."""
+    """One thing that the audit noticed. Rows are numbered from 0, over all files in order."""
 
     level: Literal["error", "warning", "notice"] = Field(description="How serious it is.")
     code: str = Field(description="Stable name, such as DUPLICATES.")
@@ -61,13 +61,15 @@ class Audit(Record):
     suspects: tuple[LabelSuspect, ...] = Field(description="Labels that are probably wrong, likeliest first.")
     format: str = Field(description="Format of the rows: chat, completion, instruction, label or text.")
     unused: dict[str, int] = Field(description="Fields that nothing reads, with the number of rows that have them.")
-    notices: tuple[str, ...] = Field(description="What reading the files had to say, such as a repaired encoding.")
+    notices: tuple[str, ...] = Field(
+        description="Remarks from reading the files, such as a byte order mark that was skipped."
+    )
     sides: dict[Side, int] = Field(description="Rows per side; a side without rows is absent.")
     sha256: str = Field(description="Hash over all data files.")
 
 
 class SplitRow(Line):
-    """The side of one row."""
+    """The side of the split that one row is on, for good. Rows are numbered from 0."""
 
     row: int = Field(description="Row number, from 0, over all files in order.")
     where: str = Field(description="file:line.")

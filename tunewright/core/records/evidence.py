@@ -20,7 +20,7 @@ class TextKL(Value):
     rows: int = Field(description="Rows or passages.")
     tokens: int = Field(description="Tokens measured.")
     base_bits: float = Field(description="What the base needs for a token, in bits.")
-    kl_bits: tuple[float, ...] = Field(description="KL(tuned || base) in bits per token, one per scale.")
+    kl_bits: tuple[float, ...] = Field(description="KL(base || tuned) in bits per token, one per scale.")
     kl_interval: tuple[Interval | None, ...] = Field(description="Its intervals; null where the rows are too few.")
     delta_bits: tuple[float, ...] = Field(
         description="What the tuned model needs more than the base, in bits per token, per scale."
@@ -60,7 +60,7 @@ class Paired(Value):
 class Probe(Paired):
     """`Paired` items with a verdict: WORSE, PRACTICALLY EQUAL within the margin, BETTER or CANNOT TELL. Rates are 0 to 1."""
 
-    verdict: Word = Field(description="Of the difference.")
+    verdict: Word = Field(description="Verdict on the difference.")
 
 
 class InstructionKind(Value):
@@ -132,7 +132,7 @@ class Forgetting(Record):
 class Drift(Value):
     """Distance to the base, in bits per token."""
 
-    kl_bits: float = Field(description="KL(tuned || base), bits per token.")
+    kl_bits: float = Field(description="KL(base || tuned), bits per token.")
     delta_bits: float = Field(description="What the tuned model needs more than the base, bits per token.")
 
 
@@ -215,7 +215,7 @@ class Cleaning(Record):
     as_is: float = Field(description="Test score of the run.")
     difference: float = Field(description="cleaned - as_is; positive is better.")
     interval: Interval = Field(description="Interval of the difference.")
-    verdict: Word = Field(description="Of the difference.")
+    verdict: Word = Field(description="Verdict on the difference.")
 
 
 class NotCleaned(Record):
@@ -245,7 +245,7 @@ class PromptDistillation(Record):
     teacher: float = Field(description="Test score of the base, with it.")
     difference: float = Field(description="student - teacher; positive is better.")
     interval: Interval = Field(description="Interval of the difference.")
-    verdict: Word = Field(description="Of the difference.")
+    verdict: Word = Field(description="Verdict on the difference.")
     same_answers: float = Field(description="Fraction of test rows with the same answer.")
     prompt_tokens: PromptTokens = Field(description="What a request costs, in prompt tokens.")
 
@@ -345,7 +345,7 @@ class RequestCost(Value):
     """What requests to one model with one kind of prompt cost. Lengths in tokens, times in seconds."""
 
     prompt_tokens: float = Field(description="Mean length of a prompt, in tokens.")
-    cached_tokens: int = Field(description="Of it in a prefix cache, in tokens.")
+    cached_tokens: int = Field(description="Tokens of the prompt in a prefix cache.")
     answer_tokens: float = Field(description="Mean length of an answer, in tokens.")
     first_token: Quantiles = Field(description="Time to the first token, in seconds.")
     seconds: Quantiles = Field(description="Time to the whole answer, in seconds.")
@@ -355,12 +355,12 @@ class RequestCost(Value):
 class Money(Value):
     """Prices in the unit of cost.price_per_hour."""
 
-    per_thousand: dict[str, float] = Field(description="Price of a thousand requests, by way.")
+    per_thousand: dict[str, float] = Field(description="Price of a thousand requests, by way to answer.")
     training_and_judging: float = Field(description="Price of the training and of judging the arms.")
     break_even_requests: int | None = Field(
         description="Requests after which training is paid for; null if there is no such number."
     )
-    why_not: str | None = Field(None, description="Why there is none.")
+    why_not: str | None = Field(None, description="Why there is no such number.")
 
 
 class Cost(Record):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
 
 from tunewright.core import run_folder
@@ -26,7 +27,7 @@ from tunewright.core.records.evidence import (
     PROMPT_DISTILLATION,
 )
 from tunewright.core.records.export import EXPORTS, AdapterNote
-from tunewright.core.records.score import RegressionScore, Score
+from tunewright.core.records.score import RegressionLine, ScoreLine
 from tunewright.core.records.training import (
     ANY_TRAINING,
     METRICS,
@@ -68,15 +69,15 @@ FILES: tuple[RunFile, ...] = (
     _file("selftest.json", SelfTest, "the self-test before the first step"),
     _file("protocol.json", ProtocolRecord, "what will be asked of the test rows"),
     _file("receipt.json", Receipt, "what is needed to make the run again"),
-    _file("plan.json", Plan, "every number of the run, with its reason; the last file of the stage `plan`"),
+    _file("plan.json", Plan, "every setting of the run as it is used, with the reason for each"),
     _file("profile.json", Profile, "where the time of a step goes (`tunewright train --profile`)"),
     _file("metrics.jsonl", METRICS, "every step of the training", lines=True),
     _file("checkpoints/step-*/state.json", CheckpointState, "how far a checkpoint is"),
     _file("training.json", Training, "how training ended"),
-    _file("scores/keep.jsonl", RegressionScore, "the regression rows, before and after", lines=True),
-    _file("scores/*.jsonl", Score, "answers of the chosen arms to test", lines=True),
-    _file("scores/dev/*.jsonl", Score, "answers to dev", lines=True),
-    _file("scores/again/*.jsonl", Score, "answers to some dev rows, a second time", lines=True),
+    _file("scores/keep.jsonl", RegressionLine, "the regression rows, before and after", lines=True),
+    _file("scores/*.jsonl", ScoreLine, "answers of the chosen arms to test", lines=True),
+    _file("scores/dev/*.jsonl", ScoreLine, "answers to dev", lines=True),
+    _file("scores/again/*.jsonl", ScoreLine, "answers to some dev rows, a second time", lines=True),
     _file("forgetting.json", FORGETTING, "what was forgotten"),
     _file("verdict.json", Verdict, "the verdict, with every number of the run"),
     _file("crossfit.json", CROSSFIT, "rows that look wrong to models not trained on them"),
@@ -91,7 +92,7 @@ FILES: tuple[RunFile, ...] = (
     _file("branches/*/metrics.jsonl", METRICS, "as above, of a branch", lines=True),
     _file("branches/*/checkpoints/step-*/state.json", CheckpointState, "as above, of a branch"),
     _file("branches/*/training.json", ANY_TRAINING, "how the training of a branch ended"),
-    _file("branches/*/scores/*.jsonl", Score, "answers of a branch", lines=True),
+    _file("branches/*/scores/*.jsonl", ScoreLine, "answers of a branch", lines=True),
 )
 
 
@@ -154,13 +155,20 @@ def schema() -> dict[str, object]:
     """JSON schema (2020-12) of every file: ``files`` maps file patterns to schemas of the file, or of one of its lines."""
     mode: Literal["validation"] = "validation"
     inputs = [(file.pattern, mode, file.holds) for file in FILES]
-    refs, definitions = TypeAdapter.json_schemas(inputs, ref_template="#/$defs/{model}")
+    refs, definitions = TypeAdapter.json_schemas(inputs, schema_generator=_Untitled)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "tunewright run folder",
         "files": {file.pattern: refs[file.pattern, mode] for file in FILES},
         **definitions,
     }
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without a title per field, which only repeats its name."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False
 
 
 def records() -> list[type[Record]]:

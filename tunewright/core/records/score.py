@@ -41,9 +41,11 @@ class Answered(Line):
     answer_tokens: int | None = Field(None, description="Tokens generated.")
     cut: bool | None = Field(None, description="Whether the answer ended at the token limit.")
     exact_match: float | None = Field(
-        None, description="1 if the answer equals the target after normalisation, else 0."
+        None, description="1 if the answer equals the target without fences, quotes and case, else 0."
     )
-    strict_match: float | None = Field(None, description="1 if the answer equals the target exactly, else 0.")
+    strict_match: float | None = Field(
+        None, description="1 if it equals the target but for case and white space, else 0."
+    )
     valid: bool | None = Field(None, description="Whether the answer is JSON and nothing else; JSON tasks only.")
     fields: FieldCounts | None = Field(None, description="[right, wrong, missed] fields; JSON tasks only.")
     chrf: float | None = Field(None, description="chrF of the row, 0 to 1; free text only.")
@@ -52,14 +54,14 @@ class Answered(Line):
     nats: float | None = Field(None, description="Summed negative log-likelihood of the document; documents only.")
 
 
-class Score(Answered):
+class ScoreLine(Answered):
     """One line of a file in scores/. Scores are 0 to 1, except bits per byte; lengths are in tokens unless said otherwise."""
 
     row: int = Field(description="Row number, from 0.")
     key: str = Field(description="Hash of what the answer depends on; a line with another key is answered again.")
 
 
-class RegressionScore(Answered):
+class RegressionLine(Answered):
     """One line of scores/keep.jsonl: a regression row, answered by the tuned model and by the base. Scores are 0 to 1."""
 
     before: str = Field(description="The base model's answer.")

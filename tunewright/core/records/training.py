@@ -10,7 +10,7 @@ from tunewright.core.records.common import Line, Record, Value
 
 
 class ModelFacts(Value):
-    """The base model, as read from its folder and probed on this machine."""
+    """The base model, read from its folder and probed on this machine. Lengths in tokens."""
 
     name: str = Field(description="As the config names it.")
     path: str = Field(description="Folder it was read from.")
@@ -33,7 +33,7 @@ class ModelFacts(Value):
 
 
 class TemplateFacts(Value):
-    """How the chat template is rendered."""
+    """The chat template: its arguments, and the date that it writes."""
 
     kwargs: dict[str, JsonValue] = Field(description="Arguments that the template is always given.")
     note: str = Field(description="Why it is given them; empty if it is given none.")
@@ -46,7 +46,7 @@ class MachineFacts(Value):
     device: str = Field(description="cpu or cuda.")
     cores: int = Field(description="Threads that torch was given.")
     memory_gb: float = Field(description="Memory of the device, GB.")
-    free_gb: float = Field(description="Of it free when the run began, GB.")
+    free_gb: float = Field(description="Free memory when the run began, GB.")
     fp32_gflops: float = Field(description="Speed of a float32 matrix product, GFLOP/s.")
     bf16_gflops: float = Field(description="Speed of a bfloat16 matrix product, GFLOP/s.")
     processor: str = Field(description="Name of the processor or GPU.")
@@ -80,7 +80,7 @@ class Receipt(Record):
 
 
 class SelfTestFinding(Value):
-    """One property that was tested on rows of the run."""
+    """One property, tested on rows of the run."""
 
     check: str = Field(description="Name of the property.")
     told: str = Field(description="What was measured, for people.")

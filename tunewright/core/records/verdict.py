@@ -25,14 +25,14 @@ class ProtocolRecord(Record):
     metric: str = Field(description="The metric of the verdict.")
     higher_is_better: bool = Field(description="Direction of the metric.")
     margin: float = Field(description="Differences within it are practically equal.")
-    alpha: float = Field(description="1 - coverage of the intervals.")
+    alpha: float = Field(description="1 - coverage of the intervals, 0 to 1.")
     arms: dict[str, tuple[str, ...]] = Field(description="Family of arms -> description of each variant.")
     max_new_tokens: int = Field(description="Longest answer, in tokens.")
     dev_rows: int = Field(description="Dev rows that choose.")
     test_rows: int = Field(description="Test rows that decide.")
     rows_sha256: str = Field(description="Hash over both, by content.")
     detectable: float | None = Field(description="Difference that the test rows show with power 0.8; null if unknown.")
-    assumed: str = Field(description="What that assumes.")
+    assumed: str = Field(description="What that assumes about the arms.")
 
 
 class Contrast(Value):
@@ -40,7 +40,7 @@ class Contrast(Value):
 
     difference: float = Field(description="tuned - this arm.")
     interval: Interval = Field(description="Its interval.")
-    p_value: float = Field(description="Two-sided.")
+    p_value: float = Field(description="Two-sided p of the difference.")
     p_holm: float = Field(description="Adjusted for the number of arms (Holm).")
 
 
@@ -95,11 +95,11 @@ class CorpusComparison(Value):
     """A metric of all rows together, such as macro-F1 or corpus chrF. 0 to 1, except bits per byte."""
 
     metric: str = Field(description="Which metric.")
-    tuned: float = Field(description="Of the tuned arm.")
-    comparator: float = Field(description="Of the comparator.")
+    tuned: float = Field(description="Value of the tuned arm.")
+    comparator: float = Field(description="Value of the comparator.")
     difference: float = Field(description="tuned - comparator, in the metric's own direction.")
     interval: Interval | None = Field(description="BCa bootstrap over groups; null where that is not possible.")
-    note: str | None = Field(None, description="Why it is not.")
+    note: str | None = Field(None, description="Why there is no interval.")
 
 
 class CalibrationErrors(Value):
@@ -161,7 +161,7 @@ class Verdict(Record):
     only_tuned: int = Field(description="Test rows on which the tuned arm scored higher.")
     only_other: int = Field(description="Test rows on which the comparator scored higher.")
     margin: float = Field(description="Differences within it are practically equal.")
-    alpha: float = Field(description="1 - coverage of the intervals.")
+    alpha: float = Field(description="1 - coverage of the intervals, 0 to 1.")
     rows_needed: int | None = Field(description="Test rows that would decide with power 0.8; null if these do.")
     n: int = Field(description="Test rows.")
     unbeaten: tuple[str, ...] = Field(description="Untrained arms that the tuned arm is not shown to beat.")

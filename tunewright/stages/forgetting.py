@@ -26,7 +26,7 @@ from tunewright.model.kl import Divergence
 from tunewright.run.session import Session
 from tunewright.stages import prove
 from tunewright.tokens import rendering
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import Rendered, after
 
 RULE = "the smallest scale whose dev score lies within one standard error of the best scale's"
 PIECE = 512
@@ -92,7 +92,7 @@ def own_answers(session: Session) -> list[Rendered]:
     how = dataclasses.replace(session.how, max_new_tokens=min(64, session.answer_tokens))
     with adapters.off(session.loaded().module), session.talk.bar("base answers", len(asked)) as note:
         said = generate.greedy(session.base_model(), asked, how, functools.partial(note, words="rows"))
-    return [rendering.after(p, a, row) for row, p, a in zip(rows, asked, said, strict=True) if a]
+    return [after(p, a, row) for row, p, a in zip(rows, asked, said, strict=True) if a]
 
 
 def generic(session: Session, tokens: int) -> tuple[list[Rendered], int]:

@@ -16,14 +16,14 @@ from tunewright.core import run_folder
 from tunewright.data.examples import Message
 from tunewright.data.metrics import HIGHER_IS_BETTER
 from tunewright.judge import probes
-from tunewright.methods import distill, sft
+from tunewright.methods import distill
 from tunewright.model import adapters, generate, kl
 from tunewright.run import branches
 from tunewright.run.branches import Branch
 from tunewright.run.session import Session
-from tunewright.stages import forget, prove
+from tunewright.stages import forgetting, prove
 from tunewright.tokens import rendering
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.sequences import TrainRow, after
 
 ASKS = (
     "Tell me about a {}.",
@@ -43,17 +43,14 @@ def mitigate(session: Session) -> None:
         return
     slower = session.plan.model_copy(update={"lr": session.plan.lr / SLOWER})
     rows, dev = tuple(session.rendered["train"]), tuple(session.rendered["dev"])
-    gold = tuple(distill.gold(r) for r in rows)
     said = tuple(replay(session))
-    share = sum(r.supervised for r in said) / max(1, sum(r.supervised for r in (*rows, *said)))
-    both = (*gold, *said)
+    both = (*rows, *said)
+    share = sum(r.supervised for r in said) / max(1, sum(r.supervised for r in both))
     steps = round(session.plan.steps * len(both) / len(rows))
-    replayed = session.plan.model_copy(update={"rows": len(both), "steps": steps})
+    replayed = session.plan.model_copy(update={"method": "distill", "rows": len(both), "steps": steps})
     ways = {
-        f"rate / {SLOWER:g}": Branch("slower", slower, rows, dev, sft, session.run.scale),
-        f"replay ({share:.0%} of the learned tokens)": Branch(
-            "replay", replayed, both, tuple(distill.gold(r) for r in dev), distill, session.run.scale
-        ),
+        f"rate / {SLOWER:g}": Branch("slower", slower, rows, dev, session.run.scale),
+        f"replay ({share:.0%} of the learned tokens)": Branch("replay", replayed, both, dev, session.run.scale),
     }
     texts = {"task": forget.own_answers(session), "generic": forget.generic(session, forget.STANDARD_TOKENS)[0]}
     (tuned,) = session.families["tuned"]
@@ -87,7 +84,7 @@ def choose(ways: dict[str, dict[str, Any]], higher_is_better: bool) -> str:
     )
 
 
-def replay(session: Session) -> list[Rendered]:
+def replay(session: Session) -> list[TrainRow]:
     """The base's own greedy answers to prompts that are not of the task, with its shares: about a tenth as many as training rows."""
     count = max(8, len(session.rendered["train"]) // 10)
     asks = [ask.format(noun) for ask in ASKS for noun in probes.NOUNS][:count]
@@ -96,5 +93,5 @@ def replay(session: Session) -> list[Rendered]:
     with adapters.off(session.loaded().module):
         with session.talk.bar("replay answers", len(asked)) as note:
             said = generate.greedy(session.loaded(), asked, limit, functools.partial(note, words="rows"))
-        rows = [rendering.after(p, a, -1 - i) for i, (p, a) in enumerate(zip(asked, said, strict=True)) if a]
-        return list(distill.with_teacher(session.loaded(), rows, rows, session.plan.layout))
+        rows = [after(p, a, -1 - i) for i, (p, a) in enumerate(zip(asked, said, strict=True)) if a]
+        return distill.with_teacher(session.loaded(), rows, rows, session.plan.layout)

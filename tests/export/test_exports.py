@@ -1,0 +1,45 @@
+"""Exports load in PEFT and in plain transformers, and survive kills."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from build import copied, process
+
+from tunewright import api
+from tunewright.core.config import load
+from tunewright.model import adapters, loading
+from tunewright.train import checkpoints
+
+TORTURE = Path(__file__).parent.parent / "torture.py"
+
+
+def test_peft_loads_the_adapter_and_plain_transformers_the_merged_folder(labelled: api.Result) -> None:
+    """Neither uses anything of ours; the logits are those of the trained model."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    receipt = json.loads((labelled.path / "receipt.json").read_text())
+    ids = torch.tensor([list(range(5, 40))])
+    ours = loading.load(receipt["model"]["path"], torch.float32).module
+    adapters.attach(ours, load(labelled.path / "config.yaml").adapter, 0)
+    checkpoints.load_weights(labelled.path / "checkpoints" / "final.safetensors", adapters.trainable(ours))
+    base = AutoModelForCausalLM.from_pretrained(receipt["model"]["path"], dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, str(labelled.adapter)).eval()
+    merged = AutoModelForCausalLM.from_pretrained(labelled.path / "merged", dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = ours(ids).logits
+        assert torch.allclose(theirs(ids).logits, expected, atol=1e-5)
+        assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
+
+
+def test_a_killed_export_is_repeated_completely(tmp_path: Path, proved: Path) -> None:
+    run = copied(proved, tmp_path)
+    done = process(str(TORTURE), "--export", str(run), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills, unequal = map(int, re.findall(r"(\d+) kills of an export, (\d+) unequal", done.stdout)[-1])
+    assert kills > 15
+    assert unequal == 0

@@ -1,0 +1,304 @@
+"""A finished run's records with every kind of evidence, as the stages write them; numbers are plausible, texts are free."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tunewright.core.run_folder import Run
+
+ROWS = 12
+
+
+def comparison(difference: float = 0.2, verdict: str = "BETTER") -> dict[str, Any]:
+    return {"difference": difference, "interval": [difference - 0.1, difference + 0.1], "verdict": verdict}
+
+
+def arm(score: float, description: str, **more: Any) -> dict[str, Any]:
+    against = {"difference": 0.7 - score, "interval": [0.6 - score, 0.8 - score], "p_value": 0.002, "p_holm": 0.004}
+    plain = {"trained": False, "variant": "", "on_dev": None, "seconds": 3.0, "prompt_tokens": 40.0}
+    return {
+        **plain,
+        "description": description,
+        "score": score,
+        "summary": {"exact_match": score, "cut_answers": 0.0},
+        "interval": [score - 0.1, score + 0.1],
+        "tuned_minus_this": against,
+        **more,
+    }
+
+
+def arms() -> dict[str, Any]:
+    tuned = arm(0.7, "the trained weights, prompted as in training", trained=True)
+    del tuned["tuned_minus_this"]
+    return {
+        "zero_shot": arm(0.2, "the base model with the rows' own instruction", on_dev=0.25),
+        "nearest": arm(0.5, "the base model, shown the 4 most similar training rows", variant="k4", on_dev=0.55, prompt_tokens=410.0),
+        "classical": arm(0.4, "TF-IDF and logistic regression", trained=True, prompt_tokens=0.0),
+        "tuned": tuned,
+    }
+
+
+def probe(items: int, **more: Any) -> dict[str, Any]:
+    counts = {"lost": 40, "won": 18, "detectable": 0.063, "items": items}
+    return {**comparison(-0.06, "CANNOT TELL"), "base": 0.73, "tuned": 0.67, **counts, **more}
+
+
+def probes() -> dict[str, Any]:
+    kinds = {"begins": {"items": 30, "base": 0.0, "tuned": 0.1}, "json": {"items": 30, "base": 1.0, "tuned": 0.0}}
+    return {
+        "knowledge": probe(346, verdict="WORSE"),
+        "instructions": probe(300, kinds=kinds),
+        "refusal": {"base_rate": 0.07, "measured": False},
+    }
+
+
+def refusals_measured() -> dict[str, Any]:
+    pair = {k: v for k, v in probe(50).items() if k != "verdict"}
+    return {**probes(), "refusal": {"base_rate": 0.8, "measured": True, **pair}, "over_refusal": pair}
+
+
+def divergence(what: str, scales: int, **more: Any) -> dict[str, Any]:
+    return {
+        "what": what,
+        "rows": 37,
+        "tokens": 2016,
+        "base_bits": 0.847,
+        "kl_bits": [0.5 + i for i in range(scales)],
+        "kl_interval": [None, *([0.4 + i, 0.6 + i] for i in range(1, scales))],
+        "delta_bits": [0.4 + i for i in range(scales)],
+        **more,
+    }
+
+
+def forgetting() -> dict[str, Any]:
+    return {
+        "measured": True,
+        "scales": [0.5, 1.0],
+        "rule": "the smallest scale whose dev score is within one standard error of the best scale's",
+        "chosen": 1.0,
+        "task": divergence("the base model's own answers to dev prompts", 2),
+        "generic": divergence("bundled text of four kinds", 2, bytes=17392, base_bits_per_byte=1.1, delta_bits_per_byte=[-0.01, 0.03]),
+        "sweep": {"dev": {"0.5": 0.55, "1": 0.7}, "chosen": 0.5},
+        "probes": probes(),
+        "keep": probe(3, metric="exact_match"),
+    }
+
+
+def cost() -> dict[str, Any]:
+    time = {"p50": [3.57, 2.48, 5.79], "p95": [5.75, 4.79, 5.79]}
+    way = {
+        "prompt_tokens": 40.0,
+        "cached_tokens": 0,
+        "answer_tokens": 53.0,
+        "first_token": time,
+        "seconds": time,
+        "requests_per_second_together": 0.86,
+    }
+    ways = {"tuned, merged": way, "base, nearest": way, "base, nearest, prompt cached": {**way, "cached_tokens": 20}}
+    money = {
+        "per_thousand": dict.fromkeys(ways, 0.32),
+        "training_and_judging": 0.21,
+        "break_even_requests": 12345,
+    }
+    return {"measured": True, "requests": 8, "together": 8, "ways": ways, "money": money}
+
+
+def curve() -> dict[str, Any]:
+    points = [{"rows": 83 * 2**i, "seeds": [0.4 + 0.1 * i, 0.42 + 0.1 * i], "score": 0.41 + 0.1 * i} for i in range(4)]
+    back = {"predicted": 0.68, "interval": [0.6, 0.75], "measured": 0.71}
+    return {
+        "points": points,
+        "doubling": {"gain": 0.1, "interval": [0.05, 0.15], "seeds": 2, "word": "helps"},
+        "forecast": {"told": True, "rows": 1328, "score": 0.78, "interval": [0.7, 0.85], "alpha": 0.1, "back_test": back},
+        "recipe": "same epochs and rate at every size, the same test rows",
+    }
+
+
+def suspects(count: int) -> list[dict[str, Any]]:
+    return [
+        {"row": i, "given": "neutral", "likelier": "positive", "chance": 0.99, "where": f"data/rows.csv:{i + 2}"}
+        for i in range(count)
+    ]
+
+
+def crossfit() -> dict[str, Any]:
+    found = {"rate": 0.39, "interval": [0.335, 0.45], "expected": 2.1, "suspects": suspects(3)}
+    return {"measured": True, "folds": 2, "cuts": 2, "rows": 690, **found}
+
+
+def cleaning() -> dict[str, Any]:
+    flagged = {"duplicates": 3, "labels that look wrong": 12}
+    return {"measured": True, "flagged": flagged, "rows": 441, "cleaned": 0.575, "as_is": 0.658, **comparison(-0.08, "CANNOT TELL")}
+
+
+def calibration() -> dict[str, Any]:
+    side = {"log_loss": 0.81, "brier": 0.47, "ece": 0.16, "ece_interval": [0.0, 0.23]}
+    return {
+        "temperature": 0.63,
+        "as_given": side,
+        "tempered": side,
+        "rows": 73,
+        "enough_rows": False,
+        "wanted": 0.95,
+        "curve": [[0.99, 0.1, 1.0], [0.8, 0.5, 0.9], [0.3, 1.0, 0.7]],
+        "handover": {"threshold": 0.708, "answered": 0.49, "accuracy": 0.806, "interval": [0.65, 0.902]},
+    }
+
+
+def mitigation() -> dict[str, Any]:
+    text = {"kl_bits": 0.5, "delta_bits": 0.1}
+    ways = {name: {"dev": 0.7, "task": text, "generic": text} for name in ("as it is", "rate / 3")}
+    return {"measured": True, "rule": "the least KL on generic text", "chosen": "rate / 3", "ways": ways}
+
+
+def distillation() -> dict[str, Any]:
+    tokens = {"student": 49.0, "teacher": 50.0}
+    figures = {"prompts": 16, "student": 0.274, "teacher": 0.479, "same_answers": 0.589, "prompt_tokens": tokens}
+    return {"measured": True, **figures, **comparison(-0.2, "WORSE")}
+
+
+def verdict() -> dict[str, Any]:
+    """verdict.json after the stage `report`, with what every other stage measured."""
+    return {
+        **comparison(0.2, "BETTER"),
+        "metric": "accuracy",
+        "task": "label",
+        "tuned": 0.7,
+        "comparator": {"name": "nearest", "score": 0.5, "variant": "k4", "chosen_on": "dev", "on_dev": {"nearest": 0.55}},
+        "arms": arms(),
+        "n": ROWS,
+        "clusters": ROWS,
+        "groups": list(range(ROWS)),
+        "p_value": 0.002,
+        "test": "Newcombe paired interval, exact McNemar",
+        "only_tuned": 3,
+        "only_other": 1,
+        "margin": 0.02,
+        "alpha": 0.05,
+        "rows_needed": None,
+        "unbeaten": [],
+        "max_new_tokens": 96,
+        "test_reads": 2,
+        "dev_rows": 37,
+        "protocol": "92e27c4b",
+        "variants_on_dev": {"zero_shot": 0.25, "nearest-k4": 0.55},
+        "again": {"rows": 16, "changed": 0, "floor": 0.0},
+        "overlap": {"rows": 2, "tuned": 0.69, "comparator": 0.5, "difference": 0.19, "interval": [0.1, 0.3]},
+        "corpus": {"metric": "macro_f1", "tuned": 0.57, "comparator": 0.41, "difference": 0.16, "interval": [0.05, 0.29]},
+        "calibration": calibration(),
+        "retention": forgetting(),
+        "cost": cost(),
+        "curve": curve(),
+        "crossfit": crossfit(),
+        "cleaning": cleaning(),
+        "mitigation": mitigation(),
+        "internalised": distillation(),
+    }
+
+
+def plan() -> dict[str, Any]:
+    adapter = {"kind": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["all-linear"]}
+    estimate = {"tokens_per_second": 275.0, "train_seconds": 35.6, "peak_gb": 1.7, "reason": "1 pass on real rows at 275 tokens/s"}
+    return {
+        "rows": 1327,
+        "supervised_tokens": 1380,
+        "steps": 20,
+        "batch_size": 8,
+        "lr": 0.0026,
+        "seed": 0,
+        "adapter": adapter,
+        "estimate": estimate,
+        "reasons": {"steps": "as asked", "lr": "narrower models take larger steps"},
+    }
+
+
+def audit() -> dict[str, Any]:
+    message = "41 rows are near-duplicates (18 groups)"
+    finding = {"level": "notice", "code": "NEAR_DUPLICATES", "message": message, "rows": list(range(9)), "groups": []}
+    return {
+        "rows": 800,
+        "format": "label",
+        "task": {"kind": "label", "metric": "accuracy", "reason": "3 different short answers", "labels": ["negative", "positive"]},
+        "characters": {"min": 3.0, "median": 72.0, "p95": 142.0, "max": 151.0},
+        "labels": {"positive": 326, "negative": 267},
+        "ceiling": 0.97,
+        "findings": [{**finding, "where": [f"data/rows.csv:{i + 2}" for i in range(9)]}, {**finding, "level": "warning", "where": []}],
+        "suspects": suspects(51),
+        "unused": {"id": 800},
+        "notices": [],
+        "sides": {"train": 690, "dev": 37, "test": 73},
+        "sha256": "9f15bf46",
+    }
+
+
+def receipt() -> dict[str, Any]:
+    length = {"tokens_median": 54.5, "learned_median": 2.0, "tokens_p95": 73.0, "tokens_longest": 102.0, "learned_longest": 2.0}
+    return {
+        "command": "tunewright run rows.csv --name one",
+        "versions": {"python": "3.11.7", "tunewright": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+        "hashes": {"data": "9f15bf46fdaa67d30efab19b24360aaf89d69136eb3deec041942b637eba779d", "model": "645a1bc5c9dec9bb"},
+        "model": {"name": "smollm2-135m", "path": "models/smollm2", "sha256": "645a1bc5c9dec9bbe6ea249614a89c34"},
+        "template": {"kwargs": {}, "note": "", "day": ""},
+        "machine": {"processor": "AMD EPYC", "cores": 2, "memory_gb": 25.3},
+        "seed": 0,
+        "lengths": {side: {"rows": 690, **length} for side in ("train", "dev", "test")},
+    }
+
+
+def training() -> dict[str, Any]:
+    figures = {"tokens": 8988, "seconds": 43.5, "peak_gb": 1.72, "trained": 4884480, "total": 139399488}
+    losses = {"best_step": 20, "best_dev_loss": 0.36, "first_dev_loss": 3.05}
+    return {"steps": 20, "stopped_early": False, **losses, **figures}
+
+
+def exports() -> list[dict[str, Any]]:
+    figures = {"dtype": "float32", "largest_difference": 3.8e-05, "same_texts": 8, "canaries": 8}
+    return [
+        {"kind": "adapter", "path": "runs/one/adapter", **figures, "loaded_with": "tunewright, base model and adapter"},
+        {"kind": "merged", "path": "runs/one/merged", **figures, "loaded_with": "transformers alone"},
+    ]
+
+
+def scores(right: float) -> list[dict[str, Any]]:
+    """The lines of one arm; every third row is answered otherwise than its neighbours."""
+    messages = [{"role": "system", "content": "Say it."}, {"role": "user", "content": "fire and flame"}]
+    return [
+        {"row": i, "where": f"data/rows.csv:{i + 2}", "messages": messages, "target": "warm", "answer": "cold", "score": (right + i / 3) % 1}
+        for i in range(ROWS)
+    ]
+
+
+def everything() -> dict[str, Any]:
+    """File name without suffix -> record: of one run folder."""
+    lines = [{"step": s, "loss": 3.0 / (s + 1), **({"dev_loss": 2.0 / (s + 1)} if s % 10 == 0 else {})} for s in range(21)]
+    return {
+        "verdict": verdict(),
+        "plan": plan(),
+        "data/audit": audit(),
+        "receipt": receipt(),
+        "training": training(),
+        "forgetting": forgetting(),
+        "protocol": {"detectable": 0.18, "assumed": "the arms disagree on 30% of them"},
+        "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "told": "4 turns of 4 rows", "held": True}]},
+        "export": exports(),
+        "metrics": lines,
+        "events": [{"time": "", "event": "went_on_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
+        "scores/tuned": scores(0.9),
+        "scores/nearest": scores(0.4),
+    }
+
+
+LINES = ("metrics", "events", "scores/tuned", "scores/nearest")
+
+
+def write(folder: Path, records: dict[str, Any]) -> Run:
+    """The run folder that holds these records; a record that is None has no file."""
+    for name, record in records.items():
+        file = folder / f"{name}.{'jsonl' if name in LINES else 'json'}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if record is not None:
+            lines = "".join(json.dumps(x) + "\n" for x in record) if name in LINES else json.dumps(record)
+            file.write_text(lines, encoding="utf-8")
+    return Run(folder)

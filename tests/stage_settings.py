@@ -1,0 +1,19 @@
+"""Settings of single stages, and what the stage makes of another value than the default. The run is the fixture `full`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Reader = Callable[[str], Any]  # a JSON file of the run by its name
+LATE: dict[str, Callable[[Reader], bool]] = {
+    "experiments.prompt_distillation": lambda read: read("internalised")["prompts"] == 10,
+    "experiments.crossfit": lambda read: read("crossfit")["measured"],
+    "experiments.cleaning": lambda read: read("cleaning")["measured"],
+    "forget.regression_rows": lambda read: read("forgetting")["keep"]["items"] == 3,
+    "forget.scales": lambda read: read("forgetting")["scales"] == [0.5, 1.0],
+    "experiments.mitigation": lambda read: read("mitigation")["measured"],
+    "cost.requests": lambda read: read("cost")["requests"] == 4,
+    "cost.batch_size": lambda read: read("cost")["together"] == 2,
+    "cost.price_per_hour": lambda read: read("cost")["money"]["training_and_judging"] > 0,
+}

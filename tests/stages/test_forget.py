@@ -1,0 +1,59 @@
+"""Forgetting, its mitigation and what a request costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from build import Folder, read
+from safetensors.torch import load_file
+
+from tunewright import api
+from tunewright.core.run_folder import Run, read_lines
+from tunewright.model import peft_format
+from tunewright.run import chat
+
+
+def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> None:
+    f = read(full.path, "forgetting")
+    assert f["scales"] == [0.5, 1.0]
+    for text in ("task", "generic"):
+        assert 0 < f[text]["kl_bits"][0] < f[text]["kl_bits"][1]
+    generic = f["generic"]
+    assert generic["delta_bits_per_byte"][1] == pytest.approx(generic["delta_bits"][1] * generic["tokens"] / generic["bytes"])
+    assert 1 < generic["base_bits_per_byte"] < 9
+    assert f["probes"]["knowledge"]["items"] >= 300
+    following = f["probes"]["instructions"]
+    assert following["items"] == sum(k["items"] for k in following["kinds"].values()) == 300
+    assert sum(k["tuned"] * k["items"] for k in following["kinds"].values()) / 300 == pytest.approx(following["tuned"])
+    assert f["probes"]["refusal"] == {"base_rate": 0.0, "measured": False}  # a random model does not refuse
+    assert f["keep"]["items"] == 3
+    m = read(full.path, "mitigation")
+    assert set(m["ways"]) >= {"as it is", "rate / 3"}
+    assert len(m["ways"]) == 3
+    assert m["ways"]["rate / 3"]["generic"]["kl_bits"] < m["ways"]["as it is"]["generic"]["kl_bits"]
+    assert m["chosen"] in m["ways"]
+    c = read(full.path, "cost")
+    assert {w.split(",")[0] for w in c["ways"]} >= {"tuned", "base"} or full.verdict["comparator"]["name"] == "constant"
+    assert c["money"]["per_thousand"]
+
+
+def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_folder: Folder) -> None:
+    """Labels by chance: no scale of the update scores better than another, so the rule takes the smallest."""
+    rows = [f"lot {i * 37 % 1009},{'warm' if i * i % 7 > 3 else 'cold'}\n" for i in range(80)]
+    (tmp_path / "labels.csv").write_text("text,label\n" + "".join(rows))
+    done = api.run(tmp_path / "labels.csv", model=str(model_folder("llama")), name="less", root=tmp_path, threads=1,
+                  train__steps=4, train__batch_size=4, train__dtype="float32", prove__few_shot=[], prove__max_dev_rows=8,
+                  forget__apply_best_scale=True, forget__scales=[0.25])  # fmt: skip
+    run = Run(done.path)
+    assert run.scale == read(done.path, "forgetting")["chosen"] == 0.25
+    trained, exported = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
+    served = peft_format.state(chat.load(run).model)
+    for name, tensor in trained.items():
+        expected = tensor * 0.25 if "lora_B" in name else tensor
+        mine = f"base_model.model.{name}.weight"
+        assert torch.equal(exported[mine], expected), name
+        assert torch.equal(served[mine], expected), name
+    chosen, swept = (list(read_lines(run.scores / "dev" / f"{name}.jsonl")) for name in ("tuned", "tuned-scale0.25"))
+    assert [{**line, "key": ""} for line in chosen] == [{**line, "key": ""} for line in swept], "calibration reads the same model"

@@ -1,0 +1,85 @@
+"""What training survives: kills at every touch of the disk, damaged checkpoints, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from build import flip, plan_of, process, rows, tiny_model
+
+from tunewright.core.run_folder import Run
+from tunewright.methods import sft
+from tunewright.model import adapters
+from tunewright.train import checkpoints, loop
+
+TORTURE = Path(__file__).parent.parent / "torture.py"
+
+
+def test_a_killed_and_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """The short form of `make torture`."""
+    done = process(str(TORTURE), "--kills", "40", "--minutes", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills, finished, lost, unequal = map(
+        int, re.findall(r"(\d+) kills, \d+ full disks, (\d+) runs, (\d+) lost, (\d+) unequal", done.stdout)[-1]
+    )
+    assert kills >= 10
+    assert finished >= 5
+    assert (lost, unequal) == (0, 0)
+
+
+def train(folder: Path, steps: int = 6) -> tuple[list[torch.Tensor], Run]:
+    run, plan = Run(folder), plan_of(steps=6, checkpoint_every=2, eval_every=3)
+    folder.mkdir(exist_ok=True)
+    model = tiny_model()
+    adapters.attach(model, plan.adapter, plan.seed)
+
+    def stop(p: loop.Progress) -> None:
+        if p.step == steps < plan.steps:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        loop.train(model, sft, rows(9), rows(3, seed=5), plan, run, {"data": "d"}, stop)
+    return [p.detach().clone() for p in adapters.trainable(model).values()], run
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("weights.safetensors", flip),
+        ("optimizer.safetensors", flip),
+        ("weights.safetensors", lambda f: f.write_bytes(f.read_bytes()[:-9])),
+        ("state.json", lambda f: f.write_text("{")),
+        ("state.json", lambda f: f.unlink()),
+        ("COMPLETE", lambda f: f.write_text("")),
+        ("../best-000003.safetensors", flip),
+    ],
+)
+def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
+    tmp_path: Path, file: str, damage: Callable[[Path], Any]
+) -> None:
+    straight, _ = train(tmp_path / "straight")
+    _, run = train(tmp_path / "stopped", steps=5)
+    damage(run.checkpoints / "step-000004" / file)
+    newest, damaged = checkpoints.newest(run.checkpoints)
+    assert newest is not None
+    assert newest.name == "step-000002"
+    assert len(damaged) == 1
+    assert "step-000004" in damaged[0]
+    again, _ = train(tmp_path / "stopped")
+    assert all(torch.equal(a, b) for a, b in zip(straight, again, strict=True))
+
+
+def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    with loop._interrupts() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

@@ -1,0 +1,68 @@
+"""What a stage is given: the run and its data; then what follows from files alone; then, with a plan, everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunewright.core.config import Config, Plan
+from tunewright.core.console import Console
+from tunewright.core.run_folder import Run
+from tunewright.data.dataset import Dataset
+from tunewright.judge.protocol import Protocol
+from tunewright.run.answers import Answers
+from tunewright.run.inputs import Inputs
+from tunewright.run.models import Models
+
+
+@dataclass(frozen=True)
+class Context:
+    """An opened run. ``command``: how the user started it, for the receipt."""
+
+    run: Run
+    config: Config
+    console: Console
+    command: str
+    data: Dataset
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run whose model is known but whose plan is not made yet."""
+
+    context: Context
+    inputs: Inputs
+    models: Models
+
+
+@dataclass(frozen=True)
+class Work:
+    """A planned run: what every stage after `plan` is given."""
+
+    setup: Setup
+    plan: Plan
+    protocol: Protocol
+    answers: Answers
+
+    @property
+    def run(self) -> Run:
+        return self.setup.context.run
+
+    @property
+    def config(self) -> Config:
+        return self.setup.context.config
+
+    @property
+    def console(self) -> Console:
+        return self.setup.context.console
+
+    @property
+    def data(self) -> Dataset:
+        return self.setup.context.data
+
+    @property
+    def inputs(self) -> Inputs:
+        return self.setup.inputs
+
+    @property
+    def models(self) -> Models:
+        return self.setup.models

@@ -1,0 +1,105 @@
+"""The loaded modules of one process: the only mutable object of a run. Weights are put into a module by name, never assumed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tunewright.core.config import Plan
+from tunewright.core.errors import RunError
+from tunewright.core.run_folder import sha256
+from tunewright.model import adapters, fused_llama, language_model, loading
+from tunewright.model.facts import Facts
+from tunewright.model.language_model import LanguageModel
+from tunewright.run.weights import Weights
+from tunewright.train import checkpoints
+
+
+class Models:
+    """One module with the adapter attached, used for all weights of the run and its branches in turn, and one of the base where
+    training changes all weights. ``device``: cpu or cuda."""
+
+    def __init__(self, facts: Facts, device: str) -> None:
+        self._facts, self._device = facts, device
+        self._adapted: LanguageModel | None = None
+        self._base: LanguageModel | None = None
+        self._kind: object = None  # what the adapted module was built for
+        self._holds: str | None = None  # sha256 of the weights in it; None: unknown, or in training
+
+    @contextmanager
+    def at(self, weights: Weights) -> Iterator[LanguageModel]:
+        """Within, a model that computes with exactly these weights. Raises RUN_DAMAGED if their file is not what was written."""
+        if weights.file is None:
+            with self._at_base(weights.plan) as model:
+                yield model
+            return
+        model = self._module(weights.plan)
+        if self._holds != weights.sha256:
+            self._holds = None
+            _check(weights)
+            checkpoints.load_weights(weights.file, adapters.trainable(model.module))
+            self._holds = weights.sha256
+        before = self._holds
+        with adapters.scaled(model.module, weights.scale):
+            yield model
+        assert self._holds == before, "other weights were loaded while these were in use"
+
+    def untrained(self, plan: Plan) -> LanguageModel:
+        """A model to train: the base with the adapter's initial values, which depend on the plan's seed alone."""
+        if plan.adapter.kind == "none":
+            self._adapted = None  # all weights may have been trained: only the file has the base's
+        model = self._module(plan)
+        adapters.initialise(model.module, plan.adapter, plan.seed)
+        self._holds = None
+        return model
+
+    def merged(self, weights: Weights) -> LanguageModel:
+        """A model of its own whose linear layers hold the adapter's update."""
+        assert weights.file is not None
+        _check(weights)
+        model = self._load(weights.plan)
+        checkpoints.load_weights(weights.file, adapters.trainable(model.module))
+        adapters.scale_in_place(model.module, weights.scale)
+        adapters.merge(model.module)
+        return dataclasses.replace(model, kernels="transformers")
+
+    @contextmanager
+    def _at_base(self, plan: Plan) -> Iterator[LanguageModel]:
+        if plan.adapter.kind != "none":
+            model = self._module(plan)
+            with adapters.off(model.module):
+                yield model
+            return
+        if self._base is None:
+            self._base = loading.load(self._facts.path, loading.torch_dtype(plan.dtype))
+            self._base.module.to(self._device)
+        yield self._base
+
+    def _module(self, plan: Plan) -> LanguageModel:
+        """The adapted module, computing as the plan says."""
+        kind = (plan.adapter, plan.dtype)
+        if self._adapted is None or self._kind != kind:
+            self._adapted, self._kind, self._holds = self._load(plan), kind, None
+        module = self._adapted.module
+        fused = plan.kernels == "fused" and fused_llama.applies(module)
+        if plan.gradient_checkpointing == "layers" and not fused:
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+        return dataclasses.replace(self._adapted, kernels="fused" if fused else "transformers")
+
+    def _load(self, plan: Plan) -> LanguageModel:
+        model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype))
+        adapters.attach(model.module, plan.adapter, plan.seed)
+        model.module.to(self._device)
+        return language_model.of(model.module) if plan.adapter.kind == "none" else model
+
+
+def _check(weights: Weights) -> None:
+    assert weights.file is not None
+    if sha256(weights.file) != weights.sha256:
+        raise RunError(
+            "RUN_DAMAGED",
+            "the trained weights are not the ones that training wrote.",
+            where=str(weights.file),
+            fix="remove training.json beside `checkpoints`: the same command writes the weights again from the last checkpoint.",
+        )

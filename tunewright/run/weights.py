@@ -1,0 +1,33 @@
+"""Weights as a value: which file, its hash, at which scale. Who asks for answers names weights, never a module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunewright.core import records
+from tunewright.core.config import Plan
+from tunewright.core.records import ANY_TRAINING
+from tunewright.core.run_folder import Run
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``plan`` says what they are weights of (adapter, dtype, kernels). ``file`` None: the base model. ``sha256``: of the file,
+    as training recorded it. ``scale``: of the adapter's update; 1 is the update as trained."""
+
+    plan: Plan
+    file: Path | None = None
+    sha256: str = ""
+    scale: float = 1.0
+
+
+def base(plan: Plan) -> Weights:
+    """The base model, in the plan's dtype."""
+    return Weights(plan)
+
+
+def trained(run: Run, plan: Plan, scale: float | None = None) -> Weights:
+    """What the training in ``run`` (a run or a branch) kept, at the run's own scale unless another is given."""
+    sha256 = records.read(run.training, ANY_TRAINING).weights_sha256
+    return Weights(plan, run.weights, sha256, run.scale if scale is None else scale)

@@ -1,0 +1,92 @@
+"""What is trained on: token sequences with loss weights, and the rows that tie sequences together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunewright.core.errors import ModelError
+
+# Numbers that a method keeps with a row or a batch, by name: a teacher's probabilities, a reference model's log-probability.
+Signal = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Token ids of one sequence; ``weights[t]`` is the loss weight of predicting ``ids[t]`` (``weights[0]`` is 0)."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    row: int
+
+    @property
+    def supervised(self) -> int:
+        """Number of tokens that carry loss."""
+        return sum(w != 0 for w in self.weights)
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """Sequences that are trained together: in one step and in one forward pass, in this order.
+
+    One sequence in supervised fine-tuning; a chosen and a rejected answer, or a group of samples, in other methods. ``row``
+    is the row of the data set they were rendered from, ``signal`` what else the method needs of it.
+    """
+
+    sequences: tuple[Rendered, ...]
+    row: int
+    signal: Signal = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(s.ids) for s in self.sequences)
+
+    @property
+    def supervised(self) -> int:
+        return sum(s.supervised for s in self.sequences)
+
+
+def after(prompt: Sequence[int], answer: Sequence[int], row: int) -> Rendered:
+    """``prompt`` followed by ``answer``, the answer with weight 1."""
+    return Rendered((*prompt, *answer), (*[0.0] * len(prompt), *[1.0] * len(answer)), row)
+
+
+def single(sequence: Rendered) -> TrainRow:
+    """A row of one sequence."""
+    return TrainRow((sequence,), sequence.row)
+
+
+def flat(rows: Iterable[TrainRow]) -> list[Rendered]:
+    """The rows' sequences, in order."""
+    return [s for r in rows for s in r.sequences]
+
+
+def digest(rows: Iterable[TrainRow]) -> str:
+    """sha256 over all that training reads of the rows: tokens, weights, signals, and which sequences belong together.
+
+    A run that is resumed must find the same: rows that a method annotated are not a function of the data files alone.
+    """
+    found = hashlib.sha256()
+    for r in rows:
+        found.update(f"{r.row} {[(s.ids, s.weights) for s in r.sequences]!r}\n".encode())
+        for name in sorted(r.signal):
+            values = np.ascontiguousarray(r.signal[name])
+            found.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+            found.update(values.tobytes())
+    return found.hexdigest()
+
+
+def check_ids(rows: Iterable[TrainRow], vocabulary: int, folder: str) -> None:
+    """Raises TOKENIZER_MISMATCH where a row holds a token for which the model has no embedding."""
+    highest = max((max(s.ids) for s in flat(rows)), default=0)
+    if highest >= vocabulary:
+        raise ModelError(
+            "TOKENIZER_MISMATCH",
+            f"a row holds token {highest}; the model has embeddings for {vocabulary}.",
+            where=folder,
+            fix="use the tokenizer that belongs to these weights.",
+        )

@@ -1,0 +1,120 @@
+"""One optimizer step, and the dev loss: the method's batches, one division by their summed weight, clip, AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from tunewright.core.config import Plan
+from tunewright.core.errors import TrainError
+from tunewright.methods import METHODS
+from tunewright.model.adapters import trainable
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens import packing
+from tunewright.tokens.sequences import TrainRow
+
+FLOOR = 0.02
+# Dev losses are compared with each other, so whatever a method draws for them is drawn as for this step.
+DEV_STEP = 0
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model, its trained tensors by name, and their optimizer. All three change as steps are taken."""
+
+    model: LanguageModel
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.AdamW
+
+
+@dataclass(frozen=True)
+class Step:
+    """``loss`` per unit of the method's weight (nats per supervised token, in fine-tuning), ``metrics`` likewise; ``norm`` of
+    the gradient before clipping; ``tokens`` of the rows, of which ``computed`` went through the model; ``supervised``: the
+    weights of their supervised tokens, summed."""
+
+    loss: float
+    norm: float
+    tokens: int
+    computed: int
+    supervised: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def learner(model: LanguageModel, plan: Plan) -> Learner:
+    parameters = trainable(model.module)
+    return Learner(model, parameters, make_optimizer(parameters, plan))
+
+
+def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> torch.optim.AdamW:
+    """AdamW (betas 0.9, 0.999; eps 1e-8); decay on matrices only, never on norms, biases or magnitudes."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    others = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.lr, betas=(0.9, 0.999), eps=1e-8)
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Rate of step ``step`` (from 0): linear warm-up, then decay to ``FLOOR`` of the peak at the last step."""
+    if step < plan.warmup_steps:
+        return plan.lr * (step + 1) / plan.warmup_steps
+    if plan.schedule == "constant":
+        return plan.lr
+    done = (step - plan.warmup_steps) / max(1, plan.steps - 1 - plan.warmup_steps)
+    shape = 1 - done if plan.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return plan.lr * (FLOOR + (1 - FLOOR) * shape)
+
+
+def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int) -> Step:
+    """Take global step ``step`` (from 0). Raises TRAIN_NOT_FINITE, and then the weights are as before."""
+    method, module = METHODS[plan.method], learner.model.module
+    torch.manual_seed(plan.seed * 1_000_003 + step)  # dropout is a function of (seed, step), so a resumed run draws the same
+    chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
+    batches = method.batches(learner.model, rows, chosen, plan, step)
+    # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).
+    weight = sum(method.weight(b) for b in batches)
+    learner.optimizer.zero_grad(set_to_none=True)
+    module.train()
+    total, metrics = 0.0, dict[str, float]()
+    for batch in batches:
+        part = method.loss(learner.model, batch, plan)
+        (part.sum / weight).backward()  # type: ignore[no-untyped-call]
+        total += float(part.sum.detach())
+        for name, value in part.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+    module.eval()
+    norm = float(torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm))
+    loss = total / weight
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainError(
+            "TRAIN_NOT_FINITE",
+            f"step {step + 1}: loss {loss}, gradient norm {norm}; the step was not taken.",
+            fix="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.",
+        )
+    for group in learner.optimizer.param_groups:
+        group["lr"] = learning_rate(plan, step)
+    learner.optimizer.step()
+    return Step(
+        loss=loss,
+        norm=norm,
+        tokens=sum(b.tokens for b in batches),
+        computed=sum(b.ids_BT.size for b in batches),
+        supervised=float(sum(b.weight_N.sum() for b in batches)),
+        metrics={name: value / weight for name, value in metrics.items()},
+    )
+
+
+@torch.no_grad()
+def dev_loss(model: LanguageModel, dev: Sequence[TrainRow], plan: Plan) -> float:
+    """Loss over all dev rows, divided as in a step; dropout off."""
+    method, module = METHODS[plan.method], model.module
+    was = module.training
+    module.eval()
+    total, weight = 0.0, 0.0  # not sum(), which compensates for rounding since Python 3.12: other bits by version
+    for batch in method.batches(model, dev, range(len(dev)), plan, DEV_STEP):
+        total, weight = total + float(method.loss(model, batch, plan).sum), weight + method.weight(batch)
+    module.train(was)
+    return total / weight
