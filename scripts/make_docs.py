@@ -127,23 +127,24 @@ def architecture_page() -> str:
     sys.path.insert(0, str(ROOT / "tests"))
     from test_architecture import FOLDERS
 
-    modules = [(first_sentence(p), p.relative_to(PACKAGE).parts) for p in sorted(PACKAGE.rglob("*.py"))]
+    modules = [(p.relative_to(PACKAGE).parts, first_sentence(p)) for p in sorted(PACKAGE.rglob("*.py"))]
     lines = []
     for folder in FOLDERS:
-        inside = [(text, parts) for text, parts in modules if parts[0].removesuffix(".py") == folder]
-        for text, parts in sorted(inside, key=lambda m: (len(m[1]) > 2, m[1][:-1], m[1][-1] != "__init__.py", m[1])):
-            name = "/".join(parts).removesuffix("__init__.py")
-            lines.append(f"{'  ' * (len(parts) - 1) * (not name.endswith('/'))}{name.split('/')[-1] or name}|{text}")
-    width = max(line.index("|") for line in lines) + 2
-    tree = "".join(f"{name:<{width}}{text}\n" for name, text in (line.split("|", 1) for line in lines))
+        inside = [(parts, text) for parts, text in modules if parts[0].removesuffix(".py") == folder]
+        for parts, text in sorted(inside, key=lambda m: (m[0][:-1], m[0][-1] != "__init__.py", m[0])):
+            *folders, file = parts
+            name = "/".join(folders) + "/" if file == "__init__.py" else f"{'  ' if folders else ''}{file}"
+            lines.append((name, text))
+    width = max(len(name) for name, _ in lines) + 2
+    tree = "".join(f"{name:<{width}}{text}\n" for name, text in lines)
     return between((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), TREE, f"```\n{tree}```\n")
 
 
 def first_sentence(path: Path) -> str:
-    """The first sentence of a module's docstring."""
+    """The first sentence of a module's docstring, without its full stop."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return re.split(r"(?<!e\.g)(?<!i\.e)(?<!vs)[.:]\s", paragraph)[0].removesuffix(".").removesuffix(":")
+    return re.split(r"(?<=\?)\s|(?<!al)(?<!e\.g)(?<!i\.e)(?<!vs)\.\s", paragraph)[0].removesuffix(".").removesuffix(":")
 
 
 def correctness_page() -> str:
