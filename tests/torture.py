@@ -35,7 +35,9 @@ import torch
 from tunewright.core.config import AdapterConfig, Plan, load
 from tunewright.core.errors import TrainError
 from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
+from tunewright.core.records import ExportCheck
 from tunewright.export import export
+from tunewright.export.kind import Export, Source
 from tunewright.methods import sft
 from tunewright.model import adapters, loading
 from tunewright.tokens import rendering
@@ -235,13 +237,14 @@ def export_killed(path: Path) -> tuple[int, int]:
     facts = read_facts(load(run.config).model)
     template, plan = load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
 
-    def unchecked(kind: str, folder: Path, *_: Any) -> export.ExportCheck:
-        return export.ExportCheck(kind, folder.name, "float32", 0.0, 1, 1, "")
+    def unchecked(row: Export, folder: Path, *_: Any) -> ExportCheck:
+        same = {"largest_difference": 0.0, "same_texts": 1, "canaries": 1, "loaded_with": ""}
+        return ExportCheck(kind=row.kind, path=folder.name, dtype="float32", **same)
 
     def work(run: Run) -> int:
         export._check = unchecked
         with writing(run):
-            export.export(run, load(run.config), plan, facts, template, [[1, 2, 3]], [template.eos])
+            export.export(Source(run, load(run.config), plan, facts, template), [[1, 2, 3]], [template.eos])
         return FINISHED
 
     def found(run: Run) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tunewright.core.config import Config, explain
 from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
-from tunewright.export import export
+from tunewright.export import merged
 from tunewright.judge import calibration
 from tunewright.model import loading
 from tunewright.run.session import Session
@@ -204,7 +204,7 @@ def test_settings_that_single_functions_read() -> None:
 
     assert verdict(0.01) != verdict(0.3)
     facts: Any = SimpleNamespace(parameters=10, dtype="F32")
-    assert [export.merged_dtype(config.load(None, export__dtype=d), facts)[0] for d in ("float16", "auto")] == [
+    assert [merged.stored(config.load(None, export__dtype=d), facts) for d in ("float16", "auto")] == [
         "float16",
         "float32",
     ]

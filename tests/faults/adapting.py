@@ -17,7 +17,7 @@ from faults import Fault, Patch, refused
 from faults.computing import model_of
 from tunewright.core.config import AdapterConfig, Config, DataConfig
 from tunewright.data import dataset
-from tunewright.export import export
+from tunewright.export import merged
 from tunewright.model import adapters, kl, peft_format
 from tunewright.tokens.template import Template
 
@@ -103,7 +103,7 @@ def the_head_is_saved() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config("llama", tie_word_embeddings=False)).eval()
     with tempfile.TemporaryDirectory() as folder:
-        export._save_merged(model, TEMPLATE, Path(folder) / "merged", torch.float32)
+        merged.save(model, TEMPLATE, Path(folder) / "merged", torch.float32)
         again = AutoModelForCausalLM.from_pretrained(Path(folder) / "merged").eval()
     assert torch.equal(logits(model), logits(again))
 
@@ -150,15 +150,15 @@ def all_in_bfloat16(patch: Patch) -> None:
 
 def saved_as_declared() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        export._save_merged(tiny_model(), TEMPLATE, Path(folder) / "merged", torch.bfloat16)
+        merged.save(tiny_model(), TEMPLATE, Path(folder) / "merged", torch.bfloat16)
         with safe_open(Path(folder) / "merged" / "model.safetensors", "pt") as tensors:
             found = {tensors.get_slice(k).get_dtype() for k in tensors.keys()}  # noqa: SIM118
     assert found == {"BF16"}
 
 
 def saved_as_it_was(patch: Patch) -> None:
-    plain = export._save_merged
-    patch.setattr(export, "_save_merged", lambda model, template, folder, dtype: plain(model, template, folder, torch.float32))
+    plain = merged.save
+    patch.setattr(merged, "save", lambda model, template, folder, dtype: plain(model, template, folder, torch.float32))
 
 
 def off_is_the_base() -> None:

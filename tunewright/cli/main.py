@@ -102,7 +102,7 @@ def check(
     from tunewright.data import dataset
 
     data = dataset.load(_config(source, settings, None))
-    if data.task.kind == "label" and not as_json:
+    if data.task.labels and not as_json:
         typer.secho("looking for wrong labels (a few seconds for thousands of rows) ...", dim=True, err=True)
     audit = data.audit_json()
     if page is not None:
@@ -405,7 +405,7 @@ def _command() -> str:
 
 def _verdict(session: Session, as_json: bool) -> None:
     from tunewright.core.run_folder import read_json
-    from tunewright.stages.prove import sentence
+    from tunewright.judge.verdict import sentence
 
     if as_json:
         out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})

@@ -149,7 +149,9 @@ def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:
 def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Finding]:
     groups = [tuple(g) for g in _groups(questions) if len({targets[i] for i in g}) > 1]
     most = f"{ceiling(questions, targets):.1%}"
-    message = f"{{rows}} rows give different answers to {{groups}} questions; no model can match more than {most} of all rows exactly"
+    message = (
+        f"{{rows}} rows give different answers to {{groups}} questions; no model can match more than {most} of all rows exactly"
+    )
     return _grouped("warning", "CONTRADICTIONS", message, groups)
 
 

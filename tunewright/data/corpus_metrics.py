@@ -95,7 +95,8 @@ def _chrf(sums: Floats) -> Floats:
 
 def _ratio(part: Floats, total: Floats, empty: float = 0.0) -> Floats:
     """``part`` / ``total``, and ``empty`` where the total is 0."""
-    return np.divide(part, total, out=np.full(np.broadcast(part, total).shape, empty), where=total > 0)
+    out = np.full(np.broadcast(part, total).shape, empty)
+    return np.asarray(np.divide(part, total, out=out, where=total > 0))
 
 
 FIELD_MICRO_F1 = CorpusMetric("field_micro_f1", _field_sums, _micro_f1)

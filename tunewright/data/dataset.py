@@ -206,10 +206,7 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
     if unknown:
         fix = "correct the label, or add training rows for it."
         raise DataError(
-            [
-                Problem("DATA_FORMAT_MISMATCH", f"no training row has the label {e.target!r}.", e.where, fix)
-                for e in unknown
-            ]
+            [Problem("DATA_FORMAT_MISMATCH", f"no training row has the label {e.target!r}.", e.where, fix) for e in unknown]
         )
     if name == "auto":
         return task

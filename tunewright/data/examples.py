@@ -273,7 +273,7 @@ def _message(i: int, item: Any, where: str) -> Message | Problem:
     if not isinstance(item, dict):
         return Problem("DATA_FIELD_TYPE", f"messages[{i}] is not an object.", where, 'write {"role": ..., "content": ...}.')
     role, content = item.get("role"), item.get("content")
-    without_effect = (None, [], 1) if role == "assistant" else (None, [], 0, 1)
+    without_effect: tuple[Any, ...] = (None, [], 1) if role == "assistant" else (None, [], 0, 1)
     for name, why in SIGNIFICANT.items():
         if item.get(name) not in without_effect:
             message = f"messages[{i}].{name}: {why} in this version."

@@ -140,7 +140,8 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 @dataclass(frozen=True)
 class Metric:
     """``title``: for people. ``tasks``: the tasks whose verdict may be about it. ``bound``: the largest score that is taken
-    to be possible. ``score``: of a written answer, from (target, answer).
+    to be possible. ``score``: of a written answer, from (target, answer). ``by_label``: language models do not write their
+    answer but choose the most probable label.
 
     How two arms' scores are assumed to differ row by row, to plan with before there are any: ``disagreement`` is the
     fraction of rows on which right/wrong scores differ, ``spread`` the standard deviation of the difference of others (the
@@ -155,13 +156,14 @@ class Metric:
     disagreement: float | None = None
     spread: float | None = None
     score: Callable[[str, str], float] | None = None
+    by_label: bool = False
 
 
 ANSWERED: tuple[Kind, ...] = ("label", "json", "generation")
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
-        Metric("accuracy", "accuracy", ("label",), disagreement=0.3, score=exact_match),
+        Metric("accuracy", "accuracy", ("label",), disagreement=0.3, score=exact_match, by_label=True),
         Metric("field_f1", "field F1 (mean over rows)", ("json",), spread=0.4, score=field_f1),
         Metric("exact_match", "exact match", ANSWERED, disagreement=0.3, score=exact_match),
         Metric("chrf", "chrF (mean over rows)", ("json", "generation"), spread=0.1, score=chrf),

@@ -122,9 +122,16 @@ def _made_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likeli
         return Likelihood(line["bytes"], line["nats"]), None
     if "shares" in line:
         return LabelProbs(line["shares"]), None
-    counts = FieldCounts(*line["fields"], line["valid"]) if "fields" in line else None
+    counts = None
+    if "fields" in line:
+        right, wrong, missed = line["fields"]
+        counts = FieldCounts(right=right, wrong=wrong, missed=missed, valid=line["valid"])
     readings = Readings(line["exact_match"], line["strict_match"], counts, line.get("chrf"))
     return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
+
+
+def mean_prompt_tokens(scores: Sequence[Score]) -> float:
+    return sum(s.answer.prompt_tokens or 0 for s in scores) / len(scores)
 
 
 def mean(scores: Sequence[Score]) -> float:

@@ -306,7 +306,10 @@ def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
         if not isinstance(value, dict):
             problems.append(
                 Problem(
-                    "DATA_ROW_NOT_OBJECT", f"a row is a JSON object, this is {_type_name(value)}.", where, "write one object per row."
+                    "DATA_ROW_NOT_OBJECT",
+                    f"a row is a JSON object, this is {_type_name(value)}.",
+                    where,
+                    "write one object per row.",
                 )
             )
             continue

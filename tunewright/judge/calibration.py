@@ -1,4 +1,4 @@
-"""Do the shares that a model gives its labels mean what they say, and when should a person answer? Pure numpy/scipy.
+"""Are a model's label probabilities calibrated, and below which confidence should a person answer? Pure numpy/scipy.
 
 Axes: R rows, L labels.
 """
@@ -6,39 +6,53 @@ Axes: R rows, L labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from tunewright.data.label_noise import tempered
-from tunewright.judge.statistics import wilson
+from tunewright.data.scores import LabelProbs, Score
+from tunewright.judge.statistics import Interval, wilson
 
 Floats = NDArray[np.float64]
 BINS = 10
 TINY = 1e-9
-ENOUGH = 300
+ENOUGH = 300  # rows from which on a calibration error means much
+FEWEST = 20  # rows above the hand-over threshold
 
 
-def log_loss(share_RL: ArrayLike, right_R: ArrayLike) -> float:
-    """Mean of -log share of the right label, in nats."""
-    share = np.asarray(share_RL, float)
-    return float(-np.log(np.clip(share[np.arange(len(share)), np.asarray(right_R)], TINY, 1.0)).mean())
+class Predictions(NamedTuple):
+    """The probabilities of the labels, and the right label, of each row."""
+
+    probs: Sequence[dict[str, float]]
+    targets: Sequence[str]
+
+    @classmethod
+    def of(cls, scores: Sequence[Score]) -> Predictions:
+        made = [s.answer.made for s in scores]
+        return cls([m.probs for m in made if isinstance(m, LabelProbs)], [s.target for s in scores])
 
 
-def temperature(share_RL: ArrayLike, right_R: ArrayLike) -> float:
+def log_loss(prob_RL: ArrayLike, right_R: ArrayLike) -> float:
+    """Mean of -log p(right label), in nats. ``right_R``: the column of the right label."""
+    prob = np.asarray(prob_RL, float)
+    return float(-np.log(np.clip(prob[np.arange(len(prob)), np.asarray(right_R)], TINY, 1.0)).mean())
+
+
+def temperature(prob_RL: ArrayLike, right_R: ArrayLike) -> float:
     """The temperature with the least log loss (Guo et al. 2017, 1706.04599), between 1/20 and 20; 1.0 without rows."""
     if not len(np.asarray(right_R)):
         return 1.0
-    found = optimize.minimize_scalar(
-        lambda log_t: log_loss(tempered(share_RL, float(np.exp(log_t))), right_R), bounds=(-3.0, 3.0), method="bounded"
+    best = optimize.minimize_scalar(
+        lambda log_t: log_loss(tempered(prob_RL, float(np.exp(log_t))), right_R), bounds=(-3.0, 3.0), method="bounded"
     )
-    return float(np.exp(found.x))
+    return float(np.exp(best.x))
 
 
 def calibration_error(confidence_R: ArrayLike, right_R: ArrayLike, bins: int = BINS) -> float:
-    """Expected calibration error over bins of equally many rows: how far confidence lies from the share that is right."""
+    """Expected calibration error over bins of equally many rows: the mean distance between confidence and accuracy."""
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
     if not len(confidence):
         return 0.0
@@ -49,27 +63,29 @@ def calibration_error(confidence_R: ArrayLike, right_R: ArrayLike, bins: int = B
 
 def error_interval(
     confidence_R: ArrayLike, right_R: ArrayLike, alpha: float = 0.05, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+) -> Interval:
     """Interval of the true calibration error; (0, 1) for fewer than two rows.
 
-    The binned error is biased upwards, the more the fewer the rows: with 300 even a perfect model shows some 0.05, and no shift by a
-    bootstrap's own bias mends that. So each end stands on what holds whatever the bias: from below the gap between mean confidence
-    and accuracy, which no calibration error is under, less its error; from above the binned error and its bootstrapped spread.
+    The binned error is biased upwards, the more the fewer the rows: with 300 even a perfect model has about 0.05, and
+    subtracting a bootstrap estimate of the bias does not help. So each end uses what holds whatever the bias: the lower one
+    the gap between mean confidence and accuracy, which bounds the calibration error from below, minus its standard error; the
+    upper one the binned error plus its bootstrapped spread.
     """
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
     rows = len(confidence)
     if rows < 2:
-        return 0.0, 1.0
+        return Interval(0.0, 1.0)
     z, gap = float(stats.norm.isf(alpha / 2)), confidence - right
     low = abs(float(gap.mean())) - z * float(gap.std(ddof=1)) / rows**0.5
     draw = np.random.Generator(np.random.Philox(key=seed))
-    found = [calibration_error(confidence[p], right[p]) for p in draw.integers(0, rows, size=(resamples, rows))]
-    high = calibration_error(confidence, right) + z * float(np.std(found))
-    return max(0.0, low), min(1.0, high)
+    drawn = [calibration_error(confidence[p], right[p]) for p in draw.integers(0, rows, size=(resamples, rows))]
+    high = calibration_error(confidence, right) + z * float(np.std(drawn))
+    return Interval(max(0.0, low), min(1.0, high))
 
 
 def coverage_curve(confidence_R: ArrayLike, right_R: ArrayLike) -> list[tuple[float, float, float]]:
-    """(threshold, coverage, accuracy) for answering only rows with at least that confidence, from the surest row to all."""
+    """(threshold, coverage, accuracy) of answering only rows with at least that confidence, from the most confident row to
+    all of them."""
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
     order = np.argsort(-confidence, kind="stable")
     accuracy = right[order].cumsum() / np.arange(1, len(order) + 1)
@@ -77,63 +93,64 @@ def coverage_curve(confidence_R: ArrayLike, right_R: ArrayLike) -> list[tuple[fl
     return [(float(confidence[order[i]]), (i + 1) / len(order), float(accuracy[i])) for i in np.flatnonzero(last)]
 
 
-def handover(confidence_R: ArrayLike, right_R: ArrayLike, wanted: float) -> float | None:
-    """The lowest threshold above which the answers are right at least ``wanted`` of the time; None where no threshold does.
+def handover(confidence_R: ArrayLike, right_R: ArrayLike, target_accuracy: float) -> float | None:
+    """The lowest confidence threshold from which on accuracy is at least ``target_accuracy``; None if there is none.
 
-    It must hold for at least 20 rows, so that a lucky handful does not choose it.
+    At least 20 rows must be above it, so that a lucky few do not choose it.
     """
     rows = len(np.asarray(right_R))
-    good = [t for t, coverage, accuracy in coverage_curve(confidence_R, right_R) if accuracy >= wanted and coverage * rows >= 20]
+    curve = coverage_curve(confidence_R, right_R)
+    good = [t for t, coverage, accuracy in curve if accuracy >= target_accuracy and coverage * rows >= FEWEST]
     return min(good) if good else None
 
 
-def report(
-    labels: Sequence[str],
-    dev: tuple[Sequence[dict[str, float]], Sequence[str]],
-    test: tuple[Sequence[dict[str, float]], Sequence[str]],
-    wanted: float,
-) -> dict[str, Any]:
-    """calibration of an arm: temperature and threshold from dev, everything that is claimed from test."""
-    place = {label: i for i, label in enumerate(labels)}
-
-    def arrays(side: tuple[Sequence[dict[str, float]], Sequence[str]]) -> tuple[Floats, NDArray[np.int64]]:
-        shares, targets = side
-        known = [i for i, t in enumerate(targets) if t in place]
-        return np.array([[shares[i][x] for x in labels] for i in known]).reshape(-1, len(labels)), np.array(
-            [place[targets[i]] for i in known], int
-        )
-
-    dev_RL, dev_R = arrays(dev)
-    test_RL, test_R = arrays(test)
+def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_accuracy: float) -> dict[str, Any]:
+    """The calibration of an arm: temperature and threshold are chosen on dev, everything reported is measured on test."""
+    dev_RL, dev_R = _arrays(labels, dev)
+    test_RL, test_R = _arrays(labels, test)
     t = temperature(dev_RL, dev_R)
     sides = {}
-    for name, (share_RL, right_R) in {"as_given": (test_RL, test_R), "tempered": (tempered(test_RL, t), test_R)}.items():
-        sure_R, hit_R = share_RL.max(1), (share_RL.argmax(1) == right_R).astype(float)
+    for name, prob_RL in {"as_given": test_RL, "tempered": tempered(test_RL, t)}.items():
+        confidence_R, right_R = _confidence(prob_RL, test_R)
         sides[name] = {
-            "log_loss": log_loss(share_RL, right_R),
-            "brier": float(((share_RL - np.eye(len(labels))[right_R]) ** 2).sum(1).mean()),
-            "ece": calibration_error(sure_R, hit_R),
-            "ece_interval": list(error_interval(sure_R, hit_R)),
+            "log_loss": log_loss(prob_RL, test_R),
+            "brier": float(((prob_RL - np.eye(len(labels))[test_R]) ** 2).sum(1).mean()),
+            "ece": calibration_error(confidence_R, right_R),
+            "ece_interval": list(error_interval(confidence_R, right_R)),
         }
-    sure_R, hit_R = tempered(test_RL, t).max(1), (test_RL.argmax(1) == test_R).astype(float)
-    dev_sure_R, dev_hit_R = tempered(dev_RL, t).max(1), (dev_RL.argmax(1) == dev_R).astype(float)
-    threshold = handover(dev_sure_R, dev_hit_R, wanted)
-    found: dict[str, Any] = {
+    confidence_R, right_R = _confidence(tempered(test_RL, t), test_R)
+    threshold = handover(*_confidence(tempered(dev_RL, t), dev_R), target_accuracy)
+    return {
         "temperature": t,
         **sides,
         "rows": len(test_R),
         "enough_rows": len(test_R) >= ENOUGH,
-        "wanted": wanted,
+        "wanted": target_accuracy,
+        "curve": coverage_curve(confidence_R, right_R),
+        **({} if threshold is None else {"handover": _handed_over(confidence_R, right_R, threshold)}),
     }
-    found["curve"] = coverage_curve(sure_R, hit_R)
-    if threshold is not None:
-        kept = sure_R >= threshold
-        right, answered = int(hit_R[kept].sum()), int(kept.sum())
-        low, high = wilson(right, answered)
-        found["handover"] = {
-            "threshold": threshold,
-            "answered": answered / len(test_R),
-            "accuracy": right / answered if answered else None,
-            "interval": [low, high],
-        }
-    return found
+
+
+def _arrays(labels: Sequence[str], predictions: Predictions) -> tuple[Floats, NDArray[np.int64]]:
+    """(prob_RL, the column of the right label) of the rows whose label is known."""
+    column = {label: i for i, label in enumerate(labels)}
+    known = [i for i, target in enumerate(predictions.targets) if target in column]
+    prob_RL = np.array([[predictions.probs[i][x] for x in labels] for i in known]).reshape(-1, len(labels))
+    return prob_RL, np.array([column[predictions.targets[i]] for i in known], int)
+
+
+def _confidence(prob_RL: Floats, target_R: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """(probability of the chosen label, whether it is right) of each row."""
+    return prob_RL.max(1), (prob_RL.argmax(1) == target_R).astype(float)
+
+
+def _handed_over(confidence_R: Floats, right_R: Floats, threshold: float) -> dict[str, Any]:
+    """What happens if only rows with at least this confidence are answered."""
+    kept_R = confidence_R >= threshold
+    right, answered = int(right_R[kept_R].sum()), int(kept_R.sum())
+    return {
+        "threshold": threshold,
+        "answered": answered / len(right_R),
+        "accuracy": right / answered if answered else None,
+        "interval": list(wilson(right, answered)),
+    }

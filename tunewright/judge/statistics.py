@@ -28,7 +28,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class TestedInterval(NamedTuple):
+class MeanInterval(NamedTuple):
     """An interval of a mean, and the two-sided p value of the mean being 0."""
 
     low: float
@@ -107,7 +107,7 @@ def mcnemar_exact(first: float, second: float) -> float:
 
 def clustered_interval(
     values: ArrayLike, clusters: Sequence[int], alpha: float = 0.05, bound: float = 1.0, pseudo: bool = True
-) -> TestedInterval:
+) -> MeanInterval:
     """Interval of the mean; rows of one cluster may depend on each other, and |mean| cannot exceed ``bound``. ``pseudo`` adds
     two clusters of average size (see `pseudo_rows`).
 
@@ -118,7 +118,7 @@ def clustered_interval(
     groups = np.unique(np.asarray(clusters, dtype=int), return_inverse=True)[1]
     seen = int(groups.max()) + 1 if len(d) else 0
     if seen < 2:
-        return TestedInterval(-bound, bound, 1.0)
+        return MeanInterval(-bound, bound, 1.0)
     count, weights = seen, np.ones(len(d))
     if pseudo:
         count, weights = seen + 2, np.r_[weights, np.full(2, len(d) / seen)]
@@ -130,10 +130,10 @@ def clustered_interval(
         unseen = 1 - alpha ** (1 / count)
         half = unseen * min(bound, 1.0)
         p = 1.0 if mean == 0 else alpha ** (count / 2)
-        return TestedInterval(max(-bound, mean - half), min(bound, mean + half), p)
+        return MeanInterval(max(-bound, mean - half), min(bound, mean + half), p)
     half = float(stats.t.isf(alpha / 2, seen - 1)) * se
     p = float(2 * stats.t.sf(abs(mean) / se, seen - 1))
-    return TestedInterval(max(-bound, mean - half), min(bound, mean + half), p)
+    return MeanInterval(max(-bound, mean - half), min(bound, mean + half), p)
 
 
 def pseudo_rows(differences: ArrayLike, clusters: ArrayLike, bound: float = 1.0) -> tuple[float, float]:

@@ -31,13 +31,12 @@ class LoRALinear(nn.Module):
         self.scale = scale_of(config)
         self.dropout = config.dropout
         self.on = True
-        bound = 1 / math.sqrt(base.in_features)  # kaiming_uniform(a=sqrt(5)), PEFT's start
-        a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        a = initial_A(base.in_features, config.rank, generator)
         self.lora_A = nn.Parameter(a.to(base.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=base.weight.device))
         if base.weight.dtype == torch.float64:
             self.lora_A.data, self.lora_B.data = self.lora_A.double(), self.lora_B.double()
-        self.magnitude = nn.Parameter(self._row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
+        self.magnitude = nn.Parameter(self.row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
 
     def forward(self, x: Tensor) -> Tensor:
         base = F.linear(x, self.base.weight)
@@ -49,7 +48,7 @@ class LoRALinear(nn.Module):
         y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), self.lora_B.T.to(x.dtype)).view(base.shape)
         if self.magnitude is not None:
             # The norm is a constant to autograd (DoRA section 4.3).
-            norm = self._row_norm(self.merged_weight_before_norm().detach())
+            norm = self.row_norm(self.merged_weight_before_norm().detach())
             y = y * (self.magnitude / norm).to(x.dtype)
         return y if self.base.bias is None else y + self.base.bias
 
@@ -59,10 +58,10 @@ class LoRALinear(nn.Module):
 
     def merged_weight(self) -> Tensor:
         merged = self.merged_weight_before_norm()
-        return merged if self.magnitude is None else merged * (self.magnitude / self._row_norm(merged))[:, None]
+        return merged if self.magnitude is None else merged * (self.magnitude / self.row_norm(merged))[:, None]
 
     @staticmethod
-    def _row_norm(weight_OI: Tensor) -> Tensor:
+    def row_norm(weight_OI: Tensor) -> Tensor:
         return weight_OI.square().sum(1).sqrt()
 
 
@@ -124,6 +123,23 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
         setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), config, generator))
     trained = sum(p.numel() for p in trainable(model).values())
     return AdapterSummary(tuple(names), trained, total + trained)
+
+
+def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:
+    """Reset an attached adapter to the values that `attach` gives it for this seed. Nothing is done for kind none."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in adapted(model).values():
+            layer.lora_A.copy_(initial_A(layer.base.in_features, config.rank, generator))
+            layer.lora_B.zero_()
+            if layer.magnitude is not None:
+                layer.magnitude.copy_(layer.row_norm(layer.base.weight.to(layer.lora_A.dtype)))
+
+
+def initial_A(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
+    """a_RI in float32: uniform as PEFT's start, kaiming_uniform(a=sqrt(5))."""
+    bound = 1 / math.sqrt(inputs)
+    return torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
 
 
 def adapted(model: nn.Module) -> dict[str, LoRALinear]:

@@ -57,13 +57,15 @@ def _environment() -> Environment:
 
 
 def at(record: Record, path: str, default: object = ...) -> Any:
-    """The value at a dotted ``path``, of a JSON object or a typed record; ``default``, where one is named, for what is absent."""
+    """The value at a dotted ``path``, of a JSON object or a typed record. A ``default`` stands in for what is absent or None,
+    also on the way."""
     for name in path.split("."):
-        if isinstance(record, Mapping) and (name in record or default is ...):
-            record = record[name]
-        elif not isinstance(record, Mapping) and (hasattr(record, name) or default is ...):
-            record = getattr(record, name)
-        else:
+        try:
+            record = record[name] if isinstance(record, Mapping) else getattr(record, name)
+        except (KeyError, AttributeError):
+            assert default is not ..., f"the record has no {path}"
+            record = None
+        if record is None and default is not ...:
             return default
     return record
 

@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from tunewright.core.run_folder import Run, read_json, read_lines, write_atomic
 from tunewright.report import page, sections
 from tunewright.report.page import Record, at
 
 
+@dataclass(frozen=True)
+class Files:
+    """What the report reads of a run folder. ``exports`` and ``selftest`` may be missing; ``moved``: what differed where the run was
+    continued; ``scores``: the lines of the tuned arm and of the comparator."""
+
+    name: str
+    verdict: Record
+    plan: Record
+    audit: Record
+    receipt: Record
+    training: Record
+    protocol: Record
+    selftest: Record | None
+    exports: Sequence[Record] | None
+    metrics: Sequence[Record]
+    moved: Sequence[str]
+    scores: tuple[Sequence[Record], Sequence[Record]]
+
+
 def write(run: Run) -> None:
     """Writes report.html and data/audit.html from the files of the run folder; what was not measured is named as such."""
-    write_atomic(run.report, page.render("report.html.j2", **_values(run)))
-    write_atomic(run.audit.with_suffix(".html"), audit_page(read_json(run.audit), run.name))
+    verdict, audit, events = read_json(run.verdict), read_json(run.audit), list(read_lines(run.events))
+    comparator = at(verdict, "comparator.name")
+    files = Files(
+        name=run.name,
+        verdict=verdict,
+        plan=read_json(run.plan),
+        audit=audit,
+        receipt=read_json(run.receipt),
+        training=read_json(run.training),
+        protocol=read_json(run.protocol),
+        selftest=read_json(run.selftest) if run.selftest.exists() else None,
+        exports=read_json(run.export) if run.export.exists() else None,
+        metrics=list(read_lines(run.metrics)),
+        moved=list(dict.fromkeys(x for e in events if at(e, "event") == "went_on_elsewhere" for x in at(e, "what"))),
+        scores=(list(read_lines(run.scores / "tuned.jsonl")), list(read_lines(run.scores / f"{comparator}.jsonl"))),
+    )
+    write_atomic(run.report, report_page(files))
+    write_atomic(run.audit.with_suffix(".html"), audit_page(audit, run.name))
+
+
+def report_page(files: Files) -> str:
+    """The whole report."""
+    return page.render("report.html.j2", **vars(files), **_evidence(files.verdict), **_derived(files))
 
 
 def audit_page(audit: Record, name: str) -> str:
@@ -18,40 +61,25 @@ def audit_page(audit: Record, name: str) -> str:
     return page.render("audit.html.j2", audit=audit, name=name)
 
 
-def _values(run: Run) -> dict[str, object]:
-    """Everything that the report's templates name: the run's records, and what `sections` makes of them."""
-    verdict, plan, audit, training = (read_json(file) for file in (run.verdict, run.plan, run.audit, run.training))
-    forgetting, curve, calibration = (at(verdict, name, None) for name in ("retention", "curve", "calibration"))
-    comparator = at(verdict, "comparator.name")
-    tuned, other = (list(read_lines(run.scores / f"{arm}.jsonl")) for arm in ("tuned", comparator))
-    moved = [what for event in read_lines(run.events) if event["event"] == "went_on_elsewhere" for what in event["what"]]
+def _evidence(verdict: Record) -> dict[str, object]:
+    """What stages beside the verdict measured, by the name that the templates use; None where a stage left nothing."""
+    names = ("cost", "mitigation", "curve", "crossfit", "cleaning", "calibration")
+    found = {name: at(verdict, name, None) for name in names}
+    return {**found, "distillation": at(verdict, "internalised", None), "forgetting": sections.forgetting(verdict)}
+
+
+def _derived(files: Files) -> dict[str, object]:
+    """What `sections` makes of the records: sentences, ordered rows, charts."""
+    verdict, metric = files.verdict, at(files.verdict, "metric")
     return {
-        "name": run.name,
-        "verdict": verdict,
-        "plan": plan,
-        "audit": audit,
-        "training": training,
-        "receipt": read_json(run.receipt),
-        "protocol": read_json(run.protocol),
-        "selftest": at(read_json(run.selftest), "findings") if run.selftest.exists() else [],
-        "exports": read_json(run.export) if run.export.exists() else None,
-        "cost": at(verdict, "cost", None),
-        "forgetting": forgetting,
-        "mitigation": at(verdict, "mitigation", None),
-        "curve": curve,
-        "crossfit": at(verdict, "crossfit", None),
-        "cleaning": at(verdict, "cleaning", None),
-        "calibration": calibration,
-        "distillation": at(verdict, "internalised", None),
-        "head": sections.head(verdict, plan),
+        "head": sections.head(verdict, files.plan),
         "beats_us": sections.beats_us(verdict),
         "other_metrics": sections.other_metrics(verdict),
-        "changes": sections.changes(tuned, other, at(verdict, "metric")),
-        "settings": sections.settings(plan),
-        "moved": list(dict.fromkeys(moved)),
+        "changes": sections.changes(*files.scores, metric),
+        "settings": sections.settings(files.plan),
         "arms_chart": sections.arms_chart(verdict),
-        "pareto_chart": sections.pareto_chart(forgetting, at(verdict, "metric")) if forgetting is not None else None,
-        "curve_chart": sections.curve_chart(curve, verdict, at(audit, "ceiling")) if curve is not None else None,
-        "coverage_chart": sections.coverage_chart(calibration) if calibration is not None else None,
-        "loss_chart": sections.loss_chart(list(read_lines(run.metrics)), at(training, "best_step")),
+        "pareto_chart": sections.pareto_chart(sections.forgetting(verdict), metric),
+        "curve_chart": sections.curve_chart(at(verdict, "curve", None), verdict, at(files.audit, "ceiling")),
+        "coverage_chart": sections.coverage_chart(at(verdict, "calibration", None)),
+        "loss_chart": sections.loss_chart(files.metrics, at(files.training, "best_step")),
     }

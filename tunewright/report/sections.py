@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from tunewright.data.metrics import METRICS
-from tunewright.judge.protocol import doubts
 from tunewright.report import plots
 from tunewright.report.page import Record, at, fixed, interval, line, metric, percent, signed, spaced
 
@@ -25,7 +24,11 @@ INSTEAD = {
     "remote": "use the remote model",
     "base": "use the base model",
 }
-ABILITIES = {"knowledge": "knowledge", "instructions": "following instructions", "keep": "your regression rows"}
+ABILITIES = {  # where forgetting.json compares one, and what it is called
+    "probes.knowledge": "knowledge",
+    "probes.instructions": "following instructions",
+    "keep": "your regression rows",
+}
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ def head(verdict: Record, plan: Record) -> Head:
 def _sentence(verdict: Record) -> str:
     name, rows, needed = at(verdict, "comparator.name"), at(verdict, "n"), at(verdict, "rows_needed")
     other = f"the best untrained arm ({spaced(name)})"
-    if unbeaten := doubts(verdict):
-        others = " or ".join(map(spaced, unbeaten))
+    if at(verdict, "unbeaten") and at(verdict, "interval")[0] > 0:
+        others = " or ".join(map(spaced, at(verdict, "unbeaten")))
         return (
             f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev ({spaced(name)}), but not shown "
             f"to be better than {others}: dev chose a weak comparator, and beating it alone does not justify fine-tuning."
@@ -108,12 +111,12 @@ def _margin_note(verdict: Record) -> str:
 def cautions(verdict: Record) -> list[str]:
     """What a reader of the verdict alone must know as well."""
     found = []
-    retention = at(verdict, "retention", {})
-    for name, probe in (*at(retention, "probes", {}).items(), ("keep", at(retention, "keep", {}))):
+    for path, ability in ABILITIES.items():
+        probe = at(forgetting(verdict), path, None)
         if at(probe, "verdict", None) == "WORSE":
             change = interval(at(probe, "interval"), sign=True)
             before, after = fixed(at(probe, "base")), fixed(at(probe, "tuned"))
-            found.append(f"It got worse at {ABILITIES[name]}: {before} before, {after} after ({change}).")
+            found.append(f"It got worse at {ability}: {before} before, {after} after ({change}).")
     if beats_us(verdict):
         found.append("A TF-IDF classifier that trains in seconds is not shown to be worse.")
     arms = ("tuned", at(verdict, "comparator.name"))
@@ -123,6 +126,12 @@ def cautions(verdict: Record) -> list[str]:
         limit = at(verdict, "max_new_tokens")
         found.append(f"{counts} were cut off at {limit} tokens; only what precedes the cut is scored (prove.max_new_tokens).")
     return found
+
+
+def forgetting(verdict: Record) -> Record | None:
+    """What the stage `forget` measured; None where it measured nothing."""
+    found = at(verdict, "forgetting", at(verdict, "retention", None))
+    return found if at(found, "measured", False) else None
 
 
 def beats_us(verdict: Record) -> bool:
@@ -191,7 +200,7 @@ def arms_chart(verdict: Record) -> Markup:
     return plots.arms(bars, metric(name), METRICS[name].higher_is_better, at(verdict, "comparator.name"))
 
 
-def pareto_chart(forgetting: Record, metric_name: str) -> Markup | None:
+def pareto_chart(forgetting: Record | None, metric_name: str) -> Markup | None:
     """Dev score by KL for every scale, where several were tried."""
     if at(forgetting, "sweep", None) is None or at(forgetting, "task", None) is None:
         return None
@@ -202,22 +211,26 @@ def pareto_chart(forgetting: Record, metric_name: str) -> Markup | None:
     return plots.pareto(points, at(forgetting, "sweep.chosen"), text, metric(metric_name))
 
 
-def curve_chart(curve: Record, verdict: Record, ceiling: float | None) -> Markup:
-    """Score by number of training rows."""
-    points = at(curve, "points")
+def curve_chart(curve: Record | None, verdict: Record, ceiling: float | None) -> Markup | None:
+    """Score by number of training rows, where it was measured."""
+    points = at(curve, "points", None)
+    if points is None:
+        return None
     forecast = at(curve, "forecast") if at(curve, "forecast.told", False) else None
     ahead = forecast and plots.Forecast(at(forecast, "rows"), at(forecast, "score"), *at(forecast, "interval"))
     rows, seeds = [at(p, "rows") for p in points], [at(p, "seeds") for p in points]
     return plots.curve(rows, seeds, plots.Reference(at(verdict, "comparator.score"), ceiling), ahead, metric(at(verdict, "metric")))
 
 
-def loss_chart(lines: Sequence[Mapping[str, float]], best_step: int | None) -> Markup:
+def loss_chart(lines: Sequence[Record], best_step: int | None) -> Markup:
     """Training and dev loss by step."""
-    train = [(x["step"], x["loss"]) for x in lines if "loss" in x]
-    dev = [(x["step"], x["dev_loss"]) for x in lines if "dev_loss" in x]
+    train = [(at(x, "step"), loss) for x in lines if (loss := at(x, "loss", None)) is not None]
+    dev = [(at(x, "step"), loss) for x in lines if (loss := at(x, "dev_loss", None)) is not None]
     return plots.losses(train, dev, best_step)
 
 
-def coverage_chart(calibration: Record) -> Markup:
-    """Accuracy by the fraction of rows answered."""
+def coverage_chart(calibration: Record | None) -> Markup | None:
+    """Accuracy by the fraction of rows answered, where it was measured."""
+    if calibration is None:
+        return None
     return plots.risk_coverage(at(calibration, "curve"), at(calibration, "handover.threshold", None))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tunewright.core.config import Plan
+from tunewright.core.config import AdapterConfig, Plan
 from tunewright.core.errors import RunError
 from tunewright.core.run_folder import sha256
 from tunewright.model import adapters, fused_llama, language_model, loading
@@ -24,7 +24,7 @@ class Models:
         self._facts, self._device = facts, device
         self._adapted: LanguageModel | None = None
         self._base: LanguageModel | None = None
-        self._kind: object = None  # what the adapted module was built for
+        self._kind: tuple[AdapterConfig, str] | None = None  # what the adapted module was built for
         self._holds: str | None = None  # sha256 of the weights in it; None: unknown, or in training
 
     @contextmanager

@@ -29,13 +29,15 @@ from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
 from tunewright.data.examples import Text
 from tunewright.export import card, export
+from tunewright.export.kind import Source
+from tunewright.methods import sft
 from tunewright.model import adapters
 from tunewright.model.generate import stop_ids
 from tunewright.report import report
 from tunewright.run.session import Session
-from tunewright.stages import clean, cost, crossfit, forgetting, learning_curve, mitigate, prompt_distillation, prove
+from tunewright.stages import clean, cost, crossfit, forget, learning_curve, mitigate, prompt_distillation, prove
 from tunewright.tokens import rendering
-from tunewright.tokens.sequences import TrainRow, flat
+from tunewright.tokens.rendering import Rendered
 from tunewright.train import checkpoints, loop, machine, planning, profile, selftest
 
 
@@ -121,7 +123,7 @@ def check(session: Session) -> None:
     data, talk = session.data, session.talk
     counts = {side: len(data.side(side)) for side in ("train", "dev", "test")}
     talk.say(
-        f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.format}, task {data.task.kind} ({data.task.reason}); "
+        f"data {Path(session.config.data.train).name}: {len(data.examples)} rows, form {data.format}, task {data.task.kind.name} ({data.task.reason}); "
         + ", ".join(f"{n} {s}" for s, n in counts.items())
     )
     if data.unused:
@@ -138,20 +140,18 @@ def plan(session: Session) -> None:
     """Resolve every auto, calibrate, write the receipt and the plan (last, because it says that this stage is whole)."""
     rendered = session.rendered
     made = planning.make(
-        session.config, session.facts, planning.RowStats.of(rendered["train"]), session.machine, session.data.task.kind
+        session.config, session.facts, planning.RowStats.of(rendered["train"]), session.machine, session.data.task.kind.name
     )
     session.plan = made
     session.plan = made = _tested(session)
-    speed = profile.calibrate(session.loaded(), rendered["train"], made)
-    session.plan = planning.with_estimate(made, speed.tokens_per_second, machine.peak_gb(), speed.passes)
+    speed, count = loop.calibrate(session.loaded(), sft, rendered["train"], made)
+    session.plan = planning.with_estimate(made, speed, machine.peak_gb(), count)
     say, estimate = session.talk.say, session.plan.estimate
     assert estimate is not None
     rank = f" rank {made.adapter.rank}" if made.adapter.kind != "none" else ""
     kind = f"{made.dtype}, {made.layout}, {made.adapter.kind}{rank}"
     say(f"plan: {made.steps} steps of {made.batch_size} rows ({made.epochs:g} epochs), rate {made.lr:g}, {kind}")
-    say(
-        f"      about {estimate.train_seconds:.0f} s of training at {speed.tokens_per_second:.0f} tokens/s, {estimate.peak_gb:.1f} GB"
-    )
+    say(f"      about {estimate.train_seconds:.0f} s of training at {speed:.0f} tokens/s, {estimate.peak_gb:.1f} GB")
     protocol = session.protocol
     if protocol.detectable is not None:
         points = 100 * protocol.detectable
@@ -177,21 +177,22 @@ def settle(session: Session, plan: Plan) -> None:
 def _tested(session: Session) -> Plan:
     """The self-test; its plan, which may be a slower one."""
     rows = session.rendered["train"]
-    tested = selftest.run(session.loaded(), session.template, session.data.examples, rows, session.plan)
-    for finding in tested.findings:
+    plan, found, seconds = selftest.run(session.loaded(), session.template, session.data.examples, rows, session.plan)
+    for finding in found:
         if not finding.held:
             session.talk.warn(f"  self-test: {finding.told}")
-    session.model = replace(session.loaded(), kernels=tested.plan.kernels)
-    run_folder.write_json(session.run.selftest, {"seconds": tested.seconds, "findings": [asdict(f) for f in tested.findings]})
-    held = sum(f.held for f in tested.findings)
-    session.talk.say(f"self-test: {held} of {len(tested.findings)} properties hold on rows of this run ({tested.seconds:.0f} s)")
-    return tested.plan
+    session.model = replace(session.loaded(), kernels=plan.kernels)
+    run_folder.write_json(session.run.selftest, {"seconds": seconds, "findings": [asdict(f) for f in found]})
+    held = sum(f.held for f in found)
+    session.talk.say(f"self-test: {held} of {len(found)} properties hold on rows of this run ({seconds:.0f} s)")
+    return plan
 
 
 def profiled(session: Session) -> profile.Profile:
     """A few steps, watched; the weights are put back. Written to profile.json."""
     found = profile.measure(
         session.loaded(),
+        sft,
         session.rendered["train"],
         session.plan,
         max(session.machine.fp32_gflops, session.machine.bf16_gflops),
@@ -226,8 +227,7 @@ def train(session: Session) -> None:
             dev = f" dev {p.dev_loss:.3f}" if p.dev_loss is not None else ""
             note(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s")
 
-        training = loop.Training(model, plan, rendered["train"], rendered["dev"], run, session.hashes)
-        result = loop.train(loop.annotated(training), watch)
+        result = loop.train(model, sft, rendered["train"], rendered["dev"], plan, run, session.hashes, watch)
     parameters = adapters.trainable(model.module)
     written = checkpoints.save_weights(run.weights, parameters)
     count = sum(p.numel() for p in parameters.values())
@@ -244,16 +244,17 @@ def train(session: Session) -> None:
 def leave(session: Session) -> None:
     """Export, reload, compare; then the cards."""
     data = session.data
-    rows = data.judged(export.CANARIES)
-    if data.task.kind == "text":
-        canaries = [list(next(r.sequences[0].ids for r in session.rendered["test"] if r.row == i))[:128] for i in rows]
+    rows = data.sample(export.CANARIES)
+    if not data.task.kind.prompted:
+        canaries = [list(next(r.ids for r in session.rendered["test"] if r.row == i))[:128] for i in rows]
     else:
         canaries = [
             rendering.for_generation(session.template, e.prompt) for i in rows if not isinstance(e := data.examples[i], Text)
         ]
     session.talk.say("export: writing, reloading in a fresh process, comparing")
     stop = stop_ids(session.loaded(), session.template.eos)
-    for done in export.export(session.run, session.config, session.plan, session.facts, session.template, canaries, stop):
+    source = Source(session.run, session.config, session.plan, session.facts, session.template)
+    for done in export.export(source, canaries, stop):
         session.talk.say(
             f"  {done.kind}: largest logit difference {done.largest_difference:.1e}, {done.same_texts} of {done.canaries} greedy texts equal; {done.path}"
         )
@@ -359,12 +360,12 @@ def _code() -> str:
     return code.hexdigest()
 
 
-def _lengths(rows: list[TrainRow]) -> dict[str, float]:
+def _lengths(rendered: list[Rendered]) -> dict[str, float]:
     """Tokens of the rows under the model's own template, and of what is learned of them; no row is cut in the middle."""
-    whole, learned = [len(s.ids) for s in flat(rows)], [s.supervised for s in flat(rows)]
+    whole, learned = [len(r.ids) for r in rendered], [r.supervised for r in rendered]
     told = {
         f"{name}_{what}": float(np.percentile(x, p))
         for what, p in (("median", 50), ("p95", 95), ("longest", 100))
         for name, x in (("tokens", whole), ("learned", learned))
     }
-    return {"rows": len(rows), **told}
+    return {"rows": len(rendered), **told}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, TypeAdapter
 
 from tunewright.core.records.common import Record
@@ -12,7 +10,7 @@ from tunewright.core.records.common import Record
 class ExportCheck(Record):
     """One export, reloaded in a fresh process and compared with the trained model. Difference in logits (nats)."""
 
-    kind: Literal["adapter", "merged"] = Field(description="What was exported.")
+    kind: str = Field(description="What was exported: adapter or merged.")
     path: str = Field(description="Its folder.")
     dtype: str = Field(description="Dtype of the stored weights.")
     largest_difference: float = Field(description="Largest absolute difference of a logit over all canaries.")

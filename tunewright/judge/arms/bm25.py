@@ -1,6 +1,6 @@
-"""Finding what is alike: BM25 over training rows or over documents (Robertson & Zaragoza 2009; the `bm25s` library).
+"""Search by words: BM25 over training rows or documents (Robertson & Zaragoza 2009; the `bm25s` library).
 
-No torch. A word is a run of letters or digits, case folded; no stop words and no stemming, so that it serves any language
+No torch. A word is a run of letters or digits, case folded; no stop words and no stemming, so that it works for any language
 that writes spaces.
 """
 
@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tunewright.data.examples import Chat, Text, normalised, question
+from tunewright.data.examples import Chat, Example, Text, normalised
 
-PASSAGE = 800
+PASSAGE = 800  # characters
 
 
 def words(text: str) -> list[str]:
@@ -23,7 +23,7 @@ def words(text: str) -> list[str]:
 
 
 class Index(Protocol):
-    """Texts that can be searched: by words here, by meaning in `dense`."""
+    """Texts that can be searched: by words here, by meaning in `embedding_index`."""
 
     @property
     def texts(self) -> tuple[str, ...]: ...
@@ -32,15 +32,15 @@ class Index(Protocol):
 
 @dataclass(frozen=True)
 class BM25Index:
-    """Texts in the order given, searchable by words."""
+    """Texts in the given order, searchable by words."""
 
     texts: tuple[str, ...]
     bm25: Any
 
     def best(self, query: str, count: int) -> list[int]:
-        """The ``count`` texts that share the rarest words with ``query``, best first; equal scores in the order of the texts."""
-        asked = [w for w in words(query) if w in self.bm25.vocab_dict]
-        scores = self.bm25.get_scores(asked) if asked else np.zeros(len(self.texts))
+        """The ``count`` texts that share the rarest words with ``query``, best first; ties in the order of the texts."""
+        known = [w for w in words(query) if w in self.bm25.vocab_dict]
+        scores = self.bm25.get_scores(known) if known else np.zeros(len(self.texts))
         return [int(i) for i in np.argsort(-np.asarray(scores), kind="stable")[:count]]
 
 
@@ -54,47 +54,49 @@ def index(texts: Sequence[str]) -> BM25Index:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Training rows that ask something similar."""
+    """The ``count`` training rows with the most similar questions."""
 
     rows: tuple[Chat, ...]
     index: Index
+    count: int
 
-    def shots(self, example: Chat, count: int) -> tuple[Chat, ...]:
-        """``count`` rows, the most similar last, where the model looks first. A row is not its own neighbour."""
-        asked = question(example)
-        found = [i for i in self.index.best(asked, count + 1) if self.index.texts[i] != asked][:count]
-        return tuple(self.rows[i] for i in reversed(found))
+    def shots(self, example: Example) -> tuple[Chat, ...]:
+        """The most similar comes last, where the model looks first. Rows with the very same question are left out."""
+        question = example.question
+        others = [i for i in self.index.best(question, self.count + 1) if self.index.texts[i] != question][: self.count]
+        return tuple(self.rows[i] for i in reversed(others))
 
 
-def nearest(rows: Sequence[Chat], indexer: Callable[[Sequence[str]], Index] = index) -> Nearest:
+def nearest(rows: Sequence[Chat], count: int, indexer: Callable[[Sequence[str]], Index] = index) -> Nearest:
+    """A search among the single-turn rows."""
     single = [r for r in rows if len(r.messages) <= 3]
-    return Nearest(tuple(single), indexer([question(r) for r in single]))
+    return Nearest(tuple(single), indexer([r.question for r in single]), count)
 
 
 def passages(documents: Sequence[Text], size: int = PASSAGE) -> list[str]:
     """Documents cut at paragraphs into passages of about ``size`` characters; a longer paragraph is cut at its sentences."""
-    found: list[str] = []
+    cut: list[str] = []
     for document in documents:
-        now = ""
+        passage = ""
         for paragraph in re.split(r"\n\s*\n", document.text):
             for piece in _cut(" ".join(paragraph.split()), size):
-                if now and len(now) + len(piece) > size:
-                    found.append(now)
-                    now = ""
-                now = f"{now}\n{piece}" if now else piece
-        if now:
-            found.append(now)
-    return found
+                if passage and len(passage) + len(piece) > size:
+                    cut.append(passage)
+                    passage = ""
+                passage = f"{passage}\n{piece}" if passage else piece
+        if passage:
+            cut.append(passage)
+    return cut
 
 
 def _cut(paragraph: str, size: int) -> list[str]:
     if len(paragraph) <= size:
         return [paragraph] if paragraph else []
-    pieces, now = [], ""
+    pieces, piece = [], ""
     for sentence in re.split(r"(?<=[.!?;])\s+", paragraph):
         for part in (sentence[i : i + size] for i in range(0, len(sentence), size)):
-            if now and len(now) + len(part) > size:
-                pieces.append(now)
-                now = ""
-            now = f"{now} {part}" if now else part
-    return [*pieces, now] if now else pieces
+            if piece and len(piece) + len(part) > size:
+                pieces.append(piece)
+                piece = ""
+            piece = f"{piece} {part}" if piece else part
+    return [*pieces, piece] if piece else pieces

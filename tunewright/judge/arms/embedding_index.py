@@ -1,6 +1,7 @@
-"""Finding what means the same: a local encoder (BERT-like, safetensors) instead of words in common.
+"""Search by meaning: a local encoder (BERT-like, safetensors) instead of shared words.
 
-A text is the mean of its tokens' last hidden states, of length 1 (Reimers & Gurevych 2019, 1908.10084). Axes: N texts, D width.
+A text's vector is the normalised mean of its tokens' last hidden states (Reimers & Gurevych 2019, 1908.10084). Axes: N texts,
+B texts of a batch, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ BATCH, TOKENS = 64, 256
 
 @dataclass(frozen=True)
 class EmbeddingIndex:
-    """Texts in the order given; ``vector_ND`` has rows of length 1."""
+    """Texts in the given order; the rows of ``vector_ND`` have length 1."""
 
     texts: tuple[str, ...]
     vector_ND: Tensor
     encode: Callable[[Sequence[str]], Tensor]
 
     def best(self, query: str, count: int) -> list[int]:
-        """The ``count`` texts of largest cosine to ``query``, best first; equal ones in the order of the texts."""
+        """The ``count`` texts with the largest cosine to ``query``, best first; ties in the order of the texts."""
         near_N = self.vector_ND @ self.encode([query])[0]
         return [int(i) for i in torch.sort(near_N, descending=True, stable=True).indices[:count]]
 
 
 def indexer(folder: str | Path) -> Callable[[Sequence[str]], EmbeddingIndex]:
-    """How to make an index with the encoder in ``folder``. Raises MODEL_* for a folder that is not safe or not whole."""
+    """Makes indices with the encoder in ``folder``. Raises MODEL_* if the folder is unsafe or incomplete."""
     from transformers import AutoModel, AutoTokenizer
 
     model_files.check(Path(folder))
@@ -50,13 +51,13 @@ def indexer(folder: str | Path) -> Callable[[Sequence[str]], EmbeddingIndex]:
 
 @torch.inference_mode()
 def encoded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """vector_ND of the texts, each cut at 256 tokens."""
+    """vector_ND of the texts, each truncated to 256 tokens."""
     parts = []
     for start in range(0, len(texts), BATCH):
-        given = tokenizer(
+        inputs = tokenizer(
             list(texts[start : start + BATCH]), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
         )
-        hidden_BTD = model(**given).last_hidden_state
-        real_BT1 = given["attention_mask"][..., None].to(hidden_BTD.dtype)
+        hidden_BTD = model(**inputs).last_hidden_state
+        real_BT1 = inputs["attention_mask"][..., None].to(hidden_BTD.dtype)
         parts.append(torch.nn.functional.normalize((hidden_BTD * real_BT1).sum(1) / real_BT1.sum(1), dim=-1))
     return torch.cat(parts)

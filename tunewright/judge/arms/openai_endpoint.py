@@ -1,17 +1,20 @@
-"""Another model as an arm: any endpoint that speaks OpenAI's chat completions. No torch."""
+"""Another model, behind any endpoint with OpenAI's chat completions. No torch."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tunewright.core.config import RemoteConfig
 from tunewright.core.errors import RunError
-from tunewright.data.examples import Message
+from tunewright.data.examples import Example, Message
+from tunewright.data.metrics import read_label
+from tunewright.data.scores import Answer, Written
+from tunewright.judge.arms.arm import Model, Progress, Prompt, silent
 
 TRIES = 4
 SECONDS = 120.0
@@ -22,11 +25,35 @@ class Endpoint:
     url: str
     model: str
     key: str = field(default="", repr=False)
-    together: int = 8
+    concurrency: int = 8
 
     @classmethod
-    def of(cls, asked: RemoteConfig) -> Endpoint:
-        return cls(asked.url.rstrip("/"), asked.model, os.environ.get(asked.api_key_env, ""), asked.concurrency)
+    def of(cls, config: RemoteConfig) -> Endpoint:
+        key = os.environ.get(config.api_key_env, "")
+        return cls(url=config.url.rstrip("/"), model=config.model, key=key, concurrency=config.concurrency)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Answers of at most ``max_new_tokens`` tokens. Of a label task, the label that an answer names, if it names one."""
+
+    endpoint: Endpoint
+    max_new_tokens: int
+    labels: tuple[str, ...] = ()
+    needs_model: ClassVar[bool] = False
+    repeatable: ClassVar[bool] = False
+
+    def prompt(self, example: Example) -> tuple[Message, ...]:
+        return example.prompt
+
+    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
+        prompts = [self.prompt(e) for e in examples]
+        answers = []
+        for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
+            text = (read_label(reply.text, self.labels) or reply.text) if self.labels else reply.text
+            written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3))
+            answers.append(Answer(text, written, prompt, prompt_tokens=reply.prompt_tokens))
+        return answers
 
 
 @dataclass(frozen=True)
@@ -40,25 +67,23 @@ class Reply:
     seconds: float
 
 
-def answers(
-    endpoint: Endpoint, prompts: Sequence[Sequence[Message]], limit: int, watch: Callable[[int], None] = lambda _: None
-) -> list[Reply]:
-    """Replies in the order of the prompts, greedy (temperature 0). Raises REMOTE_FAILED when one is refused or unreachable."""
+def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
+    """Replies in the order of the prompts, greedy (temperature 0). Raises REMOTE_FAILED if one is refused or unreachable."""
     import httpx
 
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    with httpx.Client(headers=headers, timeout=SECONDS) as client, ThreadPoolExecutor(endpoint.together) as pool:
+    with httpx.Client(headers=headers, timeout=SECONDS) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
 
-        def one(messages: Sequence[Message]) -> Reply:
+        def one(prompt: Prompt) -> Reply:
             body = {
                 "model": endpoint.model,
-                "messages": [{"role": m.role, "content": m.content} for m in messages],
+                "messages": [{"role": m.role, "content": m.content} for m in prompt],
                 "temperature": 0,
                 "max_tokens": limit,
             }
-            found = _post(client, f"{endpoint.url}/chat/completions", body)
-            watch(1)
-            return found
+            reply = _post(client, f"{endpoint.url}/chat/completions", body)
+            progress(1)
+            return reply
 
         return list(pool.map(one, prompts))
 
@@ -66,35 +91,35 @@ def answers(
 def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
     import httpx
 
-    said = ""
+    reason = ""
     for attempt in range(TRIES):
         if attempt:
             time.sleep(2.0**attempt / 2)
-        begun = time.monotonic()
+        began = time.monotonic()
         try:
-            reply = client.post(url, json=body)
+            response = client.post(url, json=body)
         except httpx.TransportError as error:
-            said = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
             continue
-        if reply.status_code == 429 or reply.status_code >= 500:
-            said = f"status {reply.status_code}"
+        if response.status_code == 429 or response.status_code >= 500:
+            reason = f"status {response.status_code}"
             continue
-        if reply.status_code != 200:
-            said = f"status {reply.status_code}: {reply.text[:200]}"
+        if response.status_code != 200:
+            reason = f"status {response.status_code}: {response.text[:200]}"
             break
         try:
-            value = reply.json()
-            choice, used = value["choices"][0], value.get("usage") or {}
+            value = response.json()
+            choice, usage = value["choices"][0], value.get("usage") or {}
             return Reply(
-                choice["message"]["content"] or "",
-                int(used.get("prompt_tokens", 0)),
-                int(used.get("completion_tokens", 0)),
-                choice.get("finish_reason") == "length",
-                time.monotonic() - begun,
+                text=choice["message"]["content"] or "",
+                prompt_tokens=int(usage.get("prompt_tokens", 0)),
+                answer_tokens=int(usage.get("completion_tokens", 0)),
+                cut=choice.get("finish_reason") == "length",
+                seconds=time.monotonic() - began,
             )
         except (ValueError, KeyError, IndexError, TypeError):
-            said = f"no chat completion in the reply: {reply.text[:200]}"
+            reason = f"the reply is not a chat completion: {response.text[:200]}"
             break
     raise RunError(
-        "REMOTE_FAILED", f"{url} did not answer ({said}).", where=url, fix="check prove.remote and its key, or leave it out."
+        "REMOTE_FAILED", f"{url} did not answer ({reason}).", where=url, fix="check prove.remote and its key, or leave it out."
     )

@@ -1,0 +1,61 @@
+"""The adapter alone, as PEFT writes it; it is loaded on the base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tunewright.core.config import Config, Plan
+from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Source
+from tunewright.model import loading, peft_format
+from tunewright.model.facts import Facts
+from tunewright.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def wanted(config: Config, plan: Plan) -> bool:
+    return plan.adapter.kind != "none"
+
+
+def stored(config: Config, facts: Facts) -> Dtype:
+    return "float32"
+
+
+def write(source: Source, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+    facts = source.facts
+    base = facts.path if facts.name == loading.EMBEDDED else facts.name
+    hashes = {"base_sha256": facts.sha256, "template_sha256": source.template.sha256}
+    peft_format.save(module, source.plan.adapter, folder, base, {"base": facts.name, **hashes, "run": source.run.name})
+
+
+def reload(folder: Path, base: Base) -> LanguageModel:
+    model = loading.load(base.path, torch.float32)
+    peft_format.load(model.module, folder, base.sha256)
+    return model
+
+
+def snippet(path: str, base: str) -> list[str]:
+    return [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f'tokenizer = AutoTokenizer.from_pretrained("{base}")',
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{path}")',
+    ]
+
+
+ADAPTER = Export(
+    kind="adapter",
+    library="peft",
+    loaded_with="tunewright, base model and adapter",
+    tolerance=TOLERANCE,
+    folder=lambda run: run.adapter,
+    wanted=wanted,
+    dtype=stored,
+    write=write,
+    reload=reload,
+    snippet=snippet,
+)

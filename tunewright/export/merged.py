@@ -1,0 +1,90 @@
+"""The adapter folded into the base weights: a model folder that plain transformers loads, with its tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tunewright.core.config import Config, Plan
+from tunewright.core.run_folder import disk_errors
+from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Source
+from tunewright.model import adapters, arch_probe, loading
+from tunewright.model.facts import Facts
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.template import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LARGEST_FLOAT32 = 2e9  # bytes
+
+
+def wanted(config: Config, plan: Plan) -> bool:
+    return config.export.merged or plan.adapter.kind == "none"
+
+
+def stored(config: Config, facts: Facts) -> Dtype:
+    """As asked; else float32, because an update is often smaller than bfloat16's precision of the weight it changes. Above 2 GB
+    the base model's own dtype."""
+    if config.export.dtype != "auto":
+        return config.export.dtype
+    own: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
+    return "float32" if facts.parameters * 4 <= LARGEST_FLOAT32 else own.get(facts.dtype, "float32")
+
+
+def write(source: Source, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+    """Merges the adapter into ``module`` and casts it to ``dtype``, both for good."""
+    adapters.merge(module)
+    save(module, source.template, folder, loading.torch_dtype(dtype))
+
+
+def save(module: PreTrainedModel, template: Template, folder: Path, dtype: torch.dtype) -> None:
+    """Writes beside ``folder`` and renames, so that ``folder`` always holds a complete model."""
+    for left in folder.parent.glob(".merged-*"):  # by a process that was killed here
+        shutil.rmtree(left)
+    beside = Path(tempfile.mkdtemp(prefix=".merged-", dir=folder.parent))
+    try:
+        with disk_errors(folder), arch_probe.quiet():
+            module.to(dtype).save_pretrained(beside)
+            template.tokenizer.save_pretrained(beside)
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def reload(folder: Path, base: Base) -> LanguageModel:
+    """By transformers alone, with none of our code between."""
+    from transformers import AutoModelForCausalLM
+
+    with arch_probe.quiet():
+        module = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).eval()
+    return LanguageModel(module, plain_head=False)
+
+
+def snippet(path: str, base: str) -> list[str]:
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
+        f'model = AutoModelForCausalLM.from_pretrained("{path}")',
+    ]
+
+
+MERGED = Export(
+    kind="merged",
+    library="transformers",
+    loaded_with="transformers alone",
+    tolerance=TOLERANCE,
+    folder=lambda run: run.merged,
+    wanted=wanted,
+    dtype=stored,
+    write=write,
+    reload=reload,
+    snippet=snippet,
+)

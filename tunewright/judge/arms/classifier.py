@@ -1,0 +1,35 @@
+"""A classifier without a language model (data/baselines.py) chooses a label. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tunewright.data.baselines import Predict
+from tunewright.data.examples import Chat, Example, Message
+from tunewright.data.scores import Answer, LabelProbs
+from tunewright.judge.arms.arm import Model, Progress
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """``predict`` gives the probabilities of ``labels``; the first of the most probable is chosen."""
+
+    predict: Predict
+    labels: tuple[str, ...]
+    needs_model: ClassVar[bool] = False
+    repeatable: ClassVar[bool] = True
+
+    def prompt(self, example: Example) -> tuple[Message, ...]:
+        return example.prompt
+
+    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
+        chats = [e for e in examples if isinstance(e, Chat)]
+        answers = []
+        for chat, probs in zip(chats, self.predict(chats), strict=True):
+            best = max(self.labels, key=lambda label: probs[label])
+            rounded = LabelProbs({label: round(p, 6) for label, p in probs.items()})
+            answers.append(Answer(best, rounded, chat.prompt, prompt_tokens=0))
+            progress(1)
+        return answers

@@ -1,0 +1,26 @@
+"""The run's language model writes an answer to a prompt. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tunewright.data.examples import Example, Message
+from tunewright.data.scores import Answer
+from tunewright.judge.arms.arm import Model, Progress
+from tunewright.judge.arms.prompts import OWN_PROMPT, Recipe
+
+
+@dataclass(frozen=True)
+class Prompted:
+    recipe: Recipe = OWN_PROMPT
+    needs_model: ClassVar[bool] = True
+    repeatable: ClassVar[bool] = False
+
+    def prompt(self, example: Example) -> tuple[Message, ...]:
+        return self.recipe.prompt(example)
+
+    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
+        assert model is not None
+        return model.write([self.prompt(e) for e in examples], progress)

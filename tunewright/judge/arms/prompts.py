@@ -1,0 +1,38 @@
+"""What a prompted arm puts before a row's question: an instruction, examples, passages. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunewright.data.examples import Chat, Example, Message
+from tunewright.judge.arms.bm25 import Index, Nearest
+
+PASSAGES = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``instruction``: a system message instead of the row's own ("": none at all). ``shots``: training rows shown as earlier
+    turns, the same for every row or those nearest to it. ``documents``: an index of passages to quote from."""
+
+    instruction: str | None = None
+    shots: tuple[Chat, ...] | Nearest = ()
+    documents: Index | None = None
+
+    def prompt(self, example: Example) -> tuple[Message, ...]:
+        """System message, shots, then the row's own turns, the last with the passages that were found for it."""
+        own = example.prompt
+        head, rest = (own[:1], own[1:]) if own and own[0].role == "system" else ((), own)
+        if self.instruction is not None:
+            head = (Message("system", self.instruction),) if self.instruction else ()
+        shots = self.shots.shots(example) if isinstance(self.shots, Nearest) else self.shots
+        shown = tuple(m for shot in shots for m in shot.messages if m.role != "system")
+        if self.documents is not None:
+            best = self.documents.best(example.question, PASSAGES)
+            context = "\n\n".join(f"[{n}] {self.documents.texts[i]}" for n, i in enumerate(best, 1))
+            question = Message(rest[-1].role, f"Use what is of use here:\n\n{context}\n\n{rest[-1].content}")
+            rest = (*rest[:-1], question)
+        return (*head, *shown, *rest)
+
+
+OWN_PROMPT = Recipe()  # the row's own system message and turns, nothing else

@@ -1,0 +1,24 @@
+"""The run's language model reads documents, which gives their likelihood. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tunewright.data.examples import Example, Message
+from tunewright.data.scores import Answer
+from tunewright.judge.arms.arm import Model, Progress
+
+
+@dataclass(frozen=True)
+class Reader:
+    needs_model: ClassVar[bool] = True
+    repeatable: ClassVar[bool] = False
+
+    def prompt(self, example: Example) -> tuple[Message, ...]:
+        return ()
+
+    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
+        assert model is not None
+        return model.read(examples, progress)

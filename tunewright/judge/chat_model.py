@@ -1,0 +1,78 @@
+"""A language model ready to answer: with its template, its decoding, and the numbers of the plan that reading documents takes.
+
+Axes: R rows, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tunewright.core.config import Plan
+from tunewright.data.examples import Example
+from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
+from tunewright.judge.arms.arm import Progress, Prompt, silent
+from tunewright.model import adapters, forward
+from tunewright.model.generate import Decoding, greedy, label_logprobs
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens import rendering
+from tunewright.tokens.packing import microbatches, to_batch
+from tunewright.tokens.rendering import Rendered, Template
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """``plan``: for documents, which are cut and packed as in training (max_length, tokens_per_pass, layout)."""
+
+    model: LanguageModel
+    template: Template
+    decoding: Decoding
+    plan: Plan
+
+    def write(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+        """Greedy answers."""
+        ids = [rendering.for_generation(self.template, p) for p in prompts]
+        answers = []
+        for prompt, before, tokens in zip(prompts, ids, greedy(self.model, ids, self.decoding, progress), strict=True):
+            written = Written(len(tokens), cut=len(tokens) >= self.decoding.max_new_tokens)
+            text = rendering.decode(self.template, tokens)
+            answers.append(Answer(text, written, tuple(prompt), prompt_tokens=len(before)))
+        return answers
+
+    def choose(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
+        """The most probable of the labels after each prompt, with the probabilities of all."""
+        ids = [rendering.for_generation(self.template, p) for p in prompts]
+        label_ids = [[rendering.completion_ids(self.template, p, label) for label in labels] for p in prompts]
+        logp_RL = label_logprobs(self.model, ids, label_ids, self.decoding, progress)
+        prob_RL = np.exp(logp_RL - np.logaddexp.reduce(logp_RL, axis=1, keepdims=True))
+        answers = []
+        for r, prompt in enumerate(prompts):
+            probs = {label: round(float(p), 6) for label, p in zip(labels, prob_RL[r], strict=True)}
+            best = labels[int(logp_RL[r].argmax())]
+            answers.append(Answer(best, LabelProbs(probs), tuple(prompt), prompt_tokens=len(ids[r])))
+        return answers
+
+    def read(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
+        """The likelihood of each document, cut into the same pieces as in training."""
+        answers = []
+        for i, document in enumerate(documents):
+            pieces = rendering.for_training(self.template, document, i, self.plan.max_length)
+            nats = sequence_nats(self.model, pieces, self.plan)
+            answers.append(Answer("", Likelihood(len(document.text.encode()), nats)))
+            progress(1)
+        return answers
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Within it, the model is the base model."""
+        return adapters.off(self.model.module)
+
+
+@torch.inference_mode()
+def sequence_nats(model: LanguageModel, rows: Sequence[Rendered], plan: Plan) -> float:
+    """Summed negative log-likelihood of the sequences, in nats."""
+    groups = microbatches(range(len(rows)), [r.ids for r in rows], plan.tokens_per_pass, plan.layout)
+    return sum(float(forward.loss(model, to_batch([rows[i] for i in g], plan.layout))) for g in groups)
