@@ -268,6 +268,16 @@ def test_every_command_that_is_mentioned_exists() -> None:
             assert first != "runs" or not second or second in commands["runs"], f"{path}: `tunewright runs {second}`"
 
 
+def test_every_file_that_is_mentioned_exists() -> None:
+    root = PACKAGE.parent
+    for page in [*root.glob("*.md"), *root.glob("docs/*.md"), root / "examples" / "README.md"]:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:tests|scripts|benchmarks|docs|examples)/[\w./-]*\w)`", text)
+        linked = [str((page.parent / link).relative_to(root)) for link in re.findall(r"\]\((?!http|#)([^)#]+)\)", text)]
+        for name in [*named, *linked]:
+            assert (root / name).resolve().exists(), f"{page.name} mentions {name}"
+
+
 CODE = re.compile(
     r'"((?:ADAPTER|CONFIG|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
     r'_[A-Z_]+)"'
