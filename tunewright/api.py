@@ -55,9 +55,11 @@ def run(
     from tunewright.stages import runner
 
     config = settings.load(None, model=model, data__train=str(data), **given)
-    command = f"tw.run({str(data)!r}, model={model!r})"
-    session = runner.launch(config, name, Path(root), Console(quiet), command, "report")
-    return Result(session.run.path)
+    settings_given = "".join(f", {key}={value!r}" for key, value in {"model": model, "name": name, **given}.items())
+    command = f"tw.run({str(data)!r}{settings_given}, root={str(root)!r})"
+    context = runner.start(config, name, Path(root), Console(quiet), command)
+    runner.Runner(context).advance("report")
+    return Result(context.run.path)
 
 
 def load_run(name: str | Path, root: str | Path = "runs") -> Result:

@@ -68,7 +68,10 @@ def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
     exact = _groups([content_hash(f"{q}\x00{t}") for q, t in zip(questions, targets, strict=True)])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
         raise data_error(
-            "DATA_DUPLICATES", f"all {len(examples)} rows are the same.", where=examples[0].where, fix="provide different rows."
+            "DATA_DUPLICATES",
+            f"all {len(examples)} rows are the same.",
+            where=examples[0].where,
+            fix="provide different rows.",
         )
     task = detect_task(examples)
     labels = Counter(e.target for e in examples) if task.labels else Counter()
@@ -89,7 +92,9 @@ def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
         *_long(examples),
     ]
     sizes = np.array([len(q) + len(t) for q, t in zip(questions, targets, strict=True)])
-    characters = {name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))}
+    characters = {
+        name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))
+    }
     findings.sort(key=lambda f: (ORDER[f.level], f.code))
     return Audit(
         rows=len(examples),
@@ -149,9 +154,7 @@ def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:
 def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Finding]:
     groups = [tuple(g) for g in _groups(questions) if len({targets[i] for i in g}) > 1]
     most = f"{ceiling(questions, targets):.1%}"
-    message = (
-        f"{{rows}} rows give different answers to {{groups}} questions; no model can match more than {most} of all rows exactly"
-    )
+    message = f"{{rows}} rows give different answers to {{groups}} questions; no model can match more than {most} of all rows exactly"
     return _grouped("warning", "CONTRADICTIONS", message, groups)
 
 
@@ -194,7 +197,11 @@ def _long(examples: Sequence[Example]) -> list[Finding]:
     rows = tuple(i for i, e in enumerate(examples) if sum(len(m.content) for m in e.messages) > LONG)
     if not rows:
         return []
-    return [Finding("notice", "LONG_ROWS", f"{len(rows)} rows have over {LONG:,} characters; the plan counts their tokens", rows)]
+    return [
+        Finding(
+            "notice", "LONG_ROWS", f"{len(rows)} rows have over {LONG:,} characters; the plan counts their tokens", rows
+        )
+    ]
 
 
 def too_few(rows: int, where: str) -> Problem | None:

@@ -47,7 +47,9 @@ def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
     return predict
 
 
-def out_of_fold(texts: Sequence[str], targets: Sequence[str], groups: Sequence[int]) -> tuple[NDArray[np.float64], list[str]]:
+def out_of_fold(
+    texts: Sequence[str], targets: Sequence[str], groups: Sequence[int]
+) -> tuple[NDArray[np.float64], list[str]]:
     """(p_RL, labels): the classifier's prediction for each row, trained without the row and the others of its group."""
     from sklearn.model_selection import GroupKFold
 
@@ -95,5 +97,8 @@ def _strength(x: Any, targets: Sequence[str]) -> float:
     if smallest < 2:
         return 3.0
     splitter = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=0)
-    scores = {c: cross_val_score(_regression(c), x, list(targets), cv=splitter, scoring="neg_log_loss").mean() for c in STRENGTHS}
+    scores = {
+        c: cross_val_score(_regression(c), x, list(targets), cv=splitter, scoring="neg_log_loss").mean()
+        for c in STRENGTHS
+    }
     return max(scores, key=scores.__getitem__)

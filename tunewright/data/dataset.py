@@ -97,7 +97,7 @@ class Dataset:
         return {
             **audited.to_json(self.examples),
             "suspects": [{**dataclasses.asdict(s), "where": self.examples[s.row].where} for s in suspects],
-            "form": self.format,
+            "format": self.format,
             "unused": self.unused,
             "notices": list(self.notices),
             "sides": {side: n for side in SIDES if (n := self.sides.count(side))},
@@ -150,7 +150,10 @@ def load(config: Config) -> Dataset:
 def _read(config: Config) -> _Files:
     if not config.data.train:
         raise data_error(
-            "DATA_EMPTY", "no data file is named.", where="data.train", fix="give a data file: `tunewright run rows.jsonl`."
+            "DATA_EMPTY",
+            "no data file is named.",
+            where="data.train",
+            fix="give a data file: `tunewright run rows.jsonl`.",
         )
     named = [(side, path) for side in SIDES if (path := getattr(config.data, side))]
     parsed: list[tuple[str, Parsed]] = []
@@ -206,7 +209,10 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
     if unknown:
         fix = "correct the label, or add training rows for it."
         raise DataError(
-            [Problem("DATA_FORMAT_MISMATCH", f"no training row has the label {e.target!r}.", e.where, fix) for e in unknown]
+            [
+                Problem("DATA_FORMAT_MISMATCH", f"no training row has the label {e.target!r}.", e.where, fix)
+                for e in unknown
+            ]
         )
     if name == "auto":
         return task

@@ -57,7 +57,12 @@ class Noise:
 
     def to_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
-        return {**value, "interval": list(self.interval), "suspects": list(value["suspects"]), "expected": self.expected}
+        return {
+            **value,
+            "interval": list(self.interval),
+            "suspects": list(value["suspects"]),
+            "expected": self.expected,
+        }
 
 
 def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
@@ -78,7 +83,9 @@ def estimate(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Se
     chance_R = chances(p_RL, given_R, temperature, rate)
     order = sorted(np.flatnonzero(chance_R >= SUSPECT).tolist(), key=lambda r: (-chance_R[r], r))
     suspects = tuple(
-        Suspect(row=rows[r], given=labels[r], likelier=names[int(p_RL[r].argmax())], chance=round(float(chance_R[r]), 4))
+        Suspect(
+            row=rows[r], given=labels[r], likelier=names[int(p_RL[r].argmax())], chance=round(float(chance_R[r]), 4)
+        )
         for r in order
     )
     accuracy = float((p_RL.argmax(1) == given_R).mean())

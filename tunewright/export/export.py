@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
 from tunewright.core.records import ExportCheck
@@ -51,9 +50,9 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
 
 
 def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> list[ExportCheck]:
-    """Writes the exports and export.json. ``canaries``: token ids of held-out prompts; ``stop``: tokens that end an answer.
+    """Writes the exports. ``canaries``: token ids of held-out prompts; ``stop``: tokens that end an answer.
 
-    Raises EXPORT_MISMATCH, and then there is no export.json.
+    Raises EXPORT_MISMATCH where a reloaded export cannot be loaded or answers otherwise.
     """
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
     expected = _expected(source, model, canaries, stop)
@@ -63,13 +62,10 @@ def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int
             folder, dtype = row.folder(source.run), row.dtype(source.config, source.facts)
             row.write(source, model.module, folder, dtype)
             found.append(_check(row, folder, dtype, expected))
-    records.write(source.run.export, found)
     return found
 
 
-def _expected(
-    source: Source, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]
-) -> Expected:
+def _expected(source: Source, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> Expected:
     request = verify.Request(
         canaries=[list(ids)[-CANARY_TOKENS:] for ids in canaries[:CANARIES]],
         new_tokens=NEW_TOKENS,
@@ -116,6 +112,8 @@ def _reloaded(row: Export, folder: Path, request: verify.Request) -> tuple[Tenso
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise TrainError("EXPORT_MISMATCH", f"a fresh process could not load the {row.kind}: {last}", where=str(folder))
+            raise TrainError(
+                "EXPORT_MISMATCH", f"a fresh process could not load the {row.kind}: {last}", where=str(folder)
+            )
         with safe_open(out, "pt") as file:
             return file.get_tensor("logits"), json.loads(file.metadata()["greedy"])

@@ -14,7 +14,8 @@ from scipy import optimize, stats
 
 from tunewright.data.label_noise import tempered
 from tunewright.data.scores import LabelProbs, Score
-from tunewright.judge.statistics import Interval, wilson
+from tunewright.core.records.common import Interval
+from tunewright.judge.statistics import wilson
 
 Floats = NDArray[np.float64]
 BINS = 10

@@ -37,7 +37,9 @@ FORMULAS = {
 }
 
 
-def last_doubling(all_SR: Floats, half_SR: Floats, clusters: Sequence[int], alpha: float, margin: float) -> dict[str, Any]:
+def last_doubling(
+    all_SR: Floats, half_SR: Floats, clusters: Sequence[int], alpha: float, margin: float
+) -> dict[str, Any]:
     """Gain of training on all rows over half of them, in score, on the same test rows.
 
     The half-width of the interval combines two independent uncertainties (root of the sum of squares): the clustered interval

@@ -12,20 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-Word = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
+from tunewright.core.records.common import Interval, Word
+
 POWER = 0.8
 FEW = 5
-
-
-class Interval(NamedTuple):
-    low: float
-    high: float
 
 
 class MeanInterval(NamedTuple):
@@ -190,7 +186,9 @@ def compare(
     n = len(d)
     if is_binary(a) and is_binary(b) and higher_is_better:
         ratio = kish_ratio(clusters)
-        both, first, second, neither = (ratio * float(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
+        both, first, second, neither = (
+            ratio * float(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0))
+        )
         interval, narrow = (newcombe_paired(both, first, second, neither, level) for level in (alpha, 2 * alpha))
         p, test = mcnemar_exact(first, second), "Newcombe paired interval, exact McNemar"
     else:
@@ -250,7 +248,9 @@ def detectable_mean(rows: int, spread: float, alpha: float = 0.05, power: float 
         mean = effect * n / (n + 2)
         squares = n * (spread**2 + (effect - mean) ** 2) + 2 * (spread**2 + effect**2 + mean**2)
         se = math.sqrt(squares / (n + 1) / (n + 2))
-        effect = (n + 2) / n * float(stats.t.isf(alpha / 2, n - 1)) * se + float(stats.norm.ppf(power)) * spread / math.sqrt(n)
+        effect = (n + 2) / n * float(stats.t.isf(alpha / 2, n - 1)) * se + float(
+            stats.norm.ppf(power)
+        ) * spread / math.sqrt(n)
     return min(1.0, effect)
 
 
@@ -270,7 +270,12 @@ ValueOfSums = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def corpus_interval(
-    tuned_Ck: ArrayLike, other_Ck: ArrayLike, metric: ValueOfSums, alpha: float = 0.05, resamples: int = 10_000, seed: int = 0
+    tuned_Ck: ArrayLike,
+    other_Ck: ArrayLike,
+    metric: ValueOfSums,
+    alpha: float = 0.05,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Interval | None:
     """Interval of the difference of a corpus metric between two arms on the same clusters: bias-corrected and accelerated
     bootstrap (Efron 1987) over clusters, both arms resampled alike, with a pseudo-cluster for and one against.

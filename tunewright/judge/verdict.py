@@ -9,7 +9,8 @@ from typing import Any
 from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.protocol import Protocol
-from tunewright.judge.statistics import Comparison, Interval, Word
+from tunewright.core.records.common import Interval, Word
+from tunewright.judge.statistics import Comparison
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ def decide(arms: Mapping[str, ArmResult], protocol: Protocol, clusters: Sequence
     best = max if protocol.higher_is_better else min
     other = best(untrained, key=lambda name: on_dev[name] if on_dev else arms[name].score)
     against = {
-        name: protocol.compare(arms["tuned"].scores, arm.scores, clusters) for name, arm in arms.items() if name != "tuned"
+        name: protocol.compare(arms["tuned"].scores, arm.scores, clusters)
+        for name, arm in arms.items()
+        if name != "tuned"
     }
     p_holm = dict(zip(against, statistics.holm([c.p_value for c in against.values()]), strict=True))
     unbeaten = tuple(name for name in untrained if against[name].interval.low <= 0)

@@ -71,7 +71,9 @@ def with_teacher(
     return [taught[i] for i in range(len(teacher_rows))]
 
 
-def batches(model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int) -> list[Batch]:
+def batches(
+    model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
+) -> list[Batch]:
     """Passes of gold rows, then passes of taught ones. Predictions that `to_batch` merges have one teacher: among taught rows
     because the text before them is the same, among gold rows because the target is the teacher."""
     made: list[Batch] = []

@@ -36,7 +36,9 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=base.weight.device))
         if base.weight.dtype == torch.float64:
             self.lora_A.data, self.lora_B.data = self.lora_A.double(), self.lora_B.double()
-        self.magnitude = nn.Parameter(self.row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
+        self.magnitude = (
+            nn.Parameter(self.row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         base = F.linear(x, self.base.weight)

@@ -96,7 +96,9 @@ def tree_attention(
     if not segments or segments[-1].stop != query.shape[2] or attention_mask is not None:
         raise ValueError("the architecture does not hand on the layout of its rows")
     if dropout or s_aux is not None or not getattr(module, "is_causal", True):
-        raise ValueError("attention that drops weights, has sinks or is not causal is not exact in one pass of several rows")
+        raise ValueError(
+            "attention that drops weights, has sinks or is not causal is not exact in one pass of several rows"
+        )
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     rule = AttentionOptions(sliding_window, softcap, keep_weights)
     out: Tensor = _TreeAttention.apply(query, key, value, pieces(segments), scale, rule)  # type: ignore[no-untyped-call]
@@ -109,7 +111,13 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: tuple[Block, ...], scale: float, rule: AttentionOptions
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        todo: tuple[Block, ...],
+        scale: float,
+        rule: AttentionOptions,
     ) -> Tensor:
         groups = key.shape[1]
         q_GTRD = (query[0] * scale).reshape(groups, -1, *query.shape[2:]).transpose(1, 2).contiguous()
@@ -200,9 +208,9 @@ def _add(x_GTD: Tensor, ranges: tuple[Range, ...], part_GnD: Tensor) -> None:
 
 
 def _write(x_TGRD: Tensor, piece: Block, part_GmD: Tensor) -> None:
-    x_TGRD[piece.start : piece.stop] = part_GmD.view(len(part_GmD), piece.stop - piece.start, -1, part_GmD.shape[2]).transpose(
-        0, 1
-    )
+    x_TGRD[piece.start : piece.stop] = part_GmD.view(
+        len(part_GmD), piece.stop - piece.start, -1, part_GmD.shape[2]
+    ).transpose(0, 1)
 
 
 def prefixed_attention(
@@ -244,9 +252,9 @@ def prefixed_attention(
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
         out = weights[..., shared:] @ value[part]
         if prefix:
-            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(1, (q.shape[0], -1)).transpose(
-                0, 1
-            )
+            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(
+                1, (q.shape[0], -1)
+            ).transpose(0, 1)
         parts.append(out.reshape(-1, heads, new, width).transpose(1, 2))
     return torch.cat(parts), None
 

@@ -138,11 +138,15 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         g, wide = grads[0].contiguous(), torch.promote_types(x.dtype, torch.float32)
-        inverse = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / len(weight) + ctx.eps)
+        inverse = torch.rsqrt(
+            torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / len(weight) + ctx.eps
+        )
         # Layer norm's fused backward, told that the mean is zero, is this gradient but for the mean it takes off again.
         shape, nought = list(weight.shape), torch.zeros_like(inverse)
         scale = weight.to(wide) if x.device.type == "cpu" else weight  # what each device's kernel takes
-        dx, _, _ = torch.ops.aten.native_layer_norm_backward(g, x, shape, nought, inverse, scale, None, [True, False, False])
+        dx, _, _ = torch.ops.aten.native_layer_norm_backward(
+            g, x, shape, nought, inverse, scale, None, [True, False, False]
+        )
         return dx + ((g @ weight)[..., None] * (inverse / len(weight))).to(x.dtype), None, None
 
 
@@ -207,7 +211,9 @@ def fits(twin: Any, tolerance: float = 1e-3) -> bool:
     tree = build([list(range(1, 24)), [*range(1, 20), 3, 5, 7]])
     ids_T, positions_T = torch.from_numpy(tree.ids_T), torch.from_numpy(tree.positions_T)
     at_N = torch.arange(3, len(ids_T), 2)
-    weigh_ND = torch.randn(len(at_N), twin.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0))
+    weigh_ND = torch.randn(
+        len(at_N), twin.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0)
+    )
     found = []
     try:
         attach(twin, AdapterConfig(rank=2), 0)

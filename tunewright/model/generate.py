@@ -122,7 +122,12 @@ def label_logprobs(
             said = [after(prompts[r], labels[r][j], r) for r, j in part]
             batch = to_batch(said, "shared" if how.exact_batch else "padded")
             logp_NV = forward.logits(model, batch).float().log_softmax(-1)
-            logp_N = logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0].double().cpu().numpy()
+            logp_N = (
+                logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0]
+                .double()
+                .cpu()
+                .numpy()
+            )
             ends = np.cumsum([one.supervised for one in said])[:-1]
             for branch, logp in zip(part, np.split(logp_N[batch.which_M], ends), strict=True):
                 total[branch] = logp.sum()

@@ -136,7 +136,10 @@ def _mend_pretokenizer(file: Path, tokenizer: Any) -> None:
     field = GGUFReader(file).get_field("tokenizer.ggml.pre")
     if field is not None and str(field.contents()) == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
         )
 
 
@@ -166,7 +169,10 @@ def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
     for name, parameter in module.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(
-                "MODEL_CORRUPT", f"{name} holds NaN or infinite values.", where=str(folder), fix="download the model again."
+                "MODEL_CORRUPT",
+                f"{name} holds NaN or infinite values.",
+                where=str(folder),
+                fix="download the model again.",
             )
     module.requires_grad_(False)
     module.config.use_cache = False

@@ -54,11 +54,17 @@ def weights(folder: Path) -> list[Path]:
         raise ModelError("MODEL_CORRUPT", "the index has no weight_map of names.", where=str(folder / INDEX), fix=_MEND)
     for name in sorted(set(listed.values())):
         if Path(name).name != name:
-            raise ModelError("PATH_OUTSIDE", f"the index lists {name!r}, which is no plain name.", where=str(folder), fix=_MEND)
+            raise ModelError(
+                "PATH_OUTSIDE", f"the index lists {name!r}, which is no plain name.", where=str(folder), fix=_MEND
+            )
         if not (folder / name).is_file():
-            raise ModelError("MODEL_FILE_MISSING", f"the index lists {name}, which is not there.", where=str(folder), fix=_MEND)
+            raise ModelError(
+                "MODEL_FILE_MISSING", f"the index lists {name}, which is not there.", where=str(folder), fix=_MEND
+            )
     # transformers takes the single file where there are both.
-    return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else [folder / name for name in sorted(set(listed.values()))]
+    return (
+        [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else [folder / name for name in sorted(set(listed.values()))]
+    )
 
 
 def sizes(folder: Path) -> tuple[int, set[str]]:
@@ -81,7 +87,9 @@ def sizes(folder: Path) -> tuple[int, set[str]]:
     if [f.name for f in files] != [WEIGHTS]:
         listed = (_json(folder / INDEX) or {})["weight_map"]
         for key in sorted(set(listed) ^ set(home)):
-            raise _mismatch(folder, f"{key} is {'listed, but in no file' if key in listed else 'in a file, but not listed'}")
+            raise _mismatch(
+                folder, f"{key} is {'listed, but in no file' if key in listed else 'in a file, but not listed'}"
+            )
         for key in sorted(home):
             if listed[key] != home[key]:
                 raise _mismatch(folder, f"{key} is listed in {listed[key]}, but is in {home[key]}")

@@ -67,7 +67,13 @@ class Answers:
         filed = [dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)]
         run_folder.write_lines(question.file, [s.to_json() for s in filed])
         seconds = round(time.monotonic() - started, 1)
-        facts = {"arm": arm.name, "side": question.side, "branch": question.branch, "rows": len(rows), "seconds": seconds}
+        facts = {
+            "arm": arm.name,
+            "side": question.side,
+            "branch": question.branch,
+            "rows": len(rows),
+            "seconds": seconds,
+        }
         self.run.event("judged", **facts)
         return filed
 
@@ -81,7 +87,12 @@ class Answers:
     def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:
         """Within, a model with these weights that answers as all arms do: greedily, in the plan's batches."""
         with self.models.at(weights) as model:
-            yield ChatModel(model, self.inputs.template, self._decoding(stop_ids(model, self.inputs.template.eos), max_new_tokens), self.plan)
+            yield ChatModel(
+                model,
+                self.inputs.template,
+                self._decoding(stop_ids(model, self.inputs.template.eos), max_new_tokens),
+                self.plan,
+            )
 
     def _decoding(self, stop: tuple[int, ...], max_new_tokens: int | None) -> Decoding:
         facts, limit = self.inputs.facts, self.plan.max_new_tokens

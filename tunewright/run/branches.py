@@ -41,7 +41,9 @@ def of_rows(work: Work, name: str, rows: Sequence[int], fraction: float, seed: i
     """The run's recipe on some of its training rows, a ``fraction`` of them: as many epochs, so fewer steps."""
     wanted = set(rows)
     chosen = tuple(r for r in work.inputs.rows["train"] if r.row in wanted)
-    return Branch(name, smaller(work.plan, fraction, len(chosen), seed), chosen, work.inputs.rows["dev"], work.run.scale)
+    return Branch(
+        name, smaller(work.plan, fraction, len(chosen), seed), chosen, work.inputs.rows["dev"], work.run.scale
+    )
 
 
 def smaller(plan: Plan, fraction: float, sequences: int, seed: int) -> Plan:

@@ -170,9 +170,7 @@ def _money(work: Work, verdict: Verdict, ways: Mapping[str, RequestCost]) -> Mon
         why_not = "a request to the tuned model is not cheaper"
     else:
         break_even = round(training / ((base_price - tuned) / 1000))
-    return Money(
-        per_thousand=thousand, training_and_judging=training, break_even_requests=break_even, why_not=why_not
-    )
+    return Money(per_thousand=thousand, training_and_judging=training, break_even_requests=break_even, why_not=why_not)
 
 
 def not_wanted(work: Work) -> str | None:
@@ -192,12 +190,9 @@ def lines(record: Cost) -> Sequence[str]:
 
 STAGE = Stage(
     name="cost",
-    done="timed",
-    file="cost.json",
     record=COST,
     needs="work",
     run=cost,
     not_wanted=not_wanted,
     lines=lines,
-    evidence=True,
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.core.records import FORGETTING, Forgetting, GenericKL, Sweep, TextKL
+from tunewright.core.records import FORGETTING, Forgetting, GenericKL, Interval, Sweep, TextKL
 from tunewright.data.examples import Chat
 from tunewright.judge import statistics
 from tunewright.judge.probes import bank
@@ -116,7 +116,7 @@ def in_bits(d: Divergence, clusters: Sequence[int], alpha: float, what: str) -> 
         tokens=int(total),
         base_bits=float(d.base_nats_R.sum() / total * bits),
         kl_bits=tuple(float(x.sum() / total * bits) for x in d.kl_SR),
-        kl_interval=tuple((lo, hi) if math.isfinite(hi) else None for lo, hi in intervals),  # type: ignore[arg-type]
+        kl_interval=tuple(Interval(lo, hi) if math.isfinite(hi) else None for lo, hi in intervals),
         delta_bits=tuple(float((x.sum() - d.base_nats_R.sum()) / total * bits) for x in d.nats_SR),
     )
 
@@ -173,12 +173,9 @@ def lines(record: Forgetting) -> Sequence[str]:
 
 STAGE = Stage(
     name="forgetting",
-    done="measured",
-    file="forgetting.json",
     record=FORGETTING,
     needs="work",
     run=forgetting,
     not_wanted=not_wanted,
     lines=lines,
-    evidence=True,
 )

@@ -57,7 +57,9 @@ def self_tested(setup: Setup, made: Plan) -> Plan:
     findings = tuple(SelfTestFinding.model_validate(f) for f in result.findings)
     records.write(context.run.selftest, SelfTest(seconds=result.seconds, findings=findings))
     held = sum(f.held for f in findings)
-    context.console.say(f"self-test: {held} of {len(findings)} properties hold on rows of this run ({result.seconds:.0f} s)")
+    context.console.say(
+        f"self-test: {held} of {len(findings)} properties hold on rows of this run ({result.seconds:.0f} s)"
+    )
     return result.plan
 
 
@@ -97,4 +99,4 @@ def _write(setup: Setup, made: Plan, agreed: Protocol) -> None:
     records.write(run.receipt, receipt.make(setup.context, setup.inputs, made, agreed))
 
 
-STAGE = Stage(name="plan", done="planned", file="plan.json", record=Plan, needs="setup", run=plan)
+STAGE = Stage(name="plan", record=Plan, needs="setup", run=plan)

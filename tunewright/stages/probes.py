@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from tunewright.core import run_folder
-from tunewright.core.records import InstructionKind, InstructionProbe, NoRefusal, Paired, Probe, Probes, Refusal, RegressionRows
+from tunewright.core.records import (
+    InstructionKind,
+    InstructionProbe,
+    NoRefusal,
+    Paired,
+    Probe,
+    Probes,
+    Refusal,
+    RegressionRows,
+)
 from tunewright.data import examples, sources
 from tunewright.data.task import detect_task
 from tunewright.judge import evaluate, statistics

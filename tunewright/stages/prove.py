@@ -129,4 +129,4 @@ def lines(record: Verdict) -> Sequence[str]:
     return [verdict.sentence(record.model_dump(mode="json"))]
 
 
-STAGE = Stage(name="prove", done="proven", file="verdict.json", record=Verdict, needs="work", run=prove, lines=lines)
+STAGE = Stage(name="prove", record=Verdict, needs="work", run=prove, lines=lines)

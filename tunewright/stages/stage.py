@@ -1,4 +1,4 @@
-"""A stage as a value: one name, the file that marks it done, what it is given, when it is wanted, and what it says afterwards."""
+"""A stage as a value: its name and file, what it is given, when it is wanted, what it computes, and what it prints about it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, TypeAdapter
 
 from tunewright.core.run_folder import Run
+from tunewright.core.stage_names import BY_NAME
 from tunewright.run.context import Work
 
 # What a stage is given: the run and its data; also what follows from the model's files; everything, once there is a plan.
@@ -18,35 +19,27 @@ Result = BaseModel | Sequence[BaseModel]
 
 
 def always(work: Work) -> None:
-    """A stage that every run has."""
+    """Of a stage that every run has."""
 
 
-def says_nothing(result: Any) -> Sequence[str]:
-    """A stage that prints for itself, or has nothing to add."""
+def nothing(result: Any) -> Sequence[str]:
+    """Of a stage that prints for itself, or has nothing to add."""
     return ()
 
 
 @dataclass(frozen=True)
 class Stage:
-    """``name`` is the word for it everywhere: on the command line, in events and messages, as a key of verdict.json. ``done``
-    is the same as a participle, for `runs list`. ``file``: below the run folder; written last, so it marks the stage as done.
-    ``record``: what it holds; None where the stage writes the file itself. ``run`` is given what ``needs`` says and returns the
-    result. ``not_wanted``: why the config leaves the stage out, or None. ``lines``: what to print about the result.
-    ``evidence``: verdict.json holds a copy of the record."""
+    """``name``: a name of `core.stage_names`, which knows its file. ``record``: what the file holds; None where the stage writes
+    it itself. ``run`` is given what ``needs`` says, and returns the record. ``not_wanted``: why the config leaves the stage out,
+    or None. ``lines``: what to print about the record."""
 
     name: str
-    done: str
-    file: str
     record: type[BaseModel] | TypeAdapter[Any] | None
     needs: Needs
     run: Callable[[Any], Result | None]
     not_wanted: Callable[[Work], str | None] = always
-    lines: Callable[[Any], Sequence[str]] = says_nothing
-    evidence: bool = False
+    lines: Callable[[Any], Sequence[str]] = nothing
 
-    def path(self, run: Run) -> Path:
-        """The file that marks the stage as done."""
-        return run.path / self.file
-
-    def is_done(self, run: Run) -> bool:
-        return self.path(run).exists()
+    def file(self, run: Run) -> Path:
+        """Written last, so it marks the stage as done."""
+        return run.path / BY_NAME[self.name].file

@@ -54,6 +54,4 @@ def lines(done: Training) -> Sequence[str]:
     ]
 
 
-STAGE = Stage(
-    name="train", done="trained", file="training.json", record=Training, needs="work", run=train, lines=lines
-)
+STAGE = Stage(name="train", record=Training, needs="work", run=train, lines=lines)

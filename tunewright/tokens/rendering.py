@@ -43,7 +43,8 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
     if one:
         return [_rendered(template, whole, weights, row, example)]
     return [
-        _rendered(template, ids, [float(start <= t < end) for t in range(len(ids))], row, example) for ids, start, end in spans
+        _rendered(template, ids, [float(start <= t < end) for t in range(len(ids))], row, example)
+        for ids, start, end in spans
     ]
 
 
@@ -82,7 +83,9 @@ def _turn(template: Template, example: Chat, k: int) -> tuple[list[int], int, in
     prompt, pieces = _render_escaped(template, example.messages[:k], True)
     full, full_pieces = _render_escaped(template, example.messages[: k + 1], False)
     if not full.startswith(prompt):
-        at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full))
+        )
         raise DataError(
             [
                 Problem(
@@ -186,7 +189,8 @@ def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
 def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[Rendered]:
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
     pattern = re.compile(
-        "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True)) or "(?!)"
+        "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True))
+        or "(?!)"
     )
     pieces = pattern.split(example.text) if any(s in example.text for s in special) else [example.text]
     body = _ids(template, example.text, pieces)

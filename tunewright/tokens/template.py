@@ -113,7 +113,9 @@ def load_template(folder: Path, file: str | None = None, date: str = "auto") -> 
 def _dated(template: Template, day: datetime.date) -> Template:
     """With ``day`` where the template writes today's date: else what is served tomorrow is not what was trained."""
     text = re.sub(
-        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda m: json.dumps(day.strftime(m[2])), template.tokenizer.chat_template
+        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
+        lambda m: json.dumps(day.strftime(m[2])),
+        template.tokenizer.chat_template,
     )
     template.tokenizer.chat_template = text
     return replace(template, day=day)
@@ -155,10 +157,14 @@ def render(template: Template, messages: Sequence[Message], open_turn: bool) -> 
     try:
         with _limited(SECONDS):
             text = str(
-                template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
+                template.tokenizer.apply_chat_template(
+                    listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs
+                )
             )
     except SecurityError as error:
-        raise ModelError("TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, fix=fix) from None
+        raise ModelError(
+            "TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, fix=fix
+        ) from None
     except (OverflowError, MemoryError, RecursionError) as error:
         told = f"the chat template runs wild: {type(error).__name__} {error}"
         raise ModelError("TEMPLATE_UNSAFE", told, where=at, fix=fix) from None
@@ -174,7 +180,9 @@ def render(template: Template, messages: Sequence[Message], open_turn: bool) -> 
         ) from None
     said = sum(len(m.content) for m in messages)
     if len(text) > LARGEST + 20 * said:
-        raise ModelError("TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, fix=fix)
+        raise ModelError(
+            "TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, fix=fix
+        )
     return text
 
 

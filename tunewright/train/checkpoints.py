@@ -37,7 +37,9 @@ class State:
     waited: int = 0
 
 
-def save(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: State, keep: int) -> Path:
+def save(
+    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: State, keep: int
+) -> Path:
     """Write step-N/ below ``folder``, then `tidy`."""
     from safetensors.torch import save as to_bytes
 
@@ -53,7 +55,9 @@ def save(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
             beside.mkdir(parents=True)
             for name, content in contents.items():
                 write_atomic(beside / name, content)
-            write_json(beside / MARKER, {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+            write_json(
+                beside / MARKER, {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+            )
             if final.exists():
                 shutil.rmtree(final)
             beside.rename(final)
@@ -136,7 +140,9 @@ def restore(
     state = State(**read_json(found / "state.json"))
     changed = sorted(k for k in {*hashes, *state.hashes} if hashes.get(k) != state.hashes.get(k))
     if changed:
-        detail = "; ".join(f"{k} was {state.hashes.get(k, 'absent')[:12]}, is {hashes.get(k, 'absent')[:12]}" for k in changed)
+        detail = "; ".join(
+            f"{k} was {state.hashes.get(k, 'absent')[:12]}, is {hashes.get(k, 'absent')[:12]}" for k in changed
+        )
         raise RunError(
             "RESUME_MISMATCH",
             f"the checkpoint belongs to another run: {detail}.",
@@ -145,7 +151,9 @@ def restore(
         )
     weights = load_file(found / "weights.safetensors")
     if set(weights) != set(parameters):
-        raise RunError("RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found), fix="start a new run.")
+        raise RunError(
+            "RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found), fix="start a new run."
+        )
     moments = load_file(found / "optimizer.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():

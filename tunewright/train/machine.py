@@ -76,7 +76,9 @@ def _gflops(device: str, rounds: int = 6, seconds: float = 0.02) -> tuple[float,
     Without bfloat16 in hardware one product can take a second, so a dtype that is ten times slower than the other is not
     measured again: no neighbour explains that."""
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    operands = {d: (torch.ones(512, 1024, dtype=d, device=device), torch.ones(1024, 1024, dtype=d, device=device)) for d in best}
+    operands = {
+        d: (torch.ones(512, 1024, dtype=d, device=device), torch.ones(1024, 1024, dtype=d, device=device)) for d in best
+    }
     for _ in range(rounds):
         for dtype, (a, b) in operands.items():
             if 10 * min(best.values()) < best[dtype] < float("inf"):

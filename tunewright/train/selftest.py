@@ -51,7 +51,9 @@ class SelfTest:
     seconds: float
 
 
-def run(model: LanguageModel, template: Template, examples: Sequence[Example], rows: Sequence[TrainRow], plan: Plan) -> SelfTest:
+def run(
+    model: LanguageModel, template: Template, examples: Sequence[Example], rows: Sequence[TrainRow], plan: Plan
+) -> SelfTest:
     """The weights are left as they were; the caller uses the returned plan's kernels from here on.
 
     Raises SELFTEST_PROMPT, SELFTEST_STOP, SELFTEST_BASE, SELFTEST_GRADIENT or SELFTEST_LOSS.
@@ -108,7 +110,9 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
                     where=chat.where,
                     fix="use another chat template (template=FILE); `tunewright preview` prints a row as it is trained.",
                 )
-    return Finding("prompts", f"{count} turns of {len(chats)} rows start after exactly the tokens that a server would send")
+    return Finding(
+        "prompts", f"{count} turns of {len(chats)} rows start after exactly the tokens that a server would send"
+    )
 
 
 def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequence[int]) -> Finding:
@@ -157,7 +161,9 @@ def trains(model: LanguageModel, gradient: dict[str, Tensor]) -> Finding:
         raise TrainError(
             "SELFTEST_GRADIENT", f"{what}.", fix="adapter.targets may name layers that the forward pass does not use."
         )
-    return Finding("gradient", f"all {len(gradient)} trained tensors that were checked get a gradient, and no frozen one does")
+    return Finding(
+        "gradient", f"all {len(gradient)} trained tensors that were checked get a gradient, and no frozen one does"
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,9 @@ def _with(plan: Plan, why: str, **fields: str) -> Plan:
     return plan.model_copy(update={**changed, "reasons": {**plan.reasons, **dict.fromkeys(changed, why)}})
 
 
-def computed(model: LanguageModel, groups: Sequence[list[TrainRow]], plan: Plan, layout: Layout, kernels: Kernels) -> LossAndGrad:
+def computed(
+    model: LanguageModel, groups: Sequence[list[TrainRow]], plan: Plan, layout: Layout, kernels: Kernels
+) -> LossAndGrad:
     """One forward and backward pass for each group; the model's gradients are left empty."""
     model, method = replace(model, kernels=kernels), METHODS[plan.method]
     plan = plan.model_copy(update={"layout": layout, "tokens_per_pass": ONE_PASS})

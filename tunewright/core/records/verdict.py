@@ -183,8 +183,10 @@ class Verdict(Record):
     mitigation: Measured[Mitigation] | None = Field(None, description="Copy of mitigation.json.")
     crossfit: AnyCrossfit | None = Field(None, description="Copy of crossfit.json.")
     cleaning: AnyCleaning | None = Field(None, description="Copy of cleaning.json.")
-    internalised: Measured[PromptDistillation] | None = Field(None, description="Copy of internalised.json.")
-    curve: AnyCurve | None = Field(None, description="Copy of curve.json.")
+    prompt_distillation: Measured[PromptDistillation] | None = Field(
+        None, description="Copy of prompt_distillation.json."
+    )
+    learning_curve: AnyCurve | None = Field(None, description="Copy of learning_curve.json.")
     cost: Measured[Cost] | None = Field(None, description="Copy of cost.json.")
 
     @property

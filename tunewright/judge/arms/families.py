@@ -51,7 +51,9 @@ def arms(task: Task, sources: Sources, config: ProveConfig, max_new_tokens: int)
     }
     if config.remote.url:
         description = f"{config.remote.model} at {config.remote.url}"
-        families["remote"] = [Arm("remote", description, Remote(Endpoint.of(config.remote), max_new_tokens, task.labels))]
+        families["remote"] = [
+            Arm("remote", description, Remote(Endpoint.of(config.remote), max_new_tokens, task.labels))
+        ]
     if full and shared and len(shared) >= LONG_PROMPT:
         description = "the trained weights without the long instruction"
         families["tuned_short"] = [tuned(task, Recipe(instruction=""), "tuned_short", description)]

@@ -121,5 +121,8 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
             reason = f"the reply is not a chat completion: {response.text[:200]}"
             break
     raise RunError(
-        "REMOTE_FAILED", f"{url} did not answer ({reason}).", where=url, fix="check prove.remote and its key, or leave it out."
+        "REMOTE_FAILED",
+        f"{url} did not answer ({reason}).",
+        where=url,
+        fix="check prove.remote and its key, or leave it out.",
     )

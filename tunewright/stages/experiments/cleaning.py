@@ -86,11 +86,8 @@ def lines(record: Cleaning | NotCleaned) -> Sequence[str]:
 
 STAGE = Stage(
     name="cleaning",
-    done="cleaned",
-    file="cleaning.json",
     record=CLEANING,
     needs="work",
     run=cleaning,
     lines=lines,
-    evidence=True,
 )

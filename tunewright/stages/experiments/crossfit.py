@@ -109,12 +109,9 @@ def lines(record: LabelCrossfit | TextCrossfit | NotMeasured) -> Sequence[str]:
 
 STAGE = Stage(
     name="crossfit",
-    done="cross-fitted",
-    file="crossfit.json",
     record=CROSSFIT,
     needs="work",
     run=crossfit,
     not_wanted=not_wanted,
     lines=lines,
-    evidence=True,
 )

@@ -96,12 +96,9 @@ def lines(record: LearningCurve | NotMeasured) -> Sequence[str]:
 
 STAGE = Stage(
     name="learning_curve",
-    done="measured by size",
-    file="learning_curve.json",
     record=CURVE,
     needs="work",
     run=learning_curve,
     not_wanted=not_wanted,
     lines=lines,
-    evidence=True,
 )

@@ -125,12 +125,9 @@ def lines(record: Mitigation) -> Sequence[str]:
 
 STAGE = Stage(
     name="mitigation",
-    done="mitigated",
-    file="mitigation.json",
     record=MITIGATION,
     needs="work",
     run=mitigation,
     not_wanted=not_wanted,
     lines=lines,
-    evidence=True,
 )

@@ -93,12 +93,9 @@ def lines(record: PromptDistillation) -> Sequence[str]:
 
 STAGE = Stage(
     name="prompt_distillation",
-    done="distilled",
-    file="prompt_distillation.json",
     record=PROMPT_DISTILLATION,
     needs="work",
     run=prompt_distillation,
     not_wanted=not_wanted,
     lines=lines,
-    evidence=True,
 )
