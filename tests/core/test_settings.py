@@ -150,17 +150,17 @@ def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
     box = machine.Machine("cpu", 1 if asked.threads == "auto" else asked.threads, 8.0, 8.0, 10.0, 10.0, "test")
     vars(session).update(facts=facts, machine=box)
     train = session.rendered["train"]
-    made = planning.make(asked, facts, planning.RowStats.of(train), box, session.data.task.kind)
+    made = planning.make(asked, facts, planning.RowStats.of(train), box, session.data.task.kind.name)
     session.plan = made
     return json.dumps(
         {
             "facts": facts.sha256,
-            "data": [session.data.sha256, session.data.sides, session.data.cluster, session.data.task.kind],
+            "data": [session.data.sha256, session.data.sides, session.data.cluster, session.data.task.kind.name],
             "tokens": [[r.ids for r in rows] for rows in session.rendered.values()],
             "plan": made.model_dump(exclude={"reasons"}),
             "order": step_rows(len(train), made.batch_size, made.seed, 0),
             "protocol": session.protocol.sha256,
-            "arms": {f: [(s.name, s.description, repr(s.endpoint) if s.endpoint else "", vars(s.endpoint) if s.endpoint else "") for s in v]
+            "arms": {f: [(s.name, s.description, vars(s.responder.endpoint) if f == "remote" else "") for s in v]
                      for f, v in session.families.items()},
             "batch": planning.judged_together(asked, facts, made, box, session.answer_tokens),
         },

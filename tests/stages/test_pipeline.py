@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from build import FLAGS, cli
@@ -366,74 +365,3 @@ def test_the_loss_curve_is_the_same_with_sharing_and_without(tmp_path: Path, cha
         assert max(abs(a["loss"] - b["loss"]) for a, b in zip(curves[layout], curves["packed"], strict=True)) < 1e-5
     assert sum(a["computed"] for a in curves["shared"]) < 0.6 * sum(a["tokens"] for a in curves["shared"])
     assert all(0.9 * a["tokens"] < a["computed"] < a["tokens"] for a in curves["packed"])  # the stop token is only predicted
-
-
-def arms_of(scores: dict[str, Any], on_dev: dict[str, float]) -> dict[str, Any]:
-    """As `proving.prove` hands them to `decide`."""
-    return {
-        name: {
-            "scores": list(s),
-            "score": float(np.mean(s)),
-            "on_dev": on_dev.get(name),
-            "trained": name == "tuned",
-            "variant": "",
-        }
-        for name, s in scores.items()
-    }
-
-
-def test_dev_chooses_the_comparator_and_test_claims() -> None:
-    import dataclasses
-
-    from tunewright.judge.protocol import Protocol
-    from tunewright.stages.prove import decide
-
-    scores = {"zero_shot": [1.0, 1.0, 0.0, 1.0], "few_shot": [0.0, 1.0, 0.0, 1.0], "tuned": [1.0, 1.0, 1.0, 1.0]}
-    on_dev = {"zero_shot": 0.4, "few_shot": 0.6}
-    asked = Protocol(
-        rule="",
-        metric="accuracy",
-        higher_is_better=True,
-        margin=0.02,
-        alpha=0.05,
-        arms={},
-        max_new_tokens=8,
-        dev_rows=4,
-        test_rows=4,
-        rows_sha256="",
-        detectable=None,
-        assumed="",
-    )
-    found = decide(arms_of(scores, on_dev), asked, [0, 1, 2, 3])
-    assert found["comparator"]["name"] == "few_shot"  # though zero-shot happens to be better on test
-    assert found["comparator"]["chosen_on"] == "dev"
-    assert found["difference"] == 0.5
-    assert found["arms"]["zero_shot"]["tuned_minus_this"]["difference"] == 0.25
-    assert found["arms"]["zero_shot"]["tuned_minus_this"]["p_holm"] >= found["arms"]["zero_shot"]["tuned_minus_this"]["p_value"]
-    assert (found["verdict"], found["unbeaten"]) == ("CANNOT TELL", ["zero_shot", "few_shot"])
-    without = decide(arms_of(scores, {}), asked, [0, 1, 2, 3])["comparator"]
-    assert (without["name"], without["chosen_on"]) == ("zero_shot", "test")
-    lower = decide(arms_of(scores, on_dev), dataclasses.replace(asked, higher_is_better=False), [0, 1, 2, 3])
-    assert lower["comparator"]["name"] == "zero_shot"
-
-
-def test_what_dev_chose_badly_does_not_make_the_tuned_model_better() -> None:
-    """Shuffled labels, and a model that learned the commonest one: it beats the arm that a noisy dev chose, not the constant answer."""
-    from tunewright.judge.protocol import RULE, Protocol
-    from tunewright.stages.prove import decide, sentence
-
-    draw = np.random.default_rng(0)
-    common, base = (draw.random(100) < 0.55).astype(float), (draw.random(100) < 0.3).astype(float)
-
-    def judged(**scores: Any) -> dict[str, Any]:
-        arms = arms_of(scores, {"zero_shot": 0.5, "constant": 0.45})
-        return decide(arms, Protocol(RULE, "accuracy", True, 0.02, 0.05, {}, 8, 40, 100, "", None, ""), list(range(100)))
-
-    found = judged(zero_shot=base, constant=common, tuned=common)
-    assert found["comparator"]["name"] == "zero_shot"
-    assert found["interval"][0] > 0
-    assert (found["verdict"], found["unbeaten"]) == ("CANNOT TELL", ["constant"])
-    assert "not shown to be better than constant" in sentence(found)
-    found = judged(zero_shot=base, constant=common, tuned=np.ones(100))
-    assert (found["verdict"], found["unbeaten"]) == ("BETTER", [])
-    assert "not shown" not in sentence(found)

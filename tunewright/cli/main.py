@@ -38,7 +38,9 @@ def _version(requested: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None: ...
 
 
@@ -73,9 +75,7 @@ def run(
 
 
 @app.command()
-def demo(
-    settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False
-) -> None:
+def demo(settings: Settings = None, name: Name = None, root: Root = RUNS, as_json: Json = False, quiet: Quiet = False) -> None:
     """Run every stage on real rows with the embedded model.
 
     Extracts JSON from US addresses; takes about 15 minutes on two cores.
@@ -291,7 +291,8 @@ def chat(
         typer.echo(chatting.answer(who, message, system=system, max_new_tokens=max_new_tokens))
         return
     typer.secho(
-        "an empty line or Ctrl-D ends the conversation" + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
+        "an empty line or Ctrl-D ends the conversation"
+        + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
         dim=True,
         err=True,
     )
@@ -313,7 +314,9 @@ def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Also validate this config.")] = None,
     selftest: Annotated[
         str | None,
-        typer.Option("--selftest", metavar="DATA|CONFIG", help="Also run the self-test that a run on these rows would start with."),
+        typer.Option(
+            "--selftest", metavar="DATA|CONFIG", help="Also run the self-test that a run on these rows would start with."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -90,7 +90,9 @@ def runs_reproduce(
 
 @runs_app.command("rm")
 def runs_rm(
-    run: RunName, root: Root = RUNS, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
+    run: RunName,
+    root: Root = RUNS,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Delete a run folder and everything in it."""
     from tunewright.core import run_folder

@@ -144,7 +144,10 @@ def contained(root: Path, name: str) -> Path:
     """``root / name``. Raises PATH_OUTSIDE for a name that could escape ``root``."""
     if not NAME.fullmatch(name):
         raise RunError(
-            "PATH_OUTSIDE", f"`{name}` is not a valid run name.", where=name, fix="use letters, digits, dots, dashes and underscores."
+            "PATH_OUTSIDE",
+            f"`{name}` is not a valid run name.",
+            where=name,
+            fix="use letters, digits, dots, dashes and underscores.",
         )
     return root / name
 
@@ -154,7 +157,9 @@ def find(root: Path, name: str) -> Run:
     for path in (Path(name), root / name):
         if (path / "config.yaml").is_file():
             return Run(path)
-    raise RunError("RUN_NOT_FOUND", f"there is no run `{name}`.", where=str(root), fix="list the runs with `tunewright runs list`.")
+    raise RunError(
+        "RUN_NOT_FOUND", f"there is no run `{name}`.", where=str(root), fix="list the runs with `tunewright runs list`."
+    )
 
 
 def require(run: Run, file: Path, verb: str) -> None:

@@ -61,7 +61,10 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > 20:
                 raise ConfigError(
-                    "CONFIG_TOO_LARGE", "nested too deeply.", where=place(event.start_mark), fix="settings are at most three levels deep."
+                    "CONFIG_TOO_LARGE",
+                    "nested too deeply.",
+                    where=place(event.start_mark),
+                    fix="settings are at most three levels deep.",
                 )
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise ConfigError(

@@ -208,7 +208,9 @@ def curve_chart(curve: Record, verdict: Record, ceiling: float | None) -> Markup
     forecast = at(curve, "forecast") if at(curve, "forecast.told", False) else None
     ahead = forecast and plots.Forecast(at(forecast, "rows"), at(forecast, "score"), *at(forecast, "interval"))
     rows, seeds = [at(p, "rows") for p in points], [at(p, "seeds") for p in points]
-    return plots.curve(rows, seeds, plots.Reference(at(verdict, "comparator.score"), ceiling), ahead, metric(at(verdict, "metric")))
+    return plots.curve(
+        rows, seeds, plots.Reference(at(verdict, "comparator.score"), ceiling), ahead, metric(at(verdict, "metric"))
+    )
 
 
 def loss_chart(lines: Sequence[Mapping[str, float]], best_step: int | None) -> Markup:

@@ -57,7 +57,9 @@ class AdapterConfig(Frozen):
         32.0, description="Numerator of the adapter scale: alpha/rank for lora and dora, alpha/sqrt(rank) for rslora."
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout probability on the adapter's input.")
-    targets: list[str] = Field(["all-linear"], description="Layers to adapt: all-linear, or name patterns such as q_proj or 'layers.*.mlp.*'.")
+    targets: list[str] = Field(
+        ["all-linear"], description="Layers to adapt: all-linear, or name patterns such as q_proj or 'layers.*.mlp.*'."
+    )
 
 
 class TrainConfig(Frozen):
@@ -79,7 +81,8 @@ class TrainConfig(Frozen):
         "auto", description="Dtype of the forward and backward passes; trained weights are always float32."
     )
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
-        "auto", description="How rows are batched: shared computes common prefixes once, packed concatenates rows, padded pads them."
+        "auto",
+        description="How rows are batched: shared computes common prefixes once, packed concatenates rows, padded pads them.",
     )
     gradient_checkpointing: Auto | Recompute = Field(
         "auto", description="What the backward pass recomputes to save memory: nothing, attention weights, or whole layers."
@@ -114,7 +117,8 @@ class ProveConfig(Frozen):
         "full: also probes, cost, and training on half the data.",
     )
     few_shot: list[Annotated[int, Field(ge=1, le=64)]] = Field(
-        [4, 8], description="Candidate numbers of training rows in a prompt, chosen on dev; [] omits the few-shot and nearest arms."
+        [4, 8],
+        description="Candidate numbers of training rows in a prompt, chosen on dev; [] omits the few-shot and nearest arms.",
     )
     prompts: list[str] = Field([], description="Additional instructions for the zero-shot arm, chosen on dev.")
     documents: FilePath | None = Field(None, description="Folder of .txt/.md documents for the retrieval arms.")
@@ -130,9 +134,12 @@ class ProveConfig(Frozen):
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="Smallest difference that matters to you, in units of the metric (0.02 = 2 points)."
     )
-    significance: Annotated[float, Field(gt=0, le=0.5)] = Field(0.05, description="Significance level: 1 - confidence level of the intervals.")
+    significance: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.05, description="Significance level: 1 - confidence level of the intervals."
+    )
     target_accuracy: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="Label tasks: required accuracy on the rows that the model answers itself; the others are deferred to a person."
+        0.95,
+        description="Label tasks: required accuracy on the rows that the model answers itself; the others are deferred to a person.",
     )
     remote: RemoteConfig = RemoteConfig()
 
@@ -141,7 +148,9 @@ class ForgetConfig(Frozen):
     regression_rows: FilePath | None = Field(
         None, description="Regression rows, in any format that data.train accepts, evaluated before and after training."
     )
-    margin: Annotated[float, Field(gt=0, lt=1)] = Field(0.03, description="Non-inferiority margin on the probes (0.03 = 3 points).")
+    margin: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.03, description="Non-inferiority margin on the probes (0.03 = 3 points)."
+    )
     scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [0.25, 0.5, 0.75], description="Adapter scales to try on dev, in addition to 1."
     )
@@ -155,23 +164,18 @@ class ExperimentsConfig(Frozen):
         0,
         description="Distil the rows' instruction into the weights with this many training prompts; the base model is the teacher. 0: off.",
     )
-    crossfit: bool = Field(
-        False, description="Train on each half of the rows to flag likely errors in the other half."
-    )
+    crossfit: bool = Field(False, description="Train on each half of the rows to flag likely errors in the other half.")
     cleaning: bool = Field(False, description="Also train without the flagged rows, and compare on the same test rows.")
     mitigation: bool = Field(
-        False, description="Also train with a lower learning rate and with replay of the base model's answers, and compare on dev."
+        False,
+        description="Also train with a lower learning rate and with replay of the base model's answers, and compare on dev.",
     )
 
 
 class CostConfig(Frozen):
-    requests: Annotated[int, Field(ge=4, le=10_000)] = Field(
-        8, description="Test prompts per timed arm, sent one at a time."
-    )
+    requests: Annotated[int, Field(ge=4, le=10_000)] = Field(8, description="Test prompts per timed arm, sent one at a time.")
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Prompts per batch in the throughput measurement.")
-    price_per_hour: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="Price of this machine per hour; 0 omits prices."
-    )
+    price_per_hour: Annotated[float, Field(ge=0)] = Field(0.0, description="Price of this machine per hour; 0 omits prices.")
 
 
 class ExportConfig(Frozen):
@@ -190,7 +194,9 @@ class Config(Frozen):
         "auto",
         description="Current date as seen by chat templates that print it; auto: the day the run starts.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Determines row order, adapter initialisation and dropout.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="Determines row order, adapter initialisation and dropout."
+    )
     threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads; auto: one per core.")
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()

@@ -32,17 +32,11 @@ class Answered(Line):
     target: str = Field(description="The expected answer; of a document the first 200 characters.")
     answer: str = Field(description="The arm's answer; empty for documents.")
     score: float = Field(description="By the task's metric.")
-    prompt_tokens: int | None = Field(
-        None, description="Tokens of the rendered prompt; 0 for arms without a language model."
-    )
-    shares: dict[str, float] | None = Field(
-        None, description="Probability of each label, rounded to 6 digits; labels only."
-    )
+    prompt_tokens: int | None = Field(None, description="Tokens of the rendered prompt; 0 for arms without a language model.")
+    shares: dict[str, float] | None = Field(None, description="Probability of each label, rounded to 6 digits; labels only.")
     answer_tokens: int | None = Field(None, description="Tokens generated.")
     cut: bool | None = Field(None, description="Whether the answer ended at the token limit.")
-    exact_match: float | None = Field(
-        None, description="1 if the answer equals the target after normalisation, else 0."
-    )
+    exact_match: float | None = Field(None, description="1 if the answer equals the target after normalisation, else 0.")
     strict_match: float | None = Field(None, description="1 if the answer equals the target exactly, else 0.")
     valid: bool | None = Field(None, description="Whether the answer is JSON and nothing else; JSON tasks only.")
     fields: FieldCounts | None = Field(None, description="[right, wrong, missed] fields; JSON tasks only.")
