@@ -11,7 +11,10 @@ def chat(question: str, answer: str) -> Chat:
 
 
 def test_a_classical_classifier_learns_words_and_keeps_to_its_folds() -> None:
-    rows = [chat(f"{'good fine' if i % 2 else 'bad awful'} thing number {i}", "plus" if i % 2 else "minus") for i in range(60)]
+    rows = [
+        chat(f"{'good fine' if i % 2 else 'bad awful'} thing number {i}", "plus" if i % 2 else "minus")
+        for i in range(60)
+    ]
     predict = baselines.tfidf(rows, ("minus", "plus"))
     probs = predict([chat("a fine and good one", ""), chat("an awful one", "")])
     assert probs[0]["plus"] > 0.8

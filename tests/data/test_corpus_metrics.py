@@ -33,7 +33,9 @@ def test_macro_f1_is_that_of_sklearn() -> None:
 def test_micro_f1_adds_up_the_fields() -> None:
     scores = [written("", "", FieldCounts(2, 1, 0, True)), written("", "", FieldCounts(0, 0, 3, True))]
     assert FIELD_MICRO_F1.of(scores, ()) == pytest.approx(2 * 2 / (2 * 2 + 1 + 3))
-    assert FIELD_MICRO_F1.of([written("{}", "{}", FieldCounts(0, 0, 0, True))], ()) == FieldCounts(0, 0, 0, True).f1 == 1.0
+    assert (
+        FIELD_MICRO_F1.of([written("{}", "{}", FieldCounts(0, 0, 0, True))], ()) == FieldCounts(0, 0, 0, True).f1 == 1.0
+    )
 
 
 def test_bits_per_byte_of_the_corpus_weighs_by_length() -> None:

@@ -46,7 +46,9 @@ def test_a_weak_classifier_is_distinguished_from_wrong_labels(rate: float, sharp
         right = np.array([rng.choice(3, p=p) for p in p_RL])
         wrong = rng.random(600) < rate
         given = np.where(wrong, (right + rng.integers(1, 3, 600)) % 3, right)
-        noise = label_noise.estimate(label_noise.tempered(p_RL, 1 / sharpness), "abc", ["abc"[i] for i in given], range(600))
+        noise = label_noise.estimate(
+            label_noise.tempered(p_RL, 1 / sharpness), "abc", ["abc"[i] for i in given], range(600)
+        )
         assert noise.accuracy < 0.85
         rates.append(noise.rate)
         held += noise.interval[0] - 1e-9 <= rate <= noise.interval[1] + 1e-9

@@ -54,7 +54,8 @@ def test_near_duplicates_stay_together() -> None:
 def test_clusters_of_any_size_are_equally_likely_in_test() -> None:
     for size in (1, 2, 6):
         chats = [
-            Chat((Message("user", f"{size} of question {i}"), Message("assistant", "a")), f"x:{i}") for i in range(600 * size)
+            Chat((Message("user", f"{size} of question {i}"), Message("assistant", "a")), f"x:{i}")
+            for i in range(600 * size)
         ]
         held = split.hold_out(chats, [i // size * size for i in range(600 * size)], 0.1, 0.2)
         assert len(held.test) / len(chats) == pytest.approx(0.2, abs=0.05)
@@ -62,7 +63,9 @@ def test_clusters_of_any_size_are_equally_likely_in_test() -> None:
 
 
 def test_a_cluster_of_many_rows_is_never_most_of_test() -> None:
-    chats = [Chat((Message("user", f"question {max(0, i - 30)}"), Message("assistant", "a")), f"x:{i}") for i in range(100)]
+    chats = [
+        Chat((Message("user", f"question {max(0, i - 30)}"), Message("assistant", "a")), f"x:{i}") for i in range(100)
+    ]
     cluster = [0 if i <= 30 else i for i in range(100)]
     for share in (0.2, 0.5, 0.8):
         held = split.hold_out(chats, cluster, 0.05, share)

@@ -16,7 +16,9 @@ def test_tasks_are_recognised_from_the_rows() -> None:
     assert detect_task(chats(*["yes", "no"] * 20)).kind.name == "label"
     assert detect_task(chats(*[json.dumps({"a": i}) for i in range(20)])).kind.name == "json"
     assert detect_task(chats(*[f"word{i}" for i in range(20)])).metric.name == "exact_match"
-    assert detect_task(chats(*[f"a long answer with number {i} in many words" for i in range(20)])).metric.name == "chrf"
+    assert (
+        detect_task(chats(*[f"a long answer with number {i} in many words" for i in range(20)])).metric.name == "chrf"
+    )
     assert detect_task([Text("a document", "x")]).kind.name == "text"
 
 

@@ -67,7 +67,9 @@ class Scripted:
         return [Answer(p[-1].content.split()[-1], Written(1, False), tuple(p), 3) for p in prompts]
 
     def choose(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
-        return [Answer(labels[-1], LabelProbs({x: float(x == labels[-1]) for x in labels}), tuple(p), 3) for p in prompts]
+        return [
+            Answer(labels[-1], LabelProbs({x: float(x == labels[-1]) for x in labels}), tuple(p), 3) for p in prompts
+        ]
 
     def read(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
         return [Answer("", Likelihood(len(d.text), 2.0)) for d in documents]

@@ -22,7 +22,10 @@ def test_the_last_doubling_has_its_interval_and_its_word() -> None:
     assert doubling["word"] == "helps"
     assert doubling["interval"][0] < doubling["gain"] < doubling["interval"][1]
     assert extrapolation.last_doubling(half, half, list(range(400)), 0.05, 0.02)["word"] == "does not visibly help"
-    assert extrapolation.last_doubling(half[:, :9], better[:, :9], list(range(9)), 0.05, 0.02)["word"] == "may or may not help"
+    assert (
+        extrapolation.last_doubling(half[:, :9], better[:, :9], list(range(9)), 0.05, 0.02)["word"]
+        == "may or may not help"
+    )
     three = np.repeat(half, 3, axis=0)
     uneven = three.copy()
     uneven[0] = 1.0

@@ -20,7 +20,8 @@ def chat(question: str, answer: str) -> Chat:
 
 def test_the_nearest_rows_are_near_and_never_the_row_itself() -> None:
     train = [
-        chat(f"where is the {thing}?", thing) for thing in ("red house", "blue house", "green tree", "old river", "stone dog")
+        chat(f"where is the {thing}?", thing)
+        for thing in ("red house", "blue house", "green tree", "old river", "stone dog")
     ]
     shots = bm25.nearest(train, 2).shots(chat("is the house red or blue?", ""))
     assert {s.target for s in shots} == {"red house", "blue house"}

@@ -25,7 +25,9 @@ def test_mcnemar_equals_statsmodels(b: int, c: int) -> None:
     assert math.isclose(statistics.mcnemar_exact(b, c), min(1.0, expected), abs_tol=1e-12)
 
 
-@pytest.mark.parametrize(("table", "low", "high"), [((36, 12, 2, 0), 0.0569, 0.3404), ((20, 12, 2, 16), 0.0562, 0.3292)])
+@pytest.mark.parametrize(
+    ("table", "low", "high"), [((36, 12, 2, 0), 0.0569, 0.3404), ((20, 12, 2, 16), 0.0562, 0.3292)]
+)
 def test_newcombe_equals_the_published_examples(table: tuple[int, int, int, int], low: float, high: float) -> None:
     """Newcombe 1998, worked pairs with n = 50, method 10, to the four printed digits."""
     assert np.allclose(statistics.newcombe_paired(*table), (low, high), atol=5e-5)
@@ -163,7 +165,15 @@ def test_power_tables() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "disagreement", "points"),
-    [(30, 0.3, 27.4), (50, 0.2, 17.6), (100, 0.1, 8.8), (100, 0.3, 15.9), (200, 0.05, 4.4), (300, 0.4, 10.5), (1000, 0.2, 4.0)],
+    [
+        (30, 0.3, 27.4),
+        (50, 0.2, 17.6),
+        (100, 0.1, 8.8),
+        (100, 0.3, 15.9),
+        (200, 0.05, 4.4),
+        (300, 0.4, 10.5),
+        (1000, 0.2, 4.0),
+    ],
 )
 def test_detectable_differences_of_the_exact_test(rows: int, disagreement: float, points: float) -> None:
     """Against a table found by simulation (reference note A3)."""
@@ -214,10 +224,16 @@ def test_the_corpus_interval_is_scipys_bca() -> None:
     a, b = statistics.pseudo_clusters(a, b, ratio)
 
     def difference(rows: np.ndarray, axis: int = -1) -> np.ndarray:
-        return ratio(a[rows].sum(axis - 1 if rows.ndim > 1 else 0)) - ratio(b[rows].sum(axis - 1 if rows.ndim > 1 else 0))
+        return ratio(a[rows].sum(axis - 1 if rows.ndim > 1 else 0)) - ratio(
+            b[rows].sum(axis - 1 if rows.ndim > 1 else 0)
+        )
 
     theirs = stats.bootstrap(
-        (np.arange(52),), lambda rows, axis=-1: np.apply_along_axis(difference, axis, rows), method="BCa", n_resamples=4000, rng=1
+        (np.arange(52),),
+        lambda rows, axis=-1: np.apply_along_axis(difference, axis, rows),
+        method="BCa",
+        n_resamples=4000,
+        rng=1,
     ).confidence_interval
     assert np.allclose(interval, (theirs.low, theirs.high), atol=0.006)
 

@@ -31,7 +31,9 @@ PROTOCOL = Protocol(
 
 def decided(scores: dict[str, Sequence[float]], on_dev: dict[str, float], protocol: Protocol = PROTOCOL) -> Verdict:
     arms = {
-        name: ArmResult(description="", learned_from_rows=name == "tuned", scores=tuple(map(float, s)), on_dev=on_dev.get(name))
+        name: ArmResult(
+            description="", learned_from_rows=name == "tuned", scores=tuple(map(float, s)), on_dev=on_dev.get(name)
+        )
         for name, s in scores.items()
     }
     return decide(arms, protocol, range(len(scores["tuned"])))

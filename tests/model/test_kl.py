@@ -17,7 +17,9 @@ from tunewright.tokens.rendering import Rendered
 def rows_of(seed: int, count: int = 5) -> list[Rendered]:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(6, 20, count)
-    return [Rendered(tuple(map(int, rng.integers(3, 60, n))), (0.0, 0.0, *[1.0] * (n - 2)), i) for i, n in enumerate(sizes)]
+    return [
+        Rendered(tuple(map(int, rng.integers(3, 60, n))), (0.0, 0.0, *[1.0] * (n - 2)), i) for i, n in enumerate(sizes)
+    ]
 
 
 @pytest.mark.parametrize("layout", ["shared", "packed", "padded"])

@@ -61,7 +61,9 @@ class Line(Record):
 
     @model_serializer(mode="wrap")
     def _written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        absent = {k for k, field in type(self).model_fields.items() if getattr(self, k) is None and not field.is_required()}
+        absent = {
+            k for k, field in type(self).model_fields.items() if getattr(self, k) is None and not field.is_required()
+        }
         return {k: v for k, v in serialize(self).items() if k not in absent and (k, v) != ("version", 1)}
 
 

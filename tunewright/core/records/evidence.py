@@ -32,7 +32,9 @@ class GenericKL(TextKL):
 
     bytes: int = Field(description="Length of the text in UTF-8 bytes.")
     base_bits_per_byte: float = Field(description="What the base needs for a byte, in bits.")
-    delta_bits_per_byte: tuple[float, ...] = Field(description="What the tuned model needs more, in bits per byte, per scale.")
+    delta_bits_per_byte: tuple[float, ...] = Field(
+        description="What the tuned model needs more, in bits per byte, per scale."
+    )
 
 
 class Sweep(Value):
@@ -98,7 +100,9 @@ class Probes(Value):
     knowledge: Probe = Field(description="Multiple-choice questions.")
     instructions: InstructionProbe = Field(description="Instructions that a program checks.")
     refusal: AnyRefusal = Field(description="Harmful requests.")
-    over_refusal: Paired | None = Field(None, description="Harmless requests that look harmful; absent without refusal.")
+    over_refusal: Paired | None = Field(
+        None, description="Harmless requests that look harmful; absent without refusal."
+    )
 
 
 class RegressionRows(Probe):
@@ -111,9 +115,13 @@ class Forgetting(Record):
     """What training changed beside the task, and the choice of adapter scale. KL to the base in bits."""
 
     measured: Literal[True] = Field(True, description="Always true.")
-    scales: tuple[float, ...] = Field(description="Adapter scales that were measured; the last is 1, the trained update itself.")
+    scales: tuple[float, ...] = Field(
+        description="Adapter scales that were measured; the last is 1, the trained update itself."
+    )
     rule: str = Field(description="How a scale is selected.")
-    chosen: float = Field(description="The scale that the run's weights are used with; 1 unless forget.apply_best_scale.")
+    chosen: float = Field(
+        description="The scale that the run's weights are used with; 1 unless forget.apply_best_scale."
+    )
     task: TextKL | None = Field(None, description="On the base's own answers to dev prompts; absent for raw text.")
     generic: GenericKL | None = Field(None, description="On bundled text; absent if training contained all of it.")
     sweep: Sweep | None = Field(None, description="Dev scores at each scale; absent with a single scale.")
@@ -259,7 +267,9 @@ class Doubling(Value):
     gain: float = Field(description="Score with all rows - score with half of them.")
     interval: Interval = Field(description="Interval of the gain, over test rows and seeds.")
     seeds: int = Field(description="Trainings per size.")
-    word: Literal["helps", "does not visibly help", "may or may not help"] = Field(description="Whether more data helps.")
+    word: Literal["helps", "does not visibly help", "may or may not help"] = Field(
+        description="Whether more data helps."
+    )
 
 
 class BackTest(Value):
@@ -286,7 +296,9 @@ class NoForecast(Value):
 
     told: Literal[False] = Field(False, description="Always false: there is no forecast.")
     why: str = Field(description="Why not.")
-    back_test: BackTest | None = Field(None, description="How the method did on the last measured point, if it was tried.")
+    back_test: BackTest | None = Field(
+        None, description="How the method did on the last measured point, if it was tried."
+    )
 
 
 AnyForecast = Annotated[Annotated[Forecast, Tag(YES)] | Annotated[NoForecast, Tag(NO)], flag("told")]

@@ -132,7 +132,9 @@ class CheckpointState(Record):
     """Everything a checkpoint knows beside weights and optimizer moments. Loss in nats per supervised token."""
 
     step: int = Field(description="Steps taken.")
-    hashes: dict[str, str] = Field(description="sha256 of data, model, template and plan, which a resumed run must match.")
+    hashes: dict[str, str] = Field(
+        description="sha256 of data, model, template and plan, which a resumed run must match."
+    )
     best: float | None = Field(description="Lowest dev loss so far, nats per supervised token; null without dev rows.")
     best_step: int | None = Field(description="The step of that loss.")
     best_sha256: str | None = Field(description="Hash of the file that holds the weights of that step.")
@@ -143,7 +145,9 @@ class BranchTraining(Record):
     """How the training of a branch, beside the run's own, ended. Losses in nats per supervised token."""
 
     steps: int = Field(description="Steps taken.")
-    stopped_early: bool = Field(description="Whether training ended before the plan did, because dev loss had stopped falling.")
+    stopped_early: bool = Field(
+        description="Whether training ended before the plan did, because dev loss had stopped falling."
+    )
     best_step: int | None = Field(description="The step whose weights were kept; null without dev rows.")
     best_dev_loss: float | None = Field(description="Dev loss of that step, nats per supervised token.")
     first_dev_loss: float | None = Field(description="Dev loss before the first step, nats per supervised token.")

@@ -48,7 +48,9 @@ class ArmResult(Value):
     """One arm on the test rows. Scores by the task's metric, time in seconds, lengths in tokens."""
 
     description: str = Field(description="What the arm is.")
-    trained: bool = Field(description="Whether it learned from the training rows; such an arm cannot be the comparator.")
+    trained: bool = Field(
+        description="Whether it learned from the training rows; such an arm cannot be the comparator."
+    )
     variant: str = Field(description="The variant that dev chose; empty if there is only one.")
     on_dev: float | None = Field(description="Its dev score; null if dev did not choose.")
     score: float = Field(description="Mean score on the test rows.")
@@ -56,7 +58,9 @@ class ArmResult(Value):
     seconds: float | None = Field(description="How long the test rows took, in seconds.")
     prompt_tokens: float = Field(description="Mean length of a prompt, in tokens.")
     interval: Interval = Field(description="Interval of the score.")
-    tuned_minus_this: Contrast | None = Field(None, description="Comparison with the tuned arm; absent for the tuned arm itself.")
+    tuned_minus_this: Contrast | None = Field(
+        None, description="Comparison with the tuned arm; absent for the tuned arm itself."
+    )
 
 
 class Comparator(Value):
@@ -161,8 +165,12 @@ class Verdict(Record):
     rows_needed: int | None = Field(description="Test rows that would decide with power 0.8; null if these do.")
     n: int = Field(description="Test rows.")
     unbeaten: tuple[str, ...] = Field(description="Untrained arms that the tuned arm is not shown to beat.")
-    variants_on_dev: dict[str, float] = Field(description="Dev score of every untrained variant; empty if dev did not choose.")
-    again: Rerun | None = Field(None, description="Evaluation noise; absent for prove.evidence=plain and without dev rows.")
+    variants_on_dev: dict[str, float] = Field(
+        description="Dev score of every untrained variant; empty if dev did not choose."
+    )
+    again: Rerun | None = Field(
+        None, description="Evaluation noise; absent for prove.evidence=plain and without dev rows."
+    )
     overlap: Overlap | None = Field(description="Without overlapping test rows; null if none or all overlap.")
     corpus: CorpusComparison = Field(description="The comparison by a metric of all rows together.")
     calibration: Calibration | None = Field(None, description="Label tasks only, unless prove.evidence=plain.")
