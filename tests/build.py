@@ -198,6 +198,8 @@ def plan_of(**more: Any) -> Plan:
         "adapter": LORA,
         "seed": 3,
         "threads": 2,
+        "max_new_tokens": 12,
+        "decode_batch_size": 4,
         "reasons": {},
     }
     return Plan.model_validate({**base, **more})

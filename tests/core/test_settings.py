@@ -12,17 +12,17 @@ import pytest
 import torch
 from build import CHATML, FLAGS, cli
 from stage_settings import LATE
-from tunewright.run.session import Session
 
 from tunewright.core import config
 from tunewright.core.config import Config, explain
-from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
+from tunewright.data import dataset
 from tunewright.export import merged
-from tunewright.judge import calibration
+from tunewright.judge import calibration, protocol
 from tunewright.model.facts import read_facts
-from tunewright.stages import forget
+from tunewright.run import inputs
+from tunewright.stages import probes
 from tunewright.tokens.packing import step_rows
 from tunewright.train import machine, planning
 
@@ -84,6 +84,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 ELSEWHERE = {
+    "train.method": "methods/toy_preference.py: another method, registered by one line",
     "forget.apply_best_scale": "stages/test_forget.py: the chosen scale",
     "prove.embedder": "judge: embedding index",
     "prove.target_accuracy": "below",
@@ -135,29 +136,31 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
         return f"{error.code} {error.where}"
 
 
-def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
-    session = Session(Run(root / "run"), asked, Console(quiet=True), "")
-    facts = known.setdefault(asked.model, None) or read_facts(asked.model)
-    known[asked.model] = facts
-    box = machine.Machine("cpu", 1 if asked.threads == "auto" else asked.threads, 8.0, 8.0, 10.0, 10.0, "test")
-    vars(session).update(facts=facts, machine=box)
-    train = session.rendered["train"]
-    made = planning.make(asked, facts, planning.RowStats.of(train), box, session.data.task.kind)
-    session.plan = made
+def _observed(config: Config, root: Path, known: dict[str, Any]) -> str:
+    facts = known.setdefault(config.model, None) or read_facts(config.model)
+    known[config.model] = facts
+    box = machine.Machine("cpu", 1 if config.threads == "auto" else config.threads, 8.0, 8.0, 10.0, 10.0, "test")
+    data = dataset.load(config)
+    gathered = inputs.on_machine(config, Run(root / "run"), data, facts, box)
+    rows = gathered.rows["train"]
+    sizes = planning.RowStats.of(rows)
+    made = planning.make(config, facts, sizes, box, data.task.kind.name, gathered.max_new_tokens)
+    agreed = protocol.make(data, config.prove, gathered.arms, gathered.dev, gathered.test, gathered.max_new_tokens)
     return json.dumps(
         {
             "facts": facts.sha256,
-            "data": [session.data.sha256, session.data.sides, session.data.cluster, session.data.task.kind],
-            "tokens": [[s.ids for r in rows for s in r.sequences] for rows in session.rendered.values()],
+            "data": [data.sha256, data.sides, data.cluster, data.task.kind.name],
+            "tokens": [[s.ids for r in rows for s in r.sequences] for rows in gathered.rows.values()],
             "plan": made.model_dump(exclude={"reasons"}),
-            "order": step_rows(len(train), made.batch_size, made.seed, 0),
-            "protocol": session.protocol.sha256,
-            "arms": [(a.name, a.description, repr(a.endpoint), vars(a.endpoint) if a.endpoint else "")
-                     for arms in session.families.values() for a in arms],
-            "batch": planning.judged_together(asked, facts, made, box, session.answer_tokens),
+            "order": step_rows(len(rows), made.batch_size, made.seed, 0),
+            "protocol": agreed.sha256,
+            "arms": {
+                f: [(a.name, a.description, vars(a.responder.endpoint) if f == "remote" else "") for a in v]  # type: ignore[attr-defined]
+                for f, v in gathered.arms.items()
+            },
         },
         default=str,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("key", EARLY)
@@ -196,10 +199,7 @@ def test_settings_that_single_functions_read() -> None:
     assert calibration.handover(confidence, right, 0.95) != calibration.handover(confidence, right, 0.7)
 
     def verdict(margin: float) -> str:
-        asked = SimpleNamespace(
-            config=SimpleNamespace(forget=SimpleNamespace(margin=margin), prove=SimpleNamespace(significance=0.05))
-        )
-        word: str = forget._paired([1.0] * 99 + [0.0], [1.0] * 100, asked)["verdict"]  # type: ignore[arg-type]
+        word: str = probes.paired([1.0] * 99 + [0.0], [1.0] * 100, margin, 0.05)["verdict"]
         return word
 
     assert verdict(0.01) != verdict(0.3)

@@ -223,13 +223,13 @@ def verdict() -> dict[str, Any]:
             "interval": [0.05, 0.29],
         },
         "calibration": calibration(),
-        "retention": forgetting(),
+        "forgetting": forgetting(),
         "cost": cost(),
-        "curve": curve(),
+        "learning_curve": curve(),
         "crossfit": crossfit(),
         "cleaning": cleaning(),
         "mitigation": mitigation(),
-        "internalised": distillation(),
+        "prompt_distillation": distillation(),
     }
 
 

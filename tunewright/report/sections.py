@@ -133,8 +133,8 @@ def cautions(verdict: Record) -> list[str]:
 
 
 def forgetting(verdict: Record) -> Record | None:
-    """What the stage `forget` measured; None where it measured nothing."""
-    found = at(verdict, "forgetting", at(verdict, "retention", None))
+    """What the stage `forgetting` measured; None where it measured nothing."""
+    found = at(verdict, "forgetting", None)
     return found if at(found, "measured", False) else None
 
 
