@@ -1,4 +1,5 @@
-"""The stages of a run by name, in their order, with the file that marks each as done: what can be said without loading torch."""
+"""The stages of a run by name, in their order, with the file that marks each as done: what can be said without loading
+torch."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from typing import NamedTuple
 
 
 class StageName(NamedTuple):
-    """``name`` is the word for the stage everywhere; ``done`` the same as a participle, for `runs list`. ``file``: below the
-    run folder, written last. ``evidence``: verdict.json holds a copy of the record under the stage's name."""
+    """``name`` is the word for the stage everywhere; ``done`` the same as a participle, for `runs list`. ``file``:
+    below the run folder, written last. ``evidence``: verdict.json holds a copy of the record under the stage's name."""
 
     name: str
     done: str
