@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from build import LORA, byte_tokenizer, plan_of, tiny_model, training_of
+from build import LORA, byte_tokenizer, exact_norms, plan_of, tiny_model, training_of
 from methods import toy_preference
 
 from tunewright.core.run_folder import Run, read_lines
@@ -43,6 +43,7 @@ def plan(**more: Any) -> Any:
 
 def adapted() -> Any:
     model = tiny_model(vocabulary=300, dtype=torch.float64)
+    exact_norms(model)
     adapters.attach(model, LORA, 3)
     return model
 

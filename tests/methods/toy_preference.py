@@ -36,6 +36,7 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     return [TrainRow(tuple(sides), row)]
 
 
+@torch.no_grad()
 def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
     """Each pair with the reference's log-probabilities of its two sequences."""
     found = []
