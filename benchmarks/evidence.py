@@ -66,7 +66,11 @@ def main() -> None:
     runs = {kind: root / kind for kind in KINDS}
     for kind, run in runs.items():
         if not (run / "report.html").exists():
-            target = [str(run)] if run.exists() else [str(CONFIG), f"prove.evidence={kind}", "--runs", str(root), "--name", kind]
+            target = (
+                [str(run)]
+                if run.exists()
+                else [str(CONFIG), f"prove.evidence={kind}", "--runs", str(root), "--name", kind]
+            )
             subprocess.run([sys.executable, "-m", "tunewright", "run", *target], check=True)
     told = table(runs)
     (HERE / "results" / "evidence.md").write_text(told)

@@ -62,7 +62,16 @@ def environment() -> None:
     if (HERE / ".venv" / "whole").exists():
         return
     subprocess.run([sys.executable, "-m", "venv", str(HERE / ".venv")], check=True)
-    pip = [str(PEERS), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(HERE.parent / "constraints.txt")]
+    pip = [
+        str(PEERS),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "-c",
+        str(HERE.parent / "constraints.txt"),
+    ]
     subprocess.run([*pip, "torch"], check=True)
     subprocess.run([*pip, "trl", "peft", "transformers", "datasets"], check=True)
     (HERE / ".venv" / "whole").touch()
@@ -188,9 +197,13 @@ class Bench:
             plain = {"dtype": dtype, "settings": {"bf16": dtype == "bfloat16", "gradient_checkpointing": False}}
             losses["TRL"] = self.once(self.peer(CURVE, "trl_sft.py", f"trl-{dtype}", **plain), steps)["losses"]
             plain = {"dtype": dtype, "autocast": dtype == "bfloat16"}
-            losses["PEFT loop"] = self.once(self.peer(CURVE, "plain_peft.py", f"peft-{dtype}", **plain), steps)["losses"]
+            losses["PEFT loop"] = self.once(self.peer(CURVE, "plain_peft.py", f"peft-{dtype}", **plain), steps)[
+                "losses"
+            ]
         for seed in (1, 2):
-            found["bfloat16"][f"seed {seed}"] = self.once(self.ours(CURVE, f"ours-seed-{seed}", seed=seed), steps)["losses"]
+            found["bfloat16"][f"seed {seed}"] = self.once(self.ours(CURVE, f"ours-seed-{seed}", seed=seed), steps)[
+                "losses"
+            ]
         return found
 
 
@@ -243,7 +256,10 @@ def main() -> None:
         # A step of 32 long rows takes a peer minutes: one round is enough to see the size of it.
         result["workloads"].append(bench.side_by_side(workload, best, 1 if workload.batch == 32 else asked.pairs))
         seconds = result["workloads"][-1]["seconds"]
-        say(f"{name}: " + "; ".join(f"{k} {', '.join(f'{s:.2f}' if s else 'died' for s in v)}" for k, v in seconds.items()))
+        say(
+            f"{name}: "
+            + "; ".join(f"{k} {', '.join(f'{s:.2f}' if s else 'died' for s in v)}" for k, v in seconds.items())
+        )
         save()
     text = peers_table(result)
     asked.out.with_suffix(".md").write_text(text)

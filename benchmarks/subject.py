@@ -58,7 +58,12 @@ class Subject:
 
     def __init__(self, python: Path, script: Path, setup: dict[str, Any]) -> None:
         self.name = str(setup["name"])
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONWARNINGS": "ignore",
+        }
         environment["OMP_NUM_THREADS"] = str(setup["threads"])
         self.log = Path(setup["folder"]) / f"{self.name.replace(' ', '-')}.log"
         self.process = subprocess.Popen(

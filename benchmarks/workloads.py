@@ -27,7 +27,9 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("classify-200", "classification: instruction 200, message 45, label 1 to 3", 200, (48, 48), 3, 16, 15.0),
+        Workload(
+            "classify-200", "classification: instruction 200, message 45, label 1 to 3", 200, (48, 48), 3, 16, 15.0
+        ),
         Workload("classify-850", "the same with an 850-token instruction", 850, (48, 48), 3, 16, 30.0),
         Workload("classify-850-32", "the same, 32 rows a step", 850, (48, 48), 3, 32, 30.0),
         Workload("tools-1500", "tool schema of 1,500 tokens, 200-token turn", 1500, (200, 200), 60, 8, 6.0),
@@ -51,7 +53,11 @@ def rows(workload: Workload, count: int, tokenizer: Any, seed: int = 0) -> list[
     from pydoc_data.topics import topics
 
     draw = random.Random(seed)
-    pool = {name: tokenizer.encode(text, add_special_tokens=False) for name, text in sorted(topics.items()) if len(text) > 6000}
+    pool = {
+        name: tokenizer.encode(text, add_special_tokens=False)
+        for name, text in sorted(topics.items())
+        if len(text) > 6000
+    }
     names = sorted(pool)
     instruction = [t for name in names[:3] for t in pool[name]][: workload.shared]
     assert len(instruction) == workload.shared

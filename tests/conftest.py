@@ -6,6 +6,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,26 @@ def _one_thread() -> Iterator[None]:
 def _measured_once() -> None:
     """Every run measures the processor's speed, which takes a second: once a worker is enough."""
     machine._gflops = functools.cache(machine._gflops)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_are_verified_here() -> None:
+    """An export starts a process to verify it, which imports torch for seconds. Here the same function is called in this process;
+    `cli/test_run.py` starts the real ones."""
+    run = subprocess.run
+
+    def here(command: Any, *args: Any, **more: Any) -> Any:
+        if not isinstance(command, list) or command[1:3] != ["-m", "tunewright.export.verify"]:
+            return run(command, *args, **more)
+        from tunewright.export import verify
+
+        try:
+            verify.main(*command[3:])
+        except Exception:
+            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    subprocess.run = here
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +208,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
     terminalreporter.section("known silent bugs: planted, and killed by their property")
     for fault in FAULTS:
-        state = "refused" if fault.plant is None else "killed" if has_passed("planted_bug_is_killed", fault) else "NOT KILLED"
+        state = (
+            "refused"
+            if fault.plant is None
+            else "killed"
+            if has_passed("planted_bug_is_killed", fault)
+            else "NOT KILLED"
+        )
         holds = "" if has_passed("the_property_holds", fault) else "; THE PROPERTY DOES NOT HOLD"
         terminalreporter.write_line(f"{fault.number:>3}  {state:<8} {fault.bug}{holds}")

@@ -15,7 +15,8 @@ import torch
 
 from tunewright.core.errors import ModelError
 from tunewright.data.examples import Chat, Message
-from tunewright.model import loading
+from tunewright.model import forward, loading
+from tunewright.model.facts import read_facts
 from tunewright.model.generate import Decoding, greedy
 from tunewright.tokens import packing, rendering
 from tunewright.tokens.template import load_template
@@ -38,7 +39,7 @@ def folder() -> Path:
 
 
 def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
-    facts = loading.facts(loading.EMBEDDED)
+    facts = read_facts(loading.EMBEDDED)
     assert facts.parameters == 134_515_008
     assert facts.packable, facts.leak
     template = load_template(folder)
@@ -57,8 +58,8 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
         rendering.for_training(template, Chat((Message("user", q), Message("assistant", a)), "x"))[0]
         for q, a in (("One?", "Two."), ("And what comes after that?", "Three, I think, and then four."))
     ]
-    alone = sum(float(loading.loss(model, packing.to_batch([r], "packed"))[0]) for r in rows)
-    assert abs(float(loading.loss(model, packing.to_batch(rows, "packed"))[0]) - alone) < 1e-4 * alone
+    alone = sum(float(forward.loss(model, packing.to_batch([r], "packed"))) for r in rows)
+    assert abs(float(forward.loss(model, packing.to_batch(rows, "packed"))) - alone) < 1e-4 * alone
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

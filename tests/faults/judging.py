@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from build import tiny_model
+from build import tiny_lm
 
 import tunewright
 from faults import Fault, Patch
@@ -70,15 +70,15 @@ def keyed_by_name_alone(patch: Patch) -> None:
 
 def decoding_is_ours() -> None:
     """The base's own generation config asks for sampling and a penalty; no arm hears of it."""
-    model = tiny_model()
+    model = tiny_lm()
     plain = generate.greedy(model, PROMPTS, HOW)
-    model.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
+    model.module.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
     assert generate.greedy(model, PROMPTS, HOW) == plain
-    found = generate.greedy(tiny_model(), [PROMPTS[0]], HOW)[0]
+    found = generate.greedy(tiny_lm(), [PROMPTS[0]], HOW)[0]
     ids = list(PROMPTS[0])
     for token in found:  # by hand: the likeliest, one after another
         with torch.no_grad():
-            assert token == int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            assert token == int(model.module(torch.tensor([ids])).logits[0, -1].argmax())
         ids.append(token)
 
 
@@ -87,15 +87,17 @@ def by_transformers(patch: Patch, mask: bool = True) -> None:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]) if mask else torch.ones_like(ids)
-        model.config.use_cache = True
-        out = model.generate(ids, attention_mask=seen, max_new_tokens=how.max_new_tokens, eos_token_id=256, pad_token_id=256)
+        model.module.config.use_cache = True
+        out = model.module.generate(
+            ids, attention_mask=seen, max_new_tokens=how.max_new_tokens, eos_token_id=256, pad_token_id=256
+        )
         return [[t for t in row[width:].tolist() if t != 256] for row in out]
 
     patch.setattr(generate, "greedy", greedy)
 
 
 def together_as_alone() -> None:
-    model = tiny_model()
+    model = tiny_lm()
     assert generate.greedy(model, PROMPTS, HOW) == [generate.greedy(model, [p], HOW)[0] for p in PROMPTS]
 
 

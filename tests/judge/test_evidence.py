@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from build import byte_tokenizer, tiny_model
+from build import byte_tokenizer, tiny_lm
 
 from tunewright.core.config import AdapterConfig, ProveConfig
 from tunewright.core.errors import RunError
@@ -366,9 +366,9 @@ def rows_of(seed: int, count: int = 5) -> list[Rendered]:
 
 @pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
 def test_divergence_is_the_kl_over_the_whole_vocabulary(layout: Any) -> None:
-    model = tiny_model("llama")
-    adapters.attach(model, AdapterConfig(rank=4), 0)
-    for p in adapters.trainable(model).values():
+    model = tiny_lm("llama")
+    adapters.attach(model.module, AdapterConfig(rank=4), 0)
+    for p in adapters.trainable(model.module).values():
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     rows = rows_of(1)
     found = kl.measure(model, rows, [0.0, 0.5, 1.0], layout)
@@ -378,9 +378,9 @@ def test_divergence_is_the_kl_over_the_whole_vocabulary(layout: Any) -> None:
     assert (found.kl_SR[1] > 0).all()
     row, ids = rows[0], torch.tensor([rows[0].ids])
     with torch.inference_mode():
-        with adapters.off(model):
-            before = model(ids).logits[0, :-1].float().log_softmax(-1)
-        after = model(ids).logits[0, :-1].float().log_softmax(-1)
+        with adapters.off(model.module):
+            before = model.module(ids).logits[0, :-1].float().log_softmax(-1)
+        after = model.module(ids).logits[0, :-1].float().log_softmax(-1)
     at = [t - 1 for t in range(len(row.ids)) if row.weights[t]]
     expected = (before.exp() * (before - after)).sum(-1)[at].sum()
     assert found.kl_SR[2, 0] == pytest.approx(float(expected), rel=1e-4)

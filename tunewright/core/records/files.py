@@ -1,4 +1,4 @@
-"""Records on disk: reading checks every key, writing is atomic; and the table of all files of a run with their records."""
+"""Records on disk: reading checks every key, writing is atomic. Also the table of a run's files and their records."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def to_json(value: BaseModel | Sequence[BaseModel]) -> Json:
 
 
 def schema() -> dict[str, object]:
-    """JSON schema (2020-12) of every file: ``files`` maps file patterns to schemas of the file, or of one of its lines."""
+    """JSON schema (2020-12) of every file: ``files`` maps patterns to the schema of a file, or of one of its lines."""
     mode: Literal["validation"] = "validation"
     inputs = [(file.pattern, mode, file.holds) for file in FILES]
     refs, definitions = TypeAdapter.json_schemas(inputs, schema_generator=_Untitled)
