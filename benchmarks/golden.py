@@ -87,7 +87,17 @@ OLD_KEYS = {
     "experiments.prompt_distillation": "prove.internalise",
 }
 OLD_NAMES = {"internalised": "prompt-distillation", "test-internalised": "test-distilled"}
-VERDICT = ("verdict", "metric", "tuned", "difference", "interval", "p_value", "unbeaten", "variants_on_dev", "calibration")
+VERDICT = (
+    "verdict",
+    "metric",
+    "tuned",
+    "difference",
+    "interval",
+    "p_value",
+    "unbeaten",
+    "variants_on_dev",
+    "calibration",
+)
 
 
 def record(commit: str, out: Path) -> None:
@@ -116,7 +126,18 @@ def run(name: str, code: Path, scratch: Path) -> Path:
         rows.write_text("".join(lines[:TWEETS]), encoding="utf-8")
     old = (code / "tunewright" / "config.py").exists()
     given = [f"{OLD_KEYS.get(k, k) if old else k}={v}" for k, v in {**COMMON, **settings}.items()]
-    command = [sys.executable, "-m", "tunewright", "run", str(rows), "--runs", str(scratch / "runs"), "--name", name, *given]
+    command = [
+        sys.executable,
+        "-m",
+        "tunewright",
+        "run",
+        str(rows),
+        "--runs",
+        str(scratch / "runs"),
+        "--name",
+        name,
+        *given,
+    ]
     subprocess.run(command, cwd=scratch, env={**os.environ, "PYTHONPATH": str(code)}, check=True)
     return scratch / "runs" / name
 
@@ -128,7 +149,9 @@ def collect(run: Path) -> dict[str, Any]:
         name = "" if folder == run else f"{OLD_NAMES.get(folder.name, folder.name)}: "
         found[f"{name}weights"] = _read(folder / "training.json")["weights_sha256"]
         lines = _lines(folder / "metrics.jsonl")
-        found[f"{name}losses"] = [[line[k] for k in ("step", "loss", "grad_norm", "dev_loss") if k in line] for line in lines]
+        found[f"{name}losses"] = [
+            [line[k] for k in ("step", "loss", "grad_norm", "dev_loss") if k in line] for line in lines
+        ]
         for file in sorted((folder / "scores").rglob("*.jsonl")):
             stem = str(file.relative_to(folder / "scores").with_suffix(""))
             answers = [[line.get(k) for k in ("row", "answer", "score", "shares", "nats")] for line in _lines(file)]

@@ -17,7 +17,9 @@ from pathlib import Path
 import atheris
 
 seen = (
-    atheris.instrument_imports(include=["tunewright", "ruamel.yaml", "csv", "json"]) if "--corpus" in sys.argv else nullcontext()
+    atheris.instrument_imports(include=["tunewright", "ruamel.yaml", "csv", "json"])
+    if "--corpus" in sys.argv
+    else nullcontext()
 )
 with seen:  # before anything else imports them
     import fuzz

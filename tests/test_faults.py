@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from faults import Fault, adapting, computing, going_on, judging, tokens
 
-FAULTS = sorted([*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *going_on.FAULTS, *judging.FAULTS], key=lambda f: f.number)
+FAULTS = sorted(
+    [*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *going_on.FAULTS, *judging.FAULTS], key=lambda f: f.number
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.number}-{f.bug}")

@@ -83,7 +83,20 @@ def offline(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def capitals(path: Path, count: int) -> Path:
-    words = ["river", "stone", "cloud", "window", "garden", "letter", "engine", "basket", "mirror", "candle", "hammer", "bottle"]
+    words = [
+        "river",
+        "stone",
+        "cloud",
+        "window",
+        "garden",
+        "letter",
+        "engine",
+        "basket",
+        "mirror",
+        "candle",
+        "hammer",
+        "bottle",
+    ]
     rows = [
         {
             "instruction": "Say the word in capitals.",
@@ -164,7 +177,11 @@ print(json.dumps([same, len(rows), gap]))
 @pytest.mark.slow
 def test_the_demo_beats_fixed_examples(tmp_path: Path) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tunewright", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tunewright", "demo", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -16,8 +16,11 @@ from faults import Fault, Patch
 from tunewright.core import config
 from tunewright.core.run_folder import Run, write_json
 from tunewright.data import metrics
-from tunewright.judge import evaluate, probes
-from tunewright.judge.arms.families import Arm
+from tunewright.data.scores import Answer, LabelProbs, Score
+from tunewright.data.task import LABEL, Task
+from tunewright.judge import evaluate
+from tunewright.judge.arms import families
+from tunewright.judge.probes import bank as probes
 from tunewright.model import generate
 from tunewright.model.generate import Decoding
 from tunewright.run import session
@@ -31,15 +34,16 @@ def another_weight_answers_anew() -> None:
     """Scores are read back only for the weights that gave them: one bit of the file's hash is enough."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
-        told: list[str] = []
+        judged: list[str] = []
+        task = Task(LABEL, metrics.METRICS["accuracy"], "", ("a", "b"))
 
-        def judge(*_: Any) -> list[dict[str, Any]]:
-            told.append("asked")
-            return [{"score": 1.0}]
+        def judge(*_: Any) -> list[Score]:
+            judged.append("asked")
+            return [Score("x:1", "a", Answer("a", LabelProbs({}), prompt_tokens=0), 1.0)]
 
         own = session.Session(run, config.Config(), SimpleNamespace(bar=_bar), "")  # type: ignore[arg-type]
         vars(own).update(
-            data=SimpleNamespace(examples=["x"], task=SimpleNamespace(metric="accuracy")),
+            data=SimpleNamespace(examples=["x"], task=task),
             facts=SimpleNamespace(sha256="f"),
             template=SimpleNamespace(sha256="t"),
             answer_tokens=3,
@@ -50,10 +54,10 @@ def another_weight_answers_anew() -> None:
         try:
             for weights in ("0" * 64, "0" * 64, "1" + "0" * 63):
                 write_json(run.training, {"weights_sha256": weights})
-                own.judged(run.path / "scores.jsonl", "dev", Arm("tuned", "", adapter=True), [0], lambda: None)
+                own.judged(run.path / "scores.jsonl", "dev", families.tuned(task), [0], lambda: None)
         finally:
             evaluate.judge = plain
-    assert len(told) == 2
+    assert len(judged) == 2
 
 
 class _bar:

@@ -34,7 +34,13 @@ def arms() -> dict[str, Any]:
     del tuned["tuned_minus_this"]
     return {
         "zero_shot": arm(0.2, "the base model with the rows' own instruction", on_dev=0.25),
-        "nearest": arm(0.5, "the base model, shown the 4 most similar training rows", variant="k4", on_dev=0.55, prompt_tokens=410.0),
+        "nearest": arm(
+            0.5,
+            "the base model, shown the 4 most similar training rows",
+            variant="k4",
+            on_dev=0.55,
+            prompt_tokens=410.0,
+        ),
         "classical": arm(0.4, "TF-IDF and logistic regression", trained=True, prompt_tokens=0.0),
         "tuned": tuned,
     }
@@ -79,7 +85,9 @@ def forgetting() -> dict[str, Any]:
         "rule": "the smallest scale whose dev score is within one standard error of the best scale's",
         "chosen": 1.0,
         "task": divergence("the base model's own answers to dev prompts", 2),
-        "generic": divergence("bundled text of four kinds", 2, bytes=17392, base_bits_per_byte=1.1, delta_bits_per_byte=[-0.01, 0.03]),
+        "generic": divergence(
+            "bundled text of four kinds", 2, bytes=17392, base_bits_per_byte=1.1, delta_bits_per_byte=[-0.01, 0.03]
+        ),
         "sweep": {"dev": {"0.5": 0.55, "1": 0.7}, "chosen": 0.5},
         "probes": probes(),
         "keep": probe(3, metric="exact_match"),
@@ -111,7 +119,14 @@ def curve() -> dict[str, Any]:
     return {
         "points": points,
         "doubling": {"gain": 0.1, "interval": [0.05, 0.15], "seeds": 2, "word": "helps"},
-        "forecast": {"told": True, "rows": 1328, "score": 0.78, "interval": [0.7, 0.85], "alpha": 0.1, "back_test": back},
+        "forecast": {
+            "told": True,
+            "rows": 1328,
+            "score": 0.78,
+            "interval": [0.7, 0.85],
+            "alpha": 0.1,
+            "back_test": back,
+        },
         "recipe": "same epochs and rate at every size, the same test rows",
     }
 
@@ -130,7 +145,14 @@ def crossfit() -> dict[str, Any]:
 
 def cleaning() -> dict[str, Any]:
     flagged = {"duplicates": 3, "labels that look wrong": 12}
-    return {"measured": True, "flagged": flagged, "rows": 441, "cleaned": 0.575, "as_is": 0.658, **comparison(-0.08, "CANNOT TELL")}
+    return {
+        "measured": True,
+        "flagged": flagged,
+        "rows": 441,
+        "cleaned": 0.575,
+        "as_is": 0.658,
+        **comparison(-0.08, "CANNOT TELL"),
+    }
 
 
 def calibration() -> dict[str, Any]:
@@ -166,7 +188,13 @@ def verdict() -> dict[str, Any]:
         "metric": "accuracy",
         "task": "label",
         "tuned": 0.7,
-        "comparator": {"name": "nearest", "score": 0.5, "variant": "k4", "chosen_on": "dev", "on_dev": {"nearest": 0.55}},
+        "comparator": {
+            "name": "nearest",
+            "score": 0.5,
+            "variant": "k4",
+            "chosen_on": "dev",
+            "on_dev": {"nearest": 0.55},
+        },
         "arms": arms(),
         "n": ROWS,
         "clusters": ROWS,
@@ -186,7 +214,13 @@ def verdict() -> dict[str, Any]:
         "variants_on_dev": {"zero_shot": 0.25, "nearest-k4": 0.55},
         "again": {"rows": 16, "changed": 0, "floor": 0.0},
         "overlap": {"rows": 2, "tuned": 0.69, "comparator": 0.5, "difference": 0.19, "interval": [0.1, 0.3]},
-        "corpus": {"metric": "macro_f1", "tuned": 0.57, "comparator": 0.41, "difference": 0.16, "interval": [0.05, 0.29]},
+        "corpus": {
+            "metric": "macro_f1",
+            "tuned": 0.57,
+            "comparator": 0.41,
+            "difference": 0.16,
+            "interval": [0.05, 0.29],
+        },
         "calibration": calibration(),
         "retention": forgetting(),
         "cost": cost(),
@@ -200,7 +234,12 @@ def verdict() -> dict[str, Any]:
 
 def plan() -> dict[str, Any]:
     adapter = {"kind": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["all-linear"]}
-    estimate = {"tokens_per_second": 275.0, "train_seconds": 35.6, "peak_gb": 1.7, "reason": "1 pass on real rows at 275 tokens/s"}
+    estimate = {
+        "tokens_per_second": 275.0,
+        "train_seconds": 35.6,
+        "peak_gb": 1.7,
+        "reason": "1 pass on real rows at 275 tokens/s",
+    }
     return {
         "rows": 1327,
         "supervised_tokens": 1380,
@@ -220,11 +259,19 @@ def audit() -> dict[str, Any]:
     return {
         "rows": 800,
         "format": "label",
-        "task": {"kind": "label", "metric": "accuracy", "reason": "3 different short answers", "labels": ["negative", "positive"]},
+        "task": {
+            "kind": "label",
+            "metric": "accuracy",
+            "reason": "3 different short answers",
+            "labels": ["negative", "positive"],
+        },
         "characters": {"min": 3.0, "median": 72.0, "p95": 142.0, "max": 151.0},
         "labels": {"positive": 326, "negative": 267},
         "ceiling": 0.97,
-        "findings": [{**finding, "where": [f"data/rows.csv:{i + 2}" for i in range(9)]}, {**finding, "level": "warning", "where": []}],
+        "findings": [
+            {**finding, "where": [f"data/rows.csv:{i + 2}" for i in range(9)]},
+            {**finding, "level": "warning", "where": []},
+        ],
         "suspects": suspects(51),
         "unused": {"id": 800},
         "notices": [],
@@ -234,11 +281,20 @@ def audit() -> dict[str, Any]:
 
 
 def receipt() -> dict[str, Any]:
-    length = {"tokens_median": 54.5, "learned_median": 2.0, "tokens_p95": 73.0, "tokens_longest": 102.0, "learned_longest": 2.0}
+    length = {
+        "tokens_median": 54.5,
+        "learned_median": 2.0,
+        "tokens_p95": 73.0,
+        "tokens_longest": 102.0,
+        "learned_longest": 2.0,
+    }
     return {
         "command": "tunewright run rows.csv --name one",
         "versions": {"python": "3.11.7", "tunewright": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
-        "hashes": {"data": "9f15bf46fdaa67d30efab19b24360aaf89d69136eb3deec041942b637eba779d", "model": "645a1bc5c9dec9bb"},
+        "hashes": {
+            "data": "9f15bf46fdaa67d30efab19b24360aaf89d69136eb3deec041942b637eba779d",
+            "model": "645a1bc5c9dec9bb",
+        },
         "model": {"name": "smollm2-135m", "path": "models/smollm2", "sha256": "645a1bc5c9dec9bbe6ea249614a89c34"},
         "template": {"kwargs": {}, "note": "", "day": ""},
         "machine": {"processor": "AMD EPYC", "cores": 2, "memory_gb": 25.3},
@@ -265,14 +321,23 @@ def scores(right: float) -> list[dict[str, Any]]:
     """The lines of one arm; every third row is answered otherwise than its neighbours."""
     messages = [{"role": "system", "content": "Say it."}, {"role": "user", "content": "fire and flame"}]
     return [
-        {"row": i, "where": f"data/rows.csv:{i + 2}", "messages": messages, "target": "warm", "answer": "cold", "score": (right + i / 3) % 1}
+        {
+            "row": i,
+            "where": f"data/rows.csv:{i + 2}",
+            "messages": messages,
+            "target": "warm",
+            "answer": "cold",
+            "score": (right + i / 3) % 1,
+        }
         for i in range(ROWS)
     ]
 
 
 def everything() -> dict[str, Any]:
     """File name without suffix -> record: of one run folder."""
-    lines = [{"step": s, "loss": 3.0 / (s + 1), **({"dev_loss": 2.0 / (s + 1)} if s % 10 == 0 else {})} for s in range(21)]
+    lines = [
+        {"step": s, "loss": 3.0 / (s + 1), **({"dev_loss": 2.0 / (s + 1)} if s % 10 == 0 else {})} for s in range(21)
+    ]
     return {
         "verdict": verdict(),
         "plan": plan(),

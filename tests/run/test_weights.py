@@ -23,7 +23,10 @@ def test_a_resumed_run_evaluates_the_trained_weights(tmp_path: Path, chat_rows: 
     assert cli("prove", rows, "--name", "parts", *settings, cwd=tmp_path).returncode == 0
     assert cli("run", "runs/parts", cwd=tmp_path).returncode == 0
     scores = [
-        [(line["row"], line["answer"], line["score"]) for line in read_lines(tmp_path / "runs" / name / "scores/dev/tuned.jsonl")]
+        [
+            (line["row"], line["answer"], line["score"])
+            for line in read_lines(tmp_path / "runs" / name / "scores/dev/tuned.jsonl")
+        ]
         for name in ("whole", "parts")
     ]
     assert scores[0] == scores[1]
