@@ -155,8 +155,8 @@ def correctness_page() -> str:
     lines = [
         HEAD + "# What cannot go wrong silently\n",
         "Each of these bugs has occurred in a released trainer or is easy to introduce. `pytest tests/test_faults.py`",
-        "checks that the property holds, plants the bug ([tests/faults](../tests/faults)), then checks that the property",
-        "fails. Codes: [errors.md](errors.md).\n",
+        "checks that the property holds, plants the bug ([tests/faults](../tests/faults)), then checks that the",
+        "property fails. Codes: [errors.md](errors.md).\n",
         "| | bug | seen in | property that holds instead | planted |",
         "|---|---|---|---|---|",
     ]

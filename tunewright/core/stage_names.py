@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 
 class StageName(NamedTuple):
-    """``name`` identifies the stage everywhere; ``done`` is its participle, for `runs list`. ``file``, in the run folder, is
-    written last. ``evidence``: verdict.json contains a copy of the record under the stage's name."""
+    """``name`` identifies the stage everywhere; ``done`` is its participle, for `runs list`. ``file`` is written last.
+
+    ``evidence``: verdict.json contains a copy of the record under the stage's name.
+    """
 
     name: str
     done: str
