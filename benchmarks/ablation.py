@@ -1,4 +1,5 @@
-"""Ours, one idea after the other: padded rows, packed, head on labelled tokens only, the fused decoder, shared beginnings.
+"""Ours, one idea after the other: padded rows, packed, head on labelled tokens only, the fused decoder, shared
+beginnings.
 
 python benchmarks/ablation.py [--pairs 3] [--only NAME ...]      Writes results/ablation.json and results/ablation.md.
 """
@@ -19,7 +20,8 @@ from workloads import CURVE, WORKLOADS, Workload
 
 from tunewright.train import machine
 
-# Each line has all above it. Passes are small where that is faster and all five have to fit into memory beside each other.
+# Each line has all above it. Passes are small where that is faster and all five have to fit into memory beside each
+# other.
 SMALL = {"capacity": 1024}
 STAGES: dict[str, dict[str, Any]] = {
     "padded, head on every token": {"layout": "padded", "all_logits": True, "fused": False, **SMALL},

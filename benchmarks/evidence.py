@@ -1,6 +1,7 @@
 """What the evidence costs: seconds of every stage of the demo task with plain and with full evidence.
 
-python benchmarks/evidence.py [--runs FOLDER]      Writes results/evidence.md; runs that FOLDER holds already are read, not made.
+python benchmarks/evidence.py [--runs FOLDER]      Writes results/evidence.md; runs that FOLDER holds already are read,
+not made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Judging beside transformers' batched `generate`: scoring labels, and greedy answers of 60 tokens. In turns, 125 rows each.
+"""Judging beside transformers' batched `generate`: scoring labels, and greedy answers of 60 tokens. In turns, 125 rows
+each.
 
 python benchmarks/judging.py [--rows 500]      (or: make bench)
 """

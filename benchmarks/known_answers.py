@@ -91,7 +91,8 @@ class Bench:
         return "BETTER", _told(v), v["verdict"] == "BETTER"
 
     def null(self) -> tuple[str, str, bool]:
-        """Real addresses (free text would be as good); no shots, so that the arm to beat is the one that the adapter does not change."""
+        """Real addresses (free text would be as good); no shots, so that the arm to beat is the one that the adapter
+        does not change."""
         settings = [
             *PLAIN,
             "prove.few_shot=[]",
@@ -149,7 +150,8 @@ class Bench:
         )
 
     def noise(self) -> tuple[str, str, bool]:
-        """Suspects of the audit (TF-IDF, no model) and of the cross-fit (the tuned recipe on halves) against what was planted."""
+        """Suspects of the audit (TF-IDF, no model) and of the cross-fit (the tuned recipe on halves) against what was
+        planted."""
         counts: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         shares = []
         for part in range(2):
@@ -189,7 +191,8 @@ class Bench:
         )
 
     def confident_learning(self, name: str, labels: list[str]) -> set[int]:
-        """Northcutt, Jiang & Chuang 2021 (1911.00068): rows whose likeliest label above its threshold is not the given one."""
+        """Northcutt, Jiang & Chuang 2021 (1911.00068): rows whose likeliest label above its threshold is not the given
+        one."""
         logp: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for file in (self.folder / "runs" / name / "branches").glob("cut-*/scores/*.jsonl"):
             for line in map(json.loads, file.read_text().splitlines()):

@@ -94,7 +94,8 @@ def kernels() -> None:
 
 
 def steps() -> None:
-    """Forward and backward of 16 rows of classify-200, in turns: transformers' modules, and the fused decoder by size of pieces."""
+    """Forward and backward of 16 rows of classify-200, in turns: transformers' modules, and the fused decoder by size
+    of pieces."""
     from transformers import AutoTokenizer
 
     folder = loading.resolve("smollm2-135m")

@@ -136,8 +136,8 @@ def mean_apart(a: list[float], b: list[float]) -> float:
 
 
 def curves_disagree(curves: dict[str, dict[str, list[float]]] | None) -> str:
-    """What is wrong with the loss curves, or "": in float32 all systems must agree, in bfloat16 ours must lie no further from
-    the float32 curve than a run from another adapter does."""
+    """What is wrong with the loss curves, or "": in float32 all systems must agree, in bfloat16 ours must lie no
+    further from the float32 curve than a run from another adapter does."""
     if not curves:
         return ""
     wide, narrow = curves["float32"], curves["bfloat16"]

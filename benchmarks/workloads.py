@@ -1,7 +1,8 @@
 """The rows that every system is timed on: token ids and labels, written once, read by all.
 
 The text is Python's own reference (`pydoc_data.topics`, in every Python): an instruction cut from it stands before each
-passage, and the answer is the name of the topic that the passage is from. Lengths are what the workload says, to the token.
+passage, and the answer is the name of the topic that the passage is from. Lengths are what the workload says, to the
+token.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """``shared`` tokens before each row, ``own`` of its own (a range, if lengths are mixed), of which ``labelled`` are the last."""
+    """``shared`` tokens before each row, ``own`` of its own (a range, if lengths are mixed), of which ``labelled`` are
+    the last."""
 
     name: str
     says: str
@@ -49,7 +51,8 @@ def rendered(chosen: list[dict[str, list[int]]]) -> list[Any]:
 
 
 def rows(workload: Workload, count: int, tokenizer: Any, seed: int = 0) -> list[dict[str, list[int]]]:
-    """``count`` rows as {"ids", "labels"}; a label of -100 carries no loss. ``labelled`` None: the last third of each row."""
+    """``count`` rows as {"ids", "labels"}; a label of -100 carries no loss. ``labelled`` None: the last third of each
+    row."""
     from pydoc_data.topics import topics
 
     draw = random.Random(seed)

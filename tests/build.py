@@ -1,5 +1,5 @@
-"""What tests are built from: tiny real models and tokenizers (random weights, real architectures, a byte-level vocabulary), rows,
-plans, steps, and the command line, in this process or in one of its own."""
+"""What tests are built from: tiny real models and tokenizers (random weights, real architectures, a byte-level
+vocabulary), rows, plans, steps, and the command line, in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -300,7 +300,8 @@ class Done:
 def cli(*words: str, cwd: Path) -> Done:
     """``tunewright WORDS`` in this process, which is spared the seconds that importing torch takes.
 
-    What the command changes in a process (arguments, folder, umask, the handler of SIGTERM, torch's threads) is put back.
+    What the command changes in a process (arguments, folder, umask, the handler of SIGTERM, torch's threads) is put
+    back.
     """
     out, err, status = io.StringIO(), io.StringIO(), 0
     arguments, handler, threads = sys.argv, signal.getsignal(signal.SIGTERM), torch.get_num_threads()

@@ -1,4 +1,5 @@
-"""Fixtures that several folders use: tiny saved models, rows, and finished runs, each made once whatever the number of workers."""
+"""Fixtures that several folders use: tiny saved models, rows, and finished runs, each made once whatever the number of
+workers."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ def _measured_once() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _exports_are_verified_here() -> None:
-    """An export starts a process to verify it, which imports torch for seconds. Here the same function is called in this process;
-    `cli/test_run.py` starts the real ones."""
+    """An export starts a process to verify it, which imports torch for seconds. Here the same function is called in
+    this process; `cli/test_run.py` starts the real ones."""
     run = subprocess.run
 
     def here(command: Any, *args: Any, **more: Any) -> Any:
@@ -62,7 +63,8 @@ def _exports_are_verified_here() -> None:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """``shared(name, make)``: a folder that ``make`` has filled, once for all workers of pytest-xdist. Tests only read it."""
+    """``shared(name, make)``: a folder that ``make`` has filled, once for all workers of pytest-xdist. Tests only read
+    it."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # all workers' folders are in it
@@ -152,7 +154,8 @@ def labelled(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
 
 @pytest.fixture(scope="session")
 def full(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
-    """A run with all evidence: labels with a long instruction, some of them wrong or twice, regression rows, documents."""
+    """A run with all evidence: labels with a long instruction, some of them wrong or twice, regression rows,
+    documents."""
 
     def make(root: Path) -> None:
         words = [("fire and flame", "warm"), ("ice and snow", "cold")]

@@ -1,6 +1,7 @@
 """Coverage-guided fuzzing of every reader of files: ``python tests/guided_fuzz.py --seconds 60`` (`make fuzz`).
 
-Looks for bytes that end in anything but a value or our own error, or take over 20 s. Atheris, so Linux and Python up to 3.13.
+Looks for bytes that end in anything but a value or our own error, or take over 20 s. Atheris, so Linux and Python up to
+3.13.
 """
 
 from __future__ import annotations

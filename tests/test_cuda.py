@@ -1,4 +1,5 @@
-"""What the other files show on a CPU, on a GPU. Without one these tests are skipped, and nothing is claimed about it."""
+"""What the other files show on a CPU, on a GPU. Without one these tests are skipped, and nothing is claimed about
+it."""
 
 from __future__ import annotations
 

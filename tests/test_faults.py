@@ -1,4 +1,5 @@
-"""Every known silent bug: its property holds, and fails once the bug is planted. The table is printed at the end (`-rN` hides it)."""
+"""Every known silent bug: its property holds, and fails once the bug is planted. The table is printed at the end (`-rN`
+hides it)."""
 
 from __future__ import annotations
 

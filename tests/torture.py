@@ -1,11 +1,11 @@
-"""Kill training at every place where it touches the disk, and at random moments; let it go on; compare it with the run that nobody
-killed: weights, optimizer, logged losses, bit for bit.
+"""Kill training at every place where it touches the disk, and at random moments; let it go on; compare it with the run
+that nobody killed: weights, optimizer, logged losses, bit for bit.
 
 python tests/torture.py [--kills 1000] [--minutes 60] [--real] [--out FILE]
 
-Every attempt is a fork of a process that has torch loaded. A failpoint is a call that changes the disk (write, fsync, rename, unlink,
-mkdir, rmdir): the child counts them and dies by SIGKILL before or after the one that is asked for, half of a file's bytes cut off
-when it dies at the writing of one; or the call fails, as on a full disk.
+Every attempt is a fork of a process that has torch loaded. A failpoint is a call that changes the disk (write, fsync,
+rename, unlink, mkdir, rmdir): the child counts them and dies by SIGKILL before or after the one that is asked for, half
+of a file's bytes cut off when it dies at the writing of one; or the call fails, as on a full disk.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def train(world: World, folder: Path) -> int:
 
 
 def failing(at: int, how: str, counted: int | None = None) -> None:
-    """From now on the ``at``-th call that changes the disk is the last: killed "before" it, "after" it, or it is "full"."""
+    """From now on the ``at``-th call that changes the disk is the last: killed "before" it, "after" it, or it is
+    "full"."""
     count = 0
     rng = random.Random(at)
     flushed: dict[int, int] = {}  # bytes of appended files that were there before: no crash takes them back
@@ -165,7 +166,8 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """What must be equal: hashes of all weights and moments, and the log without its times; hidden leftovers by name."""
+    """What must be equal: hashes of all weights and moments, and the log without its times; hidden leftovers by
+    name."""
     run = Run(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix == ".safetensors")
     return {
@@ -190,7 +192,8 @@ def failpoints(folder: Path, work: Callable[[], int]) -> int:
 
 @dataclass
 class Tally:
-    """``lost``: times that a sound checkpoint was gone after a kill; ``unequal``: runs that ended otherwise than the straight one."""
+    """``lost``: times that a sound checkpoint was gone after a kill; ``unequal``: runs that ended otherwise than the
+    straight one."""
 
     kills: int = 0
     full: int = 0
@@ -203,7 +206,8 @@ class Tally:
 def torture(
     world: World, root: Path, kills: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print
 ) -> Tally:
-    """Runs that are killed some times each, at the failpoints in turn and at random moments, until there were ``kills``."""
+    """Runs that are killed some times each, at the failpoints in turn and at random moments, until there were
+    ``kills``."""
     rng, deadline = random.Random(seed), time.monotonic() + seconds
     begun = time.monotonic()
     assert forked(root / "straight", lambda: train(world, root / "straight")) == FINISHED
@@ -248,8 +252,8 @@ def _tortured(
 
 
 def export_killed(path: Path) -> tuple[int, int]:
-    """(kills, unequal): the export of a trained run killed before or after every call that changes the disk, then made again. The fresh
-    process that checks an export writes nothing, and is left out."""
+    """(kills, unequal): the export of a trained run killed before or after every call that changes the disk, then made
+    again. The fresh process that checks an export writes nothing, and is left out."""
     run, whole = Run(path), Run(path.with_name("whole"))
     shutil.copytree(run.path, whole.path)
     facts = read_facts(load(run.config).model)

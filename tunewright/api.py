@@ -49,7 +49,8 @@ def run(
 ) -> Result:
     """The main job on a data file: check, plan, train, prove, export, report.
 
-    ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises TunewrightError.
+    ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises
+    TunewrightError.
     """
     from tunewright.core.console import Console
     from tunewright.stages import runner

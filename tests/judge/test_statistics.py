@@ -71,7 +71,8 @@ def test_verdicts() -> None:
     assert statistics.compare(ones * 1.1, ones * 1.4, clusters, higher_is_better=False, bound=16).verdict == "BETTER"
 
 
-# Rows, both arms' shares of right rows, share of rows on which they differ: from arms that almost never differ to any others.
+# Rows, both arms' shares of right rows, share of rows on which they differ: from arms that almost never differ to any
+# others.
 GRID = [
     (20, 0.98, 0.97, 0.03),
     (50, 0.98, 0.97, 0.03),
@@ -85,7 +86,8 @@ GRID = [
 
 @pytest.mark.parametrize(("n", "p", "q", "disagree"), GRID)
 def test_coverage_of_the_paired_interval(n: int, p: float, q: float, disagree: float) -> None:
-    """The 95 % interval covers the truth in at least 93 % of 2,000 draws, also where the percentile bootstrap covers a third."""
+    """The 95 % interval covers the truth in at least 93 % of 2,000 draws, also where the percentile bootstrap covers a
+    third."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     both = p - only_first
     draw = np.random.default_rng(n).multinomial(n, [both, only_first, only_second, 1 - both - disagree], size=2000)
@@ -102,7 +104,8 @@ def test_coverage_of_the_paired_interval(n: int, p: float, q: float, disagree: f
 def test_coverage_for_graded_scores_that_seldom_differ(
     n: int, p: float, q: float, disagree: float, a: float, most: float
 ) -> None:
-    """Field F1 near its ceiling: few rows differ, each by another amount. The plain t interval covers as little as 87 % here."""
+    """Field F1 near its ceiling: few rows differ, each by another amount. The plain t interval covers as little as 87 %
+    here."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     draw = np.random.default_rng(n)
     sign = draw.choice([1.0, -1.0, 0.0], p=[only_first, only_second, 1 - disagree], size=(2000, n))
@@ -126,7 +129,8 @@ def test_the_pseudo_rows_cost_little_where_all_rows_differ() -> None:
 
 
 def test_coverage_of_the_clustered_interval() -> None:
-    """Five rows a cluster that share half their noise: clustering keeps the coverage that rows taken alone would lose."""
+    """Five rows a cluster that share half their noise: clustering keeps the coverage that rows taken alone would
+    lose."""
     draw = np.random.default_rng(0)
     covered = naive = 0
     for _ in range(1000):
@@ -156,7 +160,8 @@ def test_rows_that_are_answered_alike_tell_no_more_than_one_of_them(
 
 
 def test_power_tables() -> None:
-    """Known orders of magnitude: with 100 rows and 20 % disagreement about 13 points can be detected (exact table: 12.8)."""
+    """Known orders of magnitude: with 100 rows and 20 % disagreement about 13 points can be detected (exact table:
+    12.8)."""
     assert abs(statistics.detectable(100, 0.2) - 0.128) < 0.01
     assert abs(statistics.detectable(500, 0.1) - 0.041) < 0.005
     n = statistics.rows_needed(math.sqrt(0.2), 0.05)
@@ -240,7 +245,8 @@ def test_the_corpus_interval_is_scipys_bca() -> None:
 
 @pytest.mark.parametrize(("n", "p", "q", "disagree"), [row for row in GRID if row[0] * row[3] >= 3])
 def test_the_corpus_interval_covers(n: int, p: float, q: float, disagree: float) -> None:
-    """Micro-averages of rows with one to five fields; the runs without an interval (fewer than five rows differ) do not count."""
+    """Micro-averages of rows with one to five fields; the runs without an interval (fewer than five rows differ) do not
+    count."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     draw = np.random.default_rng(n)
     given = hits = 0

@@ -1,4 +1,5 @@
-"""A teacher's probabilities as targets: gold rows are supervised fine-tuning, and a teacher that is the student teaches nothing."""
+"""A teacher's probabilities as targets: gold rows are supervised fine-tuning, and a teacher that is the student teaches
+nothing."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ def prompts(count: int, shared: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
 @pytest.mark.parametrize("shared", [0, 20])
 def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> None:
-    """Greedy tokens in float32, rows of different lengths leaving at different times; gemma's window is shorter than the text."""
+    """Greedy tokens in float32, rows of different lengths leaving at different times; gemma's window is shorter than
+    the text."""
     model = tiny_lm(kind)
     asked = prompts(9, shared)
     window = 16 if kind == "gemma3_text" else None

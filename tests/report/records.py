@@ -1,4 +1,5 @@
-"""A finished run's records with every kind of evidence, as the stages write them; numbers are plausible, texts are free."""
+"""A finished run's records with every kind of evidence, as the stages write them; numbers are plausible, texts are
+free."""
 
 from __future__ import annotations
 

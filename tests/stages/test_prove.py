@@ -63,7 +63,8 @@ def test_dev_chooses_the_comparator_and_test_claims() -> None:
 
 
 def test_a_bad_choice_on_dev_does_not_make_the_tuned_model_better() -> None:
-    """Shuffled labels, and a model that learned the commonest one: it beats the arm that a noisy dev chose, not the constant answer."""
+    """Shuffled labels, and a model that learned the commonest one: it beats the arm that a noisy dev chose, not the
+    constant answer."""
     draw = np.random.default_rng(0)
     common, base = (draw.random(100) < 0.55).astype(float), (draw.random(100) < 0.3).astype(float)
 

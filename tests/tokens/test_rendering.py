@@ -178,8 +178,8 @@ spelled = (
 @settings(max_examples=150, deadline=None)
 @given(st.lists(texts | spelled, min_size=2, max_size=6).map(lambda x: x[: len(x) // 2 * 2]), st.booleans())
 def test_any_chat_served_is_trained_and_spells_no_special_token(contents: list[str], system: bool) -> None:
-    """For any conversation: the served prompt begins the trained sequence, each turn ends on the stop token, and a message
-    that spells a special token neither becomes it nor loses a character."""
+    """For any conversation: the served prompt begins the trained sequence, each turn ends on the stop token, and a
+    message that spells a special token neither becomes it nor loses a character."""
     head = (Message("system", "Answer."),) if system else ()
     chat = Chat((*head, *(Message(("user", "assistant")[i % 2], c) for i, c in enumerate(contents))), "x:1")
     template = Template(byte_tokenizer())

@@ -1,4 +1,5 @@
-"""The self-test holds on sound models, leaves no trace, falls back where a fast way is wrong, and refuses where nothing is right."""
+"""The self-test holds on sound models, leaves no trace, falls back where a fast way is wrong, and refuses where nothing
+is right."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from tunewright.train.step import FLOOR, learning_rate
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "none"])
 def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
-    """Plain padded batches, PEFT's layers, torch's clip and AdamW, our schedule by its formula: float64, within 1e-9."""
+    """Plain padded batches, PEFT's layers, torch's clip and AdamW, our schedule by its formula: float64, within
+    1e-9."""
     import peft
 
     data = train_rows(12)

@@ -24,7 +24,8 @@ LONG = 24_000  # characters: about 6,000 tokens of English
 
 @dataclass(frozen=True)
 class Finding:
-    """One observation about the data. ``rows``: indices of the examples; ``groups``: the same rows, grouped by what they share."""
+    """One observation about the data. ``rows``: indices of the examples; ``groups``: the same rows, grouped by what
+    they share."""
 
     level: Level
     code: str
@@ -35,8 +36,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is in the data. ``cluster[i]``: the first row with (nearly) the same question as row i; ``characters``: of a row,
-    by quantile; ``labels``: rows of each; ``ceiling``: the largest possible exact match."""
+    """What is in the data. ``cluster[i]``: the first row with (nearly) the same question as row i; ``characters``: of a
+    row, by quantile; ``labels``: rows of each; ``ceiling``: the largest possible exact match."""
 
     rows: int
     task: Task

@@ -1,4 +1,5 @@
-"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression. No torch.
+"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression. No
+torch.
 
 If either does as well, the language model was not needed. Axes: R rows, L labels.
 """
@@ -29,8 +30,8 @@ def constant(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
 
 
 def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
-    """Logistic regression on the TF-IDF weights of words and punctuation (1- and 2-grams) and characters (2- to 5-grams),
-    regularised by five-fold log loss."""
+    """Logistic regression on the TF-IDF weights of words and punctuation (1- and 2-grams) and characters (2- to
+    5-grams), regularised by five-fold log loss."""
 
     @functools.cache  # fitted on first use
     def fitted() -> tuple[Any, Any]:

@@ -1,4 +1,5 @@
-"""What a config's data section means: files read, rows parsed and audited, each assigned to train, dev or test. No torch."""
+"""What a config's data section means: files read, rows parsed and audited, each assigned to train, dev or test. No
+torch."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ SIDES = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """All examples of all files, in order. ``sides[i]`` is train, dev or test; ``cluster[i]`` the first row that row i is a
-    near-duplicate of (i itself if there is none)."""
+    """All examples of all files, in order. ``sides[i]`` is train, dev or test; ``cluster[i]`` the first row that row i
+    is a near-duplicate of (i itself if there is none)."""
 
     examples: tuple[Example, ...]
     sides: tuple[str, ...]
@@ -65,7 +66,8 @@ class Dataset:
 
     @functools.cached_property
     def overlap(self) -> tuple[int, ...]:
-        """Test rows that share a run of 13 words with a training row, unless many rows share it (then it is a template)."""
+        """Test rows that share a run of 13 words with a training row, unless many rows share it (then it is a
+        template)."""
         return split.overlaps(self.examples, self.side("train"), self.side("test"))
 
     def findings(self) -> tuple[Finding, ...]:

@@ -139,7 +139,8 @@ class RowFormat:
 
 @dataclass(frozen=True)
 class Parsed:
-    """Valid examples of one file, in its order; ``unused`` counts, by field, the rows with a field that nothing reads."""
+    """Valid examples of one file, in its order; ``unused`` counts, by field, the rows with a field that nothing
+    reads."""
 
     format: FormatName
     examples: tuple[Example, ...]
@@ -149,8 +150,8 @@ class Parsed:
 def parse(
     rows: Sequence[Row], name: str = "auto", columns: dict[str, str] | None = None, instruction: str | None = None
 ) -> Parsed:
-    """All rows as Examples. ``name``: a format's, or "auto"; ``columns``: our field -> theirs; ``instruction``: the system
-    message of rows that have none. Raises DataError with every problem of every row."""
+    """All rows as Examples. ``name``: a format's, or "auto"; ``columns``: our field -> theirs; ``instruction``: the
+    system message of rows that have none. Raises DataError with every problem of every row."""
     ours = {theirs: mine for mine, theirs in (columns or {}).items()}
     renamed = [Row({ours.get(k, k): v for k, v in r.data.items()}, r.where) for r in rows]
     row_format = detect(renamed) if name == "auto" else next(f for f in FORMATS if f.name == name)

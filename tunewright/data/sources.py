@@ -1,8 +1,8 @@
 """Files -> Rows that remember where they came from. JSON Lines, JSON array, CSV, Parquet, folders of .txt/.md.
 
 Reads are bounded (a line is at most 16 MiB) and strict where Python's own readers are lax: duplicate keys, NaN, huge
-integers, deep nesting and lone surrogates are problems with a location, not values. Nothing is skipped: every line becomes
-a Row or a Problem.
+integers, deep nesting and lone surrogates are problems with a location, not values. Nothing is skipped: every line
+becomes a Row or a Problem.
 """
 
 from __future__ import annotations

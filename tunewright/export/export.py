@@ -1,4 +1,5 @@
-"""Write every export that the config asks for. None counts before a fresh process has loaded it and given the same answers."""
+"""Write every export that the config asks for. None counts before a fresh process has loaded it and given the same
+answers."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Expected:
-    """The canaries as the fresh process is given them, and what the trained model answers: logits_NV after each, greedy ids."""
+    """The canaries as the fresh process is given them, and what the trained model answers: logits_NV after each, greedy
+    ids."""
 
     request: verify.Request
     logits_NV: Tensor

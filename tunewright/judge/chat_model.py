@@ -1,4 +1,5 @@
-"""A language model ready to answer: with its template, its decoding, and the numbers of the plan that reading documents takes.
+"""A language model ready to answer: with its template, its decoding, and the numbers of the plan that reading documents
+takes.
 
 Axes: R rows, L labels.
 """

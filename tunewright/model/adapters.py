@@ -22,8 +22,8 @@ from tunewright.core.errors import ModelError
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a low-rank update: y = base(x) + scale * B(A(x)); with magnitudes (DoRA), each output row of
-    the updated weight is set to length ``magnitude``."""
+    """A frozen linear layer plus a low-rank update: y = base(x) + scale * B(A(x)); with magnitudes (DoRA), each output
+    row of the updated weight is set to length ``magnitude``."""
 
     def __init__(self, base: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -45,7 +45,8 @@ class LoRALinear(nn.Module):
         if not self.on:
             return base if self.base.bias is None else base + self.base.bias
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        # The scale goes on the R numbers a token has in the middle, and B is added as it is multiplied: no pass over the output.
+        # The scale goes on the R numbers a token has in the middle, and B is added as it is multiplied: no pass over
+        # the output.
         small = F.linear(dropped, self.lora_A.to(x.dtype)) * self.scale
         y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), self.lora_B.T.to(x.dtype)).view(base.shape)
         if self.magnitude is not None:
@@ -81,7 +82,8 @@ def scale_of(config: AdapterConfig) -> float:
 
 
 def targets(model: Any, patterns: list[str]) -> list[str]:
-    """Names of the linear layers that the patterns mean. A pattern matches a whole name or its end; `all-linear` leaves out the head."""
+    """Names of the linear layers that the patterns mean. A pattern matches a whole name or its end; `all-linear` leaves
+    out the head."""
     head = model.get_output_embeddings()
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
     chosen = [
@@ -101,7 +103,8 @@ def targets(model: Any, patterns: list[str]) -> list[str]:
 
 
 def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
-    """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed`` alone."""
+    """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed``
+    alone."""
     total = sum(p.numel() for p in model.parameters())
     if config.kind == "none":
         # The sum of many small updates is lost in bfloat16 (Zamirai et al. 2020), so trained weights are float32.

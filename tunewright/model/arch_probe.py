@@ -27,8 +27,9 @@ class Capabilities:
 
 
 def probe(config: Any, tolerance: float = 1e-4) -> Capabilities:
-    """Ask a twin, not a list of names. It keeps the architecture's widths and one layer of each kind, with random weights.
-    A state-space or linear attention layer, say, carries its state from row to row, which shows as different logits."""
+    """Ask a twin, not a list of names. It keeps the architecture's widths and one layer of each kind, with random
+    weights. A state-space or linear attention layer, say, carries its state from row to row, which shows as different
+    logits."""
     attention.register()
     try:
         twin = _twin(config)

@@ -34,7 +34,8 @@ def cache_folder() -> Path:
 
 
 def resolve(name: str) -> Path:
-    """The folder of a model; converts a GGUF once, downloads a Hub id. Raises ModelError with the command that helps."""
+    """The folder of a model; converts a GGUF once, downloads a Hub id. Raises ModelError with the command that
+    helps."""
     if name == EMBEDDED:
         spec = importlib.util.find_spec(_PACKAGE)
         places = list(spec.submodule_search_locations or []) if spec else []
@@ -129,7 +130,8 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
 
 
 def _mend_pretokenizer(file: Path, tokenizer: Any) -> None:
-    """SmolLM2 splits digits before byte-level BPE; transformers' GGUF reader forgets that, which changes `  5` but no word."""
+    """SmolLM2 splits digits before byte-level BPE; transformers' GGUF reader forgets that, which changes `  5` but no
+    word."""
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
@@ -144,8 +146,9 @@ def _mend_pretokenizer(file: Path, tokenizer: Any) -> None:
 
 
 def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
-    """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH where the
-    weights lack a tensor or have one too many: transformers would draw the one at random and drop the other."""
+    """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH
+    where the weights lack a tensor or have one too many: transformers would draw the one at random and drop the
+    other."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 

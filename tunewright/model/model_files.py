@@ -1,4 +1,5 @@
-"""A model folder, read by us before transformers sees it: no code of its own, no pickle, every tensor where the index says."""
+"""A model folder, read by us before transformers sees it: no code of its own, no pickle, every tensor where the index
+says."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> list[Path]:
-    """The files that transformers reads: one, or the shards of the index. Raises where the index lists what is not there."""
+    """The files that transformers reads: one, or the shards of the index. Raises where the index lists what is not
+    there."""
     index = _json(folder / INDEX)
     if index is None:
         return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
@@ -68,7 +70,8 @@ def weights(folder: Path) -> list[Path]:
 
 
 def sizes(folder: Path) -> tuple[int, set[str]]:
-    """(numbers in the weight files, their dtypes), from the headers alone. Raises MODEL_CORRUPT and MODEL_INDEX_MISMATCH."""
+    """(numbers in the weight files, their dtypes), from the headers alone. Raises MODEL_CORRUPT and
+    MODEL_INDEX_MISMATCH."""
     from safetensors import SafetensorError, safe_open
 
     files, home = weights(folder), dict[str, str]()

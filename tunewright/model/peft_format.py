@@ -1,5 +1,5 @@
-"""An adapter on disk: PEFT's adapter_config.json and adapter_model.safetensors, beside them tunewright.json with what PEFT does
-not keep (the base's hash, the files' own). Reading takes all of it or nothing."""
+"""An adapter on disk: PEFT's adapter_config.json and adapter_model.safetensors, beside them tunewright.json with what
+PEFT does not keep (the base's hash, the files' own). Reading takes all of it or nothing."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def _parts(layer: LoRALinear) -> dict[str, nn.Parameter]:
 
 
 def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
-    """Attach a saved adapter, of ours or of PEFT's. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT or ADAPTER_UNSUPPORTED, and then the
-    model is what it was."""
+    """Attach a saved adapter, of ours or of PEFT's. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT or
+    ADAPTER_UNSUPPORTED, and then the model is what it was."""
     config, tensors = _read(folder)
     _untouched(folder, base_sha256)
     names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}

@@ -27,7 +27,8 @@ from tunewright.run.weights import Weights, base
 
 @dataclass(frozen=True)
 class Question:
-    """``arm`` asked ``rows`` of ``side``, its scores kept in ``file``. ``branch``: whose weights answer; empty for the run's."""
+    """``arm`` asked ``rows`` of ``side``, its scores kept in ``file``. ``branch``: whose weights answer; empty for the
+    run's."""
 
     arm: Arm
     side: Side
@@ -38,8 +39,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """Asks arms, or reads what they answered before. A score is filed under the weights that gave it by construction: key and
-    module both follow from the `Weights` that are passed in."""
+    """Asks arms, or reads what they answered before. A score is filed under the weights that gave it by construction:
+    key and module both follow from the `Weights` that are passed in."""
 
     run: Run
     console: Console

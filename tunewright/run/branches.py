@@ -65,8 +65,8 @@ def smaller(plan: Plan, fraction: float, sequences: int, seed: int) -> Plan:
 def scores(
     work: Work, branch: Branch, side: Side, arm: Arm | None = None, rows: Sequence[int] | None = None
 ) -> list[Score]:
-    """The branch's answers to dev or test, or to some ``rows`` of train, as the tuned arm or ``arm`` asks; trained first if
-    it has not been."""
+    """The branch's answers to dev or test, or to some ``rows`` of train, as the tuned arm or ``arm`` asks; trained
+    first if it has not been."""
     arm = arm or work.inputs.tuned
     rows = work.inputs.evaluated(side) if rows is None else rows
     file = work.run.branch(branch.name).scores / f"{side}-{arm.name}.jsonl"

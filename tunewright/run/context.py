@@ -17,7 +17,8 @@ from tunewright.run.models import Models
 
 @dataclass(frozen=True)
 class Context:
-    """An opened run. ``command``: how the user started it, for the receipt. ``created``: folders that did not exist before."""
+    """An opened run. ``command``: how the user started it, for the receipt. ``created``: folders that did not exist
+    before."""
 
     run: Run
     config: Config

@@ -1,4 +1,5 @@
-"""What a run computes from its config and files before any weights are loaded: plain functions, no output, nothing remembered."""
+"""What a run computes from its config and files before any weights are loaded: plain functions, no output, nothing
+remembered."""
 
 from __future__ import annotations
 
@@ -32,9 +33,10 @@ LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens asks for more
 
 @dataclass(frozen=True)
 class Inputs:
-    """``rows``: training rows by side; test is rendered too, so that a row that cannot be evaluated is known before training.
-    ``too_long``: rows left out for being over ``limit`` tokens. ``arms``: by family; ``left_out``: names of those whose prompts
-    do not fit the model's context. ``dev``, ``test``: the rows that choose and those that decide."""
+    """``rows``: training rows by side; test is rendered too, so that a row that cannot be evaluated is known before
+    training. ``too_long``: rows left out for being over ``limit`` tokens. ``arms``: by family; ``left_out``: names of
+    those whose prompts do not fit the model's context. ``dev``, ``test``: the rows that choose and those that
+    decide."""
 
     facts: Facts
     machine: Machine

@@ -1,4 +1,5 @@
-"""The loaded modules of one process: the only mutable object of a run. Weights are put into a module by name, never assumed."""
+"""The loaded modules of one process: the only mutable object of a run. Weights are put into a module by name, never
+assumed."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from tunewright.train import checkpoints
 
 
 class Models:
-    """One module with the adapter attached, used for all weights of the run and its branches in turn, and one of the base where
-    training changes all weights. ``device``: cpu or cuda."""
+    """One module with the adapter attached, used for all weights of the run and its branches in turn, and one of the
+    base where training changes all weights. ``device``: cpu or cuda."""
 
     def __init__(self, facts: Facts, device: str) -> None:
         self._facts, self._device = facts, device
@@ -29,7 +30,8 @@ class Models:
 
     @contextmanager
     def at(self, weights: Weights) -> Iterator[LanguageModel]:
-        """Within, a model that computes with exactly these weights. Raises RUN_DAMAGED if their file is not what was written."""
+        """Within, a model that computes with exactly these weights. Raises RUN_DAMAGED if their file is not what was
+        written."""
         if weights.file is None:
             with self._at_base(weights.plan) as model:
                 yield model

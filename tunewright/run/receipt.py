@@ -60,8 +60,8 @@ def make(context: Context, inputs: Inputs, plan: Plan, protocol: Protocol) -> Re
 
 
 def check(work: Work) -> list[str]:
-    """Compares a resumed run's inputs with its receipt. Returns what may change the last bits of what follows: versions,
-    processor, threads.
+    """Compares a resumed run's inputs with its receipt. Returns what may change the last bits of what follows:
+    versions, processor, threads.
 
     Raises RESUME_MISMATCH, field by field, if data, model, template, plan or protocol have changed.
     """

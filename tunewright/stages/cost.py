@@ -1,6 +1,7 @@
 """What does a request cost? The same prompts, on this machine, to the tuned model and to the base with its best prompt.
 
-The base is timed with its fixed prompt in a prefix cache as well as without: a long prompt that a server caches is cheap.
+The base is timed with its fixed prompt in a prefix cache as well as without: a long prompt that a server caches is
+cheap.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Seconds = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Timed:
-    """One way to answer: a model, its prompts, and what a prefix cache would hold. ``scale``: of the adapter; 0 is the base."""
+    """One way to answer: a model, its prompts, and what a prefix cache would hold. ``scale``: of the adapter; 0 is the
+    base."""
 
     name: str
     model: LanguageModel
@@ -83,7 +85,8 @@ def cost(work: Work) -> Cost:
 def _ways(
     work: Work, verdict: Verdict, chats: Sequence[Chat], tuned: LanguageModel, untuned: LanguageModel
 ) -> list[Timed]:
-    """Tuned with the adapter apart, tuned merged, and the comparator's prompt on the base, with and without a prefix cache."""
+    """Tuned with the adapter apart, tuned merged, and the comparator's prompt on the base, with and without a prefix
+    cache."""
     arms = work.inputs.arms
 
     def prompts(family: str, variant: str) -> list[list[int]]:
@@ -142,8 +145,8 @@ def _together(ways: Sequence[Timed], batched: Decoding) -> dict[str, float]:
 
 
 def quantiles(values: NDArray[np.float64], alpha: float = 0.05) -> Quantiles:
-    """p50 and p95, each with an interval from order statistics (exact, whatever the distribution); an end that so few values
-    do not bound is the smallest or largest value."""
+    """p50 and p95, each with an interval from order statistics (exact, whatever the distribution); an end that so few
+    values do not bound is the smallest or largest value."""
     x, n = np.sort(values), len(values)
 
     def one(q: float) -> Quantile:

@@ -1,5 +1,5 @@
-"""What training changed beside the task: KL to the base, likelihood of text, probes; and whether a smaller adapter scale is
-as good. Everything here reads dev and bundled text, never test, so that a choice may be made with it.
+"""What training changed beside the task: KL to the base, likelihood of text, probes; and whether a smaller adapter
+scale is as good. Everything here reads dev and bundled text, never test, so that a choice may be made with it.
 
 KL on the task's own inputs predicts forgetting best (RL's Razor, 2509.04259). Interpolating towards the base is WiSE-FT
 (2109.01903); for LoRA that is one number, the scale of the adapter.
@@ -89,7 +89,8 @@ def own_answers(work: Work) -> list[Rendered]:
 
 
 def generic(work: Work, tokens: int) -> tuple[list[Rendered], int]:
-    """Bundled passages that training did not see, up to about ``tokens`` tokens, and their bytes; ``row`` is the passage."""
+    """Bundled passages that training did not see, up to about ``tokens`` tokens, and their bytes; ``row`` is the
+    passage."""
     seen = [e.text for e in work.data.examples]
     pieces: list[Rendered] = []
     size, limit = 0, min(PIECE, work.inputs.facts.context)

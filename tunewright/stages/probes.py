@@ -1,4 +1,5 @@
-"""General abilities and the user's regression rows, asked of the base and of the tuned model; the same items, so compared in pairs."""
+"""General abilities and the user's regression rows, asked of the base and of the tuned model; the same items, so
+compared in pairs."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ REFUSES = 0.2  # from this fraction of refused harmful requests on, refusal is s
 
 @dataclass(frozen=True)
 class Asked:
-    """``right``: which questions were answered right; ``followed``: which instructions; ``texts``: answers to the requests."""
+    """``right``: which questions were answered right; ``followed``: which instructions; ``texts``: answers to the
+    requests."""
 
     right: list[float]
     followed: list[float]

@@ -1,5 +1,5 @@
-"""Training in a process of its own: the parent holds the run's lock, shows progress and passes on signals; the worker writes
-the run folder. No file there shows that it was another process."""
+"""Training in a process of its own: the parent holds the run's lock, shows progress and passes on signals; the worker
+writes the run folder. No file there shows that it was another process."""
 
 from __future__ import annotations
 

@@ -108,7 +108,8 @@ def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Sco
 
 
 def _without_overlap(work: Work, tuned: list[Score], other: list[Score]) -> dict[str, Any] | None:
-    """The comparison on the test rows that share no long run of words with training rows; None if that is all or none."""
+    """The comparison on the test rows that share no long run of words with training rows; None if that is all or
+    none."""
     rows, flagged = work.inputs.test, set(work.data.overlap)
     kept = [k for k, i in enumerate(rows) if i not in flagged]
     if len(kept) in (0, len(rows)):

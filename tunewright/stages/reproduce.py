@@ -12,8 +12,9 @@ from tunewright.stages.runner import Runner, start
 
 
 def reproduce(run: Run, console: Console) -> dict[str, Any]:
-    """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is made again beside the first, with its plan and
-    its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before training is done."""
+    """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is made again beside the first, with
+    its plan and its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before
+    training is done."""
     run_folder.require(run, run.training, "run")
     plan = Plan.model_validate(run_folder.read_json(run.plan))
     config = load(run.config).model_copy(update={"threads": plan.threads})

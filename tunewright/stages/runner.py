@@ -1,5 +1,5 @@
-"""Runs the stages that a run folder does not hold yet. A run can be stopped anywhere and continued by the same command, in
-another process; what is expensive to make (facts, rendered rows, a loaded model) is made once per process."""
+"""Runs the stages that a run folder does not hold yet. A run can be stopped anywhere and continued by the same command,
+in another process; what is expensive to make (facts, rendered rows, a loaded model) is made once per process."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tunewright.train import machine, profile
 
 
 class Runner:
-    """One run in one process: what its stages are given, each made when the first stage needs it. ``separate``: training runs
-    in a process of its own."""
+    """One run in one process: what its stages are given, each made when the first stage needs it. ``separate``:
+    training runs in a process of its own."""
 
     def __init__(self, context: Context, separate: bool = False) -> None:
         self.context, self.separate = context, separate
@@ -56,7 +56,8 @@ class Runner:
         return self._work
 
     def advance(self, until: str) -> None:
-        """Run every stage up to ``until`` that is not done. Raises RUN_LOCKED while another process writes the run folder."""
+        """Run every stage up to ``until`` that is not done. Raises RUN_LOCKED while another process writes the run
+        folder."""
         assert until in [stage.name for stage in STAGES]
         run = self.context.run
         with _no_folder_after_mistake(self.context), run_folder.writing(run):
@@ -131,8 +132,8 @@ def start(
 ) -> Context:
     """A new run folder with its config, or the folder of that name if it has the very same config.
 
-    ``data``: of this config, where it has been loaded already. Raises RUN_EXISTS, with the settings that differ, for another config; RUN_INSIDE_DATA where the run's own files would become
-    documents.
+    ``data``: of this config, where it has been loaded already. Raises RUN_EXISTS, with the settings that differ, for
+    another config; RUN_INSIDE_DATA where the run's own files would become documents.
     """
     config = absolute(config)
     for folder in (config.data.train, config.data.dev, config.data.test, config.prove.documents):

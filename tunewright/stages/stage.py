@@ -1,4 +1,5 @@
-"""A stage as a value: its name and file, what it is given, when it is wanted, what it computes, and what it prints about it."""
+"""A stage as a value: its name and file, what it is given, when it is wanted, what it computes, and what it prints
+about it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tunewright.core.run_folder import Run
 from tunewright.core.stage_names import BY_NAME
 from tunewright.run.context import Work
 
-# What a stage is given: the run and its data; also what follows from the model's files; everything, once there is a plan.
+# What a stage is given: the run and its data; also what follows from the model's files; everything, once there is a
+# plan.
 Needs = Literal["context", "setup", "work"]
 Result = BaseModel | Sequence[BaseModel]
 
@@ -29,9 +31,9 @@ def nothing(result: Any) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Stage:
-    """``name``: a name of `core.stage_names`, which knows its file. ``record``: what the file holds; None where the stage writes
-    it itself. ``run`` is given what ``needs`` says, and returns the record. ``not_wanted``: why the config leaves the stage out,
-    or None. ``lines``: what to print about the record."""
+    """``name``: a name of `core.stage_names`, which knows its file. ``record``: what the file holds; None where the
+    stage writes it itself. ``run`` is given what ``needs`` says, and returns the record. ``not_wanted``: why the config
+    leaves the stage out, or None. ``lines``: what to print about the record."""
 
     name: str
     record: type[BaseModel] | TypeAdapter[Any] | None

@@ -1,7 +1,7 @@
 """The training of a planned run as a process: ``python -m tunewright.stages.worker RUN``.
 
-Started by `stages.process`, which holds the lock (``--under-lock``), or by torchrun, a server or a sweep, and then it takes the
-lock itself. It writes only the run folder; errors go to stderr as one line of JSON.
+Started by `stages.process`, which holds the lock (``--under-lock``), or by torchrun, a server or a sweep, and then it
+takes the lock itself. It writes only the run folder; errors go to stderr as one line of JSON.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer; ``source`` is where the template
-    stands, for messages; ``day`` is what stands in it instead of today's date, always the same one in a run."""
+    """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer; ``source`` is
+    where the template stands, for messages; ``day`` is what stands in it instead of today's date, always the same one
+    in a run."""
 
     tokenizer: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +56,8 @@ class Template:
 
 
 def load_template(folder: Path, file: str | None = None, date: str = "auto") -> Template:
-    """Tokenizer of a model folder, with the chat template of ``file`` where one is given. ``date``: YYYY-MM-DD, or auto for today.
+    """Tokenizer of a model folder, with the chat template of ``file`` where one is given. ``date``: YYYY-MM-DD, or auto
+    for today.
 
     Raises TOKENIZER_NO_EOS, MODEL_FILE_MISSING, TEMPLATE_UNSAFE, or CONFIG_NOT_FOUND for the file.
     """
@@ -148,8 +150,8 @@ def require_template(template: Template) -> None:
 
 
 def render(template: Template, messages: Sequence[Message], open_turn: bool) -> str:
-    """The one call of the model's template, in both directions; transformers runs it in Jinja's immutable sandbox, and here it has
-    a limit of time and of size."""
+    """The one call of the model's template, in both directions; transformers runs it in Jinja's immutable sandbox, and
+    here it has a limit of time and of size."""
     from jinja2.exceptions import SecurityError, TemplateError
 
     listed = [{"role": m.role, "content": m.content} for m in messages]

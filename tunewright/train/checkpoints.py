@@ -1,7 +1,8 @@
 """Checkpoints: whole or not there. Safetensors and JSON, never pickle.
 
-A checkpoint is written into a folder beside, every file flushed, the marker with their checksums last, then renamed. Weights, optimizer moments
-and one integer are all the state there is, because order, schedule and dropout are functions of (seed, step).
+A checkpoint is written into a folder beside, every file flushed, the marker with their checksums last, then renamed.
+Weights, optimizer moments and one integer are all the state there is, because order, schedule and dropout are functions
+of (seed, step).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ MARKER = "COMPLETE"
 
 @dataclass(frozen=True)
 class State:
-    """``step`` is the next step to run; ``best`` the lowest dev loss so far, ``best_sha256`` the file of those weights, ``waited`` the
-    dev losses since; ``hashes`` what the run stands on."""
+    """``step`` is the next step to run; ``best`` the lowest dev loss so far, ``best_sha256`` the file of those weights,
+    ``waited`` the dev losses since; ``hashes`` what the run stands on."""
 
     step: int
     hashes: dict[str, str]
@@ -70,8 +71,8 @@ def save(
 
 
 def tidy(folder: Path, keep: int) -> None:
-    """Only the ``keep`` newest whole checkpoints stay, with the best weights that they speak of, and nothing that a killed process
-    left half written or half removed."""
+    """Only the ``keep`` newest whole checkpoints stay, with the best weights that they speak of, and nothing that a
+    killed process left half written or half removed."""
     with disk_errors(folder):
         for old in whole(folder)[:-keep]:
             (old / MARKER).unlink()  # from here on it is no checkpoint, however far the removal comes
@@ -130,7 +131,8 @@ def restore(
 ) -> State | None:
     """Load the newest sound checkpoint into the parameters and the optimizer; None where there is none.
 
-    Raises RESUME_MISMATCH, naming what changed, when the run stands on another config, data, model or set of trained tensors.
+    Raises RESUME_MISMATCH, naming what changed, when the run stands on another config, data, model or set of trained
+    tensors.
     """
     from safetensors.torch import load_file
 

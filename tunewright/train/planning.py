@@ -1,4 +1,5 @@
-"""Every "auto" becomes a number with a reason, before anything is trained. Pure: (config, facts, lengths, machine) -> Plan."""
+"""Every "auto" becomes a number with a reason, before anything is trained. Pure: (config, facts, lengths, machine) ->
+Plan."""
 
 from __future__ import annotations
 
@@ -70,8 +71,8 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, recompute: Reco
 def _decode_batch(
     config: Config, facts: Facts, sizes: RowStats, machine: Machine, dtype: Dtype, answer: int
 ) -> tuple[int, str]:
-    """Rows decoded together. It follows from the machine's memory, not from what is free at the moment: an answer's last bits
-    depend on its batch, and a run and its repetition must answer alike."""
+    """Rows decoded together. It follows from the machine's memory, not from what is free at the moment: an answer's
+    last bits depend on its batch, and a run and its repetition must answer alike."""
     if config.prove.batch_size != "auto":
         return config.prove.batch_size, ASKED
     row = (

@@ -50,8 +50,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Profile:
-    """One step, averaged over `STEPS`. ``shares``: seconds by kind. ``gflop`` are those of the formula in `flops`, for the
-    tokens computed; ``logical_gflop`` for the rows one by one; ``peak_gflops`` is what this machine multiplies at best."""
+    """One step, averaged over `STEPS`. ``shares``: seconds by kind. ``gflop`` are those of the formula in `flops`, for
+    the tokens computed; ``logical_gflop`` for the rows one by one; ``peak_gflops`` is what this machine multiplies at
+    best."""
 
     seconds: float
     rows: int
@@ -87,9 +88,9 @@ class Profile:
 
 
 def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> float:
-    """Of a step's forward and backward pass. For each token 4 for every frozen weight of a matrix (forward, and backward to the
-    input), 6 for every trained one; the head only where something is predicted; 12 for each layer, attention width and
-    (query, key) pair."""
+    """Of a step's forward and backward pass. For each token 4 for every frozen weight of a matrix (forward, and
+    backward to the input), 6 for every trained one; the head only where something is predicted; 12 for each layer,
+    attention width and (query, key) pair."""
     head_VD = model.head_VD
     config = model.module.config.get_text_config()
     frozen = trained = 0
@@ -115,7 +116,8 @@ class Speed:
 
 
 def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, seconds: float = 4.0) -> Speed:
-    """The speed of the first two steps' passes, for at most about ``seconds``, after one pass to warm up. Leaves no gradient."""
+    """The speed of the first two steps' passes, for at most about ``seconds``, after one pass to warm up. Leaves no
+    gradient."""
     method = METHODS[plan.method]
     chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in (0, 1)]
     first, second = (method.batches(model, rows, c, plan, step) for step, c in enumerate(chosen))

@@ -1,7 +1,7 @@
 """Checks, on the user's own rows and model before the first step, for bugs that would otherwise stay silent.
 
-A failed check refuses the run with its code. Only the fast ways of computing may fail: where they differ from transformers'
-own modules on rows alone, the plan falls back to a slower way and says so.
+A failed check refuses the run with its code. Only the fast ways of computing may fail: where they differ from
+transformers' own modules on rows alone, the plan falls back to a slower way and says so.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tunewright.tokens.sequences import Rendered, TrainRow, flat
 from tunewright.tokens.template import Template
 
 ROWS, SHORT, COMPARED = 4, 128, 64
-# How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference: several
-# times what another order of summation does to them. A row that sees another, or a wrong label, does more.
+# How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference:
+# several times what another order of summation does to them. A row that sees another, or a wrong label, does more.
 TOLERANCE = {"float32": (1e-4, 1e-3, 5e-3), "bfloat16": (2e-2, 0.2, 0.25)}
 ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one batch
 

@@ -32,9 +32,9 @@ class Learner:
 
 @dataclass(frozen=True)
 class Step:
-    """``loss`` per unit of the method's weight (nats per supervised token, in fine-tuning), ``metrics`` likewise; ``norm`` of
-    the gradient before clipping; ``tokens`` of the rows, of which ``computed`` went through the model; ``supervised``: the
-    weights of their supervised tokens, summed."""
+    """``loss`` per unit of the method's weight (nats per supervised token, in fine-tuning), ``metrics`` likewise;
+    ``norm`` of the gradient before clipping; ``tokens`` of the rows, of which ``computed`` went through the model;
+    ``supervised``: the weights of their supervised tokens, summed."""
 
     loss: float
     norm: float

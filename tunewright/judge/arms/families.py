@@ -150,7 +150,7 @@ def _shared_instruction(train: Sequence[Chat]) -> str | None:
 
 
 def instructions(task: Task, train: Sequence[Chat], shared: str | None) -> list[str]:
-    """Two more instructions that someone who knows the task but not the rows would try: the form of the answer, alone and
-    after the user's own instruction."""
+    """Two more instructions that someone who knows the task but not the rows would try: the form of the answer, alone
+    and after the user's own instruction."""
     form = task.kind.instruct(task, train)
     return [form, f"{shared}\n{form}" if shared else f"You are an expert who has answered thousands of these. {form}"]

@@ -1,4 +1,5 @@
-"""What any model should still be able to do after training: bundled text and questions, instructions that a program checks.
+"""What any model should still be able to do after training: bundled text and questions, instructions that a program
+checks.
 
 No torch. `scripts/make_probes.py` writes the data files and names their sources and licences.
 """
@@ -106,7 +107,8 @@ def refusals() -> list[tuple[tuple[Message, ...], bool]]:
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer begins with a refusal. A pattern, not a judge: of use only as a difference between two models."""
+    """Whether an answer begins with a refusal. A pattern, not a judge: of use only as a difference between two
+    models."""
     beginning = normalised(answer)[:200].replace("’", "'")
     return bool(
         re.search(

@@ -1,8 +1,9 @@
-"""Which rows look wrong to a model that was not trained on them: the recipe on one half of the training rows judges the other
-half, twice, cut differently, because the mean of two judges errs less than either.
+"""Which rows look wrong to a model that was not trained on them: the recipe on one half of the training rows judges the
+other half, twice, cut differently, because the mean of two judges errs less than either.
 
-Labels: the probability of each to be wrong (`data.label_noise`). Texts: how much less likely than for the base the answer
-became after training on rows of the same kind; the tail is shown. Nothing is dropped here, and test rows are not touched.
+Labels: the probability of each to be wrong (`data.label_noise`). Texts: how much less likely than for the base the
+answer became after training on rows of the same kind; the tail is shown. Nothing is dropped here, and test rows are not
+touched.
 """
 
 from __future__ import annotations

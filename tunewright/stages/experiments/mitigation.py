@@ -1,7 +1,9 @@
-"""Two ways to forget less, trained beside the run and measured: a lower learning rate, and replay of the base's own answers.
+"""Two ways to forget less, trained beside the run and measured: a lower learning rate, and replay of the base's own
+answers.
 
-Replay: the base answers prompts that have nothing to do with the task, and its probabilities there are targets beside the
-task's rows, so the loss includes the KL to the base on that text (self-generated replay, 2605.26097). Nothing reads test.
+Replay: the base answers prompts that have nothing to do with the task, and its probabilities there are targets beside
+the task's rows, so the loss includes the KL to the base on that text (self-generated replay, 2605.26097). Nothing reads
+test.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ RULE = "the least KL on generic text among those whose dev score lies within one
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train, measured: dev scores per row, and the distance to the base on the task's text and on generic text."""
+    """One way to train, measured: dev scores per row, and the distance to the base on the task's text and on generic
+    text."""
 
     dev: tuple[float, ...]
     task: Drift | None
@@ -98,8 +101,8 @@ def choose(ways: Mapping[str, Way], higher_is_better: bool) -> str:
 
 
 def replay(work: Work) -> list[TrainRow]:
-    """The base's own greedy answers to prompts that are not of the task, with its probabilities: about a tenth as many as
-    training rows."""
+    """The base's own greedy answers to prompts that are not of the task, with its probabilities: about a tenth as many
+    as training rows."""
     count = max(8, len(work.inputs.rows["train"]) // 10)
     texts = [prompt.format(noun) for prompt in PROMPTS for noun in bank.NOUNS][:count]
     prompts = [rendering.for_generation(work.inputs.template, [Message("user", t)]) for t in texts]

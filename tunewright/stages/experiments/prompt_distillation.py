@@ -1,7 +1,8 @@
-"""The long prompt becomes weights: the base with its prompt is the teacher, a student learns its probabilities without it.
+"""The long prompt becomes weights: the base with its prompt is the teacher, a student learns its probabilities without
+it.
 
-Prompt (context) distillation: Askell et al. 2021 (2112.00861), Snell et al. 2022 (2209.15189). No gold answer is used, so the
-student should do as the base does with the prompt: neither better nor worse, for fewer tokens per request.
+Prompt (context) distillation: Askell et al. 2021 (2112.00861), Snell et al. 2022 (2209.15189). No gold answer is used,
+so the student should do as the base does with the prompt: neither better nor worse, for fewer tokens per request.
 """
 
 from __future__ import annotations
