@@ -67,9 +67,7 @@ def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int
     return found
 
 
-def _expected(
-    source: Source, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]
-) -> Expected:
+def _expected(source: Source, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> Expected:
     request = verify.Request(
         canaries=[list(ids)[-CANARY_TOKENS:] for ids in canaries[:CANARIES]],
         new_tokens=NEW_TOKENS,
@@ -116,6 +114,8 @@ def _reloaded(row: Export, folder: Path, request: verify.Request) -> tuple[Tenso
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise TrainError("EXPORT_MISMATCH", f"a fresh process could not load the {row.kind}: {last}", where=str(folder))
+            raise TrainError(
+                "EXPORT_MISMATCH", f"a fresh process could not load the {row.kind}: {last}", where=str(folder)
+            )
         with safe_open(out, "pt") as file:
             return file.get_tensor("logits"), json.loads(file.metadata()["greedy"])

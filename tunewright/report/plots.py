@@ -72,7 +72,9 @@ def losses(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]],
     figure, axes = _figure(6.4, 2.9)
     axes.plot([s for s, _ in train], [x for _, x in train], color=_SOFT, linewidth=1, label="training, every step")
     if dev:
-        axes.plot([s for s, _ in dev], [x for _, x in dev], color=_ACCENT, linewidth=2, marker="o", markersize=4, label="dev")
+        axes.plot(
+            [s for s, _ in dev], [x for _, x in dev], color=_ACCENT, linewidth=2, marker="o", markersize=4, label="dev"
+        )
     if best is not None and best in dict(dev):
         _ring(axes, best, dict(dev)[best], f"kept (step {best})")
     axes.set_xlabel("optimizer step")
@@ -127,7 +129,9 @@ def curve(
     axes.plot(rows, means, color=_ACCENT, linewidth=2, marker="o", label=name)
     axes.axhline(against.comparator, color=_OTHER, linewidth=1.5, linestyle=":", label="best untrained arm")
     if against.ceiling is not None and against.ceiling < 1:
-        axes.axhline(against.ceiling, color=_SOFT, linewidth=1.5, linestyle="--", label="ceiling set by contradictory labels")
+        axes.axhline(
+            against.ceiling, color=_SOFT, linewidth=1.5, linestyle="--", label="ceiling set by contradictory labels"
+        )
     ticks = list(rows)
     if forecast is not None:
         ends = [[forecast.score - forecast.low], [forecast.high - forecast.score]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -124,7 +124,9 @@ def cautions(verdict: Record) -> list[str]:
     if max(cut.values()) > CUT:
         counts = " and ".join(f"{percent(fraction)} of {spaced(name)} answers" for name, fraction in cut.items())
         limit = at(verdict, "max_new_tokens")
-        found.append(f"{counts} were cut off at {limit} tokens; only what precedes the cut is scored (prove.max_new_tokens).")
+        found.append(
+            f"{counts} were cut off at {limit} tokens; only what precedes the cut is scored (prove.max_new_tokens)."
+        )
     return found
 
 
@@ -147,7 +149,9 @@ def other_metrics(verdict: Record) -> list[str]:
 def changes(tuned: Sequence[Record], other: Sequence[Record], metric_name: str) -> Changes:
     """Pairs the two arms' scored rows, which are the same rows in the same order."""
     sign = 1 if METRICS[metric_name].higher_is_better else -1
-    gains = sorted((sign * (at(a, "score") - at(b, "score")), i) for i, (a, b) in enumerate(zip(tuned, other, strict=True)))
+    gains = sorted(
+        (sign * (at(a, "score") - at(b, "score")), i) for i, (a, b) in enumerate(zip(tuned, other, strict=True))
+    )
     worse, better = [i for gain, i in gains if gain < 0], [i for gain, i in reversed(gains) if gain > 0]
     return Changes(
         better=len(better),
@@ -219,7 +223,9 @@ def curve_chart(curve: Record | None, verdict: Record, ceiling: float | None) ->
     forecast = at(curve, "forecast") if at(curve, "forecast.told", False) else None
     ahead = forecast and plots.Forecast(at(forecast, "rows"), at(forecast, "score"), *at(forecast, "interval"))
     rows, seeds = [at(p, "rows") for p in points], [at(p, "seeds") for p in points]
-    return plots.curve(rows, seeds, plots.Reference(at(verdict, "comparator.score"), ceiling), ahead, metric(at(verdict, "metric")))
+    return plots.curve(
+        rows, seeds, plots.Reference(at(verdict, "comparator.score"), ceiling), ahead, metric(at(verdict, "metric"))
+    )
 
 
 def loss_chart(lines: Sequence[Record], best_step: int | None) -> Markup:
