@@ -247,6 +247,7 @@ def audit() -> dict[str, Any]:
     finding = {"level": "notice", "code": "NEAR_DUPLICATES", "message": message, "rows": list(range(9)), "groups": []}
     return {
         "rows": 800,
+        "cluster": list(range(800)),
         "format": "label",
         "task": {
             "kind": "label",

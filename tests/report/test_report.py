@@ -19,7 +19,6 @@ from report import records
 import tunewright
 from tunewright.core import records as typed
 from tunewright.core.config import Plan
-from tunewright.core.records import files as record_files
 from tunewright.report import page, plots, report, sections
 
 Make = Callable[[dict[str, Any]], None]
@@ -136,7 +135,7 @@ def test_the_audit_page_is_the_audit() -> None:
 def test_typed_records_give_the_page_that_json_gives() -> None:
     """And the records of these tests are those that the stages write."""
     everything = records.everything()
-    kinds = {re.sub(r"\.jsonl?$", "", file.pattern): file.holds for file in record_files.FILES}
+    kinds = {re.sub(r"\.jsonl?$", "", file.pattern): file.holds for file in typed.FILES}
 
     def read(name: str, record: Any) -> Any:
         holds: Any = kinds["scores/*" if name.startswith("scores/") else name]
