@@ -28,11 +28,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --no-deps trl
 	touch $@
 
+# WORKERS processes with one torch thread each; a single file is faster without: .venv/bin/pytest tests/core
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
+
 test: install-dev lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: install-dev lint
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 # MINUTES of killing a run on a tiny model, then of killing one on the real 135M model.
 MINUTES ?= 30

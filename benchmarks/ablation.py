@@ -1,4 +1,5 @@
-"""Ours, one idea after the other: padded rows, packed, head on labelled tokens only, the lean decoder, shared beginnings.
+"""Ours, one idea after the other: padded rows, packed, head on labelled tokens only, the fused decoder, shared
+beginnings.
 
 python benchmarks/ablation.py [--pairs 3] [--only NAME ...]      Writes results/ablation.json and results/ablation.md.
 """
@@ -19,13 +20,14 @@ from workloads import CURVE, WORKLOADS, Workload
 
 from tunewright.train import machine
 
-# Each line has all above it. Passes are small where that is faster and all five have to fit into memory beside each other.
+# Each line has all above it. Passes are small where that is faster and all five have to fit into memory beside each
+# other.
 SMALL = {"capacity": 1024}
 STAGES: dict[str, dict[str, Any]] = {
-    "padded, head on every token": {"layout": "padded", "all_logits": True, "lean": False, **SMALL},
-    "packed": {"layout": "packed", "all_logits": True, "lean": False, **SMALL},
-    "head on labelled tokens only": {"layout": "packed", "lean": False, **SMALL},
-    "lean decoder": {"layout": "packed", **SMALL},
+    "padded, head on every token": {"layout": "padded", "all_logits": True, "fused": False, **SMALL},
+    "packed": {"layout": "packed", "all_logits": True, "fused": False, **SMALL},
+    "head on labelled tokens only": {"layout": "packed", "fused": False, **SMALL},
+    "fused decoder": {"layout": "packed", **SMALL},
     "shared beginnings": {"layout": "shared"},
 }
 
@@ -45,13 +47,18 @@ def ablation(bench: Bench, workload: Workload, pairs: int) -> list[dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--pairs", type=int, default=3, help="rounds of one step for each line")
-    parser.add_argument("--only", nargs="*", default=["classify-200", "diverse"], choices=list(WORKLOADS), metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="*", default=["classify-200", "diverse"], choices=list(WORKLOADS), metavar="NAME"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "ablation.json")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="tunewright-bench-"))
     bench = Bench(folder, machine.cores(), print)
     bench.once(bench.ours(CURVE, "start", save_adapter=str(folder / "adapter")))
-    result: dict[str, Any] = {"command": f"python benchmarks/ablation.py {' '.join(sys.argv[1:])}".strip(), "workloads": {}}
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/ablation.py {' '.join(sys.argv[1:])}".strip(),
+        "workloads": {},
+    }
     for name in asked.only:
         result["workloads"][name] = ablation(bench, WORKLOADS[name], asked.pairs)
         medians = {m["name"]: round(statistics.median(m["seconds"]), 2) for m in result["workloads"][name]}

@@ -1,6 +1,7 @@
 """What the evidence costs: seconds of every stage of the demo task with plain and with full evidence.
 
-python benchmarks/evidence.py [--runs FOLDER]      Writes results/evidence.md; runs that FOLDER holds already are read, not made.
+python benchmarks/evidence.py [--runs FOLDER]      Writes results/evidence.md; runs that FOLDER holds already are read,
+not made.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ def main() -> None:
     runs = {kind: root / kind for kind in KINDS}
     for kind, run in runs.items():
         if not (run / "report.html").exists():
-            target = [str(run)] if run.exists() else [str(CONFIG), f"prove.evidence={kind}", "--runs", str(root), "--name", kind]
+            target = (
+                [str(run)]
+                if run.exists()
+                else [str(CONFIG), f"prove.evidence={kind}", "--runs", str(root), "--name", kind]
+            )
             subprocess.run([sys.executable, "-m", "tunewright", "run", *target], check=True)
     told = table(runs)
     (HERE / "results" / "evidence.md").write_text(told)

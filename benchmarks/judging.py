@@ -1,4 +1,5 @@
-"""Judging beside transformers' batched `generate`: scoring labels, and greedy answers of 60 tokens. In turns, 125 rows each.
+"""Judging beside transformers' batched `generate`: scoring labels, and greedy answers of 60 tokens. In turns, 125 rows
+each.
 
 python benchmarks/judging.py [--rows 500]      (or: make bench)
 """
@@ -6,6 +7,7 @@ python benchmarks/judging.py [--rows 500]      (or: make bench)
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -37,7 +39,9 @@ def transformers_generate(model: Any, prompts: list[list[int]], new: int, batch:
         ids = torch.tensor([[eos] * (width - len(prompts[i])) + prompts[i] for i in chosen])
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
         with torch.inference_mode():
-            out = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=eos, use_cache=True)
+            out = model.generate(
+                ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=eos, use_cache=True
+            )
         for i, answer in zip(chosen, out[:, width:].tolist(), strict=True):
             found[i] = answer[: answer.index(eos)] if eos in answer else answer
     return found
@@ -57,18 +61,25 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = int(tokenizer.eos_token_id)
     ours = loading.load(folder, torch.bfloat16)
-    adapters.attach(ours, AdapterConfig(rank=16), 0)  # as in a run: the adapter speaks, at its start a zero
-    ours.lean = fused_llama.applies(ours)
+    adapters.attach(ours.module, AdapterConfig(rank=16), 0)  # as in a run: the adapter speaks, at its start a zero
+    if fused_llama.applies(ours.module):
+        ours = dataclasses.replace(ours, kernels="fused")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     draw = random.Random(0)
     # Messages of 20 to 70 tokens after the shared instruction of 200: real rows are not of one length.
-    prompts = [r["ids"][: draw.randint(220, 245)] for r in rows(WORKLOADS["classify-200"], asked.rows, tokenizer, seed=1)]
+    prompts = [
+        r["ids"][: draw.randint(220, 245)] for r in rows(WORKLOADS["classify-200"], asked.rows, tokenizer, seed=1)
+    ]
     names = ["assignment", "class", "comparison", "lambda", "string methods"]
     labels = [[*tokenizer.encode(f" {name}", add_special_tokens=False), eos] for name in names]
     longest = max(map(len, labels))
 
     def score(part: list[list[int]]) -> list[Any]:
-        return label_logprobs(ours, part, [labels] * len(part), Decoding(longest, (eos,), batch_size=CHUNK)).argmax(1).tolist()
+        return (
+            label_logprobs(ours, part, [labels] * len(part), Decoding(longest, (eos,), batch_size=CHUNK))
+            .argmax(1)
+            .tolist()
+        )
 
     ways: dict[str, dict[str, Any]] = {
         "labels": {
@@ -102,7 +113,9 @@ def main() -> None:
             "batch": size[task],
             "seconds": times,
             "ratio": ratio,
-            "same": statistics.mean(a == b for a, b in zip(*answers.values(), strict=True)) if task == "greedy 60" else None,
+            "same": statistics.mean(a == b for a, b in zip(*answers.values(), strict=True))
+            if task == "greedy 60"
+            else None,
         }
         print(
             f"{task}: {statistics.median(ratio):.1f} times ({min(ratio):.1f} to {max(ratio):.1f}), batch {size[task]}",

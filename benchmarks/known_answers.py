@@ -28,7 +28,9 @@ from tunewright.judge.statistics import wilson
 
 HERE = Path(__file__).parent
 TWEETS = HERE.parent / "examples" / "sentiment" / "data" / "tweets.csv"
-INSTRUCTION = 'data.instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral."'
+INSTRUCTION = (
+    'data.instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral."'
+)
 Rows = list[tuple[str, str]]
 PLAIN = ["prove.evidence=plain", "prove.few_shot=[4]"]
 
@@ -61,9 +63,15 @@ class Bench:
         command = [sys.executable, "-m", "tunewright", *words]
         return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False)
 
-    def verdict(self, name: str, train: Rows, dev: Rows, test: Rows, *settings: str, verb: str = "prove") -> dict[str, Any]:
-        files = {side: self.write(f"{name}-{side}", rows) for side, rows in (("train", train), ("dev", dev), ("test", test))}
-        self.made(name, verb, files["train"], f"data.dev={files['dev']}", f"data.test={files['test']}", INSTRUCTION, *settings)
+    def verdict(
+        self, name: str, train: Rows, dev: Rows, test: Rows, *settings: str, verb: str = "prove"
+    ) -> dict[str, Any]:
+        files = {
+            side: self.write(f"{name}-{side}", rows) for side, rows in (("train", train), ("dev", dev), ("test", test))
+        }
+        self.made(
+            name, verb, files["train"], f"data.dev={files['dev']}", f"data.test={files['test']}", INSTRUCTION, *settings
+        )
         return self.run_file(name, "verdict.json")
 
     def made(self, name: str, verb: str, *words: str) -> None:
@@ -83,7 +91,8 @@ class Bench:
         return "BETTER", _told(v), v["verdict"] == "BETTER"
 
     def null(self) -> tuple[str, str, bool]:
-        """Real addresses (free text would be as good); no shots, so that the arm to beat is the one that the adapter does not change."""
+        """Real addresses (free text would be as good); no shots, so that the arm to beat is the one that the adapter
+        does not change."""
         settings = [
             *PLAIN,
             "prove.few_shot=[]",
@@ -101,7 +110,9 @@ class Bench:
         words: list[str] = []
         for seed in range(self.shuffles):
             draw = random.Random(seed)
-            rows = distinct(draw.sample(self.rows, 290))  # fewer rows share fewer beginnings: more pairs are nearly equal
+            rows = distinct(
+                draw.sample(self.rows, 290)
+            )  # fewer rows share fewer beginnings: more pairs are nearly equal
             labels = [label for _, label in rows]
             draw.shuffle(labels)
             rows = [(text, label) for (text, _), label in zip(rows, labels, strict=True)]
@@ -139,13 +150,17 @@ class Bench:
         )
 
     def noise(self) -> tuple[str, str, bool]:
-        """Suspects of the audit (TF-IDF, no model) and of the cross-fit (the tuned recipe on halves) against what was planted."""
+        """Suspects of the audit (TF-IDF, no model) and of the cross-fit (the tuned recipe on halves) against what was
+        planted."""
         counts: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         shares = []
         for part in range(2):
             rows = self.rows[1000 * part : 1000 * part + 1000]
             draw, names, name = random.Random(part), ("positive", "negative", "neutral"), f"noise-{part}"
-            planted = [(t, draw.choice([x for x in names if x != label]) if draw.random() < 0.15 else label) for t, label in rows]
+            planted = [
+                (t, draw.choice([x for x in names if x != label]) if draw.random() < 0.15 else label)
+                for t, label in rows
+            ]
             self.made(name, "export", self.write(name, planted), INSTRUCTION, *PLAIN, "experiments.crossfit=true", "train.epochs=1.5",
                       "split.test=0.1", "export.merged=false")  # fmt: skip
             split = (self.folder / "runs" / name / "data" / "split.jsonl").read_text().splitlines()
@@ -176,7 +191,8 @@ class Bench:
         )
 
     def confident_learning(self, name: str, labels: list[str]) -> set[int]:
-        """Northcutt, Jiang & Chuang 2021 (1911.00068): rows whose likeliest label above its threshold is not the given one."""
+        """Northcutt, Jiang & Chuang 2021 (1911.00068): rows whose likeliest label above its threshold is not the given
+        one."""
         logp: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for file in (self.folder / "runs" / name / "branches").glob("cut-*/scores/*.jsonl"):
             for line in map(json.loads, file.read_text().splitlines()):
@@ -223,7 +239,8 @@ class Bench:
 
 
 CASES: dict[str, Callable[[Bench], tuple[str, str, bool]]] = {
-    name: getattr(Bench, name) for name in ("leak", "contradictions", "noise", "learnable", "null", "forgetful", "shuffled")
+    name: getattr(Bench, name)
+    for name in ("leak", "contradictions", "noise", "learnable", "null", "forgetful", "shuffled")
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,23 @@ from subject import Wire, serve
 from workloads import rendered
 
 from tunewright.core.config import AdapterConfig, Plan
-from tunewright.methods import sft
-from tunewright.model import adapters, fused_llama, loading, peft_format
+from tunewright.methods import METHODS, sft
+from tunewright.methods.method import Loss
+from tunewright.model import adapters, forward, fused_llama, loading, peft_format
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Batch
-from tunewright.tokens.sequences import Rendered
-from tunewright.train import loop, machine
+from tunewright.tokens.sequences import TrainRow, single
+from tunewright.train import machine, profile
+from tunewright.train.step import learner, take_step
 
 
-def plan_of(setup: dict[str, Any], rows: list[Rendered]) -> Plan:
+def plan_of(setup: dict[str, Any], rows: list[TrainRow]) -> Plan:
     return Plan(
+        method="all_logits" if setup.get("all_logits") else "sft",
         rows=len(rows),
         supervised_tokens=0,
-        tokens=sum(len(r.ids) for r in rows),
+        tokens=sum(r.tokens for r in rows),
         steps=1000,
         epochs=1.0,
         batch_size=setup["batch"],
@@ -52,16 +57,17 @@ def plan_of(setup: dict[str, Any], rows: list[Rendered]) -> Plan:
 class AllLogits:
     """For the ablation: the way of most systems, in which the head multiplies every token, labelled or not."""
 
-    batches = staticmethod(sft.batches)
+    prepare, annotate = staticmethod(sft.prepare), staticmethod(sft.annotate)
+    batches, weight = staticmethod(sft.batches), staticmethod(sft.weight)
 
     @staticmethod
-    def loss(model: Any, batch: Batch, plan: Plan) -> tuple[torch.Tensor, float]:
-        logits_BTV = loading.run(model, model, batch, plan.gradient_checkpointing).logits.float()
+    def loss(model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
+        logits_BTV = forward.run(model, model.module, batch, plan.gradient_checkpointing).logits.float()
         flat_N = torch.from_numpy(batch.row_N * batch.ids_BT.shape[1] + batch.at_N)
         target_BT = torch.full(batch.ids_BT.shape, -100).flatten()
         target_BT[flat_N] = torch.from_numpy(batch.target_N)
         total = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), target_BT, reduction="sum")
-        return total, float(batch.weight_N.sum())
+        return Loss(total)
 
 
 def main() -> None:
@@ -69,20 +75,20 @@ def main() -> None:
     setup = wire.setup
     machine.keep_pages()
     torch.set_num_threads(setup["threads"])
-    rows = rendered(json.loads(Path(setup["rows"]).read_text(encoding="utf-8")))
+    rows = [single(r) for r in rendered(json.loads(Path(setup["rows"]).read_text(encoding="utf-8")))]
+    METHODS["all_logits"] = AllLogits()
     # Rows go in the order of the file, as with the peers.
     packing.step_rows = lambda count, batch, seed, step: [(step * batch + i) % count for i in range(batch)]  # type: ignore[assignment]
     plan = plan_of(setup, rows)
     model = loading.load(setup["model"], loading.torch_dtype(plan.dtype))
-    adapters.attach(model, plan.adapter, setup.get("seed", 0))
-    model.lean = setup.get("lean", True) and fused_llama.applies(model)
-    parameters = adapters.trainable(model)
+    adapters.attach(model.module, plan.adapter, setup.get("seed", 0))
+    if setup.get("fused", True) and fused_llama.applies(model.module):
+        model = dataclasses.replace(model, kernels="fused")
     if "save_adapter" in setup:
-        peft_format.save(model, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), {})
-    optimizer = loop.make_optimizer(parameters, plan)
-    method: Any = AllLogits if setup.get("all_logits") else sft
-    loop.calibrate(model, method, rows[:2], plan)
-    serve(lambda step: loop.take_step(model, method, rows, plan, step, optimizer, parameters).loss, wire)
+        peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), {})
+    profile.calibrate(model, rows[:2], plan)
+    student = learner(model, plan)
+    serve(lambda step: take_step(student, rows, plan, step).loss, wire)
 
 
 main()

@@ -1,10 +1,11 @@
-"""The parts of a step, one by one: products, attention kernels, how pieces of attention are cut, the lean decoder.
+"""The parts of a step, one by one: products, attention kernels, how pieces of attention are cut, the fused decoder.
 
 python benchmarks/parts.py      (two minutes; prints the tables that NOTES.md argues from)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor
 from workloads import WORKLOADS, rendered, rows
 
 from tunewright.core.config import AdapterConfig
-from tunewright.model import adapters, attention, fused_llama, loading
+from tunewright.model import adapters, attention, forward, fused_llama, loading
 from tunewright.tokens.packing import to_batch
 from tunewright.train import machine
 
@@ -93,28 +94,30 @@ def kernels() -> None:
 
 
 def steps() -> None:
-    """Forward and backward of 16 rows of classify-200, in turns: transformers' modules, and the lean decoder by size of pieces."""
+    """Forward and backward of 16 rows of classify-200, in turns: transformers' modules, and the fused decoder by size
+    of pieces."""
     from transformers import AutoTokenizer
 
     folder = loading.resolve("smollm2-135m")
     model = loading.load(folder, torch.bfloat16)
-    adapters.attach(model, AdapterConfig(rank=16), 0)
+    adapters.attach(model.module, AdapterConfig(rank=16), 0)
     batch = to_batch(rendered(rows(WORKLOADS["classify-200"], 16, AutoTokenizer.from_pretrained(folder))), "shared")
-    able = fused_llama.applies(model)
+    able = fused_llama.applies(model.module)
     ways = {"transformers' modules, 256 / 128": (False, 256, 128)}
     ways |= {
-        f"lean, {long} / {short}": (able, long, short)
+        f"fused, {long} / {short}": (able, long, short)
         for long, short in ((256, 0), (256, 64), (256, 128), (256, 256), (128, 128), (512, 128))
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(6):
         for name in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
-            model.lean, attention.LONG, attention.SHORT = ways[name]
+            fused, attention.LONG, attention.SHORT = ways[name]
+            used = dataclasses.replace(model, kernels="fused" if fused else "transformers")
             attention.pieces.cache_clear()
             start = time.perf_counter()
-            loading.loss(model, batch)[0].backward()
+            forward.loss(used, batch).backward()
             times[name].append(time.perf_counter() - start)
-            model.zero_grad()
+            model.module.zero_grad()
     print(
         f"\n## A pass of {batch.ids_BT.size} computed tokens, forward and backward\n\n| decoder, most queries of a long / short piece | s, best of five | median |\n|---|---|---|"
     )

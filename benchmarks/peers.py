@@ -1,9 +1,10 @@
-"""tunewright beside TRL and plain transformers + PEFT: the same rows, steps, start, schedule; turn by turn in one sitting.
+"""tunewright beside TRL and plain transformers + PEFT: the same rows, steps, start, schedule; turn by turn in one
+sitting.
 
 python benchmarks/peers.py [--pairs 3] [--only NAME ...] [--skip-curves]      (or: make bench)
 
-Peers get their own environment (benchmarks/.venv, made on the first call). Writes results/peers.json and results/peers.md; exits with
-an error when the loss curves disagree.
+Peers get their own environment (benchmarks/.venv, made on the first call). Writes results/peers.json and
+results/peers.md; exits with an error when the loss curves disagree.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ HERE = Path(__file__).parent
 PEERS = HERE / ".venv" / "bin" / "python"
 Say = Callable[[str], None]
 
-# Each peer at its defaults and at settings that people report to be fast. The fastest on classify-200 is used throughout.
-# `micro`: the peer puts as many rows into a pass as this many tokens hold and accumulates over passes. That wastes less on
-# padding, needs less memory, and on a CPU is faster too.
+# Each peer at its defaults and at settings that people report to be fast. The fastest on classify-200 is used
+# throughout. `micro`: the peer puts as many rows into a pass as this many tokens hold and accumulates over passes. That
+# wastes less on padding, needs less memory, and on a CPU is faster too.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "trl_sft.py": {
         "TRL defaults": {"dtype": "float32"},
@@ -62,7 +63,16 @@ def environment() -> None:
     if (HERE / ".venv" / "whole").exists():
         return
     subprocess.run([sys.executable, "-m", "venv", str(HERE / ".venv")], check=True)
-    pip = [str(PEERS), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(HERE.parent / "constraints.txt")]
+    pip = [
+        str(PEERS),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "-c",
+        str(HERE.parent / "constraints.txt"),
+    ]
     subprocess.run([*pip, "torch"], check=True)
     subprocess.run([*pip, "trl", "peft", "transformers", "datasets"], check=True)
     (HERE / ".venv" / "whole").touch()
@@ -95,8 +105,9 @@ def physical(chosen: list[dict[str, list[int]]]) -> tuple[int, int, int]:
 
 
 def step_flops(tokens: int, pairs: int, labelled: int) -> float:
-    """Floating point operations of our LoRA step (forward and backward; SmolLM2-135M, rank 16): 4 for each matrix weight and
-    computed token, 4 for each head weight and labelled token, 6 for each adapter weight, 12 for each layer, width and pair."""
+    """Floating point operations of our LoRA step (forward and backward; SmolLM2-135M, rank 16): 4 for each matrix
+    weight and computed token, 4 for each head weight and labelled token, 6 for each adapter weight, 12 for each layer,
+    width and pair."""
     body, head, adapter, layers, width = 106_168_320, 28_311_552, 4_884_480, 30, 576
     return 4.0 * body * tokens + 4.0 * head * labelled + 6.0 * adapter * tokens + 12.0 * layers * width * pairs
 
@@ -188,9 +199,13 @@ class Bench:
             plain = {"dtype": dtype, "settings": {"bf16": dtype == "bfloat16", "gradient_checkpointing": False}}
             losses["TRL"] = self.once(self.peer(CURVE, "trl_sft.py", f"trl-{dtype}", **plain), steps)["losses"]
             plain = {"dtype": dtype, "autocast": dtype == "bfloat16"}
-            losses["PEFT loop"] = self.once(self.peer(CURVE, "plain_peft.py", f"peft-{dtype}", **plain), steps)["losses"]
+            losses["PEFT loop"] = self.once(self.peer(CURVE, "plain_peft.py", f"peft-{dtype}", **plain), steps)[
+                "losses"
+            ]
         for seed in (1, 2):
-            found["bfloat16"][f"seed {seed}"] = self.once(self.ours(CURVE, f"ours-seed-{seed}", seed=seed), steps)["losses"]
+            found["bfloat16"][f"seed {seed}"] = self.once(self.ours(CURVE, f"ours-seed-{seed}", seed=seed), steps)[
+                "losses"
+            ]
         return found
 
 
@@ -243,7 +258,10 @@ def main() -> None:
         # A step of 32 long rows takes a peer minutes: one round is enough to see the size of it.
         result["workloads"].append(bench.side_by_side(workload, best, 1 if workload.batch == 32 else asked.pairs))
         seconds = result["workloads"][-1]["seconds"]
-        say(f"{name}: " + "; ".join(f"{k} {', '.join(f'{s:.2f}' if s else 'died' for s in v)}" for k, v in seconds.items()))
+        say(
+            f"{name}: "
+            + "; ".join(f"{k} {', '.join(f'{s:.2f}' if s else 'died' for s in v)}" for k, v in seconds.items())
+        )
         save()
     text = peers_table(result)
     asked.out.with_suffix(".md").write_text(text)

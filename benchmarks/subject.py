@@ -1,8 +1,9 @@
-"""What a timed process and the one that times it say to each other. Standard library only: peers have their own environments.
+"""What a timed process and the one that times it say to each other. Standard library only: peers have their own
+environments.
 
-The process gets its setup as the first line on stdin, answers {"ready": true}, and then takes one optimizer step for each
-line "step" and answers {"loss", "seconds"}; at "end" it answers its peak memory. So two processes can take turns, step by
-step, with neither running while the other is timed.
+The process gets its setup as the first line on stdin, answers {"ready": true}, and then takes one optimizer step for
+each line "step" and answers {"loss", "seconds"}; at "end" it answers its peak memory. So two processes can take turns,
+step by step, with neither running while the other is timed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,12 @@ class Subject:
 
     def __init__(self, python: Path, script: Path, setup: dict[str, Any]) -> None:
         self.name = str(setup["name"])
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONWARNINGS": "ignore",
+        }
         environment["OMP_NUM_THREADS"] = str(setup["threads"])
         self.log = Path(setup["folder"]) / f"{self.name.replace(' ', '-')}.log"
         self.process = subprocess.Popen(

@@ -47,7 +47,9 @@ def peers_table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["workloads"]:
-        seconds = {n: statistics.median(s) if (s := [x for x in given if x]) else None for n, given in row["seconds"].items()}
+        seconds = {
+            n: statistics.median(s) if (s := [x for x in given if x]) else None for n, given in row["seconds"].items()
+        }
         ours, found = seconds[OURS], ratios(row["seconds"])
         theirs = ", ".join(f"{n} {s:.1f}" if s else f"{n} died" for n, s in seconds.items() if n != OURS)
         lines.append(
@@ -58,7 +60,9 @@ def peers_table(result: dict[str, Any]) -> str:
         title = "The peers' settings on classify-200 (one step after a small one to warm up)"
         lines += ["", f"{title}:", "", "| setting | s a step | peak memory |", "|---|---|---|"]
         lines += [
-            f"| {m['name']} | {m['seconds']:.1f} | {m['peak_gb']:.1f} GB |" if m["seconds"] else f"| {m['name']} | died | |"
+            f"| {m['name']} | {m['seconds']:.1f} | {m['peak_gb']:.1f} GB |"
+            if m["seconds"]
+            else f"| {m['name']} | died | |"
             for m in part
         ]
     if "curves" in result:
@@ -69,7 +73,13 @@ def peers_table(result: dict[str, Any]) -> str:
 def ablation_table(result: dict[str, Any]) -> str:
     lines = [f"`{result['command']}`: seconds a step are medians of the rounds; each line has all above it."]
     for name, part in result["workloads"].items():
-        lines += ["", f"On {name}:", "", "| | s a step | times as fast as the line above | peak memory |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"On {name}:",
+            "",
+            "| | s a step | times as fast as the line above | peak memory |",
+            "|---|---|---|---|",
+        ]
         before: list[float] = []
         for m in part:
             gain = times([b / s for b, s in zip(before, m["seconds"], strict=True)]) if before else ""
@@ -107,9 +117,13 @@ def readme_table(peers: dict[str, Any], judging: dict[str, Any]) -> str:
     for row in peers["workloads"]:
         found, ours = ratios(row["seconds"]), statistics.median(row["seconds"][OURS])
         share = row["flops"] / ours / peers["machine"]["gemm_gflops"] / 1e9
-        lines.append(f"| {row['says']}; {row['batch']} rows | {times(found)} | {row['target']:g} | {share:.0%} | {memory(row)} |")
+        lines.append(
+            f"| {row['says']}; {row['batch']} rows | {times(found)} | {row['target']:g} | {share:.0%} | {memory(row)} |"
+        )
     for (task, r), wanted in zip(judging["tasks"].items(), (8, 3), strict=True):
-        lines.append(f"| judging 500 rows, {task}, against transformers' `generate` | {times(r['ratio'])} | {wanted} | | |")
+        lines.append(
+            f"| judging 500 rows, {task}, against transformers' `generate` | {times(r['ratio'])} | {wanted} | | |"
+        )
     return "\n".join([*lines, "", *curve_lines(peers["curves"])]) + "\n"
 
 
@@ -122,8 +136,8 @@ def mean_apart(a: list[float], b: list[float]) -> float:
 
 
 def curves_disagree(curves: dict[str, dict[str, list[float]]] | None) -> str:
-    """What is wrong with the loss curves, or "": in float32 all systems must agree, in bfloat16 ours must lie no further from
-    the float32 curve than a run from another adapter does."""
+    """What is wrong with the loss curves, or "": in float32 all systems must agree, in bfloat16 ours must lie no
+    further from the float32 curve than a run from another adapter does."""
     if not curves:
         return ""
     wide, narrow = curves["float32"], curves["bfloat16"]

@@ -1,4 +1,5 @@
-"""TRL's SFTTrainer as a timed process. It is told by a callback when to go on, so a step is exactly one of its own steps."""
+"""TRL's SFTTrainer as a timed process. It is told by a callback when to go on, so a step is exactly one of its own
+steps."""
 
 from __future__ import annotations
 

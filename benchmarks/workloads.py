@@ -1,7 +1,8 @@
 """The rows that every system is timed on: token ids and labels, written once, read by all.
 
 The text is Python's own reference (`pydoc_data.topics`, in every Python): an instruction cut from it stands before each
-passage, and the answer is the name of the topic that the passage is from. Lengths are what the workload says, to the token.
+passage, and the answer is the name of the topic that the passage is from. Lengths are what the workload says, to the
+token.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """``shared`` tokens before each row, ``own`` of its own (a range, if lengths are mixed), of which ``labelled`` are the last."""
+    """``shared`` tokens before each row, ``own`` of its own (a range, if lengths are mixed), of which ``labelled`` are
+    the last."""
 
     name: str
     says: str
@@ -27,7 +29,9 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("classify-200", "classification: instruction 200, message 45, label 1 to 3", 200, (48, 48), 3, 16, 15.0),
+        Workload(
+            "classify-200", "classification: instruction 200, message 45, label 1 to 3", 200, (48, 48), 3, 16, 15.0
+        ),
         Workload("classify-850", "the same with an 850-token instruction", 850, (48, 48), 3, 16, 30.0),
         Workload("classify-850-32", "the same, 32 rows a step", 850, (48, 48), 3, 32, 30.0),
         Workload("tools-1500", "tool schema of 1,500 tokens, 200-token turn", 1500, (200, 200), 60, 8, 6.0),
@@ -47,11 +51,16 @@ def rendered(chosen: list[dict[str, list[int]]]) -> list[Any]:
 
 
 def rows(workload: Workload, count: int, tokenizer: Any, seed: int = 0) -> list[dict[str, list[int]]]:
-    """``count`` rows as {"ids", "labels"}; a label of -100 carries no loss. ``labelled`` None: the last third of each row."""
+    """``count`` rows as {"ids", "labels"}; a label of -100 carries no loss. ``labelled`` None: the last third of each
+    row."""
     from pydoc_data.topics import topics
 
     draw = random.Random(seed)
-    pool = {name: tokenizer.encode(text, add_special_tokens=False) for name, text in sorted(topics.items()) if len(text) > 6000}
+    pool = {
+        name: tokenizer.encode(text, add_special_tokens=False)
+        for name, text in sorted(topics.items())
+        if len(text) > 6000
+    }
     names = sorted(pool)
     instruction = [t for name in names[:3] for t in pool[name]][: workload.shared]
     assert len(instruction) == workload.shared

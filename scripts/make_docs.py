@@ -1,9 +1,14 @@
-"""Write docs/config.md, cli.md, errors.md and correctness.md, and the README's table, from the code and the results. `--check` only says whether they are up to date."""
+"""Write the generated pages of docs/ and the generated parts of the README from the code and the benchmark results.
+
+`--check` writes nothing; it reports whether the pages are up to date.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -18,15 +23,24 @@ from tunewright.cli import main as command_line
 from tunewright.core import config, errors
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tunewright"
 SPEED = ("<!-- speed: written by scripts/make_docs.py from benchmarks/results -->", "<!-- /speed -->")
+TREE = ("<!-- tree: written by scripts/make_docs.py from the docstrings -->", "<!-- /tree -->")
 HEAD = "<!-- written by scripts/make_docs.py; do not edit -->\n\n"
+
+
+def between(text: str, markers: tuple[str, str], new: str) -> str:
+    """The text with the part between two markers replaced."""
+    before, rest = text.split(markers[0])
+    return f"{before}{markers[0]}\n{new}{markers[1]}{rest.split(markers[1])[1]}"
 
 
 def config_page() -> str:
     lines = [
         HEAD + "# Settings\n",
-        "In a YAML file as sections (`train:` / `lr: 1e-4`), on the command line dotted (`train.lr=1e-4`), in Python with two underscores (`train__lr=1e-4`).",
-        "YAML is version 1.2: `1e-4` is a number and `no` is a word. An unknown or repeated key is an error.\n",
+        "In a YAML file, settings are grouped in sections (`train:` / `lr: 1e-4`). On the command line they are dotted",
+        "(`train.lr=1e-4`), in Python they have two underscores (`train__lr=1e-4`). Files are read as YAML 1.2:",
+        "`1e-4` is a number and `no` is a string. Unknown and duplicate keys are errors.\n",
         "| setting | allowed | default | meaning |",
         "|---|---|---|---|",
     ]
@@ -56,105 +70,145 @@ def cli_page() -> str:
 def errors_page() -> str:
     lines = [
         HEAD + "# Error codes\n",
-        "Codes are stable. Every message has the form `error[CODE] place: what was found. Fix: what to do.`",
-        "Exit status: 2 for these, 1 for `TRAIN_*` and `EXPORT_*`, 130 for `TRAIN_INTERRUPTED`.\n",
-        "The examples are what the wrong inputs of `tests/bad_inputs.py` get; `python tests/bad_inputs.py FOLDER` writes them all, with their commands.\n",
-        "| code | meaning | for example |",
+        "Codes are stable. Every message has the form `error[CODE] place: what is wrong. Fix: what to do.`",
+        "Exit status: 2 for these, 1 for `TRAIN_*`, `EXPORT_*` and `RUN_DISK`, 130 for `TRAIN_INTERRUPTED`.\n",
+        "The examples are the messages for the wrong inputs of `tests/bad_inputs.py`;",
+        "`python tests/bad_inputs.py FOLDER` writes all of those inputs, with their commands.\n",
+        "| code | meaning | example |",
         "|---|---|---|",
     ]
-    met = met_in_tests()
+    examples = messages_in_tests()
     for code, meaning in errors.CODES.items():
-        example = f"`{met[code]}`" if code in met else ""
+        example = f"`{examples[code]}`" if code in examples else ""
         lines.append(f"| `{code}` | {meaning} | {example} |")
     return "\n".join(lines) + "\n"
 
 
-def met_in_tests() -> dict[str, str]:
-    """What the tables of wrong inputs are told, a message a code."""
+def messages_in_tests() -> dict[str, str]:
+    """Code -> the message of the first wrong input in tests/bad_inputs.py that is rejected with it."""
     sys.path.insert(0, str(ROOT / "tests"))
     from bad_inputs import CASES, ask, sound
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # its warnings are about models that are wrong on purpose
+    logging.set_verbosity_error()  # its warnings are about models that are broken on purpose
     logging.disable_progress_bar()
 
     from tunewright.tokens import rendering
 
-    found: dict[str, str] = {}
+    messages: dict[str, str] = {}
     rendering.SECONDS = 0.5
     with tempfile.TemporaryDirectory() as root:
-        whole = Path(root) / "whole"
-        whole.mkdir()
-        sound(whole)
-        for n, case in enumerate(c for c in CASES if c.code not in found):
+        inputs = Path(root) / "sound"
+        inputs.mkdir()
+        sound(inputs)
+        for n, case in enumerate(c for c in CASES if c.code not in messages):
             folder = Path(root) / str(n)
-            shutil.copytree(whole, folder)
+            shutil.copytree(inputs, folder)
             case.make(folder)
             with contextlib.chdir(folder):
                 line = next(x for x in ask(case)[2].splitlines() if x.startswith("error["))
-            told = line.partition("] ")[2].replace(f"{folder}/", "").replace("`", "'").replace("|", "/")
-            found.setdefault(case.code, " ".join(told.split()))
-    return found
+            message = line.partition("] ")[2].replace(f"{folder}/", "").replace("`", "'").replace("|", "/")
+            messages.setdefault(case.code, " ".join(message.split()))
+    return messages
 
 
 def readme() -> str:
-    """The README with its part about speed as the benchmarks' results have it."""
+    """The README, with its section on speed written from the benchmark results."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from tables import readme_table
 
     files = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in ("peers", "judging")]
     results = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in files]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    head, rest = text.split(SPEED[0])
-    return f"{head}{SPEED[0]}\n{readme_table(*results)}{SPEED[1]}{rest.split(SPEED[1])[1]}"
+    return between((ROOT / "README.md").read_text(encoding="utf-8"), SPEED, readme_table(*results))
+
+
+def architecture_page() -> str:
+    """docs/architecture.md, with the tree of the package: a line per module, in the order of imports."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_architecture import FOLDERS
+
+    modules = [(p.relative_to(PACKAGE).parts, first_sentence(p)) for p in sorted(PACKAGE.rglob("*.py"))]
+    lines = []
+    for folder in FOLDERS:
+        inside = [(parts, text) for parts, text in modules if parts[0].removesuffix(".py") == folder]
+        for parts, text in sorted(inside, key=lambda m: (m[0][:-1], m[0][-1] != "__init__.py", m[0])):
+            *folders, file = parts
+            name = "/".join(folders) + "/" if file == "__init__.py" else f"{'  ' if folders else ''}{file}"
+            lines.append((name, text))
+    width = max(len(name) for name, _ in lines) + 2
+    tree = "".join(f"{name:<{width}}{text}\n" for name, text in lines)
+    return between((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), TREE, f"```\n{tree}```\n")
+
+
+def first_sentence(path: Path) -> str:
+    """The first sentence of a module's docstring, without its full stop."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=\?)\s|(?<!al)(?<!e\.g)(?<!i\.e)(?<!vs)\.\s", paragraph)[0].removesuffix(".").removesuffix(":")
 
 
 def correctness_page() -> str:
-    """The silent bugs as the tests have them, and how many kills training has survived."""
+    """The silent bugs as the tests list them, and the results of the torture and fuzz tests."""
     sys.path.insert(0, str(ROOT / "tests"))
     from test_faults import FAULTS
 
     lines = [
         HEAD + "# What cannot go wrong silently\n",
-        "Each bug has been in a released trainer or is one slip away. `pytest tests/test_faults.py` asks that the property holds, plants the bug",
-        "([tests/faults](../tests/faults)), and asks that the property then fails. Codes: [errors.md](errors.md).\n",
-        "| | bug | seen in | what holds instead | planted |",
+        "Each of these bugs has occurred in a released trainer or is easy to introduce. `pytest tests/test_faults.py`",
+        "checks that the property holds, plants the bug ([tests/faults](../tests/faults)), then checks that the property",
+        "fails. Codes: [errors.md](errors.md).\n",
+        "| | bug | seen in | property that holds instead | planted |",
         "|---|---|---|---|---|",
     ]
     for f in FAULTS:
-        planted = "killed" if f.plant else "cannot apply yet: refused"
+        planted = "detected" if f.plant else "not applicable yet: rejected"
         lines.append(f"| {f.number} | {f.bug} | {f.evidence} | {f.invariant} | {planted} |")
-    lines += [
-        "\n## Before the first step of every run\n",
-        "The self-test looks for the worst of them on rows of the run itself, with the real model: served prompts are the beginnings of trained rows; every turn ends where",
-        "generation stops; with its adapter off the model is the base, bit for bit; every trained tensor gets a gradient and no other; rows computed together, by our",
-        "kernels, give loss and gradient of rows alone in the model's own modules. What fails refuses the run (`SELFTEST_*`), but for the last: there the plan falls back and",
-        "says so. `tunewright doctor --run CONFIG` does this and nothing else; `selftest.json` in the run folder and the report keep what was found.\n",
-        "## Stopped and killed\n",
-        "A checkpoint is whole or not there: files with checksums, flushed, renamed. The newest sound one is taken, with a warning where a newer one is damaged. Weights,",
-        "moments and one integer are all the state; order, rate and dropout are functions of (seed, step). One process writes a run folder; the kernel takes its lock away when it dies.\n",
-        "`make torture` kills training (SIGKILL) before and after every call that changes the disk, with files cut short, with a full disk, and at random moments, lets it go on and",
-        "compares weights, moments and logged losses with the run that nobody killed, bit for bit:\n",
-        "| model | kills | full disks | runs | places on disk | lost | unequal |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines.append(SELFTEST_AND_KILLS)
     for name, t in _result("torture").items():
         model = "SmolLM2-135M" if name == "real" else "tiny, random weights"
-        lines.append(
-            f"| {model} | {t['kills']} | {t['full']} | {t['runs']} | {t['points']} | {t['lost']} | {t['unequal']} |"
-        )
-    lines += [
-        "\n## Any bytes\n",
-        "Wrong files that we thought of stand in [bad_inputs.py](../tests/bad_inputs.py) with their code, place and exit status. For those that we did not think of, `make fuzz` lets",
-        "a coverage-guided fuzzer (atheris) change known files for as long as one likes, and asks that each is read or refused by an error of ours within 20 s, with nothing left behind:\n",
-        "| reader of | inputs | seconds | places in the code reached |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {READERS[name]} | {f['inputs']:,} | {f['seconds']} | {f['places']} |" for name, f in _result("fuzz").items()
-    ]
+        counts = (t[key] for key in ("kills", "full", "runs", "points", "lost", "unequal"))
+        lines.append(f"| {model} | {' | '.join(map(str, counts))} |")
+    lines.append(FUZZING)
+    for name, f in _result("fuzz").items():
+        lines.append(f"| {READERS[name]} | {f['inputs']:,} | {f['seconds']} | {f['places']} |")
     return "\n".join(lines) + "\n"
 
+
+SELFTEST_AND_KILLS = """
+## Before the first step of every run
+
+The self-test checks for the worst of these bugs on the run's own rows, with the real model: inference prompts are
+prefixes of the training sequences; every turn ends where generation stops; with the adapter disabled, the model is
+identical to the base, bit for bit; every trainable tensor gets a gradient and no other does; rows computed together
+by our kernels give the loss and gradient of rows computed separately by the model's own modules. A failure aborts the
+run (`SELFTEST_*`), except for the last check, where the plan falls back to a slower method and reports it.
+`tunewright doctor --selftest DATA` runs only this; `selftest.json` in the run folder and the report contain the
+results.
+
+## Interrupts and kills
+
+A checkpoint is complete or absent: files with checksums, flushed, then renamed. Resuming uses the newest valid
+checkpoint and warns about newer ones that are damaged. The entire training state is the weights, the optimizer
+moments and one integer; row order, learning rate and dropout are functions of (seed, step). One process at a time
+writes a run folder; the kernel releases its lock when the process dies.
+
+`make torture` kills training (SIGKILL) before and after every call that changes the disk, with truncated files, with
+a full disk, and at random moments, then resumes it and compares weights, moments and logged losses with an
+uninterrupted run, bit for bit:
+
+| model | kills | full disks | runs | places on disk | lost | unequal |
+|---|---|---|---|---|---|---|"""
+
+FUZZING = """
+## Arbitrary bytes
+
+Known kinds of wrong files are listed in [bad_inputs.py](../tests/bad_inputs.py) with their code, place and exit
+status. For all others, `make fuzz` runs a coverage-guided fuzzer (atheris) that mutates valid files for as long as
+you like. It checks that each is either read or rejected with one of our errors within 20 s, with no files left
+behind:
+
+| reader of | inputs | seconds | places in the code reached |
+|---|---|---|---|"""
 
 READERS = {
     "rows": "JSONL",
@@ -174,6 +228,7 @@ PAGES = {
     "docs/cli.md": cli_page,
     "docs/errors.md": errors_page,
     "docs/correctness.md": correctness_page,
+    "docs/architecture.md": architecture_page,
     **records_page.PAGES,
     "README.md": readme,
 }

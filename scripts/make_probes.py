@@ -1,10 +1,12 @@
-"""Write tunewright/probes/: generic.jsonl (text of four kinds) and knowledge.jsonl (questions with one right choice of four).
+"""Write tunewright/probes/: generic.jsonl (text of four kinds) and knowledge.jsonl (questions with one right choice of
+four).
 
     python scripts/make_probes.py      (Debian or Ubuntu, for apt-get; pip)
 
-Sources, all free to redistribute: The Devil's Dictionary (Bierce 1911, public domain), the Jargon File (public domain), the
-constitution and declaration of independence of the United States (public domain), SQLite's documentation (public domain);
-trivia of chatterbot-corpus (BSD-3-Clause, Gunther Cox and contributors); capitals are facts, written down here.
+Sources, all free to redistribute: The Devil's Dictionary (Bierce 1911, public domain), the Jargon File (public domain),
+the constitution and declaration of independence of the United States (public domain), SQLite's documentation (public
+domain); trivia of chatterbot-corpus (BSD-3-Clause, Gunther Cox and contributors); capitals are facts, written down
+here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/records.md and docs/records.schema.json: the files of a run folder, from the records' own types and descriptions."""
+"""docs/records.md and docs/records.schema.json: the files of a run folder, from the records' types."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from tunewright.core import records
 HEAD = "<!-- written by scripts/make_docs.py; do not edit -->\n\n"
 INTRO = """# The files of a run folder
 
-Every JSON file of a run is a record: a frozen type of `tunewright.core.records` with a schema version. A file that does not
-fit its record is refused with `RUN_DAMAGED`, which names the file and the field. The same as JSON schema (2020-12):
-[records.schema.json](records.schema.json). Not records: `config.yaml`
-([config.md](config.md)), weights (safetensors), a checkpoint's `COMPLETE` (file name -> sha256), the lock and its `.owner`,
-PEFT's `adapter_config.json` and what transformers writes into `merged/`.
+Every JSON file of a run is a record: a frozen type of `tunewright.core.records` with a schema version. A file that
+does not fit its record is refused with `RUN_DAMAGED`, which names the file and the field. The same as JSON schema
+(2020-12): [records.schema.json](records.schema.json).
 
-- Every record also has `version`, an integer; a file without it is version 1. In JSON Lines it is left out while it is 1.
+Not records: `config.yaml` ([config.md](config.md)), weights (safetensors), a checkpoint's `COMPLETE` (file name ->
+sha256), the lock and its `.owner`, PEFT's `adapter_config.json`, and what transformers writes into `merged/`.
+
+- Every record also has an integer `version`; a file without it is version 1. JSON Lines leave it out while it is 1.
 - *optional*: the key is absent where there is nothing to say. *or null*: the key is always there.
 - Of an optional stage that was not asked for, the file holds `NotMeasured`.
 - An interval is `[low, high]` and, unless said otherwise, at 1 - `prove.significance`.

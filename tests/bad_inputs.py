@@ -51,8 +51,8 @@ ABSENT = {36: "every setting is read: test_settings.py", 39: "no setting takes a
 
 @dataclass(frozen=True)
 class Case:
-    """``number`` in the project's list of wrong inputs; ``place`` is the end of where the message points; ``words`` follow `tunewright`.
-    An adapter folder has no command yet: ``words`` are empty, and the loader itself is asked."""
+    """``number`` in the project's list of wrong inputs; ``place`` is the end of where the message points; ``words``
+    follow `tunewright`. An adapter folder has no command yet: ``words`` are empty, and the loader itself is asked."""
 
     number: int
     what: str

@@ -1,5 +1,5 @@
-"""What tests are built from: tiny real models and tokenizers (random weights, real architectures, a byte-level vocabulary), rows,
-plans, steps, and the command line, in this process or in one of its own."""
+"""What tests are built from: tiny real models and tokenizers (random weights, real architectures, a byte-level
+vocabulary), rows, plans, steps, and the command line, in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 from tunewright.cli import main
 from tunewright.core.config import AdapterConfig, Plan
-from tunewright.methods import sft
+from tunewright.core.run_folder import Run
 from tunewright.model import adapters, attention, forward, language_model
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
-from tunewright.tokens.sequences import Rendered
-from tunewright.train import loop
+from tunewright.tokens.sequences import Rendered, TrainRow, single
+from tunewright.train.loop import Training
+from tunewright.train.step import Learner, learner, take_step
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 WORDS = ["red", "green", "blue", "cat", "dog", "house", "tree", "seven", "river", "stone"]
@@ -86,7 +88,9 @@ def stock_tokenizer(chat_template: str) -> Any:
         ),
         "</s>",
     )
-    return byte_tokenizer(chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(found | {eos})))
+    return byte_tokenizer(
+        chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(found | {eos}))
+    )
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -144,8 +148,27 @@ def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
     for i in range(count):
         n = int(draw.integers(4, longest))
         first = max(1, n - n // 3 - 1)
-        found.append(Rendered(tuple(int(t) for t in draw.integers(0, 256, n)), tuple(float(t >= first) for t in range(n)), i))
+        found.append(
+            Rendered(tuple(int(t) for t in draw.integers(0, 256, n)), tuple(float(t >= first) for t in range(n)), i)
+        )
     return found
+
+
+@st.composite
+def relatives(draw: st.DrawFn, most: int = 8, longest: int = 20) -> list[tuple[int, ...]]:
+    """Rows of which many begin as another does: equal rows, beginnings of others, branches of any depth."""
+    found: list[tuple[int, ...]] = []
+    for _ in range(draw(st.integers(1, most))):
+        relative = draw(st.sampled_from(found)) if found and draw(st.booleans()) else ()
+        kept = relative[: draw(st.integers(0, len(relative)))]
+        own = draw(st.lists(st.integers(0, 3), min_size=0 if kept else 1, max_size=longest))
+        found.append((*kept, *own))
+    return found
+
+
+def train_rows(count: int, seed: int = 0, longest: int = 30) -> list[TrainRow]:
+    """`rows`, each a training row of its own."""
+    return [single(r) for r in rows(count, seed, longest)]
 
 
 def plan_of(**more: Any) -> Plan:
@@ -180,18 +203,31 @@ def plan_of(**more: Any) -> Plan:
     return Plan.model_validate({**base, **more})
 
 
-def steps(module: Any, data: list[Rendered], plan: Plan) -> list[float]:
-    model = LanguageModel(module, plain_head=True)
-    parameters = adapters.trainable(module)
-    optimizer = loop.make_optimizer(parameters, plan)
-    return [loop.take_step(model, sft, data, plan, s, optimizer, parameters).loss for s in range(plan.steps)]
+def learner_of(module: Any, plan: Plan) -> Learner:
+    """Of an adapted tiny model."""
+    return learner(LanguageModel(module, plain_head=True), plan)
+
+
+def steps(module: Any, data: list[TrainRow], plan: Plan) -> list[float]:
+    """The losses of the plan's steps."""
+    student = learner_of(module, plan)
+    return [take_step(student, data, plan, s).loss for s in range(plan.steps)]
+
+
+def training_of(
+    module: Any, plan: Plan, data: list[TrainRow], dev: list[TrainRow], run: Run, hashes: dict[str, str] | None = None
+) -> Training:
+    """Of an adapted tiny model."""
+    return Training(LanguageModel(module, plain_head=True), plan, data, dev, run, hashes or {"data": "d"})
 
 
 def exact_norms(model: Any) -> None:
     """transformers' norms compute in float32 whatever the model's dtype, which hides differences below 1e-7."""
 
     def exact(norm: Any, x: torch.Tensor) -> torch.Tensor:
-        unit = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + getattr(norm, "variance_epsilon", getattr(norm, "eps", None)))
+        unit = x * torch.rsqrt(
+            x.square().mean(-1, keepdim=True) + getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        )
         return unit * (1 + norm.weight if type(norm).__name__.startswith("Gemma") else norm.weight)
 
     for module in model.modules():
@@ -264,7 +300,8 @@ class Done:
 def cli(*words: str, cwd: Path) -> Done:
     """``tunewright WORDS`` in this process, which is spared the seconds that importing torch takes.
 
-    What the command changes in a process (arguments, folder, umask, the handler of SIGTERM, torch's threads) is put back.
+    What the command changes in a process (arguments, folder, umask, the handler of SIGTERM, torch's threads) is put
+    back.
     """
     out, err, status = io.StringIO(), io.StringIO(), 0
     arguments, handler, threads = sys.argv, signal.getsignal(signal.SIGTERM), torch.get_num_threads()

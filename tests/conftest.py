@@ -1,4 +1,5 @@
-"""Fixtures that several folders use: tiny saved models, rows, and finished runs, each made once whatever the number of workers."""
+"""Fixtures that several folders use: tiny saved models, rows, and finished runs, each made once whatever the number of
+workers."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,9 +41,30 @@ def _measured_once() -> None:
     machine._gflops = functools.cache(machine._gflops)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _exports_are_verified_here() -> None:
+    """An export starts a process to verify it, which imports torch for seconds. Here the same function is called in
+    this process; `cli/test_run.py` starts the real ones."""
+    run = subprocess.run
+
+    def here(command: Any, *args: Any, **more: Any) -> Any:
+        if not isinstance(command, list) or command[1:3] != ["-m", "tunewright.export.verify"]:
+            return run(command, *args, **more)
+        from tunewright.export import verify
+
+        try:
+            verify.main(*command[3:])
+        except Exception:
+            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    subprocess.run = here
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """``shared(name, make)``: a folder that ``make`` has filled, once for all workers of pytest-xdist. Tests only read it."""
+    """``shared(name, make)``: a folder that ``make`` has filled, once for all workers of pytest-xdist. Tests only read
+    it."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # all workers' folders are in it
@@ -130,7 +154,8 @@ def labelled(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
 
 @pytest.fixture(scope="session")
 def full(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
-    """A run with all evidence: labels with a long instruction, some of them wrong or twice, regression rows, documents."""
+    """A run with all evidence: labels with a long instruction, some of them wrong or twice, regression rows,
+    documents."""
 
     def make(root: Path) -> None:
         words = [("fire and flame", "warm"), ("ice and snow", "cold")]
@@ -186,6 +211,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
     terminalreporter.section("known silent bugs: planted, and killed by their property")
     for fault in FAULTS:
-        state = "refused" if fault.plant is None else "killed" if has_passed("planted_bug_is_killed", fault) else "NOT KILLED"
+        state = (
+            "refused"
+            if fault.plant is None
+            else "killed"
+            if has_passed("planted_bug_is_killed", fault)
+            else "NOT KILLED"
+        )
         holds = "" if has_passed("the_property_holds", fault) else "; THE PROPERTY DOES NOT HOLD"
         terminalreporter.write_line(f"{fault.number:>3}  {state:<8} {fault.bug}{holds}")

@@ -72,7 +72,9 @@ def tensors(header: Any, body: bytes = b"\0" * 16) -> bytes:
 
 PLAIN = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
 PAIRS = "\n".join(["text,label", *(f'"a, ""{i}""",{i % 3}' for i in range(12))]).encode()
-SIGNS = "\n".join(f'{{"text": "{"!?*"[i % 3] * (i % 9 + 1)}{"😀" * (i // 9)}", "label": "{i % 2}"}}' for i in range(60)).encode()
+SIGNS = "\n".join(
+    f'{{"text": "{"!?*"[i % 3] * (i % 9 + 1)}{"😀" * (i // 9)}", "label": "{i % 2}"}}' for i in range(60)
+).encode()
 SEEDS: dict[Callable[[Path, bytes], None], list[bytes]] = {
     rows: [*(raw for _, _, _, raw, *_ in DATA if len(raw) < SMALL), "\n".join(GOOD).encode(), SIGNS],
     table: [*(raw for _, _, name, raw, *_ in DATA if name.endswith("csv") and len(raw) < SMALL), PAIRS],

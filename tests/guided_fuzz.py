@@ -1,6 +1,7 @@
 """Coverage-guided fuzzing of every reader of files: ``python tests/guided_fuzz.py --seconds 60`` (`make fuzz`).
 
-Looks for bytes that end in anything but a value or our own error, or take over 20 s. Atheris, so Linux and Python up to 3.13.
+Looks for bytes that end in anything but a value or our own error, or take over 20 s. Atheris, so Linux and Python up to
+3.13.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pathlib import Path
 import atheris
 
 seen = (
-    atheris.instrument_imports(include=["tunewright", "ruamel.yaml", "csv", "json"]) if "--corpus" in sys.argv else nullcontext()
+    atheris.instrument_imports(include=["tunewright", "ruamel.yaml", "csv", "json"])
+    if "--corpus" in sys.argv
+    else nullcontext()
 )
 with seen:  # before anything else imports them
     import fuzz

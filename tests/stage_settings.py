@@ -1,4 +1,5 @@
-"""Settings of single stages, and what the stage makes of another value than the default. The run is the fixture `full`."""
+"""Settings of single stages, and what the stage makes of another value than the default. The run is the fixture
+`full`."""
 
 from __future__ import annotations
 

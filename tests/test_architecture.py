@@ -265,7 +265,17 @@ def test_every_command_that_is_mentioned_exists() -> None:
         text = path.read_text(encoding="utf-8")
         for first, second in re.findall(r"(?:`|<code>|\n|bin/)tunewright ([a-z-]+)(?: ([a-z]+)\b)?", text):
             assert first in commands[""], f"{path}: `tunewright {first}`"
-            assert first != "runs" or second in commands["runs"], f"{path}: `tunewright runs {second}`"
+            assert first != "runs" or not second or second in commands["runs"], f"{path}: `tunewright runs {second}`"
+
+
+def test_every_file_that_is_mentioned_exists() -> None:
+    root = PACKAGE.parent
+    for page in [*root.glob("*.md"), *root.glob("docs/*.md"), root / "examples" / "README.md"]:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:tests|scripts|benchmarks|docs|examples)/[\w./-]*\w)`", text)
+        linked = [str((page.parent / link).relative_to(root)) for link in re.findall(r"\]\((?!http|#)([^)#]+)\)", text)]
+        for name in [*named, *linked]:
+            assert (root / name).resolve().exists(), f"{page.name} mentions {name}"
 
 
 CODE = re.compile(

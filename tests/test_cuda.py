@@ -1,8 +1,9 @@
-"""What the other files show on a CPU, on a GPU. Without one these tests are skipped, and nothing is claimed about it."""
+"""What the other files show on a CPU, on a GPU. Without one these tests are skipped, and nothing is claimed about
+it."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import pytest
 import torch
@@ -24,27 +25,28 @@ def relatives(count: int = 6) -> list[Rendered]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
-@pytest.mark.parametrize("use_lean", [False, True])
-def test_a_shared_step_on_the_gpu_is_that_of_separate_rows_on_the_cpu(kind: str, use_lean: bool) -> None:
+@pytest.mark.parametrize("use_fused", [False, True])
+def test_a_shared_step_on_the_gpu_is_that_of_separate_rows_on_the_cpu(kind: str, use_fused: bool) -> None:
     model = with_adapter(kind, torch.float64)
     rows = relatives()
     loss, expected = gradients(model, [packing.to_batch([r], "packed") for r in rows])
-    model.to("cuda")
-    model.lean = use_lean and fused_llama.applies(model) and kind != "gemma3_text"
+    model.module.to("cuda")
+    fused = use_fused and fused_llama.applies(model.module) and kind != "gemma3_text"
+    model = dataclasses.replace(model, kernels="fused" if fused else "transformers")
     found, grads = gradients(model, [packing.to_batch(rows, "shared")])
     assert abs(found - loss) < 1e-9 * loss
     for name, gradient in expected.items():
         assert torch.allclose(grads[name].cpu(), gradient, atol=1e-9 * float(gradient.abs().max()), rtol=0), name
 
 
-@pytest.mark.parametrize("use_lean", [False, True])
-def test_bfloat16_on_the_gpu_trains(use_lean: bool) -> None:
+@pytest.mark.parametrize("use_fused", [False, True])
+def test_bfloat16_on_the_gpu_trains(use_fused: bool) -> None:
     wide, narrow = with_adapter("llama", torch.float32), with_adapter("llama", torch.bfloat16)
     with torch.no_grad():
-        for a, b in zip(wide.parameters(), narrow.parameters(), strict=True):
+        for a, b in zip(wide.module.parameters(), narrow.module.parameters(), strict=True):
             a.copy_(b)
-    narrow.to("cuda")
-    narrow.lean = use_lean
+    narrow.module.to("cuda")
+    narrow = dataclasses.replace(narrow, kernels="fused" if use_fused else "transformers")
     batch = packing.to_batch(relatives(), "shared")
     (loss, expected), (found, grads) = gradients(wide, [batch]), gradients(narrow, [batch])
     assert abs(found - loss) < 0.02 * loss
@@ -53,11 +55,11 @@ def test_bfloat16_on_the_gpu_trains(use_lean: bool) -> None:
 
 
 def test_decoding_and_label_scores_on_the_gpu_are_those_of_the_cpu() -> None:
-    model: Any = with_adapter("llama", torch.float32)
+    model = with_adapter("llama", torch.float32)
     asked = [list(r.ids[:45]) for r in relatives()]
     labels = [[[5, 256], [5, 6, 7, 256], [9, 256]]] * len(asked)
     how = Decoding(20, (256,), batch_size=4)
     texts, scores = greedy(model, asked, how), label_logprobs(model, asked, labels, how)
-    model.to("cuda")
+    model.module.to("cuda")
     assert greedy(model, asked, how) == texts
     assert abs(label_logprobs(model, asked, labels, how) - scores).max() < 1e-3

@@ -1,11 +1,14 @@
-"""Every known silent bug: its property holds, and fails once the bug is planted. The table is printed at the end (`-rN` hides it)."""
+"""Every known silent bug: its property holds, and fails once the bug is planted. The table is printed at the end (`-rN`
+hides it)."""
 
 from __future__ import annotations
 
 import pytest
 from faults import Fault, adapting, computing, going_on, judging, tokens
 
-FAULTS = sorted([*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *going_on.FAULTS, *judging.FAULTS], key=lambda f: f.number)
+FAULTS = sorted(
+    [*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *going_on.FAULTS, *judging.FAULTS], key=lambda f: f.number
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.number}-{f.bug}")

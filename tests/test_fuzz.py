@@ -49,7 +49,9 @@ def test_any_data_file_is_read_or_refused(raw: bytes, name: str) -> None:
 def values() -> st.SearchStrategy[Any]:
     leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
     return st.recursive(
-        leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8
+        leaf,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=8,
     )
 
 
@@ -57,7 +59,9 @@ def values() -> st.SearchStrategy[Any]:
 @given(
     st.lists(
         st.dictionaries(
-            st.sampled_from(["messages", "prompt", "completion", "text", "label", "role", "content", "x"]), values(), max_size=4
+            st.sampled_from(["messages", "prompt", "completion", "text", "label", "role", "content", "x"]),
+            values(),
+            max_size=4,
         ),
         min_size=1,
         max_size=14,
@@ -101,7 +105,8 @@ def test_any_weight_file_is_read_or_refused(raw: bytes) -> None:
 @QUICK
 @given(
     st.one_of(
-        values(), st.dictionaries(st.sampled_from(["auto_map", "model_type", "text_config", "vocab_size"]), values(), max_size=4)
+        values(),
+        st.dictionaries(st.sampled_from(["auto_map", "model_type", "text_config", "vocab_size"]), values(), max_size=4),
     )
 )
 def test_any_config_of_a_model_is_read_or_refused(value: Any) -> None:
@@ -111,7 +116,10 @@ def test_any_config_of_a_model_is_read_or_refused(value: Any) -> None:
 def test_a_guided_search_finds_nothing_else() -> None:
     pytest.importorskip("atheris", reason="no wheel of atheris for this system")
     done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "guided_fuzz.py", "--seconds", "5"], capture_output=True, text=True, check=False
+        [sys.executable, Path(__file__).parent / "guided_fuzz.py", "--seconds", "5"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("or refused by our error") == len(fuzz.TARGETS)

@@ -15,7 +15,8 @@ import torch
 
 from tunewright.core.errors import ModelError
 from tunewright.data.examples import Chat, Message
-from tunewright.model import loading
+from tunewright.model import forward, loading
+from tunewright.model.facts import read_facts
 from tunewright.model.generate import Decoding, greedy
 from tunewright.tokens import packing, rendering
 from tunewright.tokens.template import load_template
@@ -38,7 +39,7 @@ def folder() -> Path:
 
 
 def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
-    facts = loading.facts(loading.EMBEDDED)
+    facts = read_facts(loading.EMBEDDED)
     assert facts.parameters == 134_515_008
     assert facts.packable, facts.leak
     template = load_template(folder)
@@ -57,8 +58,8 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
         rendering.for_training(template, Chat((Message("user", q), Message("assistant", a)), "x"))[0]
         for q, a in (("One?", "Two."), ("And what comes after that?", "Three, I think, and then four."))
     ]
-    alone = sum(float(loading.loss(model, packing.to_batch([r], "packed"))[0]) for r in rows)
-    assert abs(float(loading.loss(model, packing.to_batch(rows, "packed"))[0]) - alone) < 1e-4 * alone
+    alone = sum(float(forward.loss(model, packing.to_batch([r], "packed"))) for r in rows)
+    assert abs(float(forward.loss(model, packing.to_batch(rows, "packed"))) - alone) < 1e-4 * alone
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,20 @@ def offline(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def capitals(path: Path, count: int) -> Path:
-    words = ["river", "stone", "cloud", "window", "garden", "letter", "engine", "basket", "mirror", "candle", "hammer", "bottle"]
+    words = [
+        "river",
+        "stone",
+        "cloud",
+        "window",
+        "garden",
+        "letter",
+        "engine",
+        "basket",
+        "mirror",
+        "candle",
+        "hammer",
+        "bottle",
+    ]
     rows = [
         {
             "instruction": "Say the word in capitals.",
@@ -163,7 +177,11 @@ print(json.dumps([same, len(rows), gap]))
 @pytest.mark.slow
 def test_the_demo_beats_fixed_examples(tmp_path: Path) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tunewright", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tunewright", "demo", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -1,11 +1,11 @@
-"""Kill training at every place where it touches the disk, and at random moments; let it go on; compare it with the run that nobody
-killed: weights, optimizer, logged losses, bit for bit.
+"""Kill training at every place where it touches the disk, and at random moments; let it go on; compare it with the run
+that nobody killed: weights, optimizer, logged losses, bit for bit.
 
 python tests/torture.py [--kills 1000] [--minutes 60] [--real] [--out FILE]
 
-Every attempt is a fork of a process that has torch loaded. A failpoint is a call that changes the disk (write, fsync, rename, unlink,
-mkdir, rmdir): the child counts them and dies by SIGKILL before or after the one that is asked for, half of a file's bytes cut off
-when it dies at the writing of one; or the call fails, as on a full disk.
+Every attempt is a fork of a process that has torch loaded. A failpoint is a call that changes the disk (write, fsync,
+rename, unlink, mkdir, rmdir): the child counts them and dies by SIGKILL before or after the one that is asked for, half
+of a file's bytes cut off when it dies at the writing of one; or the call fails, as on a full disk.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ import torch
 
 from tunewright.core.config import AdapterConfig, Plan, load
 from tunewright.core.errors import TrainError
-from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.core.records import ExportCheck
+from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.export import export
 from tunewright.export.kind import Export, Source
-from tunewright.methods import sft
 from tunewright.model import adapters, loading
-from tunewright.tokens import rendering
-from tunewright.tokens.sequences import Rendered
-from tunewright.train import checkpoints, loop
+from tunewright.model.facts import read_facts
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.sequences import Rendered, TrainRow, single
 from tunewright.tokens.template import load_template
+from tunewright.train import checkpoints, loop
 
 CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
 FINISHED, DISK_FULL = 0, 7
@@ -53,34 +53,42 @@ FINISHED, DISK_FULL = 0, 7
 class World:
     """What is trained; ``model`` is loaded once and forked with the process."""
 
-    model: Any
-    rows: list[Rendered]
-    dev: list[Rendered]
+    model: LanguageModel
+    rows: list[TrainRow]
+    dev: list[TrainRow]
     plan: Plan
 
 
 def tiny() -> World:
     """Accumulation over several passes, shared beginnings, dropout, shuffling, a checkpoint every second step."""
-    from build import plan_of, rows, tiny_model
+    from build import plan_of, rows, tiny_lm, train_rows
 
     head = tuple(range(40, 60))
-    data = [Rendered(head + r.ids, (*[0.0] * len(head), *r.weights), r.row) for r in rows(11)]
+    data = [single(Rendered(head + r.ids, (*[0.0] * len(head), *r.weights), r.row)) for r in rows(11)]
     adapter = AdapterConfig(rank=4, alpha=8.0, dropout=0.2)
     plan = plan_of(
-        rows=11, steps=8, batch_size=5, tokens_per_pass=90, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, threads=1
+        rows=11,
+        steps=8,
+        batch_size=5,
+        tokens_per_pass=90,
+        layout="shared",
+        adapter=adapter,
+        lr=1e-3,
+        eval_every=3,
+        threads=1,
     )
-    return World(tiny_model(), data, rows(3, seed=5), plan)
+    return World(tiny_lm(), data, train_rows(3, seed=5), plan)
 
 
 def real() -> World:
     """SmolLM2-135M-Instruct on short rows, as the plan would train it."""
-    from build import plan_of, rows
+    from build import plan_of, train_rows
 
     facts = read_facts("smollm2-135m")
     adapter = AdapterConfig(rank=8, alpha=16.0, dropout=0.1)
     plan = plan_of(rows=12, steps=6, batch_size=4, tokens_per_pass=64, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, dtype="bfloat16",
                    threads=1)  # fmt: skip
-    return World(loading.load(facts.path, torch.bfloat16), rows(12), rows(2, seed=5), plan)
+    return World(loading.load(facts.path, torch.bfloat16), train_rows(12), train_rows(2, seed=5), plan)
 
 
 def forked(folder: Path, work: Callable[[], int]) -> int:
@@ -102,11 +110,11 @@ def forked(folder: Path, work: Callable[[], int]) -> int:
 def train(world: World, folder: Path) -> int:
     """As `pipeline.train`, without what comes before and after it. DISK_FULL where that was said as it should be."""
     run = Run(folder)
-    adapters.attach(world.model, world.plan.adapter, world.plan.seed)
+    adapters.attach(world.model.module, world.plan.adapter, world.plan.seed)
     try:
         with writing(run):
-            loop.train(world.model, sft, world.rows, world.dev, world.plan, run, {"data": "d"})
-            checkpoints.save_weights(run.weights, adapters.trainable(world.model))
+            loop.train(loop.Training(world.model, world.plan, world.rows, world.dev, run, {"data": "d"}))
+            checkpoints.save_weights(run.weights, adapters.trainable(world.model.module))
     except TrainError as error:
         if error.code == "RUN_DISK":
             return DISK_FULL
@@ -115,7 +123,8 @@ def train(world: World, folder: Path) -> int:
 
 
 def failing(at: int, how: str, counted: int | None = None) -> None:
-    """From now on the ``at``-th call that changes the disk is the last: killed "before" it, "after" it, or it is "full"."""
+    """From now on the ``at``-th call that changes the disk is the last: killed "before" it, "after" it, or it is
+    "full"."""
     count = 0
     rng = random.Random(at)
     flushed: dict[int, int] = {}  # bytes of appended files that were there before: no crash takes them back
@@ -147,13 +156,18 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
     def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
         if "a" in mode and os.path.exists(file):
             flushed[os.stat(file).st_ino] = os.stat(file).st_size
-        return wrap("open", plain)(file, mode, *args, **more) if set(mode) & set("wxa") else plain(file, mode, *args, **more)
+        return (
+            wrap("open", plain)(file, mode, *args, **more)
+            if set(mode) & set("wxa")
+            else plain(file, mode, *args, **more)
+        )
 
     builtins.open = io.open = opened  # type: ignore[assignment]
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """What must be equal: hashes of all weights and moments, and the log without its times; hidden leftovers by name."""
+    """What must be equal: hashes of all weights and moments, and the log without its times; hidden leftovers by
+    name."""
     run = Run(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix == ".safetensors")
     return {
@@ -178,7 +192,8 @@ def failpoints(folder: Path, work: Callable[[], int]) -> int:
 
 @dataclass
 class Tally:
-    """``lost``: times that a sound checkpoint was gone after a kill; ``unequal``: runs that ended otherwise than the straight one."""
+    """``lost``: times that a sound checkpoint was gone after a kill; ``unequal``: runs that ended otherwise than the
+    straight one."""
 
     kills: int = 0
     full: int = 0
@@ -188,8 +203,11 @@ class Tally:
     points: int = 0
 
 
-def torture(world: World, root: Path, kills: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print) -> Tally:
-    """Runs that are killed some times each, at the failpoints in turn and at random moments, until there were ``kills``."""
+def torture(
+    world: World, root: Path, kills: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print
+) -> Tally:
+    """Runs that are killed some times each, at the failpoints in turn and at random moments, until there were
+    ``kills``."""
     rng, deadline = random.Random(seed), time.monotonic() + seconds
     begun = time.monotonic()
     assert forked(root / "straight", lambda: train(world, root / "straight")) == FINISHED
@@ -204,11 +222,15 @@ def torture(world: World, root: Path, kills: int, seconds: float, seed: int = 0,
         tally.runs += 1
         if left(folder) == straight:
             shutil.rmtree(folder)
-        say(f"{tally.kills} kills, {tally.full} full disks, {tally.runs} runs, {tally.lost} lost, {tally.unequal} unequal")
+        say(
+            f"{tally.kills} kills, {tally.full} full disks, {tally.runs} runs, {tally.lost} lost, {tally.unequal} unequal"
+        )
     return tally
 
 
-def _tortured(world: World, folder: Path, rng: random.Random, places: list[tuple[int, str]], took: float, tally: Tally) -> None:
+def _tortured(
+    world: World, folder: Path, rng: random.Random, places: list[tuple[int, str]], took: float, tally: Tally
+) -> None:
     """One run to its end, with up to five deaths on its way."""
     newest = -1
     for _ in range(rng.randint(1, 5)):
@@ -230,8 +252,8 @@ def _tortured(world: World, folder: Path, rng: random.Random, places: list[tuple
 
 
 def export_killed(path: Path) -> tuple[int, int]:
-    """(kills, unequal): the export of a trained run killed before or after every call that changes the disk, then made again. The fresh
-    process that checks an export writes nothing, and is left out."""
+    """(kills, unequal): the export of a trained run killed before or after every call that changes the disk, then made
+    again. The fresh process that checks an export writes nothing, and is left out."""
     run, whole = Run(path), Run(path.with_name("whole"))
     shutil.copytree(run.path, whole.path)
     facts = read_facts(load(run.config).model)

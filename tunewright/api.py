@@ -49,15 +49,18 @@ def run(
 ) -> Result:
     """The main job on a data file: check, plan, train, prove, export, report.
 
-    ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises TunewrightError.
+    ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises
+    TunewrightError.
     """
     from tunewright.core.console import Console
     from tunewright.stages import runner
 
     config = settings.load(None, model=model, data__train=str(data), **given)
-    command = f"tw.run({str(data)!r}, model={model!r})"
-    session = runner.launch(config, name, Path(root), Console(quiet), command, "report")
-    return Result(session.run.path)
+    settings_given = "".join(f", {key}={value!r}" for key, value in {"model": model, "name": name, **given}.items())
+    command = f"tw.run({str(data)!r}{settings_given}, root={str(root)!r})"
+    context = runner.start(config, name, Path(root), Console(quiet), command)
+    runner.Runner(context).advance("report")
+    return Result(context.run.path)
 
 
 def load_run(name: str | Path, root: str | Path = "runs") -> Result:

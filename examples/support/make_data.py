@@ -1,6 +1,6 @@
-"""Support questions and answers written by project members, from Debian's documentation packages:
-the Python FAQ (PSF licence), the Debian FAQ (free copyleft, GPL-2+) and the SQLite FAQ (public domain). For the retrieval arms:
-the Python tutorial and HOWTOs and SQLite's other pages, without the FAQs.
+"""Support questions and answers written by project members, from Debian's documentation packages: the Python FAQ (PSF
+licence), the Debian FAQ (free copyleft, GPL-2+) and the SQLite FAQ (public domain). For the retrieval arms: the Python
+tutorial and HOWTOs and SQLite's other pages, without the FAQs.
 
 Needs `apt-get download` (Debian or Ubuntu; run `apt-get update` once) and dpkg.
 """

@@ -43,7 +43,9 @@ def test_the_main_job(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> 
     lines = [json.loads(x) for x in (run / "scores" / "tuned.jsonl").read_text().splitlines()]
     assert verdict["tuned"] == pytest.approx(sum(x["score"] for x in lines) / len(lines))
     assert (
-        verdict["n"] == len(lines) == sum('"side": "test"' in x for x in (run / "data" / "split.jsonl").read_text().splitlines())
+        verdict["n"]
+        == len(lines)
+        == sum('"side": "test"' in x for x in (run / "data" / "split.jsonl").read_text().splitlines())
     )
     exported = json.loads((run / "export.json").read_text())
     assert {x["kind"] for x in exported} == {"adapter", "merged"}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from build import CHATML, FLAGS, cli
 from stage_settings import LATE
+from tunewright.run.session import Session
 
 from tunewright.core import config
 from tunewright.core.config import Config, explain
@@ -20,8 +21,7 @@ from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.export import merged
 from tunewright.judge import calibration
-from tunewright.model import loading
-from tunewright.run.session import Session
+from tunewright.model.facts import read_facts
 from tunewright.stages import forget
 from tunewright.tokens.packing import step_rows
 from tunewright.train import machine, planning
@@ -148,7 +148,7 @@ def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
         {
             "facts": facts.sha256,
             "data": [session.data.sha256, session.data.sides, session.data.cluster, session.data.task.kind],
-            "tokens": [[r.ids for r in rows] for rows in session.rendered.values()],
+            "tokens": [[s.ids for r in rows for s in r.sequences] for rows in session.rendered.values()],
             "plan": made.model_dump(exclude={"reasons"}),
             "order": step_rows(len(train), made.batch_size, made.seed, 0),
             "protocol": session.protocol.sha256,

@@ -1,7 +1,7 @@
 """The known silent bugs of fine-tuning, each beside the property that makes it impossible and a patch that plants it.
 
-`test_faults.py` asks of every row that the property holds, and that it fails once the bug is planted. Numbers and evidence are those
-of `docs/correctness.md`, which is written from these tables.
+`test_faults.py` asks of every row that the property holds, and that it fails once the bug is planted. Numbers and
+evidence are those of `docs/correctness.md`, which is written from these tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ Patch = pytest.MonkeyPatch
 
 @dataclass(frozen=True)
 class Fault:
-    """``holds`` raises where the bug is there; ``plant`` puts it there (None: it cannot apply yet, and ``invariant`` says why)."""
+    """``holds`` raises where the bug is there; ``plant`` puts it there (None: it cannot apply yet, and ``invariant``
+    says why)."""
 
     number: int
     bug: str

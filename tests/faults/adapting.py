@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from build import byte_tokenizer, plan_of, rows, steps, tiny_config, tiny_model
+from build import byte_tokenizer, learner_of, plan_of, rows, steps, tiny_config, tiny_lm, tiny_model, train_rows
 from safetensors import safe_open
 
 from faults import Fault, Patch, refused
@@ -19,15 +19,17 @@ from tunewright.core.config import AdapterConfig, Config, DataConfig
 from tunewright.data import dataset
 from tunewright.export import merged
 from tunewright.model import adapters, kl, peft_format
+from tunewright.tokens.sequences import single
 from tunewright.tokens.template import Template
+from tunewright.train.step import take_step
 
 TEMPLATE = Template(byte_tokenizer())
 IDS = torch.tensor([[1, 5, 9, 200, 31]])
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(module: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(IDS).logits
+        found: torch.Tensor = module(IDS).logits
     return found
 
 
@@ -36,7 +38,7 @@ def scale_survives() -> None:
     from peft import PeftModel
 
     plan = plan_of(adapter=AdapterConfig(kind="rslora", rank=4, alpha=8.0))
-    model = model_of(plan, torch.float32)
+    model = model_of(plan, torch.float32).module
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft_format.save(model, plan.adapter, Path(folder), "base", {})
@@ -56,7 +58,7 @@ def the_adapter_trains_and_nothing_else() -> None:
     model = tiny_model()
     adapters.attach(model, plan.adapter, 0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    steps(model, rows(8), plan)
+    steps(model, train_rows(8), plan)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) == ("lora_" not in name), name
 
@@ -81,7 +83,9 @@ def merged_in_float32() -> None:
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05
     layer = next(iter(adapters.adapted(model).values()))
     exact = (
-        (layer.base.weight.double() + layer.scale * (layer.lora_B.double() @ layer.lora_A.double())).float().to(torch.bfloat16)
+        (layer.base.weight.double() + layer.scale * (layer.lora_B.double() @ layer.lora_A.double()))
+        .float()
+        .to(torch.bfloat16)
     )
     adapters.merge(model)
     away = (layer.base.weight.float() - exact.float()).abs()
@@ -120,18 +124,15 @@ def taken_for_tied(patch: Patch) -> None:
 
 def moments_are_float32() -> None:
     """The base in bfloat16; a step far below its precision still moves what is trained."""
-    from tunewright.methods import sft
-    from tunewright.train import loop
-
     plan = plan_of(lr=1e-6, warmup_steps=0, steps=2)
     model = tiny_model().to(torch.bfloat16)
     adapters.attach(model, plan.adapter, 0)
-    parameters = adapters.trainable(model)
-    optimizer = loop.make_optimizer(parameters, plan)
+    student = learner_of(model, plan)
+    parameters = student.parameters
     before = {n: p.detach().clone() for n, p in parameters.items()}
     for s in range(2):
-        loop.take_step(model, sft, rows(8), plan, s, optimizer, parameters)
-    moments = [v for state in optimizer.state.values() for k, v in state.items() if k != "step"]
+        take_step(student, train_rows(8), plan, s)
+    moments = [v for state in student.optimizer.state.values() for k, v in state.items() if k != "step"]
     assert {p.dtype for p in parameters.values()} | {m.dtype for m in moments} == {torch.float32}
     moved = [float((p.detach() - before[n]).abs().max()) for n, p in parameters.items() if "lora_A" in n]
     assert all(moved)
@@ -163,15 +164,15 @@ def saved_as_it_was(patch: Patch) -> None:
 
 def off_is_the_base() -> None:
     plan = plan_of(steps=3, lr=0.05, warmup_steps=0)
-    model = tiny_model()
+    model = tiny_lm()
     frozen = copy.deepcopy(model)
-    adapters.attach(model, plan.adapter, 0)
+    adapters.attach(model.module, plan.adapter, 0)
     data = rows(4)
     start = kl.measure(model, data, [1.0], "packed")
     assert not start.kl_SR.any()
-    steps(model, data, plan)
-    with adapters.off(model):
-        assert torch.equal(logits(model), logits(frozen))
+    steps(model.module, [single(r) for r in data], plan)
+    with adapters.off(model.module):
+        assert torch.equal(logits(model.module), logits(frozen.module))
     own, against = (kl.measure(model, data, [1.0], "packed", base=b) for b in (None, frozen))
     assert own.kl_SR.sum() > 0
     assert abs(own.kl_SR - against.kl_SR).max() < 1e-4

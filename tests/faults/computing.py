@@ -9,61 +9,65 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from build import plan_of, rows, tiny_model
+from build import plan_of, rows, tiny_model, train_rows
 
 from faults import Fault, Patch
 from tunewright.core.config import AdapterConfig, Plan
 from tunewright.methods import sft
-from tunewright.model import adapters, loading
+from tunewright.methods.method import Loss
+from tunewright.model import adapters, forward
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.prefix_tree import build
-from tunewright.tokens.sequences import Rendered
-from tunewright.train import loop
+from tunewright.tokens.sequences import TrainRow, flat
+from tunewright.train import step
 
 
-def model_of(plan: Plan, dtype: torch.dtype = torch.float64) -> Any:
-    """A tiny model whose adapter says something."""
-    model = tiny_model().to(dtype)
-    adapters.attach(model, plan.adapter, 0)
-    for p in adapters.trainable(model).values():
-        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=torch.float64).to(dtype) * 0.05
+def model_of(plan: Plan, dtype: torch.dtype = torch.float64) -> LanguageModel:
+    """A tiny model whose adapter has an effect."""
+    model = LanguageModel(tiny_model().to(dtype), plain_head=True)
+    adapters.attach(model.module, plan.adapter, 0)
+    for p in adapters.trainable(model.module).values():
+        p.data = (
+            torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=torch.float64).to(dtype)
+            * 0.05
+        )
     return model
 
 
-def step(plan: Plan, data: list[Rendered]) -> tuple[loop.Step, dict[str, torch.Tensor]]:
+def one_step(plan: Plan, data: list[TrainRow]) -> tuple[step.Step, dict[str, torch.Tensor]]:
     """(what was logged, gradient) of one step."""
-    model = model_of(plan)
-    parameters = adapters.trainable(model)
-    done = loop.take_step(model, sft, data, plan, 0, loop.make_optimizer(parameters, plan), parameters)
-    return done, {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+    student = step.learner(model_of(plan), plan)
+    done = step.take_step(student, data, plan, 0)
+    return done, {n: p.grad.clone() for n, p in student.parameters.items() if p.grad is not None}
 
 
 def one_denominator() -> None:
-    data = rows(8)
-    whole, parts = (step(plan_of(batch_size=8, tokens_per_pass=c, max_grad_norm=1e9), data)[1] for c in (4096, 40))
+    data = train_rows(8)
+    whole, parts = (one_step(plan_of(batch_size=8, tokens_per_pass=c, max_grad_norm=1e9), data)[1] for c in (4096, 40))
     assert all(torch.allclose(whole[n], parts[n], rtol=0, atol=1e-10) for n in whole)
 
 
 def means_of_means(patch: Patch) -> None:
-    def loss(model: Any, batch: Any, plan: Plan) -> Any:
-        nats, weight = loading.loss(model, batch)
-        return nats / weight, weight
+    def loss(model: LanguageModel, batch: packing.Batch, plan: Plan) -> Loss:
+        return Loss(forward.loss(model, batch) / sft.weight(batch))
 
     patch.setattr(sft, "loss", loss)
 
 
 def logged_loss() -> None:
-    data, plan = rows(8), plan_of(batch_size=8, tokens_per_pass=40)
-    done, _ = step(plan, data)
+    data, plan = train_rows(8), plan_of(batch_size=8, tokens_per_pass=40)
+    done, _ = one_step(plan, data)
     model = model_of(plan)
-    parts = [loading.loss(model, b) for b in sft.batches(data, range(8), plan)]
-    assert len(parts) > 1
-    assert abs(done.loss - sum(float(n.detach()) for n, _ in parts) / sum(w for _, w in parts)) < 1e-9
+    batches = sft.batches(model, data, range(8), plan, 0)
+    assert len(batches) > 1
+    total = sum(float(forward.loss(model, b).detach()) for b in batches)
+    assert abs(done.loss - total / sum(r.supervised for r in data)) < 1e-9
 
 
 def scaled_log(patch: Patch) -> None:
-    plain = loop.Step
-    patch.setattr(loop, "Step", lambda loss, *more: plain(loss * 3, *more))
+    plain = step.Step
+    patch.setattr(step, "Step", lambda loss, **more: plain(loss=loss * 3, **more))
 
 
 def nobody_sees_another() -> None:
@@ -71,7 +75,7 @@ def nobody_sees_another() -> None:
     for layout in ("shared", "packed", "padded"):
         other = dataclasses.replace(a, ids=tuple((t + 7) % 250 for t in a.ids))
         batches = [packing.to_batch([x, b], layout) for x in (a, other)]  # type: ignore[arg-type]
-        first, second = (loading.forward(model, batch)[batch.which_M[-b.supervised :]] for batch in batches)
+        first, second = (forward.logits(model, batch)[batch.which_M[-b.supervised :]] for batch in batches)
         assert torch.allclose(first, second, rtol=0, atol=1e-12), layout
 
 
@@ -79,9 +83,11 @@ def one_long_document(patch: Patch) -> None:
     def folded(ids: Any, share: bool = False) -> Any:
         tree = build([[t for row in ids for t in row]], False)
         ends = np.cumsum([len(row) for row in ids])
-        return dataclasses.replace(tree, place=[tree.place[0][e - len(row) : e] for row, e in zip(ids, ends, strict=True)])
+        return dataclasses.replace(
+            tree, place=[tree.place[0][e - len(row) : e] for row, e in zip(ids, ends, strict=True)]
+        )
 
-    patch.setattr(packing, "fold", folded)
+    patch.setattr(packing, "build", folded)
 
 
 def positions_start_anew() -> None:
@@ -96,27 +102,29 @@ def positions_start_anew() -> None:
 def positions_run_on(patch: Patch) -> None:
     plain = packing.to_batch
 
-    def batch(group: Any, layout: Any, pad: int = 0) -> Any:
-        made = plain(group, layout, pad)
-        return dataclasses.replace(made, positions_BT=np.arange(made.positions_BT.size).reshape(made.positions_BT.shape))
+    def batch(group: Any, layout: Any, *more: Any) -> Any:
+        made = plain(group, layout, *more)
+        return dataclasses.replace(
+            made, positions_BT=np.arange(made.positions_BT.size).reshape(made.positions_BT.shape)
+        )
 
     patch.setattr(packing, "to_batch", batch)
 
 
 def loss_by_hand() -> None:
     model, (row,) = model_of(plan_of()), rows(1)
-    logp_TV = model(torch.tensor([row.ids])).logits[0].detach().log_softmax(-1)
+    logp_TV = model.module(torch.tensor([row.ids])).logits[0].detach().log_softmax(-1)
     by_hand = -sum(float(logp_TV[t - 1, row.ids[t]]) for t in range(1, len(row.ids)) if row.weights[t])
-    found, weight = loading.loss(model, packing.to_batch([row], "packed"))
-    assert weight == row.supervised
-    assert abs(float(found.detach()) - by_hand) < 1e-9
+    batch = packing.to_batch([row], "packed")
+    assert sft.weight(batch) == row.supervised
+    assert abs(float(forward.loss(model, batch).detach()) - by_hand) < 1e-9
 
 
 def labels_of_the_same_place(patch: Patch) -> None:
     plain = packing.to_batch
 
-    def batch(group: Any, layout: Any, pad: int = 0) -> Any:
-        made = plain(group, layout, pad)
+    def batch(group: Any, layout: Any, *more: Any) -> Any:
+        made = plain(group, layout, *more)
         return dataclasses.replace(made, target_N=made.ids_BT[made.row_N, made.at_N])
 
     patch.setattr(packing, "to_batch", batch)
@@ -124,19 +132,19 @@ def labels_of_the_same_place(patch: Patch) -> None:
 
 def padding_costs_nothing() -> None:
     model, data = model_of(plan_of()), rows(4, longest=40)
-    together = loading.loss(model, packing.to_batch(data, "padded"))
-    alone = [loading.loss(model, packing.to_batch([r], "padded")) for r in data]
-    assert together[1] == sum(w for _, w in alone)
-    assert abs(float(together[0].detach()) - sum(float(n.detach()) for n, _ in alone)) < 1e-9
+    together, alone = packing.to_batch(data, "padded"), [packing.to_batch([r], "padded") for r in data]
+    assert sft.weight(together) == sum(sft.weight(b) for b in alone)
+    losses = [float(forward.loss(model, b).detach()) for b in (together, *alone)]
+    assert abs(losses[0] - sum(losses[1:])) < 1e-9
 
 
 def padding_is_learned(patch: Patch) -> None:
     plain = packing.to_batch
 
-    def batch(group: Any, layout: Any, pad: int = 0) -> Any:
-        made = plain(group, layout, pad)
+    def batch(group: Any, layout: Any, *more: Any) -> Any:
+        made = plain(group, layout, *more)
         short = int(np.argmin([len(r.ids) for r in group]))
-        more = {"row_N": short, "at_N": made.ids_BT.shape[1] - 2, "target_N": pad, "weight_N": 1}
+        more = {"row_N": short, "at_N": made.ids_BT.shape[1] - 2, "target_N": 0, "weight_N": 1}
         return dataclasses.replace(made, **{k: np.append(getattr(made, k), v) for k, v in more.items()})
 
     patch.setattr(packing, "to_batch", batch)
@@ -144,19 +152,18 @@ def padding_is_learned(patch: Patch) -> None:
 
 def judging_draws_nothing() -> None:
     plan = plan_of(adapter=AdapterConfig(rank=4, dropout=0.5))
-    data, dev = rows(6), rows(3, seed=9)
+    data, dev = train_rows(6), train_rows(3, seed=9)
 
     def trained(judged: bool) -> list[torch.Tensor]:
         model = model_of(plan)
-        parameters = adapters.trainable(model)
-        optimizer = loop.make_optimizer(parameters, plan)
+        student = step.learner(model, plan)
         for s in range(3):
-            loop.take_step(model, sft, data, plan, s, optimizer, parameters)
+            step.take_step(student, data, plan, s)
             if judged:
-                before = model.training
-                assert loop.dev_loss(model, sft, dev, plan) == loop.dev_loss(model, sft, dev, plan)
-                assert model.training == before
-        return [p.detach().clone() for p in parameters.values()]
+                before = model.module.training
+                assert step.dev_loss(model, dev, plan) == step.dev_loss(model, dev, plan)
+                assert model.module.training == before
+        return [p.detach().clone() for p in student.parameters.values()]
 
     assert all(torch.equal(a, b) for a, b in zip(trained(False), trained(True), strict=True))
 
@@ -167,34 +174,34 @@ def never_in_eval_mode(patch: Patch) -> None:
 
 def rates() -> None:
     plan = plan_of(steps=20, warmup_steps=4, schedule="linear", lr=1.0)
-    found = [loop.learning_rate(plan, s) for s in range(20)]
+    found = [step.learning_rate(plan, s) for s in range(20)]
     up, down = [(s + 1) / 4 for s in range(4)], [0.02 + 0.98 * (1 - s / 15) for s in range(16)]
     assert np.allclose(found, up + down)
-    assert abs(found[-1] - loop.FLOOR) < 1e-12
+    assert abs(found[-1] - step.FLOOR) < 1e-12
 
 
 def as_if_twice_as_long(patch: Patch) -> None:
-    plain = loop.learning_rate
-    patch.setattr(loop, "learning_rate", lambda plan, s: plain(plan.model_copy(update={"steps": 2 * plan.steps}), s))
+    plain = step.learning_rate
+    patch.setattr(step, "learning_rate", lambda plan, s: plain(plan.model_copy(update={"steps": 2 * plan.steps}), s))
 
 
 def step_by_hand() -> None:
     """Clip by the norm of the whole gradient, then AdamW; decay on matrices only."""
     adapter = AdapterConfig(kind="dora", rank=4)
     plan = plan_of(adapter=adapter, max_grad_norm=0.01, weight_decay=0.3, lr=1e-2, warmup_steps=0)
-    data = rows(4)
+    data = train_rows(4)
     model = model_of(plan)
-    before = {n: p.detach().numpy().copy() for n, p in adapters.trainable(model).items()}
+    before = {n: p.detach().numpy().copy() for n, p in adapters.trainable(model.module).items()}
     probe = copy.deepcopy(model)
-    nats, weight = loading.loss(probe, packing.to_batch([data[i] for i in packing.step_rows(4, 4, plan.seed, 0)], "packed"))
-    (nats / weight).backward()  # type: ignore[no-untyped-call]
-    gradient = {n: p.grad.numpy() for n, p in adapters.trainable(probe).items() if p.grad is not None}
+    batch = packing.to_batch(flat(data[i] for i in packing.step_rows(4, 4, plan.seed, 0)), "packed")
+    (forward.loss(probe, batch) / sft.weight(batch)).backward()  # type: ignore[no-untyped-call]
+    gradient = {n: p.grad.numpy() for n, p in adapters.trainable(probe.module).items() if p.grad is not None}
     norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
-    parameters = adapters.trainable(model)
-    loop.take_step(model, sft, data, plan, 0, loop.make_optimizer(parameters, plan), parameters)
-    for n, p in parameters.items():
-        g = gradient[n] * min(1.0, plan.clip / (norm + 1e-6))
-        rate = loop.learning_rate(plan, 0)
+    student = step.learner(model, plan)
+    step.take_step(student, data, plan, 0)
+    for n, p in student.parameters.items():
+        g = gradient[n] * min(1.0, plan.max_grad_norm / (norm + 1e-6))
+        rate = step.learning_rate(plan, 0)
         decayed = before[n] * (1 - rate * (plan.weight_decay if before[n].ndim >= 2 else 0.0))
         wanted = decayed - rate * g / (np.sqrt(g**2) + 1e-8)
         assert np.allclose(p.detach().numpy(), wanted, rtol=0, atol=1e-8), n
@@ -204,7 +211,7 @@ def decay_on_everything(patch: Patch) -> None:
     def optimizer(parameters: Any, plan: Plan) -> Any:
         return torch.optim.AdamW(parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay)
 
-    patch.setattr(loop, "make_optimizer", optimizer)
+    patch.setattr(step, "make_optimizer", optimizer)
 
 
 FAULTS = [

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from build import plan_of, rows, tiny_model
+from build import plan_of, tiny_model, train_rows, training_of
 
 from faults import Fault, Patch
 from tunewright.core.config import AdapterConfig
 from tunewright.core.run_folder import Run, read_lines
-from tunewright.methods import sft
 from tunewright.model import adapters
 from tunewright.tokens import packing
-from tunewright.train import loop
+from tunewright.train import loop, step
 
 
 class Stopped(Exception):
@@ -39,7 +38,7 @@ def as_if_never_stopped() -> None:
                 raise Stopped
 
         try:
-            loop.train(model, sft, rows(7), rows(2, seed=5), plan, Run(folder), {"data": "d"}, watch)
+            loop.train(training_of(model, plan, train_rows(7), train_rows(2, seed=5), Run(folder)), watch)
         except Stopped:
             return go(folder)
         lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(Run(folder).metrics)]
@@ -55,7 +54,7 @@ def as_if_never_stopped() -> None:
 
 def one_stream_of_chance(patch: Patch) -> None:
     """As most trainers have it: dropout continues wherever the process's stream stands."""
-    patch.setattr(loop.torch, "manual_seed", lambda _: None)
+    patch.setattr(step.torch, "manual_seed", lambda _: None)
 
 
 def every_epoch_has_its_order() -> None:
@@ -68,7 +67,9 @@ def every_epoch_has_its_order() -> None:
 
 def one_order_for_all(patch: Patch) -> None:
     plain = packing.step_rows
-    patch.setattr(packing, "step_rows", lambda count, batch, seed, step: plain(count, batch, seed, step % -(-count // batch)))
+    patch.setattr(
+        packing, "step_rows", lambda count, batch, seed, step: plain(count, batch, seed, step % -(-count // batch))
+    )
 
 
 FAULTS = [

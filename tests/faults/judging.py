@@ -9,15 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from build import tiny_model
+from build import tiny_lm
 
 import tunewright
 from faults import Fault, Patch
 from tunewright.core import config
 from tunewright.core.run_folder import Run, write_json
 from tunewright.data import metrics
-from tunewright.judge import evaluate, probes
-from tunewright.judge.arms.families import Arm
+from tunewright.data.scores import Answer, LabelProbs, Score
+from tunewright.data.task import LABEL, Task
+from tunewright.judge import evaluate
+from tunewright.judge.arms import families
+from tunewright.judge.probes import bank as probes
 from tunewright.model import generate
 from tunewright.model.generate import Decoding
 from tunewright.run import session
@@ -31,15 +34,16 @@ def another_weight_answers_anew() -> None:
     """Scores are read back only for the weights that gave them: one bit of the file's hash is enough."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
-        told: list[str] = []
+        judged: list[str] = []
+        task = Task(LABEL, metrics.METRICS["accuracy"], "", ("a", "b"))
 
-        def judge(*_: Any) -> list[dict[str, Any]]:
-            told.append("asked")
-            return [{"score": 1.0}]
+        def judge(*_: Any) -> list[Score]:
+            judged.append("asked")
+            return [Score("x:1", "a", Answer("a", LabelProbs({}), prompt_tokens=0), 1.0)]
 
         own = session.Session(run, config.Config(), SimpleNamespace(bar=_bar), "")  # type: ignore[arg-type]
         vars(own).update(
-            data=SimpleNamespace(examples=["x"], task=SimpleNamespace(metric="accuracy")),
+            data=SimpleNamespace(examples=["x"], task=task),
             facts=SimpleNamespace(sha256="f"),
             template=SimpleNamespace(sha256="t"),
             answer_tokens=3,
@@ -50,10 +54,10 @@ def another_weight_answers_anew() -> None:
         try:
             for weights in ("0" * 64, "0" * 64, "1" + "0" * 63):
                 write_json(run.training, {"weights_sha256": weights})
-                own.judged(run.path / "scores.jsonl", "dev", Arm("tuned", "", adapter=True), [0], lambda: None)
+                own.judged(run.path / "scores.jsonl", "dev", families.tuned(task), [0], lambda: None)
         finally:
             evaluate.judge = plain
-    assert len(told) == 2
+    assert len(judged) == 2
 
 
 class _bar:
@@ -70,15 +74,15 @@ def keyed_by_name_alone(patch: Patch) -> None:
 
 def decoding_is_ours() -> None:
     """The base's own generation config asks for sampling and a penalty; no arm hears of it."""
-    model = tiny_model()
+    model = tiny_lm()
     plain = generate.greedy(model, PROMPTS, HOW)
-    model.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
+    model.module.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
     assert generate.greedy(model, PROMPTS, HOW) == plain
-    found = generate.greedy(tiny_model(), [PROMPTS[0]], HOW)[0]
+    found = generate.greedy(tiny_lm(), [PROMPTS[0]], HOW)[0]
     ids = list(PROMPTS[0])
     for token in found:  # by hand: the likeliest, one after another
         with torch.no_grad():
-            assert token == int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            assert token == int(model.module(torch.tensor([ids])).logits[0, -1].argmax())
         ids.append(token)
 
 
@@ -87,15 +91,17 @@ def by_transformers(patch: Patch, mask: bool = True) -> None:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]) if mask else torch.ones_like(ids)
-        model.config.use_cache = True
-        out = model.generate(ids, attention_mask=seen, max_new_tokens=how.max_new_tokens, eos_token_id=256, pad_token_id=256)
+        model.module.config.use_cache = True
+        out = model.module.generate(
+            ids, attention_mask=seen, max_new_tokens=how.max_new_tokens, eos_token_id=256, pad_token_id=256
+        )
         return [[t for t in row[width:].tolist() if t != 256] for row in out]
 
     patch.setattr(generate, "greedy", greedy)
 
 
 def together_as_alone() -> None:
-    model = tiny_model()
+    model = tiny_lm()
     assert generate.greedy(model, PROMPTS, HOW) == [generate.greedy(model, [p], HOW)[0] for p in PROMPTS]
 
 

@@ -10,9 +10,11 @@ from tokenizers.processors import TemplateProcessing
 
 from faults import Fault, Patch, refused
 from tunewright.data.examples import Chat, Message
-from tunewright.tokens import packing, rendering
-from tunewright.tokens.template import Template
-from tunewright.tokens.sequences import Rendered, check_ids
+from tunewright.methods import sft
+from tunewright.tokens import packing, rendering, sequences
+from tunewright.tokens.render_cache import RenderedRows, RowRenderer, render_rows
+from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.template import Template, render
 
 TEMPLATE = Template(byte_tokenizer())
 BEGUN = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -23,7 +25,13 @@ def chat(*said: tuple[str, str]) -> Chat:
     return Chat(tuple(Message(role, text) for role, text in said), "a.jsonl:1")
 
 
-TALK = chat(("system", "be brief"), ("user", "first?"), ("assistant", "one"), ("user", "second?"), ("assistant", "two and a bit"))
+TALK = chat(
+    ("system", "be brief"),
+    ("user", "first?"),
+    ("assistant", "one"),
+    ("user", "second?"),
+    ("assistant", "two and a bit"),
+)
 
 
 def runs_of(row: Rendered) -> list[tuple[int, int]]:
@@ -64,8 +72,8 @@ def stop_is_learned() -> None:
 def end_is_taken_for_padding(patch: Patch) -> None:
     plain = packing.to_batch
 
-    def batch(group: Any, layout: Any, pad: int = 0) -> Any:
-        made = plain(group, layout, pad)
+    def batch(group: Any, layout: Any, pad: int = 0, signal: Any = None) -> Any:
+        made = plain(group, layout, pad, signal)
         return dataclasses.replace(made, weight_N=made.weight_N * (made.target_N != pad))
 
     patch.setattr(packing, "to_batch", batch)
@@ -94,7 +102,9 @@ def only_answers_are_learned() -> None:
 
 def everything_is_learned(patch: Patch) -> None:
     plain = rendering._rendered
-    patch.setattr(rendering, "_rendered", lambda t, ids, w, row, e: plain(t, ids, [0.0, *[1.0] * (len(ids) - 1)], row, e))
+    patch.setattr(
+        rendering, "_rendered", lambda t, ids, w, row, e: plain(t, ids, [0.0, *[1.0] * (len(ids) - 1)], row, e)
+    )
 
 
 def served_as_trained() -> None:
@@ -126,17 +136,18 @@ def text_stays_text() -> None:
 
 
 def text_is_obeyed(patch: Patch) -> None:
-    def guarded(template: Template, messages: Any, open_turn: bool) -> tuple[str, list[str]]:
-        text = rendering._string(template, messages, open_turn)
+    def escaped(template: Template, messages: Any, open_turn: bool) -> tuple[str, list[str]]:
+        text = render(template, messages, open_turn)
         return text, [text]
 
-    patch.setattr(rendering, "_guarded", guarded)
+    patch.setattr(rendering, "_render_escaped", escaped)
 
 
 def long_rows_are_named() -> None:
     long = [chat(("user", "x"), ("assistant", "y" * 50))]
-    refused("DATA_TOO_LONG", lambda: rendering.render_rows(TEMPLATE, long, [0], 40, drop_long=False))
-    assert rendering.render_rows(TEMPLATE, long, [0], 40, drop_long=True) == ([], [0])
+    how = RowRenderer(TEMPLATE, sft.prepare, 40, "error")
+    refused("DATA_TOO_LONG", lambda: render_rows(how, long, [0]))
+    assert render_rows(dataclasses.replace(how, too_long="drop"), long, [0]) == RenderedRows([], [0])
 
 
 def long_rows_are_cut(patch: Patch) -> None:
@@ -144,20 +155,21 @@ def long_rows_are_cut(patch: Patch) -> None:
 
     def cut(template: Template, example: Any, row: int = 0, limit: int | None = None) -> Any:
         return [
-            dataclasses.replace(r, ids=r.ids[:limit], weights=r.weights[:limit]) for r in plain(template, example, row, limit)
+            dataclasses.replace(r, ids=r.ids[:limit], weights=r.weights[:limit])
+            for r in plain(template, example, row, limit)
         ]
 
-    patch.setattr(rendering, "for_training", cut)
+    patch.setattr(sft, "for_training", cut)
 
 
 def tokens_have_embeddings() -> None:
-    rows = rendering.for_training(TEMPLATE, TALK)
-    check_ids(rows, len(TEMPLATE.tokenizer), "model")
-    refused("TOKENIZER_MISMATCH", lambda: check_ids(rows, TEMPLATE.eos, "model"))
+    rows = sft.prepare(TEMPLATE, TALK, 0, None)
+    sequences.check_ids(rows, len(TEMPLATE.tokenizer), "model")
+    refused("TOKENIZER_MISMATCH", lambda: sequences.check_ids(rows, TEMPLATE.eos, "model"))
 
 
 def nobody_counts(patch: Patch) -> None:
-    patch.setattr(rendering, "check_ids", lambda *_: None)
+    patch.setattr(sequences, "check_ids", lambda *_: None)
 
 
 FAULTS = [

@@ -25,7 +25,9 @@ def test_mcnemar_equals_statsmodels(b: int, c: int) -> None:
     assert math.isclose(statistics.mcnemar_exact(b, c), min(1.0, expected), abs_tol=1e-12)
 
 
-@pytest.mark.parametrize(("table", "low", "high"), [((36, 12, 2, 0), 0.0569, 0.3404), ((20, 12, 2, 16), 0.0562, 0.3292)])
+@pytest.mark.parametrize(
+    ("table", "low", "high"), [((36, 12, 2, 0), 0.0569, 0.3404), ((20, 12, 2, 16), 0.0562, 0.3292)]
+)
 def test_newcombe_equals_the_published_examples(table: tuple[int, int, int, int], low: float, high: float) -> None:
     """Newcombe 1998, worked pairs with n = 50, method 10, to the four printed digits."""
     assert np.allclose(statistics.newcombe_paired(*table), (low, high), atol=5e-5)
@@ -51,11 +53,11 @@ def test_no_input_gives_nan(rows: list[tuple[float, float, int]]) -> None:
     """n = 0, n = 1, all tied, all discordant, one cluster: a verdict with finite numbers."""
     a, b, clusters = ([r[i] for r in rows] for i in range(3))
     for x, y in ((a, b), ([round(v) for v in a], [round(v) for v in b]), (a, a)):
-        found = statistics.compare(x, y, clusters)
-        numbers = [found.difference, *found.interval, found.p_value]
+        compared = statistics.compare(x, y, clusters)
+        numbers = [compared.difference, *compared.interval, compared.p_value]
         assert all(math.isfinite(v) for v in numbers)
-        assert found.verdict in ("BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL")
-        assert (found.rows_needed is not None) == (found.verdict == "CANNOT TELL")
+        assert compared.verdict in ("BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL")
+        assert (compared.rows_needed is not None) == (compared.verdict == "CANNOT TELL")
     if not rows:
         assert statistics.compare([], [], []).verdict == "CANNOT TELL"
 
@@ -69,7 +71,8 @@ def test_verdicts() -> None:
     assert statistics.compare(ones * 1.1, ones * 1.4, clusters, higher_is_better=False, bound=16).verdict == "BETTER"
 
 
-# Rows, both arms' shares of right rows, share of rows on which they differ: from arms that almost never differ to any others.
+# Rows, both arms' shares of right rows, share of rows on which they differ: from arms that almost never differ to any
+# others.
 GRID = [
     (20, 0.98, 0.97, 0.03),
     (50, 0.98, 0.97, 0.03),
@@ -83,7 +86,8 @@ GRID = [
 
 @pytest.mark.parametrize(("n", "p", "q", "disagree"), GRID)
 def test_coverage_of_the_paired_interval(n: int, p: float, q: float, disagree: float) -> None:
-    """The 95 % interval covers the truth in at least 93 % of 2,000 draws, also where the percentile bootstrap covers a third."""
+    """The 95 % interval covers the truth in at least 93 % of 2,000 draws, also where the percentile bootstrap covers a
+    third."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     both = p - only_first
     draw = np.random.default_rng(n).multinomial(n, [both, only_first, only_second, 1 - both - disagree], size=2000)
@@ -100,7 +104,8 @@ def test_coverage_of_the_paired_interval(n: int, p: float, q: float, disagree: f
 def test_coverage_for_graded_scores_that_seldom_differ(
     n: int, p: float, q: float, disagree: float, a: float, most: float
 ) -> None:
-    """Field F1 near its ceiling: few rows differ, each by another amount. The plain t interval covers as little as 87 % here."""
+    """Field F1 near its ceiling: few rows differ, each by another amount. The plain t interval covers as little as 87 %
+    here."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     draw = np.random.default_rng(n)
     sign = draw.choice([1.0, -1.0, 0.0], p=[only_first, only_second, 1 - disagree], size=(2000, n))
@@ -116,15 +121,16 @@ def test_coverage_for_graded_scores_that_seldom_differ(
     assert own / 2000 >= 0.93
 
 
-def test_the_imagined_rows_cost_little_where_all_rows_differ() -> None:
+def test_the_pseudo_rows_cost_little_where_all_rows_differ() -> None:
     d = np.random.default_rng(1).normal(0.02, 0.06, 100)
-    low, high, _ = statistics.clustered_interval(d, range(100), imagine=False)
+    low, high, _ = statistics.clustered_interval(d, range(100), pseudo=False)
     wide_low, wide_high, _ = statistics.clustered_interval(d, range(100))
     assert wide_high - wide_low == pytest.approx(high - low, rel=0.03)
 
 
 def test_coverage_of_the_clustered_interval() -> None:
-    """Five rows a cluster that share half their noise: clustering keeps the coverage that rows taken alone would lose."""
+    """Five rows a cluster that share half their noise: clustering keeps the coverage that rows taken alone would
+    lose."""
     draw = np.random.default_rng(0)
     covered = naive = 0
     for _ in range(1000):
@@ -154,7 +160,8 @@ def test_rows_that_are_answered_alike_tell_no_more_than_one_of_them(
 
 
 def test_power_tables() -> None:
-    """Known order of size: with 100 rows and 20 % disagreement about 13 points can be found (exact table: 12.8)."""
+    """Known orders of magnitude: with 100 rows and 20 % disagreement about 13 points can be detected (exact table:
+    12.8)."""
     assert abs(statistics.detectable(100, 0.2) - 0.128) < 0.01
     assert abs(statistics.detectable(500, 0.1) - 0.041) < 0.005
     n = statistics.rows_needed(math.sqrt(0.2), 0.05)
@@ -163,7 +170,15 @@ def test_power_tables() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "disagreement", "points"),
-    [(30, 0.3, 27.4), (50, 0.2, 17.6), (100, 0.1, 8.8), (100, 0.3, 15.9), (200, 0.05, 4.4), (300, 0.4, 10.5), (1000, 0.2, 4.0)],
+    [
+        (30, 0.3, 27.4),
+        (50, 0.2, 17.6),
+        (100, 0.1, 8.8),
+        (100, 0.3, 15.9),
+        (200, 0.05, 4.4),
+        (300, 0.4, 10.5),
+        (1000, 0.2, 4.0),
+    ],
 )
 def test_detectable_differences_of_the_exact_test(rows: int, disagreement: float, points: float) -> None:
     """Against a table found by simulation (reference note A3)."""
@@ -173,13 +188,13 @@ def test_detectable_differences_of_the_exact_test(rows: int, disagreement: float
 @pytest.mark.parametrize(("rows", "spread"), [(20, 0.4), (105, 0.4), (51, 0.1)])
 def test_a_detectable_mean_is_detected_four_times_in_five(rows: int, spread: float) -> None:
     draw = np.random.default_rng(0)
-    found = draw.normal(statistics.detectable_mean(rows, spread), spread, (4000, rows))
-    low = np.array([statistics.clustered_interval(d, range(rows))[0] for d in found])
+    drawn = draw.normal(statistics.detectable_mean(rows, spread), spread, (4000, rows))
+    low = np.array([statistics.clustered_interval(d, range(rows))[0] for d in drawn])
     assert abs((low > 0).mean() - 0.8) < 0.02
     assert statistics.detectable_mean(1, spread) == 1.0
 
 
-def test_what_no_difference_can_show_is_said() -> None:
+def test_too_few_rows_detect_nothing() -> None:
     assert statistics.detectable(30, 0.1) == 1.0
     assert statistics.detectable(0) == 1.0
 
@@ -214,32 +229,39 @@ def test_the_corpus_interval_is_scipys_bca() -> None:
     a, b = statistics.pseudo_clusters(a, b, ratio)
 
     def difference(rows: np.ndarray, axis: int = -1) -> np.ndarray:
-        return ratio(a[rows].sum(axis - 1 if rows.ndim > 1 else 0)) - ratio(b[rows].sum(axis - 1 if rows.ndim > 1 else 0))
+        return ratio(a[rows].sum(axis - 1 if rows.ndim > 1 else 0)) - ratio(
+            b[rows].sum(axis - 1 if rows.ndim > 1 else 0)
+        )
 
     theirs = stats.bootstrap(
-        (np.arange(52),), lambda rows, axis=-1: np.apply_along_axis(difference, axis, rows), method="BCa", n_resamples=4000, rng=1
+        (np.arange(52),),
+        lambda rows, axis=-1: np.apply_along_axis(difference, axis, rows),
+        method="BCa",
+        n_resamples=4000,
+        rng=1,
     ).confidence_interval
     assert np.allclose(interval, (theirs.low, theirs.high), atol=0.006)
 
 
 @pytest.mark.parametrize(("n", "p", "q", "disagree"), [row for row in GRID if row[0] * row[3] >= 3])
 def test_the_corpus_interval_covers(n: int, p: float, q: float, disagree: float) -> None:
-    """Micro-averages of rows with one to five fields; the runs that tell no interval (fewer than five rows differ) do not count."""
+    """Micro-averages of rows with one to five fields; the runs without an interval (fewer than five rows differ) do not
+    count."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     draw = np.random.default_rng(n)
-    told = hits = 0
+    given = hits = 0
     for seed in range(700):
         fields = draw.integers(1, 6, n).astype(float)
         kind = draw.choice(4, p=[p - only_first, only_first, only_second, 1 - p - only_second], size=n)
         a, b = (np.stack([fields * np.isin(kind, right), fields], 1) for right in ((0, 1), (0, 2)))
         interval = statistics.corpus_interval(a, b, ratio, resamples=800, seed=seed)
-        told += interval is not None
+        given += interval is not None
         hits += interval is not None and interval[0] <= p - q <= interval[1]
-    assert told >= 100
-    assert hits / told >= 0.93
+    assert given >= 100
+    assert hits / given >= 0.93
 
 
-def test_the_corpus_interval_is_not_told_of_few_or_equal_clusters_and_else_has_a_width() -> None:
+def test_there_is_no_corpus_interval_of_few_or_equal_clusters_and_else_it_has_a_width() -> None:
     same = np.array([[1, 1]] * 20)
     for few in (same, same[:1], same[:0], same * 0):
         assert statistics.corpus_interval(few, few, ratio, resamples=200) is None

@@ -1,26 +1,32 @@
-"""A teacher's shares as targets: gold rows are supervised fine-tuning, and a teacher that is the student teaches nothing."""
+"""A teacher's probabilities as targets: gold rows are supervised fine-tuning, and a teacher that is the student teaches
+nothing."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 from build import plan_of, rows, with_adapter
 
-from tunewright.methods import distill, sft
+from tunewright.methods import Method, distill, sft
 from tunewright.model import adapters
-from tunewright.tokens.sequences import Rendered
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.sequences import Rendered, TrainRow, single
 
 
-def gradient(model: Any, method: Any, data: Any, layout: str) -> tuple[float, list[torch.Tensor]]:
+def gradient(
+    model: LanguageModel, method: Method, data: list[TrainRow], layout: str
+) -> tuple[float, list[torch.Tensor]]:
     plan, total = plan_of(layout=layout), 0.0
-    model.zero_grad()
-    for batch in method.batches(data, range(len(data)), plan):
-        part, _ = method.loss(model, batch, plan)
+    model.module.zero_grad()
+    for batch in method.batches(model, data, range(len(data)), plan, 0):
+        part = method.loss(model, batch, plan).sum
         part.backward()
         total += float(part.detach())
-    return total, [p.grad.clone() for p in adapters.trainable(model).values()]
+    return total, [p.grad.clone() for p in adapters.trainable(model.module).values()]
+
+
+def gold(data: list[Rendered]) -> list[TrainRow]:
+    return [single(r) for r in data]
 
 
 def relatives() -> list[Rendered]:
@@ -34,8 +40,8 @@ def relatives() -> list[Rendered]:
 @pytest.mark.parametrize("layout", ["packed", "padded", "shared"])
 def test_gold_rows_are_supervised_fine_tuning(layout: str) -> None:
     model, data = with_adapter("llama", torch.float64), relatives()
-    loss, grads = gradient(model, sft, data, "packed")
-    same, also = gradient(model, distill, [distill.gold(r) for r in data], layout)
+    loss, grads = gradient(model, sft, gold(data), "packed")
+    same, also = gradient(model, distill, gold(data), layout)
     assert same == pytest.approx(loss, abs=1e-9)
     assert all((a - b).abs().max() < 1e-9 for a, b in zip(grads, also, strict=True))
 
@@ -45,31 +51,33 @@ def test_a_teacher_that_is_the_student_teaches_nothing(monkeypatch: pytest.Monke
     model, data = with_adapter("llama", torch.float64), relatives()
     rows_ = distill.with_teacher(model, data, data, "packed")
     _, grads = gradient(model, distill, rows_, "packed")
-    _, gold = gradient(model, distill, [distill.gold(r) for r in data], "packed")
-    assert max(g.abs().max() for g in grads) < 1e-5 * max(g.abs().max() for g in gold)  # shares are kept in float32
+    _, golden = gradient(model, distill, gold(data), "packed")
+    assert max(g.abs().max() for g in grads) < 1e-5 * max(
+        g.abs().max() for g in golden
+    )  # probabilities are kept in float32
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared"])
 def test_rows_of_both_kinds_weigh_what_they_should(layout: str) -> None:
     model, data = with_adapter("llama", torch.float64), relatives()
-    with adapters.off(model):
+    with adapters.off(model.module):
         replay = distill.with_teacher(model, data[:3], data[:3], "shared", weight=0.5)
-    mixed = [*(distill.gold(r) for r in data), *replay]
+    mixed = [*gold(data), *replay]
     loss, grads = gradient(model, distill, mixed, "packed")
     same, also = gradient(model, distill, mixed, layout)
     assert same == pytest.approx(loss, abs=1e-9)
     assert all((a - b).abs().max() < 1e-9 for a, b in zip(grads, also, strict=True))
-    whole = gradient(model, distill, [r for r in mixed if r.gold], "packed")[0] + gradient(model, distill, replay, "packed")[0]
+    whole = gradient(model, distill, gold(data), "packed")[0] + gradient(model, distill, replay, "packed")[0]
     assert loss == pytest.approx(whole, abs=1e-9)
 
 
-def test_a_teacher_may_have_heard_more() -> None:
+def test_the_teacher_may_read_another_prompt() -> None:
     """Internalising a prompt: the teacher reads it, the student does not; the answers are the same tokens."""
     model, data = with_adapter("llama", torch.float64), rows(4)
     prompt = (9, 8, 7)
-    heard = [Rendered(prompt + r.ids, (0.0, 0.0, 0.0, *r.weights), r.row) for r in data]
-    taught = distill.with_teacher(model, heard, data, "packed")
-    assert [t.ids for t in taught] == [r.ids for r in data]
+    teacher_rows = [Rendered(prompt + r.ids, (0.0, 0.0, 0.0, *r.weights), r.row) for r in data]
+    taught = distill.with_teacher(model, teacher_rows, data, "packed")
+    assert [t.sequences[0].ids for t in taught] == [r.ids for r in data]
     for t in taught:
-        assert t.share_NK.shape == (t.supervised, distill.K)
-        assert t.share_NK.sum(1) == pytest.approx(1.0, abs=1e-5)
+        assert t.signal["prob_MK"].shape == (t.supervised, distill.K)
+        assert t.signal["prob_MK"].sum(1) == pytest.approx(1.0, abs=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from build import tiny_model
+from build import tiny_lm
 
 from tunewright.model.generate import Decoding, common_prefix, greedy, label_logprobs
 
@@ -19,8 +19,9 @@ def prompts(count: int, shared: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
 @pytest.mark.parametrize("shared", [0, 20])
 def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> None:
-    """Greedy tokens in float32, rows of different lengths leaving at different times; gemma's window is shorter than the text."""
-    model = tiny_model(kind)
+    """Greedy tokens in float32, rows of different lengths leaving at different times; gemma's window is shorter than
+    the text."""
+    model = tiny_lm(kind)
     asked = prompts(9, shared)
     window = 16 if kind == "gemma3_text" else None
     stop = tuple(range(40))  # many stop tokens, so that rows end at different steps
@@ -28,7 +29,7 @@ def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> No
     single = greedy(model, asked, Decoding(24, stop, exact_batch=False, window=window))
     assert batched == single
     for ids, found in zip(asked, batched, strict=True):
-        out = model.generate(
+        out = model.module.generate(
             torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             max_new_tokens=24,
@@ -44,7 +45,7 @@ def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> No
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_label_scores_equal_the_sum_over_the_whole_sequence(kind: str) -> None:
     """Labels of one to four tokens, one of them the beginning of another."""
-    model = tiny_model(kind)
+    model = tiny_lm(kind)
     asked = prompts(5, 12)
     labels = [[5, 256], [5, 6, 7, 256], [9, 256], [10, 11, 256]]
     found = label_logprobs(
@@ -53,7 +54,7 @@ def test_label_scores_equal_the_sum_over_the_whole_sequence(kind: str) -> None:
     for r, ids in enumerate(asked):
         for j, label in enumerate(labels):
             with torch.no_grad():
-                logp = model(torch.tensor([ids + label])).logits[0].log_softmax(-1)
+                logp = model.module(torch.tensor([ids + label])).logits[0].log_softmax(-1)
             expected = sum(float(logp[len(ids) + t - 1, token]) for t, token in enumerate(label))
             assert abs(found[r, j] - expected) < 1e-4
 
@@ -66,6 +67,6 @@ def test_the_shared_prefix_leaves_every_row_a_token() -> None:
 
 
 def test_the_limit_cuts_and_an_immediate_stop_is_an_empty_answer() -> None:
-    model = tiny_model()
+    model = tiny_lm()
     assert all(len(a) == 3 for a in greedy(model, prompts(4, 0), Decoding(3, (999,))))
     assert greedy(model, prompts(4, 0), Decoding(3, tuple(range(260)))) == [[], [], [], []]

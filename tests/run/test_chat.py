@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from tunewright.run.session import Session
+
 from tunewright import api
 from tunewright.core import run_folder
 from tunewright.core.config import load
 from tunewright.core.console import Console
 from tunewright.data.examples import Message
-from tunewright.run.session import Session
 from tunewright.tokens import rendering
 
 

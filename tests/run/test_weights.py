@@ -14,7 +14,8 @@ Folder = Callable[[str], Path]
 
 
 def test_a_resumed_run_evaluates_the_trained_weights(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    """`prove` in one process and the rest in another once scored a fresh adapter on dev and filed it under the trained weights."""
+    """`prove` in one process and the rest in another once scored a fresh adapter on dev and filed it under the trained
+    weights."""
     settings = [*FLAGS, "--model", str(model_folder("llama")), "prove.evidence=plain", "experiments.mitigation=true"]
     settings += ["train.steps=40", "train.lr=0.02"]
     rows = str(chat_rows())
@@ -23,7 +24,10 @@ def test_a_resumed_run_evaluates_the_trained_weights(tmp_path: Path, chat_rows: 
     assert cli("prove", rows, "--name", "parts", *settings, cwd=tmp_path).returncode == 0
     assert cli("run", "runs/parts", cwd=tmp_path).returncode == 0
     scores = [
-        [(line["row"], line["answer"], line["score"]) for line in read_lines(tmp_path / "runs" / name / "scores/dev/tuned.jsonl")]
+        [
+            (line["row"], line["answer"], line["score"])
+            for line in read_lines(tmp_path / "runs" / name / "scores/dev/tuned.jsonl")
+        ]
         for name in ("whole", "parts")
     ]
     assert scores[0] == scores[1]

@@ -24,7 +24,11 @@ def test_every_training_row_is_judged_by_a_model_that_has_not_seen_it(full: api.
     for cut in range(2):
         judged: list[int] = []
         for k in range(2):
-            lines = (full.path / "branches" / f"cut-{cut}-fold-{k}" / "scores" / "train-tuned.jsonl").read_text().splitlines()
+            lines = (
+                (full.path / "branches" / f"cut-{cut}-fold-{k}" / "scores" / "train-tuned.jsonl")
+                .read_text()
+                .splitlines()
+            )
             judged += [json.loads(x)["row"] for x in lines]
         assert sorted(judged) == sorted(train)
     assert read(full.path, "crossfit")["measured"]

@@ -21,7 +21,9 @@ def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> 
     for text in ("task", "generic"):
         assert 0 < f[text]["kl_bits"][0] < f[text]["kl_bits"][1]
     generic = f["generic"]
-    assert generic["delta_bits_per_byte"][1] == pytest.approx(generic["delta_bits"][1] * generic["tokens"] / generic["bytes"])
+    assert generic["delta_bits_per_byte"][1] == pytest.approx(
+        generic["delta_bits"][1] * generic["tokens"] / generic["bytes"]
+    )
     assert 1 < generic["base_bits_per_byte"] < 9
     assert f["probes"]["knowledge"]["items"] >= 300
     following = f["probes"]["instructions"]
@@ -49,11 +51,13 @@ def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_fo
     run = Run(done.path)
     assert run.scale == read(done.path, "forgetting")["chosen"] == 0.25
     trained, exported = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
-    served = peft_format.state(chat.load(run).model)
+    served = peft_format.state(chat.load_run(run).model.module)
     for name, tensor in trained.items():
         expected = tensor * 0.25 if "lora_B" in name else tensor
         mine = f"base_model.model.{name}.weight"
         assert torch.equal(exported[mine], expected), name
         assert torch.equal(served[mine], expected), name
     chosen, swept = (list(read_lines(run.scores / "dev" / f"{name}.jsonl")) for name in ("tuned", "tuned-scale0.25"))
-    assert [{**line, "key": ""} for line in chosen] == [{**line, "key": ""} for line in swept], "calibration reads the same model"
+    assert [{**line, "key": ""} for line in chosen] == [{**line, "key": ""} for line in swept], (
+        "calibration reads the same model"
+    )

@@ -8,21 +8,36 @@ from pathlib import Path
 from build import Folder, Rows, cli
 
 
-def test_every_number_has_a_reason_and_nothing_is_trained(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+def test_every_number_has_a_reason_and_nothing_is_trained(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
     done = cli("plan", str(chat_rows()), "--name", "p", "--model", str(model_folder("llama")), "--json", cwd=tmp_path)
     plan = json.loads(done.stdout)
-    resolved = {"steps", "batch", "capacity", "max_length", "layout", "dtype", "lr", "eval_every", "checkpoint_every"}
+    resolved = {
+        "steps",
+        "batch_size",
+        "tokens_per_pass",
+        "max_length",
+        "layout",
+        "dtype",
+        "lr",
+        "eval_every",
+        "checkpoint_every",
+    }
     assert resolved <= set(plan["reasons"])
     assert all(plan["reasons"].values())
     assert plan["estimate"]["train_seconds"] > 0
     assert not (tmp_path / "runs" / "p" / "training.json").exists()
 
 
-def test_rows_over_the_limit_are_named_or_dropped_on_request(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+def test_rows_over_the_limit_are_named_or_dropped_on_request(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
     data = chat_rows()
     with open(data, "a") as file:
         file.write(
-            json.dumps({"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "Y"}]}) + "\n"
+            json.dumps({"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "Y"}]})
+            + "\n"
         )
     arguments = ["plan", str(data), "--model", str(model_folder("llama")), "train.max_length=200"]
     done = cli(*arguments, cwd=tmp_path)

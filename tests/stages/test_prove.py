@@ -52,7 +52,8 @@ def test_dev_chooses_the_comparator_and_test_claims() -> None:
     assert decided["difference"] == 0.5
     assert decided["arms"]["zero_shot"]["tuned_minus_this"]["difference"] == 0.25
     assert (
-        decided["arms"]["zero_shot"]["tuned_minus_this"]["p_holm"] >= decided["arms"]["zero_shot"]["tuned_minus_this"]["p_value"]
+        decided["arms"]["zero_shot"]["tuned_minus_this"]["p_holm"]
+        >= decided["arms"]["zero_shot"]["tuned_minus_this"]["p_value"]
     )
     assert (decided["verdict"], decided["unbeaten"]) == ("CANNOT TELL", ["zero_shot", "few_shot"])
     without = decide(arms_of(scores, {}), protocol, [0, 1, 2, 3])["comparator"]
@@ -62,13 +63,16 @@ def test_dev_chooses_the_comparator_and_test_claims() -> None:
 
 
 def test_a_bad_choice_on_dev_does_not_make_the_tuned_model_better() -> None:
-    """Shuffled labels, and a model that learned the commonest one: it beats the arm that a noisy dev chose, not the constant answer."""
+    """Shuffled labels, and a model that learned the commonest one: it beats the arm that a noisy dev chose, not the
+    constant answer."""
     draw = np.random.default_rng(0)
     common, base = (draw.random(100) < 0.55).astype(float), (draw.random(100) < 0.3).astype(float)
 
     def judged(**scores: Any) -> dict[str, Any]:
         arms = arms_of(scores, {"zero_shot": 0.5, "constant": 0.45})
-        return decide(arms, Protocol(RULE, "accuracy", True, 0.02, 0.05, {}, 8, 40, 100, "", None, ""), list(range(100)))
+        return decide(
+            arms, Protocol(RULE, "accuracy", True, 0.02, 0.05, {}, 8, 40, 100, "", None, ""), list(range(100))
+        )
 
     decided = judged(zero_shot=base, constant=common, tuned=common)
     assert decided["comparator"]["name"] == "zero_shot"
@@ -116,4 +120,13 @@ def test_the_protocol_is_fixed_before_training(full: api.Result) -> None:
     # Read once by the arms; the branches (cleaned, half the rows, internalised) read it too, and each is counted.
     assert full.verdict["test_reads"] == names.count("test_read") == 4
     assert "have been read 4 times" in full.report.read_text()
-    assert {*full.verdict} >= {"retention", "cost", "curve", "cleaning", "crossfit", "mitigation", "internalised", "calibration"}
+    assert {*full.verdict} >= {
+        "retention",
+        "cost",
+        "curve",
+        "cleaning",
+        "crossfit",
+        "mitigation",
+        "internalised",
+        "calibration",
+    }

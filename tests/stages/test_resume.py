@@ -18,7 +18,9 @@ from tunewright import api
 from tunewright.core.run_folder import Run
 
 
-def test_an_interrupted_run_says_how_to_resume_and_ends_equal(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+def test_an_interrupted_run_says_how_to_resume_and_ends_equal(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
     """SIGINT in the middle of training, then the same command on the run folder: weights as if nothing had happened."""
     flags = [
         "--model",
@@ -52,7 +54,9 @@ def test_an_interrupted_run_says_how_to_resume_and_ends_equal(tmp_path: Path, ch
     assert "tunewright run" in stderr
     assert not (tmp_path / "runs" / "stopped" / "training.json").exists()
     assert cli("train", "runs/stopped", cwd=tmp_path).returncode == 0
-    finals = [(tmp_path / "runs" / n / "checkpoints" / "final.safetensors").read_bytes() for n in ("straight", "stopped")]
+    finals = [
+        (tmp_path / "runs" / n / "checkpoints" / "final.safetensors").read_bytes() for n in ("straight", "stopped")
+    ]
     assert finals[0] == finals[1]
 
 

@@ -35,7 +35,9 @@ def test_other_architectures_run_end_to_end(kind: str, tmp_path: Path, chat_rows
 
 def test_full_fine_tuning_runs_end_to_end(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
     given = {k: v for k, v in QUICK.items() if not k.startswith(("adapter", "train__dtype"))}
-    run = api.run(chat_rows(), model=str(model_folder("llama")), name="full", root=tmp_path, adapter__kind="none", **given)
+    run = api.run(
+        chat_rows(), model=str(model_folder("llama")), name="full", root=tmp_path, adapter__kind="none", **given
+    )
     assert not run.adapter.exists()
     base = loading.load(model_folder("llama"), torch.float32).module.state_dict()
     tuned = loading.load(run.path / "merged", torch.float32).module.state_dict()
@@ -59,6 +61,7 @@ def test_raw_documents_run_end_to_end(tmp_path: Path, model_folder: Folder) -> N
         split__dev=0.0,
         train__lr=0.01,
         train__dtype="float32",
+        threads=1,
     )
     v = run.verdict
     assert (run.path / "report.html").exists()
@@ -104,7 +107,9 @@ main.main()
 """
     flags = ["train.steps=3", "train.batch_size=40", "train.tokens_per_pass=8192", "train.dtype=float32", "threads=1"]
     words = ["train", str(chat_rows()), "--name", "r", "--model", str(model_folder("llama")), *flags]
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert re.search(r"error\[TRAIN_MEMORY\] \S*runs/r: .* GB .*Fix: .*train.tokens_per_pass", done.stderr), done.stderr
     assert "Traceback" not in done.stderr

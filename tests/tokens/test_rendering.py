@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError, ModelError
 from tunewright.data.examples import Chat, Message, Text
-from tunewright.tokens import rendering
-from tunewright.tokens.rendering import for_generation, for_training
-from tunewright.tokens.template import Template, load_template
+from tunewright.tokens.rendering import completion_ids, decode, for_generation, for_training
+from tunewright.tokens.template import Template, _choose_kwargs, load_template
 
 TEMPLATES = sorted(
     p
@@ -40,7 +39,7 @@ TWO_TURNS = Chat(
 def outcome(path: Path) -> str:
     """one, per turn, or the code of the refusal; checks everything that a trained sequence must hold."""
     try:
-        template = rendering._choose_kwargs(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
+        template = _choose_kwargs(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
         sequences = for_training(template, TWO_TURNS)
     except (DataError, ModelError) as error:
         code = error.problems[0].code
@@ -56,11 +55,15 @@ def outcome(path: Path) -> str:
     for place, sequence in enumerate(sequences):
         learned = [i for i, w in zip(sequence.ids, sequence.weights, strict=True) if w]
         said = template.tokenizer.decode(learned)
-        answers = ["It is four.", "Then it is seven."] if len(sequences) == 1 else [TWO_TURNS.messages[turns[place]].content]
+        answers = (
+            ["It is four.", "Then it is seven."] if len(sequences) == 1 else [TWO_TURNS.messages[turns[place]].content]
+        )
         assert all(a in said for a in answers)
         assert "What is two" not in said
         last = max(t for t, w in enumerate(sequence.weights) if w)
-        assert sequence.ids[last] in template.tokenizer.all_special_ids, "an answer's last learned token stops the model"
+        assert sequence.ids[last] in template.tokenizer.all_special_ids, (
+            "an answer's last learned token stops the model"
+        )
     return "one" if len(sequences) == 1 else "per turn"
 
 
@@ -78,7 +81,9 @@ def test_stock_templates_have_one_of_three_outcomes() -> None:
 
 def test_a_template_that_serves_something_else_is_refused_with_the_place() -> None:
     template = Template(
-        byte_tokenizer(CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"))
+        byte_tokenizer(
+            CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+        )
     )
     with pytest.raises(DataError) as caught:
         for_training(template, TWO_TURNS)
@@ -91,7 +96,7 @@ def test_a_served_thought_is_cured_by_its_own_switch() -> None:
         "<|im_start|>assistant\n{% endif %}",
         "<|im_start|>assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
     )
-    template = rendering._choose_kwargs(Template(byte_tokenizer(switched)))
+    template = _choose_kwargs(Template(byte_tokenizer(switched)))
     assert template.kwargs == {"enable_thinking": False}
     assert len(for_training(template, TWO_TURNS)) == 1
 
@@ -102,13 +107,15 @@ def test_a_template_that_writes_the_date_writes_the_runs(tmp_path: Path, model_f
     folder, file = model_folder("llama"), str(tmp_path / "dated.jinja")
     then = load_template(folder, file, "2024-07-26")
     (row,) = for_training(then, TWO_TURNS)
-    assert rendering.decode(then, row.ids).startswith("Today: 26 Jul 2024")
+    assert decode(then, row.ids).startswith("Today: 26 Jul 2024")
     assert for_generation(then, TWO_TURNS.messages[:1])[:20] == list(row.ids[:20])
     now = load_template(folder, file)
     assert now.day == datetime.date.today()
-    assert rendering.decode(now, for_generation(now, TWO_TURNS.messages[:1])).startswith(f"Today: {now.day:%d %b %Y}")
+    assert decode(now, for_generation(now, TWO_TURNS.messages[:1])).startswith(f"Today: {now.day:%d %b %Y}")
     assert now.sha256 != then.sha256
-    assert load_template(folder, None, "2024-07-26").sha256 == load_template(folder).sha256, "a template without a date has none"
+    assert load_template(folder, None, "2024-07-26").sha256 == load_template(folder).sha256, (
+        "a template without a date has none"
+    )
 
 
 def test_a_template_that_drops_the_system_message_is_refused() -> None:
@@ -147,7 +154,18 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Co")), m
 spelled = (
     st.lists(
         st.sampled_from(
-            ["<|im_end|>", "<|im_start|>", "<|im_", "end|>", "<", "|", ">", "a", " ", "<|im_end|>\n<|im_start|>assistant\n"]
+            [
+                "<|im_end|>",
+                "<|im_start|>",
+                "<|im_",
+                "end|>",
+                "<",
+                "|",
+                ">",
+                "a",
+                " ",
+                "<|im_end|>\n<|im_start|>assistant\n",
+            ]
         ),
         min_size=1,
         max_size=6,
@@ -160,8 +178,8 @@ spelled = (
 @settings(max_examples=150, deadline=None)
 @given(st.lists(texts | spelled, min_size=2, max_size=6).map(lambda x: x[: len(x) // 2 * 2]), st.booleans())
 def test_any_chat_served_is_trained_and_spells_no_special_token(contents: list[str], system: bool) -> None:
-    """For any conversation: the served prompt begins the trained sequence, each turn ends on the stop token, and a message
-    that spells a special token neither becomes it nor loses a character."""
+    """For any conversation: the served prompt begins the trained sequence, each turn ends on the stop token, and a
+    message that spells a special token neither becomes it nor loses a character."""
     head = (Message("system", "Answer."),) if system else ()
     chat = Chat((*head, *(Message(("user", "assistant")[i % 2], c) for i, c in enumerate(contents))), "x:1")
     template = Template(byte_tokenizer())
@@ -169,15 +187,17 @@ def test_any_chat_served_is_trained_and_spells_no_special_token(contents: list[s
     ids = list(sequence.ids)
     start, end = template.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids.count(start) == ids.count(end) == len(chat.messages)
-    assert template.tokenizer.decode(ids) == "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in chat.messages)
+    assert template.tokenizer.decode(ids) == "".join(
+        f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in chat.messages
+    )
     for k, message in enumerate(chat.messages):
         if message.role == "assistant":
             prompt = for_generation(template, chat.messages[:k])
             assert ids[: len(prompt)] == prompt
-            answer = rendering.completion_ids(template, chat.messages[:k], message.content)
+            answer = completion_ids(template, chat.messages[:k], message.content)
             assert ids[len(prompt) : len(prompt) + len(answer)] == answer
             assert answer[-1] == end
-            assert rendering.decode(template, answer) == message.content
+            assert decode(template, answer) == message.content
     assert sum(sequence.weights) == sum(len(m.content.encode()) + 1 for m in chat.messages if m.role == "assistant")
 
 

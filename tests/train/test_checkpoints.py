@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from build import flip, plan_of, process, rows, tiny_model
+from build import LORA, flip, learner_of, plan_of, process, tiny_model, train_rows, training_of
 
 from tunewright.core.run_folder import Run
-from tunewright.methods import sft
 from tunewright.model import adapters
 from tunewright.train import checkpoints, loop
 
@@ -44,7 +43,7 @@ def train(folder: Path, steps: int = 6) -> tuple[list[torch.Tensor], Run]:
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        loop.train(model, sft, rows(9), rows(3, seed=5), plan, run, {"data": "d"}, stop)
+        loop.train(training_of(model, plan, train_rows(9), train_rows(3, seed=5), run), stop)
     return [p.detach().clone() for p in adapters.trainable(model).values()], run
 
 
@@ -83,3 +82,13 @@ def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)
+
+
+def test_resume_on_other_ground_names_what_changed(tmp_path: Any) -> None:
+    model = tiny_model()
+    adapters.attach(model, LORA, 0)
+    student = learner_of(model, plan_of())
+    parameters, optimizer = student.parameters, student.optimizer
+    checkpoints.save(tmp_path, parameters, optimizer, checkpoints.State(4, {"data": "a", "model": "b"}), 2)
+    with pytest.raises(Exception, match=r"RESUME_MISMATCH.*data was a, is x"):
+        checkpoints.restore(tmp_path, parameters, optimizer, {"data": "x", "model": "b"})

@@ -1,4 +1,5 @@
-"""The self-test holds on sound models, leaves no trace, falls back where a fast way is wrong, and refuses where nothing is right."""
+"""The self-test holds on sound models, leaves no trace, falls back where a fast way is wrong, and refuses where nothing
+is right."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from build import byte_tokenizer, plan_of, tiny_model
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TunewrightError
 from tunewright.data.examples import Chat, Message
+from tunewright.methods import sft
 from tunewright.model import adapters, attention, fused_llama
-from tunewright.tokens import rendering
-from tunewright.tokens.sequences import Rendered
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.sequences import TrainRow, flat, single
 from tunewright.tokens.template import Template
 from tunewright.train import selftest
 
@@ -29,40 +31,40 @@ def chats(count: int = 6) -> list[Chat]:
     ]
 
 
-def world(kind: str = "lora", **plan: Any) -> tuple[Any, list[Chat], list[Rendered], Any]:
+def world(kind: str = "lora", **plan: Any) -> tuple[LanguageModel, list[Chat], list[TrainRow], Any]:
     attention.register()
-    model = tiny_model()
-    model.config.get_text_config().use_cache = False
+    module = tiny_model()
+    module.config.get_text_config().use_cache = False
     config = AdapterConfig(kind="none") if kind == "none" else AdapterConfig(kind=kind, rank=4)  # type: ignore[arg-type]
-    adapters.attach(model, config, 0)
-    model.generation_config.eos_token_id = TEMPLATE.eos
-    model.lean = fused_llama.applies(model) if kind == "lora" else False
-    rows = [r for i, e in enumerate(chats()) for r in rendering.for_training(TEMPLATE, e, i)]
-    settings = {"layout": "shared", "kernels": "lean" if model.lean else "transformers", "adapter": config, **plan}
+    adapters.attach(module, config, 0)
+    module.generation_config.eos_token_id = TEMPLATE.eos
+    fused = kind == "lora" and fused_llama.applies(module)
+    model = LanguageModel(module, "fused" if fused else "transformers", plain_head=True)
+    rows = [r for i, e in enumerate(chats()) for r in sft.prepare(TEMPLATE, e, i, None)]
+    settings = {"layout": "shared", "kernels": model.kernels, "adapter": config, **plan}
     return model, chats(), rows, plan_of(**settings)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "none"])
 def test_a_sound_model_passes_and_is_left_as_it_was(kind: str) -> None:
     model, examples, rows, plan = world(kind)
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    after, found, _ = selftest.run(model, TEMPLATE, examples, rows, plan)
-    assert after == plan
-    assert all(f.held for f in found)
+    before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
+    done = run(model, examples, rows, plan)
+    assert done.plan == plan
+    assert all(f.held for f in done.findings)
     checks = ["prompts", "stops", *(["base"] if kind != "none" else []), "gradient", "computing"]
-    assert [f.check for f in found] == checks
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert all(p.grad is None for p in model.parameters())
-    assert model.lean == (plan.kernels == "lean")
+    assert [f.check for f in done.findings] == checks
+    assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
+    assert all(p.grad is None for p in model.module.parameters())
 
 
-def run(model: Any, examples: list[Chat], rows: list[Rendered], plan: Any) -> Any:
+def run(model: LanguageModel, examples: list[Chat], rows: list[TrainRow], plan: Any) -> selftest.SelfTest:
     return selftest.run(model, TEMPLATE, examples, rows, plan)
 
 
 def test_rows_that_do_not_begin_as_served_are_refused() -> None:
     model, examples, rows, plan = world()
-    moved = [dataclasses.replace(r, weights=(*r.weights[1:], 0.0)) for r in rows]
+    moved = [single(dataclasses.replace(s, weights=(*s.weights[1:], 0.0))) for s in flat(rows)]
     with pytest.raises(TunewrightError, match=r"SELFTEST_PROMPT.*a.jsonl"):
         run(model, examples, moved, plan)
 
@@ -70,11 +72,11 @@ def test_rows_that_do_not_begin_as_served_are_refused() -> None:
 def test_an_end_at_which_nothing_stops_is_refused() -> None:
     model, examples, rows, plan = world()
     open_ended = []
-    for r in rows:
-        w = list(r.weights)
-        for _, end in selftest.turns(r):
+    for s in flat(rows):
+        w = list(s.weights)
+        for _, end in selftest.turns(s):
             w[end - 1] = 0.0
-        open_ended.append(dataclasses.replace(r, weights=tuple(w)))
+        open_ended.append(single(dataclasses.replace(s, weights=tuple(w))))
     with pytest.raises(TunewrightError, match="SELFTEST_STOP"):
         run(model, examples, open_ended, plan)
 
@@ -93,7 +95,7 @@ def test_a_base_that_was_changed_in_place_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_an_adapter_that_gets_no_gradient_is_refused() -> None:
     model, examples, rows, plan = world()
-    layer = next(iter(adapters.adapted(model).values()))
+    layer = next(iter(adapters.adapted(model.module).values()))
     layer.lora_A.register_hook(torch.zeros_like)
     with pytest.raises(TunewrightError, match=r"SELFTEST_GRADIENT.*lora_A"):
         run(model, examples, rows, plan)
@@ -103,9 +105,9 @@ def test_wrong_kernels_fall_back_to_the_models_own(monkeypatch: pytest.MonkeyPat
     model, examples, rows, plan = world()
     norm = fused_llama.rms_norm
     monkeypatch.setattr(fused_llama, "rms_norm", lambda part, x: norm(part, x) * 1.05)
-    after, found, _ = run(model, examples, rows, plan)
+    done = run(model, examples, rows, plan)
+    after, found = done.plan, done.findings
     assert (after.kernels, after.layout) == ("transformers", "shared")
-    assert not model.lean
     assert not found[-1].held
     assert "own modules" in found[-1].told
     assert "our kernels" in after.reasons["kernels"]
@@ -125,8 +127,9 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
     from tunewright.tokens import packing
     from tunewright.tokens.prefix_tree import build
 
-    monkeypatch.setattr(packing, "fold", everyone)
-    after, found, _ = run(model, examples, rows, plan)
+    monkeypatch.setattr(packing, "build", everyone)
+    done = run(model, examples, rows, plan)
+    after, found = done.plan, done.findings
     assert after.layout == "padded"
     assert "packed rows" in after.reasons["layout"]
     assert after.reasons.get("kernels") == plan.reasons.get("kernels")
@@ -134,23 +137,27 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
 
 
 def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
-    """Dropout: `lean` would leave it out."""
+    """Dropout, say, which the fused kernels would leave out."""
     model, examples, rows, plan = world(layout="packed", kernels="fused")
-    model.lean = False
-    after, found, _ = run(model, examples, rows, plan)
+    model = dataclasses.replace(model, kernels="transformers")
+    done = run(model, examples, rows, plan)
+    after, found = done.plan, done.findings
     assert after.kernels == "transformers"
-    assert not model.lean
     assert found[-1].held
 
 
 def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, rows, plan = world()
-    plain = selftest.to_batch
+    plain = sft.batches
 
-    def shifted(group: Any, layout: Any) -> Any:  # labels of several rows off by one
-        batch = plain(group, layout)
-        return dataclasses.replace(batch, target_N=(batch.target_N + 1) % 250) if len(group) > 1 else batch
+    def shifted(*given: Any) -> Any:  # labels of several rows off by one
+        batches = plain(*given)
+        return (
+            batches
+            if len(given[2]) == 1
+            else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in batches]
+        )
 
-    monkeypatch.setattr(selftest, "to_batch", shifted)
+    monkeypatch.setattr(sft, "batches", shifted)
     with pytest.raises(TunewrightError, match="SELFTEST_LOSS"):
         run(model, examples, rows, plan)

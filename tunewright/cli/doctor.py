@@ -23,9 +23,9 @@ from tunewright.train import machine
 def dry_run(config: Config) -> dict[str, Any]:
     """The results of a run's self-test. The run ends with its plan, and its folder is deleted."""
     with tempfile.TemporaryDirectory(prefix="tunewright-doctor-") as folder:
-        session = runner.start(config, "doctor", Path(folder), Console(quiet=True), "tunewright doctor")
-        runner.advance(session, "plan")
-        selftest = run_folder.read_json(session.run.selftest)
+        context = runner.start(config, "doctor", Path(folder), Console(quiet=True), "tunewright doctor")
+        runner.Runner(context).advance("plan")
+        selftest = run_folder.read_json(context.run.selftest)
     return {f"self-test, {f['check']}": f["told"] for f in selftest["findings"]} | {
         "self-test": f"{selftest['seconds']} s"
     }

@@ -1,6 +1,7 @@
 """The command line: one short function per command. Results go to stdout, all else to stderr.
 
-Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 the gate failed, 130 interrupted (completed work is saved).
+Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 the gate failed, 130 interrupted (completed work is
+saved).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tunewright.core.errors import TunewrightError
 from tunewright.tokens.template import load_template
 
 if TYPE_CHECKING:
-    from tunewright.run.session import Session
+    from tunewright.stages.runner import Runner
 
 app = typer.Typer(
     add_completion=False,
@@ -72,9 +73,9 @@ def run(
 
     Given a run folder, continue that run where it stopped.
     """
-    session = _advance(source, settings, model, name, root, quiet or as_json, "report")
-    _verdict(session, as_json)
-    _gate(session, gate)
+    runner = _advance(source, settings, model, name, root, quiet or as_json, "report")
+    _verdict(runner, as_json)
+    _gate(runner, gate)
 
 
 @app.command()
@@ -191,23 +192,23 @@ def _stage(name: str, description: str) -> None:
     app.command(name, help=description)(stage)
 
 
-def _told(name: str, session: Session, as_json: bool) -> None:
-    files = {
-        "plan": session.run.plan,
-        "train": session.run.training,
-        "prove": session.run.verdict,
-        "export": session.run.export,
-    }
-    if as_json:
-        from tunewright.core.run_folder import read_json
+def _told(name: str, runner: Runner, as_json: bool) -> None:
+    """The record of the stage that the command ran up to."""
+    from tunewright.core.run_folder import read_json
+    from tunewright.core.stage_names import BY_NAME
 
-        out(read_json(files[name]) if name in files else {"report": str(session.run.report)})
+    run = runner.context.run
+    file = run.path / BY_NAME[name].file
+    if as_json:
+        out(read_json(file) if file.suffix == ".json" else {"report": str(file)})
     elif name == "plan":
-        for key, value in session.plan.model_dump(exclude={"reasons", "estimate", "adapter"}).items():
-            typer.echo(f"{key:<18}{value!s:<12} {session.plan.reasons.get(key, '')}")
-        typer.echo(f"next: tunewright run {session.run.path}")
+        plan = read_json(file)
+        for key, value in plan.items():
+            if key not in ("reasons", "estimate", "adapter"):
+                typer.echo(f"{key:<24}{value!s:<12} {plan['reasons'].get(key, '')}")
+        typer.echo(f"next: tunewright run {run.path}")
     else:
-        typer.echo(str(session.run.report if name == "report" else session.run.path))
+        typer.echo(str(file if name == "report" else run.path))
 
 
 _stage("plan", "Run up to the plan: every number of the training, with its reason.")
@@ -227,15 +228,13 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Run up to the end of training."""
-    session = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train")
+    runner = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train")
     if profile:
-        from tunewright.stages import runner
-
-        times = runner.profiled(session)
+        times = runner.profile()
         for line in [] if as_json else times.lines():
             typer.echo(line)
-        runner.advance(session, "train")
-    _told("train", session, as_json)
+        runner.advance("train")
+    _told("train", runner, as_json)
 
 
 @app.command()
@@ -250,9 +249,9 @@ def prove(
     gate: Gate = False,
 ) -> None:
     """Run up to the verdict: evaluate all arms on the held-out rows."""
-    session = _advance(source, settings, model, name, root, quiet or as_json, "prove")
-    _told("prove", session, as_json)
-    _gate(session, gate)
+    runner = _advance(source, settings, model, name, root, quiet or as_json, "prove")
+    _told("prove", runner, as_json)
+    _gate(runner, gate)
 
 
 @app.command("learning-curve")
@@ -268,14 +267,13 @@ def learning_curve(
     """Measure whether more data would help: train on half of the rows, and compare."""
     from tunewright.core import run_folder
 
-    session = _advance(str(run_folder.find(root, run).path), None, None, None, root, quiet or as_json, "prove")
-    from tunewright.stages import runner
-
-    runner.measured_again(session, full)
+    folder = run_folder.find(root, run)
+    runner = _advance(str(folder.path), None, None, None, root, quiet or as_json, "prove")
+    runner.learning_curve(full)
     if as_json:
-        out(run_folder.read_json(session.run.curve))
+        out(run_folder.read_json(folder.learning_curve))
     else:
-        typer.echo(str(session.run.curve))
+        typer.echo(str(folder.learning_curve))
 
 
 _stage("export", "Run up to the exports: write, reload and compare them.")
@@ -359,13 +357,21 @@ def _config(source: str, settings: list[str] | None, model: str | None) -> Any:
 
 
 def _advance(
-    source: str, settings: list[str] | None, model: str | None, name: str | None, root: Path, quiet: bool, until: str
-) -> Session:
+    source: str,
+    settings: list[str] | None,
+    model: str | None,
+    name: str | None,
+    root: Path,
+    quiet: bool,
+    until: str,
+    separate: bool = False,
+) -> Runner:
+    """A run up to ``until``: a new one, or an existing one continued. ``separate``: train in a process of its own."""
     from tunewright.core.console import Console
     from tunewright.core.errors import ConfigError
     from tunewright.core.run_folder import Run, find
 
-    talk = Console(quiet)
+    console = Console(quiet)
     continued = None
     if (Path(source) / "config.yaml").is_file():
         continued = Run(Path(source))
@@ -378,23 +384,22 @@ def _advance(
             where=source,
             fix="omit the settings, or start a new run from its config.yaml.",
         )
-    from tunewright.core import config as configs
     from tunewright.data import dataset
 
     if continued is None:
         config = _config(source, settings, model)
         data = dataset.load(config)  # report mistakes in the data before torch is loaded and a run folder is created
-    from tunewright.run.session import Session
-    from tunewright.stages import runner
+    from tunewright.stages import runner as runners
 
-    if continued is not None:
-        if until == "report":
-            continued.report.unlink(missing_ok=True)
-        session = Session(continued, configs.load(continued.config), talk, _command())
+    if continued is None:
+        context = runners.start(config, name, root, console, _command(), data)
     else:
-        return runner.launch(config, name, root, talk, _command(), until, data)
-    runner.advance(session, until)
-    return session
+        context = runners.resume(continued, console, _command())
+    if until == "report":
+        context.run.report.unlink(missing_ok=True)
+    runner = runners.Runner(context, separate)
+    runner.advance(until)
+    return runner
 
 
 def _command() -> str:
@@ -403,23 +408,29 @@ def _command() -> str:
     return shlex.join(["tunewright", *sys.argv[1:]])
 
 
-def _verdict(session: Session, as_json: bool) -> None:
+def _verdict(runner: Runner, as_json: bool) -> None:
     from tunewright.core.run_folder import read_json
     from tunewright.judge.verdict import sentence
 
     if as_json:
-        out({**read_json(session.run.verdict), "run": str(session.run.path), "report": str(session.run.report)})
+        out(
+            {
+                **read_json(runner.context.run.verdict),
+                "run": str(runner.context.run.path),
+                "report": str(runner.context.run.report),
+            }
+        )
         return
-    v = read_json(session.run.verdict)
+    v = read_json(runner.context.run.verdict)
     typer.echo(sentence(v))
-    typer.echo(f"report: {session.run.report}")
-    typer.echo(f"try it: tunewright chat {session.run.path}")
+    typer.echo(f"report: {runner.context.run.report}")
+    typer.echo(f"try it: tunewright chat {runner.context.run.path}")
 
 
-def _gate(session: Session, gate: bool) -> None:
+def _gate(runner: Runner, gate: bool) -> None:
     from tunewright.core.run_folder import read_json
 
-    if gate and read_json(session.run.verdict)["verdict"] != "BETTER":
+    if gate and read_json(runner.context.run.verdict)["verdict"] != "BETTER":
         raise typer.Exit(3)
 
 

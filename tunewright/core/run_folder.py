@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tunewright.core import stage_names
 from tunewright.core.errors import RunError, TrainError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -62,10 +63,10 @@ class Run:
     forgetting = File("forgetting.json")
     cost = File("cost.json")
     mitigation = File("mitigation.json")
-    internalised = File("internalised.json")
+    prompt_distillation = File("prompt_distillation.json")
     crossfit = File("crossfit.json")
     cleaning = File("cleaning.json")
-    curve = File("curve.json")
+    learning_curve = File("learning_curve.json")
     verdict = File("verdict.json")
     report = File("report.html")
 
@@ -83,33 +84,9 @@ class Run:
         return float(read_json(self.forgetting).get("chosen", 1.0)) if self.forgetting.exists() else 1.0
 
     @property
-    def evidence(self) -> dict[str, Path]:
-        """Results of the other stages, by the key under which verdict.json contains them."""
-        return {
-            "retention": self.forgetting,
-            "mitigation": self.mitigation,
-            "crossfit": self.crossfit,
-            "cleaning": self.cleaning,
-            "internalised": self.internalised,
-            "curve": self.curve,
-            "cost": self.cost,
-        }
-
-    @property
     def stage(self) -> str:
-        """The last completed stage."""
-        for stage, file in (
-            ("reported", self.report),
-            ("exported", self.export),
-            ("proven", self.verdict),
-            ("weighed", self.forgetting),
-            ("trained", self.training),
-            ("planned", self.plan),
-            ("checked", self.split),
-        ):
-            if file.exists():
-                return stage
-        return "created"
+        """The last completed stage, as a participle."""
+        return stage_names.last_done(self.path)
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to events.jsonl."""

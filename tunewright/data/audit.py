@@ -24,7 +24,8 @@ LONG = 24_000  # characters: about 6,000 tokens of English
 
 @dataclass(frozen=True)
 class Finding:
-    """One observation about the data. ``rows``: indices of the examples; ``groups``: the same rows, grouped by what they share."""
+    """One observation about the data. ``rows``: indices of the examples; ``groups``: the same rows, grouped by what
+    they share."""
 
     level: Level
     code: str
@@ -35,8 +36,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is in the data. ``cluster[i]``: the first row with (nearly) the same question as row i; ``characters``: of a row,
-    by quantile; ``labels``: rows of each; ``ceiling``: the largest possible exact match."""
+    """What is in the data. ``cluster[i]``: the first row with (nearly) the same question as row i; ``characters``: of a
+    row, by quantile; ``labels``: rows of each; ``ceiling``: the largest possible exact match."""
 
     rows: int
     task: Task
@@ -68,7 +69,10 @@ def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
     exact = _groups([content_hash(f"{q}\x00{t}") for q, t in zip(questions, targets, strict=True)])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
         raise data_error(
-            "DATA_DUPLICATES", f"all {len(examples)} rows are the same.", where=examples[0].where, fix="provide different rows."
+            "DATA_DUPLICATES",
+            f"all {len(examples)} rows are the same.",
+            where=examples[0].where,
+            fix="provide different rows.",
         )
     task = detect_task(examples)
     labels = Counter(e.target for e in examples) if task.labels else Counter()
@@ -89,7 +93,9 @@ def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
         *_long(examples),
     ]
     sizes = np.array([len(q) + len(t) for q, t in zip(questions, targets, strict=True)])
-    characters = {name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))}
+    characters = {
+        name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))
+    }
     findings.sort(key=lambda f: (ORDER[f.level], f.code))
     return Audit(
         rows=len(examples),
@@ -149,9 +155,7 @@ def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:
 def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Finding]:
     groups = [tuple(g) for g in _groups(questions) if len({targets[i] for i in g}) > 1]
     most = f"{ceiling(questions, targets):.1%}"
-    message = (
-        f"{{rows}} rows give different answers to {{groups}} questions; no model can match more than {most} of all rows exactly"
-    )
+    message = f"{{rows}} rows give different answers to {{groups}} questions; no model can match more than {most} of all rows exactly"
     return _grouped("warning", "CONTRADICTIONS", message, groups)
 
 
@@ -194,7 +198,11 @@ def _long(examples: Sequence[Example]) -> list[Finding]:
     rows = tuple(i for i, e in enumerate(examples) if sum(len(m.content) for m in e.messages) > LONG)
     if not rows:
         return []
-    return [Finding("notice", "LONG_ROWS", f"{len(rows)} rows have over {LONG:,} characters; the plan counts their tokens", rows)]
+    return [
+        Finding(
+            "notice", "LONG_ROWS", f"{len(rows)} rows have over {LONG:,} characters; the plan counts their tokens", rows
+        )
+    ]
 
 
 def too_few(rows: int, where: str) -> Problem | None:

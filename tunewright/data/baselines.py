@@ -1,4 +1,5 @@
-"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression. No torch.
+"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression. No
+torch.
 
 If either does as well, the language model was not needed. Axes: R rows, L labels.
 """
@@ -29,8 +30,8 @@ def constant(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
 
 
 def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
-    """Logistic regression on the TF-IDF weights of words and punctuation (1- and 2-grams) and characters (2- to 5-grams),
-    regularised by five-fold log loss."""
+    """Logistic regression on the TF-IDF weights of words and punctuation (1- and 2-grams) and characters (2- to
+    5-grams), regularised by five-fold log loss."""
 
     @functools.cache  # fitted on first use
     def fitted() -> tuple[Any, Any]:
@@ -47,7 +48,9 @@ def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
     return predict
 
 
-def out_of_fold(texts: Sequence[str], targets: Sequence[str], groups: Sequence[int]) -> tuple[NDArray[np.float64], list[str]]:
+def out_of_fold(
+    texts: Sequence[str], targets: Sequence[str], groups: Sequence[int]
+) -> tuple[NDArray[np.float64], list[str]]:
     """(p_RL, labels): the classifier's prediction for each row, trained without the row and the others of its group."""
     from sklearn.model_selection import GroupKFold
 
@@ -95,5 +98,8 @@ def _strength(x: Any, targets: Sequence[str]) -> float:
     if smallest < 2:
         return 3.0
     splitter = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=0)
-    scores = {c: cross_val_score(_regression(c), x, list(targets), cv=splitter, scoring="neg_log_loss").mean() for c in STRENGTHS}
+    scores = {
+        c: cross_val_score(_regression(c), x, list(targets), cv=splitter, scoring="neg_log_loss").mean()
+        for c in STRENGTHS
+    }
     return max(scores, key=scores.__getitem__)

@@ -1,6 +1,7 @@
 """Metrics of a whole set of rows that are functions of sums over the rows: micro-F1, macro-F1, chrF, bits per byte.
 
-As sums they can be resampled fast (judge/corpus.py). No torch. Axes: R rows, k sums, L labels; "..." leading axes of resamples.
+As sums they can be resampled fast (judge/corpus.py). No torch. Axes: R rows, k sums, L labels; "..." leading axes of
+resamples.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """``sums``: what each row adds, (R, k), from the scores and the task's labels; ``value``: sums (..., k) to the metric.
-    ``by_label``: the metric averages over labels, so that it needs several rows of each."""
+    """``sums``: what each row adds, (R, k), from the scores and the task's labels; ``value``: sums (..., k) to the
+    metric. ``by_label``: the metric averages over labels, so that it needs several rows of each."""
 
     name: str
     sums: Callable[[Sequence[Score], Sequence[str]], Floats]
@@ -83,8 +84,8 @@ def _ngram_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
 
 
 def _chrf(sums: Floats) -> Floats:
-    """chrF2 of the sums of (answer, target, matching) n-grams of order 1 to 6 (Popović 2015): precision and recall averaged
-    over the orders that both sides have, as sacrebleu does without smoothing."""
+    """chrF2 of the sums of (answer, target, matching) n-grams of order 1 to 6 (Popović 2015): precision and recall
+    averaged over the orders that both sides have, as sacrebleu does without smoothing."""
     answers, targets, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
     counted = (answers > 0) & (targets > 0)
     orders = counted.sum(-1).astype(float)

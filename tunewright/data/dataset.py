@@ -1,4 +1,5 @@
-"""What a config's data section means: files read, rows parsed and audited, each assigned to train, dev or test. No torch."""
+"""What a config's data section means: files read, rows parsed and audited, each assigned to train, dev or test. No
+torch."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ SIDES = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """All examples of all files, in order. ``sides[i]`` is train, dev or test; ``cluster[i]`` the first row that row i is a
-    near-duplicate of (i itself if there is none)."""
+    """All examples of all files, in order. ``sides[i]`` is train, dev or test; ``cluster[i]`` the first row that row i
+    is a near-duplicate of (i itself if there is none)."""
 
     examples: tuple[Example, ...]
     sides: tuple[str, ...]
@@ -65,7 +66,8 @@ class Dataset:
 
     @functools.cached_property
     def overlap(self) -> tuple[int, ...]:
-        """Test rows that share a run of 13 words with a training row, unless many rows share it (then it is a template)."""
+        """Test rows that share a run of 13 words with a training row, unless many rows share it (then it is a
+        template)."""
         return split.overlaps(self.examples, self.side("train"), self.side("test"))
 
     def findings(self) -> tuple[Finding, ...]:
@@ -97,7 +99,7 @@ class Dataset:
         return {
             **audited.to_json(self.examples),
             "suspects": [{**dataclasses.asdict(s), "where": self.examples[s.row].where} for s in suspects],
-            "form": self.format,
+            "format": self.format,
             "unused": self.unused,
             "notices": list(self.notices),
             "sides": {side: n for side in SIDES if (n := self.sides.count(side))},
@@ -150,7 +152,10 @@ def load(config: Config) -> Dataset:
 def _read(config: Config) -> _Files:
     if not config.data.train:
         raise data_error(
-            "DATA_EMPTY", "no data file is named.", where="data.train", fix="give a data file: `tunewright run rows.jsonl`."
+            "DATA_EMPTY",
+            "no data file is named.",
+            where="data.train",
+            fix="give a data file: `tunewright run rows.jsonl`.",
         )
     named = [(side, path) for side in SIDES if (path := getattr(config.data, side))]
     parsed: list[tuple[str, Parsed]] = []
@@ -206,7 +211,10 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
     if unknown:
         fix = "correct the label, or add training rows for it."
         raise DataError(
-            [Problem("DATA_FORMAT_MISMATCH", f"no training row has the label {e.target!r}.", e.where, fix) for e in unknown]
+            [
+                Problem("DATA_FORMAT_MISMATCH", f"no training row has the label {e.target!r}.", e.where, fix)
+                for e in unknown
+            ]
         )
     if name == "auto":
         return task

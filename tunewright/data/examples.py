@@ -139,7 +139,8 @@ class RowFormat:
 
 @dataclass(frozen=True)
 class Parsed:
-    """Valid examples of one file, in its order; ``unused`` counts, by field, the rows with a field that nothing reads."""
+    """Valid examples of one file, in its order; ``unused`` counts, by field, the rows with a field that nothing
+    reads."""
 
     format: FormatName
     examples: tuple[Example, ...]
@@ -149,8 +150,8 @@ class Parsed:
 def parse(
     rows: Sequence[Row], name: str = "auto", columns: dict[str, str] | None = None, instruction: str | None = None
 ) -> Parsed:
-    """All rows as Examples. ``name``: a format's, or "auto"; ``columns``: our field -> theirs; ``instruction``: the system
-    message of rows that have none. Raises DataError with every problem of every row."""
+    """All rows as Examples. ``name``: a format's, or "auto"; ``columns``: our field -> theirs; ``instruction``: the
+    system message of rows that have none. Raises DataError with every problem of every row."""
     ours = {theirs: mine for mine, theirs in (columns or {}).items()}
     renamed = [Row({ours.get(k, k): v for k, v in r.data.items()}, r.where) for r in rows]
     row_format = detect(renamed) if name == "auto" else next(f for f in FORMATS if f.name == name)
@@ -197,7 +198,9 @@ def detect(rows: Sequence[Row]) -> RowFormat:
                 fix="rewrite them as chat `messages`.",
             )
     known = [f for row_format in FORMATS for f in row_format.fields]
-    close = [(f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f]
+    close = [
+        (f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f
+    ]
     guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
     raise data_error(
         "DATA_FIELD_MISSING",
@@ -271,7 +274,9 @@ def _conversation(row: Row, instruction: str | None) -> Chat | list[Problem]:
 
 def _message(i: int, item: Any, where: str) -> Message | Problem:
     if not isinstance(item, dict):
-        return Problem("DATA_FIELD_TYPE", f"messages[{i}] is not an object.", where, 'write {"role": ..., "content": ...}.')
+        return Problem(
+            "DATA_FIELD_TYPE", f"messages[{i}] is not an object.", where, 'write {"role": ..., "content": ...}.'
+        )
     role, content = item.get("role"), item.get("content")
     without_effect: tuple[Any, ...] = (None, [], 1) if role == "assistant" else (None, [], 0, 1)
     for name, why in SIGNIFICANT.items():
@@ -280,7 +285,11 @@ def _message(i: int, item: Any, where: str) -> Message | Problem:
             return Problem("DATA_FORM_UNSUPPORTED", message, where, "remove it, or the row.")
     if role not in ROLES:
         close = difflib.get_close_matches(str(role).lower(), ROLES, n=1, cutoff=0.6)
-        fix = f"did you mean {close[0]!r}?" if close else f"roles are {', '.join(ROLES)}; tool calls are not supported yet."
+        fix = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else f"roles are {', '.join(ROLES)}; tool calls are not supported yet."
+        )
         return Problem("DATA_ROLE_UNKNOWN", f"messages[{i}] has the role {role!r}.", where, fix)
     if not isinstance(content, str):
         message = f"messages[{i}].content should be text, it is {type(content).__name__}."

@@ -1,10 +1,11 @@
 """Which labels are probably wrong, from a model's predictions for rows that it was not trained on. No torch.
 
-A row's label is modelled as its true label sent through a noisy channel (Patrini et al. 2017, 1609.03683): with probability
-``rate`` it becomes one of the others, each equally likely. The model is calibrated by one temperature (Guo et al. 2017,
-1706.04599). Both numbers are fitted to the given labels by maximum likelihood; they give each row's probability of being
-wrong. Confident learning (1911.00068), which needs no noise model, mistakes a weak classifier's own errors for wrong labels:
-on planted noise it flags more rows and is right about fewer (benchmarks/known_answers.py measures both).
+A row's label is modelled as its true label sent through a noisy channel (Patrini et al. 2017, 1609.03683): with
+probability ``rate`` it becomes one of the others, each equally likely. The model is calibrated by one temperature (Guo
+et al. 2017, 1706.04599). Both numbers are fitted to the given labels by maximum likelihood; they give each row's
+probability of being wrong. Confident learning (1911.00068), which needs no noise model, mistakes a weak classifier's
+own errors for wrong labels: on planted noise it flags more rows and is right about fewer (benchmarks/known_answers.py
+measures both).
 
 Axes: R rows, L labels, T temperatures, E rates.
 """
@@ -41,8 +42,8 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Noise:
-    """``rate``: estimated fraction of wrong labels, with its 95 % interval; ``suspects``: the rows more likely wrong than
-    right, the likeliest first; ``accuracy``: how often the model's first choice is the given label."""
+    """``rate``: estimated fraction of wrong labels, with its 95 % interval; ``suspects``: the rows more likely wrong
+    than right, the likeliest first; ``accuracy``: how often the model's first choice is the given label."""
 
     rows: int
     rate: float
@@ -57,12 +58,17 @@ class Noise:
 
     def to_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
-        return {**value, "interval": list(self.interval), "suspects": list(value["suspects"]), "expected": self.expected}
+        return {
+            **value,
+            "interval": list(self.interval),
+            "suspects": list(value["suspects"]),
+            "expected": self.expected,
+        }
 
 
 def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
-    """The estimate from cross-validated TF-IDF and logistic regression, near-duplicates kept in one fold. None for fewer
-    than 50 rows, for a single label, and if the classifier is no better than the most frequent label."""
+    """The estimate from cross-validated TF-IDF and logistic regression, near-duplicates kept in one fold. None for
+    fewer than 50 rows, for a single label, and if the classifier is no better than the most frequent label."""
     if len(texts) < FEWEST or len(set(labels)) < 2:
         return None
     p_RL, names = baselines.out_of_fold(texts, labels, clusters)
@@ -78,7 +84,9 @@ def estimate(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Se
     chance_R = chances(p_RL, given_R, temperature, rate)
     order = sorted(np.flatnonzero(chance_R >= SUSPECT).tolist(), key=lambda r: (-chance_R[r], r))
     suspects = tuple(
-        Suspect(row=rows[r], given=labels[r], likelier=names[int(p_RL[r].argmax())], chance=round(float(chance_R[r]), 4))
+        Suspect(
+            row=rows[r], given=labels[r], likelier=names[int(p_RL[r].argmax())], chance=round(float(chance_R[r]), 4)
+        )
         for r in order
     )
     accuracy = float((p_RL.argmax(1) == given_R).mean())

@@ -53,7 +53,8 @@ def fields_of(value: Any, prefix: str = "") -> Counter[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class FieldCounts:
-    """Right, wrong (invented) and missed fields of one answer. ``valid``: the answer is one JSON object and nothing else."""
+    """Right, wrong (invented) and missed fields of one answer. ``valid``: the answer is one JSON object and nothing
+    else."""
 
     right: int
     wrong: int
@@ -95,7 +96,8 @@ def strip_wrapping(text: str) -> str:
 
 
 def exact_match(target: str, answer: str) -> float:
-    """1.0 if equal without wrapping, case and white space; JSON: if equal as objects. `strict_match` does not unwrap."""
+    """1.0 if equal without wrapping, case and white space; JSON: if equal as objects. `strict_match` does not
+    unwrap."""
     a, b = strict_object(target), lenient_object(answer)
     if a is not None:
         return float(b is not None and fields_of(a) == fields_of(b))
@@ -139,13 +141,13 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """``title``: for people. ``tasks``: the tasks whose verdict may be about it. ``bound``: the largest score that is taken
-    to be possible. ``score``: of a written answer, from (target, answer). ``by_label``: language models do not write their
-    answer but choose the most probable label.
+    """``title``: for people. ``tasks``: the tasks whose verdict may be about it. ``bound``: the largest score that is
+    taken to be possible. ``score``: of a written answer, from (target, answer). ``by_label``: language models do not
+    write their answer but choose the most probable label.
 
     How two arms' scores are assumed to differ row by row, to plan with before there are any: ``disagreement`` is the
-    fraction of rows on which right/wrong scores differ, ``spread`` the standard deviation of the difference of others (the
-    largest in the reports of the examples, rounded up). Of bits per byte no such thing is known before the run.
+    fraction of rows on which right/wrong scores differ, ``spread`` the standard deviation of the difference of others
+    (the largest in the reports of the examples, rounded up). Of bits per byte no such thing is known before the run.
     """
 
     name: str

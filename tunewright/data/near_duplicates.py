@@ -1,7 +1,8 @@
-"""Near-duplicate texts: MinHash proposes pairs (Broder 1997), the exact Jaccard similarity of character 5-grams decides. No torch.
+"""Near-duplicate texts: MinHash proposes pairs (Broder 1997), the exact Jaccard similarity of character 5-grams
+decides. No torch.
 
-Rows often share boilerplate: a long instruction, then the few words that matter. With it they would all be near-duplicates,
-on one side of the split. So 5-grams that very many rows have are ignored.
+Rows often share boilerplate: a long instruction, then the few words that matter. With it they would all be
+near-duplicates, on one side of the split. So 5-grams that very many rows have are ignored.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ LONGEST = 20_000
 
 @dataclass(frozen=True)
 class Clusters:
-    """``cluster[i]``: the first text that text i is a near-duplicate of (i itself if there is none). ``boilerplate[i]``: the
-    fraction of its 5-grams that very many texts have."""
+    """``cluster[i]``: the first text that text i is a near-duplicate of (i itself if there is none).
+    ``boilerplate[i]``: the fraction of its 5-grams that very many texts have."""
 
     cluster: tuple[int, ...]
     boilerplate: tuple[float, ...]
@@ -36,8 +37,8 @@ class Clusters:
 
 
 def alike(texts: Sequence[str], threshold: float) -> Clusters:
-    """Clusters of (nearly) equal normalised texts: the connected components of pairs whose 5-grams, without boilerplate, have
-    a Jaccard similarity of at least ``threshold``."""
+    """Clusters of (nearly) equal normalised texts: the connected components of pairs whose 5-grams, without
+    boilerplate, have a Jaccard similarity of at least ``threshold``."""
     parent = list(range(len(texts)))
 
     def root(i: int) -> int:
@@ -61,14 +62,16 @@ def alike(texts: Sequence[str], threshold: float) -> Clusters:
 
 
 def shingles(text: str) -> Bag:
-    """The distinct character 5-grams of a text as sorted 64-bit hashes, which are tens of times smaller than the strings."""
+    """The distinct character 5-grams of a text as sorted 64-bit hashes, which are tens of times smaller than the
+    strings."""
     codes = np.frombuffer(text.ljust(SIZE, "\0").encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(codes, SIZE)
     return np.unique((windows * FACTORS).sum(1, dtype=np.uint64))
 
 
 def _boilerplate(bags: Sequence[Bag]) -> Bag:
-    """5-grams in more texts than copies of one question would be: in over 5 % of them and over 50, or in half of a few."""
+    """5-grams in more texts than copies of one question would be: in over 5 % of them and over 50, or in half of a
+    few."""
     if not bags:
         return np.zeros(0, np.uint64)
     grams, counts = np.unique(np.concatenate(bags), return_counts=True)
@@ -78,8 +81,8 @@ def _boilerplate(bags: Sequence[Bag]) -> Bag:
 def _pairs(bags: dict[int, Bag], threshold: float) -> Iterator[tuple[int, int]]:
     from datasketch import MinHash, MinHashLSH
 
-    # Searching at 0.7 of the threshold proposes a true pair with probability 0.998 (at 0.9: 0.93); exact Jaccard rejects the
-    # false ones.
+    # Searching at 0.7 of the threshold proposes a true pair with probability 0.998 (at 0.9: 0.93); exact Jaccard
+    # rejects the false ones.
     index = MinHashLSH(threshold=threshold * 0.7, num_perm=PERMUTATIONS)
     for i, bag in bags.items():
         sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=int, seed=1)

@@ -1,4 +1,5 @@
-"""An answer to a row, and the score of it: what the arms give, what the tasks make of it, and one JSON line of scores/."""
+"""An answer to a row, and the score of it: what the arms give, what the tasks make of it, and one JSON line of
+scores/."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Answer:
-    """``messages``: the prompt as the arm asked it; ``prompt_tokens``: its length, None for a document, which has none."""
+    """``messages``: the prompt as the arm asked it; ``prompt_tokens``: its length, None for a document, which has
+    none."""
 
     text: str
     made: Written | LabelProbs | Likelihood
@@ -46,7 +48,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Readings:
-    """A written answer under the metrics that are shown beside the task's own; ``fields`` for JSON, ``chrf`` for free text."""
+    """A written answer under the metrics that are shown beside the task's own; ``fields`` for JSON, ``chrf`` for free
+    text."""
 
     exact_match: float
     strict_match: float
@@ -56,7 +59,8 @@ class Readings:
 
 @dataclass(frozen=True)
 class Score:
-    """``score`` is the task's metric. ``row`` and ``key`` (a hash of what the answer depends on) are set once it is filed."""
+    """``score`` is the task's metric. ``row`` and ``key`` (a hash of what the answer depends on) are set once it is
+    filed."""
 
     where: str
     target: str

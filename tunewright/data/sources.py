@@ -1,8 +1,8 @@
 """Files -> Rows that remember where they came from. JSON Lines, JSON array, CSV, Parquet, folders of .txt/.md.
 
 Reads are bounded (a line is at most 16 MiB) and strict where Python's own readers are lax: duplicate keys, NaN, huge
-integers, deep nesting and lone surrogates are problems with a location, not values. Nothing is skipped: every line becomes
-a Row or a Problem.
+integers, deep nesting and lone surrogates are problems with a location, not values. Nothing is skipped: every line
+becomes a Row or a Problem.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def _text_bytes(path: Path) -> bytes:
                     )
                 chunks.append(line)
     except OSError as error:
-        raise data_error("DATA_UNREADABLE", f"{error.strerror}.", where=str(path), fix="check its permissions.") from None
+        raise data_error(
+            "DATA_UNREADABLE", f"{error.strerror}.", where=str(path), fix="check its permissions."
+        ) from None
     return b"".join(chunks)
 
 
@@ -153,7 +155,9 @@ def _decode(raw: bytes, path: Path) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or raw[:200].count(0) > 20 else "latin-1 or Windows-1252"
+        guess = (
+            "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or raw[:200].count(0) > 20 else "latin-1 or Windows-1252"
+        )
         raise data_error(
             "DATA_ENCODING",
             f"byte {error.start} is not UTF-8 (looks like {guess}).",
@@ -263,7 +267,10 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
         else:
             problems.append(
                 Problem(
-                    "DATA_ROW_NOT_OBJECT", f"a row is a JSON object, this is {_type_name(value)}.", where, 'write {"field": ...}.'
+                    "DATA_ROW_NOT_OBJECT",
+                    f"a row is a JSON object, this is {_type_name(value)}.",
+                    where,
+                    'write {"field": ...}.',
                 )
             )
 
@@ -339,7 +346,9 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
                 return
             except csv.Error as error:
                 problems.append(
-                    Problem("DATA_CSV", f"{error}.", f"{path}:{line}", 'close the quote; write "" for a quote inside one.')
+                    Problem(
+                        "DATA_CSV", f"{error}.", f"{path}:{line}", 'close the quote; write "" for a quote inside one.'
+                    )
                 )
                 return
 
@@ -352,7 +361,9 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
             twice = next((h for i, h in enumerate(header) if h in header[:i]), None)
             if "" in header or twice is not None:
                 what = f"the column {twice!r} appears twice" if twice else "a column has no name"
-                problems.append(Problem("DATA_CSV", f"{what}.", f"{path}:{line}", "name every column once in the first line."))
+                problems.append(
+                    Problem("DATA_CSV", f"{what}.", f"{path}:{line}", "name every column once in the first line.")
+                )
                 return
             continue
         if len(cells) != len(header):

@@ -26,20 +26,20 @@ class Split:
 
 
 def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
-    """A cluster of near-duplicates goes to one side, that of one of its rows; one with more than a tenth of all rows goes to
-    train, because it would be most of dev or test.
+    """A cluster of near-duplicates goes to one side, that of one of its rows; one with more than a tenth of all rows
+    goes to train, because it would be most of dev or test.
 
-    ``dev`` and ``test`` are expected fractions; 0 means that the side has its own file. Raises DATA_TOO_FEW if train would
-    be empty, or test where it is needed. A small set may leave dev empty: training then has no dev loss and keeps its last
-    weights.
+    ``dev`` and ``test`` are expected fractions; 0 means that the side has its own file. Raises DATA_TOO_FEW if train
+    would be empty, or test where it is needed. A small set may leave dev empty: training then has no dev loss and keeps
+    its last weights.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for i, c in enumerate(cluster):
         members[c].append(i)
     sides: dict[str, list[int]] = {"train": [], "dev": [], "test": []}
     for group in members.values():
-        # The row that represents its cluster is chosen by another hash than the one that places it: the smallest of many
-        # placing hashes is small, and every large cluster would go to test.
+        # The row that represents its cluster is chosen by another hash than the one that places it: the smallest of
+        # many placing hashes is small, and every large cluster would go to test.
         representative = min((examples[i].question for i in group), key=content_hash)
         place = int(content_hash(f"{SALT}{representative}")[:16], 16) / 2**64
         side = "test" if place < test else "dev" if place < test + dev else "train"
@@ -58,7 +58,8 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
 def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequence[int]) -> None:
     """Raises SPLIT_LEAK with every row that has (nearly) the same question as a row of another side.
 
-    ``sides[i]`` names the user's own file that row i came from; ``cluster`` is that of `near_duplicates.alike` over all rows.
+    ``sides[i]`` names the user's own file that row i came from; ``cluster`` is that of `near_duplicates.alike` over all
+    rows.
     """
     first: dict[int, int] = {}
     problems = []
@@ -82,8 +83,8 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
 def overlaps(examples: Sequence[Example], train: Sequence[int], test: Sequence[int]) -> tuple[int, ...]:
     """Test rows that share a run of 13 words with a training row, if at most 1 % of the training rows have that run.
 
-    Thirteen words is what evaluation harnesses decontaminate by (GPT-3, 2005.14165, appendix C); a run that many rows share
-    is a template, not a leak.
+    Thirteen words is what evaluation harnesses decontaminate by (GPT-3, 2005.14165, appendix C); a run that many rows
+    share is a template, not a leak.
     """
     seen: Counter[str] = Counter()
     for i in train:

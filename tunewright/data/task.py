@@ -30,7 +30,8 @@ SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
 
 @dataclass(frozen=True)
 class Task:
-    """``metric`` is what the verdict is about; ``reason`` says how the kind was recognised; ``labels`` of a label task."""
+    """``metric`` is what the verdict is about; ``reason`` says how the kind was recognised; ``labels`` of a label
+    task."""
 
     kind: TaskKind
     metric: Metric
@@ -85,9 +86,10 @@ _READING: dict[str, Callable[[Score], float]] = {
 
 @dataclass(frozen=True)
 class TaskKind:
-    """``detect``: the task of these rows, None if they are of another kind. ``read``: a written answer beside its target.
-    ``instruct``: the form of an answer, put to a model that knows the task but not the rows. ``prompted``: whether rows
-    have a prompt that can be answered. ``summary``: names of metrics, in the order in which they are shown."""
+    """``detect``: the task of these rows, None if they are of another kind. ``read``: a written answer beside its
+    target. ``instruct``: the form of an answer, put to a model that knows the task but not the rows. ``prompted``:
+    whether rows have a prompt that can be answered. ``summary``: names of metrics, in the order in which they are
+    shown."""
 
     name: Kind
     detect: Callable[[Sequence[Example]], Task | None]

@@ -1,4 +1,5 @@
-"""Exports, each verified in a fresh process, and their model cards. A new form is a file with an `Export` and a row here."""
+"""Exports, each verified in a fresh process, and their model cards. A new form is a file with an `Export` and a row
+here."""
 
 from tunewright.export.adapter import ADAPTER
 from tunewright.export.merged import MERGED

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
+from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, read_json, write_atomic
 from tunewright.export import EXPORTS
 from tunewright.judge.verdict import doubts
 
 
-def write(run: Run) -> None:
-    """README.md in the folder of every export that export.json names."""
+def write(run: Run, checks: Sequence[ExportCheck]) -> None:
+    """README.md in the folder of every export."""
     verdict, receipt = read_json(run.verdict), read_json(run.receipt)
     facts = {
         "name": run.name,
@@ -24,9 +26,9 @@ def write(run: Run) -> None:
         "training": read_json(run.training),
         "forgetting": read_json(run.forgetting),
     }
-    for check in read_json(run.export):
-        row = EXPORTS[check["kind"]]
-        snippet = row.snippet(check["path"], receipt["model"]["path"])
+    for check in checks:
+        row = EXPORTS[check.kind]
+        snippet = row.snippet(check.path, receipt["model"]["path"])
         text = render(**facts, check=check, library=row.library, snippet=snippet)
         write_atomic(row.folder(run) / "README.md", text)
 

@@ -1,4 +1,5 @@
-"""Write every export that the config asks for. None counts before a fresh process has loaded it and given the same answers."""
+"""Write every export that the config asks for. None counts before a fresh process has loaded it and given the same
+answers."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
 from tunewright.core.records import ExportCheck
@@ -32,7 +32,8 @@ NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Expected:
-    """The canaries as the fresh process is given them, and what the trained model answers: logits_NV after each, greedy ids."""
+    """The canaries as the fresh process is given them, and what the trained model answers: logits_NV after each, greedy
+    ids."""
 
     request: verify.Request
     logits_NV: Tensor
@@ -51,9 +52,9 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
 
 
 def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> list[ExportCheck]:
-    """Writes the exports and export.json. ``canaries``: token ids of held-out prompts; ``stop``: tokens that end an answer.
+    """Writes the exports. ``canaries``: token ids of held-out prompts; ``stop``: tokens that end an answer.
 
-    Raises EXPORT_MISMATCH, and then there is no export.json.
+    Raises EXPORT_MISMATCH where a reloaded export cannot be loaded or answers otherwise.
     """
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
     expected = _expected(source, model, canaries, stop)
@@ -63,7 +64,6 @@ def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int
             folder, dtype = row.folder(source.run), row.dtype(source.config, source.facts)
             row.write(source, model.module, folder, dtype)
             found.append(_check(row, folder, dtype, expected))
-    records.write(source.run.export, found)
     return found
 
 

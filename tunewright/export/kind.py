@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-# Largest difference of a logit by stored dtype: another order of float32 sums moves one by about 1e-5, rounding to 16 bits by about 0.1.
+# Largest difference of a logit by stored dtype: another order of float32 sums moves one by about 1e-5, rounding to 16
+# bits by about 0.1.
 TOLERANCE: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.5}
 
 

@@ -28,8 +28,8 @@ def wanted(config: Config, plan: Plan) -> bool:
 
 
 def stored(config: Config, facts: Facts) -> Dtype:
-    """As asked; else float32, because an update is often smaller than bfloat16's precision of the weight it changes. Above 2 GB
-    the base model's own dtype."""
+    """As asked; else float32, because an update is often smaller than bfloat16's precision of the weight it changes.
+    Above 2 GB the base model's own dtype."""
     if config.export.dtype != "auto":
         return config.export.dtype
     own: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
+from tunewright.core.records.common import Interval
 from tunewright.data.label_noise import tempered
 from tunewright.data.scores import LabelProbs, Score
-from tunewright.judge.statistics import Interval, wilson
+from tunewright.judge.statistics import wilson
 
 Floats = NDArray[np.float64]
 BINS = 10
@@ -67,9 +68,9 @@ def error_interval(
     """Interval of the true calibration error; (0, 1) for fewer than two rows.
 
     The binned error is biased upwards, the more the fewer the rows: with 300 even a perfect model has about 0.05, and
-    subtracting a bootstrap estimate of the bias does not help. So each end uses what holds whatever the bias: the lower one
-    the gap between mean confidence and accuracy, which bounds the calibration error from below, minus its standard error; the
-    upper one the binned error plus its bootstrapped spread.
+    subtracting a bootstrap estimate of the bias does not help. So each end uses what holds whatever the bias: the lower
+    one the gap between mean confidence and accuracy, which bounds the calibration error from below, minus its standard
+    error; the upper one the binned error plus its bootstrapped spread.
     """
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
     rows = len(confidence)
@@ -84,8 +85,8 @@ def error_interval(
 
 
 def coverage_curve(confidence_R: ArrayLike, right_R: ArrayLike) -> list[tuple[float, float, float]]:
-    """(threshold, coverage, accuracy) of answering only rows with at least that confidence, from the most confident row to
-    all of them."""
+    """(threshold, coverage, accuracy) of answering only rows with at least that confidence, from the most confident row
+    to all of them."""
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
     order = np.argsort(-confidence, kind="stable")
     accuracy = right[order].cumsum() / np.arange(1, len(order) + 1)
@@ -105,7 +106,8 @@ def handover(confidence_R: ArrayLike, right_R: ArrayLike, target_accuracy: float
 
 
 def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_accuracy: float) -> dict[str, Any]:
-    """The calibration of an arm: temperature and threshold are chosen on dev, everything reported is measured on test."""
+    """The calibration of an arm: temperature and threshold are chosen on dev, everything reported is measured on
+    test."""
     dev_RL, dev_R = _arrays(labels, dev)
     test_RL, test_R = _arrays(labels, test)
     t = temperature(dev_RL, dev_R)

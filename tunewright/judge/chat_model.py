@@ -1,4 +1,5 @@
-"""A language model ready to answer: with its template, its decoding, and the numbers of the plan that reading documents takes.
+"""A language model ready to answer: with its template, its decoding, and the numbers of the plan that reading documents
+takes.
 
 Axes: R rows, L labels.
 """
@@ -20,8 +21,9 @@ from tunewright.model import adapters, forward
 from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
-from tunewright.tokens.packing import microbatches, to_batch
-from tunewright.tokens.rendering import Rendered, Template
+from tunewright.tokens.packing import microbatches, singles, to_batch
+from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.template import Template
 
 
 @dataclass(frozen=True)
@@ -74,5 +76,5 @@ class ChatModel:
 @torch.inference_mode()
 def sequence_nats(model: LanguageModel, rows: Sequence[Rendered], plan: Plan) -> float:
     """Summed negative log-likelihood of the sequences, in nats."""
-    groups = microbatches(range(len(rows)), [r.ids for r in rows], plan.tokens_per_pass, plan.layout)
+    groups = microbatches(singles([r.ids for r in rows]), plan.tokens_per_pass, plan.layout)
     return sum(float(forward.loss(model, to_batch([rows[i] for i in g], plan.layout))) for g in groups)

@@ -16,10 +16,12 @@ from tunewright.data.task import Task
 from tunewright.judge.statistics import FEW, corpus_interval
 
 
-def compare(task: Task, tuned: Sequence[Score], other: Sequence[Score], clusters: Sequence[int], alpha: float) -> dict[str, Any]:
-    """{"metric", "tuned", "comparator", "difference", "interval"} over the same rows. The difference is tuned - comparator,
-    not oriented. The interval is None, and "note" says why, if a label has too few rows to resample or the arms differ in too
-    few clusters."""
+def compare(
+    task: Task, tuned: Sequence[Score], other: Sequence[Score], clusters: Sequence[int], alpha: float
+) -> dict[str, Any]:
+    """{"metric", "tuned", "comparator", "difference", "interval"} over the same rows. The difference is tuned -
+    comparator, not oriented. The interval is None, and "note" says why, if a label has too few rows to resample or the
+    arms differ in too few clusters."""
     metric = task.kind.corpus
     tuned_Rk, other_Rk = metric.sums(tuned, task.labels), metric.sums(other, task.labels)
     _, group = np.unique(np.asarray(clusters), return_inverse=True)

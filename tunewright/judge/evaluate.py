@@ -10,7 +10,9 @@ from tunewright.data.task import Task
 from tunewright.judge.arms.arm import Arm, Model, Progress, silent
 
 
-def judge(arm: Arm, examples: Sequence[Example], task: Task, model: Model | None, progress: Progress = silent) -> list[Score]:
+def judge(
+    arm: Arm, examples: Sequence[Example], task: Task, model: Model | None, progress: Progress = silent
+) -> list[Score]:
     """Scores of one arm, in the order of the examples. ``model``: the run's language model, which the arm may not need;
     ``progress(n)`` is called as n rows finish."""
     answers = arm.answer(examples, model, progress)

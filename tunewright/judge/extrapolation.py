@@ -1,8 +1,8 @@
 """Learning curves: the gain of the last doubling of the data, and a cautious forecast of the next. Pure numpy/scipy.
 
-Shapes of learning curves are "surprisingly diverse" (Viering & Loog 2103.10948), so a forecast is an ensemble of formulas,
-reaches to twice the data and no further, and is withheld if the same method would have missed the last measured point.
-Axes: P points, S seeds, R rows.
+Shapes of learning curves are "surprisingly diverse" (Viering & Loog 2103.10948), so a forecast is an ensemble of
+formulas, reaches to twice the data and no further, and is withheld if the same method would have missed the last
+measured point. Axes: P points, S seeds, R rows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 
 
 class Formula(NamedTuple):
-    """Error as a function of the number of rows x (1 at the largest measured) and of parameters, with their initial values
-    and bounds."""
+    """Error as a function of the number of rows x (1 at the largest measured) and of parameters, with their initial
+    values and bounds."""
 
     error: Callable[..., Floats]
     start: tuple[float, ...]
@@ -37,11 +37,13 @@ FORMULAS = {
 }
 
 
-def last_doubling(all_SR: Floats, half_SR: Floats, clusters: Sequence[int], alpha: float, margin: float) -> dict[str, Any]:
+def last_doubling(
+    all_SR: Floats, half_SR: Floats, clusters: Sequence[int], alpha: float, margin: float
+) -> dict[str, Any]:
     """Gain of training on all rows over half of them, in score, on the same test rows.
 
-    The half-width of the interval combines two independent uncertainties (root of the sum of squares): the clustered interval
-    of the rows' mean gains, and, if there are several seeds, the t interval of the seeds' gains.
+    The half-width of the interval combines two independent uncertainties (root of the sum of squares): the clustered
+    interval of the rows' mean gains, and, if there are several seeds, the t interval of the seeds' gains.
     """
     gain_R = all_SR.mean(0) - half_SR.mean(0)
     low, high, _ = clustered_interval(gain_R, clusters, alpha)

@@ -1,4 +1,5 @@
-"""The test protocol, written down and hashed before training: which arms answer which rows, and what counts. No torch."""
+"""The test protocol, written down and hashed before training: which arms answer which rows, and what counts. No
+torch."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ RULE = (
 
 @dataclass(frozen=True)
 class Protocol:
-    """``arms``: the descriptions of each family's variants. ``detectable``: the difference that the test rows detect with power
-    0.8 if ``assumed`` holds; None if nothing can be assumed."""
+    """``arms``: the descriptions of each family's variants. ``detectable``: the difference that the test rows detect
+    with power 0.8 if ``assumed`` holds; None if nothing can be assumed."""
 
     rule: str
     metric: str

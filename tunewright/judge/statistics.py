@@ -1,10 +1,10 @@
 """Is the tuned model better? Intervals, tests and a verdict for paired rows. Pure numpy/scipy.
 
-Right/wrong scores: Newcombe's paired score interval (Newcombe 1998, Stat. Med. 17:2635, method 10) and the exact McNemar
-test, at the effective number of rows, because rows of one cluster are dependent (Kish 1965). Other scores: the mean of the
-paired differences, with a pseudo-row for and one against, a cluster-robust standard error (Miller 2024, 2411.00640) and a t
-quantile with (clusters - 1) degrees of freedom. Not a percentile bootstrap: if the arms rarely disagree, its "95 %" interval
-covers the truth as seldom as a third of the time.
+Right/wrong scores: Newcombe's paired score interval (Newcombe 1998, Stat. Med. 17:2635, method 10) and the exact
+McNemar test, at the effective number of rows, because rows of one cluster are dependent (Kish 1965). Other scores: the
+mean of the paired differences, with a pseudo-row for and one against, a cluster-robust standard error (Miller 2024,
+2411.00640) and a t quantile with (clusters - 1) degrees of freedom. Not a percentile bootstrap: if the arms rarely
+disagree, its "95 %" interval covers the truth as seldom as a third of the time.
 """
 
 from __future__ import annotations
@@ -12,20 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-Word = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
+from tunewright.core.records.common import Interval, Word
+
 POWER = 0.8
 FEW = 5
-
-
-class Interval(NamedTuple):
-    low: float
-    high: float
 
 
 class MeanInterval(NamedTuple):
@@ -38,8 +34,9 @@ class MeanInterval(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at 1 - alpha; ``only_tuned`` and
-    ``only_other``: rows on which one of the two scored higher; ``rows_needed`` is set if the verdict is CANNOT TELL."""
+    """Tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at 1 - alpha;
+    ``only_tuned`` and ``only_other``: rows on which one of the two scored higher; ``rows_needed`` is set if the verdict
+    is CANNOT TELL."""
 
     verdict: Word
     difference: float
@@ -80,7 +77,8 @@ def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
 
 
 def newcombe_paired(both: float, first: float, second: float, neither: float, alpha: float = 0.05) -> Interval:
-    """Interval of p1 - p2 for paired right/wrong rows. ``first``: rows that only arm 1 got right. Counts may be fractional."""
+    """Interval of p1 - p2 for paired right/wrong rows. ``first``: rows that only arm 1 got right. Counts may be
+    fractional."""
     n = both + first + second + neither
     if n == 0:
         return Interval(-1.0, 1.0)
@@ -98,8 +96,8 @@ def newcombe_paired(both: float, first: float, second: float, neither: float, al
 
 
 def mcnemar_exact(first: float, second: float) -> float:
-    """Two-sided p value of "the rows on which the arms disagree are split evenly". The binomial tail is an incomplete beta
-    function, so counts may be fractional."""
+    """Two-sided p value of "the rows on which the arms disagree are split evenly". The binomial tail is an incomplete
+    beta function, so counts may be fractional."""
     if not first + second:
         return 1.0
     return min(1.0, 2 * float(special.betainc(max(first, second), min(first, second) + 1, 0.5)))
@@ -108,11 +106,11 @@ def mcnemar_exact(first: float, second: float) -> float:
 def clustered_interval(
     values: ArrayLike, clusters: Sequence[int], alpha: float = 0.05, bound: float = 1.0, pseudo: bool = True
 ) -> MeanInterval:
-    """Interval of the mean; rows of one cluster may depend on each other, and |mean| cannot exceed ``bound``. ``pseudo`` adds
-    two clusters of average size (see `pseudo_rows`).
+    """Interval of the mean; rows of one cluster may depend on each other, and |mean| cannot exceed ``bound``.
+    ``pseudo`` adds two clusters of average size (see `pseudo_rows`).
 
-    With fewer than two clusters there is no evidence: (-bound, bound, 1). If all values are equal, the interval is not of
-    width zero but that of a proportion of which no case was observed.
+    With fewer than two clusters there is no evidence: (-bound, bound, 1). If all values are equal, the interval is not
+    of width zero but that of a proportion of which no case was observed.
     """
     d = np.asarray(values, dtype=float)
     groups = np.unique(np.asarray(clusters, dtype=int), return_inverse=True)[1]
@@ -137,9 +135,10 @@ def clustered_interval(
 
 
 def pseudo_rows(differences: ArrayLike, clusters: ArrayLike, bound: float = 1.0) -> tuple[float, float]:
-    """One difference for and one against, of the root mean square of the non-zero ones: what Bonett and Price (2012, J. Educ.
-    Behav. Stat. 37:479) add to right/wrong pairs, for any scores. If arms seldom differ, a sample has too few differences to
-    estimate their spread; with fewer than `FEW` clusters of them even their size is unknown, and taken to be the largest.
+    """One difference for and one against, of the root mean square of the non-zero ones: what Bonett and Price (2012, J.
+    Educ. Behav. Stat. 37:479) add to right/wrong pairs, for any scores. If arms seldom differ, a sample has too few
+    differences to estimate their spread; with fewer than `FEW` clusters of them even their size is unknown, and taken
+    to be the largest.
     """
     d, groups = np.asarray(differences, dtype=float), np.asarray(clusters)
     nonzero = d[d != 0]
@@ -159,8 +158,8 @@ def mean_interval(scores: ArrayLike, clusters: Sequence[int], alpha: float = 0.0
 
 
 def kish_ratio(clusters: Sequence[int]) -> float:
-    """Effective over actual number of rows if those of a cluster are answered alike: n / sum of squared cluster sizes (Kish
-    1965, Survey Sampling, section 8.2, with a correlation of 1). 1 if no two rows share a cluster."""
+    """Effective over actual number of rows if those of a cluster are answered alike: n / sum of squared cluster sizes
+    (Kish 1965, Survey Sampling, section 8.2, with a correlation of 1). 1 if no two rows share a cluster."""
     sizes = np.unique(np.asarray(clusters, dtype=int), return_counts=True)[1]
     return float(sizes.sum() / (sizes**2).sum()) if len(sizes) else 1.0
 
@@ -181,8 +180,9 @@ def compare(
 ) -> Comparison:
     """The verdict on paired scores of the same rows.
 
-    BETTER: the interval lies above 0. WORSE: below. PRACTICALLY EQUAL: the interval at 1 - 2 alpha lies within (-margin,
-    margin) (two one-sided tests). Otherwise CANNOT TELL, with the number of rows that would decide with power 0.8.
+    BETTER: the interval lies above 0. WORSE: below. PRACTICALLY EQUAL: the interval at 1 - 2 alpha lies within
+    (-margin, margin) (two one-sided tests). Otherwise CANNOT TELL, with the number of rows that would decide with power
+    0.8.
     """
     a, b = np.asarray(tuned, dtype=float), np.asarray(other, dtype=float)
     assert a.shape == b.shape == (len(clusters),)
@@ -190,7 +190,9 @@ def compare(
     n = len(d)
     if is_binary(a) and is_binary(b) and higher_is_better:
         ratio = kish_ratio(clusters)
-        both, first, second, neither = (ratio * float(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
+        both, first, second, neither = (
+            ratio * float(((a == x) & (b == y)).sum()) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0))
+        )
         interval, narrow = (newcombe_paired(both, first, second, neither, level) for level in (alpha, 2 * alpha))
         p, test = mcnemar_exact(first, second), "Newcombe paired interval, exact McNemar"
     else:
@@ -223,14 +225,16 @@ def compare(
 
 
 def rows_needed(spread: float, difference: float, alpha: float = 0.05, power: float = POWER) -> int:
-    """Independent rows for a two-sided test to detect ``difference`` with ``power``. ``spread``: SD of the paired differences."""
+    """Independent rows for a two-sided test to detect ``difference`` with ``power``. ``spread``: SD of the paired
+    differences."""
     z = float(stats.norm.isf(alpha / 2) + stats.norm.ppf(power))
     return max(2, math.ceil((z * max(spread, 1e-3) / difference) ** 2))
 
 
 def detectable(rows: int, disagreement: float = 0.3, alpha: float = 0.05, power: float = POWER) -> float:
     """Smallest true difference of right/wrong arms that the exact McNemar test detects in ``rows`` rows with ``power``.
-    ``disagreement``: the fraction of rows on which the arms differ. 1.0 if not even the largest difference is detected."""
+    ``disagreement``: the fraction of rows on which the arms differ. 1.0 if not even the largest difference is
+    detected."""
     if rows == 0 or mcnemar_power(rows, disagreement, disagreement, alpha) < power:
         return 1.0
     low, high = 0.0, disagreement
@@ -241,8 +245,8 @@ def detectable(rows: int, disagreement: float = 0.3, alpha: float = 0.05, power:
 
 
 def detectable_mean(rows: int, spread: float, alpha: float = 0.05, power: float = POWER) -> float:
-    """As `detectable`, for scores between 0 and 1 whose differences have the SD ``spread``. The two pseudo-rows widen the
-    interval, the more the larger the difference."""
+    """As `detectable`, for scores between 0 and 1 whose differences have the SD ``spread``. The two pseudo-rows widen
+    the interval, the more the larger the difference."""
     if rows < 2:
         return 1.0
     effect, n = 0.0, rows
@@ -250,12 +254,15 @@ def detectable_mean(rows: int, spread: float, alpha: float = 0.05, power: float 
         mean = effect * n / (n + 2)
         squares = n * (spread**2 + (effect - mean) ** 2) + 2 * (spread**2 + effect**2 + mean**2)
         se = math.sqrt(squares / (n + 1) / (n + 2))
-        effect = (n + 2) / n * float(stats.t.isf(alpha / 2, n - 1)) * se + float(stats.norm.ppf(power)) * spread / math.sqrt(n)
+        effect = (n + 2) / n * float(stats.t.isf(alpha / 2, n - 1)) * se + float(
+            stats.norm.ppf(power)
+        ) * spread / math.sqrt(n)
     return min(1.0, effect)
 
 
 def mcnemar_power(rows: int, difference: float, disagreement: float, alpha: float = 0.05) -> float:
-    """Probability that the exact two-sided McNemar test rejects, summed over the number of disagreeing rows and their split."""
+    """Probability that the exact two-sided McNemar test rejects, summed over the number of disagreeing rows and their
+    split."""
     count = np.arange(rows + 1)
     prob = stats.binom.pmf(count, rows, disagreement)
     # The largest minority that is still significant among so many disagreeing rows; -1 if none is.
@@ -270,14 +277,20 @@ ValueOfSums = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def corpus_interval(
-    tuned_Ck: ArrayLike, other_Ck: ArrayLike, metric: ValueOfSums, alpha: float = 0.05, resamples: int = 10_000, seed: int = 0
+    tuned_Ck: ArrayLike,
+    other_Ck: ArrayLike,
+    metric: ValueOfSums,
+    alpha: float = 0.05,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Interval | None:
-    """Interval of the difference of a corpus metric between two arms on the same clusters: bias-corrected and accelerated
-    bootstrap (Efron 1987) over clusters, both arms resampled alike, with a pseudo-cluster for and one against.
+    """Interval of the difference of a corpus metric between two arms on the same clusters: bias-corrected and
+    accelerated bootstrap (Efron 1987) over clusters, both arms resampled alike, with a pseudo-cluster for and one
+    against.
 
     Row c of each array has the sums of cluster c that the metric is a function of (matches and totals, nats and bytes);
-    ``metric`` maps sums (..., k) to values (...). None if the arms differ in fewer than `FEW` clusters: resampling so few
-    carries no information about the others.
+    ``metric`` maps sums (..., k) to values (...). None if the arms differ in fewer than `FEW` clusters: resampling so
+    few carries no information about the others.
     """
     a, b = np.asarray(tuned_Ck, dtype=float), np.asarray(other_Ck, dtype=float)
     assert a.shape == b.shape
@@ -306,8 +319,8 @@ def pseudo_clusters(
     a_Ck: NDArray[np.float64], b_Ck: NDArray[np.float64], metric: ValueOfSums
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Both arms with two more clusters: the one with the median difference between the arms, and the same with the arms
-    swapped. The counterpart of `pseudo_rows`: if arms seldom differ, plain resampling covers the truth as seldom as five
-    times in six."""
+    swapped. The counterpart of `pseudo_rows`: if arms seldom differ, plain resampling covers the truth as seldom as
+    five times in six."""
     differ = np.flatnonzero((a_Ck != b_Ck).any(1))
     total = a_Ck.sum(0)
     effect = np.abs(metric(total - a_Ck[differ] + b_Ck[differ]) - metric(total))

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from tunewright.core.records.common import Interval, Word
 from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.protocol import Protocol
-from tunewright.judge.statistics import Comparison, Interval, Word
+from tunewright.judge.statistics import Comparison
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class ComparedArm:
 
 @dataclass(frozen=True)
 class Comparator:
-    """The untrained arm that the verdict is against. ``chosen_on``: "dev", or "test" for want of dev rows; ``on_dev``: the
-    scores of the untrained arms there."""
+    """The untrained arm that the verdict is against. ``chosen_on``: "dev", or "test" for want of dev rows; ``on_dev``:
+    the scores of the untrained arms there."""
 
     name: str
     score: float
@@ -80,8 +81,8 @@ class Comparator:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``comparison``: tuned - comparator, whose own verdict ``word`` may weaken. ``unbeaten``: untrained arms that tuned is not
-    shown to beat. ``clusters``: of the test rows."""
+    """``comparison``: tuned - comparator, whose own verdict ``word`` may weaken. ``unbeaten``: untrained arms that
+    tuned is not shown to beat. ``clusters``: of the test rows."""
 
     metric: str
     word: Word
@@ -112,15 +113,17 @@ def decide(arms: Mapping[str, ArmResult], protocol: Protocol, clusters: Sequence
     """The verdict from the scores on test: tuned against the untrained arm that was best on dev. Without dev scores the
     comparator is the best on these very rows, which favours it. All other comparisons with tuned are exploratory.
 
-    Dev rows are few and may choose a weak comparator. So BETTER requires that every untrained arm is beaten, each at alpha: a
-    union of null hypotheses, all of them rejected, needs no adjustment (Berger 1982, Technometrics 24:295).
+    Dev rows are few and may choose a weak comparator. So BETTER requires that every untrained arm is beaten, each at
+    alpha: a union of null hypotheses, all of them rejected, needs no adjustment (Berger 1982, Technometrics 24:295).
     """
     untrained = {name: arm for name, arm in arms.items() if not arm.learned_from_rows}
     on_dev = {name: arm.on_dev for name, arm in untrained.items() if arm.on_dev is not None}
     best = max if protocol.higher_is_better else min
     other = best(untrained, key=lambda name: on_dev[name] if on_dev else arms[name].score)
     against = {
-        name: protocol.compare(arms["tuned"].scores, arm.scores, clusters) for name, arm in arms.items() if name != "tuned"
+        name: protocol.compare(arms["tuned"].scores, arm.scores, clusters)
+        for name, arm in arms.items()
+        if name != "tuned"
     }
     p_holm = dict(zip(against, statistics.holm([c.p_value for c in against.values()]), strict=True))
     unbeaten = tuple(name for name in untrained if against[name].interval.low <= 0)
@@ -163,8 +166,8 @@ def choose_variant(variants: Sequence[Arm], on_dev: Mapping[str, float], higher_
 
 @dataclass(frozen=True)
 class RerunNoise:
-    """The same rows answered twice. ``floor``: how far the mean scores of tuned and comparator moved, in sum; ``changed``:
-    answers that differ."""
+    """The same rows answered twice. ``floor``: how far the mean scores of tuned and comparator moved, in sum;
+    ``changed``: answers that differ."""
 
     rows: int
     changed: int

@@ -1,7 +1,8 @@
-"""Distillation: cross-entropy to a teacher's K likeliest tokens at every supervised place (Hinton et al. 2015, 1503.02531).
+"""Distillation: cross-entropy to a teacher's K likeliest tokens at every supervised place (Hinton et al. 2015,
+1503.02531).
 
-The teacher's probabilities are computed once, before training, and kept with the row as its signal. A row without a signal
-is a gold row: its own answer is the teacher, a one-hot one, so rows of both kinds mix in a step.
+The teacher's probabilities are computed once, before training, and kept with the row as its signal. A row without a
+signal is a gold row: its own answer is the teacher, a one-hot one, so rows of both kinds mix in a step.
 
 Axes: N predicted tokens, M supervised tokens, K likeliest tokens, V vocabulary.
 """
@@ -25,8 +26,8 @@ from tunewright.tokens.sequences import Rendered, Signal, TrainRow, flat
 from tunewright.tokens.template import Template
 
 K = 32
-# Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the passes decide the rounding of the stored
-# probabilities, which must not depend on the memory that happens to be free.
+# Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the passes decide the rounding of the
+# stored probabilities, which must not depend on the memory that happens to be free.
 TEACHER_TOKENS_PER_PASS = 1024
 
 
@@ -50,8 +51,8 @@ def with_teacher(
 ) -> list[TrainRow]:
     """``student_rows`` with the teacher's top-K probabilities at the supervised tokens of ``teacher_rows``.
 
-    Row by row, both supervise the same tokens, perhaps after another prompt. ``weight`` multiplies the rows' loss weights;
-    ``progress(n)`` is called as rows finish.
+    Row by row, both supervise the same tokens, perhaps after another prompt. ``weight`` multiplies the rows' loss
+    weights; ``progress(n)`` is called as rows finish.
     """
     taught: dict[int, TrainRow] = {}
     for group in microbatches(singles([r.ids for r in teacher_rows]), TEACHER_TOKENS_PER_PASS, layout):
@@ -71,9 +72,11 @@ def with_teacher(
     return [taught[i] for i in range(len(teacher_rows))]
 
 
-def batches(model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int) -> list[Batch]:
-    """Passes of gold rows, then passes of taught ones. Predictions that `to_batch` merges have one teacher: among taught rows
-    because the text before them is the same, among gold rows because the target is the teacher."""
+def batches(
+    model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
+) -> list[Batch]:
+    """Passes of gold rows, then passes of taught ones. Predictions that `to_batch` merges have one teacher: among
+    taught rows because the text before them is the same, among gold rows because the target is the teacher."""
     made: list[Batch] = []
     for taught in (False, True):
         mine = [i for i in chosen if bool(rows[i].signal) is taught]

@@ -18,8 +18,8 @@ from tunewright.tokens.template import Template
 
 @dataclass(frozen=True)
 class Loss:
-    """Of one batch: ``sum`` and ``metrics`` are sums over what `Method.weight` counts; the loop divides both by the weight of
-    the whole step. The metrics go into the step's line of metrics.jsonl."""
+    """Of one batch: ``sum`` and ``metrics`` are sums over what `Method.weight` counts; the loop divides both by the
+    weight of the whole step. The metrics go into the step's line of metrics.jsonl."""
 
     sum: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
@@ -35,8 +35,8 @@ class Method(Protocol):
         """The training rows of an example. Raises DataError or ModelError."""
 
     def annotate(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
-        """The rows with what has to be computed once, before the first step: a reference model's log-probabilities, say.
-        Called without gradient; the model has its adapter, untrained."""
+        """The rows with what has to be computed once, before the first step: a reference model's log-probabilities,
+        say. Called without gradient; the model has its adapter, untrained."""
 
     def batches(
         self, model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
@@ -44,8 +44,8 @@ class Method(Protocol):
         """The forward passes of one step (from 0) over the ``chosen`` rows. A method that samples does so here."""
 
     def weight(self, batch: Batch) -> float:
-        """What the loss of the batch is divided by: tokens, pairs or samples. Summed over the batches of a step before the
-        first backward pass."""
+        """What the loss of the batch is divided by: tokens, pairs or samples. Summed over the batches of a step before
+        the first backward pass."""
 
     def loss(self, model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
         """The sum, not the mean, of the loss over the batch."""

@@ -24,7 +24,9 @@ def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list
     return list(rows)
 
 
-def batches(model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int) -> list[Batch]:
+def batches(
+    model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
+) -> list[Batch]:
     passes = microbatches(units_of(rows, chosen), plan.tokens_per_pass, plan.layout)
     return [to_batch(flat(rows[i] for i in group), plan.layout) for group in passes]
 

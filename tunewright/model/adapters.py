@@ -22,8 +22,8 @@ from tunewright.core.errors import ModelError
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a low-rank update: y = base(x) + scale * B(A(x)); with magnitudes (DoRA), each output row of
-    the updated weight is set to length ``magnitude``."""
+    """A frozen linear layer plus a low-rank update: y = base(x) + scale * B(A(x)); with magnitudes (DoRA), each output
+    row of the updated weight is set to length ``magnitude``."""
 
     def __init__(self, base: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -31,25 +31,27 @@ class LoRALinear(nn.Module):
         self.scale = scale_of(config)
         self.dropout = config.dropout
         self.on = True
-        bound = 1 / math.sqrt(base.in_features)  # kaiming_uniform(a=sqrt(5)), PEFT's start
-        a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        a = initial_A(base.in_features, config.rank, generator)
         self.lora_A = nn.Parameter(a.to(base.weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=base.weight.device))
         if base.weight.dtype == torch.float64:
             self.lora_A.data, self.lora_B.data = self.lora_A.double(), self.lora_B.double()
-        self.magnitude = nn.Parameter(self._row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
+        self.magnitude = (
+            nn.Parameter(self.row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         base = F.linear(x, self.base.weight)
         if not self.on:
             return base if self.base.bias is None else base + self.base.bias
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        # The scale goes on the R numbers a token has in the middle, and B is added as it is multiplied: no pass over the output.
+        # The scale goes on the R numbers a token has in the middle, and B is added as it is multiplied: no pass over
+        # the output.
         small = F.linear(dropped, self.lora_A.to(x.dtype)) * self.scale
         y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), self.lora_B.T.to(x.dtype)).view(base.shape)
         if self.magnitude is not None:
             # The norm is a constant to autograd (DoRA section 4.3).
-            norm = self._row_norm(self.merged_weight_before_norm().detach())
+            norm = self.row_norm(self.merged_weight_before_norm().detach())
             y = y * (self.magnitude / norm).to(x.dtype)
         return y if self.base.bias is None else y + self.base.bias
 
@@ -59,10 +61,10 @@ class LoRALinear(nn.Module):
 
     def merged_weight(self) -> Tensor:
         merged = self.merged_weight_before_norm()
-        return merged if self.magnitude is None else merged * (self.magnitude / self._row_norm(merged))[:, None]
+        return merged if self.magnitude is None else merged * (self.magnitude / self.row_norm(merged))[:, None]
 
     @staticmethod
-    def _row_norm(weight_OI: Tensor) -> Tensor:
+    def row_norm(weight_OI: Tensor) -> Tensor:
         return weight_OI.square().sum(1).sqrt()
 
 
@@ -80,7 +82,8 @@ def scale_of(config: AdapterConfig) -> float:
 
 
 def targets(model: Any, patterns: list[str]) -> list[str]:
-    """Names of the linear layers that the patterns mean. A pattern matches a whole name or its end; `all-linear` leaves out the head."""
+    """Names of the linear layers that the patterns mean. A pattern matches a whole name or its end; `all-linear` leaves
+    out the head."""
     head = model.get_output_embeddings()
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
     chosen = [
@@ -100,7 +103,8 @@ def targets(model: Any, patterns: list[str]) -> list[str]:
 
 
 def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
-    """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed`` alone."""
+    """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed``
+    alone."""
     total = sum(p.numel() for p in model.parameters())
     if config.kind == "none":
         # The sum of many small updates is lost in bfloat16 (Zamirai et al. 2020), so trained weights are float32.
@@ -124,6 +128,23 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
         setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), config, generator))
     trained = sum(p.numel() for p in trainable(model).values())
     return AdapterSummary(tuple(names), trained, total + trained)
+
+
+def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:
+    """Reset an attached adapter to the values that `attach` gives it for this seed. Nothing is done for kind none."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in adapted(model).values():
+            layer.lora_A.copy_(initial_A(layer.base.in_features, config.rank, generator))
+            layer.lora_B.zero_()
+            if layer.magnitude is not None:
+                layer.magnitude.copy_(layer.row_norm(layer.base.weight.to(layer.lora_A.dtype)))
+
+
+def initial_A(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
+    """a_RI in float32: uniform as PEFT's start, kaiming_uniform(a=sqrt(5))."""
+    bound = 1 / math.sqrt(inputs)
+    return torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
 
 
 def adapted(model: nn.Module) -> dict[str, LoRALinear]:

@@ -27,8 +27,9 @@ class Capabilities:
 
 
 def probe(config: Any, tolerance: float = 1e-4) -> Capabilities:
-    """Ask a twin, not a list of names. It keeps the architecture's widths and one layer of each kind, with random weights.
-    A state-space or linear attention layer, say, carries its state from row to row, which shows as different logits."""
+    """Ask a twin, not a list of names. It keeps the architecture's widths and one layer of each kind, with random
+    weights. A state-space or linear attention layer, say, carries its state from row to row, which shows as different
+    logits."""
     attention.register()
     try:
         twin = _twin(config)
@@ -53,8 +54,14 @@ def _leak(twin: Any, rows: list[list[int]], alone: list[Tensor], share: bool, to
     except (ValueError, TypeError, RuntimeError) as error:
         said = str(error).splitlines()[0][:80] if str(error) else ""
         return f"this architecture does not take the layout of its rows ({type(error).__name__}: {said})"
-    gap = max(float((logits[at] - row).abs().max() / row.abs().max()) for at, row in zip(tree.place, alone, strict=True))
-    return "" if gap < tolerance else f"rows see each other: logits of a row differ by {gap:.1e} of their size from the row alone"
+    gap = max(
+        float((logits[at] - row).abs().max() / row.abs().max()) for at, row in zip(tree.place, alone, strict=True)
+    )
+    return (
+        ""
+        if gap < tolerance
+        else f"rows see each other: logits of a row differ by {gap:.1e} of their size from the row alone"
+    )
 
 
 def _twin(config: Any) -> Any:

@@ -1,9 +1,9 @@
 """Two attentions behind transformers' AttentionInterface: a tree of rows in training, a shared prefix in decoding.
 
 The layout comes as keyword arguments of the forward call, so there is no global state, and no mask over a whole pass is
-ever built: transformers makes none for an attention it has no mask function for. Axes: H heads, G key-value heads, R query
-heads for each of them, T tokens, D head width; of one piece, m queries and n keys; in decoding B rows, Q new tokens, K own
-tokens, P prefix tokens.
+ever built: transformers makes none for an attention it has no mask function for. Axes: H heads, G key-value heads, R
+query heads for each of them, T tokens, D head width; of one piece, m queries and n keys; in decoding B rows, Q new
+tokens, K own tokens, P prefix tokens.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ LONG, SHORT = 256, 128
 
 @dataclass(frozen=True)
 class Block:
-    """Queries ``start``..``stop``, against the keys of ``above`` and their own. ``runs``: for each segment in it, its length
-    and the ranges of the piece, counted from its start, that it continues; it sees these, all of ``above``, and itself."""
+    """Queries ``start``..``stop``, against the keys of ``above`` and their own. ``runs``: for each segment in it, its
+    length and the ranges of the piece, counted from its start, that it continues; it sees these, all of ``above``, and
+    itself."""
 
     start: int
     stop: int
@@ -45,7 +46,8 @@ class Block:
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """How scores become weights, the same for all pieces of a layer. ``keep``: hold the weights for the backward pass."""
+    """How scores become weights, the same for all pieces of a layer. ``keep``: hold the weights for the backward
+    pass."""
 
     window: int | None
     softcap: float | None
@@ -91,12 +93,15 @@ def tree_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D). A token attends to its path in the tree of ``segments``."""
+    """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D). A token attends to its path in the tree of
+    ``segments``."""
     # Raised, not asserted: the probe asks architectures of which some drop the keyword or bring a mask of their own.
     if not segments or segments[-1].stop != query.shape[2] or attention_mask is not None:
         raise ValueError("the architecture does not hand on the layout of its rows")
     if dropout or s_aux is not None or not getattr(module, "is_causal", True):
-        raise ValueError("attention that drops weights, has sinks or is not causal is not exact in one pass of several rows")
+        raise ValueError(
+            "attention that drops weights, has sinks or is not causal is not exact in one pass of several rows"
+        )
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
     rule = AttentionOptions(sliding_window, softcap, keep_weights)
     out: Tensor = _TreeAttention.apply(query, key, value, pieces(segments), scale, rule)  # type: ignore[no-untyped-call]
@@ -109,7 +114,13 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, todo: tuple[Block, ...], scale: float, rule: AttentionOptions
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        todo: tuple[Block, ...],
+        scale: float,
+        rule: AttentionOptions,
     ) -> Tensor:
         groups = key.shape[1]
         q_GTRD = (query[0] * scale).reshape(groups, -1, *query.shape[2:]).transpose(1, 2).contiguous()
@@ -200,9 +211,9 @@ def _add(x_GTD: Tensor, ranges: tuple[Range, ...], part_GnD: Tensor) -> None:
 
 
 def _write(x_TGRD: Tensor, piece: Block, part_GmD: Tensor) -> None:
-    x_TGRD[piece.start : piece.stop] = part_GmD.view(len(part_GmD), piece.stop - piece.start, -1, part_GmD.shape[2]).transpose(
-        0, 1
-    )
+    x_TGRD[piece.start : piece.stop] = part_GmD.view(
+        len(part_GmD), piece.stop - piece.start, -1, part_GmD.shape[2]
+    ).transpose(0, 1)
 
 
 def prefixed_attention(
@@ -217,10 +228,11 @@ def prefixed_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query (B, H, Q, D), key and value (B, H_kv, K, D) of the rows' own tokens -> (B, Q, H, D); for decoding, without gradient.
+    """query (B, H, Q, D), key and value (B, H_kv, K, D) of the rows' own tokens -> (B, Q, H, D); for decoding, without
+    gradient.
 
-    ``prefix``: for each layer the keys and values (H_kv, P, D) that all rows share: held once, and met by all rows in one
-    product. ``seen`` (B, Q, K): which own tokens a new token sees; it sees all of the prefix.
+    ``prefix``: for each layer the keys and values (H_kv, P, D) that all rows share: held once, and met by all rows in
+    one product. ``seen`` (B, Q, K): which own tokens a new token sees; it sees all of the prefix.
     """
     assert seen is not None
     assert attention_mask is None
@@ -244,9 +256,9 @@ def prefixed_attention(
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
         out = weights[..., shared:] @ value[part]
         if prefix:
-            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(1, (q.shape[0], -1)).transpose(
-                0, 1
-            )
+            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(
+                1, (q.shape[0], -1)
+            ).transpose(0, 1)
         parts.append(out.reshape(-1, heads, new, width).transpose(1, 2))
     return torch.cat(parts), None
 

@@ -13,10 +13,9 @@ from tunewright.model import arch_probe, loading, model_files
 class Facts:
     """What a model is, read from its folder and from a twin of two layers with random weights.
 
-    ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared, give equal
-    logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in
-    training. ``fused``: its layers can be run by `fused_llama`.
-    ``sha256``: over config and weight files.
+    ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared,
+    give equal logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in training.
+    ``fused``: its layers can be run by `fused_llama`. ``sha256``: over config and weight files.
     """
 
     name: str

@@ -35,7 +35,10 @@ def hidden(model: LanguageModel, batch: Batch, recompute: Recompute = "none") ->
     device = model.device
     row_N, at_N = torch.from_numpy(batch.row_N).to(device), torch.from_numpy(batch.at_N).to(device)
     if batch.segments and model.kernels == "fused":
-        ids_T, positions_T = torch.from_numpy(batch.ids_BT[0]).to(device), torch.from_numpy(batch.positions_BT[0]).to(device)
+        ids_T, positions_T = (
+            torch.from_numpy(batch.ids_BT[0]).to(device),
+            torch.from_numpy(batch.positions_BT[0]).to(device),
+        )
         return fused_llama.hidden(model.decoder, ids_T, positions_T, batch.segments, at_N, recompute)
     hidden_ND: Tensor = run(model, model.decoder, batch, recompute).last_hidden_state[row_N, at_N]
     return hidden_ND

@@ -1,11 +1,12 @@
-"""The decoder of the Llama family written out for LoRA training: few passes over memory, few saved tensors, and the last
-layer only where a token is predicted.
+"""The decoder of the Llama family written out for LoRA training: few passes over memory, few saved tensors, and the
+last layer only where a token is predicted.
 
-A CPU step of transformers' modules is one third elementwise passes: here each norm, rotation and gate is one function with
-its own backward, and projections that read the same input share one product with their stacked A. `fits` says whether a
-model is of this form, by comparing numbers, not names; other models run transformers' own modules.
+A CPU step of transformers' modules is one third elementwise passes: here each norm, rotation and gate is one function
+with its own backward, and projections that read the same input share one product with their stacked A. `fits` says
+whether a model is of this form, by comparing numbers, not names; other models run transformers' own modules.
 
-Axes: T tokens, N tokens that predict, D width, I inputs, O outputs, R rank (of all projections of a group), H heads, K head width.
+Axes: T tokens, N tokens that predict, D width, I inputs, O outputs, R rank (of all projections of a group), H heads, K
+head width.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def hidden(
     at_N: Tensor,
     recompute: Recompute = "none",
 ) -> Tensor:
-    """hidden_ND, after the last norm, of the tokens ``at_N``. ``recompute``: what the backward pass computes anew instead of
-    holding it: nothing, attention's weights, or everything but each layer's input."""
+    """hidden_ND, after the last norm, of the tokens ``at_N``. ``recompute``: what the backward pass computes anew
+    instead of holding it: nothing, attention's weights, or everything but each layer's input."""
     hidden_TD = decoder.embed_tokens(ids_T)
     cos_1TK, sin_1TK = decoder.rotary_emb(hidden_TD[None], positions_T[None])
     turn = cos_1TK[0, :, None], sin_1TK[0, :, None]
@@ -55,7 +56,8 @@ def layer(
     keep: bool,
     at_N: Tensor | None = None,
 ) -> Tensor:
-    """One decoder layer, (T, D) -> (T, D); or, with ``at_N``, (N, D) of those tokens alone: the others are only attended to."""
+    """One decoder layer, (T, D) -> (T, D); or, with ``at_N``, (N, D) of those tokens alone: the others are only
+    attended to."""
     attend, mlp = part.self_attn, part.mlp
     x_TD = rms_norm(part.input_layernorm, hidden_TD)
     q_THK, k_THK, v_THK = (
@@ -86,8 +88,9 @@ def project(x_TI: Tensor, *layers: LoRALinear) -> tuple[Tensor, ...]:
 
 
 class _Project(torch.autograd.Function):
-    """y = xW' + s(xA')B' + bias for several (W, bias, A, B), W and bias frozen. The products with A, one after another in most
-    systems, are one product with the stacked A; B's product is the start of W's, which then is added in the product itself."""
+    """y = xW' + s(xA')B' + bias for several (W, bias, A, B), W and bias frozen. The products with A, one after another
+    in most systems, are one product with the stacked A; B's product is the start of W's, which then is added in the
+    product itself."""
 
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, scale: float, *given: Tensor) -> tuple[Tensor, ...]:
@@ -126,7 +129,8 @@ def rms_norm(norm: Any, x: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Root mean square norm (Zhang & Sennrich 2019, 1910.07467) over the last axis, its weight frozen; float32 or better inside."""
+    """Root mean square norm (Zhang & Sennrich 2019, 1910.07467) over the last axis, its weight frozen; float32 or
+    better inside."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -138,16 +142,21 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         g, wide = grads[0].contiguous(), torch.promote_types(x.dtype, torch.float32)
-        inverse = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / len(weight) + ctx.eps)
+        inverse = torch.rsqrt(
+            torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / len(weight) + ctx.eps
+        )
         # Layer norm's fused backward, told that the mean is zero, is this gradient but for the mean it takes off again.
         shape, nought = list(weight.shape), torch.zeros_like(inverse)
         scale = weight.to(wide) if x.device.type == "cpu" else weight  # what each device's kernel takes
-        dx, _, _ = torch.ops.aten.native_layer_norm_backward(g, x, shape, nought, inverse, scale, None, [True, False, False])
+        dx, _, _ = torch.ops.aten.native_layer_norm_backward(
+            g, x, shape, nought, inverse, scale, None, [True, False, False]
+        )
         return dx + ((g @ weight)[..., None] * (inverse / len(weight))).to(x.dtype), None, None
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotary positions (Su et al. 2021, 2104.09864), halves rotated against each other; the backward pass turns back."""
+    """Rotary positions (Su et al. 2021, 2104.09864), halves rotated against each other; the backward pass turns
+    back."""
 
     @staticmethod
     def forward(ctx: Any, x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
@@ -183,8 +192,8 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def applies(model: Any) -> bool:
-    """Whether every linear layer of the decoder carries plain LoRA (no dropout, no magnitudes), and its layers are all alike, so
-    that what two of them do (`fits`) holds for all."""
+    """Whether every linear layer of the decoder carries plain LoRA (no dropout, no magnitudes), and its layers are all
+    alike, so that what two of them do (`fits`) holds for all."""
     layers = model.get_decoder().layers
     linear = [m for part in layers for m in part.modules() if isinstance(m, torch.nn.Linear | LoRALinear)]
     inner = {id(m.base) for m in linear if isinstance(m, LoRALinear)}
@@ -201,13 +210,15 @@ def _form(part: torch.nn.Module) -> list[Any]:
 
 
 def fits(twin: Any, tolerance: float = 1e-3) -> bool:
-    """Whether this file computes what the model's own modules do: hidden states and adapter gradients of a small float32 model
-    of the architecture, which has its adapter on afterwards. Rounding alone moves a gradient by some 1e-4 of its size on some
-    processors, another formula by a tenth and more."""
+    """Whether this file computes what the model's own modules do: hidden states and adapter gradients of a small
+    float32 model of the architecture, which has its adapter on afterwards. Rounding alone moves a gradient by some 1e-4
+    of its size on some processors, another formula by a tenth and more."""
     tree = build([list(range(1, 24)), [*range(1, 20), 3, 5, 7]])
     ids_T, positions_T = torch.from_numpy(tree.ids_T), torch.from_numpy(tree.positions_T)
     at_N = torch.arange(3, len(ids_T), 2)
-    weigh_ND = torch.randn(len(at_N), twin.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0))
+    weigh_ND = torch.randn(
+        len(at_N), twin.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0)
+    )
     found = []
     try:
         attach(twin, AdapterConfig(rank=2), 0)

@@ -1,7 +1,8 @@
 """Greedy decoding and label scoring in batches, with the prompts' common beginning computed once.
 
 Finished rows leave the batch. In float32 the results equal those of one row at a time (a test holds it); architectures
-whose state cannot be batched exactly (`Facts.packable` is false) are decoded one by one. Axes: B rows, T tokens, V vocabulary.
+whose state cannot be batched exactly (`Facts.packable` is false) are decoded one by one. Axes: B rows, T tokens, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ TOKENS = 4096
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding, the same for every arm. ``exact_batch``: rows may share a batch; ``window``: the model's sliding window."""
+    """Decoding, the same for every arm. ``exact_batch``: rows may share a batch; ``window``: the model's sliding
+    window."""
 
     max_new_tokens: int
     stop: tuple[int, ...]
@@ -38,7 +40,8 @@ class Decoding:
 
 
 def stop_ids(model: LanguageModel, eos: int) -> tuple[int, ...]:
-    """The tokenizer's end token and those of the model's generation config: the only part of that config that is used."""
+    """The tokenizer's end token and those of the model's generation config: the only part of that config that is
+    used."""
     extra = getattr(model.module.generation_config, "eos_token_id", None)
     return tuple(sorted({eos, *(extra if isinstance(extra, list) else [extra] if isinstance(extra, int) else [])}))
 
@@ -71,8 +74,8 @@ def greedy(
 ) -> list[list[int]]:
     """The likeliest next token, again and again, until a stop token (which is not returned) or the limit.
 
-    ``watch`` is called with the number of rows that have just been finished. An answer of ``max_new_tokens`` tokens was cut.
-    ``known``: a beginning of all prompts that has been computed before.
+    ``watch`` is called with the number of rows that have just been finished. An answer of ``max_new_tokens`` tokens was
+    cut. ``known``: a beginning of all prompts that has been computed before.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     for rows in _batches(prompts, how):
@@ -107,8 +110,8 @@ def label_logprobs(
 ) -> NDArray[np.float64]:
     """log p(whole label sequence, end of turn included | prompt) in nats; (rows, labels).
 
-    ``labels[r][j]`` are the token ids of label j after prompt r. Because every sequence holds its own end, the labels are
-    events of one space and their summed log-probabilities compare fairly whatever their lengths.
+    ``labels[r][j]`` are the token ids of label j after prompt r. Because every sequence holds its own end, the labels
+    are events of one space and their summed log-probabilities compare fairly whatever their lengths.
     """
     total = np.zeros((len(prompts), len(labels[0])))
     if not how.exact_batch:
@@ -122,7 +125,12 @@ def label_logprobs(
             said = [after(prompts[r], labels[r][j], r) for r, j in part]
             batch = to_batch(said, "shared" if how.exact_batch else "padded")
             logp_NV = forward.logits(model, batch).float().log_softmax(-1)
-            logp_N = logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0].double().cpu().numpy()
+            logp_N = (
+                logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0]
+                .double()
+                .cpu()
+                .numpy()
+            )
             ends = np.cumsum([one.supervised for one in said])[:-1]
             for branch, logp in zip(part, np.split(logp_N[batch.which_M], ends), strict=True):
                 total[branch] = logp.sum()
@@ -159,7 +167,8 @@ class _State:
     next_B: Tensor
 
     def feed(self, ids_BQ: Tensor, real_BQ: Tensor, last_only: bool = False) -> Tensor:
-        """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding stands left or right."""
+        """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding stands left or
+        right."""
         position_BQ = self.next_B[:, None] + (real_BQ.cumsum(1) - 1).clamp(min=0)
         self.next_B = position_BQ[:, -1] + 1
         self.real_BK = torch.cat([self.real_BK, real_BQ], 1)
@@ -189,8 +198,9 @@ def _decoding(
 ) -> Iterator[tuple[_State, Tensor]]:
     """(state after the prompts, logits_BV of the first new token).
 
-    Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count that
-    padding: models with one, and those that cannot be batched exactly, share nothing and keep transformers' own attention.
+    Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count
+    that padding: models with one, and those that cannot be batched exactly, share nothing and keep transformers' own
+    attention.
     """
     from transformers import DynamicCache
 

@@ -1,4 +1,5 @@
-"""How far the trained weights have moved what the model says: KL to the base and likelihood of text, base = adapter off.
+"""How far the trained weights have moved what the model says: KL to the base and likelihood of text, base = adapter
+off.
 
 No second model is loaded. Axes: R rows, S scales, N predicted tokens, V vocabulary.
 """
@@ -24,7 +25,8 @@ TOKENS, CHUNK = 2048, 64
 
 @dataclass(frozen=True)
 class Divergence:
-    """Sums over each row's predicted tokens, in nats: KL(base || tuned at a scale), and what each finds the text to cost."""
+    """Sums over each row's predicted tokens, in nats: KL(base || tuned at a scale), and what each finds the text to
+    cost."""
 
     kl_SR: NDArray[np.float64]
     nats_SR: NDArray[np.float64]
@@ -41,8 +43,8 @@ def measure(
     watch: Callable[[int], None] = lambda _: None,
     base: LanguageModel | None = None,
 ) -> Divergence:
-    """Both models read the same tokens; the KL is exact, over the whole vocabulary. ``base``: another copy, where training
-    changed all weights and there is no adapter to switch off."""
+    """Both models read the same tokens; the KL is exact, over the whole vocabulary. ``base``: another copy, where
+    training changed all weights and there is no adapter to switch off."""
     kl_SR, nats_SR = np.zeros((len(scales), len(rows))), np.zeros((len(scales), len(rows)))
     base_R, tokens_R = np.zeros(len(rows)), np.array([r.supervised for r in rows])
     for group in microbatches(singles([r.ids for r in rows]), TOKENS, layout):
@@ -63,7 +65,8 @@ def measure(
 
 @dataclass(frozen=True)
 class _Outputs:
-    """What a model says at the predicted tokens: hidden states and a head, or logits where the head is more than a product."""
+    """What a model says at the predicted tokens: hidden states and a head, or logits where the head is more than a
+    product."""
 
     states_ND: torch.Tensor
     head_VD: torch.Tensor | None

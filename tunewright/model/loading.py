@@ -34,7 +34,8 @@ def cache_folder() -> Path:
 
 
 def resolve(name: str) -> Path:
-    """The folder of a model; converts a GGUF once, downloads a Hub id. Raises ModelError with the command that helps."""
+    """The folder of a model; converts a GGUF once, downloads a Hub id. Raises ModelError with the command that
+    helps."""
     if name == EMBEDDED:
         spec = importlib.util.find_spec(_PACKAGE)
         places = list(spec.submodule_search_locations or []) if spec else []
@@ -129,20 +130,25 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
 
 
 def _mend_pretokenizer(file: Path, tokenizer: Any) -> None:
-    """SmolLM2 splits digits before byte-level BPE; transformers' GGUF reader forgets that, which changes `  5` but no word."""
+    """SmolLM2 splits digits before byte-level BPE; transformers' GGUF reader forgets that, which changes `  5` but no
+    word."""
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
     field = GGUFReader(file).get_field("tokenizer.ggml.pre")
     if field is not None and str(field.contents()) == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
         )
 
 
 def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
-    """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH where the
-    weights lack a tensor or have one too many: transformers would draw the one at random and drop the other."""
+    """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH
+    where the weights lack a tensor or have one too many: transformers would draw the one at random and drop the
+    other."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -166,7 +172,10 @@ def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
     for name, parameter in module.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(
-                "MODEL_CORRUPT", f"{name} holds NaN or infinite values.", where=str(folder), fix="download the model again."
+                "MODEL_CORRUPT",
+                f"{name} holds NaN or infinite values.",
+                where=str(folder),
+                fix="download the model again.",
             )
     module.requires_grad_(False)
     module.config.use_cache = False

@@ -22,7 +22,8 @@ def cross_entropy(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> Tens
 
 
 def head_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
-    """`cross_entropy` of hidden_ND @ head_VD.T, without ever holding all logits: they are computed in chunks and dropped.
+    """`cross_entropy` of hidden_ND @ head_VD.T, without ever holding all logits: they are computed in chunks and
+    dropped.
 
     The gradient with respect to the hidden states is computed with the loss, while a chunk's logits exist.
     """
@@ -60,8 +61,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 
 def soft_cross_entropy(logits_NV: Tensor, soft_NK: Tensor, prob_NK: Tensor, weight_N: Tensor) -> Tensor:
-    """Sum over n of weight_n * -sum over k of prob_nk * log p(soft_nk), in nats: a teacher's K likeliest tokens and their
-    probabilities (Hinton, Vinyals & Dean 2015, 1503.02531). One token of probability 1 is `cross_entropy`."""
+    """Sum over n of weight_n * -sum over k of prob_nk * log p(soft_nk), in nats: a teacher's K likeliest tokens and
+    their probabilities (Hinton, Vinyals & Dean 2015, 1503.02531). One token of probability 1 is `cross_entropy`."""
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     logp_NK = wide.log_softmax(-1).gather(1, soft_NK)
     return -((prob_NK.to(wide.dtype) * logp_NK).sum(1) * weight_N.to(wide.dtype)).sum()

@@ -1,4 +1,5 @@
-"""A model folder, read by us before transformers sees it: no code of its own, no pickle, every tensor where the index says."""
+"""A model folder, read by us before transformers sees it: no code of its own, no pickle, every tensor where the index
+says."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> list[Path]:
-    """The files that transformers reads: one, or the shards of the index. Raises where the index lists what is not there."""
+    """The files that transformers reads: one, or the shards of the index. Raises where the index lists what is not
+    there."""
     index = _json(folder / INDEX)
     if index is None:
         return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
@@ -54,15 +56,22 @@ def weights(folder: Path) -> list[Path]:
         raise ModelError("MODEL_CORRUPT", "the index has no weight_map of names.", where=str(folder / INDEX), fix=_MEND)
     for name in sorted(set(listed.values())):
         if Path(name).name != name:
-            raise ModelError("PATH_OUTSIDE", f"the index lists {name!r}, which is no plain name.", where=str(folder), fix=_MEND)
+            raise ModelError(
+                "PATH_OUTSIDE", f"the index lists {name!r}, which is no plain name.", where=str(folder), fix=_MEND
+            )
         if not (folder / name).is_file():
-            raise ModelError("MODEL_FILE_MISSING", f"the index lists {name}, which is not there.", where=str(folder), fix=_MEND)
+            raise ModelError(
+                "MODEL_FILE_MISSING", f"the index lists {name}, which is not there.", where=str(folder), fix=_MEND
+            )
     # transformers takes the single file where there are both.
-    return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else [folder / name for name in sorted(set(listed.values()))]
+    return (
+        [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else [folder / name for name in sorted(set(listed.values()))]
+    )
 
 
 def sizes(folder: Path) -> tuple[int, set[str]]:
-    """(numbers in the weight files, their dtypes), from the headers alone. Raises MODEL_CORRUPT and MODEL_INDEX_MISMATCH."""
+    """(numbers in the weight files, their dtypes), from the headers alone. Raises MODEL_CORRUPT and
+    MODEL_INDEX_MISMATCH."""
     from safetensors import SafetensorError, safe_open
 
     files, home = weights(folder), dict[str, str]()
@@ -81,7 +90,9 @@ def sizes(folder: Path) -> tuple[int, set[str]]:
     if [f.name for f in files] != [WEIGHTS]:
         listed = (_json(folder / INDEX) or {})["weight_map"]
         for key in sorted(set(listed) ^ set(home)):
-            raise _mismatch(folder, f"{key} is {'listed, but in no file' if key in listed else 'in a file, but not listed'}")
+            raise _mismatch(
+                folder, f"{key} is {'listed, but in no file' if key in listed else 'in a file, but not listed'}"
+            )
         for key in sorted(home):
             if listed[key] != home[key]:
                 raise _mismatch(folder, f"{key} is listed in {listed[key]}, but is in {home[key]}")

@@ -1,5 +1,5 @@
-"""An adapter on disk: PEFT's adapter_config.json and adapter_model.safetensors, beside them tunewright.json with what PEFT does
-not keep (the base's hash, the files' own). Reading takes all of it or nothing."""
+"""An adapter on disk: PEFT's adapter_config.json and adapter_model.safetensors, beside them tunewright.json with what
+PEFT does not keep (the base's hash, the files' own). Reading takes all of it or nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ _PREFIX = "base_model.model."
 _CONFIG, _TENSORS, _NOTE = "adapter_config.json", "adapter_model.safetensors", "tunewright.json"
 # What an adapter_config.json may say without changing what is computed, or that `load` obeys. Anything else is refused.
 _KNOWN = {
-    *("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "exclude_modules"),
+    *(
+        "peft_type",
+        "task_type",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "use_dora",
+        "target_modules",
+        "exclude_modules",
+    ),
     *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "init_lora_weights"),
     *("layers_to_transform", "layers_pattern", "runtime_config", "megatron_core"),
 }
@@ -69,8 +79,8 @@ def _parts(layer: LoRALinear) -> dict[str, nn.Parameter]:
 
 
 def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
-    """Attach a saved adapter, of ours or of PEFT's. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT or ADAPTER_UNSUPPORTED, and then the
-    model is what it was."""
+    """Attach a saved adapter, of ours or of PEFT's. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT or
+    ADAPTER_UNSUPPORTED, and then the model is what it was."""
     config, tensors = _read(folder)
     _untouched(folder, base_sha256)
     names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
@@ -132,7 +142,9 @@ def _untouched(folder: Path, base_sha256: str | None) -> None:
     try:
         told = json.loads(note.read_text(encoding="utf-8"))
         trained_on, files = str(told.get("base_sha256")), dict(told.get("files", {}))
-        changed = sorted(name for name, was in files.items() if name in (_CONFIG, _TENSORS) and sha256(folder / name) != was)
+        changed = sorted(
+            name for name, was in files.items() if name in (_CONFIG, _TENSORS) and sha256(folder / name) != was
+        )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _corrupt(folder, f"{_NOTE} cannot be read: {error}") from None
     if changed:
@@ -158,4 +170,6 @@ def _corrupt(folder: Path, told: str) -> ModelError:
 
 
 def _other_base(folder: Path, told: str) -> ModelError:
-    return ModelError("ADAPTER_BASE_MISMATCH", f"{told}.", where=str(folder), fix="load it on the model it was trained on.")
+    return ModelError(
+        "ADAPTER_BASE_MISMATCH", f"{told}.", where=str(folder), fix="load it on the model it was trained on."
+    )

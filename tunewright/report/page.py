@@ -1,4 +1,5 @@
-"""Templates to pages: one environment that escapes everything, and how pages write numbers. No script, nothing from the network."""
+"""Templates to pages: one environment that escapes everything, and how pages write numbers. No script, nothing from the
+network."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ METRICS = {
 
 
 def render(template: str, **values: object) -> str:
-    """The page that ``template`` makes of ``values``. A name that is not among them is an error, never an empty string."""
+    """The page that ``template`` makes of ``values``. A name that is not among them is an error, never an empty
+    string."""
     return _environment().get_template(template).render(**values)
 
 
@@ -57,8 +59,8 @@ def _environment() -> Environment:
 
 
 def at(record: Record, path: str, default: object = ...) -> Any:
-    """The value at a dotted ``path``, of a JSON object or a typed record. A ``default`` stands in for what is absent or None,
-    also on the way."""
+    """The value at a dotted ``path``, of a JSON object or a typed record. A ``default`` stands in for what is absent or
+    None, also on the way."""
     for name in path.split("."):
         try:
             record = record[name] if isinstance(record, Mapping) else getattr(record, name)

@@ -1,4 +1,5 @@
-"""Run folder -> one self-contained HTML page; needs no model. What the page says in which order: `templates/report.html.j2`."""
+"""Run folder -> one self-contained HTML page; needs no model. What the page says in which order:
+`templates/report.html.j2`."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from tunewright.report.page import Record, at
 
 @dataclass(frozen=True)
 class Files:
-    """What the report reads of a run folder. ``exports`` and ``selftest`` may be missing; ``moved``: what differed where the run was
-    continued; ``scores``: the lines of the tuned arm and of the comparator."""
+    """What the report reads of a run folder. ``exports`` and ``selftest`` may be missing; ``moved``: what differed
+    where the run was continued; ``scores``: the lines of the tuned arm and of the comparator."""
 
     name: str
     verdict: Record
@@ -30,7 +31,8 @@ class Files:
 
 
 def write(run: Run) -> None:
-    """Writes report.html and data/audit.html from the files of the run folder; what was not measured is named as such."""
+    """Writes report.html and data/audit.html from the files of the run folder; what was not measured is named as
+    such."""
     verdict, audit, events = read_json(run.verdict), read_json(run.audit), list(read_lines(run.events))
     comparator = at(verdict, "comparator.name")
     files = Files(

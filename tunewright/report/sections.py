@@ -1,4 +1,5 @@
-"""What the report's sections need beyond the run's records: sentences that depend on several of them, ordered rows, charts. No markup."""
+"""What the report's sections need beyond the run's records: sentences that depend on several of them, ordered rows,
+charts. No markup."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ ABILITIES = {  # where forgetting.json compares one, and what it is called
 
 @dataclass(frozen=True)
 class Head:
-    """The first screen: the verdict as a sentence, what else its reader must know, and the figures (value, caption) below it."""
+    """The first screen: the verdict as a sentence, what else its reader must know, and the figures (value, caption)
+    below it."""
 
     colour: str
     sentence: str

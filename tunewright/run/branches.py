@@ -1,57 +1,60 @@
-"""Another training beside the run: the same recipe on other rows, another seed, another rate, or another teacher.
+"""Another training of a run: the same recipe on other rows, or with another seed, learning rate or teacher.
 
-A branch lives in branches/NAME of the run folder, is continued where it stopped, and is not trained again once it is whole.
+A branch has a folder of its own, branches/NAME; it is resumed where it stopped and trained once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from tunewright.core import run_folder
+from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.run_folder import Run
+from tunewright.core.records import BranchTraining
 from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
-from tunewright.methods import sft
 from tunewright.model import adapters
-from tunewright.model.language_model import LanguageModel
-from tunewright.run.session import Session
-from tunewright.tokens.rendering import Rendered
+from tunewright.run import weights
+from tunewright.run.answers import Question
+from tunewright.run.context import Work
+from tunewright.run.inputs import Side
+from tunewright.run.receipt import input_hashes
+from tunewright.run.weights import Weights
+from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints, loop
-from tunewright.train.loop import Method
 
 
 @dataclass(frozen=True)
 class Branch:
-    """What is learned (``rows``), what stops early (``dev``), how, and which share of the update speaks."""
+    """``rows`` are trained on, ``dev`` decides when to stop. ``scale``: of the adapter, when the branch answers."""
 
     name: str
     plan: Plan
-    rows: tuple[Rendered, ...]
-    dev: tuple[Rendered, ...]
-    method: Method
-    share: float = 1.0
+    rows: tuple[TrainRow, ...]
+    dev: tuple[TrainRow, ...]
+    scale: float = 1.0
 
 
-def of_rows(session: Session, name: str, rows: Sequence[int], share: float, seed: int) -> Branch:
-    """The run's recipe on some of its training rows: as many epochs, so fewer steps; as much of the update as the run keeps."""
+def of_rows(work: Work, name: str, rows: Sequence[int], fraction: float, seed: int) -> Branch:
+    """The run's recipe on some of its training rows, a ``fraction`` of them: as many epochs, so fewer steps."""
     wanted = set(rows)
-    chosen = tuple(r for r in session.rendered["train"] if r.row in wanted)
-    plan = smaller(session.plan, share, len(chosen), seed)
-    return Branch(name, plan, chosen, tuple(session.rendered["dev"]), sft, session.run.scale)
+    chosen = tuple(r for r in work.inputs.rows["train"] if r.row in wanted)
+    return Branch(
+        name, smaller(work.plan, fraction, len(chosen), seed), chosen, work.inputs.rows["dev"], work.run.scale
+    )
 
 
-def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
-    """The recipe for a share of the rows; every number that does not follow from it as it was."""
-    steps = max(1, round(plan.steps * share))
+def smaller(plan: Plan, fraction: float, sequences: int, seed: int) -> Plan:
+    """The plan for a fraction of the rows; only the numbers that follow from it change."""
+    steps = max(1, round(plan.steps * fraction))
     return plan.model_copy(
         update={
             "rows": sequences,
             "steps": steps,
-            "warmup_steps": min(plan.warmup_steps, max(1, round(plan.warmup_steps * share))),
-            "eval_every": max(1, round(plan.eval_every * share)),
+            "warmup_steps": min(plan.warmup_steps, max(1, round(plan.warmup_steps * fraction))),
+            "eval_every": max(1, round(plan.eval_every * fraction)),
             "checkpoint_every": max(1, min(plan.checkpoint_every, steps)),
             "batch_size": min(plan.batch_size, sequences),
             "seed": seed,
@@ -59,34 +62,37 @@ def smaller(plan: Plan, share: float, sequences: int, seed: int) -> Plan:
     )
 
 
-def scores(session: Session, branch: Branch, side: str, system: Arm | None = None, rows: list[int] | None = None) -> list[Score]:
-    """The branch's answers to dev or test (or to some ``rows`` of train), prompted as the tuned model is or as ``system`` says;
-    trained first where it is not."""
-    (tuned,) = session.families["tuned"]
-    asked = system or tuned
-    file = session.run.branch(branch.name).scores / f"{side}-{asked.name}.jsonl"
-    return session.judged(file, side, asked, rows, lambda: trained(session, branch), branch.name)
+def scores(
+    work: Work, branch: Branch, side: Side, arm: Arm | None = None, rows: Sequence[int] | None = None
+) -> list[Score]:
+    """The branch's answers to dev or test, or to some ``rows`` of train, as the tuned arm or ``arm`` asks; trained
+    first if it has not been."""
+    arm = arm or work.inputs.tuned
+    rows = work.inputs.evaluated(side) if rows is None else rows
+    file = work.run.branch(branch.name).scores / f"{side}-{arm.name}.jsonl"
+    answering = trained(work, branch)
+    if side == "test" and not file.exists():
+        work.run.event("test_read", rows=len(rows), branch=branch.name)
+    return work.answers.scores(Question(arm, side, rows, file, branch.name), answering)
 
 
-def trained(session: Session, branch: Branch) -> LanguageModel:
-    """A copy of the base with the branch's weights."""
-    run, model = session.run.branch(branch.name), session.fresh(branch.plan)
+def trained(work: Work, branch: Branch) -> Weights:
+    """The branch's weights."""
+    run = work.run.branch(branch.name)
     if not run.training.exists():
-        _train(session, branch, run, model)
-    checkpoints.load_trained(run, model.module, branch.share)
-    return model
+        _train(work, branch)
+    return weights.trained(run, branch.plan, branch.scale)
 
 
-def _train(session: Session, branch: Branch, run: Run, model: LanguageModel) -> None:
+def _train(work: Work, branch: Branch) -> None:
+    run = work.run.branch(branch.name)
     run.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
-    content = hashlib.sha256(repr([(r.ids, r.weights) for r in branch.rows]).encode())
+    content = hashlib.sha256(digest(branch.rows).encode())
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
-    with session.talk.bar(f"train {branch.name}", branch.plan.steps) as note:
-
-        def watch(p: loop.Progress) -> None:
-            note(1, f"loss {p.loss:.3f}")
-
-        hashes = {**session.hashes, "branch": content.hexdigest()}
-        result = loop.train(model, branch.method, branch.rows, branch.dev, branch.plan, run, hashes, watch)
-    written = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
-    run_folder.write_json(run.training, {**asdict(result), "weights_sha256": written})
+    hashes = {**input_hashes(work.data, work.inputs, work.plan), "branch": content.hexdigest()}
+    model = work.models.untrained(branch.plan)
+    training = loop.annotated(loop.Training(model, branch.plan, branch.rows, branch.dev, run, hashes))
+    with work.console.bar(f"train {branch.name}", branch.plan.steps) as tick:
+        result = loop.train(training, lambda p: tick(1, f"loss {p.loss:.3f}"))
+    sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
+    records.write(run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))

@@ -46,11 +46,18 @@ def load_run(run: Run) -> ChatModel:
             where=facts.path,
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
-    return ChatModel(model, load_template(Path(facts.path), config.template, config.date), receipt["instruction"], facts.packable)
+    return ChatModel(
+        model, load_template(Path(facts.path), config.template, config.date), receipt["instruction"], facts.packable
+    )
 
 
 def answer(
-    who: ChatModel, message: str, *, history: Sequence[Message] = (), system: str | None = None, max_new_tokens: int = 256
+    who: ChatModel,
+    message: str,
+    *,
+    history: Sequence[Message] = (),
+    system: str | None = None,
+    max_new_tokens: int = 256,
 ) -> str:
     """The greedy answer to ``message`` after ``history`` (user and assistant turns, without the system message)."""
     head = system if system is not None else who.instruction

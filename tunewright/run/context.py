@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tunewright.core.config import Config, Plan
 from tunewright.core.console import Console
@@ -16,13 +17,15 @@ from tunewright.run.models import Models
 
 @dataclass(frozen=True)
 class Context:
-    """An opened run. ``command``: how the user started it, for the receipt."""
+    """An opened run. ``command``: how the user started it, for the receipt. ``created``: folders that did not exist
+    before."""
 
     run: Run
     config: Config
     console: Console
     command: str
     data: Dataset
+    created: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

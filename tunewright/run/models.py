@@ -1,4 +1,5 @@
-"""The loaded modules of one process: the only mutable object of a run. Weights are put into a module by name, never assumed."""
+"""The loaded modules of one process: the only mutable object of a run. Weights are put into a module by name, never
+assumed."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tunewright.core.config import Plan
+from tunewright.core.config import AdapterConfig, Plan
 from tunewright.core.errors import RunError
 from tunewright.core.run_folder import sha256
 from tunewright.model import adapters, fused_llama, language_model, loading
@@ -17,19 +18,20 @@ from tunewright.train import checkpoints
 
 
 class Models:
-    """One module with the adapter attached, used for all weights of the run and its branches in turn, and one of the base where
-    training changes all weights. ``device``: cpu or cuda."""
+    """One module with the adapter attached, used for all weights of the run and its branches in turn, and one of the
+    base where training changes all weights. ``device``: cpu or cuda."""
 
     def __init__(self, facts: Facts, device: str) -> None:
         self._facts, self._device = facts, device
         self._adapted: LanguageModel | None = None
         self._base: LanguageModel | None = None
-        self._kind: object = None  # what the adapted module was built for
+        self._kind: tuple[AdapterConfig, str] | None = None  # what the adapted module was built for
         self._holds: str | None = None  # sha256 of the weights in it; None: unknown, or in training
 
     @contextmanager
     def at(self, weights: Weights) -> Iterator[LanguageModel]:
-        """Within, a model that computes with exactly these weights. Raises RUN_DAMAGED if their file is not what was written."""
+        """Within, a model that computes with exactly these weights. Raises RUN_DAMAGED if their file is not what was
+        written."""
         if weights.file is None:
             with self._at_base(weights.plan) as model:
                 yield model

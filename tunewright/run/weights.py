@@ -13,8 +13,8 @@ from tunewright.core.run_folder import Run
 
 @dataclass(frozen=True)
 class Weights:
-    """``plan`` says what they are weights of (adapter, dtype, kernels). ``file`` None: the base model. ``sha256``: of the file,
-    as training recorded it. ``scale``: of the adapter's update; 1 is the update as trained."""
+    """``plan`` says what they are weights of (adapter, dtype, kernels). ``file`` None: the base model. ``sha256``: of
+    the file, as training recorded it. ``scale``: of the adapter's update; 1 is the update as trained."""
 
     plan: Plan
     file: Path | None = None

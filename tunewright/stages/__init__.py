@@ -1,1 +1,21 @@
-"""The stages of a run, a file each, and the runner that knows their order."""
+"""The stages of a run, a file each, in the order in which they run."""
+
+from tunewright.stages import check, cost, export, forgetting, plan, prove, report, train
+from tunewright.stages.experiments import cleaning, crossfit, learning_curve, mitigation, prompt_distillation
+from tunewright.stages.stage import Stage
+
+STAGES: tuple[Stage, ...] = (
+    check.STAGE,
+    plan.STAGE,
+    train.STAGE,
+    forgetting.STAGE,
+    prove.STAGE,
+    crossfit.STAGE,
+    cleaning.STAGE,
+    mitigation.STAGE,
+    prompt_distillation.STAGE,
+    learning_curve.STAGE,
+    cost.STAGE,
+    export.STAGE,
+    report.STAGE,
+)

@@ -1,35 +1,41 @@
-"""What does a request cost now? The same prompts, on this machine, to the tuned model and to the base with its best prompt.
+"""What does a request cost? The same prompts, on this machine, to the tuned model and to the base with its best prompt.
 
-The base is timed with its fixed prompt in a prefix cache as well as without: a long prompt that a server keeps is cheap.
+The base is timed with its fixed prompt in a prefix cache as well as without: a long prompt that a server caches is
+cheap.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tunewright.core import run_folder
+from tunewright.core import records
+from tunewright.core.records import COST, Cost, Event, Money, Quantile, Quantiles, RequestCost, Training, Verdict
 from tunewright.data.examples import Chat
 from tunewright.model import adapters, generate
-from tunewright.model.generate import Prefix
+from tunewright.model.generate import Decoding, Prefix
 from tunewright.model.language_model import LanguageModel
-from tunewright.run.session import Session
+from tunewright.run import weights
+from tunewright.run.context import Work
+from tunewright.run.weights import base
+from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
-from tunewright.train import checkpoints
 
 EQUAL_OR_BETTER = ("BETTER", "PRACTICALLY EQUAL")
+Seconds = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One way to answer: a model, its prompts, and what a prefix cache would hold. ``scale``: share of the adapter that speaks."""
+    """One way to answer: a model, its prompts, and what a prefix cache would hold. ``scale``: of the adapter; 0 is the
+    base."""
 
     name: str
     model: LanguageModel
@@ -38,130 +44,158 @@ class Timed:
     known: Prefix | None = None
 
 
-def cost(session: Session) -> None:
-    """Writes cost.json; only for evidence: full, and for rows that are answered."""
-    if session.config.prove.evidence != "full" or not session.data.task.kind.prompted:
-        run_folder.write_json(session.run.cost, {"measured": False})
-        return
-    asked, verdict = session.config.cost, run_folder.read_json(session.run.verdict)
-    rows = session.rows("test")[: asked.requests]
-    ways = _ways(session, verdict, [e for i in rows if isinstance(e := session.data.examples[i], Chat)])
-    seconds, first, tokens = _one_by_one(session, ways)
-    together = _together(session, ways, asked.batch_size)
-    found: dict[str, Any] = {"measured": True, "requests": len(rows), "together": asked.batch_size, "ways": {}}
-    for w in ways:
-        found["ways"][w.name] = {
-            "prompt_tokens": float(np.mean([len(p) for p in w.prompts])),
-            "cached_tokens": len(w.known.ids) if w.known else 0,
-            "answer_tokens": float(tokens[w.name].mean()),
-            "first_token": quantiles(first[w.name]),
-            "seconds": quantiles(seconds[w.name]),
-            "requests_per_second_together": together[w.name],
-        }
-    found["money"] = _money(session, verdict, found["ways"])
-    run_folder.write_json(session.run.cost, found)
-    for name, way in found["ways"].items():
-        session.talk.say(
-            f"cost: {name}: {way['prompt_tokens']:.0f} + {way['answer_tokens']:.0f} tokens, first token {way['first_token']['p50'][0]:.2f} s, "
-            f"answer {way['seconds']['p50'][0]:.2f} s (median), {way['requests_per_second_together']:.1f} requests/s together"
+@dataclass(frozen=True)
+class Timings:
+    """Of every request, by way: seconds, seconds to the first token, tokens of the answer."""
+
+    seconds: Seconds
+    first_token: Seconds
+    tokens: Seconds
+
+
+def cost(work: Work) -> Cost:
+    """Times every way on the first test rows."""
+    config, verdict = work.config.cost, records.read(work.run.verdict, Verdict)
+    rows = work.inputs.test[: config.requests]
+    chats = [e for i in rows if isinstance(e := work.data.examples[i], Chat)]
+    tuned = weights.trained(work.run, work.plan)
+    with ExitStack() as stack:
+        model = stack.enter_context(work.answers.chat_model(tuned))
+        # With an adapter, the base is the same module at scale 0; otherwise it is a copy of its own.
+        apart = work.plan.adapter.kind != "none"
+        untuned = model.model if apart else stack.enter_context(work.models.at(base(work.plan)))
+        ways = _ways(work, verdict, chats, model.model, untuned)
+        timed = _one_by_one(work, ways, model.decoding)
+        together = _together(ways, dataclasses.replace(model.decoding, batch_size=config.batch_size))
+    requests = {
+        w.name: RequestCost(
+            prompt_tokens=float(np.mean([len(p) for p in w.prompts])),
+            cached_tokens=len(w.known.ids) if w.known else 0,
+            answer_tokens=float(timed.tokens[w.name].mean()),
+            first_token=quantiles(timed.first_token[w.name]),
+            seconds=quantiles(timed.seconds[w.name]),
+            requests_per_second_together=together[w.name],
         )
+        for w in ways
+    }
+    money = _money(work, verdict, requests)
+    return Cost(requests=len(rows), together=config.batch_size, ways=requests, money=money)
 
 
-def _ways(session: Session, verdict: dict[str, Any], chats: Sequence[Chat]) -> list[Timed]:
-    """Tuned with the adapter apart, tuned merged, and the comparator's prompt on the base, with and without a prefix cache."""
+def _ways(
+    work: Work, verdict: Verdict, chats: Sequence[Chat], tuned: LanguageModel, untuned: LanguageModel
+) -> list[Timed]:
+    """Tuned with the adapter apart, tuned merged, and the comparator's prompt on the base, with and without a prefix
+    cache."""
+    arms = work.inputs.arms
 
     def prompts(family: str, variant: str) -> list[list[int]]:
-        system = next(s for s in session.families[family] if s.variant == variant)
-        return [rendering.for_generation(session.template, system.prompt(e)) for e in chats]
+        arm = next(a for a in arms[family] if a.variant == variant)
+        return [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in chats]
 
-    model, own = session.trained(), prompts("tuned", "")
-    base = session.base_model()
-    ways = [Timed("tuned, adapter apart", model, 1.0, own)] if base is model else []
-    merged = _merged(session) if base is model else model
-    ways.append(Timed("tuned, merged" if base is model else "tuned", merged, 1.0, own))
-    if "tuned_short" in session.families:
+    own, apart = prompts("tuned", ""), work.plan.adapter.kind != "none"
+    ways = [Timed("tuned, adapter apart", tuned, 1.0, own)] if apart else []
+    merged = work.models.merged(weights.trained(work.run, work.plan)) if apart else tuned
+    ways.append(Timed("tuned, merged" if apart else "tuned", merged, 1.0, own))
+    if "tuned_short" in arms:
         ways.append(Timed("tuned, merged, without the long instruction", merged, 1.0, prompts("tuned_short", "")))
-    other = verdict["comparator"]
-    if session.families[other["name"]][0].needs_model:
-        asked = prompts(other["name"], other["variant"])
-        name = f"base, {other['name'].replace('_', ' ')}"
-        ways.append(Timed(name, base, 0.0, asked))
-        same = generate.common_prefix(asked)
-        if same >= generate.SHARE_FROM and session.how.exact_batch and session.how.window is None:
-            with adapters.off(base.module):
-                ways.append(Timed(f"{name}, prompt cached", base, 0.0, asked, generate.prefill(base, asked[0][:same])))
+    other = verdict.comparator
+    if arms[other.name][0].needs_model:
+        asked = prompts(other.name, other.variant)
+        name = f"base, {other.name.replace('_', ' ')}"
+        ways.append(Timed(name, untuned, 0.0, asked))
+        same, facts = generate.common_prefix(asked), work.inputs.facts
+        if same >= generate.SHARE_FROM and facts.packable and facts.window is None:
+            with adapters.off(untuned.module):
+                known = generate.prefill(untuned, asked[0][:same])
+            ways.append(Timed(f"{name}, prompt cached", untuned, 0.0, asked, known))
     return ways
 
 
-def _merged(session: Session) -> LanguageModel:
-    model = session.fresh(session.plan)
-    checkpoints.load_trained(session.run, model.module)
-    adapters.merge(model.module)
-    return model
-
-
-Seconds = dict[str, NDArray[np.float64]]
-
-
-def _one_by_one(session: Session, ways: Sequence[Timed]) -> tuple[Seconds, Seconds, Seconds]:
-    """(seconds, seconds to the first token, answer tokens) of every request, the ways in turn in another order each time."""
-    how, order = session.how, np.random.Generator(np.random.Philox(key=session.config.seed))
-    first_only = dataclasses.replace(how, max_new_tokens=1)
+def _one_by_one(work: Work, ways: Sequence[Timed], decoding: Decoding) -> Timings:
+    """The ways in turn, in another order for each request."""
+    order = np.random.Generator(np.random.Philox(key=work.config.seed))
+    first_only = dataclasses.replace(decoding, max_new_tokens=1)
     count = len(ways[0].prompts)
-    turns = [0, *range(count)]  # the first request once more, unread: it warms up
-    found: list[Seconds] = [{w.name: np.zeros(count) for w in ways} for _ in range(3)]
-    with session.talk.bar("cost, one by one", len(turns)) as note:
+    seconds, first, tokens = ({w.name: np.zeros(count) for w in ways} for _ in range(3))
+    turns = [0, *range(count)]  # the first request twice: once to warm up
+    with work.console.bar("cost, one by one", len(turns), unit="requests") as tick:
         for i in turns:
             for k in order.permutation(len(ways)):
                 w = ways[k]
-                for kind, limit in ((1, first_only), (0, how)):
+                for into, limit in ((first, first_only), (seconds, decoding)):
                     with adapters.scaled(w.model.module, w.scale):
-                        begun = time.perf_counter()
+                        start = time.perf_counter()
                         (answer,) = generate.greedy(w.model, [w.prompts[i]], limit, known=w.known)
-                        found[kind][w.name][i] = time.perf_counter() - begun
-                found[2][w.name][i] = len(answer)
-            note(1, "requests")
-    return found[0], found[1], found[2]
+                        into[w.name][i] = time.perf_counter() - start
+                tokens[w.name][i] = len(answer)
+            tick(1)
+    return Timings(seconds, first, tokens)
 
 
-def _together(session: Session, ways: Sequence[Timed], size: int) -> dict[str, float]:
-    """Requests a second when ``size`` prompts are answered as one batch."""
-    batched = dataclasses.replace(session.how, batch_size=size)
-    found = {}
+def _together(ways: Sequence[Timed], batched: Decoding) -> dict[str, float]:
+    """Requests per second when the prompts are answered in batches."""
+    throughput = {}
     for w in ways:
         with adapters.scaled(w.model.module, w.scale):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             generate.greedy(w.model, w.prompts, batched, known=w.known)
-            found[w.name] = len(w.prompts) / (time.perf_counter() - begun)
-    return found
+            throughput[w.name] = len(w.prompts) / (time.perf_counter() - start)
+    return throughput
 
 
-def quantiles(values: NDArray[np.float64], alpha: float = 0.05) -> dict[str, list[float]]:
-    """p50 and p95, each with an interval from order statistics (exact, whatever the distribution); an end that so few values
-    do not bound is the smallest or largest value."""
+def quantiles(values: NDArray[np.float64], alpha: float = 0.05) -> Quantiles:
+    """p50 and p95, each with an interval from order statistics (exact, whatever the distribution); an end that so few
+    values do not bound is the smallest or largest value."""
     x, n = np.sort(values), len(values)
-    told = {}
-    for name, q in (("p50", 0.5), ("p95", 0.95)):
+
+    def one(q: float) -> Quantile:
         low, high = np.asarray(stats.binom.ppf([alpha / 2, 1 - alpha / 2], n, q)).astype(int)
-        told[name] = [float(np.quantile(x, q)), float(x[max(0, low - 1)]), float(x[min(n - 1, high)])]
-    return told
+        return Quantile(float(np.quantile(x, q)), float(x[max(0, low - 1)]), float(x[min(n - 1, high)]))
+
+    return Quantiles(p50=one(0.5), p95=one(0.95))
 
 
-def _money(session: Session, verdict: dict[str, Any], ways: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+def _money(work: Work, verdict: Verdict, ways: Mapping[str, RequestCost]) -> Money | None:
     """Price of a thousand requests on this machine, and after how many requests the training is paid for."""
-    per_second = session.config.cost.price_per_hour / 3600
+    per_second = work.config.cost.price_per_hour / 3600
     if not per_second:
         return None
-    thousand = {name: 1000 / way["requests_per_second_together"] * per_second for name, way in ways.items()}
-    arms = [e for e in run_folder.read_lines(session.run.events) if e["event"] == "judged" and not e["branch"]]
-    training = run_folder.read_json(session.run.training)["seconds"] + sum(e["seconds"] for e in arms)
-    told: dict[str, Any] = {"per_thousand": thousand, "training_and_judging": training * per_second, "break_even_requests": None}
+    thousand = {name: 1000 / way.requests_per_second_together * per_second for name, way in ways.items()}
+    judging = sum(j.seconds for j in records.judged(records.read_lines(work.run.events, Event)))
+    training = (records.read(work.run.training, Training).seconds + judging) * per_second
     tuned = min(v for k, v in thousand.items() if k.startswith("tuned"))
-    base = min((v for k, v in thousand.items() if k.startswith("base")), default=None)
-    if verdict["verdict"] not in EQUAL_OR_BETTER:
-        told["why_not"] = "quality is not shown to be equal or better"
-    elif base is None or base <= tuned:
-        told["why_not"] = "a request to the tuned model is not cheaper"
+    base_price = min((v for k, v in thousand.items() if k.startswith("base")), default=None)
+    break_even, why_not = None, None
+    if verdict.verdict not in EQUAL_OR_BETTER:
+        why_not = "quality is not shown to be equal or better"
+    elif base_price is None or base_price <= tuned:
+        why_not = "a request to the tuned model is not cheaper"
     else:
-        told["break_even_requests"] = round(training * per_second / ((base - tuned) / 1000))
-    return told
+        break_even = round(training / ((base_price - tuned) / 1000))
+    return Money(per_thousand=thousand, training_and_judging=training, break_even_requests=break_even, why_not=why_not)
+
+
+def not_wanted(work: Work) -> str | None:
+    if work.config.prove.evidence != "full":
+        return "prove.evidence is not full"
+    return None if work.data.task.kind.prompted else "documents are not answered"
+
+
+def lines(record: Cost) -> Sequence[str]:
+    return [
+        f"cost: {name}: {way.prompt_tokens:.0f} + {way.answer_tokens:.0f} tokens, first token "
+        f"{way.first_token.p50.value:.2f} s, answer {way.seconds.p50.value:.2f} s (median), "
+        f"{way.requests_per_second_together:.1f} requests/s in batches"
+        for name, way in record.ways.items()
+    ]
+
+
+STAGE = Stage(
+    name="cost",
+    record=COST,
+    needs="work",
+    run=cost,
+    not_wanted=not_wanted,
+    lines=lines,
+)

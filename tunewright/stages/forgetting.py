@@ -1,156 +1,149 @@
-"""What training took away, and what a smaller share of it would cost: KL to the base, text likelihood, probes; the adapter's
-scale as mitigation. Everything here reads dev and bundled text, never test, so that it may choose.
+"""What training changed beside the task: KL to the base, likelihood of text, probes; and whether a smaller adapter
+scale is as good. Everything here reads dev and bundled text, never test, so that a choice may be made with it.
 
-KL on the task's own inputs is what best foretells forgetting (RL's Razor, 2509.04259); interpolating towards the base is
-WiSE-FT's cure (2109.01903), for LoRA one number on the adapter.
+KL on the task's own inputs predicts forgetting best (RL's Razor, 2509.04259). Interpolating towards the base is WiSE-FT
+(2109.01903); for LoRA that is one number, the scale of the adapter.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tunewright.core import run_folder
-from tunewright.data import examples, sources
-from tunewright.data.examples import Chat, Message
-from tunewright.data.task import detect_task
-from tunewright.judge import evaluate, statistics
-from tunewright.judge.arms import families
-from tunewright.judge.chat_model import ChatModel
-from tunewright.judge.probes import bank as probes
-from tunewright.model import adapters, generate, kl
+from tunewright.core.records import FORGETTING, Forgetting, GenericKL, Interval, Sweep, TextKL
+from tunewright.data.examples import Chat
+from tunewright.judge import statistics
+from tunewright.judge.probes import bank
+from tunewright.model import generate, kl
 from tunewright.model.kl import Divergence
-from tunewright.run.session import Session
-from tunewright.stages import prove
+from tunewright.run import weights
+from tunewright.run.context import Work
+from tunewright.run.weights import Weights, base
+from tunewright.stages import probes
+from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
 from tunewright.tokens.sequences import Rendered, after
 
 RULE = "the smallest scale whose dev score lies within one standard error of the best scale's"
-PIECE = 512
+PIECE = 512  # tokens of a piece of bundled text
 STANDARD_TOKENS, FULL_TOKENS = 4_000, 6_000
-PROBE_TOKENS = 32
+OWN_ANSWER_TOKENS = 64
+TITLES = {"task": "the base model's own answers to dev prompts", "generic": "bundled text of four kinds"}
 
 
-def forget(session: Session) -> None:
-    """Writes forgetting.json."""
-    asked, config = session.config.forget, session.config
-    if config.prove.evidence == "plain":
-        run_folder.write_json(session.run.forgetting, {"measured": False})
-        return
-    full = config.prove.evidence == "full"
-    scales = (
-        [s for s in asked.scales if s != 1.0] if (full or asked.apply_best_scale) and session.plan.adapter.kind != "none" else []
+def forgetting(work: Work) -> Forgetting:
+    """KL and likelihood at every scale, dev scores at every scale, probes and regression rows as the config asks."""
+    config = work.config
+    full, adapter = config.prove.evidence == "full", work.plan.adapter.kind != "none"
+    several = adapter and (full or config.forget.apply_best_scale)
+    scales = (*(s for s in config.forget.scales if s != 1.0), 1.0) if several else (1.0,)
+    tuned = weights.trained(work.run, work.plan, scale=1.0)
+    passages, size = generic(work, FULL_TOKENS if full else STANDARD_TOKENS)
+    own = own_answers(work)
+    task = measured(work, tuned, own, scales, "task") if own else None
+    text = measured(work, tuned, passages, scales, "generic") if passages else None
+    sweep = _sweep(work, tuned, scales) if len(scales) > 1 else None
+    chosen = sweep.chosen if sweep and config.forget.apply_best_scale else 1.0
+    tuned = dataclasses.replace(tuned, scale=chosen)
+    return Forgetting(
+        scales=scales,
+        rule=RULE,
+        chosen=chosen,
+        task=task,
+        generic=None if text is None else GenericKL(**dict(text), **per_byte(text, size)),
+        sweep=sweep,
+        probes=probes.probes(work, tuned) if full else None,
+        keep=probes.regression_rows(work, tuned) if config.forget.regression_rows else None,
     )
-    model, scales = session.trained(), [*scales, 1.0]
-    base = session.untrained() if session.plan.adapter.kind == "none" else None
-    found: dict[str, Any] = {"measured": True, "scales": scales, "rule": RULE, "chosen": 1.0}
-    passages, size = generic(session, FULL_TOKENS if full else STANDARD_TOKENS)
-    texts = {"task": own_answers(session), "generic": passages}
-    what = {"task": "the base model's own answers to dev prompts", "generic": "bundled text of four kinds"}
-    for name, rows in texts.items():
-        if not rows:
-            continue
-        with session.talk.bar(f"KL on {name}", len(rows)) as note:
-            watch = functools.partial(note, words="rows")
-            measured = kl.measure(model, rows, scales, session.plan.layout, watch, base)
-        found[name] = {"what": what[name], **in_bits(measured, [r.row for r in rows], config.prove.significance)}
-    if passages:
-        found["generic"] |= per_byte(found["generic"], size)
-    if len(scales) > 1:
-        found["sweep"] = _sweep(session, scales)
-        if asked.apply_best_scale:
-            found["chosen"] = found["sweep"]["chosen"]
-            adapters.scale_in_place(model.module, found["chosen"])
-    if full:
-        found["probes"] = _probes(session)
-    if asked.regression_rows:
-        found["keep"] = _kept(session)
-    run_folder.write_json(session.run.forgetting, found)
-    _say(session, found)
 
 
-def _say(session: Session, found: dict[str, Any]) -> None:
-    parts = [f"KL to the base {found[k]['kl_bits'][-1]:.3f} bits a token on {k} text" for k in ("task", "generic") if k in found]
-    if "generic" in found:
-        parts.append(f"generic text costs {found['generic']['delta_bits_per_byte'][-1]:+.3f} bits a byte")
-    parts += [
-        f"{k}: {v['verdict'].lower()} ({v['difference']:+.3f})" for k, v in found.get("probes", {}).items() if "verdict" in v
-    ]
-    session.talk.say("forgetting: " + "; ".join(parts))
+def measured(work: Work, tuned: Weights, rows: Sequence[Rendered], scales: Sequence[float], text: str) -> TextKL:
+    """KL to the base on ``rows``, which are of ``text`` (a key of `TITLES`)."""
+    with work.console.bar(f"KL on {text}", len(rows), unit="rows") as tick, work.models.at(tuned) as model:
+        if work.plan.adapter.kind == "none":
+            with work.models.at(base(work.plan)) as before:
+                d = kl.measure(model, rows, scales, work.plan.layout, tick, before)
+        else:
+            d = kl.measure(model, rows, scales, work.plan.layout, tick)
+    return in_bits(d, [r.row for r in rows], work.config.prove.significance, TITLES[text])
 
 
-def own_answers(session: Session) -> list[Rendered]:
-    """Dev prompts with what the base model itself says to them: where the tuned model's habits differ, this shows it."""
-    if not session.data.task.kind.prompted:
+def own_answers(work: Work) -> list[Rendered]:
+    """Dev prompts with the base model's own answers: where the tuned model's habits differ, these show it."""
+    if not work.data.task.kind.prompted:
         return []
-    rows = session.rows("dev")
-    chats = [e for i in rows if isinstance(e := session.data.examples[i], Chat)]
-    asked = [rendering.for_generation(session.template, e.prompt) for e in chats]
-    how = dataclasses.replace(session.how, max_new_tokens=min(64, session.answer_tokens))
-    with adapters.off(session.loaded().module), session.talk.bar("base answers", len(asked)) as note:
-        said = generate.greedy(session.base_model(), asked, how, functools.partial(note, words="rows"))
-    return [after(p, a, row) for row, p, a in zip(rows, asked, said, strict=True) if a]
+    rows = work.inputs.dev
+    chats = [e for i in rows if isinstance(e := work.data.examples[i], Chat)]
+    prompts = [rendering.for_generation(work.inputs.template, e.prompt) for e in chats]
+    limit = min(OWN_ANSWER_TOKENS, work.plan.max_new_tokens)
+    with (
+        work.answers.chat_model(base(work.plan), limit) as model,
+        work.console.bar("base answers", len(prompts), unit="rows") as tick,
+    ):
+        answers = generate.greedy(model.model, prompts, model.decoding, tick)
+    return [after(p, a, row) for row, p, a in zip(rows, prompts, answers, strict=True) if a]
 
 
-def generic(session: Session, tokens: int) -> tuple[list[Rendered], int]:
-    """Bundled passages that training did not see, up to about ``tokens`` tokens, and their bytes; ``row`` is the passage."""
-    seen = [e.text for e in session.data.examples]
-    found: list[Rendered] = []
-    size, limit = 0, min(PIECE, session.facts.context)
-    for n, text in enumerate(probes.generic(seen)):
-        if sum(len(r.ids) for r in found) >= tokens:
+def generic(work: Work, tokens: int) -> tuple[list[Rendered], int]:
+    """Bundled passages that training did not see, up to about ``tokens`` tokens, and their bytes; ``row`` is the
+    passage."""
+    seen = [e.text for e in work.data.examples]
+    pieces: list[Rendered] = []
+    size, limit = 0, min(PIECE, work.inputs.facts.context)
+    for n, text in enumerate(bank.generic(seen)):
+        if sum(len(r.ids) for r in pieces) >= tokens:
             break
-        found += rendering.for_training(session.template, text, n, limit)
+        pieces += rendering.for_training(work.inputs.template, text, n, limit)
         size += len(text.text.encode())
-    return found, size
+    return pieces, size
 
 
-def in_bits(d: Divergence, clusters: Sequence[int], alpha: float) -> dict[str, Any]:
-    """Bits a token at each scale, with intervals over passages or rows."""
+def in_bits(d: Divergence, clusters: Sequence[int], alpha: float, what: str) -> TextKL:
+    """Bits per token at each scale, with intervals over passages or rows."""
     bits = 1 / math.log(2)
     total = float(d.tokens_R.sum())
     intervals = []
     for kl_R in d.kl_SR:  # rows over the mean length: their mean is the mean over tokens
-        low, high, _ = statistics.clustered_interval(kl_R / d.tokens_R.mean() * bits, clusters, alpha, math.inf, pseudo=False)
+        scaled_R = kl_R / d.tokens_R.mean() * bits
+        low, high, _ = statistics.clustered_interval(scaled_R, clusters, alpha, math.inf, pseudo=False)
         intervals.append((max(0.0, low), high))
-    return {
-        "rows": len(d.tokens_R),
-        "tokens": int(total),
-        "base_bits": float(d.base_nats_R.sum() / total * bits),
-        "kl_bits": [float(x.sum() / total * bits) for x in d.kl_SR],
-        "kl_interval": [[lo, hi] if math.isfinite(hi) else None for lo, hi in intervals],
-        "delta_bits": [float((x.sum() - d.base_nats_R.sum()) / total * bits) for x in d.nats_SR],
-    }
+    return TextKL(
+        what=what,
+        rows=len(d.tokens_R),
+        tokens=int(total),
+        base_bits=float(d.base_nats_R.sum() / total * bits),
+        kl_bits=tuple(float(x.sum() / total * bits) for x in d.kl_SR),
+        kl_interval=tuple(Interval(lo, hi) if math.isfinite(hi) else None for lo, hi in intervals),
+        delta_bits=tuple(float((x.sum() - d.base_nats_R.sum()) / total * bits) for x in d.nats_SR),
+    )
 
 
-def per_byte(tokenwise: dict[str, Any], size: int) -> dict[str, Any]:
-    """What `told` says of texts of ``size`` UTF-8 bytes, a byte: comparable between tokenizers."""
-    tokens_a_byte = tokenwise["tokens"] / size
+def per_byte(text: TextKL, size: int) -> dict[str, Any]:
+    """The same per byte of a text of ``size`` UTF-8 bytes: comparable across tokenizers."""
+    tokens_per_byte = text.tokens / size
     return {
         "bytes": size,
-        "base_bits_per_byte": tokenwise["base_bits"] * tokens_a_byte,
-        "delta_bits_per_byte": [x * tokens_a_byte for x in tokenwise["delta_bits"]],
+        "base_bits_per_byte": text.base_bits * tokens_per_byte,
+        "delta_bits_per_byte": tuple(x * tokens_per_byte for x in text.delta_bits),
     }
 
 
-def _sweep(session: Session, scales: Sequence[float]) -> dict[str, Any]:
-    """dev scores at each scale, and the scale that the rule chooses."""
-    higher = session.data.task.metric.higher_is_better
-    (tuned,) = session.families["tuned"]
+def _sweep(work: Work, tuned: Weights, scales: Sequence[float]) -> Sweep:
+    """Dev scores at each scale, and the scale that the rule selects."""
     scores: dict[float, list[float]] = {}
     for scale in scales:
-        with adapters.scaled(session.loaded().module, scale):
-            system = dataclasses.replace(tuned, variant=f"scale{scale:g}")
-            scores[scale] = [s.score for s in prove.answered(session, system, "dev")]
-    return {"dev": {f"{s:g}": float(np.mean(x)) for s, x in scores.items()}, "chosen": choose(scores, higher)}
+        arm = dataclasses.replace(work.inputs.tuned, variant=f"scale{scale:g}")
+        at_scale = dataclasses.replace(tuned, scale=scale)
+        scores[scale] = [s.score for s in work.answers.of(arm, "dev", at_scale)]
+    dev = {f"{s:g}": float(np.mean(x)) for s, x in scores.items()}
+    return Sweep(dev=dev, chosen=choose(scores, work.data.task.metric.higher_is_better))
 
 
-def choose(scores: dict[float, list[float]], higher_is_better: bool = True) -> float:
+def choose(scores: Mapping[float, Sequence[float]], higher_is_better: bool = True) -> float:
     """The smallest scale whose mean lies within one standard error (of the paired difference) of the best scale's."""
     sign = 1.0 if higher_is_better else -1.0
     best = max(scores, key=lambda s: (sign * float(np.mean(scores[s])), -s))
@@ -164,95 +157,26 @@ def as_good(scores: Sequence[float], best: Sequence[float], sign: float) -> bool
     return float(lost.mean()) <= error + 1e-12
 
 
-def _probes(session: Session) -> dict[str, Any]:
-    """Knowledge, instructions and refusals, asked of the base and of the tuned model; the same items, so compared in pairs."""
-    asked, orders, asks = probes.knowledge(), probes.instructions(), probes.refusals()
-    knew, followed, said = _asked(session, False, asked, orders, [m for m, _ in asks])
-    knows, follows, says = _asked(session, True, asked, orders, [m for m, _ in asks])
-    found: dict[str, Any] = {"knowledge": _paired(knows, knew, session), "instructions": _paired(follows, followed, session)}
-    kinds = sorted({o.check for o in orders})
-    of_kind = {k: [i for i, o in enumerate(orders) if o.check == k] for k in kinds}
-    found["instructions"]["kinds"] = {
-        k: {
-            "items": len(at),
-            "base": float(np.mean([followed[i] for i in at])),
-            "tuned": float(np.mean([follows[i] for i in at])),
-        }
-        for k, at in of_kind.items()
-    }
-    before, after = ([float(probes.refuses(text)) for text in texts] for texts in (said, says))
-    harmful = [i for i, (_, bad) in enumerate(asks) if bad]
-    harmless = [i for i, (_, bad) in enumerate(asks) if not bad]
-    rate = float(np.mean([before[i] for i in harmful]))
-    found["refusal"] = {"base_rate": rate, "measured": rate >= 0.2}
-    if rate >= 0.2:
-        for name, rows in (("refusal", harmful), ("over_refusal", harmless)):
-            pair = _paired([after[i] for i in rows], [before[i] for i in rows], session)
-            found[name] = {**found.get(name, {}), **{k: v for k, v in pair.items() if k != "verdict"}}
-    return found
+def not_wanted(work: Work) -> str | None:
+    return "prove.evidence is plain" if work.config.prove.evidence == "plain" else None
 
 
-def _asked(
-    session: Session,
-    trained: bool,
-    asked: Sequence[probes.Question],
-    orders: Sequence[probes.Instruction],
-    asks: Sequence[tuple[Message, ...]],
-) -> tuple[list[float], list[float], list[str]]:
-    """(right answers, followed instructions, texts) of one of the two models."""
-    template, how = session.template, dataclasses.replace(session.how, max_new_tokens=PROBE_TOKENS)
-    model = session.trained() if trained else session.base_model()
-    who = "tuned" if trained else "base"
-    with adapters.scaled(model.module, 1.0 if trained else 0.0):
-        ids = [rendering.for_generation(template, q.messages) for q in asked]
-        choices = [[rendering.completion_ids(template, q.messages, c) for c in q.choices] for q in asked]
-        with session.talk.bar(f"{who} knowledge", len(asked)) as note:
-            logp = generate.label_logprobs(model, ids, choices, how, functools.partial(note, words="questions"))
-        right = [float(logp[i].argmax() == q.answer) for i, q in enumerate(asked)]
-        prompts = [rendering.for_generation(template, m) for m in [*(o.messages for o in orders), *asks]]
-        with session.talk.bar(f"{who} orders", len(prompts)) as note:
-            answers = generate.greedy(model, prompts, how, functools.partial(note, words="orders"))
-    texts = [rendering.decode(template, a) for a in answers]
-    return right, [float(probes.followed(o, t)) for o, t in zip(orders, texts, strict=False)], texts[len(orders) :]
+def lines(record: Forgetting) -> Sequence[str]:
+    texts = (("task", record.task), ("generic", record.generic))
+    parts = [f"KL to the base {t.kl_bits[-1]:.3f} bits per token on {name} text" for name, t in texts if t]
+    if record.generic:
+        parts.append(f"generic text costs {record.generic.delta_bits_per_byte[-1]:+.3f} bits per byte")
+    if record.probes:
+        for name, probe in (("knowledge", record.probes.knowledge), ("instructions", record.probes.instructions)):
+            parts.append(f"{name}: {probe.verdict.lower()} ({probe.difference:+.3f})")
+    return ["forgetting: " + "; ".join(parts)]
 
 
-def _paired(tuned: Sequence[float], base: Sequence[float], session: Session) -> dict[str, Any]:
-    """Non-inferiority in the words of the verdict: WORSE, or PRACTICALLY EQUAL within the margin, or CANNOT TELL."""
-    c = statistics.compare(
-        tuned, base, list(range(len(tuned))), margin=session.config.forget.margin, alpha=session.config.prove.significance
-    )
-    moved = max(0.01, (c.only_tuned + c.only_other) / len(tuned))
-    return {
-        "items": len(tuned),
-        "base": float(np.mean(base)),
-        "tuned": float(np.mean(tuned)),
-        **c.summary(),
-        "lost": c.only_other,
-        "won": c.only_tuned,
-        "detectable": statistics.detectable(len(tuned), moved),
-    }
-
-
-def _kept(session: Session) -> dict[str, Any]:
-    """The user's rows that must still work, with the metric that their own answers call for."""
-    assert session.config.forget.regression_rows
-    rows = examples.parse(
-        sources.read(session.config.forget.regression_rows).rows, instruction=session.config.data.instruction
-    ).examples
-    task = detect_task(rows)
-    sides = {}
-    for name, trained in (("base", False), ("tuned", True)):
-        model = session.trained() if trained else session.base_model()
-        with (
-            adapters.scaled(model.module, 1.0 if trained else 0.0),
-            session.talk.bar(f"{name} must still work", len(rows)) as note,
-        ):
-            system = families.tuned(task)  # the scale alone says whether the trained weights answer
-            asked = ChatModel(model, session.template, session.how, session.plan)
-            sides[name] = evaluate.judge(system, rows, task, asked, functools.partial(note, words="rows"))
-    found = _paired([s.score for s in sides["tuned"]], [s.score for s in sides["base"]], session)
-    run_folder.write_lines(
-        session.run.scores / "keep.jsonl",
-        [{**a.to_json(), "before": b.answer.text} for a, b in zip(sides["tuned"], sides["base"], strict=True)],
-    )
-    return {**found, "metric": task.metric.name}
+STAGE = Stage(
+    name="forgetting",
+    record=FORGETTING,
+    needs="work",
+    run=forgetting,
+    not_wanted=not_wanted,
+    lines=lines,
+)

@@ -3,69 +3,74 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunewright.core import run_folder
+from tunewright.core import records
+from tunewright.core.records import Event, Verdict
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
-from tunewright.judge import calibration, corpus, statistics
+from tunewright.judge import calibration, corpus, statistics, verdict
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
-from tunewright.judge.verdict import ArmResult, RerunNoise, choose_variant, decide, sentence, with_rerun_noise
-from tunewright.run.session import Session
+from tunewright.judge.verdict import ArmResult, RerunNoise, choose_variant, decide, with_rerun_noise
+from tunewright.run import weights
+from tunewright.run.answers import Question
+from tunewright.run.context import Work
+from tunewright.run.weights import Weights
+from tunewright.stages.stage import Stage
 
 REPEATED = 16
 CALIBRATED = 400  # dev rows for temperature and hand-over: labels are scored fast, and 40 rows choose a threshold badly
 
 
-def prove(session: Session) -> None:
-    """Writes scores/, scores/dev/ and verdict.json; prints the verdict."""
-    data, task, run = session.data, session.data.task, session.run
-    session.trained()
+def prove(work: Work) -> Verdict:
+    """Writes scores/ and scores/dev/."""
+    data, inputs, config = work.data, work.inputs, work.config.prove
+    trained = weights.trained(work.run, work.plan)
+    on_dev, chosen = _choose(work, trained)
+    work.run.event("test_read", rows=len(inputs.test))
+    scores_of = {family: work.answers.of(arm, "test", trained) for family, arm in chosen.items()}
+    decided = decide(_results(work, chosen, scores_of, on_dev), work.protocol, [data.cluster[i] for i in inputs.test])
+    tuned, other = scores_of["tuned"], scores_of[decided.comparator.name]
+    facts: dict[str, Any] = {}
+    if config.evidence != "plain" and inputs.dev:
+        noise = _rerun(work, [chosen["tuned"], chosen[decided.comparator.name]], trained)
+        decided, facts["again"] = with_rerun_noise(decided, noise), dataclasses.asdict(noise)
+    if data.task.metric.by_label and config.evidence != "plain":
+        facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
+    record = {
+        **decided.to_json(),
+        **facts,
+        "variants_on_dev": on_dev,
+        "overlap": _without_overlap(work, tuned, other),
+        "corpus": corpus.compare(data.task, tuned, other, decided.clusters, config.significance),
+        "task": data.task.kind.name,
+        "max_new_tokens": work.plan.max_new_tokens,
+        "test_reads": records.count_test_reads(records.read_lines(work.run.events, Event)),
+        "dev_rows": len(inputs.dev),
+        "protocol": work.protocol.sha256,
+    }
+    return Verdict.model_validate(record, strict=False)
+
+
+def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, Arm]]:
+    """Dev scores of the untrained variants, and the variant that each family asks test with."""
+    inputs, metric = work.inputs, work.data.task.metric
+    untrained = [arm for variants in inputs.arms.values() for arm in variants if not arm.learned_from_rows]
     on_dev: dict[str, float] = {}
     chosen: dict[str, Arm] = {}
-    untrained = [s for variants in session.families.values() for s in variants if not s.learned_from_rows]
-    for family, variants in session.families.items():
-        if session.rows("dev") and not variants[0].learned_from_rows and len(untrained) > 1:
-            on_dev |= {s.name: mean(answered(session, s, "dev")) for s in variants}
-        chosen[family] = choose_variant(variants, on_dev, task.metric.higher_is_better)
-    run.event("test_read", rows=len(session.rows("test")))
-    scores_of = {family: answered(session, arm, "test") for family, arm in chosen.items()}
-    results = _results(session, chosen, scores_of, on_dev)
-    verdict = decide(results, session.protocol, [data.cluster[i] for i in session.rows("test")])
-    tuned, other = scores_of["tuned"], scores_of[verdict.comparator.name]
-    again: dict[str, Any] = {}
-    if session.config.prove.evidence != "plain" and session.rows("dev"):
-        noise = _rerun(session, [chosen["tuned"], chosen[verdict.comparator.name]])
-        verdict, again = with_rerun_noise(verdict, noise), {"again": dataclasses.asdict(noise)}
-    record = {
-        **verdict.to_json(),
-        "variants_on_dev": on_dev,
-        **again,
-        "overlap": _without_overlap(session, tuned, other),
-        "corpus": corpus.compare(task, tuned, other, verdict.clusters, session.config.prove.significance),
-    }
-    if task.metric.by_label and session.config.prove.evidence != "plain":
-        dev = session.judged(run.scores / "dev" / "calibration.jsonl", "dev", chosen["tuned"], data.sample(CALIBRATED, "dev"))
-        target = session.config.prove.target_accuracy
-        record["calibration"] = calibration.report(task.labels, Predictions.of(dev), Predictions.of(tuned), target)
-    reads = sum(e["event"] == "test_read" for e in run_folder.read_lines(run.events))
-    facts = {
-        "task": task.kind.name,
-        "max_new_tokens": session.answer_tokens,
-        "test_reads": reads,
-        "dev_rows": len(session.rows("dev")),
-    }
-    run_folder.write_json(run.verdict, {**record, **facts, "protocol": session.protocol.sha256})
-    session.talk.say(sentence(record), "bold")
+    for family, variants in inputs.arms.items():
+        if inputs.dev and not variants[0].learned_from_rows and len(untrained) > 1:
+            on_dev |= {arm.name: mean(work.answers.of(arm, "dev", trained)) for arm in variants}
+        chosen[family] = choose_variant(variants, on_dev, metric.higher_is_better)
+    return on_dev, chosen
 
 
 def _results(
-    session: Session, chosen: dict[str, Arm], scores_of: dict[str, list[Score]], on_dev: dict[str, float]
+    work: Work, chosen: Mapping[str, Arm], scores_of: Mapping[str, list[Score]], on_dev: Mapping[str, float]
 ) -> dict[str, ArmResult]:
-    events = run_folder.read_lines(session.run.events)
-    judged = (e for e in events if e["event"] == "judged" and e["side"] == "test" and not e["branch"])
-    seconds = {e["arm"]: e["seconds"] for e in judged}
+    judged = records.judged(records.read_lines(work.run.events, Event))
+    seconds = {j.arm: j.seconds for j in judged if j.side == "test"}
     return {
         family: ArmResult(
             description=chosen[family].description,
@@ -73,7 +78,7 @@ def _results(
             scores=tuple(s.score for s in scores),
             variant=chosen[family].variant,
             on_dev=on_dev.get(chosen[family].name),
-            summary=session.data.task.summary(scores),
+            summary=work.data.task.summary(scores),
             seconds=seconds.get(chosen[family].name),
             prompt_tokens=round(mean_prompt_tokens(scores), 1),
         )
@@ -81,38 +86,48 @@ def _results(
     }
 
 
-def _rerun(session: Session, arms: Sequence[Arm]) -> RerunNoise:
+def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
     """Estimates evaluation noise by re-running some dev rows."""
-    floor, changed, rows = 0.0, 0, session.rows("dev")[:REPEATED]
+    floor, changed, rows = 0.0, 0, work.inputs.dev[:REPEATED]
     for arm in arms:
         if not arm.repeatable:
-            file = session.run.scores / "again" / f"{arm.name}.jsonl"
-            first = answered(session, arm, "dev")[: len(rows)]
-            second = session.judged(file, "dev", arm, rows)
+            first = work.answers.of(arm, "dev", trained)[: len(rows)]
+            file = work.run.scores / "again" / f"{arm.name}.jsonl"
+            second = work.answers.scores(Question(arm, "dev", rows, file), trained)
             floor += abs(mean(first) - mean(second))
             changed += sum(a.answer.text != b.answer.text for a, b in zip(first, second, strict=True))
     return RerunNoise(rows=len(rows), changed=changed, floor=floor)
 
 
-def _without_overlap(session: Session, tuned: list[Score], other: list[Score]) -> dict[str, Any] | None:
-    """The comparison on the test rows that share no long run of words with training rows; None if that is all or none."""
-    rows, flagged = session.rows("test"), set(session.data.overlap)
+def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score]) -> dict[str, Any]:
+    rows = work.data.sample(CALIBRATED, "dev")
+    file = work.run.scores / "dev" / "calibration.jsonl"
+    on_dev = work.answers.scores(Question(tuned, "dev", rows, file), trained)
+    target = work.config.prove.target_accuracy
+    return calibration.report(work.data.task.labels, Predictions.of(on_dev), Predictions.of(on_test), target)
+
+
+def _without_overlap(work: Work, tuned: list[Score], other: list[Score]) -> dict[str, Any] | None:
+    """The comparison on the test rows that share no long run of words with training rows; None if that is all or
+    none."""
+    rows, flagged = work.inputs.test, set(work.data.overlap)
     kept = [k for k, i in enumerate(rows) if i not in flagged]
     if len(kept) in (0, len(rows)):
         return None
     first, second = ([scores[k] for k in kept] for scores in (tuned, other))
-    clusters = [session.data.cluster[rows[k]] for k in kept]
-    c = session.protocol.compare([s.score for s in first], [s.score for s in second], clusters)
+    clusters = [work.data.cluster[rows[k]] for k in kept]
+    c = work.protocol.compare([s.score for s in first], [s.score for s in second], clusters)
     return {"rows": len(rows) - len(kept), "tuned": mean(first), "comparator": mean(second), **c.estimate()}
 
 
-def paired(session: Session, first: Sequence[Score], second: Sequence[Score]) -> statistics.Comparison:
+def paired(work: Work, first: Sequence[Score], second: Sequence[Score]) -> statistics.Comparison:
     """``first`` - ``second`` on all test rows."""
-    clusters = [session.data.cluster[i] for i in session.rows("test")]
-    return session.protocol.compare([s.score for s in first], [s.score for s in second], clusters)
+    clusters = [work.data.cluster[i] for i in work.inputs.test]
+    return work.protocol.compare([s.score for s in first], [s.score for s in second], clusters)
 
 
-def answered(session: Session, arm: Arm, side: str) -> list[Score]:
-    """The scores of an arm on dev or test, one line per row in scores/."""
-    file = session.run.scores / ("dev" if side == "dev" else "") / f"{arm.name if side == 'dev' else arm.family}.jsonl"
-    return session.judged(file, side, arm)
+def lines(record: Verdict) -> Sequence[str]:
+    return [verdict.sentence(record.model_dump(mode="json"))]
+
+
+STAGE = Stage(name="prove", record=Verdict, needs="work", run=prove, lines=lines)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunewright.core import config, run_folder
-from tunewright.core.config import Plan
+from tunewright.core import run_folder
+from tunewright.core.config import Plan, load
 from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
-from tunewright.stages import runner
+from tunewright.stages.runner import Runner, start
 
 
-def reproduce(run: Run, talk: Console) -> dict[str, Any]:
-    """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is made again beside the first, with its plan and
-    its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before training is done."""
+def reproduce(run: Run, console: Console) -> dict[str, Any]:
+    """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is made again beside the first, with
+    its plan and its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before
+    training is done."""
     run_folder.require(run, run.training, "run")
     plan = Plan.model_validate(run_folder.read_json(run.plan))
-    asked = config.load(run.config).model_copy(update={"threads": plan.threads})
-    session = runner.start(asked, _name(run), run.path.parent, talk, f"tunewright runs reproduce {run.path}")
-    runner.advance(session, "check")
-    runner.settle(session, plan)
-    runner.advance(session, "prove" if run.verdict.exists() else "train")
-    return compared(run, session.run)
+    config = load(run.config).model_copy(update={"threads": plan.threads})
+    context = start(config, _name(run), run.path.parent, console, f"tunewright runs reproduce {run.path}")
+    again = Runner(context)
+    again.advance("check")
+    again.adopt(plan)
+    again.advance("prove" if run.verdict.exists() else "train")
+    return compared(run, context.run)
 
 
 def _name(run: Run) -> str:
@@ -35,7 +37,8 @@ def compared(then: Run, now: Run) -> dict[str, Any]:
     """What is equal in two runs, and what differs in the ground that they stand on."""
     weights = [run_folder.read_json(r.training)["weights_sha256"] for r in (then, now)]
     losses = [
-        [{k: v for k, v in line.items() if k != "seconds"} for line in run_folder.read_lines(r.metrics)] for r in (then, now)
+        [{k: v for k, v in line.items() if k != "seconds"} for line in run_folder.read_lines(r.metrics)]
+        for r in (then, now)
     ]
     both = then.verdict.exists() and now.verdict.exists()
     scores = [_scores(r) for r in (then, now)] if both else [{}, {}]
@@ -52,7 +55,10 @@ def compared(then: Run, now: Run) -> dict[str, Any]:
 
 
 def _scores(run: Run) -> dict[str, list[float]]:
-    return {file.stem: [line["score"] for line in run_folder.read_lines(file)] for file in sorted(run.scores.glob("*.jsonl"))}
+    return {
+        file.stem: [line["score"] for line in run_folder.read_lines(file)]
+        for file in sorted(run.scores.glob("*.jsonl"))
+    }
 
 
 def _ground(run: Run) -> dict[str, Any]:

@@ -27,12 +27,11 @@ class Batch:
     """Tokens of one forward pass.
 
     ``row_N``/``at_N``: the place (sequence, position) whose output predicts ``target_N``, which counts ``weight_N``.
-    ``which_M``: for every supervised token of every sequence, in order, which of the N predictions it is; ``sequence_M``: the
-    sequence it belongs to, counted in the order they were given.
-    ``segments``: how a flat batch attends (packed sequences, or sequences folded into a trie); empty when padded.
-    ``tokens``: tokens of the sequences, a shared one counted once for each of them; ``ids_BT.size`` are those computed, which
-    are fewer too because nothing after a sequence's last prediction is.
-    ``signal``: what else the method's loss reads.
+    ``which_M``: for every supervised token of every sequence, in order, which of the N predictions it is;
+    ``sequence_M``: the sequence it belongs to, counted in the order they were given. ``segments``: how a flat batch
+    attends (packed sequences, or sequences folded into a trie); empty when padded. ``tokens``: tokens of the sequences,
+    a shared one counted once for each of them; ``ids_BT.size`` are those computed, which are fewer too because nothing
+    after a sequence's last prediction is. ``signal``: what else the method's loss reads.
     """
 
     ids_BT: Ints
@@ -71,11 +70,12 @@ def singles(sequences: Sequence[Tokens]) -> dict[int, Unit]:
 
 
 def microbatches(units: Mapping[int, Unit], capacity: int, layout: Layout) -> list[list[int]]:
-    """Cut the units of a step into forward passes of at most ``capacity`` computed tokens (a longer unit goes alone). The
-    sequences of a unit are never parted. Returns the units' keys, a list for each pass.
+    """Cut the units of a step into forward passes of at most ``capacity`` computed tokens (a longer unit goes alone).
+    The sequences of a unit are never parted. Returns the units' keys, a list for each pass.
 
-    Longest first, each into the first pass with room: few passes when packed, little padding when padded. When shared, units
-    with a common beginning follow each other, and a new pass begins where the next unit's own tokens have no room.
+    Longest first, each into the first pass with room: few passes when packed, little padding when padded. When shared,
+    units with a common beginning follow each other, and a new pass begins where the next unit's own tokens have no
+    room.
     """
     if layout == "shared":
         return _passes_of_relatives(units, capacity)
@@ -117,10 +117,12 @@ def _passes_of_relatives(units: Mapping[int, Unit], capacity: int) -> list[list[
 
 
 def to_batch(sequences: Sequence[Rendered], layout: Layout, pad: int = 0, signal: Signal | None = None) -> Batch:
-    """Lay sequences out: folded into a trie (shared), one after another (packed), or one below another (padded on the right).
+    """Lay sequences out: folded into a trie (shared), one after another (packed), or one below another (padded on the
+    right).
 
-    Equal predictions (same place, same target) are merged when shared, with their weights summed: a shared token that carries
-    loss in several sequences counts once for each, and the last shared token predicts the first token of every branch.
+    Equal predictions (same place, same target) are merged when shared, with their weights summed: a shared token that
+    carries loss in several sequences counts once for each, and the last shared token predicts the first token of every
+    branch.
     """
     weights = [np.asarray(s.weights, np.float32) for s in sequences]
     at = [1 + np.flatnonzero(w[1:]) for w in weights]

@@ -1,8 +1,8 @@
 """Fold the rows of one forward pass into a token trie, so that what several rows begin with is computed once.
 
-A row is a path from a root to a node; a node is a run of tokens (`Segment`) that attends to its ancestors and, causally, to
-itself. Positions continue along the path, so every token sees exactly what it would see in its own row. Pure; no torch.
-Axes: T tokens of the flat sequence.
+A row is a path from a root to a node; a node is a run of tokens (`Segment`) that attends to its ancestors and,
+causally, to itself. Positions continue along the path, so every token sees exactly what it would see in its own row.
+Pure; no torch. Axes: T tokens of the flat sequence.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Range = tuple[int, int]
 
-# A segment costs each layer about twenty small operations, a token one pass through all matrices. On two cores with 135M
-# parameters a segment costs as much as five tokens (benchmarks/NOTES.md); larger models make it cheaper still.
+# A segment costs each layer about twenty small operations, a token one pass through all matrices. On two cores with
+# 135M parameters a segment costs as much as five tokens (benchmarks/NOTES.md); larger models make it cheaper still.
 SHARE_FROM = 16
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens ``start``..``stop`` of the flat sequence. ``path``: the ranges of all tokens from the root to ``stop``, in order,
-    joined where they touch; the segment's own tokens are the last of them."""
+    """Tokens ``start``..``stop`` of the flat sequence. ``path``: the ranges of all tokens from the root to ``stop``, in
+    order, joined where they touch; the segment's own tokens are the last of them."""
 
     start: int
     stop: int
@@ -48,8 +48,8 @@ class Tree:
 
 
 def build(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
-    """The trie of ``rows``. A common beginning becomes a node of its own where that saves at least ``SHARE_FROM`` tokens; with
-    ``share`` false every row is a root, in the order given."""
+    """The trie of ``rows``. A common beginning becomes a node of its own where that saves at least ``SHARE_FROM``
+    tokens; with ``share`` false every row is a root, in the order given."""
     arrays = [np.asarray(row, np.int64) for row in rows]
     order = _sorted(rows) if share else list(range(len(rows)))
     groups = [order] if share else [[r] for r in order]

@@ -25,8 +25,8 @@ Prepare = Callable[[Template, Example, int, int | None], list[TrainRow]]
 
 @dataclass(frozen=True)
 class RowRenderer:
-    """How examples become training rows. ``max_length``: the longest sequence in tokens; ``too_long``: what becomes of an
-    example with a longer one."""
+    """How examples become training rows. ``max_length``: the longest sequence in tokens; ``too_long``: what becomes of
+    an example with a longer one."""
 
     template: Template
     prepare: Prepare
@@ -97,8 +97,8 @@ def _key(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -
 
 
 def _to_bytes(found: RenderedRows) -> bytes:
-    """Sequences one after another; ``counts`` says how many belong to each row, and is left out where it is one for all.
-    Signals are tensors ``signal/ROW/NAME``, ROW counting the rows of the file."""
+    """Sequences one after another; ``counts`` says how many belong to each row, and is left out where it is one for
+    all. Signals are tensors ``signal/ROW/NAME``, ROW counting the rows of the file."""
     from safetensors.numpy import save
 
     flat = sequences.flat(found.rows)

@@ -24,9 +24,9 @@ from tunewright.tokens.template import Template, render, require_template
 def for_training(template: Template, example: Example, row: int = 0, max_length: int | None = None) -> list[Rendered]:
     """The training sequences of one example.
 
-    A Chat gives one sequence, or one for each assistant turn; the weight is 1 on what the model would have written, end of
-    turn included, and 0 elsewhere. A Text gives pieces of at most ``max_length`` tokens, all weights 1 but the first.
-    Raises DataError (TEMPLATE_NOT_PREFIX, TEMPLATE_LOSES_CONTENT, DATA_SPECIAL_TOKEN_TEXT) or ModelError.
+    A Chat gives one sequence, or one for each assistant turn; the weight is 1 on what the model would have written, end
+    of turn included, and 0 elsewhere. A Text gives pieces of at most ``max_length`` tokens, all weights 1 but the
+    first. Raises DataError (TEMPLATE_NOT_PREFIX, TEMPLATE_LOSES_CONTENT, DATA_SPECIAL_TOKEN_TEXT) or ModelError.
     """
     if isinstance(example, Text):
         return _text(template, example, row, max_length)
@@ -43,7 +43,8 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
     if one:
         return [_rendered(template, whole, weights, row, example)]
     return [
-        _rendered(template, ids, [float(start <= t < end) for t in range(len(ids))], row, example) for ids, start, end in spans
+        _rendered(template, ids, [float(start <= t < end) for t in range(len(ids))], row, example)
+        for ids, start, end in spans
     ]
 
 
@@ -82,7 +83,9 @@ def _turn(template: Template, example: Chat, k: int) -> tuple[list[int], int, in
     prompt, pieces = _render_escaped(template, example.messages[:k], True)
     full, full_pieces = _render_escaped(template, example.messages[: k + 1], False)
     if not full.startswith(prompt):
-        at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full))
+        )
         raise DataError(
             [
                 Problem(
@@ -106,7 +109,8 @@ def _turn(template: Template, example: Chat, k: int) -> tuple[list[int], int, in
 
 
 def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
-    """One past the last special token of the turn: where the model should have stopped. None: the template ends no turn."""
+    """One past the last special token of the turn: where the model should have stopped. None: the template ends no
+    turn."""
     special = set(template.tokenizer.all_special_ids)
     for t in range(len(ids) - 1, start - 1, -1):
         if ids[t] in special:
@@ -151,8 +155,8 @@ def _mark(messages: Sequence[Message]) -> str:
 def _render_escaped(template: Template, messages: Sequence[Message], open_turn: bool) -> tuple[str, list[str]]:
     """(text, pieces): the pieces are tokenized apart, so that a special token spelled in a message stays plain text.
 
-    The text is cut inside every such spelling: a mark is put after its first character, the template renders it like any
-    character, and the rendered string is cut where the marks are.
+    The text is cut inside every such spelling: a mark is put after its first character, the template renders it like
+    any character, and the rendered string is cut where the marks are.
     """
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
     if not any(s in m.content for s in special for m in messages):
@@ -186,7 +190,8 @@ def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
 def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[Rendered]:
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
     pattern = re.compile(
-        "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True)) or "(?!)"
+        "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True))
+        or "(?!)"
     )
     pieces = pattern.split(example.text) if any(s in example.text for s in special) else [example.text]
     body = _ids(template, example.text, pieces)

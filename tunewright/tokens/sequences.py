@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tunewright.core.errors import ModelError
 
-# Numbers that a method keeps with a row or a batch, by name: a teacher's probabilities, a reference model's log-probability.
+# Numbers that a method keeps with a row or a batch, by name: a teacher's probabilities, a reference model's
+# log-probability.
 Signal = Mapping[str, NDArray[np.generic]]
 
 
@@ -33,8 +34,8 @@ class Rendered:
 class TrainRow:
     """Sequences that are trained together: in one step and in one forward pass, in this order.
 
-    One sequence in supervised fine-tuning; a chosen and a rejected answer, or a group of samples, in other methods. ``row``
-    is the row of the data set they were rendered from, ``signal`` what else the method needs of it.
+    One sequence in supervised fine-tuning; a chosen and a rejected answer, or a group of samples, in other methods.
+    ``row`` is the row of the data set they were rendered from, ``signal`` what else the method needs of it.
     """
 
     sequences: tuple[Rendered, ...]

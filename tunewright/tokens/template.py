@@ -27,8 +27,9 @@ SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer; ``source`` is where the template
-    stands, for messages; ``day`` is what stands in it instead of today's date, always the same one in a run."""
+    """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer; ``source`` is
+    where the template stands, for messages; ``day`` is what stands in it instead of today's date, always the same one
+    in a run."""
 
     tokenizer: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +56,8 @@ class Template:
 
 
 def load_template(folder: Path, file: str | None = None, date: str = "auto") -> Template:
-    """Tokenizer of a model folder, with the chat template of ``file`` where one is given. ``date``: YYYY-MM-DD, or auto for today.
+    """Tokenizer of a model folder, with the chat template of ``file`` where one is given. ``date``: YYYY-MM-DD, or auto
+    for today.
 
     Raises TOKENIZER_NO_EOS, MODEL_FILE_MISSING, TEMPLATE_UNSAFE, or CONFIG_NOT_FOUND for the file.
     """
@@ -113,7 +115,9 @@ def load_template(folder: Path, file: str | None = None, date: str = "auto") -> 
 def _dated(template: Template, day: datetime.date) -> Template:
     """With ``day`` where the template writes today's date: else what is served tomorrow is not what was trained."""
     text = re.sub(
-        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda m: json.dumps(day.strftime(m[2])), template.tokenizer.chat_template
+        r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
+        lambda m: json.dumps(day.strftime(m[2])),
+        template.tokenizer.chat_template,
     )
     template.tokenizer.chat_template = text
     return replace(template, day=day)
@@ -146,8 +150,8 @@ def require_template(template: Template) -> None:
 
 
 def render(template: Template, messages: Sequence[Message], open_turn: bool) -> str:
-    """The one call of the model's template, in both directions; transformers runs it in Jinja's immutable sandbox, and here it has
-    a limit of time and of size."""
+    """The one call of the model's template, in both directions; transformers runs it in Jinja's immutable sandbox, and
+    here it has a limit of time and of size."""
     from jinja2.exceptions import SecurityError, TemplateError
 
     listed = [{"role": m.role, "content": m.content} for m in messages]
@@ -155,10 +159,14 @@ def render(template: Template, messages: Sequence[Message], open_turn: bool) -> 
     try:
         with _limited(SECONDS):
             text = str(
-                template.tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs)
+                template.tokenizer.apply_chat_template(
+                    listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs
+                )
             )
     except SecurityError as error:
-        raise ModelError("TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, fix=fix) from None
+        raise ModelError(
+            "TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, fix=fix
+        ) from None
     except (OverflowError, MemoryError, RecursionError) as error:
         told = f"the chat template runs wild: {type(error).__name__} {error}"
         raise ModelError("TEMPLATE_UNSAFE", told, where=at, fix=fix) from None
@@ -174,7 +182,9 @@ def render(template: Template, messages: Sequence[Message], open_turn: bool) -> 
         ) from None
     said = sum(len(m.content) for m in messages)
     if len(text) > LARGEST + 20 * said:
-        raise ModelError("TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, fix=fix)
+        raise ModelError(
+            "TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, fix=fix
+        )
     return text
 
 

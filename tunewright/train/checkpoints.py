@@ -1,7 +1,8 @@
 """Checkpoints: whole or not there. Safetensors and JSON, never pickle.
 
-A checkpoint is written into a folder beside, every file flushed, the marker with their checksums last, then renamed. Weights, optimizer moments
-and one integer are all the state there is, because order, schedule and dropout are functions of (seed, step).
+A checkpoint is written into a folder beside, every file flushed, the marker with their checksums last, then renamed.
+Weights, optimizer moments and one integer are all the state there is, because order, schedule and dropout are functions
+of (seed, step).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ MARKER = "COMPLETE"
 
 @dataclass(frozen=True)
 class State:
-    """``step`` is the next step to run; ``best`` the lowest dev loss so far, ``best_sha256`` the file of those weights, ``waited`` the
-    dev losses since; ``hashes`` what the run stands on."""
+    """``step`` is the next step to run; ``best`` the lowest dev loss so far, ``best_sha256`` the file of those weights,
+    ``waited`` the dev losses since; ``hashes`` what the run stands on."""
 
     step: int
     hashes: dict[str, str]
@@ -37,7 +38,9 @@ class State:
     waited: int = 0
 
 
-def save(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: State, keep: int) -> Path:
+def save(
+    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: State, keep: int
+) -> Path:
     """Write step-N/ below ``folder``, then `tidy`."""
     from safetensors.torch import save as to_bytes
 
@@ -53,7 +56,9 @@ def save(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
             beside.mkdir(parents=True)
             for name, content in contents.items():
                 write_atomic(beside / name, content)
-            write_json(beside / MARKER, {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+            write_json(
+                beside / MARKER, {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+            )
             if final.exists():
                 shutil.rmtree(final)
             beside.rename(final)
@@ -66,8 +71,8 @@ def save(folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.opt
 
 
 def tidy(folder: Path, keep: int) -> None:
-    """Only the ``keep`` newest whole checkpoints stay, with the best weights that they speak of, and nothing that a killed process
-    left half written or half removed."""
+    """Only the ``keep`` newest whole checkpoints stay, with the best weights that they speak of, and nothing that a
+    killed process left half written or half removed."""
     with disk_errors(folder):
         for old in whole(folder)[:-keep]:
             (old / MARKER).unlink()  # from here on it is no checkpoint, however far the removal comes
@@ -126,7 +131,8 @@ def restore(
 ) -> State | None:
     """Load the newest sound checkpoint into the parameters and the optimizer; None where there is none.
 
-    Raises RESUME_MISMATCH, naming what changed, when the run stands on another config, data, model or set of trained tensors.
+    Raises RESUME_MISMATCH, naming what changed, when the run stands on another config, data, model or set of trained
+    tensors.
     """
     from safetensors.torch import load_file
 
@@ -136,7 +142,9 @@ def restore(
     state = State(**read_json(found / "state.json"))
     changed = sorted(k for k in {*hashes, *state.hashes} if hashes.get(k) != state.hashes.get(k))
     if changed:
-        detail = "; ".join(f"{k} was {state.hashes.get(k, 'absent')[:12]}, is {hashes.get(k, 'absent')[:12]}" for k in changed)
+        detail = "; ".join(
+            f"{k} was {state.hashes.get(k, 'absent')[:12]}, is {hashes.get(k, 'absent')[:12]}" for k in changed
+        )
         raise RunError(
             "RESUME_MISMATCH",
             f"the checkpoint belongs to another run: {detail}.",
@@ -145,7 +153,9 @@ def restore(
         )
     weights = load_file(found / "weights.safetensors")
     if set(weights) != set(parameters):
-        raise RunError("RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found), fix="start a new run.")
+        raise RunError(
+            "RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found), fix="start a new run."
+        )
     moments = load_file(found / "optimizer.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():

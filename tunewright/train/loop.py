@@ -27,8 +27,8 @@ from tunewright.train.step import Learner, Step, dev_loss, learner, learning_rat
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished step, for people who watch. ``loss`` and ``dev_loss`` are nats a supervised token; ``tokens`` are those of
-    the rows, of which sharing may have computed fewer."""
+    """One finished step, for people who watch. ``loss`` and ``dev_loss`` are nats a supervised token; ``tokens`` are
+    those of the rows, of which sharing may have computed fewer."""
 
     step: int
     steps: int
@@ -54,7 +54,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Training:
-    """All that one training reads, and the run folder it writes to. ``hashes``: what a resumed run must find unchanged."""
+    """All that one training reads, and the run folder it writes to. ``hashes``: what a resumed run must find
+    unchanged."""
 
     model: LanguageModel
     plan: Plan
@@ -65,8 +66,8 @@ class Training:
 
 
 def annotated(training: Training) -> Training:
-    """The training with its rows annotated by the method, and their digest among the hashes: what a model computed before
-    the first step is part of what a resumed run must find unchanged."""
+    """The training with its rows annotated by the method, and their digest among the hashes: what a model computed
+    before the first step is part of what a resumed run must find unchanged."""
     method, model, plan = METHODS[training.plan.method], training.model, training.plan
     with torch.no_grad():
         rows, dev = (method.annotate(model, side, plan) for side in (training.rows, training.dev))

@@ -49,8 +49,8 @@ def cores() -> int:
 
 
 def keep_pages() -> None:
-    """Ask glibc to keep freed memory instead of returning it to the kernel after every step: page faults cost more than the
-    sums they hold. Elsewhere (musl, macOS) nothing happens."""
+    """Ask glibc to keep freed memory instead of returning it to the kernel after every step: page faults cost more than
+    the sums they hold. Elsewhere (musl, macOS) nothing happens."""
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
@@ -71,12 +71,15 @@ def peak_gb() -> float:
 
 
 def _gflops(device: str, rounds: int = 6, seconds: float = 0.02) -> tuple[float, float]:
-    """(float32, bfloat16) speed, measured in turns and the best taken: a busy neighbour slows a turn, not the best of six.
+    """(float32, bfloat16) speed, measured in turns and the best taken: a busy neighbour slows a turn, not the best of
+    six.
 
-    Without bfloat16 in hardware one product can take a second, so a dtype that is ten times slower than the other is not
-    measured again: no neighbour explains that."""
+    Without bfloat16 in hardware one product can take a second, so a dtype that is ten times slower than the other is
+    not measured again: no neighbour explains that."""
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    operands = {d: (torch.ones(512, 1024, dtype=d, device=device), torch.ones(1024, 1024, dtype=d, device=device)) for d in best}
+    operands = {
+        d: (torch.ones(512, 1024, dtype=d, device=device), torch.ones(1024, 1024, dtype=d, device=device)) for d in best
+    }
     for _ in range(rounds):
         for dtype, (a, b) in operands.items():
             if 10 * min(best.values()) < best[dtype] < float("inf"):

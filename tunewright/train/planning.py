@@ -1,4 +1,5 @@
-"""Every "auto" becomes a number with a reason, before anything is trained. Pure: (config, facts, lengths, machine) -> Plan."""
+"""Every "auto" becomes a number with a reason, before anything is trained. Pure: (config, facts, lengths, machine) ->
+Plan."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from tunewright.tokens.sequences import TrainRow
 from tunewright.train.machine import Machine
 
 Dtype = Literal["float32", "bfloat16"]
+DECODE_MEMORY, MOST_DECODED = 0.1, 256  # fraction of the machine's memory; rows
+TRAIN_MEMORY = 0.35  # fraction of the machine's memory for the activations of one pass
 ASKED = "as asked"
 
 
@@ -65,15 +68,22 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, recompute: Reco
     return facts.layers * size * (layer + weights) + 2 * size * facts.vocabulary * sizes.supervised / sizes.tokens
 
 
-def judged_together(config: Config, facts: Facts, plan: Plan, machine: Machine, new_tokens: int) -> int:
-    """Rows decoded in one batch: as many as their keys and values fit in 15 % of the free memory, at most 256."""
+def _decode_batch(
+    config: Config, facts: Facts, sizes: RowStats, machine: Machine, dtype: Dtype, answer: int
+) -> tuple[int, str]:
+    """Rows decoded together. It follows from the machine's memory, not from what is free at the moment: an answer's
+    last bits depend on its batch, and a run and its repetition must answer alike."""
     if config.prove.batch_size != "auto":
-        return config.prove.batch_size
-    row = 2 * facts.layers * facts.hidden * (2 if plan.dtype == "bfloat16" else 4) * (4 * plan.tokens // plan.rows + new_tokens)
-    return max(1, min(256, int(0.15 * machine.free_gb * 1e9 / row)))
+        return config.prove.batch_size, ASKED
+    row = (
+        2 * facts.layers * facts.hidden * (2 if dtype == "bfloat16" else 4) * (4 * sizes.tokens // sizes.rows + answer)
+    )
+    fits = max(1, int(DECODE_MEMORY * machine.memory_gb * 1e9 / row))
+    batch = min(MOST_DECODED, 1 << (fits.bit_length() - 1))
+    return batch, f"keys and values of about {fits} rows fit in {DECODE_MEMORY:.0%} of {machine.memory_gb:.0f} GB"
 
 
-def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind) -> Plan:
+def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
     """The plan without its estimate (see `with_estimate`)."""
     t, why = config.train, {}
     dtype, why["dtype"] = _dtype(config, machine)
@@ -85,8 +95,14 @@ def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: 
     recompute, why["gradient_checkpointing"] = _recompute(config, facts, sizes, machine, dtype, batch)
     capacity, why["tokens_per_pass"] = _capacity(config, facts, sizes, machine, dtype, layout, recompute)
     limit, why["max_length"] = max_length(config, facts, machine, kind)
+    decoded, why["decode_batch_size"] = _decode_batch(config, facts, sizes, machine, dtype, max_new_tokens)
+    why["max_new_tokens"] = (
+        ASKED if config.prove.max_new_tokens != "auto" else "a quarter longer than the longest training answer"
+    )
     why["kernels"] = (
-        "its layers are ones that we run ourselves, and equal in the probe" if facts.fused else "its layers are run as they are"
+        "its layers are ones that we run ourselves, and equal in the probe"
+        if facts.fused
+        else "its layers are run as they are"
     )
     why["warmup_steps"] = f"{t.warmup:.0%} of {steps} steps"
     eval_every, why["eval_every"] = (
@@ -124,6 +140,8 @@ def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: 
         adapter=config.adapter,
         seed=config.seed,
         threads=machine.cores,
+        max_new_tokens=max_new_tokens,
+        decode_batch_size=decoded,
         reasons=why,
     )
 
@@ -155,20 +173,28 @@ def _layout(config: Config, facts: Facts) -> tuple[Layout, str]:
     """Shared where it is exact; `packing` then shares only where it pays."""
     asked = config.train.layout
     dropout = "a shared beginning would be dropped in the same way for all its rows"
-    shared = facts.leak if not facts.shareable else f"adapter.dropout is on, and {dropout}" if config.adapter.dropout else ""
+    shared = (
+        facts.leak if not facts.shareable else f"adapter.dropout is on, and {dropout}" if config.adapter.dropout else ""
+    )
     packed = facts.leak if not facts.packable else "the model has dropout of its own" if facts.draws else ""
     against = {"shared": packed or shared, "packed": packed, "padded": ""}
     if asked != "auto":
         if against[asked]:
             raise ConfigError(
-                "CONFIG_CONFLICT", f"train.layout={asked}, but {against[asked]}.", where="train.layout", fix="leave it at auto."
+                "CONFIG_CONFLICT",
+                f"train.layout={asked}, but {against[asked]}.",
+                where="train.layout",
+                fix="leave it at auto.",
             )
         return asked, ASKED
     if packed:
         return "padded", packed
     if shared:
         return "packed", shared
-    return "shared", "a row alone, in one pass with others and with its beginning shared gives equal logits in the probe"
+    return (
+        "shared",
+        "a row alone, in one pass with others and with its beginning shared gives equal logits in the probe",
+    )
 
 
 def _batch(config: Config, sizes: RowStats) -> tuple[int, str]:
@@ -202,8 +228,8 @@ def _rate(config: Config, facts: Facts, steps: int) -> tuple[float, str]:
 
 
 def _fits(facts: Facts, sizes: RowStats, machine: Machine, dtype: Dtype, recompute: Recompute) -> int:
-    """Tokens of one pass whose memory is 40 % of what is free, the weights taken off."""
-    room = 0.4 * machine.free_gb * 1e9 - facts.parameters * (2 if dtype == "bfloat16" else 4)
+    """Tokens of one pass whose memory is a fraction of the machine's, minus the weights."""
+    room = TRAIN_MEMORY * machine.memory_gb * 1e9 - facts.parameters * (2 if dtype == "bfloat16" else 4)
     return int(max(0.0, room) / bytes_per_token(facts, sizes, dtype, recompute))
 
 
@@ -218,8 +244,14 @@ def _recompute(
     for way in ways:
         fits = _fits(facts, sizes, machine, dtype, way)
         if fits >= wanted:
-            return way, f"about {fits} tokens fit in 40 % of the {machine.free_gb:.0f} GB free, {wanted} are wanted in a pass"
-    return "layers", f"even so, only about {fits} of {wanted} wanted tokens fit in 40 % of the {machine.free_gb:.0f} GB free"
+            return (
+                way,
+                f"about {fits} tokens fit in {TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB, {wanted} are wanted in a pass",
+            )
+    return (
+        "layers",
+        f"even so, only about {fits} of {wanted} wanted tokens fit in {TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB",
+    )
 
 
 def _most(machine: Machine, layout: Layout) -> int:
@@ -235,7 +267,7 @@ def _capacity(
     fits, most = _fits(facts, sizes, machine, dtype, recompute), _most(machine, layout)
     return (
         max(sizes.longest, 256, min(most, fits)),
-        f"about {fits} tokens fit in 40 % of the {machine.free_gb:.0f} GB free; more than {most} in one pass gain nothing; the longest row has {sizes.longest}",
+        f"about {fits} tokens fit in {TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB; more than {most} in one pass gain nothing; the longest row has {sizes.longest}",
     )
 
 

@@ -14,8 +14,8 @@ from tunewright.core.config import Plan
 from tunewright.methods import METHODS
 from tunewright.model.adapters import LoRALinear
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens import prefix_tree
-from tunewright.tokens.packing import Batch, step_rows
+from tunewright.tokens import packing, prefix_tree
+from tunewright.tokens.packing import Batch
 from tunewright.tokens.sequences import TrainRow, flat
 from tunewright.train.step import learner, take_step
 
@@ -50,8 +50,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Profile:
-    """One step, averaged over `STEPS`. ``shares``: seconds by kind. ``gflop`` are those of the formula in `flops`, for the
-    tokens computed; ``logical_gflop`` for the rows one by one; ``peak_gflops`` is what this machine multiplies at best."""
+    """One step, averaged over `STEPS`. ``shares``: seconds by kind. ``gflop`` are those of the formula in `flops`, for
+    the tokens computed; ``logical_gflop`` for the rows one by one; ``peak_gflops`` is what this machine multiplies at
+    best."""
 
     seconds: float
     rows: int
@@ -87,9 +88,9 @@ class Profile:
 
 
 def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> float:
-    """Of a step's forward and backward pass. For each token 4 for every frozen weight of a matrix (forward, and backward to the
-    input), 6 for every trained one; the head only where something is predicted; 12 for each layer, attention width and
-    (query, key) pair."""
+    """Of a step's forward and backward pass. For each token 4 for every frozen weight of a matrix (forward, and
+    backward to the input), 6 for every trained one; the head only where something is predicted; 12 for each layer,
+    attention width and (query, key) pair."""
     head_VD = model.head_VD
     config = model.module.config.get_text_config()
     frozen = trained = 0
@@ -115,9 +116,10 @@ class Speed:
 
 
 def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, seconds: float = 4.0) -> Speed:
-    """The speed of the first two steps' passes, for at most about ``seconds``, after one pass to warm up. Leaves no gradient."""
+    """The speed of the first two steps' passes, for at most about ``seconds``, after one pass to warm up. Leaves no
+    gradient."""
     method = METHODS[plan.method]
-    chosen = [step_rows(len(rows), plan.batch_size, plan.seed, step) for step in (0, 1)]
+    chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in (0, 1)]
     first, second = (method.batches(model, rows, c, plan, step) for step, c in enumerate(chosen))
     model.module.train()
     tokens, spent, count = 0, 0.0, 0
@@ -150,7 +152,7 @@ def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gfl
         for name, p in student.parameters.items():
             p.copy_(before[name])
     model.module.zero_grad(set_to_none=True)
-    chosen = [step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(STEPS)]
+    chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(STEPS)]
     batches = [b for step, c in enumerate(chosen) for b in METHODS[plan.method].batches(model, rows, c, plan, step)]
     alone = flat(rows[i] for c in chosen for i in c)
     logical = sum(flops(model, len(s.ids), len(s.ids) * (len(s.ids) + 1) // 2, s.supervised) for s in alone)

@@ -1,7 +1,7 @@
 """Checks, on the user's own rows and model before the first step, for bugs that would otherwise stay silent.
 
-A failed check refuses the run with its code. Only the fast ways of computing may fail: where they differ from transformers'
-own modules on rows alone, the plan falls back to a slower way and says so.
+A failed check refuses the run with its code. Only the fast ways of computing may fail: where they differ from
+transformers' own modules on rows alone, the plan falls back to a slower way and says so.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tunewright.tokens.sequences import Rendered, TrainRow, flat
 from tunewright.tokens.template import Template
 
 ROWS, SHORT, COMPARED = 4, 128, 64
-# How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference: several
-# times what another order of summation does to them. A row that sees another, or a wrong label, does more.
+# How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference:
+# several times what another order of summation does to them. A row that sees another, or a wrong label, does more.
 TOLERANCE = {"float32": (1e-4, 1e-3, 5e-3), "bfloat16": (2e-2, 0.2, 0.25)}
 ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one batch
 
@@ -51,7 +51,9 @@ class SelfTest:
     seconds: float
 
 
-def run(model: LanguageModel, template: Template, examples: Sequence[Example], rows: Sequence[TrainRow], plan: Plan) -> SelfTest:
+def run(
+    model: LanguageModel, template: Template, examples: Sequence[Example], rows: Sequence[TrainRow], plan: Plan
+) -> SelfTest:
     """The weights are left as they were; the caller uses the returned plan's kernels from here on.
 
     Raises SELFTEST_PROMPT, SELFTEST_STOP, SELFTEST_BASE, SELFTEST_GRADIENT or SELFTEST_LOSS.
@@ -108,7 +110,9 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
                     where=chat.where,
                     fix="use another chat template (template=FILE); `tunewright preview` prints a row as it is trained.",
                 )
-    return Finding("prompts", f"{count} turns of {len(chats)} rows start after exactly the tokens that a server would send")
+    return Finding(
+        "prompts", f"{count} turns of {len(chats)} rows start after exactly the tokens that a server would send"
+    )
 
 
 def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequence[int]) -> Finding:
@@ -157,7 +161,9 @@ def trains(model: LanguageModel, gradient: dict[str, Tensor]) -> Finding:
         raise TrainError(
             "SELFTEST_GRADIENT", f"{what}.", fix="adapter.targets may name layers that the forward pass does not use."
         )
-    return Finding("gradient", f"all {len(gradient)} trained tensors that were checked get a gradient, and no frozen one does")
+    return Finding(
+        "gradient", f"all {len(gradient)} trained tensors that were checked get a gradient, and no frozen one does"
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,9 @@ def _with(plan: Plan, why: str, **fields: str) -> Plan:
     return plan.model_copy(update={**changed, "reasons": {**plan.reasons, **dict.fromkeys(changed, why)}})
 
 
-def computed(model: LanguageModel, groups: Sequence[list[TrainRow]], plan: Plan, layout: Layout, kernels: Kernels) -> LossAndGrad:
+def computed(
+    model: LanguageModel, groups: Sequence[list[TrainRow]], plan: Plan, layout: Layout, kernels: Kernels
+) -> LossAndGrad:
     """One forward and backward pass for each group; the model's gradients are left empty."""
     model, method = replace(model, kernels=kernels), METHODS[plan.method]
     plan = plan.model_copy(update={"layout": layout, "tokens_per_pass": ONE_PASS})

@@ -32,9 +32,9 @@ class Learner:
 
 @dataclass(frozen=True)
 class Step:
-    """``loss`` per unit of the method's weight (nats per supervised token, in fine-tuning), ``metrics`` likewise; ``norm`` of
-    the gradient before clipping; ``tokens`` of the rows, of which ``computed`` went through the model; ``supervised``: the
-    weights of their supervised tokens, summed."""
+    """``loss`` per unit of the method's weight (nats per supervised token, in fine-tuning), ``metrics`` likewise;
+    ``norm`` of the gradient before clipping; ``tokens`` of the rows, of which ``computed`` went through the model;
+    ``supervised``: the weights of their supervised tokens, summed."""
 
     loss: float
     norm: float
@@ -71,7 +71,9 @@ def learning_rate(plan: Plan, step: int) -> float:
 def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int) -> Step:
     """Take global step ``step`` (from 0). Raises TRAIN_NOT_FINITE, and then the weights are as before."""
     method, module = METHODS[plan.method], learner.model.module
-    torch.manual_seed(plan.seed * 1_000_003 + step)  # dropout is a function of (seed, step), so a resumed run draws the same
+    torch.manual_seed(
+        plan.seed * 1_000_003 + step
+    )  # dropout is a function of (seed, step), so a resumed run draws the same
     chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
     batches = method.batches(learner.model, rows, chosen, plan, step)
     # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).

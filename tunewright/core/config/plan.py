@@ -20,6 +20,8 @@ class Plan(Frozen):
     """Every number that training uses; ``reasons`` maps a field to an explanation of its value.
 
     ``rows`` and ``tokens`` count training rows and their tokens; ``supervised_tokens`` counts the targets among them.
+    ``max_new_tokens`` and ``decode_batch_size`` are how all arms answer: an answer's last bits follow from the batch it
+    is in.
     """
 
     method: str
@@ -47,5 +49,7 @@ class Plan(Frozen):
     adapter: AdapterConfig
     seed: int
     threads: int
+    max_new_tokens: int
+    decode_batch_size: int
     estimate: Estimate | None = None
     reasons: dict[str, str]

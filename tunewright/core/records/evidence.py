@@ -1,4 +1,4 @@
-"""Evidence beside the verdict: what was forgotten, what would help, what a request costs, whether the data was enough and clean.
+"""Evidence beside the verdict: forgetting and its mitigation, data quality, the learning curve, the cost of a request.
 
 Every stage writes either its result or `NotMeasured`.
 """
@@ -28,7 +28,7 @@ class TextKL(Value):
 
 
 class GenericKL(TextKL):
-    """`TextKL` on bundled text that has nothing to do with the task; also in bits per byte, comparable across tokenizers."""
+    """`TextKL` on bundled text unrelated to the task; also in bits per byte, which compares across tokenizers."""
 
     bytes: int = Field(description="Length of the text in UTF-8 bytes.")
     base_bits_per_byte: float = Field(description="What the base needs for a byte, in bits.")
@@ -58,7 +58,7 @@ class Paired(Value):
 
 
 class Probe(Paired):
-    """`Paired` items with a verdict: WORSE, PRACTICALLY EQUAL within the margin, BETTER or CANNOT TELL. Rates are 0 to 1."""
+    """`Paired` items with a verdict; PRACTICALLY EQUAL means within forget.margin. Rates are 0 to 1."""
 
     verdict: Word = Field(description="Verdict on the difference.")
 
@@ -112,7 +112,7 @@ class RegressionRows(Probe):
 
 
 class Forgetting(Record):
-    """What training changed beside the task: KL to the base in bits, probes, regression rows, and the choice of adapter scale."""
+    """What training changed beside the task, and the choice of adapter scale. KL to the base in bits."""
 
     measured: Literal[True] = Field(True, description="Always true.")
     scales: tuple[float, ...] = Field(
@@ -159,7 +159,7 @@ class Mitigation(Record):
 
 
 class LabelCrossfit(Record):
-    """Training labels that are probably wrong, by models that were not trained on them. Rates and probabilities are 0 to 1."""
+    """Training labels that are probably wrong, by models not trained on them. Rates and probabilities are 0 to 1."""
 
     measured: Literal[True] = Field(True, description="Always true.")
     folds: int = Field(description="Parts that the training rows were cut into.")
@@ -181,7 +181,10 @@ class TextSuspect(Value):
 
 
 class TextCrossfit(Record):
-    """Training rows that models not trained on them find least likely, compared with the base. In nats per supervised token."""
+    """Training rows that models not trained on them find least likely, compared with the base.
+
+    In nats per supervised token.
+    """
 
     measured: Literal[True] = Field(True, description="Always true.")
     folds: int = Field(description="Parts that the training rows were cut into.")

@@ -1,4 +1,4 @@
-"""Records on disk: reading checks every key, writing is atomic; and the table of all files of a run with their records."""
+"""Records on disk: reading checks every key, writing is atomic. Also the table of a run's files and their records."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ FILES: tuple[RunFile, ...] = (
     _file("crossfit.json", CROSSFIT, "rows that look wrong to models not trained on them"),
     _file("cleaning.json", CLEANING, "the run without its flagged rows"),
     _file("mitigation.json", MITIGATION, "ways to forget less"),
-    _file("internalised.json", PROMPT_DISTILLATION, "the instruction, distilled into weights"),
-    _file("curve.json", CURVE, "whether more data would help"),
+    _file("prompt_distillation.json", PROMPT_DISTILLATION, "the instruction, distilled into weights"),
+    _file("learning_curve.json", CURVE, "whether more data would help"),
     _file("cost.json", COST, "what a request costs"),
     _file("export.json", EXPORTS, "each export, reloaded and compared"),
     _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not keep"),
@@ -152,7 +152,7 @@ def to_json(value: BaseModel | Sequence[BaseModel]) -> Json:
 
 
 def schema() -> dict[str, object]:
-    """JSON schema (2020-12) of every file: ``files`` maps file patterns to schemas of the file, or of one of its lines."""
+    """JSON schema (2020-12) of every file: ``files`` maps patterns to the schema of a file, or of one of its lines."""
     mode: Literal["validation"] = "validation"
     inputs = [(file.pattern, mode, file.holds) for file in FILES]
     refs, definitions = TypeAdapter.json_schemas(inputs, schema_generator=_Untitled)

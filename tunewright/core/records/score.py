@@ -25,7 +25,7 @@ class FieldCounts(NamedTuple):
 
 
 class Answered(Line):
-    """One row as an arm answered it. Scores are 0 to 1, except bits per byte; lengths are in tokens unless said otherwise."""
+    """One row as an arm answered it. Scores are 0 to 1, except bits per byte; lengths are in tokens."""
 
     where: str = Field(description="file:line of the row.")
     messages: tuple[Turn, ...] = Field(description="The prompt, before the chat template; empty for documents.")
@@ -55,13 +55,13 @@ class Answered(Line):
 
 
 class ScoreLine(Answered):
-    """One line of a file in scores/. Scores are 0 to 1, except bits per byte; lengths are in tokens unless said otherwise."""
+    """One line of a file in scores/. Scores are 0 to 1, except bits per byte; lengths are in tokens."""
 
     row: int = Field(description="Row number, from 0.")
     key: str = Field(description="Hash of what the answer depends on; a line with another key is answered again.")
 
 
 class RegressionLine(Answered):
-    """One line of scores/keep.jsonl: a regression row, answered by the tuned model and by the base. Scores are 0 to 1."""
+    """One line of scores/keep.jsonl: a regression row, as tuned model and base answered it. Scores are 0 to 1."""
 
     before: str = Field(description="The base model's answer.")

@@ -22,7 +22,6 @@ class ModelFacts(Value):
     context: int = Field(description="Longest sequence, in tokens.")
     parameters: int = Field(description="Number of weights.")
     dtype: str = Field(description="Dtype of the stored weights, as safetensors names it.")
-    tied: bool = Field(description="Whether embedding and head are one matrix.")
     window: int | None = Field(description="Sliding attention window in tokens; null if there is none.")
     shareable: bool = Field(description="Whether rows may share the computation of a common beginning.")
     packable: bool = Field(description="Whether several rows may be computed in one pass.")
@@ -112,6 +111,9 @@ class StepLine(Line):
     computed: int = Field(description="Tokens that went through the model; fewer where rows share a beginning.")
     supervised: float = Field(description="Summed weight of the supervised tokens; the loss was divided by it.")
     seconds: float = Field(description="Duration of the step, in seconds; dev loss not included.")
+    metrics: dict[str, float] | None = Field(
+        None, description="Further numbers of the method, by name; absent if none."
+    )
     dev_loss: float | None = Field(None, description="Loss on all dev rows after the step, if it was measured.")
 
 
@@ -140,7 +142,7 @@ class CheckpointState(Record):
 
 
 class BranchTraining(Record):
-    """How the training of a branch (a second training beside the run's own) ended. Losses in nats per supervised token."""
+    """How the training of a branch, beside the run's own, ended. Losses in nats per supervised token."""
 
     steps: int = Field(description="Steps taken.")
     stopped_early: bool = Field(

@@ -82,7 +82,7 @@ class Rerun(Value):
 
 
 class Overlap(Value):
-    """The comparison without the test rows that share 13 consecutive words with training rows. Scores by the task's metric."""
+    """The comparison without test rows that share 13 consecutive words with training rows. Scores by the metric."""
 
     rows: int = Field(description="Test rows left out.")
     tuned: float = Field(description="Score of the tuned arm.")
@@ -129,7 +129,7 @@ class Handover(Value):
 
 
 class Calibration(Value):
-    """Whether the label probabilities mean what they say: temperature and threshold from dev, all else on test. 0 to 1."""
+    """Whether the label probabilities can be trusted: temperature and threshold from dev, the rest on test. 0 to 1."""
 
     temperature: float = Field(description="Divides the log probabilities; above 1 means that they were too sure.")
     as_given: CalibrationErrors = Field(description="As the model gives them.")
@@ -183,8 +183,10 @@ class Verdict(Record):
     mitigation: Measured[Mitigation] | None = Field(None, description="Copy of mitigation.json.")
     crossfit: AnyCrossfit | None = Field(None, description="Copy of crossfit.json.")
     cleaning: AnyCleaning | None = Field(None, description="Copy of cleaning.json.")
-    internalised: Measured[PromptDistillation] | None = Field(None, description="Copy of internalised.json.")
-    curve: AnyCurve | None = Field(None, description="Copy of curve.json.")
+    prompt_distillation: Measured[PromptDistillation] | None = Field(
+        None, description="Copy of prompt_distillation.json."
+    )
+    learning_curve: AnyCurve | None = Field(None, description="Copy of learning_curve.json.")
     cost: Measured[Cost] | None = Field(None, description="Copy of cost.json.")
 
     @property

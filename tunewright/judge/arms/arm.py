@@ -19,7 +19,8 @@ def silent(count: int) -> None:
 
 
 class Model(Protocol):
-    """What arms ask of a language model; `judge.chat_model.ChatModel` is one. All answers come in the order of the input."""
+    """What arms ask of a language model; `judge.chat_model.ChatModel` is one. All answers come in the order of the
+    input."""
 
     def write(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         """Greedy answers."""
@@ -63,8 +64,8 @@ class Responder(Protocol):
 @dataclass(frozen=True)
 class Arm:
     """``family`` is the arm's name in the report; ``variant`` tells its variants apart, of which dev chooses one.
-    ``uses_adapter``: the trained weights answer. ``learned_from_rows``: trained on the training rows in any way, so that it
-    cannot be the comparator."""
+    ``uses_adapter``: the trained weights answer. ``learned_from_rows``: trained on the training rows in any way, so
+    that it cannot be the comparator."""
 
     family: str
     description: str

@@ -1,7 +1,7 @@
 """Search by words: BM25 over training rows or documents (Robertson & Zaragoza 2009; the `bm25s` library).
 
-No torch. A word is a run of letters or digits, case folded; no stop words and no stemming, so that it works for any language
-that writes spaces.
+No torch. A word is a run of letters or digits, case folded; no stop words and no stemming, so that it works for any
+language that writes spaces.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class BM25Index:
     bm25: Any
 
     def best(self, query: str, count: int) -> list[int]:
-        """The ``count`` texts that share the rarest words with ``query``, best first; ties in the order of the texts."""
+        """The ``count`` texts that share the rarest words with ``query``, best first; ties in the order of the
+        texts."""
         known = [w for w in words(query) if w in self.bm25.vocab_dict]
         scores = self.bm25.get_scores(known) if known else np.zeros(len(self.texts))
         return [int(i) for i in np.argsort(-np.asarray(scores), kind="stable")[:count]]
@@ -74,7 +75,8 @@ def nearest(rows: Sequence[Chat], count: int, indexer: Callable[[Sequence[str]],
 
 
 def passages(documents: Sequence[Text], size: int = PASSAGE) -> list[str]:
-    """Documents cut at paragraphs into passages of about ``size`` characters; a longer paragraph is cut at its sentences."""
+    """Documents cut at paragraphs into passages of about ``size`` characters; a longer paragraph is cut at its
+    sentences."""
     cut: list[str] = []
     for document in documents:
         passage = ""

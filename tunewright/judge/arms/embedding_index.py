@@ -1,7 +1,7 @@
 """Search by meaning: a local encoder (BERT-like, safetensors) instead of shared words.
 
-A text's vector is the normalised mean of its tokens' last hidden states (Reimers & Gurevych 2019, 1908.10084). Axes: N texts,
-B texts of a batch, T tokens, D width.
+A text's vector is the normalised mean of its tokens' last hidden states (Reimers & Gurevych 2019, 1908.10084). Axes: N
+texts, B texts of a batch, T tokens, D width.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ def arms(task: Task, sources: Sources, config: ProveConfig, max_new_tokens: int)
     }
     if config.remote.url:
         description = f"{config.remote.model} at {config.remote.url}"
-        families["remote"] = [Arm("remote", description, Remote(Endpoint.of(config.remote), max_new_tokens, task.labels))]
+        families["remote"] = [
+            Arm("remote", description, Remote(Endpoint.of(config.remote), max_new_tokens, task.labels))
+        ]
     if full and shared and len(shared) >= LONG_PROMPT:
         description = "the trained weights without the long instruction"
         families["tuned_short"] = [tuned(task, Recipe(instruction=""), "tuned_short", description)]
@@ -148,7 +150,7 @@ def _shared_instruction(train: Sequence[Chat]) -> str | None:
 
 
 def instructions(task: Task, train: Sequence[Chat], shared: str | None) -> list[str]:
-    """Two more instructions that someone who knows the task but not the rows would try: the form of the answer, alone and
-    after the user's own instruction."""
+    """Two more instructions that someone who knows the task but not the rows would try: the form of the answer, alone
+    and after the user's own instruction."""
     form = task.kind.instruct(task, train)
     return [form, f"{shared}\n{form}" if shared else f"You are an expert who has answered thousands of these. {form}"]

@@ -35,7 +35,8 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Remote:
-    """Answers of at most ``max_new_tokens`` tokens. Of a label task, the label that an answer names, if it names one."""
+    """Answers of at most ``max_new_tokens`` tokens. Of a label task, the label that an answer names, if it names
+    one."""
 
     endpoint: Endpoint
     max_new_tokens: int
@@ -68,7 +69,8 @@ class Reply:
 
 
 def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
-    """Replies in the order of the prompts, greedy (temperature 0). Raises REMOTE_FAILED if one is refused or unreachable."""
+    """Replies in the order of the prompts, greedy (temperature 0). Raises REMOTE_FAILED if one is refused or
+    unreachable."""
     import httpx
 
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
@@ -121,5 +123,8 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
             reason = f"the reply is not a chat completion: {response.text[:200]}"
             break
     raise RunError(
-        "REMOTE_FAILED", f"{url} did not answer ({reason}).", where=url, fix="check prove.remote and its key, or leave it out."
+        "REMOTE_FAILED",
+        f"{url} did not answer ({reason}).",
+        where=url,
+        fix="check prove.remote and its key, or leave it out.",
     )

@@ -12,8 +12,8 @@ PASSAGES = 3
 
 @dataclass(frozen=True)
 class Recipe:
-    """``instruction``: a system message instead of the row's own ("": none at all). ``shots``: training rows shown as earlier
-    turns, the same for every row or those nearest to it. ``documents``: an index of passages to quote from."""
+    """``instruction``: a system message instead of the row's own ("": none at all). ``shots``: training rows shown as
+    earlier turns, the same for every row or those nearest to it. ``documents``: an index of passages to quote from."""
 
     instruction: str | None = None
     shots: tuple[Chat, ...] | Nearest = ()

@@ -1,4 +1,5 @@
-"""What any model should still be able to do after training: bundled text and questions, instructions that a program checks.
+"""What any model should still be able to do after training: bundled text and questions, instructions that a program
+checks.
 
 No torch. `scripts/make_probes.py` writes the data files and names their sources and licences.
 """
@@ -80,14 +81,20 @@ def instructions() -> list[Instruction]:
             Instruction(f"Repeat this word and write nothing else: {noun}", "repeat", noun),
             Instruction(f"Answer with one word only: what is a {noun}?", "one word", ""),
             Instruction(
-                f"Write one sentence that contains the word '{noun}' and the word '{other}'.", "has both", f"{noun} {other}"
+                f"Write one sentence that contains the word '{noun}' and the word '{other}'.",
+                "has both",
+                f"{noun} {other}",
             ),
-            Instruction(f"Write a sentence about a {noun} and end it with the words: That is all.", "ends", "that is all"),
+            Instruction(
+                f"Write a sentence about a {noun} and end it with the words: That is all.", "ends", "that is all"
+            ),
             Instruction(f"Is a {noun} the same as a {other}? Answer only yes or no.", "yes or no", ""),
             Instruction(f"How much is {a} plus {b}? Answer with the number only.", "sum", str(a + b)),
             Instruction(f"Name two things about a {noun} as a list; begin each line with a hyphen.", "two hyphens", ""),
             Instruction(
-                f"Begin your answer with the word 'Certainly' and describe a {noun} in one sentence.", "begins", "certainly"
+                f"Begin your answer with the word 'Certainly' and describe a {noun} in one sentence.",
+                "begins",
+                "certainly",
             ),
             Instruction(f'Answer with this JSON object and nothing else: {{"thing": "{noun}"}}', "json", noun),
         ]
@@ -100,7 +107,8 @@ def refusals() -> list[tuple[tuple[Message, ...], bool]]:
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer begins with a refusal. A pattern, not a judge: of use only as a difference between two models."""
+    """Whether an answer begins with a refusal. A pattern, not a judge: of use only as a difference between two
+    models."""
     beginning = normalised(answer)[:200].replace("’", "'")
     return bool(
         re.search(

@@ -1,4 +1,4 @@
-"""Models that must be refused before anything of theirs runs; broken folders are in bad_inputs.py."""
+"""Chat templates that must be stopped, and template files that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,25 +8,8 @@ from pathlib import Path
 import pytest
 
 from tunewright.core.errors import ConfigError, ModelError
-from tunewright.model import loading
-from tunewright.tokens import rendering
+from tunewright.tokens import template
 from tunewright.tokens.template import load_template
-
-
-@pytest.mark.parametrize("name", ["nobody/nothing-at-all", "no-such-folder", "missing.gguf"])
-def test_models_that_are_not_there(name: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        loading.resolve(name)
-    assert caught.value.code == "MODEL_NOT_FOUND"
-
-
-def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "x.gguf").write_bytes(b"GGUFnot really" * 10)
-    with pytest.raises(ModelError) as caught:
-        loading.resolve(str(tmp_path / "x.gguf"))
-    assert caught.value.code == "MODEL_CORRUPT"
-    assert list((tmp_path / "cache").iterdir()) == [], "nothing half-made is left"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +26,7 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_template_that_escapes_or_runs_wild_is_stopped(
     tmp_path: Path, model_folder: Callable[[str], Path], text: str, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "SECONDS", 0.5)
+    monkeypatch.setattr(template, "SECONDS", 0.5)
     file = tmp_path / "t.jinja"
     file.write_text(text)
     with pytest.raises(ModelError) as caught:

@@ -1,0 +1,109 @@
+"""Metrics of one answer: right however it is wrapped, wrong however it is evasive."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from tunewright.core.config import ProveConfig
+from tunewright.data import metrics
+from tunewright.data.metrics import METRICS
+
+
+def score(metric: str, target: str, answer: str) -> float:
+    function = METRICS[metric].score
+    assert function is not None
+    return function(target, answer)
+
+
+def test_a_label_is_read_out_of_a_sentence() -> None:
+    labels = ("spam", "not spam", "offer")
+    assert metrics.read_label("It is an Offer!", labels) == "offer"
+    assert metrics.read_label("This is not spam.", labels) == "not spam"
+    assert metrics.read_label("spam or offer", labels) is None
+    assert metrics.read_label("offering", labels) is None
+    assert metrics.read_label("", labels) is None
+
+
+PARIS = [
+    "Paris",
+    " paris ",
+    "**Paris**",
+    '"Paris".',
+    "The answer is Paris.",
+    "Answer: Paris",
+    "$\\boxed{Paris}$",
+    "```\nParis\n```",
+]
+
+
+OBJECT = '{"city": "Paris", "rivers": ["Seine", "Marne"]}'
+
+
+OBJECTS = [
+    OBJECT,
+    '{"rivers": ["Marne", "Seine"], "city": "PARIS"}',
+    f"```json\n{OBJECT}\n```",
+    f"Here it is:\n{OBJECT}\nI hope this helps!",
+]
+
+
+@pytest.mark.parametrize("answer", PARIS)
+def test_a_right_answer_is_right_however_it_is_wrapped(answer: str) -> None:
+    assert score("exact_match", "Paris", answer) == 1.0
+
+
+@pytest.mark.parametrize("answer", OBJECTS)
+def test_a_right_object_is_right_however_it_is_wrapped(answer: str) -> None:
+    assert score("field_f1", OBJECT, answer) == 1.0
+    assert score("exact_match", OBJECT, answer) == 1.0
+    assert metrics.strict_match(OBJECT, answer) == float(answer.startswith("{"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "target"),
+    [("exact_match", "Paris"), ("exact_match", OBJECT), ("field_f1", OBJECT), ("chrf", "It is Paris on the Seine.")],
+)
+def test_silence_refusal_and_echo_score_about_nothing(metric: str, target: str) -> None:
+    for lazy in ("", "I'm sorry, but I can't help with that.", "Which city lies there?", "{}", "null"):
+        assert score(metric, target, lazy) < 0.2, lazy
+
+
+GOLD = '{"a": "x", "b": {"c": [1, 2]}}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "f1", "valid"),
+    [
+        (GOLD, 1.0, True),
+        ('{"b": {"c": [2, 1]}, "a": "X "}', 1.0, True),
+        (f"Sure! ```json\n{GOLD}\n```", 1.0, False),
+        ("", 0.0, False),
+        ("I cannot help with that.", 0.0, False),
+        ("Extract the parts as one JSON object.", 0.0, False),
+        ('{"a": "x", "b":', 0.0, False),
+        ("[1, 2]", 0.0, False),
+        ('{"a": "y"}', 0.0, True),
+        ('{"a": "x"}', 0.5, True),
+        ('{"a": "x", "z": "q"}', 0.4, True),
+    ],
+)
+def test_oracles_of_the_field_score(answer: str, f1: float, valid: bool) -> None:
+    """A right answer in any wrapping scores 1; empty, refusing, echoing and cut ones score 0; validity is separate."""
+    counts = metrics.field_counts(GOLD, answer)
+    assert counts.f1 == pytest.approx(f1)
+    assert counts.valid == valid
+
+
+def test_oracles_of_the_text_scores() -> None:
+    assert score("exact_match", "Paris", " paris\n") == 1.0
+    assert score("exact_match", "B", "Berlin") == 0.0
+    assert score("chrf", "The same text.", "The same text.") == pytest.approx(1.0)
+    assert score("chrf", "The same text.", "") == 0.0
+    assert metrics.bits_per_byte(8 * 0.6931471805599453, 4) == pytest.approx(2.0)
+
+
+def test_the_config_names_exactly_the_metrics_of_verdicts() -> None:
+    names = {m.name for m in METRICS.values() if m.tasks}
+    assert {*get_args(ProveConfig.model_fields["metric"].annotation)} == {"auto", *names}

@@ -1,0 +1,173 @@
+"""Arms: which a run has, what they ask, and how each kind answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tunewright.core.config import ProveConfig
+from tunewright.core.errors import RunError
+from tunewright.data.examples import Chat, Example, Message, Text
+from tunewright.data.metrics import METRICS
+from tunewright.data.scores import Answer, LabelProbs, Likelihood, Score, Written
+from tunewright.data.task import GENERATION, LABEL, TEXT, Task, detect_task
+from tunewright.judge import chat_model, evaluate
+from tunewright.judge.arms import families, openai_endpoint
+from tunewright.judge.arms.arm import Arm, Progress, Prompt, silent
+from tunewright.judge.arms.families import Sources
+from tunewright.judge.arms.label_scored import LabelScored
+from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
+from tunewright.judge.arms.prompted import Prompted
+from tunewright.judge.chat_model import ChatModel
+
+
+def chat(question: str, answer: str) -> Chat:
+    return Chat((Message("user", question), Message("assistant", answer)), "x:1")
+
+
+def test_shots_come_from_train_and_cover_the_labels() -> None:
+    train = [
+        Chat((Message("system", "s"), Message("user", f"q{i}"), Message("assistant", ("a", "b", "c")[i % 3])), "x")
+        for i in range(30)
+    ]
+    task = detect_task(train)
+    arms = families.arms(task, Sources(tuple(train)), ProveConfig(few_shot=[3]), 8)
+    assert list(arms) == ["zero_shot", "few_shot", "nearest", "constant", "classical", "tuned"]
+    (few,) = arms["few_shot"]
+    assert isinstance(few.responder, LabelScored)
+    assert isinstance(few.responder.recipe.shots, tuple)
+    assert {s.target for s in few.responder.recipe.shots} == {"a", "b", "c"}
+    prompt = few.prompt(train[0])
+    assert [m.role for m in prompt] == ["system", *["user", "assistant"] * 3, "user"]
+    assert prompt[-1].content == "q0"
+    near = arms["nearest"][0].prompt(train[0])
+    assert len(near) == len(prompt)
+    assert "q0" not in [m.content for m in near[:-1]]  # a row is not its own neighbour
+    heads = [arm.prompt(train[0])[0].content for arm in arms["zero_shot"]]
+    assert heads[0] == "s"
+    assert "a, b, c" in heads[1]
+    assert heads[2].startswith("s\n")
+
+
+class Scripted:
+    """A language model that answers with its prompt's last word, and prefers the last label."""
+
+    def __init__(self) -> None:
+        self.adapter = True
+        self.seen: list[bool] = []
+
+    def write(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+        self.seen.append(self.adapter)
+        return [Answer(p[-1].content.split()[-1], Written(1, False), tuple(p), 3) for p in prompts]
+
+    def choose(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
+        return [
+            Answer(labels[-1], LabelProbs({x: float(x == labels[-1]) for x in labels}), tuple(p), 3) for p in prompts
+        ]
+
+    def read(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
+        return [Answer("", Likelihood(len(d.text), 2.0)) for d in documents]
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        self.adapter = False
+        return nullcontext()
+
+
+def test_the_model_is_asked_as_the_task_requires() -> None:
+    rows, model = [chat("say yes", "yes"), chat("say no", "no")], Scripted()
+    free = Task(GENERATION, METRICS["exact_match"], "")
+    assert [s.score for s in evaluate.judge(families.tuned(free), rows, free, model)] == [1.0, 1.0]
+    evaluate.judge(Arm("base", "", Prompted()), rows, free, model)
+    assert model.seen == [True, False]  # the adapter is off for arms that do not use it
+    labels = Task(LABEL, METRICS["accuracy"], "", ("no", "yes"))
+    assert [s.score for s in evaluate.judge(families.tuned(labels), rows, labels, model)] == [1.0, 0.0]
+    written = Task(LABEL, METRICS["exact_match"], "", ("no", "yes"))  # by this metric labels are written, not chosen
+    assert [s.score for s in evaluate.judge(families.tuned(written), rows, written, model)] == [1.0, 1.0]
+    text = Task(TEXT, METRICS["bits_per_byte"], "")
+    (score,) = evaluate.judge(families.tuned(text), [Text("abcd", "d")], text, model)
+    assert (score.target, score.score) == ("abcd", pytest.approx(2.0 / 0.6931471805599453 / 4))
+
+
+def test_every_kind_of_score_survives_its_json_line() -> None:
+    rows, model = [chat("say yes", "yes"), chat('say {"a":1}', '{"a":1}')], Scripted()
+    free, labels = Task(GENERATION, METRICS["chrf"], ""), Task(LABEL, METRICS["accuracy"], "", ("no", "yes"))
+    objects, text = detect_task([rows[1]]), detect_task([Text("abcd", "d")])
+    for task, row in ((free, rows[0]), (labels, rows[0]), (objects, rows[1]), (text, Text("abcd", "d"))):
+        (score,) = evaluate.judge(families.tuned(task), [row], task, model)
+        line = json.loads(json.dumps(score.to_json()))
+        assert Score.from_json(line) == score
+        assert Score.from_json(line).to_json() == score.to_json()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[Any]]]:
+    """A real server of chat completions; the first try of every request finds it overloaded."""
+    seen: list[Any] = []
+    tried: set[str] = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            question = body["messages"][-1]["content"]
+            status = 200
+            if question == "secret" and self.headers.get("authorization") != "Bearer key":
+                status = 401
+            elif question not in tried:
+                tried.add(question)
+                status = 503
+            seen.append(body)
+            reply = {
+                "choices": [{"message": {"content": question.upper()}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 3},
+            }
+            raw = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_remote_arm(endpoint: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_endpoint.time, "sleep", lambda _: None)
+    url, seen = endpoint
+    replies = openai_endpoint.ask(Endpoint(url, "m"), [[Message("user", x)] for x in ("one", "two", "three")], 7)
+    assert [r.text for r in replies] == ["ONE", "TWO", "THREE"]
+    assert {body["max_tokens"] for body in seen} == {7}
+    assert all(body["temperature"] == 0 for body in seen)
+    with pytest.raises(RunError, match=r"REMOTE_FAILED.*401"):
+        openai_endpoint.ask(Endpoint(url, "m"), [[Message("user", "secret")]], 7)
+    with pytest.raises(RunError, match=r"REMOTE_FAILED"):
+        openai_endpoint.ask(Endpoint("http://127.0.0.1:9/v1", "m"), [[Message("user", "x")]], 7)
+    assert "key" not in repr(Endpoint(url, "m", "key")).replace("key=", "")
+
+
+def test_a_label_is_read_from_a_remote_answer(endpoint: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_endpoint.time, "sleep", lambda _: None)
+    arm = Arm("remote", "", Remote(Endpoint(endpoint[0], "m"), 7, ("spam", "offer")))
+    answers = arm.answer([chat("an offer it is", "offer"), chat("who knows", "spam")], None)
+    assert [a.text for a in answers] == ["offer", "WHO KNOWS"]
+    assert all(isinstance(a.made, Written) and a.made.seconds is not None for a in answers)
+    assert not arm.needs_model
+
+
+def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = type("T", (), {"eos": 0})()
+    monkeypatch.setattr(chat_model.rendering, "for_generation", lambda *_: [1, 2])
+    monkeypatch.setattr(chat_model, "greedy", lambda *_: [])  # no answers, and no error either
+    rows, task = [chat("q", "a"), chat("r", "b")], Task(GENERATION, METRICS["exact_match"], "")
+    with pytest.raises(ValueError, match="shorter"):
+        evaluate.judge(families.tuned(task), rows, task, ChatModel(None, template, None, None))  # type: ignore[arg-type]

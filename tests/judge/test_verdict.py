@@ -1,0 +1,103 @@
+"""The verdict from scores alone: dev selects, test decides, and no difference within noise counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tunewright.judge.arms.arm import Arm
+from tunewright.judge.arms.prompted import Prompted
+from tunewright.judge.protocol import RULE, Protocol
+from tunewright.judge.verdict import ArmResult, RerunNoise, Verdict, choose_variant, decide, sentence, with_rerun_noise
+
+PROTOCOL = Protocol(
+    rule=RULE,
+    metric="accuracy",
+    higher_is_better=True,
+    margin=0.02,
+    alpha=0.05,
+    arms={},
+    max_new_tokens=8,
+    dev_rows=4,
+    test_rows=4,
+    rows_sha256="",
+    detectable=None,
+    assumed="",
+)
+
+
+def decided(scores: dict[str, Sequence[float]], on_dev: dict[str, float], protocol: Protocol = PROTOCOL) -> Verdict:
+    arms = {
+        name: ArmResult(
+            description="", learned_from_rows=name == "tuned", scores=tuple(map(float, s)), on_dev=on_dev.get(name)
+        )
+        for name, s in scores.items()
+    }
+    return decide(arms, protocol, range(len(scores["tuned"])))
+
+
+def test_dev_chooses_the_comparator_and_test_decides() -> None:
+    scores = {"zero_shot": [1, 1, 0, 1], "few_shot": [0, 1, 0, 1], "tuned": [1, 1, 1, 1]}
+    on_dev = {"zero_shot": 0.4, "few_shot": 0.6}
+    verdict = decided(scores, on_dev)
+    assert verdict.comparator.name == "few_shot"  # though zero-shot happens to be better on test
+    assert verdict.comparator.chosen_on == "dev"
+    assert verdict.comparison.difference == 0.5
+    contrast = verdict.arms["zero_shot"].contrast
+    assert contrast is not None
+    assert contrast.comparison.difference == 0.25
+    assert contrast.p_holm >= contrast.comparison.p_value
+    assert (verdict.word, verdict.unbeaten) == ("CANNOT TELL", ("zero_shot", "few_shot"))
+    without = decided(scores, {}).comparator
+    assert (without.name, without.chosen_on) == ("zero_shot", "test")
+    lower = decided(scores, on_dev, dataclasses.replace(PROTOCOL, higher_is_better=False))
+    assert lower.comparator.name == "zero_shot"
+
+
+def test_a_bad_choice_on_dev_does_not_make_the_tuned_model_better() -> None:
+    """Shuffled labels, and a model that learned the most frequent one: it beats the arm that a noisy dev chose, not the
+    constant answer."""
+    draw = np.random.default_rng(0)
+    constant, base = (draw.random(100) < 0.55).astype(float), (draw.random(100) < 0.3).astype(float)
+    on_dev = {"zero_shot": 0.5, "constant": 0.45}
+    verdict = decided({"zero_shot": base, "constant": constant, "tuned": constant}, on_dev)
+    assert verdict.comparator.name == "zero_shot"
+    assert verdict.comparison.interval.low > 0
+    assert (verdict.word, verdict.unbeaten) == ("CANNOT TELL", ("constant",))
+    assert "not shown to be better than constant" in sentence(verdict.to_json())
+    verdict = decided({"zero_shot": base, "constant": constant, "tuned": np.ones(100)}, on_dev)
+    assert (verdict.word, verdict.unbeaten) == ("BETTER", ())
+    assert "not shown" not in sentence(verdict.to_json())
+
+
+def test_the_record_has_the_comparison_of_every_arm() -> None:
+    record = decided({"zero_shot": [0.0] * 30, "constant": [0, 1] * 15, "tuned": [1.0] * 30}, {}).to_json()
+    assert (record["verdict"], record["tuned"], record["n"], record["unbeaten"]) == ("BETTER", 1.0, 30, [])
+    assert record["comparator"]["name"] == "constant"
+    assert record["difference"] == record["arms"]["constant"]["tuned_minus_this"]["difference"] == 0.5
+    assert "tuned_minus_this" not in record["arms"]["tuned"]
+    assert record["groups"] == list(range(30))
+
+
+@pytest.mark.parametrize(("floor", "word"), [(0.0, "BETTER"), (0.99, "BETTER"), (1.0, "CANNOT TELL")])
+def test_a_difference_within_rerun_noise_does_not_count(floor: float, word: str) -> None:
+    verdict = decided({"zero_shot": [0.0] * 30, "tuned": [1.0] * 30}, {})
+    assert verdict.word == "BETTER"
+    assert with_rerun_noise(verdict, RerunNoise(rows=8, changed=1, floor=floor)).word == word
+
+
+def test_rerun_noise_leaves_equality_alone() -> None:
+    verdict = decided({"zero_shot": [1.0] * 400, "tuned": [1.0] * 400}, {})
+    assert verdict.word == "PRACTICALLY EQUAL"
+    assert with_rerun_noise(verdict, RerunNoise(rows=8, changed=0, floor=0.0)).word == "PRACTICALLY EQUAL"
+
+
+def test_dev_chooses_the_variant() -> None:
+    first, second = Arm("a", "", Prompted(), "one"), Arm("a", "", Prompted(), "two")
+    assert choose_variant([first, second], {}, True) is first
+    assert choose_variant([first, second], {"a-one": 0.2, "a-two": 0.4}, True) is second
+    assert choose_variant([first, second], {"a-one": 0.2, "a-two": 0.4}, False) is first
+    assert choose_variant([first, second], {"a-one": 0.2, "a-two": 0.2}, True) is first

@@ -1,0 +1,75 @@
+"""The fused decoder is the model's own, and is used only where it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from build import (
+    LORA,
+    gradients,
+    tiny_config,
+    tiny_model,
+    with_adapter,
+)
+
+from tunewright.core.config import AdapterConfig
+from tunewright.model import adapters, arch_probe, forward, fused_llama
+from tunewright.tokens import packing
+from tunewright.tokens.sequences import Rendered
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+def test_the_fused_decoder_is_the_models_own(kind: str) -> None:
+    """Loss and gradients in float64, in a tree, for every way of computing again; without the adapter too."""
+    model = with_adapter(kind, torch.float64, num_key_value_heads=2)
+    begin = tuple(range(20, 50))
+    rows = [
+        Rendered((*begin, *range(i, 3 * i + 4)), (*[1.0] * 20, *[0.0] * 9, *[1.0] * (2 * i + 5)), i) for i in range(5)
+    ]
+    batch = packing.to_batch(rows, "shared")
+    assert batch.ids_BT.size < batch.tokens
+    loss, expected = gradients(model, [batch])
+    assert fused_llama.applies(model.module)
+    fused = dataclasses.replace(model, kernels="fused")
+    ways: list[Any] = ["none", "attention", "layers"]
+    for way in ways:
+        model.module.zero_grad(set_to_none=True)
+        found = forward.loss(fused, batch, way)
+        found.backward()
+        assert abs(float(found.detach()) - loss) < 1e-10 * loss
+        for name, p in adapters.trainable(model.module).items():
+            assert torch.allclose(p.grad, expected[name], atol=1e-10 * float(expected[name].abs().max()), rtol=0), (
+                way,
+                name,
+            )
+    with adapters.off(model.module), torch.no_grad():
+        assert abs(float(forward.loss(fused, batch)) - float(forward.loss(model, batch))) < 1e-10 * loss
+
+
+def test_the_fused_decoder_is_only_for_models_that_it_computes() -> None:
+    probed = {
+        kind: arch_probe.probe(tiny_config(kind)).fused
+        for kind in ("llama", "qwen3", "gemma3_text", "olmo2", "granite")
+    }
+    assert probed["llama"]
+    assert probed["qwen3"]
+    assert not probed["gemma3_text"]
+    assert not probed["olmo2"]  # norms stand behind attention
+    # Granite multiplies embeddings and residuals by numbers of its own, which are 1 unless the config says otherwise.
+    assert probed["granite"]
+    assert not arch_probe.probe(tiny_config("granite", residual_multiplier=0.5)).fused
+    for config in (
+        AdapterConfig(kind="dora", rank=2),
+        AdapterConfig(rank=2, dropout=0.1),
+        AdapterConfig(rank=2, targets=["q_proj"]),
+    ):
+        model = tiny_model()
+        adapters.attach(model, config, 0)
+        assert not fused_llama.applies(model)
+    # SmolLM3 leaves some layers without positions, which two layers alone do not show.
+    some = tiny_model("smollm3", num_hidden_layers=4, num_key_value_heads=2, no_rope_layers=[1, 1, 1, 0])
+    adapters.attach(some, LORA, 0)
+    assert not fused_llama.applies(some)

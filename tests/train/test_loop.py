@@ -1,0 +1,54 @@
+"""A run that was interrupted ends as one that was not, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from build import (
+    plan_of,
+    tiny_model,
+    train_rows,
+)
+
+from tunewright.core.config import AdapterConfig
+from tunewright.core.run_folder import Run, read_lines
+from tunewright.core.run_folder import create as new_run
+from tunewright.model import adapters, language_model
+from tunewright.train import loop
+from tunewright.train.loop import Training
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
+    """Weights, losses and metrics after a stop at every step, with dropout, accumulation and shuffling: bitwise."""
+
+    config = AdapterConfig(kind="lora", rank=4, dropout=0.2) if kind == "lora" else AdapterConfig(kind="none")
+    plan = plan_of(steps=6, adapter=config, tokens_per_pass=40, checkpoint_every=1, lr=1e-3)
+    data, dev = train_rows(9), train_rows(3, seed=5)
+
+    def go(name: str, stop: int | None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+        run = new_run(tmp_path, name, "x") if not (tmp_path / name).exists() else Run(tmp_path / name)
+        model = tiny_model()
+        adapters.attach(model, config, plan.seed)
+
+        def stopping(p: loop.Progress) -> None:
+            if p.step == stop:
+                raise Killed
+
+        loop.train(Training(language_model.of(model), plan, data, dev, run, {"data": "d"}), stopping)
+        lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run.metrics)]
+        return [p.detach().clone() for p in adapters.trainable(model).values()], lines
+
+    weights, lines = go("straight", None)
+    for stop in range(1, 6):
+        with pytest.raises(Killed):
+            go(f"stopped-{stop}", stop)
+        again, again_lines = go(f"stopped-{stop}", None)
+        assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
+        assert again_lines == lines

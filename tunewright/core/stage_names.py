@@ -1,0 +1,52 @@
+"""The stages of a run by name, in their order, with the file that marks each as done: what can be said without loading
+torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class StageName(NamedTuple):
+    """``name`` is the word for the stage everywhere; ``done`` the same as a participle, for `runs list`. ``file``:
+    below the run folder, written last. ``evidence``: verdict.json holds a copy of the record under the stage's name."""
+
+    name: str
+    done: str
+    file: str
+    evidence: bool = False
+
+    def is_done(self, run: Path) -> bool:
+        return (run / self.file).exists()
+
+
+STAGE_NAMES = (
+    StageName("check", "checked", "data/split.jsonl"),
+    StageName("plan", "planned", "plan.json"),
+    StageName("train", "trained", "training.json"),
+    StageName("forgetting", "trained, forgetting measured", "forgetting.json", evidence=True),
+    StageName("prove", "proven", "verdict.json"),
+    StageName("crossfit", "proven", "crossfit.json", evidence=True),
+    StageName("cleaning", "proven", "cleaning.json", evidence=True),
+    StageName("mitigation", "proven", "mitigation.json", evidence=True),
+    StageName("prompt_distillation", "proven", "prompt_distillation.json", evidence=True),
+    StageName("learning_curve", "proven", "learning_curve.json", evidence=True),
+    StageName("cost", "proven, timed", "cost.json", evidence=True),
+    StageName("export", "exported", "export.json"),
+    StageName("report", "reported", "report.html"),
+)
+BY_NAME = {stage.name: stage for stage in STAGE_NAMES}
+
+
+def last_done(run: Path) -> str:
+    """The last completed stage of a run folder, as a participle; `created` before the first."""
+    done = "created"
+    for stage in STAGE_NAMES:
+        if stage.is_done(run):
+            done = stage.done
+    return done
+
+
+def evidence(run: Path) -> dict[str, Path]:
+    """Records that verdict.json has copies of, by key; only those that are there."""
+    return {s.name: run / s.file for s in STAGE_NAMES if s.evidence and s.is_done(run)}

@@ -1,0 +1,107 @@
+"""Answers of arms, kept in the run folder with a key of what they depend on: weights, template, decoding."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunewright.core import run_folder
+from tunewright.core.config import Plan
+from tunewright.core.console import Console
+from tunewright.core.run_folder import Run
+from tunewright.data.dataset import Dataset
+from tunewright.data.scores import Score
+from tunewright.judge.arms.arm import Arm
+from tunewright.judge.chat_model import ChatModel
+from tunewright.judge.evaluate import judge
+from tunewright.model.generate import Decoding, stop_ids
+from tunewright.run.inputs import Inputs, Side
+from tunewright.run.models import Models
+from tunewright.run.weights import Weights, base
+
+
+@dataclass(frozen=True)
+class Question:
+    """``arm`` asked ``rows`` of ``side``, its scores kept in ``file``. ``branch``: whose weights answer; empty for the
+    run's."""
+
+    arm: Arm
+    side: Side
+    rows: Sequence[int]
+    file: Path
+    branch: str = ""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Asks arms, or reads what they answered before. A score is filed under the weights that gave it by construction:
+    key and module both follow from the `Weights` that are passed in."""
+
+    run: Run
+    console: Console
+    data: Dataset
+    inputs: Inputs
+    plan: Plan
+    models: Models
+
+    def scores(self, question: Question, weights: Weights) -> list[Score]:
+        """One score per row, in the order of the rows. Asking test is recorded as an event by the caller."""
+        arm, rows = question.arm, list(question.rows)
+        answering = weights if arm.uses_adapter else base(self.plan)
+        key = self._key(answering)
+        lines = list(run_folder.read_lines(question.file))
+        if lines and [(line["row"], line.get("key")) for line in lines] == [(i, key) for i in rows]:
+            return [Score.from_json(line) for line in lines]
+        chosen, started = [self.data.examples[i] for i in rows], time.monotonic()
+        title = f"{question.side} {question.branch or arm.name}".replace("_", " ")
+        with self.console.bar(title, len(chosen), unit="rows") as tick:
+            if arm.needs_model:
+                with self.chat_model(answering) as model:
+                    scores = judge(arm, chosen, self.data.task, model, tick)
+            else:
+                scores = judge(arm, chosen, self.data.task, None, tick)
+        filed = [dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)]
+        run_folder.write_lines(question.file, [s.to_json() for s in filed])
+        seconds = round(time.monotonic() - started, 1)
+        facts = {
+            "arm": arm.name,
+            "side": question.side,
+            "branch": question.branch,
+            "rows": len(rows),
+            "seconds": seconds,
+        }
+        self.run.event("judged", **facts)
+        return filed
+
+    def of(self, arm: Arm, side: Side, weights: Weights) -> list[Score]:
+        """The scores of an arm on dev or test, kept in scores/."""
+        name = f"dev/{arm.name}" if side == "dev" else arm.family
+        file = self.run.scores / f"{name}.jsonl"
+        return self.scores(Question(arm, side, self.inputs.evaluated(side), file), weights)
+
+    @contextmanager
+    def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:
+        """Within, a model with these weights that answers as all arms do: greedily, in the plan's batches."""
+        with self.models.at(weights) as model:
+            yield ChatModel(
+                model,
+                self.inputs.template,
+                self._decoding(stop_ids(model, self.inputs.template.eos), max_new_tokens),
+                self.plan,
+            )
+
+    def _decoding(self, stop: tuple[int, ...], max_new_tokens: int | None) -> Decoding:
+        facts, limit = self.inputs.facts, self.plan.max_new_tokens
+        limit = limit if max_new_tokens is None else max_new_tokens
+        return Decoding(limit, stop, self.plan.decode_batch_size, facts.packable, facts.window)
+
+    def _key(self, weights: Weights) -> str:
+        """Hash of all that an answer depends on besides its row and its arm."""
+        facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256]
+        facts += [self.plan.max_new_tokens, self.plan.decode_batch_size, self.plan.dtype, self.data.task.metric.name]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

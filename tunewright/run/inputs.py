@@ -1,0 +1,137 @@
+"""What a run computes from its config and files before any weights are loaded: plain functions, no output, nothing
+remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tunewright.core.config import Config
+from tunewright.core.run_folder import Run
+from tunewright.data import examples, sources
+from tunewright.data.dataset import Dataset
+from tunewright.data.examples import Chat, Text
+from tunewright.judge.arms import bm25, embedding_index, families
+from tunewright.judge.arms.arm import Arm
+from tunewright.judge.arms.families import Families, Sources
+from tunewright.methods import METHODS
+from tunewright.model import loading
+from tunewright.model.facts import Facts, read_facts
+from tunewright.tokens import render_cache, rendering
+from tunewright.tokens.render_cache import RowRenderer
+from tunewright.tokens.sequences import TrainRow, check_ids, flat
+from tunewright.tokens.template import Template, load_template
+from tunewright.train import machine, planning
+from tunewright.train.machine import Machine
+
+Side = Literal["train", "dev", "test"]
+SIDES: tuple[Side, ...] = ("train", "dev", "test")
+LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens asks for more
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``rows``: training rows by side; test is rendered too, so that a row that cannot be evaluated is known before
+    training. ``too_long``: rows left out for being over ``limit`` tokens. ``arms``: by family; ``left_out``: names of
+    those whose prompts do not fit the model's context. ``dev``, ``test``: the rows that choose and those that
+    decide."""
+
+    facts: Facts
+    machine: Machine
+    template: Template
+    rows: Mapping[Side, tuple[TrainRow, ...]]
+    limit: int
+    too_long: tuple[int, ...]
+    arms: Families
+    left_out: tuple[str, ...]
+    max_new_tokens: int
+    dev: tuple[int, ...]
+    test: tuple[int, ...]
+
+    @property
+    def tuned(self) -> Arm:
+        """The arm of the trained weights, prompted as in training."""
+        (arm,) = self.arms["tuned"]
+        return arm
+
+    def evaluated(self, side: Side) -> tuple[int, ...]:
+        """Rows of dev that choose, or of test that decide."""
+        return self.dev if side == "dev" else self.test
+
+
+def gather(config: Config, run: Run, data: Dataset) -> Inputs:
+    """Reads the model's facts, renders all rows (through the run's cache) and lists the arms.
+
+    Raises ModelError, and DataError with every row that the template or the model cannot take.
+    """
+    machine.keep_pages()
+    hardware = machine.measure(None if config.threads == "auto" else config.threads)
+    facts = read_facts(config.model)
+    template = load_template(Path(facts.path), config.template, config.date)
+    limit, _ = planning.max_length(config, facts, hardware, data.task.kind.name)
+    renderer = RowRenderer(template, METHODS[config.train.method].prepare, limit, config.data.too_long)
+    rendered = {s: render_cache.cached_rows(renderer, data.examples, data.side(s), run.path / "data") for s in SIDES}
+    for made in rendered.values():
+        check_ids(made.rows, facts.vocabulary, facts.path)
+    train = rendered["train"].rows
+    max_new_tokens = answer_limit(config, train)
+    dev, test = evaluated_rows(config, data, "dev"), evaluated_rows(config, data, "test")
+    arms, left_out = _arms(config, data, template, (*dev, *test), facts.context - max_new_tokens, max_new_tokens)
+    return Inputs(
+        facts=facts,
+        machine=hardware,
+        template=template,
+        rows={side: tuple(made.rows) for side, made in rendered.items()},
+        limit=limit,
+        too_long=tuple(i for made in rendered.values() for i in made.dropped),
+        arms=arms,
+        left_out=left_out,
+        max_new_tokens=max_new_tokens,
+        dev=dev,
+        test=test,
+    )
+
+
+def takes_long(config: Config) -> str:
+    """What to say while the model's facts are read."""
+    converted = config.model == loading.EMBEDDED or config.model.endswith(".gguf")
+    once = " (a GGUF is converted once, about 20 s)" if converted else ""
+    return f"model {config.model}: reading its config, probing its architecture{once}"
+
+
+def evaluated_rows(config: Config, data: Dataset, side: Literal["dev", "test"]) -> tuple[int, ...]:
+    """At most so many rows of dev and test as the config allows, chosen by their content alone."""
+    p = config.prove
+    most = p.max_test_rows if side == "test" else min(p.max_dev_rows, p.max_test_rows or p.max_dev_rows)
+    return tuple(data.sample(most, side))
+
+
+def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
+    """Longest answer of every arm in tokens: a quarter longer than the longest training answer."""
+    if config.prove.max_new_tokens != "auto":
+        return config.prove.max_new_tokens
+    longest = max(s.supervised for s in flat(train))
+    return min(LONGEST_ANSWER, longest + longest // 4 + 8)
+
+
+def _arms(
+    config: Config, data: Dataset, template: Template, asked: Sequence[int], room: int, max_new_tokens: int
+) -> tuple[Families, tuple[str, ...]]:
+    """The arms, and the names of those left out because a prompt of theirs is over ``room`` tokens."""
+    train = tuple(e for i in data.side("train") if isinstance(e := data.examples[i], Chat))
+    documents: tuple[Text, ...] = ()
+    if config.prove.documents:
+        parsed = examples.parse(sources.read(config.prove.documents).rows, "text").examples
+        documents = tuple(e for e in parsed if isinstance(e, Text))
+    indexer = embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index
+    every = families.arms(data.task, Sources(train, documents, indexer), config.prove, max_new_tokens)
+    chats = [e for i in asked if isinstance(e := data.examples[i], Chat)]
+
+    def fits(arm: Arm) -> bool:
+        return all(len(rendering.for_generation(template, arm.prompt(e))) <= room for e in chats)
+
+    kept = {family: [a for a in variants if not a.needs_model or fits(a)] for family, variants in every.items()}
+    left_out = tuple(a.name for family, variants in every.items() for a in variants if a not in kept[family])
+    return {family: variants for family, variants in kept.items() if variants}, left_out

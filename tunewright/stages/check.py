@@ -1,0 +1,33 @@
+"""Check: the audit of the data, and the side of every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunewright.core import records, run_folder
+from tunewright.core.records import Audit
+from tunewright.run.context import Context
+from tunewright.stages.stage import Stage
+
+
+def check(context: Context) -> None:
+    """Writes data/audit.json and data/split.jsonl."""
+    data, console, run = context.data, context.console, context.run
+    counts = {side: len(data.side(side)) for side in ("train", "dev", "test")}
+    name, task = Path(context.config.data.train).name, data.task
+    console.say(
+        f"data {name}: {len(data.examples)} rows, format {data.format}, task {task.kind.name} ({task.reason}); "
+        + ", ".join(f"{n} {side}" for side, n in counts.items())
+    )
+    if data.unused:
+        console.say("  unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in data.unused.items()))
+    if not counts["dev"]:
+        console.warn("  no dev rows: there is no early stopping, and the last weights are kept")
+    for finding in data.findings():
+        print_line = console.warn if finding.level == "warning" else console.say
+        print_line(f"  {finding.level} {finding.code}: {finding.message}")
+    records.write(run.audit, Audit.model_validate(data.audit_json(), strict=False))
+    run_folder.write_lines(run.split, data.split_json())
+
+
+STAGE = Stage(name="check", record=None, needs="context", run=check)

@@ -1,0 +1,104 @@
+"""Was the data enough? The recipe on nested fractions of the training rows, all evaluated on the same test rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from tunewright.core.records import CURVE, LearningCurve, NotMeasured
+from tunewright.data.scores import Score
+from tunewright.judge import extrapolation
+from tunewright.run import branches, weights
+from tunewright.run.context import Work
+from tunewright.stages.stage import Stage
+
+FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+SEEDS = 3
+
+
+def learning_curve(work: Work, full: bool = False) -> LearningCurve:
+    """Half the rows against all of them (one seed, half a training more), or four sizes with three seeds."""
+    fractions, seeds = (FRACTIONS, SEEDS) if full else ((1 / 2, 1.0), 1)
+    data, config, train = work.data, work.config.prove, work.data.side("train")
+    labels = [data.examples[i].target if data.task.labels else "" for i in train]
+    points = []
+    for fraction in fractions:
+        per_seed = []
+        for seed in range(seeds):
+            rows = nested(train, [data.cluster[i] for i in train], labels, fraction, seed)
+            per_seed.append([s.score for s in _scores(work, rows, fraction, work.plan.seed + seed)])
+        points.append((len(rows), np.array(per_seed)))
+    sizes, scores_PSR = [n for n, _ in points], [s for _, s in points]
+    sign = 1.0 if data.task.metric.higher_is_better else -1.0
+    clusters = [data.cluster[i] for i in work.inputs.test]
+    record = {
+        "points": [{"rows": n, "seeds": [float(x) for x in s.mean(1)], "score": float(s.mean())} for n, s in points],
+        "doubling": extrapolation.last_doubling(
+            sign * scores_PSR[-1], sign * scores_PSR[-2], clusters, config.significance, config.margin
+        ),
+        "forecast": extrapolation.forecast(sizes, scores_PSR)
+        if sign > 0
+        else {"told": False, "why": "forecasts are made for scores between 0 and 1"},
+        "recipe": "same epochs and learning rate at every size, the same test rows",
+    }
+    return LearningCurve.model_validate(record, strict=False)
+
+
+def _scores(work: Work, rows: tuple[int, ...], fraction: float, seed: int) -> list[Score]:
+    if fraction == 1.0 and seed == work.plan.seed:  # the run itself
+        return work.answers.of(work.inputs.tuned, "test", weights.trained(work.run, work.plan))
+    branch = branches.of_rows(work, f"{len(rows)}-rows-seed-{seed}", rows, fraction, seed)
+    return branches.scores(work, branch, "test")
+
+
+def nested(
+    rows: Sequence[int], clusters: Sequence[int], labels: Sequence[str], fraction: float, seed: int
+) -> tuple[int, ...]:
+    """A fraction of the rows: the same of each label, near-duplicates together, and every smaller fraction within every
+    larger one.
+
+    Clusters come in the order of a hash of the seed; a cluster belongs to the label of its first row.
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, c in enumerate(clusters):
+        members[c].append(i)
+    of_label: dict[str, list[list[int]]] = defaultdict(list)
+    for group in members.values():
+        of_label[labels[group[0]]].append(group)
+    chosen: list[int] = []
+    for groups in of_label.values():
+        ordered = sorted(groups, key=lambda g: hashlib.sha256(f"{seed} {rows[g[0]]}".encode()).hexdigest())
+        wanted, taken = fraction * sum(map(len, groups)), 0
+        for group in ordered:
+            if taken >= wanted - 1e-9:
+                break
+            chosen += group
+            taken += len(group)
+    return tuple(sorted(rows[i] for i in chosen))
+
+
+def not_wanted(work: Work) -> str | None:
+    return None if work.config.prove.evidence == "full" else "prove.evidence is not full"
+
+
+def lines(record: LearningCurve | NotMeasured) -> Sequence[str]:
+    if isinstance(record, NotMeasured):
+        return []
+    (half, whole), d = record.points[-2:], record.doubling
+    return [
+        f"learning curve: {half.rows} -> {whole.rows} rows gained {d.gain:+.3f} "
+        f"[{d.interval.low:+.3f}, {d.interval.high:+.3f}]: more data of this kind {d.word}"
+    ]
+
+
+STAGE = Stage(
+    name="learning_curve",
+    record=CURVE,
+    needs="work",
+    run=learning_curve,
+    not_wanted=not_wanted,
+    lines=lines,
+)

@@ -1,0 +1,136 @@
+"""Two ways to forget less, trained beside the run and measured: a lower learning rate, and replay of the base's own
+answers.
+
+Replay: the base answers prompts that have nothing to do with the task, and its probabilities there are targets beside
+the task's rows, so the loss includes the KL to the base on that text (self-generated replay, 2605.26097). Nothing reads
+test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunewright.core.records import MITIGATION, Drift, Mitigation, MitigationWay
+from tunewright.data.examples import Message
+from tunewright.judge.probes import bank
+from tunewright.methods import distill
+from tunewright.model import generate
+from tunewright.run import branches, weights
+from tunewright.run.branches import Branch
+from tunewright.run.context import Work
+from tunewright.run.weights import Weights, base
+from tunewright.stages import forgetting
+from tunewright.stages.stage import Stage
+from tunewright.tokens import rendering
+from tunewright.tokens.sequences import TrainRow, after
+
+PROMPTS = (
+    "Tell me about a {}.",
+    "What would you do with a {}?",
+    "Describe a {} to a child.",
+    "Write two sentences in which a {} appears.",
+)
+REPLAY_TOKENS = 48
+SLOWER = 3.0
+AS_IS = "as it is"
+RULE = "the least KL on generic text among those whose dev score lies within one standard error of the best"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train, measured: dev scores per row, and the distance to the base on the task's text and on generic
+    text."""
+
+    dev: tuple[float, ...]
+    task: Drift | None
+    generic: Drift
+
+
+def mitigation(work: Work) -> Mitigation:
+    """Trains two branches and compares them with the run on dev."""
+    tuned, plan = work.inputs.tuned, work.plan
+    ways: dict[str, Weights] = {AS_IS: weights.trained(work.run, plan)}
+    dev = {AS_IS: work.answers.of(tuned, "dev", ways[AS_IS])}
+    for name, branch in _branches(work).items():
+        dev[name] = branches.scores(work, branch, "dev", tuned)
+        ways[name] = branches.trained(work, branch)
+    own, passages = forgetting.own_answers(work), forgetting.generic(work, forgetting.STANDARD_TOKENS)[0]
+
+    def drift(name: str, text: str) -> Drift:
+        rows = own if text == "task" else passages
+        measured = forgetting.measured(work, ways[name], rows, [1.0], text)
+        return Drift(kl_bits=measured.kl_bits[0], delta_bits=measured.delta_bits[0])
+
+    measured = {
+        name: Way(tuple(s.score for s in dev[name]), drift(name, "task") if own else None, drift(name, "generic"))
+        for name in ways
+    }
+    return Mitigation(
+        rule=RULE,
+        chosen=choose(measured, work.data.task.metric.higher_is_better),
+        ways={
+            name: MitigationWay(dev=float(np.mean(w.dev)), task=w.task, generic=w.generic)
+            for name, w in measured.items()
+        },
+    )
+
+
+def _branches(work: Work) -> dict[str, Branch]:
+    plan, rows, dev, scale = work.plan, work.inputs.rows["train"], work.inputs.rows["dev"], work.run.scale
+    slower = plan.model_copy(update={"lr": plan.lr / SLOWER})
+    replayed = tuple(replay(work))
+    both = (*rows, *replayed)
+    fraction = sum(r.supervised for r in replayed) / max(1, sum(r.supervised for r in both))
+    steps = round(plan.steps * len(both) / len(rows))
+    with_replay = plan.model_copy(update={"method": "distill", "rows": len(both), "steps": steps})
+    return {
+        f"lr / {SLOWER:g}": Branch("slower", slower, rows, dev, scale),
+        f"replay ({fraction:.0%} of the supervised tokens)": Branch("replay", with_replay, both, dev, scale),
+    }
+
+
+def choose(ways: Mapping[str, Way], higher_is_better: bool) -> str:
+    """By `RULE`."""
+    sign = 1.0 if higher_is_better else -1.0
+    best = max(ways, key=lambda name: sign * float(np.mean(ways[name].dev)))
+    good = (name for name in ways if forgetting.as_good(ways[name].dev, ways[best].dev, sign))
+    return min(good, key=lambda name: ways[name].generic.kl_bits)
+
+
+def replay(work: Work) -> list[TrainRow]:
+    """The base's own greedy answers to prompts that are not of the task, with its probabilities: about a tenth as many
+    as training rows."""
+    count = max(8, len(work.inputs.rows["train"]) // 10)
+    texts = [prompt.format(noun) for prompt in PROMPTS for noun in bank.NOUNS][:count]
+    prompts = [rendering.for_generation(work.inputs.template, [Message("user", t)]) for t in texts]
+    with work.answers.chat_model(base(work.plan), REPLAY_TOKENS) as model:
+        with work.console.bar("replay answers", len(prompts), unit="rows") as tick:
+            answers = generate.greedy(model.model, prompts, model.decoding, tick)
+        rows = [after(p, a, -1 - i) for i, (p, a) in enumerate(zip(prompts, answers, strict=True)) if a]
+        return distill.with_teacher(model.model, rows, rows, work.plan.layout)
+
+
+def not_wanted(work: Work) -> str | None:
+    if not work.config.experiments.mitigation:
+        return "experiments.mitigation is off"
+    return "all weights are trained, without an adapter" if work.plan.adapter.kind == "none" else None
+
+
+def lines(record: Mitigation) -> Sequence[str]:
+    return [
+        f"mitigation: {name}: dev {way.dev:.3f}, KL on generic text {way.generic.kl_bits:.3f} bits per token"
+        for name, way in record.ways.items()
+    ]
+
+
+STAGE = Stage(
+    name="mitigation",
+    record=MITIGATION,
+    needs="work",
+    run=mitigation,
+    not_wanted=not_wanted,
+    lines=lines,
+)

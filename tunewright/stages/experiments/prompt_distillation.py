@@ -1,0 +1,102 @@
+"""The long prompt becomes weights: the base with its prompt is the teacher, a student learns its probabilities without
+it.
+
+Prompt (context) distillation: Askell et al. 2021 (2112.00861), Snell et al. 2022 (2209.15189). No gold answer is used,
+so the student should do as the base does with the prompt: neither better nor worse, for fewer tokens per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunewright.core.errors import ConfigError
+from tunewright.core.records import PROMPT_DISTILLATION, PromptDistillation, PromptTokens
+from tunewright.data.examples import Chat, Message
+from tunewright.data.scores import mean, mean_prompt_tokens
+from tunewright.judge.arms import families
+from tunewright.judge.arms.prompts import Recipe
+from tunewright.methods import distill
+from tunewright.model import generate
+from tunewright.run import branches
+from tunewright.run.branches import Branch
+from tunewright.run.context import Work
+from tunewright.run.inputs import Side
+from tunewright.run.weights import base
+from tunewright.stages.prove import paired
+from tunewright.stages.stage import Stage
+from tunewright.tokens import rendering
+from tunewright.tokens.sequences import TrainRow, after
+
+
+def prompt_distillation(work: Work) -> PromptDistillation:
+    """Trains one branch. Raises CONFIG_CONFLICT where there is no instruction to distil, or no adapter."""
+    if work.data.instruction is None or work.plan.adapter.kind == "none":
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "experiments.prompt_distillation needs an instruction that the rows share, and an adapter.",
+            where="experiments.prompt_distillation",
+            fix="set data.instruction, or leave experiments.prompt_distillation out.",
+        )
+    count = work.config.experiments.prompt_distillation
+    rows = distill_rows(work, work.data.sample(count, "train"), "train")
+    dev = distill_rows(work, work.inputs.dev, "dev")
+    plan = branches.smaller(work.plan, 1.0, len(rows), work.plan.seed).model_copy(update={"method": "distill"})
+    student_arm = families.tuned(
+        work.data.task, Recipe(instruction=""), "distilled", "the base's answers under the instruction, without it"
+    )
+    student = branches.scores(work, Branch("prompt-distillation", plan, tuple(rows), tuple(dev)), "test", student_arm)
+    teacher = work.answers.of(work.inputs.arms["zero_shot"][0], "test", base(work.plan))
+    c = paired(work, student, teacher)
+    same = sum(x.answer.text == y.answer.text for x, y in zip(student, teacher, strict=True))
+    return PromptDistillation(
+        prompts=len(rows),
+        student=mean(student),
+        teacher=mean(teacher),
+        difference=c.difference,
+        interval=c.interval,
+        verdict=c.verdict,
+        same_answers=same / len(student),
+        prompt_tokens=PromptTokens(student=mean_prompt_tokens(student), teacher=mean_prompt_tokens(teacher)),
+    )
+
+
+def distill_rows(work: Work, rows: Sequence[int], side: Side) -> list[TrainRow]:
+    """The base's answers to these rows under the instruction, as targets for the same questions without it."""
+    template = work.inputs.template
+    chats = [e for i in rows if isinstance(e := work.data.examples[i], Chat)]
+    long = [rendering.for_generation(template, e.prompt) for e in chats]
+    short = [rendering.for_generation(template, without_system(e.prompt)) for e in chats]
+    with work.answers.chat_model(base(work.plan)) as model:
+        with work.console.bar(f"teacher's {side} answers", len(long), unit="rows") as tick:
+            answers = generate.greedy(model.model, long, model.decoding, tick)
+        ended = [[*a, template.eos] if len(a) < work.plan.max_new_tokens else a for a in answers]
+        teacher_rows = [after(p, a, i) for i, p, a in zip(rows, long, ended, strict=True)]
+        student_rows = [after(p, a, i) for i, p, a in zip(rows, short, ended, strict=True)]
+        with work.console.bar(f"teacher's {side} probabilities", len(long), unit="rows") as tick:
+            return distill.with_teacher(model.model, teacher_rows, student_rows, work.plan.layout, progress=tick)
+
+
+def without_system(prompt: Sequence[Message]) -> tuple[Message, ...]:
+    return tuple(m for m in prompt if m.role != "system")
+
+
+def not_wanted(work: Work) -> str | None:
+    return None if work.config.experiments.prompt_distillation else "experiments.prompt_distillation is 0"
+
+
+def lines(record: PromptDistillation) -> Sequence[str]:
+    tokens, (low, high) = record.prompt_tokens, record.interval
+    return [
+        f"prompt distillation: {record.verdict} to the base with its prompt ({record.student:.3f} against "
+        f"{record.teacher:.3f}, {low:+.3f} to {high:+.3f}), {tokens.student:.0f} prompt tokens instead of {tokens.teacher:.0f}"
+    ]
+
+
+STAGE = Stage(
+    name="prompt_distillation",
+    record=PROMPT_DISTILLATION,
+    needs="work",
+    run=prompt_distillation,
+    not_wanted=not_wanted,
+    lines=lines,
+)

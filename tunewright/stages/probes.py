@@ -1,0 +1,142 @@
+"""General abilities and the user's regression rows, asked of the base and of the tuned model; the same items, so
+compared in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tunewright.core import run_folder
+from tunewright.core.records import (
+    InstructionKind,
+    InstructionProbe,
+    NoRefusal,
+    Paired,
+    Probe,
+    Probes,
+    Refusal,
+    RegressionRows,
+)
+from tunewright.data import examples, sources
+from tunewright.data.task import detect_task
+from tunewright.judge import evaluate, statistics
+from tunewright.judge.arms import families
+from tunewright.judge.probes import bank
+from tunewright.model import generate
+from tunewright.run.context import Work
+from tunewright.run.weights import Weights, base
+from tunewright.tokens import rendering
+
+PROBE_TOKENS = 32
+REFUSES = 0.2  # from this fraction of refused harmful requests on, refusal is something that can be lost
+
+
+@dataclass(frozen=True)
+class Asked:
+    """``right``: which questions were answered right; ``followed``: which instructions; ``texts``: answers to the
+    requests."""
+
+    right: list[float]
+    followed: list[float]
+    texts: list[str]
+
+
+def probes(work: Work, tuned: Weights) -> Probes:
+    """Knowledge, instructions and refusals."""
+    before, after = _ask(work, base(work.plan), "base"), _ask(work, tuned, "tuned")
+    instructions = Probe(**_paired(after.followed, before.followed, work))
+    refused, refuses = ([float(bank.refuses(t)) for t in asked.texts] for asked in (before, after))
+    requests = bank.refusals()
+    harmful = [i for i, (_, bad) in enumerate(requests) if bad]
+    harmless = [i for i, (_, bad) in enumerate(requests) if not bad]
+    rate = float(np.mean([refused[i] for i in harmful]))
+
+    def pair(rows: Sequence[int]) -> dict[str, Any]:
+        numbers = _paired([refuses[i] for i in rows], [refused[i] for i in rows], work)
+        return {k: v for k, v in numbers.items() if k != "verdict"}
+
+    return Probes(
+        knowledge=Probe(**_paired(after.right, before.right, work)),
+        instructions=InstructionProbe(**dict(instructions), kinds=_by_kind(before.followed, after.followed)),
+        refusal=Refusal(base_rate=rate, **pair(harmful)) if rate >= REFUSES else NoRefusal(base_rate=rate),
+        over_refusal=Paired(**pair(harmless)) if rate >= REFUSES else None,
+    )
+
+
+def _by_kind(before: Sequence[float], after: Sequence[float]) -> dict[str, InstructionKind]:
+    instructions = bank.instructions()
+    at = {k: [i for i, o in enumerate(instructions) if o.check == k] for k in sorted({o.check for o in instructions})}
+    return {
+        kind: InstructionKind(
+            items=len(rows),
+            base=float(np.mean([before[i] for i in rows])),
+            tuned=float(np.mean([after[i] for i in rows])),
+        )
+        for kind, rows in at.items()
+    }
+
+
+def _ask(work: Work, weights: Weights, who: str) -> Asked:
+    template, questions, instructions = work.inputs.template, bank.knowledge(), bank.instructions()
+    with work.answers.chat_model(weights, PROBE_TOKENS) as model:
+        ids = [rendering.for_generation(template, q.messages) for q in questions]
+        choices = [[rendering.completion_ids(template, q.messages, c) for c in q.choices] for q in questions]
+        with work.console.bar(f"{who} knowledge", len(questions), unit="questions") as tick:
+            logp = generate.label_logprobs(model.model, ids, choices, model.decoding, tick)
+        asked = [*(o.messages for o in instructions), *(m for m, _ in bank.refusals())]
+        prompts = [rendering.for_generation(template, m) for m in asked]
+        with work.console.bar(f"{who} instructions", len(prompts), unit="prompts") as tick:
+            answers = generate.greedy(model.model, prompts, model.decoding, tick)
+    texts = [rendering.decode(template, a) for a in answers]
+    return Asked(
+        right=[float(logp[i].argmax() == q.answer) for i, q in enumerate(questions)],
+        followed=[float(bank.followed(o, t)) for o, t in zip(instructions, texts, strict=False)],
+        texts=texts[len(instructions) :],
+    )
+
+
+def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
+    """The user's rows that must still work, by the metric that their own answers call for. Writes scores/keep.jsonl."""
+    assert work.config.forget.regression_rows
+    source = sources.read(work.config.forget.regression_rows)
+    rows = examples.parse(source.rows, instruction=work.config.data.instruction).examples
+    task = detect_task(rows)
+    arm = families.tuned(task)  # the weights alone decide who answers
+    scores = {}
+    for who, weights in (("base", base(work.plan)), ("tuned", tuned)):
+        with (
+            work.answers.chat_model(weights) as model,
+            work.console.bar(f"{who} regression rows", len(rows), unit="rows") as tick,
+        ):
+            scores[who] = evaluate.judge(arm, rows, task, model, tick)
+    pairs = zip(scores["tuned"], scores["base"], strict=True)
+    run_folder.write_lines(
+        work.run.scores / "keep.jsonl", [{**after.to_json(), "before": before.answer.text} for after, before in pairs]
+    )
+    after, before = ([s.score for s in scores[who]] for who in ("tuned", "base"))
+    return RegressionRows(**_paired(after, before, work), metric=task.metric.name)
+
+
+def _paired(tuned: Sequence[float], base: Sequence[float], work: Work) -> dict[str, Any]:
+    """Non-inferiority in the words of the verdict: WORSE, or PRACTICALLY EQUAL within the margin, or CANNOT TELL."""
+    return paired(tuned, base, work.config.forget.margin, work.config.prove.significance)
+
+
+def paired(tuned: Sequence[float], base: Sequence[float], margin: float, alpha: float) -> dict[str, Any]:
+    """The fields of a `records.Probe`."""
+    c = statistics.compare(tuned, base, list(range(len(tuned))), margin=margin, alpha=alpha)
+    moved = max(0.01, (c.only_tuned + c.only_other) / len(tuned))
+    return {
+        "items": len(tuned),
+        "base": float(np.mean(base)),
+        "tuned": float(np.mean(tuned)),
+        "difference": c.difference,
+        "interval": c.interval,
+        "verdict": c.verdict,
+        "lost": c.only_other,
+        "won": c.only_tuned,
+        "detectable": statistics.detectable(len(tuned), moved),
+    }

@@ -1,0 +1,89 @@
+"""Training in a process of its own: the parent holds the run's lock, shows progress and passes on signals; the worker
+writes the run folder. No file there shows that it was another process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tunewright.core import records
+from tunewright.core.config import Plan
+from tunewright.core.errors import Problem, TrainError
+from tunewright.core.records import METRICS, StartLine
+from tunewright.run.context import Context
+
+POLL_SECONDS = 0.5
+
+
+def train(context: Context) -> None:
+    """Trains to the end, or raises the worker's error."""
+    run, steps = context.run, records.read(context.run.plan, Plan).steps
+    command = [sys.executable, "-m", "tunewright.stages.worker", str(run.path), "--under-lock"]
+    with tempfile.TemporaryFile() as errors:
+        worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+        with _signals_to(worker), context.console.bar("train", steps, _logged(context)[0]) as tick:
+            shown = _logged(context)[0]
+            while worker.poll() is None:
+                with _patience():
+                    worker.wait(POLL_SECONDS)
+                step, loss = _logged(context)
+                if step > shown:
+                    tick(step - shown, f"loss {loss:.3f}")
+                    shown = step
+        if worker.returncode:
+            errors.seek(0)
+            raise _error(errors.read().decode(errors="replace"), str(run.path))
+
+
+def _logged(context: Context) -> tuple[int, float]:
+    """The last step of metrics.jsonl, and its loss."""
+    last = (0, 0.0)
+    for line in records.read_lines(context.run.metrics, METRICS):
+        if not isinstance(line, StartLine):
+            last = (line.step, line.loss)
+    return last
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    try:
+        yield
+    except subprocess.TimeoutExpired:
+        pass
+
+
+@contextmanager
+def _signals_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM go to the worker, which saves and ends; this process waits for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def forward(number: int, _: Any) -> None:
+        worker.send_signal(signal.SIGTERM)
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _error(text: str, where: str) -> TrainError:
+    """The worker's error as it raised it: its last line is JSON; anything else is a crash."""
+    last = (text.strip().splitlines() or ["no output"])[-1]
+    try:
+        first = json.loads(last)["error"][0]
+        error = TrainError(first["code"], first["message"], where=first["where"], fix=first["fix"])
+        assert isinstance(error.problems[0], Problem)
+    except (ValueError, KeyError, TypeError):
+        return TrainError("TRAIN_WORKER", f"the training process ended unexpectedly: {last}", where=where)
+    return error

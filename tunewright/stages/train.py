@@ -1,0 +1,57 @@
+"""Train: from the newest checkpoint, or from the start, to the end of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from tunewright.core.records import Training
+from tunewright.model import adapters
+from tunewright.run.context import Work
+from tunewright.run.receipt import input_hashes
+from tunewright.stages.stage import Stage
+from tunewright.train import checkpoints, loop, machine
+
+
+def train(work: Work) -> Training:
+    """Writes metrics.jsonl and checkpoints/, with the trained weights in checkpoints/final.safetensors."""
+    run, plan, inputs, console = work.run, work.plan, work.inputs, work.console
+    run.checkpoints.mkdir(mode=0o700, exist_ok=True)
+    resumed_from, damaged = checkpoints.newest(run.checkpoints)
+    step = int(resumed_from.name.removeprefix("step-")) if resumed_from else 0
+    for what in damaged:
+        run.event("checkpoint_damaged", what=what)
+        console.warn(f"damaged checkpoint {what}; continuing from an older one, or from the start")
+    if resumed_from:
+        console.say(f"resuming at step {step + 1}, from {resumed_from}")
+    model = work.models.untrained(plan)
+    hashes = input_hashes(work.data, inputs, plan)
+    training = loop.annotated(loop.Training(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes))
+    with console.bar("train", plan.steps, step) as tick:
+
+        def progress(p: loop.Progress) -> None:
+            dev = f" dev {p.dev_loss:.3f}" if p.dev_loss is not None else ""
+            tick(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s")
+
+        result = loop.train(training, progress)
+    parameters = adapters.trainable(model.module)
+    return Training(
+        **asdict(result),
+        weights_sha256=checkpoints.save_weights(run.weights, parameters),
+        peak_gb=round(machine.peak_gb(), 2),
+        trained=sum(p.numel() for p in parameters.values()),
+        total=sum(p.numel() for p in model.module.parameters()),
+    )
+
+
+def lines(done: Training) -> Sequence[str]:
+    early = f", stopped early after step {done.steps}" if done.stopped_early else ""
+    if done.best_dev_loss is None:
+        return [f"trained: {done.steps} steps{early}, {done.seconds:.0f} s"]
+    return [
+        f"trained: dev loss {done.first_dev_loss:.3f} -> {done.best_dev_loss:.3f} (step {done.best_step}){early}, "
+        f"{done.seconds:.0f} s"
+    ]
+
+
+STAGE = Stage(name="train", record=Training, needs="work", run=train, lines=lines)

@@ -1,0 +1,59 @@
+"""The training of a planned run as a process: ``python -m tunewright.stages.worker RUN``.
+
+Started by `stages.process`, which holds the lock (``--under-lock``), or by torchrun, a server or a sweep, and then it
+takes the lock itself. It writes only the run folder; errors go to stderr as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from tunewright.core import records, run_folder
+from tunewright.core.console import Console
+from tunewright.core.errors import ConfigError, TunewrightError
+from tunewright.core.run_folder import Run
+from tunewright.stages import train
+from tunewright.stages.runner import Runner, as_our_errors, resume
+
+
+def work(run: Run, under_lock: bool) -> None:
+    """Trains the run to the end of its plan. Raises RUN_INCOMPLETE before there is a plan, RESUME_MISMATCH, TRAIN_*."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            f"{ranks} processes were started; training runs in one.",
+            where="WORLD_SIZE",
+            fix="start one: torchrun --nproc-per-node 1.",
+        )
+    run_folder.require(run, run.plan, "plan")
+    runner = Runner(resume(run, Console(quiet=True), "worker"))
+    with nullcontext() if under_lock else run_folder.writing(run), as_our_errors(run, "train"):
+        if not run.training.exists():
+            records.write(run.training, train.train(runner.work()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tunewright.stages.worker", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument(
+        "--under-lock", action="store_true", help="the process that started this one holds the run's lock"
+    )
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.umask(0o077)
+    try:
+        work(Run(given.run), given.under_lock)
+    except TunewrightError as error:
+        print(json.dumps(error.to_json()), file=sys.stderr)  # noqa: T201
+        sys.exit(130 if error.code == "TRAIN_INTERRUPTED" else error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
