@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 from tunewright import api
 from tunewright.core.run_folder import Run, read_lines, write_lines
-from tunewright.report import report, sections
+from tunewright.report import report
 
 
 def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
@@ -29,6 +28,7 @@ def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
     assert (full.path / "data" / "audit.html").exists()
 
 
+<<<<<<< HEAD
 def test_the_verdict_comes_with_its_cautions(full: api.Result) -> None:
     v = json.loads(json.dumps(full.verdict))
     worse = {"verdict": "WORSE", "base": 0.7, "tuned": 0.4, "interval": [-0.4, -0.2]}
@@ -47,6 +47,8 @@ def test_the_verdict_comes_with_its_cautions(full: api.Result) -> None:
     assert sections.cautions(v) == []
 
 
+=======
+>>>>>>> R
 def test_the_page_shows_no_private_value(full: api.Result, tmp_path: Path) -> None:
     copy = Run(tmp_path / "copy")
     shutil.copytree(full.path, copy.path)

@@ -83,7 +83,7 @@ def head(verdict: Record, plan: Record) -> Head:
 
 
 def _sentence(verdict: Record) -> str:
-    name, rows, needed = at(verdict, "comparator.name"), at(verdict, "n"), at(verdict, "rows_needed")
+    name, rows, needed = at(verdict, "comparator.name"), at(verdict, "n"), at(verdict, "rows_needed", None)
     other = f"the best untrained arm ({spaced(name)})"
     if at(verdict, "unbeaten") and at(verdict, "interval")[0] > 0:
         others = " or ".join(map(spaced, at(verdict, "unbeaten")))
