@@ -182,6 +182,8 @@ def plan_of(**more: Any) -> Plan:
         "batch_size": 4,
         "tokens_per_pass": 4096,
         "max_length": 512,
+        "max_new_tokens": 16,
+        "decode_batch_size": 4,
         "layout": "packed",
         "kernels": "transformers",
         "gradient_checkpointing": "none",
@@ -198,6 +200,8 @@ def plan_of(**more: Any) -> Plan:
         "adapter": LORA,
         "seed": 3,
         "threads": 2,
+        "max_new_tokens": 12,
+        "decode_batch_size": 4,
         "reasons": {},
     }
     return Plan.model_validate({**base, **more})
