@@ -28,27 +28,6 @@ def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
     assert (full.path / "data" / "audit.html").exists()
 
 
-<<<<<<< HEAD
-def test_the_verdict_comes_with_its_cautions(full: api.Result) -> None:
-    v = json.loads(json.dumps(full.verdict))
-    worse = {"verdict": "WORSE", "base": 0.7, "tuned": 0.4, "interval": [-0.4, -0.2]}
-    v["forgetting"] |= {"probes": {"knowledge": worse, "instructions": {"verdict": "CANNOT TELL"}}, "keep": worse}
-    v["arms"]["tuned"]["summary"]["cut_answers"] = 0.5
-    v["arms"]["classical"]["tuned_minus_this"]["interval"] = [-0.01, 0.1]
-    cautions = sections.cautions(v)
-    assert [t.split(":")[0] for t in cautions[:2]] == [
-        "It got worse at knowledge",
-        "It got worse at your regression rows",
-    ]
-    assert "TF-IDF" in cautions[2]
-    assert "50% of tuned answers" in cautions[3]
-    v["forgetting"], v["arms"]["tuned"]["summary"] = {}, {}
-    v["arms"]["classical"]["tuned_minus_this"]["interval"] = [0.01, 0.1]
-    assert sections.cautions(v) == []
-
-
-=======
->>>>>>> R
 def test_the_page_shows_no_private_value(full: api.Result, tmp_path: Path) -> None:
     copy = Run(tmp_path / "copy")
     shutil.copytree(full.path, copy.path)
