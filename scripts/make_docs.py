@@ -93,10 +93,10 @@ def messages_in_tests() -> dict[str, str]:
     logging.set_verbosity_error()  # its warnings are about models that are broken on purpose
     logging.disable_progress_bar()
 
-    from tunewright.tokens import rendering
+    from tunewright.tokens import template
 
     messages: dict[str, str] = {}
-    rendering.SECONDS = 0.5
+    template.SECONDS = 0.5
     with tempfile.TemporaryDirectory() as root:
         inputs = Path(root) / "sound"
         inputs.mkdir()
