@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from build import plan_of
+from pydantic import TypeAdapter
 
+from tunewright.core.config import Plan
+from tunewright.core.records import (
+    EXPORTS,
+    METRICS,
+    Audit,
+    ProtocolRecord,
+    Receipt,
+    ScoreLine,
+    SelfTest,
+    Training,
+    Verdict,
+)
 from tunewright.core.run_folder import Run
 from tunewright.report.report import Files
 
@@ -273,7 +286,6 @@ def audit() -> dict[str, Any]:
 def model() -> dict[str, Any]:
     sizes = {"hidden": 576, "layers": 30, "heads": 9, "vocabulary": 49152, "context": 8192, "parameters": 134515008}
     probed = {
-        "tied": True,
         "window": None,
         "shareable": True,
         "packable": True,
@@ -382,18 +394,23 @@ def write(folder: Path, records: dict[str, Any]) -> Run:
 
 
 def files(records: dict[str, Any]) -> Files:
-    """The same records as the report's templates are given them."""
+    """The same records, typed, as the report's templates are given them."""
     return Files(
         name="one",
-        verdict=records["verdict"],
-        plan=records["plan"],
-        audit=records["data/audit"],
-        receipt=records["receipt"],
-        training=records["training"],
-        protocol=records["protocol"],
-        selftest=records["selftest"],
-        exports=records["export"],
-        metrics=records["metrics"],
+        verdict=typed(Verdict, records["verdict"]),
+        plan=typed(Plan, records["plan"]),
+        audit=typed(Audit, records["data/audit"]),
+        receipt=typed(Receipt, records["receipt"]),
+        training=typed(Training, records["training"]),
+        protocol=typed(ProtocolRecord, records["protocol"]),
+        selftest=typed(SelfTest, records["selftest"]) if records["selftest"] else None,
+        exports=typed(EXPORTS, records["export"]) if records["export"] else None,
+        metrics=[typed(METRICS, x) for x in records["metrics"]],
         moved=records["events"][0]["what"] if records["events"] else [],
-        scores=(records["scores/tuned"], records["scores/nearest"]),
+        scores=tuple([typed(ScoreLine, x) for x in records[f"scores/{arm}"]] for arm in ("tuned", "nearest")),  # type: ignore[arg-type]
     )
+
+
+def typed(kind: Any, record: Any) -> Any:
+    """The record as the run folder's reader gives it."""
+    return (kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)).validate_json(json.dumps(record))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -17,9 +16,8 @@ from markupsafe import Markup
 from report import records
 
 import tunewright
-from tunewright.core import records as typed
-from tunewright.core.config import Plan
-from tunewright.report import page, plots, report, sections
+from tunewright.core.records import Audit, ScoreLine, Verdict
+from tunewright.report import plots, report, sections
 
 Make = Callable[[dict[str, Any]], None]
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -64,31 +62,32 @@ SECTIONS = {
     "cost": "8 test prompts on the machine of this run",
     "forgetting": "next-token probabilities",
     "mitigation": "rate / 3",
-    "curve": "more data of this kind",
+    "learning_curve": "more data of this kind",
     "crossfit": "A model trained on the other rows finds 3 rows suspect",
     "cleaning": "Trained without the flagged rows (3 duplicates, 12 labels that look wrong)",
     "calibration": "Does it know when it is wrong?",
-    "internalised": "The prompt as weights",
+    "prompt_distillation": "The prompt as weights",
     "again": "Asked a second time",
     "overlap": "share a run of 13 words",
-    "corpus": "macro-F1 over all rows together",
 }
-NOT_MEASURED = {"cost": "Not measured. prove.evidence=full", "curve": "Not measured. tunewright learning-curve RUN",
-                "forgetting": "Not measured ( prove.evidence=plain )"}  # fmt: skip
+NOT_MEASURED = {
+    "cost": "Not measured. prove.evidence=full",
+    "learning_curve": "Not measured. tunewright learning-curve RUN",
+    "forgetting": "Not measured ( prove.evidence=plain )",
+}
 
 
-def without(name: str) -> dict[str, Any]:
-    return {k: v for k, v in records.verdict().items() if k != name}
+NO = {"measured": False}
 
 
 @pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_is_there_with_its_record_and_gone_without(name: str) -> None:
     assert SECTIONS[name] in text_of(rendered())
-    for absent in (without(name), {**records.verdict(), name: None}, {**records.verdict(), name: {"measured": False}}):
-        if absent.get(name) and name in ("calibration", "again", "overlap", "corpus"):
-            continue  # not results of a stage
-        shown = text_of(rendered({"verdict": absent}))
+    nothing: list[Any] = [None] if name in ("calibration", "again", "overlap") else [None, NO]
+    for absent in nothing:
+        changed = {**absent, "flagged": {}} if absent and name == "cleaning" else absent
+        shown = text_of(with_verdict(**{name: changed}))
         assert SECTIONS[name] not in shown
         assert NOT_MEASURED.get(name, "") in re.sub(r" ([.,;])", r"\1", shown)
 
@@ -123,37 +122,18 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_charts")
 def test_the_audit_page_is_the_audit() -> None:
-    shown = text_of(report.audit_page(records.audit(), "rows.csv"))
+    shown = text_of(report.audit_page(records.typed(Audit, records.audit()), "rows.csv"))
     assert "tunewright check rows.csv" in shown
     assert "41 rows are near-duplicates" in shown
     assert "Labels that look wrong, the most suspicious first (50 of 51)" in shown
     plain = {**records.audit(), "findings": [], "suspects": [], "labels": {}, "unused": {}}
-    assert "The audit flagged nothing." in text_of(report.audit_page(plain, "rows.csv"))
-
-
-@pytest.mark.usefixtures("no_charts")
-def test_typed_records_give_the_page_that_json_gives() -> None:
-    """And the records of these tests are those that the stages write."""
-    everything = records.everything()
-    kinds = {re.sub(r"\.jsonl?$", "", file.pattern): file.holds for file in typed.FILES}
-
-    def read(name: str, record: Any) -> Any:
-        holds: Any = kinds["scores/*" if name.startswith("scores/") else name]
-        lines = [holds.validate_json(json.dumps(x)) for x in record] if name in records.LINES else []
-        return lines or holds.validate_json(json.dumps(record))
-
-    checked = {name: read(name, record) for name, record in everything.items()}
-    assert isinstance(checked["verdict"], typed.Verdict)
-    assert isinstance(checked["plan"], Plan)
-    as_values = report.report_page(records.files({**checked, "events": everything["events"]}))
-    assert as_values == rendered()
+    assert "The audit flagged nothing." in text_of(report.audit_page(records.typed(Audit, plain), "rows.csv"))
 
 
 def either(*records_: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(records_)
 
 
-NO = {"measured": False}
 EVIDENCE = {
     "cost": either(
         None,
@@ -166,7 +146,7 @@ EVIDENCE = {
         },
     ),
     "mitigation": either(None, NO, records.mitigation()),
-    "curve": either(
+    "learning_curve": either(
         None,
         NO,
         records.curve(),
@@ -178,7 +158,12 @@ EVIDENCE = {
         NO,
         records.crossfit(),
         {**records.crossfit(), "suspects": []},
-        {"measured": True, "suspects": [{"row": 3, "nats_over_base": 0.4, "where": "rows.csv:5"}]},
+        {
+            "measured": True,
+            "folds": 2,
+            "cuts": 2,
+            "suspects": [{"row": 3, "nats_over_base": 0.4, "where": "rows.csv:5"}],
+        },
     ),
     "cleaning": either(None, {**NO, "flagged": {}}, {**NO, "flagged": {"duplicates": 3}}, records.cleaning()),
     "calibration": either(
@@ -187,7 +172,7 @@ EVIDENCE = {
         {k: v for k, v in records.calibration().items() if k != "handover"},
         {**records.calibration(), "handover": {**records.calibration()["handover"], "accuracy": None}},
     ),
-    "internalised": either(None, NO, records.distillation()),
+    "prompt_distillation": either(None, NO, records.distillation()),
     "again": either(None, records.verdict()["again"]),
     "overlap": either(None, records.verdict()["overlap"]),
     "corpus": either(
@@ -220,18 +205,13 @@ OTHERS = {
 }
 
 
-def some(choices: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Any of the values of each key; a None is as often a missing key."""
-    keys = st.sets(st.sampled_from(sorted(choices)))
-    values = st.fixed_dictionaries(choices)
-    return st.builds(
-        lambda found, gone: {k: v for k, v in found.items() if v is not None or k not in gone}, values, keys
-    )
-
-
 @pytest.mark.usefixtures("no_charts")
 @QUICK
-@given(some(EVIDENCE), st.one_of(st.none(), st.just(NO), some(FORGETTING)), st.fixed_dictionaries(OTHERS))
+@given(
+    st.fixed_dictionaries(EVIDENCE),
+    st.one_of(st.none(), st.just(NO), st.fixed_dictionaries(FORGETTING)),
+    st.fixed_dictionaries(OTHERS),
+)
 def test_no_combination_of_evidence_leaves_anything_undefined(
     evidence: dict[str, Any], forgetting: dict[str, Any] | None, others: dict[str, Any]
 ) -> None:
@@ -244,7 +224,9 @@ def test_no_combination_of_evidence_leaves_anything_undefined(
 
 
 # Strings that choose what is shown; every other string is somebody's text.
-CHOOSING = {"verdict", "metric", "task", "chosen_on", "level", "word", "event", "role", "kind", "format", "time"}
+CHOOSING = {"verdict", "metric", "task", "chosen_on", "level", "word", "event", "role", "kind", "format", "time"} | {
+    "layout", "kernels", "gradient_checkpointing", "dtype", "schedule"
+}  # fmt: skip
 
 
 def with_texts(value: Any, texts: Iterator[str], key: str = "") -> Any:
@@ -279,7 +261,10 @@ def test_no_text_becomes_markup(texts: list[str]) -> None:
     plain["data/audit"]["labels"], hostile["data/audit"]["labels"] = {str(i): 1 for i in range(len(labels))}, labels
     expected, found_ = (Shape(report.report_page(records.files(r))).tags for r in (plain, hostile))
     assert found_ == expected
-    audits = (Shape(report.audit_page(r["data/audit"], w)).tags for r, w in ((plain, "x"), (hostile, texts[0])))
+    audits = (
+        Shape(report.audit_page(records.typed(Audit, r["data/audit"]), w)).tags
+        for r, w in ((plain, "x"), (hostile, texts[0]))
+    )
     assert next(audits) == next(audits)
 
 
@@ -312,37 +297,34 @@ def test_the_lead_says_the_verdict(changed: dict[str, Any], sentence: str) -> No
     assert sentence in text_of(with_verdict(**changed))
 
 
+def cautions(verdict: dict[str, Any]) -> list[str]:
+    return sections.cautions(records.typed(Verdict, verdict))
+
+
 def test_cautions_name_what_the_verdict_leaves_out() -> None:
     verdict = records.verdict()
-    assert [c.split(":")[0] for c in sections.cautions(verdict)] == ["It got worse at knowledge"]
+    assert [c.split(":")[0] for c in cautions(verdict)] == ["It got worse at knowledge"]
     verdict["arms"]["tuned"]["summary"]["cut_answers"] = 0.5
     verdict["arms"]["classical"]["tuned_minus_this"]["interval"] = [-0.01, 0.1]
     verdict["forgetting"]["keep"]["verdict"] = "WORSE"
-    cautions = sections.cautions(verdict)
-    assert cautions[1].startswith("It got worse at your regression rows: 0.730 before, 0.670 after")
-    assert "TF-IDF" in cautions[2]
+    found = cautions(verdict)
+    assert found[1].startswith("It got worse at your regression rows: 0.730 before, 0.670 after")
+    assert "TF-IDF" in found[2]
+    assert found[3].startswith("50% of tuned answers and 0% of nearest answers were cut off at 96 tokens")
     verdict["forgetting"] = {"measured": False}
-    assert len(sections.cautions(verdict)) == 2
-    assert cautions[3].startswith("50% of tuned answers and 0% of nearest answers were cut off at 96 tokens")
+    assert len(cautions(verdict)) == 2
 
 
 def test_rows_are_ordered_by_what_tuning_changed() -> None:
-    tuned = [{**line, "score": s} for line, s in zip(records.scores(0), [0.0, 0.2, 1.0, 0.5], strict=False)]
-    other = [{**line, "score": s} for line, s in zip(records.scores(0), [1.0, 0.3, 0.1, 0.5], strict=False)]
-    found = sections.changes(tuned, other, "accuracy")
+    lines = [
+        [records.typed(ScoreLine, {**line, "score": s}) for line, s in zip(records.scores(0), scores, strict=False)]
+        for scores in ([0.0, 0.2, 1.0, 0.5], [1.0, 0.3, 0.1, 0.5])
+    ]
+    found = sections.changes(*lines, "accuracy")
     assert (found.better, found.worse, found.same) == (1, 2, 1)
     assert [c.where for c in found.regressions] == ["rows.csv:2", "rows.csv:3"]
-    lower_is_better = sections.changes(tuned, other, "bits_per_byte")
+    lower_is_better = sections.changes(*lines, "bits_per_byte")
     assert (lower_is_better.better, lower_is_better.worse) == (2, 1)
-
-
-def test_a_record_is_read_whatever_it_is() -> None:
-    plan = Plan.model_validate(records.plan())
-    assert page.at(plan, "adapter.kind") == page.at(records.plan(), "adapter.kind") == "lora"
-    assert page.at({"a": None}, "a.b", 3) == page.at({}, "a.b", 3) == 3
-    assert page.at({"a": None}, "a") is None
-    with pytest.raises(AssertionError, match=r"no a\.b"):
-        page.at({"a": {}}, "a.b")
 
 
 def test_no_module_writes_html() -> None:

@@ -106,10 +106,11 @@ def check(
         typer.secho("looking for wrong labels (a few seconds for thousands of rows) ...", dim=True, err=True)
     audit = data.audit_json()
     if page is not None:
-        from tunewright.core import run_folder
+        from tunewright.core import records, run_folder
         from tunewright.report import report
 
-        run_folder.write_atomic(page, report.audit_page(audit, Path(source).name))
+        typed = records.Audit.model_validate(audit, strict=False)
+        run_folder.write_atomic(page, report.audit_page(typed, Path(source).name))
     if as_json:
         out(audit)
         return

@@ -8,27 +8,27 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
-from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run, read_json, write_atomic
+from tunewright.core import records
+from tunewright.core.config import Plan
+from tunewright.core.records import FORGETTING, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
-from tunewright.judge.verdict import doubts
 
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     """README.md in the folder of every export."""
-    verdict, receipt = read_json(run.verdict), read_json(run.receipt)
+    receipt = records.read(run.receipt, Receipt)
     facts = {
         "name": run.name,
-        "verdict": verdict,
-        "unbeaten": doubts(verdict),
+        "verdict": records.read(run.verdict, Verdict),
         "receipt": receipt,
-        "plan": read_json(run.plan),
-        "training": read_json(run.training),
-        "forgetting": read_json(run.forgetting),
+        "plan": records.read(run.plan, Plan),
+        "training": records.read(run.training, Training),
+        "forgetting": records.read(run.forgetting, FORGETTING),
     }
     for check in checks:
         row = EXPORTS[check.kind]
-        snippet = row.snippet(check.path, receipt["model"]["path"])
+        snippet = row.snippet(check.path, receipt.model.path)
         text = render(**facts, check=check, library=row.library, snippet=snippet)
         write_atomic(row.folder(run) / "README.md", text)
 

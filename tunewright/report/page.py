@@ -4,14 +4,12 @@ network."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core.pii import masked
 
-Record: TypeAlias = Any  # a JSON object of the run folder today, a typed record soon: read it with `at`
 METRICS = {
     "accuracy": "accuracy",
     "exact_match": "exact match",
@@ -56,20 +54,6 @@ def _environment() -> Environment:
     }
     made.tests["given"] = given
     return made
-
-
-def at(record: Record, path: str, default: object = ...) -> Any:
-    """The value at a dotted ``path``, of a JSON object or a typed record. A ``default`` stands in for what is absent or
-    None, also on the way."""
-    for name in path.split("."):
-        try:
-            record = record[name] if isinstance(record, Mapping) else getattr(record, name)
-        except (KeyError, AttributeError):
-            assert default is not ..., f"the record has no {path}"
-            record = None
-        if record is None and default is not ...:
-            return default
-    return record
 
 
 def given(value: object) -> bool:

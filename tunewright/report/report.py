@@ -6,9 +6,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunewright.core.run_folder import Run, read_json, read_lines, write_atomic
+from tunewright.core import records
+from tunewright.core.config import Plan
+from tunewright.core.records import (
+    EXPORTS,
+    METRICS,
+    Audit,
+    Event,
+    ExportCheck,
+    ProtocolRecord,
+    Receipt,
+    ScoreLine,
+    SelfTest,
+    StartLine,
+    StepLine,
+    Training,
+    Verdict,
+)
+from tunewright.core.run_folder import Run, write_atomic
 from tunewright.report import page, sections
-from tunewright.report.page import Record, at
 
 
 @dataclass(frozen=True)
@@ -17,40 +33,51 @@ class Files:
     where the run was continued; ``scores``: the lines of the tuned arm and of the comparator."""
 
     name: str
-    verdict: Record
-    plan: Record
-    audit: Record
-    receipt: Record
-    training: Record
-    protocol: Record
-    selftest: Record | None
-    exports: Sequence[Record] | None
-    metrics: Sequence[Record]
+    verdict: Verdict
+    plan: Plan
+    audit: Audit
+    receipt: Receipt
+    training: Training
+    protocol: ProtocolRecord
+    selftest: SelfTest | None
+    exports: Sequence[ExportCheck] | None
+    metrics: Sequence[StartLine | StepLine]
     moved: Sequence[str]
-    scores: tuple[Sequence[Record], Sequence[Record]]
+    scores: tuple[Sequence[ScoreLine], Sequence[ScoreLine]]
+
+
+def read(run: Run) -> Files:
+    """Raises RUN_DAMAGED, naming the file, where one is missing or is not what the stages write."""
+    verdict = records.read(run.verdict, Verdict)
+    tuned, other = (run.scores / f"{arm}.jsonl" for arm in ("tuned", verdict.comparator.name))
+    return Files(
+        name=run.name,
+        verdict=verdict,
+        plan=records.read(run.plan, Plan),
+        audit=records.read(run.audit, Audit),
+        receipt=records.read(run.receipt, Receipt),
+        training=records.read(run.training, Training),
+        protocol=records.read(run.protocol, ProtocolRecord),
+        selftest=records.existing(run.selftest, SelfTest),
+        exports=records.existing(run.export, EXPORTS),
+        metrics=list(records.read_lines(run.metrics, METRICS)),
+        moved=_moved(run),
+        scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),
+    )
+
+
+def _moved(run: Run) -> list[str]:
+    """What was different where the run was continued: another version, processor or number of threads."""
+    lists = [e.facts["what"] for e in records.read_lines(run.events, Event) if e.event == "went_on_elsewhere"]
+    return list(dict.fromkeys(str(what) for found in lists if isinstance(found, list) for what in found))
 
 
 def write(run: Run) -> None:
     """Writes report.html and data/audit.html from the files of the run folder; what was not measured is named as
     such."""
-    verdict, audit, events = read_json(run.verdict), read_json(run.audit), list(read_lines(run.events))
-    comparator = at(verdict, "comparator.name")
-    files = Files(
-        name=run.name,
-        verdict=verdict,
-        plan=read_json(run.plan),
-        audit=audit,
-        receipt=read_json(run.receipt),
-        training=read_json(run.training),
-        protocol=read_json(run.protocol),
-        selftest=read_json(run.selftest) if run.selftest.exists() else None,
-        exports=read_json(run.export) if run.export.exists() else None,
-        metrics=list(read_lines(run.metrics)),
-        moved=list(dict.fromkeys(x for e in events if at(e, "event") == "went_on_elsewhere" for x in at(e, "what"))),
-        scores=(list(read_lines(run.scores / "tuned.jsonl")), list(read_lines(run.scores / f"{comparator}.jsonl"))),
-    )
+    files = read(run)
     write_atomic(run.report, report_page(files))
-    write_atomic(run.audit.with_suffix(".html"), audit_page(audit, run.name))
+    write_atomic(run.audit.with_suffix(".html"), audit_page(files.audit, run.name))
 
 
 def report_page(files: Files) -> str:
@@ -58,26 +85,28 @@ def report_page(files: Files) -> str:
     return page.render("report.html.j2", **vars(files), **_evidence(files.verdict), **_derived(files))
 
 
-def audit_page(audit: Record, name: str) -> str:
+def audit_page(audit: Audit, name: str) -> str:
     """The audit alone, as `tunewright check --html` writes it."""
     return page.render("audit.html.j2", audit=audit, name=name)
 
 
-def _evidence(verdict: Record) -> dict[str, object]:
+def _evidence(verdict: Verdict) -> dict[str, object]:
     """What stages beside the verdict measured, by the name that the templates use; None where a stage left nothing."""
-    names = ("cost", "mitigation", "crossfit", "cleaning", "calibration")
-    found = {name: at(verdict, name, None) for name in names}
     return {
-        **found,
-        "curve": at(verdict, "learning_curve", None),
-        "distillation": at(verdict, "prompt_distillation", None),
+        "cost": verdict.cost,
         "forgetting": sections.forgetting(verdict),
+        "mitigation": verdict.mitigation,
+        "curve": verdict.learning_curve,
+        "crossfit": verdict.crossfit,
+        "cleaning": verdict.cleaning,
+        "calibration": verdict.calibration,
+        "distillation": verdict.prompt_distillation,
     }
 
 
 def _derived(files: Files) -> dict[str, object]:
     """What `sections` makes of the records: sentences, ordered rows, charts."""
-    verdict, metric = files.verdict, at(files.verdict, "metric")
+    verdict, metric = files.verdict, files.verdict.metric
     return {
         "head": sections.head(verdict, files.plan),
         "beats_us": sections.beats_us(verdict),
@@ -86,7 +115,7 @@ def _derived(files: Files) -> dict[str, object]:
         "settings": sections.settings(files.plan),
         "arms_chart": sections.arms_chart(verdict),
         "pareto_chart": sections.pareto_chart(sections.forgetting(verdict), metric),
-        "curve_chart": sections.curve_chart(at(verdict, "learning_curve", None), verdict, at(files.audit, "ceiling")),
-        "coverage_chart": sections.coverage_chart(at(verdict, "calibration", None)),
-        "loss_chart": sections.loss_chart(files.metrics, at(files.training, "best_step")),
+        "curve_chart": sections.curve_chart(verdict, files.audit.ceiling),
+        "coverage_chart": sections.coverage_chart(verdict.calibration),
+        "loss_chart": sections.loss_chart(files.metrics, files.training.best_step),
     }

@@ -4,14 +4,26 @@ charts. No markup."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from tunewright.core.config import Plan
+from tunewright.core.records import (
+    Calibration,
+    Forecast,
+    Forgetting,
+    LearningCurve,
+    Probe,
+    ScoreLine,
+    StartLine,
+    StepLine,
+    Verdict,
+)
 from tunewright.data.metrics import METRICS
 from tunewright.report import plots
-from tunewright.report.page import Record, at, fixed, interval, line, metric, percent, signed, spaced
+from tunewright.report.page import fixed, interval, line, metric, percent, signed, spaced
 
 CUT = 0.2  # fraction of cut answers from which the verdict comes with a caution
 SHOWN = 20  # rows that lost most, and rows that gained most
@@ -24,11 +36,6 @@ INSTEAD = {
     "constant": "answer with the commonest label",
     "remote": "use the remote model",
     "base": "use the base model",
-}
-ABILITIES = {  # where forgetting.json compares one, and what it is called
-    "probes.knowledge": "knowledge",
-    "probes.instructions": "following instructions",
-    "keep": "your regression rows",
 }
 
 
@@ -65,97 +72,105 @@ class Changes:
     gains: tuple[Change, ...]
 
 
-def head(verdict: Record, plan: Record) -> Head:
+def head(verdict: Verdict, plan: Plan) -> Head:
     """The page above its first section."""
-    other, difference = at(verdict, "comparator.name"), signed(at(verdict, "difference"))
-    confidence = percent(1 - at(verdict, "alpha"))
+    other, difference = verdict.comparator.name, signed(verdict.difference)
+    confidence = percent(verdict.confidence)
     return Head(
-        colour=COLOURS[at(verdict, "verdict")],
+        colour=COLOURS[verdict.verdict],
         sentence=_sentence(verdict) + _margin_note(verdict),
         cautions=tuple(cautions(verdict)),
         tiles=(
-            (fixed(at(verdict, "tuned")), f"tuned, {metric(at(verdict, 'metric'))}"),
-            (fixed(at(verdict, "comparator.score")), spaced(other)),
-            (difference, f"{confidence} interval {interval(at(verdict, 'interval'), sign=True)}"),
-            (f"{at(plan, 'rows'):,}", f"training sequences, {at(plan, 'steps')} steps planned"),
+            (fixed(verdict.tuned), f"tuned, {metric(verdict.metric)}"),
+            (fixed(verdict.comparator.score), spaced(other)),
+            (difference, f"{confidence} interval {interval(verdict.interval, sign=True)}"),
+            (f"{plan.rows:,}", f"training sequences, {plan.steps} steps planned"),
         ),
     )
 
 
-def _sentence(verdict: Record) -> str:
-    name, rows, needed = at(verdict, "comparator.name"), at(verdict, "n"), at(verdict, "rows_needed", None)
+def _sentence(verdict: Verdict) -> str:
+    name, rows, needed = verdict.comparator.name, verdict.n, verdict.rows_needed
     other = f"the best untrained arm ({spaced(name)})"
-    if at(verdict, "unbeaten") and at(verdict, "interval")[0] > 0:
-        others = " or ".join(map(spaced, at(verdict, "unbeaten")))
+    if verdict.doubts:
+        others = " or ".join(map(spaced, verdict.doubts))
         return (
             f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev "
             f"({spaced(name)}), but not shown "
             f"to be better than {others}: dev chose a weak comparator, and beating it alone does not justify "
             "fine-tuning."
         )
-    if at(verdict, "verdict") == "BETTER":
+    if verdict.verdict == "BETTER":
         return f"On {rows} held-out rows the tuned model is better than {other}."
-    if at(verdict, "verdict") == "WORSE":
+    if verdict.verdict == "WORSE":
         instead = INSTEAD.get(name, "use that arm")
         return f"On {rows} held-out rows the tuned model is worse than {other}. Do not use it: {instead} instead."
-    if at(verdict, "verdict") == "PRACTICALLY EQUAL":
-        margin = at(verdict, "margin")
+    if verdict.verdict == "PRACTICALLY EQUAL":
+        margin = verdict.margin
         return f"On {rows} held-out rows the tuned model and {other} differ by less than the margin of {margin:g}."
     enough = f" About {needed} rows would." if needed else ""
     return f"{rows} held-out rows do not decide between the tuned model and {other}.{enough}"
 
 
-def _margin_note(verdict: Record) -> str:
-    margin = at(verdict, "margin")
-    if at(verdict, "verdict") != "BETTER" or at(verdict, "interval")[0] >= margin:
+def _margin_note(verdict: Verdict) -> str:
+    margin = verdict.margin
+    if verdict.verdict != "BETTER" or verdict.interval[0] >= margin:
         return ""
     return f" The lower end of the interval is below {margin:g}, the margin that you set for a useful difference."
 
 
-def cautions(verdict: Record) -> list[str]:
+def cautions(verdict: Verdict) -> list[str]:
     """What a reader of the verdict alone must know as well."""
     found = []
-    for path, ability in ABILITIES.items():
-        probe = at(forgetting(verdict), path, None)
-        if at(probe, "verdict", None) == "WORSE":
-            change = interval(at(probe, "interval"), sign=True)
-            before, after = fixed(at(probe, "base")), fixed(at(probe, "tuned"))
-            found.append(f"It got worse at {ability}: {before} before, {after} after ({change}).")
+    for ability, probe in _probes(forgetting(verdict)).items():
+        if probe is not None and probe.verdict == "WORSE":
+            change = interval(probe.interval, sign=True)
+            found.append(
+                f"It got worse at {ability}: {fixed(probe.base)} before, {fixed(probe.tuned)} after ({change})."
+            )
     if beats_us(verdict):
         found.append("A TF-IDF classifier that trains in seconds is not shown to be worse.")
-    arms = ("tuned", at(verdict, "comparator.name"))
-    cut = {name: at(verdict, f"arms.{name}.summary.cut_answers", 0.0) for name in arms}
+    arms = {"tuned": verdict.tuned_arm, verdict.comparator.name: verdict.comparator_arm}
+    cut = {name: arm.summary.get("cut_answers", 0.0) for name, arm in arms.items()}
     if max(cut.values()) > CUT:
         counts = " and ".join(f"{percent(fraction)} of {spaced(name)} answers" for name, fraction in cut.items())
-        limit = at(verdict, "max_new_tokens")
-        found.append(
-            f"{counts} were cut off at {limit} tokens; only what precedes the cut is scored (prove.max_new_tokens)."
-        )
+        limit = f"cut off at {verdict.max_new_tokens} tokens"
+        found.append(f"{counts} were {limit}; only what precedes the cut is scored (prove.max_new_tokens).")
     return found
 
 
-def forgetting(verdict: Record) -> Record | None:
+def _probes(found: Forgetting | None) -> dict[str, Probe | None]:
+    """What forgetting.json compares with a verdict of its own, by what it is called."""
+    if found is None:
+        return {}
+    general = found.probes and {
+        "knowledge": found.probes.knowledge,
+        "following instructions": found.probes.instructions,
+    }
+    return {**(general or {}), "your regression rows": found.keep}
+
+
+def forgetting(verdict: Verdict) -> Forgetting | None:
     """What the stage `forgetting` measured; None where it measured nothing."""
-    found = at(verdict, "forgetting", None)
-    return found if at(found, "measured", False) else None
+    return verdict.forgetting if isinstance(verdict.forgetting, Forgetting) else None
 
 
-def beats_us(verdict: Record) -> bool:
+def beats_us(verdict: Verdict) -> bool:
     """Whether tuned is not shown to be better than the TF-IDF classifier, where there is one."""
-    return "classical" in at(verdict, "arms") and at(verdict, "arms.classical.tuned_minus_this.interval")[0] <= 0
+    classical = verdict.arms.get("classical")
+    against = classical and classical.tuned_minus_this
+    return against is not None and against.interval.low <= 0
 
 
-def other_metrics(verdict: Record) -> list[str]:
+def other_metrics(verdict: Verdict) -> list[str]:
     """Names of what was measured of any arm beside the verdict's metric."""
-    return sorted({name for arm in at(verdict, "arms").values() for name in at(arm, "summary")})
+    return sorted({name for arm in verdict.arms.values() for name in arm.summary})
 
 
-def changes(tuned: Sequence[Record], other: Sequence[Record], metric_name: str) -> Changes:
+def changes(tuned: Sequence[ScoreLine], other: Sequence[ScoreLine], metric_name: str) -> Changes:
     """Pairs the two arms' scored rows, which are the same rows in the same order."""
     sign = 1 if METRICS[metric_name].higher_is_better else -1
-    gains = sorted(
-        (sign * (at(a, "score") - at(b, "score")), i) for i, (a, b) in enumerate(zip(tuned, other, strict=True))
-    )
+    gains = sorted((sign * (a.score - b.score), i) for i, (a, b) in enumerate(zip(tuned, other, strict=True)))
     worse, better = [i for gain, i in gains if gain < 0], [i for gain, i in reversed(gains) if gain > 0]
     return Changes(
         better=len(better),
@@ -166,81 +181,71 @@ def changes(tuned: Sequence[Record], other: Sequence[Record], metric_name: str) 
     )
 
 
-def _change(tuned: Record, other: Record) -> Change:
-    messages = at(tuned, "messages")
+def _change(tuned: ScoreLine, other: ScoreLine) -> Change:
+    messages = tuned.messages
     return Change(
-        where=line(at(tuned, "where")),
-        question=next((at(m, "content") for m in reversed(messages) if at(m, "role") == "user"), ""),
-        expected=at(tuned, "target"),
-        other=f"{at(other, 'answer')}  [{fixed(at(other, 'score'))}]",
-        tuned=f"{at(tuned, 'answer')}  [{fixed(at(tuned, 'score'))}]",
+        where=line(tuned.where),
+        question=next((m.content for m in reversed(messages) if m.role == "user"), ""),
+        expected=tuned.target,
+        other=f"{other.answer}  [{fixed(other.score)}]",
+        tuned=f"{tuned.answer}  [{fixed(tuned.score)}]",
     )
 
 
-def settings(plan: Record) -> list[tuple[str, str, str]]:
+def settings(plan: Plan) -> list[tuple[str, str, str]]:
     """(name, value, reason) of everything the plan fixed."""
-    reasons, adapter, estimate = at(plan, "reasons"), at(plan, "adapter"), at(plan, "estimate")
-    rows = [
-        (name, _shown(value), reasons.get(name, ""))
-        for name, value in _fields(plan)
-        if name not in ("reasons", "estimate", "adapter")
-    ]
-    rows += [(f"adapter.{name}", _shown(value), "") for name, value in _fields(adapter)]
-    if estimate:
-        expected = f"{at(estimate, 'train_seconds'):.0f} s, {at(estimate, 'peak_gb'):.1f} GB"
-        rows.append(("estimate", expected, at(estimate, "reason")))
+    apart = ("reasons", "estimate", "adapter")
+    rows = [(name, _shown(value), plan.reasons.get(name, "")) for name, value in plan if name not in apart]
+    rows += [(f"adapter.{name}", _shown(value), "") for name, value in plan.adapter]
+    if plan.estimate:
+        expected = f"{plan.estimate.train_seconds:.0f} s, {plan.estimate.peak_gb:.1f} GB"
+        rows.append(("estimate", expected, plan.estimate.reason))
     return rows
-
-
-def _fields(record: Record) -> Iterable[tuple[str, object]]:
-    return dict(record).items()  # of a typed record too: it yields its fields
 
 
 def _shown(value: object) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
-def arms_chart(verdict: Record) -> Markup:
+def arms_chart(verdict: Verdict) -> Markup:
     """Score and interval of every arm, the first on top."""
-    arms = list(reversed(at(verdict, "arms").items()))
-    bars = [plots.Bar(name, at(arm, "score"), *at(arm, "interval")) for name, arm in arms]
-    name = at(verdict, "metric")
-    return plots.arms(bars, metric(name), METRICS[name].higher_is_better, at(verdict, "comparator.name"))
+    arms = list(reversed(verdict.arms.items()))
+    bars = [plots.Bar(name, arm.score, *arm.interval) for name, arm in arms]
+    name = verdict.metric
+    return plots.arms(bars, metric(name), METRICS[name].higher_is_better, verdict.comparator.name)
 
 
-def pareto_chart(forgetting: Record | None, metric_name: str) -> Markup | None:
+def pareto_chart(found: Forgetting | None, metric_name: str) -> Markup | None:
     """Dev score by KL for every scale, where several were tried."""
-    if at(forgetting, "sweep", None) is None or at(forgetting, "task", None) is None:
+    if found is None or found.sweep is None or found.task is None:
         return None
-    scales, dev = at(forgetting, "scales"), at(forgetting, "sweep.dev")
-    text = "generic" if at(forgetting, "generic", None) is not None else "task"
-    scores, kl = [dev[f"{scale:g}"] for scale in scales], at(forgetting, f"{text}.kl_bits")
-    points = [plots.Scale(*values) for values in zip(scales, kl, scores, strict=True)]
-    return plots.pareto(points, at(forgetting, "sweep.chosen"), text, metric(metric_name))
+    text, measured = ("generic", found.generic) if found.generic is not None else ("task", found.task)
+    scores = [found.sweep.dev[f"{scale:g}"] for scale in found.scales]
+    points = [plots.Scale(*values) for values in zip(found.scales, measured.kl_bits, scores, strict=True)]
+    return plots.pareto(points, found.sweep.chosen, text, metric(metric_name))
 
 
-def curve_chart(curve: Record | None, verdict: Record, ceiling: float | None) -> Markup | None:
+def curve_chart(verdict: Verdict, ceiling: float | None) -> Markup | None:
     """Score by number of training rows, where it was measured."""
-    points = at(curve, "points", None)
-    if points is None:
+    curve = verdict.learning_curve
+    if not isinstance(curve, LearningCurve):
         return None
-    forecast = at(curve, "forecast") if at(curve, "forecast.told", False) else None
-    ahead = forecast and plots.Forecast(at(forecast, "rows"), at(forecast, "score"), *at(forecast, "interval"))
-    rows, seeds = [at(p, "rows") for p in points], [at(p, "seeds") for p in points]
-    return plots.curve(
-        rows, seeds, plots.Reference(at(verdict, "comparator.score"), ceiling), ahead, metric(at(verdict, "metric"))
-    )
+    rows, seeds, ahead = [p.rows for p in curve.points], [p.seeds for p in curve.points], None
+    if isinstance(curve.forecast, Forecast):
+        ahead = plots.Forecast(curve.forecast.rows, curve.forecast.score, *curve.forecast.interval)
+    against = plots.Reference(verdict.comparator.score, ceiling)
+    return plots.curve(rows, seeds, against, ahead, metric(verdict.metric))
 
 
-def loss_chart(lines: Sequence[Record], best_step: int | None) -> Markup:
+def loss_chart(lines: Sequence[StartLine | StepLine], best_step: int | None) -> Markup:
     """Training and dev loss by step."""
-    train = [(at(x, "step"), loss) for x in lines if (loss := at(x, "loss", None)) is not None]
-    dev = [(at(x, "step"), loss) for x in lines if (loss := at(x, "dev_loss", None)) is not None]
+    train = [(x.step, x.loss) for x in lines if isinstance(x, StepLine)]
+    dev = [(x.step, x.dev_loss) for x in lines if x.dev_loss is not None]
     return plots.losses(train, dev, best_step)
 
 
-def coverage_chart(calibration: Record | None) -> Markup | None:
+def coverage_chart(found: Calibration | None) -> Markup | None:
     """Accuracy by the fraction of rows answered, where it was measured."""
-    if calibration is None:
+    if found is None:
         return None
-    return plots.risk_coverage(at(calibration, "curve"), at(calibration, "handover.threshold", None))
+    return plots.risk_coverage(found.curve, found.handover.threshold if found.handover else None)
