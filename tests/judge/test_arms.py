@@ -86,11 +86,12 @@ def test_the_model_is_asked_as_the_task_requires() -> None:
 def test_every_kind_of_score_survives_its_json_line() -> None:
     rows, model = [chat("say yes", "yes"), chat('say {"a":1}', '{"a":1}')], Scripted()
     free, labels = Task(GENERATION, METRICS["chrf"], ""), Task(LABEL, METRICS["accuracy"], "", ("no", "yes"))
-    objects, text = detect_task([rows[1]]), detect_task([Text("abcd", "d")])
-    for task, row in ((free, rows[0]), (labels, rows[0]), (objects, rows[1]), (text, Text("abcd", "d"))):
+    objects, documents = detect_task([rows[1]]), detect_task([Text("abcd", "d")])
+    for task, row in ((free, rows[0]), (labels, rows[0]), (objects, rows[1]), (documents, Text("abcd", "d"))):
         (score,) = evaluate.judge(families.tuned(task), [row], task, model)
-        line = json.loads(json.dumps(replace(score, row=0, key="k").to_json()))
-        ScoreLine.model_validate(line)  # the schema of the run folder
+        text = json.dumps(replace(score, row=0, key="k").to_json())
+        ScoreLine.model_validate_json(text)  # the schema of the run folder
+        line = json.loads(text)
         assert Score.from_json(line) == replace(score, row=0, key="k")
         assert list(Score.from_json(line).to_json().items()) == list(line.items())
 
