@@ -17,19 +17,23 @@ REPORTS = EXAMPLES.parent / "docs" / "reports"
 TOLD = {
     "addresses": (
         "US addresses to JSON",
-        "Structured extraction: 1,504 addresses labelled by hand (usaddress 0.5.16, MIT), 2 to 12 parts each. The zero-shot base does not know the fields, so few-shot is the arm to beat.",
+        "Structured extraction: 1,504 addresses labelled by hand (usaddress 0.5.16, MIT), 2 to 12 parts each. The "
+        "zero-shot base does not know the fields, so few-shot is the arm to beat.",
     ),
     "sentiment": (
         "Sentiment of short texts",
-        "Classification into positive, neutral and negative (VADER ground truth, MIT). Labels are scored by the log-probability of the whole answer. The constant answer and a TF-IDF classifier are arms too: look at them before you believe in a language model.",
+        "Classification into positive, neutral and negative (VADER ground truth, MIT). Labels are scored by the "
+        "log-probability of the whole answer. The constant answer and a TF-IDF classifier are arms too: look at them before you believe in a language model.",
     ),
     "support": (
         "A support assistant",
-        "310 real questions and answers from the Python, Debian and SQLite FAQs; the retrieval arms look into the Python tutorial and HOWTOs and SQLite's pages. chrF tells whether the answer uses the words of the reference, not whether it is true. Read the verdict with the numbers beside it: the dev loss falls, so the model does learn how such answers sound, but a 135M model cannot know the facts, and chrF counts recall twice, which favours the base model's longer answers. A tool that only showed the loss curve would have called this a success.",
+        "310 real questions and answers from the Python, Debian and SQLite FAQs; the retrieval arms look into the "
+        "Python tutorial and HOWTOs and SQLite's pages. chrF tells whether the answer uses the words of the reference, not whether it is true. Read the verdict with the numbers beside it: the dev loss falls, so the model does learn how such answers sound, but a 135M model cannot know the facts, and chrF counts recall twice, which favours the base model's longer answers. A tool that only showed the loss curve would have called this a success.",
     ),
     "docs": (
         "Domain language from raw pages",
-        "SQLite's documentation as plain text (public domain), no questions and answers. Bits per byte of held-out pages: lower is better.",
+        "SQLite's documentation as plain text (public domain), no questions and answers. Bits per byte of held-out "
+        "pages: lower is better.",
     ),
 }
 
@@ -63,7 +67,8 @@ def main(root: Path, log: str) -> None:
         ]
         said = [line.replace(f"{root}/", "runs/") for line in said]
         arms = [
-            f"| {a.replace('_', ' ')} | {d['score']:.3f} | {d['interval'][0]:.3f} to {d['interval'][1]:.3f} | {', '.join(f'{k} {v:.3f}' for k, v in d['summary'].items())} |"
+            f"| {a.replace('_', ' ')} | {d['score']:.3f} | {d['interval'][0]:.3f} to {d['interval'][1]:.3f} | "
+            f"{', '.join(f'{k} {v:.3f}' for k, v in d['summary'].items())} |"
             for a, d in verdict["arms"].items()
         ]
         text = "\n".join(
@@ -81,7 +86,8 @@ def main(root: Path, log: str) -> None:
                 "|---|---|---|---|",
                 *arms,
                 "",
-                f"**{verdict['verdict']}**: difference {verdict['difference']:+.3f} [{verdict['interval'][0]:+.3f}, {verdict['interval'][1]:+.3f}] to {verdict['comparator']['name'].replace('_', ' ')} on {verdict['n']} held-out rows ({verdict['test']}).",
+                f"**{verdict['verdict']}**: difference {verdict['difference']:+.3f} [{verdict['interval'][0]:+.3f}, "
+                f"{verdict['interval'][1]:+.3f}] to {verdict['comparator']['name'].replace('_', ' ')} on {verdict['n']} held-out rows ({verdict['test']}).",
                 "",
                 sample(run, name),
                 "What it printed (two cores at most, no GPU; progress lines left out):",
@@ -90,7 +96,8 @@ def main(root: Path, log: str) -> None:
                 *said,
                 "```",
                 "",
-                f"The [report](../../docs/reports/{name}.html) of that run; both written by `scripts/example_readmes.py`.",
+                f"The [report](../../docs/reports/{name}.html) of that run; both written by "
+                "`scripts/example_readmes.py`.",
                 "",
             ]
         )

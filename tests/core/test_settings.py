@@ -19,10 +19,12 @@ from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.export import merged
-from tunewright.judge import calibration, protocol
-from tunewright.model.facts import read_facts
+from tunewright.judge import calibration
+from tunewright.judge.arms.arm import Arm
+from tunewright.model.facts import Facts, read_facts
 from tunewright.run import inputs
-from tunewright.stages import probes
+from tunewright.stages import plan
+from tunewright.stages.probes import paired
 from tunewright.tokens.packing import step_rows
 from tunewright.train import machine, planning
 
@@ -84,10 +86,10 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 ELSEWHERE = {
-    "train.method": "methods/toy_preference.py: another method, registered by one line",
     "forget.apply_best_scale": "stages/test_forget.py: the chosen scale",
     "prove.embedder": "judge: embedding index",
     "prove.target_accuracy": "below",
+    "train.method": "below",
     "forget.margin": "below",
     "export.merged": "below",
     "export.dtype": "below",
@@ -121,7 +123,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: dict[str, Any]) -> str:
+def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: dict[str, Facts]) -> str:
     """The inputs of a run: data, prompts, plan, order, arms, protocol; or the error that rejects the settings."""
     given = {"model": "MODEL llama", **BASE, **settings}
     for key, value in given.items():
@@ -136,36 +138,48 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
         return f"{error.code} {error.where}"
 
 
-def _observed(config: Config, root: Path, known: dict[str, Any]) -> str:
-    facts = known.setdefault(config.model, None) or read_facts(config.model)
-    known[config.model] = facts
-    box = machine.Machine("cpu", 1 if config.threads == "auto" else config.threads, 8.0, 8.0, 10.0, 10.0, "test")
-    data = dataset.load(config)
-    gathered = inputs.on_machine(config, Run(root / "run"), data, facts, box)
-    rows = gathered.rows["train"]
-    sizes = planning.RowStats.of(rows)
-    made = planning.make(config, facts, sizes, box, data.task.kind.name, gathered.max_new_tokens)
-    agreed = protocol.make(data, config.prove, gathered.arms, gathered.dev, gathered.test, gathered.max_new_tokens)
+def _observed(asked: Config, root: Path, known: dict[str, Facts]) -> str:
+    run, data = Run(root / "run"), dataset.load(asked)
+
+    def facts(model: str) -> Facts:
+        if model not in known:
+            known[model] = read_facts(model)
+        return known[model]
+
+    def hardware(threads: int | None) -> machine.Machine:
+        return machine.Machine("cpu", threads or 1, 8.0, 8.0, 10.0, 10.0, "test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "read_facts", facts)
+        patch.setattr(machine, "measure", hardware)
+        gathered = inputs.gather(asked, run, data)
+    setup: Any = SimpleNamespace(context=SimpleNamespace(data=data, config=asked), inputs=gathered)
+    train, sizes = gathered.rows["train"], planning.RowStats.of(gathered.rows["train"])
+    task = data.task.kind.name
+    made = planning.make(asked, gathered.facts, sizes, gathered.machine, task, gathered.max_new_tokens)
     return json.dumps(
         {
-            "facts": facts.sha256,
-            "data": [data.sha256, data.sides, data.cluster, data.task.kind.name],
+            "facts": gathered.facts.sha256,
+            "data": [data.sha256, data.sides, data.cluster, task],
             "tokens": [[s.ids for r in rows for s in r.sequences] for rows in gathered.rows.values()],
             "plan": made.model_dump(exclude={"reasons"}),
-            "order": step_rows(len(rows), made.batch_size, made.seed, 0),
-            "protocol": agreed.sha256,
-            "arms": {
-                f: [(a.name, a.description, vars(a.responder.endpoint) if f == "remote" else "") for a in v]  # type: ignore[attr-defined]
-                for f, v in gathered.arms.items()
-            },
+            "order": step_rows(len(train), made.batch_size, made.seed, 0),
+            "protocol": plan.protocol_of(setup).sha256,
+            "arms": [(a.name, a.description, endpoint_of(a)) for arms in gathered.arms.values() for a in arms],
         },
         default=str,
     )
 
 
+def endpoint_of(arm: Arm) -> dict[str, Any]:
+    """Everything that a remote arm knows of its endpoint, the key included."""
+    endpoint = getattr(arm.responder, "endpoint", None)
+    return vars(endpoint) if endpoint else {}
+
+
 @pytest.mark.parametrize("key", EARLY)
 def test_a_setting_changes_the_inputs_of_a_run(
-    key: str, files: Path, model_folder: Folder, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    key: str, files: Path, model_folder: Folder, known: dict[str, Facts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("K", "one")
     monkeypatch.setenv("SECRET", "another")
@@ -176,7 +190,7 @@ def test_a_setting_changes_the_inputs_of_a_run(
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[str, Any]:
+def known() -> dict[str, Facts]:
     return {}
 
 
@@ -188,7 +202,7 @@ def test_old_names_and_synonyms_point_to_settings() -> None:
 
 @pytest.mark.parametrize("old", explain.RENAMED)
 def test_an_old_name_is_answered_with_the_new_one(old: str) -> None:
-    with pytest.raises(TunewrightError, match=f"CONFIG_UNKNOWN_KEY.*it is now called {explain.RENAMED[old]}"):
+    with pytest.raises(TunewrightError, match=rf"CONFIG_UNKNOWN_KEY.*it is now called {explain.RENAMED[old]}"):
         config.load(None, [f"{old}=1"])
 
 
@@ -198,11 +212,10 @@ def test_settings_that_single_functions_read() -> None:
     right = confidence > 0.4
     assert calibration.handover(confidence, right, 0.95) != calibration.handover(confidence, right, 0.7)
 
-    def verdict(margin: float) -> str:
-        word: str = probes.paired([1.0] * 99 + [0.0], [1.0] * 100, margin, 0.05)["verdict"]
-        return word
-
-    assert verdict(0.01) != verdict(0.3)
+    verdicts = [paired([1.0] * 99 + [0.0], [1.0] * 100, margin, 0.05)["verdict"] for margin in (0.01, 0.3)]
+    assert verdicts[0] != verdicts[1]
+    with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
+        config.load(None, train__method="dpo")
     facts: Any = SimpleNamespace(parameters=10, dtype="F32")
     assert [merged.stored(config.load(None, export__dtype=d), facts) for d in ("float16", "auto")] == [
         "float16",
