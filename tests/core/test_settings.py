@@ -86,7 +86,6 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 ELSEWHERE = {
-    "train.method": "methods/toy_preference.py: another method, registered by one line",
     "forget.apply_best_scale": "stages/test_forget.py: the chosen scale",
     "prove.embedder": "judge: embedding index",
     "prove.target_accuracy": "below",
