@@ -88,8 +88,10 @@ def _sentence(verdict: Record) -> str:
     if at(verdict, "unbeaten") and at(verdict, "interval")[0] > 0:
         others = " or ".join(map(spaced, at(verdict, "unbeaten")))
         return (
-            f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev ({spaced(name)}), but not shown "
-            f"to be better than {others}: dev chose a weak comparator, and beating it alone does not justify fine-tuning."
+            f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev "
+            f"({spaced(name)}), but not shown "
+            f"to be better than {others}: dev chose a weak comparator, and beating it alone does not justify "
+            "fine-tuning."
         )
     if at(verdict, "verdict") == "BETTER":
         return f"On {rows} held-out rows the tuned model is better than {other}."
