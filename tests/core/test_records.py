@@ -115,7 +115,11 @@ WRONG: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "unknown word": ("verdict.json", lambda v: v.update(verdict="GOOD"), "`verdict`: Input should be 'BETTER'"),
     "measured, without results": ("forgetting.json", lambda v: v.pop("scales"), "`scales`: Field required"),
     "crossfit": ("crossfit.json", lambda v: v.update(rate="high"), "`rate`: Input should be a valid number"),
-    "a list's item": ("export.json", lambda v: v[1].update(kind="gguf"), "`1.kind`: Input should be 'adapter' or"),
+    "a list's item": (
+        "export.json",
+        lambda v: v[1].update(canaries="x"),
+        "`1.canaries`: Input should be a valid integer",
+    ),
     "a later version": ("verdict.json", lambda v: v.update(version=2), "written by a newer tunewright. Fix: upgrade"),
     "a version of a part": (
         "verdict.json",

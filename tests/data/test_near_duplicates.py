@@ -13,7 +13,10 @@ from tunewright.data.examples import Chat, Message
 @pytest.mark.parametrize("many", [40, 150, 1200])
 def test_shared_boilerplate_does_not_make_rows_near_duplicates(many: int) -> None:
     """The instruction is in every user message, far longer than what differs."""
-    boilerplate = "Read the message of a customer of our shop and say which department answers it, billing, shipping or returns. Message: "
+    boilerplate = (
+        "Read the message of a customer of our shop and say which department answers it, billing, "
+        "shipping or returns. Message: "
+    )
     random = Random(many)
     fills = ["".join(random.choices("abcdefghij klmnop", k=60)) for _ in range(many)]
     rows = [boilerplate + fill for fill in fills] + [boilerplate + fills[0] + "!", boilerplate + fills[1].upper()]

@@ -46,7 +46,8 @@ def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_fo
     rows = [f"lot {i * 37 % 1009},{'warm' if i * i % 7 > 3 else 'cold'}\n" for i in range(80)]
     (tmp_path / "labels.csv").write_text("text,label\n" + "".join(rows))
     done = api.run(tmp_path / "labels.csv", model=str(model_folder("llama")), name="less", root=tmp_path, threads=1,
-                  train__steps=4, train__batch_size=4, train__dtype="float32", prove__few_shot=[], prove__max_dev_rows=8,
+                  train__steps=4, train__batch_size=4, train__dtype="float32",
+                  prove__few_shot=[], prove__max_dev_rows=8,
                   forget__apply_best_scale=True, forget__scales=[0.25])  # fmt: skip
     run = Run(done.path)
     assert run.scale == read(done.path, "forgetting")["chosen"] == 0.25

@@ -1,7 +1,6 @@
 """The command line: one short function per command. Results go to stdout, all else to stderr.
 
-Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 the gate failed, 130 interrupted (completed work is
-saved).
+Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 gate failed, 130 interrupted (completed work is saved).
 """
 
 from __future__ import annotations
