@@ -1,4 +1,4 @@
-"""Training as a process of its own leaves the same folder as in one process; the same command continues the same run."""
+"""Training as a process of its own leaves the folder of a single process; the same command continues the same run."""
 
 from __future__ import annotations
 

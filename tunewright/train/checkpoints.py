@@ -162,7 +162,10 @@ def restore(
     weights = load_file(checkpoint / "weights.safetensors")
     if set(weights) != set(parameters):
         raise RunError(
-            "RESUME_MISMATCH", "the set of trained tensors is not the one that was saved.", where=str(checkpoint), fix="start a new run."
+            "RESUME_MISMATCH",
+            "the set of trained tensors is not the one that was saved.",
+            where=str(checkpoint),
+            fix="start a new run.",
         )
     moments = load_file(checkpoint / "optimizer.safetensors")
     with torch.no_grad():
