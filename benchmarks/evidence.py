@@ -44,7 +44,8 @@ def table(runs: dict[str, Path]) -> str:
     rows = {s: [taken[k].get(s, 0.0) for k in KINDS] for s in stages} | {"all": list(total.values())}
     times = " | ".join(f"{x / total['plain']:.2f}" for x in total.values())
     lines = [
-        f"`python benchmarks/evidence.py`: seconds of each stage, the demo task (1,504 addresses, {steps} steps), threads: {threads['full']}. One run each:",
+        f"`python benchmarks/evidence.py`: seconds of each stage, the demo task (1,504 addresses, {steps} steps), "
+        f"threads: {threads['full']}. One run each:",
         "the ratio is good to perhaps a tenth.",
         "",
         f"| stage | {' | '.join(KINDS)} |",

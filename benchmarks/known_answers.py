@@ -161,7 +161,8 @@ class Bench:
                 (t, draw.choice([x for x in names if x != label]) if draw.random() < 0.15 else label)
                 for t, label in rows
             ]
-            self.made(name, "export", self.write(name, planted), INSTRUCTION, *PLAIN, "experiments.crossfit=true", "train.epochs=1.5",
+            self.made(name, "export", self.write(name, planted), INSTRUCTION, *PLAIN,
+                      "experiments.crossfit=true", "train.epochs=1.5",
                       "split.test=0.1", "export.merged=false")  # fmt: skip
             split = (self.folder / "runs" / name / "data" / "split.jsonl").read_text().splitlines()
             train = {line["row"] for line in map(json.loads, split) if line["side"] == "train"}
@@ -226,8 +227,10 @@ class Bench:
         lost = {k: p["verdict"] for k, p in f["probes"].items() if "verdict" in p}
         before, after = m["ways"]["as it is"], m["ways"][m["chosen"]]
         told = (
-            f"probes {lost}; KL on generic text {before['generic']['kl_bits']:.2f} bits as it is, {after['generic']['kl_bits']:.2f} with {m['chosen']} "
-            f"(dev {before['dev']:.3f} and {after['dev']:.3f}); share of the update that the rule chooses {f['sweep']['chosen']:g}"
+            f"probes {lost}; KL on generic text {before['generic']['kl_bits']:.2f} bits as it is, "
+            f"{after['generic']['kl_bits']:.2f} with {m['chosen']} "
+            f"(dev {before['dev']:.3f} and {after['dev']:.3f}); share of the update that the rule chooses "
+            f"{f['sweep']['chosen']:g}"
         )
 
         tripped = "WORSE" in lost.values()
@@ -246,7 +249,9 @@ CASES: dict[str, Callable[[Bench], tuple[str, str, bool]]] = {
 
 def _told(v: dict[str, Any]) -> str:
     other = v["comparator"]
-    return f"{v['verdict']}: {v['tuned']:.3f} against {other['score']:.3f} ({other['name']}), {v['interval'][0]:+.3f} to {v['interval'][1]:+.3f}, {v['n']} rows"
+    low, high = v["interval"]
+    scores = f"{v['tuned']:.3f} against {other['score']:.3f} ({other['name']})"
+    return f"{v['verdict']}: {scores}, {low:+.3f} to {high:+.3f}, {v['n']} rows"
 
 
 def main() -> None:
@@ -272,7 +277,8 @@ def main() -> None:
         )
         asked.out.write_text(json.dumps(found, indent=1))
     lines = [
-        f"`python benchmarks/known_answers.py --shuffles {asked.shuffles}`: SmolLM2-135M-Instruct, tweets (vaderSentiment), through the command line.",
+        f"`python benchmarks/known_answers.py --shuffles {asked.shuffles}`: SmolLM2-135M-Instruct, tweets "
+        "(vaderSentiment), through the command line.",
         "",
         "| run | should give | gave | |",
         "|---|---|---|---|",

@@ -34,6 +34,8 @@ def plan_of(setup: dict[str, Any], rows: list[TrainRow]) -> Plan:
         batch_size=setup["batch"],
         tokens_per_pass=setup.get("capacity", 8192),
         max_length=8192,
+        max_new_tokens=1,
+        decode_batch_size=1,
         layout=setup["layout"],
         kernels="fused",
         gradient_checkpointing=setup.get("recompute", "none"),

@@ -40,7 +40,8 @@ def bf16(*shape: int) -> Tensor:
 
 def products(tokens: int = 976) -> None:
     print(
-        f"## Matrix products, bfloat16, {tokens} tokens (GFLOP/s)\n\n| inputs, outputs | forward | to the input | to the input, weight transposed in advance |\n|---|---|---|---|"
+        f"## Matrix products, bfloat16, {tokens} tokens (GFLOP/s)\n\n| inputs, outputs | forward | to the input | "
+        "to the input, weight transposed in advance |\n|---|---|---|---|"
     )
     for i, o in ((576, 576), (576, 192), (576, 960), (576, 1536), (576, 3072), (1536, 576)):
         x, g, w = bf16(tokens, i), bf16(tokens, o), bf16(o, i)
@@ -51,7 +52,8 @@ def products(tokens: int = 976) -> None:
 
 def kernels() -> None:
     print(
-        "\n## Attention of one layer, bfloat16 (milliseconds, forward / backward)\n\n| queries on keys | torch's flash kernel | plain products |\n|---|---|---|"
+        "\n## Attention of one layer, bfloat16 (milliseconds, forward / backward)\n\n| queries on keys | torch's "
+        "flash kernel | plain products |\n|---|---|---|"
     )
     ops = torch.ops.aten
     shapes = {
@@ -119,7 +121,8 @@ def steps() -> None:
             times[name].append(time.perf_counter() - start)
             model.module.zero_grad()
     print(
-        f"\n## A pass of {batch.ids_BT.size} computed tokens, forward and backward\n\n| decoder, most queries of a long / short piece | s, best of five | median |\n|---|---|---|"
+        f"\n## A pass of {batch.ids_BT.size} computed tokens, forward and backward\n\n| decoder, most queries of a "
+        "long / short piece | s, best of five | median |\n|---|---|---|"
     )
     for name, spent in times.items():
         print(f"| {name} | {min(spent[1:]):.2f} | {statistics.median(spent[1:]):.2f} |")

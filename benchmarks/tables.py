@@ -38,12 +38,16 @@ def peers_table(result: dict[str, Any]) -> str:
         for found in row["versions"].values():
             versions |= found
     lines = [
-        f"`{result['command']}`: {machine['threads']} threads of {machine['processor']}, products at {peak:.0f} GFLOP/s, "
-        f"Python {result['python']}, {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}; {result['minutes']} minutes.",
+        f"`{result['command']}`: {machine['threads']} threads of {machine['processor']}, products at {peak:.0f} "
+        "GFLOP/s, "
+        f"Python {result['python']}, {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}; "
+        f"{result['minutes']} minutes.",
         "",
-        "Times as fast as the best setting of the best peer (median of the rounds, and their range); seconds a step are medians.",
+        "Times as fast as the best setting of the best peer (median of the rounds, and their range); seconds a step "
+        "are medians.",
         "",
-        "| workload | times as fast | wanted | ours, s | peers, s | ours, rows/s | tokens/s of the rows | tokens/s computed | of the product peak | memory, ours / peer |",
+        "| workload | times as fast | wanted | ours, s | peers, s | ours, rows/s | tokens/s of the rows | tokens/s "
+        "computed | of the product peak | memory, ours / peer |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["workloads"]:
@@ -53,8 +57,10 @@ def peers_table(result: dict[str, Any]) -> str:
         ours, found = seconds[OURS], ratios(row["seconds"])
         theirs = ", ".join(f"{n} {s:.1f}" if s else f"{n} died" for n, s in seconds.items() if n != OURS)
         lines.append(
-            f"| {row['says']}; {row['batch']} rows a step | {times(found)} | {row['target']:g} | {ours:.2f} | {theirs} | {row['batch'] / ours:.2f} "
-            f"| {row['tokens'] / ours:.0f} | {row['computed'] / ours:.0f} | {row['flops'] / ours / peak / 1e9:.0%} | {memory(row)} |"
+            f"| {row['says']}; {row['batch']} rows a step | {times(found)} | {row['target']:g} | {ours:.2f} | "
+            f"{theirs} | {row['batch'] / ours:.2f} "
+            f"| {row['tokens'] / ours:.0f} | {row['computed'] / ours:.0f} | {row['flops'] / ours / peak / 1e9:.0%} "
+            f"| {memory(row)} |"
         )
     if part := result.get("settings"):
         title = "The peers' settings on classify-200 (one step after a small one to warm up)"
@@ -109,7 +115,8 @@ def readme_table(peers: dict[str, Any], judging: dict[str, Any]) -> str:
     """The part of the README about speed."""
     threads, best = peers["machine"]["threads"], ", ".join(peers["best"].values())
     lines = [
-        f"`make bench`, SmolLM2-135M, LoRA rank 16, {threads} CPU threads; against the best setting of the best peer ({best}):",
+        f"`make bench`, SmolLM2-135M, LoRA rank 16, {threads} CPU threads; against the best setting of the best "
+        f"peer ({best}):",
         "",
         "| a step of | times as fast (range of rounds) | wanted | of the product peak | memory, ours / peer |",
         "|---|---|---|---|---|",
@@ -153,7 +160,8 @@ def curve_lines(curves: dict[str, dict[str, list[float]]]) -> list[str]:
     wide, narrow = curves["float32"], curves["bfloat16"]
     ours = wide[OURS]
     lines = [
-        f"Loss curves, {len(ours)} steps from the same adapter on the same rows (ours: {ours[0]:.3f} to {ours[-1]:.3f}):",
+        f"Loss curves, {len(ours)} steps from the same adapter on the same rows (ours: {ours[0]:.3f} to "
+        f"{ours[-1]:.3f}):",
         "",
     ]
     for name in ("TRL", "PEFT loop"):

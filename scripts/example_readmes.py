@@ -11,25 +11,34 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 REPORTS = EXAMPLES.parent / "docs" / "reports"
-TOLD = {
+INTRODUCTIONS = {
     "addresses": (
         "US addresses to JSON",
-        "Structured extraction: 1,504 addresses labelled by hand (usaddress 0.5.16, MIT), 2 to 12 parts each. The zero-shot base does not know the fields, so few-shot is the arm to beat.",
+        "Structured extraction: 1,504 addresses labelled by hand (usaddress 0.5.16, MIT), 2 to 12 parts each. The "
+        "zero-shot base does not know the fields, so few-shot is the arm to beat.",
     ),
     "sentiment": (
         "Sentiment of short texts",
-        "Classification into positive, neutral and negative (VADER ground truth, MIT). Labels are scored by the log-probability of the whole answer. The constant answer and a TF-IDF classifier are arms too: look at them before you believe in a language model.",
+        "Classification into positive, neutral and negative (VADER ground truth, MIT). Labels are scored by the "
+        "log-probability of the whole answer. The constant answer and a TF-IDF classifier are arms too: compare with "
+        "them before you trust a language model.",
     ),
     "support": (
         "A support assistant",
-        "310 real questions and answers from the Python, Debian and SQLite FAQs; the retrieval arms look into the Python tutorial and HOWTOs and SQLite's pages. chrF tells whether the answer uses the words of the reference, not whether it is true. Read the verdict with the numbers beside it: the dev loss falls, so the model does learn how such answers sound, but a 135M model cannot know the facts, and chrF counts recall twice, which favours the base model's longer answers. A tool that only showed the loss curve would have called this a success.",
+        "310 real questions and answers from the Python, Debian and SQLite FAQs; the retrieval arms search the Python "
+        "tutorial and HOWTOs and SQLite's pages. chrF measures whether the answer uses the words of the reference, not "
+        "whether it is true. Read the verdict together with the other numbers: the dev loss falls, so the model does "
+        "learn the style of such answers, but a 135M model cannot know the facts, and chrF weights recall twice, which "
+        "favours the base model's longer answers. A tool that shows only the loss curve would call it a success.",
     ),
     "docs": (
         "Domain language from raw pages",
-        "SQLite's documentation as plain text (public domain), no questions and answers. Bits per byte of held-out pages: lower is better.",
+        "SQLite's documentation as plain text (public domain), without questions and answers. The metric is bits per "
+        "byte of held-out pages: lower is better.",
     ),
 }
 
@@ -39,69 +48,86 @@ def sample(run: Path, name: str) -> str:
     if not rows[0]["messages"]:
         return ""
     row = rows[len(rows) // 2]
-    asked = row["messages"][-1]["content"]
-    return f"One held-out row (the middle one), as answered:\n\n````\nasked    {asked}\nwanted   {row['target']}\ntuned    {row['answer']}\nscore    {row['score']:.3f}\n````\n"
+    question, reference, answer = row["messages"][-1]["content"], row["target"], row["answer"]
+    lines = (
+        f"question   {question}",
+        f"reference  {reference}",
+        f"tuned      {answer}",
+        f"score      {row['score']:.3f}",
+    )
+    return "One held-out row (the middle one) and its answer:\n\n````\n" + "\n".join(lines) + "\n````\n"
 
 
 def under_way(line: str) -> bool:
-    """A progress line of something that is not finished."""
-    found = re.search(r": (\d+)/(\d+) ", line)
-    return found is not None and found[1] != found[2]
+    """A progress line that is not the last of its bar."""
+    counts = re.search(r": (\d+)/(\d+) ", line)
+    return counts is not None and counts[1] != counts[2]
+
+
+def printed(run: Path, log: Path) -> list[str]:
+    """What a run printed, without progress lines and with paths relative to the runs folder."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    kept = [x for x in lines if x.strip() and not x.startswith(("WARNING", "real", "user", "sys")) and not under_way(x)]
+    return [line.replace(f"{run.parent}/", "runs/") for line in kept]
+
+
+def arm_rows(verdict: dict[str, Any]) -> list[str]:
+    """A row of the table for each arm."""
+    rows = []
+    for name, arm in verdict["arms"].items():
+        low, high = arm["interval"]
+        other = ", ".join(f"{metric} {value:.3f}" for metric, value in arm["summary"].items())
+        rows.append(f"| {name.replace('_', ' ')} | {arm['score']:.3f} | {low:.3f} to {high:.3f} | {other} |")
+    return rows
+
+
+def readme(name: str, run: Path, log: Path) -> str:
+    title, introduction = INTRODUCTIONS[name]
+    verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
+    (low, high), comparator = verdict["interval"], verdict["comparator"]["name"].replace("_", " ")
+    return "\n".join(
+        [
+            f"# {title}",
+            "",
+            introduction,
+            "",
+            "```",
+            f".venv/bin/python examples/{name}/make_data.py",
+            f".venv/bin/tunewright run examples/{name}/config.yaml --name {name}",
+            "```",
+            "",
+            f"| arm | {verdict['metric']} | 95 % interval | other metrics |",
+            "|---|---|---|---|",
+            *arm_rows(verdict),
+            "",
+            f"**{verdict['verdict']}**: difference {verdict['difference']:+.3f} [{low:+.3f}, {high:+.3f}] to "
+            f"{comparator} on {verdict['n']} held-out rows ({verdict['test']}).",
+            "",
+            sample(run, name),
+            "Output (at most two cores, no GPU; progress lines omitted):",
+            "",
+            "```",
+            *printed(run, log),
+            "```",
+            "",
+            f"The [report](../../docs/reports/{name}.html) of that run; written by `scripts/example_readmes.py`.",
+            "",
+        ]
+    )
 
 
 def main(root: Path, log: str) -> None:
-    for name, (title, told) in TOLD.items():
+    REPORTS.mkdir(exist_ok=True)
+    for name in INTRODUCTIONS:
         run = root / name
         if not (run / "report.html").exists():
-            print(f"{name}: no run, left as it is")
+            print(f"{name}: no run, README unchanged")
             continue
-        verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
-        said = [
-            line
-            for line in Path(log.format(name)).read_text(encoding="utf-8").splitlines()
-            if line.strip() and not line.startswith(("WARNING", "real", "user", "sys")) and not under_way(line)
-        ]
-        said = [line.replace(f"{root}/", "runs/") for line in said]
-        arms = [
-            f"| {a.replace('_', ' ')} | {d['score']:.3f} | {d['interval'][0]:.3f} to {d['interval'][1]:.3f} | {', '.join(f'{k} {v:.3f}' for k, v in d['summary'].items())} |"
-            for a, d in verdict["arms"].items()
-        ]
-        text = "\n".join(
-            [
-                f"# {title}",
-                "",
-                told,
-                "",
-                "```",
-                f".venv/bin/python examples/{name}/make_data.py",
-                f".venv/bin/tunewright run examples/{name}/config.yaml --name {name}",
-                "```",
-                "",
-                f"| arm | {verdict['metric']} | 95 % interval | beside it |",
-                "|---|---|---|---|",
-                *arms,
-                "",
-                f"**{verdict['verdict']}**: difference {verdict['difference']:+.3f} [{verdict['interval'][0]:+.3f}, {verdict['interval'][1]:+.3f}] to {verdict['comparator']['name'].replace('_', ' ')} on {verdict['n']} held-out rows ({verdict['test']}).",
-                "",
-                sample(run, name),
-                "What it printed (two cores at most, no GPU; progress lines left out):",
-                "",
-                "```",
-                *said,
-                "```",
-                "",
-                f"The [report](../../docs/reports/{name}.html) of that run; both written by `scripts/example_readmes.py`.",
-                "",
-            ]
-        )
-        (EXAMPLES / name / "README.md").write_text(text, encoding="utf-8")
-        page = (root / name / "report.html").read_text(encoding="utf-8")
-        REPORTS.mkdir(exist_ok=True)
-        (REPORTS / f"{name}.html").write_text(
-            page.replace(f" --runs {root}", "").replace(f"{root.resolve()}/", "runs/").replace(f"{root}/", "runs/"),
-            encoding="utf-8",
-        )
-        print(f"{name}: {verdict['verdict']}")
+        (EXAMPLES / name / "README.md").write_text(readme(name, run, Path(log.format(name))), encoding="utf-8")
+        page = (run / "report.html").read_text(encoding="utf-8").replace(f" --runs {root}", "")
+        page = page.replace(f"{root.resolve()}/", "runs/").replace(f"{root}/", "runs/")
+        (REPORTS / f"{name}.html").write_text(page, encoding="utf-8")
+        print(f"{name}: written")
 
 
 if __name__ == "__main__":

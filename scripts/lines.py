@@ -1,13 +1,12 @@
-"""Print the lines of code of each folder; exit with 1 if the package or its server is over budget."""
+"""Print the lines of code of each folder beside what the package aims at."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tunewright"
-BUDGET = {"server": 3_000, "all but server": 13_000}
+AIM = {"server": 3_000, "all but server": 13_000}
 SUFFIXES = {".py", ".j2", ".html", ".css", ".js"}
 
 
@@ -24,9 +23,8 @@ def main() -> None:
     for folder, count in lines.most_common():
         print(f"{count:>7,}  {folder}")
     totals = {"server": lines["server"], "all but server": lines.total() - lines["server"]}
-    for part, limit in BUDGET.items():
-        print(f"{totals[part]:>7,}  {part} (at most {limit:,})")
-    sys.exit(any(totals[part] > limit for part, limit in BUDGET.items()))
+    for part, limit in AIM.items():
+        print(f"{totals[part]:>7,}  {part} (aim: at most {limit:,})")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write the generated pages of docs/ and the generated parts of the README from the code and the benchmark results.
 
-`--check` writes nothing; it reports whether the pages are up to date.
+`--check` writes nothing; it reports whether the pages are up to date. Arguments select pages, such as docs/cli.md.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def messages_in_tests() -> dict[str, str]:
     logging.set_verbosity_error()  # its warnings are about models that are broken on purpose
     logging.disable_progress_bar()
 
-    from tunewright.tokens import rendering
+    from tunewright.tokens import template
 
     messages: dict[str, str] = {}
-    rendering.SECONDS = 0.5
+    template.SECONDS = 0.5
     with tempfile.TemporaryDirectory() as root:
         inputs = Path(root) / "sound"
         inputs.mkdir()
@@ -155,8 +155,8 @@ def correctness_page() -> str:
     lines = [
         HEAD + "# What cannot go wrong silently\n",
         "Each of these bugs has occurred in a released trainer or is easy to introduce. `pytest tests/test_faults.py`",
-        "checks that the property holds, plants the bug ([tests/faults](../tests/faults)), then checks that the property",
-        "fails. Codes: [errors.md](errors.md).\n",
+        "checks that the property holds, plants the bug ([tests/faults](../tests/faults)), then checks that the",
+        "property fails. Codes: [errors.md](errors.md).\n",
         "| | bug | seen in | property that holds instead | planted |",
         "|---|---|---|---|---|",
     ]
@@ -236,8 +236,9 @@ PAGES = {
 
 def main() -> None:
     stale = []
-    for name, page in PAGES.items():
-        path, text = ROOT / name, page()
+    wanted = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or list(PAGES)
+    for name in wanted:
+        path, text = ROOT / name, PAGES[name]()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(name)
             if "--check" not in sys.argv:

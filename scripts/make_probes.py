@@ -40,18 +40,20 @@ PAGES = (
 EACH = 48_000
 PASSAGE = 1_600
 CAPITALS = """
-France Paris|Germany Berlin|Italy Rome|Spain Madrid|Portugal Lisbon|Greece Athens|Austria Vienna|Hungary Budapest|Poland Warsaw|
-Norway Oslo|Sweden Stockholm|Finland Helsinki|Denmark Copenhagen|Iceland Reykjavik|Ireland Dublin|Belgium Brussels|
-Netherlands Amsterdam|Romania Bucharest|Bulgaria Sofia|Serbia Belgrade|Croatia Zagreb|Slovenia Ljubljana|Slovakia Bratislava|
-Ukraine Kyiv|Russia Moscow|Turkey Ankara|Egypt Cairo|Morocco Rabat|Algeria Algiers|Tunisia Tunis|Libya Tripoli|Kenya Nairobi|
-Ethiopia Addis_Ababa|Ghana Accra|Nigeria Abuja|Senegal Dakar|Angola Luanda|Zambia Lusaka|Zimbabwe Harare|Uganda Kampala|
-Rwanda Kigali|Somalia Mogadishu|Sudan Khartoum|Madagascar Antananarivo|Japan Tokyo|China Beijing|India New_Delhi|Pakistan Islamabad|
-Bangladesh Dhaka|Nepal Kathmandu|Thailand Bangkok|Vietnam Hanoi|Cambodia Phnom_Penh|Laos Vientiane|Indonesia Jakarta|
-Philippines Manila|Malaysia Kuala_Lumpur|Mongolia Ulaanbaatar|Iran Tehran|Iraq Baghdad|Syria Damascus|Lebanon Beirut|Jordan Amman|
-Qatar Doha|Oman Muscat|Yemen Sanaa|Afghanistan Kabul|Kazakhstan Astana|Uzbekistan Tashkent|Georgia Tbilisi|Armenia Yerevan|
-Canada Ottawa|Mexico Mexico_City|Cuba Havana|Jamaica Kingston|Haiti Port-au-Prince|Guatemala Guatemala_City|Panama Panama_City|
-Brazil Brasilia|Argentina Buenos_Aires|Chile Santiago|Peru Lima|Colombia Bogota|Venezuela Caracas|Ecuador Quito|Uruguay Montevideo|
-Paraguay Asuncion|Australia Canberra|New_Zealand Wellington|Fiji Suva
+France Paris|Germany Berlin|Italy Rome|Spain Madrid|Portugal Lisbon|Greece Athens|Austria Vienna|Hungary Budapest|
+Poland Warsaw|Norway Oslo|Sweden Stockholm|Finland Helsinki|Denmark Copenhagen|Iceland Reykjavik|Ireland Dublin|
+Belgium Brussels|Netherlands Amsterdam|Romania Bucharest|Bulgaria Sofia|Serbia Belgrade|Croatia Zagreb|
+Slovenia Ljubljana|Slovakia Bratislava|Ukraine Kyiv|Russia Moscow|Turkey Ankara|Egypt Cairo|Morocco Rabat|
+Algeria Algiers|Tunisia Tunis|Libya Tripoli|Kenya Nairobi|Ethiopia Addis_Ababa|Ghana Accra|Nigeria Abuja|
+Senegal Dakar|Angola Luanda|Zambia Lusaka|Zimbabwe Harare|Uganda Kampala|Rwanda Kigali|Somalia Mogadishu|
+Sudan Khartoum|Madagascar Antananarivo|Japan Tokyo|China Beijing|India New_Delhi|Pakistan Islamabad|Bangladesh Dhaka|
+Nepal Kathmandu|Thailand Bangkok|Vietnam Hanoi|Cambodia Phnom_Penh|Laos Vientiane|Indonesia Jakarta|
+Philippines Manila|Malaysia Kuala_Lumpur|Mongolia Ulaanbaatar|Iran Tehran|Iraq Baghdad|Syria Damascus|Lebanon Beirut|
+Jordan Amman|Qatar Doha|Oman Muscat|Yemen Sanaa|Afghanistan Kabul|Kazakhstan Astana|Uzbekistan Tashkent|
+Georgia Tbilisi|Armenia Yerevan|Canada Ottawa|Mexico Mexico_City|Cuba Havana|Jamaica Kingston|Haiti Port-au-Prince|
+Guatemala Guatemala_City|Panama Panama_City|Brazil Brasilia|Argentina Buenos_Aires|Chile Santiago|Peru Lima|
+Colombia Bogota|Venezuela Caracas|Ecuador Quito|Uruguay Montevideo|Paraguay Asuncion|Australia Canberra|
+New_Zealand Wellington|Fiji Suva
 """
 
 

@@ -32,7 +32,10 @@ from tunewright.tokens.sequences import Rendered, TrainRow, single
 from tunewright.train.loop import Training
 from tunewright.train.step import Learner, learner, take_step
 
-CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 WORDS = ["red", "green", "blue", "cat", "dog", "house", "tree", "seven", "river", "stone"]
 
 
@@ -182,6 +185,8 @@ def plan_of(**more: Any) -> Plan:
         "batch_size": 4,
         "tokens_per_pass": 4096,
         "max_length": 512,
+        "max_new_tokens": 16,
+        "decode_batch_size": 4,
         "layout": "packed",
         "kernels": "transformers",
         "gradient_checkpointing": "none",

@@ -62,7 +62,8 @@ def main() -> None:
         assert inputs is not None, done.stderr[-2000:]
         tally[name] = {"inputs": int(inputs[1]), "seconds": said.seconds, "places": int(places[-1])}
         print(
-            f"{name}: {inputs[1]} inputs in {said.seconds} s reached {places[-1]} places; each was read, or refused by our error"
+            f"{name}: {inputs[1]} inputs in {said.seconds} s reached {places[-1]} places; each was read, or refused "
+            "by our error"
         )
     if said.out:
         said.out.write_text(json.dumps(tally, indent=1) + "\n")

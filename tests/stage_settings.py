@@ -8,7 +8,7 @@ from typing import Any
 
 Reader = Callable[[str], Any]  # a JSON file of the run by its name
 LATE: dict[str, Callable[[Reader], bool]] = {
-    "experiments.prompt_distillation": lambda read: read("internalised")["prompts"] == 10,
+    "experiments.prompt_distillation": lambda read: read("prompt_distillation")["prompts"] == 10,
     "experiments.crossfit": lambda read: read("crossfit")["measured"],
     "experiments.cleaning": lambda read: read("cleaning")["measured"],
     "forget.regression_rows": lambda read: read("forgetting")["keep"]["items"] == 3,

@@ -133,6 +133,7 @@ def test_the_config_fields() -> None:
         "adapter.alpha",
         "adapter.dropout",
         "adapter.targets",
+        "train.method",
         "train.epochs",
         "train.steps",
         "train.batch_size",

@@ -20,7 +20,7 @@ from bad_inputs import ABSENT, CASES, GOOD, Case, ask, lines, sound
 from tunewright.core import config
 from tunewright.core.errors import TunewrightError
 from tunewright.data import dataset
-from tunewright.tokens import rendering
+from tunewright.tokens import template
 
 SECONDS = 60
 
@@ -49,7 +49,7 @@ def test_wrong_input(case: Case, whole: Path, tmp_path: Path, monkeypatch: pytes
     shutil.copytree(whole, folder)
     case.make(folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(rendering, "SECONDS", 0.5)
+    monkeypatch.setattr(template, "SECONDS", 0.5)
     before = sorted(folder.rglob("*"))
     status, out, said = ask(case)
     line = next(x for x in said.splitlines() if x.startswith("error["))

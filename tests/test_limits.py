@@ -102,7 +102,7 @@ def retired_words(path: Path) -> list[str]:
 
 def written_by_us() -> dict[str, list[Path]]:
     """Ratchet key -> files: the package and the documents by file, all else by folder."""
-    generated = {"config.md", "cli.md", "errors.md", "correctness.md", "glossary.md"}
+    generated = {"records.md", "config.md", "cli.md", "errors.md", "correctness.md", "glossary.md"}
     templates = [p for p in (ROOT / "tunewright").rglob("*") if p.suffix in (".j2", ".html")]
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"]
     single = [*FILES, *sorted(templates), *(p for p in sorted(documents) if p.name not in generated)]

@@ -156,7 +156,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 base = json.load(open("{run}/adapter/adapter_config.json"))["base_model_name_or_path"]
 tok = AutoTokenizer.from_pretrained(base)
-tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), "{run}/adapter").eval()
+plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+tuned = PeftModel.from_pretrained(plain, "{run}/adapter").eval()
 merged = AutoModelForCausalLM.from_pretrained("{run}/merged", dtype=torch.float32).eval()
 same, gap, rows = 0, 0.0, [json.loads(x) for x in open("{run}/scores/tuned.jsonl")]
 for row in rows:

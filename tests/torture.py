@@ -86,7 +86,8 @@ def real() -> World:
 
     facts = read_facts("smollm2-135m")
     adapter = AdapterConfig(rank=8, alpha=16.0, dropout=0.1)
-    plan = plan_of(rows=12, steps=6, batch_size=4, tokens_per_pass=64, layout="shared", adapter=adapter, lr=1e-3, eval_every=3, dtype="bfloat16",
+    plan = plan_of(rows=12, steps=6, batch_size=4, tokens_per_pass=64, layout="shared", adapter=adapter,
+                   lr=1e-3, eval_every=3, dtype="bfloat16",
                    threads=1)  # fmt: skip
     return World(loading.load(facts.path, torch.bfloat16), train_rows(12), train_rows(2, seed=5), plan)
 
@@ -223,7 +224,8 @@ def torture(
         if left(folder) == straight:
             shutil.rmtree(folder)
         say(
-            f"{tally.kills} kills, {tally.full} full disks, {tally.runs} runs, {tally.lost} lost, {tally.unequal} unequal"
+            f"{tally.kills} kills, {tally.full} full disks, {tally.runs} runs, {tally.lost} lost, {tally.unequal} "
+            "unequal"
         )
     return tally
 
@@ -242,9 +244,9 @@ def _tortured(
         tally.kills += status == -signal.SIGKILL
         tally.full += status == DISK_FULL
         assert status in (FINISHED, DISK_FULL, -signal.SIGKILL), status
-        found, damaged = checkpoints.newest(folder / "checkpoints")
-        step = int(found.name.removeprefix("step-")) if found else -1
-        tally.lost += step < newest or bool(damaged)
+        found = checkpoints.newest(folder / "checkpoints")
+        step = int(found.folder.name.removeprefix("step-")) if found.folder else -1
+        tally.lost += step < newest or bool(found.damaged)
         newest = step
         if status == FINISHED:
             break

@@ -12,17 +12,19 @@ import pytest
 import torch
 from build import CHATML, FLAGS, cli
 from stage_settings import LATE
-from tunewright.run.session import Session
 
 from tunewright.core import config
 from tunewright.core.config import Config, explain
-from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
+from tunewright.data import dataset
 from tunewright.export import merged
 from tunewright.judge import calibration
-from tunewright.model.facts import read_facts
-from tunewright.stages import forget
+from tunewright.judge.arms.arm import Arm
+from tunewright.model.facts import Facts, read_facts
+from tunewright.run import inputs
+from tunewright.stages import plan
+from tunewright.stages.probes import paired
 from tunewright.tokens.packing import step_rows
 from tunewright.train import machine, planning
 
@@ -87,6 +89,7 @@ ELSEWHERE = {
     "forget.apply_best_scale": "stages/test_forget.py: the chosen scale",
     "prove.embedder": "judge: embedding index",
     "prove.target_accuracy": "below",
+    "train.method": "below",
     "forget.margin": "below",
     "export.merged": "below",
     "export.dtype": "below",
@@ -120,7 +123,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: dict[str, Any]) -> str:
+def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: dict[str, Facts]) -> str:
     """The inputs of a run: data, prompts, plan, order, arms, protocol; or the error that rejects the settings."""
     given = {"model": "MODEL llama", **BASE, **settings}
     for key, value in given.items():
@@ -135,34 +138,48 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
         return f"{error.code} {error.where}"
 
 
-def _observed(asked: Config, root: Path, known: dict[str, Any]) -> str:
-    session = Session(Run(root / "run"), asked, Console(quiet=True), "")
-    facts = known.setdefault(asked.model, None) or read_facts(asked.model)
-    known[asked.model] = facts
-    box = machine.Machine("cpu", 1 if asked.threads == "auto" else asked.threads, 8.0, 8.0, 10.0, 10.0, "test")
-    vars(session).update(facts=facts, machine=box)
-    train = session.rendered["train"]
-    made = planning.make(asked, facts, planning.RowStats.of(train), box, session.data.task.kind)
-    session.plan = made
+def _observed(asked: Config, root: Path, known: dict[str, Facts]) -> str:
+    run, data = Run(root / "run"), dataset.load(asked)
+
+    def facts(model: str) -> Facts:
+        if model not in known:
+            known[model] = read_facts(model)
+        return known[model]
+
+    def hardware(threads: int | None) -> machine.Machine:
+        return machine.Machine("cpu", threads or 1, 8.0, 8.0, 10.0, 10.0, "test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "read_facts", facts)
+        patch.setattr(machine, "measure", hardware)
+        gathered = inputs.gather(asked, run, data)
+    setup: Any = SimpleNamespace(context=SimpleNamespace(data=data, config=asked), inputs=gathered)
+    train, sizes = gathered.rows["train"], planning.RowStats.of(gathered.rows["train"])
+    task = data.task.kind.name
+    made = planning.make(asked, gathered.facts, sizes, gathered.machine, task, gathered.max_new_tokens)
     return json.dumps(
         {
-            "facts": facts.sha256,
-            "data": [session.data.sha256, session.data.sides, session.data.cluster, session.data.task.kind],
-            "tokens": [[s.ids for r in rows for s in r.sequences] for rows in session.rendered.values()],
+            "facts": gathered.facts.sha256,
+            "data": [data.sha256, data.sides, data.cluster, task],
+            "tokens": [[s.ids for r in rows for s in r.sequences] for rows in gathered.rows.values()],
             "plan": made.model_dump(exclude={"reasons"}),
             "order": step_rows(len(train), made.batch_size, made.seed, 0),
-            "protocol": session.protocol.sha256,
-            "arms": [(a.name, a.description, repr(a.endpoint), vars(a.endpoint) if a.endpoint else "")
-                     for arms in session.families.values() for a in arms],
-            "batch": planning.judged_together(asked, facts, made, box, session.answer_tokens),
+            "protocol": plan.protocol_of(setup).sha256,
+            "arms": [(a.name, a.description, endpoint_of(a)) for arms in gathered.arms.values() for a in arms],
         },
         default=str,
-    )  # fmt: skip
+    )
+
+
+def endpoint_of(arm: Arm) -> dict[str, Any]:
+    """Everything that a remote arm knows of its endpoint, the key included."""
+    endpoint = getattr(arm.responder, "endpoint", None)
+    return vars(endpoint) if endpoint else {}
 
 
 @pytest.mark.parametrize("key", EARLY)
 def test_a_setting_changes_the_inputs_of_a_run(
-    key: str, files: Path, model_folder: Folder, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    key: str, files: Path, model_folder: Folder, known: dict[str, Facts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("K", "one")
     monkeypatch.setenv("SECRET", "another")
@@ -173,7 +190,7 @@ def test_a_setting_changes_the_inputs_of_a_run(
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[str, Any]:
+def known() -> dict[str, Facts]:
     return {}
 
 
@@ -185,7 +202,7 @@ def test_old_names_and_synonyms_point_to_settings() -> None:
 
 @pytest.mark.parametrize("old", explain.RENAMED)
 def test_an_old_name_is_answered_with_the_new_one(old: str) -> None:
-    with pytest.raises(TunewrightError, match=f"CONFIG_UNKNOWN_KEY.*it is now called {explain.RENAMED[old]}"):
+    with pytest.raises(TunewrightError, match=rf"CONFIG_UNKNOWN_KEY.*it is now called {explain.RENAMED[old]}"):
         config.load(None, [f"{old}=1"])
 
 
@@ -195,14 +212,10 @@ def test_settings_that_single_functions_read() -> None:
     right = confidence > 0.4
     assert calibration.handover(confidence, right, 0.95) != calibration.handover(confidence, right, 0.7)
 
-    def verdict(margin: float) -> str:
-        asked = SimpleNamespace(
-            config=SimpleNamespace(forget=SimpleNamespace(margin=margin), prove=SimpleNamespace(significance=0.05))
-        )
-        word: str = forget._paired([1.0] * 99 + [0.0], [1.0] * 100, asked)["verdict"]  # type: ignore[arg-type]
-        return word
-
-    assert verdict(0.01) != verdict(0.3)
+    verdicts = [paired([1.0] * 99 + [0.0], [1.0] * 100, margin, 0.05)["verdict"] for margin in (0.01, 0.3)]
+    assert verdicts[0] != verdicts[1]
+    with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
+        config.load(None, train__method="dpo")
     facts: Any = SimpleNamespace(parameters=10, dtype="F32")
     assert [merged.stored(config.load(None, export__dtype=d), facts) for d in ("float16", "auto")] == [
         "float16",

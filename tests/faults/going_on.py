@@ -74,7 +74,8 @@ def one_order_for_all(patch: Patch) -> None:
 
 FAULTS = [
     Fault(21, "a resumed run draws other numbers, rows or rates", "transformers, Accelerate, Megatron-Bridge, ms-swift, all in 2026",
-          "order, rate and dropout are functions of (seed, step): stopped after any step, a run ends bit for bit as if never stopped",
+          "order, rate and dropout are functions of (seed, step): stopped after any step, a run ends bit for bit as "
+          "if never stopped",
           as_if_never_stopped, one_stream_of_chance),
     Fault(22, "every epoch or worker repeats one order", "", "each epoch has every row once, in an order of its own", every_epoch_has_its_order, one_order_for_all),
 ]  # fmt: skip

@@ -9,22 +9,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from build import tiny_lm
+from build import plan_of, tiny_lm
 
 import tunewright
 from faults import Fault, Patch
 from tunewright.core import config
-from tunewright.core.run_folder import Run, write_json
+from tunewright.core.console import Console
+from tunewright.core.run_folder import Run
 from tunewright.data import metrics
-from tunewright.data.scores import Answer, LabelProbs, Score
+from tunewright.data.examples import Chat, Message
+from tunewright.data.scores import Answer, LabelProbs
 from tunewright.data.task import LABEL, Task
-from tunewright.judge import evaluate
-from tunewright.judge.arms import families
+from tunewright.judge.arms.arm import Arm
 from tunewright.judge.probes import bank as probes
 from tunewright.model import generate
 from tunewright.model.generate import Decoding
-from tunewright.run import session
-from tunewright.stages import mitigate
+from tunewright.run import answers
+from tunewright.run.weights import Weights
+from tunewright.stages.experiments import mitigation
 
 PROMPTS = [[7, 3, 9, 40], [5], [90, 91, 92, 93, 94, 95, 2], [33, 34]]
 HOW = Decoding(12, (256,), batch_size=4)
@@ -33,43 +35,26 @@ HOW = Decoding(12, (256,), batch_size=4)
 def another_weight_answers_anew() -> None:
     """Scores are read back only for the weights that gave them: one bit of the file's hash is enough."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder))
-        judged: list[str] = []
+        run, asked = Run(Path(folder)), []
         task = Task(LABEL, metrics.METRICS["accuracy"], "", ("a", "b"))
 
-        def judge(*_: Any) -> list[Score]:
-            judged.append("asked")
-            return [Score("x:1", "a", Answer("a", LabelProbs({}), prompt_tokens=0), 1.0)]
+        def answer(examples: list[Chat], *_: Any) -> list[Answer]:
+            asked.append(len(examples))
+            return [Answer("a", LabelProbs({"a": 1.0, "b": 0.0}), prompt_tokens=0) for _ in examples]
 
-        own = session.Session(run, config.Config(), SimpleNamespace(bar=_bar), "")  # type: ignore[arg-type]
-        vars(own).update(
-            data=SimpleNamespace(examples=["x"], task=task),
-            facts=SimpleNamespace(sha256="f"),
-            template=SimpleNamespace(sha256="t"),
-            answer_tokens=3,
-            how=None,
-            plan=None,
-        )
-        plain, evaluate.judge = evaluate.judge, judge  # type: ignore[assignment]
-        try:
-            for weights in ("0" * 64, "0" * 64, "1" + "0" * 63):
-                write_json(run.training, {"weights_sha256": weights})
-                own.judged(run.path / "scores.jsonl", "dev", families.tuned(task), [0], lambda: None)
-        finally:
-            evaluate.judge = plain
-    assert len(judged) == 2
-
-
-class _bar:
-    def __init__(self, *_: Any) -> None: ...
-    def __enter__(self) -> Any:
-        return lambda *_, **__: None
-
-    def __exit__(self, *_: Any) -> None: ...
+        arm = Arm("tuned", "", SimpleNamespace(needs_model=False, answer=answer), uses_adapter=True)  # type: ignore[arg-type]
+        example = Chat((Message("user", "q"), Message("assistant", "a")), "x:1")
+        data = SimpleNamespace(examples=[example], task=task)
+        inputs = SimpleNamespace(facts=SimpleNamespace(sha256="f"), template=SimpleNamespace(sha256="t"))
+        own = answers.Answers(run, Console(True), data, inputs, plan_of(), None)  # type: ignore[arg-type]
+        for sha256 in ("0" * 64, "0" * 64, "1" + "0" * 63):
+            weights = Weights(plan_of(), run.weights, sha256)
+            own.scores(answers.Question(arm, "dev", [0], run.path / "scores.jsonl"), weights)
+    assert len(asked) == 2
 
 
 def keyed_by_name_alone(patch: Patch) -> None:
-    patch.setattr(session.Session, "_key", lambda *_: "tuned")
+    patch.setattr(answers.Answers, "_key", lambda *_: "tuned")
 
 
 def decoding_is_ours() -> None:
@@ -78,9 +63,9 @@ def decoding_is_ours() -> None:
     plain = generate.greedy(model, PROMPTS, HOW)
     model.module.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
     assert generate.greedy(model, PROMPTS, HOW) == plain
-    found = generate.greedy(tiny_lm(), [PROMPTS[0]], HOW)[0]
+    answer = generate.greedy(tiny_lm(), [PROMPTS[0]], HOW)[0]
     ids = list(PROMPTS[0])
-    for token in found:  # by hand: the likeliest, one after another
+    for token in answer:  # by hand: the likeliest, one after another
         with torch.no_grad():
             assert token == int(model.module(torch.tensor([ids])).logits[0, -1].argmax())
         ids.append(token)
@@ -140,7 +125,7 @@ def a_setting_that_nothing_reads(patch: Patch) -> None:
 def probes_are_not_taught() -> None:
     asked = [m.content for q in (*probes.knowledge(), *probes.instructions()) for m in q.messages]
     asked += [m.content for messages, _ in probes.refusals() for m in messages]
-    taught = [ask.format(noun) for ask in mitigate.ASKS for noun in probes.NOUNS]
+    taught = [ask.format(noun) for ask in mitigation.PROMPTS for noun in probes.NOUNS]
     taught += [t.text for t in probes.generic([])]
     runs = {g for text in asked for g in _runs(text)}
     assert not [t for t in taught if runs & set(_runs(t)) or t in asked]
@@ -153,9 +138,9 @@ def _runs(text: str, n: int = 13) -> list[str]:
 
 def a_probe_is_replayed(patch: Patch) -> None:
     patch.setattr(
-        mitigate,
-        "ASKS",
-        (*mitigate.ASKS, probes.instructions()[0].messages[-1].content.replace("{", "{{").replace("}", "}}")),
+        mitigation,
+        "PROMPTS",
+        (*mitigation.PROMPTS, probes.instructions()[0].messages[-1].content.replace("{", "{{").replace("}", "}}")),
     )
 
 

@@ -1,5 +1,4 @@
-"""A finished run's records with every kind of evidence, as the stages write them; numbers are plausible, texts are
-free."""
+"""A finished run's records with every kind of evidence, as the stages write them; the numbers are plausible."""
 
 from __future__ import annotations
 
@@ -7,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from build import plan_of
+
 from tunewright.core.run_folder import Run
+from tunewright.report.report import Files
 
 ROWS = 12
 
@@ -140,7 +142,7 @@ def suspects(count: int) -> list[dict[str, Any]]:
 
 
 def crossfit() -> dict[str, Any]:
-    found = {"rate": 0.39, "interval": [0.335, 0.45], "expected": 2.1, "suspects": suspects(3)}
+    found = {"rate": 0.39, "interval": [0.335, 0.45], "accuracy": 0.6, "expected": 2.1, "suspects": suspects(3)}
     return {"measured": True, "folds": 2, "cuts": 2, "rows": 690, **found}
 
 
@@ -223,35 +225,21 @@ def verdict() -> dict[str, Any]:
             "interval": [0.05, 0.29],
         },
         "calibration": calibration(),
-        "retention": forgetting(),
+        "forgetting": forgetting(),
         "cost": cost(),
-        "curve": curve(),
+        "learning_curve": curve(),
         "crossfit": crossfit(),
         "cleaning": cleaning(),
         "mitigation": mitigation(),
-        "internalised": distillation(),
+        "prompt_distillation": distillation(),
     }
 
 
 def plan() -> dict[str, Any]:
-    adapter = {"kind": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": ["all-linear"]}
-    estimate = {
-        "tokens_per_second": 275.0,
-        "train_seconds": 35.6,
-        "peak_gb": 1.7,
-        "reason": "1 pass on real rows at 275 tokens/s",
-    }
-    return {
-        "rows": 1327,
-        "supervised_tokens": 1380,
-        "steps": 20,
-        "batch_size": 8,
-        "lr": 0.0026,
-        "seed": 0,
-        "adapter": adapter,
-        "estimate": estimate,
-        "reasons": {"steps": "as asked", "lr": "narrower models take larger steps"},
-    }
+    reason = "1 pass on real rows at 275 tokens/s"
+    estimate = {"tokens_per_second": 275.0, "train_seconds": 35.6, "peak_gb": 1.7, "reason": reason}
+    reasons = {"steps": "as asked", "lr": "narrower models take larger steps"}
+    return plan_of(rows=1327, steps=20, estimate=estimate, reasons=reasons).model_dump()
 
 
 def audit() -> dict[str, Any]:
@@ -259,6 +247,7 @@ def audit() -> dict[str, Any]:
     finding = {"level": "notice", "code": "NEAR_DUPLICATES", "message": message, "rows": list(range(9)), "groups": []}
     return {
         "rows": 800,
+        "cluster": list(range(800)),
         "format": "label",
         "task": {
             "kind": "label",
@@ -281,33 +270,60 @@ def audit() -> dict[str, Any]:
     }
 
 
-def receipt() -> dict[str, Any]:
-    length = {
-        "tokens_median": 54.5,
-        "learned_median": 2.0,
-        "tokens_p95": 73.0,
-        "tokens_longest": 102.0,
-        "learned_longest": 2.0,
+def model() -> dict[str, Any]:
+    sizes = {"hidden": 576, "layers": 30, "heads": 9, "vocabulary": 49152, "context": 8192, "parameters": 134515008}
+    probed = {
+        "tied": True,
+        "window": None,
+        "shareable": True,
+        "packable": True,
+        "leak": "",
+        "draws": False,
+        "fused": True,
     }
+    name = {"name": "smollm2-135m", "path": "models/smollm2", "model_type": "llama", "dtype": "F32"}
+    return {**name, **sizes, **probed, "sha256": "645a1bc5c9dec9bbe6ea249614a89c34"}
+
+
+def receipt() -> dict[str, Any]:
+    tokens = {"tokens_median": 54.5, "tokens_p95": 73.0, "tokens_longest": 102.0}
+    learned = {"learned_median": 2.0, "learned_p95": 2.0, "learned_longest": 2.0}
+    machine = {"device": "cpu", "processor": "AMD EPYC", "cores": 2, "memory_gb": 25.3, "free_gb": 20.0}
     return {
         "command": "tunewright run rows.csv --name one",
         "versions": {"python": "3.11.7", "tunewright": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
-        "hashes": {
-            "data": "9f15bf46fdaa67d30efab19b24360aaf89d69136eb3deec041942b637eba779d",
-            "model": "645a1bc5c9dec9bb",
-        },
-        "model": {"name": "smollm2-135m", "path": "models/smollm2", "sha256": "645a1bc5c9dec9bbe6ea249614a89c34"},
+        "hashes": {"data": "9f15bf46fdaa67d30efab19b24360aaf89d69136eb3deec041942b637eba779d", "model": "645a1bc5"},
+        "model": model(),
         "template": {"kwargs": {}, "note": "", "day": ""},
-        "machine": {"processor": "AMD EPYC", "cores": 2, "memory_gb": 25.3},
+        "machine": {**machine, "fp32_gflops": 92.4, "bf16_gflops": 30.0},
         "seed": 0,
-        "lengths": {side: {"rows": 690, **length} for side in ("train", "dev", "test")},
+        "threads": 1,
+        "instruction": None,
+        "lengths": {side: {"rows": 690, **tokens, **learned} for side in ("train", "dev", "test")},
+    }
+
+
+def protocol() -> dict[str, Any]:
+    return {
+        "rule": "dev chooses one variant of every family of arms",
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "margin": 0.02,
+        "alpha": 0.05,
+        "arms": {"tuned": ["the trained weights, prompted as in training"]},
+        "max_new_tokens": 96,
+        "dev_rows": 37,
+        "test_rows": ROWS,
+        "rows_sha256": "cad02009",
+        "detectable": 0.18,
+        "assumed": "the arms disagree on 30% of them",
     }
 
 
 def training() -> dict[str, Any]:
     figures = {"tokens": 8988, "seconds": 43.5, "peak_gb": 1.72, "trained": 4884480, "total": 139399488}
     losses = {"best_step": 20, "best_dev_loss": 0.36, "first_dev_loss": 3.05}
-    return {"steps": 20, "stopped_early": False, **losses, **figures}
+    return {"steps": 20, "stopped_early": False, **losses, **figures, "weights_sha256": "43e32b5f"}
 
 
 def exports() -> list[dict[str, Any]]:
@@ -319,26 +335,21 @@ def exports() -> list[dict[str, Any]]:
 
 
 def scores(right: float) -> list[dict[str, Any]]:
-    """The lines of one arm; every third row is answered otherwise than its neighbours."""
+    """The lines of one arm; scores go up by a third from row to row, and wrap around."""
     messages = [{"role": "system", "content": "Say it."}, {"role": "user", "content": "fire and flame"}]
-    return [
-        {
-            "row": i,
-            "where": f"data/rows.csv:{i + 2}",
-            "messages": messages,
-            "target": "warm",
-            "answer": "cold",
-            "score": (right + i / 3) % 1,
-        }
-        for i in range(ROWS)
-    ]
+    texts = {"messages": messages, "target": "warm", "answer": "cold", "key": "100a0c8b"}
+    return [{"row": i, "where": f"data/rows.csv:{i + 2}", "score": (right + i / 3) % 1, **texts} for i in range(ROWS)]
+
+
+def step(number: int) -> dict[str, Any]:
+    """A line of metrics.jsonl; dev loss before the first step and after every tenth."""
+    dev = {"dev_loss": 2.0 / (number + 1)} if number % 10 == 0 else {}
+    figures = {"lr": 0.002, "grad_norm": 1.0, "tokens": 400, "computed": 300, "supervised": 16.0, "seconds": 2.0}
+    return {"step": number, **({"loss": 3.0 / number, **figures} if number else {}), **dev}
 
 
 def everything() -> dict[str, Any]:
     """File name without suffix -> record: of one run folder."""
-    lines = [
-        {"step": s, "loss": 3.0 / (s + 1), **({"dev_loss": 2.0 / (s + 1)} if s % 10 == 0 else {})} for s in range(21)
-    ]
     return {
         "verdict": verdict(),
         "plan": plan(),
@@ -346,10 +357,10 @@ def everything() -> dict[str, Any]:
         "receipt": receipt(),
         "training": training(),
         "forgetting": forgetting(),
-        "protocol": {"detectable": 0.18, "assumed": "the arms disagree on 30% of them"},
+        "protocol": protocol(),
         "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "told": "4 turns of 4 rows", "held": True}]},
         "export": exports(),
-        "metrics": lines,
+        "metrics": [step(s) for s in range(21)],
         "events": [{"time": "", "event": "went_on_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
         "scores/tuned": scores(0.9),
         "scores/nearest": scores(0.4),
@@ -368,3 +379,21 @@ def write(folder: Path, records: dict[str, Any]) -> Run:
             lines = "".join(json.dumps(x) + "\n" for x in record) if name in LINES else json.dumps(record)
             file.write_text(lines, encoding="utf-8")
     return Run(folder)
+
+
+def files(records: dict[str, Any]) -> Files:
+    """The same records as the report's templates are given them."""
+    return Files(
+        name="one",
+        verdict=records["verdict"],
+        plan=records["plan"],
+        audit=records["data/audit"],
+        receipt=records["receipt"],
+        training=records["training"],
+        protocol=records["protocol"],
+        selftest=records["selftest"],
+        exports=records["export"],
+        metrics=records["metrics"],
+        moved=records["events"][0]["what"] if records["events"] else [],
+        scores=(records["scores/tuned"], records["scores/nearest"]),
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 from tunewright import api
 from tunewright.core.run_folder import Run, read_lines, write_lines
-from tunewright.report import report, sections
+from tunewright.report import report
 
 
 def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
@@ -27,24 +26,6 @@ def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
     assert "no forgetting" not in page.lower()
     assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", page.lower())
     assert (full.path / "data" / "audit.html").exists()
-
-
-def test_the_verdict_comes_with_its_cautions(full: api.Result) -> None:
-    v = json.loads(json.dumps(full.verdict))
-    worse = {"verdict": "WORSE", "base": 0.7, "tuned": 0.4, "interval": [-0.4, -0.2]}
-    v["retention"] |= {"probes": {"knowledge": worse, "instructions": {"verdict": "CANNOT TELL"}}, "keep": worse}
-    v["arms"]["tuned"]["summary"]["cut_answers"] = 0.5
-    v["arms"]["classical"]["tuned_minus_this"]["interval"] = [-0.01, 0.1]
-    cautions = sections.cautions(v)
-    assert [t.split(":")[0] for t in cautions[:2]] == [
-        "It got worse at knowledge",
-        "It got worse at the rows that must still work",
-    ]
-    assert "TF-IDF" in cautions[2]
-    assert "50% of the answers of tuned" in cautions[3]
-    v["retention"], v["arms"]["tuned"]["summary"] = {}, {}
-    v["arms"]["classical"]["tuned_minus_this"]["interval"] = [0.01, 0.1]
-    assert sections.cautions(v) == []
 
 
 def test_the_page_shows_no_private_value(full: api.Result, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tunewright import api
 
 
 def test_a_distilled_prompt_saves_its_tokens(full: api.Result) -> None:
-    i = read(full.path, "internalised")
+    i = read(full.path, "prompt_distillation")
     assert i["prompts"] == 10
     assert i["prompt_tokens"]["student"] < i["prompt_tokens"]["teacher"] - 100
 
@@ -37,7 +37,7 @@ def test_every_training_row_is_judged_by_a_model_that_has_not_seen_it(full: api.
 def test_the_learning_curve_alone(full: api.Result, tmp_path: Path) -> None:
     run = tmp_path / "copy"
     shutil.copytree(full.path, run)
-    (run / "curve.json").unlink()
+    (run / "learning_curve.json").unlink()
     done = cli("learning-curve", str(run), "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     curve = json.loads(done.stdout)

@@ -94,7 +94,8 @@ def test_a_template_that_serves_something_else_is_refused_with_the_place() -> No
 def test_a_served_thought_is_cured_by_its_own_switch() -> None:
     switched = CHATML.replace(
         "<|im_start|>assistant\n{% endif %}",
-        "<|im_start|>assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
+        "<|im_start|>assistant\n"
+        "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
     )
     template = _choose_kwargs(Template(byte_tokenizer(switched)))
     assert template.kwargs == {"enable_thinking": False}
@@ -119,7 +120,10 @@ def test_a_template_that_writes_the_date_writes_the_runs(tmp_path: Path, model_f
 
 
 def test_a_template_that_drops_the_system_message_is_refused() -> None:
-    silent = "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    silent = (
+        "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
     chat = Chat((Message("system", "Be brief."), *TWO_TURNS.messages), "x:1")
     with pytest.raises(DataError) as caught:
         for_training(Template(byte_tokenizer(silent)), chat)
@@ -127,7 +131,10 @@ def test_a_template_that_drops_the_system_message_is_refused() -> None:
 
 
 def test_a_template_without_end_of_turn_gets_the_tokenizers() -> None:
-    plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    plain = (
+        "{% for m in messages %}{{ m['role'] }}: "
+        "{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     template = Template(byte_tokenizer(plain, "</s>", special=("</s>",)))
     for sequence in for_training(template, TWO_TURNS):
         assert sequence.ids[-1] == template.eos

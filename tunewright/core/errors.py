@@ -99,6 +99,7 @@ CODES: dict[str, str] = {
     "TRAIN_INTERRUPTED": "stopped by Ctrl-C or SIGTERM; completed work is saved",
     "TRAIN_MEMORY": "the machine does not have enough memory for the plan",
     "TRAIN_NOT_FINITE": "the loss or a gradient became NaN or infinite",
+    "TRAIN_WORKER": "the training process ended unexpectedly",
 }
 
 

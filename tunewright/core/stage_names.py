@@ -1,5 +1,4 @@
-"""The stages of a run by name, in their order, with the file that marks each as done: what can be said without loading
-torch."""
+"""The names of the stages, in order, each with the file that marks it as done; importable without torch."""
 
 from __future__ import annotations
 
@@ -8,8 +7,10 @@ from typing import NamedTuple
 
 
 class StageName(NamedTuple):
-    """``name`` is the word for the stage everywhere; ``done`` the same as a participle, for `runs list`. ``file``:
-    below the run folder, written last. ``evidence``: verdict.json holds a copy of the record under the stage's name."""
+    """``name`` identifies the stage everywhere; ``done`` is its participle, for `runs list`. ``file`` is written last.
+
+    ``evidence``: verdict.json contains a copy of the record under the stage's name.
+    """
 
     name: str
     done: str
@@ -48,5 +49,5 @@ def last_done(run: Path) -> str:
 
 
 def evidence(run: Path) -> dict[str, Path]:
-    """Records that verdict.json has copies of, by key; only those that are there."""
+    """The records that verdict.json copies, by key; only existing ones."""
     return {s.name: run / s.file for s in STAGE_NAMES if s.evidence and s.is_done(run)}

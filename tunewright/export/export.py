@@ -87,7 +87,8 @@ def _check(row: Export, folder: Path, dtype: Dtype, expected: Expected) -> Expor
     if not gap <= row.tolerance[dtype]:  # nor where it is NaN
         raise TrainError(
             "EXPORT_MISMATCH",
-            f"the reloaded {row.kind} differs from the trained model by {gap:.2e} in a logit (allowed {row.tolerance[dtype]:g}); "
+            f"the reloaded {row.kind} differs from the trained model by {gap:.2e} in a logit (allowed "
+            f"{row.tolerance[dtype]:g}); "
             f"{same} of {len(greedy)} greedy texts agree.",
             where=str(folder),
             fix="set export.dtype=float32, or report this with the run folder.",

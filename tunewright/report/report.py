@@ -65,9 +65,14 @@ def audit_page(audit: Record, name: str) -> str:
 
 def _evidence(verdict: Record) -> dict[str, object]:
     """What stages beside the verdict measured, by the name that the templates use; None where a stage left nothing."""
-    names = ("cost", "mitigation", "curve", "crossfit", "cleaning", "calibration")
+    names = ("cost", "mitigation", "crossfit", "cleaning", "calibration")
     found = {name: at(verdict, name, None) for name in names}
-    return {**found, "distillation": at(verdict, "internalised", None), "forgetting": sections.forgetting(verdict)}
+    return {
+        **found,
+        "curve": at(verdict, "learning_curve", None),
+        "distillation": at(verdict, "prompt_distillation", None),
+        "forgetting": sections.forgetting(verdict),
+    }
 
 
 def _derived(files: Files) -> dict[str, object]:
@@ -81,7 +86,7 @@ def _derived(files: Files) -> dict[str, object]:
         "settings": sections.settings(files.plan),
         "arms_chart": sections.arms_chart(verdict),
         "pareto_chart": sections.pareto_chart(sections.forgetting(verdict), metric),
-        "curve_chart": sections.curve_chart(at(verdict, "curve", None), verdict, at(files.audit, "ceiling")),
+        "curve_chart": sections.curve_chart(at(verdict, "learning_curve", None), verdict, at(files.audit, "ceiling")),
         "coverage_chart": sections.coverage_chart(at(verdict, "calibration", None)),
         "loss_chart": sections.loss_chart(files.metrics, at(files.training, "best_step")),
     }

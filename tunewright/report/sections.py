@@ -83,13 +83,15 @@ def head(verdict: Record, plan: Record) -> Head:
 
 
 def _sentence(verdict: Record) -> str:
-    name, rows, needed = at(verdict, "comparator.name"), at(verdict, "n"), at(verdict, "rows_needed")
+    name, rows, needed = at(verdict, "comparator.name"), at(verdict, "n"), at(verdict, "rows_needed", None)
     other = f"the best untrained arm ({spaced(name)})"
     if at(verdict, "unbeaten") and at(verdict, "interval")[0] > 0:
         others = " or ".join(map(spaced, at(verdict, "unbeaten")))
         return (
-            f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev ({spaced(name)}), but not shown "
-            f"to be better than {others}: dev chose a weak comparator, and beating it alone does not justify fine-tuning."
+            f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev "
+            f"({spaced(name)}), but not shown "
+            f"to be better than {others}: dev chose a weak comparator, and beating it alone does not justify "
+            "fine-tuning."
         )
     if at(verdict, "verdict") == "BETTER":
         return f"On {rows} held-out rows the tuned model is better than {other}."
@@ -133,8 +135,8 @@ def cautions(verdict: Record) -> list[str]:
 
 
 def forgetting(verdict: Record) -> Record | None:
-    """What the stage `forget` measured; None where it measured nothing."""
-    found = at(verdict, "forgetting", at(verdict, "retention", None))
+    """What the stage `forgetting` measured; None where it measured nothing."""
+    found = at(verdict, "forgetting", None)
     return found if at(found, "measured", False) else None
 
 

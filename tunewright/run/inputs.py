@@ -68,9 +68,13 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
     """
     machine.keep_pages()
     hardware = machine.measure(None if config.threads == "auto" else config.threads)
-    facts = read_facts(config.model)
+    return on_machine(config, run, data, read_facts(config.model), hardware)
+
+
+def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
+    """As `gather`, with what has been read of the model and measured of the machine."""
     template = load_template(Path(facts.path), config.template, config.date)
-    limit, _ = planning.max_length(config, facts, hardware, data.task.kind.name)
+    limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     renderer = RowRenderer(template, METHODS[config.train.method].prepare, limit, config.data.too_long)
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.side(s), run.path / "data") for s in SIDES}
     for made in rendered.values():

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tunewright.core import records
@@ -31,7 +31,7 @@ def train(context: Context) -> None:
         with _signals_to(worker), context.console.bar("train", steps, _logged(context)[0]) as tick:
             shown = _logged(context)[0]
             while worker.poll() is None:
-                with _patience():
+                with suppress(subprocess.TimeoutExpired):
                     worker.wait(POLL_SECONDS)
                 step, loss = _logged(context)
                 if step > shown:
@@ -49,14 +49,6 @@ def _logged(context: Context) -> tuple[int, float]:
         if not isinstance(line, StartLine):
             last = (line.step, line.loss)
     return last
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    try:
-        yield
-    except subprocess.TimeoutExpired:
-        pass
 
 
 @contextmanager

@@ -123,7 +123,8 @@ class Runner:
         if differences:
             self.context.run.event("went_on_elsewhere", what=differences)
             self.context.console.warn(
-                f"  the run started under other conditions: {'; '.join(differences)}; later results may differ in the last bits"
+                f"  the run started under other conditions: {'; '.join(differences)}; later results may differ in "
+                "the last bits"
             )
 
 
@@ -140,7 +141,8 @@ def start(
         if folder and Path(folder).is_dir() and root.resolve().is_relative_to(Path(folder).resolve()):
             raise RunError(
                 "RUN_INSIDE_DATA",
-                f"the runs folder is inside {folder}, whose documents are read: model cards of runs would be among them.",
+                f"the runs folder is inside {folder}, whose documents are read: model cards of runs would be among "
+                "them.",
                 where=str(root),
                 fix="put it elsewhere: --runs FOLDER.",
             )
@@ -224,6 +226,7 @@ def as_our_errors(run: Run, stage: str) -> Iterator[None]:
             "TRAIN_MEMORY",
             f"out of memory during `{stage}`; peak memory {machine.peak_gb():.1f} GB.",
             where=str(run.path),
-            fix="close other programs and run it again; or start a run with train.gradient_checkpointing=layers, a smaller "
+            fix="close other programs and run it again; or start a run with train.gradient_checkpointing=layers, a "
+            "smaller "
             "train.tokens_per_pass, a smaller prove.batch_size, or a smaller model.",
         ) from None

@@ -5,7 +5,8 @@ prompt as it is served before turn k (generation prompt included) and F_k the co
 
 - every P_k begins F_k, and every F_k begins the whole row: one sequence trains all turns;
 - every P_k begins F_k, but later turns rewrite history (thoughts are dropped, say): one sequence per turn;
-- some P_k does not begin F_k: what is served is not what would be trained. Refused (after trying `enable_thinking=False`).
+- some P_k does not begin F_k: what is served is not what would be trained. Refused, after trying
+  `enable_thinking=False`.
 
 All comparisons are made on token ids, because two equal strings may be cut into different tokens.
 """
@@ -90,7 +91,8 @@ def _turn(template: Template, example: Chat, k: int) -> tuple[list[int], int, in
             [
                 Problem(
                     "TEMPLATE_NOT_PREFIX",
-                    f"turn {k}: the template serves `...{prompt[max(0, at - 20) :][:50]!r}` but a finished turn reads `...{full[max(0, at - 20) :][:50]!r}`.",
+                    f"turn {k}: the template serves `...{prompt[max(0, at - 20) :][:50]!r}` but a finished turn "
+                    f"reads `...{full[max(0, at - 20) :][:50]!r}`.",
                     example.where,
                     "use a template whose generation prompt begins the answer (template=FILE).",
                 )

@@ -51,7 +51,8 @@ class Template:
     @property
     def sha256(self) -> str:
         """Of everything that decides token ids: template, its arguments, vocabulary and merges."""
-        parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{self.tokenizer.backend_tokenizer.to_str()}"
+        vocabulary = self.tokenizer.backend_tokenizer.to_str()
+        parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{vocabulary}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
 

@@ -34,18 +34,53 @@ KINDS = {
         "aten::_efficient_attention_backward",
     ),
     "softmax and masks": ("aten::_softmax", "aten::_softmax_backward_data", "aten::masked_fill_", "aten::logsumexp"),
-    "copies and conversions": ("aten::copy_", "aten::cat", "aten::index", "aten::index_select", "aten::index_add_", "aten::fill_"),
+    "copies and conversions": (
+        "aten::copy_",
+        "aten::cat",
+        "aten::index",
+        "aten::index_select",
+        "aten::index_add_",
+        "aten::fill_",
+    ),
     "norms, gates, positions, sums": (
-        "aten::mul", "aten::mul_", "aten::add", "aten::add_", "aten::sub", "aten::sub_", "aten::neg", "aten::div", "aten::div_",
-        "aten::silu", "aten::silu_backward", "aten::gelu", "aten::gelu_backward", "aten::pow", "aten::mean", "aten::sum",
-        "aten::rsqrt", "aten::addcmul_", "aten::linalg_vector_norm", "aten::native_layer_norm_backward", "aten::exp_",
-        "aten::_fused_rms_norm", "aten::_fused_rms_norm_backward",
+        "aten::mul",
+        "aten::mul_",
+        "aten::add",
+        "aten::add_",
+        "aten::sub",
+        "aten::sub_",
+        "aten::neg",
+        "aten::div",
+        "aten::div_",
+        "aten::silu",
+        "aten::silu_backward",
+        "aten::gelu",
+        "aten::gelu_backward",
+        "aten::pow",
+        "aten::mean",
+        "aten::sum",
+        "aten::rsqrt",
+        "aten::addcmul_",
+        "aten::linalg_vector_norm",
+        "aten::native_layer_norm_backward",
+        "aten::exp_",
+        "aten::_fused_rms_norm",
+        "aten::_fused_rms_norm_backward",
     ),
     "optimizer and clipping": (
-        "aten::_foreach_lerp_", "aten::_foreach_mul_", "aten::_foreach_addcmul_", "aten::_foreach_addcdiv_", "aten::_foreach_sqrt",
-        "aten::_foreach_norm", "aten::_foreach_div_", "aten::_foreach_add_", "aten::lerp_", "aten::addcdiv_", "aten::sqrt",
+        "aten::_foreach_lerp_",
+        "aten::_foreach_mul_",
+        "aten::_foreach_addcmul_",
+        "aten::_foreach_addcdiv_",
+        "aten::_foreach_sqrt",
+        "aten::_foreach_norm",
+        "aten::_foreach_div_",
+        "aten::_foreach_add_",
+        "aten::lerp_",
+        "aten::addcdiv_",
+        "aten::sqrt",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -78,11 +113,13 @@ class Profile:
         for kind, spent in sorted(self.shares.items(), key=lambda item: -item[1]):
             found.append(f"  {kind:<32}{spent:6.3f} s {spent / self.seconds:5.0%}")
         found.append(
-            f"  {self.gflop:.0f} GFLOP at {self.gflop / self.seconds:.0f} GFLOP/s: {self.of_peak:.0%} of the {self.peak_gflops:.0f} that this machine reaches"
+            f"  {self.gflop:.0f} GFLOP at {self.gflop / self.seconds:.0f} GFLOP/s: {self.of_peak:.0%} of the "
+            f"{self.peak_gflops:.0f} that this machine reaches"
         )
         if self.logical_gflop > 1.1 * self.gflop:
             found.append(
-                f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {self.logical_gflop / self.gflop:.1f} times as many"
+                f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {self.logical_gflop / self.gflop:.1f} "
+                "times as many"
             )
         return found
 

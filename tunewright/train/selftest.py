@@ -108,7 +108,8 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
                     "SELFTEST_PROMPT",
                     "the trained tokens do not start where the inference prompt ends.",
                     where=chat.where,
-                    fix="use another chat template (template=FILE); `tunewright preview` prints a row as it is trained.",
+                    fix="use another chat template (template=FILE); `tunewright preview` prints a row as it is "
+                    "trained.",
                 )
     return Finding(
         "prompts", f"{count} turns of {len(chats)} rows start after exactly the tokens that a server would send"

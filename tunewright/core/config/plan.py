@@ -20,8 +20,7 @@ class Plan(Frozen):
     """Every number that training uses; ``reasons`` maps a field to an explanation of its value.
 
     ``rows`` and ``tokens`` count training rows and their tokens; ``supervised_tokens`` counts the targets among them.
-    ``max_new_tokens`` and ``decode_batch_size`` are how all arms answer: an answer's last bits follow from the batch it
-    is in.
+    ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
 
     method: str

@@ -88,7 +88,8 @@ def lines(record: PromptDistillation) -> Sequence[str]:
     tokens, (low, high) = record.prompt_tokens, record.interval
     return [
         f"prompt distillation: {record.verdict} to the base with its prompt ({record.student:.3f} against "
-        f"{record.teacher:.3f}, {low:+.3f} to {high:+.3f}), {tokens.student:.0f} prompt tokens instead of {tokens.teacher:.0f}"
+        f"{record.teacher:.3f}, {low:+.3f} to {high:+.3f}), {tokens.student:.0f} prompt tokens instead of "
+        f"{tokens.teacher:.0f}"
     ]
 
 

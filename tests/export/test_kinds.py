@@ -1,0 +1,126 @@
+"""The rows of EXPORTS: each is written, reloaded by a fresh process and refused where it differs; its card loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from build import plan_of
+from report import records
+
+from tunewright.core import records as typed
+from tunewright.core.config import AdapterConfig, load
+from tunewright.core.errors import TrainError
+from tunewright.core.run_folder import Run, write_json
+from tunewright.export import EXPORTS, card, export, merged
+from tunewright.export.kind import Source
+from tunewright.model import adapters
+from tunewright.model.facts import read_facts
+from tunewright.model.loading import load as load_model
+from tunewright.tokens.template import load_template
+from tunewright.train import checkpoints
+
+CANARIES, STOP = [[1, 2, 3, 40], [7, 8]], [258]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run folder with trained weights and nothing else, and what its model is made of."""
+
+    source: Source
+    folder: Path
+
+
+@pytest.fixture
+def trained(tmp_path: Path, model_folder: Callable[[str], Path]) -> Made:
+    folder = model_folder("llama")
+    plan = plan_of(adapter=AdapterConfig(rank=4, alpha=8.0), threads=1)
+    run = Run(tmp_path / "one")
+    run.checkpoints.mkdir(parents=True)
+    model = load_model(str(folder), torch.float32)
+    adapters.attach(model.module, plan.adapter, plan.seed)
+    parameters = adapters.trainable(model.module)
+    generator = torch.Generator().manual_seed(0)
+    for p in parameters.values():
+        p.data = torch.randn(p.shape, generator=generator) * 0.05
+    write_json(run.training, {"weights_sha256": checkpoints.save_weights(run.weights, parameters)})
+    config = load(None, model=str(folder))
+    return Made(Source(run, config, plan, read_facts(str(folder)), load_template(folder)), folder)
+
+
+def test_every_wanted_export_is_written_and_answers_as_the_model_does(trained: Made) -> None:
+    checks = export.export(trained.source, CANARIES, STOP)
+    assert [c.kind for c in checks] == list(EXPORTS) == ["adapter", "merged"]
+    assert typed.read(trained.source.run.export, typed.EXPORTS) == tuple(checks)
+    assert checks[0].largest_difference == 0.0, "our loader computes what training computed"
+    assert all(c.largest_difference < 1e-4 and c.same_texts == c.canaries == 2 for c in checks)
+    assert all(c.loaded_with == EXPORTS[c.kind].loaded_with and c.dtype == "float32" for c in checks)
+
+
+def test_without_an_adapter_only_the_merged_model_is_exported(trained: Made) -> None:
+    source = trained.source
+    full, plain = (
+        source.plan.model_copy(update={"adapter": AdapterConfig(kind="none")}),
+        load(None, export__merged=False),
+    )
+    wanted = [name for name, row in EXPORTS.items() if row.wanted(plain, full)]
+    assert wanted == ["merged"]
+    assert [name for name, row in EXPORTS.items() if row.wanted(plain, source.plan)] == ["adapter"]
+
+
+def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged wrongly: the folder loads, and holds the base model."""
+    monkeypatch.setattr(adapters, "merged_weight", None, raising=False)
+    monkeypatch.setattr(adapters.LoRALinear, "merged_weight", lambda layer: layer.base.weight)
+    with pytest.raises(TrainError, match="the reloaded merged differs from the trained model") as caught:
+        export.export(trained.source, CANARIES, STOP)
+    assert caught.value.code == "EXPORT_MISMATCH"
+    assert not trained.source.run.export.exists()
+
+
+def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: folder.mkdir())
+    monkeypatch.setitem(EXPORTS, "merged", broken)
+    with pytest.raises(TrainError, match="a fresh process could not load the merged"):
+        export.export(trained.source, CANARIES, STOP)
+
+
+def test_merged_weights_are_float32_while_that_is_small(trained: Made) -> None:
+    small = trained.source.facts
+    large = replace(small, parameters=10**9, dtype="BF16")
+    assert merged.stored(load(None), small) == "float32"
+    assert merged.stored(load(None), large) == "bfloat16"
+    assert merged.stored(load(None), replace(large, dtype="F64")) == "float32"
+    assert merged.stored(load(None, export__dtype="float16"), small) == "float16"
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: str, measured: bool) -> None:
+    everything = records.everything()
+    everything["forgetting"] = {**records.forgetting(), "chosen": 0.5} if measured else {"measured": False}
+    everything["verdict"]["unbeaten"] = [] if measured else ["zero_shot"]
+    everything["receipt"]["template"]["day"] = "2026-01-01" if measured else ""
+    run = records.write(tmp_path / "one", everything)
+    card.write(run)
+    row = EXPORTS[kind]
+    text = (row.folder(run) / "README.md").read_text(encoding="utf-8")
+    head, body = text.removeprefix("---\n").split("\n---\n")
+    assert head.splitlines()[:2] == ['base_model: "smollm2-135m"', f"library_name: {row.library}"]
+    assert (
+        "**BETTER**, compared with the best untrained arm (nearest, chosen on dev): accuracy 0.7000 against 0.5000"
+        in body
+    )
+    assert "| tuned | 0.7000 | [0.6000, 0.8000] |" in body
+    assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body
+    code = body.split("```python\n")[1].split("\n```")[0]
+    assert code.splitlines() == row.snippet(f"runs/one/{kind}", "models/smollm2")
+    compile(code, "card", "exec")
+    assert ("the weights hold 0.5 of the trained update" in body) is measured
+    assert ("not shown to be better than zero_shot." in body) is not measured
+    assert ("the day of training" in body) is measured
+    assert not [line for line in body.splitlines() if line != line.rstrip()]
+    assert "\n\n\n" not in body

@@ -1,0 +1,79 @@
+"""A toy pairwise preference method, to show that a method is one module.
+
+The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r is the sequence's log-probability over
+that of the reference, the model with its adapter untrained (Rafailov et al. 2023, 2305.18290). Axes: M supervised
+tokens, S sequences,
+P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tunewright.core.config import Plan
+from tunewright.data.examples import Chat, Example, Message
+from tunewright.methods.method import Loss
+from tunewright.model import forward
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.packing import Batch, microbatches, to_batch, units_of
+from tunewright.tokens.rendering import for_training
+from tunewright.tokens.sequences import TrainRow, flat
+from tunewright.tokens.template import Template
+
+BETA = 0.5
+
+
+def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
+    """The answer is preferred to itself spelled backwards."""
+    assert isinstance(example, Chat)
+    worse = replace(example, messages=(*example.messages[:-1], Message("assistant", example.target[::-1])))
+    sides = (for_training(template, side, row, max_length)[0] for side in (example, worse))
+    return [TrainRow(tuple(sides), row)]
+
+
+@torch.no_grad()
+def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+    """Each pair with the reference's log-probabilities of its two sequences."""
+    found = []
+    for row in rows:
+        logp_S = _sequence_logp(model, to_batch(row.sequences, plan.layout), plan)
+        found.append(replace(row, signal={"reference_S": logp_S.double().cpu().numpy()}))
+    return found
+
+
+def batches(
+    model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
+) -> list[Batch]:
+    made = []
+    for group in microbatches(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
+        signal = {"reference_S": np.concatenate([rows[i].signal["reference_S"] for i in group])}
+        made.append(to_batch(flat(rows[i] for i in group), plan.layout, signal=signal))
+    return made
+
+
+def weight(batch: Batch) -> float:
+    """Pairs."""
+    return len(batch.signal["reference_S"]) / 2
+
+
+def loss(model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
+    ratio_S = _sequence_logp(model, batch, plan) - torch.from_numpy(batch.signal["reference_S"]).to(model.device)
+    margin_P = BETA * (ratio_S[0::2] - ratio_S[1::2])
+    metrics = {"margin": float(margin_P.detach().sum()), "accuracy": float((margin_P.detach() > 0).sum())}
+    return Loss(-F.logsigmoid(margin_P).sum(), metrics)
+
+
+def _sequence_logp(model: LanguageModel, batch: Batch, plan: Plan) -> Tensor:
+    logp_NV = forward.logits(model, batch, plan.gradient_checkpointing).log_softmax(-1)
+    target_N, which_M, sequence_M = (
+        torch.from_numpy(x).to(model.device) for x in (batch.target_N, batch.which_M, batch.sequence_M)
+    )
+    logp_M = logp_NV.gather(1, target_N[:, None])[:, 0][which_M]
+    sequences = int(batch.sequence_M.max()) + 1
+    return torch.zeros(sequences, dtype=logp_M.dtype, device=model.device).index_add(0, sequence_M, logp_M)

@@ -1,0 +1,354 @@
+"""The report from made-up records: no section too many or too few, nothing undefined, nothing unescaped."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from markupsafe import Markup
+from report import records
+
+import tunewright
+from tunewright.core import records as typed
+from tunewright.core.config import Plan
+from tunewright.report import page, plots, report, sections
+
+Make = Callable[[dict[str, Any]], None]
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("losses", "arms", "pareto", "curve", "risk_coverage"):
+        monkeypatch.setattr(plots, name, lambda *_: Markup("<svg></svg>"))
+
+
+def rendered(changed: dict[str, Any] | None = None) -> str:
+    return report.report_page(records.files({**records.everything(), **(changed or {})}))
+
+
+def with_verdict(**changed: Any) -> str:
+    return rendered({"verdict": {**records.verdict(), **changed}})
+
+
+def text_of(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.split("</style>")[1]))
+
+
+class Shape(HTMLParser):
+    """What a browser would build: tags with their attributes, without texts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, ...]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, *(f"{k}={v}" for k, v in attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.tags.append((f"/{tag}",))
+
+
+# What each section says of the full run, and how to take its record away.
+SECTIONS = {
+    "cost": "8 test prompts on the machine of this run",
+    "forgetting": "next-token probabilities",
+    "mitigation": "rate / 3",
+    "curve": "more data of this kind",
+    "crossfit": "A model trained on the other rows finds 3 rows suspect",
+    "cleaning": "Trained without the flagged rows (3 duplicates, 12 labels that look wrong)",
+    "calibration": "Does it know when it is wrong?",
+    "internalised": "The prompt as weights",
+    "again": "Asked a second time",
+    "overlap": "share a run of 13 words",
+    "corpus": "macro-F1 over all rows together",
+}
+NOT_MEASURED = {"cost": "Not measured. prove.evidence=full", "curve": "Not measured. tunewright learning-curve RUN",
+                "forgetting": "Not measured ( prove.evidence=plain )"}  # fmt: skip
+
+
+def without(name: str) -> dict[str, Any]:
+    return {k: v for k, v in records.verdict().items() if k != name}
+
+
+@pytest.mark.usefixtures("no_charts")
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_is_there_with_its_record_and_gone_without(name: str) -> None:
+    assert SECTIONS[name] in text_of(rendered())
+    for absent in (without(name), {**records.verdict(), name: None}, {**records.verdict(), name: {"measured": False}}):
+        if absent.get(name) and name in ("calibration", "again", "overlap", "corpus"):
+            continue  # not results of a stage
+        shown = text_of(rendered({"verdict": absent}))
+        assert SECTIONS[name] not in shown
+        assert NOT_MEASURED.get(name, "") in re.sub(r" ([.,;])", r"\1", shown)
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_sections_come_in_the_order_of_decisions() -> None:
+    assert re.findall(r"<h2>(.*?)</h2>", rendered()) == [
+        "Better than what?",
+        "What does a request cost?",
+        "What was forgotten?",
+        "Was the data enough?",
+        "Was the data clean?",
+        "Row by row",
+        "Does it know when it is wrong?",
+        "The prompt as weights",
+        "Training",
+        "Exports, reloaded and compared",
+        "The plan",
+        "Protocol and reproduction",
+    ]
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    run = records.write(tmp_path / "one", records.everything())
+    report.write(run)
+    for file in (run.report, run.audit.with_suffix(".html")):
+        html = file.read_text(encoding="utf-8")
+        assert not re.search(r'(?:src|href)="https?:|<script|@import|url\((?!#)', html)
+        assert html.startswith("<!doctype html>")
+    assert run.report.read_text(encoding="utf-8").count("<svg") == 5, "every chart"
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_the_audit_page_is_the_audit() -> None:
+    shown = text_of(report.audit_page(records.audit(), "rows.csv"))
+    assert "tunewright check rows.csv" in shown
+    assert "41 rows are near-duplicates" in shown
+    assert "Labels that look wrong, the most suspicious first (50 of 51)" in shown
+    plain = {**records.audit(), "findings": [], "suspects": [], "labels": {}, "unused": {}}
+    assert "The audit flagged nothing." in text_of(report.audit_page(plain, "rows.csv"))
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_typed_records_give_the_page_that_json_gives() -> None:
+    """And the records of these tests are those that the stages write."""
+    everything = records.everything()
+    kinds = {re.sub(r"\.jsonl?$", "", file.pattern): file.holds for file in typed.FILES}
+
+    def read(name: str, record: Any) -> Any:
+        holds: Any = kinds["scores/*" if name.startswith("scores/") else name]
+        lines = [holds.validate_json(json.dumps(x)) for x in record] if name in records.LINES else []
+        return lines or holds.validate_json(json.dumps(record))
+
+    checked = {name: read(name, record) for name, record in everything.items()}
+    assert isinstance(checked["verdict"], typed.Verdict)
+    assert isinstance(checked["plan"], Plan)
+    as_values = report.report_page(records.files({**checked, "events": everything["events"]}))
+    assert as_values == rendered()
+
+
+def either(*records_: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from(records_)
+
+
+NO = {"measured": False}
+EVIDENCE = {
+    "cost": either(
+        None,
+        NO,
+        records.cost(),
+        {**records.cost(), "money": None},
+        {
+            **records.cost(),
+            "money": {**records.cost()["money"], "break_even_requests": None, "why_not": "it is not cheaper"},
+        },
+    ),
+    "mitigation": either(None, NO, records.mitigation()),
+    "curve": either(
+        None,
+        NO,
+        records.curve(),
+        {**records.curve(), "points": [{**p, "seeds": p["seeds"][:1]} for p in records.curve()["points"]]},
+        {**records.curve(), "forecast": {"told": False, "why": "a forecast needs four sizes"}},
+    ),
+    "crossfit": either(
+        None,
+        NO,
+        records.crossfit(),
+        {**records.crossfit(), "suspects": []},
+        {"measured": True, "suspects": [{"row": 3, "nats_over_base": 0.4, "where": "rows.csv:5"}]},
+    ),
+    "cleaning": either(None, {**NO, "flagged": {}}, {**NO, "flagged": {"duplicates": 3}}, records.cleaning()),
+    "calibration": either(
+        None,
+        records.calibration(),
+        {k: v for k, v in records.calibration().items() if k != "handover"},
+        {**records.calibration(), "handover": {**records.calibration()["handover"], "accuracy": None}},
+    ),
+    "internalised": either(None, NO, records.distillation()),
+    "again": either(None, records.verdict()["again"]),
+    "overlap": either(None, records.verdict()["overlap"]),
+    "corpus": either(
+        {**records.verdict()["corpus"], "metric": "accuracy"}, {**records.verdict()["corpus"], "interval": None}
+    ),
+    "verdict": either("BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"),
+    "unbeaten": either([], ["zero_shot", "nearest"]),
+    "rows_needed": either(None, 240),
+    "task": either("label", "text"),
+    "p_value": either(0.0, 0.5),
+    "test_reads": either(1, 2),
+    "variants_on_dev": either({}, {"zero_shot-wording2": 0.3}),
+}
+FORGETTING = {
+    "task": either(None, records.forgetting()["task"]),
+    "generic": either(None, records.forgetting()["generic"]),
+    "sweep": either(None, records.forgetting()["sweep"]),
+    "probes": either(None, records.probes(), records.refusals_measured()),
+    "keep": either(None, records.forgetting()["keep"]),
+    "chosen": either(0.5, 1.0),
+}
+OTHERS = {
+    "training": either(records.training(), {**records.training(), "best_step": None, "stopped_early": True}),
+    "plan": either(records.plan(), {**records.plan(), "estimate": None}),
+    "selftest": either(None, records.everything()["selftest"]),
+    "export": either(None, records.exports()),
+    "protocol": either(records.protocol(), {**records.protocol(), "detectable": None}),
+    "events": either([], records.everything()["events"]),
+    "scores/tuned": either(records.scores(0.4), records.scores(0.9)),
+}
+
+
+def some(choices: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """Any of the values of each key; a None is as often a missing key."""
+    keys = st.sets(st.sampled_from(sorted(choices)))
+    values = st.fixed_dictionaries(choices)
+    return st.builds(
+        lambda found, gone: {k: v for k, v in found.items() if v is not None or k not in gone}, values, keys
+    )
+
+
+@pytest.mark.usefixtures("no_charts")
+@QUICK
+@given(some(EVIDENCE), st.one_of(st.none(), st.just(NO), some(FORGETTING)), st.fixed_dictionaries(OTHERS))
+def test_no_combination_of_evidence_leaves_anything_undefined(
+    evidence: dict[str, Any], forgetting: dict[str, Any] | None, others: dict[str, Any]
+) -> None:
+    measured = {"measured": True, "scales": [0.5, 1.0], "rule": "the smallest scale"}
+    verdict = {k: v for k, v in records.verdict().items() if k not in (*EVIDENCE, "forgetting")} | evidence
+    verdict["forgetting"] = {**measured, **forgetting} if forgetting and "measured" not in forgetting else forgetting
+    html = rendered({"verdict": verdict, **others})
+    assert "Undefined" not in html
+    assert not re.search(r"\bNone\b(?!\.)", text_of(html)), "None. is what an empty list of rows says"
+
+
+# Strings that choose what is shown; every other string is somebody's text.
+CHOOSING = {"verdict", "metric", "task", "chosen_on", "level", "word", "event", "role", "kind", "format", "time"}
+
+
+def with_texts(value: Any, texts: Iterator[str], key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {k: with_texts(v, texts, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_texts(v, texts, key) for v in value]
+    return next(texts) if isinstance(value, str) and key not in CHOOSING else value
+
+
+def repeated(texts: list[str]) -> Iterator[str]:
+    while True:
+        yield from texts
+
+
+MARKUP = st.sampled_from(
+    ["<b>", "</style>", "<script>x</script>", '"><img src=x onerror=y>', "&lt;i&gt;", "{{ 7*7 }}", "--></p>", "'"]
+)
+
+
+@pytest.mark.usefixtures("no_charts")
+@QUICK
+@given(st.lists(MARKUP | st.text(min_size=1).filter(str.strip), min_size=1, max_size=7))
+def test_no_text_becomes_markup(texts: list[str]) -> None:
+    everything = records.everything()
+    names = {"name": everything["verdict"]["comparator"]["name"]}
+    plain, hostile = (with_texts(everything, repeated(words)) for words in (["x"], texts))
+    for found in (plain, hostile):
+        found["verdict"]["comparator"] |= names
+        found["verdict"]["calibration"]["curve"] = everything["verdict"]["calibration"]["curve"]
+    labels = dict.fromkeys(texts, 1)
+    plain["data/audit"]["labels"], hostile["data/audit"]["labels"] = {str(i): 1 for i in range(len(labels))}, labels
+    expected, found_ = (Shape(report.report_page(records.files(r))).tags for r in (plain, hostile))
+    assert found_ == expected
+    audits = (Shape(report.audit_page(r["data/audit"], w)).tags for r, w in ((plain, "x"), (hostile, texts[0])))
+    assert next(audits) == next(audits)
+
+
+def test_no_chart_label_becomes_markup() -> None:
+    chart = plots.arms([plots.Bar("tuned", 0.5, 0.4, 0.6), plots.Bar('<b>"$x', 0.3, 0.2, 0.4)], '<i>"$', True, "tuned")
+    assert {tag for tag, *_ in Shape(chart).tags} & {"b", "i"} == set()
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_shown_rows_hide_private_values() -> None:
+    private = [{**line, "target": "write to anna@mail.example.org"} for line in records.scores(0.9)]
+    html = rendered({"scores/tuned": private})
+    assert "mail.example" not in html
+    assert "write to [e-mail address]" in html
+
+
+@pytest.mark.usefixtures("no_charts")
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({}, "On 12 held-out rows the tuned model is better than the best untrained arm (nearest)."),
+        ({"verdict": "WORSE"}, "Do not use it: give the base model the rows most similar to each question instead."),
+        ({"verdict": "PRACTICALLY EQUAL"}, "differ by less than the margin of 0.02."),
+        ({"verdict": "CANNOT TELL", "rows_needed": 240, "interval": [-0.1, 0.2]}, "About 240 rows would."),
+        ({"verdict": "CANNOT TELL", "unbeaten": ["zero_shot"]}, "but not shown to be better than zero shot"),
+        ({"interval": [0.01, 0.3]}, "The lower end of the interval is below 0.02"),
+    ],
+)  # fmt: skip
+def test_the_lead_says_the_verdict(changed: dict[str, Any], sentence: str) -> None:
+    assert sentence in text_of(with_verdict(**changed))
+
+
+def test_cautions_name_what_the_verdict_leaves_out() -> None:
+    verdict = records.verdict()
+    assert [c.split(":")[0] for c in sections.cautions(verdict)] == ["It got worse at knowledge"]
+    verdict["arms"]["tuned"]["summary"]["cut_answers"] = 0.5
+    verdict["arms"]["classical"]["tuned_minus_this"]["interval"] = [-0.01, 0.1]
+    verdict["forgetting"]["keep"]["verdict"] = "WORSE"
+    cautions = sections.cautions(verdict)
+    assert cautions[1].startswith("It got worse at your regression rows: 0.730 before, 0.670 after")
+    assert "TF-IDF" in cautions[2]
+    verdict["forgetting"] = {"measured": False}
+    assert len(sections.cautions(verdict)) == 2
+    assert cautions[3].startswith("50% of tuned answers and 0% of nearest answers were cut off at 96 tokens")
+
+
+def test_rows_are_ordered_by_what_tuning_changed() -> None:
+    tuned = [{**line, "score": s} for line, s in zip(records.scores(0), [0.0, 0.2, 1.0, 0.5], strict=False)]
+    other = [{**line, "score": s} for line, s in zip(records.scores(0), [1.0, 0.3, 0.1, 0.5], strict=False)]
+    found = sections.changes(tuned, other, "accuracy")
+    assert (found.better, found.worse, found.same) == (1, 2, 1)
+    assert [c.where for c in found.regressions] == ["rows.csv:2", "rows.csv:3"]
+    lower_is_better = sections.changes(tuned, other, "bits_per_byte")
+    assert (lower_is_better.better, lower_is_better.worse) == (2, 1)
+
+
+def test_a_record_is_read_whatever_it_is() -> None:
+    plan = Plan.model_validate(records.plan())
+    assert page.at(plan, "adapter.kind") == page.at(records.plan(), "adapter.kind") == "lora"
+    assert page.at({"a": None}, "a.b", 3) == page.at({}, "a.b", 3) == 3
+    assert page.at({"a": None}, "a") is None
+    with pytest.raises(AssertionError, match=r"no a\.b"):
+        page.at({"a": {}}, "a.b")
+
+
+def test_no_module_writes_html() -> None:
+    """Markup is in templates; charts are drawn by matplotlib."""
+    package = Path(tunewright.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.search(r"</?(?:p|div|table|t[dhr]|h\d|span|details|figure)\b[^>]*>", node.value), file
