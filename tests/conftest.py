@@ -23,6 +23,8 @@ import torch  # after it: torch reads the environment when it is imported
 from build import FLAGS, byte_tokenizer, cli, tiny_model, write_chat_rows
 
 from tunewright import api
+from tunewright.export import verify
+from tunewright.stages import process, worker
 from tunewright.train import machine
 
 Shared = Callable[[str, Callable[[Path], object]], Path]
@@ -36,29 +38,30 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _measured_once() -> None:
-    """Every run measures the processor's speed, which takes a second: once a worker is enough."""
+def _one_core() -> None:
+    """A worker has one core, whose speed, which a run measures for a second, does not change."""
+    machine.cores = lambda: 1
     machine._gflops = functools.cache(machine._gflops)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _exports_are_verified_here() -> None:
-    """An export starts a process to verify it, which imports torch for seconds. Here the same function is called in
-    this process; `cli/test_run.py` starts the real ones."""
+def _one_process() -> None:
+    """A command starts processes that train and that verify exports, each of which imports torch for seconds. Here the
+    same functions are called in this process. A command that is itself a process (`build.process`) starts the real
+    ones: `cli/test_run.py`, `stages/test_resume.py`."""
     run = subprocess.run
 
-    def here(command: Any, *args: Any, **more: Any) -> Any:
+    def verified(command: Any, *args: Any, **more: Any) -> Any:
         if not isinstance(command, list) or command[1:3] != ["-m", "tunewright.export.verify"]:
             return run(command, *args, **more)
-        from tunewright.export import verify
-
         try:
             verify.main(*command[3:])
         except Exception:
             return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    subprocess.run = here
+    subprocess.run = verified
+    process.train = lambda context: worker.work(context.run, under_lock=True)
 
 
 @pytest.fixture(scope="session")

@@ -244,9 +244,9 @@ def _tortured(
         tally.kills += status == -signal.SIGKILL
         tally.full += status == DISK_FULL
         assert status in (FINISHED, DISK_FULL, -signal.SIGKILL), status
-        found, damaged = checkpoints.newest(folder / "checkpoints")
-        step = int(found.name.removeprefix("step-")) if found else -1
-        tally.lost += step < newest or bool(damaged)
+        found = checkpoints.newest(folder / "checkpoints")
+        step = int(found.folder.name.removeprefix("step-")) if found.folder else -1
+        tally.lost += step < newest or bool(found.damaged)
         newest = step
         if status == FINISHED:
             break

@@ -19,10 +19,10 @@ def test_the_audit_flags_with_rows_and_reasons(tmp_path: Path) -> None:
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = dataset.load(config.load(None, data__train=str(path))).audit_json()
-    codes = {f["code"]: f for f in found["findings"]}
+    audited = dataset.load(config.load(None, data__train=str(path))).audit_json()
+    codes = {f["code"]: f for f in audited["findings"]}
     assert {"DUPLICATES", "CONTRADICTIONS", "LABELS_RARE", "LABELS_NEAR_DUPLICATE", "PRIVATE_DATA"} <= set(codes)
     assert codes["CONTRADICTIONS"]["rows"] == (4, 61)
     assert codes["CONTRADICTIONS"]["where"][0].endswith("rows.jsonl:5")
-    assert "4111" not in json.dumps(found), "what may be private is not shown"
-    assert "someone@" not in json.dumps(found)
+    assert "4111" not in json.dumps(audited), "what may be private is not shown"
+    assert "someone@" not in json.dumps(audited)

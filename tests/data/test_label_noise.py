@@ -1,4 +1,4 @@
-"""Label noise: planted wrong labels are found, and their number is estimated."""
+"""Label noise: planted wrong labels are flagged, and their number is estimated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from tunewright.data import label_noise
 
 
-def test_planted_noise_is_found_if_words_predict_the_label() -> None:
+def test_planted_noise_is_flagged_if_words_predict_the_label() -> None:
     rng = np.random.default_rng(0)
     texts, labels, wrong = [], [], set()
     for i in range(400):

@@ -14,17 +14,17 @@ from tunewright.data.examples import Chat, Message
 def test_shared_boilerplate_does_not_make_rows_near_duplicates(many: int) -> None:
     """The instruction is in every user message, far longer than what differs."""
     boilerplate = (
-        "Read the message of a customer of our shop and say which department answers it, billing, "
-        "shipping or returns. Message: "
+        "Read the message of a customer of our shop and say which department answers it, "
+        "billing, shipping or returns. Message: "
     )
     random = Random(many)
     fills = ["".join(random.choices("abcdefghij klmnop", k=60)) for _ in range(many)]
     rows = [boilerplate + fill for fill in fills] + [boilerplate + fills[0] + "!", boilerplate + fills[1].upper()]
-    found = near_duplicates.alike([examples.normalised(r) for r in rows], 0.8)
-    assert found.cluster == (*range(many), 0, 1)
-    assert min(found.boilerplate) > 0.5
+    alike = near_duplicates.alike([examples.normalised(r) for r in rows], 0.8)
+    assert alike.cluster == (*range(many), 0, 1)
+    assert min(alike.boilerplate) > 0.5
     chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
-    held = split.hold_out(chats, found.cluster, 0.2, 0.2)
+    held = split.hold_out(chats, alike.cluster, 0.2, 0.2)
     assert len(held.train) > len(held.test) > 0
 
 
@@ -41,6 +41,6 @@ def test_near_duplicates_are_those_of_a_search_of_all_pairs() -> None:
     pairs = {(i, j) for j in range(300) for i in range(j) if len(grams[i] & grams[j]) >= 0.8 * len(grams[i] | grams[j])}
     cluster = near_duplicates.alike(texts, 0.8).cluster
     assert 30 < len(pairs) < 140
-    found = {(i, j) for j in range(300) for i in range(j) if cluster[i] == cluster[j]}
-    assert found <= pairs
-    assert len(found) >= 0.98 * len(pairs)
+    detected = {(i, j) for j in range(300) for i in range(j) if cluster[i] == cluster[j]}
+    assert detected <= pairs
+    assert len(detected) >= 0.98 * len(pairs)

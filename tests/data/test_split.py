@@ -43,8 +43,8 @@ def test_near_duplicates_stay_together() -> None:
     ]
     cluster = near_duplicates.alike([examples.normalised(r) for r in rows], 0.8).cluster
     chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
-    found = split.hold_out(chats, cluster, 0.2, 0.2)
-    side = {i: name for name in ("train", "dev", "test") for i in getattr(found, name)}
+    held = split.hold_out(chats, cluster, 0.2, 0.2)
+    side = {i: name for name in ("train", "dev", "test") for i in getattr(held, name)}
     for i in range(0, 20, 2):
         assert cluster[i] == cluster[i + 1]
         assert side[i] == side[i + 1]
@@ -67,8 +67,8 @@ def test_a_cluster_of_many_rows_is_never_most_of_test() -> None:
         Chat((Message("user", f"question {max(0, i - 30)}"), Message("assistant", "a")), f"x:{i}") for i in range(100)
     ]
     cluster = [0 if i <= 30 else i for i in range(100)]
-    for share in (0.2, 0.5, 0.8):
-        held = split.hold_out(chats, cluster, 0.05, share)
+    for fraction in (0.2, 0.5, 0.8):
+        held = split.hold_out(chats, cluster, 0.05, fraction)
         assert set(range(31)) <= set(held.train)
 
 

@@ -63,9 +63,9 @@ def decoding_is_ours() -> None:
     plain = generate.greedy(model, PROMPTS, HOW)
     model.module.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
     assert generate.greedy(model, PROMPTS, HOW) == plain
-    found = generate.greedy(tiny_lm(), [PROMPTS[0]], HOW)[0]
+    answer = generate.greedy(tiny_lm(), [PROMPTS[0]], HOW)[0]
     ids = list(PROMPTS[0])
-    for token in found:  # by hand: the likeliest, one after another
+    for token in answer:  # by hand: the likeliest, one after another
         with torch.no_grad():
             assert token == int(model.module(torch.tensor([ids])).logits[0, -1].argmax())
         ids.append(token)

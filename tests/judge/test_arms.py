@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import RunError
+from tunewright.core.records.score import ScoreLine
 from tunewright.data.examples import Chat, Example, Message, Text
 from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Score, Written
@@ -23,7 +24,6 @@ from tunewright.judge.arms.arm import Arm, Progress, Prompt, silent
 from tunewright.judge.arms.families import Sources
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
-from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.chat_model import ChatModel
 
 
@@ -58,12 +58,7 @@ def test_shots_come_from_train_and_cover_the_labels() -> None:
 class Scripted:
     """A language model that answers with its prompt's last word, and prefers the last label."""
 
-    def __init__(self) -> None:
-        self.adapter = True
-        self.seen: list[bool] = []
-
     def write(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
-        self.seen.append(self.adapter)
         return [Answer(p[-1].content.split()[-1], Written(1, False), tuple(p), 3) for p in prompts]
 
     def choose(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
@@ -74,17 +69,11 @@ class Scripted:
     def read(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
         return [Answer("", Likelihood(len(d.text), 2.0)) for d in documents]
 
-    def without_adapter(self) -> AbstractContextManager[None]:
-        self.adapter = False
-        return nullcontext()
-
 
 def test_the_model_is_asked_as_the_task_requires() -> None:
     rows, model = [chat("say yes", "yes"), chat("say no", "no")], Scripted()
     free = Task(GENERATION, METRICS["exact_match"], "")
     assert [s.score for s in evaluate.judge(families.tuned(free), rows, free, model)] == [1.0, 1.0]
-    evaluate.judge(Arm("base", "", Prompted()), rows, free, model)
-    assert model.seen == [True, False]  # the adapter is off for arms that do not use it
     labels = Task(LABEL, METRICS["accuracy"], "", ("no", "yes"))
     assert [s.score for s in evaluate.judge(families.tuned(labels), rows, labels, model)] == [1.0, 0.0]
     written = Task(LABEL, METRICS["exact_match"], "", ("no", "yes"))  # by this metric labels are written, not chosen
@@ -97,12 +86,14 @@ def test_the_model_is_asked_as_the_task_requires() -> None:
 def test_every_kind_of_score_survives_its_json_line() -> None:
     rows, model = [chat("say yes", "yes"), chat('say {"a":1}', '{"a":1}')], Scripted()
     free, labels = Task(GENERATION, METRICS["chrf"], ""), Task(LABEL, METRICS["accuracy"], "", ("no", "yes"))
-    objects, text = detect_task([rows[1]]), detect_task([Text("abcd", "d")])
-    for task, row in ((free, rows[0]), (labels, rows[0]), (objects, rows[1]), (text, Text("abcd", "d"))):
+    objects, documents = detect_task([rows[1]]), detect_task([Text("abcd", "d")])
+    for task, row in ((free, rows[0]), (labels, rows[0]), (objects, rows[1]), (documents, Text("abcd", "d"))):
         (score,) = evaluate.judge(families.tuned(task), [row], task, model)
-        line = json.loads(json.dumps(score.to_json()))
-        assert Score.from_json(line) == score
-        assert Score.from_json(line).to_json() == score.to_json()
+        text = json.dumps(replace(score, row=0, key="k").to_json())
+        ScoreLine.model_validate_json(text)  # the schema of the run folder
+        line = json.loads(text)
+        assert Score.from_json(line) == replace(score, row=0, key="k")
+        assert list(Score.from_json(line).to_json().items()) == list(line.items())
 
 
 @pytest.fixture

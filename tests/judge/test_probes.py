@@ -39,7 +39,7 @@ def test_knowledge_has_one_right_choice() -> None:
     for q in asked:
         assert len(set(q.choices)) == 4, q
         assert 0 <= q.answer < 4
-    assert 0.2 < np.mean([q.answer == 0 for q in asked]) < 0.3  # the right one stands anywhere
+    assert 0.2 < np.mean([q.answer == 0 for q in asked]) < 0.3  # the right one may be at any place
 
 
 def test_refusals() -> None:

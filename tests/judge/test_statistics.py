@@ -71,7 +71,7 @@ def test_verdicts() -> None:
     assert statistics.compare(ones * 1.1, ones * 1.4, clusters, higher_is_better=False, bound=16).verdict == "BETTER"
 
 
-# Rows, both arms' shares of right rows, share of rows on which they differ: from arms that almost never differ to any
+# Rows, both arms' accuracies, fraction of rows on which they differ: from arms that almost never differ to any
 # others.
 GRID = [
     (20, 0.98, 0.97, 0.03),

@@ -12,5 +12,5 @@ def test_order_statistics_bound_the_quantiles() -> None:
     hits = 0
     for _ in range(200):
         quantiles = cost.quantiles(rng.exponential(size=40))
-        hits += quantiles["p50"][1] <= np.log(2) <= quantiles["p50"][2]
+        hits += quantiles.p50[1] <= np.log(2) <= quantiles.p50[2]
     assert hits >= 0.93 * 200

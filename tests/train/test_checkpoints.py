@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from build import LORA, flip, learner_of, plan_of, process, tiny_model, train_rows, training_of
+from build import LORA, flip, learner_of, plan_of, process, tiny_model, train_rows, training_of, with_adapter
 
 from tunewright.core.run_folder import Run
 from tunewright.model import adapters
@@ -65,7 +65,8 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
     straight, _ = train(tmp_path / "straight")
     _, run = train(tmp_path / "stopped", steps=5)
     damage(run.checkpoints / "step-000004" / file)
-    newest, damaged = checkpoints.newest(run.checkpoints)
+    found = checkpoints.newest(run.checkpoints)
+    newest, damaged = found.folder, found.damaged
     assert newest is not None
     assert newest.name == "step-000002"
     assert len(damaged) == 1
@@ -84,7 +85,7 @@ def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
     signal.signal(signal.SIGINT, before)
 
 
-def test_resume_on_other_ground_names_what_changed(tmp_path: Any) -> None:
+def test_resuming_with_other_inputs_names_what_changed(tmp_path: Any) -> None:
     model = tiny_model()
     adapters.attach(model, LORA, 0)
     student = learner_of(model, plan_of())
@@ -92,3 +93,12 @@ def test_resume_on_other_ground_names_what_changed(tmp_path: Any) -> None:
     checkpoints.save(tmp_path, parameters, optimizer, checkpoints.State(4, {"data": "a", "model": "b"}), 2)
     with pytest.raises(Exception, match=r"RESUME_MISMATCH.*data was a, is x"):
         checkpoints.restore(tmp_path, parameters, optimizer, {"data": "x", "model": "b"})
+
+
+def test_the_state_of_another_optimizer_is_not_lost_silently(tmp_path: Path) -> None:
+    student = learner_of(with_adapter("llama", torch.float32).module, plan_of())
+    other = torch.optim.RMSprop(student.parameters.values())
+    sum(p.sum() for p in student.parameters.values()).backward()
+    other.step()
+    with pytest.raises(AssertionError, match="square_avg"):
+        checkpoints.save(tmp_path, student.parameters, other, checkpoints.State(1, {}), 2)

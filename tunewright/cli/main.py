@@ -53,6 +53,7 @@ Settings = Annotated[
 ]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
 Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file name and time.")]
+Separate = Annotated[bool, typer.Option("--separate", help="Train in a process of its own.")]
 Gate = Annotated[bool, typer.Option("--gate", help="Exit with status 3 unless the verdict is BETTER.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")]
 
@@ -67,12 +68,13 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
     gate: Gate = False,
+    separate: Separate = False,
 ) -> None:
     """Run every stage: check, plan, train, prove, export, report.
 
     Given a run folder, continue that run where it stopped.
     """
-    runner = _advance(source, settings, model, name, root, quiet or as_json, "report")
+    runner = _advance(source, settings, model, name, root, quiet or as_json, "report", separate)
     _verdict(runner, as_json)
     _gate(runner, gate)
 
@@ -226,9 +228,10 @@ def train(
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
+    separate: Separate = False,
 ) -> None:
     """Run up to the end of training."""
-    runner = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train")
+    runner = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train", separate)
     if profile:
         times = runner.profile()
         for line in [] if as_json else times.lines():

@@ -140,10 +140,7 @@ def _boilerplate(fractions: Sequence[float]) -> list[Finding]:
     rows = tuple(i for i, fraction in enumerate(fractions) if fraction > 0.5)
     if len(rows) <= len(fractions) / 10:
         return []
-    message = (
-        f"{len(rows)} questions are mostly boilerplate that many rows share; near-duplicates are found by the "
-        "rest of them"
-    )
+    message = f"{len(rows)} questions are mostly boilerplate, which the search for near-duplicates ignores"
     return [Finding("notice", "SHARED_FORM", message, rows)]
 
 
@@ -159,8 +156,8 @@ def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Fi
     groups = [tuple(g) for g in _groups(questions) if len({targets[i] for i in g}) > 1]
     most = f"{ceiling(questions, targets):.1%}"
     message = (
-        f"{{rows}} rows give different answers to {{groups}} questions; no model can match more than {most} "
-        "of all rows exactly"
+        "{rows} rows give different answers to {groups} questions; "
+        f"no model can match more than {most} of all rows exactly"
     )
     return _grouped("warning", "CONTRADICTIONS", message, groups)
 

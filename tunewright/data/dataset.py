@@ -82,11 +82,9 @@ class Dataset:
         if self.noise is not None and self.noise.suspects:
             n, (low, high) = self.noise, self.noise.interval
             message = (
-                f"{len(n.suspects)} of {n.rows} training labels flagged; about {n.expected:.0f} of these are "
-                "expected to be "
-                f"truly wrong. Overall about {n.rate:.1%} of labels are wrong ({low:.1%} to {high:.1%}), as "
-                "estimated by a "
-                "cross-validated TF-IDF classifier"
+                f"{len(n.suspects)} of {n.rows} training labels flagged; about {n.expected:.0f} are expected to be "
+                f"truly wrong. Overall about {n.rate:.1%} of labels are wrong ({low:.1%} to {high:.1%}), as estimated "
+                "by a cross-validated TF-IDF classifier"
             )
             findings.append(Finding("notice", "LABEL_NOISE", message, tuple(s.row for s in n.suspects)))
         return tuple(sorted(findings, key=lambda f: (audit.ORDER[f.level], f.code)))

@@ -130,11 +130,11 @@ class RowFormat:
     def unused(self, data: dict[str, Any]) -> set[str]:
         """Fields of a row, and of its messages, that nothing reads."""
         fields = {k for k in data if k not in (*self.fields, *self.optional)}
-        found = set[str]()
+        nested = set[str]()
         for name in self.lists:
             items = data[name] if isinstance(data.get(name), list) else []
-            found |= {f"{name}[].{k}" for item in items if isinstance(item, dict) for k in item if k not in MESSAGE}
-        return fields | found
+            nested |= {f"{name}[].{k}" for item in items if isinstance(item, dict) for k in item if k not in MESSAGE}
+        return fields | nested
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ METRICS: dict[str, Metric] = {
         Metric("chrf", "chrF (mean over rows)", ("json", "generation"), spread=0.1, score=chrf),
         Metric("bits_per_byte", "bits per byte (lower is better)", ("text",), higher_is_better=False, bound=16.0),
         # No verdict is about these; they are shown beside it.
-        Metric("strict_match", "exact match, read strictly", score=strict_match),
+        Metric("strict_match", "strict exact match", score=strict_match),
         Metric("valid_json", "valid JSON"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),

@@ -7,7 +7,6 @@ Axes: R rows, L labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ from tunewright.core.config import Plan
 from tunewright.data.examples import Example
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
 from tunewright.judge.arms.arm import Progress, Prompt, silent
-from tunewright.model import adapters, forward
+from tunewright.model import forward
 from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
@@ -67,10 +66,6 @@ class ChatModel:
             answers.append(Answer("", Likelihood(len(document.text.encode()), nats)))
             progress(1)
         return answers
-
-    def without_adapter(self) -> AbstractContextManager[None]:
-        """Within it, the model is the base model."""
-        return adapters.off(self.model.module)
 
 
 @torch.inference_mode()

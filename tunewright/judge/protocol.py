@@ -18,10 +18,8 @@ from tunewright.judge.statistics import Comparison
 
 RULE = (
     "dev chooses one variant of every family of arms, and the best untrained arm as comparator; every chosen arm "
-    "answers test "
-    "once; the verdict is tuned against the comparator, and BETTER only where tuned is shown to be better than "
-    "every other untrained "
-    "arm too; all other comparisons are exploratory and adjusted by Holm"
+    "answers test once; the verdict is tuned against the comparator, and BETTER only where tuned is shown to be "
+    "better than every other untrained arm too; all other comparisons are exploratory and adjusted by Holm"
 )
 
 

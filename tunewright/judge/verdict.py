@@ -190,8 +190,8 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     other, (low, high) = verdict["comparator"], verdict["interval"]
     also = [f"{name} ({verdict['arms'][name]['score']:.3f})" for name in doubts(verdict)]
     return (
-        f"{verdict['verdict']}: {verdict['metric']} tuned {verdict['tuned']:.3f}, {other['name']} "
-        f"{other['score']:.3f}, "
-        f"difference {verdict['difference']:+.3f} [{low:+.3f}, {high:+.3f}] on {verdict['n']} held-out rows"
+        f"{verdict['verdict']}: {verdict['metric']} tuned {verdict['tuned']:.3f}, "
+        f"{other['name']} {other['score']:.3f}, difference {verdict['difference']:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}] on {verdict['n']} held-out rows"
         + (f"; not shown to be better than {', '.join(also)}" if also else "")
     )

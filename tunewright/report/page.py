@@ -9,21 +9,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core.pii import masked
-
-METRICS = {
-    "accuracy": "accuracy",
-    "exact_match": "exact match",
-    "strict_match": "strict exact match",
-    "field_f1": "field F1 (mean over rows)",
-    "chrf": "chrF (mean over rows)",
-    "bits_per_byte": "bits per byte (lower is better)",
-    "field_micro_f1": "field micro-F1",
-    "macro_f1": "macro-F1",
-    "valid_json": "valid JSON",
-    "cut_answers": "answers cut at the limit",
-    "corpus_chrf": "chrF (corpus)",
-    "corpus_bits_per_byte": "bits per byte (corpus)",
-}
+from tunewright.data.metrics import METRICS
 
 
 def render(template: str, **values: object) -> str:
@@ -87,8 +73,8 @@ def spaced(name: str) -> str:
 
 
 def metric(name: str) -> str:
-    """A metric's title; its name where it has none."""
-    return METRICS.get(name, name)
+    """A metric's title."""
+    return METRICS[name].title
 
 
 def line(where: str) -> str:

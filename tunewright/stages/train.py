@@ -17,9 +17,10 @@ def train(work: Work) -> Training:
     """Writes metrics.jsonl and checkpoints/, with the trained weights in checkpoints/final.safetensors."""
     run, plan, inputs, console = work.run, work.plan, work.inputs, work.console
     run.checkpoints.mkdir(mode=0o700, exist_ok=True)
-    resumed_from, damaged = checkpoints.newest(run.checkpoints)
+    newest = checkpoints.newest(run.checkpoints)
+    resumed_from = newest.folder
     step = int(resumed_from.name.removeprefix("step-")) if resumed_from else 0
-    for what in damaged:
+    for what in newest.damaged:
         run.event("checkpoint_damaged", what=what)
         console.warn(f"damaged checkpoint {what}; continuing from an older one, or from the start")
     if resumed_from:

@@ -1,8 +1,8 @@
-"""Checkpoints: whole or not there. Safetensors and JSON, never pickle.
+"""Checkpoints: complete or absent. Safetensors and JSON, never pickle.
 
-A checkpoint is written into a folder beside, every file flushed, the marker with their checksums last, then renamed.
-Weights, optimizer moments and one integer are all the state there is, because order, schedule and dropout are functions
-of (seed, step).
+A checkpoint is written into a temporary folder, every file flushed, the marker with their checksums last; then the
+folder is renamed. Weights, optimizer moments and the step are all the state there is, because order, schedule and
+dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +22,14 @@ from tunewright.core.run_folder import Run, disk_errors, read_json, sha256, sync
 from tunewright.model import adapters
 
 MARKER = "COMPLETE"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter
 
 
 @dataclass(frozen=True)
 class State:
-    """``step`` is the next step to run; ``best`` the lowest dev loss so far, ``best_sha256`` the file of those weights,
-    ``waited`` the dev losses since; ``hashes`` what the run stands on."""
+    """``step``: the next step to run. ``hashes``: of the run's inputs, which must not change. ``best``: the lowest dev
+    loss so far, measured before step ``best_step``; ``best_sha256``: of the file with those weights. ``waited``: dev
+    losses measured since."""
 
     step: int
     hashes: dict[str, str]
@@ -71,15 +72,15 @@ def save(
 
 
 def tidy(folder: Path, keep: int) -> None:
-    """Only the ``keep`` newest whole checkpoints stay, with the best weights that they speak of, and nothing that a
-    killed process left half written or half removed."""
+    """Keep the ``keep`` newest complete checkpoints and the best weights they refer to; remove all else, including what
+    a killed process left half written or half removed."""
     with disk_errors(folder):
-        for old in whole(folder)[:-keep]:
-            (old / MARKER).unlink()  # from here on it is no checkpoint, however far the removal comes
+        for old in complete(folder)[:-keep]:
+            (old / MARKER).unlink()  # no longer a checkpoint, even if the removal is interrupted
             shutil.rmtree(old)
-        for left in {*folder.glob("step-*"), *folder.glob(".step-*")} - {*whole(folder)}:
+        for left in {*folder.glob("step-*"), *folder.glob(".step-*")} - {*complete(folder)}:
             shutil.rmtree(left)
-        wanted = {best_file(folder, step) for kept in whole(folder) for step in _best_step(kept)}
+        wanted = {best_file(folder, step) for kept in complete(folder) for step in _best_step(kept)}
         for file in {*folder.glob("best-*"), *folder.glob(".best-*")} - wanted:
             file.unlink()
 
@@ -87,40 +88,48 @@ def tidy(folder: Path, keep: int) -> None:
 def _best_step(folder: Path) -> list[int]:
     try:
         return [read_json(folder / "state.json")["best_step"]]
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: `newest` will say so
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: `newest` reports it
         return []
 
 
 def best_file(folder: Path, step: int | None) -> Path:
-    """Weights of the lowest dev loss; kept as long as a checkpoint speaks of them."""
+    """Weights of the lowest dev loss, measured before ``step``; kept while a checkpoint refers to them."""
     return folder / f"best-{step or 0:06d}.safetensors"
 
 
-def whole(folder: Path) -> list[Path]:
+def complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if (p / MARKER).is_file())
 
 
-def newest(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """(the newest checkpoint whose files are those that were written, what is wrong with newer ones)."""
+@dataclass(frozen=True)
+class Newest:
+    """``folder``: the newest undamaged checkpoint, if any; ``damaged``: what is wrong with newer ones."""
+
+    folder: Path | None
+    damaged: tuple[str, ...]
+
+
+def newest(folder: Path) -> Newest:
+    """The newest checkpoint below ``folder`` whose files match their checksums."""
     damaged: list[str] = []
-    for found in reversed(whole(folder)):
-        wrong = _damage(found)
-        if wrong is None:
-            return found, tuple(damaged)
-        damaged.append(f"{found.name}: {wrong}")
-    return None, tuple(damaged)
+    for checkpoint in reversed(complete(folder)):
+        problem = _damage(checkpoint)
+        if problem is None:
+            return Newest(checkpoint, tuple(damaged))
+        damaged.append(f"{checkpoint.name}: {problem}")
+    return Newest(None, tuple(damaged))
 
 
 def _damage(folder: Path) -> str | None:
     try:
         for name, expected in read_json(folder / MARKER).items():
             if sha256(folder / name) != expected:
-                return f"{name} is not what was written"
+                return f"{name} does not match its checksum"
         state = State(**read_json(folder / "state.json"))
         best = best_file(folder.parent, state.best_step)
         if state.best_sha256 and sha256(best) != state.best_sha256:
-            return f"{best.name} is not what was written"
+            return f"{best.name} does not match its checksum"
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"cannot be read ({error})"
     return None
@@ -129,17 +138,16 @@ def _damage(folder: Path) -> str | None:
 def restore(
     folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, hashes: dict[str, str]
 ) -> State | None:
-    """Load the newest sound checkpoint into the parameters and the optimizer; None where there is none.
+    """Load the newest undamaged checkpoint into the parameters and the optimizer; None if there is none.
 
-    Raises RESUME_MISMATCH, naming what changed, when the run stands on another config, data, model or set of trained
-    tensors.
+    Raises RESUME_MISMATCH, naming what changed, if it was written with other inputs or another set of trained tensors.
     """
     from safetensors.torch import load_file
 
-    found, _ = newest(folder)
-    if found is None:
+    checkpoint = newest(folder).folder
+    if checkpoint is None:
         return None
-    state = State(**read_json(found / "state.json"))
+    state = State(**read_json(checkpoint / "state.json"))
     changed = sorted(k for k in {*hashes, *state.hashes} if hashes.get(k) != state.hashes.get(k))
     if changed:
         detail = "; ".join(
@@ -148,29 +156,30 @@ def restore(
         raise RunError(
             "RESUME_MISMATCH",
             f"the checkpoint belongs to another run: {detail}.",
-            where=str(found),
-            fix="put it back as it was, or start a new run.",
+            where=str(checkpoint),
+            fix="restore the inputs, or start a new run.",
         )
-    weights = load_file(found / "weights.safetensors")
+    weights = load_file(checkpoint / "weights.safetensors")
     if set(weights) != set(parameters):
         raise RunError(
-            "RESUME_MISMATCH", "other tensors are trained than were saved.", where=str(found), fix="start a new run."
+            "RESUME_MISMATCH",
+            "the set of trained tensors is not the one that was saved.",
+            where=str(checkpoint),
+            fix="start a new run.",
         )
-    moments = load_file(found / "optimizer.safetensors")
+    moments = load_file(checkpoint / "optimizer.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-            if f"{name}/exp_avg" in moments:
+            if f"{name}/step" in moments:  # the step count stays on the CPU, as AdamW keeps it
                 optimizer.state[parameter] = {
-                    "step": moments[f"{name}/step"],
-                    "exp_avg": moments[f"{name}/exp_avg"].to(parameter.device),
-                    "exp_avg_sq": moments[f"{name}/exp_avg_sq"].to(parameter.device),
+                    key: moments[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device) for key in MOMENTS
                 }
     return state
 
 
 def save_weights(file: Path, parameters: dict[str, nn.Parameter]) -> str:
-    """The sha256 of what was written."""
+    """Write the tensors; returns the sha256 of the file."""
     from safetensors.torch import save as to_bytes
 
     content = to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()})
@@ -179,6 +188,7 @@ def save_weights(file: Path, parameters: dict[str, nn.Parameter]) -> str:
 
 
 def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
+    """Copy the tensors of ``file`` into the parameters, in place."""
     from safetensors.torch import load_file
 
     weights = load_file(file)
@@ -188,27 +198,26 @@ def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
             parameter.copy_(weights[name])
 
 
-def load_trained(run: Run, module: nn.Module, share: float | None = None) -> None:
-    """Put the weights that training kept into ``module``, as attached, at the run's own adapter scale or another.
-
-    Raises RUN_DAMAGED where the file is not the one that training wrote.
-    """
+def load_trained(run: Run, module: nn.Module, scale: float | None = None) -> None:
+    """Load the weights that training kept into ``module``, with its adapter attached, and apply an adapter scale: the
+    run's own, unless another is given. Raises RUN_DAMAGED if the file is not the one that training wrote."""
     if sha256(run.weights) != read_json(run.training)["weights_sha256"]:
         raise RunError(
             "RUN_DAMAGED",
-            "the trained weights are not what was written.",
+            "the file of trained weights does not match its checksum.",
             where=str(run.weights),
-            fix=f"remove {run.training}: the same command makes them again from the last checkpoint.",
+            fix=f"remove {run.training}: the same command then restores them from the last checkpoint.",
         )
     load_weights(run.weights, adapters.trainable(module))
-    adapters.scale_in_place(module, run.scale if share is None else share)
+    adapters.scale_in_place(module, run.scale if scale is None else scale)
 
 
 def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        state: dict[str, Any] = optimizer.state.get(parameter, {})
-        for key in ("exp_avg", "exp_avg_sq", "step"):
-            if key in state:
-                found[f"{name}/{key}"] = torch.as_tensor(state[key]).detach().contiguous().cpu()
-    return found
+        state: dict[str, Tensor] = optimizer.state.get(parameter, {})
+        # Another optimizer's state would be lost here, and a resumed run would silently differ.
+        assert not state or set(state) == set(MOMENTS), f"unknown optimizer state {sorted(state)}"
+        for key, value in state.items():
+            tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().contiguous().cpu()
+    return tensors

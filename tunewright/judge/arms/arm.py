@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,10 +31,6 @@ class Model(Protocol):
 
     def read(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
         """The likelihood of each document."""
-        ...
-
-    def without_adapter(self) -> AbstractContextManager[None]:
-        """Within it, the model is the base model."""
         ...
 
 
@@ -90,7 +85,5 @@ class Arm:
         return self.responder.prompt(example)
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress = silent) -> list[Answer]:
-        """An answer to each row, by the base model unless the arm uses the adapter."""
-        off = nullcontext() if self.uses_adapter or model is None else model.without_adapter()
-        with off:
-            return self.responder.answer(examples, model, progress)
+        """An answer to each row, in their order. ``model`` has the weights that ``uses_adapter`` asks for."""
+        return self.responder.answer(examples, model, progress)
