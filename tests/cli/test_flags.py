@@ -37,6 +37,8 @@ BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
 }  # fmt: skip
 # The demo downloads its rows from a package registry; apart from its rows it is `run`.
 LEFT_OUT = {"demo"}
+# What it changes is nowhere to be seen, which is its point (tests/stages/test_worker.py).
+UNSEEN = {"--separate"}
 
 
 def flags() -> list[tuple[str, str]]:
@@ -45,7 +47,11 @@ def flags() -> list[tuple[str, str]]:
     verbs = {**top, **{f"runs {name}": command for name, command in top["runs"].commands.items()}}
     for verb, command in verbs.items():
         if verb not in ("runs", *LEFT_OUT):
-            pairs += [(verb, p.opts[0]) for p in command.params if p.opts[0].startswith("--") and p.opts[0] != "--help"]
+            pairs += [
+                (verb, p.opts[0])
+                for p in command.params
+                if p.opts[0].startswith("--") and p.opts[0] not in ("--help", *UNSEEN)
+            ]
     return pairs
 
 

@@ -42,9 +42,9 @@ def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> 
     assert f["probes"]["refusal"] == {"base_rate": 0.0, "measured": False}  # a random model does not refuse
     assert f["keep"]["items"] == 3
     m = read(full.path, "mitigation")
-    assert set(m["ways"]) >= {"as it is", "rate / 3"}
+    assert set(m["ways"]) >= {"as it is", "lr / 3"}
     assert len(m["ways"]) == 3
-    assert m["ways"]["rate / 3"]["generic"]["kl_bits"] < m["ways"]["as it is"]["generic"]["kl_bits"]
+    assert m["ways"]["lr / 3"]["generic"]["kl_bits"] < m["ways"]["as it is"]["generic"]["kl_bits"]
     assert m["chosen"] in m["ways"]
     c = read(full.path, "cost")
     assert {w.split(",")[0] for w in c["ways"]} >= {"tuned", "base"} or full.verdict["comparator"]["name"] == "constant"

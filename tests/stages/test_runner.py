@@ -111,5 +111,5 @@ main.main()
         [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1, done.stderr
-    assert re.search(r"error\[TRAIN_MEMORY\] \S*runs/r: .* GB .*Fix: .*train.tokens_per_pass", done.stderr), done.stderr
+    assert re.search(r"error\[TRAIN_MEMORY\] \S*runs/r: .* GB\. Fix: .*train.tokens_per_pass", done.stderr), done.stderr
     assert "Traceback" not in done.stderr

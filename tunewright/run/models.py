@@ -103,6 +103,6 @@ def _check(weights: Weights) -> None:
             "RUN_DAMAGED",
             "the trained weights are not the ones that training wrote.",
             where=str(weights.file),
-            fix="remove training.json beside `checkpoints`: the same command writes the weights again from the last "
-            "checkpoint.",
+            fix=f"remove {weights.file.parent.parent / 'training.json'}: the same command writes the weights again from the "
+            "last checkpoint.",
         )
