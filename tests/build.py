@@ -277,7 +277,7 @@ def write_chat_rows(path: Path, count: int, label: bool = False) -> Path:
 
 Rows = Callable[..., Path]  # the fixture `chat_rows`
 Folder = Callable[[str], Path]  # the fixture `model_folder`
-# A run of seconds: for the command line, and for `tunewright.run`.
+# A run of seconds: for the command line, and for `tw.run`.
 SHORT_RUN: dict[str, Any] = {
     "train.steps": 6,
     "train.batch_size": 8,

@@ -26,7 +26,7 @@ FOLDERS = [
     "judge",
     "export",
     "report",
-    "run",
+    "runtime",
     "stages",
     "api",
     "cli",
@@ -329,3 +329,9 @@ def test_nothing_unpickles_runs_what_it_reads_or_calls_out() -> None:
                     assert given["trust_remote_code"] == "False", (path, called)
                     safe = "Model" not in called or "gguf_file" in given or given["use_safetensors"] == "True"
                     assert safe, (path, called)
+
+
+def test_no_module_takes_the_name_of_a_public_function() -> None:
+    """A folder `run` would replace `tunewright.run` as soon as something imports from it."""
+    modules = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert not modules & set(tunewright.__all__)

@@ -33,7 +33,7 @@ class Result:
 
     def chat(self, message: str, *, system: str | None = None, max_new_tokens: int = 256) -> str:
         """The tuned model's greedy answer. ``system`` defaults to the instruction that the training rows share."""
-        from tunewright.run import chat
+        from tunewright.runtime import chat
 
         return chat.answer(chat.load_run(Run(self.path)), message, system=system, max_new_tokens=max_new_tokens)
 

@@ -22,7 +22,7 @@ from tunewright.export import merged
 from tunewright.judge import calibration
 from tunewright.judge.arms.arm import Arm
 from tunewright.model.facts import Facts, read_facts
-from tunewright.run import inputs
+from tunewright.runtime import inputs
 from tunewright.stages import plan
 from tunewright.stages.probes import paired
 from tunewright.tokens.packing import step_rows

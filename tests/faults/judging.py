@@ -24,8 +24,8 @@ from tunewright.judge.arms.arm import Arm
 from tunewright.judge.probes import bank as probes
 from tunewright.model import generate
 from tunewright.model.generate import Decoding
-from tunewright.run import answers
-from tunewright.run.weights import Weights
+from tunewright.runtime import answers
+from tunewright.runtime.weights import Weights
 from tunewright.stages.experiments import mitigation
 
 PROMPTS = [[7, 3, 9, 40], [5], [90, 91, 92, 93, 94, 95, 2], [33, 34]]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tunewright import api
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.model import peft_format
-from tunewright.run import chat
+from tunewright.runtime import chat
 from tunewright.stages import forgetting
 
 

@@ -298,7 +298,7 @@ def chat(
     """Chat with the tuned model of a run."""
     from tunewright.core import run_folder
     from tunewright.data.examples import Message
-    from tunewright.run import chat as chatting
+    from tunewright.runtime import chat as chatting
 
     who = chatting.load_run(run_folder.find(root, run))
     if message is not None:

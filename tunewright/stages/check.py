@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tunewright.core import records, run_folder
 from tunewright.core.records import Audit
-from tunewright.run.context import Context
+from tunewright.runtime.context import Context
 from tunewright.stages.stage import Stage
 
 

@@ -22,9 +22,9 @@ from tunewright.data.examples import Chat
 from tunewright.model import adapters, generate
 from tunewright.model.generate import Decoding, Prefix
 from tunewright.model.language_model import LanguageModel
-from tunewright.run import weights
-from tunewright.run.context import Work
-from tunewright.run.weights import base
+from tunewright.runtime import weights
+from tunewright.runtime.context import Work
+from tunewright.runtime.weights import base
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
 

@@ -9,8 +9,8 @@ from tunewright.export import card
 from tunewright.export import export as exporting
 from tunewright.export.kind import Source
 from tunewright.model.generate import stop_ids
-from tunewright.run import weights
-from tunewright.run.context import Work
+from tunewright.runtime import weights
+from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
 from tunewright.tokens.sequences import flat

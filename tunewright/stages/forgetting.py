@@ -20,9 +20,9 @@ from tunewright.judge import statistics
 from tunewright.judge.probes import bank
 from tunewright.model import generate, kl
 from tunewright.model.kl import Divergence
-from tunewright.run import weights
-from tunewright.run.context import Work
-from tunewright.run.weights import Weights, base
+from tunewright.runtime import weights
+from tunewright.runtime.context import Work
+from tunewright.runtime.weights import Weights, base
 from tunewright.stages import probes
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering

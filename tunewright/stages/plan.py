@@ -9,8 +9,8 @@ from tunewright.core.config import Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.judge import protocol
 from tunewright.judge.protocol import Protocol
-from tunewright.run import receipt
-from tunewright.run.context import Setup
+from tunewright.runtime import receipt
+from tunewright.runtime.context import Setup
 from tunewright.stages.stage import Stage
 from tunewright.train import machine, planning, profile, selftest
 

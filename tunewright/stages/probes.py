@@ -26,8 +26,8 @@ from tunewright.judge import evaluate, statistics
 from tunewright.judge.arms import families
 from tunewright.judge.probes import bank
 from tunewright.model import generate
-from tunewright.run.context import Work
-from tunewright.run.weights import Weights, base
+from tunewright.runtime.context import Work
+from tunewright.runtime.weights import Weights, base
 from tunewright.tokens import rendering
 
 PROBE_TOKENS = 32

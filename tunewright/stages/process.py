@@ -17,7 +17,7 @@ from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.errors import Problem, TrainError
 from tunewright.core.records import METRICS, StartLine
-from tunewright.run.context import Context
+from tunewright.runtime.context import Context
 
 POLL_SECONDS = 0.5
 

@@ -13,10 +13,10 @@ from tunewright.judge import calibration, corpus, statistics, verdict
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
 from tunewright.judge.verdict import ArmResult, RerunNoise, choose_variant, decide, with_rerun_noise
-from tunewright.run import weights
-from tunewright.run.answers import Question
-from tunewright.run.context import Work
-from tunewright.run.weights import Weights
+from tunewright.runtime import weights
+from tunewright.runtime.answers import Question
+from tunewright.runtime.context import Work
+from tunewright.runtime.weights import Weights
 from tunewright.stages.stage import Stage
 
 REPEATED = 16

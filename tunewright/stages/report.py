@@ -6,7 +6,7 @@ from tunewright.core import records, run_folder, stage_names
 from tunewright.core.records import Event, Verdict
 from tunewright.core.run_folder import Run
 from tunewright.report import report as page
-from tunewright.run.context import Work
+from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 
 

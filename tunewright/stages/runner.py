@@ -18,10 +18,10 @@ from tunewright.core.records import NotMeasured
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
-from tunewright.run import inputs, receipt
-from tunewright.run.answers import Answers
-from tunewright.run.context import Context, Setup, Work
-from tunewright.run.models import Models
+from tunewright.runtime import inputs, receipt
+from tunewright.runtime.answers import Answers
+from tunewright.runtime.context import Context, Setup, Work
+from tunewright.runtime.models import Models
 from tunewright.stages import STAGES, plan, process
 from tunewright.stages.experiments import learning_curve
 from tunewright.stages.report import write as write_report

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from tunewright.core.run_folder import Run
 from tunewright.core.stage_names import BY_NAME
-from tunewright.run.context import Work
+from tunewright.runtime.context import Work
 
 # What a stage is given: the run and its data; also what follows from the model's files; everything, once there is a
 # plan.

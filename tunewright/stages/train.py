@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from tunewright.core.records import Training
 from tunewright.model import adapters
-from tunewright.run.context import Work
-from tunewright.run.receipt import input_hashes
+from tunewright.runtime.context import Work
+from tunewright.runtime.receipt import input_hashes
 from tunewright.stages.stage import Stage
 from tunewright.train import checkpoints, loop, machine
 

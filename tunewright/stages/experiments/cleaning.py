@@ -9,8 +9,8 @@ from tunewright.core import records
 from tunewright.core.records import CLEANING, CROSSFIT, Cleaning, LabelCrossfit, NotCleaned, TextCrossfit
 from tunewright.data.dataset import Dataset
 from tunewright.data.scores import mean
-from tunewright.run import branches, weights
-from tunewright.run.context import Work
+from tunewright.runtime import branches, weights
+from tunewright.runtime.context import Work
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
 

@@ -18,9 +18,9 @@ from tunewright.core.records import CROSSFIT, LabelCrossfit, LabelSuspect, NotMe
 from tunewright.data import label_noise
 from tunewright.data.scores import LabelProbs
 from tunewright.model import kl
-from tunewright.run import branches
-from tunewright.run.branches import Branch
-from tunewright.run.context import Work
+from tunewright.runtime import branches
+from tunewright.runtime.branches import Branch
+from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 from tunewright.tokens.sequences import flat
 

@@ -11,8 +11,8 @@ import numpy as np
 from tunewright.core.records import CURVE, LearningCurve, NotMeasured
 from tunewright.data.scores import Score
 from tunewright.judge import extrapolation
-from tunewright.run import branches, weights
-from tunewright.run.context import Work
+from tunewright.runtime import branches, weights
+from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)

@@ -18,10 +18,10 @@ from tunewright.data.examples import Message
 from tunewright.judge.probes import bank
 from tunewright.methods import distill
 from tunewright.model import generate
-from tunewright.run import branches, weights
-from tunewright.run.branches import Branch
-from tunewright.run.context import Work
-from tunewright.run.weights import Weights, base
+from tunewright.runtime import branches, weights
+from tunewright.runtime.branches import Branch
+from tunewright.runtime.context import Work
+from tunewright.runtime.weights import Weights, base
 from tunewright.stages import forgetting
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering

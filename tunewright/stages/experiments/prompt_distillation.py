@@ -17,11 +17,11 @@ from tunewright.judge.arms import families
 from tunewright.judge.arms.prompts import Recipe
 from tunewright.methods import distill
 from tunewright.model import generate
-from tunewright.run import branches
-from tunewright.run.branches import Branch
-from tunewright.run.context import Work
-from tunewright.run.inputs import Side
-from tunewright.run.weights import base
+from tunewright.runtime import branches
+from tunewright.runtime.branches import Branch
+from tunewright.runtime.context import Work
+from tunewright.runtime.inputs import Side
+from tunewright.runtime.weights import base
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering

@@ -7,7 +7,7 @@ from tunewright.core import run_folder
 from tunewright.core.config import load
 from tunewright.data import dataset
 from tunewright.data.examples import Message
-from tunewright.run import chat
+from tunewright.runtime import chat
 from tunewright.tokens import rendering
 
 

@@ -19,8 +19,8 @@ from tunewright.core.errors import RunError
 from tunewright.core.records import Lengths, MachineFacts, ModelFacts, ProtocolRecord, Receipt, TemplateFacts
 from tunewright.data.dataset import Dataset
 from tunewright.judge.protocol import Protocol
-from tunewright.run.context import Context, Work
-from tunewright.run.inputs import Inputs
+from tunewright.runtime.context import Context, Work
+from tunewright.runtime.inputs import Inputs
 from tunewright.tokens.sequences import TrainRow, flat
 
 PACKAGES = ("tunewright", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")

@@ -13,7 +13,7 @@ from tunewright.core.run_folder import sha256
 from tunewright.model import adapters, fused_llama, language_model, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
-from tunewright.run.weights import Weights
+from tunewright.runtime.weights import Weights
 from tunewright.train import checkpoints
 
 
@@ -103,6 +103,6 @@ def _check(weights: Weights) -> None:
             "RUN_DAMAGED",
             "the trained weights are not the ones that training wrote.",
             where=str(weights.file),
-            fix=f"remove {weights.file.parent.parent / 'training.json'}: the same command writes the weights again from the "
-            "last checkpoint.",
+            fix=f"remove {weights.file.parents[1] / 'training.json'}: the same command writes the weights again from "
+            "the last checkpoint.",
         )

@@ -16,12 +16,12 @@ from tunewright.core.records import BranchTraining
 from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.model import adapters
-from tunewright.run import weights
-from tunewright.run.answers import Question
-from tunewright.run.context import Work
-from tunewright.run.inputs import Side
-from tunewright.run.receipt import input_hashes
-from tunewright.run.weights import Weights
+from tunewright.runtime import weights
+from tunewright.runtime.answers import Question
+from tunewright.runtime.context import Work
+from tunewright.runtime.inputs import Side
+from tunewright.runtime.receipt import input_hashes
+from tunewright.runtime.weights import Weights
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints, loop
 

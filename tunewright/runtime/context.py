@@ -10,9 +10,9 @@ from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
 from tunewright.judge.protocol import Protocol
-from tunewright.run.answers import Answers
-from tunewright.run.inputs import Inputs
-from tunewright.run.models import Models
+from tunewright.runtime.answers import Answers
+from tunewright.runtime.inputs import Inputs
+from tunewright.runtime.models import Models
 
 
 @dataclass(frozen=True)

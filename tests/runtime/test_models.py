@@ -13,8 +13,8 @@ from tunewright.core.errors import RunError
 from tunewright.model import adapters
 from tunewright.model.facts import Facts, read_facts
 from tunewright.model.language_model import LanguageModel
-from tunewright.run.models import Models
-from tunewright.run.weights import Weights, base
+from tunewright.runtime.models import Models
+from tunewright.runtime.weights import Weights, base
 from tunewright.train import checkpoints
 
 IDS = torch.tensor([[5, 9, 80, 33, 7]])

@@ -20,9 +20,9 @@ from tunewright.judge.arms.arm import Arm
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import judge
 from tunewright.model.generate import Decoding, stop_ids
-from tunewright.run.inputs import Inputs, Side
-from tunewright.run.models import Models
-from tunewright.run.weights import Weights, base
+from tunewright.runtime.inputs import Inputs, Side
+from tunewright.runtime.models import Models
+from tunewright.runtime.weights import Weights, base
 
 
 @dataclass(frozen=True)
