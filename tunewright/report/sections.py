@@ -121,33 +121,33 @@ def _margin_note(verdict: Verdict) -> str:
 
 def cautions(verdict: Verdict) -> list[str]:
     """What a reader of the verdict alone must know as well."""
-    found = []
+    sentences = []
     for ability, probe in _probes(forgetting(verdict)).items():
         if probe is not None and probe.verdict == "WORSE":
             change = interval(probe.interval, sign=True)
-            found.append(
+            sentences.append(
                 f"It got worse at {ability}: {fixed(probe.base)} before, {fixed(probe.tuned)} after ({change})."
             )
     if beats_us(verdict):
-        found.append("A TF-IDF classifier that trains in seconds is not shown to be worse.")
+        sentences.append("A TF-IDF classifier that trains in seconds is not shown to be worse.")
     arms = {"tuned": verdict.tuned_arm, verdict.comparator.name: verdict.comparator_arm}
     cut = {name: arm.summary.get("cut_answers", 0.0) for name, arm in arms.items()}
     if max(cut.values()) > CUT:
         counts = " and ".join(f"{percent(fraction)} of {spaced(name)} answers" for name, fraction in cut.items())
         limit = f"cut off at {verdict.max_new_tokens} tokens"
-        found.append(f"{counts} were {limit}; only what precedes the cut is scored (prove.max_new_tokens).")
-    return found
+        sentences.append(f"{counts} were {limit}; only what precedes the cut is scored (prove.max_new_tokens).")
+    return sentences
 
 
-def _probes(found: Forgetting | None) -> dict[str, Probe | None]:
+def _probes(forgetting: Forgetting | None) -> dict[str, Probe | None]:
     """What forgetting.json compares with a verdict of its own, by what it is called."""
-    if found is None:
+    if forgetting is None:
         return {}
-    general = found.probes and {
-        "knowledge": found.probes.knowledge,
-        "following instructions": found.probes.instructions,
+    general = forgetting.probes and {
+        "knowledge": forgetting.probes.knowledge,
+        "following instructions": forgetting.probes.instructions,
     }
-    return {**(general or {}), "your regression rows": found.keep}
+    return {**(general or {}), "your regression rows": forgetting.keep}
 
 
 def forgetting(verdict: Verdict) -> Forgetting | None:
@@ -215,14 +215,14 @@ def arms_chart(verdict: Verdict) -> Markup:
     return plots.arms(bars, metric(name), METRICS[name].higher_is_better, verdict.comparator.name)
 
 
-def pareto_chart(found: Forgetting | None, metric_name: str) -> Markup | None:
+def pareto_chart(forgetting: Forgetting | None, metric_name: str) -> Markup | None:
     """Dev score by KL for every scale, where several were tried."""
-    if found is None or found.sweep is None or found.task is None:
+    if forgetting is None or forgetting.sweep is None or forgetting.task is None:
         return None
-    text, measured = ("generic", found.generic) if found.generic is not None else ("task", found.task)
-    scores = [found.sweep.dev[f"{scale:g}"] for scale in found.scales]
-    points = [plots.Scale(*values) for values in zip(found.scales, measured.kl_bits, scores, strict=True)]
-    return plots.pareto(points, found.sweep.chosen, text, metric(metric_name))
+    text, measured = ("generic", forgetting.generic) if forgetting.generic is not None else ("task", forgetting.task)
+    scores = [forgetting.sweep.dev[f"{scale:g}"] for scale in forgetting.scales]
+    points = [plots.Scale(*values) for values in zip(forgetting.scales, measured.kl_bits, scores, strict=True)]
+    return plots.pareto(points, forgetting.sweep.chosen, text, metric(metric_name))
 
 
 def curve_chart(verdict: Verdict, ceiling: float | None) -> Markup | None:
@@ -244,8 +244,8 @@ def loss_chart(lines: Sequence[StartLine | StepLine], best_step: int | None) -> 
     return plots.losses(train, dev, best_step)
 
 
-def coverage_chart(found: Calibration | None) -> Markup | None:
+def coverage_chart(calibration: Calibration | None) -> Markup | None:
     """Accuracy by the fraction of rows answered, where it was measured."""
-    if found is None:
+    if calibration is None:
         return None
-    return plots.risk_coverage(found.curve, found.handover.threshold if found.handover else None)
+    return plots.risk_coverage(calibration.curve, calibration.handover.threshold if calibration.handover else None)
