@@ -122,28 +122,17 @@ def _line(run: Any) -> dict[str, Any]:
     }
 
 
-def _flat(run: Any) -> dict[str, Any]:
+def _flat(run: Any) -> dict[str, object]:
     from tunewright.core import config
     from tunewright.core.run_folder import read_json
 
-    flat: dict[str, Any] = {}
-
-    def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict):
-            for k, v in value.items():
-                walk(v, f"{prefix}.{k}" if prefix else k)
-        else:
-            flat[prefix] = value
-
-    walk(config.load(run.config).model_dump(), "config")
+    parts: dict[str, object] = {"config": config.load(run.config).model_dump()}
     if run.plan.exists():
-        walk({k: v for k, v in read_json(run.plan).items() if k not in ("reasons", "estimate")}, "plan")
+        parts["plan"] = {k: v for k, v in read_json(run.plan).items() if k not in ("reasons", "estimate")}
     if run.verdict.exists():
-        walk(
-            {k: v for k, v in read_json(run.verdict).items() if k in ("verdict", "metric", "tuned", "difference", "n")},
-            "verdict",
-        )
-    return flat
+        shown = ("verdict", "metric", "tuned", "difference", "n")
+        parts["verdict"] = {k: v for k, v in read_json(run.verdict).items() if k in shown}
+    return config.flat(parts)
 
 
 def out(value: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tunewright.core.config import Config
 from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.core.records.common import Side
 from tunewright.data import audit, examples, label_noise, near_duplicates, sources, split
 from tunewright.data.audit import Audit, Finding
 from tunewright.data.examples import Example, Parsed, content_hash
@@ -21,7 +22,7 @@ from tunewright.data.label_noise import Noise
 from tunewright.data.metrics import METRICS
 from tunewright.data.task import Task
 
-SIDES = ("train", "dev", "test")
+SIDES: tuple[Side, ...] = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tunewright.core import run_folder
 from tunewright.core.config import Plan
 from tunewright.core.console import Console
+from tunewright.core.records import Side
 from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
 from tunewright.data.scores import Score
@@ -20,7 +21,7 @@ from tunewright.judge.arms.arm import Arm
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import judge
 from tunewright.model.generate import Decoding, stop_ids
-from tunewright.runtime.inputs import Inputs, Side
+from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models
 from tunewright.runtime.weights import Weights, base
 

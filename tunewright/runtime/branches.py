@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import BranchTraining
+from tunewright.core.records import BranchTraining, Side
 from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.model import adapters
 from tunewright.runtime import weights
 from tunewright.runtime.answers import Question
 from tunewright.runtime.context import Work
-from tunewright.runtime.inputs import Side
 from tunewright.runtime.receipt import input_hashes
 from tunewright.runtime.weights import Weights
 from tunewright.tokens.sequences import TrainRow, digest

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core.config import Config
+from tunewright.core.records import Side
 from tunewright.core.run_folder import Run
 from tunewright.data import examples, sources
-from tunewright.data.dataset import Dataset
+from tunewright.data.dataset import SIDES, Dataset
 from tunewright.data.examples import Chat, Text
 from tunewright.judge.arms import bm25, embedding_index, families
 from tunewright.judge.arms.arm import Arm
@@ -26,8 +27,6 @@ from tunewright.tokens.template import Template, load_template
 from tunewright.train import machine, planning
 from tunewright.train.machine import Machine
 
-Side = Literal["train", "dev", "test"]
-SIDES: tuple[Side, ...] = ("train", "dev", "test")
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens asks for more
 
 

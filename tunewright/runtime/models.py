@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tunewright.core.config import AdapterConfig, Plan
-from tunewright.core.errors import RunError
-from tunewright.core.run_folder import sha256
 from tunewright.model import adapters, fused_llama, language_model, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
@@ -39,7 +37,7 @@ class Models:
         model = self._module(weights.plan)
         if self._holds != weights.sha256:
             self._holds = None
-            _check(weights)
+            checkpoints.check_weights(weights.file, weights.sha256)
             checkpoints.load_weights(weights.file, adapters.trainable(model.module))
             self._holds = weights.sha256
         before = self._holds
@@ -59,7 +57,7 @@ class Models:
     def merged(self, weights: Weights) -> LanguageModel:
         """A model of its own whose linear layers hold the adapter's update."""
         assert weights.file is not None
-        _check(weights)
+        checkpoints.check_weights(weights.file, weights.sha256)
         model = self._load(weights.plan)
         checkpoints.load_weights(weights.file, adapters.trainable(model.module))
         adapters.scale_in_place(model.module, weights.scale)
@@ -94,15 +92,3 @@ class Models:
         adapters.attach(model.module, plan.adapter, plan.seed)
         model.module.to(self._device)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
-
-
-def _check(weights: Weights) -> None:
-    assert weights.file is not None
-    if sha256(weights.file) != weights.sha256:
-        raise RunError(
-            "RUN_DAMAGED",
-            "the trained weights are not the ones that training wrote.",
-            where=str(weights.file),
-            fix=f"remove {weights.file.parents[1] / 'training.json'}: the same command writes the weights again from "
-            "the last checkpoint.",
-        )

@@ -15,7 +15,7 @@ from typing import Any
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.errors import Problem, TrainError
+from tunewright.core.errors import TrainError, TunewrightError
 from tunewright.core.records import METRICS, StartLine
 from tunewright.runtime.context import Context
 
@@ -28,8 +28,8 @@ def train(context: Context) -> None:
     command = [sys.executable, "-m", "tunewright.stages.worker", str(run.path), "--under-lock"]
     with tempfile.TemporaryFile() as errors:
         worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
-        with _signals_to(worker), context.console.bar("train", steps, _logged(context)[0]) as tick:
-            shown = _logged(context)[0]
+        shown, _ = _logged(context)
+        with _signals_to(worker), context.console.bar("train", steps, shown) as tick:
             while worker.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     worker.wait(POLL_SECONDS)
@@ -39,7 +39,7 @@ def train(context: Context) -> None:
                     shown = step
         if worker.returncode:
             errors.seek(0)
-            raise _error(errors.read().decode(errors="replace"), str(run.path))
+            raise _error(worker, errors.read().decode(errors="replace"), str(run.path))
 
 
 def _logged(context: Context) -> tuple[int, float]:
@@ -69,13 +69,12 @@ def _signals_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _error(text: str, where: str) -> TrainError:
-    """The worker's error as it raised it: its last line is JSON; anything else is a crash."""
+def _error(worker: subprocess.Popen[bytes], text: str, where: str) -> TunewrightError:
+    """The worker's error as it raised it, exit status included: its last line is JSON; anything else is a crash."""
     last = (text.strip().splitlines() or ["no output"])[-1]
+    kind = TunewrightError if worker.returncode == TunewrightError.exit_code else TrainError
     try:
         first = json.loads(last)["error"][0]
-        error = TrainError(first["code"], first["message"], where=first["where"], fix=first["fix"])
-        assert isinstance(error.problems[0], Problem)
+        return kind(first["code"], first["message"], where=first["where"], fix=first["fix"])
     except (ValueError, KeyError, TypeError):
         return TrainError("TRAIN_WORKER", f"the training process ended unexpectedly: {last}", where=where)
-    return error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import records, run_folder
-from tunewright.core.config import Config, Plan, absolute, load, to_yaml
+from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
 from tunewright.core.records import NotMeasured
@@ -141,15 +141,14 @@ def start(
         if folder and Path(folder).is_dir() and root.resolve().is_relative_to(Path(folder).resolve()):
             raise RunError(
                 "RUN_INSIDE_DATA",
-                f"the runs folder is inside {folder}, whose documents are read: model cards of runs would be among "
-                "them.",
+                f"the runs folder is inside {folder}, whose documents are read: "
+                "model cards of runs would be among them.",
                 where=str(root),
                 fix="put it elsewhere: --runs FOLDER.",
             )
     if name is not None and (root / name / "config.yaml").is_file():
         run = Run(root / name)
-        _same_config(run, config)
-        return Context(run, load(run.config), console, command, data or dataset.load(config))
+        return Context(run, _same_config(run, config), console, command, data or dataset.load(config))
     if config.date == "auto":  # a run that is continued tomorrow keeps today's prompts
         config = config.model_copy(update={"date": datetime.date.today().isoformat()})
     parents = () if root.exists() else (root,)
@@ -166,12 +165,14 @@ def resume(run: Run, console: Console, command: str) -> Context:
     return Context(run, config, console, command, dataset.load(config))
 
 
-def _same_config(run: Run, config: Config) -> None:
-    """Raises RUN_EXISTS if the run of that name has another config."""
-    there, here = _flat(load(run.config).model_dump()), _flat(config.model_dump())
+def _same_config(run: Run, config: Config) -> Config:
+    """The config of an existing run. Raises RUN_EXISTS if it is not ``config``."""
+    stored = load(run.config)
+    there, here = flat(stored.model_dump()), flat(config.model_dump())
     if here["date"] == "auto":
         here["date"] = there["date"]
-    changed = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in here if there.get(k) != here.get(k)]
+    keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+    changed = [f"{k} is {there.get(k)} there and {here.get(k)} here" for k in keys]
     if changed:
         raise RunError(
             "RUN_EXISTS",
@@ -179,17 +180,7 @@ def _same_config(run: Run, config: Config) -> None:
             where=str(run.path),
             fix=f"choose another --name, or continue it as it is: `tunewright run {run.path}`.",
         )
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, inner in value.items():
-        leaves |= (
-            _flat(inner, f"{prefix}{key}.")
-            if isinstance(inner, dict) and key != "columns"
-            else {f"{prefix}{key}": inner}
-        )
-    return leaves
+    return stored
 
 
 @contextmanager
@@ -227,6 +218,5 @@ def as_our_errors(run: Run, stage: str) -> Iterator[None]:
             f"out of memory during `{stage}`; peak memory {machine.peak_gb():.1f} GB.",
             where=str(run.path),
             fix="close other programs and run it again; or start a run with train.gradient_checkpointing=layers, a "
-            "smaller "
-            "train.tokens_per_pass, a smaller prove.batch_size, or a smaller model.",
+            "smaller train.tokens_per_pass, a smaller prove.batch_size, or a smaller model.",
         ) from None

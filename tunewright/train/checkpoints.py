@@ -198,18 +198,24 @@ def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
             parameter.copy_(weights[name])
 
 
-def load_trained(run: Run, module: nn.Module, scale: float | None = None) -> None:
-    """Load the weights that training kept into ``module``, with its adapter attached, and apply an adapter scale: the
-    run's own, unless another is given. Raises RUN_DAMAGED if the file is not the one that training wrote."""
-    if sha256(run.weights) != read_json(run.training)["weights_sha256"]:
+def check_weights(file: Path, expected: str) -> None:
+    """Raises RUN_DAMAGED if ``file``, a run's or branch's trained weights, is not the one that training wrote."""
+    if sha256(file) != expected:
         raise RunError(
             "RUN_DAMAGED",
             "the file of trained weights does not match its checksum.",
-            where=str(run.weights),
-            fix=f"remove {run.training}: the same command then restores them from the last checkpoint.",
+            where=str(file),
+            fix=f"remove {file.parents[1] / 'training.json'}: the same command then restores them from the last "
+            "checkpoint.",
         )
+
+
+def load_trained(run: Run, module: nn.Module) -> None:
+    """Load the weights that training kept into ``module``, with its adapter attached, at the run's adapter scale.
+    Raises RUN_DAMAGED."""
+    check_weights(run.weights, read_json(run.training)["weights_sha256"])
     load_weights(run.weights, adapters.trainable(module))
-    adapters.scale_in_place(module, run.scale if scale is None else scale)
+    adapters.scale_in_place(module, run.scale)
 
 
 def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

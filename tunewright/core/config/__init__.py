@@ -1,7 +1,7 @@
 """Configuration: Config is what the user wrote, Plan is what the run will use; both are frozen."""
 
 from tunewright.core.config.explain import fields
-from tunewright.core.config.load import absolute, load, to_yaml, validate
+from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
     AdapterConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "TrainConfig",
     "absolute",
     "fields",
+    "flat",
     "load",
     "to_yaml",
     "validate",

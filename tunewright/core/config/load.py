@@ -126,6 +126,14 @@ def _is_path(field: FieldInfo) -> bool:
     return PATH in marks
 
 
+def flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value of nested mappings."""
+    leaves: dict[str, object] = {}
+    for key, inner in value.items():
+        leaves |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return leaves
+
+
 def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewright.core.errors import ConfigError
-from tunewright.core.records import PROMPT_DISTILLATION, PromptDistillation, PromptTokens
+from tunewright.core.records import PROMPT_DISTILLATION, PromptDistillation, PromptTokens, Side
 from tunewright.data.examples import Chat, Message
 from tunewright.data.scores import mean, mean_prompt_tokens
 from tunewright.judge.arms import families
@@ -20,7 +20,6 @@ from tunewright.model import generate
 from tunewright.runtime import branches
 from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work
-from tunewright.runtime.inputs import Side
 from tunewright.runtime.weights import base
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
