@@ -52,7 +52,9 @@ class Killed(Exception):
     pass
 
 
-def trained(folder: Path, rows: list[TrainRow], stop: int | None = None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+def trained(
+    folder: Path, rows: list[TrainRow], stop: int | None = None
+) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     run, model = Run(folder), adapted()
     folder.mkdir(exist_ok=True)
 

@@ -1,8 +1,8 @@
 """A toy pairwise preference method, to show that a method is one module.
 
-The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r is the sequence's log-probability over that of
-the reference, the model with its adapter untrained (Rafailov et al. 2023, 2305.18290). Axes: M supervised tokens, S sequences,
-P pairs.
+The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r is the sequence's log-probability over
+that of the reference, the model with its adapter untrained (Rafailov et al. 2023, 2305.18290). Axes: M supervised
+tokens, S sequences, P pairs.
 """
 
 from __future__ import annotations

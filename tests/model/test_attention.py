@@ -26,7 +26,7 @@ def test_tree_attention_is_masked_attention(
         patch.setattr(prefix_tree, "SHARE_FROM", 2)
         patch.setattr(attention, "LONG", 32)
         patch.setattr(attention, "SHORT", 24)
-        attention.pieces.cache_clear()
+        attention.blocks.cache_clear()
         folded = prefix_tree.build(rows)
         total = len(folded.ids_T)
         generator = torch.Generator().manual_seed(total)

@@ -35,7 +35,8 @@ class TrainRow:
     """Sequences that are trained together: in one step and in one forward pass, in this order.
 
     One sequence in supervised fine-tuning; a chosen and a rejected answer, or a group of samples, in other methods.
-    ``row`` is the row of the data set they were rendered from, ``signal`` what else the method needs of it.
+    ``row`` is the row of the data set they were rendered from, ``signal`` anything else the method needs to know about
+    it.
     """
 
     sequences: tuple[Rendered, ...]

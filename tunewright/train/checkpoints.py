@@ -1,8 +1,8 @@
 """Checkpoints: complete or absent. Safetensors and JSON, never pickle.
 
-A checkpoint is written into a temporary folder, every file flushed, the marker with their checksums last; then the folder
-is renamed. Weights, optimizer moments and the step are all the state there is, because order, schedule and dropout are
-functions of (seed, step).
+A checkpoint is written into a temporary folder, every file flushed, the marker with their checksums last; then the
+folder is renamed. Weights, optimizer moments and the step are all the state there is, because order, schedule and
+dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter
 
 @dataclass(frozen=True)
 class State:
-    """``step``: the next step to run. ``hashes``: of the run's inputs, which must not change. ``best``: the lowest dev loss
-    so far, measured before step ``best_step``; ``best_sha256``: of the file with those weights. ``waited``: dev losses
-    measured since."""
+    """``step``: the next step to run. ``hashes``: of the run's inputs, which must not change. ``best``: the lowest dev
+    loss so far, measured before step ``best_step``; ``best_sha256``: of the file with those weights. ``waited``: dev
+    losses measured since."""
 
     step: int
     hashes: dict[str, str]
@@ -72,8 +72,8 @@ def save(
 
 
 def tidy(folder: Path, keep: int) -> None:
-    """Keep the ``keep`` newest complete checkpoints and the best weights they refer to; remove all else, including what a
-    killed process left half written or half removed."""
+    """Keep the ``keep`` newest complete checkpoints and the best weights they refer to; remove all else, including what
+    a killed process left half written or half removed."""
     with disk_errors(folder):
         for old in complete(folder)[:-keep]:
             (old / MARKER).unlink()  # no longer a checkpoint, even if the removal is interrupted
@@ -162,7 +162,10 @@ def restore(
     weights = load_file(checkpoint / "weights.safetensors")
     if set(weights) != set(parameters):
         raise RunError(
-            "RESUME_MISMATCH", "the set of trained tensors is not the one that was saved.", where=str(checkpoint), fix="start a new run."
+            "RESUME_MISMATCH",
+            "the set of trained tensors is not the one that was saved.",
+            where=str(checkpoint),
+            fix="start a new run.",
         )
     moments = load_file(checkpoint / "optimizer.safetensors")
     with torch.no_grad():
@@ -196,8 +199,8 @@ def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
 
 
 def load_trained(run: Run, module: nn.Module, scale: float | None = None) -> None:
-    """Load the weights that training kept into ``module``, with its adapter attached, and apply an adapter scale: the run's
-    own, unless another is given. Raises RUN_DAMAGED if the file is not the one that training wrote."""
+    """Load the weights that training kept into ``module``, with its adapter attached, and apply an adapter scale: the
+    run's own, unless another is given. Raises RUN_DAMAGED if the file is not the one that training wrote."""
     if sha256(run.weights) != read_json(run.training)["weights_sha256"]:
         raise RunError(
             "RUN_DAMAGED",

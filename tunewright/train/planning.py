@@ -1,4 +1,5 @@
-"""Resolves every "auto" to a number with a reason, before training. Pure: (config, facts, row stats, machine) -> Plan."""
+"""Resolves every "auto" to a number with a reason, before training. Pure: (config, facts, row stats, machine) ->
+Plan."""
 
 from __future__ import annotations
 
@@ -82,8 +83,8 @@ def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> Ch
 def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, recompute: Recompute) -> float:
     """Memory of one token between forward and backward, in bytes.
 
-    A layer keeps about 16 numbers per unit of width (34 in transformers' own modules), and attention's weights for rows as
-    long as the longest; with ``layers`` recomputed, only its input.
+    A layer keeps about 16 numbers per unit of width (34 in transformers' own modules), and attention's weights for rows
+    as long as the longest; with ``layers`` recomputed, only its input.
     """
     size = 2 if dtype == "bfloat16" else 4
     layer = facts.hidden * (1 if recompute == "layers" else 16 if facts.fused else 34)
@@ -251,7 +252,9 @@ def _rate(given: Given, steps: int) -> Choice[float]:
         return Choice(float(f"{rate / 10:.2g}"), reason)
     haste = min(2.0, max(1.0, 2.0 - (steps - 150) / 250))
     if haste > 1:
-        reason += f"; times {haste:.2g}, because short LoRA runs ({steps} steps) need larger ones (Schulman et al. 2025)"
+        reason += (
+            f"; times {haste:.2g}, because short LoRA runs ({steps} steps) need larger ones (Schulman et al. 2025)"
+        )
     return Choice(float(f"{rate * haste:.2g}"), reason)
 
 
