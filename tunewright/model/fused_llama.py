@@ -97,14 +97,14 @@ class _Project(torch.autograd.Function):
         a_RI = torch.cat(downs).to(x_TI.dtype)
         b_OR = [b.to(x_TI.dtype) for b in ups]
         small_TR = (x_TI @ a_RI.T).mul_(scale)
-        found = []
+        outputs = []
         ranks = [len(a) for a in downs]
         for weight, bias, b, small in zip(weights, biases, b_OR, torch.split(small_TR, ranks, 1), strict=True):
             y = (small @ b.T).addmm_(x_TI, weight.T)
-            found.append(y if bias is None else y.add_(bias))
+            outputs.append(y if bias is None else y.add_(bias))
         ctx.save_for_backward(x_TI, small_TR, a_RI, *b_OR, *weights)
         ctx.given = (scale, ranks, downs[0].dtype)
-        return tuple(found)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -162,5 +162,5 @@ def to_batch(sequences: Sequence[Rendered], layout: Layout, pad: int = 0, signal
 
 
 def _distinct(*columns: Ints) -> tuple[Ints, Ints]:
-    found, same = np.unique(np.stack(columns), axis=1, return_inverse=True)
-    return found, same.reshape(-1)
+    kept, same = np.unique(np.stack(columns), axis=1, return_inverse=True)
+    return kept, same.reshape(-1)
