@@ -23,15 +23,15 @@ KINDS = ("plain", "full")
 def seconds(run: Path) -> dict[str, float]:
     """Of every stage, from the run's own events (to the second)."""
     begun: dict[str, datetime] = {}
-    found: dict[str, float] = {}
+    kept: dict[str, float] = {}
     for event in read_lines(run / "events.jsonl"):
         stage, _, what = event["event"].rpartition("_")
         now = datetime.fromisoformat(event["time"])
         if what == "started":
             begun[stage] = now
         elif what == "finished" and stage in begun:
-            found[stage] = found.get(stage, 0.0) + (now - begun[stage]).total_seconds()
-    return found
+            kept[stage] = kept.get(stage, 0.0) + (now - begun[stage]).total_seconds()
+    return kept
 
 
 def table(runs: dict[str, Path]) -> str:
@@ -74,9 +74,9 @@ def main() -> None:
                 else [str(CONFIG), f"prove.evidence={kind}", "--runs", str(root), "--name", kind]
             )
             subprocess.run([sys.executable, "-m", "tunewright", "run", *target], check=True)
-    told = table(runs)
-    (HERE / "results" / "evidence.md").write_text(told)
-    print(told)
+    reported = table(runs)
+    (HERE / "results" / "evidence.md").write_text(reported)
+    print(reported)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ OLD_KEYS = {
     "experiments.cleaning": "prove.cleaning",
     "experiments.prompt_distillation": "prove.internalise",
 }
-OLD_NAMES = {"internalised": "prompt-distillation", "test-internalised": "test-distilled"}
+OLD_NAMES = {"internalised": "prompt-distillation", "test-internalised": "test-distilled", "probs": "shares"}
+SCORE = ("row", "answer", "score", "probs", "nats")
 VERDICT = (
     "verdict",
     "metric",
@@ -143,29 +144,29 @@ def run(name: str, code: Path, scratch: Path) -> Path:
 
 def collect(run: Path) -> dict[str, Any]:
     """Everything that must be equal, by name: weights, losses, answers with their scores, the verdict's numbers."""
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for folder in (run, *sorted(run.glob("branches/*"))):
         name = "" if folder == run else f"{OLD_NAMES.get(folder.name, folder.name)}: "
-        found[f"{name}weights"] = _read(folder / "training.json")["weights_sha256"]
+        kept[f"{name}weights"] = _read(folder / "training.json")["weights_sha256"]
         lines = _lines(folder / "metrics.jsonl")
-        found[f"{name}losses"] = [
+        kept[f"{name}losses"] = [
             [line[k] for k in ("step", "loss", "grad_norm", "dev_loss") if k in line] for line in lines
         ]
         for file in sorted((folder / "scores").rglob("*.jsonl")):
             stem = str(file.relative_to(folder / "scores").with_suffix(""))
-            answers = [[line.get(k) for k in ("row", "answer", "score", "shares", "nats")] for line in _lines(file)]
-            found[f"{name}answers {OLD_NAMES.get(stem, stem)}"] = answers
+            answers = [[line.get(k, line.get(OLD_NAMES.get(k, k))) for k in SCORE] for line in _lines(file)]
+            kept[f"{name}answers {OLD_NAMES.get(stem, stem)}"] = answers
     verdict = _read(run / "verdict.json")
-    found["verdict"] = {k: verdict.get(k) for k in VERDICT}
-    found["arms"] = {k: [arm["score"], arm["interval"], arm["summary"]] for k, arm in verdict["arms"].items()}
+    kept["verdict"] = {k: verdict.get(k) for k in VERDICT}
+    kept["arms"] = {k: [arm["score"], arm["interval"], arm["summary"]] for k, arm in verdict["arms"].items()}
     forgetting = _read(run / "forgetting.json")
     measures = ("base_bits", "kl_bits", "kl_interval", "delta_bits")
-    found["forgetting"] = {k: [forgetting[k][m] for m in measures] for k in ("task", "generic") if k in forgetting}
-    found["probes"] = {
+    kept["forgetting"] = {k: [forgetting[k][m] for m in measures] for k in ("task", "generic") if k in forgetting}
+    kept["probes"] = {
         k: [v["base"], v["tuned"], v["difference"]] for k, v in forgetting.get("probes", {}).items() if "tuned" in v
     }
-    found["export"] = [[x["kind"], x["largest_difference"], x["same_texts"]] for x in _read(run / "export.json")]
-    return found
+    kept["export"] = [[x["kind"], x["largest_difference"], x["same_texts"]] for x in _read(run / "export.json")]
+    return kept
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> bool:

@@ -32,7 +32,7 @@ CHUNK = 125
 def transformers_generate(model: Any, prompts: list[list[int]], new: int, batch: int, eos: int) -> list[list[int]]:
     """Left-padded batches in the order of length, as its documentation recommends."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    found: list[list[int]] = [[] for _ in prompts]
+    kept: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         width = max(len(prompts[i]) for i in chosen)
@@ -43,8 +43,8 @@ def transformers_generate(model: Any, prompts: list[list[int]], new: int, batch:
                 ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=eos, use_cache=True
             )
         for i, answer in zip(chosen, out[:, width:].tolist(), strict=True):
-            found[i] = answer[: answer.index(eos)] if eos in answer else answer
-    return found
+            kept[i] = answer[: answer.index(eos)] if eos in answer else answer
+    return kept
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = int(tokenizer.eos_token_id)
     ours = loading.load(folder, torch.bfloat16)
-    adapters.attach(ours.module, AdapterConfig(rank=16), 0)  # as in a run: the adapter speaks, at its start a zero
+    adapters.attach(ours.module, AdapterConfig(rank=16), 0)  # as in a run: the adapter is on, and zero at its start
     if fused_llama.applies(ours.module):
         ours = dataclasses.replace(ours, kernels="fused")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()

@@ -88,7 +88,7 @@ class Bench:
     def learnable(self) -> tuple[str, str, bool]:
         r = self.rows
         v = self.verdict("learnable", r[:900], r[900:980], r[980:1180], *PLAIN, "train.epochs=2")
-        return "BETTER", _told(v), v["verdict"] == "BETTER"
+        return "BETTER", _line(v), v["verdict"] == "BETTER"
 
     def null(self) -> tuple[str, str, bool]:
         """Real addresses (free text would be as good); no shots, so that the arm to beat is the one that the adapter
@@ -104,7 +104,7 @@ class Bench:
         ]
         self.made("null", "prove", str(rows_file()), *settings)
         v = self.run_file("null", "verdict.json")
-        return "PRACTICALLY EQUAL or CANNOT TELL", _told(v), v["verdict"] in ("PRACTICALLY EQUAL", "CANNOT TELL")
+        return "PRACTICALLY EQUAL or CANNOT TELL", _line(v), v["verdict"] in ("PRACTICALLY EQUAL", "CANNOT TELL")
 
     def shuffled(self) -> tuple[str, str, bool]:
         words: list[str] = []
@@ -118,7 +118,7 @@ class Bench:
             rows = [(text, label) for (text, _), label in zip(rows, labels, strict=True)]
             v = self.verdict(f"shuffled-{seed}", rows[:150], rows[150:190], rows[190:], *PLAIN, "train.epochs=1")
             words.append(v["verdict"])
-            print(f"  shuffle {seed}: {_told(v)}", file=sys.stderr, flush=True)
+            print(f"  shuffle {seed}: {_line(v)}", file=sys.stderr, flush=True)
         better = words.count("BETTER")
         low, high = wilson(better, len(words))
         counts = ", ".join(f"{words.count(w)} {w}" for w in sorted(set(words)))
@@ -131,11 +131,11 @@ class Bench:
     def leak(self) -> tuple[str, str, bool]:
         files = [self.write(f"leak-{k}", rows) for k, rows in (("train", self.rows[:100]), ("test", self.rows[95:140]))]
         done = self.cli("check", files[0], f"data.test={files[1]}")
-        told = done.stderr.replace(f"{self.folder}/", "").strip().splitlines()
+        reported = done.stderr.replace(f"{self.folder}/", "").strip().splitlines()
         return (
             "SPLIT_LEAK, exit status 2, 5 rows",
-            f"exit status {done.returncode}: {told[0][:140]}",
-            done.returncode == 2 and len(told) >= 5 and "SPLIT_LEAK" in done.stderr,
+            f"exit status {done.returncode}: {reported[0][:140]}",
+            done.returncode == 2 and len(reported) >= 5 and "SPLIT_LEAK" in done.stderr,
         )
 
     def contradictions(self) -> tuple[str, str, bool]:
@@ -153,7 +153,7 @@ class Bench:
         """Suspects of the audit (TF-IDF, no model) and of the cross-fit (the tuned recipe on halves) against what was
         planted."""
         counts: dict[str, list[tuple[int, ...]]] = defaultdict(list)
-        shares = []
+        fractions = []
         for part in range(2):
             rows = self.rows[1000 * part : 1000 * part + 1000]
             draw, names, name = random.Random(part), ("positive", "negative", "neutral"), f"noise-{part}"
@@ -178,16 +178,16 @@ class Bench:
             for who, suspects in flagged.items():
                 counts[who].append((len({s["row"] for s in suspects} & wrong), len(suspects), len(wrong)))
             low, high = crossfit["interval"]
-            shares.append(f"{crossfit['rate']:.1%} [{low:.1%}, {high:.1%}] (planted {len(wrong) / len(train):.1%})")
-        told = []
+            fractions.append(f"{crossfit['rate']:.1%} [{low:.1%}, {high:.1%}] (planted {len(wrong) / len(train):.1%})")
+        reported = []
         for who, parts in counts.items():
             both = tuple(map(sum, zip(*parts, strict=True)))
             words = [f"{hits / max(1, flagged):.2f} / {hits / wrong:.2f}" for hits, flagged, wrong in (*parts, both)]
-            told.append(f"{who} {words[-1]} (the parts: {', '.join(words[:-1])})")
+            reported.append(f"{who} {words[-1]} (the parts: {', '.join(words[:-1])})")
         hits, all_flagged, all_wrong = map(sum, zip(*counts["cross-fit"], strict=True))
         return (
             "precision 0.7 / recall 0.6 of the cross-fit (aim), two parts of 1,000 tweets together",
-            f"{'; '.join(told)}; share of wrong labels as the cross-fit estimates it: {', '.join(shares)}",
+            f"{'; '.join(reported)}; fraction of wrong labels, as the cross-fit estimates it: {', '.join(fractions)}",
             hits / all_flagged >= 0.7 and hits / all_wrong >= 0.6,
         )
 
@@ -197,20 +197,20 @@ class Bench:
         logp: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for file in (self.folder / "runs" / name / "branches").glob("cut-*/scores/*.jsonl"):
             for line in map(json.loads, file.read_text().splitlines()):
-                for x, share in line["shares"].items():
-                    logp[line["row"]][x] += math.log(max(share, 1e-9))
-        shares = {}
+                for x, fraction in line["probs"].items():
+                    logp[line["row"]][x] += math.log(max(fraction, 1e-9))
+        fractions = {}
         for row, of in logp.items():
             total = sum(math.exp(v / 2) for v in of.values())
-            shares[row] = {x: math.exp(v / 2) / total for x, v in of.items()}
+            fractions[row] = {x: math.exp(v / 2) / total for x, v in of.items()}
         names = sorted(set(labels))
-        sure = {x: np.mean([s[x] for row, s in shares.items() if labels[row] == x]) for x in names}
-        found = set()
-        for row, s in shares.items():
+        sure = {x: np.mean([s[x] for row, s in fractions.items() if labels[row] == x]) for x in names}
+        kept = set()
+        for row, s in fractions.items():
             over = [x for x in names if s[x] >= sure[x]]
             if over and max(over, key=s.__getitem__) != labels[row]:
-                found.add(row)
-        return found
+                kept.add(row)
+        return kept
 
     def forgetful(self) -> tuple[str, str, bool]:
         r = self.rows
@@ -226,17 +226,17 @@ class Bench:
         f, m = self.run_file("forgetful", "forgetting.json"), self.run_file("forgetful", "mitigation.json")
         lost = {k: p["verdict"] for k, p in f["probes"].items() if "verdict" in p}
         before, after = m["ways"]["as it is"], m["ways"][m["chosen"]]
-        told = (
+        reported = (
             f"probes {lost}; KL on generic text {before['generic']['kl_bits']:.2f} bits as it is, "
             f"{after['generic']['kl_bits']:.2f} with {m['chosen']} "
-            f"(dev {before['dev']:.3f} and {after['dev']:.3f}); share of the update that the rule chooses "
+            f"(dev {before['dev']:.3f} and {after['dev']:.3f}); scale that the rule chooses "
             f"{f['sweep']['chosen']:g}"
         )
 
         tripped = "WORSE" in lost.values()
         return (
             "a probe is WORSE; a mitigation brings KL down at an equal dev score",
-            told,
+            reported,
             tripped and after["generic"]["kl_bits"] < before["generic"]["kl_bits"],
         )
 
@@ -247,7 +247,7 @@ CASES: dict[str, Callable[[Bench], tuple[str, str, bool]]] = {
 }
 
 
-def _told(v: dict[str, Any]) -> str:
+def _line(v: dict[str, Any]) -> str:
     other = v["comparator"]
     low, high = v["interval"]
     scores = f"{v['tuned']:.3f} against {other['score']:.3f} ({other['name']})"
@@ -264,29 +264,29 @@ def main() -> None:
     folder = asked.runs or Path(tempfile.mkdtemp(prefix="tunewright-known-"))
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, asked.shuffles)
-    found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    kept = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     for name in asked.only:
         begun = time.monotonic()
-        wanted, told, held = CASES[name](bench)
-        told = told.replace(f"{bench.folder}/", "")
-        found[name] = {"wanted": wanted, "told": told, "held": held, "seconds": round(time.monotonic() - begun)}
+        wanted, reported, held = CASES[name](bench)
+        reported = reported.replace(f"{bench.folder}/", "")
+        kept[name] = {"wanted": wanted, "result": reported, "held": held, "seconds": round(time.monotonic() - begun)}
         print(
-            f"{name}: {'as wanted' if held else 'NOT AS WANTED'}: {told} ({found[name]['seconds']} s)",
+            f"{name}: {'as wanted' if held else 'NOT AS WANTED'}: {reported} ({kept[name]['seconds']} s)",
             file=sys.stderr,
             flush=True,
         )
-        asked.out.write_text(json.dumps(found, indent=1))
+        asked.out.write_text(json.dumps(kept, indent=1))
     lines = [
         f"`python benchmarks/known_answers.py --shuffles {asked.shuffles}`: SmolLM2-135M-Instruct, tweets "
         "(vaderSentiment), through the command line.",
         "",
         "| run | should give | gave | |",
         "|---|---|---|---|",
-        *(f"| {k} | {c['wanted']} | {c['told']} | {'yes' if c['held'] else '**no**'} |" for k, c in found.items()),
+        *(f"| {k} | {c['wanted']} | {c['result']} | {'yes' if c['held'] else '**no**'} |" for k, c in kept.items()),
     ]
     asked.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    sys.exit(not all(c["held"] for c in found.values()))
+    sys.exit(not all(c["held"] for c in kept.values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parts of a step, one by one: products, attention kernels, how pieces of attention are cut, the fused decoder.
+"""The parts of a step, one by one: products, attention kernels, how blocks of attention are cut, the fused decoder.
 
 python benchmarks/parts.py      (two minutes; prints the tables that NOTES.md argues from)
 """
@@ -115,14 +115,14 @@ def steps() -> None:
         for name in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
             fused, attention.LONG, attention.SHORT = ways[name]
             used = dataclasses.replace(model, kernels="fused" if fused else "transformers")
-            attention.pieces.cache_clear()
+            attention.blocks.cache_clear()
             start = time.perf_counter()
             forward.loss(used, batch).backward()
             times[name].append(time.perf_counter() - start)
             model.module.zero_grad()
     print(
         f"\n## A pass of {batch.ids_BT.size} computed tokens, forward and backward\n\n| decoder, most queries of a "
-        "long / short piece | s, best of five | median |\n|---|---|---|"
+        "long / short block | s, best of five | median |\n|---|---|---|"
     )
     for name, spent in times.items():
         print(f"| {name} | {min(spent[1:]):.2f} | {statistics.median(spent[1:]):.2f} |")

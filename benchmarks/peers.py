@@ -157,15 +157,15 @@ class Bench:
 
     def settings(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Every setting of every peer on classify-200, and the fastest of each peer."""
-        found, best = [], {}
+        kept, best = [], {}
         for script, named in SETTINGS.items():
             measured = []
             for name in named:
                 measured.append(self.once(self.peer(WORKLOADS["classify-200"], script, name)))
                 self.say(f"  {name}: {measured[-1]['seconds'] or 'died'}")
-            found += measured
+            kept += measured
             best[script] = min((m for m in measured if m["seconds"]), key=lambda m: m["seconds"])["name"]
-        return found, best
+        return kept, best
 
     def side_by_side(self, workload: Workload, best: dict[str, str], pairs: int) -> dict[str, Any]:
         """Rounds of one step each, forwards and backwards in turn, so that a slow minute hits all alike."""
@@ -193,8 +193,8 @@ class Bench:
 
     def curves(self, steps: int) -> dict[str, Any]:
         """Losses of ``steps`` steps: float32 must agree, bfloat16 must lie within what another seed changes."""
-        found: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {}}
-        for dtype, losses in found.items():
+        kept: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {}}
+        for dtype, losses in kept.items():
             losses["tunewright"] = self.once(self.ours(CURVE, f"ours-{dtype}", dtype=dtype), steps)["losses"]
             plain = {"dtype": dtype, "settings": {"bf16": dtype == "bfloat16", "gradient_checkpointing": False}}
             losses["TRL"] = self.once(self.peer(CURVE, "trl_sft.py", f"trl-{dtype}", **plain), steps)["losses"]
@@ -203,10 +203,10 @@ class Bench:
                 "losses"
             ]
         for seed in (1, 2):
-            found["bfloat16"][f"seed {seed}"] = self.once(self.ours(CURVE, f"ours-seed-{seed}", seed=seed), steps)[
+            kept["bfloat16"][f"seed {seed}"] = self.once(self.ours(CURVE, f"ours-seed-{seed}", seed=seed), steps)[
                 "losses"
             ]
-        return found
+        return kept
 
 
 def main() -> None:

@@ -36,8 +36,8 @@ class Wire:
             return True
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         names = ("torch", "transformers", "peft", "trl", "tunewright")
-        found = {d.metadata["Name"].lower() for d in metadata.distributions()}
-        self.say(peak_gb=peak / 1e9, versions={n: metadata.version(n) for n in names if n in found})
+        results = {d.metadata["Name"].lower() for d in metadata.distributions()}
+        self.say(peak_gb=peak / 1e9, versions={n: metadata.version(n) for n in names if n in results})
         return False
 
 
@@ -86,9 +86,9 @@ class Subject:
     def end(self) -> dict[str, Any]:
         """{"peak_gb", "versions"}, or {} if the process died before."""
         self._say("end")
-        found = self._hear()
+        results = self._hear()
         self.process.wait()
-        return found
+        return results
 
     def _say(self, line: str) -> None:
         assert self.process.stdin is not None

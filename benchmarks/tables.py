@@ -20,9 +20,11 @@ def ratios(seconds: dict[str, list[float | None]]) -> list[float]:
     return [theirs / ours for theirs, ours in zip(seconds[best], seconds[OURS], strict=True) if theirs and ours]
 
 
-def times(found: list[float]) -> str:
+def times(values: list[float]) -> str:
     """How many times as fast: the median of the rounds and their range."""
-    return f"**{statistics.median(found):.1f}** ({min(found):.1f} to {max(found):.1f})" if found else "the peers died"
+    return (
+        f"**{statistics.median(values):.1f}** ({min(values):.1f} to {max(values):.1f})" if values else "the peers died"
+    )
 
 
 def memory(row: dict[str, Any]) -> str:
@@ -35,8 +37,8 @@ def peers_table(result: dict[str, Any]) -> str:
     machine, peak = result["machine"], result["machine"]["gemm_gflops"]
     versions: dict[str, str] = {}
     for row in result["workloads"]:
-        for found in row["versions"].values():
-            versions |= found
+        for values in row["versions"].values():
+            versions |= values
     lines = [
         f"`{result['command']}`: {machine['threads']} threads of {machine['processor']}, products at {peak:.0f} "
         "GFLOP/s, "
@@ -54,10 +56,10 @@ def peers_table(result: dict[str, Any]) -> str:
         seconds = {
             n: statistics.median(s) if (s := [x for x in given if x]) else None for n, given in row["seconds"].items()
         }
-        ours, found = seconds[OURS], ratios(row["seconds"])
+        ours, values = seconds[OURS], ratios(row["seconds"])
         theirs = ", ".join(f"{n} {s:.1f}" if s else f"{n} died" for n, s in seconds.items() if n != OURS)
         lines.append(
-            f"| {row['says']}; {row['batch']} rows a step | {times(found)} | {row['target']:g} | {ours:.2f} | "
+            f"| {row['says']}; {row['batch']} rows a step | {times(values)} | {row['target']:g} | {ours:.2f} | "
             f"{theirs} | {row['batch'] / ours:.2f} "
             f"| {row['tokens'] / ours:.0f} | {row['computed'] / ours:.0f} | {row['flops'] / ours / peak / 1e9:.0%} "
             f"| {memory(row)} |"
@@ -122,10 +124,11 @@ def readme_table(peers: dict[str, Any], judging: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in peers["workloads"]:
-        found, ours = ratios(row["seconds"]), statistics.median(row["seconds"][OURS])
-        share = row["flops"] / ours / peers["machine"]["gemm_gflops"] / 1e9
+        values, ours = ratios(row["seconds"]), statistics.median(row["seconds"][OURS])
+        fraction = row["flops"] / ours / peers["machine"]["gemm_gflops"] / 1e9
         lines.append(
-            f"| {row['says']}; {row['batch']} rows | {times(found)} | {row['target']:g} | {share:.0%} | {memory(row)} |"
+            f"| {row['says']}; {row['batch']} rows | {times(values)} | {row['target']:g} | {fraction:.0%} "
+            f"| {memory(row)} |"
         )
     for (task, r), wanted in zip(judging["tasks"].items(), (8, 3), strict=True):
         lines.append(

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer as a timed process. It is told by a callback when to go on, so a step is exactly one of its own
+"""TRL's SFTTrainer as a timed process. A callback lets it take one step at a time, so a step is exactly one of its own
 steps."""
 
 from __future__ import annotations

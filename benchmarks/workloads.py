@@ -1,6 +1,6 @@
 """The rows that every system is timed on: token ids and labels, written once, read by all.
 
-The text is Python's own reference (`pydoc_data.topics`, in every Python): an instruction cut from it stands before each
+The text is Python's own reference (`pydoc_data.topics`, in every Python): an instruction cut from it comes before each
 passage, and the answer is the name of the topic that the passage is from. Lengths are what the workload says, to the
 token.
 """
@@ -64,7 +64,7 @@ def rows(workload: Workload, count: int, tokenizer: Any, seed: int = 0) -> list[
     names = sorted(pool)
     instruction = [t for name in names[:3] for t in pool[name]][: workload.shared]
     assert len(instruction) == workload.shared
-    found = []
+    results = []
     for _ in range(count):
         name = draw.choice(names[3:])
         length = draw.randint(*workload.own)
@@ -73,5 +73,5 @@ def rows(workload: Workload, count: int, tokenizer: Any, seed: int = 0) -> list[
         passage = pool[name][start : start + length - len(answer)]
         ids = instruction + passage + answer
         labelled = workload.labelled if workload.labelled is not None else length // 3
-        found.append({"ids": ids, "labels": [-100] * (len(ids) - labelled) + ids[len(ids) - labelled :]})
-    return found
+        results.append({"ids": ids, "labels": [-100] * (len(ids) - labelled) + ids[len(ids) - labelled :]})
+    return results

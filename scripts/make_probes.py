@@ -79,8 +79,8 @@ def main() -> None:
             for item in [*trivia(archive), *capitals()]:
                 print(json.dumps(item, ensure_ascii=False), file=file)
     for name in ("generic", "knowledge"):
-        found = OUT / f"{name}.jsonl"
-        print(found, found.stat().st_size, "bytes,", found.read_text().count("\n"), "lines")
+        results = OUT / f"{name}.jsonl"
+        print(results, results.stat().st_size, "bytes,", results.read_text().count("\n"), "lines")
 
 
 def plain(file: Path) -> str:
@@ -108,13 +108,13 @@ def page(file: Path) -> str:
 
 
 def passages(text: str) -> list[str]:
-    found, now = [], ""
+    results, now = [], ""
     for paragraph in flowing(text).split("\n\n"):
         if now and len(now) + len(paragraph) > PASSAGE:
-            found.append(now)
+            results.append(now)
             now = ""
         now = f"{now}\n\n{paragraph}" if now else paragraph[: 2 * PASSAGE]
-    return found
+    return results
 
 
 def chosen(question: str, right: str, others: list[str]) -> dict[str, object]:

@@ -22,9 +22,9 @@ sha256), the lock and its `.owner`, PEFT's `adapter_config.json`, and what trans
 - Every record also has an integer `version`; a file without it is version 1. JSON Lines leave it out while it is 1.
 - *optional*: the key is absent where there is nothing to say. *or null*: the key is always there.
 - Of an optional stage that was not asked for, the file holds `NotMeasured`.
-- An interval is `[low, high]` and, unless said otherwise, at 1 - `prove.significance`.
+- An interval is `[low, high]` and, unless noted, at 1 - `prove.significance`.
 """
-TAGS = {"measured", "told"}  # constants that only tell the members of a union apart
+TAGS = {"measured", "available"}  # constants that only tell the members of a union apart
 
 
 class Column(NamedTuple):

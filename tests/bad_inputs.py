@@ -174,9 +174,9 @@ def edit(folder: Path, name: str = "config.json", **changes: object) -> None:
 
 
 def tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], object], name: str = "model.safetensors") -> None:
-    found = load_file(folder / name)
-    change(found)
-    save_file(found, folder / name, {"format": "pt"})
+    actual = load_file(folder / name)
+    change(actual)
+    save_file(actual, folder / name, {"format": "pt"})
 
 
 def cut(file: Path) -> None:
@@ -191,11 +191,11 @@ def index(folder: Path, **more: str) -> None:
 
 def shards(folder: Path, both: bool) -> None:
     """Two shards instead of one file; with one tensor in both, or with one in the wrong one."""
-    found = load_file(folder / "model.safetensors")
-    names = sorted(found)
+    actual = load_file(folder / "model.safetensors")
+    names = sorted(actual)
     (folder / "model.safetensors").unlink()
-    save_file({k: found[k] for k in names[:4]}, folder / "m-1.safetensors", {"format": "pt"})
-    save_file({k: found[k] for k in names[3 if both else 4 :]}, folder / "m-2.safetensors", {"format": "pt"})
+    save_file({k: actual[k] for k in names[:4]}, folder / "m-1.safetensors", {"format": "pt"})
+    save_file({k: actual[k] for k in names[3 if both else 4 :]}, folder / "m-2.safetensors", {"format": "pt"})
     where = {k: f"m-{1 + (n > 4)}.safetensors" for n, k in enumerate(names)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
 
@@ -206,8 +206,8 @@ def template(folder: Path, text: str | None) -> None:
         (folder / "chat_template.jinja").write_text(text)
 
 
-def first(found: dict[str, np.ndarray]) -> np.ndarray:
-    return next(iter(found.values()))
+def first(actual: dict[str, np.ndarray]) -> np.ndarray:
+    return next(iter(actual.values()))
 
 
 MODELS: list[tuple[int, str, Callable[[Path], object], str, str]] = [
@@ -215,7 +215,7 @@ MODELS: list[tuple[int, str, Callable[[Path], object], str, str]] = [
     (40, "no tokenizer", lambda f: [p.unlink() for p in f.glob("token*")], "MODEL_FILE_MISSING", "model"),
     (40, "no weights", lambda f: (f / "model.safetensors").unlink(), "MODEL_FILE_MISSING", "model"),
     (40, "a shard is missing", lambda f: index(f, a="m-2.safetensors"), "MODEL_FILE_MISSING", "model"),
-    (40, "the index is no JSON", lambda f: (f / "model.safetensors.index.json").write_text("{"), "MODEL_CORRUPT", "model.safetensors.index.json"),
+    (40, "the index is not valid JSON", lambda f: (f / "model.safetensors.index.json").write_text("{"), "MODEL_CORRUPT", "model.safetensors.index.json"),
     (40, "the index is empty", lambda f: (f / "model.safetensors.index.json").write_text("[]"), "MODEL_CORRUPT", "model.safetensors.index.json"),
     (40, "a tensor in two shards", lambda f: shards(f, both=True), "MODEL_INDEX_MISMATCH", "model"),
     (40, "a tensor in another shard", lambda f: shards(f, both=False), "MODEL_INDEX_MISMATCH", "model"),
@@ -227,7 +227,7 @@ MODELS: list[tuple[int, str, Callable[[Path], object], str, str]] = [
     (42, "weights are text", lambda f: (f / "model.safetensors").write_text("hello"), "MODEL_CORRUPT", "model"),
     (42, "NaN weights", lambda f: tensors(f, lambda t: first(t).__setitem__(0, np.nan)), "MODEL_CORRUPT", "model"),
     (42, "a tensor of another shape", lambda f: tensors(f, lambda t: t.update({min(t): np.ones((2, 2), np.float32)})), "MODEL_INDEX_MISMATCH", "model"),
-    (42, "config is no JSON", lambda f: (f / "config.json").write_text("{"), "MODEL_CORRUPT", "config.json"),
+    (42, "config is not valid JSON", lambda f: (f / "config.json").write_text("{"), "MODEL_CORRUPT", "config.json"),
     (42, "config is a list", lambda f: (f / "config.json").write_text("[]"), "MODEL_CORRUPT", "config.json"),
     (42, "unknown architecture", lambda f: edit(f, model_type="nonesuch"), "MODEL_UNSUPPORTED", "model"),
     (43, "code by auto_map", lambda f: edit(f, auto_map={"AutoModel": "x.Y"}), "MODEL_REMOTE_CODE", "model"),
@@ -273,9 +273,9 @@ def unsigned(folder: Path) -> None:
     (folder / "tunewright.json").unlink()
 
 
-def renamed(found: dict[str, np.ndarray], old: str, new: str) -> None:
-    for name in [k for k in found if old in k]:
-        found[name.replace(old, new)] = found.pop(name)
+def renamed(actual: dict[str, np.ndarray], old: str, new: str) -> None:
+    for name in [k for k in actual if old in k]:
+        actual[name.replace(old, new)] = actual.pop(name)
 
 
 # -- what takes more than one file: number, what, files, words, code, place

@@ -66,7 +66,7 @@ def byte_tokenizer(
 
 def stock_tokenizer(chat_template: str) -> Any:
     """A byte-level tokenizer in which the special tokens that a stock template spells are single tokens."""
-    found = set(
+    actual = set(
         re.findall(
             r"<\|[^|<>{}\s]+\|>|<｜[^｜<>{}]+｜>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|</?s>|\[/?INST\]|<end_of_utterance>",
             chat_template,
@@ -87,12 +87,12 @@ def stock_tokenizer(chat_template: str) -> Any:
                 "<end_of_utterance>",
                 "</s>",
             )
-            if e in found
+            if e in actual
         ),
         "</s>",
     )
     return byte_tokenizer(
-        chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(found | {eos}))
+        chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(actual | {eos}))
     )
 
 
@@ -147,26 +147,26 @@ LORA = AdapterConfig(rank=4, alpha=8.0)
 def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
     """Ragged rows of random tokens; the last third of each is supervised."""
     draw = np.random.default_rng(seed)
-    found = []
+    actual = []
     for i in range(count):
         n = int(draw.integers(4, longest))
         first = max(1, n - n // 3 - 1)
-        found.append(
+        actual.append(
             Rendered(tuple(int(t) for t in draw.integers(0, 256, n)), tuple(float(t >= first) for t in range(n)), i)
         )
-    return found
+    return actual
 
 
 @st.composite
 def relatives(draw: st.DrawFn, most: int = 8, longest: int = 20) -> list[tuple[int, ...]]:
     """Rows of which many begin as another does: equal rows, beginnings of others, branches of any depth."""
-    found: list[tuple[int, ...]] = []
+    actual: list[tuple[int, ...]] = []
     for _ in range(draw(st.integers(1, most))):
-        relative = draw(st.sampled_from(found)) if found and draw(st.booleans()) else ()
+        relative = draw(st.sampled_from(actual)) if actual and draw(st.booleans()) else ()
         kept = relative[: draw(st.integers(0, len(relative)))]
         own = draw(st.lists(st.integers(0, 3), min_size=0 if kept else 1, max_size=longest))
-        found.append((*kept, *own))
-    return found
+        actual.append((*kept, *own))
+    return actual
 
 
 def train_rows(count: int, seed: int = 0, longest: int = 30) -> list[TrainRow]:

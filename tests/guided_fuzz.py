@@ -45,28 +45,28 @@ def main() -> None:
     asked.add_argument("--only", choices=fuzz.TARGETS)
     asked.add_argument("--out", type=Path, help="JSON file to put the tally into")
     asked.add_argument("--corpus", help=argparse.SUPPRESS)
-    said = asked.parse_args()
+    printed = asked.parse_args()
     tally = {}
-    if said.corpus:
-        guided(said.only, said.seconds, said.corpus)
-    for name in [said.only] if said.only else fuzz.TARGETS:
+    if printed.corpus:
+        guided(printed.only, printed.seconds, printed.corpus)
+    for name in [printed.only] if printed.only else fuzz.TARGETS:
         with tempfile.TemporaryDirectory() as corpus:
             for i, seed in enumerate(fuzz.SEEDS[fuzz.TARGETS[name]]):
                 (Path(corpus) / str(i)).write_bytes(seed)
-            again = [sys.executable, __file__, "--only", name, "--seconds", str(said.seconds), "--corpus", corpus]
+            again = [sys.executable, __file__, "--only", name, "--seconds", str(printed.seconds), "--corpus", corpus]
             done = subprocess.run(again, capture_output=True, text=True, errors="replace", check=False, cwd=corpus)
         if done.returncode:
             sys.exit(f"{name}: exit status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
         inputs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
         places = re.findall(r"cov: (\d+)", done.stderr)
         assert inputs is not None, done.stderr[-2000:]
-        tally[name] = {"inputs": int(inputs[1]), "seconds": said.seconds, "places": int(places[-1])}
+        tally[name] = {"inputs": int(inputs[1]), "seconds": printed.seconds, "places": int(places[-1])}
         print(
-            f"{name}: {inputs[1]} inputs in {said.seconds} s reached {places[-1]} places; each was read, or refused "
+            f"{name}: {inputs[1]} inputs in {printed.seconds} s reached {places[-1]} places; each was read, or refused "
             "by our error"
         )
-    if said.out:
-        said.out.write_text(json.dumps(tally, indent=1) + "\n")
+    if printed.out:
+        printed.out.write_text(json.dumps(tally, indent=1) + "\n")
 
 
 if __name__ == "__main__":

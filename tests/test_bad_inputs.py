@@ -51,15 +51,15 @@ def test_wrong_input(case: Case, whole: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(folder)
     monkeypatch.setattr(template, "SECONDS", 0.5)
     before = sorted(folder.rglob("*"))
-    status, out, said = ask(case)
-    line = next(x for x in said.splitlines() if x.startswith("error["))
-    found = re.fullmatch(r"error\[(\w+)\] (.*?): .+ Fix: .+", line)
-    assert found, line
-    assert (found[1], status) == (case.code, case.status), line
-    assert re.search(rf"(^|/|`){re.escape(case.place)}$", found[2]) or not case.place, line
+    status, out, printed = ask(case)
+    line = next(x for x in printed.splitlines() if x.startswith("error["))
+    actual = re.fullmatch(r"error\[(\w+)\] (.*?): .+ Fix: .+", line)
+    assert actual, line
+    assert (actual[1], status) == (case.code, case.status), line
+    assert re.search(rf"(^|/|`){re.escape(case.place)}$", actual[2]) or not case.place, line
     assert out == "", "stdout is for results"
-    assert "Traceback" not in said
-    assert all(len(x) < 700 for x in said.splitlines())
+    assert "Traceback" not in printed
+    assert all(len(x) < 700 for x in printed.splitlines())
     assert sorted(folder.rglob("*")) == before, "something is left behind"
 
 
@@ -96,9 +96,9 @@ def test_accepted_oddities(tmp_path: Path) -> None:
     }
     for name, raw in variants.items():
         (tmp_path / name).write_bytes(raw)
-        found = dataset.load(config.load(None, data__train=str(tmp_path / name)))
-        assert len(found.examples) == 13, name
-    assert found.examples[1].messages[-1].content == "007"  # type: ignore[union-attr]
+        actual = dataset.load(config.load(None, data__train=str(tmp_path / name)))
+        assert len(actual.examples) == 13, name
+    assert actual.examples[1].messages[-1].content == "007"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def test_a_shared_step_on_the_gpu_is_that_of_separate_rows_on_the_cpu(kind: str,
     model.module.to("cuda")
     fused = use_fused and fused_llama.applies(model.module) and kind != "gemma3_text"
     model = dataclasses.replace(model, kernels="fused" if fused else "transformers")
-    found, grads = gradients(model, [packing.to_batch(rows, "shared")])
-    assert abs(found - loss) < 1e-9 * loss
+    actual, grads = gradients(model, [packing.to_batch(rows, "shared")])
+    assert abs(actual - loss) < 1e-9 * loss
     for name, gradient in expected.items():
         assert torch.allclose(grads[name].cpu(), gradient, atol=1e-9 * float(gradient.abs().max()), rtol=0), name
 
@@ -48,8 +48,8 @@ def test_bfloat16_on_the_gpu_trains(use_fused: bool) -> None:
     narrow.module.to("cuda")
     narrow = dataclasses.replace(narrow, kernels="fused" if use_fused else "transformers")
     batch = packing.to_batch(relatives(), "shared")
-    (loss, expected), (found, grads) = gradients(wide, [batch]), gradients(narrow, [batch])
-    assert abs(found - loss) < 0.02 * loss
+    (loss, expected), (actual, grads) = gradients(wide, [batch]), gradients(narrow, [batch])
+    assert abs(actual - loss) < 0.02 * loss
     apart = sum(float((grads[k].cpu() - g).square().sum()) for k, g in expected.items())
     assert apart < 0.02 * sum(float(g.square().sum()) for g in expected.values())
 

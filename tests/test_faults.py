@@ -4,10 +4,10 @@ hides it)."""
 from __future__ import annotations
 
 import pytest
-from faults import Fault, adapting, computing, going_on, judging, tokens
+from faults import Fault, adapting, computing, judging, resuming, tokens
 
 FAULTS = sorted(
-    [*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *going_on.FAULTS, *judging.FAULTS], key=lambda f: f.number
+    [*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *resuming.FAULTS, *judging.FAULTS], key=lambda f: f.number
 )
 
 

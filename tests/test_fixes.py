@@ -16,7 +16,7 @@ Words = list[str]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mends") / "sound"
+    folder = tmp_path_factory.mktemp("fixes") / "sound"
     folder.mkdir()
     sound(folder)
     return folder
@@ -26,64 +26,64 @@ def edited(file: Path, change: Callable[[str], str]) -> None:
     file.write_text(change(file.read_text()))
 
 
-def line_of(said: str) -> tuple[Path, int]:
+def line_of(printed: str) -> tuple[Path, int]:
     """file:line of the first error."""
-    found = re.match(r"error\[\w+\] ([^: ]+):(\d+)", said)
-    assert found, said
-    return Path(found[1]), int(found[2])
+    actual = re.match(r"error\[\w+\] ([^: ]+):(\d+)", printed)
+    assert actual, printed
+    return Path(actual[1]), int(actual[2])
 
 
-def without_the_line(said: str, words: Words) -> Words:
-    file, number = line_of(said)
+def without_the_line(printed: str, words: Words) -> Words:
+    file, number = line_of(printed)
     edited(file, lambda text: "".join(x for n, x in enumerate(text.splitlines(True), 1) if n != number))
     return words
 
 
-def meant_setting(said: str, words: Words) -> Words:
+def meant_setting(printed: str, words: Words) -> Words:
     """did you mean SECTION.KEY?"""
-    (meant,) = re.findall(r"did you mean ([\w.]+)\?", said)
+    (meant,) = re.findall(r"did you mean ([\w.]+)\?", printed)
     return [f"{meant}={w.split('=')[1]}" if "=" in w else w for w in words]
 
 
-def mapped_columns(said: str, words: Words) -> Words:
+def mapped_columns(printed: str, words: Words) -> Words:
     """map them: data.columns='{prompt: your_field, completion: other_field}'"""
-    (setting,) = re.findall(r"data\.columns='([^']+)'", said)
+    (setting,) = re.findall(r"data\.columns='([^']+)'", printed)
     return [*words, f"data.columns={setting.replace('your_field', 'ask').replace('other_field', 'reply')}"]
 
 
-def recoded(said: str, words: Words) -> Words:
+def recoded(printed: str, words: Words) -> Words:
     """`iconv -f UTF-16 -t UTF-8`."""
-    ((old, new),) = re.findall(r"iconv -f (\S+) -t ([\w-]+)", said)
-    file, _ = line_of(said)
+    ((old, new),) = re.findall(r"iconv -f (\S+) -t ([\w-]+)", printed)
+    file, _ = line_of(printed)
     file.write_bytes(file.read_bytes().decode(old).encode(new))
     return words
 
 
-def meant_role(said: str, words: Words) -> Words:
-    wrong, meant = re.findall(r"'(\w+)'", said)[-2:]
-    file, _ = line_of(said)
+def meant_role(printed: str, words: Words) -> Words:
+    wrong, meant = re.findall(r"'(\w+)'", printed)[-2:]
+    file, _ = line_of(printed)
     edited(file, lambda text: text.replace(wrong, meant))
     return words
 
 
-def quoted(said: str, words: Words) -> Words:
+def quoted(printed: str, words: Words) -> Words:
     """put it in quotes: 'data.instruction="..."'."""
-    (key,) = re.findall(r"'([\w.]+)=\"\.\.\.\"'", said)
+    (key,) = re.findall(r"'([\w.]+)=\"\.\.\.\"'", printed)
     return [w if not w.startswith(f"{key}=") else f'{key}="{w.removeprefix(f"{key}=")}"' for w in words]
 
 
-def offered_setting(said: str, words: Words) -> Words:
+def offered_setting(printed: str, words: Words) -> Words:
     """or say data.too_long=drop"""
-    return [*words, re.findall(r"data\.too_long=\w+", said)[0]]
+    return [*words, re.findall(r"data\.too_long=\w+", printed)[0]]
 
 
-def other_target(said: str, words: Words) -> Words:
-    (layers,) = re.findall(r"layers end in: (.+?)\.$", said, re.M)
+def other_target(printed: str, words: Words) -> Words:
+    (layers,) = re.findall(r"layers end in: (.+?)\.$", printed, re.M)
     return [w if "targets" not in w else f"adapter.targets=[{layers.split(', ')[0]}]" for w in words]
 
 
-def other_name(said: str, words: Words) -> Words:
-    assert "choose another --name" in said
+def other_name(printed: str, words: Words) -> Words:
+    assert "choose another --name" in printed
     return [*words[:-1], "another"]
 
 
@@ -91,9 +91,9 @@ def a_long_row(folder: Path) -> None:
     edited(folder / "good.jsonl", lambda text: text + chat(("user", "what of it? " * 20), ("assistant", "IT")) + "\n")
 
 
-def one_of_two(said: str, words: Words) -> Words:
+def one_of_two(printed: str, words: Words) -> Words:
     """train.steps and train.epochs are both set: keep one of them."""
-    assert "keep one of them" in said
+    assert "keep one of them" in printed
     return [w for w in words if not w.startswith("train.epochs")]
 
 
@@ -129,8 +129,8 @@ def test_the_message_alone_is_enough(
     shutil.copytree(whole, folder)
     make(folder)
     with contextlib.chdir(folder):
-        status, _, said = ask(Case(0, "", make, words, "", ""))
+        status, _, printed = ask(Case(0, "", make, words, "", ""))
         assert status == 2
-        said = said[said.index("error[") :]
-        status, _, then = ask(Case(0, "", make, tuple(fix(said, list(words))), "", ""))
-        assert status == 0, (said, then)
+        printed = printed[printed.index("error[") :]
+        status, _, then = ask(Case(0, "", make, tuple(fix(printed, list(words))), "", ""))
+        assert status == 0, (printed, then)

@@ -107,7 +107,8 @@ def written_by_us() -> dict[str, list[Path]]:
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"]
     single = [*FILES, *sorted(templates), *(p for p in sorted(documents) if p.name not in generated)]
     return {str(p.relative_to(ROOT)): [p] for p in single} | {
-        f: sorted((ROOT / f).rglob("*.py")) for f in ("tests", "benchmarks", "scripts", "examples")
+        f: sorted(p for p in (ROOT / f).rglob("*.py") if p != Path(__file__))
+        for f in ("tests", "benchmarks", "scripts", "examples")
     }
 
 

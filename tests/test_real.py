@@ -48,7 +48,7 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
         *template.tokenizer.encode("is   5", add_special_tokens=False)[1:],
     ]
     tokens = template.tokenizer.tokenize("in 1984")
-    assert tokens[-4:] == ["1", "9", "8", "4"], "digits stand alone, as the model was trained"
+    assert tokens[-4:] == ["1", "9", "8", "4"], "digits are tokens of their own, as the model was trained"
     model = loading.load(folder, torch.float32)
     assert model.plain_head
     prompt = rendering.for_generation(template, [Message("user", "What is the capital of France?")])
@@ -168,8 +168,8 @@ for row in rows:
     same += tok.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True) == row["answer"]
 print(json.dumps([same, len(rows), gap]))
 """
-    found = subprocess.run([sys.executable, "-c", stranger], capture_output=True, text=True, check=True)
-    same, count, gap = json.loads(found.stdout.splitlines()[-1])
+    actual = subprocess.run([sys.executable, "-c", stranger], capture_output=True, text=True, check=True)
+    same, count, gap = json.loads(actual.stdout.splitlines()[-1])
     assert count == 50
     assert same == count
     assert gap < 1e-4
@@ -185,6 +185,6 @@ def test_the_demo_beats_fixed_examples(tmp_path: Path) -> Any:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["verdict"] in ("BETTER", "CANNOT TELL"), "against the nearest rows it is close: seeds decide"
-    assert found["arms"]["few_shot"]["tuned_minus_this"]["interval"][0] > 0.05
+    actual = json.loads(done.stdout)
+    assert actual["verdict"] in ("BETTER", "CANNOT TELL"), "against the nearest rows it is close: seeds decide"
+    assert actual["arms"]["few_shot"]["tuned_minus_this"]["interval"][0] > 0.05

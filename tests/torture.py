@@ -1,4 +1,4 @@
-"""Kill training at every place where it touches the disk, and at random moments; let it go on; compare it with the run
+"""Kill training at every place where it touches the disk, and at random moments; resume it; compare it with the run
 that nobody killed: weights, optimizer, logged losses, bit for bit.
 
 python tests/torture.py [--kills 1000] [--minutes 60] [--real] [--out FILE]
@@ -109,7 +109,7 @@ def forked(folder: Path, work: Callable[[], int]) -> int:
 
 
 def train(world: World, folder: Path) -> int:
-    """As `pipeline.train`, without what comes before and after it. DISK_FULL where that was said as it should be."""
+    """As `pipeline.train`, without what comes before and after it. DISK_FULL where the error says so."""
     run = Run(folder)
     adapters.attach(world.model.module, world.plan.adapter, world.plan.seed)
     try:
@@ -143,10 +143,10 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
                     now = os.fstat(args[0])
                     os.ftruncate(args[0], max(flushed.get(now.st_ino, 0), now.st_size // 2))
                 os.kill(os.getpid(), signal.SIGKILL)
-            found = call(*args, **more)
+            actual = call(*args, **more)
             if count == at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return found
+            return actual
 
         return failed
 
@@ -244,9 +244,9 @@ def _tortured(
         tally.kills += status == -signal.SIGKILL
         tally.full += status == DISK_FULL
         assert status in (FINISHED, DISK_FULL, -signal.SIGKILL), status
-        found = checkpoints.newest(folder / "checkpoints")
-        step = int(found.folder.name.removeprefix("step-")) if found.folder else -1
-        tally.lost += step < newest or bool(found.damaged)
+        actual = checkpoints.newest(folder / "checkpoints")
+        step = int(actual.folder.name.removeprefix("step-")) if actual.folder else -1
+        tally.lost += step < newest or bool(actual.damaged)
         newest = step
         if status == FINISHED:
             break
@@ -271,7 +271,7 @@ def export_killed(path: Path) -> tuple[int, int]:
             export.export(Source(run, load(run.config), plan, facts, template), [[1, 2, 3]], [template.eos])
         return FINISHED
 
-    def found(run: Run) -> dict[str, str]:
+    def actual(run: Run) -> dict[str, str]:
         of = [run.export, *run.adapter.rglob("*"), *run.merged.rglob("*"), *run.path.glob(".merged-*")]
         own = [p for p in of if p.name != "tunewright.json"]  # has the run's name
         return {str(p.relative_to(run.path)): sha256(p) if p.is_file() else "" for p in own}
@@ -284,7 +284,7 @@ def export_killed(path: Path) -> tuple[int, int]:
         kills += status == -signal.SIGKILL
         if at % 4 == 0 or at == calls:  # else the next one meets what several killed ones left
             assert forked(run.path, lambda: work(run)) == FINISHED
-            unequal += found(run) != found(whole)
+            unequal += actual(run) != actual(whole)
     return kills, unequal
 
 

@@ -20,8 +20,8 @@ class Result:
     @property
     def verdict(self) -> dict[str, Any]:
         """verdict.json: the word, the scores, the interval, every arm."""
-        found: dict[str, Any] = run_folder.read_json(Run(self.path).verdict)
-        return found
+        verdict: dict[str, Any] = run_folder.read_json(Run(self.path).verdict)
+        return verdict
 
     @property
     def report(self) -> Path:
@@ -65,9 +65,9 @@ def run(
 
 def load_run(name: str | Path, root: str | Path = "runs") -> Result:
     """A run that is already there, by its path or its name. Raises RunError."""
-    found = run_folder.find(Path(root), str(name))
-    run_folder.require(found, found.verdict, "run")
-    return Result(found.path)
+    run = run_folder.find(Path(root), str(name))
+    run_folder.require(run, run.verdict, "run")
+    return Result(run.path)
 
 
 def check(data: str | Path, **given: Any) -> dict[str, Any]:

@@ -29,9 +29,9 @@ def test_the_reference_is_what_the_code_says() -> None:
 def test_every_example_config_holds() -> None:
     from tunewright.core import config
 
-    found = sorted((ROOT / "examples").glob("*/config.yaml"))
-    assert len(found) == 4
-    for file in found:
+    actual = sorted((ROOT / "examples").glob("*/config.yaml"))
+    assert len(actual) == 4
+    for file in actual:
         assert config.load(file).data.train
 
 
@@ -41,9 +41,9 @@ def test_its_version(tmp_path: Path) -> None:
 
 def test_doctor(tmp_path: Path) -> None:
     done = cli("doctor", "--json", cwd=tmp_path)
-    found = json.loads(done.stdout)
-    assert found["device"] in ("cpu", "cuda")
-    assert "GFLOP/s" in found["bfloat16"]
+    actual = json.loads(done.stdout)
+    assert actual["device"] in ("cpu", "cuda")
+    assert "GFLOP/s" in actual["bfloat16"]
     (tmp_path / "c.yaml").write_text("train:\n  lrr: 1\n")
     assert cli("doctor", "--config", "c.yaml", cwd=tmp_path).returncode == 2
 
@@ -54,8 +54,8 @@ def test_doctor_rehearses_a_run(
     (tmp_path / "c.yaml").write_text(f"model: {model_folder('llama')}\ndata:\n  train: {chat_rows()}\nthreads: 1\n")
     done = cli("doctor", "--selftest", "c.yaml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert {k for k in told if k.startswith("self-test, ")} == {
+    reported = json.loads(done.stdout)
+    assert {k for k in reported if k.startswith("self-test, ")} == {
         f"self-test, {check}" for check in ("prompts", "stops", "base", "gradient", "computing")
     }
     assert not (tmp_path / "runs").exists()
@@ -81,8 +81,8 @@ def test_runs_are_listed_compared_and_removed(
         assert done.returncode == 0, done.stderr
         assert "adapter" not in done.stderr
     assert [r["name"] for r in json.loads(cli("runs", "list", "--json", cwd=tmp_path).stdout)] == ["a", "b"]
-    found = json.loads(cli("runs", "diff", "a", "b", "--json", cwd=tmp_path).stdout)
-    assert found["config.adapter.rank"] == [2, 4]
+    actual = json.loads(cli("runs", "diff", "a", "b", "--json", cwd=tmp_path).stdout)
+    assert actual["config.adapter.rank"] == [2, 4]
     shown = json.loads(cli("runs", "show", "a", "--json", cwd=tmp_path).stdout)
     assert shown["stage"] == "planned"
     assert next(e["event"] for e in shown["events"]) == "created"

@@ -206,8 +206,8 @@ def test_records_are_frozen_and_strict() -> None:
 
 
 def test_a_record_is_made_from_a_value_of_another_layer() -> None:
-    finding = types.SimpleNamespace(check="base", told="equal", held=True)
-    assert records.SelfTestFinding.model_validate(finding).told == "equal"
+    finding = types.SimpleNamespace(check="base", result="equal", held=True)
+    assert records.SelfTestFinding.model_validate(finding).result == "equal"
 
 
 UNITS = [
@@ -258,8 +258,8 @@ def test_every_record_and_field_is_described_with_its_unit(kind: type[Value]) ->
         assert field.description, name
         assert field.description.endswith("."), name
         if any(number in str(field.annotation) for number in ("float", "Interval", "Quantile")):
-            said = f"{kind.__doc__} {field.description}"
-            assert any(unit in said for unit in UNITS), f"{name} has no unit"
+            printed = f"{kind.__doc__} {field.description}"
+            assert any(unit in printed for unit in UNITS), f"{name} has no unit"
 
 
 def test_the_schema_is_stable_and_complete() -> None:

@@ -29,8 +29,8 @@ IDS = torch.tensor([[1, 5, 9, 200, 31]])
 
 def logits(module: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = module(IDS).logits
-    return found
+        actual: torch.Tensor = module(IDS).logits
+    return actual
 
 
 def scale_survives() -> None:
@@ -153,8 +153,8 @@ def saved_as_declared() -> None:
     with tempfile.TemporaryDirectory() as folder:
         merged.save(tiny_model(), TEMPLATE, Path(folder) / "merged", torch.bfloat16)
         with safe_open(Path(folder) / "merged" / "model.safetensors", "pt") as tensors:
-            found = {tensors.get_slice(k).get_dtype() for k in tensors.keys()}  # noqa: SIM118
-    assert found == {"BF16"}
+            actual = {tensors.get_slice(k).get_dtype() for k in tensors.keys()}  # noqa: SIM118
+    assert actual == {"BF16"}
 
 
 def saved_as_it_was(patch: Patch) -> None:

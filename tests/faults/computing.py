@@ -80,7 +80,7 @@ def nobody_sees_another() -> None:
 
 
 def one_long_document(patch: Patch) -> None:
-    def folded(ids: Any, share: bool = False) -> Any:
+    def folded(ids: Any, fraction: bool = False) -> Any:
         tree = build([[t for row in ids for t in row]], False)
         ends = np.cumsum([len(row) for row in ids])
         return dataclasses.replace(
@@ -94,9 +94,9 @@ def positions_start_anew() -> None:
     data = rows(5)
     for layout in ("packed", "padded", "shared"):
         batch = packing.to_batch(data, layout)  # type: ignore[arg-type]
-        found = batch.positions_BT[batch.row_N, batch.at_N][batch.which_M]
+        actual = batch.positions_BT[batch.row_N, batch.at_N][batch.which_M]
         wanted = [t - 1 for r in data for t in range(1, len(r.ids)) if r.weights[t]]
-        assert found.tolist() == wanted, layout
+        assert actual.tolist() == wanted, layout
 
 
 def positions_run_on(patch: Patch) -> None:
@@ -174,10 +174,10 @@ def never_in_eval_mode(patch: Patch) -> None:
 
 def rates() -> None:
     plan = plan_of(steps=20, warmup_steps=4, schedule="linear", lr=1.0)
-    found = [step.learning_rate(plan, s) for s in range(20)]
+    actual = [step.learning_rate(plan, s) for s in range(20)]
     up, down = [(s + 1) / 4 for s in range(4)], [0.02 + 0.98 * (1 - s / 15) for s in range(16)]
-    assert np.allclose(found, up + down)
-    assert abs(found[-1] - step.FLOOR) < 1e-12
+    assert np.allclose(actual, up + down)
+    assert abs(actual[-1] - step.FLOOR) < 1e-12
 
 
 def as_if_twice_as_long(patch: Patch) -> None:
@@ -226,7 +226,7 @@ FAULTS = [
     Fault(12, "labels shifted by 0 or 2", "", "the loss is the cross-entropy of the next token, computed by hand", loss_by_hand, labels_of_the_same_place),
     Fault(13, "padding counts in the loss", "", "rows of other lengths beside it leave a row's loss as it is", padding_costs_nothing, padding_is_learned),
     Fault(14, "dropout is on while judging, or judging draws random numbers", "",
-          "two dev losses are equal, and training goes on as if there had been none, bit for bit", judging_draws_nothing, never_in_eval_mode),
+          "two dev losses are equal, and training continues as if there had been none, bit for bit", judging_draws_nothing, never_in_eval_mode),
     Fault(25, "the rate follows a schedule of another length", "", "rates are a closed formula that ends at its floor", rates, as_if_twice_as_long),
     Fault(27, "decay on norms, clipping by parts", "", "one step is the step computed with numpy, to 1e-8", step_by_hand, decay_on_everything),
 ]  # fmt: skip

@@ -145,12 +145,12 @@ def a_probe_is_replayed(patch: Patch) -> None:
 
 
 FAULTS = [
-    Fault(28, "scores of other weights are read back", "", "a line of scores is used only for the weights, share, template and limit that made it",
+    Fault(28, "scores of other weights are read back", "", "a line of scores is used only for the weights, scale, template and limit that made it",
           another_weight_answers_anew, keyed_by_name_alone),
     Fault(29, "one arm decodes by the base's generation config", "", "all arms are decoded greedily; of that config only the stop tokens are used",
           decoding_is_ours, by_transformers),
     Fault(30, "answers in a batch differ from answers alone", "", "greedy answers together are those alone, token by token", together_as_alone, padding_is_seen),
     Fault(31, "a label is found inside a word, or in the prompt's echo", "Soup", "a label is read as a word, and only where no other is named", labels_are_words, labels_are_letters),
     Fault(32, "a setting that nothing reads", "Soup: four flags", "every setting is read somewhere; unknown ones are CONFIG_UNKNOWN_KEY", every_setting_is_read, a_setting_that_nothing_reads),
-    Fault(34, "replay or generic text teaches the probes", "", "no run of 13 words stands in both, and no replay prompt is a probe", probes_are_not_taught, a_probe_is_replayed),
+    Fault(34, "replay or generic text teaches the probes", "", "no run of 13 words is in both, and no replay prompt is a probe", probes_are_not_taught, a_probe_is_replayed),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""From messages to tokens: what is learned, what is served, and what a user's text may not do."""
+"""From messages to tokens: which are targets, what is served, and what a user's text may not do."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BEGUN = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m
 DEAF = "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
-def chat(*said: tuple[str, str]) -> Chat:
-    return Chat(tuple(Message(role, text) for role, text in said), "a.jsonl:1")
+def chat(*printed: tuple[str, str]) -> Chat:
+    return Chat(tuple(Message(role, text) for role, text in printed), "a.jsonl:1")
 
 
 TALK = chat(
@@ -96,8 +96,8 @@ def end_left_out(patch: Patch) -> None:
 
 def only_answers_are_learned() -> None:
     (row,) = rendering.for_training(TEMPLATE, TALK)
-    said = [TEMPLATE.tokenizer.decode(list(row.ids[a:b])) for a, b in runs_of(row)]
-    assert said == ["one<|im_end|>", "two and a bit<|im_end|>"]
+    printed = [TEMPLATE.tokenizer.decode(list(row.ids[a:b])) for a, b in runs_of(row)]
+    assert printed == ["one<|im_end|>", "two and a bit<|im_end|>"]
 
 
 def everything_is_learned(patch: Patch) -> None:

@@ -54,9 +54,9 @@ def test_the_interval_of_a_doubling_holds_for_other_rows_and_other_seeds(spread:
 def test_forecasts_are_given_only_if_they_would_have_held() -> None:
     sizes = [100, 200, 400, 800]
     power = extrapolation.forecast(sizes, measured(sizes, lambda n: 0.6 * (n / 100) ** -0.5), resamples=40)
-    assert power["told"], power
+    assert power["available"], power
     assert power["interval"][0] <= 1 - 0.6 * 16**-0.5 <= power["interval"][1]
     jump = extrapolation.forecast(sizes, measured(sizes, lambda n: 0.5 if n < 800 else 0.05), resamples=40)
-    assert not jump["told"]
-    assert "misses" in jump["why"]
-    assert not extrapolation.forecast(sizes[:2], measured(sizes[:2], lambda n: 0.5))["told"]
+    assert not jump["available"]
+    assert "misses" in jump["reason"]
+    assert not extrapolation.forecast(sizes[:2], measured(sizes[:2], lambda n: 0.5))["available"]

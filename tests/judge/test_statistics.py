@@ -200,7 +200,7 @@ def test_too_few_rows_detect_nothing() -> None:
 
 
 @pytest.mark.parametrize(("rows", "difference", "disagreement"), [(60, 0.15, 0.3), (150, 0.08, 0.2)])
-def test_power_is_the_share_of_simulated_rejections(rows: int, difference: float, disagreement: float) -> None:
+def test_power_is_the_fraction_of_simulated_rejections(rows: int, difference: float, disagreement: float) -> None:
     draw = np.random.default_rng(0)
     split = [(disagreement + difference) / 2, (disagreement - difference) / 2, 1 - disagreement]
     tables = draw.multinomial(rows, split, size=2000)

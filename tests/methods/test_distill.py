@@ -33,8 +33,8 @@ def relatives() -> list[Rendered]:
     """Rows of which the first half is common, one of them twice."""
     data = rows(6)
     common = data[0].ids[:2] + tuple(range(40, 70))
-    found = [Rendered(common + r.ids, (*[0.0] * len(common), *r.weights), r.row) for r in data]
-    return [*found, Rendered(found[0].ids, found[0].weights, 6)]
+    actual = [Rendered(common + r.ids, (*[0.0] * len(common), *r.weights), r.row) for r in data]
+    return [*actual, Rendered(actual[0].ids, actual[0].weights, 6)]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded", "shared"])

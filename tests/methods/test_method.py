@@ -103,14 +103,14 @@ def test_a_pair_stays_in_one_pass_and_the_divisor_is_pairs(layout: str, tmp_path
 
 
 def test_the_gradient_does_not_depend_on_the_passes(tmp_path: Path) -> None:
-    rows, found = pairs(8, tmp_path), []
+    rows, actual = pairs(8, tmp_path), []
     for capacity, layout in ((4096, "shared"), (60, "shared"), (60, "packed"), (60, "padded")):
         asked = plan(tokens_per_pass=capacity, layout=layout, batch_size=8, max_grad_norm=1e9)
         student = step.learner(training_of(adapted(), asked, [], [], Run(tmp_path)).model, asked)
         step.take_step(student, METHODS["toy"].annotate(student.model, rows, asked), asked, 0)
         grads = [p.grad for p in student.parameters.values() if p.grad is not None]
-        found.append(torch.cat([g.flatten() for g in grads]))
-    assert all(torch.allclose(g, found[0], rtol=0, atol=1e-10) for g in found)
+        actual.append(torch.cat([g.flatten() for g in grads]))
+    assert all(torch.allclose(g, actual[0], rtol=0, atol=1e-10) for g in actual)
 
 
 def test_calibration_and_profile_follow_the_plans_method(tmp_path: Path) -> None:

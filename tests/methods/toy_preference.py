@@ -2,8 +2,7 @@
 
 The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r is the sequence's log-probability over
 that of the reference, the model with its adapter untrained (Rafailov et al. 2023, 2305.18290). Axes: M supervised
-tokens, S sequences,
-P pairs.
+tokens, S sequences, P pairs.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
 @torch.no_grad()
 def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
     """Each pair with the reference's log-probabilities of its two sequences."""
-    found = []
+    actual = []
     for row in rows:
         logp_S = _sequence_logp(model, to_batch(row.sequences, plan.layout), plan)
-        found.append(replace(row, signal={"reference_S": logp_S.double().cpu().numpy()}))
-    return found
+        actual.append(replace(row, signal={"reference_S": logp_S.double().cpu().numpy()}))
+    return actual
 
 
 def batches(

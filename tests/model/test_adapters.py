@@ -20,10 +20,10 @@ from tunewright.model import adapters
 def test_only_the_adapter_trains_and_off_is_the_base_bit_for_bit(kind: str) -> None:
     base, model = tiny_model(), tiny_model()
     config = AdapterConfig(kind=kind, rank=4, dropout=0.1)
-    told = adapters.attach(model, config, 0)
+    reported = adapters.attach(model, config, 0)
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     started = {n: p.detach().clone() for n, p in adapters.trainable(model).items()}
-    assert told.trained == sum(p.numel() for p in started.values())
+    assert reported.trained == sum(p.numel() for p in started.values())
     steps(model, train_rows(8), plan_of(adapter=config))
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
     assert all(not torch.equal(p, started[n]) for n, p in adapters.trainable(model).items())

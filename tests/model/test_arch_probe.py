@@ -48,7 +48,7 @@ from tunewright.tokens.sequences import Rendered
         ),
     ],
 )
-def test_an_architecture_that_leaks_is_found_by_the_probe(kind: str, shape: dict[str, Any]) -> None:
+def test_an_architecture_that_leaks_fails_the_probe(kind: str, shape: dict[str, Any]) -> None:
     assert all(arch_probe.probe(tiny_config(kind, **shape)).leak.values())
 
 

@@ -23,10 +23,10 @@ def test_tree_attention_is_masked_attention(
 ) -> None:
     """Against a dense mask and autograd: outputs and gradients, with and without window, soft cap and kept weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefix_tree, "SHARE_FROM", 2)
+        patch.setattr(prefix_tree, "MIN_SHARED", 2)
         patch.setattr(attention, "LONG", 32)
         patch.setattr(attention, "SHORT", 24)
-        attention.pieces.cache_clear()
+        attention.blocks.cache_clear()
         folded = prefix_tree.build(rows)
         total = len(folded.ids_T)
         generator = torch.Generator().manual_seed(total)
@@ -34,7 +34,9 @@ def test_tree_attention_is_masked_attention(
             torch.randn(1, h, total, 8, generator=generator, dtype=torch.float64).requires_grad_() for h in (4, 2, 2)
         ]
         given_: dict[str, Any] = {"sliding_window": window, "softcap": softcap, "keep_weights": keep}
-        found, _ = attention.tree_attention(torch.nn.Identity(), *leaves, None, 0.3, segments=folded.segments, **given_)
+        actual, _ = attention.tree_attention(
+            torch.nn.Identity(), *leaves, None, 0.3, segments=folded.segments, **given_
+        )
     seen = torch.zeros(total, total, dtype=torch.bool)
     for segment in folded.segments:
         path = torch.cat([torch.arange(a, b) for a, b in segment.path])
@@ -45,7 +47,7 @@ def test_tree_attention_is_masked_attention(
     scores = q @ k.transpose(2, 3) * 0.3
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     expected = (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(1, 2)
-    assert torch.allclose(found, expected, atol=1e-12, rtol=0)
-    weigh = torch.randn(found.shape, generator=generator, dtype=torch.float64)
-    ours, theirs = (torch.autograd.grad((x * weigh).sum(), leaves) for x in (found, expected))
+    assert torch.allclose(actual, expected, atol=1e-12, rtol=0)
+    weigh = torch.randn(actual.shape, generator=generator, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((x * weigh).sum(), leaves) for x in (actual, expected))
     assert all(torch.allclose(a, b, atol=1e-11, rtol=0) for a, b in zip(ours, theirs, strict=True))

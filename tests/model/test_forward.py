@@ -118,18 +118,18 @@ def test_a_shared_step_is_the_step_of_separate_rows(kind: str, shape: dict[str, 
         weights = [tuple(random.choice([0.0, 1.0, 0.5]) for _ in row) for row in rows]
         rendered = [Rendered(r, w, i) for i, (r, w) in enumerate(zip(rows, weights, strict=True))]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(prefix_tree, "SHARE_FROM", 2)
+            patch.setattr(prefix_tree, "MIN_SHARED", 2)
             shared = packing.to_batch(rendered, "shared")
         alone = [packing.to_batch([r], "packed") for r in rendered]
         if not len(shared.target_N):
             return
-        (loss, found), (expected, grads) = (
+        (loss, actual), (expected, grads) = (
             gradients(model, [shared]),
             gradients(model, [b for b in alone if len(b.target_N)]),
         )
         assert abs(loss - expected) <= 1e-10 * max(1.0, abs(expected))
         for name, gradient in grads.items():
-            assert torch.allclose(found[name], gradient, atol=1e-10 * max(1.0, float(gradient.abs().max())), rtol=0), (
+            assert torch.allclose(actual[name], gradient, atol=1e-10 * max(1.0, float(gradient.abs().max())), rtol=0), (
                 name
             )
 
@@ -153,8 +153,8 @@ def test_in_bfloat16_sharing_is_no_less_exact(kind: str) -> None:
         alone = [packing.to_batch([r], "packed") for r in rows]
         _, reference = gradients(wide, alone)
         for name, batches in (("shared", [packing.to_batch(rows, "shared")]), ("alone", alone)):
-            _, found = gradients(narrow, batches)
-            apart[name] += sum(float((found[k] - g).square().sum() / g.square().sum()) for k, g in reference.items())
+            _, actual = gradients(narrow, batches)
+            apart[name] += sum(float((actual[k] - g).square().sum() / g.square().sum()) for k, g in reference.items())
     assert apart["shared"] <= apart["alone"] * 1.02, apart
 
 

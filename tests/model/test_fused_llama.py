@@ -37,9 +37,9 @@ def test_the_fused_decoder_is_the_models_own(kind: str) -> None:
     ways: list[Any] = ["none", "attention", "layers"]
     for way in ways:
         model.module.zero_grad(set_to_none=True)
-        found = forward.loss(fused, batch, way)
-        found.backward()
-        assert abs(float(found.detach()) - loss) < 1e-10 * loss
+        actual = forward.loss(fused, batch, way)
+        actual.backward()
+        assert abs(float(actual.detach()) - loss) < 1e-10 * loss
         for name, p in adapters.trainable(model.module).items():
             assert torch.allclose(p.grad, expected[name], atol=1e-10 * float(expected[name].abs().max()), rtol=0), (
                 way,
@@ -57,7 +57,7 @@ def test_the_fused_decoder_is_only_for_models_that_it_computes() -> None:
     assert probed["llama"]
     assert probed["qwen3"]
     assert not probed["gemma3_text"]
-    assert not probed["olmo2"]  # norms stand behind attention
+    assert not probed["olmo2"]  # its norms come after attention
     # Granite multiplies embeddings and residuals by numbers of its own, which are 1 unless the config says otherwise.
     assert probed["granite"]
     assert not arch_probe.probe(tiny_config("granite", residual_multiplier=0.5)).fused

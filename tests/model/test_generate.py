@@ -28,7 +28,7 @@ def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> No
     batched = greedy(model, asked, Decoding(24, stop, batch_size=4, window=window))
     single = greedy(model, asked, Decoding(24, stop, exact_batch=False, window=window))
     assert batched == single
-    for ids, found in zip(asked, batched, strict=True):
+    for ids, actual in zip(asked, batched, strict=True):
         out = model.module.generate(
             torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -37,7 +37,7 @@ def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> No
             eos_token_id=list(stop),
             use_cache=True,
         )[0, len(ids) :].tolist()
-        assert [t for t in out if t not in stop] == found
+        assert [t for t in out if t not in stop] == actual
     if not shared:
         assert len({len(f) for f in batched}) > 1
 
@@ -48,7 +48,7 @@ def test_label_scores_equal_the_sum_over_the_whole_sequence(kind: str) -> None:
     model = tiny_lm(kind)
     asked = prompts(5, 12)
     labels = [[5, 256], [5, 6, 7, 256], [9, 256], [10, 11, 256]]
-    found = label_logprobs(
+    actual = label_logprobs(
         model, asked, [labels] * 5, Decoding(1, (256,), batch_size=3, window=16 if kind == "gemma3_text" else None)
     )
     for r, ids in enumerate(asked):
@@ -56,7 +56,7 @@ def test_label_scores_equal_the_sum_over_the_whole_sequence(kind: str) -> None:
             with torch.no_grad():
                 logp = model.module(torch.tensor([ids + label])).logits[0].log_softmax(-1)
             expected = sum(float(logp[len(ids) + t - 1, token]) for t, token in enumerate(label))
-            assert abs(found[r, j] - expected) < 1e-4
+            assert abs(actual[r, j] - expected) < 1e-4
 
 
 def test_the_shared_prefix_leaves_every_row_a_token() -> None:

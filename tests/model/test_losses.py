@@ -22,7 +22,7 @@ def test_the_chunked_head_equals_all_logits_at_once(dtype: torch.dtype, monkeypa
     draw = torch.Generator().manual_seed(0)
     head = torch.randn(50, 8, generator=draw).to(dtype)
     target, weight = torch.randint(0, 50, (11,), generator=draw), torch.rand(11, generator=draw)
-    found = []
+    actual = []
     for way in (
         lambda h: losses.head_cross_entropy(h, head, target, weight),
         lambda h: losses.cross_entropy(h @ head.T, target, weight),
@@ -30,7 +30,7 @@ def test_the_chunked_head_equals_all_logits_at_once(dtype: torch.dtype, monkeypa
         hidden = torch.randn(11, 8, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
         total = way(hidden)
         (total / 3).backward()
-        found.append((total.detach(), hidden.grad))
+        actual.append((total.detach(), hidden.grad))
     tolerance = 1e-12 if dtype == torch.float64 else 2e-2
-    assert torch.allclose(found[0][0], found[1][0], rtol=tolerance)
-    assert torch.allclose(found[0][1], found[1][1], rtol=tolerance, atol=tolerance)
+    assert torch.allclose(actual[0][0], actual[1][0], rtol=tolerance)
+    assert torch.allclose(actual[0][1], actual[1][1], rtol=tolerance, atol=tolerance)

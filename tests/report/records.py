@@ -136,7 +136,7 @@ def curve() -> dict[str, Any]:
         "points": points,
         "doubling": {"gain": 0.1, "interval": [0.05, 0.15], "seeds": 2, "word": "helps"},
         "forecast": {
-            "told": True,
+            "available": True,
             "rows": 1328,
             "score": 0.78,
             "interval": [0.7, 0.85],
@@ -155,8 +155,8 @@ def suspects(count: int) -> list[dict[str, Any]]:
 
 
 def crossfit() -> dict[str, Any]:
-    found = {"rate": 0.39, "interval": [0.335, 0.45], "accuracy": 0.6, "expected": 2.1, "suspects": suspects(3)}
-    return {"measured": True, "folds": 2, "cuts": 2, "rows": 690, **found}
+    actual = {"rate": 0.39, "interval": [0.335, 0.45], "accuracy": 0.6, "expected": 2.1, "suspects": suspects(3)}
+    return {"measured": True, "folds": 2, "cuts": 2, "rows": 690, **actual}
 
 
 def cleaning() -> dict[str, Any]:
@@ -299,7 +299,7 @@ def model() -> dict[str, Any]:
 
 def receipt() -> dict[str, Any]:
     tokens = {"tokens_median": 54.5, "tokens_p95": 73.0, "tokens_longest": 102.0}
-    learned = {"learned_median": 2.0, "learned_p95": 2.0, "learned_longest": 2.0}
+    learned = {"targets_median": 2.0, "targets_p95": 2.0, "targets_longest": 2.0}
     machine = {"device": "cpu", "processor": "AMD EPYC", "cores": 2, "memory_gb": 25.3, "free_gb": 20.0}
     return {
         "command": "tunewright run rows.csv --name one",
@@ -370,7 +370,7 @@ def everything() -> dict[str, Any]:
         "training": training(),
         "forgetting": forgetting(),
         "protocol": protocol(),
-        "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "told": "4 turns of 4 rows", "held": True}]},
+        "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "result": "4 turns of 4 rows", "held": True}]},
         "export": exports(),
         "metrics": [step(s) for s in range(21)],
         "events": [{"time": "", "event": "went_on_elsewhere", "what": ["torch was 2.12, is 2.13"]}],

@@ -151,7 +151,7 @@ EVIDENCE = {
         NO,
         records.curve(),
         {**records.curve(), "points": [{**p, "seeds": p["seeds"][:1]} for p in records.curve()["points"]]},
-        {**records.curve(), "forecast": {"told": False, "why": "a forecast needs four sizes"}},
+        {**records.curve(), "forecast": {"available": False, "reason": "a forecast needs four sizes"}},
     ),
     "crossfit": either(
         None,
@@ -254,13 +254,13 @@ def test_no_text_becomes_markup(texts: list[str]) -> None:
     everything = records.everything()
     names = {"name": everything["verdict"]["comparator"]["name"]}
     plain, hostile = (with_texts(everything, repeated(words)) for words in (["x"], texts))
-    for found in (plain, hostile):
-        found["verdict"]["comparator"] |= names
-        found["verdict"]["calibration"]["curve"] = everything["verdict"]["calibration"]["curve"]
+    for actual in (plain, hostile):
+        actual["verdict"]["comparator"] |= names
+        actual["verdict"]["calibration"]["curve"] = everything["verdict"]["calibration"]["curve"]
     labels = dict.fromkeys(texts, 1)
     plain["data/audit"]["labels"], hostile["data/audit"]["labels"] = {str(i): 1 for i in range(len(labels))}, labels
-    expected, found_ = (Shape(report.report_page(records.files(r))).tags for r in (plain, hostile))
-    assert found_ == expected
+    expected, actual_ = (Shape(report.report_page(records.files(r))).tags for r in (plain, hostile))
+    assert actual_ == expected
     audits = (
         Shape(report.audit_page(records.typed(Audit, r["data/audit"]), w)).tags
         for r, w in ((plain, "x"), (hostile, texts[0]))
@@ -307,10 +307,10 @@ def test_cautions_name_what_the_verdict_leaves_out() -> None:
     verdict["arms"]["tuned"]["summary"]["cut_answers"] = 0.5
     verdict["arms"]["classical"]["tuned_minus_this"]["interval"] = [-0.01, 0.1]
     verdict["forgetting"]["keep"]["verdict"] = "WORSE"
-    found = cautions(verdict)
-    assert found[1].startswith("It got worse at your regression rows: 0.730 before, 0.670 after")
-    assert "TF-IDF" in found[2]
-    assert found[3].startswith("50% of tuned answers and 0% of nearest answers were cut off at 96 tokens")
+    actual = cautions(verdict)
+    assert actual[1].startswith("It got worse at your regression rows: 0.730 before, 0.670 after")
+    assert "TF-IDF" in actual[2]
+    assert actual[3].startswith("50% of tuned answers and 0% of nearest answers were cut off at 96 tokens")
     verdict["forgetting"] = {"measured": False}
     assert len(cautions(verdict)) == 2
 
@@ -320,9 +320,9 @@ def test_rows_are_ordered_by_what_tuning_changed() -> None:
         [records.typed(ScoreLine, {**line, "score": s}) for line, s in zip(records.scores(0), scores, strict=False)]
         for scores in ([0.0, 0.2, 1.0, 0.5], [1.0, 0.3, 0.1, 0.5])
     ]
-    found = sections.changes(*lines, "accuracy")
-    assert (found.better, found.worse, found.same) == (1, 2, 1)
-    assert [c.where for c in found.regressions] == ["rows.csv:2", "rows.csv:3"]
+    actual = sections.changes(*lines, "accuracy")
+    assert (actual.better, actual.worse, actual.same) == (1, 2, 1)
+    assert [c.where for c in actual.regressions] == ["rows.csv:2", "rows.csv:3"]
     lower_is_better = sections.changes(*lines, "bits_per_byte")
     assert (lower_is_better.better, lower_is_better.worse) == (2, 1)
 

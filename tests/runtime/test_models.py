@@ -28,8 +28,8 @@ def plan(kind: str, seed: int = 3) -> Plan:
 
 def logits(model: LanguageModel) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model.module(IDS, use_cache=False).logits
-    return found
+        actual: torch.Tensor = model.module(IDS, use_cache=False).logits
+    return actual
 
 
 def written(models: Models, plan: Plan, folder: Path, seed: int) -> Weights:
@@ -59,9 +59,9 @@ def test_any_order_of_asking_gives_the_same_logits(kind: str, facts: Facts, tmp_
         with shared.at(weights) as model:
             together.append(logits(model))
         shared.untrained(plan(kind, seed=9))  # a branch begins to train in between
-    for weights, found in zip(asked, together, strict=True):
+    for weights, actual in zip(asked, together, strict=True):
         with Models(facts, "cpu").at(weights) as model:
-            assert torch.equal(logits(model), found)
+            assert torch.equal(logits(model), actual)
     assert not torch.equal(together[0], together[2])
     assert not torch.equal(together[0], together[1])
 

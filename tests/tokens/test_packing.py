@@ -34,7 +34,7 @@ def test_passes_hold_every_row_once_and_keep_to_the_capacity(rows: list[Any], ca
     assert sorted(i for g in groups for i in g) == list(range(len(rows)))
     for g in groups:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(prefix_tree, "SHARE_FROM", 1)
+            patch.setattr(prefix_tree, "MIN_SHARED", 1)
             batch = packing.to_batch([Rendered(rows[i], (0.0,) * len(rows[i]), i) for i in g], layout)
         assert batch.ids_BT.size <= capacity or len(g) == 1
 

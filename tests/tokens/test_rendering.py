@@ -54,12 +54,12 @@ def outcome(path: Path) -> str:
         assert sequence.weights[len(prompt) - 1] == 0, "the last token of a prompt is not"
     for place, sequence in enumerate(sequences):
         learned = [i for i, w in zip(sequence.ids, sequence.weights, strict=True) if w]
-        said = template.tokenizer.decode(learned)
+        printed = template.tokenizer.decode(learned)
         answers = (
             ["It is four.", "Then it is seven."] if len(sequences) == 1 else [TWO_TURNS.messages[turns[place]].content]
         )
-        assert all(a in said for a in answers)
-        assert "What is two" not in said
+        assert all(a in printed for a in answers)
+        assert "What is two" not in printed
         last = max(t for t, w in enumerate(sequence.weights) if w)
         assert sequence.ids[last] in template.tokenizer.all_special_ids, (
             "an answer's last learned token stops the model"
@@ -69,14 +69,14 @@ def outcome(path: Path) -> str:
 
 def test_stock_templates_have_one_of_three_outcomes() -> None:
     """All the stock templates that trl carries, none of them known to us by name."""
-    found = {path.stem: outcome(path) for path in TEMPLATES}
-    kinds = Counter("refused" if v.isupper() else v for v in found.values())
-    assert len(found) >= 28
-    assert all(v in ("one", "per turn") or v.startswith("TEMPLATE_") for v in found.values()), found
-    assert kinds["one"] >= 14, found
-    assert kinds["per turn"] >= 3, found
-    assert found["llama3"] == found["qwen2_5"] == found["gemma3"] == "one"
-    assert found["qwen3"] == "per turn"
+    actual = {path.stem: outcome(path) for path in TEMPLATES}
+    kinds = Counter("refused" if v.isupper() else v for v in actual.values())
+    assert len(actual) >= 28
+    assert all(v in ("one", "per turn") or v.startswith("TEMPLATE_") for v in actual.values()), actual
+    assert kinds["one"] >= 14, actual
+    assert kinds["per turn"] >= 3, actual
+    assert actual["llama3"] == actual["qwen2_5"] == actual["gemma3"] == "one"
+    assert actual["qwen3"] == "per turn"
 
 
 def test_a_template_that_serves_something_else_is_refused_with_the_place() -> None:

@@ -65,8 +65,8 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
     straight, _ = train(tmp_path / "straight")
     _, run = train(tmp_path / "stopped", steps=5)
     damage(run.checkpoints / "step-000004" / file)
-    found = checkpoints.newest(run.checkpoints)
-    newest, damaged = found.folder, found.damaged
+    actual = checkpoints.newest(run.checkpoints)
+    newest, damaged = actual.folder, actual.damaged
     assert newest is not None
     assert newest.name == "step-000002"
     assert len(damaged) == 1

@@ -24,9 +24,9 @@ TEMPLATE = Template(byte_tokenizer())
 
 
 def chats(count: int = 6) -> list[Chat]:
-    said = ("user", "assistant", "user", "assistant")
+    printed = ("user", "assistant", "user", "assistant")
     return [
-        Chat(tuple(Message(r, f"{r} {i} says {'x' * (i * k)}") for k, r in enumerate(said)), f"a.jsonl:{i + 1}")
+        Chat(tuple(Message(r, f"{r} {i} says {'x' * (i * k)}") for k, r in enumerate(printed)), f"a.jsonl:{i + 1}")
         for i in range(count)
     ]
 
@@ -106,17 +106,17 @@ def test_wrong_kernels_fall_back_to_the_models_own(monkeypatch: pytest.MonkeyPat
     norm = fused_llama.rms_norm
     monkeypatch.setattr(fused_llama, "rms_norm", lambda part, x: norm(part, x) * 1.05)
     done = run(model, examples, rows, plan)
-    after, found = done.plan, done.findings
+    after, actual = done.plan, done.findings
     assert (after.kernels, after.layout) == ("transformers", "shared")
-    assert not found[-1].held
-    assert "own modules" in found[-1].told
+    assert not actual[-1].held
+    assert "own modules" in actual[-1].result
     assert "our kernels" in after.reasons["kernels"]
 
 
 def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, rows, plan = world(layout="packed", kernels="transformers")
 
-    def everyone(ids: Any, share: bool = False) -> Any:  # one document, instead of one a row
+    def everyone(ids: Any, fraction: bool = False) -> Any:  # one document, instead of one a row
         folded = build([[t for row in ids for t in row]], False)
         place, at = [], 0
         for row in ids:
@@ -129,11 +129,11 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(packing, "build", everyone)
     done = run(model, examples, rows, plan)
-    after, found = done.plan, done.findings
+    after, actual = done.plan, done.findings
     assert after.layout == "padded"
     assert "packed rows" in after.reasons["layout"]
     assert after.reasons.get("kernels") == plan.reasons.get("kernels")
-    assert not found[-1].held
+    assert not actual[-1].held
 
 
 def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
@@ -141,9 +141,9 @@ def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
     model, examples, rows, plan = world(layout="packed", kernels="fused")
     model = dataclasses.replace(model, kernels="transformers")
     done = run(model, examples, rows, plan)
-    after, found = done.plan, done.findings
+    after, actual = done.plan, done.findings
     assert after.kernels == "transformers"
-    assert found[-1].held
+    assert actual[-1].held
 
 
 def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

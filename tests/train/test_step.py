@@ -55,7 +55,7 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
                     their.lora_magnitude_vector.default.weight.data = layer.magnitude.detach().clone()
     else:
         theirs.requires_grad_(True)
-    found = steps(ours, data, plan)
+    actual = steps(ours, data, plan)
     parameters = [p for p in theirs.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.1},
@@ -85,13 +85,13 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
             group["lr"] = rate
         optimizer.step()
         expected.append(float(loss.detach()))
-    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-9
+    assert max(abs(a - b) for a, b in zip(actual, expected, strict=True)) < 1e-9
     if kind != "none":
         name, layer = next(iter(adapters.adapted(ours).items()))
         assert torch.allclose(
             layer.lora_B, theirs.get_submodule(f"base_model.model.{name}").lora_B.default.weight, atol=1e-9, rtol=0
         )
-    assert found[-1] < found[0]
+    assert actual[-1] < actual[0]
 
 
 @pytest.mark.parametrize("kind", ["lora", "none"])

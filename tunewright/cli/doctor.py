@@ -26,7 +26,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         context = runner.start(config, "doctor", Path(folder), Console(quiet=True), "tunewright doctor")
         runner.Runner(context).advance("plan")
         selftest = run_folder.read_json(context.run.selftest)
-    return {f"self-test, {f['check']}": f["told"] for f in selftest["findings"]} | {
+    return {f"self-test, {f['check']}": f["result"] for f in selftest["findings"]} | {
         "self-test": f"{selftest['seconds']} s"
     }
 

@@ -189,12 +189,12 @@ def _stage(name: str, description: str) -> None:
         as_json: Json = False,
         quiet: Quiet = False,
     ) -> None:
-        _told(name, _advance(source, settings, model, name_, root, quiet or as_json, name), as_json)
+        _print_record(name, _advance(source, settings, model, name_, root, quiet or as_json, name), as_json)
 
     app.command(name, help=description)(stage)
 
 
-def _told(name: str, runner: Runner, as_json: bool) -> None:
+def _print_record(name: str, runner: Runner, as_json: bool) -> None:
     """The record of the stage that the command ran up to."""
     from tunewright.core.run_folder import read_json
     from tunewright.core.stage_names import BY_NAME
@@ -237,7 +237,7 @@ def train(
         for line in [] if as_json else times.lines():
             typer.echo(line)
         runner.advance("train")
-    _told("train", runner, as_json)
+    _print_record("train", runner, as_json)
 
 
 @app.command()
@@ -253,7 +253,7 @@ def prove(
 ) -> None:
     """Run up to the verdict: evaluate all arms on the held-out rows."""
     runner = _advance(source, settings, model, name, root, quiet or as_json, "prove")
-    _told("prove", runner, as_json)
+    _print_record("prove", runner, as_json)
     _gate(runner, gate)
 
 

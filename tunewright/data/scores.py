@@ -105,7 +105,7 @@ def _made_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]:
     if isinstance(made, Likelihood):
         return {"bytes": made.bytes, "nats": made.nats}
     if isinstance(made, LabelProbs):
-        return {"prompt_tokens": answer.prompt_tokens, "shares": made.probs}
+        return {"prompt_tokens": answer.prompt_tokens, "probs": made.probs}
     assert readings is not None
     counts = readings.fields
     return {
@@ -124,8 +124,8 @@ def _made_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]:
 def _made_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
     if "nats" in line:
         return Likelihood(line["bytes"], line["nats"]), None
-    if "shares" in line:
-        return LabelProbs(line["shares"]), None
+    if "probs" in line:
+        return LabelProbs(line["probs"]), None
     counts = None
     if "fields" in line:
         right, wrong, missed = line["fields"]

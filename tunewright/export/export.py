@@ -58,13 +58,13 @@ def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int
     """
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
     expected = _expected(source, model, canaries, stop)
-    found = []
+    checks = []
     for row in EXPORTS.values():
         if row.wanted(source.config, source.plan):
             folder, dtype = row.folder(source.run), row.dtype(source.config, source.facts)
             row.write(source, model.module, folder, dtype)
-            found.append(_check(row, folder, dtype, expected))
-    return found
+            checks.append(_check(row, folder, dtype, expected))
+    return checks
 
 
 def _expected(source: Source, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> Expected:

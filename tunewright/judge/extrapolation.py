@@ -65,14 +65,21 @@ def forecast(
     The last measured point is first predicted from those before it; if that interval misses it, no forecast is given.
     """
     if len(sizes) < 4:
-        return {"told": False, "why": "a forecast needs four sizes"}
+        return {"available": False, "reason": "a forecast needs four sizes"}
     measured = float(scores_PSR[-1].mean())
     back = _ensemble(sizes[:-1], scores_PSR[:-1], sizes[-1], alpha, resamples, seed)
     record: dict[str, Any] = {"back_test": {"predicted": back[0], "interval": [back[1], back[2]], "measured": measured}}
     if not back[1] <= measured <= back[2]:
-        return {**record, "told": False, "why": "the same method misses the last measured point"}
+        return {**record, "available": False, "reason": "the same method misses the last measured point"}
     middle, low, high = _ensemble(sizes, scores_PSR, 2 * sizes[-1], alpha, resamples, seed)
-    return {**record, "told": True, "rows": 2 * sizes[-1], "score": middle, "interval": [low, high], "alpha": alpha}
+    return {
+        **record,
+        "available": True,
+        "rows": 2 * sizes[-1],
+        "score": middle,
+        "interval": [low, high],
+        "alpha": alpha,
+    }
 
 
 def _ensemble(

@@ -45,7 +45,7 @@ class LoRALinear(nn.Module):
         if not self.on:
             return base if self.base.bias is None else base + self.base.bias
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        # The scale goes on the R numbers a token has in the middle, and B is added as it is multiplied: no pass over
+        # The scale multiplies the R numbers a token has in the middle, and B is added as it is multiplied: no pass over
         # the output.
         small = F.linear(dropped, self.lora_A.to(x.dtype)) * self.scale
         y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), self.lora_B.T.to(x.dtype)).view(base.shape)
@@ -70,7 +70,7 @@ class LoRALinear(nn.Module):
 
 @dataclass(frozen=True)
 class AdapterSummary:
-    """What `attach` did: the adapted layers by name, and how many numbers are trained of how many there are."""
+    """What `attach` did: the names of the adapted layers, and how many of all numbers are trained."""
 
     layers: tuple[str, ...]
     trained: int
@@ -82,7 +82,7 @@ def scale_of(config: AdapterConfig) -> float:
 
 
 def targets(model: Any, patterns: list[str]) -> list[str]:
-    """Names of the linear layers that the patterns mean. A pattern matches a whole name or its end; `all-linear` leaves
+    """Names of the linear layers that match a pattern. A pattern matches a whole name or its end; `all-linear` leaves
     out the head."""
     head = model.get_output_embeddings()
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
@@ -171,7 +171,7 @@ def off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def detached(model: nn.Module) -> Iterator[None]:
-    """Within, the base's own layers stand where they stood before `attach`."""
+    """Within, the base's own layers are back in their places, as before `attach`."""
     layers = adapted(model)
 
     def put(name: str, layer: nn.Module) -> None:
@@ -189,7 +189,7 @@ def detached(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def scaled(model: nn.Module, scale: float) -> Iterator[None]:
-    """Within, the update counts ``scale`` times; at 0 the model is the base model, bit for bit."""
+    """Within, the adapter's update is multiplied by ``scale``; at 0 the model is the base model, bit for bit."""
     if scale == 0:
         with off(model):
             yield
@@ -206,7 +206,7 @@ def scaled(model: nn.Module, scale: float) -> Iterator[None]:
 
 
 def scale_in_place(model: nn.Module, scale: float) -> None:
-    """Keep only this share of the update, for good."""
+    """Multiply the adapter's update by ``scale``, permanently."""
     with torch.no_grad():
         for layer in adapted(model).values():
             layer.lora_B.mul_(scale)

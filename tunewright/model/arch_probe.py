@@ -1,4 +1,4 @@
-"""What an architecture can do, asked of a small twin with random weights: no list of names, no weights loaded."""
+"""What an architecture can do, tested on a small random model of it: no list of names, no weights loaded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from tunewright.tokens.prefix_tree import build
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a twin of the model showed. ``leak``: for each layout, why rows cannot be computed together in it, or "".
-    ``draws``: in training mode the model itself draws at random (dropout of its own), so no two passes are alike.
-    ``fused``: `fused_llama` computes what its own modules do."""
+    """The result of the probe.
+
+    ``leak``: for each layout, why rows cannot be computed together in it, or "". ``draws``: in training mode the model
+    is random (it has dropout of its own), so no two passes are alike. ``fused``: `fused_llama` computes what its own
+    modules do.
+    """
 
     leak: dict[str, str]
     draws: bool
@@ -27,44 +30,43 @@ class Capabilities:
 
 
 def probe(config: Any, tolerance: float = 1e-4) -> Capabilities:
-    """Ask a twin, not a list of names. It keeps the architecture's widths and one layer of each kind, with random
-    weights. A state-space or linear attention layer, say, carries its state from row to row, which shows as different
-    logits."""
+    """Probe a small model with the architecture's widths, one layer of each kind, and random weights. A state-space or
+    linear attention layer, for example, carries its state from row to row, which shows as different logits."""
     attention.register()
     try:
-        twin = _twin(config)
+        module = _small(config)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        why = f"no twin of this architecture could be built ({type(error).__name__})"
+        why = f"no small model of this architecture could be built ({type(error).__name__})"
         return Capabilities({"shared": why, "packed": why}, draws=False, fused=False)
-    draw = np.random.default_rng(0).integers(0, int(twin.config.get_text_config().vocab_size), (4, 20)).tolist()
+    draw = np.random.default_rng(0).integers(0, int(module.config.get_text_config().vocab_size), (4, 20)).tolist()
     rows = [draw[0] + draw[1][:7], draw[2][:12], draw[0] + draw[3][:9]]
     with torch.no_grad(), quiet():
-        alone = [twin(torch.tensor([row])).logits[0] for row in rows]
-        leak = {layout: _leak(twin, rows, alone, layout == "shared", tolerance) for layout in ("shared", "packed")}
-        first, second = (twin.train()(torch.tensor([rows[0]])).logits for _ in range(2))
-    return Capabilities(leak, draws=not torch.equal(first, second), fused=fused_llama.fits(twin.eval()))
+        alone = [module(torch.tensor([row])).logits[0] for row in rows]
+        leak = {layout: _leak(module, rows, alone, layout == "shared", tolerance) for layout in ("shared", "packed")}
+        first, second = (module.train()(torch.tensor([rows[0]])).logits for _ in range(2))
+    return Capabilities(leak, draws=not torch.equal(first, second), fused=fused_llama.fits(module.eval()))
 
 
-def _leak(twin: Any, rows: list[list[int]], alone: list[Tensor], share: bool, tolerance: float) -> str:
-    tree = build(rows, share)
+def _leak(module: Any, rows: list[list[int]], alone: list[Tensor], shared: bool, tolerance: float) -> str:
+    tree = build(rows, shared)
     ids, positions = torch.from_numpy(tree.ids_T)[None], torch.from_numpy(tree.positions_T)[None]
     try:
-        with attention.attending(twin, attention.TREE):
-            logits = twin(ids, position_ids=positions, segments=tree.segments, use_cache=False).logits[0]
+        with attention.attending(module, attention.TREE):
+            logits = module(ids, position_ids=positions, segments=tree.segments, use_cache=False).logits[0]
     except (ValueError, TypeError, RuntimeError) as error:
-        said = str(error).splitlines()[0][:80] if str(error) else ""
-        return f"this architecture does not take the layout of its rows ({type(error).__name__}: {said})"
+        why = str(error).splitlines()[0][:80] if str(error) else ""
+        return f"this architecture does not support the layout ({type(error).__name__}: {why})"
     gap = max(
         float((logits[at] - row).abs().max() / row.abs().max()) for at, row in zip(tree.place, alone, strict=True)
     )
     return (
         ""
         if gap < tolerance
-        else f"rows see each other: logits of a row differ by {gap:.1e} of their size from the row alone"
+        else f"rows see each other: a row's logits differ by {gap:.1e} (relative) from the row alone"
     )
 
 
-def _twin(config: Any) -> Any:
+def _small(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     small = type(config).from_dict(config.to_dict())
@@ -89,7 +91,7 @@ def _twin(config: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' and the Hub's own talk and bars are off; ours say what matters."""
+    """Within, transformers and the Hub print neither messages nor progress bars."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -2,7 +2,7 @@
 
 The layout comes as keyword arguments of the forward call, so there is no global state, and no mask over a whole pass is
 ever built: transformers makes none for an attention it has no mask function for. Axes: H heads, G key-value heads, R
-query heads for each of them, T tokens, D head width; of one piece, m queries and n keys; in decoding B rows, Q new
+query heads for each of them, T tokens, D head width; of a block, m queries and n keys; in decoding B rows, Q new
 tokens, K own tokens, P prefix tokens.
 """
 
@@ -22,16 +22,18 @@ from tunewright.tokens.prefix_tree import Range, Segment, joined
 
 TREE, PREFIXED = "tunewright_tree", "tunewright_prefixed"
 MOST_SCORES = 1 << 25
-# A long causal row is cut, so that few products are computed that its mask then hides; small subtrees are put together,
-# because a product of few rows costs as much as one of many (benchmarks/NOTES.md).
+# A long causal row is split, so that few of the products computed are then masked; small subtrees are merged, because
+# a product of few rows costs as much as one of many (benchmarks/NOTES.md).
 LONG, SHORT = 256, 128
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries ``start``..``stop``, against the keys of ``above`` and their own. ``runs``: for each segment in it, its
-    length and the ranges of the piece, counted from its start, that it continues; it sees these, all of ``above``, and
-    itself."""
+    """Queries ``start``..``stop``, which attend to the keys of ``above`` and to their own.
+
+    ``runs``: for each segment in the block, its length and the ranges that it continues, counted from the block's
+    start; it attends to these, to all of ``above``, and to itself.
+    """
 
     start: int
     stop: int
@@ -40,14 +42,14 @@ class Block:
 
     @property
     def ranges(self) -> tuple[Range, ...]:
-        """Of all its keys; the last are its own tokens."""
+        """The ranges of all its keys; the last are its own tokens."""
         return joined(self.above, (self.start, self.stop))
 
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """How scores become weights, the same for all pieces of a layer. ``keep``: hold the weights for the backward
-    pass."""
+    """How scores become weights, in all blocks of a layer. ``window``: the sliding window in tokens. ``keep``: keep the
+    weights for the backward pass."""
 
     window: int | None
     softcap: float | None
@@ -55,24 +57,24 @@ class AttentionOptions:
 
 
 @functools.lru_cache(maxsize=64)
-def pieces(segments: tuple[Segment, ...]) -> tuple[Block, ...]:
-    """Long segments are cut; small subtrees that continue the same path are taken together."""
-    found: list[Block] = []
+def blocks(segments: tuple[Segment, ...]) -> tuple[Block, ...]:
+    """The blocks of a tree: long segments are split, small subtrees that continue the same path are merged."""
+    merged: list[Block] = []
     for s in segments:
-        last = found[-1] if found else None
+        last = merged[-1] if merged else None
         if last and s.stop - last.start <= SHORT:
-            above, within = _parted(s.path, last.start, s.start)
+            above, within = _split(s.path, last.start, s.start)
             if above == last.above:
                 inner = tuple((a - last.start, b - last.start) for a, b in within)
-                found[-1] = Block(last.start, s.stop, above, (*last.runs, (s.stop - s.start, inner)))
+                merged[-1] = Block(last.start, s.stop, above, (*last.runs, (s.stop - s.start, inner)))
                 continue
         for start in range(s.start, s.stop, LONG):
             stop = min(start + LONG, s.stop)
-            found.append(Block(start, stop, _parted(s.path, start, start)[0], ((stop - start, ()),)))
-    return tuple(found)
+            merged.append(Block(start, stop, _split(s.path, start, start)[0], ((stop - start, ()),)))
+    return tuple(merged)
 
 
-def _parted(path: tuple[Range, ...], at: int, end: int) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+def _split(path: tuple[Range, ...], at: int, end: int) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
     """The parts of a path before place ``at`` of the sequence, and from there to ``end``."""
     before = tuple((a, min(b, at)) for a, b in path if a < at)
     return before, tuple((max(a, at), min(b, end)) for a, b in path if b > at and max(a, at) < end)
@@ -95,21 +97,21 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D). A token attends to its path in the tree of
     ``segments``."""
-    # Raised, not asserted: the probe asks architectures of which some drop the keyword or bring a mask of their own.
+    # Raised, not asserted: some architectures that the probe tries drop the keyword or bring a mask of their own.
     if not segments or segments[-1].stop != query.shape[2] or attention_mask is not None:
-        raise ValueError("the architecture does not hand on the layout of its rows")
+        raise ValueError("the architecture does not pass on the layout of its rows")
     if dropout or s_aux is not None or not getattr(module, "is_causal", True):
         raise ValueError(
-            "attention that drops weights, has sinks or is not causal is not exact in one pass of several rows"
+            "attention that drops weights, has sinks or is not causal is not exact for several rows in one pass"
         )
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
-    rule = AttentionOptions(sliding_window, softcap, keep_weights)
-    out: Tensor = _TreeAttention.apply(query, key, value, pieces(segments), scale, rule)  # type: ignore[no-untyped-call]
+    options = AttentionOptions(sliding_window, softcap, keep_weights)
+    out: Tensor = _TreeAttention.apply(query, key, value, blocks(segments), scale, options)  # type: ignore[no-untyped-call]
     return out, None
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Piece by piece in plain products: on a CPU the flash kernel's backward takes two to fifteen times as long
+    """Piece by block in plain products: on a CPU the flash kernel's backward takes two to fifteen times as long
     (benchmarks/NOTES.md). The heads that share a key-value head are rows of one product."""
 
     @staticmethod
@@ -120,58 +122,58 @@ class _TreeAttention(torch.autograd.Function):
         value: Tensor,
         todo: tuple[Block, ...],
         scale: float,
-        rule: AttentionOptions,
+        options: AttentionOptions,
     ) -> Tensor:
         groups = key.shape[1]
         q_GTRD = (query[0] * scale).reshape(groups, -1, *query.shape[2:]).transpose(1, 2).contiguous()
         k_GTD, v_GTD = key[0].contiguous(), value[0].contiguous()
         out_TGRD = query.new_empty(query.shape[2], groups, q_GTRD.shape[2], query.shape[3])
         kept = []
-        for piece in todo:
-            weights_Gmn = _weights(q_GTRD, k_GTD, piece, rule)
-            _write(out_TGRD, piece, weights_Gmn @ _take(v_GTD, piece.ranges))
-            if rule.keep:
+        for block in todo:
+            weights_Gmn = _weights(q_GTRD, k_GTD, block, options)
+            _write(out_TGRD, block, weights_Gmn @ _take(v_GTD, block.ranges))
+            if options.keep:
                 kept.append(weights_Gmn)
         ctx.save_for_backward(q_GTRD, k_GTD, v_GTD, *kept)
-        ctx.given = (todo, scale, rule)
+        ctx.given = (todo, scale, options)
         return out_TGRD.flatten(1, 2)[None]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_GTRD, k_GTD, v_GTD, *kept = ctx.saved_tensors
-        todo, scale, rule = ctx.given
+        todo, scale, options = ctx.given
         g_GTRD = grads[0].reshape(q_GTRD.transpose(0, 1).shape).transpose(0, 1).contiguous()
         dq_TGRD = g_GTRD.new_empty(q_GTRD.transpose(0, 1).shape)
         # A prefix gathers the gradients of all its branches: in bfloat16 the small ones would be lost.
         wide = torch.promote_types(k_GTD.dtype, torch.float32)
         dk_GTD, dv_GTD = torch.zeros_like(k_GTD, dtype=wide), torch.zeros_like(v_GTD, dtype=wide)
-        for i, piece in enumerate(todo):
-            weights_Gmn = kept[i] if rule.keep else _weights(q_GTRD, k_GTD, piece, rule)
-            g_GmD = g_GTRD[:, piece.start : piece.stop].flatten(1, 2)
-            _add(dv_GTD, piece.ranges, weights_Gmn.transpose(1, 2) @ g_GmD)
-            to_weights = g_GmD @ _take(v_GTD, piece.ranges).transpose(1, 2)
+        for i, block in enumerate(todo):
+            weights_Gmn = kept[i] if options.keep else _weights(q_GTRD, k_GTD, block, options)
+            g_GmD = g_GTRD[:, block.start : block.stop].flatten(1, 2)
+            _add(dv_GTD, block.ranges, weights_Gmn.transpose(1, 2) @ g_GmD)
+            to_weights = g_GmD @ _take(v_GTD, block.ranges).transpose(1, 2)
             ds_Gmn = torch._softmax_backward_data(to_weights, weights_Gmn, -1, weights_Gmn.dtype)
-            q_GmD = q_GTRD[:, piece.start : piece.stop].flatten(1, 2)
-            k_GnD = _take(k_GTD, piece.ranges)
-            if rule.softcap is not None:
-                ds_Gmn *= 1 - torch.tanh(q_GmD @ k_GnD.transpose(1, 2) / rule.softcap).square()
-            _write(dq_TGRD, piece, ds_Gmn @ k_GnD)
-            _add(dk_GTD, piece.ranges, ds_Gmn.transpose(1, 2) @ q_GmD)
+            q_GmD = q_GTRD[:, block.start : block.stop].flatten(1, 2)
+            k_GnD = _take(k_GTD, block.ranges)
+            if options.softcap is not None:
+                ds_Gmn *= 1 - torch.tanh(q_GmD @ k_GnD.transpose(1, 2) / options.softcap).square()
+            _write(dq_TGRD, block, ds_Gmn @ k_GnD)
+            _add(dk_GTD, block.ranges, ds_Gmn.transpose(1, 2) @ q_GmD)
         dq = dq_TGRD.mul_(scale).flatten(1, 2).transpose(0, 1)[None]
         return dq, dk_GTD[None].to(k_GTD.dtype), dv_GTD[None].to(v_GTD.dtype), None, None, None
 
 
-def _weights(q_GTRD: Tensor, k_GTD: Tensor, piece: Block, rule: AttentionOptions) -> Tensor:
-    """(G, m * R, n): what each query of the piece gives to each token of its path."""
-    q_GmD = q_GTRD[:, piece.start : piece.stop].flatten(1, 2)
-    scores_Gmn = q_GmD @ _take(k_GTD, piece.ranges).transpose(1, 2)
-    if rule.softcap is not None:
-        scores_Gmn = torch.tanh(scores_Gmn / rule.softcap) * rule.softcap
-    own, keys, repeats, device = piece.stop - piece.start, scores_Gmn.shape[2], q_GTRD.shape[2], q_GTRD.device
-    if rule.window is not None and rule.window < keys:
-        scores_Gmn.masked_fill_(_hidden(piece.runs, keys - own, rule.window, repeats, device), float("-inf"))
+def _weights(q_GTRD: Tensor, k_GTD: Tensor, block: Block, options: AttentionOptions) -> Tensor:
+    """(G, m * R, n): the weight that each query of the block gives to each token of its path."""
+    q_GmD = q_GTRD[:, block.start : block.stop].flatten(1, 2)
+    scores_Gmn = q_GmD @ _take(k_GTD, block.ranges).transpose(1, 2)
+    if options.softcap is not None:
+        scores_Gmn = torch.tanh(scores_Gmn / options.softcap) * options.softcap
+    own, keys, repeats, device = block.stop - block.start, scores_Gmn.shape[2], q_GTRD.shape[2], q_GTRD.device
+    if options.window is not None and options.window < keys:
+        scores_Gmn.masked_fill_(_hidden(block.runs, keys - own, options.window, repeats, device), float("-inf"))
     else:
-        scores_Gmn[:, :, keys - own :].masked_fill_(_hidden(piece.runs, 0, None, repeats, device), float("-inf"))
+        scores_Gmn[:, :, keys - own :].masked_fill_(_hidden(block.runs, 0, None, repeats, device), float("-inf"))
     wide = torch.promote_types(scores_Gmn.dtype, torch.float32)
     return scores_Gmn.softmax(-1, dtype=wide).to(scores_Gmn.dtype)
 
@@ -180,7 +182,7 @@ def _weights(q_GTRD: Tensor, k_GTD: Tensor, piece: Block, rule: AttentionOptions
 def _hidden(
     runs: tuple[tuple[int, tuple[Range, ...]], ...], above: int, window: int | None, repeats: int, device: torch.device
 ) -> Tensor:
-    """(queries * repeats, above + queries): which keys a query does not see."""
+    """(queries * repeats, above + queries): whether a query must not attend to a key."""
     own = sum(n for n, _ in runs)
     seen_mn = torch.ones(own, above + own, dtype=torch.bool)
     seen_mn[:, above:] = False
@@ -210,9 +212,9 @@ def _add(x_GTD: Tensor, ranges: tuple[Range, ...], part_GnD: Tensor) -> None:
         at += b - a
 
 
-def _write(x_TGRD: Tensor, piece: Block, part_GmD: Tensor) -> None:
-    x_TGRD[piece.start : piece.stop] = part_GmD.view(
-        len(part_GmD), piece.stop - piece.start, -1, part_GmD.shape[2]
+def _write(x_TGRD: Tensor, block: Block, part_GmD: Tensor) -> None:
+    x_TGRD[block.start : block.stop] = part_GmD.view(
+        len(part_GmD), block.stop - block.start, -1, part_GmD.shape[2]
     ).transpose(0, 1)
 
 

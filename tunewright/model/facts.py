@@ -11,7 +11,7 @@ from tunewright.model import arch_probe, loading, model_files
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model is, read from its folder and from a twin of two layers with random weights.
+    """What a model is, read from its folder and from a probe: a small random model of the same architecture.
 
     ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared,
     give equal logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in training.
@@ -41,7 +41,8 @@ class Facts:
 
 
 def read_facts(name: str) -> Facts:
-    """Facts of a model by name. No weights are loaded; a tiny twin is probed for leaks between rows of one pass."""
+    """Facts of a model by name. No weights are loaded; a small random model of its architecture is probed for leaks
+    between the rows of one pass. Raises MODEL_NOT_FOUND, MODEL_UNSUPPORTED and what `model_files.check` raises."""
     folder = loading.resolve(name)
     model_files.check(folder)
     from transformers import AutoConfig
@@ -80,9 +81,9 @@ def read_facts(name: str) -> Facts:
 
 
 def window_of(config: Any) -> int | None:
-    """The sliding window, where some layer attends through one."""
+    """The sliding window of the layers that have one, in tokens."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and "sliding_attention" not in kinds:
         return None
-    found = getattr(config, "sliding_window", None)
-    return int(found) if found else None
+    window = getattr(config, "sliding_window", None)
+    return int(window) if window else None

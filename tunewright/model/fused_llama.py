@@ -1,9 +1,9 @@
-"""The decoder of the Llama family written out for LoRA training: few passes over memory, few saved tensors, and the
-last layer only where a token is predicted.
+"""The decoder of the Llama family, fused for LoRA training: few passes over memory, few saved tensors, and the last
+layer only where a token is predicted.
 
-A CPU step of transformers' modules is one third elementwise passes: here each norm, rotation and gate is one function
-with its own backward, and projections that read the same input share one product with their stacked A. `fits` says
-whether a model is of this form, by comparing numbers, not names; other models run transformers' own modules.
+A third of a CPU step of transformers' modules is elementwise passes. Here each norm, rotation and gate is one function
+with its own backward, and projections that read the same input share one product with their stacked A. `fits` tells
+whether a model has this form, by comparing numbers, not names; other models run transformers' own modules.
 
 Axes: T tokens, N tokens that predict, D width, I inputs, O outputs, R rank (of all projections of a group), H heads, K
 head width.
@@ -33,8 +33,8 @@ def hidden(
     at_N: Tensor,
     recompute: Recompute = "none",
 ) -> Tensor:
-    """hidden_ND, after the last norm, of the tokens ``at_N``. ``recompute``: what the backward pass computes anew
-    instead of holding it: nothing, attention's weights, or everything but each layer's input."""
+    """hidden_ND, after the last norm, of the tokens ``at_N``. ``recompute``: what the backward pass
+    computes again instead of keeping it: nothing, attention's weights, or all but each layer's input."""
     hidden_TD = decoder.embed_tokens(ids_T)
     cos_1TK, sin_1TK = decoder.rotary_emb(hidden_TD[None], positions_T[None])
     turn = cos_1TK[0, :, None], sin_1TK[0, :, None]
@@ -68,29 +68,28 @@ def layer(
     q_THK, k_THK = _Rotate.apply(q_THK, *turn), _Rotate.apply(k_THK, *turn)  # type: ignore[no-untyped-call]
     q_1HTK, k_1HTK, v_1HTK = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
     window = getattr(attend, "sliding_window", None)
-    met_1THK, _ = tree_attention(attend, q_1HTK, k_1HTK, v_1HTK, None, attend.scaling, 0.0, segments, keep, window)
-    met_TD = met_1THK[0].flatten(1)
+    out_1THK, _ = tree_attention(attend, q_1HTK, k_1HTK, v_1HTK, None, attend.scaling, 0.0, segments, keep, window)
+    out_TD = out_1THK[0].flatten(1)
     if at_N is not None:
-        met_TD, hidden_TD = met_TD[at_N], hidden_TD[at_N]
-    hidden_TD = hidden_TD + project(met_TD, attend.o_proj)[0]
+        out_TD, hidden_TD = out_TD[at_N], hidden_TD[at_N]
+    hidden_TD = hidden_TD + project(out_TD, attend.o_proj)[0]
     gate_TO, up_TO = project(rms_norm(part.post_attention_layernorm, hidden_TD), mlp.gate_proj, mlp.up_proj)
     gated_TO: Tensor = _SwiGLU.apply(gate_TO, up_TO)  # type: ignore[no-untyped-call]
     return hidden_TD + project(gated_TO, mlp.down_proj)[0]
 
 
 def project(x_TI: Tensor, *layers: LoRALinear) -> tuple[Tensor, ...]:
-    """What each adapted layer makes of the same input."""
+    """The outputs of several adapted layers for the same input."""
     if not all(one.on for one in layers):
         return tuple(F.linear(x_TI, one.base.weight, one.base.bias) for one in layers)
     given = [t for one in layers for t in (one.base.weight, one.base.bias, one.lora_A, one.lora_B)]
-    found: tuple[Tensor, ...] = _Project.apply(x_TI, layers[0].scale, *given)  # type: ignore[no-untyped-call]
-    return found
+    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, layers[0].scale, *given)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 class _Project(torch.autograd.Function):
-    """y = xW' + s(xA')B' + bias for several (W, bias, A, B), W and bias frozen. The products with A, one after another
-    in most systems, are one product with the stacked A; B's product is the start of W's, which then is added in the
-    product itself."""
+    """y = xW' + s(xA')B' + bias for several (W, bias, A, B), W and bias frozen. The products with A, usually one
+    after another, are one product with the stacked A; W's product is accumulated onto B's."""
 
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, scale: float, *given: Tensor) -> tuple[Tensor, ...]:
@@ -98,14 +97,14 @@ class _Project(torch.autograd.Function):
         a_RI = torch.cat(downs).to(x_TI.dtype)
         b_OR = [b.to(x_TI.dtype) for b in ups]
         small_TR = (x_TI @ a_RI.T).mul_(scale)
-        found = []
+        outputs = []
         ranks = [len(a) for a in downs]
         for weight, bias, b, small in zip(weights, biases, b_OR, torch.split(small_TR, ranks, 1), strict=True):
             y = (small @ b.T).addmm_(x_TI, weight.T)
-            found.append(y if bias is None else y.add_(bias))
+            outputs.append(y if bias is None else y.add_(bias))
         ctx.save_for_backward(x_TI, small_TR, a_RI, *b_OR, *weights)
         ctx.given = (scale, ranks, downs[0].dtype)
-        return tuple(found)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -124,8 +123,8 @@ class _Project(torch.autograd.Function):
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
-    found: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
-    return found
+    normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
+    return normed
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -145,9 +144,9 @@ class _RMSNorm(torch.autograd.Function):
         inverse = torch.rsqrt(
             torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / len(weight) + ctx.eps
         )
-        # Layer norm's fused backward, told that the mean is zero, is this gradient but for the mean it takes off again.
+        # Layer norm's fused backward with a mean of zero is this gradient, except for the mean that it subtracts.
         shape, nought = list(weight.shape), torch.zeros_like(inverse)
-        scale = weight.to(wide) if x.device.type == "cpu" else weight  # what each device's kernel takes
+        scale = weight.to(wide) if x.device.type == "cpu" else weight  # the dtype that each device's kernel takes
         dx, _, _ = torch.ops.aten.native_layer_norm_backward(
             g, x, shape, nought, inverse, scale, None, [True, False, False]
         )
@@ -178,7 +177,7 @@ def _rotated(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor, sign: float) -> Te
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up (Shazeer 2020, 2002.05202); silu is computed again rather than held."""
+    """silu(gate) * up (Shazeer 2020, 2002.05202); silu is recomputed rather than kept."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -192,8 +191,8 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def applies(model: Any) -> bool:
-    """Whether every linear layer of the decoder carries plain LoRA (no dropout, no magnitudes), and its layers are all
-    alike, so that what two of them do (`fits`) holds for all."""
+    """Whether every linear layer of the decoder has plain LoRA (no dropout, no magnitudes), and its layers are all
+    alike, so that what was tested on two of them (`fits`) holds for all."""
     layers = model.get_decoder().layers
     linear = [m for part in layers for m in part.modules() if isinstance(m, torch.nn.Linear | LoRALinear)]
     inner = {id(m.base) for m in linear if isinstance(m, LoRALinear)}
@@ -209,7 +208,7 @@ def _form(part: torch.nn.Module) -> list[Any]:
     ]
 
 
-def fits(twin: Any, tolerance: float = 1e-3) -> bool:
+def fits(module: Any, tolerance: float = 1e-3) -> bool:
     """Whether this file computes what the model's own modules do: hidden states and adapter gradients of a small
     float32 model of the architecture, which has its adapter on afterwards. Rounding alone moves a gradient by some 1e-4
     of its size on some processors, another formula by a tenth and more."""
@@ -217,22 +216,28 @@ def fits(twin: Any, tolerance: float = 1e-3) -> bool:
     ids_T, positions_T = torch.from_numpy(tree.ids_T), torch.from_numpy(tree.positions_T)
     at_N = torch.arange(3, len(ids_T), 2)
     weigh_ND = torch.randn(
-        len(at_N), twin.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0)
+        len(at_N), module.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0)
     )
-    found = []
+    results = []
     try:
-        attach(twin, AdapterConfig(rank=2), 0)
-        for p in trainable(twin).values():
+        attach(module, AdapterConfig(rank=2), 0)
+        for p in trainable(module).values():
             torch.nn.init.normal_(p, std=0.03, generator=torch.Generator().manual_seed(p.numel()))
-        if not applies(twin):
+        if not applies(module):
             return False
-        with attending(twin, TREE):
+        with attending(module, TREE):
             given = {"position_ids": positions_T[None], "segments": tree.segments, "use_cache": False}
-            theirs_ND = twin.get_decoder()(ids_T[None], **given).last_hidden_state[0, at_N]
-        ours_ND = hidden(twin.get_decoder(), ids_T, positions_T, tree.segments, at_N)
+            theirs_ND = module.get_decoder()(ids_T[None], **given).last_hidden_state[0, at_N]
+        ours_ND = hidden(module.get_decoder(), ids_T, positions_T, tree.segments, at_N)
         for out_ND in (theirs_ND, ours_ND):
-            grads = torch.autograd.grad((out_ND * weigh_ND).sum(), list(trainable(twin).values()))
-            found.append([out_ND.detach(), *grads])
-    except (AttributeError, TypeError, ValueError, RuntimeError, ModelError):  # another form: its own modules run
+            grads = torch.autograd.grad((out_ND * weigh_ND).sum(), list(trainable(module).values()))
+            results.append([out_ND.detach(), *grads])
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        ModelError,
+    ):  # of another form: its own modules are used
         return False
-    return all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in zip(*found, strict=True))
+    return all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in zip(*results, strict=True))

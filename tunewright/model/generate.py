@@ -1,7 +1,7 @@
-"""Greedy decoding and label scoring in batches, with the prompts' common beginning computed once.
+"""Greedy decoding and label scoring in batches, with the prompts' common prefix computed once.
 
-Finished rows leave the batch. In float32 the results equal those of one row at a time (a test holds it); architectures
-whose state cannot be batched exactly (`Facts.packable` is false) are decoded one by one. Axes: B rows, T tokens, V
+Finished rows leave the batch. In float32 the results equal those of one row at a time (tested); architectures whose
+state cannot be batched exactly (`Facts.packable` is false) are decoded one by one. Axes: B rows, T tokens, V
 vocabulary.
 """
 
@@ -23,14 +23,16 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import microbatches, singles, to_batch
 from tunewright.tokens.sequences import after
 
-SHARE_FROM = 8
-TOKENS = 4096
+MIN_SHARED = 8
+# Tokens of a pass of label scoring. Not the plan's tokens_per_pass: passes decide the last bits of the scores, which
+# must not depend on the memory of the machine.
+TOKENS_PER_PASS = 4096
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Decoding, the same for every arm. ``exact_batch``: rows may share a batch; ``window``: the model's sliding
-    window."""
+    """How answers are decoded, the same for every arm. ``stop``: the tokens that end an answer. ``exact_batch``: rows
+    may share a batch. ``window``: the model's sliding window, in tokens."""
 
     max_new_tokens: int
     stop: tuple[int, ...]
@@ -48,7 +50,8 @@ def stop_ids(model: LanguageModel, eos: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a server's prefix cache holds: the tokens of a common beginning, and keys and values of each layer."""
+    """What a server's prefix cache holds: the tokens of a common prefix, and the keys and values (H, T, D) of each
+    layer."""
 
     ids: tuple[int, ...]
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -56,6 +59,7 @@ class Prefix:
 
 @torch.inference_mode()
 def prefill(model: LanguageModel, ids: Sequence[int]) -> Prefix:
+    """The prefix cache after ``ids``."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.module.config)
@@ -69,13 +73,13 @@ def greedy(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     how: Decoding,
-    watch: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
     known: Prefix | None = None,
 ) -> list[list[int]]:
-    """The likeliest next token, again and again, until a stop token (which is not returned) or the limit.
+    """The likeliest next token, repeatedly, until a stop token (which is not returned) or the limit.
 
-    ``watch`` is called with the number of rows that have just been finished. An answer of ``max_new_tokens`` tokens was
-    cut. ``known``: a beginning of all prompts that has been computed before.
+    ``progress(n)`` is called as rows finish. An answer of ``max_new_tokens`` tokens was cut off. ``known``: the cache
+    of a prefix of all prompts.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     for rows in _batches(prompts, how):
@@ -83,18 +87,18 @@ def greedy(
         with _decoding(model, [prompts[r] for r in rows], how, known) as (state, logits_BV):
             for _ in range(how.max_new_tokens):
                 token_B = logits_BV.argmax(-1)
-                going = []
+                unfinished = []
                 for b, token in enumerate(token_B.tolist()):
                     if token not in how.stop:
                         answers[alive[b]].append(token)
                         if len(answers[alive[b]]) < how.max_new_tokens:
-                            going.append(b)
-                if len(going) < len(alive):
-                    watch(len(alive) - len(going))
-                    if not going:
+                            unfinished.append(b)
+                if len(unfinished) < len(alive):
+                    progress(len(alive) - len(unfinished))
+                    if not unfinished:
                         break
-                    keep = torch.tensor(going, device=token_B.device)
-                    alive, token_B = [alive[b] for b in going], token_B[keep]
+                    keep = torch.tensor(unfinished, device=token_B.device)
+                    alive, token_B = [alive[b] for b in unfinished], token_B[keep]
                     state.keep(keep)
                 logits_BV = state.feed(token_B[:, None], torch.ones_like(token_B)[:, None])[:, -1]
     return answers
@@ -106,7 +110,7 @@ def label_logprobs(
     prompts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[Sequence[int]]],
     how: Decoding,
-    watch: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float64]:
     """log p(whole label sequence, end of turn included | prompt) in nats; (rows, labels).
 
@@ -118,12 +122,12 @@ def label_logprobs(
         groups = [[r] for r in range(len(prompts))]
     else:
         whole = [[*p, *itertools.chain(*of)] for p, of in zip(prompts, labels, strict=True)]
-        groups = microbatches(singles(whole), TOKENS, "shared")
+        groups = microbatches(singles(whole), TOKENS_PER_PASS, "shared")
     for rows in groups:
         branches = [(r, j) for r in rows for j in range(total.shape[1])]
         for part in [branches] if how.exact_batch else [[b] for b in branches]:
-            said = [after(prompts[r], labels[r][j], r) for r, j in part]
-            batch = to_batch(said, "shared" if how.exact_batch else "padded")
+            sequences = [after(prompts[r], labels[r][j], r) for r, j in part]
+            batch = to_batch(sequences, "shared" if how.exact_batch else "padded")
             logp_NV = forward.logits(model, batch).float().log_softmax(-1)
             logp_N = (
                 logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0]
@@ -131,10 +135,10 @@ def label_logprobs(
                 .cpu()
                 .numpy()
             )
-            ends = np.cumsum([one.supervised for one in said])[:-1]
+            ends = np.cumsum([one.supervised for one in sequences])[:-1]
             for branch, logp in zip(part, np.split(logp_N[batch.which_M], ends), strict=True):
                 total[branch] = logp.sum()
-        watch(len(rows))
+        progress(len(rows))
     return total
 
 
@@ -167,7 +171,7 @@ class _State:
     next_B: Tensor
 
     def feed(self, ids_BQ: Tensor, real_BQ: Tensor, last_only: bool = False) -> Tensor:
-        """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding stands left or
+        """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding is left or
         right."""
         position_BQ = self.next_B[:, None] + (real_BQ.cumsum(1) - 1).clamp(min=0)
         self.next_B = position_BQ[:, -1] + 1
@@ -206,7 +210,7 @@ def _decoding(
 
     device = model.device
     plain = not how.exact_batch or how.window is not None
-    if known is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= SHARE_FROM:
+    if known is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= MIN_SHARED:
         known = prefill(model, prompts[0][:same])
     shared = 0 if known is None or plain else len(known.ids)
     assert all(tuple(p[:shared]) == known.ids[:shared] and len(p) > shared for p in prompts if known is not None)

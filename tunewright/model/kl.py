@@ -1,7 +1,7 @@
-"""How far the trained weights have moved what the model says: KL to the base and likelihood of text, base = adapter
-off.
+"""How far training moved the model's predictions: KL to the base model, and likelihood of text.
 
-No second model is loaded. Axes: R rows, S scales, N predicted tokens, V vocabulary.
+The base is the same model with its adapter off; no second one is loaded. Axes: R rows, S scales, N predicted tokens,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Batch, Layout, microbatches, singles, to_batch
 from tunewright.tokens.sequences import Rendered
 
-Floats = NDArray[np.float64]
-TOKENS, CHUNK = 2048, 64
+# Tokens of a pass. Not the plan's tokens_per_pass: passes decide the last bits of the reported numbers, which must not
+# depend on the memory of the machine.
+TOKENS_PER_PASS, CHUNK = 2048, 64
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Sums over each row's predicted tokens, in nats: KL(base || tuned at a scale), and what each finds the text to
-    cost."""
+    """Sums over each row's predicted tokens, in nats: KL(base || tuned) at each scale, and the negative log-likelihood
+    of the row under the tuned model at each scale and under the base."""
 
     kl_SR: NDArray[np.float64]
     nats_SR: NDArray[np.float64]
@@ -40,14 +41,17 @@ def measure(
     rows: Sequence[Rendered],
     scales: Sequence[float],
     layout: Layout,
-    watch: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
     base: LanguageModel | None = None,
 ) -> Divergence:
-    """Both models read the same tokens; the KL is exact, over the whole vocabulary. ``base``: another copy, where
-    training changed all weights and there is no adapter to switch off."""
+    """The divergence of both models on the same tokens; the KL is exact, over the whole vocabulary.
+
+    ``base``: another copy, if training changed all weights and there is no adapter to switch off. ``progress(n)`` is
+    called as rows finish.
+    """
     kl_SR, nats_SR = np.zeros((len(scales), len(rows))), np.zeros((len(scales), len(rows)))
     base_R, tokens_R = np.zeros(len(rows)), np.array([r.supervised for r in rows])
-    for group in microbatches(singles([r.ids for r in rows]), TOKENS, layout):
+    for group in microbatches(singles([r.ids for r in rows]), TOKENS_PER_PASS, layout):
         part = [rows[i] for i in group]
         batch = to_batch(part, layout)
         cuts = np.cumsum([r.supervised for r in part])[:-1]
@@ -56,17 +60,16 @@ def measure(
         for s, scale in enumerate(scales):
             with adapters.scaled(model.module, scale) if base is None else nullcontext():
                 after = _Outputs.of(model, batch)
-            kl_N, nats_N, base_N = _compared(before, after, torch.from_numpy(batch.target_N))
-            for into, values_N in ((kl_SR[s], kl_N), (nats_SR[s], nats_N), (base_R, base_N)):
+            c = _compared(before, after, torch.from_numpy(batch.target_N))
+            for into, values_N in ((kl_SR[s], c.kl_N), (nats_SR[s], c.after_N), (base_R, c.before_N)):
                 into[group] = [float(x.sum()) for x in np.split(values_N[batch.which_M], cuts)]
-        watch(len(group))
+        progress(len(group))
     return Divergence(kl_SR, nats_SR, base_R, tokens_R)
 
 
 @dataclass(frozen=True)
 class _Outputs:
-    """What a model says at the predicted tokens: hidden states and a head, or logits where the head is more than a
-    product."""
+    """A model's predictions: hidden states and a head, or logits where the head is more than a product."""
 
     states_ND: torch.Tensor
     head_VD: torch.Tensor | None
@@ -82,17 +85,26 @@ class _Outputs:
         return (states_nD if self.head_VD is None else states_nD @ self.head_VD.T).float()
 
 
-def _compared(before: _Outputs, after: _Outputs, target_N: torch.Tensor) -> tuple[Floats, Floats, Floats]:
-    """(KL, nats of after, nats of before) at every token, in chunks that stay in the processor's cache."""
-    found = np.zeros((3, len(target_N)))
+@dataclass(frozen=True)
+class _Compared:
+    """At every predicted token, in nats: KL, and the negative log-likelihood after and before."""
+
+    kl_N: NDArray[np.float64]
+    after_N: NDArray[np.float64]
+    before_N: NDArray[np.float64]
+
+
+def _compared(before: _Outputs, after: _Outputs, target_N: torch.Tensor) -> _Compared:
+    """In chunks that stay in the processor's cache."""
+    kl_N, after_N, before_N = np.zeros((3, len(target_N)))
     for start in range(0, len(target_N), CHUNK):
         part = slice(start, start + CHUNK)
         z_nV, y_nV = before.logits(part), after.logits(part)
         at_n1 = target_N[part, None].to(z_nV.device)
         z_n1, y_n1 = z_nV.logsumexp(1, keepdim=True), y_nV.logsumexp(1, keepdim=True)
-        found[1, part] = (y_n1 - y_nV.gather(1, at_n1))[:, 0].double().cpu().numpy()
-        found[2, part] = (z_n1 - z_nV.gather(1, at_n1))[:, 0].double().cpu().numpy()
-        share_nV = (z_nV - z_n1).exp_()
+        after_N[part] = (y_n1 - y_nV.gather(1, at_n1))[:, 0].double().cpu().numpy()
+        before_N[part] = (z_n1 - z_nV.gather(1, at_n1))[:, 0].double().cpu().numpy()
+        p_nV = (z_nV - z_n1).exp_()
         gap_nV = z_nV.sub_(z_n1).sub_(y_nV.sub_(y_n1))
-        found[0, part] = (share_nV * gap_nV).sum(1).clamp(min=0).double().cpu().numpy()
-    return found[0], found[1], found[2]
+        kl_N[part] = (p_nV * gap_nV).sum(1).clamp(min=0).double().cpu().numpy()
+    return _Compared(kl_N, after_N, before_N)

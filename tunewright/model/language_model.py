@@ -28,26 +28,26 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        found: torch.device = next(self.module.parameters()).device
-        return found
+        where: torch.device = next(self.module.parameters()).device
+        return where
 
     @property
     def decoder(self) -> torch.nn.Module:
         """The module without its output head."""
-        found: torch.nn.Module = self.module.get_decoder()
-        return found
+        decoder: torch.nn.Module = self.module.get_decoder()
+        return decoder
 
     @property
     def head(self) -> torch.nn.Module:
         """The output head: hidden states to logits."""
-        found: torch.nn.Module = self.module.get_output_embeddings()
-        return found
+        head: torch.nn.Module = self.module.get_output_embeddings()
+        return head
 
     @property
     def head_VD(self) -> torch.Tensor:
         """The head's weights: vocabulary by width."""
-        found: torch.Tensor = self.module.get_output_embeddings().weight
-        return found
+        weight: torch.Tensor = self.module.get_output_embeddings().weight
+        return weight
 
 
 def of(module: PreTrainedModel, kernels: Kernels = "transformers") -> LanguageModel:

@@ -56,9 +56,9 @@ def resolve(name: str) -> Path:
         return _from_hub(name)
     raise ModelError(
         "MODEL_NOT_FOUND",
-        f"`{name}` is no folder, no .gguf file and no Hub id.",
+        f"`{name}` is not a folder, a .gguf file or a Hub id.",
         where=name,
-        fix=f"name a model folder, OWNER/NAME, or {EMBEDDED}.",
+        fix=f"give a model folder, OWNER/NAME, or {EMBEDDED}.",
     )
 
 
@@ -74,7 +74,7 @@ def _from_hub(name: str) -> Path:
             "MODEL_NOT_FOUND",
             f"cannot be fetched from the Hub: {str(error).splitlines()[0][:200]}",
             where=name,
-            fix="check the id and the network, or name a local folder.",
+            fix="check the id and the network, or give a local folder.",
         ) from None
 
 
@@ -84,7 +84,7 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
     if expected is not None and digest != expected:
         raise ModelError(
             "MODEL_CORRUPT",
-            "the file is not the one its package was published with.",
+            "the file does not match the published checksum.",
             where=str(file),
             fix=f"`{_INSTALL} --force-reinstall`.",
         )
@@ -95,9 +95,9 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    beside = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
     try:
-        # transformers' GGUF reader draws its own bar, whatever its verbosity.
+        # transformers' GGUF reader draws its own progress bar at any verbosity.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent,
@@ -107,15 +107,15 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
                 quantization_config=transformers.GgufConfig(dequantize=True),
             )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        _mend_pretokenizer(file, tokenizer)
+        _fix_pretokenizer(file, tokenizer)
         with quiet():
-            model.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
-        for path in beside.iterdir():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        for path in temporary.iterdir():
             path.chmod(0o600)
         try:
-            beside.rename(folder)
-        except OSError:  # another process was faster; its copy is the same
+            temporary.rename(folder)
+        except OSError:  # another process was faster; its copy is identical
             assert folder.is_dir()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
@@ -125,11 +125,11 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
             fix="use the model's safetensors folder.",
         ) from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _mend_pretokenizer(file: Path, tokenizer: Any) -> None:
+def _fix_pretokenizer(file: Path, tokenizer: Any) -> None:
     """SmolLM2 splits digits before byte-level BPE; transformers' GGUF reader forgets that, which changes `  5` but no
     word."""
     from gguf import GGUFReader
@@ -173,7 +173,7 @@ def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
         if not torch.isfinite(parameter).all():
             raise ModelError(
                 "MODEL_CORRUPT",
-                f"{name} holds NaN or infinite values.",
+                f"{name} contains NaN or infinite values.",
                 where=str(folder),
                 fix="download the model again.",
             )
@@ -183,21 +183,21 @@ def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
 
 
 def _as_configured(folder: str | Path, loaded: dict[str, Any]) -> None:
-    for kind, told in (
-        ("missing_keys", "the weights lack {}, which config.json asks for"),
-        ("unexpected_keys", "the weights hold {}, for which config.json has no place"),
-        ("mismatched_keys", "{0[0]} has the shape {0[1]} in the weights and {0[2]} by config.json"),
+    for kind, what in (
+        ("missing_keys", "the weights lack {}, which config.json requires"),
+        ("unexpected_keys", "the weights contain {}, which config.json does not define"),
+        ("mismatched_keys", "{0[0]} has shape {0[1]} in the weights and {0[2]} in config.json"),
     ):
-        if found := sorted(loaded[kind]):
-            more = f" (and {len(found) - 1} others)" if found[1:] else ""
+        if keys := sorted(loaded[kind]):
+            more = f" (and {len(keys) - 1} others)" if keys[1:] else ""
             raise ModelError(
                 "MODEL_INDEX_MISMATCH",
-                f"{told.format(found[0])}{more}.",
+                f"{what.format(keys[0])}{more}.",
                 where=str(folder),
-                fix="bring the config.json and the weights of one model.",
+                fix="use the config.json and the weights of the same model.",
             )
 
 
 def torch_dtype(name: Literal["float32", "bfloat16", "float16"]) -> torch.dtype:
-    found: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    return found
+    dtype: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return dtype

@@ -16,11 +16,11 @@ from tunewright.core.run_folder import sha256
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LARGEST = 16 * 2**20  # bytes of a JSON file; the index of a model of a thousand shards has some two million
-_MEND = "download the model again."
+_FIX = "download the model again."
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """config.json of a folder that is safe to hand to transformers. Raises MODEL_* and PATH_OUTSIDE otherwise."""
+    """config.json of a folder that transformers may safely read. Raises MODEL_* and PATH_OUTSIDE otherwise."""
     config = _json(folder / "config.json")
     if config is None:
         raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), fix="is this a model folder?")
@@ -28,9 +28,9 @@ def check(folder: Path) -> dict[str, Any]:
     if any(map(_asks_for_code, [config, *beside])) or any(folder.glob("*.py")):
         raise ModelError(
             "MODEL_REMOTE_CODE",
-            "the model brings code of its own, which is never run.",
+            "the model includes code of its own, which is never run.",
             where=str(folder),
-            fix="use a model that transformers supports itself.",
+            fix="use a model that transformers supports natively.",
         )
     if not weights(folder):
         pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)]
@@ -53,15 +53,18 @@ def weights(folder: Path) -> list[Path]:
         return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
     listed = index.get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
-        raise ModelError("MODEL_CORRUPT", "the index has no weight_map of names.", where=str(folder / INDEX), fix=_MEND)
+        raise ModelError("MODEL_CORRUPT", "the index has no weight_map of names.", where=str(folder / INDEX), fix=_FIX)
     for name in sorted(set(listed.values())):
         if Path(name).name != name:
             raise ModelError(
-                "PATH_OUTSIDE", f"the index lists {name!r}, which is no plain name.", where=str(folder), fix=_MEND
+                "PATH_OUTSIDE",
+                f"the index lists {name!r}, which is not a plain file name.",
+                where=str(folder),
+                fix=_FIX,
             )
         if not (folder / name).is_file():
             raise ModelError(
-                "MODEL_FILE_MISSING", f"the index lists {name}, which is not there.", where=str(folder), fix=_MEND
+                "MODEL_FILE_MISSING", f"the index lists {name}, which is missing.", where=str(folder), fix=_FIX
             )
     # transformers takes the single file where there are both.
     return (
@@ -79,14 +82,14 @@ def sizes(folder: Path) -> tuple[int, set[str]]:
     for file in files:
         try:
             with safe_open(file, "numpy") as tensors:
-                for key in tensors.keys():  # noqa: SIM118  (a safe_open handle is no mapping)
+                for key in tensors.keys():  # noqa: SIM118  (a safe_open handle is not a mapping)
                     if key in home:
                         raise _mismatch(folder, f"{key} is both in {home[key]} and in {file.name}")
                     home[key], part = file.name, tensors.get_slice(key)
                     dtypes.add(part.get_dtype())
                     parameters += math.prod(part.get_shape())
         except (SafetensorError, OSError) as error:
-            raise ModelError("MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), fix=_MEND) from None
+            raise ModelError("MODEL_CORRUPT", f"{file.name}: {error}", where=str(folder), fix=_FIX) from None
     if [f.name for f in files] != [WEIGHTS]:
         listed = (_json(folder / INDEX) or {})["weight_map"]
         for key in sorted(set(listed) ^ set(home)):
@@ -101,29 +104,29 @@ def sizes(folder: Path) -> tuple[int, set[str]]:
 
 def digest(folder: Path) -> str:
     """Over config.json and the weight files."""
-    found = hashlib.sha256((folder / "config.json").read_bytes())
+    total = hashlib.sha256((folder / "config.json").read_bytes())
     for file in weights(folder):
-        found.update(sha256(file).encode())
-    return found.hexdigest()
+        total.update(sha256(file).encode())
+    return total.hexdigest()
 
 
-def _mismatch(folder: Path, told: str) -> ModelError:
-    return ModelError("MODEL_INDEX_MISMATCH", f"{told}.", where=str(folder), fix=_MEND)
+def _mismatch(folder: Path, what: str) -> ModelError:
+    return ModelError("MODEL_INDEX_MISMATCH", f"{what}.", where=str(folder), fix=_FIX)
 
 
 def _json(file: Path) -> dict[str, Any] | None:
     """An object, or None where there is no such file."""
     try:
         if file.stat().st_size > LARGEST:
-            raise ModelError("MODEL_CORRUPT", f"over {LARGEST >> 20} MiB of JSON.", where=str(file), fix=_MEND)
-        found = json.loads(file.read_text(encoding="utf-8"))
+            raise ModelError("MODEL_CORRUPT", f"over {LARGEST >> 20} MiB of JSON.", where=str(file), fix=_FIX)
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError("MODEL_CORRUPT", f"no JSON: {error}.", where=str(file), fix=_MEND) from None
-    if not isinstance(found, dict):
-        raise ModelError("MODEL_CORRUPT", "no JSON object.", where=str(file), fix=_MEND)
-    return found
+        raise ModelError("MODEL_CORRUPT", f"invalid JSON: {error}.", where=str(file), fix=_FIX) from None
+    if not isinstance(value, dict):
+        raise ModelError("MODEL_CORRUPT", "not a JSON object.", where=str(file), fix=_FIX)
+    return value
 
 
 def _asks_for_code(value: Any) -> bool:

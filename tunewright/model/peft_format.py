@@ -36,7 +36,7 @@ _KNOWN = {
 
 
 def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, facts: dict[str, Any]) -> None:
-    """The adapter as PEFT writes it, and ``facts`` with the files' hashes in tunewright.json, last."""
+    """Write the adapter as PEFT does, then tunewright.json with ``facts`` and the files' hashes."""
     from safetensors.torch import save as to_bytes
 
     tensors = state(model)
@@ -69,8 +69,8 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, facts
 
 def state(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's tensors under PEFT's names, in float32."""
-    found = {f"{_PREFIX}{name}{end}": t for name, layer in adapted(model).items() for end, t in _parts(layer).items()}
-    return {k: v.detach().float().contiguous().cpu() for k, v in found.items()}
+    tensors = {f"{_PREFIX}{name}{end}": t for name, layer in adapted(model).items() for end, t in _parts(layer).items()}
+    return {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
 
 
 def _parts(layer: LoRALinear) -> dict[str, nn.Parameter]:
@@ -86,18 +86,18 @@ def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
     names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
     linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     for name in sorted(names - linear):
-        raise _other_base(folder, f"the adapter is for a layer {name}, which this base has not")
+        raise _other_base(folder, f"the adapter is for a layer {name}, which this base does not have")
     wanted = _shapes(model, names, config)
     for key in sorted(set(wanted) ^ set(tensors)):
-        raise _corrupt(folder, f"the tensor {key} is {'missing' if key in wanted else 'no part of the adapter'}")
+        raise _corrupt(folder, f"the tensor {key} is {'missing' if key in wanted else 'not part of the adapter'}")
     for key, (shape, rank_at) in wanted.items():
-        found = tuple(tensors[key].shape)
-        if found != shape:
-            other = [i for i in range(len(shape)) if i != rank_at and found[i : i + 1] != shape[i : i + 1]]
-            told = f"{key} is {list(found)}, not {list(shape)}"
-            raise _other_base(folder, told) if other and len(found) == len(shape) else _corrupt(folder, told)
+        actual = tuple(tensors[key].shape)
+        if actual != shape:
+            other = [i for i in range(len(shape)) if i != rank_at and actual[i : i + 1] != shape[i : i + 1]]
+            what = f"{key} has shape {list(actual)}, not {list(shape)}"
+            raise _other_base(folder, what) if other and len(actual) == len(shape) else _corrupt(folder, what)
         if not torch.isfinite(tensors[key]).all():
-            raise _corrupt(folder, f"{key} holds NaN or infinite values")
+            raise _corrupt(folder, f"{key} contains NaN or infinite values")
     attach(model, config.model_copy(update={"targets": sorted(names)}), seed=0)
     with torch.no_grad():
         for name, layer in adapted(model).items():
@@ -115,12 +115,12 @@ def _read(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         tensors = load_file(folder / _TENSORS)
         strange = sorted(k for k, v in written.items() if v and v != "none" and k not in _KNOWN)
         if strange or written["peft_type"] != "LORA":
-            told = f"{strange[0]}={written[strange[0]]!r}" if strange else f"peft_type={written['peft_type']!r}"
+            option = f"{strange[0]}={written[strange[0]]!r}" if strange else f"peft_type={written['peft_type']!r}"
             raise ModelError(
                 "ADAPTER_UNSUPPORTED",
-                f"the adapter asks for {told[:200]}, which our loader does not compute.",
+                f"the adapter needs {option[:200]}, which this loader does not support.",
                 where=str(folder),
-                fix="load it with PEFT and merge it there; then name the merged model.",
+                fix="load it with PEFT and merge it there; then use the merged model.",
             )
         kind: Literal["lora", "rslora", "dora"] = "dora" if written.get("use_dora") else "lora"
         config = AdapterConfig(
@@ -140,36 +140,36 @@ def _untouched(folder: Path, base_sha256: str | None) -> None:
     if not note.is_file():
         return
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
-        trained_on, files = str(told.get("base_sha256")), dict(told.get("files", {}))
+        written = json.loads(note.read_text(encoding="utf-8"))
+        trained_on, files = str(written.get("base_sha256")), dict(written.get("files", {}))
         changed = sorted(
             name for name, was in files.items() if name in (_CONFIG, _TENSORS) and sha256(folder / name) != was
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _corrupt(folder, f"{_NOTE} cannot be read: {error}") from None
     if changed:
-        raise _corrupt(folder, f"{changed[0]} is not what was written")
+        raise _corrupt(folder, f"{changed[0]} does not match its checksum")
     if base_sha256 is not None and trained_on != base_sha256:
         raise _other_base(folder, f"trained on a base {trained_on[:12]}, this one is {base_sha256[:12]}")
 
 
 def _shapes(model: Any, names: set[str], config: AdapterConfig) -> dict[str, tuple[tuple[int, ...], int | None]]:
-    """The shape that every tensor must have, and on which axis the rank stands."""
-    found: dict[str, tuple[tuple[int, ...], int | None]] = {}
+    """The shape that every tensor must have, and which of its axes is the rank."""
+    shapes: dict[str, tuple[tuple[int, ...], int | None]] = {}
     for name in names:
         outputs, inputs = model.get_submodule(name).weight.shape
-        found[f"{_PREFIX}{name}.lora_A.weight"] = ((config.rank, inputs), 0)
-        found[f"{_PREFIX}{name}.lora_B.weight"] = ((outputs, config.rank), 1)
+        shapes[f"{_PREFIX}{name}.lora_A.weight"] = ((config.rank, inputs), 0)
+        shapes[f"{_PREFIX}{name}.lora_B.weight"] = ((outputs, config.rank), 1)
         if config.kind == "dora":
-            found[f"{_PREFIX}{name}.lora_magnitude_vector"] = ((outputs,), None)
-    return found
+            shapes[f"{_PREFIX}{name}.lora_magnitude_vector"] = ((outputs,), None)
+    return shapes
 
 
-def _corrupt(folder: Path, told: str) -> ModelError:
-    return ModelError("ADAPTER_CORRUPT", f"{told}.", where=str(folder), fix="export it again, or fetch it again.")
+def _corrupt(folder: Path, what: str) -> ModelError:
+    return ModelError("ADAPTER_CORRUPT", f"{what}.", where=str(folder), fix="export it again, or fetch it again.")
 
 
-def _other_base(folder: Path, told: str) -> ModelError:
+def _other_base(folder: Path, what: str) -> ModelError:
     return ModelError(
-        "ADAPTER_BASE_MISMATCH", f"{told}.", where=str(folder), fix="load it on the model it was trained on."
+        "ADAPTER_BASE_MISMATCH", f"{what}.", where=str(folder), fix="load it on the model it was trained on."
     )

@@ -69,7 +69,7 @@ def read(run: Run) -> Files:
 def _moved(run: Run) -> list[str]:
     """What was different where the run was continued: another version, processor or number of threads."""
     lists = [e.facts["what"] for e in records.read_lines(run.events, Event) if e.event == "went_on_elsewhere"]
-    return list(dict.fromkeys(str(what) for found in lists if isinstance(found, list) for what in found))
+    return list(dict.fromkeys(str(what) for entries in lists if isinstance(entries, list) for what in entries))
 
 
 def write(run: Run) -> None:

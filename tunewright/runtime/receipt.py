@@ -111,10 +111,10 @@ def code_sha256() -> str:
 def _lengths(rows: Sequence[TrainRow]) -> Lengths:
     """Tokens of the sequences under the model's own template, and of what is supervised in them."""
     sequences = flat(rows)
-    tokens, learned = [len(s.ids) for s in sequences], [s.supervised for s in sequences]
+    tokens, targets = [len(s.ids) for s in sequences], [s.supervised for s in sequences]
     numbers = {
         f"{name}_{what}": float(np.percentile(x, p))
         for what, p in (("median", 50), ("p95", 95), ("longest", 100))
-        for name, x in (("tokens", tokens), ("learned", learned))
+        for name, x in (("tokens", tokens), ("targets", targets))
     }
     return Lengths(rows=len(sequences), **numbers)

@@ -105,7 +105,7 @@ def _ways(
         name = f"base, {other.name.replace('_', ' ')}"
         ways.append(Timed(name, untuned, 0.0, asked))
         same, facts = generate.common_prefix(asked), work.inputs.facts
-        if same >= generate.SHARE_FROM and facts.packable and facts.window is None:
+        if same >= generate.MIN_SHARED and facts.packable and facts.window is None:
             with adapters.off(untuned.module):
                 known = generate.prefill(untuned, asked[0][:same])
             ways.append(Timed(f"{name}, prompt cached", untuned, 0.0, asked, known))

@@ -53,7 +53,7 @@ def self_tested(setup: Setup, made: Plan) -> Plan:
     result = selftest.run(model, inputs.template, context.data.examples, inputs.rows["train"], made)
     for finding in result.findings:
         if not finding.held:
-            context.console.warn(f"  self-test: {finding.told}")
+            context.console.warn(f"  self-test: {finding.result}")
     findings = tuple(SelfTestFinding.model_validate(f) for f in result.findings)
     records.write(context.run.selftest, SelfTest(seconds=result.seconds, findings=findings))
     held = sum(f.held for f in findings)

@@ -34,7 +34,7 @@ def _name(run: Run) -> str:
 
 
 def compared(then: Run, now: Run) -> dict[str, Any]:
-    """What is equal in two runs, and what differs in the ground that they stand on."""
+    """What is equal in two runs, and what differs in their inputs."""
     weights = [run_folder.read_json(r.training)["weights_sha256"] for r in (then, now)]
     losses = [
         [{k: v for k, v in line.items() if k != "seconds"} for line in run_folder.read_lines(r.metrics)]
@@ -42,12 +42,12 @@ def compared(then: Run, now: Run) -> dict[str, Any]:
     ]
     both = then.verdict.exists() and now.verdict.exists()
     scores = [_scores(r) for r in (then, now)] if both else [{}, {}]
-    ground = [_ground(r) for r in (then, now)]
-    differs = {k: [ground[0].get(k), ground[1].get(k)] for k in sorted({*ground[0], *ground[1]})}
-    found = {"weights": weights[0] == weights[1], "losses": losses[0] == losses[1], "scores": scores[0] == scores[1]}
+    inputs = [_inputs(r) for r in (then, now)]
+    differs = {k: [inputs[0].get(k), inputs[1].get(k)] for k in sorted({*inputs[0], *inputs[1]})}
+    same = {"weights": weights[0] == weights[1], "losses": losses[0] == losses[1], "scores": scores[0] == scores[1]}
     return {
-        "equal": all(found.values()),
-        **found,
+        "equal": all(same.values()),
+        **same,
         "compared": "weights, losses and scores" if both else "weights and losses",
         "run": str(now.path),
         "differs": {k: v for k, v in differs.items() if v[0] != v[1]},
@@ -61,7 +61,7 @@ def _scores(run: Run) -> dict[str, list[float]]:
     }
 
 
-def _ground(run: Run) -> dict[str, Any]:
+def _inputs(run: Run) -> dict[str, Any]:
     receipt, plan = run_folder.read_json(run.receipt), run_folder.read_json(run.plan)
     return {
         **{f"version of {k}": v for k, v in receipt["versions"].items()},

@@ -1,4 +1,4 @@
-"""Which rows form a step, and how they lie in flat arrays. Pure functions of (rows, seed, epoch): no state, no torch.
+"""Which rows form a step, and how their tokens are laid out in arrays. Pure functions of their arguments; no torch.
 
 Axes: B sequences (1 unless padded), T tokens, N predicted tokens.
 """
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from tunewright.tokens.prefix_tree import Ints, Segment, build, neighbours
 from tunewright.tokens.sequences import Rendered, Signal, TrainRow
 
-Floats = NDArray[np.float32]
 Tokens = Sequence[int]
 Unit = Sequence[Tokens]  # sequences that stay together
 Layout = Literal["shared", "packed", "padded"]
-WORTH = 0.97
+WORTH = 0.97  # sharing pays if at most this fraction of the tokens is computed
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of one forward pass.
+    """The tokens of one forward pass.
 
     ``row_N``/``at_N``: the place (sequence, position) whose output predicts ``target_N``, which counts ``weight_N``.
     ``which_M``: for every supervised token of every sequence, in order, which of the N predictions it is;
@@ -39,7 +38,7 @@ class Batch:
     row_N: Ints
     at_N: Ints
     target_N: Ints
-    weight_N: Floats
+    weight_N: NDArray[np.float32]
     which_M: Ints
     sequence_M: Ints
     segments: tuple[Segment, ...]
@@ -48,12 +47,12 @@ class Batch:
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Ints:
-    """A permutation of the rows that depends on nothing but its arguments."""
+    """A permutation of the rows, a function of the arguments alone."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
 
 
 def step_rows(rows: int, batch: int, seed: int, step: int) -> list[int]:
-    """Rows of global step ``step`` (from 0). An epoch's last step may be smaller; no row is left out or seen twice."""
+    """The rows of global step ``step`` (from 0). Each epoch has every row once; its last step may be smaller."""
     per_epoch = -(-rows // batch)
     epoch, place = divmod(step, per_epoch)
     return [int(i) for i in epoch_order(rows, seed, epoch)[place * batch : (place + 1) * batch]]
@@ -137,7 +136,7 @@ def to_batch(sequences: Sequence[Rendered], layout: Layout, pad: int = 0, signal
         place = [b * longest + np.arange(len(row)) for b, row in enumerate(read)]
         segments: tuple[Segment, ...] = ()
     else:
-        tree = build(read, share=layout == "shared")
+        tree = build(read, shared=layout == "shared")
         longest = len(tree.ids_T)
         ids, positions, place, segments = tree.ids_T[None], tree.positions_T[None], list(tree.place), tree.segments
     flat_N = np.concatenate([p[t - 1] for p, t in zip(place, at, strict=True)])
@@ -163,5 +162,5 @@ def to_batch(sequences: Sequence[Rendered], layout: Layout, pad: int = 0, signal
 
 
 def _distinct(*columns: Ints) -> tuple[Ints, Ints]:
-    found, same = np.unique(np.stack(columns), axis=1, return_inverse=True)
-    return found, same.reshape(-1)
+    kept, same = np.unique(np.stack(columns), axis=1, return_inverse=True)
+    return kept, same.reshape(-1)

@@ -1,4 +1,4 @@
-"""Fold the rows of one forward pass into a token trie, so that what several rows begin with is computed once.
+"""Fold the rows of one forward pass into a token trie, so that a prefix common to several rows is computed once.
 
 A row is a path from a root to a node; a node is a run of tokens (`Segment`) that attends to its ancestors and,
 causally, to itself. Positions continue along the path, so every token sees exactly what it would see in its own row.
@@ -19,7 +19,7 @@ Range = tuple[int, int]
 
 # A segment costs each layer about twenty small operations, a token one pass through all matrices. On two cores with
 # 135M parameters a segment costs as much as five tokens (benchmarks/NOTES.md); larger models make it cheaper still.
-SHARE_FROM = 16
+MIN_SHARED = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tree:
-    """``ids_T`` laid out depth first; ``place``: for each row, in the order given, where its tokens lie."""
+    """``ids_T`` laid out depth first; ``place``: for each row, in the order given, the places of its tokens."""
 
     ids_T: Ints
     positions_T: Ints
@@ -47,12 +47,12 @@ class Tree:
     place: tuple[Ints, ...]
 
 
-def build(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
-    """The trie of ``rows``. A common beginning becomes a node of its own where that saves at least ``SHARE_FROM``
-    tokens; with ``share`` false every row is a root, in the order given."""
+def build(rows: Sequence[Sequence[int]], shared: bool = True) -> Tree:
+    """The trie of ``rows``. A common prefix becomes a node of its own where that saves at least ``MIN_SHARED``
+    tokens; with ``shared`` false every row is a root, in the order given."""
     arrays = [np.asarray(row, np.int64) for row in rows]
-    order = _sorted(rows) if share else list(range(len(rows)))
-    groups = [order] if share else [[r] for r in order]
+    order = _sorted(rows) if shared else list(range(len(rows)))
+    groups = [order] if shared else [[r] for r in order]
     ids: list[Ints] = []
     positions: list[Ints] = []
     segments: list[Segment] = []
@@ -70,10 +70,10 @@ def build(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
     while stack:
         group, begin, above = stack.pop()
         end = common(arrays[group[0]], arrays[group[-1]])
-        if len(group) == 1 or (end - begin) * (len(group) - 1) >= SHARE_FROM:
+        if len(group) == 1 or (end - begin) * (len(group) - 1) >= MIN_SHARED:
             above, begin = emit(group, begin, end, above) if end > begin else above, end
         elif len(arrays[group[0]]) == end:
-            # The shortest row ends where the others go on; sharing it does not pay, so it is laid out alone.
+            # The shortest row is a prefix of the others; sharing it does not pay, so it is laid out alone.
             paths[group[0]] = emit(group[:1], begin, end, above) if end > begin else above
             stack.append((group[1:], begin, above))
             continue
@@ -88,7 +88,7 @@ def build(rows: Sequence[Sequence[int]], share: bool = True) -> Tree:
 
 
 def _sorted(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The rows by their tokens: those that begin alike stand together."""
+    """The rows in order of their tokens, so that rows with a common prefix are neighbours."""
     return sorted(range(len(rows)), key=lambda r: tuple(rows[r]))
 
 
@@ -97,7 +97,7 @@ def joined(path: tuple[Range, ...], last: Range) -> tuple[Range, ...]:
 
 
 def common(a: Ints, b: Ints) -> int:
-    """Tokens that both begin with."""
+    """Length of the common prefix."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n

@@ -75,43 +75,43 @@ def render_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[
 def cached_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int], folder: Path) -> RenderedRows:
     """`render_rows` through a cache in ``folder``. A file that cannot be read is written again."""
     file = folder / "tokens" / f"{_key(how, examples, chosen)}.safetensors"
-    found = _read(file)
-    if found is None:
-        found = render_rows(how, examples, chosen)
+    rendered = _read(file)
+    if rendered is None:
+        rendered = render_rows(how, examples, chosen)
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomic(file, _to_bytes(found))
+            write_atomic(file, _to_bytes(rendered))
         except (OSError, TunewrightError):  # a full or read-only disk costs the cache, not the run
             pass
-    return found
+    return rendered
 
 
 def _key(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
     # The code that renders is part of the key: another version of it must not read rows that this one wrote.
     code = [inspect.getfile(part) for part in (rendering, sequences, template, how.prepare)]
-    found = hashlib.sha256(b"".join(Path(file).read_bytes() for file in code))
-    found.update(f"{how.template.sha256} {how.max_length} {how.too_long}".encode())
+    total = hashlib.sha256(b"".join(Path(file).read_bytes() for file in code))
+    total.update(f"{how.template.sha256} {how.max_length} {how.too_long}".encode())
     for i in chosen:
-        found.update(f"{i} {examples[i]!r}\x00".encode("utf-8", "surrogatepass"))
-    return found.hexdigest()
+        total.update(f"{i} {examples[i]!r}\x00".encode("utf-8", "surrogatepass"))
+    return total.hexdigest()
 
 
-def _to_bytes(found: RenderedRows) -> bytes:
+def _to_bytes(rendered: RenderedRows) -> bytes:
     """Sequences one after another; ``counts`` says how many belong to each row, and is left out where it is one for
     all. Signals are tensors ``signal/ROW/NAME``, ROW counting the rows of the file."""
     from safetensors.numpy import save
 
-    flat = sequences.flat(found.rows)
+    flat = sequences.flat(rendered.rows)
     tensors: dict[str, NDArray[np.generic]] = {
         "ids": np.array([t for s in flat for t in s.ids], np.int32),
         "weights": np.array([w for s in flat for w in s.weights], np.float64),
         "lengths": np.array([len(s.ids) for s in flat], np.int64),
         "rows": np.array([s.row for s in flat], np.int64),
-        "dropped": np.array(found.dropped, np.int64),
+        "dropped": np.array(rendered.dropped, np.int64),
     }
-    if any(len(r.sequences) != 1 for r in found.rows):
-        tensors["counts"] = np.array([len(r.sequences) for r in found.rows], np.int64)
-    for place, row in enumerate(found.rows):
+    if any(len(r.sequences) != 1 for r in rendered.rows):
+        tensors["counts"] = np.array([len(r.sequences) for r in rendered.rows], np.int64)
+    for place, row in enumerate(rendered.rows):
         tensors |= {f"signal/{place}/{name}": np.ascontiguousarray(values) for name, values in row.signal.items()}
     return save(tensors)
 

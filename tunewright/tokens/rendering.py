@@ -1,22 +1,23 @@
-"""Messages -> token ids, in one way for training, judging and serving.
+"""Messages -> token ids, in one way for training, evaluation and serving.
 
-A model's own chat template decides; nothing here knows a model's name. For a row with assistant turns k, let P_k be the
-prompt as it is served before turn k (generation prompt included) and F_k the conversation up to and including turn k.
+The model's own chat template decides; nothing here knows a model's name. For a row with assistant turns k, let P_k be
+the prompt as it is served before turn k (generation prompt included) and F_k the conversation up to and including turn
+k.
 
-- every P_k begins F_k, and every F_k begins the whole row: one sequence trains all turns;
-- every P_k begins F_k, but later turns rewrite history (thoughts are dropped, say): one sequence per turn;
-- some P_k does not begin F_k: what is served is not what would be trained. Refused, after trying
-  `enable_thinking=False`.
+- every P_k is a prefix of F_k, and every F_k of the whole row: one sequence trains all turns;
+- every P_k is a prefix of F_k, but later turns rewrite history (by dropping thoughts, say): one sequence per turn;
+- some P_k is not a prefix of F_k: training would differ from serving. Refused (after trying `enable_thinking=False`).
 
-All comparisons are made on token ids, because two equal strings may be cut into different tokens.
+All comparisons are made on token ids, because equal strings may be split into different tokens.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tunewright.core.errors import DataError, ModelError, Problem
+from tunewright.core.errors import ModelError, data_error
 from tunewright.data.examples import Chat, Example, Message, Text
 from tunewright.tokens.sequences import Rendered
 from tunewright.tokens.template import Template, render, require_template
@@ -32,25 +33,21 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
     if isinstance(example, Text):
         return _text(template, example, row, max_length)
     require_template(template)
-    turns = [k for k, m in enumerate(example.messages) if m.role == "assistant"]
-    spans = [_turn(template, example, k) for k in turns]
-    whole = spans[-1][0]
-    weights = [0.0] * len(whole)
-    one = True
-    for ids, start, end in spans:
-        one = one and whole[: len(ids)] == ids
-        if one:
-            weights[start:end] = [1.0] * (end - start)
-    if one:
+    turns = [_turn(template, example, k) for k, m in enumerate(example.messages) if m.role == "assistant"]
+    whole = turns[-1].ids
+    if all(whole[: len(t.ids)] == t.ids for t in turns):
+        weights = [0.0] * len(whole)
+        for t in turns:
+            weights[t.start : t.end] = [1.0] * (t.end - t.start)
         return [_rendered(template, whole, weights, row, example)]
     return [
-        _rendered(template, ids, [float(start <= t < end) for t in range(len(ids))], row, example)
-        for ids, start, end in spans
+        _rendered(template, t.ids, [float(t.start <= i < t.end) for i in range(len(t.ids))], row, example)
+        for t in turns
     ]
 
 
 def for_generation(template: Template, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the prompt before the next assistant turn: the very prefix that training saw."""
+    """Token ids of the prompt before the next assistant turn: exactly the prefix that training sees."""
     require_template(template)
     return _ids(template, *_render_escaped(template, messages, True))
 
@@ -58,8 +55,8 @@ def for_generation(template: Template, messages: Sequence[Message]) -> list[int]
 def completion_ids(template: Template, messages: Sequence[Message], answer: str) -> list[int]:
     """Token ids that the model would have to write to give ``answer`` after ``messages``, end of turn included."""
     chat = Chat((*messages, Message("assistant", answer)), "")
-    ids, start, end = _turn(template, chat, len(messages))
-    return ids[start:end]
+    turn = _turn(template, chat, len(messages))
+    return turn.ids[turn.start : turn.end]
 
 
 def decode(template: Template, ids: Sequence[int]) -> str:
@@ -79,35 +76,40 @@ def _rendered(template: Template, ids: list[int], weights: list[float], row: int
     return Rendered(tuple(ids), tuple(weights), row)
 
 
-def _turn(template: Template, example: Chat, k: int) -> tuple[list[int], int, int]:
-    """(ids up to and including assistant turn k, where its supervised part starts, where it ends)."""
+@dataclass(frozen=True)
+class Turn:
+    """Token ids up to and including an assistant turn, whose supervised part is ``start``..``end``."""
+
+    ids: list[int]
+    start: int
+    end: int
+
+
+def _turn(template: Template, example: Chat, k: int) -> Turn:
+    """Assistant turn k. Raises TEMPLATE_NOT_PREFIX and TEMPLATE_LOSES_CONTENT."""
     prompt, pieces = _render_escaped(template, example.messages[:k], True)
     full, full_pieces = _render_escaped(template, example.messages[: k + 1], False)
     if not full.startswith(prompt):
         at = next(
             (i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full))
         )
-        raise DataError(
-            [
-                Problem(
-                    "TEMPLATE_NOT_PREFIX",
-                    f"turn {k}: the template serves `...{prompt[max(0, at - 20) :][:50]!r}` but a finished turn "
-                    f"reads `...{full[max(0, at - 20) :][:50]!r}`.",
-                    example.where,
-                    "use a template whose generation prompt begins the answer (template=FILE).",
-                )
-            ]
+        served, trained = prompt[max(0, at - 20) :][:50], full[max(0, at - 20) :][:50]
+        raise data_error(
+            "TEMPLATE_NOT_PREFIX",
+            f"turn {k}: the template serves `...{served!r}` but a finished turn reads `...{trained!r}`.",
+            where=example.where,
+            fix="use a template whose generation prompt begins the answer (template=FILE).",
         )
     _check_content(example, k, full, full[len(prompt) :])
     prompt_ids, ids = _ids(template, prompt, pieces), _ids(template, full, full_pieces)
     if ids[: len(prompt_ids)] != prompt_ids:
-        # A token of the whole text spans the end of the prompt; serving cuts there, so training must too.
+        # A token of the full text spans the end of the prompt; serving splits there, so training must too.
         tail, tail_pieces = full[len(prompt) :], full_pieces[len(pieces) :]
         ids = prompt_ids + _ids(template, tail, tail_pieces)
     end = _end_of_turn(template, ids, len(prompt_ids))
     if end is None:
         ids, end = [*ids, template.eos], len(ids) + 1
-    return ids, len(prompt_ids), end
+    return Turn(ids, len(prompt_ids), end)
 
 
 def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
@@ -121,44 +123,38 @@ def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
 
 
 def _check_content(example: Chat, k: int, full: str, tail: str) -> None:
+    """Raises TEMPLATE_LOSES_CONTENT unless ``full`` holds every message before turn k, and ``tail`` the turn itself."""
     plain = full.replace(_mark(example.messages), "")
     for i, message in enumerate(example.messages[: k + 1]):
         if message.role != "assistant" and message.content.strip() not in plain:
-            raise DataError(
-                [
-                    Problem(
-                        "TEMPLATE_LOSES_CONTENT",
-                        f"the chat template drops or changes messages[{i}] ({message.role}).",
-                        example.where,
-                        "put that text into the first user message, or use another template.",
-                    )
-                ]
+            raise data_error(
+                "TEMPLATE_LOSES_CONTENT",
+                f"the chat template drops or changes messages[{i}] ({message.role}).",
+                where=example.where,
+                fix="put that text into the first user message, or use another template.",
             )
     answer = example.messages[k].content.split("</think>")[-1].strip()
     if answer not in tail.replace(_mark(example.messages), ""):
-        raise DataError(
-            [
-                Problem(
-                    "TEMPLATE_LOSES_CONTENT",
-                    f"the chat template changes messages[{k}] (assistant).",
-                    example.where,
-                    "use another template.",
-                )
-            ]
+        raise data_error(
+            "TEMPLATE_LOSES_CONTENT",
+            f"the chat template changes messages[{k}] (assistant).",
+            where=example.where,
+            fix="use another template.",
         )
 
 
 def _mark(messages: Sequence[Message]) -> str:
-    """A private-use character that no message holds."""
+    """A private-use character that no message contains."""
     text = "".join(m.content for m in messages)
     return next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in text)
 
 
 def _render_escaped(template: Template, messages: Sequence[Message], open_turn: bool) -> tuple[str, list[str]]:
-    """(text, pieces): the pieces are tokenized apart, so that a special token spelled in a message stays plain text.
+    """(text, pieces): the pieces are tokenized separately, so that a special token spelled in a message stays plain
+    text.
 
-    The text is cut inside every such spelling: a mark is put after its first character, the template renders it like
-    any character, and the rendered string is cut where the marks are.
+    Every such spelling is split: a mark goes after its first character, the template renders the mark like any
+    character, and the rendered string is split at the marks.
     """
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
     if not any(s in m.content for s in special for m in messages):
@@ -166,7 +162,7 @@ def _render_escaped(template: Template, messages: Sequence[Message], open_turn: 
         return text, [text]
     mark = _mark(messages)
     pattern = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
-    safe = [Message(m.role, pattern.sub(lambda found: found[0][0] + mark + found[0][1:], m.content)) for m in messages]
+    safe = [Message(m.role, pattern.sub(lambda match: match[0][0] + mark + match[0][1:], m.content)) for m in messages]
     marked = render(template, safe, open_turn)
     return marked.replace(mark, ""), marked.split(mark)
 
@@ -176,15 +172,10 @@ def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
     if len(pieces) > 1:
         back = template.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if back != text:
-            raise DataError(
-                [
-                    Problem(
-                        "DATA_SPECIAL_TOKEN_TEXT",
-                        "a message spells a special token, and this tokenizer cannot write it as plain text.",
-                        "",
-                        "remove it from the message.",
-                    )
-                ]
+            raise data_error(
+                "DATA_SPECIAL_TOKEN_TEXT",
+                "a message spells a special token, and this tokenizer cannot encode it as plain text.",
+                fix="remove it from the message.",
             )
     return ids
 

@@ -35,7 +35,8 @@ class TrainRow:
     """Sequences that are trained together: in one step and in one forward pass, in this order.
 
     One sequence in supervised fine-tuning; a chosen and a rejected answer, or a group of samples, in other methods.
-    ``row`` is the row of the data set they were rendered from, ``signal`` what else the method needs of it.
+    ``row`` is the row of the data set they were rendered from, ``signal`` anything else the method needs to know about
+    it.
     """
 
     sequences: tuple[Rendered, ...]
@@ -71,14 +72,14 @@ def digest(rows: Iterable[TrainRow]) -> str:
 
     A run that is resumed must find the same: rows that a method annotated are not a function of the data files alone.
     """
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for r in rows:
-        found.update(f"{r.row} {[(s.ids, s.weights) for s in r.sequences]!r}\n".encode())
+        total.update(f"{r.row} {[(s.ids, s.weights) for s in r.sequences]!r}\n".encode())
         for name in sorted(r.signal):
             values = np.ascontiguousarray(r.signal[name])
-            found.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-            found.update(values.tobytes())
-    return found.hexdigest()
+            total.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+            total.update(values.tobytes())
+    return total.hexdigest()
 
 
 def check_ids(rows: Iterable[TrainRow], vocabulary: int, folder: str) -> None:

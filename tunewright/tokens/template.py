@@ -22,14 +22,17 @@ from tunewright.core.errors import ConfigError, ModelError
 from tunewright.data.examples import Message
 
 LARGEST = 256 * 1024  # characters of a template, and of what it adds to the messages
-SECONDS = 5.0
+SECONDS = 5.0  # processor time of rendering one conversation
 
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenizer and how its chat template is called. ``tokenizer`` is a transformers fast tokenizer; ``source`` is
-    where the template stands, for messages; ``day`` is what stands in it instead of today's date, always the same one
-    in a run."""
+    """A tokenizer, and the arguments its chat template is called with.
+
+    ``tokenizer``: a transformers fast tokenizer. ``reason``: why ``kwargs`` are not empty. ``source``: the file or
+    folder of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout a
+    run.
+    """
 
     tokenizer: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -39,14 +42,14 @@ class Template:
 
     @property
     def eos(self) -> int:
-        found = self.tokenizer.eos_token_id
-        assert isinstance(found, int)
-        return found
+        token = self.tokenizer.eos_token_id
+        assert isinstance(token, int)
+        return token
 
     @property
     def bos(self) -> int | None:
-        found = self.tokenizer.bos_token_id
-        return found if isinstance(found, int) else None
+        token = self.tokenizer.bos_token_id
+        return token if isinstance(token, int) else None
 
     @property
     def sha256(self) -> str:
@@ -107,14 +110,15 @@ def load_template(folder: Path, file: str | None = None, date: str = "auto") -> 
         )
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    found = Template(tokenizer, source=str(file or folder))
+    template = Template(tokenizer, source=str(file or folder))
     if "strftime_now" in (tokenizer.chat_template or ""):
-        found = _dated(found, datetime.date.today() if date == "auto" else datetime.date.fromisoformat(date))
-    return _choose_kwargs(found) if tokenizer.chat_template else found
+        template = _dated(template, datetime.date.today() if date == "auto" else datetime.date.fromisoformat(date))
+    return _choose_kwargs(template) if tokenizer.chat_template else template
 
 
 def _dated(template: Template, day: datetime.date) -> Template:
-    """With ``day`` where the template writes today's date: else what is served tomorrow is not what was trained."""
+    """With ``day`` in place of today's date: otherwise the prompts served tomorrow would differ from those trained
+    on."""
     text = re.sub(
         r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
         lambda m: json.dumps(day.strftime(m[2])),
@@ -128,12 +132,12 @@ def _choose_kwargs(template: Template) -> Template:
     probe = [Message("user", "Ping?"), Message("assistant", "Pong.")]
     if _prefix_holds(template, probe):
         return template
-    calm = replace(
+    not_thinking = replace(
         template,
         kwargs={"enable_thinking": False},
         reason="the served prompt opens a thought that the rows lack; rendered with enable_thinking=False",
     )
-    return calm if _prefix_holds(calm, probe) else template
+    return not_thinking if _prefix_holds(not_thinking, probe) else template
 
 
 def _prefix_holds(template: Template, messages: Sequence[Message]) -> bool:
@@ -151,8 +155,11 @@ def require_template(template: Template) -> None:
 
 
 def render(template: Template, messages: Sequence[Message], open_turn: bool) -> str:
-    """The one call of the model's template, in both directions; transformers runs it in Jinja's immutable sandbox, and
-    here it has a limit of time and of size."""
+    """The conversation as text; ``open_turn`` adds the generation prompt. The only call of the model's template, in
+    training and serving: in transformers' immutable Jinja sandbox, within limits of time and size.
+
+    Raises TEMPLATE_UNSAFE, TEMPLATE_TIMEOUT and TEMPLATE_LOSES_CONTENT.
+    """
     from jinja2.exceptions import SecurityError, TemplateError
 
     listed = [{"role": m.role, "content": m.content} for m in messages]
@@ -169,11 +176,11 @@ def render(template: Template, messages: Sequence[Message], open_turn: bool) -> 
             "TEMPLATE_UNSAFE", f"the sandbox refuses the chat template: {error}", where=at, fix=fix
         ) from None
     except (OverflowError, MemoryError, RecursionError) as error:
-        told = f"the chat template runs wild: {type(error).__name__} {error}"
-        raise ModelError("TEMPLATE_UNSAFE", told, where=at, fix=fix) from None
+        what = f"the chat template exceeds a limit: {type(error).__name__} {error}"
+        raise ModelError("TEMPLATE_UNSAFE", what, where=at, fix=fix) from None
     except _TooLong:
-        told = f"the chat template runs for more than {SECONDS:g} s on one row."
-        raise ModelError("TEMPLATE_TIMEOUT", told, where=at, fix=fix) from None
+        what = f"the chat template takes more than {SECONDS:g} s on one row."
+        raise ModelError("TEMPLATE_TIMEOUT", what, where=at, fix=fix) from None
     except (TemplateError, TypeError, ValueError) as error:
         raise ModelError(
             "TEMPLATE_LOSES_CONTENT",
@@ -181,10 +188,10 @@ def render(template: Template, messages: Sequence[Message], open_turn: bool) -> 
             where=at,
             fix="check the roles and their order against the template.",
         ) from None
-    said = sum(len(m.content) for m in messages)
-    if len(text) > LARGEST + 20 * said:
+    given = sum(len(m.content) for m in messages)
+    if len(text) > LARGEST + 20 * given:
         raise ModelError(
-            "TEMPLATE_UNSAFE", f"the chat template makes {len(text)} characters of {said}.", where=at, fix=fix
+            "TEMPLATE_UNSAFE", f"the chat template turns {given} characters into {len(text)}.", where=at, fix=fix
         )
     return text
 

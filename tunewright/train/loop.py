@@ -27,8 +27,8 @@ from tunewright.train.step import Learner, Step, dev_loss, learner, learning_rat
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished step, for people who watch. ``loss`` and ``dev_loss`` are nats a supervised token; ``tokens`` are
-    those of the rows, of which sharing may have computed fewer."""
+    """One finished step. ``loss`` and ``dev_loss``: per unit of the method's weight (nats per supervised token, in
+    fine-tuning). ``tokens``: of the rows; sharing may have computed fewer. ``seconds``: of the step."""
 
     step: int
     steps: int
@@ -41,7 +41,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """How training ended. The weights left in the model are those of ``best_step`` when dev rows were given."""
+    """How training ended. With dev rows, the model is left with the weights of ``best_step``."""
 
     steps: int
     stopped_early: bool
@@ -100,7 +100,7 @@ def train(training: Training, progress: Callable[[Progress], None] = lambda _: N
             if interrupted.is_set() and not over:
                 raise TrainError(
                     "TRAIN_INTERRUPTED",
-                    f"stopped after step {state.step} of {plan.steps}; everything is saved.",
+                    f"stopped after step {state.step} of {plan.steps}; progress is saved.",
                     where=str(run.path),
                     fix=f"`tunewright run {run.path}` continues from there.",
                 )
@@ -173,7 +173,7 @@ def _advanced(state: checkpoints.State, dev: float | None) -> checkpoints.State:
 
 
 def _drop_later_lines(run: Run, step: int) -> None:
-    """Lines of steps after the checkpoint would be logged twice."""
+    """Remove the lines of steps after the checkpoint, which would be logged twice."""
     lines = list(read_lines(run.metrics))
     kept = [line for line in lines if line["step"] <= step] if step else []
     if len(kept) < len(lines):
@@ -182,19 +182,19 @@ def _drop_later_lines(run: Run, step: int) -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM) sets the event, the second ends the process as usual."""
+    """An event that the first Ctrl-C (or SIGTERM) sets; the second ends the process as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
-    def note(number: int, _: Any) -> None:
+    def handle(number: int, _: Any) -> None:
         if event.is_set():
             signal.signal(number, before[signal.Signals(number)])
             signal.raise_signal(number)
         event.set()
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:

@@ -15,7 +15,8 @@ import torch
 
 @dataclass(frozen=True)
 class Machine:
-    """``fp32_gflops``/``bf16_gflops``: a (512, 1024) x (1024, 1024) product, the best of a quarter of a second."""
+    """``fp32_gflops``, ``bf16_gflops``: of a (512, 1024) x (1024, 1024) product, the best of a quarter of a second.
+    Memory in GB (10^9 bytes); ``free_gb`` is what was free when it was measured."""
 
     device: str
     cores: int
@@ -30,6 +31,7 @@ class Machine:
 
 
 def measure(threads: int | None = None) -> Machine:
+    """Measure this machine, and set torch's threads: to ``threads``, or one for each core."""
     threads = threads or cores()
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,8 +51,8 @@ def cores() -> int:
 
 
 def keep_pages() -> None:
-    """Ask glibc to keep freed memory instead of returning it to the kernel after every step: page faults cost more than
-    the sums they hold. Elsewhere (musl, macOS) nothing happens."""
+    """Have glibc keep freed memory instead of returning it to the kernel after every step: the page faults cost more
+    than the arithmetic. Does nothing elsewhere (musl, macOS)."""
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD

@@ -1,5 +1,4 @@
-"""Resolves every "auto" to a number with a reason, before training. Pure: (config, facts, row stats, machine) -> "
-"Plan."""
+"""Resolves every "auto" to a number with a reason: a pure function of config, facts, row statistics and machine."""
 
 from __future__ import annotations
 

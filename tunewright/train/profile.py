@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, and how far it is from what this machine multiplies at best."""
+"""Where the time of a training step goes, and how close it comes to the machine's fastest matrix product."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from tunewright.tokens.sequences import TrainRow, flat
 from tunewright.train.step import learner, take_step
 
 STEPS = 3
-# torch's operations by what they are for; what is not named is Python, dispatch and the rest.
+# torch's operations by purpose, as torch 2.13 names them; all others count as `REST`.
+REST = "Python, dispatch, the rest"
+TORCH, LARGEST_REST = "2.13", 0.2  # a larger rest means that this table no longer fits the installed torch
+# fmt: off
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::mkldnn_linear", "aten::addmv_", "aten::mv"),
     "attention products": (
@@ -35,59 +38,30 @@ KINDS = {
     ),
     "softmax and masks": ("aten::_softmax", "aten::_softmax_backward_data", "aten::masked_fill_", "aten::logsumexp"),
     "copies and conversions": (
-        "aten::copy_",
-        "aten::cat",
-        "aten::index",
-        "aten::index_select",
-        "aten::index_add_",
-        "aten::fill_",
+        "aten::copy_", "aten::cat", "aten::index", "aten::index_select", "aten::index_add_", "aten::fill_",
     ),
     "norms, gates, positions, sums": (
-        "aten::mul",
-        "aten::mul_",
-        "aten::add",
-        "aten::add_",
-        "aten::sub",
-        "aten::sub_",
-        "aten::neg",
-        "aten::div",
-        "aten::div_",
-        "aten::silu",
-        "aten::silu_backward",
-        "aten::gelu",
-        "aten::gelu_backward",
-        "aten::pow",
-        "aten::mean",
-        "aten::sum",
-        "aten::rsqrt",
-        "aten::addcmul_",
-        "aten::linalg_vector_norm",
-        "aten::native_layer_norm_backward",
-        "aten::exp_",
-        "aten::_fused_rms_norm",
-        "aten::_fused_rms_norm_backward",
+        "aten::mul", "aten::mul_", "aten::add", "aten::add_", "aten::sub", "aten::sub_", "aten::neg", "aten::div",
+        "aten::div_", "aten::silu", "aten::silu_backward", "aten::gelu", "aten::gelu_backward", "aten::pow",
+        "aten::mean", "aten::sum", "aten::rsqrt", "aten::addcmul_", "aten::linalg_vector_norm",
+        "aten::native_layer_norm_backward", "aten::exp_", "aten::_fused_rms_norm", "aten::_fused_rms_norm_backward",
     ),
     "optimizer and clipping": (
-        "aten::_foreach_lerp_",
-        "aten::_foreach_mul_",
-        "aten::_foreach_addcmul_",
-        "aten::_foreach_addcdiv_",
-        "aten::_foreach_sqrt",
-        "aten::_foreach_norm",
-        "aten::_foreach_div_",
-        "aten::_foreach_add_",
-        "aten::lerp_",
-        "aten::addcdiv_",
-        "aten::sqrt",
+        "aten::_foreach_lerp_", "aten::_foreach_mul_", "aten::_foreach_addcmul_", "aten::_foreach_addcdiv_",
+        "aten::_foreach_sqrt", "aten::_foreach_norm", "aten::_foreach_div_", "aten::_foreach_add_", "aten::lerp_",
+        "aten::addcdiv_", "aten::sqrt",
     ),
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One step, averaged over `STEPS`. ``shares``: seconds by kind. ``gflop`` are those of the formula in `flops`, for
-    the tokens computed; ``logical_gflop`` for the rows one by one; ``peak_gflops`` is what this machine multiplies at
-    best."""
+    """One step, averaged over `STEPS`. ``seconds_by_kind``: seconds by kind of operation.
+
+    ``gflop``: by the formula in `flops`, for the tokens computed; ``logical_gflop``: for the rows one by one;
+    ``peak_gflops``: GFLOP/s of the machine's fastest matrix product.
+    """
 
     seconds: float
     rows: int
@@ -97,7 +71,7 @@ class Profile:
     gflop: float
     logical_gflop: float
     peak_gflops: float
-    shares: dict[str, float]
+    seconds_by_kind: dict[str, float]
 
     @property
     def of_peak(self) -> float:
@@ -107,27 +81,29 @@ class Profile:
         return {**asdict(self), "of_peak": round(self.of_peak, 4)}
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The profile as text, a line each."""
         shared = f", of which {self.computed} were computed" if self.computed < self.tokens else ""
-        found = [f"a step of {self.rows} rows, {self.tokens} tokens{shared}: {self.seconds:.2f} s"]
-        for kind, spent in sorted(self.shares.items(), key=lambda item: -item[1]):
-            found.append(f"  {kind:<32}{spent:6.3f} s {spent / self.seconds:5.0%}")
-        found.append(
-            f"  {self.gflop:.0f} GFLOP at {self.gflop / self.seconds:.0f} GFLOP/s: {self.of_peak:.0%} of the "
-            f"{self.peak_gflops:.0f} that this machine reaches"
+        lines = [f"a step of {self.rows} rows, {self.tokens} tokens{shared}: {self.seconds:.2f} s"]
+        for kind, spent in sorted(self.seconds_by_kind.items(), key=lambda item: -item[1]):
+            lines.append(f"  {kind:<32}{spent:6.3f} s {spent / self.seconds:5.0%}")
+        if self.seconds_by_kind[REST] > LARGEST_REST * self.seconds:
+            lines.append(f"  over {LARGEST_REST:.0%} is unnamed; operations are named as in torch {TORCH}")
+        lines.append(
+            f"  {self.gflop:.0f} GFLOP at {self.gflop / self.seconds:.0f} GFLOP/s: "
+            f"{self.of_peak:.0%} of the {self.peak_gflops:.0f} that this machine reaches"
         )
         if self.logical_gflop > 1.1 * self.gflop:
-            found.append(
-                f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {self.logical_gflop / self.gflop:.1f} "
-                "times as many"
-            )
-        return found
+            ratio = self.logical_gflop / self.gflop
+            lines.append(f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {ratio:.1f} times as many")
+        return lines
 
 
 def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> float:
-    """Of a step's forward and backward pass. For each token 4 for every frozen weight of a matrix (forward, and
-    backward to the input), 6 for every trained one; the head only where something is predicted; 12 for each layer,
-    attention width and (query, key) pair."""
+    """Floating point operations of a forward and backward pass over ``tokens`` tokens.
+
+    Per token, 4 for each frozen weight of a matrix (forward, and backward to the input) and 6 for each trained one; the
+    head only for the ``predicted`` tokens; 12 for each layer, unit of attention width and (query, key) pair.
+    """
     head_VD = model.head_VD
     config = model.module.config.get_text_config()
     frozen = trained = 0
@@ -173,7 +149,7 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
 
 
 def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gflops: float) -> Profile:
-    """Take `STEPS` steps after one to warm up, watched by torch's profiler; weights are put back as they were."""
+    """Take `STEPS` steps after one to warm up, and one under torch's profiler; the weights are restored."""
     student = learner(model, plan)
     before: dict[str, Tensor] = {name: p.detach().clone() for name, p in student.parameters.items()}
     take_step(student, rows, plan, 0)
@@ -202,7 +178,7 @@ def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gfl
         gflop=round(sum(_flops(model, b) for b in batches) / STEPS / 1e9, 6),
         logical_gflop=round(logical / STEPS / 1e9, 6),
         peak_gflops=peak_gflops,
-        shares=_shares(watched, seconds),
+        seconds_by_kind=_by_kind(watched, seconds),
     )
 
 
@@ -212,12 +188,12 @@ def _flops(model: LanguageModel, batch: Batch) -> float:
     return flops(model, batch.ids_BT.size, pairs, len(batch.target_N))
 
 
-def _shares(watched: Any, seconds: float) -> dict[str, float]:
-    """Seconds by kind, scaled to the time that a step takes when nobody watches."""
+def _by_kind(watched: Any, seconds: float) -> dict[str, float]:
+    """Seconds by kind, scaled to the duration of a step without the profiler."""
     kind_of = {name: kind for kind, names in KINDS.items() for name in names}
-    spent = dict.fromkeys([*KINDS, "Python, dispatch, the rest"], 0.0)
+    spent = dict.fromkeys([*KINDS, REST], 0.0)
     device = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     for event in watched.key_averages():
-        spent[kind_of.get(event.key, "Python, dispatch, the rest")] += getattr(event, device)
+        spent[kind_of.get(event.key, REST)] += getattr(event, device)
     total = sum(spent.values()) or 1.0
     return {kind: round(seconds * part / total, 4) for kind, part in spent.items()}

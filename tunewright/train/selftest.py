@@ -38,7 +38,7 @@ class Finding:
     """The outcome of one check. ``held`` is False where the plan fell back."""
 
     check: str
-    told: str
+    result: str
     held: bool = True
 
 
@@ -108,8 +108,7 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
                     "SELFTEST_PROMPT",
                     "the trained tokens do not start where the inference prompt ends.",
                     where=chat.where,
-                    fix="use another chat template (template=FILE); `tunewright preview` prints a row as it is "
-                    "trained.",
+                    fix="use another chat template (template=FILE); `tunewright preview` prints a row as trained.",
                 )
     return Finding(
         "prompts", f"{count} turns of {len(chats)} rows start after exactly the tokens that a server would send"
@@ -187,14 +186,14 @@ def same(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, reference: 
         result = computed(model, [list(rows)], plan, layout, kernel)
         gap, apart = abs(result.loss - reference.loss), _apart(result.gradient, reference.gradient)
         way = f"{layout} rows in {'our kernels' if kernel == 'fused' else 'its own modules'}"
-        told = f"{way}: loss {gap:.1e} nats and gradient {apart:.1e} (relative) from rows alone in its own modules"
+        text = f"{way}: loss {gap:.1e} nats and gradient {apart:.1e} (relative) from rows alone in its own modules"
         if gap <= allowed and apart <= limit:
             if not tried:
-                return plan, Finding("computing", told)
+                return plan, Finding("computing", text)
             return _with(plan, tried[0], layout=layout, kernels=kernel), Finding(
-                "computing", f"{told}; rejected: {'; '.join(tried)}", held=False
+                "computing", f"{text}; rejected: {'; '.join(tried)}", held=False
             )
-        tried.append(told)
+        tried.append(text)
     raise TrainError(
         "SELFTEST_LOSS",
         f"no way of computing rows together gives the loss and gradient of rows alone ({'; '.join(tried)}).",

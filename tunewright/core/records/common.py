@@ -78,8 +78,8 @@ def flag(key: str) -> Discriminator:
     """Chooses between the members of a union tagged YES and NO by their boolean field ``key``."""
 
     def tag(value: object) -> str | None:
-        found = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
-        return YES if found is True else NO if found is False else None
+        chosen = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+        return YES if chosen is True else NO if chosen is False else None
 
     return Discriminator(tag, f"not_{key}", f"Input should be an object whose `{key}` is true or false")
 

@@ -283,7 +283,7 @@ class BackTest(Value):
 class Forecast(Value):
     """Score at twice the data. Scores are 0 to 1."""
 
-    told: Literal[True] = Field(True, description="Always true: there is a forecast.")
+    available: Literal[True] = Field(True, description="Always true: there is a forecast.")
     rows: int = Field(description="Training rows.")
     score: float = Field(description="Forecast score.")
     interval: Interval = Field(description="Its interval, at 1 - alpha.")
@@ -294,14 +294,14 @@ class Forecast(Value):
 class NoForecast(Value):
     """A forecast is withheld. Scores are 0 to 1."""
 
-    told: Literal[False] = Field(False, description="Always false: there is no forecast.")
-    why: str = Field(description="Why not.")
+    available: Literal[False] = Field(False, description="Always false: there is no forecast.")
+    reason: str = Field(description="Why not.")
     back_test: BackTest | None = Field(
         None, description="How the method did on the last measured point, if it was tried."
     )
 
 
-AnyForecast = Annotated[Annotated[Forecast, Tag(YES)] | Annotated[NoForecast, Tag(NO)], flag("told")]
+AnyForecast = Annotated[Annotated[Forecast, Tag(YES)] | Annotated[NoForecast, Tag(NO)], flag("available")]
 
 
 class LearningCurve(Record):

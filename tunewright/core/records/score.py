@@ -12,7 +12,7 @@ from tunewright.core.records.common import Line, Value
 class Turn(Value):
     """One message of a prompt."""
 
-    role: Literal["system", "user", "assistant"] = Field(description="Who speaks.")
+    role: Literal["system", "user", "assistant"] = Field(description="Author of the message.")
     content: str = Field(description="The text.")
 
 
@@ -35,7 +35,7 @@ class Answered(Line):
     prompt_tokens: int | None = Field(
         None, description="Tokens of the rendered prompt; 0 for arms without a language model."
     )
-    shares: dict[str, float] | None = Field(
+    probs: dict[str, float] | None = Field(
         None, description="Probability of each label, rounded to 6 digits; labels only."
     )
     answer_tokens: int | None = Field(None, description="Tokens generated.")

@@ -56,11 +56,11 @@ class Lengths(Value):
 
     rows: int = Field(description="Sequences.")
     tokens_median: float = Field(description="Median length, in tokens.")
-    learned_median: float = Field(description="Median number of supervised tokens.")
+    targets_median: float = Field(description="Median number of supervised tokens.")
     tokens_p95: float = Field(description="95th percentile of the lengths, in tokens.")
-    learned_p95: float = Field(description="95th percentile of the supervised tokens.")
+    targets_p95: float = Field(description="95th percentile of the supervised tokens.")
     tokens_longest: float = Field(description="Longest sequence, in tokens.")
-    learned_longest: float = Field(description="Most supervised tokens of a sequence.")
+    targets_longest: float = Field(description="Most supervised tokens of a sequence.")
 
 
 class Receipt(Record):
@@ -82,7 +82,7 @@ class SelfTestFinding(Value):
     """One property, tested on rows of the run."""
 
     check: str = Field(description="Name of the property.")
-    told: str = Field(description="What was measured, for people.")
+    result: str = Field(description="What was measured, as a sentence.")
     held: bool = Field(description="False if the plan fell back to a slower way of computing because of it.")
 
 
@@ -187,5 +187,5 @@ class Profile(Record):
     gflop: float = Field(description="Work of a step, in GFLOP, for the tokens computed.")
     logical_gflop: float = Field(description="Work of a step, in GFLOP, if each row were computed alone.")
     peak_gflops: float = Field(description="Best measured speed of this machine's matrix products, GFLOP/s.")
-    shares: dict[str, float] = Field(description="Seconds of a step by kind of operation.")
+    seconds_by_kind: dict[str, float] = Field(description="Seconds of a step by kind of operation.")
     of_peak: float = Field(description="Fraction of the peak speed that a step reaches.")

@@ -41,7 +41,7 @@ def learning_curve(work: Work, full: bool = False) -> LearningCurve:
         ),
         "forecast": extrapolation.forecast(sizes, scores_PSR)
         if sign > 0
-        else {"told": False, "why": "forecasts are made for scores between 0 and 1"},
+        else {"available": False, "reason": "forecasts are made for scores between 0 and 1"},
         "recipe": "same epochs and learning rate at every size, the same test rows",
     }
     return LearningCurve.model_validate(record, strict=False)

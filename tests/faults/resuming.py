@@ -1,4 +1,4 @@
-"""Order and state: what a run that goes on must not do otherwise than one that was never stopped."""
+"""Order and state: a resumed run must equal one that was never stopped."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def as_if_never_stopped() -> None:
 
 
 def one_stream_of_chance(patch: Patch) -> None:
-    """As most trainers have it: dropout continues wherever the process's stream stands."""
+    """As most trainers have it: dropout continues from wherever the stream of the process is."""
     patch.setattr(step.torch, "manual_seed", lambda _: None)
 
 
