@@ -1,9 +1,10 @@
 """Do two commits compute the same? Three fixed runs on one thread with the code of each commit: weights, losses,
 answers and verdicts must be equal, bit for bit, on one machine.
 
-    make data python benchmarks/golden.py record COMMIT --out FILE.json      # three runs with that commit's code; about
-    half an hour python benchmarks/golden.py record . --out FILE.json           # with the working tree's code python
-    benchmarks/golden.py compare FILE.json FILE.json        # exits with 1 where they differ
+    make data
+    python benchmarks/golden.py record COMMIT --out FILE.json   # with that commit's code; half an hour
+    python benchmarks/golden.py record . --out FILE.json        # with the working tree's code
+    python benchmarks/golden.py compare FILE.json FILE.json     # exits with 1 if they differ
 """
 
 from __future__ import annotations
