@@ -12,6 +12,7 @@ from subject import Wire, serve
 from workloads import rendered
 
 from tunewright.core.config import AdapterConfig, Plan
+from tunewright.core.records import AdapterNote
 from tunewright.methods import METHODS, sft
 from tunewright.methods.method import Loss
 from tunewright.model import adapters, forward, fused_llama, loading, peft_format
@@ -87,7 +88,8 @@ def main() -> None:
     if setup.get("fused", True) and fused_llama.applies(model.module):
         model = dataclasses.replace(model, kernels="fused")
     if "save_adapter" in setup:
-        peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), {})
+        note = AdapterNote(base="", base_sha256="", template_sha256="", run="", files={})
+        peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), note)
     profile.calibrate(model, rows[:2], plan)
     student = learner(model, plan)
     serve(lambda step: take_step(student, rows, plan, step).loss, wire)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from build import CHATML, byte_tokenizer, tiny_model
+from build import CHATML, adapter_note, byte_tokenizer, tiny_model
 from safetensors.numpy import load_file, save_file
 
 from tunewright.cli import main as command_line
@@ -333,7 +333,7 @@ def sound(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "model")
     config = AdapterConfig(rank=4)
     adapters.attach(model, config, seed=0)
-    peft_format.save(model, config, folder / "adapter", "model", {"base_sha256": "base"})
+    peft_format.save(model, config, folder / "adapter", "model", adapter_note("base"))
 
 
 def ask(case: Case) -> tuple[int, str, str]:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from tunewright.cli import main
 from tunewright.core.config import AdapterConfig, Plan
+from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import Run
 from tunewright.model import adapters, attention, forward, language_model
 from tunewright.model.language_model import LanguageModel
@@ -348,6 +349,10 @@ def copied(root: Path, to: Path) -> Path:
     config = to / "runs" / "r" / "config.yaml"
     config.write_text(config.read_text().replace(str(root), str(to)))
     return to / "runs" / "r"
+
+
+def adapter_note(base_sha256: str) -> AdapterNote:
+    return AdapterNote(base="base", base_sha256=base_sha256, template_sha256="template", run="r", files={})
 
 
 def flip(file: Path) -> None:

@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 import transformers
-from build import byte_tokenizer, learner_of, plan_of, rows, steps, tiny_config, tiny_lm, tiny_model, train_rows
+from build import (
+    adapter_note,
+    byte_tokenizer,
+    learner_of,
+    plan_of,
+    rows,
+    steps,
+    tiny_config,
+    tiny_lm,
+    tiny_model,
+    train_rows,
+)
 from safetensors import safe_open
 
 from faults import Fault, Patch, refused
@@ -41,7 +52,7 @@ def scale_survives() -> None:
     model = model_of(plan, torch.float32).module
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peft_format.save(model, plan.adapter, Path(folder), "base", {})
+        peft_format.save(model, plan.adapter, Path(folder), "base", adapter_note("base"))
         theirs = PeftModel.from_pretrained(tiny_model(), folder).eval()
         assert torch.allclose(logits(model), logits(theirs), rtol=0, atol=1e-5)
     with adapters.scaled(model, 0.0):

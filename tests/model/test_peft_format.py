@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from build import Folder
+from build import Folder, adapter_note
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TunewrightError
@@ -25,7 +25,7 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
     adapters.attach(ours, config, 0)
     for p in adapters.trainable(ours).values():
         torch.nn.init.normal_(p, std=0.1)
-    peft_format.save(ours, config, tmp_path, str(folder), {"base_sha256": "x"})
+    peft_format.save(ours, config, tmp_path, str(folder), adapter_note("x"))
     theirs = peft.PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(tmp_path)
     ).eval()
@@ -36,7 +36,6 @@ def test_peft_loads_the_other_adapters(kind: str, tmp_path: Path, model_folder: 
         expected = ours(ids).logits
         assert torch.equal(again(ids).logits, expected)
         assert torch.allclose(theirs(ids).logits, expected, atol=1e-5)
-    (tmp_path / "tunewright.json").write_text('{"base_sha256": "other"}')
     with pytest.raises(TunewrightError, match="ADAPTER_BASE_MISMATCH"):
         peft_format.load(loading.load(folder, torch.float32).module, tmp_path, "mine")
     written = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from build import LORA, flip, learner_of, plan_of, process, tiny_model, train_rows, training_of, with_adapter
 
+from tunewright.core.records import CheckpointState
 from tunewright.core.run_folder import Run
 from tunewright.model import adapters
 from tunewright.train import checkpoints, loop
@@ -30,6 +31,10 @@ def test_a_killed_and_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> 
     assert kills >= 10
     assert finished >= 5
     assert (lost, unequal) == (0, 0)
+
+
+def state_at(step: int, hashes: dict[str, str]) -> CheckpointState:
+    return CheckpointState(step=step, hashes=hashes, best=None, best_step=None, best_sha256=None, waited=0)
 
 
 def train(folder: Path, steps: int = 6) -> tuple[list[torch.Tensor], Run]:
@@ -90,7 +95,7 @@ def test_resuming_with_other_inputs_names_what_changed(tmp_path: Any) -> None:
     adapters.attach(model, LORA, 0)
     student = learner_of(model, plan_of())
     parameters, optimizer = student.parameters, student.optimizer
-    checkpoints.save(tmp_path, parameters, optimizer, checkpoints.State(4, {"data": "a", "model": "b"}), 2)
+    checkpoints.save(tmp_path, parameters, optimizer, state_at(4, {"data": "a", "model": "b"}), 2)
     with pytest.raises(Exception, match=r"RESUME_MISMATCH.*data was a, is x"):
         checkpoints.restore(tmp_path, parameters, optimizer, {"data": "x", "model": "b"})
 
@@ -101,4 +106,4 @@ def test_the_state_of_another_optimizer_is_not_lost_silently(tmp_path: Path) -> 
     sum(p.sum() for p in student.parameters.values()).backward()
     other.step()
     with pytest.raises(AssertionError, match="square_avg"):
-        checkpoints.save(tmp_path, student.parameters, other, checkpoints.State(1, {}), 2)
+        checkpoints.save(tmp_path, student.parameters, other, state_at(1, {}), 2)

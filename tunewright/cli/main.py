@@ -233,9 +233,11 @@ def train(
     """Run up to the end of training."""
     runner = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train", separate)
     if profile:
-        times = runner.profile()
-        for line in [] if as_json else times.lines():
-            typer.echo(line)
+        from tunewright.train.profile import lines
+
+        for line in lines(runner.profile()):
+            if not as_json:
+                typer.echo(line)
         runner.advance("train")
     _print_record("train", runner, as_json)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tunewright.core.config import Config, Plan
+from tunewright.core.records import AdapterNote
 from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Source
 from tunewright.model import loading, peft_format
 from tunewright.model.facts import Facts
@@ -28,8 +29,10 @@ def stored(config: Config, facts: Facts) -> Dtype:
 def write(source: Source, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
     facts = source.facts
     base = facts.path if facts.name == loading.EMBEDDED else facts.name
-    hashes = {"base_sha256": facts.sha256, "template_sha256": source.template.sha256}
-    peft_format.save(module, source.plan.adapter, folder, base, {"base": facts.name, **hashes, "run": source.run.name})
+    note = AdapterNote(
+        base=facts.name, base_sha256=facts.sha256, template_sha256=source.template.sha256, run=source.run.name, files={}
+    )
+    peft_format.save(module, source.plan.adapter, folder, base, note)
 
 
 def reload(folder: Path, base: Base) -> LanguageModel:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tunewright.core import records
 from tunewright.core.config import AdapterConfig
-from tunewright.core.errors import ModelError
+from tunewright.core.errors import ModelError, RunError
+from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import sha256, write_atomic, write_json
 from tunewright.model.adapters import LoRALinear, adapted, attach
 
@@ -35,8 +37,8 @@ _KNOWN = {
 }
 
 
-def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, facts: dict[str, Any]) -> None:
-    """Write the adapter as PEFT does, then tunewright.json with ``facts`` and the files' hashes."""
+def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note: AdapterNote) -> None:
+    """Write the adapter as PEFT does, then tunewright.json: ``note`` with the hashes of the files."""
     from safetensors.torch import save as to_bytes
 
     tensors = state(model)
@@ -64,7 +66,8 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, facts
             "alpha_pattern": {},
         },
     )
-    write_json(folder / _NOTE, {**facts, "files": {name: sha256(folder / name) for name in (_CONFIG, _TENSORS)}})
+    files = {name: sha256(folder / name) for name in (_CONFIG, _TENSORS)}
+    records.write(folder / _NOTE, note.model_copy(update={"files": files}))
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -136,21 +139,19 @@ def _read(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
 
 def _untouched(folder: Path, base_sha256: str | None) -> None:
     """An edited rank shows in the shapes, an edited alpha in nothing but the hash."""
-    note = folder / _NOTE
-    if not note.is_file():
+    if not (folder / _NOTE).is_file():
         return
     try:
-        written = json.loads(note.read_text(encoding="utf-8"))
-        trained_on, files = str(written.get("base_sha256")), dict(written.get("files", {}))
-        changed = sorted(
-            name for name, was in files.items() if name in (_CONFIG, _TENSORS) and sha256(folder / name) != was
-        )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise _corrupt(folder, f"{_NOTE} cannot be read: {error}") from None
+        note = records.read(folder / _NOTE, AdapterNote)
+        changed = sorted(n for n in (_CONFIG, _TENSORS) if sha256(folder / n) != note.files.get(n))
+    except OSError as error:
+        raise _corrupt(folder, f"cannot be read: {error}") from None
+    except RunError as error:
+        raise _corrupt(folder, f"{_NOTE} cannot be read: {error.problems[0].message.removesuffix('.')}") from None
     if changed:
         raise _corrupt(folder, f"{changed[0]} does not match its checksum")
-    if base_sha256 is not None and trained_on != base_sha256:
-        raise _other_base(folder, f"trained on a base {trained_on[:12]}, this one is {base_sha256[:12]}")
+    if base_sha256 is not None and note.base_sha256 != base_sha256:
+        raise _other_base(folder, f"trained on a base {note.base_sha256[:12]}, this one is {base_sha256[:12]}")
 
 
 def _shapes(model: Any, names: set[str], config: AdapterConfig) -> dict[str, tuple[tuple[int, ...], int | None]]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunewright.core import run_folder
+from tunewright.core import records, run_folder
 from tunewright.core.config import Plan, load
 from tunewright.core.errors import RunError
+from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
 from tunewright.data.examples import Message
 from tunewright.export import export
@@ -33,21 +34,17 @@ class ChatModel:
 def load_run(run: Run) -> ChatModel:
     """Raises RUN_INCOMPLETE before training is done; MODEL_* when the base model has gone or changed."""
     run_folder.require(run, run.training, "train")
-    config, plan, receipt = (
-        load(run.config),
-        Plan.model_validate(run_folder.read_json(run.plan)),
-        run_folder.read_json(run.receipt),
-    )
+    config, plan, receipt = load(run.config), records.read(run.plan, Plan), records.read(run.receipt, Receipt)
     facts = read_facts(config.model)
-    if facts.sha256 != receipt["model"]["sha256"]:
+    if facts.sha256 != receipt.model.sha256:
         raise RunError(
             "RESUME_MISMATCH",
-            f"the base model has changed: {receipt['model']['sha256'][:12]} then, {facts.sha256[:12]} now.",
+            f"the base model has changed: {receipt.model.sha256[:12]} then, {facts.sha256[:12]} now.",
             where=facts.path,
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
     return ChatModel(
-        model, load_template(Path(facts.path), config.template, config.date), receipt["instruction"], facts.packable
+        model, load_template(Path(facts.path), config.template, config.date), receipt.instruction, facts.packable
     )
 
 

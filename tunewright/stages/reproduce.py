@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunewright.core import run_folder
+from tunewright.core import records, run_folder
 from tunewright.core.config import Plan, load
 from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
@@ -16,7 +16,7 @@ def reproduce(run: Run, console: Console) -> dict[str, Any]:
     its plan and its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before
     training is done."""
     run_folder.require(run, run.training, "run")
-    plan = Plan.model_validate(run_folder.read_json(run.plan))
+    plan = records.read(run.plan, Plan)
     config = load(run.config).model_copy(update={"threads": plan.threads})
     context = start(config, _name(run), run.path.parent, console, f"tunewright runs reproduce {run.path}")
     again = Runner(context)

@@ -14,7 +14,7 @@ from tunewright.core import records, run_folder
 from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
-from tunewright.core.records import NotMeasured
+from tunewright.core.records import NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
@@ -77,14 +77,14 @@ class Runner:
         with run_folder.writing(self.context.run):
             records.write(self.context.run.plan, plan.adopt(self.setup(), made))
 
-    def profile(self) -> profile.Profile:
+    def profile(self) -> Profile:
         """A few steps under torch's profiler, their effect undone. Writes profile.json."""
         work = self.work()
         hardware = work.inputs.machine
         peak = max(hardware.fp32_gflops, hardware.bf16_gflops)
         times = profile.measure(work.models.untrained(work.plan), work.inputs.rows["train"], work.plan, peak)
         with run_folder.writing(self.context.run):
-            run_folder.write_json(self.context.run.path / "profile.json", times.to_json())
+            records.write(self.context.run.path / "profile.json", times)
         return times
 
     def learning_curve(self, full: bool) -> None:

@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tunewright.core import records
 from tunewright.core.errors import RunError, TrainError
+from tunewright.core.records import CheckpointState, Training
 from tunewright.core.run_folder import Run, disk_errors, read_json, sha256, sync_folder, write_atomic, write_json
 from tunewright.model import adapters
 
@@ -25,22 +27,12 @@ MARKER = "COMPLETE"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter
 
 
-@dataclass(frozen=True)
-class State:
-    """``step``: the next step to run. ``hashes``: of the run's inputs, which must not change. ``best``: the lowest dev
-    loss so far, measured before step ``best_step``; ``best_sha256``: of the file with those weights. ``waited``: dev
-    losses measured since."""
-
-    step: int
-    hashes: dict[str, str]
-    best: float | None = None
-    best_step: int | None = None
-    best_sha256: str | None = None
-    waited: int = 0
-
-
 def save(
-    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: State, keep: int
+    folder: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: CheckpointState,
+    keep: int,
 ) -> Path:
     """Write step-N/ below ``folder``, then `tidy`."""
     from safetensors.torch import save as to_bytes
@@ -50,7 +42,7 @@ def save(
     contents = {
         "weights.safetensors": to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()}),
         "optimizer.safetensors": to_bytes(_moments(parameters, optimizer)),
-        "state.json": json.dumps(vars(state), indent=1).encode(),
+        "state.json": json.dumps(records.to_json(state), indent=1).encode(),
     }
     try:
         with disk_errors(final):
@@ -85,16 +77,20 @@ def tidy(folder: Path, keep: int) -> None:
             file.unlink()
 
 
-def _best_step(folder: Path) -> list[int]:
+def _best_step(folder: Path) -> list[int | None]:
     try:
-        return [read_json(folder / "state.json")["best_step"]]
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: `newest` reports it
+        return [_state(folder).best_step]
+    except (OSError, RunError):  # damaged: `newest` reports it
         return []
 
 
 def best_file(folder: Path, step: int | None) -> Path:
     """Weights of the lowest dev loss, measured before ``step``; kept while a checkpoint refers to them."""
     return folder / f"best-{step or 0:06d}.safetensors"
+
+
+def _state(folder: Path) -> CheckpointState:
+    return records.read(folder / "state.json", CheckpointState)
 
 
 def complete(folder: Path) -> list[Path]:
@@ -126,18 +122,20 @@ def _damage(folder: Path) -> str | None:
         for name, expected in read_json(folder / MARKER).items():
             if sha256(folder / name) != expected:
                 return f"{name} does not match its checksum"
-        state = State(**read_json(folder / "state.json"))
+        state = _state(folder)
         best = best_file(folder.parent, state.best_step)
         if state.best_sha256 and sha256(best) != state.best_sha256:
             return f"{best.name} does not match its checksum"
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         return f"cannot be read ({error})"
+    except RunError as error:
+        return f"cannot be read ({error.problems[0].message})"
     return None
 
 
 def restore(
     folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, hashes: dict[str, str]
-) -> State | None:
+) -> CheckpointState | None:
     """Load the newest undamaged checkpoint into the parameters and the optimizer; None if there is none.
 
     Raises RESUME_MISMATCH, naming what changed, if it was written with other inputs or another set of trained tensors.
@@ -147,7 +145,7 @@ def restore(
     checkpoint = newest(folder).folder
     if checkpoint is None:
         return None
-    state = State(**read_json(checkpoint / "state.json"))
+    state = _state(checkpoint)
     changed = sorted(k for k in {*hashes, *state.hashes} if hashes.get(k) != state.hashes.get(k))
     if changed:
         detail = "; ".join(
@@ -213,7 +211,7 @@ def check_weights(file: Path, expected: str) -> None:
 def load_trained(run: Run, module: nn.Module) -> None:
     """Load the weights that training kept into ``module``, with its adapter attached, at the run's adapter scale.
     Raises RUN_DAMAGED."""
-    check_weights(run.weights, read_json(run.training)["weights_sha256"])
+    check_weights(run.weights, records.read(run.training, Training).weights_sha256)
     load_weights(run.weights, adapters.trainable(module))
     adapters.scale_in_place(module, run.scale)
 

@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 
+from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
-from tunewright.core.run_folder import Run, append_line, read_lines, write_lines
+from tunewright.core.records import METRICS, CheckpointState, StartLine, StepLine
+from tunewright.core.run_folder import Run
 from tunewright.methods import METHODS
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
-from tunewright.train.step import Learner, Step, dev_loss, learner, learning_rate, take_step
+from tunewright.train.step import Learner, dev_loss, learner, learning_rate, take_step
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,14 @@ def train(training: Training, progress: Callable[[Progress], None] = lambda _: N
     plan, run, hashes = training.plan, training.run, training.hashes
     student = learner(training.model, plan)
     state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
-    state = state or checkpoints.State(0, hashes)
+    state = state or _initial(hashes, None)
     checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
     _drop_later_lines(run, state.step)
     started = time.monotonic()
     if state.step == 0 and training.dev:
         first = dev_loss(training.model, training.dev, plan)
-        append_line(run.metrics, {"step": 0, "dev_loss": first})
-        state = _with_best(run, student, checkpoints.State(0, hashes, first, 0))
+        records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
+        state = _with_best(run, student, _initial(hashes, first))
     with _interrupts() as interrupted:
         while state.step < plan.steps and not _out_of_patience(state, plan):
             state = _one_step(training, student, state, progress)
@@ -106,78 +108,81 @@ def train(training: Training, progress: Callable[[Progress], None] = lambda _: N
                 )
     if state.best_step is not None:
         checkpoints.load_weights(checkpoints.best_file(run.checkpoints, state.best_step), student.parameters)
-    lines = list(read_lines(run.metrics))
+    lines = list(records.read_lines(run.metrics, METRICS))
     return Trained(
         steps=state.step,
         stopped_early=state.step < plan.steps,
         best_step=state.best_step,
         best_dev_loss=state.best,
-        first_dev_loss=next((line["dev_loss"] for line in lines if line["step"] == 0), None),
+        first_dev_loss=next((line.dev_loss for line in lines if isinstance(line, StartLine)), None),
         seconds=round(time.monotonic() - started, 1),
-        tokens=sum(line["tokens"] for line in lines if "loss" in line),
+        tokens=sum(line.tokens for line in lines if isinstance(line, StepLine)),
     )
 
 
 def _one_step(
-    training: Training, student: Learner, state: checkpoints.State, progress: Callable[[Progress], None]
-) -> checkpoints.State:
+    training: Training, student: Learner, state: CheckpointState, progress: Callable[[Progress], None]
+) -> CheckpointState:
     """Take the next step, measure the dev loss where it is due, and log both."""
     plan, run = training.plan, training.run
     start = time.monotonic()
     done = take_step(student, training.rows, plan, state.step)
-    line = _line(done, plan, state.step, round(time.monotonic() - start, 4))
+    seconds, step = round(time.monotonic() - start, 4), state.step + 1
     dev = None
-    if training.dev and (line["step"] % plan.eval_every == 0 or line["step"] == plan.steps):
-        line["dev_loss"] = dev = dev_loss(training.model, training.dev, plan)
+    if training.dev and (step % plan.eval_every == 0 or step == plan.steps):
+        dev = dev_loss(training.model, training.dev, plan)
+    line = StepLine(
+        step=step,
+        loss=done.loss,
+        lr=learning_rate(plan, state.step),
+        grad_norm=done.norm,
+        tokens=done.tokens,
+        computed=done.computed,
+        supervised=done.supervised,
+        seconds=seconds,
+        metrics=done.metrics or None,
+        dev_loss=dev,
+    )
     state = _advanced(state, dev)
     if state.best_step == state.step:
         state = _with_best(run, student, state)
-    append_line(run.metrics, line)
-    progress(Progress(state.step, plan.steps, done.loss, dev, line["lr"], done.tokens, line["seconds"]))
+    records.append_line(run.metrics, line)
+    progress(Progress(state.step, plan.steps, done.loss, dev, line.lr, done.tokens, seconds))
     return state
 
 
-def _line(done: Step, plan: Plan, step: int, seconds: float) -> dict[str, Any]:
-    """A line of metrics.jsonl; steps are counted from 1 there."""
-    line = {
-        "step": step + 1,
-        "loss": done.loss,
-        "lr": learning_rate(plan, step),
-        "grad_norm": done.norm,
-        "tokens": done.tokens,
-        "computed": done.computed,
-        "supervised": done.supervised,
-        "seconds": seconds,
-    }
-    return {**line, "metrics": done.metrics} if done.metrics else line
+def _initial(hashes: dict[str, str], dev: float | None) -> CheckpointState:
+    """The state before the first step, given the dev loss if there are dev rows."""
+    best_step = None if dev is None else 0
+    return CheckpointState(step=0, hashes=hashes, best=dev, best_step=best_step, best_sha256=None, waited=0)
 
 
-def _with_best(run: Run, student: Learner, state: checkpoints.State) -> checkpoints.State:
+def _with_best(run: Run, student: Learner, state: CheckpointState) -> CheckpointState:
     """The state, after writing its weights as the best so far."""
     file = checkpoints.best_file(run.checkpoints, state.step)
-    return replace(state, best_sha256=checkpoints.save_weights(file, student.parameters))
+    return state.model_copy(update={"best_sha256": checkpoints.save_weights(file, student.parameters)})
 
 
-def _out_of_patience(state: checkpoints.State, plan: Plan) -> bool:
+def _out_of_patience(state: CheckpointState, plan: Plan) -> bool:
     return plan.patience > 0 and state.waited >= plan.patience
 
 
-def _advanced(state: checkpoints.State, dev: float | None) -> checkpoints.State:
+def _advanced(state: CheckpointState, dev: float | None) -> CheckpointState:
     """The state one step later, given the dev loss if it was measured."""
     step = state.step + 1
     if dev is None:
-        return replace(state, step=step)
+        return state.model_copy(update={"step": step})
     if state.best is None or dev < state.best:
-        return replace(state, step=step, best=dev, best_step=step, waited=0)
-    return replace(state, step=step, waited=state.waited + 1)
+        return state.model_copy(update={"step": step, "best": dev, "best_step": step, "waited": 0})
+    return state.model_copy(update={"step": step, "waited": state.waited + 1})
 
 
 def _drop_later_lines(run: Run, step: int) -> None:
     """Remove the lines of steps after the checkpoint, which would be logged twice."""
-    lines = list(read_lines(run.metrics))
-    kept = [line for line in lines if line["step"] <= step] if step else []
+    lines = list(records.read_lines(run.metrics, METRICS))
+    kept = [line for line in lines if line.step <= step] if step else []
     if len(kept) < len(lines):
-        write_lines(run.metrics, kept)
+        records.write_lines(run.metrics, kept)
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tunewright.core.config import Plan
+from tunewright.core.records import Profile
 from tunewright.methods import METHODS
 from tunewright.model.adapters import LoRALinear
 from tunewright.model.language_model import LanguageModel
@@ -55,47 +56,22 @@ KINDS = {
 # fmt: on
 
 
-@dataclass(frozen=True)
-class Profile:
-    """One step, averaged over `STEPS`. ``seconds_by_kind``: seconds by kind of operation.
-
-    ``gflop``: by the formula in `flops`, for the tokens computed; ``logical_gflop``: for the rows one by one;
-    ``peak_gflops``: GFLOP/s of the machine's fastest matrix product.
-    """
-
-    seconds: float
-    rows: int
-    tokens: int
-    computed: int
-    supervised: float
-    gflop: float
-    logical_gflop: float
-    peak_gflops: float
-    seconds_by_kind: dict[str, float]
-
-    @property
-    def of_peak(self) -> float:
-        return self.gflop / self.seconds / self.peak_gflops
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "of_peak": round(self.of_peak, 4)}
-
-    def lines(self) -> list[str]:
-        """The profile as text, a line each."""
-        shared = f", of which {self.computed} were computed" if self.computed < self.tokens else ""
-        lines = [f"a step of {self.rows} rows, {self.tokens} tokens{shared}: {self.seconds:.2f} s"]
-        for kind, spent in sorted(self.seconds_by_kind.items(), key=lambda item: -item[1]):
-            lines.append(f"  {kind:<32}{spent:6.3f} s {spent / self.seconds:5.0%}")
-        if self.seconds_by_kind[REST] > LARGEST_REST * self.seconds:
-            lines.append(f"  over {LARGEST_REST:.0%} is unnamed; operations are named as in torch {TORCH}")
-        lines.append(
-            f"  {self.gflop:.0f} GFLOP at {self.gflop / self.seconds:.0f} GFLOP/s: "
-            f"{self.of_peak:.0%} of the {self.peak_gflops:.0f} that this machine reaches"
-        )
-        if self.logical_gflop > 1.1 * self.gflop:
-            ratio = self.logical_gflop / self.gflop
-            lines.append(f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {ratio:.1f} times as many")
-        return lines
+def lines(p: Profile) -> list[str]:
+    """The profile as text, a line each."""
+    shared = f", of which {p.computed} were computed" if p.computed < p.tokens else ""
+    text = [f"a step of {p.rows} rows, {p.tokens} tokens{shared}: {p.seconds:.2f} s"]
+    for kind, seconds in sorted(p.seconds_by_kind.items(), key=lambda item: -item[1]):
+        text.append(f"  {kind:<32}{seconds:6.3f} s {seconds / p.seconds:5.0%}")
+    if p.seconds_by_kind[REST] > LARGEST_REST * p.seconds:
+        text.append(f"  over {LARGEST_REST:.0%} is unnamed; operations are named as in torch {TORCH}")
+    text.append(
+        f"  {p.gflop:.0f} GFLOP at {p.gflop / p.seconds:.0f} GFLOP/s: "
+        f"{p.of_peak:.0%} of the {p.peak_gflops:.0f} that this machine reaches"
+    )
+    if p.logical_gflop > 1.1 * p.gflop:
+        ratio = p.logical_gflop / p.gflop
+        text.append(f"  row by row it would be {p.logical_gflop:.0f} GFLOP: {ratio:.1f} times as many")
+    return text
 
 
 def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> float:
@@ -169,16 +145,18 @@ def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gfl
     batches = [b for step, c in enumerate(chosen) for b in METHODS[plan.method].batches(model, rows, c, plan, step)]
     alone = flat(rows[i] for c in chosen for i in c)
     logical = sum(flops(model, len(s.ids), len(s.ids) * (len(s.ids) + 1) // 2, s.supervised) for s in alone)
+    gflop = sum(_flops(model, b) for b in batches) / STEPS / 1e9
     return Profile(
         seconds=round(seconds, 4),
         rows=plan.batch_size,
         tokens=sum(t.tokens for t in taken) // STEPS,
         computed=sum(t.computed for t in taken) // STEPS,
         supervised=sum(t.supervised for t in taken) / STEPS,
-        gflop=round(sum(_flops(model, b) for b in batches) / STEPS / 1e9, 6),
+        gflop=round(gflop, 6),
         logical_gflop=round(logical / STEPS / 1e9, 6),
         peak_gflops=peak_gflops,
         seconds_by_kind=_by_kind(watched, seconds),
+        of_peak=round(gflop / seconds / peak_gflops, 4),
     )
 
 

@@ -111,7 +111,7 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int)
 
 @torch.no_grad()
 def dev_loss(model: LanguageModel, dev: Sequence[TrainRow], plan: Plan) -> float:
-    """Loss over all dev rows, divided as in a step; dropout off."""
+    """Loss over all dev rows, divided as in a step; dropout off. Raises TRAIN_NOT_FINITE."""
     method, module = METHODS[plan.method], model.module
     was = module.training
     module.eval()
@@ -119,4 +119,10 @@ def dev_loss(model: LanguageModel, dev: Sequence[TrainRow], plan: Plan) -> float
     for batch in method.batches(model, dev, range(len(dev)), plan, DEV_STEP):
         total, weight = total + float(method.loss(model, batch, plan).sum), weight + method.weight(batch)
     module.train(was)
+    if not math.isfinite(total):
+        raise TrainError(
+            "TRAIN_NOT_FINITE",
+            f"the loss on the dev rows is {total}.",
+            fix="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.",
+        )
     return total / weight

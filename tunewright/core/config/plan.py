@@ -20,6 +20,7 @@ class Plan(Frozen):
     """Every number that training uses; ``reasons`` maps a field to an explanation of its value.
 
     ``rows`` and ``tokens`` count training rows and their tokens; ``supervised_tokens`` counts the targets among them.
+    ``version`` is that of the schema of plan.json.
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
 
@@ -52,3 +53,4 @@ class Plan(Frozen):
     decode_batch_size: int
     estimate: Estimate | None = None
     reasons: dict[str, str]
+    version: Literal[1] = 1
