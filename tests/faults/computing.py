@@ -80,7 +80,7 @@ def nobody_sees_another() -> None:
 
 
 def one_long_document(patch: Patch) -> None:
-    def folded(ids: Any, fraction: bool = False) -> Any:
+    def folded(ids: Any, shared: bool = False) -> Any:
         tree = build([[t for row in ids for t in row]], False)
         ends = np.cumsum([len(row) for row in ids])
         return dataclasses.replace(
