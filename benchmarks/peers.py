@@ -179,7 +179,7 @@ class Bench:
         did = physical(chosen)
         return {
             "workload": workload.name,
-            "says": workload.says,
+            "says": workload.description,
             "target": workload.target,
             "batch": workload.batch,
             "tokens": sum(len(r["ids"]) for r in chosen),
