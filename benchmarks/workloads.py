@@ -31,8 +31,8 @@ WORKLOADS = {
         Workload(
             "classify-200", "classification: instruction of 200, message of 45, label of 1 to 3", 200, (48, 48), 3, 16, 15.0
         ),
-        Workload("classify-850", "the same with an 850-token instruction", 850, (48, 48), 3, 16, 30.0),
-        Workload("classify-850-32", "the same, 32 rows a step", 850, (48, 48), 3, 32, 30.0),
+        Workload("classify-850", "the same, instruction of 850", 850, (48, 48), 3, 16, 30.0),
+        Workload("classify-850-32", "the same, larger steps", 850, (48, 48), 3, 32, 30.0),
         Workload("tools-1500", "tool schema of 1,500, turn of 200", 1500, (200, 200), 60, 8, 6.0),
         Workload("chat-300", "chat: system prompt of 300, turns of 150", 300, (150, 150), 60, 16, 5.0),
         Workload("diverse", "no common prefix, mixed lengths from 50 to 600", 0, (50, 600), None, 16, 2.0),
