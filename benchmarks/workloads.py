@@ -29,7 +29,7 @@ WORKLOADS = {
     w.name: w
     for w in (
         Workload(
-            "classify-200", "classification: instruction of 200, message of 45, label of 1 to 3", 200, (48, 48), 3, 16, 15.0
+            "classify-200", "classify: instruction of 200, message of 45, label of 1 to 3", 200, (48, 48), 3, 16, 15.0
         ),
         Workload("classify-850", "the same, instruction of 850", 850, (48, 48), 3, 16, 30.0),
         Workload("classify-850-32", "the same, larger steps", 850, (48, 48), 3, 32, 30.0),
