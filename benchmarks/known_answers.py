@@ -91,7 +91,7 @@ class Bench:
         return "BETTER", _line(v), v["verdict"] == "BETTER"
 
     def null(self) -> tuple[str, str, bool]:
-        """Real addresses (any free text would do), with a learning rate that changes next to nothing. No few-shot arm, so
+        """Real addresses (any free text would do) and a learning rate that changes next to nothing. No few-shot arm, so
         the arm to beat is the base with the same prompt."""
         settings = [
             *PLAIN,
@@ -149,8 +149,8 @@ class Bench:
         )
 
     def noise(self) -> tuple[str, str, bool]:
-        """Labels flagged by the audit (TF-IDF, no model) and by cross-fitting (the recipe on halves of the rows), against
-        the planted errors."""
+        """Labels flagged by the audit (TF-IDF, no model) and by cross-fitting (the recipe on halves of the rows),
+        against the planted errors."""
         counts: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         fractions = []
         for part in range(2):

@@ -47,7 +47,7 @@ def peers_table(result: dict[str, Any]) -> str:
         f"Python {result['python']}, {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}; "
         f"{result['minutes']} minutes.",
         "",
-        "Speedup over the best setting of the best peer (median and range of the rounds); seconds per step are medians.",
+        "Speedup over the best setting of the best peer (median, and range of rounds); seconds per step are medians.",
         "",
         "| workload | speedup | target | ours, s | peers, s | ours, rows/s | tokens/s of the rows | tokens/s computed "
         "| of matmul peak | peak memory, ours / peer |",

@@ -71,7 +71,7 @@ def errors_page() -> str:
     lines = [
         HEAD + "# Error codes\n",
         "Codes are stable. Every message has the form `error[CODE] place: what is wrong. Fix: what to do.`",
-        "Exit status: 130 for `TRAIN_INTERRUPTED`; 1 for all other `TRAIN_*`, `EXPORT_*` and `RUN_DISK`; 2 for the rest.\n",
+        "Exit status: 130 for `TRAIN_INTERRUPTED`; 1 for other `TRAIN_*`, `EXPORT_*` and `RUN_DISK`; 2 for the rest.\n",
         "The examples are the messages for the wrong inputs in `tests/bad_inputs.py`;",
         "`python tests/bad_inputs.py FOLDER` writes all of these inputs, each with its command.\n",
         "| code | meaning | example |",
@@ -162,7 +162,7 @@ def correctness_page() -> str:
     ]
     for f in FAULTS:
         planted = "detected" if f.plant else "not applicable yet: rejected"
-        lines.append(f"| {f.number} | {f.bug} | {f.evidence} | {f.invariant} | {planted} |")
+        lines.append(f"| {f.number} | {f.bug} | {f.seen_in} | {f.invariant} | {planted} |")
     lines.append(SELFTEST_AND_KILLS)
     for name, t in _result("torture").items():
         model = "SmolLM2-135M" if name == "real" else "tiny, random weights"

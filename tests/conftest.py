@@ -201,7 +201,7 @@ def full(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The table of known silent bugs, where their tests were run."""
+    """The table of known silent bugs, if their tests were run."""
     reports = [r for r in terminalreporter.getreports("passed") if "test_faults.py" in r.nodeid]
     if not reports or (terminalreporter.config.option.verbose < 0 and len(reports) < 30):
         return
@@ -212,14 +212,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     def has_passed(test: str, fault: Any) -> bool:
         return any(f"{test}[{fault.number}-" in nodeid for nodeid in passed)
 
-    terminalreporter.section("known silent bugs: planted, and killed by their property")
+    terminalreporter.section("known silent bugs: planted, and detected by their property")
     for fault in FAULTS:
         state = (
-            "refused"
+            "rejected"
             if fault.plant is None
-            else "killed"
-            if has_passed("planted_bug_is_killed", fault)
-            else "NOT KILLED"
+            else "detected"
+            if has_passed("planted_bug_is_detected", fault)
+            else "NOT DETECTED"
         )
         holds = "" if has_passed("the_property_holds", fault) else "; THE PROPERTY DOES NOT HOLD"
-        terminalreporter.write_line(f"{fault.number:>3}  {state:<8} {fault.bug}{holds}")
+        terminalreporter.write_line(f"{fault.number:>3}  {state:<12} {fault.bug}{holds}")
