@@ -74,7 +74,7 @@ def test_a_signal_to_the_parent_saves_in_the_worker(tmp_path: Path, chat_rows: R
 
 
 def test_the_same_command_continues_the_same_run(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    """A cluster requeues the same command line. Another config under that name is an error that lists the differences."""
+    """A cluster requeues the same command line. Another config under that name is an error with the differences."""
     words = [str(chat_rows()), "--model", str(model_folder("llama")), *FLAGS, "--name", "r"]
     assert cli("plan", *words, cwd=tmp_path).returncode == 0
     plan = (tmp_path / "runs" / "r" / "plan.json").read_bytes()
