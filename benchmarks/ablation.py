@@ -1,5 +1,4 @@
-"""Ours, one idea after the other: padded rows, packed, head on labelled tokens only, the fused decoder, shared
-beginnings.
+"""Our step with one optimization after another: packing, head on labelled tokens, fused decoder, shared prefixes.
 
 python benchmarks/ablation.py [--pairs 3] [--only NAME ...]      Writes results/ablation.json and results/ablation.md.
 """
@@ -20,21 +19,20 @@ from workloads import CURVE, WORKLOADS, Workload
 
 from tunewright.train import machine
 
-# Each line has all above it. Passes are small where that is faster and all five have to fit into memory beside each
-# other.
+# Each variant includes those above it. Passes are small where that is faster, and so that all fit into memory at once.
 SMALL = {"capacity": 1024}
-STAGES: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "padded, head on every token": {"layout": "padded", "all_logits": True, "fused": False, **SMALL},
     "packed": {"layout": "packed", "all_logits": True, "fused": False, **SMALL},
     "head on labelled tokens only": {"layout": "packed", "fused": False, **SMALL},
     "fused decoder": {"layout": "packed", **SMALL},
-    "shared beginnings": {"layout": "shared"},
+    "shared prefixes": {"layout": "shared"},
 }
 
 
 def ablation(bench: Bench, workload: Workload, pairs: int) -> list[dict[str, Any]]:
-    """Rounds of one step each, forwards and backwards in turn, after a step to warm up."""
-    subjects = [bench.ours(workload, name, **more) for name, more in STAGES.items()]
+    """Rounds of one step per variant, in alternating order, after one step as warm-up."""
+    subjects = [bench.ours(workload, name, **more) for name, more in VARIANTS.items()]
     taken: dict[str, list[float]] = {s.name: [] for s in subjects}
     for number in range(pairs + 1):
         for subject in subjects if number % 2 == 0 else subjects[::-1]:
@@ -46,7 +44,7 @@ def ablation(bench: Bench, workload: Workload, pairs: int) -> list[dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--pairs", type=int, default=3, help="rounds of one step for each line")
+    parser.add_argument("--pairs", type=int, default=3, help="rounds of one step per variant")
     parser.add_argument(
         "--only", nargs="*", default=["classify-200", "diverse"], choices=list(WORKLOADS), metavar="NAME"
     )

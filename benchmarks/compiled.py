@@ -1,6 +1,6 @@
-"""Would torch.compile pay on a CPU? The elementwise parts of a layer, eager and compiled, with the cold start counted.
+"""Would torch.compile pay off on a CPU? The elementwise parts of a layer, eager and compiled, cold start included.
 
-python benchmarks/compiled.py      (needs a C++ compiler; prints how many steps it takes to win back the compilation)
+python benchmarks/compiled.py      (needs a C++ compiler; prints after how many steps compiling pays off)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def best(call: Callable[[], Any]) -> float:
+def median_seconds(call: Callable[[], Any]) -> float:
     times = []
     for _ in range(60):
         start = time.perf_counter()
@@ -55,7 +55,7 @@ def best(call: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # cold, as for a new user
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # empty, as for a new user
     torch.manual_seed(0)
 
     def bf16(*shape: int) -> Tensor:
@@ -88,18 +88,19 @@ def main() -> None:
         "norm, backward": lambda: torch.autograd.grad(made["norm"], x, back["norm"], retain_graph=True),
         "rotation (and back)": lambda: fused_llama._Rotate.apply(r, cos, sin),
     }
-    print("| part | times a layer | ours, ms | compiled, ms | compiling, s |\n|---|---|---|---|---|")
+    print("| part | times per layer | ours, ms | compiled, ms | compiling, s |\n|---|---|---|---|---|")
     cold = saved = 0.0
     for name, times, function, given in cases:
         compiled = torch.compile(function, dynamic=True)
         start = time.perf_counter()
         compiled(*given)
         compiling = time.perf_counter() - start
-        eager, fast = best(ours[name]), best(lambda compiled=compiled, given=given: compiled(*given))
+        eager = median_seconds(ours[name])
+        fast = median_seconds(lambda compiled=compiled, given=given: compiled(*given))
         cold += compiling
         saved += LAYERS * times * (eager - fast)
         print(f"| {name} | {times} | {eager * 1e3:.2f} | {fast * 1e3:.2f} | {compiling:.1f} |")
-    verdict = f"won back after {cold / saved:.0f} steps" if saved > 0 else "never won back"
+    verdict = f"it pays off after {cold / saved:.0f} steps" if saved > 0 else "it never pays off"
     print(f"\nA step of {T} tokens would save {saved:.2f} s; compiling takes {cold:.0f} s: {verdict}.")
 
 

@@ -1,7 +1,6 @@
-"""What the evidence costs: seconds of every stage of the demo task with plain and with full evidence.
+"""The cost of evidence: seconds of every stage of the demo task, with plain and with full evidence.
 
-python benchmarks/evidence.py [--runs FOLDER]      Writes results/evidence.md; runs that FOLDER holds already are read,
-not made.
+python benchmarks/evidence.py [--runs FOLDER]      Writes results/evidence.md; reuses the runs in FOLDER.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ KINDS = ("plain", "full")
 
 
 def seconds(run: Path) -> dict[str, float]:
-    """Of every stage, from the run's own events (to the second)."""
+    """The seconds of every stage, from the run's events (to the second)."""
     begun: dict[str, datetime] = {}
     kept: dict[str, float] = {}
     for event in read_lines(run / "events.jsonl"):
@@ -44,14 +43,14 @@ def table(runs: dict[str, Path]) -> str:
     rows = {s: [taken[k].get(s, 0.0) for k in KINDS] for s in stages} | {"all": list(total.values())}
     times = " | ".join(f"{x / total['plain']:.2f}" for x in total.values())
     lines = [
-        f"`python benchmarks/evidence.py`: seconds of each stage, the demo task (1,504 addresses, {steps} steps), "
-        f"threads: {threads['full']}. One run each:",
-        "the ratio is good to perhaps a tenth.",
+        f"`python benchmarks/evidence.py`: seconds of each stage of the demo task (1,504 addresses, {steps} steps), "
+        f"threads: {threads['full']}.",
+        "One run each, so the ratio is accurate to perhaps a tenth.",
         "",
         f"| stage | {' | '.join(KINDS)} |",
         "|---|" + "---|" * len(KINDS),
         *(f"| {name} | {' | '.join(f'{x:.0f}' for x in row)} |" for name, row in rows.items()),
-        f"| times the plain job | {times} |",
+        f"| relative to plain | {times} |",
         "",
         *(f"{kind}: {read_json(run / 'verdict.json')['verdict']}." for kind, run in runs.items()),
     ]

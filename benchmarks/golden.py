@@ -1,10 +1,10 @@
 """Do two commits compute the same? Three fixed runs on one thread with the code of each commit: weights, losses,
-answers and verdicts must be equal, bit for bit, on one machine.
+answers and verdicts must be equal, bit for bit, on the same machine.
 
     make data
-    python benchmarks/golden.py record COMMIT --out FILE.json   # with that commit's code; half an hour
-    python benchmarks/golden.py record . --out FILE.json        # with the working tree's code
-    python benchmarks/golden.py compare FILE.json FILE.json     # exits with 1 if they differ
+    python benchmarks/golden.py record COMMIT --out FILE.json    # three runs with that commit's code (half an hour)
+    python benchmarks/golden.py record . --out FILE.json         # with the working tree's code
+    python benchmarks/golden.py compare FILE.json FILE.json      # exits with 1 if they differ
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMMON = {
     "prove.batch_size": "16",
     "date": "2026-01-01",
 }
-# (rows, settings) by name. Every number that a plan could take from the machine is fixed.
+# Name -> (rows, settings). Every number that a plan could take from the machine is fixed.
 RUNS: dict[str, tuple[str, dict[str, str]]] = {
     "addresses": (
         "addresses/data/addresses.jsonl",
@@ -73,8 +73,8 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
-TWEETS = 801  # lines of tweets.csv that are used, the header included
-# Keys, branches and arms by the names that they had up to commit 0de7ec4.
+TWEETS = 801  # lines of tweets.csv that are used, including the header
+# Settings under the names that they had up to commit 0de7ec4; for branches, arms and score fields, old and new names.
 OLD_KEYS = {
     "train.batch_size": "train.batch",
     "train.tokens_per_pass": "train.capacity",
@@ -102,7 +102,7 @@ VERDICT = (
 
 
 def record(commit: str, out: Path) -> None:
-    """Runs the three runs, two at a time, and writes what they gave."""
+    """Make the three runs, two at a time, and write their results."""
     with tempfile.TemporaryDirectory() as scratch:
         code = ROOT if commit == "." else Path(scratch) / "code"
         if commit != ".":
@@ -118,7 +118,7 @@ def record(commit: str, out: Path) -> None:
 
 
 def run(name: str, code: Path, scratch: Path) -> Path:
-    """One run with the code in ``code``; its folder."""
+    """Make one run with the code in ``code``; return its folder."""
     path, settings = RUNS[name]
     rows = EXAMPLES / path
     if name == "sentiment":
@@ -144,7 +144,7 @@ def run(name: str, code: Path, scratch: Path) -> Path:
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """Everything that must be equal, by name: weights, losses, answers with their scores, the verdict's numbers."""
+    """Everything that must be equal, by name: weights, losses, answers with scores, the numbers of the verdict."""
     kept: dict[str, Any] = {}
     for folder in (run, *sorted(run.glob("branches/*"))):
         name = "" if folder == run else f"{OLD_NAMES.get(folder.name, folder.name)}: "
@@ -171,7 +171,7 @@ def collect(run: Path) -> dict[str, Any]:
 
 
 def compare(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Prints what is equal and what is not; whether everything is."""
+    """Print what is equal and what is not; return whether everything is."""
     same = True
     for name in RUNS:
         a, b = first[name], second[name]

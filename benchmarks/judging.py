@@ -1,7 +1,7 @@
-"""Judging beside transformers' batched `generate`: scoring labels, and greedy answers of 60 tokens. In turns, 125 rows
-each.
+"""Judging compared with transformers' batched `generate`: label scoring, and greedy answers of 60 tokens. The two take
+turns, 125 rows at a time.
 
-python benchmarks/judging.py [--rows 500]      (or: make bench)
+python benchmarks/judging.py [--rows 500]      (or: make bench-full)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHUNK = 125
 
 
 def transformers_generate(model: Any, prompts: list[list[int]], new: int, batch: int, eos: int) -> list[list[int]]:
-    """Left-padded batches in the order of length, as its documentation recommends."""
+    """Left-padded batches, sorted by length, as its documentation recommends."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     kept: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch):
@@ -61,12 +61,12 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = int(tokenizer.eos_token_id)
     ours = loading.load(folder, torch.bfloat16)
-    adapters.attach(ours.module, AdapterConfig(rank=16), 0)  # as in a run: the adapter is on, and zero at its start
+    adapters.attach(ours.module, AdapterConfig(rank=16), 0)  # enabled, as in a run; B is still zero
     if fused_llama.applies(ours.module):
         ours = dataclasses.replace(ours, kernels="fused")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     draw = random.Random(0)
-    # Messages of 20 to 70 tokens after the shared instruction of 200: real rows are not of one length.
+    # Messages of different lengths after the shared instruction of 200 tokens, as in real rows.
     prompts = [
         r["ids"][: draw.randint(220, 245)] for r in rows(WORKLOADS["classify-200"], asked.rows, tokenizer, seed=1)
     ]
@@ -95,7 +95,7 @@ def main() -> None:
     result: dict[str, Any] = {"tasks": {}}
     for task, sides in ways.items():
         tried = {}
-        for size[task] in (16, 32, 64):  # the peer's best batch, on part of the rows
+        for size[task] in (16, 32, 64):  # the peer's best batch size, on part of the rows
             start = time.perf_counter()
             sides["transformers"](prompts[:64])
             tried[size[task]] = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Runs whose verdict is known beforehand, end to end through the command line on the real 135M model and real tweets.
+"""Runs whose result is known in advance, end to end through the command line, on the real 135M model and real tweets.
 
 python benchmarks/known_answers.py [--shuffles 40] [--only NAME ...]      Writes results/known_answers.json and .md.
 """
@@ -43,7 +43,7 @@ def tweets() -> Rows:
 
 
 def distinct(rows: Rows) -> Rows:
-    """One row of each group of near-duplicates, so that rows may be put on any side."""
+    """One row of each group of near-duplicates, so that any row may go to any side."""
     return [rows[i] for i in sorted(set(alike([normalised(text) for text, _ in rows], 0.8).cluster))]
 
 
@@ -69,13 +69,13 @@ class Bench:
         files = {
             side: self.write(f"{name}-{side}", rows) for side, rows in (("train", train), ("dev", dev), ("test", test))
         }
-        self.made(
+        self.ensure_run(
             name, verb, files["train"], f"data.dev={files['dev']}", f"data.test={files['test']}", INSTRUCTION, *settings
         )
         return self.run_file(name, "verdict.json")
 
-    def made(self, name: str, verb: str, *words: str) -> None:
-        """The run of that name, unless --runs holds it already."""
+    def ensure_run(self, name: str, verb: str, *words: str) -> None:
+        """Make the run of that name, unless the folder of --runs already contains it."""
         if not (self.folder / "runs" / name / {"prove": "verdict.json", "export": "export.json"}[verb]).exists():
             done = self.cli(verb, *words, "--name", name)
             assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ class Bench:
     def run_file(self, name: str, file: str) -> dict[str, Any]:
         return dict(json.loads((self.folder / "runs" / name / file).read_text()))
 
-    # -- each case: (what should come out, what came out, whether it did)
+    # -- each case returns (expected result, actual result, whether they agree)
 
     def learnable(self) -> tuple[str, str, bool]:
         r = self.rows
@@ -91,8 +91,8 @@ class Bench:
         return "BETTER", _line(v), v["verdict"] == "BETTER"
 
     def null(self) -> tuple[str, str, bool]:
-        """Real addresses (free text would be as good); no shots, so that the arm to beat is the one that the adapter
-        does not change."""
+        """Real addresses (any free text would do) and a learning rate that changes next to nothing. No few-shot arm, so
+        the arm to beat is the base with the same prompt."""
         settings = [
             *PLAIN,
             "prove.few_shot=[]",
@@ -102,7 +102,7 @@ class Bench:
             "train.steps=3",
             "train.batch_size=4",
         ]
-        self.made("null", "prove", str(rows_file()), *settings)
+        self.ensure_run("null", "prove", str(rows_file()), *settings)
         v = self.run_file("null", "verdict.json")
         return "PRACTICALLY EQUAL or CANNOT TELL", _line(v), v["verdict"] in ("PRACTICALLY EQUAL", "CANNOT TELL")
 
@@ -110,9 +110,8 @@ class Bench:
         words: list[str] = []
         for seed in range(self.shuffles):
             draw = random.Random(seed)
-            rows = distinct(
-                draw.sample(self.rows, 290)
-            )  # fewer rows share fewer beginnings: more pairs are nearly equal
+            # Again: among fewer rows, less text counts as boilerplate, so more pairs are near-duplicates.
+            rows = distinct(draw.sample(self.rows, 290))
             labels = [label for _, label in rows]
             draw.shuffle(labels)
             rows = [(text, label) for (text, _), label in zip(rows, labels, strict=True)]
@@ -150,8 +149,8 @@ class Bench:
         )
 
     def noise(self) -> tuple[str, str, bool]:
-        """Suspects of the audit (TF-IDF, no model) and of the cross-fit (the tuned recipe on halves) against what was
-        planted."""
+        """Labels flagged by the audit (TF-IDF, no model) and by cross-fitting (the recipe on halves of the rows),
+        against the planted errors."""
         counts: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         fractions = []
         for part in range(2):
@@ -161,7 +160,7 @@ class Bench:
                 (t, draw.choice([x for x in names if x != label]) if draw.random() < 0.15 else label)
                 for t, label in rows
             ]
-            self.made(name, "export", self.write(name, planted), INSTRUCTION, *PLAIN,
+            self.ensure_run(name, "export", self.write(name, planted), INSTRUCTION, *PLAIN,
                       "experiments.crossfit=true", "train.epochs=1.5",
                       "split.test=0.1", "export.merged=false")  # fmt: skip
             split = (self.folder / "runs" / name / "data" / "split.jsonl").read_text().splitlines()
@@ -171,7 +170,7 @@ class Bench:
             flagged = {
                 "audit": self.run_file(name, "data/audit.json")["suspects"],
                 "cross-fit": crossfit["suspects"],
-                "confident learning on the same shares": [
+                "confident learning on the same probabilities": [
                     {"row": i} for i in self.confident_learning(name, [x for _, x in planted])
                 ],
             }
@@ -186,31 +185,31 @@ class Bench:
             reported.append(f"{who} {words[-1]} (the parts: {', '.join(words[:-1])})")
         hits, all_flagged, all_wrong = map(sum, zip(*counts["cross-fit"], strict=True))
         return (
-            "precision 0.7 / recall 0.6 of the cross-fit (aim), two parts of 1,000 tweets together",
-            f"{'; '.join(reported)}; fraction of wrong labels, as the cross-fit estimates it: {', '.join(fractions)}",
+            "precision 0.7 / recall 0.6 of cross-fitting (goal), two parts of 1,000 tweets together",
+            f"{'; '.join(reported)}; fraction of wrong labels, estimated by cross-fitting: {', '.join(fractions)}",
             hits / all_flagged >= 0.7 and hits / all_wrong >= 0.6,
         )
 
     def confident_learning(self, name: str, labels: list[str]) -> set[int]:
-        """Northcutt, Jiang & Chuang 2021 (1911.00068): rows whose likeliest label above its threshold is not the given
-        one."""
+        """Northcutt, Jiang & Chuang 2021 (1911.00068): rows whose most probable label, among those above their
+        threshold, is not the given one."""
         logp: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for file in (self.folder / "runs" / name / "branches").glob("cut-*/scores/*.jsonl"):
             for line in map(json.loads, file.read_text().splitlines()):
-                for x, fraction in line["probs"].items():
-                    logp[line["row"]][x] += math.log(max(fraction, 1e-9))
-        fractions = {}
+                for x, prob in line["probs"].items():
+                    logp[line["row"]][x] += math.log(max(prob, 1e-9))
+        probs = {}
         for row, of in logp.items():
             total = sum(math.exp(v / 2) for v in of.values())
-            fractions[row] = {x: math.exp(v / 2) / total for x, v in of.items()}
+            probs[row] = {x: math.exp(v / 2) / total for x, v in of.items()}
         names = sorted(set(labels))
-        sure = {x: np.mean([s[x] for row, s in fractions.items() if labels[row] == x]) for x in names}
-        kept = set()
-        for row, s in fractions.items():
-            over = [x for x in names if s[x] >= sure[x]]
-            if over and max(over, key=s.__getitem__) != labels[row]:
-                kept.add(row)
-        return kept
+        threshold = {x: np.mean([p[x] for row, p in probs.items() if labels[row] == x]) for x in names}
+        flagged = set()
+        for row, p in probs.items():
+            above = [x for x in names if p[x] >= threshold[x]]
+            if above and max(above, key=p.__getitem__) != labels[row]:
+                flagged.add(row)
+        return flagged
 
     def forgetful(self) -> tuple[str, str, bool]:
         r = self.rows
@@ -235,7 +234,7 @@ class Bench:
 
         tripped = "WORSE" in lost.values()
         return (
-            "a probe is WORSE; a mitigation brings KL down at an equal dev score",
+            "a probe is WORSE; a mitigation lowers KL at an equal dev score",
             reported,
             tripped and after["generic"]["kl_bits"] < before["generic"]["kl_bits"],
         )
@@ -258,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--shuffles", type=int, default=40)
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
-    parser.add_argument("--runs", type=Path, help="folder to run in; runs that it holds already are read, not made")
+    parser.add_argument("--runs", type=Path, help="folder to run in; runs that it already contains are reused")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "known_answers.json")
     asked = parser.parse_args()
     folder = asked.runs or Path(tempfile.mkdtemp(prefix="tunewright-known-"))
@@ -271,7 +270,7 @@ def main() -> None:
         reported = reported.replace(f"{bench.folder}/", "")
         kept[name] = {"wanted": wanted, "result": reported, "held": held, "seconds": round(time.monotonic() - begun)}
         print(
-            f"{name}: {'as wanted' if held else 'NOT AS WANTED'}: {reported} ({kept[name]['seconds']} s)",
+            f"{name}: {'as expected' if held else 'NOT AS EXPECTED'}: {reported} ({kept[name]['seconds']} s)",
             file=sys.stderr,
             flush=True,
         )
@@ -280,7 +279,7 @@ def main() -> None:
         f"`python benchmarks/known_answers.py --shuffles {asked.shuffles}`: SmolLM2-135M-Instruct, tweets "
         "(vaderSentiment), through the command line.",
         "",
-        "| run | should give | gave | |",
+        "| run | expected | actual | as expected |",
         "|---|---|---|---|",
         *(f"| {k} | {c['wanted']} | {c['result']} | {'yes' if c['held'] else '**no**'} |" for k, c in kept.items()),
     ]

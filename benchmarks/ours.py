@@ -1,4 +1,4 @@
-"""tunewright as a timed process: its own loop's step, on rows that are already tokens."""
+"""tunewright as a timed process: its own training step, on rows that are already tokenized."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plan_of(setup: dict[str, Any], rows: list[TrainRow]) -> Plan:
 
 
 class AllLogits:
-    """For the ablation: the way of most systems, in which the head multiplies every token, labelled or not."""
+    """For the ablation: the head is applied to every token, labelled or not, as in most systems."""
 
     prepare, annotate = staticmethod(sft.prepare), staticmethod(sft.annotate)
     batches, weight = staticmethod(sft.batches), staticmethod(sft.weight)
@@ -80,7 +80,7 @@ def main() -> None:
     torch.set_num_threads(setup["threads"])
     rows = [single(r) for r in rendered(json.loads(Path(setup["rows"]).read_text(encoding="utf-8")))]
     METHODS["all_logits"] = AllLogits()
-    # Rows go in the order of the file, as with the peers.
+    # Rows in the order of the file, as for the peers.
     packing.step_rows = lambda count, batch, seed, step: [(step * batch + i) % count for i in range(batch)]  # type: ignore[assignment]
     plan = plan_of(setup, rows)
     model = loading.load(setup["model"], loading.torch_dtype(plan.dtype))

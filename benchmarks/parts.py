@@ -1,6 +1,6 @@
-"""The parts of a step, one by one: products, attention kernels, how blocks of attention are cut, the fused decoder.
+"""The parts of a step, one by one: matrix products, attention kernels, block sizes of attention, the fused decoder.
 
-python benchmarks/parts.py      (two minutes; prints the tables that NOTES.md argues from)
+python benchmarks/parts.py      (two minutes; prints the tables that NOTES.md discusses)
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tunewright.train import machine
 HEADS, GROUPS, WIDTH = 9, 3, 64
 
 
-def took(call: Callable[[], Any], seconds: float = 0.4) -> float:
-    """Milliseconds, the best of as many calls as fit."""
+def best_milliseconds(call: Callable[[], Any], seconds: float = 0.4) -> float:
+    """The fastest of as many calls as fit into ``seconds``."""
     call()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -40,20 +40,21 @@ def bf16(*shape: int) -> Tensor:
 
 def products(tokens: int = 976) -> None:
     print(
-        f"## Matrix products, bfloat16, {tokens} tokens (GFLOP/s)\n\n| inputs, outputs | forward | to the input | "
-        "to the input, weight transposed in advance |\n|---|---|---|---|"
+        f"## Matrix products, bfloat16, {tokens} tokens (GFLOP/s)\n\n"
+        "| inputs, outputs | forward | input gradient | input gradient, weight transposed in advance |\n"
+        "|---|---|---|---|"
     )
     for i, o in ((576, 576), (576, 192), (576, 960), (576, 1536), (576, 3072), (1536, 576)):
         x, g, w = bf16(tokens, i), bf16(tokens, o), bf16(o, i)
         turned, flop = w.T.contiguous(), 2 * tokens * i * o / 1e6
-        speeds = [flop / took(call) for call in (lambda: x @ w.T, lambda: g @ w, lambda: g @ turned.T)]  # noqa: B023
+        speeds = [flop / best_milliseconds(call) for call in (lambda: x @ w.T, lambda: g @ w, lambda: g @ turned.T)]  # noqa: B023
         print(f"| {i}, {o} | {' | '.join(f'{s:.0f}' for s in speeds)} |")
 
 
 def kernels() -> None:
     print(
-        "\n## Attention of one layer, bfloat16 (milliseconds, forward / backward)\n\n| queries on keys | torch's "
-        "flash kernel | plain products |\n|---|---|---|"
+        "\n## Attention of one layer, bfloat16 (milliseconds, forward / backward)\n\n"
+        "| queries on keys | torch's flash kernel | plain matrix products |\n|---|---|---|"
     )
     ops = torch.ops.aten
     shapes = {
@@ -69,8 +70,8 @@ def kernels() -> None:
         flash = ops._scaled_dot_product_flash_attention_for_cpu
         out, lse = flash(q, k, v, 0.0, causal, attn_mask=None, scale=0.125)
         back = ops._scaled_dot_product_flash_attention_for_cpu_backward
-        a = took(lambda: flash(q, k, v, 0.0, causal, attn_mask=None, scale=0.125))  # noqa: B023
-        b = took(lambda: back(g, q, k, v, out, lse, 0.0, causal, attn_mask=None, scale=0.125))  # noqa: B023
+        a = best_milliseconds(lambda: flash(q, k, v, 0.0, causal, attn_mask=None, scale=0.125))  # noqa: B023
+        b = best_milliseconds(lambda: back(g, q, k, v, out, lse, 0.0, causal, attn_mask=None, scale=0.125))  # noqa: B023
         rep = HEADS // GROUPS
         q, g, k, v = (
             bf16(batch * GROUPS, m * rep, WIDTH),
@@ -92,12 +93,13 @@ def kernels() -> None:
             ds = torch._softmax_backward_data(g @ v.transpose(1, 2), p, -1, torch.bfloat16)  # noqa: B023
             p.transpose(1, 2) @ g, ds @ k, ds.transpose(1, 2) @ q  # noqa: B023
 
-        print(f"| {name} | {a:.1f} / {b:.1f} | {took(lambda: weights() @ v):.1f} / {took(backward):.1f} |")  # noqa: B023
+        c, d = best_milliseconds(lambda: weights() @ v), best_milliseconds(backward)  # noqa: B023
+        print(f"| {name} | {a:.1f} / {b:.1f} | {c:.1f} / {d:.1f} |")
 
 
 def steps() -> None:
-    """Forward and backward of 16 rows of classify-200, in turns: transformers' modules, and the fused decoder by size
-    of pieces."""
+    """Forward and backward of 16 rows of classify-200, in turns: transformers' modules, and the fused decoder with
+    several block sizes."""
     from transformers import AutoTokenizer
 
     folder = loading.resolve("smollm2-135m")
@@ -121,8 +123,8 @@ def steps() -> None:
             times[name].append(time.perf_counter() - start)
             model.module.zero_grad()
     print(
-        f"\n## A pass of {batch.ids_BT.size} computed tokens, forward and backward\n\n| decoder, most queries of a "
-        "long / short block | s, best of five | median |\n|---|---|---|"
+        f"\n## A pass of {batch.ids_BT.size} computed tokens, forward and backward\n\n"
+        "| decoder, most queries in a long / short block | s, best of five | median |\n|---|---|---|"
     )
     for name, spent in times.items():
         print(f"| {name} | {min(spent[1:]):.2f} | {statistics.median(spent[1:]):.2f} |")

@@ -1,10 +1,10 @@
-"""tunewright beside TRL and plain transformers + PEFT: the same rows, steps, start, schedule; turn by turn in one
-sitting.
+"""tunewright compared with TRL and with a plain transformers + PEFT loop: the same rows, steps, initial adapter and
+schedule, in alternating steps.
 
 python benchmarks/peers.py [--pairs 3] [--only NAME ...] [--skip-curves]      (or: make bench)
 
-Peers get their own environment (benchmarks/.venv, made on the first call). Writes results/peers.json and
-results/peers.md; exits with an error when the loss curves disagree.
+Peers have their own environment (benchmarks/.venv, created on the first call). Writes results/peers.json and
+results/peers.md; exits with an error if the loss curves disagree.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tunewright.train import machine
 
 HERE = Path(__file__).parent
 PEERS = HERE / ".venv" / "bin" / "python"
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
-# Each peer at its defaults and at settings that people report to be fast. The fastest on classify-200 is used
-# throughout. `micro`: the peer puts as many rows into a pass as this many tokens hold and accumulates over passes. That
-# wastes less on padding, needs less memory, and on a CPU is faster too.
+# Each peer at its defaults and at settings that people report to be fast; the fastest on classify-200 is used for all
+# workloads. `micro`: the peer accumulates over passes of at most this many tokens, which wastes less on padding, needs
+# less memory, and is faster on a CPU.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "trl_sft.py": {
         "TRL defaults": {"dtype": "float32"},
@@ -60,7 +60,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def environment() -> None:
-    if (HERE / ".venv" / "whole").exists():
+    if (HERE / ".venv" / "complete").exists():
         return
     subprocess.run([sys.executable, "-m", "venv", str(HERE / ".venv")], check=True)
     pip = [
@@ -75,11 +75,11 @@ def environment() -> None:
     ]
     subprocess.run([*pip, "torch"], check=True)
     subprocess.run([*pip, "trl", "peft", "transformers", "datasets"], check=True)
-    (HERE / ".venv" / "whole").touch()
+    (HERE / ".venv" / "complete").touch()
 
 
 def gemm_peak() -> float:
-    """GFLOP/s of the fastest product: 2048 cubed and the model's own shapes, float32 and bfloat16, median of 20."""
+    """GFLOP/s of the fastest matrix product: 2048 cubed and the model's shapes, float32 and bfloat16, median of 20."""
     import torch
 
     best = 0.0
@@ -95,8 +95,8 @@ def gemm_peak() -> float:
     return best
 
 
-def physical(chosen: list[dict[str, list[int]]]) -> tuple[int, int, int]:
-    """(computed tokens, query-key pairs, labelled tokens) of one step of ours."""
+def step_sizes(chosen: list[dict[str, list[int]]]) -> tuple[int, int, int]:
+    """(computed tokens, query-key pairs, labelled tokens) of one of our steps."""
     from tunewright.tokens.packing import to_batch
     from tunewright.tokens.prefix_tree import pairs
 
@@ -105,20 +105,20 @@ def physical(chosen: list[dict[str, list[int]]]) -> tuple[int, int, int]:
 
 
 def step_flops(tokens: int, pairs: int, labelled: int) -> float:
-    """Floating point operations of our LoRA step (forward and backward; SmolLM2-135M, rank 16): 4 for each matrix
-    weight and computed token, 4 for each head weight and labelled token, 6 for each adapter weight, 12 for each layer,
-    width and pair."""
+    """Floating point operations of our LoRA step (forward and backward; SmolLM2-135M, rank 16): 4 per matrix weight and
+    computed token, 4 per head weight and labelled token, 6 per adapter weight and computed token, and 12 per layer,
+    unit of width and query-key pair."""
     body, head, adapter, layers, width = 106_168_320, 28_311_552, 4_884_480, 30, 576
     return 4.0 * body * tokens + 4.0 * head * labelled + 6.0 * adapter * tokens + 12.0 * layers * width * pairs
 
 
 class Bench:
-    def __init__(self, folder: Path, threads: int, say: Say) -> None:
+    def __init__(self, folder: Path, threads: int, report: Print) -> None:
         from transformers import AutoTokenizer
 
         from tunewright.model import loading
 
-        self.folder, self.say = folder, say
+        self.folder, self.report = folder, report
         self.model = loading.resolve("smollm2-135m")
         self.tokenizer = AutoTokenizer.from_pretrained(self.model)
         self.common = {"model": str(self.model), "threads": threads, "lr": 1e-3, "adapter": str(folder / "adapter")}
@@ -143,7 +143,7 @@ class Bench:
         return Subject(PEERS, HERE / script, self.setup(workload, name, **{**SETTINGS[script].get(name, {}), **more}))
 
     def once(self, subject: Subject, steps: int = 1) -> dict[str, Any]:
-        """Seconds of the last of ``steps`` steps, all losses, peak memory."""
+        """Take ``steps`` steps; the seconds of the last one, all losses, and peak memory."""
         taken = [subject.step() for _ in range(steps)]
         end = subject.end()
         died = not taken[-1]
@@ -156,19 +156,19 @@ class Bench:
         }
 
     def settings(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Every setting of every peer on classify-200, and the fastest of each peer."""
+        """Results of every setting of every peer on classify-200, and the fastest setting of each peer."""
         kept, best = [], {}
         for script, named in SETTINGS.items():
             measured = []
             for name in named:
                 measured.append(self.once(self.peer(WORKLOADS["classify-200"], script, name)))
-                self.say(f"  {name}: {measured[-1]['seconds'] or 'died'}")
+                self.report(f"  {name}: {measured[-1]['seconds'] or 'died'}")
             kept += measured
             best[script] = min((m for m in measured if m["seconds"]), key=lambda m: m["seconds"])["name"]
         return kept, best
 
     def side_by_side(self, workload: Workload, best: dict[str, str], pairs: int) -> dict[str, Any]:
-        """Rounds of one step each, forwards and backwards in turn, so that a slow minute hits all alike."""
+        """Rounds of one step per system, in alternating order, so that a slow minute affects all alike."""
         subjects = [self.ours(workload), *(self.peer(workload, script, name) for script, name in best.items())]
         taken: dict[str, list[dict[str, float]]] = {s.name: [] for s in subjects}
         for i in range(pairs):
@@ -176,15 +176,15 @@ class Bench:
                 taken[subject.name].append(subject.step())
         ends = {s.name: s.end() for s in subjects}
         chosen = json.loads((self.folder / f"{workload.name}.json").read_text())[: workload.batch]
-        did = physical(chosen)
+        sizes = step_sizes(chosen)
         return {
             "workload": workload.name,
-            "says": workload.says,
+            "says": workload.description,
             "target": workload.target,
             "batch": workload.batch,
             "tokens": sum(len(r["ids"]) for r in chosen),
-            "computed": did[0],
-            "flops": step_flops(*did),
+            "computed": sizes[0],
+            "flops": step_flops(*sizes),
             "seconds": {name: [t.get("seconds") for t in steps] for name, steps in taken.items()},
             "losses": {name: [t.get("loss") for t in steps] for name, steps in taken.items()},
             "peak_gb": {name: end.get("peak_gb") for name, end in ends.items()},
@@ -192,7 +192,7 @@ class Bench:
         }
 
     def curves(self, steps: int) -> dict[str, Any]:
-        """Losses of ``steps`` steps: float32 must agree, bfloat16 must lie within what another seed changes."""
+        """Losses of ``steps`` steps of each system, in float32 and bfloat16, and of two other seeds in bfloat16."""
         kept: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {}}
         for dtype, losses in kept.items():
             losses["tunewright"] = self.once(self.ours(CURVE, f"ours-{dtype}", dtype=dtype), steps)["losses"]
@@ -211,7 +211,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--pairs", type=int, default=3, help="rounds of one step for each system")
+    parser.add_argument("--pairs", type=int, default=3, help="rounds of one step per system")
     parser.add_argument("--only", nargs="*", default=list(WORKLOADS), choices=list(WORKLOADS), metavar="NAME")
     parser.add_argument("--skip-curves", action="store_true")
     parser.add_argument("--curve-steps", type=int, default=50)
@@ -221,14 +221,14 @@ def main() -> None:
     threads = machine.cores()
     begun = time.monotonic()
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         print(f"[{time.monotonic() - begun:5.0f} s] {line}", file=sys.stderr, flush=True)
 
     environment()
     folder = Path(tempfile.mkdtemp(prefix="tunewright-bench-"))
-    bench = Bench(folder, threads, say)
+    bench = Bench(folder, threads, report)
     peak = gemm_peak()
-    say(f"{threads} threads, products at {peak:.0f} GFLOP/s; working in {folder}")
+    report(f"{threads} threads, matrix products at {peak:.0f} GFLOP/s; working in {folder}")
     bench.once(bench.ours(CURVE, "start", save_adapter=str(folder / "adapter")))
     result: dict[str, Any] = {
         "machine": {"processor": platform.processor() or platform.machine(), "threads": threads, "gemm_gflops": peak},
@@ -242,23 +242,23 @@ def main() -> None:
         asked.out.write_text(json.dumps(result, indent=1))
 
     if not asked.skip_curves:
-        say(f"loss curves, {asked.curve_steps} steps")
+        report(f"loss curves, {asked.curve_steps} steps")
         result["curves"] = bench.curves(asked.curve_steps)
         save()
     if asked.best:
         best = dict(zip(SETTINGS, asked.best, strict=True))
     else:
-        say("the peers' settings, on classify-200")
+        report("the peers' settings, on classify-200")
         result["settings"], best = bench.settings()
         save()
     result["best"] = best
     result["workloads"] = []
     for name in asked.only:
         workload = WORKLOADS[name]
-        # A step of 32 long rows takes a peer minutes: one round is enough to see the size of it.
+        # A step of 32 long rows takes a peer minutes: one round shows the order of magnitude.
         result["workloads"].append(bench.side_by_side(workload, best, 1 if workload.batch == 32 else asked.pairs))
         seconds = result["workloads"][-1]["seconds"]
-        say(
+        report(
             f"{name}: "
             + "; ".join(f"{k} {', '.join(f'{s:.2f}' if s else 'died' for s in v)}" for k, v in seconds.items())
         )

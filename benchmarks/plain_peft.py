@@ -1,4 +1,4 @@
-"""transformers + PEFT in a loop of a dozen lines: what a careful engineer writes by hand, as a timed process."""
+"""transformers + PEFT in a loop of a dozen lines, as a careful engineer would write it, as a timed process."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a timed process and the one that times it say to each other. Standard library only: peers have their own
+"""The protocol between a timed process and the one that times it. Standard library only: peers have their own
 environments.
 
-The process gets its setup as the first line on stdin, answers {"ready": true}, and then takes one optimizer step for
-each line "step" and answers {"loss", "seconds"}; at "end" it answers its peak memory. So two processes can take turns,
-step by step, with neither running while the other is timed.
+The timed process reads its setup from the first line on stdin and answers {"ready": true}. For each line "step" it
+takes one optimizer step and answers {"loss", "seconds"}; to "end" it answers with its peak memory. So processes can
+take turns, step by step, and none runs while another is timed.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from typing import Any
 
 
 class Wire:
-    """The subject's end. Whatever libraries print goes to stderr."""
+    """The end of the timed process. What libraries print goes to stderr."""
 
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self.setup: dict[str, Any] = json.loads(sys.stdin.readline())
 
-    def say(self, **words: Any) -> None:
-        print(json.dumps(words), file=self.out, flush=True)
+    def send(self, **values: Any) -> None:
+        print(json.dumps(values), file=self.out, flush=True)
 
     def wait(self) -> bool:
-        """Whether another step is wanted; says goodbye if not."""
+        """Wait for a line: true if it requests a step; otherwise send the final figures."""
         if sys.stdin.readline().strip() == "step":
             return True
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         names = ("torch", "transformers", "peft", "trl", "tunewright")
         results = {d.metadata["Name"].lower() for d in metadata.distributions()}
-        self.say(peak_gb=peak / 1e9, versions={n: metadata.version(n) for n in names if n in results})
+        self.send(peak_gb=peak / 1e9, versions={n: metadata.version(n) for n in names if n in results})
         return False
 
 
 def serve(step: Callable[[int], float], wire: Wire) -> None:
-    """Take steps 0, 1, ... as they are asked for. ``step`` returns its loss."""
+    """Take steps 0, 1, ... on request. ``step`` returns its loss."""
     import time
 
-    wire.say(ready=True)
+    wire.send(ready=True)
     number = 0
     while wire.wait():
         start = time.perf_counter()
         loss = step(number)
-        wire.say(loss=loss, seconds=time.perf_counter() - start)
+        wire.send(loss=loss, seconds=time.perf_counter() - start)
         number += 1
 
 
 class Subject:
-    """The timing end: a process that is asked for steps."""
+    """The end that times: starts a process and requests its steps."""
 
     def __init__(self, python: Path, script: Path, setup: dict[str, Any]) -> None:
         self.name = str(setup["name"])
@@ -75,29 +75,29 @@ class Subject:
             text=True,
             env=environment,
         )
-        self._say(json.dumps(setup))
-        self.ready = bool(self._hear().get("ready"))
+        self._send(json.dumps(setup))
+        self.ready = bool(self._receive().get("ready"))
 
     def step(self) -> dict[str, float]:
-        """{"loss", "seconds"}, or {} if the process has died (of memory, most likely)."""
-        self._say("step")
-        return self._hear()
+        """{"loss", "seconds"}, or {} if the process has died (most likely out of memory)."""
+        self._send("step")
+        return self._receive()
 
     def end(self) -> dict[str, Any]:
-        """{"peak_gb", "versions"}, or {} if the process died before."""
-        self._say("end")
-        results = self._hear()
+        """{"peak_gb", "versions"}, or {} if the process has died."""
+        self._send("end")
+        results = self._receive()
         self.process.wait()
         return results
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self.process.stdin is not None
         try:
             print(line, file=self.process.stdin, flush=True)
         except BrokenPipeError:
             self.ready = False
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return dict(json.loads(line)) if line else {}

@@ -1,4 +1,4 @@
-"""The tables of results/*.md, from the numbers of results/*.json."""
+"""The tables of results/*.md, from the numbers in results/*.json."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workloads import WORKLOADS
+
 OURS = "tunewright"
 
 
 def ratios(seconds: dict[str, list[float | None]]) -> list[float]:
-    """For each round, how many times longer the best peer of all rounds took than we did."""
+    """The speedup of each round: seconds of the best peer (by its median over all rounds) over ours."""
     medians = {name: statistics.median(s) for name, given in seconds.items() if (s := [x for x in given if x])}
     best = min((n for n in medians if n != OURS), key=medians.__getitem__, default=None)
     if best is None:
@@ -21,7 +23,7 @@ def ratios(seconds: dict[str, list[float | None]]) -> list[float]:
 
 
 def times(values: list[float]) -> str:
-    """How many times as fast: the median of the rounds and their range."""
+    """Speedups in words: the median of the rounds and their range."""
     return (
         f"**{statistics.median(values):.1f}** ({min(values):.1f} to {max(values):.1f})" if values else "the peers died"
     )
@@ -40,16 +42,15 @@ def peers_table(result: dict[str, Any]) -> str:
         for values in row["versions"].values():
             versions |= values
     lines = [
-        f"`{result['command']}`: {machine['threads']} threads of {machine['processor']}, products at {peak:.0f} "
-        "GFLOP/s, "
+        f"`{result['command']}`: {machine['threads']} threads of {machine['processor']}, "
+        f"matrix products at {peak:.0f} GFLOP/s, "
         f"Python {result['python']}, {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}; "
         f"{result['minutes']} minutes.",
         "",
-        "Times as fast as the best setting of the best peer (median of the rounds, and their range); seconds a step "
-        "are medians.",
+        "Speedup over the best setting of the best peer (median, and range of rounds); seconds per step are medians.",
         "",
-        "| workload | times as fast | wanted | ours, s | peers, s | ours, rows/s | tokens/s of the rows | tokens/s "
-        "computed | of the product peak | memory, ours / peer |",
+        "| workload | speedup | target | ours, s | peers, s | ours, rows/s | tokens/s of the rows | tokens/s computed "
+        "| of matmul peak | peak memory, ours / peer |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["workloads"]:
@@ -59,14 +60,14 @@ def peers_table(result: dict[str, Any]) -> str:
         ours, values = seconds[OURS], ratios(row["seconds"])
         theirs = ", ".join(f"{n} {s:.1f}" if s else f"{n} died" for n, s in seconds.items() if n != OURS)
         lines.append(
-            f"| {row['says']}; {row['batch']} rows a step | {times(values)} | {row['target']:g} | {ours:.2f} | "
+            f"| {description(row)}; {row['batch']} rows per step | {times(values)} | {row['target']:g} | {ours:.2f} | "
             f"{theirs} | {row['batch'] / ours:.2f} "
             f"| {row['tokens'] / ours:.0f} | {row['computed'] / ours:.0f} | {row['flops'] / ours / peak / 1e9:.0%} "
             f"| {memory(row)} |"
         )
     if part := result.get("settings"):
-        title = "The peers' settings on classify-200 (one step after a small one to warm up)"
-        lines += ["", f"{title}:", "", "| setting | s a step | peak memory |", "|---|---|---|"]
+        title = "The peers' settings on classify-200 (one step, after a small one as warm-up)"
+        lines += ["", f"{title}:", "", "| setting | s per step | peak memory |", "|---|---|---|"]
         lines += [
             f"| {m['name']} | {m['seconds']:.1f} | {m['peak_gb']:.1f} GB |"
             if m["seconds"]
@@ -79,13 +80,13 @@ def peers_table(result: dict[str, Any]) -> str:
 
 
 def ablation_table(result: dict[str, Any]) -> str:
-    lines = [f"`{result['command']}`: seconds a step are medians of the rounds; each line has all above it."]
+    lines = [f"`{result['command']}`: seconds per step are medians of the rounds; each line includes all above it."]
     for name, part in result["workloads"].items():
         lines += [
             "",
             f"On {name}:",
             "",
-            "| | s a step | times as fast as the line above | peak memory |",
+            "| | s per step | speedup over the line above | peak memory |",
             "|---|---|---|---|",
         ]
         before: list[float] = []
@@ -99,9 +100,9 @@ def ablation_table(result: dict[str, Any]) -> str:
 def judging_table(result: dict[str, Any]) -> str:
     lines = [
         f"`{result['command']}`: SmolLM2-135M in bfloat16, {result['threads']} threads, rows with a shared "
-        "instruction of 200 tokens; transformers' `generate` at its best batch of 16, 32 and 64.",
+        "instruction of 200 tokens; transformers' `generate` at its best batch size of 16, 32 and 64.",
         "",
-        "| | times as fast (median of the turns, range) | ours, s for all | transformers, s for all | equal answers |",
+        "| | speedup (median and range of the rounds) | ours, s in all | transformers, s in all | equal answers |",
         "|---|---|---|---|---|",
     ]
     for task, r in result["tasks"].items():
@@ -117,45 +118,50 @@ def readme_table(peers: dict[str, Any], judging: dict[str, Any]) -> str:
     """The part of the README about speed."""
     threads, best = peers["machine"]["threads"], ", ".join(peers["best"].values())
     lines = [
-        f"`make bench`, SmolLM2-135M, LoRA rank 16, {threads} CPU threads; against the best setting of the best "
-        f"peer ({best}):",
+        f"`make bench`, SmolLM2-135M, LoRA rank 16, {threads} CPU threads. Speedup over the best setting of the best "
+        f"peer ({best}); lengths are in tokens:",
         "",
-        "| a step of | times as fast (range of rounds) | wanted | of the product peak | memory, ours / peer |",
+        "| one step of | speedup (range over rounds) | target | of matmul peak | peak memory, ours / peer |",
         "|---|---|---|---|---|",
     ]
     for row in peers["workloads"]:
         values, ours = ratios(row["seconds"]), statistics.median(row["seconds"][OURS])
         fraction = row["flops"] / ours / peers["machine"]["gemm_gflops"] / 1e9
         lines.append(
-            f"| {row['says']}; {row['batch']} rows | {times(values)} | {row['target']:g} | {fraction:.0%} "
+            f"| {description(row)}; {row['batch']} rows | {times(values)} | {row['target']:g} | {fraction:.0%} "
             f"| {memory(row)} |"
         )
-    for (task, r), wanted in zip(judging["tasks"].items(), (8, 3), strict=True):
+    names = ("label scoring", "greedy decoding of 60 tokens")
+    for name, r, target in zip(names, judging["tasks"].values(), (8, 3), strict=True):
         lines.append(
-            f"| judging 500 rows, {task}, against transformers' `generate` | {times(r['ratio'])} | {wanted} | | |"
+            f"| judging 500 rows, {name}; over transformers' `generate` | {times(r['ratio'])} | {target} | | |"
         )
     return "\n".join([*lines, "", *curve_lines(peers["curves"])]) + "\n"
 
 
-def apart(a: list[float], b: list[float]) -> float:
+def description(row: dict[str, Any]) -> str:
+    return WORKLOADS[row["workload"]].description
+
+
+def largest_difference(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def mean_apart(a: list[float], b: list[float]) -> float:
+def mean_difference(a: list[float], b: list[float]) -> float:
     return statistics.mean(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def curves_disagree(curves: dict[str, dict[str, list[float]]] | None) -> str:
-    """What is wrong with the loss curves, or "": in float32 all systems must agree, in bfloat16 ours must lie no
-    further from the float32 curve than a run from another adapter does."""
+    """What is wrong with the loss curves, or "": in float32 all systems must agree; in bfloat16 our curve must be no
+    further from the float32 curve than that of a run from another adapter."""
     if not curves:
         return ""
     wide, narrow = curves["float32"], curves["bfloat16"]
-    far = [name for name in wide if apart(wide[OURS], wide[name]) > 1e-4]
-    spread = max(mean_apart(curve, wide[OURS]) for name, curve in narrow.items() if name.startswith("seed"))
+    far = [name for name in wide if largest_difference(wide[OURS], wide[name]) > 1e-4]
+    spread = max(mean_difference(curve, wide[OURS]) for name, curve in narrow.items() if name.startswith("seed"))
     wrong = [f"the float32 curve of {name} differs from ours by more than 1e-4" for name in far]
-    if mean_apart(narrow[OURS], wide[OURS]) > spread:
-        wrong.append("our bfloat16 curve lies further from float32 than another seed's")
+    if mean_difference(narrow[OURS], wide[OURS]) > spread:
+        wrong.append("our bfloat16 curve is further from our float32 curve than another seed's")
     return "; ".join(wrong)
 
 
@@ -163,15 +169,16 @@ def curve_lines(curves: dict[str, dict[str, list[float]]]) -> list[str]:
     wide, narrow = curves["float32"], curves["bfloat16"]
     ours = wide[OURS]
     lines = [
-        f"Loss curves, {len(ours)} steps from the same adapter on the same rows (ours: {ours[0]:.3f} to "
-        f"{ours[-1]:.3f}):",
+        f"Loss curves, {len(ours)} steps from the same adapter on the same rows "
+        f"(ours: from {ours[0]:.3f} to {ours[-1]:.3f}):",
         "",
     ]
     for name in ("TRL", "PEFT loop"):
-        lines.append(f"- float32, largest difference to {name}: {apart(ours, wide[name]):.1e}")
+        lines.append(f"- float32, largest difference from {name}: {largest_difference(ours, wide[name]):.1e}")
     for name, curve in narrow.items():
-        what = f"tunewright started from another adapter ({name})" if name.startswith("seed") else name
-        lines.append(f"- bfloat16, {what}: {mean_apart(curve, ours):.3f} nats from our float32 curve on average")
+        system = f"tunewright from another initial adapter ({name})" if name.startswith("seed") else name
+        mean = mean_difference(curve, ours)
+        lines.append(f"- bfloat16, {system}: {mean:.3f} nats from our float32 curve on average")
     return lines
 
 

@@ -1,5 +1,4 @@
-"""TRL's SFTTrainer as a timed process. A callback lets it take one step at a time, so a step is exactly one of its own
-steps."""
+"""TRL's SFTTrainer as a timed process. A callback makes it wait before each of its own steps."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 
-class Turns(TrainerCallback):
+class StepOnRequest(TrainerCallback):
     def __init__(self, wire: Wire) -> None:
         self.wire, self.start, self.seconds = wire, 0.0, 0.0
 
@@ -25,7 +24,7 @@ class Turns(TrainerCallback):
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
         model.zero_grad()
-        self.wire.say(ready=True)
+        self.wire.send(ready=True)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if not self.wire.wait():
@@ -37,7 +36,7 @@ class Turns(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         if logs and "loss" in logs:
-            self.wire.say(loss=float(logs["loss"]), seconds=self.seconds)
+            self.wire.send(loss=float(logs["loss"]), seconds=self.seconds)
 
 
 def main() -> None:
@@ -70,7 +69,7 @@ def main() -> None:
         args=SFTConfig(**settings),
         train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(setup["model"]),
-        callbacks=[Turns(wire)],
+        callbacks=[StepOnRequest(wire)],
     )
     trainer.train()
 

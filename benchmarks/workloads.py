@@ -1,8 +1,7 @@
-"""The rows that every system is timed on: token ids and labels, written once, read by all.
+"""The rows on which every system is timed: token ids and labels, written once, read by all.
 
-The text is Python's own reference (`pydoc_data.topics`, in every Python): an instruction cut from it comes before each
-passage, and the answer is the name of the topic that the passage is from. Lengths are what the workload says, to the
-token.
+The text is Python's own reference (`pydoc_data.topics`, part of every Python): each row is an instruction and a passage
+cut from it, and the answer is the name of the passage's topic. Lengths are exact, to the token.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """``shared`` tokens before each row, ``own`` of its own (a range, if lengths are mixed), of which ``labelled`` are
-    the last."""
+    """Each row has ``shared`` tokens that all rows begin with, then ``own`` tokens of its own (a range, for mixed
+    lengths); the last ``labelled`` tokens are targets (None: the last third of its own)."""
 
     name: str
-    says: str
+    description: str
     shared: int
     own: tuple[int, int]
     labelled: int | None
@@ -30,29 +29,28 @@ WORKLOADS = {
     w.name: w
     for w in (
         Workload(
-            "classify-200", "classification: instruction 200, message 45, label 1 to 3", 200, (48, 48), 3, 16, 15.0
+            "classify-200", "classify: instruction of 200, message of 45, label of 1 to 3", 200, (48, 48), 3, 16, 15.0
         ),
-        Workload("classify-850", "the same with an 850-token instruction", 850, (48, 48), 3, 16, 30.0),
-        Workload("classify-850-32", "the same, 32 rows a step", 850, (48, 48), 3, 32, 30.0),
-        Workload("tools-1500", "tool schema of 1,500 tokens, 200-token turn", 1500, (200, 200), 60, 8, 6.0),
-        Workload("chat-300", "chat: system prompt 300, 150-token turns", 300, (150, 150), 60, 16, 5.0),
-        Workload("diverse", "no common beginning, mixed lengths 50 to 600", 0, (50, 600), None, 16, 2.0),
-        Workload("equal", "equal lengths, no common beginning, every token labelled", 0, (256, 256), 255, 16, 1.15),
+        Workload("classify-850", "the same, instruction of 850", 850, (48, 48), 3, 16, 30.0),
+        Workload("classify-850-32", "the same, larger steps", 850, (48, 48), 3, 32, 30.0),
+        Workload("tools-1500", "tool schema of 1,500, turn of 200", 1500, (200, 200), 60, 8, 6.0),
+        Workload("chat-300", "chat: system prompt of 300, turns of 150", 300, (150, 150), 60, 16, 5.0),
+        Workload("diverse", "no common prefix, mixed lengths from 50 to 600", 0, (50, 600), None, 16, 2.0),
+        Workload("equal", "no common prefix, equal lengths, every token a target", 0, (256, 256), 255, 16, 1.15),
     )
 }
-CURVE = Workload("curve", "the loss curves: instruction 60, message 30, a label", 60, (33, 33), 3, 4, 0.0)
+CURVE = Workload("curve", "loss curves: instruction of 60, message of 30, a label", 60, (33, 33), 3, 4, 0.0)
 
 
 def rendered(chosen: list[dict[str, list[int]]]) -> list[Any]:
-    """The rows as tunewright's own loop takes them."""
+    """The rows in the form that tunewright's training loop takes."""
     from tunewright.tokens.sequences import Rendered
 
     return [Rendered(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)]
 
 
 def rows(workload: Workload, count: int, tokenizer: Any, seed: int = 0) -> list[dict[str, list[int]]]:
-    """``count`` rows as {"ids", "labels"}; a label of -100 carries no loss. ``labelled`` None: the last third of each
-    row."""
+    """``count`` rows as {"ids", "labels"}; a label of -100 carries no loss."""
     from pydoc_data.topics import topics
 
     draw = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Debian packages as folders, HTML as text. Shared by the examples that read Debian's documentation."""
+"""Debian packages as folders, HTML as text: for the examples that read Debian's documentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunewright.model.loading import cache_folder
 
 
 def deb(name: str) -> Path:
-    """A package unpacked in the cache; nothing of it is installed."""
+    """The folder in the cache to which a package is unpacked; nothing is installed."""
     folder = cache_folder() / "data" / name
     if not (folder / "root").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def deb(name: str) -> Path:
 
 
 def members(root: Path, keep: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of the files whose path matches."""
+    """(name, text) of each file whose path matches."""
     for path in sorted(root.rglob("*")):
         if path.is_file() and re.search(keep, path.as_posix()):
             yield path.name, path.read_text(encoding="utf-8", errors="replace")

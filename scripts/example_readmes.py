@@ -1,4 +1,4 @@
-"""Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of real runs.
+"""Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
 for e in addresses sentiment support docs; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
@@ -19,12 +19,12 @@ INTRODUCTIONS = {
     "addresses": (
         "US addresses to JSON",
         "Structured extraction: 1,504 addresses labelled by hand (usaddress 0.5.16, MIT), 2 to 12 parts each. The "
-        "zero-shot base does not know the fields, so few-shot is the arm to beat.",
+        "zero-shot base does not know the fields, so the arms to beat are those with examples in the prompt.",
     ),
     "sentiment": (
         "Sentiment of short texts",
-        "Classification into positive, neutral and negative (VADER ground truth, MIT). Labels are scored by the "
-        "log-probability of the whole answer. The constant answer and a TF-IDF classifier are arms too: compare with "
+        "Classification into positive, neutral and negative (VADER ground truth, MIT). A label is chosen by the "
+        "log-probability of the whole answer. A constant answer and a TF-IDF classifier are arms too: compare with "
         "them before you trust a language model.",
     ),
     "support": (
@@ -58,21 +58,23 @@ def sample(run: Path, name: str) -> str:
     return "One held-out row (the middle one) and its answer:\n\n````\n" + "\n".join(lines) + "\n````\n"
 
 
-def under_way(line: str) -> bool:
-    """A progress line that is not the last of its bar."""
+def unfinished(line: str) -> bool:
+    """Whether this is a progress line, but not the last of its bar."""
     counts = re.search(r": (\d+)/(\d+) ", line)
     return counts is not None and counts[1] != counts[2]
 
 
 def printed(run: Path, log: Path) -> list[str]:
-    """What a run printed, without progress lines and with paths relative to the runs folder."""
+    """The lines that a run printed, without progress lines and with paths relative to the runs folder."""
     lines = log.read_text(encoding="utf-8").splitlines()
-    kept = [x for x in lines if x.strip() and not x.startswith(("WARNING", "real", "user", "sys")) and not under_way(x)]
+    kept = [
+        x for x in lines if x.strip() and not x.startswith(("WARNING", "real", "user", "sys")) and not unfinished(x)
+    ]
     return [line.replace(f"{run.parent}/", "runs/") for line in kept]
 
 
 def arm_rows(verdict: dict[str, Any]) -> list[str]:
-    """A row of the table for each arm."""
+    """One table row per arm."""
     rows = []
     for name, arm in verdict["arms"].items():
         low, high = arm["interval"]
@@ -100,7 +102,7 @@ def readme(name: str, run: Path, log: Path) -> str:
             "|---|---|---|---|",
             *arm_rows(verdict),
             "",
-            f"**{verdict['verdict']}**: difference {verdict['difference']:+.3f} [{low:+.3f}, {high:+.3f}] to "
+            f"**{verdict['verdict']}**: difference {verdict['difference']:+.3f} [{low:+.3f}, {high:+.3f}] from "
             f"{comparator} on {verdict['n']} held-out rows ({verdict['test']}).",
             "",
             sample(run, name),
@@ -110,7 +112,7 @@ def readme(name: str, run: Path, log: Path) -> str:
             *printed(run, log),
             "```",
             "",
-            f"The [report](../../docs/reports/{name}.html) of that run; written by `scripts/example_readmes.py`.",
+            f"See the [report](../../docs/reports/{name}.html) of this run. Written by `scripts/example_readmes.py`.",
             "",
         ]
     )

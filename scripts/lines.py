@@ -1,4 +1,4 @@
-"""Print the lines of each folder; exit with 1 if the package or its server has too many lines of code.
+"""Print the lines of each folder of the package; exit with 1 if there are too many lines of code.
 
 Lines of code are lines that are neither blank, nor a comment, nor part of a docstring.
 """
@@ -17,7 +17,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def docstring_lines(source: str) -> int:
-    """Lines of the docstrings, blank ones left out."""
+    """The number of docstring lines that are not blank."""
     count = 0
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, Documented) and ast.get_docstring(node) is not None:

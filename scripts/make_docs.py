@@ -30,7 +30,7 @@ HEAD = "<!-- written by scripts/make_docs.py; do not edit -->\n\n"
 
 
 def between(text: str, markers: tuple[str, str], new: str) -> str:
-    """The text with the part between two markers replaced."""
+    """The text, with what is between the two markers replaced."""
     before, rest = text.split(markers[0])
     return f"{before}{markers[0]}\n{new}{markers[1]}{rest.split(markers[1])[1]}"
 
@@ -71,9 +71,9 @@ def errors_page() -> str:
     lines = [
         HEAD + "# Error codes\n",
         "Codes are stable. Every message has the form `error[CODE] place: what is wrong. Fix: what to do.`",
-        "Exit status: 2 for these, 1 for `TRAIN_*`, `EXPORT_*` and `RUN_DISK`, 130 for `TRAIN_INTERRUPTED`.\n",
-        "The examples are the messages for the wrong inputs of `tests/bad_inputs.py`;",
-        "`python tests/bad_inputs.py FOLDER` writes all of those inputs, with their commands.\n",
+        "Exit status: 130 for `TRAIN_INTERRUPTED`; 1 for other `TRAIN_*`, `EXPORT_*` and `RUN_DISK`; 2 for the rest.\n",
+        "The examples are the messages for the wrong inputs in `tests/bad_inputs.py`;",
+        "`python tests/bad_inputs.py FOLDER` writes all of these inputs, each with its command.\n",
         "| code | meaning | example |",
         "|---|---|---|",
     ]
@@ -85,12 +85,12 @@ def errors_page() -> str:
 
 
 def messages_in_tests() -> dict[str, str]:
-    """Code -> the message of the first wrong input in tests/bad_inputs.py that is rejected with it."""
+    """Code -> message, for the first wrong input in tests/bad_inputs.py that is rejected with that code."""
     sys.path.insert(0, str(ROOT / "tests"))
     from bad_inputs import CASES, ask, sound
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # its warnings are about models that are broken on purpose
+    logging.set_verbosity_error()  # transformers warns about models that are broken on purpose
     logging.disable_progress_bar()
 
     from tunewright.tokens import template
@@ -123,7 +123,7 @@ def readme() -> str:
 
 
 def architecture_page() -> str:
-    """docs/architecture.md, with the tree of the package: a line per module, in the order of imports."""
+    """docs/architecture.md, with the tree of the package: one line per module, in import order."""
     sys.path.insert(0, str(ROOT / "tests"))
     from test_architecture import FOLDERS
 
@@ -148,21 +148,21 @@ def first_sentence(path: Path) -> str:
 
 
 def correctness_page() -> str:
-    """The silent bugs as the tests list them, and the results of the torture and fuzz tests."""
+    """The silent bugs that the tests list, and the results of the torture and fuzz tests."""
     sys.path.insert(0, str(ROOT / "tests"))
     from test_faults import FAULTS
 
     lines = [
         HEAD + "# What cannot go wrong silently\n",
         "Each of these bugs has occurred in a released trainer or is easy to introduce. `pytest tests/test_faults.py`",
-        "checks that the property holds, plants the bug ([tests/faults](../tests/faults)), then checks that the",
-        "property fails. Codes: [errors.md](errors.md).\n",
-        "| | bug | seen in | property that holds instead | planted |",
+        "checks that a property holds, plants the bug ([tests/faults](../tests/faults)), and checks that the property",
+        "now fails. The codes are explained in [errors.md](errors.md).\n",
+        "| | bug | seen in | property that holds instead | when planted |",
         "|---|---|---|---|---|",
     ]
     for f in FAULTS:
         planted = "detected" if f.plant else "not applicable yet: rejected"
-        lines.append(f"| {f.number} | {f.bug} | {f.evidence} | {f.invariant} | {planted} |")
+        lines.append(f"| {f.number} | {f.bug} | {f.seen_in} | {f.invariant} | {planted} |")
     lines.append(SELFTEST_AND_KILLS)
     for name, t in _result("torture").items():
         model = "SmolLM2-135M" if name == "real" else "tiny, random weights"
@@ -180,42 +180,42 @@ SELFTEST_AND_KILLS = """
 The self-test checks for the worst of these bugs on the run's own rows, with the real model: inference prompts are
 prefixes of the training sequences; every turn ends where generation stops; with the adapter disabled, the model is
 identical to the base, bit for bit; every trainable tensor gets a gradient and no other does; rows computed together
-by our kernels give the loss and gradient of rows computed separately by the model's own modules. A failure aborts the
-run (`SELFTEST_*`), except for the last check, where the plan falls back to a slower method and reports it.
-`tunewright doctor --selftest DATA` runs only this; `selftest.json` in the run folder and the report contain the
-results.
+by our kernels have the same loss and gradient as rows computed one by one by the model's own modules. A failure
+aborts the run (`SELFTEST_*`), except for the last check, where the plan falls back to a slower way of computing and
+reports it. `tunewright doctor --selftest DATA` runs only the self-test; `selftest.json` in the run folder and the
+report contain the results.
 
 ## Interrupts and kills
 
-A checkpoint is complete or absent: files with checksums, flushed, then renamed. Resuming uses the newest valid
-checkpoint and warns about newer ones that are damaged. The entire training state is the weights, the optimizer
-moments and one integer; row order, learning rate and dropout are functions of (seed, step). One process at a time
-writes a run folder; the kernel releases its lock when the process dies.
+A checkpoint is complete or absent: its files have checksums and are flushed before it is renamed into place. Resuming
+uses the newest valid checkpoint and warns about newer ones that are damaged. The entire training state is the weights,
+the optimizer moments and one integer; row order, learning rate and dropout are functions of (seed, step). One process
+at a time writes a run folder; the kernel releases its lock when the process dies.
 
 `make torture` kills training (SIGKILL) before and after every call that changes the disk, with truncated files, with
-a full disk, and at random moments, then resumes it and compares weights, moments and logged losses with an
+a full disk, and at random moments. It then resumes training and compares weights, moments and logged losses with an
 uninterrupted run, bit for bit:
 
-| model | kills | full disks | runs | places on disk | lost | unequal |
+| model | kills | full disks | runs | calls that change the disk | lost checkpoints | unequal runs |
 |---|---|---|---|---|---|---|"""
 
 FUZZING = """
 ## Arbitrary bytes
 
-Known kinds of wrong files are listed in [bad_inputs.py](../tests/bad_inputs.py) with their code, place and exit
-status. For all others, `make fuzz` runs a coverage-guided fuzzer (atheris) that mutates valid files for as long as
-you like. It checks that each is either read or rejected with one of our errors within 20 s, with no files left
-behind:
+Known kinds of wrong files are listed in [bad_inputs.py](../tests/bad_inputs.py) with the code, place and exit status
+of each. For all others, `make fuzz` runs a coverage-guided fuzzer (atheris) that mutates valid files for as long as
+you like. It checks that each file is either read or rejected with one of our errors within 20 s, and that no files
+are left behind:
 
-| reader of | inputs | seconds | places in the code reached |
+| reader of | inputs | seconds | code locations reached |
 |---|---|---|---|"""
 
 READERS = {
     "rows": "JSONL",
     "table": "CSV",
-    "settings": "configs in YAML",
-    "weights": "headers of safetensors",
-    "model": "config.json of a model",
+    "settings": "YAML configs",
+    "weights": "safetensors headers",
+    "model": "a model's config.json",
 }
 
 

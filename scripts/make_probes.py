@@ -1,12 +1,10 @@
-"""Write tunewright/probes/: generic.jsonl (text of four kinds) and knowledge.jsonl (questions with one right choice of
-four).
+"""Write the bundled probes: generic.jsonl (text of four kinds) and knowledge.jsonl (questions with four choices).
 
     python scripts/make_probes.py      (Debian or Ubuntu, for apt-get; pip)
 
 Sources, all free to redistribute: The Devil's Dictionary (Bierce 1911, public domain), the Jargon File (public domain),
 the constitution and declaration of independence of the United States (public domain), SQLite's documentation (public
-domain); trivia of chatterbot-corpus (BSD-3-Clause, Gunther Cox and contributors); capitals are facts, written down
-here.
+domain), the trivia of chatterbot-corpus (BSD-3-Clause, Gunther Cox and contributors), and the capitals below (facts).
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from pathlib import Path
 
 from tunewright.cli.demo import fetch
 
-OUT = Path(__file__).parent.parent / "tunewright" / "probes"
+OUT = Path(__file__).parent.parent / "tunewright" / "judge" / "probes"
 DEBIAN = ("dict-devil", "dict-jargon", "sqlite3-doc", "miscfiles")
 PAGES = (
     "whentouse",
@@ -118,7 +116,7 @@ def passages(text: str) -> list[str]:
 
 
 def chosen(question: str, right: str, others: list[str]) -> dict[str, object]:
-    """Three wrong choices and the place of the right one, by hash and nothing else."""
+    """Three wrong choices and the position of the right one, chosen by hash alone."""
 
     def key(text: str) -> str:
         return hashlib.sha256(f"{question}\x00{text}".encode()).hexdigest()

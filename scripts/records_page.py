@@ -1,4 +1,4 @@
-"""docs/records.md and docs/records.schema.json: the files of a run folder, from the records' types."""
+"""Write docs/records.md and docs/records.schema.json, the files of a run folder, from the types of the records."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tunewright.core import records
 HEAD = "<!-- written by scripts/make_docs.py; do not edit -->\n\n"
 INTRO = """# The files of a run folder
 
-Every JSON file of a run is a record: a frozen type of `tunewright.core.records` with a schema version. A file that
-does not fit its record is refused with `RUN_DAMAGED`, which names the file and the field. The same as JSON schema
+Every JSON file of a run is a record: a frozen type in `tunewright.core.records` with a schema version. A file that
+does not match its type is rejected with `RUN_DAMAGED`, which names the file and the field. The same as a JSON schema
 (2020-12): [records.schema.json](records.schema.json).
 
 Not records: `config.yaml` ([config.md](config.md)), weights (safetensors), a checkpoint's `COMPLETE` (file name ->
-sha256), the lock and its `.owner`, PEFT's `adapter_config.json`, and what transformers writes into `merged/`.
+sha256), the lock and its `.owner`, PEFT's `adapter_config.json`, and what transformers writes to `merged/`.
 
-- Every record also has an integer `version`; a file without it is version 1. JSON Lines leave it out while it is 1.
-- *optional*: the key is absent where there is nothing to say. *or null*: the key is always there.
-- Of an optional stage that was not asked for, the file holds `NotMeasured`.
-- An interval is `[low, high]` and, unless noted, at 1 - `prove.significance`.
+- Every record also has an integer `version`; a file without it is version 1. JSON Lines omit it while it is 1.
+- *optional*: the key is absent if there is no value. *or null*: the key is always present.
+- The file of an optional stage that did not run contains `NotMeasured`.
+- An interval is `[low, high]`, at confidence 1 - `prove.significance` unless noted otherwise.
 """
-TAGS = {"measured", "available"}  # constants that only tell the members of a union apart
+TAGS = {"measured", "available"}  # constants that only distinguish the members of a union
 
 
 class Column(NamedTuple):
-    """One field of a record, as a line of its table."""
+    """One field of a record: a row of its table."""
 
     name: str
     kind: str
@@ -39,10 +39,10 @@ def records_page() -> str:
     """docs/records.md."""
     schema = records.schema()
     definitions, files = _objects(schema["$defs"]), _objects(schema["files"])
-    lines = [HEAD + INTRO, "| file | holds | |", "|---|---|---|"]
+    lines = [HEAD + INTRO, "| file | content | |", "|---|---|---|"]
     for kind in records.FILES:
         named = _kind(files[kind.pattern])
-        each = f"lines of {named}" if kind.lines else named
+        each = f"one {named} per line" if kind.lines else named
         lines.append(f"| `{kind.pattern}` | {each} | {kind.meaning} |")
     for name in _in_order(definitions, files):
         lines += _section(name, definitions[name])
@@ -105,7 +105,7 @@ def _kind(field: object, without_null: bool = False) -> str:
 
 
 def _in_order(definitions: dict[str, dict[str, object]], files: dict[str, dict[str, object]]) -> list[str]:
-    """Every definition once: a file's record where the file is listed, and what it holds right after it."""
+    """Every definition once, in the order of the files; the parts of a record come right after it."""
     order: dict[str, None] = {}
 
     def visit(value: object) -> None:

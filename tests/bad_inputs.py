@@ -1,6 +1,6 @@
-"""Wrong inputs: what each looks like, and the code, place and exit status it must get. One row of the tables a case.
+"""Wrong inputs, and the code, place and exit status that each must get. Each row of the tables is a case.
 
-python tests/bad_inputs.py FOLDER      Writes them all, to be tried: a folder a case, with the command in COMMAND.
+python tests/bad_inputs.py FOLDER      Writes them all, one folder per case, with the command to try in COMMAND.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ GOOD = [
     json.dumps({"prompt": f"question number {i} about {w}", "completion": f"an answer of {w} and {i}"})
     for i, w in enumerate(NOUNS)
 ]
-# Nothing here reads a schema or an archive; the server, which will, brings its own table.
+# Numbers without a case, and why: nothing reads a schema or an archive yet.
 ABSENT = {36: "every setting is read: test_settings.py", 39: "no setting takes a JSON schema", 48: "no archive is read"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """``number`` in the project's list of wrong inputs; ``place`` is the end of where the message points; ``words``
-    follow `tunewright`. An adapter folder has no command yet: ``words`` are empty, and the loader itself is asked."""
+    """``number`` in the project's list of wrong inputs; the place in the message ends in ``place``; ``words`` follow
+    `tunewright`. No command takes an adapter folder yet: ``words`` are empty, and the loader is called directly."""
 
     number: int
     what: str
@@ -165,7 +165,7 @@ CONFIGS: list[tuple[int, str, str, str, str]] = [
 ]  # fmt: skip
 
 
-# -- model folders: number, what, how a sound one is broken, code, place
+# -- model folders: number, what, how a valid one is broken, code, place
 
 
 def edit(folder: Path, name: str = "config.json", **changes: object) -> None:
@@ -184,13 +184,13 @@ def cut(file: Path) -> None:
 
 
 def index(folder: Path, **more: str) -> None:
-    """An index that says where every tensor is, and ``more``."""
+    """An index that lists the file of every tensor, and ``more``."""
     where = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {**where, **more}}))
 
 
 def shards(folder: Path, both: bool) -> None:
-    """Two shards instead of one file; with one tensor in both, or with one in the wrong one."""
+    """Two shards instead of one file, with one tensor in both shards or in the wrong one."""
     actual = load_file(folder / "model.safetensors")
     names = sorted(actual)
     (folder / "model.safetensors").unlink()
@@ -246,7 +246,7 @@ MODELS: list[tuple[int, str, Callable[[Path], object], str, str]] = [
     (47, "a shard with an absolute name", lambda f: index(f, a="/etc/passwd"), "PATH_OUTSIDE", "model"),
 ]  # fmt: skip
 
-# -- adapter folders: number, what, how a sound one is broken, code
+# -- adapter folders: number, what, how a valid one is broken, code
 
 ADAPTERS: list[tuple[int, str, Callable[[Path], object], str]] = [
     (46, "trained on another base", lambda f: edit(f, "tunewright.json", base_sha256="another"), "ADAPTER_BASE_MISMATCH"),
@@ -269,7 +269,7 @@ ADAPTER = "adapter_model.safetensors"
 
 
 def unsigned(folder: Path) -> None:
-    """As PEFT would have written it, without our note."""
+    """Remove tunewright.json: the folder is then as PEFT would have written it."""
     (folder / "tunewright.json").unlink()
 
 
@@ -278,7 +278,7 @@ def renamed(actual: dict[str, np.ndarray], old: str, new: str) -> None:
         actual[name.replace(old, new)] = actual.pop(name)
 
 
-# -- what takes more than one file: number, what, files, words, code, place
+# -- cases with more than one file: number, what, files, words, code, place
 
 
 def write(name: str, raw: bytes) -> Callable[[Path], object]:
@@ -324,7 +324,7 @@ OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str
 
 
 def sound(folder: Path) -> None:
-    """Rows, a tiny model and an adapter for it, in which nothing is wrong."""
+    """Write valid rows, a valid tiny model, and a valid adapter for it."""
     talk = [(("system", "Be brief."), ("user", f"what of {w}?"), ("assistant", w.upper())) for w in NOUNS]
     (folder / "good.jsonl").write_text("".join(chat(*row) + "\n" for row in talk))
     tokenizer = byte_tokenizer()
@@ -337,7 +337,7 @@ def sound(folder: Path) -> None:
 
 
 def ask(case: Case) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of the case's command in the working folder."""
+    """Run the case's command in the working folder: (exit status, stdout, stderr)."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -1,5 +1,5 @@
-"""What tests are built from: tiny real models and tokenizers (random weights, real architectures, a byte-level
-vocabulary), rows, plans, steps, and the command line, in this process or in one of its own."""
+"""Building blocks of tests: tiny models and tokenizers (random weights, real architectures, a byte-level vocabulary),
+rows, plans, steps, and the command line, in this process or in a new one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def byte_tokenizer(
 
 
 def stock_tokenizer(chat_template: str) -> Any:
-    """A byte-level tokenizer in which the special tokens that a stock template spells are single tokens."""
+    """A byte-level tokenizer in which the special tokens of a stock template are single tokens."""
     actual = set(
         re.findall(
             r"<\|[^|<>{}\s]+\|>|<｜[^｜<>{}]+｜>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|</?s>|\[/?INST\]|<end_of_utterance>",
@@ -132,7 +132,7 @@ def tiny_model(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: An
     attention.register()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), dtype=torch.float32)
-    for parameter in model.parameters():  # larger than the usual start, so that logits differ clearly
+    for parameter in model.parameters():  # larger than usual initial weights, so that logits differ clearly
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2 if parameter.ndim > 1 else 0.05)
     model = model.to(dtype or torch.float32)
     return model.requires_grad_(False).eval()
@@ -160,7 +160,7 @@ def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
 
 @st.composite
 def relatives(draw: st.DrawFn, most: int = 8, longest: int = 20) -> list[tuple[int, ...]]:
-    """Rows of which many begin as another does: equal rows, beginnings of others, branches of any depth."""
+    """Rows with common prefixes: equal rows, prefixes of other rows, branches of any depth."""
     actual: list[tuple[int, ...]] = []
     for _ in range(draw(st.integers(1, most))):
         relative = draw(st.sampled_from(actual)) if actual and draw(st.booleans()) else ()
@@ -171,7 +171,7 @@ def relatives(draw: st.DrawFn, most: int = 8, longest: int = 20) -> list[tuple[i
 
 
 def train_rows(count: int, seed: int = 0, longest: int = 30) -> list[TrainRow]:
-    """`rows`, each a training row of its own."""
+    """`rows`, each as a training row."""
     return [single(r) for r in rows(count, seed, longest)]
 
 
@@ -210,7 +210,7 @@ def plan_of(**more: Any) -> Plan:
 
 
 def learner_of(module: Any, plan: Plan) -> Learner:
-    """Of an adapted tiny model."""
+    """For a tiny model with an adapter."""
     return learner(LanguageModel(module, plain_head=True), plan)
 
 
@@ -223,7 +223,7 @@ def steps(module: Any, data: list[TrainRow], plan: Plan) -> list[float]:
 def training_of(
     module: Any, plan: Plan, data: list[TrainRow], dev: list[TrainRow], run: Run, hashes: dict[str, str] | None = None
 ) -> Training:
-    """Of an adapted tiny model."""
+    """For a tiny model with an adapter."""
     return Training(LanguageModel(module, plain_head=True), plan, data, dev, run, hashes or {"data": "d"})
 
 
@@ -278,7 +278,7 @@ def write_chat_rows(path: Path, count: int, label: bool = False) -> Path:
 
 Rows = Callable[..., Path]  # the fixture `chat_rows`
 Folder = Callable[[str], Path]  # the fixture `model_folder`
-# A run of seconds: for the command line, and for `tw.run`.
+# A run that takes seconds: for the command line, and for `tw.run`.
 SHORT_RUN: dict[str, Any] = {
     "train.steps": 6,
     "train.batch_size": 8,
@@ -296,7 +296,7 @@ QUICK = {key.replace(".", "__"): value for key, value in SHORT_RUN.items()}
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: exit status and text."""
+    """The result of a command: exit status and output."""
 
     returncode: int
     stdout: str
@@ -304,10 +304,10 @@ class Done:
 
 
 def cli(*words: str, cwd: Path) -> Done:
-    """``tunewright WORDS`` in this process, which is spared the seconds that importing torch takes.
+    """``tunewright WORDS`` in this process, which saves the seconds of importing torch.
 
-    What the command changes in a process (arguments, folder, umask, the handler of SIGTERM, torch's threads) is put
-    back.
+    What the command changes in a process (arguments, folder, umask, the handler of SIGTERM, torch's threads) is
+    restored.
     """
     out, err, status = io.StringIO(), io.StringIO(), 0
     arguments, handler, threads = sys.argv, signal.getsignal(signal.SIGTERM), torch.get_num_threads()
@@ -327,7 +327,7 @@ def cli(*words: str, cwd: Path) -> Done:
 
 
 def process(*words: str, cwd: Path, **more: str) -> Done:
-    """``python WORDS`` in a process of its own, with ``more`` in its environment."""
+    """``python WORDS`` in a new process, with ``more`` in its environment."""
     command, environment = [sys.executable, *words], {**os.environ, **more}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
@@ -344,7 +344,7 @@ def read_lines(run: Path, name: str) -> list[dict[str, Any]]:
 
 
 def copied(root: Path, to: Path) -> Path:
-    """A copy of a folder that holds rows.jsonl and runs/r, whose config then reads the copied rows."""
+    """A copy of a folder with rows.jsonl and runs/r; the config of the copied run reads the copied rows."""
     shutil.copytree(root, to, dirs_exist_ok=True)
     config = to / "runs" / "r" / "config.yaml"
     config.write_text(config.read_text().replace(str(root), str(to)))
@@ -356,14 +356,14 @@ def adapter_note(base_sha256: str) -> AdapterNote:
 
 
 def flip(file: Path) -> None:
-    """Changes one bit in the middle of a file."""
+    """Change one bit in the middle of a file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
 def writer(folder: Path) -> subprocess.Popen[str]:
-    """Another process, which writes to that run folder until it is killed."""
+    """Another process, which has the run folder open for writing until it is killed."""
     code = f"""
 import pathlib, time
 from tunewright.core import run_folder

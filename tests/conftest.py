@@ -1,5 +1,4 @@
-"""Fixtures that several folders use: tiny saved models, rows, and finished runs, each made once whatever the number of
-workers."""
+"""Fixtures that several folders use: tiny saved models, rows, and finished runs, each made once for all workers."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: a second thread only waits, and every worker has one core
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test uses the network
+os.environ["OMP_NUM_THREADS"] = "1"  # tensors are tiny: a second thread would only wait
 
-import torch  # after it: torch reads the environment when it is imported
+import torch  # here, because torch reads the environment when it is imported
 from build import FLAGS, byte_tokenizer, cli, tiny_model, write_chat_rows
 
 from tunewright import api
@@ -32,22 +31,22 @@ Shared = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """A run sets torch's threads for its whole process, here a worker with further tests."""
+    """A run sets torch's threads for its process, which here is a worker that runs other tests too."""
     yield
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_core() -> None:
-    """A worker has one core, whose speed, which a run measures for a second, does not change."""
+    """A worker has one core. A run measures its speed for a second; here it is measured once."""
     machine.cores = lambda: 1
     machine._gflops = functools.cache(machine._gflops)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_process() -> None:
-    """A command starts processes that train and that verify exports, each of which imports torch for seconds. Here the
-    same functions are called in this process. A command that is itself a process (`build.process`) starts the real
+    """A command starts processes that train and that verify exports, each of which spends seconds importing torch. Here
+    the same functions are called in this process. A command that is itself a process (`build.process`) starts real
     ones: `cli/test_run.py`, `stages/test_resume.py`."""
     run = subprocess.run
 
@@ -66,11 +65,10 @@ def _one_process() -> None:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """``shared(name, make)``: a folder that ``make`` has filled, once for all workers of pytest-xdist. Tests only read
-    it."""
+    """``shared(name, make)``: a folder that ``make`` fills once for all workers of pytest-xdist. Tests only read it."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # all workers' folders are in it
+        root = root.parent  # it contains the folders of all workers
 
     def folder(name: str, make: Callable[[Path], object]) -> Path:
         made, complete = root / f"shared-{name}", root / f"shared-{name}.complete"
@@ -102,7 +100,7 @@ def model_folder(shared: Shared) -> Callable[[str], Path]:
 
 @pytest.fixture
 def chat_rows(tmp_path: Path) -> Callable[..., Path]:
-    """See `write_chat_rows`; into the test's own folder."""
+    """See `write_chat_rows`; written to the test's own folder."""
 
     def write(count: int = 60, name: str = "rows.jsonl", label: bool = False) -> Path:
         return write_chat_rows(tmp_path / name, count, label)
@@ -110,12 +108,12 @@ def chat_rows(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-# -- finished runs: read only; a test that changes one makes a copy
+# -- finished runs, read-only: a test that changes one makes a copy
 
 
 @pytest.fixture(scope="session")
 def proved(shared: Shared, model_folder: Callable[[str], Path]) -> Path:
-    """A folder with rows.jsonl and runs/r, which has its verdict and is not exported; `build.copied` copies it."""
+    """A folder with rows.jsonl and runs/r, which has a verdict and no export; `build.copied` copies it."""
 
     def make(root: Path) -> None:
         data = write_chat_rows(root / "rows.jsonl", 60)
@@ -157,7 +155,7 @@ def labelled(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
 
 @pytest.fixture(scope="session")
 def full(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
-    """A run with all evidence: labels with a long instruction, some of them wrong or twice, regression rows,
+    """A run with full evidence: labels with a long instruction, some of them wrong or duplicate, regression rows,
     documents."""
 
     def make(root: Path) -> None:
@@ -201,7 +199,7 @@ def full(shared: Shared, model_folder: Callable[[str], Path]) -> api.Result:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The table of known silent bugs, where their tests were run."""
+    """The table of known silent bugs, if their tests were run."""
     reports = [r for r in terminalreporter.getreports("passed") if "test_faults.py" in r.nodeid]
     if not reports or (terminalreporter.config.option.verbose < 0 and len(reports) < 30):
         return
@@ -212,14 +210,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     def has_passed(test: str, fault: Any) -> bool:
         return any(f"{test}[{fault.number}-" in nodeid for nodeid in passed)
 
-    terminalreporter.section("known silent bugs: planted, and killed by their property")
+    terminalreporter.section("known silent bugs: planted, and detected by their property")
     for fault in FAULTS:
         state = (
-            "refused"
+            "rejected"
             if fault.plant is None
-            else "killed"
-            if has_passed("planted_bug_is_killed", fault)
-            else "NOT KILLED"
+            else "detected"
+            if has_passed("planted_bug_is_detected", fault)
+            else "NOT DETECTED"
         )
         holds = "" if has_passed("the_property_holds", fault) else "; THE PROPERTY DOES NOT HOLD"
-        terminalreporter.write_line(f"{fault.number:>3}  {state:<8} {fault.bug}{holds}")
+        terminalreporter.write_line(f"{fault.number:>3}  {state:<12} {fault.bug}{holds}")

@@ -1,6 +1,6 @@
-"""What becomes of any bytes in a file that we read: a value, or our own error with a code. Nothing else.
+"""A file with arbitrary bytes gives either a value or one of our errors with a code, nothing else.
 
-`tests/test_fuzz.py` lets hypothesis look for bytes that end otherwise, `tests/guided_fuzz.py` lets atheris.
+`tests/test_fuzz.py` searches for counterexamples with hypothesis, `tests/guided_fuzz.py` with atheris.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tunewright.core.errors import TunewrightError
 from tunewright.data import dataset
 from tunewright.model import model_files
 
-SMALL = 10_000  # bytes: larger known inputs are about size
+SMALL = 10_000  # bytes; larger ones among the known inputs are about size
 
 
 def rows(folder: Path, raw: bytes, name: str = "a.jsonl") -> None:
-    """A data file is read and audited, or refused, and nothing is left beside it."""
+    """A data file is read and audited, or rejected, and no other file is left behind."""
     (folder / name).write_bytes(raw)
     try:
         json.dumps(dataset.load(config.load(None, data__train=str(folder / name))).audit_json())
@@ -32,12 +32,12 @@ def rows(folder: Path, raw: bytes, name: str = "a.jsonl") -> None:
 
 
 def table(folder: Path, raw: bytes) -> None:
-    """As `rows`, of a CSV file."""
+    """As `rows`, for a CSV file."""
     rows(folder, raw, "a.csv")
 
 
 def settings(folder: Path, raw: bytes) -> None:
-    """A config is read or refused in one line."""
+    """A config is read, or rejected in one line."""
     (folder / "c.yaml").write_bytes(raw)
     try:
         config.load(folder / "c.yaml")
@@ -46,7 +46,7 @@ def settings(folder: Path, raw: bytes) -> None:
 
 
 def weights(folder: Path, raw: bytes) -> None:
-    """A safetensors file's header is read or refused."""
+    """The header of a safetensors file is read or rejected."""
     (folder / "model.safetensors").write_bytes(raw)
     try:
         model_files.sizes(folder)
@@ -55,7 +55,7 @@ def weights(folder: Path, raw: bytes) -> None:
 
 
 def model(folder: Path, raw: bytes) -> None:
-    """A model's config.json is read or refused."""
+    """A model's config.json is read or rejected."""
     (folder / "config.json").write_bytes(raw)
     (folder / "model.safetensors").write_bytes(tensors(PLAIN))
     try:

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every reader of files: ``python tests/guided_fuzz.py --seconds 60`` (`make fuzz`).
 
-Looks for bytes that end in anything but a value or our own error, or take over 20 s. Atheris, so Linux and Python up to
-3.13.
+Searches for bytes that give anything but a value or one of our errors, or that take over 20 s. Atheris needs Linux and
+Python up to 3.13.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ seen = (
     if "--corpus" in sys.argv
     else nullcontext()
 )
-with seen:  # before anything else imports them
+with seen:  # before anything else imports the packages
     import fuzz
     import ruamel.yaml  # noqa: F401 -- ours imports it when it reads the first config
 
 
 def guided(name: str, seconds: int, corpus: str) -> None:
-    """Does not return: libFuzzer ends the process, with 0 where it found nothing."""
+    """Does not return: libFuzzer ends the process, with status 0 if it found nothing."""
 
     def once(raw: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:

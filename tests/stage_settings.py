@@ -1,12 +1,11 @@
-"""Settings of single stages, and what the stage makes of another value than the default. The run is the fixture
-`full`."""
+"""Settings of single stages, and the effect of a value other than the default. The run is the fixture `full`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-Reader = Callable[[str], Any]  # a JSON file of the run by its name
+Reader = Callable[[str], Any]  # the content of a JSON file of the run, by name
 LATE: dict[str, Callable[[Reader], bool]] = {
     "experiments.prompt_distillation": lambda read: read("prompt_distillation")["prompts"] == 10,
     "experiments.crossfit": lambda read: read("crossfit")["measured"],

@@ -111,7 +111,7 @@ def test_the_public_api() -> None:
 
 
 def test_the_config_fields() -> None:
-    """A field is API: adding or removing one is a decision, written here."""
+    """A setting is API: adding or removing one is a decision, recorded here."""
     assert [row[0] for row in config.fields()] == [
         "model",
         "template",
@@ -186,9 +186,9 @@ def test_the_config_fields() -> None:
 
 
 def settings_read(path: Path) -> set[str]:
-    """``section.leaf`` of every setting that a file reads: of a section itself, or of a name that holds one.
+    """``section.leaf`` of every setting that a file reads, from a section itself or from a name that refers to one.
 
-    A name holds a section if it is assigned from one (``asked = config.prove``) or annotated with its type.
+    A name refers to a section if it is assigned from one (``asked = config.prove``) or annotated with its type.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     held: dict[str, set[str]] = {}
@@ -285,7 +285,7 @@ CODE = re.compile(
 )
 
 
-def test_every_code_is_used_and_listed() -> None:
+def test_every_error_code_is_used_and_listed() -> None:
     used = {"MISSING_PACKAGE"}
     for path in FILES:
         if path.name != "errors.py":
@@ -311,7 +311,7 @@ RUNNING = {
 }
 
 
-def test_nothing_unpickles_runs_what_it_reads_or_calls_out() -> None:
+def test_nothing_unpickles_executes_what_it_reads_or_contacts_a_host() -> None:
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):

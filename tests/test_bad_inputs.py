@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bounded() -> Iterator[None]:
-    """A case that waits for ever fails instead."""
+    """A case that hangs fails."""
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"took over {SECONDS} s"))
     signal.alarm(SECONDS)
     yield
@@ -63,11 +63,11 @@ def test_wrong_input(case: Case, whole: Path, tmp_path: Path, monkeypatch: pytes
     assert sorted(folder.rglob("*")) == before, "something is left behind"
 
 
-def test_the_list_is_whole() -> None:
+def test_the_list_is_complete() -> None:
     assert {c.number for c in CASES} | set(ABSENT) | ACCEPTED == set(range(1, 49))
 
 
-# 4, 5, 7, 20, 26: what others refuse or misread, and we read; 20 is in test_rendering.py.
+# 4, 5, 7, 20, 26: inputs that others reject or misread, and we read; 20 is in test_rendering.py.
 ACCEPTED = {4, 5, 7, 20, 26}
 
 
@@ -111,7 +111,7 @@ def test_accepted_oddities(tmp_path: Path) -> None:
         ["preview", "good.jsonl", "--row", "99"],
     ],
 )
-def test_every_verb_exits_with_2_and_one_line(tmp_path: Path, arguments: list[str]) -> None:
+def test_every_command_exits_with_2_and_one_line(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "bad.jsonl").write_text("{oops\n")
     (tmp_path / "good.jsonl").write_bytes(lines())
     done = subprocess.run(

@@ -1,5 +1,5 @@
-"""What the other files show on a CPU, on a GPU. Without one these tests are skipped, and nothing is claimed about
-it."""
+"""On a GPU, what the other files test on a CPU. Without a GPU these tests are skipped, and nothing is claimed about
+GPUs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Every known silent bug: its property holds, and fails once the bug is planted. The table is printed at the end (`-rN`
-hides it)."""
+"""Every known silent bug: its property holds, and fails once the bug is planted. The table is printed at the end of the
+test run (`-rN` hides it)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_property_holds(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.plant], ids=lambda f: f"{f.number}-{f.bug}")
-def test_the_planted_bug_is_killed(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planted_bug_is_detected(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault.plant is not None
     fault.plant(monkeypatch)
     with pytest.raises(Exception):  # noqa: B017  (an assertion, or our error: the property says which)

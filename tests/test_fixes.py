@@ -1,4 +1,4 @@
-"""Twelve mistakes, each corrected by following the fix that its own message gives, and nothing else."""
+"""Twelve mistakes, each corrected by following the fix in its own message, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the bytes, a file is read or refused by our error: no traceback, no hang, nothing left behind."""
+"""Whatever its bytes, a file is read or rejected with one of our errors: no traceback, no hang, nothing left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = settings(max_examples=150, deadline=10_000)
 
 
 def damaged(seeds: list[bytes]) -> st.SearchStrategy[bytes]:
-    """A known file with a piece cut out, put in, or turned round."""
+    """A known file with a piece removed, inserted or reversed."""
 
     def damage(seed: bytes, at: float, length: int, put: bytes) -> bytes:
         place = int(at * len(seed))
@@ -42,7 +42,7 @@ def given_to(target: Callable[..., None], raw: bytes, *more: str) -> None:
     st.one_of(st.binary(max_size=300), damaged(fuzz.SEEDS[fuzz.rows])),
     st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.txt"]),
 )
-def test_any_data_file_is_read_or_refused(raw: bytes, name: str) -> None:
+def test_any_data_file_is_read_or_rejected(raw: bytes, name: str) -> None:
     given_to(fuzz.rows, raw, name)
 
 
@@ -67,13 +67,13 @@ def values() -> st.SearchStrategy[Any]:
         max_size=14,
     )
 )
-def test_any_rows_are_read_or_refused(rows: list[dict[str, Any]]) -> None:
+def test_any_rows_are_read_or_rejected(rows: list[dict[str, Any]]) -> None:
     given_to(fuzz.rows, "\n".join(json.dumps(r) for r in rows).encode())
 
 
 @QUICK
 @given(st.one_of(st.binary(max_size=200), damaged(fuzz.SEEDS[fuzz.settings])))
-def test_any_config_is_read_or_refused(raw: bytes) -> None:
+def test_any_config_is_read_or_rejected(raw: bytes) -> None:
     given_to(fuzz.settings, raw)
 
 
@@ -90,7 +90,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("raw", WRONG)
-def test_wrong_headers_of_weights_are_refused(tmp_path: Path, raw: bytes) -> None:
+def test_wrong_headers_of_weights_are_rejected(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(raw)
     with pytest.raises(TunewrightError, match="MODEL_CORRUPT"):
         model_files.sizes(tmp_path)
@@ -98,7 +98,7 @@ def test_wrong_headers_of_weights_are_refused(tmp_path: Path, raw: bytes) -> Non
 
 @QUICK
 @given(damaged(fuzz.SEEDS[fuzz.weights]))
-def test_any_weight_file_is_read_or_refused(raw: bytes) -> None:
+def test_any_weight_file_is_read_or_rejected(raw: bytes) -> None:
     given_to(fuzz.weights, raw)
 
 
@@ -109,7 +109,7 @@ def test_any_weight_file_is_read_or_refused(raw: bytes) -> None:
         st.dictionaries(st.sampled_from(["auto_map", "model_type", "text_config", "vocab_size"]), values(), max_size=4),
     )
 )
-def test_any_config_of_a_model_is_read_or_refused(value: Any) -> None:
+def test_any_config_of_a_model_is_read_or_rejected(value: Any) -> None:
     given_to(fuzz.model, json.dumps(value).encode())
 
 

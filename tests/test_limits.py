@@ -1,6 +1,6 @@
-"""Limits on size, parameters, `Any` and retired words. `ratchets.json` lists the exceptions; they may only shrink.
+"""Limits on size, parameters, `Any` and retired words. `ratchets.json` lists the exceptions, which may only shrink.
 
-python tests/test_limits.py     Lower every ratchet to the present value, and print what exceeds its limit.
+python tests/test_limits.py     Lower every ratchet to the current value, and print what exceeds its limit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def module(path: Path) -> str:
 
 
 def statements(node: ast.AST) -> int:
-    """Statements within a node, however they are laid out in lines."""
+    """The number of statements within a node, whatever their line breaks."""
     return sum(isinstance(n, ast.stmt) for n in ast.walk(node) if n is not node)
 
 
@@ -45,7 +45,7 @@ def functions(path: Path) -> Iterator[Function]:
 
 
 def is_command(function: Function) -> bool:
-    """A command's parameters are its flags."""
+    """Whether this is a command of the command line, whose parameters are its flags."""
     return any(ast.unparse(d).split("(")[0].endswith(".command") for d in function.decorator_list)
 
 
@@ -80,7 +80,7 @@ def identifiers(tree: ast.AST) -> Iterator[str]:
 
 
 def texts(path: Path) -> Iterator[str]:
-    """Strings and comments of a Python file; a document as it is, without its code blocks and generated tables."""
+    """Strings and comments of a Python file; the text of a document without its code blocks and generated tables."""
     source = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         yield re.sub(r"```.*?```|<!-- (\w+): .*?<!-- /\1 -->", "", source, flags=re.S)
@@ -101,7 +101,7 @@ def retired_words(path: Path) -> list[str]:
 
 
 def written_by_us() -> dict[str, list[Path]]:
-    """Ratchet key -> files: the package and the documents by file, all else by folder."""
+    """Ratchet key -> files: one key per file of the package and the documents, one per folder for the rest."""
     generated = {"records.md", "config.md", "cli.md", "errors.md", "correctness.md", "glossary.md"}
     templates = [p for p in (ROOT / "tunewright").rglob("*") if p.suffix in (".j2", ".html")]
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"]
@@ -112,7 +112,7 @@ def written_by_us() -> dict[str, list[Path]]:
     }
 
 
-# -- the limits: table of ratchets.json -> present values, and the limit of what the table does not list
+# -- the limits: table of ratchets.json -> current values, and the limit for what the table does not list
 
 
 def present() -> dict[str, tuple[dict[str, int], int]]:
@@ -156,7 +156,7 @@ def test_a_retired_word_is_counted(tmp_path: Path) -> None:
 
 
 def lower() -> None:
-    """Lower every ratchet to the present value; report what exceeds its limit, and leave that limit."""
+    """Lower every ratchet to the current value; a value above its limit is printed, and that ratchet is kept."""
     kept: dict[str, dict[str, int]] = {}
     for limit, (values, default) in PRESENT.items():
         allowed = ratchets()[limit]

@@ -1,4 +1,4 @@
-"""The real 135M model, with every way to the network cut off."""
+"""The real 135M model, without network access."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
 def offline(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     (cwd / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {**os.environ, "PYTHONPATH": str(cwd)}
-    environment.pop("HF_HUB_OFFLINE", None)  # the cut must hold without the switch
+    environment.pop("HF_HUB_OFFLINE", None)  # must hold without the offline switch too
     return subprocess.run(
         [sys.executable, "-m", "tunewright", *arguments],
         cwd=cwd,
@@ -110,7 +110,7 @@ def capitals(path: Path, count: int) -> Path:
 
 
 def test_the_main_job_offline(tmp_path: Path) -> None:
-    """Few rows and steps: that every stage runs on the real model, not that it learns much."""
+    """Few rows and steps: a test that every stage runs on the real model, not that it learns much."""
     done = offline(
         "run",
         str(capitals(tmp_path / "capitals.jsonl", 40)),
@@ -132,7 +132,7 @@ def test_the_main_job_offline(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_peft_gives_the_same_greedy_answers_on_50_rows_and_the_merged_folder_the_same_logits(tmp_path: Path) -> None:
-    """transformers and peft alone, in a process that cannot import this package."""
+    """Only transformers and peft, in a process that cannot import this package."""
     data = capitals(tmp_path / "capitals.jsonl", 300)
     done = offline(
         "run",

@@ -1,11 +1,11 @@
-"""Kill training at every place where it touches the disk, and at random moments; resume it; compare it with the run
-that nobody killed: weights, optimizer, logged losses, bit for bit.
+"""Kill training wherever it changes the disk, and at random moments; resume it; compare it with an uninterrupted run:
+weights, optimizer state and logged losses, bit for bit.
 
 python tests/torture.py [--kills 1000] [--minutes 60] [--real] [--out FILE]
 
 Every attempt is a fork of a process that has torch loaded. A failpoint is a call that changes the disk (write, fsync,
-rename, unlink, mkdir, rmdir): the child counts them and dies by SIGKILL before or after the one that is asked for, half
-of a file's bytes cut off when it dies at the writing of one; or the call fails, as on a full disk.
+rename, unlink, mkdir, rmdir). The child counts these calls and dies by SIGKILL before or after the given one (before an
+fsync, sometimes with half of the file cut off); or the call fails, as on a full disk.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FINISHED, DISK_FULL = 0, 7
 
 @dataclass(frozen=True)
 class World:
-    """What is trained; ``model`` is loaded once and forked with the process."""
+    """What is trained; ``model`` is loaded once and inherited by the forks."""
 
     model: LanguageModel
     rows: list[TrainRow]
@@ -60,7 +60,7 @@ class World:
 
 
 def tiny() -> World:
-    """Accumulation over several passes, shared beginnings, dropout, shuffling, a checkpoint every second step."""
+    """Accumulation over several passes, shared prefixes, dropout, shuffling, a checkpoint every second step."""
     from build import plan_of, rows, tiny_lm, train_rows
 
     head = tuple(range(40, 60))
@@ -93,7 +93,7 @@ def real() -> World:
 
 
 def forked(folder: Path, work: Callable[[], int]) -> int:
-    """Exit status of ``work`` in a fork; -9 for one that was killed. ``folder`` is made first."""
+    """Exit status of ``work`` in a fork; -9 if it was killed. ``folder`` is created first."""
     folder.mkdir(exist_ok=True)
     child = os.fork()
     if child == 0:
@@ -109,7 +109,7 @@ def forked(folder: Path, work: Callable[[], int]) -> int:
 
 
 def train(world: World, folder: Path) -> int:
-    """As `pipeline.train`, without what comes before and after it. DISK_FULL where the error says so."""
+    """Train with the loop alone and save the weights; DISK_FULL if the error is a full disk."""
     run = Run(folder)
     adapters.attach(world.model.module, world.plan.adapter, world.plan.seed)
     try:
@@ -124,11 +124,11 @@ def train(world: World, folder: Path) -> int:
 
 
 def failing(at: int, how: str, counted: int | None = None) -> None:
-    """From now on the ``at``-th call that changes the disk is the last: killed "before" it, "after" it, or it is
-    "full"."""
+    """From now on, the ``at``-th call that changes the disk is the last: the process is killed "before" or "after" it,
+    or the disk is "full"."""
     count = 0
     rng = random.Random(at)
-    flushed: dict[int, int] = {}  # bytes of appended files that were there before: no crash takes them back
+    flushed: dict[int, int] = {}  # size of appended files before the run: no crash removes these bytes
 
     def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def failed(*args: Any, **more: Any) -> Any:
@@ -167,8 +167,8 @@ def failing(at: int, how: str, counted: int | None = None) -> None:
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """What must be equal: hashes of all weights and moments, and the log without its times; hidden leftovers by
-    name."""
+    """What must be equal: hashes of all weights and moments, the log without its times, and the names of hidden
+    leftover files."""
     run = Run(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix == ".safetensors")
     return {
@@ -179,7 +179,7 @@ def left(folder: Path) -> dict[str, Any]:
 
 
 def failpoints(folder: Path, work: Callable[[], int]) -> int:
-    """How many calls that change the disk ``work`` makes."""
+    """The number of calls with which ``work`` changes the disk."""
 
     def watched() -> int:
         failing(-1, "after", counter)
@@ -193,8 +193,8 @@ def failpoints(folder: Path, work: Callable[[], int]) -> int:
 
 @dataclass
 class Tally:
-    """``lost``: times that a sound checkpoint was gone after a kill; ``unequal``: runs that ended otherwise than the
-    straight one."""
+    """``lost``: how often a valid checkpoint was gone after a kill; ``unequal``: runs that ended differently from the
+    uninterrupted one."""
 
     kills: int = 0
     full: int = 0
@@ -207,8 +207,8 @@ class Tally:
 def torture(
     world: World, root: Path, kills: int, seconds: float, seed: int = 0, say: Callable[[str], None] = print
 ) -> Tally:
-    """Runs that are killed some times each, at the failpoints in turn and at random moments, until there were
-    ``kills``."""
+    """Runs that are killed a few times each, at each failpoint in turn and at random moments, until ``kills`` is
+    reached."""
     rng, deadline = random.Random(seed), time.monotonic() + seconds
     begun = time.monotonic()
     assert forked(root / "straight", lambda: train(world, root / "straight")) == FINISHED
@@ -233,7 +233,7 @@ def torture(
 def _tortured(
     world: World, folder: Path, rng: random.Random, places: list[tuple[int, str]], took: float, tally: Tally
 ) -> None:
-    """One run to its end, with up to five deaths on its way."""
+    """One run to its end, killed up to five times on the way."""
     newest = -1
     for _ in range(rng.randint(1, 5)):
         if rng.random() < 0.8:
@@ -254,8 +254,8 @@ def _tortured(
 
 
 def export_killed(path: Path) -> tuple[int, int]:
-    """(kills, unequal): the export of a trained run killed before or after every call that changes the disk, then made
-    again. The fresh process that checks an export writes nothing, and is left out."""
+    """(kills, unequal): the export of a trained run is killed before or after every call that changes the disk, then
+    repeated. The fresh process that checks an export writes nothing, and is omitted."""
     run, whole = Run(path), Run(path.with_name("whole"))
     shutil.copytree(run.path, whole.path)
     facts = read_facts(load(run.config).model)
@@ -273,16 +273,16 @@ def export_killed(path: Path) -> tuple[int, int]:
 
     def actual(run: Run) -> dict[str, str]:
         of = [run.export, *run.adapter.rglob("*"), *run.merged.rglob("*"), *run.path.glob(".merged-*")]
-        own = [p for p in of if p.name != "tunewright.json"]  # has the run's name
+        own = [p for p in of if p.name != "tunewright.json"]  # contains the run's name
         return {str(p.relative_to(run.path)): sha256(p) if p.is_file() else "" for p in own}
 
     kills, unequal, calls = 0, 0, failpoints(whole.path, lambda: work(whole))
     for at in range(1, calls + 1):
         how = ("before", "after")[at % 2]
         status = forked(run.path, lambda at=at, how=how: (failing(at, how), work(run))[1])  # type: ignore[misc]
-        assert status in (-signal.SIGKILL, FINISHED), status  # what is there already needs fewer calls
+        assert status in (-signal.SIGKILL, FINISHED), status  # what exists already needs fewer calls
         kills += status == -signal.SIGKILL
-        if at % 4 == 0 or at == calls:  # else the next one meets what several killed ones left
+        if at % 4 == 0 or at == calls:  # otherwise the next one starts from what several killed ones left
             assert forked(run.path, lambda: work(run)) == FINISHED
             unequal += actual(run) != actual(whole)
     return kills, unequal

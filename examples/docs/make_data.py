@@ -1,4 +1,4 @@
-"""Domain language from raw pages: SQLite's documentation (public domain), one Markdown-like text file a page.
+"""Domain language from raw pages: SQLite's documentation (public domain), one Markdown-like text file per page.
 
 Needs `apt-get download` (Debian or Ubuntu; run `apt-get update` once) and dpkg.
 """
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from debian import deb, members, plain
 
 SKIP = r"^(bookindex|index|genindex|search|contents|requirements|lang_select|toc|sitemap|keyword_index|doclist)\.html$"
-LONGEST = 20_000  # characters of a page to keep: the longest pages would crowd out the others
+LONGEST = 20_000  # characters to keep of a page: the longest pages would crowd out the others
 
 out = Path(__file__).parent / "data" / "sqlite"
 shutil.rmtree(out, ignore_errors=True)

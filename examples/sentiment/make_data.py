@@ -1,7 +1,7 @@
 """Sentiment of short texts: the VADER ground truth (vaderSentiment 3.3.2, MIT; Hutto and Gilbert 2014).
 
-"Tweet-like" texts, each rated from -4 to +4 by 20 people; the mean is cut at half a point into positive, neutral,
-negative.
+"Tweet-like" texts, each rated from -4 to +4 by 20 people. A mean of +0.5 or more is positive, of -0.5 or less negative,
+anything between neutral.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ SOURCES = [
     ("debian-faq", r"/FAQ/.*\.en\.html$", HEADING),
     ("sqlite3-doc", r"sqlite3/faq\.html$", r"(?is)<p><b>(\(\d+\).*?)</b></p>"),
 ]
-LIMIT = 700  # characters of whole paragraphs to keep of an answer
+LIMIT = 700  # characters to keep of an answer, cut between paragraphs
 
 
 def shortened(answer: str) -> str:

@@ -26,7 +26,7 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert done.returncode == 0, f"{done.stdout}{done.stderr}: run `make docs`"
 
 
-def test_every_example_config_holds() -> None:
+def test_every_example_config_is_valid() -> None:
     from tunewright.core import config
 
     actual = sorted((ROOT / "examples").glob("*/config.yaml"))
@@ -48,7 +48,7 @@ def test_doctor(tmp_path: Path) -> None:
     assert cli("doctor", "--config", "c.yaml", cwd=tmp_path).returncode == 2
 
 
-def test_doctor_rehearses_a_run(
+def test_doctor_runs_the_selftest(
     tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Callable[[str], Path]
 ) -> None:
     (tmp_path / "c.yaml").write_text(f"model: {model_folder('llama')}\ndata:\n  train: {chat_rows()}\nthreads: 1\n")
@@ -92,7 +92,7 @@ def test_runs_are_listed_compared_and_removed(
     assert cli("chat", "b", "hello", cwd=tmp_path).returncode == 2, "an untrained run has nothing to say"
 
 
-def test_a_broken_pipe_is_no_traceback(tmp_path: Path) -> None:
+def test_a_broken_pipe_gives_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         f"{sys.executable} -m tunewright doctor | head -1",
         shell=True,

@@ -24,7 +24,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "chat": ("r", "hello there"),
     "runs list": (), "runs show": ("r",), "runs diff": ("r", "other"), "runs reproduce": ("r",), "runs rm": ("other",),
 }  # fmt: skip
-# The value of a flag, and the arguments beside it where they are not those of ARGUMENTS.
+# The value of a flag, and the other arguments if they are not those of ARGUMENTS.
 VALUES: dict[str, tuple[str, ...]] = {
     "--runs": ("elsewhere",), "--model": ("model",), "--name": ("n",), "--html": ("audit.html",), "--row": ("2",),
     "--system": ("Say nothing but numbers.",), "--max-new-tokens": ("1",), "--config": ("bad.yaml",),
@@ -35,9 +35,9 @@ BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
     ("train", "--quiet"): ("other",), ("train", "--profile"): ("other",),
     **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
 }  # fmt: skip
-# The demo downloads its rows from a package registry; apart from its rows it is `run`.
+# The demo downloads its rows from a package registry; apart from that it is `run`.
 LEFT_OUT = {"demo"}
-# What it changes is nowhere to be seen, which is its point (tests/stages/test_worker.py).
+# It must not change any result (tests/stages/test_worker.py).
 UNSEEN = {"--separate"}
 
 

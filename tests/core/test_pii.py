@@ -1,4 +1,4 @@
-"""Private data: recognised, masked, and nothing else."""
+"""Private data is recognised and masked, and nothing else is."""
 
 from __future__ import annotations
 
@@ -54,4 +54,4 @@ def test_masking_keeps_places_and_is_done_once(before: str, secret: str, after: 
 
 @pytest.mark.parametrize("piece", ["a.", "1 ", "sk-", "eyJa.", "+1", "(", "password", "A1", "@a", "-----BEGIN "])
 def test_masking_is_fast_for_any_text(piece: str) -> None:
-    pii.masked(piece * 300_000)  # a pattern that tries every length from every place would take hours
+    pii.masked(piece * 300_000)  # a pattern that tries every length from every position would take hours

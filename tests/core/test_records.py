@@ -20,12 +20,12 @@ from tunewright.core.records import FILES, Event, Interval, Line, NotMeasured, R
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
-# Files of tiny runs, long lists cut to three items, as the stages wrote them before there were records.
+# Files of tiny runs as the stages wrote them before there were records, long lists cut to three items.
 RUNS: dict[str, dict[str, Any]] = json.loads((HERE / "run_files.json").read_text(encoding="utf-8"))
 
 
 def put(folder: Path, name: str) -> Path:
-    """The run folder ``name`` of `RUNS`, below ``folder``."""
+    """Write the run folder ``name`` of `RUNS` to ``folder``."""
     for file, value in RUNS[name].items():
         path = folder / name / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def test_an_optional_key_is_absent_and_a_required_one_is_null() -> None:
     assert "again" not in written
 
 
-# A change to a sound file, and the field that the error names.
+# A change to a valid file, and the field that the error names.
 WRONG: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "unknown key": ("verdict.json", lambda v: v.update(extra=1), "`extra`: Extra inputs are not permitted"),
     "unknown key, deep": ("verdict.json", lambda v: v["cost"].update(extra=1), "`cost.extra`: Extra"),
@@ -130,7 +130,7 @@ WRONG: dict[str, tuple[str, Callable[[Any], object], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_such_record_is_refused(case: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_match_its_record_is_rejected(case: str, tmp_path: Path) -> None:
     file, change, words = WRONG[case]
     value = copy.deepcopy(RUNS["labels"][file])
     change(value)
@@ -145,7 +145,7 @@ def test_what_is_no_such_record_is_refused(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b'{"steps": 3', b'{"steps": "\xff"}', b"[]", b"null"])
-def test_what_is_not_json_or_no_object_is_refused(text: bytes, tmp_path: Path) -> None:
+def test_invalid_json_and_non_objects_are_rejected(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "training.json"
     path.write_bytes(text)
     with pytest.raises(RunError, match=r"RUN_DAMAGED.*training\.json"):
@@ -175,7 +175,7 @@ def test_lines_are_named_appended_and_unfinished_ones_skipped(tmp_path: Path) ->
         list(records.read_lines(path, records.METRICS))
 
 
-def test_the_facts_of_events(tmp_path: Path) -> None:
+def test_the_views_of_events(tmp_path: Path) -> None:
     run = put(tmp_path, "labels")
     events = list(records.read_lines(run / "events.jsonl", Event))
     assert events[0].event == "created"
@@ -186,7 +186,7 @@ def test_the_facts_of_events(tmp_path: Path) -> None:
     assert judged.seconds >= 0
 
 
-def test_what_the_verdict_says_of_itself(tmp_path: Path) -> None:
+def test_the_derived_values_of_the_verdict(tmp_path: Path) -> None:
     v = records.read(put(tmp_path, "labels") / "verdict.json", Verdict)
     assert (v.is_better, v.confidence, v.doubts) == (True, 0.95, ())
     assert v.comparator_arm.score == v.comparator.score
@@ -276,7 +276,7 @@ def test_the_schema_is_stable_and_complete() -> None:
     described = {k.__name__ for k in VALUES} - {
         "Judged",
         "Answered",
-    }  # parts of no file: a view of events, a base class
+    }  # not part of any file: a view of events, a base class
     assert described <= set(definitions)
 
 

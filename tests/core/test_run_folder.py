@@ -18,7 +18,7 @@ from tunewright.core.run_folder import Run
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_two_processes_do_not_write_one_run(tmp_path: Path, stopped: bool) -> None:
-    """A writer that is merely stopped, however long, is still the writer."""
+    """A writer that is suspended, however long, is still the writer."""
     (tmp_path / "config.yaml").write_text("")
     first = writer(tmp_path)
     try:
@@ -31,7 +31,7 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path, stopped: bool) -> No
     finally:
         first.kill()
         first.communicate()
-    with run_folder.writing(Run(tmp_path)):  # of a dead process: taken over, with an event
+    with run_folder.writing(Run(tmp_path)):  # left by a dead process: taken over, with an event
         assert json.loads((tmp_path / ".owner").read_text())["process"] == os.getpid()
     events = [json.loads(x) for x in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(e["event"], e["from_process"]) for e in events] == [("taken_over", first.pid)]
@@ -57,13 +57,13 @@ def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_one_of_our_errors(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(TrainError, match="RUN_DISK"):
         run_folder.write_json(tmp_path / "x.json", {})
 
 
-def test_a_file_size_limit_is_an_error_of_ours_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_one_of_our_errors_and_leaves_nothing(tmp_path: Path) -> None:
     code = f"""
 import resource, signal, pathlib
 from tunewright.core import run_folder
@@ -79,7 +79,7 @@ run_folder.write_atomic(pathlib.Path({str(tmp_path)!r}) / "x", b"0" * 5000)
 @pytest.mark.parametrize("unfinished", ["{", '{"step": 3, "los', "x" * 9000])
 @pytest.mark.parametrize("before", [0, 1, 200])
 def test_a_line_after_an_unfinished_one_is_read(tmp_path: Path, before: int, unfinished: str) -> None:
-    """A full disk ends a line in its middle; what is appended once there is room again must not be glued to that."""
+    """A full disk cuts a line off in the middle; what is appended later must start on a new line."""
     file = tmp_path / "metrics.jsonl"
     for i in range(before):
         run_folder.append_line(file, {"step": i, "text": "é" * 40})

@@ -1,4 +1,4 @@
-"""No setting is ignored: changing any one of them changes the inputs of a run or its results."""
+"""No setting is ignored: changing any of them changes the inputs of a run or its results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tunewright.train import machine, planning
 
 Folder = Callable[[str], Path]
 BASE = {"threads": 1, "train.dtype": "float32", "train.batch_size": 4, "data.train": "labels.csv"}
-# Each setting with another value, and the settings without which it has no effect.
+# Each setting with a value other than the default, and the settings that it needs to have an effect.
 EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("MODEL qwen3", {}),
     "template": ("other.jinja", {}),
@@ -172,7 +172,7 @@ def _observed(asked: Config, root: Path, known: dict[str, Facts]) -> str:
 
 
 def endpoint_of(arm: Arm) -> dict[str, Any]:
-    """Everything that a remote arm knows of its endpoint, the key included."""
+    """Everything that a remote arm knows about its endpoint, including the key."""
     endpoint = getattr(arm.responder, "endpoint", None)
     return vars(endpoint) if endpoint else {}
 
@@ -201,7 +201,7 @@ def test_old_names_and_synonyms_point_to_settings() -> None:
 
 
 @pytest.mark.parametrize("old", explain.RENAMED)
-def test_an_old_name_is_answered_with_the_new_one(old: str) -> None:
+def test_an_old_name_is_an_error_that_names_the_new_one(old: str) -> None:
     with pytest.raises(TunewrightError, match=rf"CONFIG_UNKNOWN_KEY.*it is now called {explain.RENAMED[old]}"):
         config.load(None, [f"{old}=1"])
 

@@ -20,8 +20,8 @@ def test_a_classical_classifier_learns_words_and_keeps_to_its_folds() -> None:
     assert probs[0]["plus"] > 0.8
     assert probs[1]["minus"] > 0.8
     assert baselines.constant(rows, ("minus", "plus"))(rows[:1]) == [{"minus": 0.5, "plus": 0.5}]
-    # Every row has a copy with the other label: trained on the copy, the prediction is wrong; trained on neither, it is
-    # chance.
+    # Every row has a copy with the other label: trained on the copy, the prediction is wrong; trained on neither, it
+    # is random.
     texts = [f"text {i // 2} " * 3 for i in range(80)]
     p, _ = baselines.out_of_fold(texts, ["a" if i % 2 else "b" for i in range(80)], [i // 2 for i in range(80)])
     assert abs(p - 0.5).max() < 0.2

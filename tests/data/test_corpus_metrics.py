@@ -38,6 +38,6 @@ def test_micro_f1_adds_up_the_fields() -> None:
     )
 
 
-def test_bits_per_byte_of_the_corpus_weighs_by_length() -> None:
+def test_corpus_bits_per_byte_weighs_rows_by_length() -> None:
     scores = [Score("x:1", "", Answer("", Likelihood(n, nats)), 0.0) for n, nats in ((10, 7.0), (30, 9.0))]
     assert CORPUS_BITS.of(scores, ()) == pytest.approx(bits_per_byte(16.0, 40))

@@ -35,8 +35,8 @@ def test_planted_noise_is_flagged_if_words_predict_the_label() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.15, 0.3])
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0])
 def test_a_weak_classifier_is_distinguished_from_wrong_labels(rate: float, sharpness: float) -> None:
-    """Hard rows, three labels, and an over- or under-confident model: the noise is estimated all the same, as many
-    suspects are wrong as predicted, and clean labels are not flagged."""
+    """With hard rows, three labels, and an over- or under-confident model, the noise is still estimated, as many
+    flagged labels are wrong as predicted, and clean labels are not flagged."""
     held, rates, expected, true, count = 0, [], 0.0, 0, 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -58,6 +58,6 @@ def test_a_weak_classifier_is_distinguished_from_wrong_labels(rate: float, sharp
     assert held >= 17
     assert abs(np.mean(rates) - rate) < 0.03
     if rate:
-        assert abs(true - expected) < 0.15 * count  # a little hopeful where few labels are wrong
+        assert abs(true - expected) < 0.15 * count  # slightly optimistic where few labels are wrong
     else:
         assert count < 0.005 * 20 * 600

@@ -1,4 +1,4 @@
-"""Metrics of one answer: right however it is wrapped, wrong however it is evasive."""
+"""Metrics of one answer: a right answer scores in any wrapping, an evasive one never does."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ GOLD = '{"a": "x", "b": {"c": [1, 2]}}'
     ],
 )
 def test_oracles_of_the_field_score(answer: str, f1: float, valid: bool) -> None:
-    """A right answer in any wrapping scores 1; empty, refusing, echoing and cut ones score 0; validity is separate."""
+    """A right answer scores 1 in any wrapping; empty, refusing, echoing and cut ones score 0; validity is separate."""
     counts = metrics.field_counts(GOLD, answer)
     assert counts.f1 == pytest.approx(f1)
     assert counts.valid == valid

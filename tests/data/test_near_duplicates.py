@@ -1,4 +1,4 @@
-"""Near-duplicates against a search of all pairs."""
+"""Near-duplicates, compared with an exhaustive search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunewright.data.examples import Chat, Message
 
 @pytest.mark.parametrize("many", [40, 150, 1200])
 def test_shared_boilerplate_does_not_make_rows_near_duplicates(many: int) -> None:
-    """The instruction is in every user message, far longer than what differs."""
+    """The instruction is in every user message, and far longer than what differs."""
     boilerplate = (
         "Read the message of a customer of our shop and say which department answers it, "
         "billing, shipping or returns. Message: "

@@ -1,4 +1,4 @@
-"""The split: by content, whole clusters, no leaks."""
+"""The split: by content, clusters kept together, no leaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks: recognised from the rows, each kind with its own metric, summary and instruction."""
+"""Tasks are recognised from the rows; each kind has its own metric, summary and instruction."""
 
 from __future__ import annotations
 

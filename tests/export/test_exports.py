@@ -18,7 +18,7 @@ TORTURE = Path(__file__).parent.parent / "torture.py"
 
 
 def test_peft_loads_the_adapter_and_plain_transformers_the_merged_folder(labelled: api.Result) -> None:
-    """Neither uses anything of ours; the logits are those of the trained model."""
+    """Neither uses our code; the logits are those of the trained model."""
     import peft
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""The rows of EXPORTS: each is written, reloaded by a fresh process and refused where it differs; its card loads it."""
+"""Each kind of export is written, reloaded in a fresh process, and rejected if it differs; its card loads it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CANARIES, STOP = [[1, 2, 3, 40], [7, 8]], [258]
 
 @dataclass(frozen=True)
 class Made:
-    """A run folder with trained weights and nothing else, and what its model is made of."""
+    """A run folder with only the trained weights, and the parts of its model."""
 
     source: Source
     folder: Path
@@ -71,7 +71,7 @@ def test_without_an_adapter_only_the_merged_model_is_exported(trained: Made) -> 
 
 
 def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merged wrongly: the folder loads, and holds the base model."""
+    """A wrong merge: the folder loads, but contains the base model."""
     monkeypatch.setattr(adapters, "merged_weight", None, raising=False)
     monkeypatch.setattr(adapters.LoRALinear, "merged_weight", lambda layer: layer.base.weight)
     with pytest.raises(TrainError, match="the reloaded merged differs from the trained model") as caught:
@@ -87,7 +87,7 @@ def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pyt
         export.export(trained.source, CANARIES, STOP)
 
 
-def test_merged_weights_are_float32_while_that_is_small(trained: Made) -> None:
+def test_merged_weights_of_a_small_model_are_float32(trained: Made) -> None:
     small = trained.source.facts
     large = replace(small, parameters=10**9, dtype="BF16")
     assert merged.stored(load(None), small) == "float32"

@@ -1,7 +1,7 @@
-"""The known silent bugs of fine-tuning, each beside the property that makes it impossible and a patch that plants it.
+"""The known silent bugs of fine-tuning, each with a property that rules it out and a patch that plants it.
 
-`test_faults.py` asks of every row that the property holds, and that it fails once the bug is planted. Numbers and
-evidence are those of `docs/correctness.md`, which is written from these tables.
+`test_faults.py` checks for each that the property holds, and that it fails once the bug is planted.
+`docs/correctness.md` is written from these tables.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Patch = pytest.MonkeyPatch
 
 @dataclass(frozen=True)
 class Fault:
-    """``holds`` raises where the bug is there; ``plant`` puts it there (None: it cannot apply yet, and ``invariant``
-    says why)."""
+    """``holds`` raises if the bug is present; ``plant`` introduces it (None: it cannot occur yet, and ``invariant`` says
+    why). ``seen_in``: issues and pull requests of other trainers."""
 
     number: int
     bug: str
-    evidence: str
+    seen_in: str
     invariant: str
     holds: Callable[[], Any]
     plant: Callable[[Patch], Any] | None
 
 
 def refused(code: str, call: Callable[[], Any]) -> None:
-    """``call`` raises our error of that code."""
+    """Assert that ``call`` raises our error with that code."""
     try:
         call()
     except TunewrightError as error:

@@ -1,4 +1,4 @@
-"""Adapters and weights: what is trained, in which precision, and what is left of it after saving."""
+"""Adapters and weights: what is trained, in which precision, and what survives saving."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def logits(module: Any) -> torch.Tensor:
 
 
 def scale_survives() -> None:
-    """PEFT, which reads alpha, rank and the rsLoRA flag for itself, gets the same logits."""
+    """PEFT, which reads alpha, rank and the rsLoRA flag itself, computes the same logits."""
     from peft import PeftModel
 
     plan = plan_of(adapter=AdapterConfig(kind="rslora", rank=4, alpha=8.0))
@@ -100,7 +100,7 @@ def merged_in_float32() -> None:
     )
     adapters.merge(model)
     away = (layer.base.weight.float() - exact.float()).abs()
-    assert int((away > 0).sum()) <= 0.001 * away.numel()  # rounding may fall to the other side of a tie
+    assert int((away > 0).sum()) <= 0.001 * away.numel()  # a tie may be rounded either way
 
 
 def merged_in_bfloat16(patch: Patch) -> None:
@@ -112,7 +112,7 @@ def merged_in_bfloat16(patch: Patch) -> None:
 
 
 def the_head_is_saved() -> None:
-    """Every weight of a model whose head is its own was trained."""
+    """Full fine-tuning of a model whose head is not tied to its embeddings."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -134,7 +134,7 @@ def taken_for_tied(patch: Patch) -> None:
 
 
 def moments_are_float32() -> None:
-    """The base in bfloat16; a step far below its precision still moves what is trained."""
+    """With the base in bfloat16, a step far below that precision still changes the trained tensors."""
     plan = plan_of(lr=1e-6, warmup_steps=0, steps=2)
     model = tiny_model().to(torch.bfloat16)
     adapters.attach(model, plan.adapter, 0)
@@ -204,18 +204,18 @@ def preferences_are_refused() -> None:
 
 FAULTS = [
     Fault(15, "DPO's reference is not the base model", "LLaMA-Factory PR 10779, TRL 744 and 2042, DPO 34",
-          "there is no DPO yet: rows of preferences are DATA_FORM_UNSUPPORTED", preferences_are_refused, None),
-    Fault(16, "the adapter's scale changes when it is loaded", "", "PEFT loads what we save and says the same; at scale 0 the model is the base, bit for bit",
+          "there is no DPO yet: preference rows are rejected with DATA_FORM_UNSUPPORTED", preferences_are_refused, None),
+    Fault(16, "the adapter's scale changes when it is loaded", "", "PEFT computes the same logits from the saved adapter; at scale 0 the model is the base, bit for bit",
           scale_survives, flag_lost),
-    Fault(17, "the adapter does not train", "", "after three steps every tensor of the adapter has changed and no other; SELFTEST_GRADIENT",
+    Fault(17, "the adapter does not train", "", "after three steps, every tensor of the adapter has changed and no other has; SELFTEST_GRADIENT",
           the_adapter_trains_and_nothing_else, half_is_frozen),
     Fault(18, "merging rounds the update away", "peft 1388, 2321, 1043, transformers 31293", "the update is added in float32 and rounded once; EXPORT_MISMATCH",
           merged_in_float32, merged_in_bfloat16),
     Fault(19, "a trained head is lost with tied embeddings", "peft 2018, PR 2972, transformers 45127, unsloth PR 9331",
-          "what is reloaded gives the same logits, in a fresh process; EXPORT_MISMATCH", the_head_is_saved, taken_for_tied),
-    Fault(23, "weights and moments in bfloat16", "AReaL PR 1369, Model-Optimizer PR 2322", "what is trained and its moments are float32; the smallest step moves them",
+          "the reloaded model gives the same logits, in a fresh process; EXPORT_MISMATCH", the_head_is_saved, taken_for_tied),
+    Fault(23, "weights and moments in bfloat16", "AReaL PR 1369, Model-Optimizer PR 2322", "trained tensors and their moments are float32; even a tiny step changes them",
           moments_are_float32, all_in_bfloat16),
-    Fault(24, "saved in another dtype than declared", "transformers 33780, 32265, pytorch 108381", "the file holds the dtype that was declared (one process; no FSDP yet)",
+    Fault(24, "weights are saved in another dtype than declared", "transformers 33780, 32265, pytorch 108381", "the file has the declared dtype (one process; no FSDP yet)",
           saved_as_declared, saved_as_it_was),
-    Fault(33, "KL to a base that was trained as well", "", "at step 0 it is 0; afterwards the base is a frozen copy, bit for bit; SELFTEST_BASE", off_is_the_base, never_off),
+    Fault(33, "KL is measured against a base that was trained too", "", "KL is 0 at step 0; afterwards the base equals a frozen copy, bit for bit; SELFTEST_BASE", off_is_the_base, never_off),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Loss, gradient and step: what is divided by what, what sees what, and what is logged."""
+"""Loss, gradient and step: the divisor, which tokens see which, and what is logged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model_of(plan: Plan, dtype: torch.dtype = torch.float64) -> LanguageModel:
 
 
 def one_step(plan: Plan, data: list[TrainRow]) -> tuple[step.Step, dict[str, torch.Tensor]]:
-    """(what was logged, gradient) of one step."""
+    """(logged values, gradient) of one step."""
     student = step.learner(model_of(plan), plan)
     done = step.take_step(student, data, plan, 0)
     return done, {n: p.grad.clone() for n, p in student.parameters.items() if p.grad is not None}
@@ -215,18 +215,18 @@ def decay_on_everything(patch: Patch) -> None:
 
 
 FAULTS = [
-    Fault(1, "accumulation divides by passes, not by tokens (a mean of means)", "transformers PR 34191, 35438, 35651, 37197, 37766",
-          "the gradient of one pass is that of many passes of ragged rows, to 1e-10 in float64", one_denominator, means_of_means),
+    Fault(1, "gradient accumulation divides by passes, not by tokens (a mean of means)", "transformers PR 34191, 35438, 35651, 37197, 37766",
+          "rows of different lengths have the same gradient in one pass and in many, to 1e-10 in float64", one_denominator, means_of_means),
     Fault(2, "the logged loss is scaled by the number of passes", "transformers 35651",
-          "the logged loss is the mean over supervised tokens, computed again", logged_loss, scaled_log),
-    Fault(10, "rows of one pack see each other", "TRL 1230, 3067, PR 3526",
-          "another row beside it leaves a row's logits as they are; at run time the self-test compares with rows alone",
+          "the logged loss equals the mean over supervised tokens, recomputed", logged_loss, scaled_log),
+    Fault(10, "packed rows attend to each other", "TRL 1230, 3067, PR 3526",
+          "a row's logits do not depend on the other rows of its pass; in every run, the self-test compares with rows computed alone",
           nobody_sees_another, one_long_document),
-    Fault(11, "positions run on through a pack", "as 10", "every row's positions begin at 0 in every layout", positions_start_anew, positions_run_on),
-    Fault(12, "labels shifted by 0 or 2", "", "the loss is the cross-entropy of the next token, computed by hand", loss_by_hand, labels_of_the_same_place),
-    Fault(13, "padding counts in the loss", "", "rows of other lengths beside it leave a row's loss as it is", padding_costs_nothing, padding_is_learned),
-    Fault(14, "dropout is on while judging, or judging draws random numbers", "",
-          "two dev losses are equal, and training continues as if there had been none, bit for bit", judging_draws_nothing, never_in_eval_mode),
-    Fault(25, "the rate follows a schedule of another length", "", "rates are a closed formula that ends at its floor", rates, as_if_twice_as_long),
-    Fault(27, "decay on norms, clipping by parts", "", "one step is the step computed with numpy, to 1e-8", step_by_hand, decay_on_everything),
+    Fault(11, "positions continue across packed rows", "as 10", "every row's positions start at 0, in every layout", positions_start_anew, positions_run_on),
+    Fault(12, "labels are shifted by 0 or 2", "", "the loss is the cross-entropy of the next token, computed by hand", loss_by_hand, labels_of_the_same_place),
+    Fault(13, "padding counts towards the loss", "", "a row's loss does not depend on the lengths of other rows", padding_costs_nothing, padding_is_learned),
+    Fault(14, "dropout is active during evaluation, or evaluation consumes random numbers", "",
+          "the dev loss is the same twice, and training continues as if it had not been computed, bit for bit", judging_draws_nothing, never_in_eval_mode),
+    Fault(25, "the learning rate follows a schedule of another length", "", "the learning rate is a closed formula that ends at its floor", rates, as_if_twice_as_long),
+    Fault(27, "weight decay on norms, or clipping tensor by tensor", "", "a step equals the same step computed with numpy, to 1e-8", step_by_hand, decay_on_everything),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Judging: which weights answered, how they were decoded, and what counts as right."""
+"""Judging: which weights answered, how answers are decoded, and what counts as right."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HOW = Decoding(12, (256,), batch_size=4)
 
 
 def another_weight_answers_anew() -> None:
-    """Scores are read back only for the weights that gave them: one bit of the file's hash is enough."""
+    """Cached scores are used only for the weights that gave them: one different digit of the file's hash is enough."""
     with tempfile.TemporaryDirectory() as folder:
         run, asked = Run(Path(folder)), []
         task = Task(LABEL, metrics.METRICS["accuracy"], "", ("a", "b"))
@@ -58,14 +58,14 @@ def keyed_by_name_alone(patch: Patch) -> None:
 
 
 def decoding_is_ours() -> None:
-    """The base's own generation config asks for sampling and a penalty; no arm hears of it."""
+    """The base's generation config sets sampling and a repetition penalty; no arm uses them."""
     model = tiny_lm()
     plain = generate.greedy(model, PROMPTS, HOW)
     model.module.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
     assert generate.greedy(model, PROMPTS, HOW) == plain
     answer = generate.greedy(tiny_lm(), [PROMPTS[0]], HOW)[0]
     ids = list(PROMPTS[0])
-    for token in answer:  # by hand: the likeliest, one after another
+    for token in answer:  # by hand: the most probable token, one after another
         with torch.no_grad():
             assert token == int(model.module(torch.tensor([ids])).logits[0, -1].argmax())
         ids.append(token)
@@ -107,7 +107,7 @@ def labels_are_letters(patch: Patch) -> None:
 
 
 def every_setting_is_read() -> None:
-    """Its last name is an attribute that some module other than config.py asks for."""
+    """The last part of its name is an attribute that some module other than config.py reads."""
     read: set[str] = set()
     for file in Path(tunewright.__file__).parent.rglob("*.py"):
         if file.name != "config.py":
@@ -145,12 +145,12 @@ def a_probe_is_replayed(patch: Patch) -> None:
 
 
 FAULTS = [
-    Fault(28, "scores of other weights are read back", "", "a line of scores is used only for the weights, scale, template and limit that made it",
+    Fault(28, "cached scores of other weights are used", "", "a cached score is used only for the weights, scale, template and token limit that it was computed with",
           another_weight_answers_anew, keyed_by_name_alone),
-    Fault(29, "one arm decodes by the base's generation config", "", "all arms are decoded greedily; of that config only the stop tokens are used",
+    Fault(29, "one arm decodes with the base's generation config", "", "all arms decode greedily; only the stop tokens of that config are used",
           decoding_is_ours, by_transformers),
-    Fault(30, "answers in a batch differ from answers alone", "", "greedy answers together are those alone, token by token", together_as_alone, padding_is_seen),
-    Fault(31, "a label is found inside a word, or in the prompt's echo", "Soup", "a label is read as a word, and only where no other is named", labels_are_words, labels_are_letters),
-    Fault(32, "a setting that nothing reads", "Soup: four flags", "every setting is read somewhere; unknown ones are CONFIG_UNKNOWN_KEY", every_setting_is_read, a_setting_that_nothing_reads),
-    Fault(34, "replay or generic text teaches the probes", "", "no run of 13 words is in both, and no replay prompt is a probe", probes_are_not_taught, a_probe_is_replayed),
+    Fault(30, "answers in a batch differ from answers one by one", "", "greedy answers in a batch equal those computed alone, token by token", together_as_alone, padding_is_seen),
+    Fault(31, "a label is matched inside a word, or in an echo of the prompt", "Soup", "a label must be a whole word, and the only label in the answer", labels_are_words, labels_are_letters),
+    Fault(32, "a setting is never read", "Soup: four flags", "every setting is read somewhere; an unknown one is CONFIG_UNKNOWN_KEY", every_setting_is_read, a_setting_that_nothing_reads),
+    Fault(34, "replay or generic text contains the probes", "", "they share no 13 consecutive words, and no replay prompt is a probe", probes_are_not_taught, a_probe_is_replayed),
 ]  # fmt: skip

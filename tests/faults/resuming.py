@@ -1,4 +1,4 @@
-"""Order and state: a resumed run must equal one that was never stopped."""
+"""Order and state: a resumed run equals one that was never stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 
 def as_if_never_stopped() -> None:
-    """Dropout, shuffling, accumulation; stopped after every step (the whole of it is `torture.py`)."""
+    """Dropout, shuffling and accumulation, stopped after every step (`torture.py` is the full version)."""
     adapter = AdapterConfig(rank=4, dropout=0.3)
     plan = plan_of(steps=5, adapter=adapter, tokens_per_pass=40, checkpoint_every=1, lr=1e-3)
 
@@ -31,7 +31,7 @@ def as_if_never_stopped() -> None:
         folder.mkdir(exist_ok=True)
         model = tiny_model()
         adapters.attach(model, adapter, plan.seed)
-        torch.manual_seed(hash(str(folder)) % 1000)  # another process has another stream
+        torch.manual_seed(hash(str(folder)) % 1000)  # another process has another random stream
 
         def watch(p: loop.Progress) -> None:
             if p.step == stop:
@@ -53,7 +53,7 @@ def as_if_never_stopped() -> None:
 
 
 def one_stream_of_chance(patch: Patch) -> None:
-    """As most trainers have it: dropout continues from wherever the stream of the process is."""
+    """As in most trainers: dropout continues from the current state of the process's random stream."""
     patch.setattr(step.torch, "manual_seed", lambda _: None)
 
 
@@ -73,9 +73,9 @@ def one_order_for_all(patch: Patch) -> None:
 
 
 FAULTS = [
-    Fault(21, "a resumed run draws other numbers, rows or rates", "transformers, Accelerate, Megatron-Bridge, ms-swift, all in 2026",
-          "order, rate and dropout are functions of (seed, step): stopped after any step, a run ends bit for bit as "
-          "if never stopped",
+    Fault(21, "a resumed run has other random numbers, rows or learning rates", "transformers, Accelerate, Megatron-Bridge, ms-swift, all in 2026",
+          "row order, learning rate and dropout are functions of (seed, step): a run that is stopped after any step and resumed ends "
+          "as if it had never been stopped, bit for bit",
           as_if_never_stopped, one_stream_of_chance),
-    Fault(22, "every epoch or worker repeats one order", "", "each epoch has every row once, in an order of its own", every_epoch_has_its_order, one_order_for_all),
+    Fault(22, "every epoch or worker repeats the same order", "", "each epoch contains every row once, in its own order", every_epoch_has_its_order, one_order_for_all),
 ]  # fmt: skip

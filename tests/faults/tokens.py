@@ -1,4 +1,4 @@
-"""From messages to tokens: which are targets, what is served, and what a user's text may not do."""
+"""From messages to tokens: which are targets, what is served, and what a user's text must not do."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def runs_of(row: Rendered) -> list[tuple[int, int]]:
 
 
 def one_beginning() -> None:
-    """The template writes the beginning of the sequence, and so would this tokenizer."""
+    """The template writes the BOS token, and this tokenizer would add another."""
     tokenizer = byte_tokenizer(BEGUN, bos="<s>", special=("<|im_start|>", "<|im_end|>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
@@ -174,16 +174,16 @@ def nobody_counts(patch: Patch) -> None:
 
 FAULTS = [
     Fault(3, "two BOS tokens", "TRL 1400, OpenRLHF 393, mlx 1095, unsloth 2648, Soup 781",
-          "rendered text is tokenized without special tokens; a second BOS is TOKENIZER_DOUBLE_BOS", one_beginning, tokenizer_adds_its_own),
+          "rendered text is tokenized without adding special tokens; a second BOS is TOKENIZER_DOUBLE_BOS", one_beginning, tokenizer_adds_its_own),
     Fault(4, "the stop token is masked because it is the padding token", "transformers 23530, TRL 976",
-          "what is padding is known by place, never by token: every row's stop is learned", stop_is_learned, end_is_taken_for_padding),
-    Fault(5, "turns do not teach their end", "TRL PR 5988", "every turn's supervised run ends with the stop token; SELFTEST_STOP", every_turn_ends, end_left_out),
+          "padding is identified by position, never by token: every row's stop token is a target", stop_is_learned, end_is_taken_for_padding),
+    Fault(5, "the model does not learn to end its turns", "TRL PR 5988", "the targets of every turn end with the stop token; SELFTEST_STOP", every_turn_ends, end_left_out),
     Fault(6, "the mask covers all or nothing", "marin 7237, liquid PR 37, Megatron-Bridge 3359, Soup 0.73.3",
-          "the supervised tokens, decoded, are the answers and their ends; DATA_NOTHING_TO_LEARN", only_answers_are_learned, everything_is_learned),
-    Fault(7, "served prompts are not those of training", "Soup 781",
-          "one renderer: a served prompt is the trained row up to its answer; SELFTEST_PROMPT", served_as_trained, served_without_the_opening),
-    Fault(8, "the template drops or changes text", "TRL", "every message's text is found in what was rendered; TEMPLATE_LOSES_CONTENT", nothing_is_dropped, nobody_checks),
-    Fault(9, "a user's text becomes a control token", "", "text that spells a special token never yields its id", text_stays_text, text_is_obeyed),
-    Fault(20, "new tokens without saved embeddings", "", "no token is added; an id without an embedding is TOKENIZER_MISMATCH", tokens_have_embeddings, nobody_counts),
-    Fault(26, "a long row is cut, and with it its answer", "", "DATA_TOO_LONG, or left out by name on request; never cut", long_rows_are_named, long_rows_are_cut),
+          "the decoded targets are the answers and their stop tokens; DATA_NOTHING_TO_LEARN", only_answers_are_learned, everything_is_learned),
+    Fault(7, "the served prompt differs from the trained one", "Soup 781",
+          "one renderer for both: the served prompt is the trained row up to its answer; SELFTEST_PROMPT", served_as_trained, served_without_the_opening),
+    Fault(8, "the template drops or changes text", "TRL", "the rendered text contains every message's text; TEMPLATE_LOSES_CONTENT", nothing_is_dropped, nobody_checks),
+    Fault(9, "a user's text becomes a special token", "", "text that spells a special token never gets that token's id", text_stays_text, text_is_obeyed),
+    Fault(20, "new tokens are saved without their embeddings", "", "no token is added; an id without an embedding is TOKENIZER_MISMATCH", tokens_have_embeddings, nobody_counts),
+    Fault(26, "a long row is truncated, and its answer with it", "", "DATA_TOO_LONG, or dropped on request and listed; never truncated", long_rows_are_named, long_rows_are_cut),
 ]  # fmt: skip

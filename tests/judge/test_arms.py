@@ -1,4 +1,4 @@
-"""Arms: which a run has, what they ask, and how each kind answers."""
+"""Arms: which ones a run has, their prompts, and how each kind answers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_model_is_asked_as_the_task_requires() -> None:
     assert [s.score for s in evaluate.judge(families.tuned(free), rows, free, model)] == [1.0, 1.0]
     labels = Task(LABEL, METRICS["accuracy"], "", ("no", "yes"))
     assert [s.score for s in evaluate.judge(families.tuned(labels), rows, labels, model)] == [1.0, 0.0]
-    written = Task(LABEL, METRICS["exact_match"], "", ("no", "yes"))  # by this metric labels are written, not chosen
+    written = Task(LABEL, METRICS["exact_match"], "", ("no", "yes"))  # with this metric, labels are generated
     assert [s.score for s in evaluate.judge(families.tuned(written), rows, written, model)] == [1.0, 1.0]
     text = Task(TEXT, METRICS["bits_per_byte"], "")
     (score,) = evaluate.judge(families.tuned(text), [Text("abcd", "d")], text, model)
@@ -98,7 +98,7 @@ def test_every_kind_of_score_survives_its_json_line() -> None:
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, list[Any]]]:
-    """A real server of chat completions; the first try of every request finds it overloaded."""
+    """A real chat completions server that reports overload on the first attempt of every request."""
     seen: list[Any] = []
     tried: set[str] = set()
 
@@ -158,7 +158,7 @@ def test_a_label_is_read_from_a_remote_answer(endpoint: tuple[str, list[Any]], m
 def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     template = type("T", (), {"eos": 0})()
     monkeypatch.setattr(chat_model.rendering, "for_generation", lambda *_: [1, 2])
-    monkeypatch.setattr(chat_model, "greedy", lambda *_: [])  # no answers, and no error either
+    monkeypatch.setattr(chat_model, "greedy", lambda *_: [])  # no answers and no error
     rows, task = [chat("q", "a"), chat("r", "b")], Task(GENERATION, METRICS["exact_match"], "")
     with pytest.raises(ValueError, match="shorter"):
         evaluate.judge(families.tuned(task), rows, task, ChatModel(None, template, None, None))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Calibration: planted over- and under-confidence is undone, intervals cover, the hand-over keeps its promise."""
+"""Calibration: planted over- and under-confidence is undone, intervals cover, the threshold reaches its target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunewright.judge.calibration import Predictions
 
 
 def draws(rows: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities that are exactly right, raised to a power: over-confident above 1, under-confident below."""
+    """Calibrated probabilities raised to a power: over-confident above 1, under-confident below."""
     rng = np.random.default_rng(seed)
     true = rng.dirichlet([1.0, 1.0, 1.0], rows)
     right = np.array([rng.choice(3, p=p) for p in true])

@@ -1,4 +1,4 @@
-"""Corpus metrics of two arms: a difference with an interval, or the reason why there is none."""
+"""Corpus metrics of two arms: a difference with an interval, or the reason for having none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning curves: intervals cover other rows and seeds; forecasts are given only if they would have held."""
+"""Learning curves: intervals cover other rows and seeds; forecasts are only made where they would have been right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def measured(sizes: list[int], error: Any, rows: int = 400, seeds: int = 3, seed
     return [(rng.random((seeds, rows)) > error(n)).astype(float) for n in sizes]
 
 
-def test_the_last_doubling_has_its_interval_and_its_word() -> None:
+def test_the_last_doubling_has_an_interval_and_a_verdict() -> None:
     rng = np.random.default_rng(0)
     half, better = (rng.random((1, 400)) > 0.5).astype(float), (rng.random((1, 400)) > 0.2).astype(float)
     doubling = extrapolation.last_doubling(better, half, list(range(400)), 0.05, 0.02)
@@ -51,7 +51,7 @@ def test_the_interval_of_a_doubling_holds_for_other_rows_and_other_seeds(spread:
     assert held / 300 >= 0.93
 
 
-def test_forecasts_are_given_only_if_they_would_have_held() -> None:
+def test_forecasts_are_made_only_where_they_would_have_been_right() -> None:
     sizes = [100, 200, 400, 800]
     power = extrapolation.forecast(sizes, measured(sizes, lambda n: 0.6 * (n / 100) ** -0.5), resamples=40)
     assert power["available"], power

@@ -37,7 +37,7 @@ def test_passages_lose_nothing() -> None:
 
 
 def test_an_encoder_is_an_index(tmp_path: Path) -> None:
-    """A small random BERT: a text's nearest is itself, however it is padded, and the arms use it in place of words."""
+    """With a small random BERT, a text is nearest to itself, however it is padded; the arms use it instead of words."""
     from transformers import AutoModel, BertConfig
 
     tokenizer = byte_tokenizer()

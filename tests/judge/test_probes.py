@@ -1,4 +1,4 @@
-"""Probes: every instruction can be followed, and not by evasion."""
+"""Probes: every instruction can be followed, and evasion does not follow it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def perfect(order: probes.Instruction) -> str:
     }[order.check]
 
 
-def test_every_order_can_be_followed_and_is_not_by_silence_echo_or_refusal() -> None:
+def test_every_instruction_can_be_followed_but_not_by_silence_echo_or_refusal() -> None:
     orders = probes.instructions()
     assert len(orders) == len({o.text for o in orders}) == 300
     assert all(probes.followed(o, perfect(o)) for o in orders)
@@ -39,7 +39,7 @@ def test_knowledge_has_one_right_choice() -> None:
     for q in asked:
         assert len(set(q.choices)) == 4, q
         assert 0 <= q.answer < 4
-    assert 0.2 < np.mean([q.answer == 0 for q in asked]) < 0.3  # the right one may be at any place
+    assert 0.2 < np.mean([q.answer == 0 for q in asked]) < 0.3  # the right one may be at any position
 
 
 def test_refusals() -> None:

@@ -1,4 +1,4 @@
-"""Intervals against statsmodels and published tables, coverage on the grid, and no NaN anywhere."""
+"""Intervals against statsmodels and published tables, coverage on a grid, and no NaN anywhere."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def test_verdicts() -> None:
     assert statistics.compare(ones * 1.1, ones * 1.4, clusters, higher_is_better=False, bound=16).verdict == "BETTER"
 
 
-# Rows, both arms' accuracies, fraction of rows on which they differ: from arms that almost never differ to any
-# others.
+# Rows, the accuracies of both arms, and the fraction of rows on which they differ: from arms that almost never differ
+# to arbitrary ones.
 GRID = [
     (20, 0.98, 0.97, 0.03),
     (50, 0.98, 0.97, 0.03),
@@ -104,7 +104,7 @@ def test_coverage_of_the_paired_interval(n: int, p: float, q: float, disagree: f
 def test_coverage_for_graded_scores_that_seldom_differ(
     n: int, p: float, q: float, disagree: float, a: float, most: float
 ) -> None:
-    """Field F1 near its ceiling: few rows differ, each by another amount. The plain t interval covers as little as 87 %
+    """Field F1 near its ceiling: few rows differ, by varying amounts. The plain t interval covers as little as 87 %
     here."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     draw = np.random.default_rng(n)
@@ -129,7 +129,7 @@ def test_the_pseudo_rows_cost_little_where_all_rows_differ() -> None:
 
 
 def test_coverage_of_the_clustered_interval() -> None:
-    """Five rows a cluster that share half their noise: clustering keeps the coverage that rows taken alone would
+    """Five rows per cluster that share half their noise: clustering keeps the coverage that independent rows would
     lose."""
     draw = np.random.default_rng(0)
     covered = naive = 0
@@ -146,9 +146,7 @@ def test_coverage_of_the_clustered_interval() -> None:
 
 @settings(max_examples=80)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=25), st.integers(2, 5), st.booleans())
-def test_rows_that_are_answered_alike_tell_no_more_than_one_of_them(
-    rows: list[tuple[float, float]], copies: int, graded: bool
-) -> None:
+def test_rows_that_are_answered_alike_count_as_one(rows: list[tuple[float, float]], copies: int, graded: bool) -> None:
     first, second = (np.array([r[i] if graded else round(r[i]) for r in rows]) for i in range(2))
     alone = statistics.compare(first, second, range(len(rows)))
     groups = np.repeat(np.arange(len(rows)), copies).tolist()
@@ -160,7 +158,7 @@ def test_rows_that_are_answered_alike_tell_no_more_than_one_of_them(
 
 
 def test_power_tables() -> None:
-    """Known orders of magnitude: with 100 rows and 20 % disagreement about 13 points can be detected (exact table:
+    """Known orders of magnitude: with 100 rows and 20 % disagreement, about 13 points can be detected (exact table:
     12.8)."""
     assert abs(statistics.detectable(100, 0.2) - 0.128) < 0.01
     assert abs(statistics.detectable(500, 0.1) - 0.041) < 0.005
@@ -245,7 +243,7 @@ def test_the_corpus_interval_is_scipys_bca() -> None:
 
 @pytest.mark.parametrize(("n", "p", "q", "disagree"), [row for row in GRID if row[0] * row[3] >= 3])
 def test_the_corpus_interval_covers(n: int, p: float, q: float, disagree: float) -> None:
-    """Micro-averages of rows with one to five fields; the runs without an interval (fewer than five rows differ) do not
+    """Micro-averages of rows with one to five fields; runs without an interval (fewer than five rows differ) do not
     count."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     draw = np.random.default_rng(n)
@@ -261,7 +259,7 @@ def test_the_corpus_interval_covers(n: int, p: float, q: float, disagree: float)
     assert hits / given >= 0.93
 
 
-def test_there_is_no_corpus_interval_of_few_or_equal_clusters_and_else_it_has_a_width() -> None:
+def test_few_or_equal_clusters_have_no_corpus_interval_and_others_have_one_of_positive_width() -> None:
     same = np.array([[1, 1]] * 20)
     for few in (same, same[:1], same[:0], same * 0):
         assert statistics.corpus_interval(few, few, ratio, resamples=200) is None

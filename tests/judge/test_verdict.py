@@ -1,4 +1,4 @@
-"""The verdict from scores alone: dev selects, test decides, and no difference within noise counts."""
+"""The verdict from scores alone: dev chooses, test decides, and a difference within noise does not count."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_dev_chooses_the_comparator_and_test_decides() -> None:
     scores = {"zero_shot": [1, 1, 0, 1], "few_shot": [0, 1, 0, 1], "tuned": [1, 1, 1, 1]}
     on_dev = {"zero_shot": 0.4, "few_shot": 0.6}
     verdict = decided(scores, on_dev)
-    assert verdict.comparator.name == "few_shot"  # though zero-shot happens to be better on test
+    assert verdict.comparator.name == "few_shot"  # although zero-shot happens to be better on test
     assert verdict.comparator.chosen_on == "dev"
     assert verdict.comparison.difference == 0.5
     contrast = verdict.arms["zero_shot"].contrast
@@ -58,8 +58,8 @@ def test_dev_chooses_the_comparator_and_test_decides() -> None:
 
 
 def test_a_bad_choice_on_dev_does_not_make_the_tuned_model_better() -> None:
-    """Shuffled labels, and a model that learned the most frequent one: it beats the arm that a noisy dev chose, not the
-    constant answer."""
+    """Shuffled labels and a model that learned the most frequent one: it beats the arm that a noisy dev chose, but not
+    the constant answer."""
     draw = np.random.default_rng(0)
     constant, base = (draw.random(100) < 0.55).astype(float), (draw.random(100) < 0.3).astype(float)
     on_dev = {"zero_shot": 0.5, "constant": 0.45}

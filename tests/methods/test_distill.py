@@ -30,7 +30,7 @@ def gold(data: list[Rendered]) -> list[TrainRow]:
 
 
 def relatives() -> list[Rendered]:
-    """Rows of which the first half is common, one of them twice."""
+    """Rows with the first half in common, one of them twice."""
     data = rows(6)
     common = data[0].ids[:2] + tuple(range(40, 70))
     actual = [Rendered(common + r.ids, (*[0.0] * len(common), *r.weights), r.row) for r in data]
@@ -72,7 +72,7 @@ def test_rows_of_both_kinds_weigh_what_they_should(layout: str) -> None:
 
 
 def test_the_teacher_may_read_another_prompt() -> None:
-    """Internalising a prompt: the teacher reads it, the student does not; the answers are the same tokens."""
+    """Prompt distillation: the teacher reads the prompt, the student does not; the answers are the same tokens."""
     model, data = with_adapter("llama", torch.float64), rows(4)
     prompt = (9, 8, 7)
     teacher_rows = [Rendered(prompt + r.ids, (0.0, 0.0, 0.0, *r.weights), r.row) for r in data]

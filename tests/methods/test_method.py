@@ -29,7 +29,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pairs(count: int, folder: Path) -> list[TrainRow]:
-    """As a run makes them: prepared by the method, through the cache."""
+    """Pairs as a run makes them: prepared by the method, through the cache."""
     asked = [Chat((Message("user", f"{i}?"), Message("assistant", f"abc{i * 7}")), f"x:{i}") for i in range(count)]
     how = RowRenderer(Template(byte_tokenizer()), METHODS["toy"].prepare, 512, "error")
     cached_rows(how, asked, range(count), folder)
@@ -92,7 +92,7 @@ def test_a_pair_stays_in_one_pass_and_the_divisor_is_pairs(layout: str, tmp_path
     batches = METHODS["toy"].batches(student.model, rows, range(7), asked, 0)
     assert len(batches) > 1
     assert sum(METHODS["toy"].weight(b) for b in batches) == 7
-    for batch in batches:  # a pair's sequences follow each other, whole
+    for batch in batches:  # the sequences of a pair follow each other, undivided
         reference = batch.signal["reference_S"]
         whole = [r for r in rows if r.signal["reference_S"][0] in reference]
         assert sorted(reference) == sorted(np.concatenate([r.signal["reference_S"] for r in whole]))
@@ -121,7 +121,7 @@ def test_calibration_and_profile_follow_the_plans_method(tmp_path: Path) -> None
 
 
 def test_other_reference_numbers_are_other_rows(tmp_path: Path) -> None:
-    """The digest of the annotated rows is among the hashes that a resumed run must find unchanged."""
+    """The hash of the annotated rows is one of those that must be unchanged in a resumed run."""
     training = training_of(adapted(), plan(), pairs(4, tmp_path / "data"), [], Run(tmp_path / "run"))
     training.run.path.mkdir()
     first = loop.annotated(training)

@@ -1,7 +1,7 @@
 """A toy pairwise preference method, to show that a method is one module.
 
-The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r is the sequence's log-probability over
-that of the reference, the model with its adapter untrained (Rafailov et al. 2023, 2305.18290). Axes: M supervised
+The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r is the sequence's log-probability minus
+that under the reference, the model with an untrained adapter (Rafailov et al. 2023, 2305.18290). Axes: M supervised
 tokens, S sequences, P pairs.
 """
 
@@ -29,7 +29,7 @@ BETA = 0.5
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-    """The answer is preferred to itself spelled backwards."""
+    """The answer is preferred to its reverse."""
     assert isinstance(example, Chat)
     worse = replace(example, messages=(*example.messages[:-1], Message("assistant", example.target[::-1])))
     sides = (for_training(template, side, row, max_length)[0] for side in (example, worse))
@@ -38,7 +38,7 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
 
 @torch.no_grad()
 def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
-    """Each pair with the reference's log-probabilities of its two sequences."""
+    """Add to each pair the reference's log-probabilities of its two sequences."""
     actual = []
     for row in rows:
         logp_S = _sequence_logp(model, to_batch(row.sequences, plan.layout), plan)
@@ -57,7 +57,7 @@ def batches(
 
 
 def weight(batch: Batch) -> float:
-    """Pairs."""
+    """The number of pairs."""
     return len(batch.signal["reference_S"]) / 2
 
 

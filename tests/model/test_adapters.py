@@ -1,4 +1,4 @@
-"""The adapter alone trains, off is the base, and merging changes nothing."""
+"""Only the adapter trains, disabling it gives the base, and merging changes nothing."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from tunewright.tokens import prefix_tree
 def test_tree_attention_is_masked_attention(
     rows: list[Any], window: int | None, softcap: float | None, keep: bool
 ) -> None:
-    """Against a dense mask and autograd: outputs and gradients, with and without window, soft cap and kept weights."""
+    """Outputs and gradients against a dense mask and autograd, with and without window, soft cap and kept weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix_tree, "MIN_SHARED", 2)
         patch.setattr(attention, "LONG", 32)

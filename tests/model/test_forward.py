@@ -1,4 +1,4 @@
-"""Loss and logits of a batch: by hand, in every layout, and whatever else is in the batch."""
+"""Loss and logits of a row: against a computation by hand, in every layout, and whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("kind", "shape"), SHAPES, ids=[k for k, _ in SHAPES])
 def test_a_shared_step_is_the_step_of_separate_rows(kind: str, shape: dict[str, Any]) -> None:
-    """Loss and every adapter gradient, float64, random tries; supervised tokens anywhere, in shared beginnings too."""
+    """Loss and every adapter gradient, in float64, for random tries with supervised tokens also in shared prefixes."""
     model = with_adapter(kind, torch.float64, **shape)
 
     @settings(max_examples=12, deadline=None)
@@ -138,10 +138,10 @@ def test_a_shared_step_is_the_step_of_separate_rows(kind: str, shape: dict[str, 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
 def test_in_bfloat16_sharing_is_no_less_exact(kind: str) -> None:
-    """Distance of gradients from float32, over several draws: a shared step's is no larger than separate rows'."""
+    """Over several draws, the gradients of a shared step are no further from float32 than those of separate rows."""
     wide = with_adapter(kind, torch.float32)
     narrow = with_adapter(kind, torch.bfloat16)
-    with torch.no_grad():  # both start from the very same numbers
+    with torch.no_grad():  # both start from exactly the same numbers
         for a, b in zip(wide.module.parameters(), narrow.module.parameters(), strict=True):
             a.copy_(b)
     apart = {"shared": 0.0, "alone": 0.0}

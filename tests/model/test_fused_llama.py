@@ -1,4 +1,4 @@
-"""The fused decoder is the model's own, and is used only where it is."""
+"""The fused decoder equals the model's own, and is used only where it does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tunewright.tokens.sequences import Rendered
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 def test_the_fused_decoder_is_the_models_own(kind: str) -> None:
-    """Loss and gradients in float64, in a tree, for every way of computing again; without the adapter too."""
+    """Loss and gradients in float64, in a tree, for every kind of gradient checkpointing; without the adapter too."""
     model = with_adapter(kind, torch.float64, num_key_value_heads=2)
     begin = tuple(range(20, 50))
     rows = [
@@ -57,8 +57,8 @@ def test_the_fused_decoder_is_only_for_models_that_it_computes() -> None:
     assert probed["llama"]
     assert probed["qwen3"]
     assert not probed["gemma3_text"]
-    assert not probed["olmo2"]  # its norms come after attention
-    # Granite multiplies embeddings and residuals by numbers of its own, which are 1 unless the config says otherwise.
+    assert not probed["olmo2"]  # its norms come after the attention
+    # Granite multiplies embeddings and residuals by factors of its own, which are 1 unless the config changes them.
     assert probed["granite"]
     assert not arch_probe.probe(tiny_config("granite", residual_multiplier=0.5)).fused
     for config in (
@@ -69,7 +69,7 @@ def test_the_fused_decoder_is_only_for_models_that_it_computes() -> None:
         model = tiny_model()
         adapters.attach(model, config, 0)
         assert not fused_llama.applies(model)
-    # SmolLM3 leaves some layers without positions, which two layers alone do not show.
+    # SmolLM3 has some layers without position embeddings, which does not show with two layers.
     some = tiny_model("smollm3", num_hidden_layers=4, num_key_value_heads=2, no_rope_layers=[1, 1, 1, 0])
     adapters.attach(some, LORA, 0)
     assert not fused_llama.applies(some)

@@ -19,8 +19,8 @@ def prompts(count: int, shared: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
 @pytest.mark.parametrize("shared", [0, 20])
 def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> None:
-    """Greedy tokens in float32, rows of different lengths leaving at different times; gemma's window is shorter than
-    the text."""
+    """Greedy tokens in float32; rows of different lengths finish at different steps; gemma's window is shorter than the
+    text."""
     model = tiny_lm(kind)
     asked = prompts(9, shared)
     window = 16 if kind == "gemma3_text" else None
@@ -44,7 +44,7 @@ def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> No
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_label_scores_equal_the_sum_over_the_whole_sequence(kind: str) -> None:
-    """Labels of one to four tokens, one of them the beginning of another."""
+    """Labels of one to four tokens, one of them a prefix of another."""
     model = tiny_lm(kind)
     asked = prompts(5, 12)
     labels = [[5, 256], [5, 6, 7, 256], [9, 256], [10, 11, 256]]

@@ -1,4 +1,4 @@
-"""Names that lead to no model; broken folders are in bad_inputs.py."""
+"""Names that do not lead to a model; broken folders are in bad_inputs.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_models_that_are_not_there(name: str) -> None:
     assert caught.value.code == "MODEL_NOT_FOUND"
 
 
-def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNEWRIGHT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "x.gguf").write_bytes(b"GGUFnot really" * 10)
     with pytest.raises(ModelError) as caught:

@@ -1,4 +1,4 @@
-"""Losses are sums, and the chunked head is the head."""
+"""Losses are sums, and the chunked head equals the head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_cross_entropy_sums() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_chunked_head_equals_all_logits_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss and gradient, over chunk borders."""
+    """Loss and gradient, across chunk boundaries."""
     monkeypatch.setattr(losses, "CHUNK", 4)
     draw = torch.Generator().manual_seed(0)
     head = torch.randn(50, 8, generator=draw).to(dtype)

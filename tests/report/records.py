@@ -198,7 +198,7 @@ def distillation() -> dict[str, Any]:
 
 
 def verdict() -> dict[str, Any]:
-    """verdict.json after the stage `report`, with what every other stage measured."""
+    """verdict.json after the stage `report`, with the results of every other stage."""
     return {
         **comparison(0.2, "BETTER"),
         "metric": "accuracy",
@@ -347,7 +347,7 @@ def exports() -> list[dict[str, Any]]:
 
 
 def scores(right: float) -> list[dict[str, Any]]:
-    """The lines of one arm; scores go up by a third from row to row, and wrap around."""
+    """The lines of one arm; scores rise by a third from row to row, and wrap around."""
     messages = [{"role": "system", "content": "Say it."}, {"role": "user", "content": "fire and flame"}]
     texts = {"messages": messages, "target": "warm", "answer": "cold", "key": "100a0c8b"}
     return [{"row": i, "where": f"data/rows.csv:{i + 2}", "score": (right + i / 3) % 1, **texts} for i in range(ROWS)]
@@ -361,7 +361,7 @@ def step(number: int) -> dict[str, Any]:
 
 
 def everything() -> dict[str, Any]:
-    """File name without suffix -> record: of one run folder."""
+    """The records of one run folder, by file name without suffix."""
     return {
         "verdict": verdict(),
         "plan": plan(),
@@ -383,7 +383,7 @@ LINES = ("metrics", "events", "scores/tuned", "scores/nearest")
 
 
 def write(folder: Path, records: dict[str, Any]) -> Run:
-    """The run folder that holds these records; a record that is None has no file."""
+    """Write a run folder with these records; a record that is None has no file."""
     for name, record in records.items():
         file = folder / f"{name}.{'jsonl' if name in LINES else 'json'}"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -394,7 +394,7 @@ def write(folder: Path, records: dict[str, Any]) -> Run:
 
 
 def files(records: dict[str, Any]) -> Files:
-    """The same records, typed, as the report's templates are given them."""
+    """The same records, typed, as the templates of the report receive them."""
     return Files(
         name="one",
         verdict=typed(Verdict, records["verdict"]),
@@ -412,5 +412,5 @@ def files(records: dict[str, Any]) -> Files:
 
 
 def typed(kind: Any, record: Any) -> Any:
-    """The record as the run folder's reader gives it."""
+    """The record as the reader of the run folder returns it."""
     return (kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)).validate_json(json.dumps(record))

@@ -1,4 +1,4 @@
-"""The report from made-up records: no section too many or too few, nothing undefined, nothing unescaped."""
+"""The report from made-up records: exactly the right sections, nothing undefined, nothing unescaped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Shape(HTMLParser):
         self.tags.append((f"/{tag}",))
 
 
-# What each section says of the full run, and how to take its record away.
+# A text in each section of the full run, and how to remove the record of the section.
 SECTIONS = {
     "cost": "8 test prompts on the machine of this run",
     "forgetting": "next-token probabilities",
@@ -82,7 +82,7 @@ NO = {"measured": False}
 
 @pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_section_is_there_with_its_record_and_gone_without(name: str) -> None:
+def test_a_section_is_present_exactly_with_its_record(name: str) -> None:
     assert SECTIONS[name] in text_of(rendered())
     nothing: list[Any] = [None] if name in ("calibration", "again", "overlap") else [None, NO]
     for absent in nothing:
@@ -110,7 +110,7 @@ def test_sections_come_in_the_order_of_decisions() -> None:
     ]
 
 
-def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path) -> None:
     run = records.write(tmp_path / "one", records.everything())
     report.write(run)
     for file in (run.report, run.audit.with_suffix(".html")):
@@ -223,7 +223,7 @@ def test_no_combination_of_evidence_leaves_anything_undefined(
     assert not re.search(r"\bNone\b(?!\.)", text_of(html)), "None. is what an empty list of rows says"
 
 
-# Strings that choose what is shown; every other string is somebody's text.
+# Strings that select what is shown; every other string is free text.
 CHOOSING = {"verdict", "metric", "task", "chosen_on", "level", "word", "event", "role", "kind", "format", "time"} | {
     "layout", "kernels", "gradient_checkpointing", "dtype", "schedule"
 }  # fmt: skip
@@ -293,7 +293,7 @@ def test_shown_rows_hide_private_values() -> None:
         ({"interval": [0.01, 0.3]}, "The lower end of the interval is below 0.02"),
     ],
 )  # fmt: skip
-def test_the_lead_says_the_verdict(changed: dict[str, Any], sentence: str) -> None:
+def test_the_lead_states_the_verdict(changed: dict[str, Any], sentence: str) -> None:
     assert sentence in text_of(with_verdict(**changed))
 
 

@@ -1,4 +1,4 @@
-"""A module computes with exactly the weights that were asked for, whatever it held before."""
+"""A module computes with exactly the requested weights, whatever it contained before."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def logits(model: LanguageModel) -> torch.Tensor:
 
 
 def written(models: Models, plan: Plan, folder: Path, seed: int) -> Weights:
-    """Weights of a made-up training: every trained tensor is drawn at random."""
+    """Weights as if trained: every trainable tensor is drawn at random."""
     model = models.untrained(plan)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -49,8 +49,8 @@ def facts(model_folder: Folder) -> Facts:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_order_of_asking_gives_the_same_logits(kind: str, facts: Facts, tmp_path: Path) -> None:
-    """In one process, weights after one another; each in a process that has seen no other: bit for bit."""
+def test_any_order_of_requests_gives_the_same_logits(kind: str, facts: Facts, tmp_path: Path) -> None:
+    """Several weights in turn in one process, and each in a fresh process: equal, bit for bit."""
     shared, made = Models(facts, "cpu"), plan(kind)
     first, second = (written(shared, made, tmp_path, seed) for seed in (1, 2))
     asked = [first, base(made), second, first, base(made), second]
@@ -58,7 +58,7 @@ def test_any_order_of_asking_gives_the_same_logits(kind: str, facts: Facts, tmp_
     for weights in asked:
         with shared.at(weights) as model:
             together.append(logits(model))
-        shared.untrained(plan(kind, seed=9))  # a branch begins to train in between
+        shared.untrained(plan(kind, seed=9))  # a branch starts training in between
     for weights, actual in zip(asked, together, strict=True):
         with Models(facts, "cpu").at(weights) as model:
             assert torch.equal(logits(model), actual)
@@ -101,7 +101,7 @@ def test_a_file_that_training_did_not_write_is_refused(facts: Facts, tmp_path: P
         pass
 
 
-def test_other_weights_cannot_slip_under_those_in_use(facts: Facts, tmp_path: Path) -> None:
+def test_weights_in_use_cannot_be_replaced(facts: Facts, tmp_path: Path) -> None:
     models, made = Models(facts, "cpu"), plan("lora")
     first, second = (written(models, made, tmp_path, seed) for seed in (1, 2))
     with pytest.raises(AssertionError, match="in use"), models.at(first), models.at(second):

@@ -14,8 +14,8 @@ Folder = Callable[[str], Path]
 
 
 def test_a_resumed_run_evaluates_the_trained_weights(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    """`prove` in one process and the rest in another once scored a fresh adapter on dev and filed it under the trained
-    weights."""
+    """With `prove` in one process and the rest in another, a fresh adapter was once scored on dev and cached under the
+    trained weights."""
     settings = [*FLAGS, "--model", str(model_folder("llama")), "prove.evidence=plain", "experiments.mitigation=true"]
     settings += ["train.steps=40", "train.lr=0.02"]
     rows = str(chat_rows())

@@ -1,4 +1,4 @@
-"""The verdict: dev selects, test decides, every arm answers the same rows."""
+"""The verdict: dev chooses, test decides, every arm answers the same rows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_protocol_is_fixed_before_training(full: api.Result) -> None:
     assert names.index("plan_finished") < names.index("train_started")
     assert read(full.path, "receipt")["hashes"]["protocol"] == full.verdict["protocol"]
     assert (full.path / "protocol.json").stat().st_mtime <= (full.path / "metrics.jsonl").stat().st_mtime
-    # Read once by the arms; the branches (cleaned, half the rows, distilled) read it too, and each is counted.
+    # The arms read it once; the branches (cleaned, half of the rows, distilled) read it too, and each read is counted.
     assert full.verdict["test_reads"] == names.count("test_read") == 4
     assert "have been read 4 times" in full.report.read_text()
     assert {*full.verdict} >= {

@@ -21,7 +21,7 @@ from tunewright.core.run_folder import Run
 def test_an_interrupted_run_says_how_to_resume_and_ends_equal(
     tmp_path: Path, chat_rows: Rows, model_folder: Folder
 ) -> None:
-    """SIGINT in the middle of training, then the same command on the run folder: weights as if nothing had happened."""
+    """SIGINT during training, then the same command on the run folder: the weights are as if nothing had happened."""
     flags = [
         "--model",
         str(model_folder("llama")),
@@ -130,12 +130,12 @@ def test_damaged_final_weights_are_not_used(tmp_path: Path, proved: Path) -> Non
     assert done.returncode == 2
     assert "RUN_DAMAGED" in done.stderr
     assert "remove runs/r/training.json" in done.stderr
-    run.training.unlink()  # as the message says
+    run.training.unlink()  # as the message suggests
     assert cli("train", "r", cwd=tmp_path).returncode == 0
     assert run.weights.read_bytes() == before
 
 
-def test_two_starts_on_one_run_refuse_the_second(tmp_path: Path, proved: Path, model_folder: Folder) -> None:
+def test_a_second_process_on_the_same_run_is_rejected(tmp_path: Path, proved: Path, model_folder: Folder) -> None:
     first = writer(copied(proved, tmp_path))
     try:
         done = cli("run", "r", cwd=tmp_path)
@@ -148,7 +148,7 @@ def test_two_starts_on_one_run_refuse_the_second(tmp_path: Path, proved: Path, m
         first.communicate()
 
 
-def test_a_lost_stage_is_repeated_from_what_is_there(full: api.Result, tmp_path: Path) -> None:
+def test_a_lost_stage_is_repeated_from_the_other_files(full: api.Result, tmp_path: Path) -> None:
     run = tmp_path / "copy"
     shutil.copytree(full.path, run)
     before, branch = full.verdict, run / "branches" / "cleaned" / "training.json"

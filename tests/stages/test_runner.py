@@ -85,8 +85,8 @@ def test_settings_of_single_stages_take_effect(full: api.Result) -> None:
         assert holds(lambda name: read(full.path, name)), key
 
 
-def test_out_of_memory_is_an_error_of_ours(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    """When training begins, the address space is limited, and what is free within it is taken."""
+def test_out_of_memory_is_one_of_our_errors(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    """When training begins, the address space is limited, and the rest of it is allocated."""
     code = """
 import resource, sys, torch
 from tunewright.cli import main

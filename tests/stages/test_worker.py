@@ -1,4 +1,4 @@
-"""Training as a process of its own leaves the folder of a single process; the same command continues the same run."""
+"""Training in a separate process gives the same run folder as a single process; the same command continues the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tunewright.core.run_folder import Run, sha256
 
 
 def kept(run: Path) -> dict[str, object]:
-    """What a run folder says about training, but for times and memory."""
+    """The training results in a run folder, without times and memory."""
     training = {k: v for k, v in read(run, "training").items() if k not in ("seconds", "peak_gb")}
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run, "metrics")]
     events = [e["event"] for e in read_lines(run, "events")]
@@ -37,7 +37,7 @@ def test_a_process_of_its_own_trains_the_same(tmp_path: Path, chat_rows: Rows, m
 def test_the_workers_error_is_the_commands_error(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
     words = ["train", str(chat_rows()), "--model", str(model_folder("llama")), *FLAGS, "--separate", "train.lr=1"]
     done = cli(*words, "train.max_grad_norm=1e9", "train.steps=200", "--name", "wild", cwd=tmp_path)
-    if done.returncode:  # a rate of 1 need not diverge; where it does, it is one line
+    if done.returncode:  # a learning rate of 1 need not diverge; if it does, the error is one line
         assert "error[TRAIN_NOT_FINITE]" in done.stderr
     plan = cli("plan", *words[1:-2], "--name", "planned", cwd=tmp_path)
     assert plan.returncode == 0, plan.stderr
@@ -74,7 +74,7 @@ def test_a_signal_to_the_parent_saves_in_the_worker(tmp_path: Path, chat_rows: R
 
 
 def test_the_same_command_continues_the_same_run(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    """A cluster requeues the same command line. Another config under that name is an error that shows what differs."""
+    """A cluster requeues the same command line. Another config under that name is an error with the differences."""
     words = [str(chat_rows()), "--model", str(model_folder("llama")), *FLAGS, "--name", "r"]
     assert cli("plan", *words, cwd=tmp_path).returncode == 0
     plan = (tmp_path / "runs" / "r" / "plan.json").read_bytes()
@@ -92,7 +92,7 @@ def test_the_same_command_continues_the_same_run(tmp_path: Path, chat_rows: Rows
 def test_what_is_free_at_the_moment_changes_no_number_of_the_plan(
     free: float, tmp_path: Path, chat_rows: Rows, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that are decoded together decide the last bits of an answer, so a busy neighbour must not change them."""
+    """The last bits of an answer depend on the decode batch, so other processes must not change its size."""
     from tunewright.train import machine
 
     measured = machine.measure(1)

@@ -1,4 +1,4 @@
-"""Steps draw every row once an epoch, passes keep to their capacity, and shared tokens predict every branch."""
+"""Each epoch contains every row once, passes respect their capacity, and shared tokens predict every branch."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_passes_hold_every_row_once_and_keep_to_the_capacity(rows: list[Any], ca
 
 
 def test_the_last_shared_token_predicts_every_branch() -> None:
-    """One-token answers: their whole loss sits at the branch point, which other systems drop or mispredict."""
+    """One-token answers: all of their loss is at the branch point, which other systems drop or mispredict."""
     begin = tuple(range(10, 40))
     rows = [Rendered((*begin, 50 + i), (*[0.0] * 30, 1.0), i) for i in range(4)]
     batch = packing.to_batch(rows, "shared")
-    assert batch.ids_BT.size == 30  # a branch of one token is only predicted
+    assert batch.ids_BT.size == 30  # a branch of one token is only predicted, never computed
     assert list(batch.at_N) == [29] * 4
     assert sorted(batch.target_N) == [50, 51, 52, 53]
     model = with_adapter("llama", torch.float64)

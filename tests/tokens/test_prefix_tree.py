@@ -26,5 +26,5 @@ def test_every_row_is_a_path_of_the_tree(rows: list[tuple[int, ...]], min_shared
     assert starts[-1] == len(actual.ids_T)
     if not shared:
         assert len(actual.ids_T) == sum(map(len, rows))
-    elif min_shared == 1:  # then nothing at all is computed twice
+    elif min_shared == 1:  # then nothing is computed twice
         assert len(actual.ids_T) == len({row[: i + 1] for row in rows for i in range(len(row))})

@@ -37,7 +37,7 @@ TWO_TURNS = Chat(
 
 
 def outcome(path: Path) -> str:
-    """one, per turn, or the code of the refusal; checks everything that a trained sequence must hold."""
+    """ "one", "per turn", or the error code; asserts everything that must be true of a training sequence."""
     try:
         template = _choose_kwargs(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
         sequences = for_training(template, TWO_TURNS)
@@ -68,7 +68,7 @@ def outcome(path: Path) -> str:
 
 
 def test_stock_templates_have_one_of_three_outcomes() -> None:
-    """All the stock templates that trl carries, none of them known to us by name."""
+    """All stock templates that TRL ships; the code knows none of them by name."""
     actual = {path.stem: outcome(path) for path in TEMPLATES}
     kinds = Counter("refused" if v.isupper() else v for v in actual.values())
     assert len(actual) >= 28
@@ -91,7 +91,7 @@ def test_a_template_that_serves_something_else_is_refused_with_the_place() -> No
     assert caught.value.where == "rows.jsonl:1"
 
 
-def test_a_served_thought_is_cured_by_its_own_switch() -> None:
+def test_a_template_that_opens_a_thought_can_be_fixed_by_its_own_switch() -> None:
     switched = CHATML.replace(
         "<|im_start|>assistant\n{% endif %}",
         "<|im_start|>assistant\n"
@@ -185,8 +185,8 @@ spelled = (
 @settings(max_examples=150, deadline=None)
 @given(st.lists(texts | spelled, min_size=2, max_size=6).map(lambda x: x[: len(x) // 2 * 2]), st.booleans())
 def test_any_chat_served_is_trained_and_spells_no_special_token(contents: list[str], system: bool) -> None:
-    """For any conversation: the served prompt begins the trained sequence, each turn ends on the stop token, and a
-    message that spells a special token neither becomes it nor loses a character."""
+    """For any conversation, the served prompt is a prefix of the training sequence, each turn ends with the stop token,
+    and a message that spells a special token neither becomes that token nor loses a character."""
     head = (Message("system", "Answer."),) if system else ()
     chat = Chat((*head, *(Message(("user", "assistant")[i % 2], c) for i, c in enumerate(contents))), "x:1")
     template = Template(byte_tokenizer())

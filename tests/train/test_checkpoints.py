@@ -1,4 +1,4 @@
-"""What training survives: kills at every touch of the disk, damaged checkpoints, signals."""
+"""Training survives kills at every change of the disk, damaged checkpoints, and signals."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
     assert all(torch.equal(a, b) for a, b in zip(straight, again, strict=True))
 
 
-def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+def test_the_first_signal_finishes_the_step_and_the_second_stops_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     with loop._interrupts() as asked:
         signal.raise_signal(signal.SIGINT)
         assert asked.is_set()

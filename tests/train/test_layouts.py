@@ -38,4 +38,4 @@ def test_the_loss_curve_does_not_depend_on_the_layout(tmp_path: Path, chat_rows:
     assert sum(a["computed"] for a in curves["shared"]) < 0.6 * sum(a["tokens"] for a in curves["shared"])
     assert all(
         0.9 * a["tokens"] < a["computed"] < a["tokens"] for a in curves["packed"]
-    )  # the stop token is only predicted
+    )  # the stop token is only predicted, never computed

@@ -1,4 +1,4 @@
-"""A run that was interrupted ends as one that was not, bit for bit."""
+"""An interrupted run ends like one that was not, bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("kind", ["lora", "none"])
 def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
-    """Weights, losses and metrics after a stop at every step, with dropout, accumulation and shuffling: bitwise."""
+    """Weights, losses and metrics after a stop at any step, with dropout, accumulation and shuffling: bit for bit."""
 
     config = AdapterConfig(kind="lora", rank=4, dropout=0.2) if kind == "lora" else AdapterConfig(kind="none")
     plan = plan_of(steps=6, adapter=config, tokens_per_pass=40, checkpoint_every=1, lr=1e-3)

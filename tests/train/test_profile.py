@@ -47,7 +47,6 @@ def test_flops_are_those_that_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         forward.loss(model, batch).backward()
     tokens_, square = batch.ids_BT.size, batch.ids_BT.size**2
-    # Products over the whole square are counted, of which the mask hides half; the first layer's input needs no
-    # gradient.
+    # torch counts the full square, half of which the mask hides; the first layer's input needs no gradient.
     expected = profile.flops(model, tokens_, square, len(batch.target_N))
     assert 0.85 < counter.get_total_flops() / expected < 1.05

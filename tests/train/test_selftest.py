@@ -1,5 +1,5 @@
-"""The self-test holds on sound models, leaves no trace, falls back where a fast way is wrong, and refuses where nothing
-is right."""
+"""The self-test passes on valid models, leaves no trace, falls back where a fast way of computing is wrong, and aborts
+if none is right."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_base_that_was_changed_in_place_is_refused(monkeypatch: pytest.MonkeyP
     model, examples, rows, plan = world()
     plain = adapters.LoRALinear.forward
 
-    def leaking(self: Any, x: torch.Tensor) -> torch.Tensor:  # "off" that still adds a little
+    def leaking(self: Any, x: torch.Tensor) -> torch.Tensor:  # a disabled adapter that still adds a little
         return plain(self, x) + (0.0 if self.on else 1e-6)
 
     monkeypatch.setattr(adapters.LoRALinear, "forward", leaking)
@@ -116,7 +116,7 @@ def test_wrong_kernels_fall_back_to_the_models_own(monkeypatch: pytest.MonkeyPat
 def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, rows, plan = world(layout="packed", kernels="transformers")
 
-    def everyone(ids: Any, shared: bool = False) -> Any:  # one document, instead of one a row
+    def everyone(ids: Any, shared: bool = False) -> Any:  # as one document instead of one per row
         folded = build([[t for row in ids for t in row]], False)
         place, at = [], 0
         for row in ids:
@@ -137,7 +137,7 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
 
 
 def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
-    """Dropout, say, which the fused kernels would leave out."""
+    """For example dropout, which the fused kernels would omit."""
     model, examples, rows, plan = world(layout="packed", kernels="fused")
     model = dataclasses.replace(model, kernels="transformers")
     done = run(model, examples, rows, plan)
@@ -150,7 +150,7 @@ def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatc
     model, examples, rows, plan = world()
     plain = sft.batches
 
-    def shifted(*given: Any) -> Any:  # labels of several rows off by one
+    def shifted(*given: Any) -> Any:  # wrong targets in batches of several rows
         batches = plain(*given)
         return (
             batches

@@ -1,4 +1,4 @@
-"""The step against hand computation, against transformers + PEFT + AdamW, and against itself cut into passes."""
+"""The step against computation by hand, against transformers + PEFT + AdamW, and against itself split into passes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from tunewright.train.step import FLOOR, learning_rate
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "none"])
 def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
-    """Plain padded batches, PEFT's layers, torch's clip and AdamW, our schedule by its formula: float64, within
-    1e-9."""
+    """Padded batches, PEFT's layers, torch's clipping and AdamW, our schedule by its formula: float64, within 1e-9."""
     import peft
 
     data = train_rows(12)
