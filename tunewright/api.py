@@ -13,7 +13,7 @@ from tunewright.core.run_folder import Run
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. Every attribute reads the run folder on access; `chat` loads the model."""
+    """A finished run. `verdict` is read from the run folder on access; `chat` loads the model."""
 
     path: Path
 
@@ -49,7 +49,7 @@ def run(
 ) -> Result:
     """Run every stage on a data file: check, plan, train, prove, export, report.
 
-    ``given``: settings, with two underscores for each dot: ``train__steps=40, adapter__rank=8``. Raises TunewrightError.
+    ``given``: settings, with two underscores for each dot: ``train__steps=40``. Raises TunewrightError.
     """
     from tunewright.core.console import Console
     from tunewright.stages import runner

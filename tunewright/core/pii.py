@@ -1,7 +1,7 @@
 """Secrets and personal data: detected by pattern and checksum, counted by row, masked wherever rows are shown.
 
-Matches are reported; the absence of one proves nothing, because the recall of such patterns is unknown. Every repetition
-in a pattern is bounded, so that no text takes long to match.
+Matches are reported; their absence proves nothing, because the recall of such patterns is unknown. Every repetition in
+a pattern is bounded, so that no text takes long to match.
 """
 
 from __future__ import annotations

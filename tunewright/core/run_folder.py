@@ -244,7 +244,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             "RUN_DISK",
             f"cannot write: {error.strerror or error}.",
             where=str(path),
-            fix="free space or fix permissions, then rerun the same command; files already written are complete.",
+            fix="check space and permissions, then rerun the same command; existing files are complete.",
         ) from None
 
 

@@ -1,5 +1,4 @@
-"""An answer to a row, and the score of it: what the arms give, what the tasks make of it, and one JSON line of
-scores/."""
+"""Answers and scores: what arms return, what tasks make of it, and how it is stored as a line of scores/."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from tunewright.data.metrics import FieldCounts
 
 @dataclass(frozen=True)
 class Written:
-    """A text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: how long an endpoint took."""
+    """A generated text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: of a remote request."""
 
     tokens: int
     cut: bool
@@ -22,14 +21,14 @@ class Written:
 
 @dataclass(frozen=True)
 class LabelProbs:
-    """One of a closed set of labels, chosen by these probabilities."""
+    """The probability of each label of a closed set; the answer is the most probable one."""
 
     probs: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """No answer: the negative log-likelihood, in nats, of a document of so many UTF-8 bytes."""
+    """Instead of an answer: the negative log-likelihood, in nats, of a document of ``bytes`` UTF-8 bytes."""
 
     bytes: int
     nats: float
@@ -37,8 +36,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Answer:
-    """``messages``: the prompt as the arm asked it; ``prompt_tokens``: its length, None for a document, which has
-    none."""
+    """``messages``: the arm's prompt; ``prompt_tokens``: its length, None for a document, which has no prompt."""
 
     text: str
     made: Written | LabelProbs | Likelihood
@@ -48,8 +46,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Readings:
-    """A written answer under the metrics that are shown beside the task's own; ``fields`` for JSON, ``chrf`` for free
-    text."""
+    """A written answer by the metrics that are shown in addition to the task's own; ``fields`` for JSON, ``chrf`` for
+    free text."""
 
     exact_match: float
     strict_match: float
@@ -59,8 +57,8 @@ class Readings:
 
 @dataclass(frozen=True)
 class Score:
-    """``score`` is the task's metric. ``row`` and ``key`` (a hash of what the answer depends on) are set once it is
-    filed."""
+    """``score`` is by the task's metric. ``row`` and ``key`` (a hash of what the answer depends on) are set when the
+    score is stored."""
 
     where: str
     target: str

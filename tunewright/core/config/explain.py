@@ -119,7 +119,7 @@ SYNONYMS = {
 
 
 def _suggestion(key: str, known: Iterable[str], sections: set[str]) -> str:
-    """The setting that an unknown key probably means (old name, synonym, similar spelling); otherwise the valid keys."""
+    """The setting that an unknown key probably means (old name, synonym, similar spelling), else the valid keys."""
     if key in RENAMED:
         return f"it is now called {RENAMED[key]}."
     within, _, last = key.rpartition(".")

@@ -90,7 +90,7 @@ def to_yaml(config: Config) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     data = config.model_dump()
-    if config.adapter.kind == "none":  # `load` rejects other adapter settings next to kind: none
+    if config.adapter.kind == "none":  # `load` rejects other adapter settings alongside kind: none
         data["adapter"] = {"kind": "none"}
     yaml.dump(data, out)
     return out.getvalue()

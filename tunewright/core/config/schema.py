@@ -156,7 +156,7 @@ class ProveConfig(Frozen):
     )
     target_accuracy: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95,
-        description="Label tasks: required accuracy of answers that are not handed over to a person.",
+        description="Label tasks: required accuracy of answers that are not deferred to a person.",
     )
     remote: RemoteConfig = RemoteConfig()
 
