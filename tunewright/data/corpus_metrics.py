@@ -45,9 +45,9 @@ def _micro_f1(sums: Floats) -> Floats:
 
 def _likelihood_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
     """Nats and bytes of each document."""
-    made = [s.answer.made for s in scores if isinstance(s.answer.made, Likelihood)]
-    assert len(made) == len(scores)
-    return np.array([[m.nats, m.bytes] for m in made], float)
+    outputs = [s.answer.output for s in scores if isinstance(s.answer.output, Likelihood)]
+    assert len(outputs) == len(scores)
+    return np.array([[m.nats, m.bytes] for m in outputs], float)
 
 
 def _bits_per_byte(sums: Floats) -> Floats:

@@ -160,11 +160,11 @@ def parse(
     unused: Counter[str] = Counter()
     for row in renamed:
         unused.update(row_format.unused(row.data))
-        made = _field_problems(row, row_format) or row_format.build(row, instruction)
-        if isinstance(made, list):
-            problems += made
+        result = _field_problems(row, row_format) or row_format.build(row, instruction)
+        if isinstance(result, list):
+            problems += result
         else:
-            examples.append(made)
+            examples.append(result)
     if problems:
         raise DataError(problems)
     return Parsed(row_format.name, tuple(examples), dict(unused))
@@ -313,8 +313,8 @@ def _turn_order(roles: list[str], where: str) -> Problem | None:
         message, fix = "the last message is not from the assistant.", "end the row with the answer."
     elif turns[0] != "user":
         message, fix = "the conversation does not begin with the user.", "begin with a user message."
-    elif twice := next((a for a, b in itertools.pairwise(turns) if a == b), None):
-        message, fix = f"two {twice} messages in a row.", "join them, or add the missing turn between them."
+    elif repeated := next((a for a, b in itertools.pairwise(turns) if a == b), None):
+        message, fix = f"two {repeated} messages in a row.", "join them, or add the missing turn between them."
     return Problem(code, message, where, fix) if message else None
 
 

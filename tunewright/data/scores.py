@@ -39,7 +39,7 @@ class Answer:
     """``messages``: the arm's prompt; ``prompt_tokens``: its length, None for a document, which has no prompt."""
 
     text: str
-    made: Written | LabelProbs | Likelihood
+    output: Written | LabelProbs | Likelihood
     messages: tuple[Message, ...] = ()
     prompt_tokens: int | None = None
 
@@ -78,19 +78,19 @@ class Score:
             "target": self.target,
             "answer": answer.text,
             "score": self.score,
-            **_made_to_json(answer, self.readings),
+            **_output_to_json(answer, self.readings),
             "key": self.key,
         }
         return {k: v for k, v in line.items() if v is not None}
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Score:
-        made, readings = _made_from_json(line)
+        output, readings = _output_from_json(line)
         messages = tuple(Message(m["role"], m["content"]) for m in line["messages"])
         return cls(
             where=line["where"],
             target=line["target"],
-            answer=Answer(line["answer"], made, messages, line.get("prompt_tokens")),
+            answer=Answer(line["answer"], output, messages, line.get("prompt_tokens")),
             score=line["score"],
             readings=readings,
             row=line.get("row"),
@@ -98,28 +98,28 @@ class Score:
         )
 
 
-def _made_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]:
-    made = answer.made
-    if isinstance(made, Likelihood):
-        return {"bytes": made.bytes, "nats": made.nats}
-    if isinstance(made, LabelProbs):
-        return {"prompt_tokens": answer.prompt_tokens, "probs": made.probs}
+def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]:
+    output = answer.output
+    if isinstance(output, Likelihood):
+        return {"bytes": output.bytes, "nats": output.nats}
+    if isinstance(output, LabelProbs):
+        return {"prompt_tokens": answer.prompt_tokens, "probs": output.probs}
     assert readings is not None
     counts = readings.fields
     return {
         "prompt_tokens": answer.prompt_tokens,
-        "answer_tokens": made.tokens,
-        "cut": made.cut,
+        "answer_tokens": output.tokens,
+        "cut": output.cut,
         "exact_match": readings.exact_match,
         "strict_match": readings.strict_match,
         "valid": None if counts is None else counts.valid,
         "fields": None if counts is None else [counts.right, counts.wrong, counts.missed],
         "chrf": readings.chrf,
-        "seconds": made.seconds,
+        "seconds": output.seconds,
     }
 
 
-def _made_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
+def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
     if "nats" in line:
         return Likelihood(line["bytes"], line["nats"]), None
     if "probs" in line:

@@ -81,7 +81,7 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
 
 
 def overlaps(examples: Sequence[Example], train: Sequence[int], test: Sequence[int]) -> tuple[int, ...]:
-    """Test rows that share 13 consecutive words with a training row, unless over 1 % of those share them.
+    """Test rows sharing 13 consecutive words with a training row, unless over 1 % of the training rows share them.
 
     Evaluation harnesses use 13-grams for decontamination (GPT-3, 2005.14165, appendix C); what many rows share is a
     template, not a leak.

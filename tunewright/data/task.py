@@ -40,10 +40,10 @@ class Task:
 
     def score(self, example: Example, answer: Answer) -> Score:
         """The score of an answer to an example, by the metric and by the additional metrics that are shown."""
-        made, target, readings = answer.made, example.target, None
-        if isinstance(made, Likelihood):
-            target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(made.nats, made.bytes)
-        elif isinstance(made, LabelProbs):
+        output, target, readings = answer.output, example.target, None
+        if isinstance(output, Likelihood):
+            target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(output.nats, output.bytes)
+        elif isinstance(output, LabelProbs):
             value = float(answer.text == target)
         else:
             assert self.metric.score is not None, self.metric.name
@@ -56,7 +56,7 @@ class Task:
         for name in self.kind.summary if scores else ():
             if name == self.kind.corpus.name:
                 values[name] = self.kind.corpus.of(scores, self.labels)
-            elif isinstance(scores[0].answer.made, Written):
+            elif isinstance(scores[0].answer.output, Written):
                 values[name] = float(np.mean([_READING[name](s) for s in scores]))
         return values
 
@@ -65,9 +65,9 @@ class Task:
 
 
 def _written(score: Score) -> tuple[Written, Readings]:
-    assert isinstance(score.answer.made, Written)
+    assert isinstance(score.answer.output, Written)
     assert score.readings is not None
-    return score.answer.made, score.readings
+    return score.answer.output, score.readings
 
 
 def _valid(score: Score) -> bool:
@@ -115,7 +115,7 @@ def detect_task(examples: Sequence[Example]) -> Task:
 def _detect_text(examples: Sequence[Example]) -> Task | None:
     if not isinstance(examples[0], Text):
         return None
-    reason = "raw text: how many bits the model needs for a byte of held-out documents"
+    reason = "raw text: bits per byte of held-out documents"
     return Task(TEXT, METRICS["bits_per_byte"], reason)
 
 
@@ -178,7 +178,7 @@ def _median_words(examples: Sequence[Example]) -> int:
 def _detect_generation(examples: Sequence[Example]) -> Task | None:
     median = _median_words(examples)
     metric = METRICS["exact_match" if median <= SHORT_WORDS else "chrf"]
-    return Task(GENERATION, metric, f"free answers of {median} words (median)")
+    return Task(GENERATION, metric, f"free-form answers, median length {median} words")
 
 
 def _read_generation(target: str, answer: str) -> Readings:

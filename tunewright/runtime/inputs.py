@@ -74,8 +74,8 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     renderer = RowRenderer(template, METHODS[config.train.method].prepare, limit, config.data.too_long)
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.side(s), run.path / "data") for s in SIDES}
-    for made in rendered.values():
-        check_ids(made.rows, facts.vocabulary, facts.path)
+    for result in rendered.values():
+        check_ids(result.rows, facts.vocabulary, facts.path)
     train = rendered["train"].rows
     max_new_tokens = answer_limit(config, train)
     dev, test = evaluated_rows(config, data, "dev"), evaluated_rows(config, data, "test")
@@ -84,9 +84,9 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         facts=facts,
         machine=hardware,
         template=template,
-        rows={side: tuple(made.rows) for side, made in rendered.items()},
+        rows={side: tuple(result.rows) for side, result in rendered.items()},
         limit=limit,
-        too_long=tuple(i for made in rendered.values() for i in made.dropped),
+        too_long=tuple(i for result in rendered.values() for i in result.dropped),
         arms=arms,
         left_out=left_out,
         max_new_tokens=max_new_tokens,

@@ -24,7 +24,7 @@ class Models:
         self._adapted: LanguageModel | None = None
         self._base: LanguageModel | None = None
         self._kind: tuple[AdapterConfig, str] | None = None  # what the adapted module was built for
-        self._holds: str | None = None  # sha256 of the weights in it; None: unknown, or being trained
+        self._loaded: str | None = None  # sha256 of the weights in it; None: unknown, or being trained
 
     @contextmanager
     def at(self, weights: Weights) -> Iterator[LanguageModel]:
@@ -34,15 +34,15 @@ class Models:
                 yield model
             return
         model = self._module(weights.plan)
-        if self._holds != weights.sha256:
-            self._holds = None
+        if self._loaded != weights.sha256:
+            self._loaded = None
             checkpoints.check_weights(weights.file, weights.sha256)
             checkpoints.load_weights(weights.file, adapters.trainable(model.module))
-            self._holds = weights.sha256
-        before = self._holds
+            self._loaded = weights.sha256
+        before = self._loaded
         with adapters.scaled(model.module, weights.scale):
             yield model
-        assert self._holds == before, "other weights were loaded while these were in use"
+        assert self._loaded == before, "other weights were loaded while these were in use"
 
     def untrained(self, plan: Plan) -> LanguageModel:
         """A model to train: the base with the adapter's initial values, which depend only on the plan's seed."""
@@ -50,7 +50,7 @@ class Models:
             self._adapted = None  # all weights may have been trained: only the file still has the base's
         model = self._module(plan)
         adapters.initialise(model.module, plan.adapter, plan.seed)
-        self._holds = None
+        self._loaded = None
         return model
 
     def merged(self, weights: Weights) -> LanguageModel:
@@ -79,7 +79,7 @@ class Models:
         """The adapted module, configured as the plan says."""
         kind = (plan.adapter, plan.dtype)
         if self._adapted is None or self._kind != kind:
-            self._adapted, self._kind, self._holds = self._load(plan), kind, None
+            self._adapted, self._kind, self._loaded = self._load(plan), kind, None
         module = self._adapted.module
         fused = plan.kernels == "fused" and fused_llama.applies(module)
         if plan.gradient_checkpointing == "layers" and not fused:

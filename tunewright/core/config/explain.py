@@ -37,7 +37,7 @@ def _allowed(info: Any) -> str:
             return " | ".join(str(a) for a in args)
         if args and origin not in (dict, list):
             return " or ".join(describe(a, []) for a in args)
-        plain = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "nothing"}
+        plain = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
         if origin is list:
             return f"list of: {describe(args[0], [])}"
         name = plain.get(kind) or ("mapping" if origin is dict else str(kind))

@@ -83,7 +83,7 @@ class SelfTestFinding(Value):
 
     check: str = Field(description="Name of the property.")
     result: str = Field(description="What was measured, as a sentence.")
-    held: bool = Field(description="False if the plan fell back to a slower way of computing because of it.")
+    held: bool = Field(description="Whether the property holds; if not, the plan uses a slower computation.")
 
 
 class SelfTest(Record):

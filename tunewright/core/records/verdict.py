@@ -197,7 +197,7 @@ class Verdict(Record):
 
     @property
     def is_better(self) -> bool:
-        """Whether the word is BETTER, which `--gate` asks for."""
+        """Whether the verdict is BETTER, as `--gate` requires."""
         return self.verdict == "BETTER"
 
     @property
