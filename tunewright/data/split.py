@@ -27,7 +27,7 @@ class Split:
 
 def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
     """Assigns every row to a side. A cluster of near-duplicates is assigned as a unit, by one of its rows; a cluster
-    with more than a tenth of all rows goes to train, because it would make up most of dev or test.
+    with more than a tenth of all rows (and over 5) goes to train, because it would make up most of dev or test.
 
     ``dev`` and ``test`` are expected fractions; 0 means that the side has its own file. Raises DATA_TOO_FEW if train is
     empty, or if test is empty but needed. With few rows, dev may be empty: training then has no dev loss and keeps its
@@ -38,8 +38,8 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
         members[c].append(i)
     sides: dict[str, list[int]] = {"train": [], "dev": [], "test": []}
     for group in members.values():
-        # The hash that chooses the representative differs from the hash that places it: the smallest of many placing
-        # hashes is small, so every large cluster would go to test.
+        # The representative is chosen by a different hash than the one that places it: the smallest of many placing
+        # hashes is small, and would send every large cluster to test.
         representative = min((examples[i].question for i in group), key=content_hash)
         place = int(content_hash(f"{SALT}{representative}")[:16], 16) / 2**64
         side = "test" if place < test else "dev" if place < test + dev else "train"
