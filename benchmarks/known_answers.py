@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from tunewright.cli.demo import rows_file
+from tunewright.data import near_duplicates
 from tunewright.data.examples import normalised
-from tunewright.data.near_duplicates import alike
 from tunewright.judge.statistics import wilson
 
 HERE = Path(__file__).parent
@@ -43,8 +43,8 @@ def tweets() -> Rows:
 
 
 def distinct(rows: Rows) -> Rows:
-    """One row of each group of near-duplicates, so that any row may go to any side."""
-    return [rows[i] for i in sorted(set(alike([normalised(text) for text, _ in rows], 0.8).cluster))]
+    """One row of each group of near-duplicates, so that rows may be put on any side."""
+    return [rows[i] for i in sorted(set(near_duplicates.cluster([normalised(text) for text, _ in rows], 0.8).cluster))]
 
 
 class Bench:

@@ -5,7 +5,7 @@
     print(run.verdict["verdict"], run.report)
     print(run.chat("350 Fifth Ave, New York, NY 10118"))
 
-Everything is loaded on first use: importing the package imports no torch.
+Everything is loaded on first use; importing the package does not import torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tunewright.core.config import Config
     from tunewright.core.errors import TunewrightError
 
-_HOMES = {
+_MODULES = {
     "Config": "core.config",
     "TunewrightError": "core.errors",
     "Result": "api",
@@ -31,11 +31,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tunewright' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"tunewright.{_HOMES[name]}"), name)
+    return getattr(import_module(f"tunewright.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The public verbs of `import tunewright as tw`."""
+"""The public functions of `import tunewright as tw`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tunewright.core.run_folder import Run
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. Reads its folder when asked; `chat` loads the model."""
+    """A finished run. `verdict` is read from the run folder on access; `chat` loads the model."""
 
     path: Path
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """verdict.json: the word, the scores, the interval, every arm."""
+        """verdict.json: the verdict, the scores, the interval, every arm."""
         verdict: dict[str, Any] = run_folder.read_json(Run(self.path).verdict)
         return verdict
 
@@ -32,7 +32,7 @@ class Result:
         return self.path / "adapter"
 
     def chat(self, message: str, *, system: str | None = None, max_new_tokens: int = 256) -> str:
-        """The tuned model's greedy answer. ``system`` defaults to the instruction that the training rows share."""
+        """The tuned model's greedy answer. ``system`` defaults to the instruction of the training rows."""
         from tunewright.runtime import chat
 
         return chat.answer(chat.load_run(Run(self.path)), message, system=system, max_new_tokens=max_new_tokens)
@@ -47,10 +47,9 @@ def run(
     quiet: bool = True,
     **given: Any,
 ) -> Result:
-    """The main job on a data file: check, plan, train, prove, export, report.
+    """Run every stage on a data file: check, plan, train, prove, export, report.
 
-    ``given`` are settings with dots written as two underscores: ``train__steps=40, adapter__rank=8``. Raises
-    TunewrightError.
+    ``given``: settings, with two underscores for each dot: ``train__steps=40``. Raises TunewrightError.
     """
     from tunewright.core.console import Console
     from tunewright.stages import runner
@@ -64,7 +63,7 @@ def run(
 
 
 def load_run(name: str | Path, root: str | Path = "runs") -> Result:
-    """A run that is already there, by its path or its name. Raises RunError."""
+    """An existing run, by its path or its name. Raises RunError."""
     run = run_folder.find(Path(root), str(name))
     run_folder.require(run, run.verdict, "run")
     return Result(run.path)

@@ -20,11 +20,11 @@ def test_shared_boilerplate_does_not_make_rows_near_duplicates(many: int) -> Non
     random = Random(many)
     fills = ["".join(random.choices("abcdefghij klmnop", k=60)) for _ in range(many)]
     rows = [boilerplate + fill for fill in fills] + [boilerplate + fills[0] + "!", boilerplate + fills[1].upper()]
-    alike = near_duplicates.alike([examples.normalised(r) for r in rows], 0.8)
-    assert alike.cluster == (*range(many), 0, 1)
-    assert min(alike.boilerplate) > 0.5
+    clusters = near_duplicates.cluster([examples.normalised(r) for r in rows], 0.8)
+    assert clusters.cluster == (*range(many), 0, 1)
+    assert min(clusters.boilerplate) > 0.5
     chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
-    held = split.hold_out(chats, alike.cluster, 0.2, 0.2)
+    held = split.hold_out(chats, clusters.cluster, 0.2, 0.2)
     assert len(held.train) > len(held.test) > 0
 
 
@@ -39,7 +39,7 @@ def test_near_duplicates_are_those_of_a_search_of_all_pairs() -> None:
         texts.append("".join(copy))
     grams = [{t[i : i + 5] for i in range(len(t) - 4)} for t in texts]
     pairs = {(i, j) for j in range(300) for i in range(j) if len(grams[i] & grams[j]) >= 0.8 * len(grams[i] | grams[j])}
-    cluster = near_duplicates.alike(texts, 0.8).cluster
+    cluster = near_duplicates.cluster(texts, 0.8).cluster
     assert 30 < len(pairs) < 140
     detected = {(i, j) for j in range(300) for i in range(j) if cluster[i] == cluster[j]}
     assert detected <= pairs

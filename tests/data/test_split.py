@@ -41,7 +41,7 @@ def test_near_duplicates_stay_together() -> None:
         f"{base} {i // 2}{'!' * (i % 2)}" if i < 20 else f"{i * 7919} quite different words {i * 104729} here {i}"
         for i in range(60)
     ]
-    cluster = near_duplicates.alike([examples.normalised(r) for r in rows], 0.8).cluster
+    cluster = near_duplicates.cluster([examples.normalised(r) for r in rows], 0.8).cluster
     chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
     held = split.hold_out(chats, cluster, 0.2, 0.2)
     side = {i: name for name in ("train", "dev", "test") for i in getattr(held, name)}

@@ -151,7 +151,7 @@ def test_a_label_is_read_from_a_remote_answer(endpoint: tuple[str, list[Any]], m
     arm = Arm("remote", "", Remote(Endpoint(endpoint[0], "m"), 7, ("spam", "offer")))
     answers = arm.answer([chat("an offer it is", "offer"), chat("who knows", "spam")], None)
     assert [a.text for a in answers] == ["offer", "WHO KNOWS"]
-    assert all(isinstance(a.made, Written) and a.made.seconds is not None for a in answers)
+    assert all(isinstance(a.output, Written) and a.output.seconds is not None for a in answers)
     assert not arm.needs_model
 
 

@@ -1,7 +1,7 @@
 """The demo's rows: hand-labelled US addresses, from the source archive of the package usaddress (MIT).
 
-pip downloads the archive once and checks it against its published hash. Only its training XML is read; none of its code
-is run.
+pip downloads the archive once and checks it against its published hash. Only its training XML is read; its code is not
+executed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INSTRUCTION = "Extract the parts of the US address as one JSON object."
 
 
 def rows_file() -> Path:
-    """addresses.jsonl in the cache, created on first use. Raises DATA_UNREADABLE if the download fails."""
+    """addresses.jsonl in the cache folder, created on first use. Raises DATA_UNREADABLE if the download fails."""
     file = cache_folder() / "data" / "addresses.jsonl"
     if not file.exists():
         archive = fetch(SPEC, file.parent)
@@ -59,7 +59,7 @@ def fetch(spec: str, folder: Path, *, sdist: bool = True) -> Path:
             "DATA_UNREADABLE",
             f"pip could not download {spec}: {last}",
             where=str(folder),
-            fix=f"run `{' '.join(download)}` where a network is available.",
+            fix=f"run `{' '.join(download)}` on a machine with network access.",
         )
     return archives[0]
 
@@ -83,7 +83,7 @@ def address_rows(archive: Path) -> list[dict[str, object]]:
 
 
 def _parts(item: ET.Element) -> dict[str, str]:
-    """Label -> text, tokens of one label joined."""
+    """Label -> text; tokens with the same label are joined."""
     tokens: dict[str, list[str]] = {}
     for token in item:
         if token.text:

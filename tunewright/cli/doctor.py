@@ -21,7 +21,7 @@ from tunewright.train import machine
 
 
 def dry_run(config: Config) -> dict[str, Any]:
-    """The results of a run's self-test. The run ends with its plan, and its folder is deleted."""
+    """The results of a run's self-test. The run stops after its plan, and its folder is deleted."""
     with tempfile.TemporaryDirectory(prefix="tunewright-doctor-") as folder:
         context = runner.start(config, "doctor", Path(folder), Console(quiet=True), "tunewright doctor")
         runner.Runner(context).advance("plan")
@@ -42,7 +42,7 @@ def summary(config_file: Path | None) -> dict[str, Any]:
     except ModelError as error:
         embedded = str(error)
     cache = loading.cache_folder()
-    place = next(p for p in (cache, *cache.parents) if p.exists())
+    existing = next(p for p in (cache, *cache.parents) if p.exists())
     faster = "bfloat16" if hardware.bf16_gflops > 1.3 * hardware.fp32_gflops else "float32"
     return {
         "python": platform.python_version(),
@@ -57,6 +57,6 @@ def summary(config_file: Path | None) -> dict[str, Any]:
         if importlib.util.find_spec("pyarrow")
         else "pip install 'tunewright[parquet]'",
         "embedded model": embedded,
-        "cache": f"{cache}, {shutil.disk_usage(place).free / 1e9:.0f} GB free",
+        "cache": f"{cache}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free",
         **({"config": f"{config_file} is valid"} if config_file else {}),
     }

@@ -1,4 +1,4 @@
-"""The command line: one short function per command. Results go to stdout, all else to stderr.
+"""The command line: one short function per command. Results go to stdout, everything else to stderr.
 
 Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 gate failed, 130 interrupted (completed work is saved).
 """
@@ -53,7 +53,7 @@ Settings = Annotated[
 ]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
 Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file name and time.")]
-Separate = Annotated[bool, typer.Option("--separate", help="Train in a process of its own.")]
+Separate = Annotated[bool, typer.Option("--separate", help="Train in a separate process.")]
 Gate = Annotated[bool, typer.Option("--gate", help="Exit with status 3 unless the verdict is BETTER.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")]
 
@@ -105,7 +105,7 @@ def check(
 
     data = dataset.load(_config(source, settings, None))
     if data.task.labels and not as_json:
-        typer.secho("looking for wrong labels (a few seconds for thousands of rows) ...", dim=True, err=True)
+        typer.secho("looking for wrong labels (takes a few seconds for thousands of rows) ...", dim=True, err=True)
     audit = data.audit_json()
     if page is not None:
         from tunewright.core import records, run_folder
@@ -130,10 +130,10 @@ def check(
     for s in audit["suspects"][:10]:
         where = s["where"].rsplit("/", 1)[-1]
         typer.echo(
-            f"  {where}: {s['given']!r}, likelier {s['likelier']!r} (probability of being wrong: {s['chance']:.0%})"
+            f"  {where}: {s['given']!r}, more likely {s['likelier']!r} (probability of being wrong: {s['chance']:.0%})"
         )
     if not audit["findings"]:
-        typer.echo("nothing flagged, which does not prove that the data is correct")
+        typer.echo("nothing flagged; this does not prove that the data is correct")
 
 
 @app.command()
@@ -195,7 +195,7 @@ def _stage(name: str, description: str) -> None:
 
 
 def _print_record(name: str, runner: Runner, as_json: bool) -> None:
-    """The record of the stage that the command ran up to."""
+    """Prints the record of the last stage that the command ran."""
     from tunewright.core.run_folder import read_json
     from tunewright.core.stage_names import BY_NAME
 
@@ -213,7 +213,7 @@ def _print_record(name: str, runner: Runner, as_json: bool) -> None:
         typer.echo(str(file if name == "report" else run.path))
 
 
-_stage("plan", "Run up to the plan: every number of the training, with its reason.")
+_stage("plan", "Run up to the plan: every number that training uses, with its reason.")
 
 
 @app.command()
@@ -269,7 +269,7 @@ def learning_curve(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure whether more data would help: train on half of the rows, and compare."""
+    """Measure whether more data would help: train on half of the rows and compare."""
     from tunewright.core import run_folder
 
     folder = run_folder.find(root, run)
@@ -281,7 +281,7 @@ def learning_curve(
         typer.echo(str(folder.learning_curve))
 
 
-_stage("export", "Run up to the exports: write, reload and compare them.")
+_stage("export", "Run up to the exports: write, reload and verify them.")
 _stage("report", "Run up to the report.")
 
 
@@ -300,15 +300,15 @@ def chat(
     """Chat with the tuned model of a run."""
     from tunewright.core import run_folder
     from tunewright.data.examples import Message
-    from tunewright.runtime import chat as chatting
+    from tunewright.runtime import chat as runtime
 
-    who = chatting.load_run(run_folder.find(root, run))
+    model = runtime.load_run(run_folder.find(root, run))
     if message is not None:
-        typer.echo(chatting.answer(who, message, system=system, max_new_tokens=max_new_tokens))
+        typer.echo(runtime.answer(model, message, system=system, max_new_tokens=max_new_tokens))
         return
     typer.secho(
-        "an empty line or Ctrl-D ends the conversation"
-        + (f"; system: {who.instruction}" if who.instruction and system is None else ""),
+        "enter an empty line or Ctrl-D to end the conversation"
+        + (f"; system: {model.instruction}" if model.instruction and system is None else ""),
         dim=True,
         err=True,
     )
@@ -320,7 +320,7 @@ def chat(
             return
         if not question.strip():
             return
-        reply = chatting.answer(who, question, history=history, system=system, max_new_tokens=max_new_tokens)
+        reply = runtime.answer(model, question, history=history, system=system, max_new_tokens=max_new_tokens)
         typer.echo(reply)
         history += [Message("user", question), Message("assistant", reply)]
 
@@ -333,7 +333,7 @@ def doctor(
         typer.Option(
             "--selftest",
             metavar="DATA|CONFIG",
-            help="Also run the self-test that a run on these rows would start with.",
+            help="Also run the self-test with which a run on these rows would start.",
         ),
     ] = None,
     as_json: Json = False,
@@ -371,18 +371,18 @@ def _advance(
     until: str,
     separate: bool = False,
 ) -> Runner:
-    """A run up to ``until``: a new one, or an existing one continued. ``separate``: train in a process of its own."""
+    """Runs all stages up to ``until``, of a new or an existing run. ``separate``: train in a separate process."""
     from tunewright.core.console import Console
     from tunewright.core.errors import ConfigError
     from tunewright.core.run_folder import Run, find
 
     console = Console(quiet)
-    continued = None
+    existing = None
     if (Path(source) / "config.yaml").is_file():
-        continued = Run(Path(source))
+        existing = Run(Path(source))
     elif not Path(source).exists() and (root / source / "config.yaml").is_file():
-        continued = find(root, source)
-    if continued is not None and (settings or model or name):
+        existing = find(root, source)
+    if existing is not None and (settings or model or name):
         raise ConfigError(
             "CONFIG_CONFLICT",
             "the settings of an existing run cannot be changed.",
@@ -391,15 +391,15 @@ def _advance(
         )
     from tunewright.data import dataset
 
-    if continued is None:
+    if existing is None:
         config = _config(source, settings, model)
-        data = dataset.load(config)  # report mistakes in the data before torch is loaded and a run folder is created
+        data = dataset.load(config)  # reports mistakes in the data before torch is loaded and a run folder is created
     from tunewright.stages import runner as runners
 
-    if continued is None:
+    if existing is None:
         context = runners.start(config, name, root, console, _command(), data)
     else:
-        context = runners.resume(continued, console, _command())
+        context = runners.resume(existing, console, _command())
     if until == "report":
         context.run.report.unlink(missing_ok=True)
     runner = runners.Runner(context, separate)
@@ -426,8 +426,7 @@ def _verdict(runner: Runner, as_json: bool) -> None:
             }
         )
         return
-    v = read_json(runner.context.run.verdict)
-    typer.echo(sentence(v))
+    typer.echo(sentence(read_json(runner.context.run.verdict)))
     typer.echo(f"report: {runner.context.run.report}")
     typer.echo(f"try it: tunewright chat {runner.context.run.path}")
 

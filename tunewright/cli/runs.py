@@ -22,7 +22,7 @@ def runs_list(root: Root = RUNS, as_json: Json = False) -> None:
     """List all runs, oldest first, with stage, verdict and score."""
     from tunewright.core import run_folder
 
-    rows = [_line(r) for r in run_folder.all_runs(root)]
+    rows = [_summary(r) for r in run_folder.all_runs(root)]
     if as_json:
         out(rows)
         return
@@ -36,8 +36,8 @@ def runs_show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
     """Show one run: stage, verdict, events."""
     from tunewright.core import run_folder
 
-    shown = run_folder.find(root, run)
-    facts = {**_line(shown), "path": str(shown.path), "events": list(run_folder.read_lines(shown.events))}
+    folder = run_folder.find(root, run)
+    facts = {**_summary(folder), "path": str(folder.path), "events": list(run_folder.read_lines(folder.events))}
     if as_json:
         out(facts)
         return
@@ -69,7 +69,7 @@ def runs_reproduce(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")] = False,
 ) -> None:
-    """Repeat a run from its receipt and report whether it is equal bit for bit, or what differs.
+    """Repeat a run from its receipt and report whether the result is bit-identical, or what differs.
 
     Exits with status 1 if weights, losses or scores differ.
     """
@@ -83,10 +83,10 @@ def runs_reproduce(
     else:
         for name in ("weights", "losses", "scores"):
             typer.echo(f"{name:<12}{'equal' if result[name] else 'DIFFERENT'}")
-        for what, (then, now) in result["differs"].items():
-            typer.echo(f"{what:<28}{then!s:<28}{now}")
+        for name, (before, now) in result["differs"].items():
+            typer.echo(f"{name:<28}{before!s:<28}{now}")
         typer.echo(
-            f"{'equal, bit for bit' if result['equal'] else 'not equal'} in {result['compared']}: {result['run']}"
+            f"{'bit-identical' if result['equal'] else 'not identical'} in {result['compared']}: {result['run']}"
         )
     if not result["equal"]:
         raise typer.Exit(1)
@@ -101,13 +101,13 @@ def runs_rm(
     """Delete a run folder and everything in it."""
     from tunewright.core import run_folder
 
-    doomed = run_folder.find(root, run)
+    folder = run_folder.find(root, run)
     if not yes:
-        typer.confirm(f"delete {doomed.path} and everything in it?", abort=True, err=True)
-    run_folder.remove(doomed)
+        typer.confirm(f"delete {folder.path} and everything in it?", abort=True, err=True)
+    run_folder.remove(folder)
 
 
-def _line(run: Any) -> dict[str, Any]:
+def _summary(run: Any) -> dict[str, Any]:
     from tunewright.core.run_folder import read_json
 
     v = read_json(run.verdict) if run.verdict.exists() else {}

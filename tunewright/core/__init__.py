@@ -1,1 +1,1 @@
-"""The base layer: errors, configuration, the run folder, the console. No torch."""
+"""The base layer: errors, configuration, records, the run folder, the console. No torch."""

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 
 class Tick(Protocol):
-    """Advances a progress bar: ``more`` items are done, ``words`` is the status shown beside the count."""
+    """Advances a progress bar by ``more`` items; ``status`` is shown next to the count."""
 
-    def __call__(self, more: int, words: str = "") -> None: ...
+    def __call__(self, more: int, status: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
 class Console:
-    """``quiet`` prints only warnings. Without a terminal, a progress bar is a line every 15 seconds."""
+    """``quiet`` prints only warnings. Without a terminal, a progress bar becomes a line every 15 seconds."""
 
     quiet: bool = False
 
@@ -39,7 +39,7 @@ class Console:
     def bar(self, title: str, total: int, done: int = 0, unit: str = "") -> Iterator[Tick]:
         """A progress bar over ``total`` items, advanced by the yielded function; ``unit`` is its default status."""
         if self.quiet:
-            yield lambda more, words=unit: None
+            yield lambda more, status=unit: None
         elif sys.stderr.isatty():
             yield from self._live(title, total, done, unit)
         else:
@@ -59,25 +59,25 @@ class Console:
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(title, total=total, completed=done, words="")
-            yield lambda more, words=unit: progress.update(task, advance=more, words=words)
+            task = progress.add_task(title, total=total, completed=done, status="")
+            yield lambda more, status=unit: progress.update(task, advance=more, status=status)
 
     def _lines(self, title: str, total: int, done: int, unit: str) -> Iterator[Tick]:
         start = last = time.monotonic()
         current = done
 
-        def tick(more: int, words: str = unit) -> None:
+        def tick(more: int, status: str = unit) -> None:
             nonlocal current, last
             current += more
             if current >= total or time.monotonic() - last > 15:
                 last = time.monotonic()
                 left = (last - start) / max(1, current - done) * (total - current)
-                self.say(f"{title}: {current}/{total} {words} ({last - start:.0f} s, {left:.0f} s left)")
+                self.say(f"{title}: {current}/{total} {status} ({last - start:.0f} s, {left:.0f} s left)")
 
         yield tick

@@ -2,7 +2,7 @@
 
     TunewrightError            code, message, where, fix; exit status 2 unless noted
     ├── ConfigError            CONFIG_*                a config file, an override, a flag
-    ├── DataError              DATA_* SPLIT_* LABELS_*   rows: holds every problem, shows the first 20
+    ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_*   a run folder, an endpoint
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
@@ -23,7 +23,7 @@ SHOWN = 20
 
 CODES: dict[str, str] = {
     "ADAPTER_BASE_MISMATCH": "the adapter was trained on a different base model",
-    "ADAPTER_CORRUPT": "the adapter lacks tensors, their shapes contradict its config, or a file was modified",
+    "ADAPTER_CORRUPT": "the adapter lacks tensors, has tensors of the wrong shape, or was modified",
     "ADAPTER_UNSUPPORTED": "the adapter needs a computation that the loader does not implement",
     "CONFIG_CONFLICT": "two settings contradict each other",
     "CONFIG_DUPLICATE_KEY": "a key occurs twice in one mapping",
@@ -69,11 +69,11 @@ CODES: dict[str, str] = {
     "MODEL_FILE_MISSING": "a model folder lacks a required file",
     "MODEL_INDEX_MISMATCH": "config, index and weight files disagree about which tensors exist",
     "MODEL_NOT_FOUND": "no model folder, file, package or Hub id of that name",
-    "MODEL_REMOTE_CODE": "the model requires executing code of its own",
+    "MODEL_REMOTE_CODE": "the model can only be loaded by executing code that comes with it",
     "MODEL_UNSAFE_FORMAT": "the weights exist only as pickle files",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not support",
     "PATH_OUTSIDE": "a name that would escape the runs folder or the model folder",
-    "REMOTE_FAILED": "the remote endpoint used for comparison did not answer",
+    "REMOTE_FAILED": "the remote endpoint to compare with did not answer",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
     "RUN_DAMAGED": "a file of the run was modified or damaged",
     "RUN_DISK": "the run folder cannot be written to",
@@ -86,9 +86,9 @@ CODES: dict[str, str] = {
     "SELFTEST_GRADIENT": "a trainable tensor gets no gradient, or a frozen one does",
     "SELFTEST_LOSS": "rows computed together do not give the same loss and gradient as rows computed separately",
     "SELFTEST_PROMPT": "the trained tokens do not start where the inference prompt ends",
-    "SELFTEST_STOP": "a turn ends with a token at which generation would not stop",
+    "SELFTEST_STOP": "a turn ends with a token that would not stop generation",
     "SPLIT_LEAK": "the same prompt is in train and in dev or test",
-    "TEMPLATE_LOSES_CONTENT": "the chat template drops text of the row",
+    "TEMPLATE_LOSES_CONTENT": "the chat template drops part of the row's text",
     "TEMPLATE_MISSING": "the rows are chats, but the model has no chat template",
     "TEMPLATE_NOT_PREFIX": "the inference prompt is not a prefix of the trained turn",
     "TEMPLATE_TIMEOUT": "the chat template does not terminate",
@@ -175,7 +175,7 @@ class TrainError(TunewrightError):
 
 
 class DataError(TunewrightError):
-    """Every problem of a data set; the first 20 are shown."""
+    """All problems of a data set; only the first 20 are shown."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         assert problems

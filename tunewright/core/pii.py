@@ -1,7 +1,7 @@
 """Secrets and personal data: detected by pattern and checksum, counted by row, masked wherever rows are shown.
 
-A match is reported; the absence of one proves nothing, because the recall of such patterns is unknown. Every repetition
-in a pattern is bounded, so no text takes long to match.
+Matches are reported; their absence proves nothing, because the recall of such patterns is unknown. Every repetition in
+a pattern is bounded, so that no text takes long to match.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def masked(text: str, *, in_place: bool = False) -> str:
 
 
 def _matches(text: str) -> Iterator[tuple[str, int, int]]:
-    """(kind, start, end) of every match whose checksum, where its kind has one, is valid."""
+    """(kind, start, end) of every match; its checksum, if its kind has one, must be valid."""
     for name, pattern in _PATTERNS.items():
         for m in pattern.finditer(text):
             group = pattern.groups
@@ -71,7 +71,7 @@ def _iban(text: str) -> bool:
 
 
 def _looks_random(text: str) -> bool:
-    """Letters and digits mixed, with more Shannon entropy per character than words of a language usually have."""
+    """Letters mixed with digits, with more Shannon entropy per character than ordinary words usually have."""
     frequencies = [n / len(text) for n in Counter(text).values()]
     bits = -sum(p * math.log2(p) for p in frequencies)
     return bits >= 2.5 and any(c.isdigit() for c in text) and any(c.isalpha() for c in text)

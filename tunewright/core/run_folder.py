@@ -1,7 +1,7 @@
 """The run folder: file names, atomic writes, the single-writer lock. The only channel between the stages of a run.
 
-A file that exists is complete: it is written under a temporary name, flushed, and renamed. One process at a time writes
-a folder (`writing`).
+A file that exists is complete: it is written under a temporary name, flushed, and renamed. Only one process at a time
+writes to a folder (`writing`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEMPORARY = re.compile(r"\..+\.\d+\.\d+")  # written by `write_atomic`; left beh
 
 
 class File:
-    """A file or folder of a run: as an attribute of Run, its path."""
+    """A descriptor: as an attribute of Run, the path of a file or folder of the run."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -75,7 +75,7 @@ class Run:
         return self.path.name
 
     def branch(self, name: str) -> Run:
-        """The folder of a branch: another training of this run."""
+        """The folder of a branch: an additional training within this run."""
         return Run(self.path / "branches" / name)
 
     @property
@@ -94,7 +94,7 @@ class Run:
 
 
 def create(root: Path, name: str | None, stem: str) -> Run:
-    """A new run folder that only its owner can read. Raises RUN_EXISTS instead of writing to an existing run."""
+    """Creates a run folder that only its owner can read. Raises RUN_EXISTS if the run exists."""
     if name is None:
         base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "run"
         base = f"{base}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -169,7 +169,7 @@ def remove(run: Run) -> None:
 def writing(run: Run) -> Iterator[None]:
     """Hold the run folder's write lock. Raises RUN_LOCKED, naming the process that holds it.
 
-    The kernel releases the lock when its process dies, however it dies, and keeps it for a process that is merely
+    The kernel releases the lock when its process dies, however it dies, and keeps it while the process is merely
     suspended, so no timeout is needed. Some network drives lock per machine only; hence the check of the owner's host.
     """
     from filelock import FileLock, Timeout
@@ -244,7 +244,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             "RUN_DISK",
             f"cannot write: {error.strerror or error}.",
             where=str(path),
-            fix="fix the disk and rerun the same command; files already written are complete.",
+            fix="check space and permissions, then rerun the same command; existing files are complete.",
         ) from None
 
 
@@ -276,7 +276,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append a line and flush it, replacing an incomplete one (a full disk, a killed writer). Raises RUN_DISK."""
+    """Append a line and flush it, replacing an incomplete last line (full disk, killed writer). Raises RUN_DISK."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     with disk_errors(path), open(path, "a+b") as file:
         file.truncate(_end_of_last_line(file))
@@ -298,7 +298,7 @@ def _end_of_last_line(file: BinaryIO) -> int:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file, without an incomplete last line (left by a killed writer). No file: no rows."""
+    """Rows of a JSONL file, except an incomplete last line (left by a killed writer); none if there is no file."""
     if not path.exists():
         return
     for line in path.read_bytes().split(b"\n")[:-1]:

@@ -40,7 +40,7 @@ BY_NAME = {stage.name: stage for stage in STAGE_NAMES}
 
 
 def last_done(run: Path) -> str:
-    """The last completed stage of a run folder, as a participle; `created` before the first."""
+    """The last completed stage of a run folder, as a participle; `created` if there is none."""
     done = "created"
     for stage in STAGE_NAMES:
         if stage.is_done(run):
@@ -49,5 +49,5 @@ def last_done(run: Path) -> str:
 
 
 def evidence(run: Path) -> dict[str, Path]:
-    """The records that verdict.json copies, by key; only existing ones."""
+    """The existing records that verdict.json copies, by key."""
     return {s.name: run / s.file for s in STAGE_NAMES if s.evidence and s.is_done(run)}

@@ -18,14 +18,13 @@ from tunewright.data.task import Task, detect_task
 
 Level = Literal["error", "warning", "notice"]
 ORDER: dict[Level, int] = {"error": 0, "warning": 1, "notice": 2}
-RARE = 5  # rows of a label under which neither training nor the verdict has much to work with
+RARE = 5  # with fewer rows of a label, neither training nor the verdict has much to work with
 LONG = 24_000  # characters: about 6,000 tokens of English
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One observation about the data. ``rows``: indices of the examples; ``groups``: the same rows, grouped by what
-    they share."""
+    """One observation about the data. ``groups``: the same ``rows``, grouped by what they have in common."""
 
     level: Level
     code: str
@@ -36,8 +35,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is in the data. ``cluster[i]``: the first row with (nearly) the same question as row i; ``characters``: of a
-    row, by quantile; ``labels``: rows of each; ``ceiling``: the largest possible exact match."""
+    """A summary of the data, with findings. ``cluster[i]``: the first row with (nearly) the same question as row i;
+    ``characters``: row lengths by quantile; ``labels``: rows per label; ``ceiling``: the best possible exact match."""
 
     rows: int
     task: Task
@@ -59,10 +58,10 @@ class Audit:
         }
 
 
-def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
-    """Everything that the text of the examples shows. ``alike``: the near-duplicates among their questions.
+def audit(examples: Sequence[Example], clusters: Clusters) -> Audit:
+    """Audits the text of the examples. ``clusters``: the near-duplicates among their questions.
 
-    Raises DATA_DUPLICATES if all rows are the same, LABELS_ONE_CLASS if a label task has a single label.
+    Raises DATA_DUPLICATES if all rows are identical, LABELS_ONE_CLASS if a label task has a single label.
     """
     questions = [normalised(e.question) for e in examples]
     targets = [normalised(e.target) for e in examples]
@@ -70,7 +69,7 @@ def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
         raise data_error(
             "DATA_DUPLICATES",
-            f"all {len(examples)} rows are the same.",
+            f"all {len(examples)} rows are identical.",
             where=examples[0].where,
             fix="provide different rows.",
         )
@@ -79,14 +78,14 @@ def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
     if len(labels) == 1:
         raise data_error(
             "LABELS_ONE_CLASS",
-            f"every answer is {next(iter(labels))!r}.",
+            f"all rows have the label {next(iter(labels))!r}.",
             where=examples[0].where,
             fix="add rows with other labels.",
         )
     findings = [
         *_duplicates(exact),
-        *_nearly(alike.cluster, questions),
-        *_boilerplate(alike.boilerplate),
+        *_near_duplicates(clusters.cluster, questions),
+        *_boilerplate(clusters.boilerplate),
         *_contradictions(questions, targets),
         *_labels(labels, examples),
         *_private(examples),
@@ -100,7 +99,7 @@ def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
     return Audit(
         rows=len(examples),
         task=task,
-        cluster=alike.cluster,
+        cluster=clusters.cluster,
         characters=characters,
         labels=dict(labels.most_common()),
         ceiling=ceiling(questions, targets),
@@ -109,7 +108,7 @@ def audit(examples: Sequence[Example], alike: Clusters) -> Audit:
 
 
 def _groups(keys: Sequence[Hashable]) -> list[list[int]]:
-    """Rows with equal keys, in the order of their first rows."""
+    """Groups of rows with equal keys, in the order of their first rows."""
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
         members[key].append(i)
@@ -117,7 +116,7 @@ def _groups(keys: Sequence[Hashable]) -> list[list[int]]:
 
 
 def _grouped(level: Level, code: str, message: str, groups: list[tuple[int, ...]]) -> list[Finding]:
-    """One finding about groups of rows; ``message`` may name {rows}, {groups} and {repeats}."""
+    """A finding about groups of rows; ``message`` may contain {rows}, {groups} and {repeats}."""
     if not groups:
         return []
     rows = tuple(i for g in groups for i in g)
@@ -126,11 +125,11 @@ def _grouped(level: Level, code: str, message: str, groups: list[tuple[int, ...]
 
 
 def _duplicates(exact: list[list[int]]) -> list[Finding]:
-    message = "{repeats} of {rows} rows repeat another (same question, same answer)"
+    message = "{repeats} of {rows} rows repeat another row (same question, same answer)"
     return _grouped("warning", "DUPLICATES", message, [tuple(g) for g in exact if len(g) > 1])
 
 
-def _nearly(cluster: Sequence[int], questions: Sequence[str]) -> list[Finding]:
+def _near_duplicates(cluster: Sequence[int], questions: Sequence[str]) -> list[Finding]:
     groups = [tuple(g) for g in _groups(cluster) if len({questions[i] for i in g}) > 1]
     message = "{rows} rows are near-duplicates ({groups} groups); each group stays on one side of the split"
     return _grouped("notice", "NEAR_DUPLICATES", message, groups)
@@ -140,7 +139,7 @@ def _boilerplate(fractions: Sequence[float]) -> list[Finding]:
     rows = tuple(i for i, fraction in enumerate(fractions) if fraction > 0.5)
     if len(rows) <= len(fractions) / 10:
         return []
-    message = f"{len(rows)} questions are mostly boilerplate, which the search for near-duplicates ignores"
+    message = f"{len(rows)} questions are mostly boilerplate, which is ignored when looking for near-duplicates"
     return [Finding("notice", "SHARED_FORM", message, rows)]
 
 
@@ -154,10 +153,10 @@ def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:
 
 def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Finding]:
     groups = [tuple(g) for g in _groups(questions) if len({targets[i] for i in g}) > 1]
-    most = f"{ceiling(questions, targets):.1%}"
+    best = f"{ceiling(questions, targets):.1%}"
     message = (
         "{rows} rows give different answers to {groups} questions; "
-        f"no model can match more than {most} of all rows exactly"
+        f"no model can match more than {best} of all rows exactly"
     )
     return _grouped("warning", "CONTRADICTIONS", message, groups)
 
@@ -175,10 +174,10 @@ def _labels(labels: Counter[str], examples: Sequence[Example]) -> list[Finding]:
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in labels:
         spellings[re.sub(r"[\W_]+", "", normalised(name))].append(name)
-    alike = [names for names in spellings.values() if len(names) > 1]
-    if alike:
-        rows = tuple(i for names in alike for name in names for i in of_label[name])
-        shown = "; ".join(" / ".join(map(repr, sorted(n))) for n in alike[:5])
+    variants = [names for names in spellings.values() if len(names) > 1]
+    if variants:
+        rows = tuple(i for names in variants for name in names for i in of_label[name])
+        shown = "; ".join(" / ".join(map(repr, sorted(n))) for n in variants[:5])
         message = f"labels that differ only in case, space or punctuation: {shown}"
         findings.append(Finding("warning", "LABELS_NEAR_DUPLICATE", message, rows))
     return findings
@@ -197,13 +196,16 @@ def _private(examples: Sequence[Example]) -> list[Finding]:
 
 
 def _long(examples: Sequence[Example]) -> list[Finding]:
-    """Long conversations; documents are cut into pieces anyway."""
+    """Long conversations; documents are split into pieces anyway."""
     rows = tuple(i for i, e in enumerate(examples) if sum(len(m.content) for m in e.messages) > LONG)
     if not rows:
         return []
     return [
         Finding(
-            "notice", "LONG_ROWS", f"{len(rows)} rows have over {LONG:,} characters; the plan counts their tokens", rows
+            "notice",
+            "LONG_ROWS",
+            f"{len(rows)} rows are longer than {LONG:,} characters; the plan counts their tokens",
+            rows,
         )
     ]
 
@@ -214,7 +216,7 @@ def too_few(rows: int, where: str) -> Problem | None:
         return None
     return Problem(
         "DATA_TOO_FEW",
-        f"{rows} rows; at least 10 are needed to train, choose and evaluate.",
+        f"only {rows} rows; at least 10 are needed to train, choose and evaluate.",
         where,
-        "collect more rows (a few hundred are usual); until then, prompt the model with these rows as examples.",
+        "collect more rows (a few hundred are typical); until then, prompt the model with these rows as examples.",
     )

@@ -1,7 +1,6 @@
-"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression. No
-torch.
+"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression.
 
-If either does as well, the language model was not needed. Axes: R rows, L labels.
+If either does as well, the language model was not needed. No torch. Axes: R rows, L labels.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ FOLDS = 5
 
 
 def constant(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
-    """The frequencies of the labels among the training rows, whatever the question."""
+    """Predicts the label frequencies of the training rows for every question."""
     counts = Counter(e.target for e in train)
     probs = {label: counts[label] / len(train) for label in labels}
     return lambda chats: [probs] * len(chats)
 
 
 def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
-    """Logistic regression on the TF-IDF weights of words and punctuation (1- and 2-grams) and characters (2- to
-    5-grams), regularised by five-fold log loss."""
+    """Logistic regression on TF-IDF weights of words and punctuation (1- and 2-grams) and of characters (2- to
+    5-grams); the regularisation minimises five-fold log loss."""
 
     @functools.cache  # fitted on first use
     def fitted() -> tuple[Any, Any]:
@@ -51,7 +50,7 @@ def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
 def out_of_fold(
     texts: Sequence[str], targets: Sequence[str], groups: Sequence[int]
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """(p_RL, labels): the classifier's prediction for each row, trained without the row and the others of its group."""
+    """(p_RL, labels): the classifier's prediction for each row, when trained without the rows of its group."""
     from sklearn.model_selection import GroupKFold
 
     labels = sorted(set(targets))
@@ -60,15 +59,17 @@ def out_of_fold(
     folds = min(FOLDS, len(set(groups)))
     if folds < 2:
         return p_RL, labels
-    for train, held in GroupKFold(folds, shuffle=True, random_state=0).split(np.zeros(len(texts)), groups=list(groups)):
-        own = [targets[i] for i in train]
-        if len(set(own)) < 2:
+    for train, held_out in GroupKFold(folds, shuffle=True, random_state=0).split(
+        np.zeros(len(texts)), groups=list(groups)
+    ):
+        train_targets = [targets[i] for i in train]
+        if len(set(train_targets)) < 2:
             continue
         features = _features()
-        model = _regression(strength).fit(features.fit_transform([texts[i] for i in train]), own)
-        p_RL[held] = 0.0
-        p_RL[np.ix_(held, [labels.index(c) for c in model.classes_])] = model.predict_proba(
-            features.transform([texts[i] for i in held])
+        model = _regression(strength).fit(features.fit_transform([texts[i] for i in train]), train_targets)
+        p_RL[held_out] = 0.0
+        p_RL[np.ix_(held_out, [labels.index(c) for c in model.classes_])] = model.predict_proba(
+            features.transform([texts[i] for i in held_out])
         )
     return p_RL, labels
 
@@ -86,12 +87,12 @@ def _features() -> Any:
 def _regression(strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    # lbfgs, the default, takes ten times as long to the same optimum: the features are many and sparse.
+    # The features are many and sparse: lbfgs, the default, needs ten times as long for the same optimum.
     return LogisticRegression(C=strength, max_iter=2000, solver="newton-cg")
 
 
 def _strength(x: Any, targets: Sequence[str]) -> float:
-    """The inverse regularisation with the least cross-validated log loss; 3 if a label has one row only."""
+    """The inverse regularisation strength with the lowest cross-validated log loss; 3 if a label has only one row."""
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     smallest = min(Counter(targets).values())

@@ -1,7 +1,6 @@
-"""Metrics of a whole set of rows that are functions of sums over the rows: micro-F1, macro-F1, chrF, bits per byte.
+"""Metrics of a set of rows that are functions of sums over the rows: micro-F1, macro-F1, chrF, bits per byte.
 
-As sums they can be resampled fast (judge/corpus.py). No torch. Axes: R rows, k sums, L labels; "..." leading axes of
-resamples.
+Sums can be resampled fast (judge/corpus.py). No torch. Axes: R rows, k sums, L labels; "..." leading axes of resamples.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """``sums``: what each row adds, (R, k), from the scores and the task's labels; ``value``: sums (..., k) to the
-    metric. ``by_label``: the metric averages over labels, so that it needs several rows of each."""
+    """``sums``: the contribution of each row, (R, k), from the scores and the task's labels; ``value``: maps sums
+    (..., k) to the metric. ``by_label``: the metric averages over labels, so it needs several rows of each."""
 
     name: str
     sums: Callable[[Sequence[Score], Sequence[str]], Floats]
@@ -28,7 +27,7 @@ class CorpusMetric:
     by_label: bool = False
 
     def of(self, scores: Sequence[Score], labels: Sequence[str]) -> float:
-        """The metric of these rows together."""
+        """The metric over all of these rows."""
         return float(self.value(self.sums(scores, labels).sum(0)))
 
 
@@ -41,14 +40,14 @@ def _field_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
 
 def _micro_f1(sums: Floats) -> Floats:
     right, wrong, missed = np.moveaxis(sums, -1, 0)
-    return _ratio(2 * right, 2 * right + wrong + missed, empty=1.0)  # empty objects, answered by empty objects
+    return _ratio(2 * right, 2 * right + wrong + missed, empty=1.0)  # empty objects, answered with empty objects
 
 
 def _likelihood_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
     """Nats and bytes of each document."""
-    made = [s.answer.made for s in scores if isinstance(s.answer.made, Likelihood)]
-    assert len(made) == len(scores)
-    return np.array([[m.nats, m.bytes] for m in made], float)
+    outputs = [s.answer.output for s in scores if isinstance(s.answer.output, Likelihood)]
+    assert len(outputs) == len(scores)
+    return np.array([[m.nats, m.bytes] for m in outputs], float)
 
 
 def _bits_per_byte(sums: Floats) -> Floats:
@@ -56,7 +55,7 @@ def _bits_per_byte(sums: Floats) -> Floats:
 
 
 def _label_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
-    """For each label, whether a row has it as (target and answer, target, answer)."""
+    """For each row and label, whether the label is (both target and answer, the target, the answer)."""
     at = {label: i for i, label in enumerate(labels)}
     counts_RL3 = np.zeros((len(scores), len(at), 3))
     for r, s in enumerate(scores):
@@ -70,10 +69,10 @@ def _label_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
 
 
 def _macro_f1(sums: Floats) -> Floats:
-    """Mean of the labels' F1, over the labels that occur among the targets."""
+    """Mean F1 over the labels that occur among the targets."""
     both, targets, answers = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    f1, seen = _ratio(2 * both, targets + answers), targets > 0
-    return _ratio((f1 * seen).sum(-1), seen.sum(-1).astype(float))
+    f1, occurs = _ratio(2 * both, targets + answers), targets > 0
+    return _ratio((f1 * occurs).sum(-1), occurs.sum(-1).astype(float))
 
 
 def _ngram_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
@@ -84,8 +83,8 @@ def _ngram_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
 
 
 def _chrf(sums: Floats) -> Floats:
-    """chrF2 of the sums of (answer, target, matching) n-grams of order 1 to 6 (Popović 2015): precision and recall
-    averaged over the orders that both sides have, as sacrebleu does without smoothing."""
+    """chrF2 from the sums of (answer, target, matching) n-grams of orders 1 to 6 (Popović 2015): precision and recall
+    are averaged over the orders that occur on both sides, as in sacrebleu without smoothing."""
     answers, targets, both = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
     counted = (answers > 0) & (targets > 0)
     orders = counted.sum(-1).astype(float)
@@ -95,7 +94,7 @@ def _chrf(sums: Floats) -> Floats:
 
 
 def _ratio(part: Floats, total: Floats, empty: float = 0.0) -> Floats:
-    """``part`` / ``total``, and ``empty`` where the total is 0."""
+    """``part`` / ``total``, or ``empty`` where ``total`` is 0."""
     out = np.full(np.broadcast(part, total).shape, empty)
     return np.asarray(np.divide(part, total, out=out, where=total > 0))
 

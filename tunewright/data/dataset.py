@@ -1,5 +1,7 @@
-"""What a config's data section means: files read, rows parsed and audited, each assigned to train, dev or test. No
-torch."""
+"""Loads the data set of a config: reads the files, parses and audits the rows, splits them into train, dev and test.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ SIDES: tuple[Side, ...] = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """All examples of all files, in order. ``sides[i]`` is train, dev or test; ``cluster[i]`` the first row that row i
-    is a near-duplicate of (i itself if there is none)."""
+    """The examples of all files, in order. ``sides[i]`` is train, dev or test; ``cluster[i]`` is the first row that row
+    i is a near-duplicate of (i itself if there is none)."""
 
     examples: tuple[Example, ...]
     sides: tuple[str, ...]
@@ -43,21 +45,21 @@ class Dataset:
     def side(self, name: str) -> list[int]:
         return [i for i, s in enumerate(self.sides) if s == name]
 
-    def sample(self, most: int | None, side: str = "test") -> list[int]:
-        """At most ``most`` rows of a side (None: all), chosen by the hash of their content and nothing else."""
+    def sample(self, limit: int | None, side: str = "test") -> list[int]:
+        """At most ``limit`` rows of a side (None: all), chosen only by the hash of their content."""
         rows = sorted(self.side(side), key=lambda i: content_hash(self.examples[i].question))
-        return sorted(rows[:most])
+        return sorted(rows[:limit])
 
     @property
     def instruction(self) -> str | None:
         """The most frequent system message of the training rows."""
         first = [e.messages[0] for i in self.side("train") if (e := self.examples[i]).messages]
-        heads = Counter(m.content for m in first if m.role == "system")
-        return heads.most_common(1)[0][0] if heads else None
+        systems = Counter(m.content for m in first if m.role == "system")
+        return systems.most_common(1)[0][0] if systems else None
 
     @functools.cached_property
     def noise(self) -> Noise | None:
-        """Probably wrong labels among the training rows; test labels are never looked at."""
+        """Probably wrong labels among the training rows; test labels are not examined."""
         if not self.task.labels:
             return None
         rows = self.side("train")
@@ -67,17 +69,17 @@ class Dataset:
 
     @functools.cached_property
     def overlap(self) -> tuple[int, ...]:
-        """Test rows that share a run of 13 words with a training row, unless many rows share it (then it is a
+        """Test rows that share 13 consecutive words with a training row, unless many rows share them (then they are a
         template)."""
         return split.overlaps(self.examples, self.side("train"), self.side("test"))
 
     def findings(self) -> tuple[Finding, ...]:
-        """Those of the audit, and those that depend on the split."""
+        """The findings of the audit, and those that depend on the split."""
         findings = [*self.audit.findings]
         if self.overlap:
             message = (
-                f"{len(self.overlap)} test rows share a run of {split.SPAN} words with training rows; "
-                "the verdict is given without them too"
+                f"{len(self.overlap)} test rows share {split.SPAN} consecutive words with training rows; "
+                "the verdict is also reported without them"
             )
             findings.append(Finding("warning", "OVERLAP", message, self.overlap))
         if self.noise is not None and self.noise.suspects:
@@ -116,7 +118,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Files:
-    """The parsed files, by side, that of data.train first; ``sha256`` is over the content of all."""
+    """The parsed files by side, data.train first; ``sha256`` covers the content of all."""
 
     parsed: tuple[tuple[str, Parsed], ...]
     notices: tuple[str, ...]
@@ -124,23 +126,25 @@ class _Files:
 
 
 def load(config: Config) -> Dataset:
-    """Raises DataError with all problems of all files; never ConfigError."""
+    """The data set of a config. Raises DataError with all problems of all files; never ConfigError."""
     files = _read(config)
     main = files.parsed[0][1]
     if (few := audit.too_few(len(main.examples), config.data.train)) is not None:
         raise DataError([few])
     everything = tuple(e for _, p in files.parsed for e in p.examples)
     came_from = [side for side, p in files.parsed for _ in p.examples]
-    alike = near_duplicates.alike([examples.normalised(e.question) for e in everything], config.split.near_duplicate)
-    split.check_leaks(everything, came_from, alike.cluster)
-    audited = audit.audit(main.examples, alike.first(len(main.examples)))
+    clusters = near_duplicates.cluster(
+        [examples.normalised(e.question) for e in everything], config.split.near_duplicate
+    )
+    split.check_leaks(everything, came_from, clusters.cluster)
+    audited = audit.audit(main.examples, clusters.first(len(main.examples)))
     unused: Counter[str] = Counter()
     for _, p in files.parsed:
         unused.update(p.unused)
     return Dataset(
         examples=everything,
-        sides=tuple(_sides(config, main.examples, alike.cluster, came_from)),
-        cluster=alike.cluster,
+        sides=tuple(_sides(config, main.examples, clusters.cluster, came_from)),
+        cluster=clusters.cluster,
         audit=audited,
         task=_task(config, audited.task, everything),
         format=main.format,
@@ -154,7 +158,7 @@ def _read(config: Config) -> _Files:
     if not config.data.train:
         raise data_error(
             "DATA_EMPTY",
-            "no data file is named.",
+            "no data file is given.",
             where="data.train",
             fix="give a data file: `tunewright run rows.jsonl`.",
         )
@@ -171,7 +175,7 @@ def _read(config: Config) -> _Files:
         except DataError as error:
             problems += error.problems
             continue
-        name = rows.format  # the other files must have the format of the first
+        name = rows.format  # the other files must have the same format as the first
         parsed.append((side, rows))
         digest.update(f"{side}\x00{source.sha256}\x00".encode())
         notices += [f"{Path(path).name}: {n}" for n in source.notices]
@@ -183,28 +187,28 @@ def _read(config: Config) -> _Files:
 def _sides(config: Config, main: Sequence[Example], cluster: Sequence[int], came_from: list[str]) -> list[str]:
     dev = 0.0 if config.data.dev else config.split.dev
     test = 0.0 if config.data.test else config.split.test
-    held = split.hold_out(main, cluster[: len(main)], dev, test)
+    held_out = split.hold_out(main, cluster[: len(main)], dev, test)
     sides = list(came_from)
-    for name, rows in (("train", held.train), ("dev", held.dev), ("test", held.test)):
+    for name, rows in (("train", held_out.train), ("dev", held_out.dev), ("test", held_out.test)):
         for i in rows:
             sides[i] = name
     if "test" not in sides:
         raise data_error(
             "DATA_TOO_FEW",
-            "no test rows: nothing could be proven.",
+            "there are no test rows, so nothing could be proven.",
             where="split.test",
-            fix="set split.test above 0, or name data.test.",
+            fix="set split.test above 0, or set data.test.",
         )
     return sides
 
 
 def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
-    """The task with the metric that the config names."""
+    """The task, with the metric that the config sets."""
     name, allowed = config.prove.metric, [m.name for m in task.kind.metrics]
     if name != "auto" and name not in allowed:
         raise data_error(
             "DATA_FORMAT_MISMATCH",
-            f"prove.metric={name} does not fit a {task.kind.name} task.",
+            f"prove.metric={name} cannot be used for a {task.kind.name} task.",
             where="prove.metric",
             fix=f"use {', '.join(allowed)} or auto.",
         )

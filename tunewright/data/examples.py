@@ -1,4 +1,4 @@
-"""Rows -> Examples. What an example is, and how a row of any format becomes one.
+"""Rows -> Examples: what an example is, and how a row of each format becomes one.
 
     chat         {"messages": [{"role": "system|user|assistant", "content": "..."}, ...]}
     completion   {"prompt": "...", "completion": "..."}
@@ -6,7 +6,7 @@
     label        {"text": "...", "label": "..."}
     text         {"text": "..."}, or a document of a folder
 
-The first four become a Chat (they differ in notation only), the last a Text. `FORMATS` holds one entry for each.
+The first four become a Chat (they differ only in notation), the last a Text. `FORMATS` has one entry per format.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Text:
-    """A document to continue. Every token is trained on; there is no prompt, so there is no answer either."""
+    """A document. Every token is trained on; there is no prompt and hence no answer."""
 
     text: str
     where: str
@@ -87,7 +87,7 @@ Example = Chat | Text
 
 
 def normalised(text: str) -> str:
-    """``text`` in Unicode compatibility form, with case and white space folded: equal for texts that read the same."""
+    """``text`` in Unicode compatibility form, case and white space folded: equal for texts that read the same."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
 
 
@@ -99,7 +99,7 @@ def content_hash(text: str) -> str:
 
 ROLES = ("system", "user", "assistant")
 MESSAGE = ("role", "content")
-# Fields of a message that would change what is trained on, and so must not be ignored.
+# Message fields that would change what is trained on, so they must not be ignored.
 SIGNIFICANT = {
     "weight": "every assistant message is trained on",
     "tool_calls": "tool calls are not rendered",
@@ -113,9 +113,9 @@ Build = Callable[[Row, str | None], Example | list[Problem]]
 
 @dataclass(frozen=True)
 class RowFormat:
-    """One notation. A row has this format if it has all ``fields`` and none of ``excludes``; ``optional`` fields may be
-    absent or empty. All hold text, ``lists`` excepted. ``build`` makes the example of a row whose texts are valid (the
-    str is `data.instruction`), or finds the problems of its lists."""
+    """A row has this format if it has all ``fields`` and none of ``excludes``; ``optional`` fields may be absent or
+    empty. All fields are text, except ``lists``. ``build`` makes an example of a row whose texts are valid (the str is
+    `data.instruction`), or returns the problems of its lists."""
 
     name: FormatName
     fields: tuple[str, ...]
@@ -128,7 +128,7 @@ class RowFormat:
         return all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
 
     def unused(self, data: dict[str, Any]) -> set[str]:
-        """Fields of a row, and of its messages, that nothing reads."""
+        """Fields of a row, and of its messages, that are not used."""
         fields = {k for k in data if k not in (*self.fields, *self.optional)}
         nested = set[str]()
         for name in self.lists:
@@ -139,8 +139,8 @@ class RowFormat:
 
 @dataclass(frozen=True)
 class Parsed:
-    """Valid examples of one file, in its order; ``unused`` counts, by field, the rows with a field that nothing
-    reads."""
+    """The valid examples of one file, in order; ``unused`` maps a field that is not used to the number of rows that
+    have it."""
 
     format: FormatName
     examples: tuple[Example, ...]
@@ -150,28 +150,28 @@ class Parsed:
 def parse(
     rows: Sequence[Row], name: str = "auto", columns: dict[str, str] | None = None, instruction: str | None = None
 ) -> Parsed:
-    """All rows as Examples. ``name``: a format's, or "auto"; ``columns``: our field -> theirs; ``instruction``: the
-    system message of rows that have none. Raises DataError with every problem of every row."""
-    ours = {theirs: mine for mine, theirs in (columns or {}).items()}
-    renamed = [Row({ours.get(k, k): v for k, v in r.data.items()}, r.where) for r in rows]
+    """All rows as Examples. ``name``: a format, or "auto"; ``columns``: standard field -> the user's field;
+    ``instruction``: the system message of rows that have none. Raises DataError with every problem of every row."""
+    standard = {column: field for field, column in (columns or {}).items()}
+    renamed = [Row({standard.get(k, k): v for k, v in r.data.items()}, r.where) for r in rows]
     row_format = detect(renamed) if name == "auto" else next(f for f in FORMATS if f.name == name)
     problems: list[Problem] = []
     examples: list[Example] = []
     unused: Counter[str] = Counter()
     for row in renamed:
         unused.update(row_format.unused(row.data))
-        made = _field_problems(row, row_format) or row_format.build(row, instruction)
-        if isinstance(made, list):
-            problems += made
+        result = _field_problems(row, row_format) or row_format.build(row, instruction)
+        if isinstance(result, list):
+            problems += result
         else:
-            examples.append(made)
+            examples.append(result)
     if problems:
         raise DataError(problems)
     return Parsed(row_format.name, tuple(examples), dict(unused))
 
 
 def detect(rows: Sequence[Row]) -> RowFormat:
-    """The format that all rows have. Raises DATA_MIXED_SCHEMA, DATA_FORM_UNSUPPORTED or DATA_FIELD_MISSING."""
+    """The format of all rows. Raises DATA_MIXED_SCHEMA, DATA_FORM_UNSUPPORTED or DATA_FIELD_MISSING."""
     votes: dict[FormatName, list[Row]] = {}
     for row in rows:
         fitting = next((f for f in FORMATS if f.fits(row.data)), None)
@@ -182,7 +182,7 @@ def detect(rows: Sequence[Row]) -> RowFormat:
         parts = ", ".join(f"{len(v)} {k} (first: {v[0].where})" for k, v in ordered)
         raise data_error(
             "DATA_MIXED_SCHEMA",
-            f"rows in several formats: {parts}.",
+            f"the rows have different formats: {parts}.",
             where=rows[0].where,
             fix="use one format per file, or set data.format=...",
         )
@@ -213,7 +213,7 @@ def detect(rows: Sequence[Row]) -> RowFormat:
 def _field_problems(row: Row, row_format: RowFormat) -> list[Problem]:
     problems = []
 
-    def wrong(code: str, message: str, fix: str) -> None:
+    def add(code: str, message: str, fix: str) -> None:
         problems.append(Problem(code, message, row.where, fix))
 
     for name in (*row_format.fields, *(f for f in row_format.optional if f in row.data)):
@@ -222,15 +222,15 @@ def _field_problems(row: Row, row_format: RowFormat) -> list[Problem]:
             close = difflib.get_close_matches(name, list(row.data), n=1, cutoff=0.6)
             fix = f"rename {close[0]!r}." if close else "add it, or map another field to it with data.columns."
             message = f"the field {name!r} of a {row_format.name} row is missing; the row has {list(row.data)[:8]}."
-            wrong("DATA_FIELD_MISSING", message, fix)
+            add("DATA_FIELD_MISSING", message, fix)
         elif name in row_format.lists:
             pass
         elif not isinstance(value, str):
             got = "a list" if isinstance(value, list) else type(value).__name__
-            message = f"{name!r} should be text, it is {got} ({str(value)[:40]!r})."
-            wrong("DATA_FIELD_TYPE", message, "write it as text, in quotes.")
+            message = f"{name!r} must be text, not {got} ({str(value)[:40]!r})."
+            add("DATA_FIELD_TYPE", message, "write it as text, in quotes.")
         elif not value.strip() and name not in row_format.optional:
-            wrong("DATA_EMPTY_TARGET", f"{name!r} is empty.", "fill it, or remove the row.")
+            add("DATA_EMPTY_TARGET", f"{name!r} is empty.", "fill it in, or remove the row.")
     return problems
 
 
@@ -240,7 +240,7 @@ def _chat(messages: Sequence[Message], instruction: str | None, where: str) -> C
 
 
 def _pair(prompt: str, answer: str) -> Build:
-    """The format of two fields: what the user writes, what the assistant answers."""
+    """Builds a Chat from two fields: the user message and the answer."""
 
     def build(row: Row, instruction: str | None) -> Chat:
         turns = (Message("user", row.data[prompt]), Message("assistant", row.data[answer]))
@@ -263,7 +263,7 @@ def _conversation(row: Row, instruction: str | None) -> Chat | list[Problem]:
     value = row.data["messages"]
     if not isinstance(value, list) or not value:
         fix = 'write [{"role": "user", "content": "..."}, ...].'
-        return [Problem("DATA_FIELD_TYPE", "'messages' should be a list of messages.", row.where, fix)]
+        return [Problem("DATA_FIELD_TYPE", "'messages' must be a list of messages.", row.where, fix)]
     parsed = [_message(i, item, row.where) for i, item in enumerate(value)]
     messages = [m for m in parsed if isinstance(m, Message)]
     problems = [p for p in parsed if isinstance(p, Problem)]
@@ -292,10 +292,12 @@ def _message(i: int, item: Any, where: str) -> Message | Problem:
         )
         return Problem("DATA_ROLE_UNKNOWN", f"messages[{i}] has the role {role!r}.", where, fix)
     if not isinstance(content, str):
-        message = f"messages[{i}].content should be text, it is {type(content).__name__}."
+        message = f"messages[{i}].content must be text, not {type(content).__name__}."
         return Problem("DATA_FIELD_TYPE", message, where, "write it as text, in quotes.")
     if not content.strip():
-        return Problem("DATA_EMPTY_TARGET", f"messages[{i}] ({role}) is empty.", where, "fill it, or remove the row.")
+        return Problem(
+            "DATA_EMPTY_TARGET", f"messages[{i}] ({role}) is empty.", where, "fill it in, or remove the row."
+        )
     return Message(role, content)
 
 
@@ -303,20 +305,20 @@ def _turn_order(roles: list[str], where: str) -> Problem | None:
     turns = roles[1:] if roles[0] == "system" else roles
     code, message, fix = "DATA_TURN_ORDER", "", ""
     if "assistant" not in roles:
-        code, message = "DATA_NOTHING_TO_LEARN", "no assistant message, so there is nothing to train on."
+        code, message = "DATA_NOTHING_TO_LEARN", "there is no assistant message, so there is nothing to train on."
         fix = "add the answer as an assistant message."
     elif "system" in turns:
-        message, fix = "a system message after the first place.", "keep one system message, at the beginning."
+        message, fix = "a system message occurs after the first message.", "keep one system message, at the beginning."
     elif turns[-1] != "assistant":
-        message, fix = "the last message is not the assistant's.", "end the row with the answer."
+        message, fix = "the last message is not from the assistant.", "end the row with the answer."
     elif turns[0] != "user":
         message, fix = "the conversation does not begin with the user.", "begin with a user message."
-    elif twice := next((a for a, b in itertools.pairwise(turns) if a == b), None):
-        message, fix = f"two {twice} messages in a row.", "join them, or add the turn between."
+    elif repeated := next((a for a, b in itertools.pairwise(turns) if a == b), None):
+        message, fix = f"two {repeated} messages in a row.", "join them, or add the missing turn between them."
     return Problem(code, message, where, fix) if message else None
 
 
-# In the order in which they are tried.
+# In the order of detection.
 FORMATS = (
     RowFormat("chat", ("messages",), _conversation, lists=("messages",)),
     RowFormat("completion", ("prompt", "completion"), _pair("prompt", "completion")),

@@ -1,8 +1,8 @@
 """Which labels are probably wrong, from a model's predictions for rows that it was not trained on. No torch.
 
-A row's label is modelled as its true label sent through a noisy channel (Patrini et al. 2017, 1609.03683): with
-probability ``rate`` it becomes one of the others, each equally likely. The model is calibrated by one temperature (Guo
-et al. 2017, 1706.04599). Both numbers are fitted to the given labels by maximum likelihood; they give each row's
+The given label is modelled as the true label after a noisy channel (Patrini et al. 2017, 1609.03683): with probability
+``rate`` it becomes one of the others, each equally likely. The classifier is calibrated by one temperature (Guo et al.
+2017, 1706.04599). Both numbers are fitted to the given labels by maximum likelihood, and determine each row's
 probability of being wrong. Confident learning (1911.00068), which needs no noise model, mistakes a weak classifier's
 own errors for wrong labels: on planted noise it flags more rows and is right about fewer (benchmarks/known_answers.py
 measures both).
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Suspect:
-    """``row``: the caller's number of it; ``chance``: the probability that its label is wrong."""
+    """``row``: the caller's row number; ``chance``: the probability that the label is wrong."""
 
     row: int
     given: str
@@ -42,8 +42,8 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Noise:
-    """``rate``: estimated fraction of wrong labels, with its 95 % interval; ``suspects``: the rows more likely wrong
-    than right, the likeliest first; ``accuracy``: how often the model's first choice is the given label."""
+    """``rate``: estimated fraction of wrong labels, with its 95 % interval; ``suspects``: the rows whose label is more
+    likely wrong than right, most likely first; ``accuracy``: how often the model's first choice is the given label."""
 
     rows: int
     rate: float
@@ -53,7 +53,7 @@ class Noise:
 
     @property
     def expected(self) -> float:
-        """The expected number of suspects that are truly wrong."""
+        """The expected number of suspects whose label is truly wrong."""
         return sum(s.chance for s in self.suspects)
 
     def to_json(self) -> dict[str, Any]:
@@ -67,8 +67,8 @@ class Noise:
 
 
 def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
-    """The estimate from cross-validated TF-IDF and logistic regression, near-duplicates kept in one fold. None for
-    fewer than 50 rows, for a single label, and if the classifier is no better than the most frequent label."""
+    """The estimate from cross-validated TF-IDF and logistic regression, with near-duplicates in the same fold. None
+    for fewer than 50 rows, for a single label, or if the classifier is no better than the most frequent label."""
     if len(texts) < FEWEST or len(set(labels)) < 2:
         return None
     p_RL, names = baselines.out_of_fold(texts, labels, clusters)
@@ -78,7 +78,7 @@ def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows:
 
 
 def estimate(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Sequence[int]) -> Noise:
-    """The estimate from out-of-fold probabilities of any model; ``names`` are the labels of the columns."""
+    """The estimate from any model's out-of-fold probabilities; ``names`` are the labels of the columns."""
     given_R = np.array([names.index(x) for x in labels])
     temperature, rate, interval = channel(p_RL, given_R)
     chance_R = chances(p_RL, given_R, temperature, rate)
@@ -94,7 +94,7 @@ def estimate(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Se
 
 
 def channel(p_RL: Floats, given_R: NDArray[np.int64], alpha: float = 0.05) -> tuple[float, float, tuple[float, float]]:
-    """(temperature, rate, interval of the rate): the maximum of the likelihood on a grid, and the rates that a
+    """(temperature, rate, interval of the rate): the maximum-likelihood point of a grid, and the rates that a
     likelihood-ratio test at ``alpha`` does not reject."""
     others = p_RL.shape[1] - 1
     fit_TE = np.empty((len(TEMPERATURES_T), len(RATES_E)))
@@ -109,14 +109,14 @@ def channel(p_RL: Floats, given_R: NDArray[np.int64], alpha: float = 0.05) -> tu
 
 
 def chances(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: float) -> Floats:
-    """P(label is wrong | text, label) of every row, by Bayes' rule."""
+    """P(label is wrong | text, label) for every row, by Bayes' rule."""
     own_R = tempered(p_RL, temperature)[np.arange(len(given_R)), given_R]
     wrong_R = (1 - own_R) * rate / (p_RL.shape[1] - 1)
     return np.asarray(wrong_R / (wrong_R + own_R * (1 - rate) + 1e-300))
 
 
 def tempered(p_RL: ArrayLike, temperature: float) -> Floats:
-    """Probabilities at a temperature: above 1 flatter, below 1 sharper, in the same order."""
+    """The probabilities at a temperature: flatter above 1, sharper below 1, in the same order."""
     logits_RL = np.log(np.clip(np.asarray(p_RL, float), 1e-9, 1.0)) / temperature
     raised_RL = np.exp(logits_RL - logits_RL.max(1, keepdims=True))
     return np.asarray(raised_RL / raised_RL.sum(1, keepdims=True))

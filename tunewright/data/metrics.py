@@ -1,6 +1,6 @@
-"""(target, answer) -> score in [0, 1], bits per byte excepted. No model, no torch; a reward is a metric.
+"""(target, answer) -> score in [0, 1], except bits per byte. No model, no torch; a reward is a metric.
 
-`METRICS` has one row per metric: everything that the rest of the code has to know about it.
+`METRICS` has one entry per metric, with everything that the rest of the code needs to know about it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def strict_object(text: str) -> dict[str, Any] | None:
 
 
 def lenient_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object in the text: a fence or a sentence around a right answer does not make it wrong."""
+    """The first JSON object in the text: a fence or a sentence around a correct answer does not make it wrong."""
     parsed = strict_object(text)
     decoder = json.JSONDecoder()
     for match in re.finditer(r"\{", text):
@@ -43,7 +43,7 @@ def lenient_object(text: str) -> dict[str, Any] | None:
 
 
 def fields_of(value: Any, prefix: str = "") -> Counter[tuple[str, str]]:
-    """The leaves as (path, normalised text), counted. Lists are bags: their order is not compared."""
+    """The leaves as (path, normalised text), counted. Lists are multisets: their order is ignored."""
     if isinstance(value, dict):
         return sum((fields_of(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()), Counter())
     if isinstance(value, list):
@@ -53,8 +53,8 @@ def fields_of(value: Any, prefix: str = "") -> Counter[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class FieldCounts:
-    """Right, wrong (invented) and missed fields of one answer. ``valid``: the answer is one JSON object and nothing
-    else."""
+    """Numbers of right, wrong (spurious) and missed fields of an answer. ``valid``: the answer is a single JSON object
+    and nothing else."""
 
     right: int
     wrong: int
@@ -68,15 +68,15 @@ class FieldCounts:
 
 
 def field_counts(target: str, answer: str) -> FieldCounts:
-    """Fields of the first JSON object in the answer against those of the target."""
-    gold = fields_of(lenient_object(target) or {})
+    """Compares the fields of the first JSON object in the answer with those of the target."""
+    expected = fields_of(lenient_object(target) or {})
     value = lenient_object(answer)
     if value is None:
-        return FieldCounts(right=0, wrong=0, missed=gold.total(), valid=False)
+        return FieldCounts(right=0, wrong=0, missed=expected.total(), valid=False)
     given = fields_of(value)
-    right = (gold & given).total()
+    right = (expected & given).total()
     valid = strict_object(answer) is not None
-    return FieldCounts(right=right, wrong=given.total() - right, missed=gold.total() - right, valid=valid)
+    return FieldCounts(right=right, wrong=given.total() - right, missed=expected.total() - right, valid=valid)
 
 
 def field_f1(target: str, answer: str) -> float:
@@ -96,8 +96,8 @@ def strip_wrapping(text: str) -> str:
 
 
 def exact_match(target: str, answer: str) -> float:
-    """1.0 if equal without wrapping, case and white space; JSON: if equal as objects. `strict_match` does not
-    unwrap."""
+    """1.0 if equal, ignoring wrapping, case and white space; JSON: if equal as objects. `strict_match` keeps the
+    wrapping."""
     a, b = strict_object(target), lenient_object(answer)
     if a is not None:
         return float(b is not None and fields_of(a) == fields_of(b))
@@ -105,7 +105,7 @@ def exact_match(target: str, answer: str) -> float:
 
 
 def strict_match(target: str, answer: str) -> float:
-    """1.0 if equal but for case and white space; JSON: if the answer is the object and nothing else."""
+    """1.0 if equal, ignoring case and white space; JSON: if the answer is the object and nothing else."""
     a, b = strict_object(target), strict_object(answer)
     if a is not None and b is not None:
         return float(fields_of(a) == fields_of(b))
@@ -134,20 +134,21 @@ def _as_words(text: str) -> str:
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:
-    """Bits the model needs for a byte of a text: comparable between tokenizers. ``nats``: of the whole text."""
+    """Loss of a text in bits per byte, comparable across tokenizers. ``nats``: of the whole text."""
     assert text_bytes > 0
     return nats / math.log(2) / text_bytes
 
 
 @dataclass(frozen=True)
 class Metric:
-    """``title``: for people. ``tasks``: the tasks whose verdict may be about it. ``bound``: the largest score that is
-    taken to be possible. ``score``: of a written answer, from (target, answer). ``by_label``: language models do not
-    write their answer but choose the most probable label.
+    """``title``: display name. ``tasks``: the tasks whose verdict can use it. ``bound``: the largest score assumed to
+    be possible. ``score``: scores a written answer, from (target, answer). ``by_label``: language models do not write
+    their answer but choose the most probable label.
 
-    How two arms' scores are assumed to differ row by row, to plan with before there are any: ``disagreement`` is the
-    fraction of rows on which right/wrong scores differ, ``spread`` the standard deviation of the difference of others
-    (the largest in the reports of the examples, rounded up). Of bits per byte no such thing is known before the run.
+    Assumptions about how two arms' scores differ row by row, for planning before there are any: ``disagreement`` is the
+    fraction of rows on which right/wrong scores differ; ``spread``, for other scores, is the standard deviation of the
+    difference (the largest in the example reports, rounded up). Bits per byte have neither: too little is known in
+    advance.
     """
 
     name: str
@@ -170,7 +171,7 @@ METRICS: dict[str, Metric] = {
         Metric("exact_match", "exact match", ANSWERED, disagreement=0.3, score=exact_match),
         Metric("chrf", "chrF (mean over rows)", ("json", "generation"), spread=0.1, score=chrf),
         Metric("bits_per_byte", "bits per byte (lower is better)", ("text",), higher_is_better=False, bound=16.0),
-        # No verdict is about these; they are shown beside it.
+        # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match", score=strict_match),
         Metric("valid_json", "valid JSON"),
         Metric("cut_answers", "answers cut at the limit"),

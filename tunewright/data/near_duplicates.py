@@ -1,8 +1,8 @@
-"""Near-duplicate texts: MinHash proposes pairs (Broder 1997), the exact Jaccard similarity of character 5-grams
-decides. No torch.
+"""Near-duplicate texts: MinHash proposes pairs (Broder 1997), their exact Jaccard similarity decides. No torch.
 
-Rows often share boilerplate: a long instruction, then the few words that matter. With it they would all be
-near-duplicates, on one side of the split. So 5-grams that very many rows have are ignored.
+Similarity is that of the sets of character 5-grams. Rows often share boilerplate: a long instruction, then the few
+words that matter. With it, all rows would be near-duplicates and on one side of the split, so 5-grams that very many
+rows contain are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Bag = NDArray[np.uint64]
 SIZE, PERMUTATIONS = 5, 128
-# Odd, with well-spread bits, so that the sum of products modulo 2**64 changes whenever one character does.
+# Odd, with well-mixed bits, so that the sum of products modulo 2**64 changes whenever one character does.
 FACTORS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], np.uint64
 )
@@ -26,17 +26,17 @@ LONGEST = 20_000
 @dataclass(frozen=True)
 class Clusters:
     """``cluster[i]``: the first text that text i is a near-duplicate of (i itself if there is none).
-    ``boilerplate[i]``: the fraction of its 5-grams that very many texts have."""
+    ``boilerplate[i]``: the fraction of its 5-grams that very many texts contain."""
 
     cluster: tuple[int, ...]
     boilerplate: tuple[float, ...]
 
     def first(self, count: int) -> Clusters:
-        """Those of the first ``count`` texts."""
+        """The clusters of the first ``count`` texts."""
         return Clusters(self.cluster[:count], self.boilerplate[:count])
 
 
-def alike(texts: Sequence[str], threshold: float) -> Clusters:
+def cluster(texts: Sequence[str], threshold: float) -> Clusters:
     """Clusters of (nearly) equal normalised texts: the connected components of pairs whose 5-grams, without
     boilerplate, have a Jaccard similarity of at least ``threshold``."""
     parent = list(range(len(texts)))
@@ -62,16 +62,15 @@ def alike(texts: Sequence[str], threshold: float) -> Clusters:
 
 
 def shingles(text: str) -> Bag:
-    """The distinct character 5-grams of a text as sorted 64-bit hashes, which are tens of times smaller than the
-    strings."""
+    """The distinct character 5-grams of a text, as sorted 64-bit hashes (tens of times smaller than the strings)."""
     codes = np.frombuffer(text.ljust(SIZE, "\0").encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(codes, SIZE)
     return np.unique((windows * FACTORS).sum(1, dtype=np.uint64))
 
 
 def _boilerplate(bags: Sequence[Bag]) -> Bag:
-    """5-grams in more texts than copies of one question would be: in over 5 % of them and over 50, or in half of a
-    few."""
+    """5-grams in more texts than a repeated question would explain: in over 5 % of the texts and more than 50 of them;
+    among few texts, in over half."""
     if not bags:
         return np.zeros(0, np.uint64)
     grams, counts = np.unique(np.concatenate(bags), return_counts=True)

@@ -1,5 +1,4 @@
-"""An answer to a row, and the score of it: what the arms give, what the tasks make of it, and one JSON line of
-scores/."""
+"""Answers and scores: what arms return, what tasks make of it, and how it is stored as a line of scores/."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from tunewright.data.metrics import FieldCounts
 
 @dataclass(frozen=True)
 class Written:
-    """A text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: how long an endpoint took."""
+    """A generated text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: of a remote request."""
 
     tokens: int
     cut: bool
@@ -22,14 +21,14 @@ class Written:
 
 @dataclass(frozen=True)
 class LabelProbs:
-    """One of a closed set of labels, chosen by these probabilities."""
+    """The probability of each label of a closed set; the answer is the most probable one."""
 
     probs: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """No answer: the negative log-likelihood, in nats, of a document of so many UTF-8 bytes."""
+    """Instead of an answer: the negative log-likelihood, in nats, of a document of ``bytes`` UTF-8 bytes."""
 
     bytes: int
     nats: float
@@ -37,19 +36,18 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Answer:
-    """``messages``: the prompt as the arm asked it; ``prompt_tokens``: its length, None for a document, which has
-    none."""
+    """``messages``: the arm's prompt; ``prompt_tokens``: its length, None for a document, which has no prompt."""
 
     text: str
-    made: Written | LabelProbs | Likelihood
+    output: Written | LabelProbs | Likelihood
     messages: tuple[Message, ...] = ()
     prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Readings:
-    """A written answer under the metrics that are shown beside the task's own; ``fields`` for JSON, ``chrf`` for free
-    text."""
+    """A written answer by the metrics that are shown in addition to the task's own; ``fields`` for JSON, ``chrf`` for
+    free text."""
 
     exact_match: float
     strict_match: float
@@ -59,8 +57,8 @@ class Readings:
 
 @dataclass(frozen=True)
 class Score:
-    """``score`` is the task's metric. ``row`` and ``key`` (a hash of what the answer depends on) are set once it is
-    filed."""
+    """``score`` is by the task's metric. ``row`` and ``key`` (a hash of what the answer depends on) are set when the
+    score is stored."""
 
     where: str
     target: str
@@ -80,19 +78,19 @@ class Score:
             "target": self.target,
             "answer": answer.text,
             "score": self.score,
-            **_made_to_json(answer, self.readings),
+            **_output_to_json(answer, self.readings),
             "key": self.key,
         }
         return {k: v for k, v in line.items() if v is not None}
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Score:
-        made, readings = _made_from_json(line)
+        output, readings = _output_from_json(line)
         messages = tuple(Message(m["role"], m["content"]) for m in line["messages"])
         return cls(
             where=line["where"],
             target=line["target"],
-            answer=Answer(line["answer"], made, messages, line.get("prompt_tokens")),
+            answer=Answer(line["answer"], output, messages, line.get("prompt_tokens")),
             score=line["score"],
             readings=readings,
             row=line.get("row"),
@@ -100,28 +98,28 @@ class Score:
         )
 
 
-def _made_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]:
-    made = answer.made
-    if isinstance(made, Likelihood):
-        return {"bytes": made.bytes, "nats": made.nats}
-    if isinstance(made, LabelProbs):
-        return {"prompt_tokens": answer.prompt_tokens, "probs": made.probs}
+def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]:
+    output = answer.output
+    if isinstance(output, Likelihood):
+        return {"bytes": output.bytes, "nats": output.nats}
+    if isinstance(output, LabelProbs):
+        return {"prompt_tokens": answer.prompt_tokens, "probs": output.probs}
     assert readings is not None
     counts = readings.fields
     return {
         "prompt_tokens": answer.prompt_tokens,
-        "answer_tokens": made.tokens,
-        "cut": made.cut,
+        "answer_tokens": output.tokens,
+        "cut": output.cut,
         "exact_match": readings.exact_match,
         "strict_match": readings.strict_match,
         "valid": None if counts is None else counts.valid,
         "fields": None if counts is None else [counts.right, counts.wrong, counts.missed],
         "chrf": readings.chrf,
-        "seconds": made.seconds,
+        "seconds": output.seconds,
     }
 
 
-def _made_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
+def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
     if "nats" in line:
         return Likelihood(line["bytes"], line["nats"]), None
     if "probs" in line:

@@ -1,4 +1,4 @@
-"""Files -> Rows that remember where they came from. JSON Lines, JSON array, CSV, Parquet, folders of .txt/.md.
+"""Files -> Rows with their locations. JSON Lines, JSON array, CSV, Parquet, folders of .txt/.md documents.
 
 Reads are bounded (a line is at most 16 MiB) and strict where Python's own readers are lax: duplicate keys, NaN, huge
 integers, deep nesting and lone surrogates are problems with a location, not values. Nothing is skipped: every line
@@ -79,7 +79,7 @@ def read(path: str | Path) -> Source:
     else:
         rows = list(_json_lines(text, path, problems))
     if not problems and not rows:
-        problems.append(Problem("DATA_EMPTY", "no rows.", str(path), "write one row per line."))
+        problems.append(Problem("DATA_EMPTY", "the file has no rows.", str(path), "write one row per line."))
     if problems:
         raise DataError(problems)
     return Source(str(path), kind, tuple(rows), digest, tuple(notices))
@@ -92,7 +92,7 @@ def _kind(path: Path) -> str:
         broken = path.is_symlink()
         raise data_error(
             "DATA_UNREADABLE" if not isinstance(error, FileNotFoundError) else "DATA_NOT_A_FILE",
-            "a broken symbolic link." if broken else f"{error.strerror or 'cannot be read'}.".capitalize(),
+            "this is a broken symbolic link." if broken else f"{error.strerror or 'cannot be read'}.".capitalize(),
             where=str(path),
             fix="check the path.",
         ) from None
@@ -101,9 +101,9 @@ def _kind(path: Path) -> str:
     if not stat.S_ISREG(mode):
         raise data_error(
             "DATA_NOT_A_FILE",
-            "not a regular file.",
+            "this is not a regular file.",
             where=str(path),
-            fix="name a JSONL, CSV or Parquet file, or a folder of .txt/.md.",
+            fix="give a JSONL, CSV or Parquet file, or a folder of .txt/.md documents.",
         )
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -115,7 +115,7 @@ def _kind(path: Path) -> str:
             "DATA_FORMAT_MISMATCH",
             "a single document is not a data set.",
             where=str(path),
-            fix="name the folder that holds your documents.",
+            fix="give the folder that contains your documents.",
         )
     return "jsonl"
 
@@ -138,7 +138,7 @@ def _text_bytes(path: Path) -> bytes:
                 if len(line) > MAX_LINE:
                     raise data_error(
                         "DATA_LINE_TOO_LONG",
-                        "a line over 16 MiB.",
+                        "the line is longer than 16 MiB.",
                         where=f"{path}:{number}",
                         fix="write one row per line; split long documents.",
                     )
@@ -160,9 +160,9 @@ def _decode(raw: bytes, path: Path) -> str:
         )
         raise data_error(
             "DATA_ENCODING",
-            f"byte {error.start} is not UTF-8 (looks like {guess}).",
+            f"byte {error.start} is not valid UTF-8 (the file looks like {guess}).",
             where=f"{path}:{line}",
-            fix=f"`iconv -f {guess.split()[0]} -t UTF-8`.",
+            fix=f"convert it with `iconv -f {guess.split()[0]} -t UTF-8`.",
         ) from None
 
 
@@ -175,8 +175,8 @@ class _BadValue(ValueError):
 def _pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(items)
     if len(value) < len(items):
-        twice = next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
-        raise _BadValue("DATA_DUPLICATE_KEY", f"the key {twice!r} appears twice in one object.")
+        duplicate = next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
+        raise _BadValue("DATA_DUPLICATE_KEY", f"the key {duplicate!r} occurs twice in one object.")
     return value
 
 
@@ -189,12 +189,12 @@ def _number(text: str) -> float:
 
 def _integer(text: str) -> int:
     if len(text) > MAX_DIGITS:
-        raise _BadValue("DATA_NUMBER_TOO_LARGE", f"an integer of {len(text)} digits.")
+        raise _BadValue("DATA_NUMBER_TOO_LARGE", f"an integer has {len(text)} digits.")
     return int(text)
 
 
 def _constant(text: str) -> float:
-    raise _BadValue("DATA_NUMBER_NOT_FINITE", f"{text} is not JSON.")
+    raise _BadValue("DATA_NUMBER_NOT_FINITE", f"{text} is not valid JSON.")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_number, parse_int=_integer, parse_constant=_constant)
@@ -202,7 +202,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_number, parse
 
 def _check_texts(value: Any, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
-        raise _BadValue("DATA_TOO_DEEP", f"nested more than {MAX_DEPTH} deep.")
+        raise _BadValue("DATA_TOO_DEEP", f"the row is nested more than {MAX_DEPTH} levels deep.")
     if isinstance(value, str):
         _check_text(value)
     elif isinstance(value, dict):
@@ -216,9 +216,9 @@ def _check_texts(value: Any, depth: int = 0) -> None:
 
 def _check_text(text: str) -> None:
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise _BadValue("DATA_UNICODE", "a lone surrogate such as \\ud800.")
+        raise _BadValue("DATA_UNICODE", "the text contains a lone surrogate, such as \\ud800.")
     if match := _CONTROL.search(text):
-        raise _BadValue("DATA_CONTROL_CHAR", f"the control character U+{ord(match[0]):04X}.")
+        raise _BadValue("DATA_CONTROL_CHAR", f"the text contains the control character U+{ord(match[0]):04X}.")
 
 
 _FIXES = {
@@ -232,7 +232,7 @@ _FIXES = {
 
 
 def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Iterator[Row]:
-    """The row of one JSON text, or a problem. ``last``: it is the last of the file, which may have been truncated."""
+    """The row of one JSON text, or a problem. ``last``: it ends the file, which may have been truncated."""
     try:
         value = _DECODER.decode(text)
         _check_texts(value)
@@ -240,7 +240,7 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
         problems.append(Problem(error.code, error.message, where, _FIXES[error.code]))
     except json.JSONDecodeError as error:
         cut = last and error.pos >= len(text.rstrip()) - 1
-        start = max(0, error.pos - 500)  # far enough back to recognise private data that the excerpt cuts
+        start = max(0, error.pos - 500)  # far enough back to recognise private data that the excerpt cuts off
         around, at = masked(text[start : error.pos + 500], in_place=True), error.pos - start
         excerpt = around[max(0, at - 20) : at + 20].strip()
         message = f"{error.msg} at `{excerpt}`." if excerpt else f"{error.msg}."
@@ -260,7 +260,7 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
                 )
             )
     except RecursionError:
-        problems.append(Problem("DATA_TOO_DEEP", "nested too deeply.", where, "flatten the row."))
+        problems.append(Problem("DATA_TOO_DEEP", "the row is nested too deeply.", where, "flatten it."))
     else:
         if isinstance(value, dict):
             yield Row(value, where)
@@ -268,7 +268,7 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
             problems.append(
                 Problem(
                     "DATA_ROW_NOT_OBJECT",
-                    f"a row is a JSON object, this is {_type_name(value)}.",
+                    f"a row must be a JSON object, not {_type_name(value)}.",
                     where,
                     'write {"field": ...}.',
                 )
@@ -278,7 +278,7 @@ def _parse(text: str, where: str, *, last: bool, problems: list[Problem]) -> Ite
 def _type_name(value: Any) -> str:
     return {
         list: "a list",
-        str: "a text",
+        str: "a string",
         type(None): "null",
         bool: "true/false",
         int: "a number",
@@ -288,11 +288,11 @@ def _type_name(value: Any) -> str:
 
 
 def _json_lines(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]:
-    # Only "\n" ends a row: a JSON string may contain U+2028 and the like, where str.splitlines would cut.
+    # Only "\n" ends a row: a JSON string may contain U+2028 and the like, at which str.splitlines would split.
     lines = text.split("\n")
-    filled = [i for i, line in enumerate(lines) if line.strip()]
-    for i in filled:
-        yield from _parse(lines[i].strip("\r"), f"{path}:{i + 1}", last=i == filled[-1], problems=problems)
+    nonempty = [i for i, line in enumerate(lines) if line.strip()]
+    for i in nonempty:
+        yield from _parse(lines[i].strip("\r"), f"{path}:{i + 1}", last=i == nonempty[-1], problems=problems)
 
 
 def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]:
@@ -306,7 +306,7 @@ def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
         problems.append(Problem("DATA_JSON_INVALID", f"{error.msg}.", f"{path}:{error.lineno}:{error.colno}", fix))
         return
     except RecursionError:
-        problems.append(Problem("DATA_TOO_DEEP", "nested too deeply.", str(path), "flatten the rows."))
+        problems.append(Problem("DATA_TOO_DEEP", "the rows are nested too deeply.", str(path), "flatten them."))
         return
     for i, value in enumerate(values):
         where = f"{path}[{i}]"
@@ -314,7 +314,7 @@ def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
             problems.append(
                 Problem(
                     "DATA_ROW_NOT_OBJECT",
-                    f"a row is a JSON object, this is {_type_name(value)}.",
+                    f"a row must be a JSON object, not {_type_name(value)}.",
                     where,
                     "write one object per row.",
                 )
@@ -329,7 +329,7 @@ def _json_array(text: str, path: Path, problems: list[Problem]) -> Iterator[Row]
 
 
 def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> Iterator[Row]:
-    """Every cell is text: "NA" stays a label, "007" keeps its zeros."""
+    """Every cell is read as text: "NA" remains a label, "007" keeps its zeros."""
     header_line = text.split("\n", 1)[0]
     delimiter = max(",;\t|", key=header_line.count)
     if delimiter != "," and header_line.count(delimiter):
@@ -358,11 +358,13 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
             continue
         if header is None:
             header = [c.strip() for c in cells]
-            twice = next((h for i, h in enumerate(header) if h in header[:i]), None)
-            if "" in header or twice is not None:
-                what = f"the column {twice!r} appears twice" if twice else "a column has no name"
+            duplicate = next((h for i, h in enumerate(header) if h in header[:i]), None)
+            if "" in header or duplicate is not None:
+                what = f"the column {duplicate!r} occurs twice" if duplicate else "a column has no name"
                 problems.append(
-                    Problem("DATA_CSV", f"{what}.", f"{path}:{line}", "name every column once in the first line.")
+                    Problem(
+                        "DATA_CSV", f"{what}.", f"{path}:{line}", "give every column a unique name in the first line."
+                    )
                 )
                 return
             continue
@@ -370,7 +372,7 @@ def _csv(text: str, path: Path, problems: list[Problem], notices: list[str]) -> 
             problems.append(
                 Problem(
                     "DATA_CSV",
-                    f"{len(cells)} cells, but the header names {len(header)}.",
+                    f"the row has {len(cells)} cells, but the header has {len(header)}.",
                     f"{path}:{line}",
                     "quote cells that contain the separator.",
                 )
@@ -396,7 +398,7 @@ def _parquet(path: Path) -> Source:
     except (ArrowException, OSError) as error:
         raise data_error(
             "DATA_NOT_TEXT",
-            f"not a Parquet file: {str(error).splitlines()[0]}",
+            f"this is not a valid Parquet file: {str(error).splitlines()[0]}",
             where=str(path),
             fix="export it again, or use JSONL.",
         ) from None
@@ -409,7 +411,7 @@ def _parquet(path: Path) -> Source:
             problems.append(Problem(error.code, error.message, where, _FIXES[error.code]))
         rows.append(Row({k: v for k, v in value.items() if v is not None}, where))
     if not rows:
-        problems.append(Problem("DATA_EMPTY", "no rows.", str(path)))
+        problems.append(Problem("DATA_EMPTY", "the file has no rows.", str(path)))
     if problems:
         raise DataError(problems)
     return Source(str(path), "parquet", tuple(rows), hashlib.sha256(path.read_bytes()).hexdigest())
@@ -421,9 +423,9 @@ def _documents(folder: Path) -> Source:
     if not files:
         raise data_error(
             "DATA_EMPTY",
-            "no .txt or .md file in this folder.",
+            "the folder contains no .txt or .md file.",
             where=str(folder),
-            fix="name a folder of documents, or a data file.",
+            fix="give a folder of documents, or a data file.",
         )
     digest = hashlib.sha256()
     rows: list[Row] = []
@@ -443,7 +445,7 @@ def _documents(folder: Path) -> Source:
         if text.strip():
             rows.append(Row({"text": text}, str(file)))
         else:
-            problems.append(Problem("DATA_EMPTY", "an empty document.", str(file), "remove it."))
+            problems.append(Problem("DATA_EMPTY", "the document is empty.", str(file), "remove it."))
     if problems:
         raise DataError(problems)
     return Source(str(folder), "folder", tuple(rows), digest.hexdigest())

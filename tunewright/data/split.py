@@ -1,4 +1,4 @@
-"""Hold-out by content: a row's side depends on its text, not on its place, so it never changes."""
+"""Hold-out by content: a row's side depends on its text, not on its position, so it never changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.data.examples import Example, content_hash, normalised
 
-# Salted, because rows that somebody has already split by a plain content hash would all fall on one side.
+# Salted: rows that were already split by a plain content hash would all fall on one side.
 SALT = "tunewright split 1: "
 SPAN = 13
 LARGEST = 5
@@ -18,7 +18,7 @@ LARGEST = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into the examples of the train file, or of the user's own dev and test files."""
+    """Row indices of each side."""
 
     train: tuple[int, ...]
     dev: tuple[int, ...]
@@ -26,20 +26,20 @@ class Split:
 
 
 def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, test: float) -> Split:
-    """A cluster of near-duplicates goes to one side, that of one of its rows; one with more than a tenth of all rows
-    goes to train, because it would be most of dev or test.
+    """Assigns every row to a side. A cluster of near-duplicates is assigned as a unit, by one of its rows; a cluster
+    with more than a tenth of all rows (and over 5) goes to train, because it would make up most of dev or test.
 
-    ``dev`` and ``test`` are expected fractions; 0 means that the side has its own file. Raises DATA_TOO_FEW if train
-    would be empty, or test where it is needed. A small set may leave dev empty: training then has no dev loss and keeps
-    its last weights.
+    ``dev`` and ``test`` are expected fractions; 0 means that the side has its own file. Raises DATA_TOO_FEW if train is
+    empty, or if test is empty but needed. With few rows, dev may be empty: training then has no dev loss and keeps its
+    last weights.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for i, c in enumerate(cluster):
         members[c].append(i)
     sides: dict[str, list[int]] = {"train": [], "dev": [], "test": []}
     for group in members.values():
-        # The row that represents its cluster is chosen by another hash than the one that places it: the smallest of
-        # many placing hashes is small, and every large cluster would go to test.
+        # The representative is chosen by a different hash than the one that places it: the smallest of many placing
+        # hashes is small, and would send every large cluster to test.
         representative = min((examples[i].question for i in group), key=content_hash)
         place = int(content_hash(f"{SALT}{representative}")[:16], 16) / 2**64
         side = "test" if place < test else "dev" if place < test + dev else "train"
@@ -48,7 +48,7 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
         if wanted and not sides[side]:
             raise data_error(
                 "DATA_TOO_FEW",
-                f"{len(members)} different questions leave no row for {side}.",
+                f"{len(members)} different questions are too few: none is left for {side}.",
                 where=examples[0].where,
                 fix=f"provide more rows, or a larger split.{side}." if side != "train" else "provide more rows.",
             )
@@ -58,7 +58,7 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
 def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequence[int]) -> None:
     """Raises SPLIT_LEAK with every row that has (nearly) the same question as a row of another side.
 
-    ``sides[i]`` names the user's own file that row i came from; ``cluster`` is that of `near_duplicates.alike` over all
+    ``sides[i]`` is the side of the file that row i came from; ``cluster`` is that of `near_duplicates.cluster` over all
     rows.
     """
     first: dict[int, int] = {}
@@ -81,24 +81,24 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
 
 
 def overlaps(examples: Sequence[Example], train: Sequence[int], test: Sequence[int]) -> tuple[int, ...]:
-    """Test rows that share a run of 13 words with a training row, if at most 1 % of the training rows have that run.
+    """Test rows sharing 13 consecutive words with a training row, unless over 1 % of the training rows share them.
 
-    Thirteen words is what evaluation harnesses decontaminate by (GPT-3, 2005.14165, appendix C); a run that many rows
-    share is a template, not a leak.
+    Evaluation harnesses use 13-grams for decontamination (GPT-3, 2005.14165, appendix C); what many rows share is a
+    template, not a leak.
     """
     seen: Counter[str] = Counter()
     for i in train:
-        seen.update(spans(_compared(examples[i])))
+        seen.update(spans(_question_and_answer(examples[i])))
     most = max(1, len(train) // 100)
     rare = {span for span, count in seen.items() if count <= most}
-    return tuple(i for i in test if rare & spans(_compared(examples[i])))
+    return tuple(i for i in test if rare & spans(_question_and_answer(examples[i])))
 
 
-def _compared(example: Example) -> str:
+def _question_and_answer(example: Example) -> str:
     return f"{example.question}\n{example.target}"
 
 
 def spans(text: str, size: int = SPAN) -> set[str]:
-    """All runs of ``size`` words."""
+    """All sequences of ``size`` consecutive words."""
     words = re.findall(r"\w+", normalised(text))
     return {" ".join(words[i : i + size]) for i in range(len(words) - size + 1)}

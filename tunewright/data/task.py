@@ -1,7 +1,7 @@
-"""What the rows ask for: a label, a JSON object, a free text, or the continuation of documents.
+"""The task of the rows: to give a label, a JSON object or a free-form answer, or to continue documents.
 
-`KINDS` has one entry per kind of task: how it is recognised, how a written answer is read, what a set of answers is
-summarised by, and what to tell a base model about the form of the answer. Everything that depends on the kind is there.
+`KINDS` has one entry per kind of task: how it is detected, how a written answer is evaluated, how a set of answers is
+summarised, and how a base model is instructed about the form of an answer. All that depends on the kind is there.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tunewright.data.examples import Chat, Example, Text
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Readings, Score, Written
 
-# Conventions rather than measurements; `prove.metric` overrides what follows from them.
-JSON_FRACTION = 0.95  # a few broken or refused answers do not make it another task
+# Conventions rather than measurements; `prove.metric` overrides their consequences.
+JSON_FRACTION = 0.95  # a few malformed or refused answers do not change the task
 MAX_LABELS = 60  # every label is scored for every row, so the cost grows with their number
-ROWS_PER_LABEL = 5  # a closed set of answers repeats; free answers seldom do
-LABEL_WORDS = 5  # a label is a word or a short phrase; a longer answer that repeats is a sentence
-SHORT_WORDS = 5  # an answer this short has one right wording; a longer one has many, so it is compared by n-grams
+ROWS_PER_LABEL = 5  # answers from a closed set repeat; free-form answers seldom do
+LABEL_WORDS = 5  # a label is a word or a short phrase; a longer repeated answer is a sentence
+SHORT_WORDS = 5  # so short an answer has one correct wording; a longer one has many, so it is compared by n-grams
 SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
 
 
 @dataclass(frozen=True)
 class Task:
-    """``metric`` is what the verdict is about; ``reason`` says how the kind was recognised; ``labels`` of a label
-    task."""
+    """``metric``: the metric of the verdict; ``reason``: how the kind was detected; ``labels``: empty unless it is a
+    label task."""
 
     kind: TaskKind
     metric: Metric
@@ -39,11 +39,11 @@ class Task:
     labels: tuple[str, ...] = ()
 
     def score(self, example: Example, answer: Answer) -> Score:
-        """The score of an answer to an example, under the metric and under those shown beside it."""
-        made, target, readings = answer.made, example.target, None
-        if isinstance(made, Likelihood):
-            target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(made.nats, made.bytes)
-        elif isinstance(made, LabelProbs):
+        """The score of an answer to an example, by the metric and by the additional metrics that are shown."""
+        output, target, readings = answer.output, example.target, None
+        if isinstance(output, Likelihood):
+            target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(output.nats, output.bytes)
+        elif isinstance(output, LabelProbs):
             value = float(answer.text == target)
         else:
             assert self.metric.score is not None, self.metric.name
@@ -51,12 +51,12 @@ class Task:
         return Score(where=example.where, target=target, answer=answer, score=value, readings=readings)
 
     def summary(self, scores: Sequence[Score]) -> dict[str, float]:
-        """What is shown beside the mean score: the corpus metric, and means of the readings of written answers."""
+        """The additional metrics: the corpus metric, and the means of the readings of written answers."""
         values: dict[str, float] = {}
         for name in self.kind.summary if scores else ():
             if name == self.kind.corpus.name:
                 values[name] = self.kind.corpus.of(scores, self.labels)
-            elif isinstance(scores[0].answer.made, Written):
+            elif isinstance(scores[0].answer.output, Written):
                 values[name] = float(np.mean([_READING[name](s) for s in scores]))
         return values
 
@@ -65,9 +65,9 @@ class Task:
 
 
 def _written(score: Score) -> tuple[Written, Readings]:
-    assert isinstance(score.answer.made, Written)
+    assert isinstance(score.answer.output, Written)
     assert score.readings is not None
-    return score.answer.made, score.readings
+    return score.answer.output, score.readings
 
 
 def _valid(score: Score) -> bool:
@@ -86,10 +86,9 @@ _READING: dict[str, Callable[[Score], float]] = {
 
 @dataclass(frozen=True)
 class TaskKind:
-    """``detect``: the task of these rows, None if they are of another kind. ``read``: a written answer beside its
-    target. ``instruct``: the form of an answer, put to a model that knows the task but not the rows. ``prompted``:
-    whether rows have a prompt that can be answered. ``summary``: names of metrics, in the order in which they are
-    shown."""
+    """``detect``: the task of these rows, None if they are of another kind. ``read``: compares a written answer with
+    its target. ``instruct``: describes the form of an answer to a model that has not seen the rows. ``prompted``:
+    whether rows have a prompt that can be answered. ``summary``: names of the additional metrics, in display order."""
 
     name: Kind
     detect: Callable[[Sequence[Example]], Task | None]
@@ -101,12 +100,12 @@ class TaskKind:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Those that the verdict may be about."""
+        """The metrics that the verdict can use."""
         return tuple(m for m in METRICS.values() if self.name in m.tasks)
 
 
 def detect_task(examples: Sequence[Example]) -> Task:
-    """The first kind of `KINDS` that recognises the rows; the last recognises every row that has an answer."""
+    """The task, from the first of `KINDS` that detects it; the last accepts every row that has an answer."""
     return next(task for kind in KINDS if (task := kind.detect(examples)) is not None)
 
 
@@ -116,12 +115,12 @@ def detect_task(examples: Sequence[Example]) -> Task:
 def _detect_text(examples: Sequence[Example]) -> Task | None:
     if not isinstance(examples[0], Text):
         return None
-    reason = "raw text: how many bits the model needs for a byte of held-out documents"
+    reason = "raw text: bits per byte of held-out documents"
     return Task(TEXT, METRICS["bits_per_byte"], reason)
 
 
 def _no_answer(*_: Any) -> Any:
-    raise AssertionError("documents are not answered")
+    raise AssertionError("documents have no answers")
 
 
 # -- JSON
@@ -151,7 +150,7 @@ def _instruct_json(task: Task, train: Sequence[Chat]) -> str:
 
 
 def _detect_label(examples: Sequence[Example]) -> Task | None:
-    """Few different short answers, each repeated, to single questions."""
+    """A few distinct short answers, each repeated, to single-turn questions."""
     targets = [e.target for e in examples]
     labels = tuple(sorted(set(targets)))
     single = all(len(e.messages) <= 3 for e in examples)
@@ -169,7 +168,7 @@ def _instruct_label(task: Task, train: Sequence[Chat]) -> str:
     return f"Answer with exactly one of these labels and nothing else: {', '.join(task.labels)}."
 
 
-# -- free answers
+# -- free-form answers
 
 
 def _median_words(examples: Sequence[Example]) -> int:
@@ -179,7 +178,7 @@ def _median_words(examples: Sequence[Example]) -> int:
 def _detect_generation(examples: Sequence[Example]) -> Task | None:
     median = _median_words(examples)
     metric = METRICS["exact_match" if median <= SHORT_WORDS else "chrf"]
-    return Task(GENERATION, metric, f"free answers of {median} words (median)")
+    return Task(GENERATION, metric, f"free-form answers, median length {median} words")
 
 
 def _read_generation(target: str, answer: str) -> Readings:

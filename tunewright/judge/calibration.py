@@ -32,7 +32,7 @@ class Predictions(NamedTuple):
 
     @classmethod
     def of(cls, scores: Sequence[Score]) -> Predictions:
-        made = [s.answer.made for s in scores]
+        made = [s.answer.output for s in scores]
         return cls([m.probs for m in made if isinstance(m, LabelProbs)], [s.target for s in scores])
 
 

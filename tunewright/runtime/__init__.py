@@ -1,1 +1,1 @@
-"""One run in one process: its inputs, models, answers and branches."""
+"""A run within one process: its inputs, models, answers and branches."""

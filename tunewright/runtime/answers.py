@@ -1,4 +1,4 @@
-"""Answers of arms, kept in the run folder with a key of what they depend on: weights, template, decoding."""
+"""Answers of arms, cached in the run folder under a key of all that they depend on: weights, template, decoding."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tunewright.runtime.weights import Weights, base
 
 
 @dataclass(frozen=True)
-class Question:
-    """``arm`` asked ``rows`` of ``side``, its scores kept in ``file``. ``branch``: whose weights answer; empty for the
-    run's."""
+class Request:
+    """A request for the answers of ``arm`` to ``rows`` of ``side``, cached in ``file``. ``branch``: the branch whose
+    weights answer; empty for the run itself."""
 
     arm: Arm
     side: Side
@@ -40,8 +40,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """Asks arms, or reads what they answered before. A score is filed under the weights that gave it by construction:
-    key and module both follow from the `Weights` that are passed in."""
+    """Computes the answers of arms, or reads cached ones. Scores cannot be attributed to other weights than those that
+    gave them: the cache key and the loaded module both follow from the `Weights` that are passed in."""
 
     run: Run
     console: Console
@@ -50,44 +50,44 @@ class Answers:
     plan: Plan
     models: Models
 
-    def scores(self, question: Question, weights: Weights) -> list[Score]:
-        """One score per row, in the order of the rows. Asking test is recorded as an event by the caller."""
-        arm, rows = question.arm, list(question.rows)
+    def scores(self, request: Request, weights: Weights) -> list[Score]:
+        """One score per row, in the order of the rows. The caller records reads of test as an event."""
+        arm, rows = request.arm, list(request.rows)
         answering = weights if arm.uses_adapter else base(self.plan)
         key = self._key(answering)
-        lines = list(run_folder.read_lines(question.file))
+        lines = list(run_folder.read_lines(request.file))
         if lines and [(line["row"], line.get("key")) for line in lines] == [(i, key) for i in rows]:
             return [Score.from_json(line) for line in lines]
         chosen, started = [self.data.examples[i] for i in rows], time.monotonic()
-        title = f"{question.side} {question.branch or arm.name}".replace("_", " ")
+        title = f"{request.side} {request.branch or arm.name}".replace("_", " ")
         with self.console.bar(title, len(chosen), unit="rows") as tick:
             if arm.needs_model:
                 with self.chat_model(answering) as model:
                     scores = judge(arm, chosen, self.data.task, model, tick)
             else:
                 scores = judge(arm, chosen, self.data.task, None, tick)
-        filed = [dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)]
-        run_folder.write_lines(question.file, [s.to_json() for s in filed])
+        stored = [dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)]
+        run_folder.write_lines(request.file, [s.to_json() for s in stored])
         seconds = round(time.monotonic() - started, 1)
         facts = {
             "arm": arm.name,
-            "side": question.side,
-            "branch": question.branch,
+            "side": request.side,
+            "branch": request.branch,
             "rows": len(rows),
             "seconds": seconds,
         }
         self.run.event("judged", **facts)
-        return filed
+        return stored
 
     def of(self, arm: Arm, side: Side, weights: Weights) -> list[Score]:
-        """The scores of an arm on dev or test, kept in scores/."""
+        """The scores of an arm on dev or test, cached in scores/."""
         name = f"dev/{arm.name}" if side == "dev" else arm.family
         file = self.run.scores / f"{name}.jsonl"
-        return self.scores(Question(arm, side, self.inputs.evaluated(side), file), weights)
+        return self.scores(Request(arm, side, self.inputs.evaluated(side), file), weights)
 
     @contextmanager
     def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:
-        """Within, a model with these weights that answers as all arms do: greedily, in the plan's batches."""
+        """A model with these weights that answers as in every arm: greedily, in the plan's batches."""
         with self.models.at(weights) as model:
             yield ChatModel(
                 model,
@@ -102,7 +102,7 @@ class Answers:
         return Decoding(limit, stop, self.plan.decode_batch_size, facts.packable, facts.window)
 
     def _key(self, weights: Weights) -> str:
-        """Hash of all that an answer depends on besides its row and its arm."""
+        """Hash of everything that an answer depends on, except its row and its arm."""
         facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256]
         facts += [self.plan.max_new_tokens, self.plan.decode_batch_size, self.plan.dtype, self.data.task.metric.name]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

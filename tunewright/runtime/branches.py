@@ -1,6 +1,6 @@
-"""Another training of a run: the same recipe on other rows, or with another seed, learning rate or teacher.
+"""Branches: additional trainings of a run, on other rows or with another seed, learning rate or teacher.
 
-A branch has a folder of its own, branches/NAME; it is resumed where it stopped and trained once.
+A branch has its own folder, branches/NAME; it is trained once, and resumed if interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.model import adapters
 from tunewright.runtime import weights
-from tunewright.runtime.answers import Question
+from tunewright.runtime.answers import Request
 from tunewright.runtime.context import Work
 from tunewright.runtime.receipt import input_hashes
 from tunewright.runtime.weights import Weights
@@ -27,7 +27,7 @@ from tunewright.train import checkpoints, loop
 
 @dataclass(frozen=True)
 class Branch:
-    """``rows`` are trained on, ``dev`` decides when to stop. ``scale``: of the adapter, when the branch answers."""
+    """``rows`` are trained on, ``dev`` decides when to stop. ``scale``: the adapter scale for its answers."""
 
     name: str
     plan: Plan
@@ -37,7 +37,7 @@ class Branch:
 
 
 def of_rows(work: Work, name: str, rows: Sequence[int], fraction: float, seed: int) -> Branch:
-    """The run's recipe on some of its training rows, a ``fraction`` of them: as many epochs, so fewer steps."""
+    """The run's recipe on ``rows``, a ``fraction`` of its training rows: the same epochs, hence fewer steps."""
     wanted = set(rows)
     chosen = tuple(r for r in work.inputs.rows["train"] if r.row in wanted)
     return Branch(
@@ -46,7 +46,7 @@ def of_rows(work: Work, name: str, rows: Sequence[int], fraction: float, seed: i
 
 
 def smaller(plan: Plan, fraction: float, sequences: int, seed: int) -> Plan:
-    """The plan for a fraction of the rows; only the numbers that follow from it change."""
+    """The plan for a fraction of the rows; only the numbers that depend on it change."""
     steps = max(1, round(plan.steps * fraction))
     return plan.model_copy(
         update={
@@ -64,19 +64,19 @@ def smaller(plan: Plan, fraction: float, sequences: int, seed: int) -> Plan:
 def scores(
     work: Work, branch: Branch, side: Side, arm: Arm | None = None, rows: Sequence[int] | None = None
 ) -> list[Score]:
-    """The branch's answers to dev or test, or to some ``rows`` of train, as the tuned arm or ``arm`` asks; trained
-    first if it has not been."""
+    """The branch's answers to dev or test, or to some ``rows`` of train, prompted by ``arm`` (default: the tuned arm).
+    Trains the branch first if necessary."""
     arm = arm or work.inputs.tuned
     rows = work.inputs.evaluated(side) if rows is None else rows
     file = work.run.branch(branch.name).scores / f"{side}-{arm.name}.jsonl"
-    answering = trained(work, branch)
+    branch_weights = trained(work, branch)
     if side == "test" and not file.exists():
         work.run.event("test_read", rows=len(rows), branch=branch.name)
-    return work.answers.scores(Question(arm, side, rows, file, branch.name), answering)
+    return work.answers.scores(Request(arm, side, rows, file, branch.name), branch_weights)
 
 
 def trained(work: Work, branch: Branch) -> Weights:
-    """The branch's weights."""
+    """The branch's weights, trained first if necessary."""
     run = work.run.branch(branch.name)
     if not run.training.exists():
         _train(work, branch)

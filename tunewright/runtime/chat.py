@@ -1,4 +1,4 @@
-"""Talk with the model of a run: the same rendering and decoding as in training and judging."""
+"""Chat with the model of a run: the same rendering and decoding as in training and evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tunewright.tokens.template import Template, load_template
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A run's model, ready to answer. ``instruction`` is the system message that its training rows share."""
+    """A run's model, ready to answer. ``instruction`` is the most frequent system message of its training rows."""
 
     model: LanguageModel
     template: Template
@@ -32,15 +32,17 @@ class ChatModel:
 
 
 def load_run(run: Run) -> ChatModel:
-    """Raises RUN_INCOMPLETE before training is done; MODEL_* when the base model has gone or changed."""
+    """The tuned model of a run. Raises RUN_INCOMPLETE if it is not trained, MODEL_* or RESUME_MISMATCH if its base is
+    missing or has changed."""
     run_folder.require(run, run.training, "train")
     config, plan, receipt = load(run.config), records.read(run.plan, Plan), records.read(run.receipt, Receipt)
     facts = read_facts(config.model)
     if facts.sha256 != receipt.model.sha256:
         raise RunError(
             "RESUME_MISMATCH",
-            f"the base model has changed: {receipt.model.sha256[:12]} then, {facts.sha256[:12]} now.",
+            f"the base model has changed: its hash was {receipt.model.sha256[:12]}, is {facts.sha256[:12]}.",
             where=facts.path,
+            fix="restore the base model that the run was trained on, or train again.",
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
     return ChatModel(
@@ -49,7 +51,7 @@ def load_run(run: Run) -> ChatModel:
 
 
 def answer(
-    who: ChatModel,
+    model: ChatModel,
     message: str,
     *,
     history: Sequence[Message] = (),
@@ -57,7 +59,8 @@ def answer(
     max_new_tokens: int = 256,
 ) -> str:
     """The greedy answer to ``message`` after ``history`` (user and assistant turns, without the system message)."""
-    head = system if system is not None else who.instruction
-    messages = [*([Message("system", head)] if head else []), *history, Message("user", message)]
-    how = Decoding(max_new_tokens, stop_ids(who.model, who.template.eos), exact_batch=who.packable)
-    return rendering.decode(who.template, greedy(who.model, [rendering.for_generation(who.template, messages)], how)[0])
+    instruction = system if system is not None else model.instruction
+    messages = [*([Message("system", instruction)] if instruction else []), *history, Message("user", message)]
+    prompt = rendering.for_generation(model.template, messages)
+    decoding = Decoding(max_new_tokens, stop_ids(model.model, model.template.eos), exact_batch=model.packable)
+    return rendering.decode(model.template, greedy(model.model, [prompt], decoding)[0])

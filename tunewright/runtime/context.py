@@ -1,4 +1,4 @@
-"""What a stage is given: the run and its data; then what follows from files alone; then, with a plan, everything."""
+"""The argument of a stage: Context (the run and its data), Setup (also inputs and models), Work (also the plan)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tunewright.runtime.models import Models
 
 @dataclass(frozen=True)
 class Context:
-    """An opened run. ``command``: how the user started it, for the receipt. ``created``: folders that did not exist
-    before."""
+    """An open run. ``command``: the command that started it, for the receipt. ``created``: the folders that it
+    created."""
 
     run: Run
     config: Config
@@ -30,7 +30,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Setup:
-    """A run whose model is known but whose plan is not made yet."""
+    """A run whose model is known, but that has no plan yet."""
 
     context: Context
     inputs: Inputs
@@ -39,7 +39,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Work:
-    """A planned run: what every stage after `plan` is given."""
+    """A planned run: the argument of every stage after `plan`."""
 
     setup: Setup
     plan: Plan

@@ -1,5 +1,4 @@
-"""What a run computes from its config and files before any weights are loaded: plain functions, no output, nothing
-remembered."""
+"""What a run computes from its config and files before it loads weights: functions without output or state."""
 
 from __future__ import annotations
 
@@ -27,15 +26,14 @@ from tunewright.tokens.template import Template, load_template
 from tunewright.train import machine, planning
 from tunewright.train.machine import Machine
 
-LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens asks for more
+LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """``rows``: training rows by side; test is rendered too, so that a row that cannot be evaluated is known before
-    training. ``too_long``: rows left out for being over ``limit`` tokens. ``arms``: by family; ``left_out``: names of
-    those whose prompts do not fit the model's context. ``dev``, ``test``: the rows that choose and those that
-    decide."""
+    """``rows``: training rows by side; test is rendered too, so that a row that cannot be evaluated is reported before
+    training. ``too_long``: rows dropped for exceeding ``limit`` tokens. ``arms``: by family; ``left_out``: names of
+    those whose prompts do not fit the model's context. ``dev``: rows for choosing; ``test``: rows for the verdict."""
 
     facts: Facts
     machine: Machine
@@ -51,19 +49,19 @@ class Inputs:
 
     @property
     def tuned(self) -> Arm:
-        """The arm of the trained weights, prompted as in training."""
+        """The arm with the trained weights, prompted as in training."""
         (arm,) = self.arms["tuned"]
         return arm
 
     def evaluated(self, side: Side) -> tuple[int, ...]:
-        """Rows of dev that choose, or of test that decide."""
+        """The rows of dev or test that arms answer."""
         return self.dev if side == "dev" else self.test
 
 
 def gather(config: Config, run: Run, data: Dataset) -> Inputs:
-    """Reads the model's facts, renders all rows (through the run's cache) and lists the arms.
+    """Reads the model's facts, renders all rows (using the run's cache) and creates the arms.
 
-    Raises ModelError, and DataError with every row that the template or the model cannot take.
+    Raises ModelError, or DataError with every row that the template or the model cannot process.
     """
     machine.keep_pages()
     hardware = machine.measure(None if config.threads == "auto" else config.threads)
@@ -71,13 +69,13 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
 
 
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
-    """As `gather`, with what has been read of the model and measured of the machine."""
+    """Like `gather`, with given facts about the model and the machine."""
     template = load_template(Path(facts.path), config.template, config.date)
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     renderer = RowRenderer(template, METHODS[config.train.method].prepare, limit, config.data.too_long)
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.side(s), run.path / "data") for s in SIDES}
-    for made in rendered.values():
-        check_ids(made.rows, facts.vocabulary, facts.path)
+    for result in rendered.values():
+        check_ids(result.rows, facts.vocabulary, facts.path)
     train = rendered["train"].rows
     max_new_tokens = answer_limit(config, train)
     dev, test = evaluated_rows(config, data, "dev"), evaluated_rows(config, data, "test")
@@ -86,9 +84,9 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         facts=facts,
         machine=hardware,
         template=template,
-        rows={side: tuple(made.rows) for side, made in rendered.items()},
+        rows={side: tuple(result.rows) for side, result in rendered.items()},
         limit=limit,
-        too_long=tuple(i for made in rendered.values() for i in made.dropped),
+        too_long=tuple(i for result in rendered.values() for i in result.dropped),
         arms=arms,
         left_out=left_out,
         max_new_tokens=max_new_tokens,
@@ -97,22 +95,22 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     )
 
 
-def takes_long(config: Config) -> str:
-    """What to say while the model's facts are read."""
+def loading_message(config: Config) -> str:
+    """The message to print while the model's facts are read."""
     converted = config.model == loading.EMBEDDED or config.model.endswith(".gguf")
     once = " (a GGUF is converted once, about 20 s)" if converted else ""
     return f"model {config.model}: reading its config, probing its architecture{once}"
 
 
 def evaluated_rows(config: Config, data: Dataset, side: Literal["dev", "test"]) -> tuple[int, ...]:
-    """At most so many rows of dev and test as the config allows, chosen by their content alone."""
+    """The rows of dev or test that arms answer: at most as many as the config allows, chosen only by their content."""
     p = config.prove
-    most = p.max_test_rows if side == "test" else min(p.max_dev_rows, p.max_test_rows or p.max_dev_rows)
-    return tuple(data.sample(most, side))
+    limit = p.max_test_rows if side == "test" else min(p.max_dev_rows, p.max_test_rows or p.max_dev_rows)
+    return tuple(data.sample(limit, side))
 
 
 def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
-    """Longest answer of every arm in tokens: a quarter longer than the longest training answer."""
+    """The longest answer of every arm in tokens: a quarter longer than the longest training answer."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
     longest = max(s.supervised for s in flat(train))
@@ -120,9 +118,9 @@ def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
 
 
 def _arms(
-    config: Config, data: Dataset, template: Template, asked: Sequence[int], room: int, max_new_tokens: int
+    config: Config, data: Dataset, template: Template, rows: Sequence[int], room: int, max_new_tokens: int
 ) -> tuple[Families, tuple[str, ...]]:
-    """The arms, and the names of those left out because a prompt of theirs is over ``room`` tokens."""
+    """The arms, and the names of those left out because one of their prompts on ``rows`` exceeds ``room`` tokens."""
     train = tuple(e for i in data.side("train") if isinstance(e := data.examples[i], Chat))
     documents: tuple[Text, ...] = ()
     if config.prove.documents:
@@ -130,7 +128,7 @@ def _arms(
         documents = tuple(e for e in parsed if isinstance(e, Text))
     indexer = embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index
     every = families.arms(data.task, Sources(train, documents, indexer), config.prove, max_new_tokens)
-    chats = [e for i in asked if isinstance(e := data.examples[i], Chat)]
+    chats = [e for i in rows if isinstance(e := data.examples[i], Chat)]
 
     def fits(arm: Arm) -> bool:
         return all(len(rendering.for_generation(template, arm.prompt(e))) <= room for e in chats)

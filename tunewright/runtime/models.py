@@ -1,5 +1,5 @@
-"""The loaded modules of one process: the only mutable object of a run. Weights are put into a module by name, never
-assumed."""
+"""The loaded modules of one process: the only mutable object of a run. Callers name the weights that they need; which
+weights a module contains is never assumed."""
 
 from __future__ import annotations
 
@@ -16,46 +16,45 @@ from tunewright.train import checkpoints
 
 
 class Models:
-    """One module with the adapter attached, used for all weights of the run and its branches in turn, and one of the
-    base where training changes all weights. ``device``: cpu or cuda."""
+    """One module with the adapter attached, reused for all weights of the run and its branches; and one of the base, if
+    training changes all weights. ``device``: cpu or cuda."""
 
     def __init__(self, facts: Facts, device: str) -> None:
         self._facts, self._device = facts, device
         self._adapted: LanguageModel | None = None
         self._base: LanguageModel | None = None
         self._kind: tuple[AdapterConfig, str] | None = None  # what the adapted module was built for
-        self._holds: str | None = None  # sha256 of the weights in it; None: unknown, or in training
+        self._loaded: str | None = None  # sha256 of the weights in it; None: unknown, or being trained
 
     @contextmanager
     def at(self, weights: Weights) -> Iterator[LanguageModel]:
-        """Within, a model that computes with exactly these weights. Raises RUN_DAMAGED if their file is not what was
-        written."""
+        """A model that computes with exactly these weights. Raises RUN_DAMAGED if their file has changed."""
         if weights.file is None:
             with self._at_base(weights.plan) as model:
                 yield model
             return
         model = self._module(weights.plan)
-        if self._holds != weights.sha256:
-            self._holds = None
+        if self._loaded != weights.sha256:
+            self._loaded = None
             checkpoints.check_weights(weights.file, weights.sha256)
             checkpoints.load_weights(weights.file, adapters.trainable(model.module))
-            self._holds = weights.sha256
-        before = self._holds
+            self._loaded = weights.sha256
+        before = self._loaded
         with adapters.scaled(model.module, weights.scale):
             yield model
-        assert self._holds == before, "other weights were loaded while these were in use"
+        assert self._loaded == before, "other weights were loaded while these were in use"
 
     def untrained(self, plan: Plan) -> LanguageModel:
-        """A model to train: the base with the adapter's initial values, which depend on the plan's seed alone."""
+        """A model to train: the base with the adapter's initial values, which depend only on the plan's seed."""
         if plan.adapter.kind == "none":
-            self._adapted = None  # all weights may have been trained: only the file has the base's
+            self._adapted = None  # all weights may have been trained: only the file still has the base's
         model = self._module(plan)
         adapters.initialise(model.module, plan.adapter, plan.seed)
-        self._holds = None
+        self._loaded = None
         return model
 
     def merged(self, weights: Weights) -> LanguageModel:
-        """A model of its own whose linear layers hold the adapter's update."""
+        """A separate model, with the adapter merged into its linear layers."""
         assert weights.file is not None
         checkpoints.check_weights(weights.file, weights.sha256)
         model = self._load(weights.plan)
@@ -77,10 +76,10 @@ class Models:
         yield self._base
 
     def _module(self, plan: Plan) -> LanguageModel:
-        """The adapted module, computing as the plan says."""
+        """The adapted module, configured as the plan says."""
         kind = (plan.adapter, plan.dtype)
         if self._adapted is None or self._kind != kind:
-            self._adapted, self._kind, self._holds = self._load(plan), kind, None
+            self._adapted, self._kind, self._loaded = self._load(plan), kind, None
         module = self._adapted.module
         fused = plan.kernels == "fused" and fused_llama.applies(module)
         if plan.gradient_checkpointing == "layers" and not fused:

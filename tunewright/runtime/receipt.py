@@ -1,4 +1,4 @@
-"""What a run was made from: hashes of its inputs, versions, machine; and whether it is still what is there now."""
+"""What a run was made from: hashes of its inputs, versions, machine; and whether these have changed since."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = ("tunewright", "torch", "transformers", "tokenizers", "safetensors", 
 
 
 def input_hashes(data: Dataset, inputs: Inputs, plan: Plan) -> dict[str, str]:
-    """What the weights of a run depend on: checked at every stage and in every checkpoint."""
+    """Hashes of what the weights of a run depend on; checked at every stage and in every checkpoint."""
     fixed = plan.model_dump_json(exclude={"estimate", "reasons"})
     return {
         "data": data.sha256,
@@ -38,7 +38,7 @@ def input_hashes(data: Dataset, inputs: Inputs, plan: Plan) -> dict[str, str]:
 
 
 def make(context: Context, inputs: Inputs, plan: Plan, protocol: Protocol) -> Receipt:
-    """The receipt of a run that has just been planned."""
+    """The receipt of a newly planned run."""
     template = inputs.template
     return Receipt(
         command=context.command,
@@ -60,10 +60,10 @@ def make(context: Context, inputs: Inputs, plan: Plan, protocol: Protocol) -> Re
 
 
 def check(work: Work) -> list[str]:
-    """Compares a resumed run's inputs with its receipt. Returns what may change the last bits of what follows:
-    versions, processor, threads.
+    """Compares a resumed run's inputs with its receipt. Returns the changes that may affect the last bits of further
+    results: versions, code, processor, threads.
 
-    Raises RESUME_MISMATCH, field by field, if data, model, template, plan or protocol have changed.
+    Raises RESUME_MISMATCH, listing the changes, if data, model, template, plan or protocol have changed.
     """
     receipt = records.read(work.run.receipt, Receipt)
     now = {**input_hashes(work.data, work.inputs, work.plan), "protocol": work.protocol.sha256}
@@ -79,29 +79,31 @@ def check(work: Work) -> list[str]:
             fix="restore them, or start a new run.",
         )
     machine = work.inputs.machine
-    here = {**versions(), "code": code_sha256(), "processor": machine.processor, "threads": str(machine.cores)}
-    there = {
+    current = {**versions(), "code": code_sha256(), "processor": machine.processor, "threads": str(machine.cores)}
+    recorded = {
         **receipt.versions,
         "code": receipt.hashes["code"],
         "processor": receipt.machine.processor,
         "threads": str(receipt.threads),
     }
-    return [f"{k} was {there.get(k, '')[:12]}, is {here[k][:12]}" for k in here if here[k] != there.get(k)]
+    return [
+        f"{k} was {recorded.get(k, '')[:12]}, is {current[k][:12]}" for k in current if current[k] != recorded.get(k)
+    ]
 
 
 def _protocol_changes(file: Path, protocol: Protocol) -> str:
-    then = records.read(file, ProtocolRecord).model_dump(mode="json")
+    before = records.read(file, ProtocolRecord).model_dump(mode="json")
     now = json.loads(json.dumps(asdict(protocol)))
-    return "; ".join(f"{k} was {then.get(k)}, is {now[k]}" for k in now if now[k] != then.get(k))
+    return "; ".join(f"{k} was {before.get(k)}, is {now[k]}" for k in now if now[k] != before.get(k))
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that compute."""
+    """The versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}}
 
 
 def code_sha256() -> str:
-    """Over all files of this package."""
+    """A hash over all source files of this package."""
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
         code.update(file.read_bytes())
@@ -109,12 +111,12 @@ def code_sha256() -> str:
 
 
 def _lengths(rows: Sequence[TrainRow]) -> Lengths:
-    """Tokens of the sequences under the model's own template, and of what is supervised in them."""
+    """Token counts of the rendered sequences, and of the targets in them."""
     sequences = flat(rows)
     tokens, targets = [len(s.ids) for s in sequences], [s.supervised for s in sequences]
     numbers = {
-        f"{name}_{what}": float(np.percentile(x, p))
-        for what, p in (("median", 50), ("p95", 95), ("longest", 100))
+        f"{name}_{quantile}": float(np.percentile(x, p))
+        for quantile, p in (("median", 50), ("p95", 95), ("longest", 100))
         for name, x in (("tokens", tokens), ("targets", targets))
     }
     return Lengths(rows=len(sequences), **numbers)

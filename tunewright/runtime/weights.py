@@ -1,4 +1,4 @@
-"""Weights as a value: which file, its hash, at which scale. Who asks for answers names weights, never a module."""
+"""Weights as a value: a file, its hash and a scale. Code that needs answers names weights, never a module."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tunewright.core.run_folder import Run
 
 @dataclass(frozen=True)
 class Weights:
-    """``plan`` says what they are weights of (adapter, dtype, kernels). ``file`` None: the base model. ``sha256``: of
-    the file, as training recorded it. ``scale``: of the adapter's update; 1 is the update as trained."""
+    """``plan``: the plan of the model that they belong to (adapter, dtype, kernels). ``file``: None for the base model.
+    ``sha256``: of the file, as training recorded it. ``scale``: of the adapter's update; 1 is the update as trained."""
 
     plan: Plan
     file: Path | None = None
@@ -28,6 +28,6 @@ def base(plan: Plan) -> Weights:
 
 
 def trained(run: Run, plan: Plan, scale: float | None = None) -> Weights:
-    """What the training in ``run`` (a run or a branch) kept, at the run's own scale unless another is given."""
+    """The weights that training in ``run`` (a run or a branch) kept, at the run's own scale unless another is given."""
     sha256 = records.read(run.training, ANY_TRAINING).weights_sha256
     return Weights(plan, run.weights, sha256, run.scale if scale is None else scale)

@@ -41,7 +41,7 @@ class Runner:
     def setup(self) -> Setup:
         if self._setup is None:
             context = self.context
-            context.console.say(inputs.takes_long(context.config))
+            context.console.say(inputs.loading_message(context.config))
             gathered = inputs.gather(context.config, context.run, context.data)
             self._setup = Setup(context, gathered, Models(gathered.facts, gathered.machine.device))
         return self._setup

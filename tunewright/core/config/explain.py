@@ -27,30 +27,30 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str,
 def _allowed(info: Any) -> str:
     """A field's type and range in words, for example ``auto or number > 0, <= 1``."""
 
-    def words(kind: Any, extra: list[Any]) -> str:
+    def describe(kind: Any, constraints: list[Any]) -> str:
         args = get_args(kind)
         if getattr(kind, "__metadata__", None):
             limits = [m for field in kind.__metadata__ for m in getattr(field, "metadata", [field])]
-            return words(args[0], limits)
+            return describe(args[0], limits)
         origin = getattr(kind, "__origin__", None)
         if origin is Literal:
             return " | ".join(str(a) for a in args)
         if args and origin not in (dict, list):
-            return " or ".join(words(a, []) for a in args)
-        plain = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "nothing"}
+            return " or ".join(describe(a, []) for a in args)
+        plain = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
         if origin is list:
-            return f"list of: {words(args[0], [])}"
+            return f"list of: {describe(args[0], [])}"
         name = plain.get(kind) or ("mapping" if origin is dict else str(kind))
         signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
         bounds = [
             f"{sign} {getattr(m, name.lower())}"
-            for m in extra
+            for m in constraints
             for name, sign in signs.items()
             if type(m).__name__ == name
         ]
         return " ".join([name, ", ".join(bounds)]).strip()
 
-    return words(info.annotation, list(info.metadata))
+    return describe(info.annotation, list(info.metadata))
 
 
 # Settings that had another name in 0.1.0.
@@ -79,7 +79,7 @@ RENAMED = {
     "cost.per_hour": "cost.price_per_hour",
 }
 
-# What other trainers call these settings.
+# The names of settings in other trainers.
 SYNONYMS = {
     "learning_rate": "train.lr",
     "num_epochs": "train.epochs",
@@ -119,7 +119,7 @@ SYNONYMS = {
 
 
 def _suggestion(key: str, known: Iterable[str], sections: set[str]) -> str:
-    """The setting that an unknown key probably means: by old name, synonym or similar spelling; else the valid keys."""
+    """The setting that an unknown key probably means (old name, synonym, similar spelling), else the valid keys."""
     if key in RENAMED:
         return f"it is now called {RENAMED[key]}."
     within, _, last = key.rpartition(".")
@@ -127,9 +127,9 @@ def _suggestion(key: str, known: Iterable[str], sections: set[str]) -> str:
         return f"did you mean {SYNONYMS[near[0]]}?"
     start = f"{within}." if within in sections else ""
     inside = {k.removeprefix(start): k for k in (*known, *sections) if k.startswith(start)}
-    for among in (inside, {k.rsplit(".", 1)[-1]: k for k in known}):
-        if near := difflib.get_close_matches(last, among, n=1, cutoff=0.7):
-            return f"did you mean {among[near[0]]}?"
+    for candidates in (inside, {k.rsplit(".", 1)[-1]: k for k in known}):
+        if near := difflib.get_close_matches(last, candidates, n=1, cutoff=0.7):
+            return f"did you mean {candidates[near[0]]}?"
     valid = sorted({k.removeprefix(start).split(".")[0] for k in known if k.startswith(start)})
     return f"valid keys{f' in {within}' if start else ''}: {', '.join(valid)}."
 

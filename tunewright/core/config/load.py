@@ -44,7 +44,7 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), *
 
 
 def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Config:
-    """A checked Config; ``places`` maps dotted keys to ``file:line`` for the messages. Raises ConfigError."""
+    """A validated Config; ``places`` maps dotted keys to ``file:line`` for the messages. Raises ConfigError."""
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -63,10 +63,10 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
             f"remove {extra}, or choose lora, rslora or dora.",
         )
     if config.split.dev + config.split.test >= 0.9:
-        held = config.split.dev + config.split.test
+        held_out = config.split.dev + config.split.test
         raise conflict(
             "split.dev",
-            f"split.dev + split.test = {held:g} leaves almost no training rows.",
+            f"split.dev + split.test = {held_out:g} leaves almost no training rows.",
             "keep their sum under 0.9.",
         )
     if bool(config.prove.remote.url) != bool(config.prove.remote.model):
@@ -83,21 +83,21 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
 
 
 def to_yaml(config: Config) -> str:
-    """All settings, defaults included, as YAML for `load`: later versions with other defaults read the same Config."""
+    """All settings, including defaults, as YAML for `load`: a version with other defaults will read the same Config."""
     from ruamel.yaml import YAML
 
     out = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     data = config.model_dump()
-    if config.adapter.kind == "none":  # `load` rejects other adapter settings beside kind: none
+    if config.adapter.kind == "none":  # `load` rejects other adapter settings alongside kind: none
         data["adapter"] = {"kind": "none"}
     yaml.dump(data, out)
     return out.getvalue()
 
 
 def absolute(config: Config) -> Config:
-    """The config with absolute paths, so that a run can be continued from any working directory."""
+    """The config with absolute paths, so that a run can be resumed from any working directory."""
     data = config.model_dump()
     _anchor_paths(data, Path.cwd())
     # The model may also be a Hub id or the name of the embedded model.

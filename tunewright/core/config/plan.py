@@ -8,7 +8,7 @@ from tunewright.core.config.schema import AdapterConfig, Frozen, Recompute
 
 
 class Estimate(Frozen):
-    """Time and memory extrapolated from a few calibration passes on this machine."""
+    """Time and memory, extrapolated from a few calibration passes on this machine."""
 
     tokens_per_second: float
     train_seconds: float

@@ -156,7 +156,7 @@ class ProveConfig(Frozen):
     )
     target_accuracy: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95,
-        description="Label tasks: required accuracy of the answers that are not deferred to a person.",
+        description="Label tasks: required accuracy of answers that are not deferred to a person.",
     )
     remote: RemoteConfig = RemoteConfig()
 
@@ -172,7 +172,7 @@ class ForgetConfig(Frozen):
         [0.25, 0.5, 0.75], description="Adapter scales to try on dev, in addition to 1."
     )
     apply_best_scale: bool = Field(
-        False, description="Use the adapter scale that the report's rule selects, instead of 1."
+        False, description="Use the adapter scale that the rule in the report selects, instead of 1."
     )
 
 
@@ -181,8 +181,8 @@ class ExperimentsConfig(Frozen):
 
     prompt_distillation: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Distil the rows' instruction into the weights with this many training prompts, the base "
-        "being the teacher; 0: off.",
+        description="Distil the rows' instruction into the weights on this many training prompts, with the base as "
+        "teacher; 0: off.",
     )
     crossfit: bool = Field(False, description="Train on each half of the rows to flag likely errors in the other half.")
     cleaning: bool = Field(False, description="Also train without the flagged rows, and compare on the same test rows.")

@@ -1,8 +1,8 @@
-"""Records: what the files of a run folder hold, as frozen types with a schema version and a generated JSON schema.
+"""Records: the contents of a run folder's files, as frozen types with a schema version and a generated JSON schema.
 
 ``records.read(run.verdict, Verdict)`` and ``records.write(run.verdict, verdict)``; the result of an optional stage
-is read by the adapter of its union, ``records.read(run.forgetting, FORGETTING)``. `FILES` lists every file with its
-record.
+is read with the TypeAdapter of its union, ``records.read(run.forgetting, FORGETTING)``. `FILES` lists every file with
+its record.
 """
 
 from tunewright.core.records.common import Interval, Line, Measured, NotMeasured, Record, Side, Value, Word

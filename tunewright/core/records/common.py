@@ -1,4 +1,4 @@
-"""What every record is made of: the two base classes, intervals, and "not measured"."""
+"""The building blocks of records: base classes, intervals, and "not measured"."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ Side = Literal["train", "dev", "test"]
 
 
 class Interval(NamedTuple):
-    """Both ends of a confidence interval, in the unit of the number beside it; JSON: [low, high]."""
+    """Both ends of a confidence interval, in the unit of the estimate; JSON: [low, high]."""
 
     low: float
     high: float
 
 
 class Value(BaseModel):
-    """A frozen part of a record. Unknown keys, wrong types and numbers that are not finite are refused.
+    """A frozen part of a record. Unknown keys, wrong types and numbers that are not finite are rejected.
 
-    A field whose default is None is left out of the file while it is None; a required field is always written, as null
-    if need be.
+    A field whose default is None is omitted from the file when it is None; a required field is always written, as null
+    if necessary.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, from_attributes=True)
 
     @model_serializer(mode="wrap")
     def _written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Every key but those of absent fields."""
+        """All keys except those of absent fields."""
         optional = {k for k, field in type(self).model_fields.items() if not field.is_required()}
         return {k: v for k, v in serialize(self).items() if v is not None or k not in optional}
 
 
 class Record(Value):
-    """What one file holds. A change that older readers would misread raises the record's own default ``version``."""
+    """One file. A change that older readers would misread increments the record's default ``version``."""
 
     version: int = Field(1, ge=1, description="Version of this record's schema; a file without it is version 1.")
 
@@ -57,7 +57,7 @@ class Record(Value):
 
 
 class Line(Record):
-    """What one line of a JSON Lines file holds. To keep lines short, ``version`` is left out while it is 1."""
+    """One line of a JSON Lines file. To keep lines short, ``version`` is omitted when it is 1."""
 
     @model_serializer(mode="wrap")
     def _written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -68,14 +68,14 @@ class Line(Record):
 
 
 class NotMeasured(Record):
-    """In place of a stage's result: the stage was not asked for, or could not measure anything."""
+    """Replaces a stage's result: the stage was not requested, or could not measure anything."""
 
     measured: Literal[False] = Field(False, description="Always false.")
-    reason: str | None = Field(None, description="Why not, where that needs saying.")
+    reason: str | None = Field(None, description="Why not; absent if it is obvious.")
 
 
 def flag(key: str) -> Discriminator:
-    """Chooses between the members of a union tagged YES and NO by their boolean field ``key``."""
+    """Selects the union member tagged YES or NO by the boolean field ``key``."""
 
     def tag(value: object) -> str | None:
         chosen = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
@@ -84,7 +84,7 @@ def flag(key: str) -> Discriminator:
     return Discriminator(tag, f"not_{key}", f"Input should be an object whose `{key}` is true or false")
 
 
-YES, NO = "<yes>", "<no>"  # tags of unions begin with `<`, so that no field or key of a dictionary looks like one
+YES, NO = "<yes>", "<no>"  # a union tag begins with `<`, so that it cannot be mistaken for a field or key
 T = TypeVar("T")
 Measured = Annotated[Annotated[T, Tag(YES)] | Annotated[NotMeasured, Tag(NO)], flag("measured")]
-"""What the file of an optional stage holds: its result, or why there is none."""
+"""The content of an optional stage's file: its result, or why there is none."""

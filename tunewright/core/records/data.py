@@ -1,4 +1,4 @@
-"""data/: what the audit reported, and which row is on which side."""
+"""data/: the result of the audit, and the side of every row."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Characters(Value):
 
 
 class AuditFinding(Value):
-    """One thing that the audit noticed. Rows are numbered from 0, over all files in order."""
+    """One observation of the audit. Rows are numbered from 0, over all files in order."""
 
     level: Literal["error", "warning", "notice"] = Field(description="How serious it is.")
     code: str = Field(description="Stable name, such as DUPLICATES.")
-    message: str = Field(description="For people; private values are never quoted.")
+    message: str = Field(description="Human-readable; private values are never quoted.")
     rows: tuple[int, ...] = Field(description="The rows concerned.")
-    groups: tuple[tuple[int, ...], ...] = Field(description="The same rows as sets that belong together; may be empty.")
+    groups: tuple[tuple[int, ...], ...] = Field(description="The same rows, grouped by what they share; may be empty.")
     where: tuple[str, ...] = Field(description="file:line of the first 20 rows.")
 
 
@@ -49,18 +49,20 @@ class LabelSuspect(Value):
 
 
 class Audit(Record):
-    """What the audit reported about the data (`tunewright check`). Lengths in characters, counts in rows."""
+    """The audit of the data (`tunewright check`). Lengths in characters, counts in rows."""
 
     rows: int = Field(description="Rows of the training file, before it was split.")
-    task: AuditTask = Field(description="What kind of task the rows are.")
-    cluster: tuple[int, ...] = Field(description="For each row the lowest row that asks nearly the same question.")
+    task: AuditTask = Field(description="The task, as inferred from the rows.")
+    cluster: tuple[int, ...] = Field(description="For each row, the first row with nearly the same question.")
     characters: Characters = Field(description="How long the rows are.")
-    labels: dict[str, int] = Field(description="Rows per label, commonest first; empty unless the task is label.")
-    ceiling: float = Field(description="Largest fraction of rows that one answer per question can match exactly.")
+    labels: dict[str, int] = Field(description="Rows per label, most frequent first; empty unless the task is label.")
+    ceiling: float = Field(
+        description="Largest fraction of rows that a model with one answer per question can match exactly."
+    )
     findings: tuple[AuditFinding, ...] = Field(description="Most serious first.")
-    suspects: tuple[LabelSuspect, ...] = Field(description="Labels that are probably wrong, likeliest first.")
+    suspects: tuple[LabelSuspect, ...] = Field(description="Labels that are probably wrong, most likely first.")
     format: str = Field(description="Format of the rows: chat, completion, instruction, label or text.")
-    unused: dict[str, int] = Field(description="Fields that nothing reads, with the number of rows that have them.")
+    unused: dict[str, int] = Field(description="Fields that are not used, with the number of rows that have them.")
     notices: tuple[str, ...] = Field(
         description="Remarks from reading the files, such as a byte order mark that was skipped."
     )
@@ -69,10 +71,10 @@ class Audit(Record):
 
 
 class SplitRow(Line):
-    """The side of the split that one row is on, for good. Rows are numbered from 0."""
+    """The side of the split that a row is assigned to, permanently. Rows are numbered from 0."""
 
     row: int = Field(description="Row number, from 0, over all files in order.")
     where: str = Field(description="file:line.")
     side: Side = Field(description="train, dev or test.")
-    cluster: int = Field(description="The lowest row that asks nearly the same question.")
+    cluster: int = Field(description="The first row with nearly the same question.")
     hash: str = Field(description="First 16 hex digits of the question's content hash.")

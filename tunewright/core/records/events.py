@@ -10,7 +10,7 @@ from tunewright.core.records.common import Line, Side, Value
 
 
 class Event(Line):
-    """One event. ``time`` is UTC, to the second; every event has facts of its own beside these keys."""
+    """One event. ``time`` is UTC, to the second; every kind of event has additional keys."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
@@ -35,7 +35,7 @@ class Judged(Value):
 
 
 def judged(events: Iterable[Event]) -> list[Judged]:
-    """All events ``judged`` of the run itself, branches left out."""
+    """All events ``judged`` of the run itself, without those of its branches."""
     every = [Judged.model_validate(e.facts) for e in events if e.event == "judged"]
     return [j for j in every if not j.branch]
 

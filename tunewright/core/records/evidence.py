@@ -1,4 +1,4 @@
-"""Evidence beside the verdict: forgetting and its mitigation, data quality, the learning curve, the cost of a request.
+"""Evidence besides the verdict: forgetting and its mitigation, data quality, the learning curve, the cost of a request.
 
 Every stage writes either its result or `NotMeasured`.
 """
@@ -14,47 +14,49 @@ from tunewright.core.records.data import LabelSuspect
 
 
 class TextKL(Value):
-    """How far the tuned model is from the base on some text, at each adapter scale. In bits per token."""
+    """Divergence of the tuned model from the base on a text, at each adapter scale. In bits per token."""
 
-    what: str = Field(description="Which text.")
-    rows: int = Field(description="Rows or passages.")
-    tokens: int = Field(description="Tokens measured.")
-    base_bits: float = Field(description="What the base needs for a token, in bits.")
+    what: str = Field(description="What the text is.")
+    rows: int = Field(description="Number of rows or passages.")
+    tokens: int = Field(description="Number of tokens measured.")
+    base_bits: float = Field(description="Loss of the base, in bits per token.")
     kl_bits: tuple[float, ...] = Field(description="KL(base || tuned) in bits per token, one per scale.")
-    kl_interval: tuple[Interval | None, ...] = Field(description="Its intervals; null where the rows are too few.")
+    kl_interval: tuple[Interval | None, ...] = Field(
+        description="Interval at each scale; null if there are too few rows."
+    )
     delta_bits: tuple[float, ...] = Field(
-        description="What the tuned model needs more than the base, in bits per token, per scale."
+        description="Loss of the tuned model minus the base's, in bits per token, one per scale."
     )
 
 
 class GenericKL(TextKL):
-    """`TextKL` on bundled text unrelated to the task; also in bits per byte, which compares across tokenizers."""
+    """`TextKL` on bundled text unrelated to the task; also in bits per byte, which is comparable across tokenizers."""
 
     bytes: int = Field(description="Length of the text in UTF-8 bytes.")
-    base_bits_per_byte: float = Field(description="What the base needs for a byte, in bits.")
+    base_bits_per_byte: float = Field(description="Loss of the base, in bits per byte.")
     delta_bits_per_byte: tuple[float, ...] = Field(
-        description="What the tuned model needs more, in bits per byte, per scale."
+        description="Loss of the tuned model minus the base's, in bits per byte, one per scale."
     )
 
 
 class Sweep(Value):
     """Dev scores at each adapter scale."""
 
-    dev: dict[str, float] = Field(description="Mean dev score by scale, as %g; by the task's metric.")
+    dev: dict[str, float] = Field(description="Scale, formatted with %g -> mean dev score by the task's metric.")
     chosen: float = Field(description="The scale that the rule selects.")
 
 
 class Paired(Value):
     """The same items before and after training. Rates are 0 to 1."""
 
-    items: int = Field(description="Items asked.")
+    items: int = Field(description="Number of items.")
     base: float = Field(description="Score of the base model.")
     tuned: float = Field(description="Score of the tuned model.")
     difference: float = Field(description="tuned - base.")
     interval: Interval = Field(description="Interval of the difference.")
     lost: int = Field(description="Items that only the base got right.")
     won: int = Field(description="Items that only the tuned model got right.")
-    detectable: float = Field(description="Smallest true difference that so many items show with power 0.8.")
+    detectable: float = Field(description="Smallest true difference that this many items detect with power 0.8.")
 
 
 class Probe(Paired):
@@ -64,7 +66,7 @@ class Probe(Paired):
 
 
 class InstructionKind(Value):
-    """Instructions that one kind of check decides. Rates are 0 to 1."""
+    """Instructions verified by the same kind of check. Rates are 0 to 1."""
 
     items: int = Field(description="Instructions of this kind.")
     base: float = Field(description="Fraction that the base followed.")
@@ -72,9 +74,9 @@ class InstructionKind(Value):
 
 
 class InstructionProbe(Probe):
-    """Instructions whose fulfilment a program checks. Rates are 0 to 1."""
+    """Instructions whose answers a program can check. Rates are 0 to 1."""
 
-    kinds: dict[str, InstructionKind] = Field(description="By what the program looks for.")
+    kinds: dict[str, InstructionKind] = Field(description="Results by kind of check.")
 
 
 class Refusal(Paired):
@@ -85,7 +87,7 @@ class Refusal(Paired):
 
 
 class NoRefusal(Value):
-    """The base refuses too few harmful requests for refusal to be lost."""
+    """The base refuses too few harmful requests to measure a loss of refusals."""
 
     base_rate: float = Field(description="Fraction of harmful requests that the base refuses, 0 to 1.")
     measured: Literal[False] = Field(False, description="Always false.")
@@ -95,10 +97,10 @@ AnyRefusal = Annotated[Annotated[Refusal, Tag(YES)] | Annotated[NoRefusal, Tag(N
 
 
 class Probes(Value):
-    """General abilities, asked of the base and of the tuned model. Rates are 0 to 1."""
+    """General abilities of the base and of the tuned model. Rates are 0 to 1."""
 
     knowledge: Probe = Field(description="Multiple-choice questions.")
-    instructions: InstructionProbe = Field(description="Instructions that a program checks.")
+    instructions: InstructionProbe = Field(description="Instructions whose answers a program can check.")
     refusal: AnyRefusal = Field(description="Harmful requests.")
     over_refusal: Paired | None = Field(
         None, description="Harmless requests that look harmful; absent without refusal."
@@ -106,24 +108,22 @@ class Probes(Value):
 
 
 class RegressionRows(Probe):
-    """The user's own rows that must still work, before and after. Scores by ``metric``."""
+    """The user's regression rows, before and after training. Scores by ``metric``."""
 
-    metric: str = Field(description="The metric that these rows' answers call for.")
+    metric: str = Field(description="The default metric for these rows.")
 
 
 class Forgetting(Record):
-    """What training changed beside the task, and the choice of adapter scale. KL to the base in bits."""
+    """What training changed besides the task, and the choice of adapter scale. KL to the base in bits."""
 
     measured: Literal[True] = Field(True, description="Always true.")
     scales: tuple[float, ...] = Field(
         description="Adapter scales that were measured; the last is 1, the trained update itself."
     )
     rule: str = Field(description="How a scale is selected.")
-    chosen: float = Field(
-        description="The scale that the run's weights are used with; 1 unless forget.apply_best_scale."
-    )
+    chosen: float = Field(description="The adapter scale that the run uses; 1 unless forget.apply_best_scale is set.")
     task: TextKL | None = Field(None, description="On the base's own answers to dev prompts; absent for raw text.")
-    generic: GenericKL | None = Field(None, description="On bundled text; absent if training contained all of it.")
+    generic: GenericKL | None = Field(None, description="On bundled text; absent if the data contains all of it.")
     sweep: Sweep | None = Field(None, description="Dev scores at each scale; absent with a single scale.")
     probes: Probes | None = Field(None, description="Absent unless prove.evidence=full.")
     keep: RegressionRows | None = Field(None, description="Absent without forget.regression_rows.")
@@ -133,11 +133,11 @@ class Drift(Value):
     """Distance to the base, in bits per token."""
 
     kl_bits: float = Field(description="KL(base || tuned), bits per token.")
-    delta_bits: float = Field(description="What the tuned model needs more than the base, bits per token.")
+    delta_bits: float = Field(description="Loss of the tuned model minus the base's, bits per token.")
 
 
 class MitigationWay(Value):
-    """One way to train. KL in bits per token."""
+    """One way of training. KL in bits per token."""
 
     dev: float = Field(description="Mean dev score by the task's metric.")
     task: Drift | None = Field(None, description="On the base's own answers to dev prompts; absent for raw text.")
@@ -145,7 +145,7 @@ class MitigationWay(Value):
 
 
 class Mitigation(Record):
-    """Ways to forget less, trained beside the run and compared on dev. KL in bits per token."""
+    """Ways to reduce forgetting, each trained as a branch and compared on dev. KL in bits per token."""
 
     measured: Literal[True] = Field(True, description="Always true.")
     rule: str = Field(description="How a way is selected.")
@@ -159,17 +159,17 @@ class Mitigation(Record):
 
 
 class LabelCrossfit(Record):
-    """Training labels that are probably wrong, by models not trained on them. Rates and probabilities are 0 to 1."""
+    """Training labels that models not trained on them consider wrong. Rates and probabilities are 0 to 1."""
 
     measured: Literal[True] = Field(True, description="Always true.")
-    folds: int = Field(description="Parts that the training rows were cut into.")
-    cuts: int = Field(description="How often they were cut, differently each time.")
+    folds: int = Field(description="Number of folds of the training rows.")
+    cuts: int = Field(description="How many times the rows were divided into folds, differently each time.")
     rows: int = Field(description="Rows judged.")
-    rate: float = Field(description="Estimated fraction of wrong labels, if wrong labels fall at random.")
+    rate: float = Field(description="Estimated fraction of wrong labels, assuming that the errors are random.")
     interval: Interval = Field(description="Its 95 % interval.")
-    suspects: tuple[LabelSuspect, ...] = Field(description="Likeliest first.")
-    accuracy: float = Field(description="Fraction of rows whose label is the models' first choice.")
-    expected: float = Field(description="How many of the suspects are expected to be wrong.")
+    suspects: tuple[LabelSuspect, ...] = Field(description="Most likely first.")
+    accuracy: float = Field(description="Fraction of rows whose label is the one that the models find most likely.")
+    expected: float = Field(description="Expected number of suspects whose label is wrong.")
 
 
 class TextSuspect(Value):
@@ -181,15 +181,15 @@ class TextSuspect(Value):
 
 
 class TextCrossfit(Record):
-    """Training rows that models not trained on them find least likely, compared with the base.
+    """Training rows whose loss, relative to the base, is highest under models not trained on them.
 
     In nats per supervised token.
     """
 
     measured: Literal[True] = Field(True, description="Always true.")
-    folds: int = Field(description="Parts that the training rows were cut into.")
-    cuts: int = Field(description="How often they were cut, differently each time.")
-    suspects: tuple[TextSuspect, ...] = Field(description="The least likely twentieth of the rows, worst first.")
+    folds: int = Field(description="Number of folds of the training rows.")
+    cuts: int = Field(description="How many times the rows were divided into folds, differently each time.")
+    suspects: tuple[TextSuspect, ...] = Field(description="The worst 5 % of the rows, worst first.")
 
 
 def _crossfit_kind(value: object) -> str:
@@ -209,11 +209,11 @@ AnyCrossfit = Annotated[
 
 
 class Cleaning(Record):
-    """The run without its flagged rows against the run as it is, on the same test rows. Scores by the task's metric."""
+    """Training without the flagged rows, compared with the run on the same test rows. Scores by the task's metric."""
 
     measured: Literal[True] = Field(True, description="Always true.")
     flagged: dict[str, int] = Field(description="Flagged training rows by reason.")
-    rows: int = Field(description="Training rows that are left.")
+    rows: int = Field(description="Training rows that remain.")
     cleaned: float = Field(description="Test score without the flagged rows.")
     as_is: float = Field(description="Test score of the run.")
     difference: float = Field(description="cleaned - as_is; positive is better.")
@@ -222,11 +222,11 @@ class Cleaning(Record):
 
 
 class NotCleaned(Record):
-    """Cleaning was not asked for, or nothing was flagged. Counts in rows."""
+    """Cleaning was not requested, or nothing was flagged. Counts in rows."""
 
     measured: Literal[False] = Field(False, description="Always false.")
     flagged: dict[str, int] = Field(description="Flagged training rows by reason; empty if none.")
-    reason: str | None = Field(None, description="Why not, where that needs saying.")
+    reason: str | None = Field(None, description="Why not; absent if it is obvious.")
 
 
 AnyCleaning = Annotated[Annotated[Cleaning, Tag(YES)] | Annotated[NotCleaned, Tag(NO)], flag("measured")]
@@ -240,7 +240,7 @@ class PromptTokens(Value):
 
 
 class PromptDistillation(Record):
-    """A student trained on the base's answers under the instruction, asked without it. Scores by the task's metric."""
+    """A student trained on the base's answers with the instruction, tested without it. Scores by the task's metric."""
 
     measured: Literal[True] = Field(True, description="Always true.")
     prompts: int = Field(description="Training prompts that the teacher answered.")
@@ -250,7 +250,7 @@ class PromptDistillation(Record):
     interval: Interval = Field(description="Interval of the difference.")
     verdict: Word = Field(description="Verdict on the difference.")
     same_answers: float = Field(description="Fraction of test rows with the same answer.")
-    prompt_tokens: PromptTokens = Field(description="What a request costs, in prompt tokens.")
+    prompt_tokens: PromptTokens = Field(description="Prompt length of a request, in tokens.")
 
 
 class CurvePoint(Value):
@@ -262,11 +262,11 @@ class CurvePoint(Value):
 
 
 class Doubling(Value):
-    """What the second half of the rows gained, by the task's metric; positive is better."""
+    """Gain from the second half of the rows, by the task's metric; positive is better."""
 
-    gain: float = Field(description="Score with all rows - score with half of them.")
+    gain: float = Field(description="Score with all rows minus score with half of them.")
     interval: Interval = Field(description="Interval of the gain, over test rows and seeds.")
-    seeds: int = Field(description="Trainings per size.")
+    seeds: int = Field(description="Seeds per size.")
     word: Literal["helps", "does not visibly help", "may or may not help"] = Field(
         description="Whether more data helps."
     )
@@ -288,16 +288,16 @@ class Forecast(Value):
     score: float = Field(description="Forecast score.")
     interval: Interval = Field(description="Its interval, at 1 - alpha.")
     alpha: float = Field(description="1 - coverage of the interval.")
-    back_test: BackTest = Field(description="How the same method did on the last measured point.")
+    back_test: BackTest = Field(description="How the same method performed on the last measured point.")
 
 
 class NoForecast(Value):
-    """A forecast is withheld. Scores are 0 to 1."""
+    """No forecast is given. Scores are 0 to 1."""
 
     available: Literal[False] = Field(False, description="Always false: there is no forecast.")
     reason: str = Field(description="Why not.")
     back_test: BackTest | None = Field(
-        None, description="How the method did on the last measured point, if it was tried."
+        None, description="How the method performed on the last measured point, if it was tried."
     )
 
 
@@ -305,16 +305,16 @@ AnyForecast = Annotated[Annotated[Forecast, Tag(YES)] | Annotated[NoForecast, Ta
 
 
 class LearningCurve(Record):
-    """The recipe on nested parts of the training rows, judged on the same test rows. Scores by the task's metric."""
+    """The recipe, trained on nested subsets of the rows and tested on the same rows. Scores by the task's metric."""
 
     points: tuple[CurvePoint, ...] = Field(description="Smallest first.")
     doubling: Doubling = Field(description="The last doubling of the data.")
-    forecast: AnyForecast = Field(description="Twice the data.")
-    recipe: str = Field(description="What was kept the same at every size.")
+    forecast: AnyForecast = Field(description="The score expected at twice the data.")
+    recipe: str = Field(description="What was kept constant across sizes.")
 
     @property
     def measured(self) -> Literal[True]:
-        """As the other stages' results have it as a field."""
+        """The other stages' results have a field of this name."""
         return True
 
 
@@ -345,23 +345,23 @@ class Quantiles(Value):
 
 
 class RequestCost(Value):
-    """What requests to one model with one kind of prompt cost. Lengths in tokens, times in seconds."""
+    """Cost of requests to one model with one kind of prompt. Lengths in tokens, times in seconds."""
 
     prompt_tokens: float = Field(description="Mean length of a prompt, in tokens.")
-    cached_tokens: int = Field(description="Tokens of the prompt in a prefix cache.")
+    cached_tokens: int = Field(description="Prompt tokens that come from a prefix cache.")
     answer_tokens: float = Field(description="Mean length of an answer, in tokens.")
     first_token: Quantiles = Field(description="Time to the first token, in seconds.")
-    seconds: Quantiles = Field(description="Time to the whole answer, in seconds.")
+    seconds: Quantiles = Field(description="Time to the complete answer, in seconds.")
     requests_per_second_together: float = Field(description="Throughput of batched requests, per second.")
 
 
 class Money(Value):
     """Prices in the unit of cost.price_per_hour."""
 
-    per_thousand: dict[str, float] = Field(description="Price of a thousand requests, by way to answer.")
-    training_and_judging: float = Field(description="Price of the training and of judging the arms.")
+    per_thousand: dict[str, float] = Field(description="Price of a thousand requests, by way of answering.")
+    training_and_judging: float = Field(description="Price of training and of evaluating the arms.")
     break_even_requests: int | None = Field(
-        description="Requests after which training is paid for; null if there is no such number."
+        description="Requests after which training has paid for itself; null if there is no such number."
     )
     why_not: str | None = Field(None, description="Why there is no such number.")
 
@@ -371,8 +371,8 @@ class Cost(Record):
 
     measured: Literal[True] = Field(True, description="Always true.")
     requests: int = Field(description="Test prompts that were timed one by one.")
-    together: int = Field(description="Prompts per batch for the throughput.")
-    ways: dict[str, RequestCost] = Field(description="By way to answer.")
+    together: int = Field(description="Prompts per batch in the throughput measurement.")
+    ways: dict[str, RequestCost] = Field(description="By way of answering.")
     money: Money | None = Field(description="Null without cost.price_per_hour.")
 
 

@@ -1,4 +1,4 @@
-"""What left the run: how each export compared after reloading, and the note beside the adapter."""
+"""Exports: how each one compares after reloading, and the note stored with the adapter."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class ExportCheck(Record):
     dtype: str = Field(description="Dtype of the stored weights.")
     largest_difference: float = Field(description="Largest absolute difference of a logit over all canaries.")
     same_texts: int = Field(description="Canaries whose greedy continuation is the same.")
-    canaries: int = Field(description="Held-out prompts that both models were given.")
-    loaded_with: str = Field(description="What the fresh process loaded it with.")
+    canaries: int = Field(description="Number of held-out prompts given to both models.")
+    loaded_with: str = Field(description="How the fresh process loaded it.")
 
 
 EXPORTS: TypeAdapter[tuple[ExportCheck, ...]] = TypeAdapter(tuple[ExportCheck, ...])
 
 
 class AdapterNote(Record):
-    """adapter/tunewright.json: what PEFT's own config does not keep. All hashes are sha256."""
+    """adapter/tunewright.json: what PEFT's own config does not record. All hashes are sha256."""
 
     base: str = Field(description="The base model, as the config names it.")
-    base_sha256: str = Field(description="Hash of the base model; another base is refused on loading.")
+    base_sha256: str = Field(description="Hash of the base model; a different base is rejected on loading.")
     template_sha256: str = Field(description="Hash of the chat template and tokenizer.")
     run: str = Field(description="Name of the run.")
     files: dict[str, str] = Field(description="Hash of each file of the adapter.")

@@ -1,4 +1,4 @@
-"""Records on disk: reading checks every key, writing is atomic. Also the table of a run's files and their records."""
+"""Records on disk: reads are validated, writes are atomic. Also the table of a run's files and their records."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ Json = dict[str, object] | list[dict[str, object]]
 
 @dataclass(frozen=True)
 class RunFile:
-    """A kind of file in a run folder: ``pattern`` below the folder, and what it holds, once or once per line.
+    """A kind of file in a run folder. ``pattern`` is relative to the folder; ``holds`` is the type of the file or, if
+    ``lines``, of each of its lines.
 
-    Where a file matches two patterns, it is of the first kind.
+    A file that matches several patterns is of the first kind.
     """
 
     pattern: str
@@ -67,28 +68,28 @@ FILES: tuple[RunFile, ...] = (
     _file("data/audit.json", Audit, "the audit of the data"),
     _file("data/split.jsonl", SplitRow, "the side of every row", lines=True),
     _file("selftest.json", SelfTest, "the self-test before the first step"),
-    _file("protocol.json", ProtocolRecord, "what will be asked of the test rows"),
-    _file("receipt.json", Receipt, "what is needed to make the run again"),
-    _file("plan.json", Plan, "every setting of the run as it is used, with the reason for each"),
-    _file("profile.json", Profile, "where the time of a step goes (`tunewright train --profile`)"),
-    _file("metrics.jsonl", METRICS, "every step of the training", lines=True),
-    _file("checkpoints/step-*/state.json", CheckpointState, "how far a checkpoint is"),
+    _file("protocol.json", ProtocolRecord, "how the test rows will be evaluated"),
+    _file("receipt.json", Receipt, "what is needed to repeat the run"),
+    _file("plan.json", Plan, "every number that training uses, with the reason for each"),
+    _file("profile.json", Profile, "where the time of a training step goes (`tunewright train --profile`)"),
+    _file("metrics.jsonl", METRICS, "every training step", lines=True),
+    _file("checkpoints/step-*/state.json", CheckpointState, "the state of a checkpoint"),
     _file("training.json", Training, "how training ended"),
-    _file("scores/keep.jsonl", RegressionLine, "the regression rows, before and after", lines=True),
-    _file("scores/*.jsonl", ScoreLine, "answers of the chosen arms to test", lines=True),
-    _file("scores/dev/*.jsonl", ScoreLine, "answers to dev", lines=True),
+    _file("scores/keep.jsonl", RegressionLine, "the regression rows, before and after training", lines=True),
+    _file("scores/*.jsonl", ScoreLine, "answers of the chosen arms to the test rows", lines=True),
+    _file("scores/dev/*.jsonl", ScoreLine, "answers to the dev rows", lines=True),
     _file("scores/again/*.jsonl", ScoreLine, "answers to some dev rows, a second time", lines=True),
     _file("forgetting.json", FORGETTING, "what was forgotten"),
-    _file("verdict.json", Verdict, "the verdict, with every number of the run"),
+    _file("verdict.json", Verdict, "the verdict, with every number behind it"),
     _file("crossfit.json", CROSSFIT, "rows that look wrong to models not trained on them"),
-    _file("cleaning.json", CLEANING, "the run without its flagged rows"),
-    _file("mitigation.json", MITIGATION, "ways to forget less"),
-    _file("prompt_distillation.json", PROMPT_DISTILLATION, "the instruction, distilled into weights"),
+    _file("cleaning.json", CLEANING, "training without the flagged rows"),
+    _file("mitigation.json", MITIGATION, "ways to reduce forgetting"),
+    _file("prompt_distillation.json", PROMPT_DISTILLATION, "the instruction, distilled into the weights"),
     _file("learning_curve.json", CURVE, "whether more data would help"),
     _file("cost.json", COST, "what a request costs"),
     _file("export.json", EXPORTS, "each export, reloaded and compared"),
-    _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not keep"),
-    _file("events.jsonl", Event, "what happened, in order", lines=True),
+    _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not record"),
+    _file("events.jsonl", Event, "what happened in the run, in order", lines=True),
     _file("branches/*/metrics.jsonl", METRICS, "as above, of a branch", lines=True),
     _file("branches/*/checkpoints/step-*/state.json", CheckpointState, "as above, of a branch"),
     _file("branches/*/training.json", ANY_TRAINING, "how the training of a branch ended"),
@@ -108,13 +109,13 @@ def files(run: Path) -> list[tuple[Path, RunFile]]:
 def read(path: Path, kind: type[T] | TypeAdapter[T]) -> T:
     """The record in ``path``. ``kind`` is a record, or the adapter of a union such as `FORGETTING`.
 
-    Raises RUN_DAMAGED, naming file and field, if the file is missing, is not JSON or is not such a record.
+    Raises RUN_DAMAGED, naming file and field, if the file is missing, is not JSON or does not match the record.
     """
     return _parsed(_adapter(kind), _bytes(path), str(path))
 
 
 def existing(path: Path, kind: type[T] | TypeAdapter[T]) -> T | None:
-    """As `read`; None if there is no such file."""
+    """Like `read`, but None if there is no such file."""
     return read(path, kind) if path.exists() else None
 
 
@@ -145,7 +146,7 @@ def append_line(path: Path, row: BaseModel) -> None:
 
 
 def to_json(value: BaseModel | Sequence[BaseModel]) -> Json:
-    """As it is written, in plain values."""
+    """The plain JSON value that is written to the file."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return [v.model_dump(mode="json") for v in value]
@@ -165,7 +166,7 @@ def schema() -> dict[str, object]:
 
 
 class _Untitled(GenerateJsonSchema):
-    """Without a title per field, which only repeats its name."""
+    """Omits field titles, which only repeat the field names."""
 
     def field_title_should_be_set(self, schema: object) -> bool:
         return False
@@ -208,7 +209,7 @@ def _field(error: ErrorDetails) -> str:
     return f"`{'.'.join(steps)}`: " if steps else ""
 
 
-RESTORE = "restore it from a copy; without one, remove it and run the same command again, or start a new run."
+RESTORE = "restore it from a backup; if there is none, delete it and rerun the same command, or start a new run."
 
 
 def _damaged(message: str, where: str, fix: str = RESTORE) -> RunError:

@@ -1,4 +1,4 @@
-"""scores/: one line per judged row, with what was asked, expected and answered."""
+"""scores/: one line per evaluated row, with the prompt, the expected answer and the actual one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Turn(Value):
 
 
 class FieldCounts(NamedTuple):
-    """Fields of a JSON answer; JSON: [right, wrong, missed]."""
+    """Numbers of fields in a JSON answer; JSON: [right, wrong, missed]."""
 
     right: int
     wrong: int
@@ -25,26 +25,26 @@ class FieldCounts(NamedTuple):
 
 
 class Answered(Line):
-    """One row as an arm answered it. Scores are 0 to 1, except bits per byte; lengths are in tokens."""
+    """An arm's answer to one row. Scores are 0 to 1, except bits per byte; lengths are in tokens."""
 
     where: str = Field(description="file:line of the row.")
     messages: tuple[Turn, ...] = Field(description="The prompt, before the chat template; empty for documents.")
-    target: str = Field(description="The expected answer; of a document the first 200 characters.")
+    target: str = Field(description="The expected answer; for a document, its first 200 characters.")
     answer: str = Field(description="The arm's answer; empty for documents.")
     score: float = Field(description="By the task's metric.")
     prompt_tokens: int | None = Field(
         None, description="Tokens of the rendered prompt; 0 for arms without a language model."
     )
     probs: dict[str, float] | None = Field(
-        None, description="Probability of each label, rounded to 6 digits; labels only."
+        None, description="Probability of each label, rounded to 6 digits; label tasks only."
     )
     answer_tokens: int | None = Field(None, description="Tokens generated.")
     cut: bool | None = Field(None, description="Whether the answer ended at the token limit.")
     exact_match: float | None = Field(
-        None, description="1 if the answer equals the target without fences, quotes and case, else 0."
+        None, description="1 if answer and target are equal, ignoring fences, quotes and case; else 0."
     )
     strict_match: float | None = Field(
-        None, description="1 if it equals the target but for case and white space, else 0."
+        None, description="1 if answer and target are equal, ignoring only case and white space; else 0."
     )
     valid: bool | None = Field(None, description="Whether the answer is JSON and nothing else; JSON tasks only.")
     fields: FieldCounts | None = Field(None, description="[right, wrong, missed] fields; JSON tasks only.")
@@ -58,10 +58,10 @@ class ScoreLine(Answered):
     """One line of a file in scores/. Scores are 0 to 1, except bits per byte; lengths are in tokens."""
 
     row: int = Field(description="Row number, from 0.")
-    key: str = Field(description="Hash of what the answer depends on; a line with another key is answered again.")
+    key: str = Field(description="Hash of what the answer depends on; a row whose key has changed is answered again.")
 
 
 class RegressionLine(Answered):
-    """One line of scores/keep.jsonl: a regression row, as tuned model and base answered it. Scores are 0 to 1."""
+    """One line of scores/keep.jsonl: a regression row, answered by the tuned model and the base. Scores are 0 to 1."""
 
     before: str = Field(description="The base model's answer.")

@@ -20,30 +20,30 @@ class ModelFacts(Value):
     heads: int = Field(description="Attention heads per layer.")
     vocabulary: int = Field(description="Rows of the embedding.")
     context: int = Field(description="Longest sequence, in tokens.")
-    parameters: int = Field(description="Number of weights.")
+    parameters: int = Field(description="Number of parameters.")
     dtype: str = Field(description="Dtype of the stored weights, as safetensors names it.")
     window: int | None = Field(description="Sliding attention window in tokens; null if there is none.")
-    shareable: bool = Field(description="Whether rows may share the computation of a common beginning.")
+    shareable: bool = Field(description="Whether rows with a common prefix may share its computation.")
     packable: bool = Field(description="Whether several rows may be computed in one pass.")
-    leak: str = Field(description="Why not, where either is false.")
-    draws: bool = Field(description="Whether the model itself has dropout in training.")
-    fused: bool = Field(description="Whether our kernels can run its layers.")
+    leak: str = Field(description="Why not, if either is false.")
+    draws: bool = Field(description="Whether the model itself applies dropout during training.")
+    fused: bool = Field(description="Whether the fused kernels support its layers.")
     sha256: str = Field(description="Hash over config and weight files.")
 
 
 class TemplateFacts(Value):
-    """The chat template: its arguments, and the date that it writes."""
+    """The chat template: its arguments, and the date that it prints."""
 
-    kwargs: dict[str, JsonValue] = Field(description="Arguments that the template is always given.")
-    note: str = Field(description="Why it is given them; empty if it is given none.")
-    day: str = Field(description="YYYY-MM-DD written where the template asks for today's date; empty if it does not.")
+    kwargs: dict[str, JsonValue] = Field(description="Arguments that are always passed to the template.")
+    note: str = Field(description="Why they are passed; empty if there are none.")
+    day: str = Field(description="Date (YYYY-MM-DD) that the template prints as today's; empty if it prints none.")
 
 
 class MachineFacts(Value):
     """The machine of the run. Memory in GB (1e9 bytes), speed in GFLOP/s, both measured before training."""
 
     device: str = Field(description="cpu or cuda.")
-    cores: int = Field(description="Threads that torch was given.")
+    cores: int = Field(description="Threads that torch uses.")
     memory_gb: float = Field(description="Memory of the device, GB.")
     free_gb: float = Field(description="Free memory when the run began, GB.")
     fp32_gflops: float = Field(description="Speed of a float32 matrix product, GFLOP/s.")
@@ -60,21 +60,21 @@ class Lengths(Value):
     tokens_p95: float = Field(description="95th percentile of the lengths, in tokens.")
     targets_p95: float = Field(description="95th percentile of the supervised tokens.")
     tokens_longest: float = Field(description="Longest sequence, in tokens.")
-    targets_longest: float = Field(description="Most supervised tokens of a sequence.")
+    targets_longest: float = Field(description="Largest number of supervised tokens in a sequence.")
 
 
 class Receipt(Record):
-    """What is needed to make the run again, and to notice that something has changed since. Written before training."""
+    """What is needed to repeat the run, and to detect what has changed since. Written before training."""
 
     command: str = Field(description="The command that started the run.")
-    versions: dict[str, str] = Field(description="Version of Python and of each package that computes.")
+    versions: dict[str, str] = Field(description="Versions of Python and of the packages that the results depend on.")
     hashes: dict[str, str] = Field(description="sha256 of data, model, template, plan, protocol, code and config.")
     model: ModelFacts = Field(description="The base model.")
     template: TemplateFacts = Field(description="How the chat template is rendered.")
     machine: MachineFacts = Field(description="The machine of the run.")
     seed: int = Field(description="Seed of all random draws.")
     threads: int = Field(description="Threads of torch.")
-    instruction: str | None = Field(description="The commonest system message of the training rows; null if none.")
+    instruction: str | None = Field(description="The most frequent system message of the training rows; null if none.")
     lengths: dict[str, Lengths] = Field(description="By side; a side without rows is absent.")
 
 
@@ -83,7 +83,7 @@ class SelfTestFinding(Value):
 
     check: str = Field(description="Name of the property.")
     result: str = Field(description="What was measured, as a sentence.")
-    held: bool = Field(description="False if the plan fell back to a slower way of computing because of it.")
+    held: bool = Field(description="Whether the property holds; if not, the plan uses a slower computation.")
 
 
 class SelfTest(Record):
@@ -103,16 +103,16 @@ class StartLine(Line):
 class StepLine(Line):
     """One optimizer step. Losses in nats per supervised token, time in seconds."""
 
-    step: int = Field(ge=1, description="Steps taken, this one included.")
+    step: int = Field(ge=1, description="Steps taken, including this one.")
     loss: float = Field(description="Training loss of the step's rows, nats per supervised token.")
     lr: float = Field(description="Learning rate of the step.")
     grad_norm: float = Field(description="Norm of the gradient before clipping.")
     tokens: int = Field(description="Tokens of the step's rows.")
-    computed: int = Field(description="Tokens that went through the model; fewer where rows share a beginning.")
-    supervised: float = Field(description="Summed weight of the supervised tokens; the loss was divided by it.")
-    seconds: float = Field(description="Duration of the step, in seconds; dev loss not included.")
+    computed: int = Field(description="Tokens that went through the model; fewer than `tokens` if rows share a prefix.")
+    supervised: float = Field(description="Total weight of the supervised tokens, by which the loss was divided.")
+    seconds: float = Field(description="Duration of the step without the dev evaluation, in seconds.")
     metrics: dict[str, float] | None = Field(
-        None, description="Further numbers of the method, by name; absent if none."
+        None, description="Additional metrics of the method, by name; absent if none."
     )
     dev_loss: float | None = Field(None, description="Loss on all dev rows after the step, if it was measured.")
 
@@ -129,7 +129,7 @@ METRICS: TypeAdapter[StartLine | StepLine] = TypeAdapter(MetricsLine)
 
 
 class CheckpointState(Record):
-    """Everything a checkpoint knows beside weights and optimizer moments. Loss in nats per supervised token."""
+    """The state of a checkpoint besides weights and optimizer moments. Loss in nats per supervised token."""
 
     step: int = Field(description="Steps taken.")
     hashes: dict[str, str] = Field(
@@ -138,20 +138,22 @@ class CheckpointState(Record):
     best: float | None = Field(description="Lowest dev loss so far, nats per supervised token; null without dev rows.")
     best_step: int | None = Field(description="The step of that loss.")
     best_sha256: str | None = Field(description="Hash of the file that holds the weights of that step.")
-    waited: int = Field(description="Dev losses measured since without an improvement.")
+    waited: int = Field(description="Dev evaluations since then, none of them better.")
 
 
 class BranchTraining(Record):
-    """How the training of a branch, beside the run's own, ended. Losses in nats per supervised token."""
+    """How the training of a branch ended. Losses in nats per supervised token."""
 
     steps: int = Field(description="Steps taken.")
     stopped_early: bool = Field(
-        description="Whether training ended before the plan did, because dev loss had stopped falling."
+        description="Whether training ended before the planned steps, because dev loss had stopped falling."
     )
     best_step: int | None = Field(description="The step whose weights were kept; null without dev rows.")
     best_dev_loss: float | None = Field(description="Dev loss of that step, nats per supervised token.")
     first_dev_loss: float | None = Field(description="Dev loss before the first step, nats per supervised token.")
-    seconds: float = Field(description="Duration of the last process that trained, in seconds.")
+    seconds: float = Field(
+        description="Duration of the last process that trained, in seconds; a resumed training has several."
+    )
     tokens: int = Field(description="Tokens of all rows of all steps.")
     weights_sha256: str = Field(description="Hash of checkpoints/final.safetensors.")
 
@@ -159,9 +161,9 @@ class BranchTraining(Record):
 class Training(BranchTraining):
     """How the run's own training ended. Losses in nats per supervised token, memory in GB."""
 
-    peak_gb: float = Field(description="Largest memory of the process, GB (1e9 bytes).")
-    trained: int = Field(description="Number of weights that were trained.")
-    total: int = Field(description="Number of weights, the adapter's included.")
+    peak_gb: float = Field(description="Peak memory of the process, GB (1e9 bytes).")
+    trained: int = Field(description="Number of trained parameters.")
+    total: int = Field(description="Number of parameters, including the adapter's.")
 
 
 def _training_kind(value: object) -> str:

@@ -19,7 +19,7 @@ from tunewright.core.records.evidence import (
 
 
 class ProtocolRecord(Record):
-    """What will be asked of the test rows. Differences and margins in units of the metric."""
+    """How the test rows will be evaluated. Differences and margins in units of the metric."""
 
     rule: str = Field(description="How the comparator is chosen and what BETTER requires.")
     metric: str = Field(description="The metric of the verdict.")
@@ -28,10 +28,12 @@ class ProtocolRecord(Record):
     alpha: float = Field(description="1 - coverage of the intervals, 0 to 1.")
     arms: dict[str, tuple[str, ...]] = Field(description="Family of arms -> description of each variant.")
     max_new_tokens: int = Field(description="Longest answer, in tokens.")
-    dev_rows: int = Field(description="Dev rows that choose.")
-    test_rows: int = Field(description="Test rows that decide.")
-    rows_sha256: str = Field(description="Hash over both, by content.")
-    detectable: float | None = Field(description="Difference that the test rows show with power 0.8; null if unknown.")
+    dev_rows: int = Field(description="Number of dev rows, used to choose.")
+    test_rows: int = Field(description="Number of test rows, used to decide.")
+    rows_sha256: str = Field(description="Hash over the content of both.")
+    detectable: float | None = Field(
+        description="Difference that the test rows detect with power 0.8; null if unknown."
+    )
     assumed: str = Field(description="What that assumes about the arms.")
 
 
@@ -40,8 +42,8 @@ class Contrast(Value):
 
     difference: float = Field(description="tuned - this arm.")
     interval: Interval = Field(description="Its interval.")
-    p_value: float = Field(description="Two-sided p of the difference.")
-    p_holm: float = Field(description="Adjusted for the number of arms (Holm).")
+    p_value: float = Field(description="Two-sided p-value of the difference.")
+    p_holm: float = Field(description="The p-value, adjusted for the number of arms (Holm).")
 
 
 class ArmResult(Value):
@@ -69,16 +71,18 @@ class Comparator(Value):
     name: str = Field(description="Family of the arm; a key of arms.")
     score: float = Field(description="Its test score.")
     variant: str = Field(description="Its variant; empty if there is only one.")
-    chosen_on: Literal["dev", "test"] = Field(description="Which rows chose it; test favours it.")
-    on_dev: dict[str, float] = Field(description="Dev score of every untrained arm; empty if test chose.")
+    chosen_on: Literal["dev", "test"] = Field(
+        description="The side on which it was chosen; choosing on test favours it."
+    )
+    on_dev: dict[str, float] = Field(description="Dev score of every untrained arm; empty if it was chosen on test.")
 
 
 class Rerun(Value):
-    """Evaluation noise: some dev rows, answered once more."""
+    """Evaluation noise: some dev rows, answered a second time."""
 
     rows: int = Field(description="Dev rows.")
     changed: int = Field(description="Answers that changed, over both arms.")
-    floor: float = Field(description="How far both arms' mean scores moved, added; smaller differences are noise.")
+    floor: float = Field(description="Sum of the changes in both arms' mean scores; smaller differences are noise.")
 
 
 class Overlap(Value):
@@ -92,7 +96,7 @@ class Overlap(Value):
 
 
 class CorpusComparison(Value):
-    """A metric of all rows together, such as macro-F1 or corpus chrF. 0 to 1, except bits per byte."""
+    """A metric over all rows together, such as macro-F1 or corpus chrF. 0 to 1, except bits per byte."""
 
     metric: str = Field(description="Which metric.")
     tuned: float = Field(description="Value of the tuned arm.")
@@ -103,7 +107,7 @@ class CorpusComparison(Value):
 
 
 class CalibrationErrors(Value):
-    """How honest the label probabilities are on test."""
+    """How well the label probabilities are calibrated on test."""
 
     log_loss: float = Field(description="Mean -log probability of the right label, in nats.")
     brier: float = Field(description="Mean squared error of the probabilities, summed over labels; 0 to 2.")
@@ -112,7 +116,7 @@ class CalibrationErrors(Value):
 
 
 class CoveragePoint(NamedTuple):
-    """What happens if only rows of at least some confidence are answered; JSON: [threshold, coverage, accuracy]."""
+    """The result of answering only rows with at least some confidence; JSON: [threshold, coverage, accuracy]."""
 
     threshold: float
     coverage: float
@@ -124,21 +128,23 @@ class Handover(Value):
 
     threshold: float = Field(description="Chosen on dev.")
     answered: float = Field(description="Fraction of test rows at or above it.")
-    accuracy: float | None = Field(description="Fraction of them that is right; null if there are none.")
+    accuracy: float | None = Field(description="Fraction of those that are right; null if there are none.")
     interval: Interval = Field(description="Interval of the accuracy.")
 
 
 class Calibration(Value):
     """Whether the label probabilities can be trusted: temperature and threshold from dev, the rest on test. 0 to 1."""
 
-    temperature: float = Field(description="Divides the log probabilities; above 1 means that they were too sure.")
-    as_given: CalibrationErrors = Field(description="As the model gives them.")
-    tempered: CalibrationErrors = Field(description="At the temperature.")
+    temperature: float = Field(
+        description="Divides the log probabilities; above 1 means that the model was overconfident."
+    )
+    as_given: CalibrationErrors = Field(description="Errors of the model's own probabilities.")
+    tempered: CalibrationErrors = Field(description="Errors of the probabilities at that temperature.")
     rows: int = Field(description="Test rows.")
-    enough_rows: bool = Field(description="Whether they are enough to rely on.")
-    wanted: float = Field(description="Accuracy that the threshold is to reach (prove.target_accuracy).")
+    enough_rows: bool = Field(description="Whether there are enough test rows to rely on.")
+    wanted: float = Field(description="Required accuracy (prove.target_accuracy).")
     curve: tuple[CoveragePoint, ...] = Field(description="From the most confident row to all rows.")
-    handover: Handover | None = Field(None, description="Absent if no threshold reached that accuracy on dev.")
+    handover: Handover | None = Field(None, description="Absent if no threshold reached the required accuracy on dev.")
 
 
 class Verdict(Record):
@@ -155,14 +161,14 @@ class Verdict(Record):
     verdict: Word = Field(description="BETTER also requires that every untrained arm is beaten.")
     difference: float = Field(description="tuned - comparator.")
     interval: Interval = Field(description="Its interval, at 1 - alpha.")
-    p_value: float = Field(description="Two-sided p of the difference.")
-    test: str = Field(description="Which interval and test.")
+    p_value: float = Field(description="Two-sided p-value of the difference.")
+    test: str = Field(description="Methods of the interval and of the test.")
     clusters: int = Field(description="Independent groups of test rows.")
     only_tuned: int = Field(description="Test rows on which the tuned arm scored higher.")
     only_other: int = Field(description="Test rows on which the comparator scored higher.")
     margin: float = Field(description="Differences within it are practically equal.")
     alpha: float = Field(description="1 - coverage of the intervals, 0 to 1.")
-    rows_needed: int | None = Field(description="Test rows that would decide with power 0.8; null if these do.")
+    rows_needed: int | None = Field(description="Test rows needed to decide with power 0.8; null if these suffice.")
     n: int = Field(description="Test rows.")
     unbeaten: tuple[str, ...] = Field(description="Untrained arms that the tuned arm is not shown to beat.")
     variants_on_dev: dict[str, float] = Field(
@@ -177,7 +183,7 @@ class Verdict(Record):
     task: str = Field(description="label, json, generation or text.")
     max_new_tokens: int = Field(description="Longest answer, in tokens.")
     test_reads: int = Field(description="How often the run has read its test rows.")
-    dev_rows: int = Field(description="Dev rows that chose.")
+    dev_rows: int = Field(description="Dev rows used to choose.")
     protocol: str = Field(description="sha256 of the protocol.")
     forgetting: Measured[Forgetting] | None = Field(None, description="Copy of forgetting.json.")
     mitigation: Measured[Mitigation] | None = Field(None, description="Copy of mitigation.json.")
@@ -191,7 +197,7 @@ class Verdict(Record):
 
     @property
     def is_better(self) -> bool:
-        """Whether the word is BETTER, which `--gate` asks for."""
+        """Whether the verdict is BETTER, as `--gate` requires."""
         return self.verdict == "BETTER"
 
     @property
@@ -201,7 +207,7 @@ class Verdict(Record):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Untrained arms that keep a run from BETTER although the comparator is beaten."""
+        """Untrained arms that prevent BETTER although the comparator is beaten."""
         return self.unbeaten if self.interval.low > 0 else ()
 
     @property

@@ -58,9 +58,9 @@ def _labels(work: Work, folds: Folds) -> LabelCrossfit:
     logp = {i: np.zeros(len(names)) for i in folds[0]}
     for branch, held in _halves(work, folds):
         for score in branches.scores(work, branch, "train", rows=held):
-            assert isinstance(score.answer.made, LabelProbs)
+            assert isinstance(score.answer.output, LabelProbs)
             assert score.row is not None
-            probs = score.answer.made.probs
+            probs = score.answer.output.probs
             logp[score.row] += np.log(np.maximum([probs[name] for name in names], TINY)) / CUTS
     rows = sorted(logp)
     labels = [work.data.examples[i].target for i in rows]
