@@ -1,8 +1,8 @@
-"""Exports, each verified in a fresh process, and their model cards. A new form is a file with an `Export` and a row
-here."""
+"""Exports, each verified in a fresh process, and their model cards. To add one, write a module with an `Export` and list
+it here."""
 
 from tunewright.export.adapter import ADAPTER
 from tunewright.export.merged import MERGED
 
-# In the order in which they are written: merging changes the model for good.
+# In the order in which they are written: merging changes the model permanently.
 EXPORTS = {export.kind: export for export in (ADAPTER, MERGED)}

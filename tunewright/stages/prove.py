@@ -90,7 +90,7 @@ def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
     """Estimates evaluation noise by re-running some dev rows."""
     floor, changed, rows = 0.0, 0, work.inputs.dev[:REPEATED]
     for arm in arms:
-        if not arm.repeatable:
+        if not arm.deterministic:
             first = work.answers.of(arm, "dev", trained)[: len(rows)]
             file = work.run.scores / "again" / f"{arm.name}.jsonl"
             second = work.answers.scores(Question(arm, "dev", rows, file), trained)
