@@ -59,7 +59,7 @@ class Shape(HTMLParser):
 
 # What each section says of the full run, and how to take its record away.
 SECTIONS = {
-    "cost": "8 test prompts on the machine of this run",
+    "cost": "8 test prompts on this run's machine",
     "forgetting": "next-token probabilities",
     "mitigation": "rate / 3",
     "learning_curve": "more data of this kind",

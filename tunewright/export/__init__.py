@@ -1,5 +1,5 @@
-"""Exports, each verified in a fresh process, and their model cards. To add one, write a module with an `Export` and list
-it here."""
+"""Exports, each verified in a fresh process, and their model cards. A new one is a module with an `Export`, listed
+here."""
 
 from tunewright.export.adapter import ADAPTER
 from tunewright.export.merged import MERGED

@@ -28,8 +28,8 @@ def wanted(config: Config, plan: Plan) -> bool:
 
 
 def stored_dtype(config: Config, facts: Facts) -> Dtype:
-    """As configured; if auto, float32, because an update is often smaller than the bfloat16 precision of the weight that
-    it changes, but the base model's own dtype above 2 GB."""
+    """As configured. Auto is float32, because an update is often smaller than the bfloat16 precision of the weight that
+    it changes; above 2 GB, the base model's own dtype."""
     if config.export.dtype != "auto":
         return config.export.dtype
     own: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}

@@ -18,8 +18,8 @@ from tunewright.tokens.template import Template
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one batch. ``sum`` and ``metrics`` are sums over what `Method.weight` counts; the loop divides both by the
-    weight of the whole step. The metrics go into the step's line of metrics.jsonl."""
+    """The loss of one batch. ``sum`` and ``metrics`` are sums over what `Method.weight` counts; the loop divides both
+    by the weight of the whole step. The metrics go into the step's line of metrics.jsonl."""
 
     sum: Tensor
     metrics: dict[str, float] = field(default_factory=dict)

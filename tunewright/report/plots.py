@@ -51,7 +51,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Reference:
-    """Reference lines of a learning curve: the best untrained arm, and the highest score that contradictory labels allow."""
+    """Reference lines of a learning curve: the best untrained arm, and the ceiling set by contradictory labels."""
 
     comparator: float
     ceiling: float | None

@@ -123,9 +123,8 @@ def cautions(verdict: Verdict) -> list[str]:
     for ability, probe in _probes(forgetting(verdict)).items():
         if probe is not None and probe.verdict == "WORSE":
             change = interval(probe.interval, sign=True)
-            sentences.append(
-                f"The tuned model got worse {ability}: {fixed(probe.base)} before, {fixed(probe.tuned)} after ({change})."
-            )
+            values = f"{fixed(probe.base)} before, {fixed(probe.tuned)} after ({change})"
+            sentences.append(f"The tuned model got worse {ability}: {values}.")
     if tfidf_unbeaten(verdict):
         sentences.append("A TF-IDF classifier that trains in seconds is not shown to be worse.")
     arms = {"tuned": verdict.tuned_arm, verdict.comparator.name: verdict.comparator_arm}

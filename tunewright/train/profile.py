@@ -87,14 +87,14 @@ class Profile:
         for kind, spent in sorted(self.seconds_by_kind.items(), key=lambda item: -item[1]):
             lines.append(f"  {kind:<32}{spent:6.3f} s {spent / self.seconds:5.0%}")
         if self.seconds_by_kind[REST] > LARGEST_REST * self.seconds:
-            lines.append(f"  over {LARGEST_REST:.0%} is unnamed; operations are named as in torch {TORCH}")
+            lines.append(f"  over {LARGEST_REST:.0%} is unclassified; the classification is for torch {TORCH}")
         lines.append(
             f"  {self.gflop:.0f} GFLOP at {self.gflop / self.seconds:.0f} GFLOP/s: "
             f"{self.of_peak:.0%} of the {self.peak_gflops:.0f} that this machine reaches"
         )
         if self.logical_gflop > 1.1 * self.gflop:
             ratio = self.logical_gflop / self.gflop
-            lines.append(f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {ratio:.1f} times as many")
+            lines.append(f"  row by row it would be {self.logical_gflop:.0f} GFLOP: {ratio:.1f} times as much")
         return lines
 
 
@@ -122,7 +122,7 @@ def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> floa
 
 @dataclass(frozen=True)
 class Speed:
-    """Forward and backward on real rows, measured over some ``passes``."""
+    """Forward and backward on real rows, measured over ``passes`` passes."""
 
     tokens_per_second: float
     passes: int

@@ -60,7 +60,8 @@ def knowledge() -> list[Question]:
 
 
 def generic(seen: Sequence[str] = ()) -> list[Text]:
-    """Passages of four kinds, interleaved, without those that share a run of 13 words with a training text (``seen``)."""
+    """Passages of four kinds, interleaved, without any that shares a run of 13 words with ``seen``, the training
+    texts."""
     trained = {span for text in seen for span in spans(text)}
     of_kind: dict[str, list[Text]] = {}
     for x in _lines("generic"):
