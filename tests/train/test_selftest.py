@@ -116,7 +116,7 @@ def test_wrong_kernels_fall_back_to_the_models_own(monkeypatch: pytest.MonkeyPat
 def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, rows, plan = world(layout="packed", kernels="transformers")
 
-    def everyone(ids: Any, fraction: bool = False) -> Any:  # one document, instead of one a row
+    def everyone(ids: Any, shared: bool = False) -> Any:  # one document, instead of one a row
         folded = build([[t for row in ids for t in row]], False)
         place, at = [], 0
         for row in ids:
