@@ -90,10 +90,10 @@ def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pyt
 def test_merged_weights_of_a_small_model_are_float32(trained: Made) -> None:
     small = trained.source.facts
     large = replace(small, parameters=10**9, dtype="BF16")
-    assert merged.stored(load(None), small) == "float32"
-    assert merged.stored(load(None), large) == "bfloat16"
-    assert merged.stored(load(None), replace(large, dtype="F64")) == "float32"
-    assert merged.stored(load(None, export__dtype="float16"), small) == "float16"
+    assert merged.stored_dtype(load(None), small) == "float32"
+    assert merged.stored_dtype(load(None), large) == "bfloat16"
+    assert merged.stored_dtype(load(None), replace(large, dtype="F64")) == "float32"
+    assert merged.stored_dtype(load(None, export__dtype="float16"), small) == "float16"
 
 
 @pytest.mark.parametrize("measured", [True, False])
@@ -118,7 +118,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     code = body.split("```python\n")[1].split("\n```")[0]
     assert code.splitlines() == row.snippet(f"runs/one/{kind}", "models/smollm2")
     compile(code, "card", "exec")
-    assert ("the weights hold 0.5 of the trained update" in body) is measured
+    assert ("the weights contain 0.5 of the trained update" in body) is measured
     assert ("not shown to be better than zero_shot." in body) is not measured
     assert ("the day of training" in body) is measured
     assert not [line for line in body.splitlines() if line != line.rstrip()]

@@ -58,15 +58,17 @@ def test_shots_come_from_train_and_cover_the_labels() -> None:
 class Scripted:
     """A language model that answers with its prompt's last word, and prefers the last label."""
 
-    def write(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+    def generate(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         return [Answer(p[-1].content.split()[-1], Written(1, False), tuple(p), 3) for p in prompts]
 
-    def choose(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
+    def choose_label(
+        self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent
+    ) -> list[Answer]:
         return [
             Answer(labels[-1], LabelProbs({x: float(x == labels[-1]) for x in labels}), tuple(p), 3) for p in prompts
         ]
 
-    def read(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
+    def likelihood(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
         return [Answer("", Likelihood(len(d.text), 2.0)) for d in documents]
 
 

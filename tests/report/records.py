@@ -251,7 +251,7 @@ def verdict() -> dict[str, Any]:
 def plan() -> dict[str, Any]:
     reason = "1 pass on real rows at 275 tokens/s"
     estimate = {"tokens_per_second": 275.0, "train_seconds": 35.6, "peak_gb": 1.7, "reason": reason}
-    reasons = {"steps": "as asked", "lr": "narrower models take larger steps"}
+    reasons = {"steps": "as configured", "lr": "narrower models need higher rates"}
     return plan_of(rows=1327, steps=20, estimate=estimate, reasons=reasons).model_dump()
 
 
@@ -341,7 +341,12 @@ def training() -> dict[str, Any]:
 def exports() -> list[dict[str, Any]]:
     figures = {"dtype": "float32", "largest_difference": 3.8e-05, "same_texts": 8, "canaries": 8}
     return [
-        {"kind": "adapter", "path": "runs/one/adapter", **figures, "loaded_with": "tunewright, base model and adapter"},
+        {
+            "kind": "adapter",
+            "path": "runs/one/adapter",
+            **figures,
+            "loaded_with": "tunewright (base model and adapter)",
+        },
         {"kind": "merged", "path": "runs/one/merged", **figures, "loaded_with": "transformers alone"},
     ]
 

@@ -59,7 +59,7 @@ class Shape(HTMLParser):
 
 # A text in each section of the full run, and how to remove the record of the section.
 SECTIONS = {
-    "cost": "8 test prompts on the machine of this run",
+    "cost": "8 test prompts on this run's machine",
     "forgetting": "next-token probabilities",
     "mitigation": "rate / 3",
     "learning_curve": "more data of this kind",
@@ -67,7 +67,7 @@ SECTIONS = {
     "cleaning": "Trained without the flagged rows (3 duplicates, 12 labels that look wrong)",
     "calibration": "Does it know when it is wrong?",
     "prompt_distillation": "The prompt as weights",
-    "again": "Asked a second time",
+    "again": "dev rows a second time",
     "overlap": "share a run of 13 words",
 }
 NOT_MEASURED = {
@@ -303,12 +303,12 @@ def cautions(verdict: dict[str, Any]) -> list[str]:
 
 def test_cautions_name_what_the_verdict_leaves_out() -> None:
     verdict = records.verdict()
-    assert [c.split(":")[0] for c in cautions(verdict)] == ["It got worse at knowledge"]
+    assert [c.split(":")[0] for c in cautions(verdict)] == ["The tuned model got worse at knowledge questions"]
     verdict["arms"]["tuned"]["summary"]["cut_answers"] = 0.5
     verdict["arms"]["classical"]["tuned_minus_this"]["interval"] = [-0.01, 0.1]
     verdict["forgetting"]["keep"]["verdict"] = "WORSE"
     actual = cautions(verdict)
-    assert actual[1].startswith("It got worse at your regression rows: 0.730 before, 0.670 after")
+    assert actual[1].startswith("The tuned model got worse on your regression rows: 0.730 before, 0.670 after")
     assert "TF-IDF" in actual[2]
     assert actual[3].startswith("50% of tuned answers and 0% of nearest answers were cut off at 96 tokens")
     verdict["forgetting"] = {"measured": False}

@@ -96,7 +96,7 @@ def test_resuming_with_other_inputs_names_what_changed(tmp_path: Any) -> None:
     student = learner_of(model, plan_of())
     parameters, optimizer = student.parameters, student.optimizer
     checkpoints.save(tmp_path, parameters, optimizer, state_at(4, {"data": "a", "model": "b"}), 2)
-    with pytest.raises(Exception, match=r"RESUME_MISMATCH.*data was a, is x"):
+    with pytest.raises(Exception, match=r"RESUME_MISMATCH.*data was a, is now x"):
         checkpoints.restore(tmp_path, parameters, optimizer, {"data": "x", "model": "b"})
 
 

@@ -1,4 +1,4 @@
-"""The adapter alone, as PEFT writes it; it is loaded on the base model."""
+"""The adapter alone, in PEFT's format; users load it onto the base model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wanted(config: Config, plan: Plan) -> bool:
     return plan.adapter.kind != "none"
 
 
-def stored(config: Config, facts: Facts) -> Dtype:
+def stored_dtype(config: Config, facts: Facts) -> Dtype:
     return "float32"
 
 
@@ -53,11 +53,11 @@ def snippet(path: str, base: str) -> list[str]:
 ADAPTER = Export(
     kind="adapter",
     library="peft",
-    loaded_with="tunewright, base model and adapter",
+    loaded_with="tunewright (base model and adapter)",
     tolerance=TOLERANCE,
     folder=lambda run: run.adapter,
     wanted=wanted,
-    dtype=stored,
+    dtype=stored_dtype,
     write=write,
     reload=reload,
     snippet=snippet,

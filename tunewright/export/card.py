@@ -16,7 +16,7 @@ from tunewright.export import EXPORTS
 
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
-    """README.md in the folder of every export."""
+    """Write README.md into the folder of every export."""
     receipt = records.read(run.receipt, Receipt)
     facts = {
         "name": run.name,
@@ -34,13 +34,13 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
 
 
 def render(**values: object) -> str:
-    """The card as Markdown. A name that is not among ``values`` is an error, never an empty string."""
+    """The card as Markdown. A name missing from ``values`` is an error, never an empty string."""
     return _environment().get_template("card.md.j2").render(**values)
 
 
 @functools.cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("tunewright.export"),
         autoescape=False,  # Markdown
         undefined=StrictUndefined,
@@ -48,6 +48,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters["quoted"] = json.dumps
-    made.tests["given"] = lambda value: value is not None and not isinstance(value, Undefined)
-    return made
+    environment.filters["quoted"] = json.dumps
+    environment.tests["given"] = lambda value: value is not None and not isinstance(value, Undefined)
+    return environment

@@ -1,5 +1,5 @@
-"""Write every export that the config asks for. None counts before a fresh process has loaded it and given the same
-answers."""
+"""Write every export that the config asks for. An export is accepted only after a fresh process has loaded it and given
+the same answers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Expected:
-    """The canaries as the fresh process is given them, and what the trained model answers: logits_NV after each, greedy
-    ids."""
+    """The request that the fresh process gets, and the trained model's answers to it: logits_NV after each canary, and
+    greedy token ids."""
 
     request: verify.Request
     logits_NV: Tensor
@@ -54,7 +54,7 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
 def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> list[ExportCheck]:
     """Writes the exports. ``canaries``: token ids of held-out prompts; ``stop``: tokens that end an answer.
 
-    Raises EXPORT_MISMATCH where a reloaded export cannot be loaded or answers otherwise.
+    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently.
     """
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
     expected = _expected(source, model, canaries, stop)
@@ -80,16 +80,15 @@ def _expected(source: Source, model: LanguageModel, canaries: Sequence[Sequence[
 
 
 def _check(row: Export, folder: Path, dtype: Dtype, expected: Expected) -> ExportCheck:
-    """Raises EXPORT_MISMATCH where the reloaded export cannot be loaded or answers otherwise."""
+    """Raises EXPORT_MISMATCH if the export cannot be reloaded or answers differently."""
     logits_NV, greedy = _reloaded(row, folder, expected.request)
     gap = float((logits_NV - expected.logits_NV).abs().max())
     same = sum(a == b for a, b in zip(greedy, expected.greedy, strict=True))
-    if not gap <= row.tolerance[dtype]:  # nor where it is NaN
+    if not gap <= row.tolerance[dtype]:  # also if it is NaN
         raise TrainError(
             "EXPORT_MISMATCH",
-            f"the reloaded {row.kind} differs from the trained model by {gap:.2e} in a logit (allowed "
-            f"{row.tolerance[dtype]:g}); "
-            f"{same} of {len(greedy)} greedy texts agree.",
+            f"a logit of the reloaded {row.kind} differs from the trained model's by {gap:.2e} "
+            f"(allowed: {row.tolerance[dtype]:g}); {same} of {len(greedy)} greedy texts agree.",
             where=str(folder),
             fix="set export.dtype=float32, or report this with the run folder.",
         )
@@ -105,13 +104,13 @@ def _check(row: Export, folder: Path, dtype: Dtype, expected: Expected) -> Expor
 
 
 def _reloaded(row: Export, folder: Path, request: verify.Request) -> tuple[Tensor, list[list[int]]]:
-    """(logits_NV, greedy ids) of the export, from a fresh process."""
+    """(logits_NV, greedy token ids) of the export, from a fresh process."""
     from safetensors import safe_open
 
     with tempfile.TemporaryDirectory() as scratch:
-        asked, out = Path(scratch) / "request.json", Path(scratch) / "out.safetensors"
-        asked.write_text(request.to_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "tunewright.export.verify", row.kind, str(folder), str(asked), str(out)]
+        request_file, out = Path(scratch) / "request.json", Path(scratch) / "out.safetensors"
+        request_file.write_text(request.to_json(), encoding="utf-8")
+        command = [sys.executable, "-m", "tunewright.export.verify", row.kind, str(folder), str(request_file), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]

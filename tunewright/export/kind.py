@@ -1,4 +1,4 @@
-"""What an export is: one row of EXPORTS, and the values that its functions are given."""
+"""The definition of an export (one row of EXPORTS), and the values that its functions receive."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-# Largest difference of a logit by stored dtype: another order of float32 sums moves one by about 1e-5, rounding to 16
-# bits by about 0.1.
+# Largest allowed difference of a logit, by stored dtype: a different order of summation in float32 changes a logit by
+# about 1e-5, rounding to 16 bits by about 0.1.
 TOLERANCE: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.5}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A trained run, with what its model is made of."""
+    """A trained run, and everything that its model is built from."""
 
     run: Run
     config: Config
@@ -35,7 +35,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Base:
-    """The base model's folder and hash, for exports that hold only what was trained."""
+    """The base model's folder and hash, for exports that contain only the trained weights."""
 
     path: str
     sha256: str
@@ -43,17 +43,17 @@ class Base:
 
 @dataclass(frozen=True)
 class Export:
-    """One form in which a trained model leaves its run.
+    """One form in which a trained model can be exported.
 
     kind         its name in export.json, in messages and on the command line of `verify`
     library      library_name of the model card
     loaded_with  what a fresh process loads it with, in words
     tolerance    largest logit difference from the trained model that passes, by stored dtype
-    folder       where it lies
+    folder       where it is written
     wanted       whether the run's config asks for it
-    dtype        the dtype that its weights are stored in
-    write        writes all of it or nothing; may change the module for good, so the rows of EXPORTS have an order
-    reload       loads it in float32, as its users would, in a process that knows nothing of the run
+    dtype        the dtype in which its weights are stored
+    write        writes all of it or nothing; may change the module permanently, so the order of EXPORTS matters
+    reload       loads it in float32, as its users would, in a process that knows nothing about the run
     snippet      (path, path of the base) -> lines of Python that load it, for the card
     """
 

@@ -1,4 +1,4 @@
-"""The adapter folded into the base weights: a model folder that plain transformers loads, with its tokenizer."""
+"""The adapter merged into the base weights: a model folder that plain transformers loads, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def wanted(config: Config, plan: Plan) -> bool:
     return config.export.merged or plan.adapter.kind == "none"
 
 
-def stored(config: Config, facts: Facts) -> Dtype:
-    """As asked; else float32, because an update is often smaller than bfloat16's precision of the weight it changes.
-    Above 2 GB the base model's own dtype."""
+def stored_dtype(config: Config, facts: Facts) -> Dtype:
+    """As configured. Auto is float32, because an update is often smaller than the bfloat16 precision of the weight that
+    it changes; above 2 GB, the base model's own dtype."""
     if config.export.dtype != "auto":
         return config.export.dtype
     own: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
@@ -37,28 +37,28 @@ def stored(config: Config, facts: Facts) -> Dtype:
 
 
 def write(source: Source, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
-    """Merges the adapter into ``module`` and casts it to ``dtype``, both for good."""
+    """Merges the adapter into ``module`` and casts it to ``dtype``, both permanently."""
     adapters.merge(module)
     save(module, source.template, folder, loading.torch_dtype(dtype))
 
 
 def save(module: PreTrainedModel, template: Template, folder: Path, dtype: torch.dtype) -> None:
-    """Writes beside ``folder`` and renames, so that ``folder`` always holds a complete model."""
-    for left in folder.parent.glob(".merged-*"):  # by a process that was killed here
-        shutil.rmtree(left)
-    beside = Path(tempfile.mkdtemp(prefix=".merged-", dir=folder.parent))
+    """Write to a temporary folder and rename it, so that ``folder`` always holds a complete model."""
+    for leftover in folder.parent.glob(".merged-*"):  # of a process that was killed here
+        shutil.rmtree(leftover)
+    temporary = Path(tempfile.mkdtemp(prefix=".merged-", dir=folder.parent))
     try:
         with disk_errors(folder), arch_probe.quiet():
-            module.to(dtype).save_pretrained(beside)
-            template.tokenizer.save_pretrained(beside)
+            module.to(dtype).save_pretrained(temporary)
+            template.tokenizer.save_pretrained(temporary)
             shutil.rmtree(folder, ignore_errors=True)
-            beside.rename(folder)
+            temporary.rename(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def reload(folder: Path, base: Base) -> LanguageModel:
-    """By transformers alone, with none of our code between."""
+    """Load it with transformers alone, without any of our code."""
     from transformers import AutoModelForCausalLM
 
     with arch_probe.quiet():
@@ -83,7 +83,7 @@ MERGED = Export(
     tolerance=TOLERANCE,
     folder=lambda run: run.merged,
     wanted=wanted,
-    dtype=stored,
+    dtype=stored_dtype,
     write=write,
     reload=reload,
     snippet=snippet,

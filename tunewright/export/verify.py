@@ -1,6 +1,6 @@
-"""Load an export in a process of its own, as its users would, and write down how it answers the canaries.
+"""Load an export in a separate process, as its users would, and save its answers to the canaries.
 
-`export.py` runs ``python -m tunewright.export.verify KIND FOLDER REQUEST OUT``; KIND is a row of EXPORTS.
+`export.py` runs ``python -m tunewright.export.verify KIND FOLDER REQUEST OUT``; KIND is a key of EXPORTS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tunewright.model.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class Request:
-    """What both processes compute: token ids of held-out prompts, how their answers end, and on which base model."""
+    """What both processes compute: token ids of held-out prompts, when their answers end, and the base model."""
 
     canaries: list[list[int]]
     new_tokens: int

@@ -20,12 +20,12 @@ from tunewright.judge.statistics import wilson
 Floats = NDArray[np.float64]
 BINS = 10
 TINY = 1e-9
-ENOUGH = 300  # rows from which on a calibration error means much
-FEWEST = 20  # rows above the hand-over threshold
+ENOUGH_ROWS = 300  # for a meaningful calibration error
+FEWEST_ROWS = 20  # at or above the hand-over threshold
 
 
 class Predictions(NamedTuple):
-    """The probabilities of the labels, and the right label, of each row."""
+    """The label probabilities and the right label of each row."""
 
     probs: Sequence[dict[str, float]]
     targets: Sequence[str]
@@ -43,7 +43,7 @@ def log_loss(prob_RL: ArrayLike, right_R: ArrayLike) -> float:
 
 
 def temperature(prob_RL: ArrayLike, right_R: ArrayLike) -> float:
-    """The temperature with the least log loss (Guo et al. 2017, 1706.04599), between 1/20 and 20; 1.0 without rows."""
+    """The temperature that minimises log loss (Guo et al. 2017, 1706.04599), between 1/20 and 20; 1.0 without rows."""
     if not len(np.asarray(right_R)):
         return 1.0
     best = optimize.minimize_scalar(
@@ -53,7 +53,7 @@ def temperature(prob_RL: ArrayLike, right_R: ArrayLike) -> float:
 
 
 def calibration_error(confidence_R: ArrayLike, right_R: ArrayLike, bins: int = BINS) -> float:
-    """Expected calibration error over bins of equally many rows: the mean distance between confidence and accuracy."""
+    """Expected calibration error over bins of equal row count: the mean gap between confidence and accuracy."""
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
     if not len(confidence):
         return 0.0
@@ -67,10 +67,10 @@ def error_interval(
 ) -> Interval:
     """Interval of the true calibration error; (0, 1) for fewer than two rows.
 
-    The binned error is biased upwards, the more the fewer the rows: with 300 even a perfect model has about 0.05, and
-    subtracting a bootstrap estimate of the bias does not help. So each end uses what holds whatever the bias: the lower
-    one the gap between mean confidence and accuracy, which bounds the calibration error from below, minus its standard
-    error; the upper one the binned error plus its bootstrapped spread.
+    The binned error is biased upwards, more so with fewer rows: with 300, even a perfect model has about 0.05, and
+    subtracting a bootstrap estimate of the bias does not help. So each end uses a quantity that is valid whatever the
+    bias: the lower end the gap between mean confidence and accuracy, which bounds the calibration error from below,
+    minus a multiple of its standard error; the upper end the binned error plus a multiple of its bootstrapped spread.
     """
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
     rows = len(confidence)
@@ -78,15 +78,15 @@ def error_interval(
         return Interval(0.0, 1.0)
     z, gap = float(stats.norm.isf(alpha / 2)), confidence - right
     low = abs(float(gap.mean())) - z * float(gap.std(ddof=1)) / rows**0.5
-    draw = np.random.Generator(np.random.Philox(key=seed))
-    drawn = [calibration_error(confidence[p], right[p]) for p in draw.integers(0, rows, size=(resamples, rows))]
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    drawn = [calibration_error(confidence[p], right[p]) for p in rng.integers(0, rows, size=(resamples, rows))]
     high = calibration_error(confidence, right) + z * float(np.std(drawn))
     return Interval(max(0.0, low), min(1.0, high))
 
 
 def coverage_curve(confidence_R: ArrayLike, right_R: ArrayLike) -> list[tuple[float, float, float]]:
-    """(threshold, coverage, accuracy) of answering only rows with at least that confidence, from the most confident row
-    to all of them."""
+    """(threshold, coverage, accuracy) if only rows with at least that confidence are answered, from the most confident
+    row to all rows."""
     confidence, right = np.asarray(confidence_R, float), np.asarray(right_R, float)
     order = np.argsort(-confidence, kind="stable")
     accuracy = right[order].cumsum() / np.arange(1, len(order) + 1)
@@ -95,18 +95,18 @@ def coverage_curve(confidence_R: ArrayLike, right_R: ArrayLike) -> list[tuple[fl
 
 
 def handover(confidence_R: ArrayLike, right_R: ArrayLike, target_accuracy: float) -> float | None:
-    """The lowest confidence threshold from which on accuracy is at least ``target_accuracy``; None if there is none.
+    """The lowest confidence threshold at which the answered rows reach ``target_accuracy``; None if there is none.
 
-    At least 20 rows must be above it, so that a lucky few do not choose it.
+    At least `FEWEST_ROWS` rows must reach it, so that a lucky few do not decide it.
     """
     rows = len(np.asarray(right_R))
     curve = coverage_curve(confidence_R, right_R)
-    good = [t for t, coverage, accuracy in curve if accuracy >= target_accuracy and coverage * rows >= FEWEST]
+    good = [t for t, coverage, accuracy in curve if accuracy >= target_accuracy and coverage * rows >= FEWEST_ROWS]
     return min(good) if good else None
 
 
 def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_accuracy: float) -> dict[str, Any]:
-    """The calibration of an arm: temperature and threshold are chosen on dev, everything reported is measured on
+    """The calibration of an arm. Temperature and threshold are chosen on dev; everything reported is measured on
     test."""
     dev_RL, dev_R = _arrays(labels, dev)
     test_RL, test_R = _arrays(labels, test)
@@ -126,10 +126,10 @@ def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_ac
         "temperature": t,
         **sides,
         "rows": len(test_R),
-        "enough_rows": len(test_R) >= ENOUGH,
+        "enough_rows": len(test_R) >= ENOUGH_ROWS,
         "wanted": target_accuracy,
         "curve": coverage_curve(confidence_R, right_R),
-        **({} if threshold is None else {"handover": _handed_over(confidence_R, right_R, threshold)}),
+        **({} if threshold is None else {"handover": _at_threshold(confidence_R, right_R, threshold)}),
     }
 
 
@@ -146,7 +146,7 @@ def _confidence(prob_RL: Floats, target_R: NDArray[np.int64]) -> tuple[Floats, F
     return prob_RL.max(1), (prob_RL.argmax(1) == target_R).astype(float)
 
 
-def _handed_over(confidence_R: Floats, right_R: Floats, threshold: float) -> dict[str, Any]:
+def _at_threshold(confidence_R: Floats, right_R: Floats, threshold: float) -> dict[str, Any]:
     """What happens if only rows with at least this confidence are answered."""
     kept_R = confidence_R >= threshold
     right, answered = int(right_R[kept_R].sum()), int(kept_R.sum())

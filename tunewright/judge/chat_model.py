@@ -1,5 +1,4 @@
-"""A language model ready to answer: with its template, its decoding, and the numbers of the plan that reading documents
-takes.
+"""A language model ready to answer, with its template, its decoding settings, and the plan that documents need.
 
 Axes: R rows, L labels.
 """
@@ -27,14 +26,14 @@ from tunewright.tokens.template import Template
 
 @dataclass(frozen=True)
 class ChatModel:
-    """``plan``: for documents, which are cut and packed as in training (max_length, tokens_per_pass, layout)."""
+    """``plan``: for documents, which are split and packed as in training (max_length, tokens_per_pass, layout)."""
 
     model: LanguageModel
     template: Template
     decoding: Decoding
     plan: Plan
 
-    def write(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+    def generate(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         """Greedy answers."""
         ids = [rendering.for_generation(self.template, p) for p in prompts]
         answers = []
@@ -44,8 +43,10 @@ class ChatModel:
             answers.append(Answer(text, written, tuple(prompt), prompt_tokens=len(before)))
         return answers
 
-    def choose(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
-        """The most probable of the labels after each prompt, with the probabilities of all."""
+    def choose_label(
+        self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent
+    ) -> list[Answer]:
+        """The most probable of the labels after each prompt, with the probabilities of all labels."""
         ids = [rendering.for_generation(self.template, p) for p in prompts]
         label_ids = [[rendering.completion_ids(self.template, p, label) for label in labels] for p in prompts]
         logp_RL = label_logprobs(self.model, ids, label_ids, self.decoding, progress)
@@ -57,8 +58,8 @@ class ChatModel:
             answers.append(Answer(best, LabelProbs(probs), tuple(prompt), prompt_tokens=len(ids[r])))
         return answers
 
-    def read(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
-        """The likelihood of each document, cut into the same pieces as in training."""
+    def likelihood(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
+        """The likelihood of each document, split into the same pieces as in training."""
         answers = []
         for i, document in enumerate(documents):
             pieces = rendering.for_training(self.template, document, i, self.plan.max_length)

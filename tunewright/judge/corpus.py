@@ -1,4 +1,4 @@
-"""Metrics of a whole set of rows (data/corpus_metrics.py) compared between two arms, with intervals. No torch.
+"""Corpus metrics (data/corpus_metrics.py) of two arms, compared with an interval. No torch.
 
 Axes: R rows, C clusters, k sums.
 """
@@ -20,8 +20,8 @@ def compare(
     task: Task, tuned: Sequence[Score], other: Sequence[Score], clusters: Sequence[int], alpha: float
 ) -> dict[str, Any]:
     """{"metric", "tuned", "comparator", "difference", "interval"} over the same rows. The difference is tuned -
-    comparator, not oriented. The interval is None, and "note" says why, if a label has too few rows to resample or the
-    arms differ in too few clusters."""
+    comparator, even if lower is better. The interval is None, and "note" gives the reason, if a label has too few rows
+    to resample or the arms differ in too few clusters."""
     metric = task.kind.corpus
     tuned_Rk, other_Rk = metric.sums(tuned, task.labels), metric.sums(other, task.labels)
     _, group = np.unique(np.asarray(clusters), return_inverse=True)

@@ -1,4 +1,4 @@
-"""Run an arm on held-out rows: its answers, scored. No torch, unless the arm brings it."""
+"""Run an arm on held-out rows and score its answers. No torch, unless the arm imports it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunewright.judge.arms.arm import Arm, Model, Progress, silent
 def judge(
     arm: Arm, examples: Sequence[Example], task: Task, model: Model | None, progress: Progress = silent
 ) -> list[Score]:
-    """Scores of one arm, in the order of the examples. ``model``: the run's language model, which the arm may not need;
+    """Scores of one arm, in the order of the examples. ``model``: the run's language model, if the arm needs it;
     ``progress(n)`` is called as n rows finish."""
     answers = arm.answer(examples, model, progress)
     return [task.score(example, answer) for example, answer in zip(examples, answers, strict=True)]

@@ -1,7 +1,7 @@
-"""Learning curves: the gain of the last doubling of the data, and a cautious forecast of the next. Pure numpy/scipy.
+"""Learning curves: the gain from the last doubling of the data, and a cautious forecast of the next. Pure numpy/scipy.
 
 Shapes of learning curves are "surprisingly diverse" (Viering & Loog 2103.10948), so a forecast is an ensemble of
-formulas, reaches to twice the data and no further, and is withheld if the same method would have missed the last
+formulas, extends to twice the data and no further, and is withheld if the same method would have missed the last
 measured point. Axes: P points, S seeds, R rows.
 """
 
@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 
 
 class Formula(NamedTuple):
-    """Error as a function of the number of rows x (1 at the largest measured) and of parameters, with their initial
-    values and bounds."""
+    """Error as a function of the number of rows x (1 at the largest measured size) and of parameters, with the
+    parameters' initial values and bounds."""
 
     error: Callable[..., Floats]
     start: tuple[float, ...]
@@ -40,7 +40,7 @@ FORMULAS = {
 def last_doubling(
     all_SR: Floats, half_SR: Floats, clusters: Sequence[int], alpha: float, margin: float
 ) -> dict[str, Any]:
-    """Gain of training on all rows over half of them, in score, on the same test rows.
+    """Gain in score from training on all rows instead of half of them, on the same test rows.
 
     The half-width of the interval combines two independent uncertainties (root of the sum of squares): the clustered
     interval of the rows' mean gains, and, if there are several seeds, the t interval of the seeds' gains.
@@ -86,13 +86,13 @@ def _ensemble(
     sizes: Sequence[int], scores_PSR: Sequence[Floats], at: int, alpha: float, resamples: int, seed: int
 ) -> tuple[float, float, float]:
     """(median, low, high) over formulas and bootstrap draws of rows and seeds."""
-    draw = np.random.Generator(np.random.Philox(key=seed))
+    rng = np.random.Generator(np.random.Philox(key=seed))
     rows, seeds = scores_PSR[0].shape[1], scores_PSR[0].shape[0]
     x = np.asarray(sizes, float) / sizes[-1]
     scores: list[float] = []
     for b in range(resamples):
-        pick = draw.integers(0, rows, rows) if b else np.arange(rows)
-        which = draw.integers(0, seeds, seeds) if b else np.arange(seeds)
+        pick = rng.integers(0, rows, rows) if b else np.arange(rows)
+        which = rng.integers(0, seeds, seeds) if b else np.arange(seeds)
         error = np.array([1 - s[which][:, pick].mean() for s in scores_PSR])
         fitted = (_fitted(formula, x, error, at / sizes[-1]) for formula in FORMULAS.values())
         scores += [1 - e for e in fitted if e is not None]

@@ -1,5 +1,5 @@
-"""The test protocol, written down and hashed before training: which arms answer which rows, and what counts. No
-torch."""
+"""The test protocol, written down and hashed before training: which arms answer which rows, and how the verdict is
+decided. No torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tunewright.judge.statistics import Comparison
 
 RULE = (
     "dev chooses one variant of every family of arms, and the best untrained arm as comparator; every chosen arm "
-    "answers test once; the verdict is tuned against the comparator, and BETTER only where tuned is shown to be "
-    "better than every other untrained arm too; all other comparisons are exploratory and adjusted by Holm"
+    "answers test once; the verdict compares tuned with the comparator, and is BETTER only if tuned is shown to be "
+    "better than every other untrained arm too; all other comparisons are exploratory and adjusted by Holm's method"
 )
 
 
@@ -47,7 +47,7 @@ class Protocol:
 
     @property
     def bound(self) -> float:
-        """The largest score that is taken to be possible."""
+        """The largest score that is assumed to be possible."""
         return METRICS[self.metric].bound
 
     def compare(self, first: Sequence[float], second: Sequence[float], clusters: Sequence[int]) -> Comparison:
@@ -97,8 +97,8 @@ def make(
 def _detectable(metric: Metric, rows: int, alpha: float) -> tuple[float | None, str]:
     if metric.disagreement is not None:
         percent = 100 * metric.disagreement
-        return statistics.detectable(rows, metric.disagreement, alpha), f"the arms disagree on {percent:.0f} % of them"
+        return statistics.detectable(rows, metric.disagreement, alpha), f"the arms disagree on {percent:.0f}% of them"
     if metric.spread is not None:
-        sentence = f"a row's difference spreads by {metric.spread:g} (SD)"
-        return statistics.detectable_mean(rows, metric.spread, alpha), sentence
+        assumed = f"the differences of rows have a standard deviation of {metric.spread:g}"
+        return statistics.detectable_mean(rows, metric.spread, alpha), assumed
     return None, ""

@@ -2,9 +2,9 @@
 
 Right/wrong scores: Newcombe's paired score interval (Newcombe 1998, Stat. Med. 17:2635, method 10) and the exact
 McNemar test, at the effective number of rows, because rows of one cluster are dependent (Kish 1965). Other scores: the
-mean of the paired differences, with a pseudo-row for and one against, a cluster-robust standard error (Miller 2024,
+mean of the paired differences, with one pseudo-row for and one against, a cluster-robust standard error (Miller 2024,
 2411.00640) and a t quantile with (clusters - 1) degrees of freedom. Not a percentile bootstrap: if the arms rarely
-disagree, its "95 %" interval covers the truth as seldom as a third of the time.
+disagree, its "95%" interval may cover the truth only a third of the time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MeanInterval(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at 1 - alpha;
+    """Tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at level 1 - alpha;
     ``only_tuned`` and ``only_other``: rows on which one of the two scored higher; ``rows_needed`` is set if the verdict
     is CANNOT TELL."""
 
@@ -65,7 +65,7 @@ class Comparison:
 
 
 def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
-    """Score interval of one proportion (Wilson 1927); (0, 1) for n = 0."""
+    """Score interval of a proportion (Wilson 1927); (0, 1) for n = 0."""
     if n == 0:
         return Interval(0.0, 1.0)
     z = float(stats.norm.isf(alpha / 2))
@@ -109,8 +109,8 @@ def clustered_interval(
     """Interval of the mean; rows of one cluster may depend on each other, and |mean| cannot exceed ``bound``.
     ``pseudo`` adds two clusters of average size (see `pseudo_rows`).
 
-    With fewer than two clusters there is no evidence: (-bound, bound, 1). If all values are equal, the interval is not
-    of width zero but that of a proportion of which no case was observed.
+    With fewer than two clusters there is no evidence: (-bound, bound, 1). If all values are equal, the interval does
+    not have width zero, but the width for a proportion of which no case was observed.
     """
     d = np.asarray(values, dtype=float)
     groups = np.unique(np.asarray(clusters, dtype=int), return_inverse=True)[1]
@@ -135,10 +135,10 @@ def clustered_interval(
 
 
 def pseudo_rows(differences: ArrayLike, clusters: ArrayLike, bound: float = 1.0) -> tuple[float, float]:
-    """One difference for and one against, of the root mean square of the non-zero ones: what Bonett and Price (2012, J.
-    Educ. Behav. Stat. 37:479) add to right/wrong pairs, for any scores. If arms seldom differ, a sample has too few
-    differences to estimate their spread; with fewer than `FEW` clusters of them even their size is unknown, and taken
-    to be the largest.
+    """One difference for and one against, each the root mean square of the non-zero ones: what Bonett and Price (2012,
+    J. Educ. Behav. Stat. 37:479) add to right/wrong pairs, generalised to any scores. If arms seldom differ, a sample
+    has too few differences to estimate their spread; with fewer than `FEW` clusters of them even their size is unknown,
+    and the largest possible size is assumed.
     """
     d, groups = np.asarray(differences, dtype=float), np.asarray(clusters)
     nonzero = d[d != 0]
@@ -158,7 +158,7 @@ def mean_interval(scores: ArrayLike, clusters: Sequence[int], alpha: float = 0.0
 
 
 def kish_ratio(clusters: Sequence[int]) -> float:
-    """Effective over actual number of rows if those of a cluster are answered alike: n / sum of squared cluster sizes
+    """Effective over actual number of rows if the rows of a cluster score alike: n / sum of squared cluster sizes
     (Kish 1965, Survey Sampling, section 8.2, with a correlation of 1). 1 if no two rows share a cluster."""
     sizes = np.unique(np.asarray(clusters, dtype=int), return_counts=True)[1]
     return float(sizes.sum() / (sizes**2).sum()) if len(sizes) else 1.0
@@ -181,8 +181,8 @@ def compare(
     """The verdict on paired scores of the same rows.
 
     BETTER: the interval lies above 0. WORSE: below. PRACTICALLY EQUAL: the interval at 1 - 2 alpha lies within
-    (-margin, margin) (two one-sided tests). Otherwise CANNOT TELL, with the number of rows that would decide with power
-    0.8.
+    (-margin, margin) (two one-sided tests). Otherwise CANNOT TELL, with the number of rows that would decide it with
+    power 0.8.
     """
     a, b = np.asarray(tuned, dtype=float), np.asarray(other, dtype=float)
     assert a.shape == b.shape == (len(clusters),)
@@ -198,7 +198,7 @@ def compare(
     else:
         low, high, p = clustered_interval(d, clusters, alpha, bound)
         interval, narrow = Interval(low, high), Interval(*clustered_interval(d, clusters, 2 * alpha, bound)[:2])
-        test = "clustered paired t, one imagined row for and one against"
+        test = "clustered paired t, one pseudo-row for and one against"
     word: Word = "CANNOT TELL"
     if n and interval.low > 0:
         word = "BETTER"
@@ -232,8 +232,8 @@ def rows_needed(spread: float, difference: float, alpha: float = 0.05, power: fl
 
 
 def detectable(rows: int, disagreement: float = 0.3, alpha: float = 0.05, power: float = POWER) -> float:
-    """Smallest true difference of right/wrong arms that the exact McNemar test detects in ``rows`` rows with ``power``.
-    ``disagreement``: the fraction of rows on which the arms differ. 1.0 if not even the largest difference is
+    """Smallest true difference between right/wrong arms that the exact McNemar test detects with ``power`` in ``rows``
+    rows. ``disagreement``: the fraction of rows on which the arms differ. 1.0 if not even the largest difference is
     detected."""
     if rows == 0 or mcnemar_power(rows, disagreement, disagreement, alpha) < power:
         return 1.0
@@ -246,7 +246,7 @@ def detectable(rows: int, disagreement: float = 0.3, alpha: float = 0.05, power:
 
 def detectable_mean(rows: int, spread: float, alpha: float = 0.05, power: float = POWER) -> float:
     """As `detectable`, for scores between 0 and 1 whose differences have the SD ``spread``. The two pseudo-rows widen
-    the interval, the more the larger the difference."""
+    the interval, more so for larger differences."""
     if rows < 2:
         return 1.0
     effect, n = 0.0, rows
@@ -284,13 +284,13 @@ def corpus_interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval | None:
-    """Interval of the difference of a corpus metric between two arms on the same clusters: bias-corrected and
-    accelerated bootstrap (Efron 1987) over clusters, both arms resampled alike, with a pseudo-cluster for and one
-    against.
+    """Interval of the difference in a corpus metric between two arms on the same clusters: bias-corrected and
+    accelerated bootstrap (Efron 1987) over clusters, the same resamples for both arms, with one pseudo-cluster for and
+    one against.
 
-    Row c of each array has the sums of cluster c that the metric is a function of (matches and totals, nats and bytes);
-    ``metric`` maps sums (..., k) to values (...). None if the arms differ in fewer than `FEW` clusters: resampling so
-    few carries no information about the others.
+    Row c of each array holds the sums over cluster c from which the metric is computed (matches and totals, nats and
+    bytes); ``metric`` maps sums (..., k) to values (...). None if the arms differ in fewer than `FEW` clusters:
+    resampling so few carries no information about the others.
     """
     a, b = np.asarray(tuned_Ck, dtype=float), np.asarray(other_Ck, dtype=float)
     assert a.shape == b.shape
@@ -298,8 +298,8 @@ def corpus_interval(
         return None
     a, b = pseudo_clusters(a, b, metric)
     count, middle = len(a), float(metric(a.sum(0)) - metric(b.sum(0)))
-    draw = np.random.Generator(np.random.Philox(key=seed))
-    times_BC = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    times_BC = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
     drawn_B = metric(times_BC @ a) - metric(times_BC @ b)
     left_out = metric(a.sum(0) - a) - metric(b.sum(0) - b)
     below = (float((drawn_B < middle).mean()) + float((drawn_B <= middle).mean())) / 2
@@ -318,9 +318,9 @@ def corpus_interval(
 def pseudo_clusters(
     a_Ck: NDArray[np.float64], b_Ck: NDArray[np.float64], metric: ValueOfSums
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both arms with two more clusters: the one with the median difference between the arms, and the same with the arms
-    swapped. The counterpart of `pseudo_rows`: if arms seldom differ, plain resampling covers the truth as seldom as
-    five times in six."""
+    """Both arms with two clusters added: a copy of the one with the median difference between the arms, and the same
+    with the arms swapped. The counterpart of `pseudo_rows`: if arms seldom differ, plain resampling may cover the truth
+    only five times in six."""
     differ = np.flatnonzero((a_Ck != b_Ck).any(1))
     total = a_Ck.sum(0)
     effect = np.abs(metric(total - a_Ck[differ] + b_Ck[differ]) - metric(total))

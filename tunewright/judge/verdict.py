@@ -15,8 +15,8 @@ from tunewright.judge.statistics import Comparison
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm on the test rows. ``scores``: one per row; ``on_dev``: its mean score there, if dev chose among variants;
-    ``prompt_tokens``: the mean; ``seconds``: for all rows, None if they were not measured."""
+    """One arm on the test rows. ``scores``: one per row; ``on_dev``: its mean score on dev, if it was
+    measured; ``prompt_tokens``: the mean; ``seconds``: for all rows, None if not measured."""
 
     description: str
     learned_from_rows: bool
@@ -69,8 +69,8 @@ class ComparedArm:
 
 @dataclass(frozen=True)
 class Comparator:
-    """The untrained arm that the verdict is against. ``chosen_on``: "dev", or "test" for want of dev rows; ``on_dev``:
-    the scores of the untrained arms there."""
+    """The untrained arm that tuned is compared with. ``chosen_on``: "dev", or "test" if there are no dev scores;
+    ``on_dev``: the dev scores of the untrained arms."""
 
     name: str
     score: float
@@ -81,7 +81,7 @@ class Comparator:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``comparison``: tuned - comparator, whose own verdict ``word`` may weaken. ``unbeaten``: untrained arms that
+    """``comparison``: tuned - comparator; ``word`` is its verdict or a weaker one. ``unbeaten``: untrained arms that
     tuned is not shown to beat. ``clusters``: of the test rows."""
 
     metric: str
@@ -94,7 +94,7 @@ class Verdict:
     clusters: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Its part of verdict.json."""
+        """This verdict's part of verdict.json."""
         facts = {**self.comparison.to_json(), "verdict": self.word, "rows_needed": self.rows_needed}
         rows = facts.pop("rows")
         return {
@@ -110,11 +110,11 @@ class Verdict:
 
 
 def decide(arms: Mapping[str, ArmResult], protocol: Protocol, clusters: Sequence[int]) -> Verdict:
-    """The verdict from the scores on test: tuned against the untrained arm that was best on dev. Without dev scores the
-    comparator is the best on these very rows, which favours it. All other comparisons with tuned are exploratory.
+    """The verdict from the test scores: tuned against the untrained arm that scored best on dev. Without dev scores,
+    the comparator is the best on these same rows, which favours it. All other comparisons with tuned are exploratory.
 
-    Dev rows are few and may choose a weak comparator. So BETTER requires that every untrained arm is beaten, each at
-    alpha: a union of null hypotheses, all of them rejected, needs no adjustment (Berger 1982, Technometrics 24:295).
+    With few dev rows, the comparator may be a weak one. So BETTER requires that every untrained arm is beaten, each at
+    alpha: an intersection-union test, which needs no adjustment (Berger 1982, Technometrics 24:295).
     """
     untrained = {name: arm for name, arm in arms.items() if not arm.learned_from_rows}
     on_dev = {name: arm.on_dev for name, arm in untrained.items() if arm.on_dev is not None}
@@ -157,7 +157,7 @@ def decide(arms: Mapping[str, ArmResult], protocol: Protocol, clusters: Sequence
 
 
 def choose_variant(variants: Sequence[Arm], on_dev: Mapping[str, float], higher_is_better: bool) -> Arm:
-    """The variant with the best score on dev, by the arms' names; the first of equals, and if dev was not asked."""
+    """The variant that scored best on dev (``on_dev``: by arm name); the first of equals, or if there are no scores."""
     if variants[0].name not in on_dev:
         return variants[0]
     sign = 1 if higher_is_better else -1
@@ -166,7 +166,7 @@ def choose_variant(variants: Sequence[Arm], on_dev: Mapping[str, float], higher_
 
 @dataclass(frozen=True)
 class RerunNoise:
-    """The same rows answered twice. ``floor``: how far the mean scores of tuned and comparator moved, in sum;
+    """The same rows answered twice. ``floor``: the changes of the mean scores of tuned and comparator, summed;
     ``changed``: answers that differ."""
 
     rows: int
@@ -181,12 +181,12 @@ def with_rerun_noise(verdict: Verdict, noise: RerunNoise) -> Verdict:
 
 
 def doubts(verdict: Mapping[str, Any]) -> list[str]:
-    """Of a verdict.json: the untrained arms that tuned, though better than the comparator, is not shown to beat."""
+    """The untrained arms of a verdict.json that tuned is not shown to beat, although it beats the comparator."""
     return list(verdict["unbeaten"]) if verdict["interval"][0] > 0 else []
 
 
 def sentence(verdict: Mapping[str, Any]) -> str:
-    """A verdict.json on one line."""
+    """A verdict.json in one line."""
     other, (low, high) = verdict["comparator"], verdict["interval"]
     also = [f"{name} ({verdict['arms'][name]['score']:.3f})" for name in doubts(verdict)]
     return (

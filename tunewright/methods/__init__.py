@@ -1,5 +1,4 @@
-"""Training methods: a module each, found by the name that `Plan.method` holds. See `method.Method` for their
-functions."""
+"""Training methods, one module each, by the name in `Plan.method`. `method.Method` defines their functions."""
 
 from tunewright.methods import distill, sft
 from tunewright.methods.method import Method

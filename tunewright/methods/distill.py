@@ -1,10 +1,10 @@
-"""Distillation: cross-entropy to a teacher's K likeliest tokens at every supervised place (Hinton et al. 2015,
+"""Distillation: cross-entropy to a teacher's K most probable tokens at every supervised token (Hinton et al. 2015,
 1503.02531).
 
-The teacher's probabilities are computed once, before training, and kept with the row as its signal. A row without a
-signal is a gold row: its own answer is the teacher, a one-hot one, so rows of both kinds mix in a step.
+The teacher's probabilities are computed once, before training, and stored with the row as its signal. A row without a
+signal is a gold row: its teacher is its own answer, as one-hot probabilities, so both kinds of rows can mix in a step.
 
-Axes: N predicted tokens, M supervised tokens, K likeliest tokens, V vocabulary.
+Axes: N predicted tokens, M supervised tokens, K most probable tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tunewright.tokens.sequences import Rendered, Signal, TrainRow, flat
 from tunewright.tokens.template import Template
 
 K = 32
-# Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the passes decide the rounding of the
-# stored probabilities, which must not depend on the memory that happens to be free.
+# Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the division into passes affects the
+# rounding of the stored probabilities, which must not depend on the memory that happens to be free.
 TEACHER_TOKENS_PER_PASS = 1024
 
 
@@ -51,10 +51,10 @@ def with_teacher(
 ) -> list[TrainRow]:
     """``student_rows`` with the teacher's top-K probabilities at the supervised tokens of ``teacher_rows``.
 
-    Row by row, both supervise the same tokens, perhaps after another prompt. ``weight`` multiplies the rows' loss
+    Corresponding rows supervise the same tokens, possibly after different prompts. ``weight`` multiplies the rows' loss
     weights; ``progress(n)`` is called as rows finish.
     """
-    taught: dict[int, TrainRow] = {}
+    done: dict[int, TrainRow] = {}
     for group in microbatches(singles([r.ids for r in teacher_rows]), TEACHER_TOKENS_PER_PASS, layout):
         part = [teacher_rows[i] for i in group]
         batch = to_batch(part, layout)
@@ -67,40 +67,40 @@ def with_teacher(
             assert row.supervised == teacher_rows[i].supervised, "teacher and student supervise the same tokens"
             student = replace(row, weights=tuple(w * weight for w in row.weights))
             signal = {"soft_MK": soft_NK[at], "prob_MK": prob_NK[at].astype(np.float32)}
-            taught[i] = TrainRow((student,), row.row, signal)
+            done[i] = TrainRow((student,), row.row, signal)
         progress(len(group))
-    return [taught[i] for i in range(len(teacher_rows))]
+    return [done[i] for i in range(len(teacher_rows))]
 
 
 def batches(
     model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
 ) -> list[Batch]:
-    """Passes of gold rows, then passes of taught ones. Predictions that `to_batch` merges have one teacher: among
-    taught rows because the text before them is the same, among gold rows because the target is the teacher."""
+    """Passes of gold rows, then passes of rows with a signal. Predictions that `to_batch` merges have the same teacher:
+    with a signal because they follow the same text, in gold rows because the target is the teacher."""
     made: list[Batch] = []
-    for taught in (False, True):
-        mine = [i for i in chosen if bool(rows[i].signal) is taught]
+    for with_signal in (False, True):
+        mine = [i for i in chosen if bool(rows[i].signal) is with_signal]
         for group in microbatches(units_of(rows, mine), plan.tokens_per_pass, plan.layout):
             part = [rows[i] for i in group]
             batch = to_batch(flat(part), plan.layout)
-            made.append(replace(batch, signal=_taught(part, batch) if taught else _gold(batch)))
+            made.append(replace(batch, signal=_teacher_signal(part, batch) if with_signal else _gold_signal(batch)))
     return made
 
 
-def _gold(batch: Batch) -> Signal:
+def _gold_signal(batch: Batch) -> Signal:
     soft_NK, prob_NK = np.zeros((len(batch.target_N), K), np.int64), np.zeros((len(batch.target_N), K), np.float32)
     soft_NK[:, 0], prob_NK[:, 0] = batch.target_N, 1.0
     return {"soft_NK": soft_NK, "prob_NK": prob_NK}
 
 
-def _taught(rows: Sequence[TrainRow], batch: Batch) -> Signal:
+def _teacher_signal(rows: Sequence[TrainRow], batch: Batch) -> Signal:
     first_N = np.unique(batch.which_M, return_index=True)[1]
     soft_MK, prob_MK = (np.concatenate([r.signal[name] for r in rows]) for name in ("soft_MK", "prob_MK"))
     return {"soft_NK": soft_MK[first_N], "prob_NK": prob_MK[first_N]}
 
 
 def weight(batch: Batch) -> float:
-    """Supervised tokens, by their weights."""
+    """The weights of the supervised tokens, summed."""
     return float(batch.weight_N.sum())
 
 

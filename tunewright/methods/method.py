@@ -1,4 +1,4 @@
-"""What a training method is: five functions, and what its loss returns."""
+"""The interface of a training method: five functions, and the value that its loss returns."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from tunewright.tokens.template import Template
 
 @dataclass(frozen=True)
 class Loss:
-    """Of one batch: ``sum`` and ``metrics`` are sums over what `Method.weight` counts; the loop divides both by the
-    weight of the whole step. The metrics go into the step's line of metrics.jsonl."""
+    """The loss of one batch. ``sum`` and ``metrics`` are sums over what `Method.weight` counts; the loop divides both
+    by the weight of the whole step. The metrics go into the step's line of metrics.jsonl."""
 
     sum: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Method(Protocol):
-    """A training method; in practice a module of `methods/`, entered in `METHODS`.
+    """A training method; in practice a module of `methods/`, listed in `METHODS`.
 
-    A pure function of its arguments each, so that a resumed run computes what an uninterrupted one would.
+    Each is a pure function of its arguments, so that a resumed run computes what an uninterrupted one would.
     """
 
     def prepare(self, template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
         """The training rows of an example. Raises DataError or ModelError."""
 
     def annotate(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
-        """The rows with what has to be computed once, before the first step: a reference model's log-probabilities,
-        say. Called without gradient; the model has its adapter, untrained."""
+        """The rows, with whatever must be computed once before the first step, such as a reference model's
+        log-probabilities. Called without gradients; the model has its adapter, untrained."""
 
     def batches(
         self, model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int

@@ -16,7 +16,7 @@ from tunewright.tokens.template import Template
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-    """One training row for each sequence: turns that need a sequence of their own are drawn separately."""
+    """One training row for each sequence: turns that need a sequence of their own are sampled separately."""
     return [single(s) for s in for_training(template, example, row, max_length)]
 
 
@@ -32,7 +32,7 @@ def batches(
 
 
 def weight(batch: Batch) -> float:
-    """Supervised tokens, by their weights."""
+    """The weights of the supervised tokens, summed."""
     return float(batch.weight_N.sum())
 
 

@@ -1,5 +1,5 @@
-"""Templates to pages: one environment that escapes everything, and how pages write numbers. No script, nothing from the
-network."""
+"""Renders templates to pages: one environment that escapes everything, and the formats of numbers. Pages contain no
+scripts and load nothing from the network."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from tunewright.data.metrics import METRICS
 
 
 def render(template: str, **values: object) -> str:
-    """The page that ``template`` makes of ``values``. A name that is not among them is an error, never an empty
-    string."""
+    """``template`` rendered with ``values``. A name missing from them is an error, never an empty string."""
     return _environment().get_template(template).render(**values)
 
 
 @functools.cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("tunewright.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    environment.filters |= {
         "fixed": fixed,
         "signed": signed,
         "interval": interval,
@@ -38,12 +37,12 @@ def _environment() -> Environment:
         "line": line,
         "masked": masked,
     }
-    made.tests["given"] = given
-    return made
+    environment.tests["given"] = given
+    return environment
 
 
 def given(value: object) -> bool:
-    """Whether a record holds this optional value."""
+    """Whether an optional value is present."""
     return value is not None and not isinstance(value, Undefined)
 
 

@@ -51,7 +51,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Reference:
-    """Lines to read a learning curve against: the best untrained arm, and the most that contradictory labels allow."""
+    """Reference lines of a learning curve: the best untrained arm, and the ceiling set by contradictory labels."""
 
     comparator: float
     ceiling: float | None
@@ -68,7 +68,7 @@ class Forecast:
 
 
 def losses(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]], best: int | None) -> Markup:
-    """(step, loss) in training and on dev, with the step whose weights were kept."""
+    """Training and dev loss as (step, loss), with a mark at the step whose weights were kept."""
     figure, axes = _figure(6.4, 2.9)
     axes.plot([s for s, _ in train], [x for _, x in train], color=_SOFT, linewidth=1, label="training, every step")
     if dev:
@@ -199,7 +199,7 @@ def _svg(figure: Any, title: str) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # of groups: every chart of a page would have the same
+    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # group ids, which would repeat in every chart of a page
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))

@@ -1,5 +1,5 @@
-"""Run folder -> one self-contained HTML page; needs no model. What the page says in which order:
-`templates/report.html.j2`."""
+"""Renders a run folder as one self-contained HTML page; needs no model. `templates/report.html.j2` orders the
+sections."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tunewright.report import page, sections
 
 @dataclass(frozen=True)
 class Files:
-    """What the report reads of a run folder. ``exports`` and ``selftest`` may be missing; ``moved``: what differed
-    where the run was continued; ``scores``: the lines of the tuned arm and of the comparator."""
+    """What the report reads from a run folder. ``exports`` and ``selftest`` may be missing; ``moved``: what differed
+    when the run was resumed; ``scores``: the lines of the tuned arm and of the comparator."""
 
     name: str
     verdict: Verdict
@@ -47,7 +47,7 @@ class Files:
 
 
 def read(run: Run) -> Files:
-    """Raises RUN_DAMAGED, naming the file, where one is missing or is not what the stages write."""
+    """Raises RUN_DAMAGED, naming the file, if one is missing or malformed."""
     verdict = records.read(run.verdict, Verdict)
     tuned, other = (run.scores / f"{arm}.jsonl" for arm in ("tuned", verdict.comparator.name))
     return Files(
@@ -67,14 +67,13 @@ def read(run: Run) -> Files:
 
 
 def _moved(run: Run) -> list[str]:
-    """What was different where the run was continued: another version, processor or number of threads."""
+    """What differed when the run was resumed, such as a version, the processor or the number of threads."""
     lists = [e.facts["what"] for e in records.read_lines(run.events, Event) if e.event == "went_on_elsewhere"]
     return list(dict.fromkeys(str(what) for entries in lists if isinstance(entries, list) for what in entries))
 
 
 def write(run: Run) -> None:
-    """Writes report.html and data/audit.html from the files of the run folder; what was not measured is named as
-    such."""
+    """Writes report.html and data/audit.html from the files of the run folder; they state what was not measured."""
     files = read(run)
     write_atomic(run.report, report_page(files))
     write_atomic(run.audit.with_suffix(".html"), audit_page(files.audit, run.name))
@@ -91,7 +90,7 @@ def audit_page(audit: Audit, name: str) -> str:
 
 
 def _evidence(verdict: Verdict) -> dict[str, object]:
-    """What stages beside the verdict measured, by the name that the templates use; None where a stage left nothing."""
+    """What the other stages measured, by the name that the templates use; None if a stage has no result."""
     return {
         "cost": verdict.cost,
         "forgetting": sections.forgetting(verdict),
@@ -105,11 +104,11 @@ def _evidence(verdict: Verdict) -> dict[str, object]:
 
 
 def _derived(files: Files) -> dict[str, object]:
-    """What `sections` makes of the records: sentences, ordered rows, charts."""
+    """What `sections` derives from the records: sentences, ordered rows, charts."""
     verdict, metric = files.verdict, files.verdict.metric
     return {
         "head": sections.head(verdict, files.plan),
-        "beats_us": sections.beats_us(verdict),
+        "tfidf_unbeaten": sections.tfidf_unbeaten(verdict),
         "other_metrics": sections.other_metrics(verdict),
         "changes": sections.changes(*files.scores, metric),
         "settings": sections.settings(files.plan),

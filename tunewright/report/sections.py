@@ -25,15 +25,15 @@ from tunewright.data.metrics import METRICS
 from tunewright.report import plots
 from tunewright.report.page import fixed, interval, line, metric, percent, signed, spaced
 
-CUT = 0.2  # fraction of cut answers from which the verdict comes with a caution
-SHOWN = 20  # rows that lost most, and rows that gained most
+CUT = 0.2  # fraction of cut answers above which the verdict comes with a caution
+SHOWN = 20  # number of rows with the largest losses, and with the largest gains
 COLOURS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
 INSTEAD = {
     "zero_shot": "prompt the base model",
     "few_shot": "give the base model example rows in its prompt",
     "nearest": "give the base model the rows most similar to each question",
     "retrieval": "give the base model passages from your documents",
-    "constant": "answer with the commonest label",
+    "constant": "answer with the most frequent label",
     "remote": "use the remote model",
     "base": "use the base model",
 }
@@ -41,8 +41,7 @@ INSTEAD = {
 
 @dataclass(frozen=True)
 class Head:
-    """The first screen: the verdict as a sentence, what else its reader must know, and the figures (value, caption)
-    below it."""
+    """The first screen: the verdict as a sentence, cautions about it, and the key figures (value, caption)."""
 
     colour: str
     sentence: str
@@ -52,7 +51,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Change:
-    """One test row: the tuned model's answer beside the comparator's, each with its score."""
+    """One test row: the tuned model's answer and the comparator's, each with its score."""
 
     where: str
     question: str
@@ -73,7 +72,7 @@ class Changes:
 
 
 def head(verdict: Verdict, plan: Plan) -> Head:
-    """The page above its first section."""
+    """The top of the page, above its first section."""
     other, difference = verdict.comparator.name, signed(verdict.difference)
     confidence = percent(verdict.confidence)
     return Head(
@@ -95,9 +94,8 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.doubts:
         others = " or ".join(map(spaced, verdict.doubts))
         return (
-            f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev "
-            f"({spaced(name)}), but not shown "
-            f"to be better than {others}: dev chose a weak comparator, and beating it alone does not justify "
+            f"On {rows} held-out rows the tuned model is better than the untrained arm chosen on dev ({spaced(name)}), "
+            f"but not shown to be better than {others}: the comparator is weak, and beating it alone does not justify "
             "fine-tuning."
         )
     if verdict.verdict == "BETTER":
@@ -109,7 +107,7 @@ def _sentence(verdict: Verdict) -> str:
         margin = verdict.margin
         return f"On {rows} held-out rows the tuned model and {other} differ by less than the margin of {margin:g}."
     enough = f" About {needed} rows would." if needed else ""
-    return f"{rows} held-out rows do not decide between the tuned model and {other}.{enough}"
+    return f"{rows} held-out rows do not show which is better, the tuned model or {other}.{enough}"
 
 
 def _margin_note(verdict: Verdict) -> str:
@@ -120,50 +118,49 @@ def _margin_note(verdict: Verdict) -> str:
 
 
 def cautions(verdict: Verdict) -> list[str]:
-    """What a reader of the verdict alone must know as well."""
+    """What a reader must know beyond the verdict."""
     sentences = []
     for ability, probe in _probes(forgetting(verdict)).items():
         if probe is not None and probe.verdict == "WORSE":
             change = interval(probe.interval, sign=True)
-            sentences.append(
-                f"It got worse at {ability}: {fixed(probe.base)} before, {fixed(probe.tuned)} after ({change})."
-            )
-    if beats_us(verdict):
+            values = f"{fixed(probe.base)} before, {fixed(probe.tuned)} after ({change})"
+            sentences.append(f"The tuned model got worse {ability}: {values}.")
+    if tfidf_unbeaten(verdict):
         sentences.append("A TF-IDF classifier that trains in seconds is not shown to be worse.")
     arms = {"tuned": verdict.tuned_arm, verdict.comparator.name: verdict.comparator_arm}
     cut = {name: arm.summary.get("cut_answers", 0.0) for name, arm in arms.items()}
     if max(cut.values()) > CUT:
         counts = " and ".join(f"{percent(fraction)} of {spaced(name)} answers" for name, fraction in cut.items())
         limit = f"cut off at {verdict.max_new_tokens} tokens"
-        sentences.append(f"{counts} were {limit}; only what precedes the cut is scored (prove.max_new_tokens).")
+        sentences.append(f"{counts} were {limit}; only the text before the cut is scored (prove.max_new_tokens).")
     return sentences
 
 
 def _probes(forgetting: Forgetting | None) -> dict[str, Probe | None]:
-    """What forgetting.json compares with a verdict of its own, by what it is called."""
+    """The probes of forgetting.json that have a verdict of their own, by what the model got worse or better at."""
     if forgetting is None:
         return {}
     general = forgetting.probes and {
-        "knowledge": forgetting.probes.knowledge,
-        "following instructions": forgetting.probes.instructions,
+        "at knowledge questions": forgetting.probes.knowledge,
+        "at following instructions": forgetting.probes.instructions,
     }
-    return {**(general or {}), "your regression rows": forgetting.keep}
+    return {**(general or {}), "on your regression rows": forgetting.keep}
 
 
 def forgetting(verdict: Verdict) -> Forgetting | None:
-    """What the stage `forgetting` measured; None where it measured nothing."""
+    """The result of the stage `forgetting`; None if it measured nothing."""
     return verdict.forgetting if isinstance(verdict.forgetting, Forgetting) else None
 
 
-def beats_us(verdict: Verdict) -> bool:
-    """Whether tuned is not shown to be better than the TF-IDF classifier, where there is one."""
+def tfidf_unbeaten(verdict: Verdict) -> bool:
+    """Whether tuned is not shown to be better than the TF-IDF classifier, if there is one."""
     classical = verdict.arms.get("classical")
     against = classical and classical.tuned_minus_this
     return against is not None and against.interval.low <= 0
 
 
 def other_metrics(verdict: Verdict) -> list[str]:
-    """Names of what was measured of any arm beside the verdict's metric."""
+    """Names of the metrics, besides the verdict's own, that were measured for any arm."""
     return sorted({name for arm in verdict.arms.values() for name in arm.summary})
 
 
@@ -194,8 +191,8 @@ def _change(tuned: ScoreLine, other: ScoreLine) -> Change:
 
 def settings(plan: Plan) -> list[tuple[str, str, str]]:
     """(name, value, reason) of everything the plan fixed."""
-    apart = ("reasons", "estimate", "adapter")
-    rows = [(name, _shown(value), plan.reasons.get(name, "")) for name, value in plan if name not in apart]
+    elsewhere = ("reasons", "estimate", "adapter")
+    rows = [(name, _shown(value), plan.reasons.get(name, "")) for name, value in plan if name not in elsewhere]
     rows += [(f"adapter.{name}", _shown(value), "") for name, value in plan.adapter]
     if plan.estimate:
         expected = f"{plan.estimate.train_seconds:.0f} s, {plan.estimate.peak_gb:.1f} GB"
@@ -216,7 +213,7 @@ def arms_chart(verdict: Verdict) -> Markup:
 
 
 def pareto_chart(forgetting: Forgetting | None, metric_name: str) -> Markup | None:
-    """Dev score by KL for every scale, where several were tried."""
+    """Dev score by KL for every scale, if several were tried."""
     if forgetting is None or forgetting.sweep is None or forgetting.task is None:
         return None
     text, measured = ("generic", forgetting.generic) if forgetting.generic is not None else ("task", forgetting.task)
@@ -226,7 +223,7 @@ def pareto_chart(forgetting: Forgetting | None, metric_name: str) -> Markup | No
 
 
 def curve_chart(verdict: Verdict, ceiling: float | None) -> Markup | None:
-    """Score by number of training rows, where it was measured."""
+    """Score by number of training rows, if it was measured."""
     curve = verdict.learning_curve
     if not isinstance(curve, LearningCurve):
         return None
@@ -245,7 +242,7 @@ def loss_chart(lines: Sequence[StartLine | StepLine], best_step: int | None) -> 
 
 
 def coverage_chart(calibration: Calibration | None) -> Markup | None:
-    """Accuracy by the fraction of rows answered, where it was measured."""
+    """Accuracy by the fraction of rows answered, if it was measured."""
     if calibration is None:
         return None
     return plots.risk_coverage(calibration.curve, calibration.handover.threshold if calibration.handover else None)

@@ -1,4 +1,4 @@
-"""Check: the audit of the data, and the side of every row."""
+"""Check: audits the data, and assigns every row to a side of the split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(context: Context) -> None:
     if data.unused:
         console.say("  unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in data.unused.items()))
     if not counts["dev"]:
-        console.warn("  no dev rows: there is no early stopping, and the last weights are kept")
+        console.warn("  no dev rows: no early stopping; the last weights are kept")
     for finding in data.findings():
         print_line = console.warn if finding.level == "warning" else console.say
         print_line(f"  {finding.level} {finding.code}: {finding.message}")

@@ -1,7 +1,7 @@
-"""What does a request cost? The same prompts, on this machine, to the tuned model and to the base with its best prompt.
+"""What does a request cost? Times the same prompts, on this machine, on the tuned model and on the base with its best
+prompt.
 
-The base is timed with its fixed prompt in a prefix cache as well as without: a long prompt that a server caches is
-cheap.
+The base is timed both with and without its fixed prompt in a prefix cache: a long prompt that a server caches is cheap.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Seconds = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Timed:
-    """One way to answer: a model, its prompts, and what a prefix cache would hold. ``scale``: of the adapter; 0 is the
+    """One way to answer: a model, its prompts, and the content of a prefix cache. ``scale``: of the adapter; 0 is the
     base."""
 
     name: str
@@ -46,7 +46,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Timings:
-    """Of every request, by way: seconds, seconds to the first token, tokens of the answer."""
+    """For every request, by way: seconds, seconds to the first token, tokens of the answer."""
 
     seconds: Seconds
     first_token: Seconds
@@ -61,9 +61,9 @@ def cost(work: Work) -> Cost:
     tuned = weights.trained(work.run, work.plan)
     with ExitStack() as stack:
         model = stack.enter_context(work.answers.chat_model(tuned))
-        # With an adapter, the base is the same module at scale 0; otherwise it is a copy of its own.
-        apart = work.plan.adapter.kind != "none"
-        untuned = model.model if apart else stack.enter_context(work.models.at(base(work.plan)))
+        # With an adapter, the base is the same module at scale 0; otherwise it is a separate copy.
+        has_adapter = work.plan.adapter.kind != "none"
+        untuned = model.model if has_adapter else stack.enter_context(work.models.at(base(work.plan)))
         ways = _ways(work, verdict, chats, model.model, untuned)
         timed = _one_by_one(work, ways, model.decoding)
         together = _together(ways, dataclasses.replace(model.decoding, batch_size=config.batch_size))
@@ -85,7 +85,7 @@ def cost(work: Work) -> Cost:
 def _ways(
     work: Work, verdict: Verdict, chats: Sequence[Chat], tuned: LanguageModel, untuned: LanguageModel
 ) -> list[Timed]:
-    """Tuned with the adapter apart, tuned merged, and the comparator's prompt on the base, with and without a prefix
+    """Tuned with a separate adapter, tuned merged, and the base with the comparator's prompt, with and without a prefix
     cache."""
     arms = work.inputs.arms
 
@@ -93,35 +93,35 @@ def _ways(
         arm = next(a for a in arms[family] if a.variant == variant)
         return [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in chats]
 
-    own, apart = prompts("tuned", ""), work.plan.adapter.kind != "none"
-    ways = [Timed("tuned, adapter apart", tuned, 1.0, own)] if apart else []
-    merged = work.models.merged(weights.trained(work.run, work.plan)) if apart else tuned
-    ways.append(Timed("tuned, merged" if apart else "tuned", merged, 1.0, own))
+    own, has_adapter = prompts("tuned", ""), work.plan.adapter.kind != "none"
+    ways = [Timed("tuned, adapter apart", tuned, 1.0, own)] if has_adapter else []
+    merged = work.models.merged(weights.trained(work.run, work.plan)) if has_adapter else tuned
+    ways.append(Timed("tuned, merged" if has_adapter else "tuned", merged, 1.0, own))
     if "tuned_short" in arms:
         ways.append(Timed("tuned, merged, without the long instruction", merged, 1.0, prompts("tuned_short", "")))
     other = verdict.comparator
     if arms[other.name][0].needs_model:
-        asked = prompts(other.name, other.variant)
+        base_prompts = prompts(other.name, other.variant)
         name = f"base, {other.name.replace('_', ' ')}"
-        ways.append(Timed(name, untuned, 0.0, asked))
-        same, facts = generate.common_prefix(asked), work.inputs.facts
+        ways.append(Timed(name, untuned, 0.0, base_prompts))
+        same, facts = generate.common_prefix(base_prompts), work.inputs.facts
         if same >= generate.MIN_SHARED and facts.packable and facts.window is None:
             with adapters.off(untuned.module):
-                known = generate.prefill(untuned, asked[0][:same])
-            ways.append(Timed(f"{name}, prompt cached", untuned, 0.0, asked, known))
+                known = generate.prefill(untuned, base_prompts[0][:same])
+            ways.append(Timed(f"{name}, prompt cached", untuned, 0.0, base_prompts, known))
     return ways
 
 
 def _one_by_one(work: Work, ways: Sequence[Timed], decoding: Decoding) -> Timings:
-    """The ways in turn, in another order for each request."""
-    order = np.random.Generator(np.random.Philox(key=work.config.seed))
+    """Time each request on every way, in a new random order each time."""
+    rng = np.random.Generator(np.random.Philox(key=work.config.seed))
     first_only = dataclasses.replace(decoding, max_new_tokens=1)
     count = len(ways[0].prompts)
     seconds, first, tokens = ({w.name: np.zeros(count) for w in ways} for _ in range(3))
     turns = [0, *range(count)]  # the first request twice: once to warm up
     with work.console.bar("cost, one by one", len(turns), unit="requests") as tick:
         for i in turns:
-            for k in order.permutation(len(ways)):
+            for k in rng.permutation(len(ways)):
                 w = ways[k]
                 for into, limit in ((first, first_only), (seconds, decoding)):
                     with adapters.scaled(w.model.module, w.scale):
@@ -145,8 +145,8 @@ def _together(ways: Sequence[Timed], batched: Decoding) -> dict[str, float]:
 
 
 def quantiles(values: NDArray[np.float64], alpha: float = 0.05) -> Quantiles:
-    """p50 and p95, each with an interval from order statistics (exact, whatever the distribution); an end that so few
-    values do not bound is the smallest or largest value."""
+    """p50 and p95, each with an interval from order statistics (exact for any distribution); an end that cannot be
+    bounded by so few values is the smallest or largest value."""
     x, n = np.sort(values), len(values)
 
     def one(q: float) -> Quantile:
@@ -176,10 +176,10 @@ def _money(work: Work, verdict: Verdict, ways: Mapping[str, RequestCost]) -> Mon
     return Money(per_thousand=thousand, training_and_judging=training, break_even_requests=break_even, why_not=why_not)
 
 
-def not_wanted(work: Work) -> str | None:
+def skip_reason(work: Work) -> str | None:
     if work.config.prove.evidence != "full":
         return "prove.evidence is not full"
-    return None if work.data.task.kind.prompted else "documents are not answered"
+    return None if work.data.task.kind.prompted else "documents have no prompts"
 
 
 def lines(record: Cost) -> Sequence[str]:
@@ -196,6 +196,6 @@ STAGE = Stage(
     record=COST,
     needs="work",
     run=cost,
-    not_wanted=not_wanted,
+    skip_reason=skip_reason,
     lines=lines,
 )

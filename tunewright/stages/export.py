@@ -1,4 +1,4 @@
-"""Export: adapter and merged model written, reloaded in a fresh process and compared; then their cards."""
+"""Export: writes adapter and merged model, reloads and compares them in a fresh process, then writes their cards."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _canaries(work: Work) -> list[list[int]]:
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     return [
         f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.canaries} greedy texts "
-        f"equal; {c.path}"
+        f"identical; {c.path}"
         for c in checks
     ]
 

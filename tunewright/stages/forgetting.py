@@ -1,5 +1,5 @@
-"""What training changed beside the task: KL to the base, likelihood of text, probes; and whether a smaller adapter
-scale is as good. Everything here reads dev and bundled text, never test, so that a choice may be made with it.
+"""What training changed besides the task: KL to the base, likelihood of text, probes; and whether a smaller adapter
+scale is as good. Everything here reads dev and bundled text, never test, so that it may be used to make choices.
 
 KL on the task's own inputs predicts forgetting best (RL's Razor, 2509.04259). Interpolating towards the base is WiSE-FT
 (2109.01903); for LoRA that is one number, the scale of the adapter.
@@ -44,8 +44,8 @@ def forgetting(work: Work) -> Forgetting:
     tuned = weights.trained(work.run, work.plan, scale=1.0)
     passages, size = generic(work, FULL_TOKENS if full else STANDARD_TOKENS)
     own = own_answers(work)
-    task = measured(work, tuned, own, scales, "task") if own else None
-    text = measured(work, tuned, passages, scales, "generic") if passages else None
+    task = measure_kl(work, tuned, own, scales, "task") if own else None
+    text = measure_kl(work, tuned, passages, scales, "generic") if passages else None
     sweep = _sweep(work, tuned, scales) if len(scales) > 1 else None
     chosen = sweep.chosen if sweep and config.forget.apply_best_scale else 1.0
     tuned = dataclasses.replace(tuned, scale=chosen)
@@ -61,8 +61,8 @@ def forgetting(work: Work) -> Forgetting:
     )
 
 
-def measured(work: Work, tuned: Weights, rows: Sequence[Rendered], scales: Sequence[float], text: str) -> TextKL:
-    """KL to the base on ``rows``, which are of ``text`` (a key of `TITLES`)."""
+def measure_kl(work: Work, tuned: Weights, rows: Sequence[Rendered], scales: Sequence[float], text: str) -> TextKL:
+    """KL to the base on ``rows``; ``text`` is the key of their title in `TITLES`."""
     with work.console.bar(f"KL on {text}", len(rows), unit="rows") as tick, work.models.at(tuned) as model:
         if work.plan.adapter.kind == "none":
             with work.models.at(base(work.plan)) as before:
@@ -73,7 +73,7 @@ def measured(work: Work, tuned: Weights, rows: Sequence[Rendered], scales: Seque
 
 
 def own_answers(work: Work) -> list[Rendered]:
-    """Dev prompts with the base model's own answers: where the tuned model's habits differ, these show it."""
+    """Dev prompts with the base model's own answers, which show where the tuned model's habits differ."""
     if not work.data.task.kind.prompted:
         return []
     rows = work.inputs.dev
@@ -89,8 +89,8 @@ def own_answers(work: Work) -> list[Rendered]:
 
 
 def generic(work: Work, tokens: int) -> tuple[list[Rendered], int]:
-    """Bundled passages that training did not see, up to about ``tokens`` tokens, and their bytes; ``row`` is the
-    passage."""
+    """(bundled passages that training did not see, up to about ``tokens`` tokens; their size in bytes). ``row`` is the
+    number of the passage."""
     seen = [e.text for e in work.data.examples]
     pieces: list[Rendered] = []
     size, limit = 0, min(PIECE, work.inputs.facts.context)
@@ -107,7 +107,7 @@ def in_bits(d: Divergence, clusters: Sequence[int], alpha: float, what: str) -> 
     bits = 1 / math.log(2)
     total = float(d.tokens_R.sum())
     intervals = []
-    for kl_R in d.kl_SR:  # rows over the mean length: their mean is the mean over tokens
+    for kl_R in d.kl_SR:  # per row, over the mean length, so that the mean is the mean over tokens
         scaled_R = kl_R / d.tokens_R.mean() * bits
         low, high, _ = statistics.clustered_interval(scaled_R, clusters, alpha, math.inf, pseudo=False)
         intervals.append((max(0.0, low), high))
@@ -123,7 +123,7 @@ def in_bits(d: Divergence, clusters: Sequence[int], alpha: float, what: str) -> 
 
 
 def per_byte(text: TextKL, size: int) -> dict[str, Any]:
-    """The same per byte of a text of ``size`` UTF-8 bytes: comparable across tokenizers."""
+    """The same per byte, for a text of ``size`` UTF-8 bytes: comparable across tokenizers."""
     tokens_per_byte = text.tokens / size
     return {
         "bytes": size,
@@ -157,7 +157,7 @@ def as_good(scores: Sequence[float], best: Sequence[float], sign: float) -> bool
     return float(lost.mean()) <= error + 1e-12
 
 
-def not_wanted(work: Work) -> str | None:
+def skip_reason(work: Work) -> str | None:
     return "prove.evidence is plain" if work.config.prove.evidence == "plain" else None
 
 
@@ -177,6 +177,6 @@ STAGE = Stage(
     record=FORGETTING,
     needs="work",
     run=forgetting,
-    not_wanted=not_wanted,
+    skip_reason=skip_reason,
     lines=lines,
 )

@@ -1,4 +1,4 @@
-"""Plan: every number fixed, the self-test made, the protocol and the receipt written, before anything is trained."""
+"""Plan: fixes every number, runs the self-test, writes the protocol and the receipt, before anything is trained."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tunewright.train import machine, planning, profile, selftest
 
 
 def plan(setup: Setup) -> Plan:
-    """Resolves every auto. Writes selftest.json, protocol.json and receipt.json; prints what is planned."""
+    """Resolves every auto. Writes selftest.json, protocol.json and receipt.json; prints the plan."""
     context, inputs = setup.context, setup.inputs
-    _warn_of_left_out(setup)
+    _warn_about_left_out(setup)
     sizes = planning.RowStats.of(inputs.rows["train"])
     task = context.data.task.kind.name
     made = planning.make(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
@@ -32,14 +32,14 @@ def plan(setup: Setup) -> Plan:
 
 
 def adopt(setup: Setup, made: Plan) -> Plan:
-    """In place of `plan`: the plan of another run. Nothing is measured; the self-test is made."""
+    """In place of `plan`: take over the plan of another run. Nothing is measured; the self-test is run."""
     made = self_tested(setup, made)
     _write(setup, made, protocol_of(setup))
     return made
 
 
 def protocol_of(setup: Setup) -> Protocol:
-    """What the run will ask of its test rows."""
+    """The protocol of the run's comparison on test rows."""
     inputs, context = setup.inputs, setup.context
     return protocol.make(
         context.data, context.config.prove, inputs.arms, inputs.dev, inputs.test, inputs.max_new_tokens
@@ -47,7 +47,7 @@ def protocol_of(setup: Setup) -> Protocol:
 
 
 def self_tested(setup: Setup, made: Plan) -> Plan:
-    """The plan, or a slower one where the self-test showed that a faster way of computing is not exact."""
+    """The plan, or a slower one if the self-test shows that a faster way of computing is not exact."""
     context, inputs = setup.context, setup.inputs
     model = setup.models.untrained(made)
     result = selftest.run(model, inputs.template, context.data.examples, inputs.rows["train"], made)
@@ -63,12 +63,12 @@ def self_tested(setup: Setup, made: Plan) -> Plan:
     return result.plan
 
 
-def _warn_of_left_out(setup: Setup) -> None:
+def _warn_about_left_out(setup: Setup) -> None:
     context, inputs = setup.context, setup.inputs
     if inputs.too_long:
         first = ", ".join(context.data.examples[i].where for i in inputs.too_long[:5])
         context.console.warn(
-            f"{len(inputs.too_long)} rows are over {inputs.limit} tokens and left out (data.too_long=drop): {first}"
+            f"{len(inputs.too_long)} rows exceed {inputs.limit} tokens and are left out (data.too_long=drop): {first}"
         )
         context.run.event("rows_left_out", rows=list(inputs.too_long), limit=inputs.limit)
     for name in inputs.left_out:
@@ -86,11 +86,11 @@ def _describe(setup: Setup, made: Plan, agreed: Protocol) -> None:
         f"{estimate.peak_gb:.1f} GB"
     )
     if setup.inputs.machine.free_gb < estimate.peak_gb:
-        setup.context.console.warn(f"      only {setup.inputs.machine.free_gb:.1f} GB of memory are free now")
+        setup.context.console.warn(f"      only {setup.inputs.machine.free_gb:.1f} GB of memory is free now")
     if agreed.detectable is not None:
         points = 100 * agreed.detectable
         what = f"differences of about {points:.0f} points" if points < 99 else "no difference with certainty"
-        say(f"      {agreed.test_rows} test rows can show {what}, if {agreed.assumed}")
+        say(f"      {agreed.test_rows} test rows can detect {what}, if {agreed.assumed}")
 
 
 def _write(setup: Setup, made: Plan, agreed: Protocol) -> None:

@@ -1,5 +1,5 @@
-"""Training in a process of its own: the parent holds the run's lock, shows progress and passes on signals; the worker
-writes the run folder. No file there shows that it was another process."""
+"""Training in a separate process: the parent holds the run's lock, shows progress and forwards signals; the worker
+writes the run folder. Its files do not depend on which process wrote them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def train(context: Context) -> None:
 
 
 def _logged(context: Context) -> tuple[int, float]:
-    """The last step of metrics.jsonl, and its loss."""
+    """The last step in metrics.jsonl, and its loss."""
     last = (0, 0.0)
     for line in records.read_lines(context.run.metrics, METRICS):
         if not isinstance(line, StartLine):
@@ -53,7 +53,7 @@ def _logged(context: Context) -> tuple[int, float]:
 
 @contextmanager
 def _signals_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM go to the worker, which saves and ends; this process waits for it."""
+    """Within, Ctrl-C and SIGTERM go to the worker, which saves and exits; this process waits for it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -70,7 +70,7 @@ def _signals_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _error(worker: subprocess.Popen[bytes], text: str, where: str) -> TunewrightError:
-    """The worker's error as it raised it, exit status included: its last line is JSON; anything else is a crash."""
+    """The worker's error, with its exit status, if the last line is its JSON; anything else is a crash."""
     last = (text.strip().splitlines() or ["no output"])[-1]
     kind = TunewrightError if worker.returncode == TunewrightError.exit_code else TrainError
     try:

@@ -1,4 +1,4 @@
-"""Prove: the untrained arms answer dev, which chooses; the chosen arms answer test, which decides; the verdict."""
+"""Prove: the untrained arms answer dev, which chooses; the chosen arms answer test, which decides the verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tunewright.runtime.weights import Weights
 from tunewright.stages.stage import Stage
 
 REPEATED = 16
-CALIBRATED = 400  # dev rows for temperature and hand-over: labels are scored fast, and 40 rows choose a threshold badly
+CALIBRATED = 400  # dev rows for temperature and hand-over: scoring labels is cheap, and 40 rows are too few
 
 
 def prove(work: Work) -> Verdict:
@@ -54,7 +54,7 @@ def prove(work: Work) -> Verdict:
 
 
 def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, Arm]]:
-    """Dev scores of the untrained variants, and the variant that each family asks test with."""
+    """Dev scores of the untrained variants, and the variant of each family that answers test."""
     inputs, metric = work.inputs, work.data.task.metric
     untrained = [arm for variants in inputs.arms.values() for arm in variants if not arm.learned_from_rows]
     on_dev: dict[str, float] = {}
@@ -90,7 +90,7 @@ def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
     """Estimates evaluation noise by re-running some dev rows."""
     floor, changed, rows = 0.0, 0, work.inputs.dev[:REPEATED]
     for arm in arms:
-        if not arm.repeatable:
+        if not arm.deterministic:
             first = work.answers.of(arm, "dev", trained)[: len(rows)]
             file = work.run.scores / "again" / f"{arm.name}.jsonl"
             second = work.answers.scores(Request(arm, "dev", rows, file), trained)
@@ -108,8 +108,8 @@ def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Sco
 
 
 def _without_overlap(work: Work, tuned: list[Score], other: list[Score]) -> dict[str, Any] | None:
-    """The comparison on the test rows that share no long run of words with training rows; None if that is all or
-    none."""
+    """The comparison on the test rows that share no long run of words with training rows; None if that is all of them
+    or none."""
     rows, flagged = work.inputs.test, set(work.data.overlap)
     kept = [k for k, i in enumerate(rows) if i not in flagged]
     if len(kept) in (0, len(rows)):

@@ -1,4 +1,4 @@
-"""Report: verdict.json gets what later stages measured, so that it holds every number; then the page."""
+"""Report: adds what later stages measured to verdict.json, so that it holds every number; then writes the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run made again from its own folder: bit for bit the same, or what was different."""
+"""Repeats a run from its own folder, and reports whether it is bit for bit the same, or else what differs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tunewright.stages.runner import Runner, start
 
 
 def reproduce(run: Run, console: Console) -> dict[str, Any]:
-    """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is made again beside the first, with
-    its plan and its number of threads, to the same stage (training, or the verdict). Raises RUN_INCOMPLETE before
-    training is done."""
+    """{equal, weights, losses, scores, run, differs: {what: [then, now]}}. The run is repeated in a folder next to the
+    first, with its plan and its number of threads, up to the same stage (training, or the verdict). Raises
+    RUN_INCOMPLETE before training is done."""
     run_folder.require(run, run.training, "run")
     plan = records.read(run.plan, Plan)
     config = load(run.config).model_copy(update={"threads": plan.threads})
@@ -23,7 +23,7 @@ def reproduce(run: Run, console: Console) -> dict[str, Any]:
     again.advance("check")
     again.adopt(plan)
     again.advance("prove" if run.verdict.exists() else "train")
-    return compared(run, context.run)
+    return compare(run, context.run)
 
 
 def _name(run: Run) -> str:
@@ -33,7 +33,7 @@ def _name(run: Run) -> str:
     return f"{run.name}-again-{number}"
 
 
-def compared(then: Run, now: Run) -> dict[str, Any]:
+def compare(then: Run, now: Run) -> dict[str, Any]:
     """What is equal in two runs, and what differs in their inputs."""
     weights = [run_folder.read_json(r.training)["weights_sha256"] for r in (then, now)]
     losses = [

@@ -1,5 +1,6 @@
-"""Runs the stages that a run folder does not hold yet. A run can be stopped anywhere and continued by the same command,
-in another process; what is expensive to make (facts, rendered rows, a loaded model) is made once per process."""
+"""Runs the stages that a run folder does not contain yet. A run can be stopped anywhere and continued by the same
+command, in another process; what is expensive to make (facts, rendered rows, a loaded model) is made once per
+process."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ from tunewright.train import machine, profile
 
 
 class Runner:
-    """One run in one process: what its stages are given, each made when the first stage needs it. ``separate``:
-    training runs in a process of its own."""
+    """One run in one process, with the inputs of its stages, each made when first needed. ``separate``: training runs
+    in a process of its own."""
 
     def __init__(self, context: Context, separate: bool = False) -> None:
         self.context, self.separate = context, separate
@@ -47,7 +48,7 @@ class Runner:
         return self._setup
 
     def work(self) -> Work:
-        """Of a run that has been planned."""
+        """The inputs of the stages after `plan`."""
         if self._work is None:
             setup, context = self.setup(), self.context
             made = records.read(context.run.plan, Plan)
@@ -60,11 +61,11 @@ class Runner:
         folder."""
         assert until in [stage.name for stage in STAGES]
         run = self.context.run
-        with _no_folder_after_mistake(self.context), run_folder.writing(run):
+        with _remove_folder_on_user_error(self.context), run_folder.writing(run):
             if run.plan.exists():
                 self._check_inputs()
             for stage in STAGES:
-                with as_our_errors(run, stage.name):  # events too: each waits for the disk
+                with error_codes(run, stage.name):  # includes writing the events, which waits for the disk
                     if not stage.file(run).exists():
                         run.event(f"{stage.name}_started")
                         self._do(stage)
@@ -73,12 +74,12 @@ class Runner:
                     return
 
     def adopt(self, made: Plan) -> None:
-        """Instead of planning: another run's plan, whose numbers are taken over."""
+        """Instead of planning, take over the plan of another run."""
         with run_folder.writing(self.context.run):
             records.write(self.context.run.plan, plan.adopt(self.setup(), made))
 
     def profile(self) -> Profile:
-        """A few steps under torch's profiler, their effect undone. Writes profile.json."""
+        """Run a few steps under torch's profiler, and undo their effect. Writes profile.json."""
         work = self.work()
         hardware = work.inputs.machine
         peak = max(hardware.fp32_gflops, hardware.bf16_gflops)
@@ -88,7 +89,7 @@ class Runner:
         return times
 
     def learning_curve(self, full: bool) -> None:
-        """The learning curve by itself, and the report with it if there is one."""
+        """Run the learning curve alone, and update the report if there is one."""
         run = self.context.run
         with run_folder.writing(run):
             curve = learning_curve.learning_curve(self.work(), full)
@@ -104,7 +105,7 @@ class Runner:
             self._print(stage, records.read(run.training, records.Training))
             return
         result: Result | None
-        if stage.needs == "work" and (reason := stage.not_wanted(self.work())) is not None:
+        if stage.needs == "work" and (reason := stage.skip_reason(self.work())) is not None:
             result = NotMeasured(reason=reason)
         else:
             needs: dict[str, Any] = {"context": lambda: self.context, "setup": self.setup, "work": self.work}
@@ -131,18 +132,17 @@ class Runner:
 def start(
     config: Config, name: str | None, root: Path, console: Console, command: str, data: Dataset | None = None
 ) -> Context:
-    """A new run folder with its config, or the folder of that name if it has the very same config.
+    """A new run folder with its config, or the existing folder of that name if it has exactly the same config.
 
-    ``data``: of this config, where it has been loaded already. Raises RUN_EXISTS, with the settings that differ, for
-    another config; RUN_INSIDE_DATA where the run's own files would become documents.
+    ``data``: the data of this config, if it has been loaded already. Raises RUN_EXISTS, with the settings that differ,
+    if the configs differ; RUN_INSIDE_DATA if the run's own files would be read as documents.
     """
     config = absolute(config)
     for folder in (config.data.train, config.data.dev, config.data.test, config.prove.documents):
         if folder and Path(folder).is_dir() and root.resolve().is_relative_to(Path(folder).resolve()):
             raise RunError(
                 "RUN_INSIDE_DATA",
-                f"the runs folder is inside {folder}, whose documents are read: "
-                "model cards of runs would be among them.",
+                f"the runs folder is inside {folder}, where every document is read, model cards of runs included.",
                 where=str(root),
                 fix="put it elsewhere: --runs FOLDER.",
             )
@@ -176,16 +176,16 @@ def _same_config(run: Run, config: Config) -> Config:
     if changed:
         raise RunError(
             "RUN_EXISTS",
-            f"a run of that name has another config: {'; '.join(changed[:5])}.",
+            f"a run of that name exists with a different config: {'; '.join(changed[:5])}.",
             where=str(run.path),
-            fix=f"choose another --name, or continue it as it is: `tunewright run {run.path}`.",
+            fix=f"choose another --name, or continue that run unchanged: `tunewright run {run.path}`.",
         )
     return stored
 
 
 @contextmanager
-def _no_folder_after_mistake(context: Context) -> Iterator[None]:
-    """Where the user's mistake ends a new run before it has a plan, its folder is removed."""
+def _remove_folder_on_user_error(context: Context) -> Iterator[None]:
+    """If the user's mistake ends a new run before it has a plan, remove its folder."""
     try:
         yield
     except TunewrightError as error:
@@ -199,8 +199,8 @@ def _no_folder_after_mistake(context: Context) -> Iterator[None]:
 
 
 @contextmanager
-def as_our_errors(run: Run, stage: str) -> Iterator[None]:
-    """What can end a stage from outside, as an error of ours; files already written are complete."""
+def error_codes(run: Run, stage: str) -> Iterator[None]:
+    """Turn an interruption or a lack of memory into an error with a code; files already written are complete."""
     try:
         yield
     except KeyboardInterrupt:

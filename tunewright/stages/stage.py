@@ -1,5 +1,4 @@
-"""A stage as a value: its name and file, what it is given, when it is wanted, what it computes, and what it prints
-about it."""
+"""A stage as a value: its name and file, its inputs, when it is skipped, what it computes, and what it prints."""
 
 from __future__ import annotations
 
@@ -14,34 +13,34 @@ from tunewright.core.run_folder import Run
 from tunewright.core.stage_names import BY_NAME
 from tunewright.runtime.context import Work
 
-# What a stage is given: the run and its data; also what follows from the model's files; everything, once there is a
+# The input of a stage: the run and its data; also what follows from the model's files; everything, once there is a
 # plan.
 Needs = Literal["context", "setup", "work"]
 Result = BaseModel | Sequence[BaseModel]
 
 
-def always(work: Work) -> None:
-    """Of a stage that every run has."""
+def never(work: Work) -> None:
+    """For a stage that is never skipped."""
 
 
 def nothing(result: Any) -> Sequence[str]:
-    """Of a stage that prints for itself, or has nothing to add."""
+    """For a stage that prints by itself, or has nothing to add."""
     return ()
 
 
 @dataclass(frozen=True)
 class Stage:
-    """``name``: a name of `core.stage_names`, which knows its file. ``record``: what the file holds; None where the
-    stage writes it itself. ``run`` is given what ``needs`` says, and returns the record. ``not_wanted``: why the config
-    leaves the stage out, or None. ``lines``: what to print about the record."""
+    """``name``: a name in `core.stage_names`, which also defines its file. ``record``: the type of the file's content;
+    None if the stage writes the file itself. ``run`` gets the input that ``needs`` names, and returns the record.
+    ``skip_reason``: why the config skips the stage, or None. ``lines``: what to print about the record."""
 
     name: str
     record: type[BaseModel] | TypeAdapter[Any] | None
     needs: Needs
     run: Callable[[Any], Result | None]
-    not_wanted: Callable[[Work], str | None] = always
+    skip_reason: Callable[[Work], str | None] = never
     lines: Callable[[Any], Sequence[str]] = nothing
 
     def file(self, run: Run) -> Path:
-        """Written last, so it marks the stage as done."""
+        """The file that is written last and marks the stage as done."""
         return run.path / BY_NAME[self.name].file

@@ -1,7 +1,7 @@
-"""The training of a planned run as a process: ``python -m tunewright.stages.worker RUN``.
+"""Trains a planned run in a process of its own: ``python -m tunewright.stages.worker RUN``.
 
-Started by `stages.process`, which holds the lock (``--under-lock``), or by torchrun, a server or a sweep, and then it
-takes the lock itself. It writes only the run folder; errors go to stderr as one line of JSON.
+Started by `stages.process`, which holds the lock (``--under-lock``), or by torchrun, a server or a sweep, in which case
+it takes the lock itself. It writes only to the run folder; errors go to stderr as one line of JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError, TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.stages import train
-from tunewright.stages.runner import Runner, as_our_errors, resume
+from tunewright.stages.runner import Runner, error_codes, resume
 
 
 def work(run: Run, under_lock: bool) -> None:
@@ -28,13 +28,13 @@ def work(run: Run, under_lock: bool) -> None:
     if ranks > 1:
         raise ConfigError(
             "CONFIG_CONFLICT",
-            f"{ranks} processes were started; training runs in one.",
+            f"{ranks} processes were started; training runs in only one.",
             where="WORLD_SIZE",
             fix="start one: torchrun --nproc-per-node 1.",
         )
     run_folder.require(run, run.plan, "plan")
     runner = Runner(resume(run, Console(quiet=True), "worker"))
-    with nullcontext() if under_lock else run_folder.writing(run), as_our_errors(run, "train"):
+    with nullcontext() if under_lock else run_folder.writing(run), error_codes(run, "train"):
         if not run.training.exists():
             records.write(run.training, train.train(runner.work()))
 

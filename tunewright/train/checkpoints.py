@@ -38,7 +38,7 @@ def save(
     from safetensors.torch import save as to_bytes
 
     final = folder / f"step-{state.step:06d}"
-    beside = folder / f".{final.name}.{os.getpid()}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
     contents = {
         "weights.safetensors": to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()}),
         "optimizer.safetensors": to_bytes(_moments(parameters, optimizer)),
@@ -46,18 +46,18 @@ def save(
     }
     try:
         with disk_errors(final):
-            beside.mkdir(parents=True)
+            temporary.mkdir(parents=True)
             for name, content in contents.items():
-                write_atomic(beside / name, content)
+                write_atomic(temporary / name, content)
             write_json(
-                beside / MARKER, {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+                temporary / MARKER, {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
             )
             if final.exists():
                 shutil.rmtree(final)
-            beside.rename(final)
+            temporary.rename(final)
             sync_folder(folder)
     except TrainError:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     tidy(folder, keep)
     return final
@@ -65,13 +65,13 @@ def save(
 
 def tidy(folder: Path, keep: int) -> None:
     """Keep the ``keep`` newest complete checkpoints and the best weights they refer to; remove all else, including what
-    a killed process left half written or half removed."""
+    a killed process left half-written or half-removed."""
     with disk_errors(folder):
         for old in complete(folder)[:-keep]:
             (old / MARKER).unlink()  # no longer a checkpoint, even if the removal is interrupted
             shutil.rmtree(old)
-        for left in {*folder.glob("step-*"), *folder.glob(".step-*")} - {*complete(folder)}:
-            shutil.rmtree(left)
+        for leftover in {*folder.glob("step-*"), *folder.glob(".step-*")} - {*complete(folder)}:
+            shutil.rmtree(leftover)
         wanted = {best_file(folder, step) for kept in complete(folder) for step in _best_step(kept)}
         for file in {*folder.glob("best-*"), *folder.glob(".best-*")} - wanted:
             file.unlink()
@@ -149,7 +149,7 @@ def restore(
     changed = sorted(k for k in {*hashes, *state.hashes} if hashes.get(k) != state.hashes.get(k))
     if changed:
         detail = "; ".join(
-            f"{k} was {state.hashes.get(k, 'absent')[:12]}, is {hashes.get(k, 'absent')[:12]}" for k in changed
+            f"{k} was {state.hashes.get(k, 'absent')[:12]}, is now {hashes.get(k, 'absent')[:12]}" for k in changed
         )
         raise RunError(
             "RESUME_MISMATCH",
@@ -161,7 +161,7 @@ def restore(
     if set(weights) != set(parameters):
         raise RunError(
             "RESUME_MISMATCH",
-            "the set of trained tensors is not the one that was saved.",
+            "the set of trained tensors differs from the saved one.",
             where=str(checkpoint),
             fix="start a new run.",
         )
@@ -197,7 +197,7 @@ def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
 
 
 def check_weights(file: Path, expected: str) -> None:
-    """Raises RUN_DAMAGED if ``file``, a run's or branch's trained weights, is not the one that training wrote."""
+    """Raises RUN_DAMAGED if ``file``, the trained weights of a run or branch, is not the file that training wrote."""
     if sha256(file) != expected:
         raise RunError(
             "RUN_DAMAGED",

@@ -1,6 +1,6 @@
 """The training loop: steps, dev losses, checkpoints and metrics.jsonl, resumed where a run stopped.
 
-Nothing hooks into it: whoever wants to follow passes ``progress`` or reads the run folder.
+It has no hooks: to follow it, pass ``progress`` or read the run folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tunewright.train.step import Learner, dev_loss, learner, learning_rate, tak
 @dataclass(frozen=True)
 class Progress:
     """One finished step. ``loss`` and ``dev_loss``: per unit of the method's weight (nats per supervised token, in
-    fine-tuning). ``tokens``: of the rows; sharing may have computed fewer. ``seconds``: of the step."""
+    fine-tuning). ``tokens``: of the rows; with shared prefixes, fewer were computed. ``seconds``: of the step."""
 
     step: int
     steps: int
@@ -56,8 +56,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Training:
-    """All that one training reads, and the run folder it writes to. ``hashes``: what a resumed run must find
-    unchanged."""
+    """All that one training reads, and the run folder it writes to. ``hashes``: of the inputs, which must not change
+    before a run is resumed."""
 
     model: LanguageModel
     plan: Plan

@@ -60,7 +60,7 @@ def keep_pages() -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """torch's allocator on the CPU raises a plain RuntimeError."""
+    """Whether memory ran out; torch's allocator on the CPU raises a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -73,7 +73,7 @@ def peak_gb() -> float:
 
 
 def _gflops(device: str, rounds: int = 6, seconds: float = 0.02) -> tuple[float, float]:
-    """(float32, bfloat16) speed, measured in turns and the best taken: a busy neighbour slows a turn, not the best of
+    """(float32, bfloat16) speed, the best of six alternating rounds: a busy neighbour slows a round, not the best of
     six.
 
     Without bfloat16 in hardware one product can take a second, so a dtype that is ten times slower than the other is

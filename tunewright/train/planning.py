@@ -19,7 +19,7 @@ from tunewright.train.machine import Machine
 Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.1, 256  # fraction of the machine's memory; rows
 TRAIN_MEMORY = 0.35  # fraction of the machine's memory for the activations of one pass
-ASKED = "as asked"
+CONFIGURED = "as configured"
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class RowStats:
 
 @dataclass(frozen=True)
 class Given:
-    """What a plan is made from."""
+    """What a plan is derived from."""
 
     config: Config
     facts: Facts
@@ -72,7 +72,7 @@ def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> Ch
                 where="train.max_length",
                 fix=f"use at most {facts.context}.",
             )
-        return Choice(asked, ASKED)
+        return Choice(asked, CONFIGURED)
     if kind == "text":
         piece = min(facts.context, 512 if machine.device == "cpu" else 2048)
         return Choice(piece, f"documents are cut into pieces of {piece} tokens ({machine.device})")
@@ -82,8 +82,8 @@ def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> Ch
 def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, recompute: Recompute) -> float:
     """Memory of one token between forward and backward, in bytes.
 
-    A layer keeps about 16 numbers per unit of width (34 in transformers' own modules), and attention's weights for rows
-    as long as the longest; with ``layers`` recomputed, only its input.
+    A layer keeps about 16 numbers per unit of width (34 in transformers' own modules), and the attention weights of
+    a row as long as the longest; with ``layers`` recomputed, only its input.
     """
     size = 2 if dtype == "bfloat16" else 4
     layer = facts.hidden * (1 if recompute == "layers" else 16 if facts.fused else 34)
@@ -110,7 +110,9 @@ def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: 
         "decode_batch_size": _decode_batch(given, dtype.value, max_new_tokens),
         "max_new_tokens": Choice(
             max_new_tokens,
-            ASKED if config.prove.max_new_tokens != "auto" else "a quarter longer than the longest training answer",
+            CONFIGURED
+            if config.prove.max_new_tokens != "auto"
+            else "a quarter longer than the longest training answer",
         ),
         "kernels": _kernels(facts),
         "warmup_steps": Choice(math.ceil(t.warmup * steps.value), f"{t.warmup:.0%} of {steps.value} steps"),
@@ -138,10 +140,10 @@ def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: 
 
 def _decode_batch(given: Given, dtype: Dtype, answer: int) -> Choice[int]:
     """Rows decoded together. It follows from the machine's memory, not from what is free at the moment: an answer's
-    last bits depend on its batch, and a run and its repetition must answer alike."""
+    last bits depend on its batch, and a repeated run must give the same answers."""
     facts, sizes, machine = given.facts, given.sizes, given.machine
     if given.config.prove.batch_size != "auto":
-        return Choice(given.config.prove.batch_size, ASKED)
+        return Choice(given.config.prove.batch_size, CONFIGURED)
     tokens = 4 * sizes.tokens // sizes.rows + answer
     row = 2 * facts.layers * facts.hidden * (2 if dtype == "bfloat16" else 4) * tokens
     fits = max(1, int(DECODE_MEMORY * machine.memory_gb * 1e9 / row))
@@ -153,19 +155,19 @@ def _decode_batch(given: Given, dtype: Dtype, answer: int) -> Choice[int]:
 
 def _kernels(facts: Facts) -> Choice[Kernels]:
     if facts.fused:
-        return Choice("fused", "our kernels support its layers and gave equal results in the probe")
-    return Choice("transformers", "our kernels do not support its layers")
+        return Choice("fused", "our kernels support this model's layers and gave equal results in the probe")
+    return Choice("transformers", "our kernels do not support this model's layers")
 
 
 def _eval_every(config: Config, steps: int) -> Choice[int]:
     if config.train.eval_every != "auto":
-        return Choice(config.train.eval_every, ASKED)
+        return Choice(config.train.eval_every, CONFIGURED)
     return Choice(max(5, math.ceil(steps / 6)), "about six dev losses, at least 5 steps apart")
 
 
 def _checkpoint_every(config: Config, steps: int) -> Choice[int]:
     if config.checkpoint.every != "auto":
-        return Choice(config.checkpoint.every, ASKED)
+        return Choice(config.checkpoint.every, CONFIGURED)
     return Choice(max(10, math.ceil(steps / 5)), "about five checkpoints")
 
 
@@ -183,7 +185,7 @@ def _dtype(given: Given) -> Choice[Dtype]:
             "float32", "full fine-tuning keeps its weights in float32, because bfloat16 would round its updates away"
         )
     if config.train.dtype != "auto":
-        return Choice(config.train.dtype, ASKED)
+        return Choice(config.train.dtype, CONFIGURED)
     wide, narrow = f"{machine.fp32_gflops:.0f}", f"{machine.bf16_gflops:.0f}"
     if machine.bf16_gflops > 1.3 * machine.fp32_gflops:
         return Choice(
@@ -199,7 +201,7 @@ def _dtype(given: Given) -> Choice[Dtype]:
 def _layout(given: Given) -> Choice[Layout]:
     """Shared where it is exact; `packing` then shares only where it pays."""
     config, facts = given.config, given.facts
-    dropout = "adapter.dropout is on, and would drop a shared prefix in the same way for all its rows"
+    dropout = "adapter.dropout would be the same for all rows that share a prefix"
     shared = facts.leak if not facts.shareable else dropout if config.adapter.dropout else ""
     packed = facts.leak if not facts.packable else "the model has dropout of its own" if facts.draws else ""
     against = {"shared": packed or shared, "packed": packed, "padded": ""}
@@ -212,19 +214,19 @@ def _layout(given: Given) -> Choice[Layout]:
                 where="train.layout",
                 fix="leave it at auto.",
             )
-        return Choice(asked, ASKED)
+        return Choice(asked, CONFIGURED)
     if packed:
         return Choice("padded", packed)
     if shared:
         return Choice("packed", shared)
     return Choice(
-        "shared", "in the probe a row gives equal logits alone, in a pass with others, and with its prefix shared"
+        "shared", "in the probe, a row has equal logits alone, in a pass with others, and with its prefix shared"
     )
 
 
 def _batch(given: Given) -> Choice[int]:
     if given.config.train.batch_size != "auto":
-        return Choice(given.config.train.batch_size, ASKED)
+        return Choice(given.config.train.batch_size, CONFIGURED)
     rows = given.sizes.rows
     batch = 8 if rows >= 160 else 4
     return Choice(batch, f"{batch} rows a step: small batches suit LoRA, and {rows} rows should give many steps")
@@ -233,9 +235,9 @@ def _batch(given: Given) -> Choice[int]:
 def _steps(given: Given, per_epoch: int) -> Choice[int]:
     t, rows = given.config.train, given.sizes.rows
     if t.steps != "auto":
-        return Choice(t.steps, ASKED)
+        return Choice(t.steps, CONFIGURED)
     if t.epochs != "auto":
-        return Choice(max(1, round(t.epochs * per_epoch)), f"{t.epochs:g} epochs of {per_epoch} steps, as asked")
+        return Choice(max(1, round(t.epochs * per_epoch)), f"{t.epochs:g} epochs of {per_epoch} steps, as configured")
     epochs = 4 if rows < 300 else 3 if rows < 1000 else 2 if rows < 5000 else 1
     return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
 
@@ -243,22 +245,22 @@ def _steps(given: Given, per_epoch: int) -> Choice[int]:
 def _rate(given: Given, steps: int) -> Choice[float]:
     config, width = given.config, given.facts.hidden
     if config.train.lr != "auto":
-        return Choice(config.train.lr, ASKED)
+        return Choice(config.train.lr, CONFIGURED)
     rate = 5e-4 * (2000 / width) ** 0.78
-    reason = f"5e-4 * (2000 / {width})^0.78: narrower models take larger steps"
+    reason = f"5e-4 * (2000 / {width})^0.78: narrower models need higher rates"
     if config.adapter.kind == "none":
-        reason += "; a tenth of that, because all weights train (Schulman et al. 2025)"
+        reason += "; a tenth of that, because all weights are trained (Schulman et al. 2025)"
         return Choice(float(f"{rate / 10:.2g}"), reason)
-    haste = min(2.0, max(1.0, 2.0 - (steps - 150) / 250))
-    if haste > 1:
+    boost = min(2.0, max(1.0, 2.0 - (steps - 150) / 250))
+    if boost > 1:
         reason += (
-            f"; times {haste:.2g}, because short LoRA runs ({steps} steps) need larger ones (Schulman et al. 2025)"
+            f"; times {boost:.2g}, because short LoRA runs ({steps} steps) need higher rates (Schulman et al. 2025)"
         )
-    return Choice(float(f"{rate * haste:.2g}"), reason)
+    return Choice(float(f"{rate * boost:.2g}"), reason)
 
 
 def _fits(given: Given, dtype: Dtype, recompute: Recompute) -> int:
-    """Tokens of one pass whose memory is a fraction of the machine's, minus the weights."""
+    """Tokens of one pass that fit in `TRAIN_MEMORY` of the machine's memory, besides the weights."""
     facts, size = given.facts, 2 if dtype == "bfloat16" else 4
     room = TRAIN_MEMORY * given.machine.memory_gb * 1e9 - facts.parameters * size
     return int(max(0.0, room) / bytes_per_token(facts, given.sizes, dtype, recompute))
@@ -268,15 +270,15 @@ def _recompute(given: Given, dtype: Dtype, batch: int) -> Choice[Recompute]:
     """The least recomputing that fits: recomputing whole layers costs a third of the step."""
     sizes, machine = given.sizes, given.machine
     if given.config.train.gradient_checkpointing != "auto":
-        return Choice(given.config.train.gradient_checkpointing, ASKED)
+        return Choice(given.config.train.gradient_checkpointing, CONFIGURED)
     wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
     memory = f"{TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB"
     ways: tuple[Recompute, ...] = ("none", "attention", "layers")
     for way in ways:
         fits = _fits(given, dtype, way)
         if fits >= wanted:
-            return Choice(way, f"about {fits} tokens fit in {memory}, {wanted} are wanted in a pass")
-    return Choice("layers", f"even so, only about {fits} of {wanted} wanted tokens fit in {memory}")
+            return Choice(way, f"about {fits} tokens fit in {memory}, {wanted} are wanted per pass")
+    return Choice("layers", f"even so, only about {fits} of the {wanted} tokens wanted per pass fit in {memory}")
 
 
 def _most(machine: Machine, layout: Layout) -> int:
@@ -287,12 +289,12 @@ def _most(machine: Machine, layout: Layout) -> int:
 def _tokens_per_pass(given: Given, dtype: Dtype, layout: Layout, recompute: Recompute) -> Choice[int]:
     sizes, machine = given.sizes, given.machine
     if given.config.train.tokens_per_pass != "auto":
-        return Choice(given.config.train.tokens_per_pass, ASKED)
+        return Choice(given.config.train.tokens_per_pass, CONFIGURED)
     fits, most = _fits(given, dtype, recompute), _most(machine, layout)
     return Choice(
         max(sizes.longest, 256, min(most, fits)),
         f"about {fits} tokens fit in {TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB; "
-        f"more than {most} in one pass gain nothing; the longest row has {sizes.longest}",
+        f"more than {most} in one pass bring no gain; the longest row has {sizes.longest}",
     )
 
 

@@ -63,14 +63,14 @@ def lines(p: Profile) -> list[str]:
     for kind, seconds in sorted(p.seconds_by_kind.items(), key=lambda item: -item[1]):
         text.append(f"  {kind:<32}{seconds:6.3f} s {seconds / p.seconds:5.0%}")
     if p.seconds_by_kind[REST] > LARGEST_REST * p.seconds:
-        text.append(f"  over {LARGEST_REST:.0%} is unnamed; operations are named as in torch {TORCH}")
+        text.append(f"  over {LARGEST_REST:.0%} is unclassified; the classification is for torch {TORCH}")
     text.append(
         f"  {p.gflop:.0f} GFLOP at {p.gflop / p.seconds:.0f} GFLOP/s: "
         f"{p.of_peak:.0%} of the {p.peak_gflops:.0f} that this machine reaches"
     )
     if p.logical_gflop > 1.1 * p.gflop:
         ratio = p.logical_gflop / p.gflop
-        text.append(f"  row by row it would be {p.logical_gflop:.0f} GFLOP: {ratio:.1f} times as many")
+        text.append(f"  row by row it would be {p.logical_gflop:.0f} GFLOP: {ratio:.1f} times as much")
     return text
 
 
@@ -98,7 +98,7 @@ def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> floa
 
 @dataclass(frozen=True)
 class Speed:
-    """Forward and backward on real rows, measured over some ``passes``."""
+    """Forward and backward on real rows, measured over ``passes`` passes."""
 
     tokens_per_second: float
     passes: int

@@ -1,7 +1,7 @@
 """Checks, on the user's own rows and model before the first step, for bugs that would otherwise stay silent.
 
-A failed check refuses the run with its code. Only the fast ways of computing may fail: where they differ from
-transformers' own modules on rows alone, the plan falls back to a slower way and says so.
+A failed check ends the run with an error code. Only the fast ways of computing may fail: where they differ from
+transformers' own modules on single rows, the plan falls back to a slower way and gives the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tunewright.tokens.template import Template
 
 ROWS, SHORT, COMPARED = 4, 128, 64
 # How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference:
-# several times what another order of summation does to them. A row that sees another, or a wrong label, does more.
+# several times the effect of another order of summation. A row that sees another, or a wrong label, has a larger one.
 TOLERANCE = {"float32": (1e-4, 1e-3, 5e-3), "bfloat16": (2e-2, 0.2, 0.25)}
 ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one batch
 
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """``plan``: the plan, or a slower one that computes the right thing."""
+    """``plan``: the plan, or a slower one that computes correctly."""
 
     plan: Plan
     findings: tuple[Finding, ...]
@@ -54,11 +54,11 @@ class SelfTest:
 def run(
     model: LanguageModel, template: Template, examples: Sequence[Example], rows: Sequence[TrainRow], plan: Plan
 ) -> SelfTest:
-    """The weights are left as they were; the caller uses the returned plan's kernels from here on.
+    """The weights are left as they were; the caller must use the returned plan from here on.
 
     Raises SELFTEST_PROMPT, SELFTEST_STOP, SELFTEST_BASE, SELFTEST_GRADIENT or SELFTEST_LOSS.
     """
-    started, few = time.monotonic(), some(rows)
+    started, few = time.monotonic(), sample(rows)
     findings: list[Finding] = []
     chats = [(e, s) for s in flat(few) if isinstance(e := examples[s.row], Chat)]
     if chats:
@@ -76,7 +76,7 @@ def run(
     return SelfTest(plan, (*findings, computing), round(time.monotonic() - started, 1))
 
 
-def some(rows: Sequence[TrainRow]) -> list[TrainRow]:
+def sample(rows: Sequence[TrainRow]) -> list[TrainRow]:
     """A few rows of different lengths, none of them long if there are short ones."""
     ordered = sorted(rows, key=lambda r: (r.tokens, r.row))
     short = [r for r in ordered if r.tokens <= SHORT] or ordered[:2]
@@ -84,7 +84,7 @@ def some(rows: Sequence[TrainRow]) -> list[TrainRow]:
 
 
 def turns(row: Rendered) -> list[tuple[int, int]]:
-    """Where each supervised run of tokens starts and ends."""
+    """Start and end of each run of supervised tokens."""
     spans, at = [], 0
     for supervised, group in groupby(row.weights, bool):
         length = len(list(group))
@@ -181,12 +181,13 @@ def same(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, reference: 
     relative, absolute, limit = TOLERANCE[plan.dtype]
     allowed = relative * reference.loss + absolute / reference.weight**0.5
     tried: list[str] = []
+    modules = "transformers' own modules"
     layouts: dict[Layout, None] = dict.fromkeys((plan.layout, "padded"))
     for layout, kernel in product(layouts, kernels):
         result = computed(model, [list(rows)], plan, layout, kernel)
         gap, apart = abs(result.loss - reference.loss), _apart(result.gradient, reference.gradient)
-        way = f"{layout} rows in {'our kernels' if kernel == 'fused' else 'its own modules'}"
-        text = f"{way}: loss {gap:.1e} nats and gradient {apart:.1e} (relative) from rows alone in its own modules"
+        way = f"{layout} rows in {'our kernels' if kernel == 'fused' else modules}"
+        text = f"{way}: loss {gap:.1e} nats and gradient {apart:.1e} (relative) from single rows in {modules}"
         if gap <= allowed and apart <= limit:
             if not tried:
                 return plan, Finding("computing", text)
@@ -196,7 +197,7 @@ def same(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, reference: 
         tried.append(text)
     raise TrainError(
         "SELFTEST_LOSS",
-        f"no way of computing rows together gives the loss and gradient of rows alone ({'; '.join(tried)}).",
+        f"no way of computing rows together gives the loss and gradient of single rows ({'; '.join(tried)}).",
         fix="try train.dtype=float32, in case rounding is the cause; otherwise this model cannot be trained here.",
     )
 
@@ -227,7 +228,7 @@ def computed(
 
 
 def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Norm of the difference over the norm."""
+    """Norm of the difference over the norm of ``b``."""
     gap = sum(float((a[n] - b[n]).square().sum()) for n in b)
     size = sum(float(g.square().sum()) for g in b.values())
     return float((gap / max(size, 1e-30)) ** 0.5)

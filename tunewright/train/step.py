@@ -17,7 +17,7 @@ from tunewright.tokens import packing
 from tunewright.tokens.sequences import TrainRow
 
 FLOOR = 0.02
-# Dev losses are compared with each other, so whatever a method draws for them is drawn as for this step.
+# Dev losses are compared with each other, so whatever a method samples for them is sampled as in this step.
 DEV_STEP = 0
 
 
@@ -71,9 +71,8 @@ def learning_rate(plan: Plan, step: int) -> float:
 def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int) -> Step:
     """Take global step ``step`` (from 0). Raises TRAIN_NOT_FINITE, and then the weights are as before."""
     method, module = METHODS[plan.method], learner.model.module
-    torch.manual_seed(
-        plan.seed * 1_000_003 + step
-    )  # dropout is a function of (seed, step), so a resumed run draws the same
+    # Dropout is a function of (seed, step), so that a resumed run drops the same.
+    torch.manual_seed(plan.seed * 1_000_003 + step)
     chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
     batches = method.batches(learner.model, rows, chosen, plan, step)
     # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).

@@ -1,1 +1,1 @@
-"""The arms: ways of answering a row. `arm.py` says what an arm is, `families.py` which arms a run has."""
+"""Arms: ways to answer a row. `arm.py` defines an arm, `families.py` chooses the arms of a run."""

@@ -1,4 +1,4 @@
-"""What an arm is: a name, and one way of answering rows. No torch."""
+"""An arm: a name and a way to answer rows. No torch."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ def silent(count: int) -> None:
 
 
 class Model(Protocol):
-    """What arms ask of a language model; `judge.chat_model.ChatModel` is one. All answers come in the order of the
-    input."""
+    """What arms need from a language model; `judge.chat_model.ChatModel` implements it. Answers are in input order."""
 
-    def write(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+    def generate(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         """Greedy answers."""
         ...
 
-    def choose(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
+    def choose_label(
+        self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent
+    ) -> list[Answer]:
         """The most probable of the labels after each prompt."""
         ...
 
-    def read(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
+    def likelihood(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
         """The likelihood of each document."""
         ...
 
 
 class Responder(Protocol):
-    """A way of answering: one of the other files of this folder."""
+    """How an arm answers; the other modules of this package implement it."""
 
     @property
     def needs_model(self) -> bool:
-        """Whether `answer` asks the run's language model."""
+        """Whether `answer` uses the run's language model."""
         ...
 
     @property
-    def repeatable(self) -> bool:
-        """Whether the same row surely gets the same answer again, so that asking twice would measure nothing."""
+    def deterministic(self) -> bool:
+        """Whether a row is certain to get the same answer again, so that answering twice would measure nothing."""
         ...
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
@@ -52,15 +53,15 @@ class Responder(Protocol):
         ...
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
-        """An answer to each row, in their order."""
+        """One answer per row, in order."""
         ...
 
 
 @dataclass(frozen=True)
 class Arm:
-    """``family`` is the arm's name in the report; ``variant`` tells its variants apart, of which dev chooses one.
-    ``uses_adapter``: the trained weights answer. ``learned_from_rows``: trained on the training rows in any way, so
-    that it cannot be the comparator."""
+    """``family`` is the arm's name in the report; ``variant`` names one of its variants, among which dev chooses.
+    ``uses_adapter``: answers with the trained weights. ``learned_from_rows``: trained on the training rows in some way,
+    so it cannot be the comparator."""
 
     family: str
     description: str
@@ -78,12 +79,12 @@ class Arm:
         return self.responder.needs_model
 
     @property
-    def repeatable(self) -> bool:
-        return self.responder.repeatable
+    def deterministic(self) -> bool:
+        return self.responder.deterministic
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
         return self.responder.prompt(example)
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress = silent) -> list[Answer]:
-        """An answer to each row, in their order. ``model`` has the weights that ``uses_adapter`` asks for."""
+        """One answer per row, in order. ``model`` must have the weights that ``uses_adapter`` implies."""
         return self.responder.answer(examples, model, progress)

@@ -1,7 +1,7 @@
-"""Search by words: BM25 over training rows or documents (Robertson & Zaragoza 2009; the `bm25s` library).
+"""Lexical search: BM25 over training rows or documents (Robertson & Zaragoza 2009; the `bm25s` library).
 
-No torch. A word is a run of letters or digits, case folded; no stop words and no stemming, so that it works for any
-language that writes spaces.
+No torch. A word is a run of letters or digits, case-folded; no stop words and no stemming, so it works for any
+language that separates words by spaces.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def words(text: str) -> list[str]:
 
 
 class Index(Protocol):
-    """Texts that can be searched: by words here, by meaning in `embedding_index`."""
+    """Searchable texts: by words here, by meaning in `embedding_index`."""
 
     @property
     def texts(self) -> tuple[str, ...]: ...
@@ -32,14 +32,13 @@ class Index(Protocol):
 
 @dataclass(frozen=True)
 class BM25Index:
-    """Texts in the given order, searchable by words."""
+    """Texts in the given order, with their BM25 index."""
 
     texts: tuple[str, ...]
     bm25: Any
 
     def best(self, query: str, count: int) -> list[int]:
-        """The ``count`` texts that share the rarest words with ``query``, best first; ties in the order of the
-        texts."""
+        """The ``count`` best matches for ``query``, best first; ties in the order of the texts."""
         known = [w for w in words(query) if w in self.bm25.vocab_dict]
         scores = self.bm25.get_scores(known) if known else np.zeros(len(self.texts))
         return [int(i) for i in np.argsort(-np.asarray(scores), kind="stable")[:count]]
@@ -55,43 +54,43 @@ def index(texts: Sequence[str]) -> BM25Index:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The ``count`` training rows with the most similar questions."""
+    """Finds the ``count`` training rows with the most similar questions."""
 
     rows: tuple[Chat, ...]
     index: Index
     count: int
 
     def shots(self, example: Example) -> tuple[Chat, ...]:
-        """The most similar comes last, where the model looks first. Rows with the very same question are left out."""
+        """The most similar row comes last, next to the question. Rows with an identical question are left out."""
         question = example.question
         others = [i for i in self.index.best(question, self.count + 1) if self.index.texts[i] != question][: self.count]
         return tuple(self.rows[i] for i in reversed(others))
 
 
 def nearest(rows: Sequence[Chat], count: int, indexer: Callable[[Sequence[str]], Index] = index) -> Nearest:
-    """A search among the single-turn rows."""
+    """Search among the single-turn rows."""
     single = [r for r in rows if len(r.messages) <= 3]
     return Nearest(tuple(single), indexer([r.question for r in single]), count)
 
 
 def passages(documents: Sequence[Text], size: int = PASSAGE) -> list[str]:
-    """Documents cut at paragraphs into passages of about ``size`` characters; a longer paragraph is cut at its
+    """Documents split at paragraphs into passages of about ``size`` characters; longer paragraphs are split at
     sentences."""
-    cut: list[str] = []
+    result: list[str] = []
     for document in documents:
         passage = ""
         for paragraph in re.split(r"\n\s*\n", document.text):
-            for piece in _cut(" ".join(paragraph.split()), size):
+            for piece in _split(" ".join(paragraph.split()), size):
                 if passage and len(passage) + len(piece) > size:
-                    cut.append(passage)
+                    result.append(passage)
                     passage = ""
                 passage = f"{passage}\n{piece}" if passage else piece
         if passage:
-            cut.append(passage)
-    return cut
+            result.append(passage)
+    return result
 
 
-def _cut(paragraph: str, size: int) -> list[str]:
+def _split(paragraph: str, size: int) -> list[str]:
     if len(paragraph) <= size:
         return [paragraph] if paragraph else []
     pieces, piece = [], ""

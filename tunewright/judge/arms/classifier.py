@@ -1,4 +1,4 @@
-"""A classifier without a language model (data/baselines.py) chooses a label. No torch."""
+"""Chooses a label with a classifier of data/baselines.py, without a language model. No torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tunewright.judge.arms.arm import Model, Progress
 
 @dataclass(frozen=True)
 class Classifier:
-    """``predict`` gives the probabilities of ``labels``; the first of the most probable is chosen."""
+    """``predict`` gives the probabilities of ``labels``; the most probable is chosen, the first of equals."""
 
     predict: Predict
     labels: tuple[str, ...]
     needs_model: ClassVar[bool] = False
-    repeatable: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = True
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
         return example.prompt

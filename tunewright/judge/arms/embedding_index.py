@@ -1,7 +1,7 @@
-"""Search by meaning: a local encoder (BERT-like, safetensors) instead of shared words.
+"""Semantic search with a local encoder (BERT-like, safetensors).
 
 A text's vector is the normalised mean of its tokens' last hidden states (Reimers & Gurevych 2019, 1908.10084). Axes: N
-texts, B texts of a batch, T tokens, D width.
+texts, B texts per batch, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from tunewright.model import model_files
 from tunewright.model.arch_probe import quiet
 
-BATCH, TOKENS = 64, 256
+BATCH, TOKENS = 64, 256  # texts; tokens per text
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class EmbeddingIndex:
 
     def best(self, query: str, count: int) -> list[int]:
         """The ``count`` texts with the largest cosine to ``query``, best first; ties in the order of the texts."""
-        near_N = self.vector_ND @ self.encode([query])[0]
-        return [int(i) for i in torch.sort(near_N, descending=True, stable=True).indices[:count]]
+        cosine_N = self.vector_ND @ self.encode([query])[0]
+        return [int(i) for i in torch.sort(cosine_N, descending=True, stable=True).indices[:count]]
 
 
 def indexer(folder: str | Path) -> Callable[[Sequence[str]], EmbeddingIndex]:
-    """Makes indices with the encoder in ``folder``. Raises MODEL_* if the folder is unsafe or incomplete."""
+    """A function that indexes texts with the encoder in ``folder``. Raises MODEL_* if that is unsafe or incomplete."""
     from transformers import AutoModel, AutoTokenizer
 
     model_files.check(Path(folder))
@@ -45,13 +45,13 @@ def indexer(folder: str | Path) -> Callable[[Sequence[str]], EmbeddingIndex]:
         model = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
-    encode = functools.partial(encoded, model.eval(), tokenizer)
+    encode = functools.partial(embed, model.eval(), tokenizer)
     return lambda texts: EmbeddingIndex(tuple(texts), encode(texts), encode)
 
 
 @torch.inference_mode()
-def encoded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """vector_ND of the texts, each truncated to 256 tokens."""
+def embed(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """vector_ND of the texts, each truncated to `TOKENS` tokens."""
     parts = []
     for start in range(0, len(texts), BATCH):
         inputs = tokenizer(

@@ -1,4 +1,4 @@
-"""Which arms a run has. Arms of one family that differ only in their prompt are its variants: dev chooses the one that
+"""The arms of a run. Arms of one family that differ only in their prompt are its variants; dev chooses the one that
 answers test. No torch.
 """
 
@@ -22,13 +22,13 @@ from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.arms.prompts import OWN_PROMPT, PASSAGES, Recipe
 from tunewright.judge.arms.reader import Reader
 
-LONG_PROMPT = 200  # characters of an instruction that is worth leaving out
+LONG_PROMPT = 200  # characters from which an instruction is worth leaving out
 Families = dict[str, list[Arm]]
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What arms may draw on: the training rows, the user's documents, and how texts are indexed."""
+    """What arms may use: the training rows, the user's documents, and a function that indexes texts."""
 
     train: tuple[Chat, ...]
     documents: tuple[Text, ...] = ()
@@ -36,8 +36,8 @@ class Sources:
 
 
 def arms(task: Task, sources: Sources, config: ProveConfig, max_new_tokens: int) -> Families:
-    """Families in the order of the report, the tuned arm last. Documents have no prompt, so they have two arms only.
-    ``max_new_tokens``: limit of an endpoint's answers."""
+    """Families in the order of the report, the tuned arm last. Documents have no prompt, so they have only two arms.
+    ``max_new_tokens`` limits an endpoint's answers."""
     if not task.kind.prompted:
         return {"base": [Arm("base", "the base model", language_model(task))], "tuned": [tuned(task)]}
     train, full = sources.train, config.evidence != "plain"
@@ -82,7 +82,12 @@ def _zero_shot(task: Task, train: Sequence[Chat], shared: str | None, config: Pr
     return [
         own,
         *(
-            Arm("zero_shot", f"the base model, instructed: {text}", language_model(task, Recipe(text)), f"wording{n}")
+            Arm(
+                "zero_shot",
+                f"the base model, with the instruction: {text}",
+                language_model(task, Recipe(text)),
+                f"wording{n}",
+            )
             for n, text in enumerate(texts, 2)
         ),
     ]
@@ -90,14 +95,14 @@ def _zero_shot(task: Task, train: Sequence[Chat], shared: str | None, config: Pr
 
 def few_shot(task: Task, train: Sequence[Chat], count: int) -> Arm:
     shots = choose_shots(task, train, count)
-    description = f"the base model, shown {len(shots)} training rows first"
+    description = f"the base model, with {len(shots)} training rows as examples"
     return Arm("few_shot", description, language_model(task, Recipe(shots=shots)), f"k{count}")
 
 
 def _nearest(task: Task, sources: Sources, config: ProveConfig) -> list[Arm]:
     if not config.few_shot:
         return []
-    description = "the base model, shown the {} most similar training rows"
+    description = "the base model, with the {} most similar training rows as examples"
     near = bm25.nearest(sources.train, max(config.few_shot), sources.indexer)
     return [
         Arm("nearest", description.format(k), language_model(task, Recipe(shots=replace(near, count=k))), f"k{k}")
@@ -109,7 +114,7 @@ def _retrieval(task: Task, sources: Sources) -> Families:
     if not sources.documents:
         return {}
     recipe = Recipe(documents=sources.indexer(bm25.passages(sources.documents)))
-    description = f"the base model, given {PASSAGES} passages of your documents"
+    description = f"the base model, given {PASSAGES} passages from your documents"
     return {
         "retrieval": [Arm("retrieval", description, language_model(task, recipe))],
         "tuned_retrieval": [tuned(task, recipe, "tuned_retrieval", "the trained weights, given the same passages")],
@@ -128,7 +133,7 @@ def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
 
 
 def choose_shots(task: Task, train: Sequence[Chat], count: int) -> tuple[Chat, ...]:
-    """Training rows in the order of their content hash (nobody picks them); for labels, one of each in turn."""
+    """Training rows in the order of their content hash, so nobody picks them; for labels, one of each label in turn."""
     ordered = sorted((e for e in train if len(e.messages) <= 3), key=lambda e: content_hash(e.question))
     if not task.labels:
         return tuple(ordered[:count])

@@ -1,4 +1,4 @@
-"""The run's language model chooses the most probable label after a prompt. No torch."""
+"""Chooses the label that the run's language model finds most probable after a prompt. No torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class LabelScored:
     labels: tuple[str, ...]
     recipe: Recipe = OWN_PROMPT
     needs_model: ClassVar[bool] = True
-    repeatable: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
         return self.recipe.prompt(example)
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         assert model is not None
-        return model.choose([self.prompt(e) for e in examples], self.labels, progress)
+        return model.choose_label([self.prompt(e) for e in examples], self.labels, progress)

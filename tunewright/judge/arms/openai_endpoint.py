@@ -1,4 +1,4 @@
-"""Another model, behind any endpoint with OpenAI's chat completions. No torch."""
+"""Another model, behind any endpoint with OpenAI's chat completions API. No torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tunewright.data.metrics import read_label
 from tunewright.data.scores import Answer, Written
 from tunewright.judge.arms.arm import Model, Progress, Prompt, silent
 
-TRIES = 4
-SECONDS = 120.0
+ATTEMPTS = 4
+TIMEOUT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,13 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Remote:
-    """Answers of at most ``max_new_tokens`` tokens. Of a label task, the label that an answer names, if it names
-    one."""
+    """Answers of at most ``max_new_tokens`` tokens; for a label task, the label that the answer names, if any."""
 
     endpoint: Endpoint
     max_new_tokens: int
     labels: tuple[str, ...] = ()
     needs_model: ClassVar[bool] = False
-    repeatable: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
         return example.prompt
@@ -59,7 +58,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Reply:
-    """``cut``: the answer ended at the limit."""
+    """``cut``: the answer reached the token limit."""
 
     text: str
     prompt_tokens: int
@@ -69,14 +68,17 @@ class Reply:
 
 
 def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
-    """Replies in the order of the prompts, greedy (temperature 0). Raises REMOTE_FAILED if one is refused or
-    unreachable."""
+    """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses a request or
+    cannot be reached."""
     import httpx
 
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    with httpx.Client(headers=headers, timeout=SECONDS) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
+    with (
+        httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS) as client,
+        ThreadPoolExecutor(endpoint.concurrency) as pool,
+    ):
 
-        def one(prompt: Prompt) -> Reply:
+        def send(prompt: Prompt) -> Reply:
             body = {
                 "model": endpoint.model,
                 "messages": [{"role": m.role, "content": m.content} for m in prompt],
@@ -87,17 +89,17 @@ def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Pro
             progress(1)
             return reply
 
-        return list(pool.map(one, prompts))
+        return list(pool.map(send, prompts))
 
 
 def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
     import httpx
 
     reason = ""
-    for attempt in range(TRIES):
+    for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(2.0**attempt / 2)
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             response = client.post(url, json=body)
         except httpx.TransportError as error:
@@ -117,7 +119,7 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
                 prompt_tokens=int(usage.get("prompt_tokens", 0)),
                 answer_tokens=int(usage.get("completion_tokens", 0)),
                 cut=choice.get("finish_reason") == "length",
-                seconds=time.monotonic() - began,
+                seconds=time.monotonic() - start,
             )
         except (ValueError, KeyError, IndexError, TypeError):
             reason = f"the reply is not a chat completion: {response.text[:200]}"
@@ -126,5 +128,5 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
         "REMOTE_FAILED",
         f"{url} did not answer ({reason}).",
         where=url,
-        fix="check prove.remote and its key, or leave it out.",
+        fix="check prove.remote and its API key, or leave prove.remote out.",
     )

@@ -1,4 +1,4 @@
-"""The run's language model writes an answer to a prompt. No torch."""
+"""Generates an answer to a prompt with the run's language model. No torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tunewright.judge.arms.prompts import OWN_PROMPT, Recipe
 class Prompted:
     recipe: Recipe = OWN_PROMPT
     needs_model: ClassVar[bool] = True
-    repeatable: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
         return self.recipe.prompt(example)
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         assert model is not None
-        return model.write([self.prompt(e) for e in examples], progress)
+        return model.generate([self.prompt(e) for e in examples], progress)

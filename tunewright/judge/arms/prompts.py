@@ -13,14 +13,14 @@ PASSAGES = 3
 @dataclass(frozen=True)
 class Recipe:
     """``instruction``: a system message instead of the row's own ("": none at all). ``shots``: training rows shown as
-    earlier turns, the same for every row or those nearest to it. ``documents``: an index of passages to quote from."""
+    earlier turns, the same for every row or the nearest ones. ``documents``: an index of passages to retrieve from."""
 
     instruction: str | None = None
     shots: tuple[Chat, ...] | Nearest = ()
     documents: Index | None = None
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
-        """System message, shots, then the row's own turns, the last with the passages that were found for it."""
+        """System message, shots, then the row's own turns; the last one includes the passages retrieved for it."""
         own = example.prompt
         head, rest = (own[:1], own[1:]) if own and own[0].role == "system" else ((), own)
         if self.instruction is not None:

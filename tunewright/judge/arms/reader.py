@@ -1,4 +1,4 @@
-"""The run's language model reads documents, which gives their likelihood. No torch."""
+"""Computes the likelihood of documents with the run's language model. No torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tunewright.judge.arms.arm import Model, Progress
 @dataclass(frozen=True)
 class Reader:
     needs_model: ClassVar[bool] = True
-    repeatable: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
         return ()
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         assert model is not None
-        return model.read(examples, progress)
+        return model.likelihood(examples, progress)

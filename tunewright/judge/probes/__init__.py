@@ -1,1 +1,1 @@
-"""Probes of forgetting: bundled questions, instructions, requests and texts."""
+"""Probes for forgetting: bundled questions, instructions, requests and texts."""

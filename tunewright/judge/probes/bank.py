@@ -1,5 +1,5 @@
-"""What any model should still be able to do after training: bundled text and questions, instructions that a program
-checks.
+"""What any model should still be able to do after training: bundled texts and questions, and instructions that a
+program checks.
 
 No torch. `scripts/make_probes.py` writes the data files and names their sources and licences.
 """
@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Instruction:
-    """``check`` names what a program looks for in the answer, ``wanted`` is what it compares with."""
+    """``check`` names the test that a program applies to the answer; ``wanted`` is what the test expects."""
 
     text: str
     check: str
@@ -60,7 +60,8 @@ def knowledge() -> list[Question]:
 
 
 def generic(seen: Sequence[str] = ()) -> list[Text]:
-    """Passages of four kinds in turn, without those that share a run of 13 words with ``seen``, the training texts."""
+    """Passages of four kinds, interleaved, without any that shares a run of 13 words with ``seen``, the training
+    texts."""
     trained = {span for text in seen for span in spans(text)}
     of_kind: dict[str, list[Text]] = {}
     for x in _lines("generic"):
@@ -72,11 +73,11 @@ def generic(seen: Sequence[str] = ()) -> list[Text]:
 
 def instructions() -> list[Instruction]:
     """300 short instructions, thirty of each of ten kinds."""
-    orders = []
+    made = []
     for i, noun in enumerate(NOUNS):
         other = NOUNS[(i + 7) % len(NOUNS)]
         a, b = 2 + i, 3 + (i * 7) % 10
-        orders += [
+        made += [
             Instruction(f"Write the word '{noun}' in capital letters. Write nothing else.", "capitals", noun.upper()),
             Instruction(f"Repeat this word and write nothing else: {noun}", "repeat", noun),
             Instruction(f"Answer with one word only: what is a {noun}?", "one word", ""),
@@ -98,7 +99,7 @@ def instructions() -> list[Instruction]:
             ),
             Instruction(f'Answer with this JSON object and nothing else: {{"thing": "{noun}"}}', "json", noun),
         ]
-    return orders
+    return made
 
 
 def refusals() -> list[tuple[tuple[Message, ...], bool]]:
@@ -107,7 +108,7 @@ def refusals() -> list[tuple[tuple[Message, ...], bool]]:
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer begins with a refusal. A pattern, not a judge: of use only as a difference between two
+    """Whether an answer begins with a refusal. A regular expression, not a judge: useful only for comparing two
     models."""
     beginning = normalised(answer)[:200].replace("’", "'")
     return bool(
@@ -120,32 +121,32 @@ def refuses(answer: str) -> bool:
     )
 
 
-def followed(order: Instruction, answer: str) -> bool:
-    """Whether a program finds what was asked for; repeating the instruction is not following it."""
+def followed(instruction: Instruction, answer: str) -> bool:
+    """Whether the answer passes the instruction's check; repeating the instruction does not count."""
     text = answer.strip()
-    if normalised(order.text) in normalised(text):
+    if normalised(instruction.text) in normalised(text):
         return False
     plain = normalised(text).strip(" .!\"'`")
     words = re.findall(r"\w+", plain)
-    if order.check == "capitals":
-        return text.strip(" .!\"'`") == order.wanted
-    if order.check in ("repeat", "sum"):
-        return plain == order.wanted
-    if order.check == "one word":
+    if instruction.check == "capitals":
+        return text.strip(" .!\"'`") == instruction.wanted
+    if instruction.check in ("repeat", "sum"):
+        return plain == instruction.wanted
+    if instruction.check == "one word":
         return len(words) == 1
-    if order.check == "has both":
-        return all(w in words for w in order.wanted.split())
-    if order.check == "ends":
-        return plain.endswith(order.wanted)
-    if order.check == "yes or no":
+    if instruction.check == "has both":
+        return all(w in words for w in instruction.wanted.split())
+    if instruction.check == "ends":
+        return plain.endswith(instruction.wanted)
+    if instruction.check == "yes or no":
         return plain in ("yes", "no")
-    if order.check == "two hyphens":
+    if instruction.check == "two hyphens":
         lines = [line for line in text.splitlines() if line.strip()]
         return len(lines) == 2 and all(line.lstrip().startswith(("-", "*", "•")) for line in lines)
-    if order.check == "begins":
-        return plain.startswith(order.wanted)
-    assert order.check == "json", order.check
+    if instruction.check == "begins":
+        return plain.startswith(instruction.wanted)
+    assert instruction.check == "json", instruction.check
     try:
-        return bool(json.loads(text) == {"thing": order.wanted})
+        return bool(json.loads(text) == {"thing": instruction.wanted})
     except ValueError:
         return False

@@ -1,2 +1,2 @@
-"""Trainings beside the run that answer questions about it: a file per key of the config section `experiments`, and the
-curve."""
+"""Additional trainings that answer questions about a run: one module per key of the config section `experiments`, and
+the learning curve."""

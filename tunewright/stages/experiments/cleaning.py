@@ -18,13 +18,13 @@ LABELS = "labels that look wrong"
 
 
 def cleaning(work: Work) -> Cleaning | NotCleaned:
-    """Cleaned - as it is, paired. Nothing is dropped from the run itself."""
+    """Compare the cleaned training with the run, paired by row. Nothing is dropped from the run itself."""
     flagged = flagged_rows(work)
     counts = {reason: len(rows) for reason, rows in flagged.items()}
     if not work.config.experiments.cleaning:
         return NotCleaned(flagged=counts)
     if not flagged:
-        return NotCleaned(flagged=counts, reason="nothing is flagged, so there is nothing to leave out")
+        return NotCleaned(flagged=counts, reason="no rows are flagged, so there is nothing to leave out")
     train, gone = work.data.side("train"), {i for rows in flagged.values() for i in rows}
     kept = tuple(i for i in train if i not in gone)
     branch = branches.of_rows(work, "cleaned", kept, len(kept) / len(train), work.plan.seed)
@@ -43,7 +43,7 @@ def cleaning(work: Work) -> Cleaning | NotCleaned:
 
 
 def flagged_rows(work: Work) -> dict[str, list[int]]:
-    """Training rows to drop, by reason. Cross-fit, where it was run, judges labels better than words alone."""
+    """Training rows to drop, by reason. If there is a cross-fit, it replaces the audit's weaker judgement of labels."""
     flagged = to_drop(work.data)
     crossfit = records.read(work.run.crossfit, CROSSFIT)
     if isinstance(crossfit, LabelCrossfit | TextCrossfit):
@@ -52,7 +52,7 @@ def flagged_rows(work: Work) -> dict[str, list[int]]:
 
 
 def to_drop(data: Dataset) -> dict[str, list[int]]:
-    """By the audit: all but the first of equal rows, the minority of contradictory ones, labels that look wrong."""
+    """By the audit: all but the first of duplicate rows, the minority of contradictory ones, suspect labels."""
     train = set(data.side("train"))
     dropped: dict[str, list[int]] = {}
     for finding in data.findings():
@@ -79,7 +79,7 @@ def lines(record: Cleaning | NotCleaned) -> Sequence[str]:
         return [f"cleaning: {record.reason}"] if record.reason else []
     low, high = record.interval
     return [
-        f"cleaned ({sum(record.flagged.values())} flagged rows) against as it is: {record.verdict} "
+        f"cleaned ({sum(record.flagged.values())} flagged rows left out) against the run: {record.verdict} "
         f"{record.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
     ]
 

@@ -1,9 +1,9 @@
-"""Which rows look wrong to a model that was not trained on them: the recipe on one half of the training rows judges the
-other half, twice, cut differently, because the mean of two judges errs less than either.
+"""Which rows look wrong to a model that was not trained on them? A model trained on one half of the training rows
+judges the other half; this is done for two different splits, because the mean of two judges errs less than either.
 
-Labels: the probability of each to be wrong (`data.label_noise`). Texts: how much less likely than for the base the
-answer became after training on rows of the same kind; the tail is shown. Nothing is dropped here, and test rows are not
-touched.
+Labels: the probability that each is wrong (`data.label_noise`). Texts: how much less probable than under the base the
+answer became after training on rows of the same kind; the tail is reported. Nothing is dropped here, and test rows are
+not used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tunewright.tokens.sequences import flat
 
 FOLDS, CUTS = 2, 2
 Folds = tuple[dict[int, int], ...]  # per cut: row -> fold
-TAIL = 0.05  # fraction of the rows that is shown
+TAIL = 0.05  # fraction of the rows that is reported
 TINY = 1e-9
 
 
@@ -35,7 +35,7 @@ def crossfit(work: Work) -> LabelCrossfit | TextCrossfit | NotMeasured:
     train, cluster = work.data.side("train"), work.data.cluster
     folds = tuple({i: _fold(cluster[i], cut) for i in train} for cut in range(CUTS))
     if any(len(set(fold.values())) < FOLDS for fold in folds):
-        reason = "too few independent rows to cut in two"
+        reason = "too few independent rows to split in two"
         work.console.warn(f"  cross-fit: {reason}")
         return NotMeasured(reason=reason)
     return _labels(work, folds) if work.data.task.metric.by_label else _texts(work, folds)
@@ -46,18 +46,18 @@ def _fold(cluster: int, cut: int) -> int:
 
 
 def _halves(work: Work, folds: Folds) -> Iterator[tuple[Branch, list[int]]]:
-    """Each training, and the rows that it leaves out."""
+    """Each branch, and the rows that it leaves out."""
     for cut, fold in enumerate(folds):
         for k in range(FOLDS):
-            kept, held = ([i for i in fold if (fold[i] == k) is own] for own in (False, True))
-            yield branches.of_rows(work, f"cut-{cut}-fold-{k}", kept, len(kept) / len(fold), work.plan.seed), held
+            kept, held_out = ([i for i in fold if (fold[i] == k) is own] for own in (False, True))
+            yield branches.of_rows(work, f"cut-{cut}-fold-{k}", kept, len(kept) / len(fold), work.plan.seed), held_out
 
 
 def _labels(work: Work, folds: Folds) -> LabelCrossfit:
     names = list(work.data.task.labels)
     logp = {i: np.zeros(len(names)) for i in folds[0]}
-    for branch, held in _halves(work, folds):
-        for score in branches.scores(work, branch, "train", rows=held):
+    for branch, held_out in _halves(work, folds):
+        for score in branches.scores(work, branch, "train", rows=held_out):
             assert isinstance(score.answer.output, LabelProbs)
             assert score.row is not None
             probs = score.answer.output.probs
@@ -74,8 +74,8 @@ def _labels(work: Work, folds: Folds) -> LabelCrossfit:
 
 def _texts(work: Work, folds: Folds) -> TextCrossfit:
     excess: dict[int, float] = defaultdict(float)
-    for branch, held in _halves(work, folds):
-        rows = flat(r for r in work.inputs.rows["train"] if r.row in set(held))
+    for branch, held_out in _halves(work, folds):
+        rows = flat(r for r in work.inputs.rows["train"] if r.row in set(held_out))
         answering = branches.trained(work, branch)
         with (
             work.models.at(answering) as model,
@@ -90,10 +90,10 @@ def _texts(work: Work, folds: Folds) -> TextCrossfit:
     return TextCrossfit(folds=FOLDS, cuts=CUTS, suspects=suspects)
 
 
-def not_wanted(work: Work) -> str | None:
+def skip_reason(work: Work) -> str | None:
     if not work.config.experiments.crossfit:
         return "experiments.crossfit is off"
-    return "all weights are trained, without an adapter" if work.plan.adapter.kind == "none" else None
+    return "all weights are trained; there is no adapter" if work.plan.adapter.kind == "none" else None
 
 
 def lines(record: LabelCrossfit | TextCrossfit | NotMeasured) -> Sequence[str]:
@@ -113,6 +113,6 @@ STAGE = Stage(
     record=CROSSFIT,
     needs="work",
     run=crossfit,
-    not_wanted=not_wanted,
+    skip_reason=skip_reason,
     lines=lines,
 )

@@ -1,4 +1,4 @@
-"""Was the data enough? The recipe on nested fractions of the training rows, all evaluated on the same test rows."""
+"""Was the data enough? Trains on nested fractions of the training rows and evaluates all on the same test rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEEDS = 3
 
 
 def learning_curve(work: Work, full: bool = False) -> LearningCurve:
-    """Half the rows against all of them (one seed, half a training more), or four sizes with three seeds."""
+    """Half of the rows against all of them (one seed, half a training more), or four sizes with three seeds."""
     fractions, seeds = (FRACTIONS, SEEDS) if full else ((1 / 2, 1.0), 1)
     data, config, train = work.data, work.config.prove, work.data.side("train")
     labels = [data.examples[i].target if data.task.labels else "" for i in train]
@@ -41,7 +41,7 @@ def learning_curve(work: Work, full: bool = False) -> LearningCurve:
         ),
         "forecast": extrapolation.forecast(sizes, scores_PSR)
         if sign > 0
-        else {"available": False, "reason": "forecasts are made for scores between 0 and 1"},
+        else {"available": False, "reason": "forecasts are made only for scores between 0 and 1"},
         "recipe": "same epochs and learning rate at every size, the same test rows",
     }
     return LearningCurve.model_validate(record, strict=False)
@@ -57,10 +57,10 @@ def _scores(work: Work, rows: tuple[int, ...], fraction: float, seed: int) -> li
 def nested(
     rows: Sequence[int], clusters: Sequence[int], labels: Sequence[str], fraction: float, seed: int
 ) -> tuple[int, ...]:
-    """A fraction of the rows: the same of each label, near-duplicates together, and every smaller fraction within every
-    larger one.
+    """A fraction of the rows: the same fraction of each label, near-duplicates kept together, and every smaller
+    fraction contained in every larger one.
 
-    Clusters come in the order of a hash of the seed; a cluster belongs to the label of its first row.
+    Clusters are ordered by a hash of the seed and the row; a cluster belongs to the label of its first row.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for i, c in enumerate(clusters):
@@ -80,7 +80,7 @@ def nested(
     return tuple(sorted(rows[i] for i in chosen))
 
 
-def not_wanted(work: Work) -> str | None:
+def skip_reason(work: Work) -> str | None:
     return None if work.config.prove.evidence == "full" else "prove.evidence is not full"
 
 
@@ -99,6 +99,6 @@ STAGE = Stage(
     record=CURVE,
     needs="work",
     run=learning_curve,
-    not_wanted=not_wanted,
+    skip_reason=skip_reason,
     lines=lines,
 )

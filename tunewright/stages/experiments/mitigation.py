@@ -1,9 +1,9 @@
-"""Two ways to forget less, trained beside the run and measured: a lower learning rate, and replay of the base's own
+"""Two ways to forget less, trained as branches and measured: a lower learning rate, and replay of the base's own
 answers.
 
-Replay: the base answers prompts that have nothing to do with the task, and its probabilities there are targets beside
-the task's rows, so the loss includes the KL to the base on that text (self-generated replay, 2605.26097). Nothing reads
-test.
+Replay: the base answers prompts that have nothing to do with the task, and its probabilities become targets in addition
+to the task's rows, so the loss includes the KL to the base on that text (self-generated replay, 2605.26097). Test rows
+are not used.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PROMPTS = (
 REPLAY_TOKENS = 48
 SLOWER = 3.0
 AS_IS = "as it is"
-RULE = "the least KL on generic text among those whose dev score lies within one standard error of the best"
+RULE = "the lowest KL on generic text among those whose dev score lies within one standard error of the best"
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train, measured: dev scores per row, and the distance to the base on the task's text and on generic
+    """One way to train, measured: dev scores per row, and the drift from the base on the task's text and on generic
     text."""
 
     dev: tuple[float, ...]
@@ -61,7 +61,7 @@ def mitigation(work: Work) -> Mitigation:
 
     def drift(name: str, text: str) -> Drift:
         rows = own if text == "task" else passages
-        measured = forgetting.measured(work, ways[name], rows, [1.0], text)
+        measured = forgetting.measure_kl(work, ways[name], rows, [1.0], text)
         return Drift(kl_bits=measured.kl_bits[0], delta_bits=measured.delta_bits[0])
 
     measured = {
@@ -101,8 +101,8 @@ def choose(ways: Mapping[str, Way], higher_is_better: bool) -> str:
 
 
 def replay(work: Work) -> list[TrainRow]:
-    """The base's own greedy answers to prompts that are not of the task, with its probabilities: about a tenth as many
-    as training rows."""
+    """The base's own greedy answers to prompts unrelated to the task, with its probabilities: about a tenth as many as
+    training rows."""
     count = max(8, len(work.inputs.rows["train"]) // 10)
     texts = [prompt.format(noun) for prompt in PROMPTS for noun in bank.NOUNS][:count]
     prompts = [rendering.for_generation(work.inputs.template, [Message("user", t)]) for t in texts]
@@ -113,10 +113,10 @@ def replay(work: Work) -> list[TrainRow]:
         return distill.with_teacher(model.model, rows, rows, work.plan.layout)
 
 
-def not_wanted(work: Work) -> str | None:
+def skip_reason(work: Work) -> str | None:
     if not work.config.experiments.mitigation:
         return "experiments.mitigation is off"
-    return "all weights are trained, without an adapter" if work.plan.adapter.kind == "none" else None
+    return "all weights are trained; there is no adapter" if work.plan.adapter.kind == "none" else None
 
 
 def lines(record: Mitigation) -> Sequence[str]:
@@ -131,6 +131,6 @@ STAGE = Stage(
     record=MITIGATION,
     needs="work",
     run=mitigation,
-    not_wanted=not_wanted,
+    skip_reason=skip_reason,
     lines=lines,
 )

@@ -1,8 +1,8 @@
-"""The long prompt becomes weights: the base with its prompt is the teacher, a student learns its probabilities without
-it.
+"""Distils a long prompt into the weights: the base with the prompt is the teacher, and a student learns to give the
+same probabilities without it.
 
-Prompt (context) distillation: Askell et al. 2021 (2112.00861), Snell et al. 2022 (2209.15189). No gold answer is used,
-so the student should do as the base does with the prompt: neither better nor worse, for fewer tokens per request.
+Prompt (context) distillation: Askell et al. 2021 (2112.00861), Snell et al. 2022 (2209.15189). No gold answers are
+used, so the student should match the base with the prompt, neither better nor worse, with fewer tokens per request.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tunewright.tokens.sequences import TrainRow, after
 
 
 def prompt_distillation(work: Work) -> PromptDistillation:
-    """Trains one branch. Raises CONFIG_CONFLICT where there is no instruction to distil, or no adapter."""
+    """Trains one branch. Raises CONFIG_CONFLICT if there is no instruction to distil, or no adapter."""
     if work.data.instruction is None or work.plan.adapter.kind == "none":
         raise ConfigError(
             "CONFIG_CONFLICT",
-            "experiments.prompt_distillation needs an instruction that the rows share, and an adapter.",
+            "experiments.prompt_distillation needs an instruction that all rows share, and an adapter.",
             where="experiments.prompt_distillation",
             fix="set data.instruction, or leave experiments.prompt_distillation out.",
         )
@@ -41,7 +41,10 @@ def prompt_distillation(work: Work) -> PromptDistillation:
     dev = distill_rows(work, work.inputs.dev, "dev")
     plan = branches.smaller(work.plan, 1.0, len(rows), work.plan.seed).model_copy(update={"method": "distill"})
     student_arm = families.tuned(
-        work.data.task, Recipe(instruction=""), "distilled", "the base's answers under the instruction, without it"
+        work.data.task,
+        Recipe(instruction=""),
+        "distilled",
+        "trained on the base's answers under the instruction, without it",
     )
     student = branches.scores(work, Branch("prompt-distillation", plan, tuple(rows), tuple(dev)), "test", student_arm)
     teacher = work.answers.of(work.inputs.arms["zero_shot"][0], "test", base(work.plan))
@@ -79,15 +82,15 @@ def without_system(prompt: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(m for m in prompt if m.role != "system")
 
 
-def not_wanted(work: Work) -> str | None:
+def skip_reason(work: Work) -> str | None:
     return None if work.config.experiments.prompt_distillation else "experiments.prompt_distillation is 0"
 
 
 def lines(record: PromptDistillation) -> Sequence[str]:
     tokens, (low, high) = record.prompt_tokens, record.interval
     return [
-        f"prompt distillation: {record.verdict} to the base with its prompt ({record.student:.3f} against "
-        f"{record.teacher:.3f}, {low:+.3f} to {high:+.3f}), {tokens.student:.0f} prompt tokens instead of "
+        f"prompt distillation against the base with its prompt: {record.verdict} ({record.student:.3f} against "
+        f"{record.teacher:.3f}, {low:+.3f} to {high:+.3f}); {tokens.student:.0f} prompt tokens instead of "
         f"{tokens.teacher:.0f}"
     ]
 
@@ -97,6 +100,6 @@ STAGE = Stage(
     record=PROMPT_DISTILLATION,
     needs="work",
     run=prompt_distillation,
-    not_wanted=not_wanted,
+    skip_reason=skip_reason,
     lines=lines,
 )
