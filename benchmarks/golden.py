@@ -154,7 +154,7 @@ def collect(run: Path) -> dict[str, Any]:
             [line[k] for k in ("step", "loss", "grad_norm", "dev_loss") if k in line] for line in lines
         ]
         for file in sorted((folder / "scores").rglob("*.jsonl")):
-            stem = str(file.relative_to(folder / "scores").with_suffix(""))
+            stem = str(file.relative_to(folder / "scores").with_suffix("")).replace("again/", "rerun/")
             answers = [[line.get(k, line.get(OLD_NAMES.get(k, k))) for k in SCORE] for line in _lines(file)]
             kept[f"{name}answers {OLD_NAMES.get(stem, stem)}"] = answers
     verdict = _read(run / "verdict.json")

@@ -224,7 +224,7 @@ class Bench:
         self.verdict("forgetful", r[:160], r[160:220], r[220:320], *settings, verb="export")
         f, m = self.run_file("forgetful", "forgetting.json"), self.run_file("forgetful", "mitigation.json")
         lost = {k: p["verdict"] for k, p in f["probes"].items() if "verdict" in p}
-        before, after = m["ways"]["as it is"], m["ways"][m["chosen"]]
+        before, after = m["variants"]["unchanged"], m["variants"][m["chosen"]]
         reported = (
             f"probes {lost}; KL on generic text {before['generic']['kl_bits']:.2f} bits as it is, "
             f"{after['generic']['kl_bits']:.2f} with {m['chosen']} "

@@ -56,7 +56,7 @@ def test_doctor_runs_the_selftest(
     assert done.returncode == 0, done.stderr
     reported = json.loads(done.stdout)
     assert {k for k in reported if k.startswith("self-test, ")} == {
-        f"self-test, {check}" for check in ("prompts", "stops", "base", "gradient", "computing")
+        f"self-test, {check}" for check in ("prompts", "stops", "base", "gradient", "loss and gradient")
     }
     assert not (tmp_path / "runs").exists()
 

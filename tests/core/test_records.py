@@ -83,10 +83,10 @@ def test_a_file_says_its_version(tmp_path: Path) -> None:
 
 def test_an_optional_key_is_absent_and_a_required_one_is_null() -> None:
     v = Verdict.model_validate_json(json.dumps(RUNS["free"]["verdict.json"]))
-    written = records.to_json(v.model_copy(update={"rows_needed": None, "again": None}))
+    written = records.to_json(v.model_copy(update={"rows_needed": None, "rerun": None}))
     assert isinstance(written, dict)
     assert written["rows_needed"] is None
-    assert "again" not in written
+    assert "rerun" not in written
 
 
 # A change to a valid file, and the field that the error names.
@@ -195,7 +195,7 @@ def test_the_derived_values_of_the_verdict(tmp_path: Path) -> None:
     assert other.doubts == ("constant",)
     assert other.model_copy(update={"interval": Interval(-0.1, 0.2)}).doubts == ()
     assert isinstance(v.mitigation, records.Mitigation)
-    assert v.mitigation.best == v.mitigation.ways[v.mitigation.chosen]
+    assert v.mitigation.best == v.mitigation.variants[v.mitigation.chosen]
 
 
 def test_records_are_frozen_and_strict() -> None:
@@ -206,7 +206,7 @@ def test_records_are_frozen_and_strict() -> None:
 
 
 def test_a_record_is_made_from_a_value_of_another_layer() -> None:
-    finding = types.SimpleNamespace(check="base", result="equal", held=True)
+    finding = types.SimpleNamespace(check="base", result="equal", passed=True)
     assert records.SelfTestFinding.model_validate(finding).result == "equal"
 
 

@@ -217,7 +217,7 @@ def test_settings_that_single_functions_read() -> None:
     with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
         config.load(None, train__method="dpo")
     facts: Any = SimpleNamespace(parameters=10, dtype="F32")
-    assert [merged.stored(config.load(None, export__dtype=d), facts) for d in ("float16", "auto")] == [
+    assert [merged.stored_dtype(config.load(None, export__dtype=d), facts) for d in ("float16", "auto")] == [
         "float16",
         "float32",
     ]

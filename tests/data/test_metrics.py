@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 
-from tunewright.core.config import ProveConfig
+from tunewright.core.config import load
+from tunewright.core.errors import TunewrightError
 from tunewright.data import metrics
+from tunewright.data.examples import FORMATS
 from tunewright.data.metrics import METRICS
 
 
@@ -104,6 +104,11 @@ def test_oracles_of_the_text_scores() -> None:
     assert metrics.bits_per_byte(8 * 0.6931471805599453, 4) == pytest.approx(2.0)
 
 
-def test_the_config_names_exactly_the_metrics_of_verdicts() -> None:
-    names = {m.name for m in METRICS.values() if m.tasks}
-    assert {*get_args(ProveConfig.model_fields["metric"].annotation)} == {"auto", *names}
+@pytest.mark.parametrize("setting", ["prove.metric", "data.format"])
+def test_a_setting_that_names_a_table_takes_its_entries_and_nothing_else(setting: str) -> None:
+    names = {"prove.metric": [m.name for m in METRICS.values() if m.tasks], "data.format": [f.name for f in FORMATS]}
+    key = setting.replace(".", "__")
+    for name in ["auto", *names[setting]]:
+        load(None, **{key: name})
+    with pytest.raises(TunewrightError, match=rf"CONFIG_RANGE.*{setting} is 'strict_match'; allowed: auto \| "):
+        load(None, **{key: "strict_match"})

@@ -46,7 +46,8 @@ def trained(tmp_path: Path, model_folder: Callable[[str], Path]) -> Made:
     generator = torch.Generator().manual_seed(0)
     for p in parameters.values():
         p.data = torch.randn(p.shape, generator=generator) * 0.05
-    write_json(run.training, {"weights_sha256": checkpoints.save_weights(run.weights, parameters)})
+    sha256 = checkpoints.save_weights(run.weights, parameters)
+    write_json(run.training, {**records.training(), "weights_sha256": sha256})
     config = load(None, model=str(folder))
     return Made(Source(run, config, plan, read_facts(str(folder)), load_template(folder)), folder)
 

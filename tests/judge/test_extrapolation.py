@@ -19,11 +19,11 @@ def test_the_last_doubling_has_an_interval_and_a_verdict() -> None:
     rng = np.random.default_rng(0)
     half, better = (rng.random((1, 400)) > 0.5).astype(float), (rng.random((1, 400)) > 0.2).astype(float)
     doubling = extrapolation.last_doubling(better, half, list(range(400)), 0.05, 0.02)
-    assert doubling["word"] == "helps"
+    assert doubling["outcome"] == "helps"
     assert doubling["interval"][0] < doubling["gain"] < doubling["interval"][1]
-    assert extrapolation.last_doubling(half, half, list(range(400)), 0.05, 0.02)["word"] == "does not visibly help"
+    assert extrapolation.last_doubling(half, half, list(range(400)), 0.05, 0.02)["outcome"] == "does not visibly help"
     assert (
-        extrapolation.last_doubling(half[:, :9], better[:, :9], list(range(9)), 0.05, 0.02)["word"]
+        extrapolation.last_doubling(half[:, :9], better[:, :9], list(range(9)), 0.05, 0.02)["outcome"]
         == "may or may not help"
     )
     three = np.repeat(half, 3, axis=0)

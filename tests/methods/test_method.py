@@ -115,9 +115,8 @@ def test_the_gradient_does_not_depend_on_the_passes(tmp_path: Path) -> None:
 
 def test_calibration_and_profile_follow_the_plans_method(tmp_path: Path) -> None:
     training = training_of(adapted(), plan(), pairs(8, tmp_path), [], Run(tmp_path))
-    rows = loop.annotated(training).rows
-    assert profile.calibrate(training.model, rows, plan()).tokens_per_second > 0
-    assert profile.measure(training.model, rows, plan(), 100.0).seconds > 0
+    assert profile.calibrate(training.model, training.rows, plan()).tokens_per_second > 0
+    assert profile.measure(training.model, training.rows, plan(), 100.0).seconds > 0
 
 
 def test_other_reference_numbers_are_other_rows(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def forgetting() -> dict[str, Any]:
         ),
         "sweep": {"dev": {"0.5": 0.55, "1": 0.7}, "chosen": 0.5},
         "probes": probes(),
-        "keep": probe(3, metric="exact_match"),
+        "regression_rows": probe(3, metric="exact_match"),
     }
 
 
@@ -126,7 +126,7 @@ def cost() -> dict[str, Any]:
         "training_and_judging": 0.21,
         "break_even_requests": 12345,
     }
-    return {"measured": True, "requests": 8, "together": 8, "ways": ways, "money": money}
+    return {"measured": True, "requests": 8, "batch_size": 8, "setups": ways, "money": money}
 
 
 def curve() -> dict[str, Any]:
@@ -134,7 +134,7 @@ def curve() -> dict[str, Any]:
     back = {"predicted": 0.68, "interval": [0.6, 0.75], "measured": 0.71}
     return {
         "points": points,
-        "doubling": {"gain": 0.1, "interval": [0.05, 0.15], "seeds": 2, "word": "helps"},
+        "doubling": {"gain": 0.1, "interval": [0.05, 0.15], "seeds": 2, "outcome": "helps"},
         "forecast": {
             "available": True,
             "rows": 1328,
@@ -149,7 +149,7 @@ def curve() -> dict[str, Any]:
 
 def suspects(count: int) -> list[dict[str, Any]]:
     return [
-        {"row": i, "given": "neutral", "likelier": "positive", "chance": 0.99, "where": f"data/rows.csv:{i + 2}"}
+        {"row": i, "given": "neutral", "predicted": "positive", "prob_wrong": 0.99, "where": f"data/rows.csv:{i + 2}"}
         for i in range(count)
     ]
 
@@ -160,7 +160,7 @@ def crossfit() -> dict[str, Any]:
 
 
 def cleaning() -> dict[str, Any]:
-    flagged = {"duplicates": 3, "labels that look wrong": 12}
+    flagged = {"duplicates": 3, "suspect rows": 12}
     return {
         "measured": True,
         "flagged": flagged,
@@ -175,11 +175,11 @@ def calibration() -> dict[str, Any]:
     side = {"log_loss": 0.81, "brier": 0.47, "ece": 0.16, "ece_interval": [0.0, 0.23]}
     return {
         "temperature": 0.63,
-        "as_given": side,
-        "tempered": side,
+        "uncalibrated": side,
+        "calibrated": side,
         "rows": 73,
         "enough_rows": False,
-        "wanted": 0.95,
+        "target_accuracy": 0.95,
         "curve": [[0.99, 0.1, 1.0], [0.8, 0.5, 0.9], [0.3, 1.0, 0.7]],
         "handover": {"threshold": 0.708, "answered": 0.49, "accuracy": 0.806, "interval": [0.65, 0.902]},
     }
@@ -187,8 +187,8 @@ def calibration() -> dict[str, Any]:
 
 def mitigation() -> dict[str, Any]:
     text = {"kl_bits": 0.5, "delta_bits": 0.1}
-    ways = {name: {"dev": 0.7, "task": text, "generic": text} for name in ("as it is", "rate / 3")}
-    return {"measured": True, "rule": "the least KL on generic text", "chosen": "rate / 3", "ways": ways}
+    ways = {name: {"dev": 0.7, "task": text, "generic": text} for name in ("unchanged", "rate / 3")}
+    return {"measured": True, "rule": "the least KL on generic text", "chosen": "rate / 3", "variants": ways}
 
 
 def distillation() -> dict[str, Any]:
@@ -218,7 +218,7 @@ def verdict() -> dict[str, Any]:
         "p_value": 0.002,
         "test": "Newcombe paired interval, exact McNemar",
         "only_tuned": 3,
-        "only_other": 1,
+        "only_comparator": 1,
         "margin": 0.02,
         "alpha": 0.05,
         "rows_needed": None,
@@ -228,7 +228,7 @@ def verdict() -> dict[str, Any]:
         "dev_rows": 37,
         "protocol": "92e27c4b",
         "variants_on_dev": {"zero_shot": 0.25, "nearest-k4": 0.55},
-        "again": {"rows": 16, "changed": 0, "floor": 0.0},
+        "rerun": {"rows": 16, "changed": 0, "floor": 0.0},
         "overlap": {"rows": 2, "tuned": 0.69, "comparator": 0.5, "difference": 0.19, "interval": [0.1, 0.3]},
         "corpus": {
             "metric": "macro_f1",
@@ -375,10 +375,10 @@ def everything() -> dict[str, Any]:
         "training": training(),
         "forgetting": forgetting(),
         "protocol": protocol(),
-        "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "result": "4 turns of 4 rows", "held": True}]},
+        "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "result": "4 turns of 4 rows", "passed": True}]},
         "export": exports(),
         "metrics": [step(s) for s in range(21)],
-        "events": [{"time": "", "event": "went_on_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
+        "events": [{"time": "", "event": "resumed_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
         "scores/tuned": scores(0.9),
         "scores/nearest": scores(0.4),
     }

@@ -64,10 +64,10 @@ SECTIONS = {
     "mitigation": "rate / 3",
     "learning_curve": "more data of this kind",
     "crossfit": "A model trained on the other rows finds 3 rows suspect",
-    "cleaning": "Trained without the flagged rows (3 duplicates, 12 labels that look wrong)",
+    "cleaning": "Trained without the flagged rows (3 duplicates, 12 suspect rows)",
     "calibration": "Does it know when it is wrong?",
     "prompt_distillation": "The prompt as weights",
-    "again": "dev rows a second time",
+    "rerun": "dev rows a second time",
     "overlap": "share a run of 13 words",
 }
 NOT_MEASURED = {
@@ -84,7 +84,7 @@ NO = {"measured": False}
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_is_present_exactly_with_its_record(name: str) -> None:
     assert SECTIONS[name] in text_of(rendered())
-    nothing: list[Any] = [None] if name in ("calibration", "again", "overlap") else [None, NO]
+    nothing: list[Any] = [None] if name in ("calibration", "rerun", "overlap") else [None, NO]
     for absent in nothing:
         changed = {**absent, "flagged": {}} if absent and name == "cleaning" else absent
         shown = text_of(with_verdict(**{name: changed}))
@@ -173,7 +173,7 @@ EVIDENCE = {
         {**records.calibration(), "handover": {**records.calibration()["handover"], "accuracy": None}},
     ),
     "prompt_distillation": either(None, NO, records.distillation()),
-    "again": either(None, records.verdict()["again"]),
+    "rerun": either(None, records.verdict()["rerun"]),
     "overlap": either(None, records.verdict()["overlap"]),
     "corpus": either(
         {**records.verdict()["corpus"], "metric": "accuracy"}, {**records.verdict()["corpus"], "interval": None}
@@ -191,7 +191,7 @@ FORGETTING = {
     "generic": either(None, records.forgetting()["generic"]),
     "sweep": either(None, records.forgetting()["sweep"]),
     "probes": either(None, records.probes(), records.refusals_measured()),
-    "keep": either(None, records.forgetting()["keep"]),
+    "regression_rows": either(None, records.forgetting()["regression_rows"]),
     "chosen": either(0.5, 1.0),
 }
 OTHERS = {
@@ -306,7 +306,7 @@ def test_cautions_name_what_the_verdict_leaves_out() -> None:
     assert [c.split(":")[0] for c in cautions(verdict)] == ["The tuned model got worse at knowledge questions"]
     verdict["arms"]["tuned"]["summary"]["cut_answers"] = 0.5
     verdict["arms"]["classical"]["tuned_minus_this"]["interval"] = [-0.01, 0.1]
-    verdict["forgetting"]["keep"]["verdict"] = "WORSE"
+    verdict["forgetting"]["regression_rows"]["verdict"] = "WORSE"
     actual = cautions(verdict)
     assert actual[1].startswith("The tuned model got worse on your regression rows: 0.730 before, 0.670 after")
     assert "TF-IDF" in actual[2]

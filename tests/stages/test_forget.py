@@ -40,14 +40,16 @@ def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> 
     assert following["items"] == sum(k["items"] for k in following["kinds"].values()) == 300
     assert sum(k["tuned"] * k["items"] for k in following["kinds"].values()) / 300 == pytest.approx(following["tuned"])
     assert f["probes"]["refusal"] == {"base_rate": 0.0, "measured": False}  # a random model does not refuse
-    assert f["keep"]["items"] == 3
+    assert f["regression_rows"]["items"] == 3
     m = read(full.path, "mitigation")
-    assert set(m["ways"]) >= {"as it is", "lr / 3"}
-    assert len(m["ways"]) == 3
-    assert m["ways"]["lr / 3"]["generic"]["kl_bits"] < m["ways"]["as it is"]["generic"]["kl_bits"]
-    assert m["chosen"] in m["ways"]
+    assert set(m["variants"]) >= {"unchanged", "lr / 3"}
+    assert len(m["variants"]) == 3
+    assert m["variants"]["lr / 3"]["generic"]["kl_bits"] < m["variants"]["unchanged"]["generic"]["kl_bits"]
+    assert m["chosen"] in m["variants"]
     c = read(full.path, "cost")
-    assert {w.split(",")[0] for w in c["ways"]} >= {"tuned", "base"} or full.verdict["comparator"]["name"] == "constant"
+    assert {w.split(",")[0] for w in c["setups"]} >= {"tuned", "base"} or full.verdict["comparator"][
+        "name"
+    ] == "constant"
     assert c["money"]["per_thousand"]
 
 

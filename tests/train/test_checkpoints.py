@@ -34,7 +34,7 @@ def test_a_killed_and_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> 
 
 
 def state_at(step: int, hashes: dict[str, str]) -> CheckpointState:
-    return CheckpointState(step=step, hashes=hashes, best=None, best_step=None, best_sha256=None, waited=0)
+    return CheckpointState(step=step, hashes=hashes, best=None, best_step=None, best_sha256=None, stale_evals=0)
 
 
 def train(folder: Path, steps: int = 6) -> tuple[list[torch.Tensor], Run]:

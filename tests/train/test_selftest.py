@@ -51,8 +51,8 @@ def test_a_sound_model_passes_and_is_left_as_it_was(kind: str) -> None:
     before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
     done = run(model, examples, rows, plan)
     assert done.plan == plan
-    assert all(f.held for f in done.findings)
-    checks = ["prompts", "stops", *(["base"] if kind != "none" else []), "gradient", "computing"]
+    assert all(f.passed for f in done.findings)
+    checks = ["prompts", "stops", *(["base"] if kind != "none" else []), "gradient", "loss and gradient"]
     assert [f.check for f in done.findings] == checks
     assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
     assert all(p.grad is None for p in model.module.parameters())
@@ -108,7 +108,7 @@ def test_wrong_kernels_fall_back_to_the_models_own(monkeypatch: pytest.MonkeyPat
     done = run(model, examples, rows, plan)
     after, actual = done.plan, done.findings
     assert (after.kernels, after.layout) == ("transformers", "shared")
-    assert not actual[-1].held
+    assert not actual[-1].passed
     assert "own modules" in actual[-1].result
     assert "our kernels" in after.reasons["kernels"]
 
@@ -133,7 +133,7 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
     assert after.layout == "padded"
     assert "packed rows" in after.reasons["layout"]
     assert after.reasons.get("kernels") == plan.reasons.get("kernels")
-    assert not actual[-1].held
+    assert not actual[-1].passed
 
 
 def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
@@ -143,7 +143,7 @@ def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
     done = run(model, examples, rows, plan)
     after, actual = done.plan, done.findings
     assert after.kernels == "transformers"
-    assert actual[-1].held
+    assert actual[-1].passed
 
 
 def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,8 @@ def check(
     for s in audit["suspects"][:10]:
         where = s["where"].rsplit("/", 1)[-1]
         typer.echo(
-            f"  {where}: {s['given']!r}, more likely {s['likelier']!r} (probability of being wrong: {s['chance']:.0%})"
+            f"  {where}: {s['given']!r}, more likely {s['predicted']!r} "
+            f"(probability of being wrong: {s['prob_wrong']:.0%})"
         )
     if not audit["findings"]:
         typer.echo("nothing flagged; this does not prove that the data is correct")

@@ -140,7 +140,7 @@ def _boilerplate(fractions: Sequence[float]) -> list[Finding]:
     if len(rows) <= len(fractions) / 10:
         return []
     message = f"{len(rows)} questions are mostly boilerplate, which is ignored when looking for near-duplicates"
-    return [Finding("notice", "SHARED_FORM", message, rows)]
+    return [Finding("notice", "BOILERPLATE", message, rows)]
 
 
 def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:

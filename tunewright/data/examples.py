@@ -19,7 +19,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.data.sources import Row
@@ -107,7 +107,6 @@ SIGNIFICANT = {
 }
 UNSUPPORTED = {"chosen": "preference pairs", "rejected": "preference pairs", "conversations": "ShareGPT conversations"}
 
-FormatName = Literal["chat", "completion", "instruction", "label", "text"]
 Build = Callable[[Row, str | None], Example | list[Problem]]
 
 
@@ -117,7 +116,7 @@ class RowFormat:
     empty. All fields are text, except ``lists``. ``build`` makes an example of a row whose texts are valid (the str is
     `data.instruction`), or returns the problems of its lists."""
 
-    name: FormatName
+    name: str
     fields: tuple[str, ...]
     build: Build
     optional: tuple[str, ...] = ()
@@ -142,7 +141,7 @@ class Parsed:
     """The valid examples of one file, in order; ``unused`` maps a field that is not used to the number of rows that
     have it."""
 
-    format: FormatName
+    format: str
     examples: tuple[Example, ...]
     unused: dict[str, int]
 
@@ -172,7 +171,7 @@ def parse(
 
 def detect(rows: Sequence[Row]) -> RowFormat:
     """The format of all rows. Raises DATA_MIXED_SCHEMA, DATA_FORM_UNSUPPORTED or DATA_FIELD_MISSING."""
-    votes: dict[FormatName, list[Row]] = {}
+    votes: dict[str, list[Row]] = {}
     for row in rows:
         fitting = next((f for f in FORMATS if f.fits(row.data)), None)
         if fitting is not None:
@@ -326,3 +325,4 @@ FORMATS = (
     RowFormat("label", ("text", "label"), _pair("text", "label")),
     RowFormat("text", ("text",), _text, excludes=("prompt", "completion", "output", "instruction")),
 )
+FORMAT_NAMES = tuple(f.name for f in FORMATS)  # the values of data.format

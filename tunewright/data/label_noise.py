@@ -32,12 +32,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Suspect:
-    """``row``: the caller's row number; ``chance``: the probability that the label is wrong."""
+    """``row``: the caller's row number; ``prob_wrong``: the probability that the label is wrong."""
 
     row: int
     given: str
-    likelier: str
-    chance: float
+    predicted: str
+    prob_wrong: float
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Noise:
     @property
     def expected(self) -> float:
         """The expected number of suspects whose label is truly wrong."""
-        return sum(s.chance for s in self.suspects)
+        return sum(s.prob_wrong for s in self.suspects)
 
     def to_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
@@ -85,7 +85,10 @@ def estimate(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Se
     order = sorted(np.flatnonzero(chance_R >= SUSPECT).tolist(), key=lambda r: (-chance_R[r], r))
     suspects = tuple(
         Suspect(
-            row=rows[r], given=labels[r], likelier=names[int(p_RL[r].argmax())], chance=round(float(chance_R[r]), 4)
+            row=rows[r],
+            given=labels[r],
+            predicted=names[int(p_RL[r].argmax())],
+            prob_wrong=round(float(chance_R[r]), 4),
         )
         for r in order
     )

@@ -181,3 +181,4 @@ METRICS: dict[str, Metric] = {
         Metric("corpus_bits_per_byte", "bits per byte (corpus)"),
     )
 }
+VERDICT_METRICS = tuple(name for name, metric in METRICS.items() if metric.tasks)  # the values of prove.metric

@@ -112,7 +112,7 @@ def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_ac
     test_RL, test_R = _arrays(labels, test)
     t = temperature(dev_RL, dev_R)
     sides = {}
-    for name, prob_RL in {"as_given": test_RL, "tempered": tempered(test_RL, t)}.items():
+    for name, prob_RL in {"uncalibrated": test_RL, "calibrated": tempered(test_RL, t)}.items():
         confidence_R, right_R = _confidence(prob_RL, test_R)
         sides[name] = {
             "log_loss": log_loss(prob_RL, test_R),
@@ -127,7 +127,7 @@ def report(labels: Sequence[str], dev: Predictions, test: Predictions, target_ac
         **sides,
         "rows": len(test_R),
         "enough_rows": len(test_R) >= ENOUGH_ROWS,
-        "wanted": target_accuracy,
+        "target_accuracy": target_accuracy,
         "curve": coverage_curve(confidence_R, right_R),
         **({} if threshold is None else {"handover": _at_threshold(confidence_R, right_R, threshold)}),
     }

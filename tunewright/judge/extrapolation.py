@@ -54,7 +54,7 @@ def last_doubling(
         extra = float(of_seed.std(ddof=1)) / np.sqrt(seeds) * float(stats.t.isf(alpha / 2, seeds - 1))
         low, high = gain - np.hypot(gain - low, extra), gain + np.hypot(high - gain, extra)
     word = "helps" if low > 0 else "does not visibly help" if high < margin else "may or may not help"
-    return {"gain": gain, "interval": [float(low), float(high)], "seeds": seeds, "word": word}
+    return {"gain": gain, "interval": [float(low), float(high)], "seeds": seeds, "outcome": word}
 
 
 def forecast(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from tunewright.core.records.common import Interval, Word
+from tunewright.core.records.common import Interval, VerdictWord
 
 POWER = 0.8
 FEW = 5
@@ -35,10 +35,10 @@ class MeanInterval(NamedTuple):
 @dataclass(frozen=True)
 class Comparison:
     """Tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at level 1 - alpha;
-    ``only_tuned`` and ``only_other``: rows on which one of the two scored higher; ``rows_needed`` is set if the verdict
-    is CANNOT TELL."""
+    ``only_tuned`` and ``only_comparator``: rows on which one of the two scored higher; ``rows_needed`` is set if the
+    verdict is CANNOT TELL."""
 
-    verdict: Word
+    verdict: VerdictWord
     difference: float
     interval: Interval
     p_value: float
@@ -46,7 +46,7 @@ class Comparison:
     rows: int
     clusters: int
     only_tuned: int
-    only_other: int
+    only_comparator: int
     margin: float
     alpha: float
     rows_needed: int | None
@@ -199,7 +199,7 @@ def compare(
         low, high, p = clustered_interval(d, clusters, alpha, bound)
         interval, narrow = Interval(low, high), Interval(*clustered_interval(d, clusters, 2 * alpha, bound)[:2])
         test = "clustered paired t, one pseudo-row for and one against"
-    word: Word = "CANNOT TELL"
+    word: VerdictWord = "CANNOT TELL"
     if n and interval.low > 0:
         word = "BETTER"
     elif n and interval.high < 0:
@@ -217,7 +217,7 @@ def compare(
         rows=n,
         clusters=len(set(clusters)),
         only_tuned=int((d > 0).sum()),
-        only_other=int((d < 0).sum()),
+        only_comparator=int((d < 0).sum()),
         margin=margin,
         alpha=alpha,
         rows_needed=needed,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tunewright.core.records.common import Interval, Word
+from tunewright.core.records.common import Interval, VerdictWord
 from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.protocol import Protocol
@@ -85,7 +85,7 @@ class Verdict:
     tuned is not shown to beat. ``clusters``: of the test rows."""
 
     metric: str
-    word: Word
+    word: VerdictWord
     rows_needed: int | None
     comparator: Comparator
     comparison: Comparison

@@ -68,7 +68,7 @@ def read(run: Run) -> Files:
 
 def _moved(run: Run) -> list[str]:
     """What differed when the run was resumed, such as a version, the processor or the number of threads."""
-    lists = [e.facts["what"] for e in records.read_lines(run.events, Event) if e.event == "went_on_elsewhere"]
+    lists = [e.facts["what"] for e in records.read_lines(run.events, Event) if e.event == "resumed_elsewhere"]
     return list(dict.fromkeys(str(what) for entries in lists if isinstance(entries, list) for what in entries))
 
 

@@ -144,7 +144,7 @@ def _probes(forgetting: Forgetting | None) -> dict[str, Probe | None]:
         "at knowledge questions": forgetting.probes.knowledge,
         "at following instructions": forgetting.probes.instructions,
     }
-    return {**(general or {}), "on your regression rows": forgetting.keep}
+    return {**(general or {}), "on your regression rows": forgetting.regression_rows}
 
 
 def forgetting(verdict: Verdict) -> Forgetting | None:

@@ -79,7 +79,7 @@ def cost(work: Work) -> Cost:
         for w in ways
     }
     money = _money(work, verdict, requests)
-    return Cost(requests=len(rows), together=config.batch_size, ways=requests, money=money)
+    return Cost(requests=len(rows), batch_size=config.batch_size, setups=requests, money=money)
 
 
 def _ways(
@@ -94,7 +94,7 @@ def _ways(
         return [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in chats]
 
     own, has_adapter = prompts("tuned", ""), work.plan.adapter.kind != "none"
-    ways = [Timed("tuned, adapter apart", tuned, 1.0, own)] if has_adapter else []
+    ways = [Timed("tuned, separate adapter", tuned, 1.0, own)] if has_adapter else []
     merged = work.models.merged(weights.trained(work.run, work.plan)) if has_adapter else tuned
     ways.append(Timed("tuned, merged" if has_adapter else "tuned", merged, 1.0, own))
     if "tuned_short" in arms:
@@ -187,7 +187,7 @@ def lines(record: Cost) -> Sequence[str]:
         f"cost: {name}: {way.prompt_tokens:.0f} + {way.answer_tokens:.0f} tokens, first token "
         f"{way.first_token.p50.value:.2f} s, answer {way.seconds.p50.value:.2f} s (median), "
         f"{way.requests_per_second_together:.1f} requests/s in batches"
-        for name, way in record.ways.items()
+        for name, way in record.setups.items()
     ]
 
 

@@ -57,7 +57,7 @@ def forgetting(work: Work) -> Forgetting:
         generic=None if text is None else GenericKL(**dict(text), **per_byte(text, size)),
         sweep=sweep,
         probes=probes.probes(work, tuned) if full else None,
-        keep=probes.regression_rows(work, tuned) if config.forget.regression_rows else None,
+        regression_rows=probes.regression_rows(work, tuned) if config.forget.regression_rows else None,
     )
 
 

@@ -52,11 +52,11 @@ def self_tested(setup: Setup, made: Plan) -> Plan:
     model = setup.models.untrained(made)
     result = selftest.run(model, inputs.template, context.data.examples, inputs.rows["train"], made)
     for finding in result.findings:
-        if not finding.held:
+        if not finding.passed:
             context.console.warn(f"  self-test: {finding.result}")
     findings = tuple(SelfTestFinding.model_validate(f) for f in result.findings)
     records.write(context.run.selftest, SelfTest(seconds=result.seconds, findings=findings))
-    held = sum(f.held for f in findings)
+    held = sum(f.passed for f in findings)
     context.console.say(
         f"self-test: {held} of {len(findings)} properties hold on rows of this run ({result.seconds:.0f} s)"
     )

@@ -99,7 +99,7 @@ def _ask(work: Work, weights: Weights, who: str) -> ProbeAnswers:
 
 
 def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
-    """Scores the user's regression rows, with the metric of the task that they show. Writes scores/keep.jsonl."""
+    """Scores the user's regression rows, with the metric of the task that they show. Writes scores/regression.jsonl."""
     assert work.config.forget.regression_rows
     source = sources.read(work.config.forget.regression_rows)
     rows = examples.parse(source.rows, instruction=work.config.data.instruction).examples
@@ -114,7 +114,8 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
             scores[who] = evaluate.judge(arm, rows, task, model, tick)
     pairs = zip(scores["tuned"], scores["base"], strict=True)
     run_folder.write_lines(
-        work.run.scores / "keep.jsonl", [{**after.to_json(), "before": before.answer.text} for after, before in pairs]
+        work.run.scores / "regression.jsonl",
+        [{**after.to_json(), "before": before.answer.text} for after, before in pairs],
     )
     after, before = ([s.score for s in scores[who]] for who in ("tuned", "base"))
     return RegressionRows(**_paired(after, before, work), metric=task.metric.name)
@@ -128,7 +129,7 @@ def _paired(tuned: Sequence[float], base: Sequence[float], work: Work) -> dict[s
 def paired(tuned: Sequence[float], base: Sequence[float], margin: float, alpha: float) -> dict[str, Any]:
     """The fields of a `records.Probe`."""
     c = statistics.compare(tuned, base, list(range(len(tuned))), margin=margin, alpha=alpha)
-    moved = max(0.01, (c.only_tuned + c.only_other) / len(tuned))
+    moved = max(0.01, (c.only_tuned + c.only_comparator) / len(tuned))
     return {
         "items": len(tuned),
         "base": float(np.mean(base)),
@@ -136,7 +137,7 @@ def paired(tuned: Sequence[float], base: Sequence[float], margin: float, alpha: 
         "difference": c.difference,
         "interval": c.interval,
         "verdict": c.verdict,
-        "lost": c.only_other,
+        "lost": c.only_comparator,
         "won": c.only_tuned,
         "detectable": statistics.detectable(len(tuned), moved),
     }

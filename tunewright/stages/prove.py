@@ -35,7 +35,7 @@ def prove(work: Work) -> Verdict:
     facts: dict[str, Any] = {}
     if config.evidence != "plain" and inputs.dev:
         noise = _rerun(work, [chosen["tuned"], chosen[decided.comparator.name]], trained)
-        decided, facts["again"] = with_rerun_noise(decided, noise), dataclasses.asdict(noise)
+        decided, facts["rerun"] = with_rerun_noise(decided, noise), dataclasses.asdict(noise)
     if data.task.metric.by_label and config.evidence != "plain":
         facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
     record = {
@@ -92,7 +92,7 @@ def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
     for arm in arms:
         if not arm.deterministic:
             first = work.answers.of(arm, "dev", trained)[: len(rows)]
-            file = work.run.scores / "again" / f"{arm.name}.jsonl"
+            file = work.run.scores / "rerun" / f"{arm.name}.jsonl"
             second = work.answers.scores(Request(arm, "dev", rows, file), trained)
             floor += abs(mean(first) - mean(second))
             changed += sum(a.answer.text != b.answer.text for a, b in zip(first, second, strict=True))

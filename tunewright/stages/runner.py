@@ -122,7 +122,7 @@ class Runner:
     def _check_inputs(self) -> None:
         differences = receipt.check(self.work())
         if differences:
-            self.context.run.event("went_on_elsewhere", what=differences)
+            self.context.run.event("resumed_elsewhere", what=differences)
             self.context.console.warn(
                 f"  the run started under other conditions: {'; '.join(differences)}; later results may differ in "
                 "the last bits"

@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
+from tunewright import methods
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
 from tunewright.core.records import METRICS, CheckpointState, StartLine, StepLine
 from tunewright.core.run_folder import Run
-from tunewright.methods import METHODS
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
@@ -70,9 +68,7 @@ class Training:
 def annotated(training: Training) -> Training:
     """The training with its rows annotated by the method, and their digest among the hashes: what a model computed
     before the first step is part of what a resumed run must find unchanged."""
-    method, model, plan = METHODS[training.plan.method], training.model, training.plan
-    with torch.no_grad():
-        rows, dev = (method.annotate(model, side, plan) for side in (training.rows, training.dev))
+    rows, dev = (methods.annotated(training.model, side, training.plan) for side in (training.rows, training.dev))
     return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": digest([*rows, *dev])})
 
 
@@ -154,7 +150,7 @@ def _one_step(
 def _initial(hashes: dict[str, str], dev: float | None) -> CheckpointState:
     """The state before the first step, given the dev loss if there are dev rows."""
     best_step = None if dev is None else 0
-    return CheckpointState(step=0, hashes=hashes, best=dev, best_step=best_step, best_sha256=None, waited=0)
+    return CheckpointState(step=0, hashes=hashes, best=dev, best_step=best_step, best_sha256=None, stale_evals=0)
 
 
 def _with_best(run: Run, student: Learner, state: CheckpointState) -> CheckpointState:
@@ -164,7 +160,7 @@ def _with_best(run: Run, student: Learner, state: CheckpointState) -> Checkpoint
 
 
 def _out_of_patience(state: CheckpointState, plan: Plan) -> bool:
-    return plan.patience > 0 and state.waited >= plan.patience
+    return plan.patience > 0 and state.stale_evals >= plan.patience
 
 
 def _advanced(state: CheckpointState, dev: float | None) -> CheckpointState:
@@ -173,8 +169,8 @@ def _advanced(state: CheckpointState, dev: float | None) -> CheckpointState:
     if dev is None:
         return state.model_copy(update={"step": step})
     if state.best is None or dev < state.best:
-        return state.model_copy(update={"step": step, "best": dev, "best_step": step, "waited": 0})
-    return state.model_copy(update={"step": step, "waited": state.waited + 1})
+        return state.model_copy(update={"step": step, "best": dev, "best_step": step, "stale_evals": 0})
+    return state.model_copy(update={"step": step, "stale_evals": state.stale_evals + 1})
 
 
 def _drop_later_lines(run: Run, step: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tunewright.core.config import Plan
 from tunewright.core.records import Profile
-from tunewright.methods import METHODS
+from tunewright.methods import METHODS, annotated
 from tunewright.model.adapters import LoRALinear
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing, prefix_tree
@@ -109,6 +109,7 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
     gradient."""
     method = METHODS[plan.method]
     chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in (0, 1)]
+    rows = _annotated(model, rows, plan, chosen)
     first, second = (method.batches(model, rows, c, plan, step) for step, c in enumerate(chosen))
     model.module.train()
     tokens, spent, count = 0, 0.0, 0
@@ -126,6 +127,8 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
 
 def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gflops: float) -> Profile:
     """Take `STEPS` steps after one to warm up, and one under torch's profiler; the weights are restored."""
+    chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(STEPS)]
+    rows = _annotated(model, rows, plan, chosen)
     student = learner(model, plan)
     before: dict[str, Tensor] = {name: p.detach().clone() for name, p in student.parameters.items()}
     take_step(student, rows, plan, 0)
@@ -141,7 +144,6 @@ def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gfl
         for name, p in student.parameters.items():
             p.copy_(before[name])
     model.module.zero_grad(set_to_none=True)
-    chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(STEPS)]
     batches = [b for step, c in enumerate(chosen) for b in METHODS[plan.method].batches(model, rows, c, plan, step)]
     alone = flat(rows[i] for c in chosen for i in c)
     logical = sum(flops(model, len(s.ids), len(s.ids) * (len(s.ids) + 1) // 2, s.supervised) for s in alone)
@@ -158,6 +160,15 @@ def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gfl
         seconds_by_kind=_by_kind(watched, seconds),
         of_peak=round(gflop / seconds / peak_gflops, 4),
     )
+
+
+def _annotated(
+    model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, chosen: Sequence[Sequence[int]]
+) -> list[TrainRow]:
+    """The rows, of which the chosen ones are annotated: a teacher's numbers for all would take minutes."""
+    places = sorted({i for step in chosen for i in step})
+    done = dict(zip(places, annotated(model, [rows[i] for i in places], plan), strict=True))
+    return [done.get(i, row) for i, row in enumerate(rows)]
 
 
 def _flops(model: LanguageModel, batch: Batch) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tunewright.core.config import Plan
 from tunewright.core.errors import ModelError, TrainError
 from tunewright.data.examples import Chat, Example
-from tunewright.methods import METHODS
+from tunewright.methods import METHODS, annotated
 from tunewright.model import adapters, generate
 from tunewright.model.language_model import Kernels, LanguageModel
 from tunewright.tokens import rendering
@@ -39,7 +39,7 @@ class Finding:
 
     check: str
     result: str
-    held: bool = True
+    passed: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ def run(
     """
     started, few = time.monotonic(), sample(rows)
     findings: list[Finding] = []
+    model.module.eval()
+    few = annotated(model, few, plan)
     chats = [(e, s) for s in flat(few) if isinstance(e := examples[s.row], Chat)]
     if chats:
         findings += [prompts(template, chats), stops(template, chats, generate.stop_ids(model, template.eos))]
-    model.module.eval()
     if plan.kernels == "fused" and model.kernels != "fused":
         why = "our kernels support plain LoRA on every linear layer without dropout; this adapter is different"
         plan = _with(plan, why, kernels="transformers")
@@ -190,9 +191,9 @@ def same(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, reference: 
         text = f"{way}: loss {gap:.1e} nats and gradient {apart:.1e} (relative) from single rows in {modules}"
         if gap <= allowed and apart <= limit:
             if not tried:
-                return plan, Finding("computing", text)
+                return plan, Finding("loss and gradient", text)
             return _with(plan, tried[0], layout=layout, kernels=kernel), Finding(
-                "computing", f"{text}; rejected: {'; '.join(tried)}", held=False
+                "loss and gradient", f"{text}; rejected: {'; '.join(tried)}", passed=False
             )
         tried.append(text)
     raise TrainError(

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from tunewright.core.config.schema import Config
+from tunewright.core.config.schema import Config, NamedIn
 from tunewright.core.errors import ConfigError
 
 
@@ -29,6 +29,8 @@ def _allowed(info: Any) -> str:
 
     def describe(kind: Any, constraints: list[Any]) -> str:
         args = get_args(kind)
+        if listed := next((m for m in constraints if isinstance(m, NamedIn)), None):
+            return " | ".join(listed.allowed())
         if getattr(kind, "__metadata__", None):
             limits = [m for field in kind.__metadata__ for m in getattr(field, "metadata", [field])]
             return describe(args[0], limits)

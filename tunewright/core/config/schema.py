@@ -7,9 +7,35 @@ The YAML reader, the ``key=value`` overrides, `docs/config.md` and validation al
 from __future__ import annotations
 
 import datetime
+import importlib
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
+
+
+class NamedIn:
+    """The type of a setting that is "auto" or a name listed in a later folder, such as a metric: ``where`` is
+    ``module:NAMES``.
+
+    The list is named here, not imported, so that a new metric or row format needs no change in this file. It is read
+    when a config is validated or its settings are listed.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.module, self.attribute = where.split(":")
+
+    def allowed(self) -> tuple[str, ...]:
+        return ("auto", *getattr(importlib.import_module(self.module), self.attribute))
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, name: str) -> str:
+        if name in self.allowed():
+            return name
+        raise PydanticCustomError("literal_error", f"Input should be {' or '.join(map(repr, self.allowed()))}")
+
 
 Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
@@ -30,7 +56,7 @@ class DataConfig(Frozen):
     train: FilePath = Field("", description="JSONL, JSON, CSV or Parquet file, or a folder of .txt/.md documents.")
     dev: FilePath | None = Field(None, description="Your own dev rows, used unchanged instead of a split.")
     test: FilePath | None = Field(None, description="Your own test rows, used unchanged instead of a split.")
-    format: Literal["auto", "chat", "completion", "instruction", "label", "text"] = Field(
+    format: Annotated[str, NamedIn("tunewright.data.examples:FORMAT_NAMES")] = Field(
         "auto", description="Format of the rows; auto detects and reports it."
     )
     instruction: str | None = Field(
@@ -122,7 +148,7 @@ class RemoteConfig(Frozen):
 
 
 class ProveConfig(Frozen):
-    metric: Literal["auto", "accuracy", "exact_match", "field_f1", "chrf", "bits_per_byte"] = Field(
+    metric: Annotated[str, NamedIn("tunewright.data.metrics:VERDICT_METRICS")] = Field(
         "auto", description="Metric of the verdict; auto follows the detected task."
     )
     evidence: Literal["plain", "standard", "full"] = Field(

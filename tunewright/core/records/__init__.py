@@ -5,7 +5,7 @@ is read with the TypeAdapter of its union, ``records.read(run.forgetting, FORGET
 its record.
 """
 
-from tunewright.core.records.common import Interval, Line, Measured, NotMeasured, Record, Side, Value, Word
+from tunewright.core.records.common import Interval, Line, Measured, NotMeasured, Record, Side, Value, VerdictWord
 from tunewright.core.records.data import Audit, AuditFinding, AuditTask, Characters, LabelSuspect, SplitRow
 from tunewright.core.records.events import Event, Judged, count_test_reads, judged
 from tunewright.core.records.evidence import (
@@ -33,7 +33,7 @@ from tunewright.core.records.evidence import (
     LabelCrossfit,
     LearningCurve,
     Mitigation,
-    MitigationWay,
+    MitigationVariant,
     Money,
     NoForecast,
     NoRefusal,
@@ -159,7 +159,7 @@ __all__ = [
     "Measured",
     "MetricsLine",
     "Mitigation",
-    "MitigationWay",
+    "MitigationVariant",
     "ModelFacts",
     "Money",
     "NoForecast",
@@ -200,7 +200,7 @@ __all__ = [
     "Turn",
     "Value",
     "Verdict",
-    "Word",
+    "VerdictWord",
     "append_line",
     "count_test_reads",
     "existing",

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Word = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
+VerdictWord = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
 Side = Literal["train", "dev", "test"]
 
 

@@ -43,8 +43,8 @@ class LabelSuspect(Value):
 
     row: int = Field(description="Row number, from 0.")
     given: str = Field(description="The label in the data.")
-    likelier: str = Field(description="The label that the model prefers.")
-    chance: float = Field(description="Probability, 0 to 1, that the given label is wrong.")
+    predicted: str = Field(description="The label that the model prefers.")
+    prob_wrong: float = Field(description="Probability, 0 to 1, that the given label is wrong.")
     where: str = Field(description="file:line.")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
-from tunewright.core.records.common import NO, YES, Interval, Measured, NotMeasured, Record, Value, Word, flag
+from tunewright.core.records.common import NO, YES, Interval, Measured, NotMeasured, Record, Value, VerdictWord, flag
 from tunewright.core.records.data import LabelSuspect
 
 
@@ -62,7 +62,7 @@ class Paired(Value):
 class Probe(Paired):
     """`Paired` items with a verdict; PRACTICALLY EQUAL means within forget.margin. Rates are 0 to 1."""
 
-    verdict: Word = Field(description="Verdict on the difference.")
+    verdict: VerdictWord = Field(description="Verdict on the difference.")
 
 
 class InstructionKind(Value):
@@ -126,7 +126,7 @@ class Forgetting(Record):
     generic: GenericKL | None = Field(None, description="On bundled text; absent if the data contains all of it.")
     sweep: Sweep | None = Field(None, description="Dev scores at each scale; absent with a single scale.")
     probes: Probes | None = Field(None, description="Absent unless prove.evidence=full.")
-    keep: RegressionRows | None = Field(None, description="Absent without forget.regression_rows.")
+    regression_rows: RegressionRows | None = Field(None, description="Absent without forget.regression_rows.")
 
 
 class Drift(Value):
@@ -136,7 +136,7 @@ class Drift(Value):
     delta_bits: float = Field(description="Loss of the tuned model minus the base's, bits per token.")
 
 
-class MitigationWay(Value):
+class MitigationVariant(Value):
     """One way of training. KL in bits per token."""
 
     dev: float = Field(description="Mean dev score by the task's metric.")
@@ -150,12 +150,12 @@ class Mitigation(Record):
     measured: Literal[True] = Field(True, description="Always true.")
     rule: str = Field(description="How a way is selected.")
     chosen: str = Field(description="The way that the rule selects.")
-    ways: dict[str, MitigationWay] = Field(description="By name; `as it is` is the run itself.")
+    variants: dict[str, MitigationVariant] = Field(description="By name; `unchanged` is the run itself.")
 
     @property
-    def best(self) -> MitigationWay:
+    def best(self) -> MitigationVariant:
         """The way that the rule selects."""
-        return self.ways[self.chosen]
+        return self.variants[self.chosen]
 
 
 class LabelCrossfit(Record):
@@ -218,7 +218,7 @@ class Cleaning(Record):
     as_is: float = Field(description="Test score of the run.")
     difference: float = Field(description="cleaned - as_is; positive is better.")
     interval: Interval = Field(description="Interval of the difference.")
-    verdict: Word = Field(description="Verdict on the difference.")
+    verdict: VerdictWord = Field(description="Verdict on the difference.")
 
 
 class NotCleaned(Record):
@@ -248,7 +248,7 @@ class PromptDistillation(Record):
     teacher: float = Field(description="Test score of the base, with it.")
     difference: float = Field(description="student - teacher; positive is better.")
     interval: Interval = Field(description="Interval of the difference.")
-    verdict: Word = Field(description="Verdict on the difference.")
+    verdict: VerdictWord = Field(description="Verdict on the difference.")
     same_answers: float = Field(description="Fraction of test rows with the same answer.")
     prompt_tokens: PromptTokens = Field(description="Prompt length of a request, in tokens.")
 
@@ -267,7 +267,7 @@ class Doubling(Value):
     gain: float = Field(description="Score with all rows minus score with half of them.")
     interval: Interval = Field(description="Interval of the gain, over test rows and seeds.")
     seeds: int = Field(description="Seeds per size.")
-    word: Literal["helps", "does not visibly help", "may or may not help"] = Field(
+    outcome: Literal["helps", "does not visibly help", "may or may not help"] = Field(
         description="Whether more data helps."
     )
 
@@ -371,8 +371,8 @@ class Cost(Record):
 
     measured: Literal[True] = Field(True, description="Always true.")
     requests: int = Field(description="Test prompts that were timed one by one.")
-    together: int = Field(description="Prompts per batch in the throughput measurement.")
-    ways: dict[str, RequestCost] = Field(description="By way of answering.")
+    batch_size: int = Field(description="Prompts per batch in the throughput measurement.")
+    setups: dict[str, RequestCost] = Field(description="By setup: a model with a kind of prompt.")
     money: Money | None = Field(description="Null without cost.price_per_hour.")
 
 

@@ -62,6 +62,6 @@ class ScoreLine(Answered):
 
 
 class RegressionLine(Answered):
-    """One line of scores/keep.jsonl: a regression row, answered by the tuned model and the base. Scores are 0 to 1."""
+    """One line of scores/regression.jsonl: a regression row, answered by tuned model and base. Scores are 0 to 1."""
 
     before: str = Field(description="The base model's answer.")

@@ -83,7 +83,7 @@ class SelfTestFinding(Value):
 
     check: str = Field(description="Name of the property.")
     result: str = Field(description="What was measured, as a sentence.")
-    held: bool = Field(description="Whether the property holds; if not, the plan uses a slower computation.")
+    passed: bool = Field(description="Whether the property holds; if not, the plan uses a slower computation.")
 
 
 class SelfTest(Record):
@@ -138,7 +138,7 @@ class CheckpointState(Record):
     best: float | None = Field(description="Lowest dev loss so far, nats per supervised token; null without dev rows.")
     best_step: int | None = Field(description="The step of that loss.")
     best_sha256: str | None = Field(description="Hash of the file that holds the weights of that step.")
-    waited: int = Field(description="Dev evaluations since then, none of them better.")
+    stale_evals: int = Field(description="Dev evaluations since then, none of them better.")
 
 
 class BranchTraining(Record):

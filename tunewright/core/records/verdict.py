@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from tunewright.core.records.common import Interval, Measured, Record, Value, Word
+from tunewright.core.records.common import Interval, Measured, Record, Value, VerdictWord
 from tunewright.core.records.evidence import (
     AnyCleaning,
     AnyCrossfit,
@@ -138,11 +138,11 @@ class Calibration(Value):
     temperature: float = Field(
         description="Divides the log probabilities; above 1 means that the model was overconfident."
     )
-    as_given: CalibrationErrors = Field(description="Errors of the model's own probabilities.")
-    tempered: CalibrationErrors = Field(description="Errors of the probabilities at that temperature.")
+    uncalibrated: CalibrationErrors = Field(description="Errors of the model's own probabilities.")
+    calibrated: CalibrationErrors = Field(description="Errors of the probabilities at that temperature.")
     rows: int = Field(description="Test rows.")
     enough_rows: bool = Field(description="Whether there are enough test rows to rely on.")
-    wanted: float = Field(description="Required accuracy (prove.target_accuracy).")
+    target_accuracy: float = Field(description="Required accuracy (prove.target_accuracy).")
     curve: tuple[CoveragePoint, ...] = Field(description="From the most confident row to all rows.")
     handover: Handover | None = Field(None, description="Absent if no threshold reached the required accuracy on dev.")
 
@@ -158,14 +158,14 @@ class Verdict(Record):
     comparator: Comparator = Field(description="The untrained arm that it is compared with.")
     arms: dict[str, ArmResult] = Field(description="Every arm on the same test rows, by family.")
     groups: tuple[int, ...] = Field(description="Cluster of near-duplicates of each test row.")
-    verdict: Word = Field(description="BETTER also requires that every untrained arm is beaten.")
+    verdict: VerdictWord = Field(description="BETTER also requires that every untrained arm is beaten.")
     difference: float = Field(description="tuned - comparator.")
     interval: Interval = Field(description="Its interval, at 1 - alpha.")
     p_value: float = Field(description="Two-sided p-value of the difference.")
     test: str = Field(description="Methods of the interval and of the test.")
     clusters: int = Field(description="Independent groups of test rows.")
     only_tuned: int = Field(description="Test rows on which the tuned arm scored higher.")
-    only_other: int = Field(description="Test rows on which the comparator scored higher.")
+    only_comparator: int = Field(description="Test rows on which the comparator scored higher.")
     margin: float = Field(description="Differences within it are practically equal.")
     alpha: float = Field(description="1 - coverage of the intervals, 0 to 1.")
     rows_needed: int | None = Field(description="Test rows needed to decide with power 0.8; null if these suffice.")
@@ -174,7 +174,7 @@ class Verdict(Record):
     variants_on_dev: dict[str, float] = Field(
         description="Dev score of every untrained variant; empty if dev did not choose."
     )
-    again: Rerun | None = Field(
+    rerun: Rerun | None = Field(
         None, description="Evaluation noise; absent for prove.evidence=plain and without dev rows."
     )
     overlap: Overlap | None = Field(description="Without overlapping test rows; null if none or all overlap.")

@@ -14,7 +14,7 @@ from tunewright.runtime.context import Work
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
 
-LABELS = "labels that look wrong"
+LABELS = "suspect rows"
 
 
 def cleaning(work: Work) -> Cleaning | NotCleaned:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunewright.core.records import MITIGATION, Drift, Mitigation, MitigationWay
+from tunewright.core.records import MITIGATION, Drift, Mitigation, MitigationVariant
 from tunewright.data.examples import Message
 from tunewright.judge.probes import bank
 from tunewright.methods import distill
@@ -35,7 +35,7 @@ PROMPTS = (
 )
 REPLAY_TOKENS = 48
 SLOWER = 3.0
-AS_IS = "as it is"
+UNCHANGED = "unchanged"
 RULE = "the lowest KL on generic text among those whose dev score lies within one standard error of the best"
 
 
@@ -52,8 +52,8 @@ class Way:
 def mitigation(work: Work) -> Mitigation:
     """Trains two branches and compares them with the run on dev."""
     tuned, plan = work.inputs.tuned, work.plan
-    ways: dict[str, Weights] = {AS_IS: weights.trained(work.run, plan)}
-    dev = {AS_IS: work.answers.of(tuned, "dev", ways[AS_IS])}
+    ways: dict[str, Weights] = {UNCHANGED: weights.trained(work.run, plan)}
+    dev = {UNCHANGED: work.answers.of(tuned, "dev", ways[UNCHANGED])}
     for name, branch in _branches(work).items():
         dev[name] = branches.scores(work, branch, "dev", tuned)
         ways[name] = branches.trained(work, branch)
@@ -71,8 +71,8 @@ def mitigation(work: Work) -> Mitigation:
     return Mitigation(
         rule=RULE,
         chosen=choose(measured, work.data.task.metric.higher_is_better),
-        ways={
-            name: MitigationWay(dev=float(np.mean(w.dev)), task=w.task, generic=w.generic)
+        variants={
+            name: MitigationVariant(dev=float(np.mean(w.dev)), task=w.task, generic=w.generic)
             for name, w in measured.items()
         },
     )
@@ -122,7 +122,7 @@ def skip_reason(work: Work) -> str | None:
 def lines(record: Mitigation) -> Sequence[str]:
     return [
         f"mitigation: {name}: dev {way.dev:.3f}, KL on generic text {way.generic.kl_bits:.3f} bits per token"
-        for name, way in record.ways.items()
+        for name, way in record.variants.items()
     ]
 
 
