@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunewright.core import config as settings
+from tunewright.core import config as configuration
 from tunewright.core import run_folder
 from tunewright.core.run_folder import Run
 
@@ -45,18 +45,18 @@ def run(
     name: str | None = None,
     root: str | Path = "runs",
     quiet: bool = True,
-    **given: Any,
+    **settings: Any,
 ) -> Result:
     """Run every stage on a data file: check, plan, train, prove, export, report.
 
-    ``given``: settings, with two underscores for each dot: ``train__steps=40``. Raises TunewrightError.
+    ``settings``: settings, with two underscores for each dot: ``train__steps=40``. Raises TunewrightError.
     """
     from tunewright.core.console import Console
     from tunewright.stages import runner
 
-    config = settings.load(None, model=model, data__train=str(data), **given)
-    settings_given = "".join(f", {key}={value!r}" for key, value in {"model": model, "name": name, **given}.items())
-    command = f"tw.run({str(data)!r}{settings_given}, root={str(root)!r})"
+    config = configuration.load(None, model=model, data__train=str(data), **settings)
+    words = "".join(f", {key}={value!r}" for key, value in {"model": model, "name": name, **settings}.items())
+    command = f"tw.run({str(data)!r}{words}, root={str(root)!r})"
     context = runner.start(config, name, Path(root), Console(quiet), command)
     runner.Runner(context).advance("report")
     return Result(context.run.path)
@@ -69,8 +69,8 @@ def load_run(name: str | Path, root: str | Path = "runs") -> Result:
     return Result(run.path)
 
 
-def check(data: str | Path, **given: Any) -> dict[str, Any]:
+def check(data: str | Path, **settings: Any) -> dict[str, Any]:
     """The audit of a data file as plain values, without torch. Raises DataError with all problems."""
     from tunewright.data import dataset
 
-    return dataset.load(settings.load(None, data__train=str(data), **given)).audit_json()
+    return dataset.load(configuration.load(None, data__train=str(data), **settings)).audit_json()

@@ -156,7 +156,7 @@ def _observed(asked: Config, root: Path, known: dict[str, Facts]) -> str:
     setup: Any = SimpleNamespace(context=SimpleNamespace(data=data, config=asked), inputs=gathered)
     train, sizes = gathered.rows["train"], planning.RowStats.of(gathered.rows["train"])
     task = data.task.kind.name
-    made = planning.make(asked, gathered.facts, sizes, gathered.machine, task, gathered.max_new_tokens)
+    made = planning.make_plan(asked, gathered.facts, sizes, gathered.machine, task, gathered.max_new_tokens)
     return json.dumps(
         {
             "facts": gathered.facts.sha256,

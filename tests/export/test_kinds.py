@@ -16,7 +16,7 @@ from tunewright.core.config import AdapterConfig, load
 from tunewright.core.errors import TrainError
 from tunewright.core.run_folder import Run, write_json
 from tunewright.export import EXPORTS, card, export, merged
-from tunewright.export.kind import Source
+from tunewright.export.kind import TrainedRun
 from tunewright.model import adapters
 from tunewright.model.facts import read_facts
 from tunewright.model.loading import load as load_model
@@ -30,7 +30,7 @@ CANARIES, STOP = [[1, 2, 3, 40], [7, 8]], [258]
 class Made:
     """A run folder with only the trained weights, and the parts of its model."""
 
-    source: Source
+    source: TrainedRun
     folder: Path
 
 
@@ -49,7 +49,7 @@ def trained(tmp_path: Path, model_folder: Callable[[str], Path]) -> Made:
     sha256 = checkpoints.save_weights(run.weights, parameters)
     write_json(run.training, {**records.training(), "weights_sha256": sha256})
     config = load(None, model=str(folder))
-    return Made(Source(run, config, plan, read_facts(str(folder)), load_template(folder)), folder)
+    return Made(TrainedRun(run, config, plan, read_facts(str(folder)), load_template(folder)), folder)
 
 
 def test_every_wanted_export_is_written_and_answers_as_the_model_does(trained: Made) -> None:

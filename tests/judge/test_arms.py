@@ -21,7 +21,7 @@ from tunewright.data.task import GENERATION, LABEL, TEXT, Task, detect_task
 from tunewright.judge import chat_model, evaluate
 from tunewright.judge.arms import families, openai_endpoint
 from tunewright.judge.arms.arm import Arm, Progress, Prompt, silent
-from tunewright.judge.arms.families import Sources
+from tunewright.judge.arms.families import ArmInputs
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
 from tunewright.judge.chat_model import ChatModel
@@ -37,7 +37,7 @@ def test_shots_come_from_train_and_cover_the_labels() -> None:
         for i in range(30)
     ]
     task = detect_task(train)
-    arms = families.arms(task, Sources(tuple(train)), ProveConfig(few_shot=[3]), 8)
+    arms = families.arms(task, ArmInputs(tuple(train)), ProveConfig(few_shot=[3]), 8)
     assert list(arms) == ["zero_shot", "few_shot", "nearest", "constant", "classical", "tuned"]
     (few,) = arms["few_shot"]
     assert isinstance(few.responder, LabelScored)
@@ -75,13 +75,13 @@ class Scripted:
 def test_the_model_is_asked_as_the_task_requires() -> None:
     rows, model = [chat("say yes", "yes"), chat("say no", "no")], Scripted()
     free = Task(GENERATION, METRICS["exact_match"], "")
-    assert [s.score for s in evaluate.judge(families.tuned(free), rows, free, model)] == [1.0, 1.0]
+    assert [s.score for s in evaluate.score_arm(families.tuned(free), rows, free, model)] == [1.0, 1.0]
     labels = Task(LABEL, METRICS["accuracy"], "", ("no", "yes"))
-    assert [s.score for s in evaluate.judge(families.tuned(labels), rows, labels, model)] == [1.0, 0.0]
+    assert [s.score for s in evaluate.score_arm(families.tuned(labels), rows, labels, model)] == [1.0, 0.0]
     written = Task(LABEL, METRICS["exact_match"], "", ("no", "yes"))  # with this metric, labels are generated
-    assert [s.score for s in evaluate.judge(families.tuned(written), rows, written, model)] == [1.0, 1.0]
+    assert [s.score for s in evaluate.score_arm(families.tuned(written), rows, written, model)] == [1.0, 1.0]
     text = Task(TEXT, METRICS["bits_per_byte"], "")
-    (score,) = evaluate.judge(families.tuned(text), [Text("abcd", "d")], text, model)
+    (score,) = evaluate.score_arm(families.tuned(text), [Text("abcd", "d")], text, model)
     assert (score.target, score.score) == ("abcd", pytest.approx(2.0 / 0.6931471805599453 / 4))
 
 
@@ -90,7 +90,7 @@ def test_every_kind_of_score_survives_its_json_line() -> None:
     free, labels = Task(GENERATION, METRICS["chrf"], ""), Task(LABEL, METRICS["accuracy"], "", ("no", "yes"))
     objects, documents = detect_task([rows[1]]), detect_task([Text("abcd", "d")])
     for task, row in ((free, rows[0]), (labels, rows[0]), (objects, rows[1]), (documents, Text("abcd", "d"))):
-        (score,) = evaluate.judge(families.tuned(task), [row], task, model)
+        (score,) = evaluate.score_arm(families.tuned(task), [row], task, model)
         text = json.dumps(replace(score, row=0, key="k").to_json())
         ScoreLine.model_validate_json(text)  # the schema of the run folder
         line = json.loads(text)
@@ -163,4 +163,4 @@ def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_model, "greedy", lambda *_: [])  # no answers and no error
     rows, task = [chat("q", "a"), chat("r", "b")], Task(GENERATION, METRICS["exact_match"], "")
     with pytest.raises(ValueError, match="shorter"):
-        evaluate.judge(families.tuned(task), rows, task, ChatModel(None, template, None, None))  # type: ignore[arg-type]
+        evaluate.score_arm(families.tuned(task), rows, task, ChatModel(None, template, None, None))  # type: ignore[arg-type]

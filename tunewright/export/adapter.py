@@ -9,7 +9,7 @@ import torch
 
 from tunewright.core.config import Config, Plan
 from tunewright.core.records import AdapterNote
-from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Source
+from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, TrainedRun
 from tunewright.model import loading, peft_format
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
@@ -26,7 +26,7 @@ def stored_dtype(config: Config, facts: Facts) -> Dtype:
     return "float32"
 
 
-def write(source: Source, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
     facts = source.facts
     base = facts.path if facts.name == loading.EMBEDDED else facts.name
     note = AdapterNote(

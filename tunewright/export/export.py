@@ -19,7 +19,7 @@ from tunewright.core.errors import TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run
 from tunewright.export import EXPORTS, verify
-from tunewright.export.kind import Dtype, Export, Source
+from tunewright.export.kind import Dtype, Export, TrainedRun
 from tunewright.model import adapters, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
@@ -51,7 +51,7 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     return model
 
 
-def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> list[ExportCheck]:
+def export(source: TrainedRun, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> list[ExportCheck]:
     """Writes the exports. ``canaries``: token ids of held-out prompts; ``stop``: tokens that end an answer.
 
     Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently.
@@ -67,7 +67,9 @@ def export(source: Source, canaries: Sequence[Sequence[int]], stop: Sequence[int
     return checks
 
 
-def _expected(source: Source, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> Expected:
+def _expected(
+    source: TrainedRun, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]
+) -> Expected:
     request = verify.Request(
         canaries=[list(ids)[-CANARY_TOKENS:] for ids in canaries[:CANARIES]],
         new_tokens=NEW_TOKENS,

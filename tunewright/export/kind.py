@@ -23,7 +23,7 @@ TOLERANCE: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedRun:
     """A trained run, and everything that its model is built from."""
 
     run: Run
@@ -64,6 +64,6 @@ class Export:
     folder: Callable[[Run], Path]
     wanted: Callable[[Config, Plan], bool]
     dtype: Callable[[Config, Facts], Dtype]
-    write: Callable[[Source, PreTrainedModel, Path, Dtype], None]
+    write: Callable[[TrainedRun, PreTrainedModel, Path, Dtype], None]
     reload: Callable[[Path, Base], LanguageModel]
     snippet: Callable[[str, str], list[str]]

@@ -11,7 +11,7 @@ import torch
 
 from tunewright.core.config import Config, Plan
 from tunewright.core.run_folder import disk_errors
-from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Source
+from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, TrainedRun
 from tunewright.model import adapters, arch_probe, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
@@ -36,7 +36,7 @@ def stored_dtype(config: Config, facts: Facts) -> Dtype:
     return "float32" if facts.parameters * 4 <= LARGEST_FLOAT32 else own.get(facts.dtype, "float32")
 
 
-def write(source: Source, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
     """Merges the adapter into ``module`` and casts it to ``dtype``, both permanently."""
     adapters.merge(module)
     save(module, source.template, folder, loading.torch_dtype(dtype))

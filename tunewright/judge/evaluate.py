@@ -10,7 +10,7 @@ from tunewright.data.task import Task
 from tunewright.judge.arms.arm import Arm, Model, Progress, silent
 
 
-def judge(
+def score_arm(
     arm: Arm, examples: Sequence[Example], task: Task, model: Model | None, progress: Progress = silent
 ) -> list[Score]:
     """Scores of one arm, in the order of the examples. ``model``: the run's language model, if the arm needs it;

@@ -19,7 +19,7 @@ from tunewright.data.dataset import Dataset
 from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.chat_model import ChatModel
-from tunewright.judge.evaluate import judge
+from tunewright.judge.evaluate import score_arm
 from tunewright.model.generate import Decoding, stop_ids
 from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models
@@ -63,9 +63,9 @@ class Answers:
         with self.console.bar(title, len(chosen), unit="rows") as tick:
             if arm.needs_model:
                 with self.chat_model(answering) as model:
-                    scores = judge(arm, chosen, self.data.task, model, tick)
+                    scores = score_arm(arm, chosen, self.data.task, model, tick)
             else:
-                scores = judge(arm, chosen, self.data.task, None, tick)
+                scores = score_arm(arm, chosen, self.data.task, None, tick)
         stored = [dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)]
         run_folder.write_lines(request.file, [s.to_json() for s in stored])
         seconds = round(time.monotonic() - started, 1)

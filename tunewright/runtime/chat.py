@@ -22,7 +22,7 @@ from tunewright.tokens.template import Template, load_template
 
 
 @dataclass(frozen=True)
-class ChatModel:
+class TunedModel:
     """A run's model, ready to answer. ``instruction`` is the most frequent system message of its training rows."""
 
     model: LanguageModel
@@ -31,7 +31,7 @@ class ChatModel:
     packable: bool
 
 
-def load_run(run: Run) -> ChatModel:
+def load_run(run: Run) -> TunedModel:
     """The tuned model of a run. Raises RUN_INCOMPLETE if it is not trained, MODEL_* or RESUME_MISMATCH if its base is
     missing or has changed."""
     run_folder.require(run, run.training, "train")
@@ -45,13 +45,13 @@ def load_run(run: Run) -> ChatModel:
             fix="restore the base model that the run was trained on, or train again.",
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
-    return ChatModel(
+    return TunedModel(
         model, load_template(Path(facts.path), config.template, config.date), receipt.instruction, facts.packable
     )
 
 
 def answer(
-    model: ChatModel,
+    model: TunedModel,
     message: str,
     *,
     history: Sequence[Message] = (),

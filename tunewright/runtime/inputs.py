@@ -15,7 +15,7 @@ from tunewright.data.dataset import SIDES, Dataset
 from tunewright.data.examples import Chat, Text
 from tunewright.judge.arms import bm25, embedding_index, families
 from tunewright.judge.arms.arm import Arm
-from tunewright.judge.arms.families import Families, Sources
+from tunewright.judge.arms.families import ArmInputs, Families
 from tunewright.methods import METHODS
 from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts
@@ -127,7 +127,7 @@ def _arms(
         parsed = examples.parse(sources.read(config.prove.documents).rows, "text").examples
         documents = tuple(e for e in parsed if isinstance(e, Text))
     indexer = embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index
-    every = families.arms(data.task, Sources(train, documents, indexer), config.prove, max_new_tokens)
+    every = families.arms(data.task, ArmInputs(train, documents, indexer), config.prove, max_new_tokens)
     chats = [e for i in rows if isinstance(e := data.examples[i], Chat)]
 
     def fits(arm: Arm) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tunewright.core.records import EXPORTS, ExportCheck
 from tunewright.export import card
 from tunewright.export import export as exporting
-from tunewright.export.kind import Source
+from tunewright.export.kind import TrainedRun
 from tunewright.model.generate import stop_ids
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work
@@ -24,7 +24,7 @@ def export(work: Work) -> list[ExportCheck]:
     template = work.inputs.template
     with work.models.at(weights.base(work.plan)) as model:
         stop = stop_ids(model, template.eos)
-    source = Source(work.run, work.config, work.plan, work.inputs.facts, template)
+    source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
     checks = exporting.export(source, _canaries(work), stop)
     card.write(work.run, checks)
     return checks

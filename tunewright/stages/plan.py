@@ -21,7 +21,7 @@ def plan(setup: Setup) -> Plan:
     _warn_about_left_out(setup)
     sizes = planning.RowStats.of(inputs.rows["train"])
     task = context.data.task.kind.name
-    made = planning.make(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
+    made = planning.make_plan(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
     made = self_tested(setup, made)
     speed = profile.calibrate(setup.models.untrained(made), inputs.rows["train"], made)
     made = planning.with_estimate(made, speed.tokens_per_second, machine.peak_gb(), speed.passes)

@@ -111,7 +111,7 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
             work.answers.chat_model(weights) as model,
             work.console.bar(f"{who} regression rows", len(rows), unit="rows") as tick,
         ):
-            scores[who] = evaluate.judge(arm, rows, task, model, tick)
+            scores[who] = evaluate.score_arm(arm, rows, task, model, tick)
     pairs = zip(scores["tuned"], scores["base"], strict=True)
     run_folder.write_lines(
         work.run.scores / "regression.jsonl",

@@ -110,14 +110,14 @@ def newest(folder: Path) -> Newest:
     """The newest checkpoint below ``folder`` whose files match their checksums."""
     damaged: list[str] = []
     for checkpoint in reversed(complete(folder)):
-        problem = _damage(checkpoint)
+        problem = _find_damage(checkpoint)
         if problem is None:
             return Newest(checkpoint, tuple(damaged))
         damaged.append(f"{checkpoint.name}: {problem}")
     return Newest(None, tuple(damaged))
 
 
-def _damage(folder: Path) -> str | None:
+def _find_damage(folder: Path) -> str | None:
     try:
         for name, expected in read_json(folder / MARKER).items():
             if sha256(folder / name) != expected:

@@ -52,7 +52,7 @@ class RowStats:
 
 
 @dataclass(frozen=True)
-class Given:
+class PlanInputs:
     """What a plan is derived from."""
 
     config: Config
@@ -91,9 +91,9 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, recompute: Reco
     return facts.layers * size * (layer + weights) + 2 * size * facts.vocabulary * sizes.supervised / sizes.tokens
 
 
-def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
+def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
     """The plan without its estimate (see `with_estimate`). Raises CONFIG_CONFLICT and CONFIG_RANGE."""
-    given, t = Given(config, facts, sizes, machine), config.train
+    given, t = PlanInputs(config, facts, sizes, machine), config.train
     dtype, layout, batch = _dtype(given), _layout(given), _batch(given)
     per_epoch = -(-sizes.rows // batch.value)
     steps = _steps(given, per_epoch)
@@ -103,7 +103,7 @@ def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: 
         "layout": layout,
         "batch_size": batch,
         "steps": steps,
-        "lr": _rate(given, steps.value),
+        "lr": _learning_rate(given, steps.value),
         "gradient_checkpointing": recompute,
         "tokens_per_pass": _tokens_per_pass(given, dtype.value, layout.value, recompute.value),
         "max_length": max_length(config, facts, machine, kind),
@@ -138,7 +138,7 @@ def make(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: 
     )
 
 
-def _decode_batch(given: Given, dtype: Dtype, answer: int) -> Choice[int]:
+def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
     """Rows decoded together. It follows from the machine's memory, not from what is free at the moment: an answer's
     last bits depend on its batch, and a repeated run must give the same answers."""
     facts, sizes, machine = given.facts, given.sizes, given.machine
@@ -171,7 +171,7 @@ def _checkpoint_every(config: Config, steps: int) -> Choice[int]:
     return Choice(max(10, math.ceil(steps / 5)), "about five checkpoints")
 
 
-def _dtype(given: Given) -> Choice[Dtype]:
+def _dtype(given: PlanInputs) -> Choice[Dtype]:
     config, machine = given.config, given.machine
     if config.adapter.kind == "none" and config.train.dtype == "bfloat16":
         raise ConfigError(
@@ -198,7 +198,7 @@ def _dtype(given: Given) -> Choice[Dtype]:
     )
 
 
-def _layout(given: Given) -> Choice[Layout]:
+def _layout(given: PlanInputs) -> Choice[Layout]:
     """Shared where it is exact; `packing` then shares only where it pays."""
     config, facts = given.config, given.facts
     dropout = "adapter.dropout would be the same for all rows that share a prefix"
@@ -224,7 +224,7 @@ def _layout(given: Given) -> Choice[Layout]:
     )
 
 
-def _batch(given: Given) -> Choice[int]:
+def _batch(given: PlanInputs) -> Choice[int]:
     if given.config.train.batch_size != "auto":
         return Choice(given.config.train.batch_size, CONFIGURED)
     rows = given.sizes.rows
@@ -232,7 +232,7 @@ def _batch(given: Given) -> Choice[int]:
     return Choice(batch, f"{batch} rows a step: small batches suit LoRA, and {rows} rows should give many steps")
 
 
-def _steps(given: Given, per_epoch: int) -> Choice[int]:
+def _steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
     t, rows = given.config.train, given.sizes.rows
     if t.steps != "auto":
         return Choice(t.steps, CONFIGURED)
@@ -242,7 +242,7 @@ def _steps(given: Given, per_epoch: int) -> Choice[int]:
     return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
 
 
-def _rate(given: Given, steps: int) -> Choice[float]:
+def _learning_rate(given: PlanInputs, steps: int) -> Choice[float]:
     config, width = given.config, given.facts.hidden
     if config.train.lr != "auto":
         return Choice(config.train.lr, CONFIGURED)
@@ -259,14 +259,14 @@ def _rate(given: Given, steps: int) -> Choice[float]:
     return Choice(float(f"{rate * boost:.2g}"), reason)
 
 
-def _fits(given: Given, dtype: Dtype, recompute: Recompute) -> int:
+def _fits(given: PlanInputs, dtype: Dtype, recompute: Recompute) -> int:
     """Tokens of one pass that fit in `TRAIN_MEMORY` of the machine's memory, besides the weights."""
     facts, size = given.facts, 2 if dtype == "bfloat16" else 4
     room = TRAIN_MEMORY * given.machine.memory_gb * 1e9 - facts.parameters * size
     return int(max(0.0, room) / bytes_per_token(facts, given.sizes, dtype, recompute))
 
 
-def _recompute(given: Given, dtype: Dtype, batch: int) -> Choice[Recompute]:
+def _recompute(given: PlanInputs, dtype: Dtype, batch: int) -> Choice[Recompute]:
     """The least recomputing that fits: recomputing whole layers costs a third of the step."""
     sizes, machine = given.sizes, given.machine
     if given.config.train.gradient_checkpointing != "auto":
@@ -286,7 +286,7 @@ def _most(machine: Machine, layout: Layout) -> int:
     return (2048 if machine.device == "cpu" else 16384) * (4 if layout == "shared" else 1)
 
 
-def _tokens_per_pass(given: Given, dtype: Dtype, layout: Layout, recompute: Recompute) -> Choice[int]:
+def _tokens_per_pass(given: PlanInputs, dtype: Dtype, layout: Layout, recompute: Recompute) -> Choice[int]:
     sizes, machine = given.sizes, given.machine
     if given.config.train.tokens_per_pass != "auto":
         return Choice(given.config.train.tokens_per_pass, CONFIGURED)

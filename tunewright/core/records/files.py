@@ -111,7 +111,7 @@ def read(path: Path, kind: type[T] | TypeAdapter[T]) -> T:
 
     Raises RUN_DAMAGED, naming file and field, if the file is missing, is not JSON or does not match the record.
     """
-    return _parsed(_adapter(kind), _bytes(path), str(path))
+    return _parsed(_type_adapter(kind), _bytes(path), str(path))
 
 
 def existing(path: Path, kind: type[T] | TypeAdapter[T]) -> T | None:
@@ -124,7 +124,7 @@ def read_lines(path: Path, kind: type[T] | TypeAdapter[T]) -> Iterator[T]:
 
     Raises RUN_DAMAGED, naming file, line and field.
     """
-    adapter = _adapter(kind)
+    adapter = _type_adapter(kind)
     for number, line in enumerate(_bytes(path).split(b"\n")[:-1] if path.exists() else [], 1):
         if line.strip():
             yield _parsed(adapter, line, f"{path}:{number}")
@@ -181,7 +181,7 @@ def records() -> list[type[Record]]:
     return sorted(below(Record), key=lambda kind: kind.__name__)
 
 
-def _adapter(kind: type[T] | TypeAdapter[T]) -> TypeAdapter[T]:
+def _type_adapter(kind: type[T] | TypeAdapter[T]) -> TypeAdapter[T]:
     return kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)
 
 

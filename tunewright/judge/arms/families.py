@@ -27,7 +27,7 @@ Families = dict[str, list[Arm]]
 
 
 @dataclass(frozen=True)
-class Sources:
+class ArmInputs:
     """What arms may use: the training rows, the user's documents, and a function that indexes texts."""
 
     train: tuple[Chat, ...]
@@ -35,7 +35,7 @@ class Sources:
     indexer: Callable[[Sequence[str]], Index] = bm25.index
 
 
-def arms(task: Task, sources: Sources, config: ProveConfig, max_new_tokens: int) -> Families:
+def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
     """Families in the order of the report, the tuned arm last. Documents have no prompt, so they have only two arms.
     ``max_new_tokens`` limits an endpoint's answers."""
     if not task.kind.prompted:
@@ -99,7 +99,7 @@ def few_shot(task: Task, train: Sequence[Chat], count: int) -> Arm:
     return Arm("few_shot", description, language_model(task, Recipe(shots=shots)), f"k{count}")
 
 
-def _nearest(task: Task, sources: Sources, config: ProveConfig) -> list[Arm]:
+def _nearest(task: Task, sources: ArmInputs, config: ProveConfig) -> list[Arm]:
     if not config.few_shot:
         return []
     description = "the base model, with the {} most similar training rows as examples"
@@ -110,7 +110,7 @@ def _nearest(task: Task, sources: Sources, config: ProveConfig) -> list[Arm]:
     ]
 
 
-def _retrieval(task: Task, sources: Sources) -> Families:
+def _retrieval(task: Task, sources: ArmInputs) -> Families:
     if not sources.documents:
         return {}
     recipe = Recipe(documents=sources.indexer(bm25.passages(sources.documents)))
