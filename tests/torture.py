@@ -37,7 +37,7 @@ from tunewright.core.errors import TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.export import export
-from tunewright.export.kind import Export, Source
+from tunewright.export.kind import Export, TrainedRun
 from tunewright.model import adapters, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
@@ -268,7 +268,7 @@ def export_killed(path: Path) -> tuple[int, int]:
     def work(run: Run) -> int:
         export._check = unchecked
         with writing(run):
-            export.export(Source(run, load(run.config), plan, facts, template), [[1, 2, 3]], [template.eos])
+            export.export(TrainedRun(run, load(run.config), plan, facts, template), [[1, 2, 3]], [template.eos])
         return FINISHED
 
     def actual(run: Run) -> dict[str, str]:

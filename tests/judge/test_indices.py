@@ -11,7 +11,7 @@ from tunewright.core.config import ProveConfig
 from tunewright.data.examples import Chat, Message, Text
 from tunewright.data.task import detect_task
 from tunewright.judge.arms import bm25, embedding_index, families
-from tunewright.judge.arms.families import Sources
+from tunewright.judge.arms.families import ArmInputs
 
 
 def chat(question: str, answer: str) -> Chat:
@@ -51,7 +51,7 @@ def test_an_encoder_is_an_index(tmp_path: Path) -> None:
     assert torch.allclose(index.vector_ND, torch.cat([index.encode([t]) for t in texts]), atol=1e-6)
     train = [chat(t, t.upper()) for t in texts]
     task = detect_task(train)
-    sources = Sources(tuple(train), (Text("zebra crossing", "d"),), embedding_index.indexer(tmp_path))
+    sources = ArmInputs(tuple(train), (Text("zebra crossing", "d"),), embedding_index.indexer(tmp_path))
     arms = families.arms(task, sources, ProveConfig(few_shot=[2]), 8)
     assert "zebra crossing" in arms["retrieval"][0].prompt(train[2])[-1].content
     assert len(arms["nearest"][0].prompt(train[2])) == 5

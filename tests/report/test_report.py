@@ -224,7 +224,7 @@ def test_no_combination_of_evidence_leaves_anything_undefined(
 
 
 # Strings that select what is shown; every other string is free text.
-CHOOSING = {"verdict", "metric", "task", "chosen_on", "level", "word", "event", "role", "kind", "format", "time"} | {
+CHOOSING = {"verdict", "metric", "task", "chosen_on", "level", "outcome", "event", "role", "kind", "format", "time"} | {
     "layout", "kernels", "gradient_checkpointing", "dtype", "schedule"
 }  # fmt: skip
 
