@@ -164,6 +164,7 @@ def cleaning() -> dict[str, Any]:
     return {
         "measured": True,
         "flagged": flagged,
+        "dropped": 14,
         "rows": 441,
         "cleaned": 0.575,
         "as_is": 0.658,

@@ -122,7 +122,7 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
 
 
 def _paired(tuned: Sequence[float], base: Sequence[float], work: Work) -> dict[str, Any]:
-    """Non-inferiority, with the words of the verdict: WORSE, PRACTICALLY EQUAL within the margin, or CANNOT TELL."""
+    """Tuned against base, with the words of the verdict; within the margin they are PRACTICALLY EQUAL."""
     return paired(tuned, base, work.config.forget.margin, work.config.prove.significance)
 
 

@@ -212,7 +212,8 @@ class Cleaning(Record):
     """Training without the flagged rows, compared with the run on the same test rows. Scores by the task's metric."""
 
     measured: Literal[True] = Field(True, description="Always true.")
-    flagged: dict[str, int] = Field(description="Flagged training rows by reason.")
+    flagged: dict[str, int] = Field(description="Flagged training rows by reason; a row may have several.")
+    dropped: int = Field(description="Training rows that were left out.")
     rows: int = Field(description="Training rows that remain.")
     cleaned: float = Field(description="Test score without the flagged rows.")
     as_is: float = Field(description="Test score of the run.")

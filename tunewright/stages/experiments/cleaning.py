@@ -33,6 +33,7 @@ def cleaning(work: Work) -> Cleaning | NotCleaned:
     c = paired(work, cleaned, as_is)
     return Cleaning(
         flagged=counts,
+        dropped=len(gone),
         rows=len(kept),
         cleaned=mean(cleaned),
         as_is=mean(as_is),
@@ -79,7 +80,7 @@ def lines(record: Cleaning | NotCleaned) -> Sequence[str]:
         return [f"cleaning: {record.reason}"] if record.reason else []
     low, high = record.interval
     return [
-        f"cleaned ({sum(record.flagged.values())} flagged rows left out) against the run: {record.verdict} "
+        f"cleaned ({record.dropped} flagged rows left out) against the run: {record.verdict} "
         f"{record.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
     ]
 
