@@ -69,7 +69,7 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
             "train.max_length": "256",
             "split.dev": "0.05",
             "split.test": "0.1",
-            "export.merged": "false",
+            "export.to": "[adapter]",
         },
     ),
 }
@@ -85,7 +85,9 @@ OLD_KEYS = {
     "experiments.crossfit": "prove.crossfit",
     "experiments.cleaning": "prove.cleaning",
     "experiments.prompt_distillation": "prove.internalise",
+    "export.to": "export.merged",
 }
+OLD_VALUES = {"export.to": "false"}
 OLD_NAMES = {"internalised": "prompt-distillation", "test-internalised": "test-distilled", "probs": "shares"}
 SCORE = ("row", "answer", "score", "probs", "nats")
 VERDICT = (
@@ -126,7 +128,8 @@ def run(name: str, code: Path, scratch: Path) -> Path:
         lines = (EXAMPLES / path).read_text(encoding="utf-8").splitlines(keepends=True)
         rows.write_text("".join(lines[:TWEETS]), encoding="utf-8")
     old = (code / "tunewright" / "config.py").exists()
-    given = [f"{OLD_KEYS.get(k, k) if old else k}={v}" for k, v in {**COMMON, **settings}.items()]
+    chosen = {**COMMON, **settings}
+    given = [f"{OLD_KEYS.get(k, k)}={OLD_VALUES.get(k, v)}" if old else f"{k}={v}" for k, v in chosen.items()]
     command = [
         sys.executable,
         "-m",

@@ -162,7 +162,7 @@ class Bench:
             ]
             self.ensure_run(name, "export", self.write(name, planted), INSTRUCTION, *PLAIN,
                       "experiments.crossfit=true", "train.epochs=1.5",
-                      "split.test=0.1", "export.merged=false")  # fmt: skip
+                      "split.test=0.1", "export.to=[adapter]")  # fmt: skip
             split = (self.folder / "runs" / name / "data" / "split.jsonl").read_text().splitlines()
             train = {line["row"] for line in map(json.loads, split) if line["side"] == "train"}
             wrong = {i for i, (a, b) in enumerate(zip(planted, rows, strict=True)) if a != b} & train

@@ -179,7 +179,7 @@ def test_the_config_fields() -> None:
         "cost.requests",
         "cost.batch_size",
         "cost.price_per_hour",
-        "export.merged",
+        "export.to",
         "export.dtype",
     ]
     assert all(meaning for *_, meaning in config.fields())

@@ -121,7 +121,7 @@ def test_the_main_job_offline(tmp_path: Path) -> None:
         "prove.max_new_tokens=8",
         "prove.few_shot=[1]",
         "split.test=0.15",
-        "export.merged=false",
+        "export.to=[adapter]",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

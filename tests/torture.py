@@ -38,6 +38,7 @@ from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.export import export
 from tunewright.export.kind import Export, TrainedRun
+from tunewright.export.verify import Canary
 from tunewright.model import adapters, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
@@ -262,17 +263,17 @@ def export_killed(path: Path) -> tuple[int, int]:
     template, plan = load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
 
     def unchecked(row: Export, folder: Path, *_: Any) -> ExportCheck:
-        same = {"largest_difference": 0.0, "same_texts": 1, "canaries": 1, "loaded_with": ""}
+        same = {"largest_difference": 0.0, "same_texts": 1, "canaries": 1, "same_prompts": 1, "loaded_with": ""}
         return ExportCheck(kind=row.kind, path=folder.name, dtype="float32", **same)
 
     def work(run: Run) -> int:
         export._check = unchecked
         with writing(run):
-            export.export(TrainedRun(run, load(run.config), plan, facts, template), [[1, 2, 3]], [template.eos])
+            export.export(TrainedRun(run, load(run.config), plan, facts, template), [Canary([1, 2, 3])], [template.eos])
         return FINISHED
 
     def actual(run: Run) -> dict[str, str]:
-        of = [run.export, *run.adapter.rglob("*"), *run.merged.rglob("*"), *run.path.glob(".merged-*")]
+        of = [run.export, *run.adapter.rglob("*"), *run.merged.rglob("*"), *run.path.glob(".[am]*-*")]
         own = [p for p in of if p.name != "tunewright.json"]  # contains the run's name
         return {str(p.relative_to(run.path)): sha256(p) if p.is_file() else "" for p in own}
 

@@ -16,7 +16,7 @@ from typer.main import get_command
 from tunewright.cli import main
 
 MODEL = ("--model", "model")
-NEW = ("good.jsonl", *MODEL, *FLAGS, "export.merged=false")
+NEW = ("good.jsonl", *MODEL, *FLAGS, "export.to=[adapter]")
 # Arguments of a command without flags; the run "r" is finished, "half" is trained, "other" is planned.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "run": ("r",), "plan": ("r",), "train": ("r",), "prove": ("r",), "export": ("r",), "report": ("r",),

@@ -91,7 +91,7 @@ ELSEWHERE = {
     "prove.target_accuracy": "below",
     "train.method": "below",
     "forget.margin": "below",
-    "export.merged": "below",
+    "export.to": "below",
     "export.dtype": "below",
 }
 
@@ -224,9 +224,9 @@ def test_settings_that_single_functions_read() -> None:
 
 
 def test_flags_of_one_run(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Folder) -> None:
-    """--name, --runs, --model, --quiet, --json, --profile and export.merged in one run; the others have tests."""
+    """--name, --runs, --model, --quiet, --json, --profile and export.to in one run; the others have tests."""
     where = ["--runs", "elsewhere", "--name", "n", "--model", str(model_folder("llama"))]
-    done = cli("train", str(chat_rows()), *where, *FLAGS, "export.merged=false", "--quiet", "--profile", cwd=tmp_path)
+    done = cli("train", str(chat_rows()), *where, *FLAGS, "export.to=[adapter]", "--quiet", "--profile", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if not line.startswith("USDT")] == [], (
         "quiet, but for torch's profiler"

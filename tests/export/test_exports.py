@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import torch
-from build import copied, process
+from build import cli, copied, process
 
 from tunewright import api
 from tunewright.core.config import load
@@ -43,3 +43,18 @@ def test_a_killed_export_is_repeated_completely(tmp_path: Path, proved: Path) ->
     kills, unequal = map(int, re.findall(r"(\d+) kills of an export, (\d+) unequal", done.stdout)[-1])
     assert kills > 15
     assert unequal == 0
+
+
+def test_export_settings_of_a_run_can_be_changed_and_no_others(tmp_path: Path, proved: Path) -> None:
+    """A run whose export is rejected, or that needs another one, is not lost."""
+    run = copied(proved, tmp_path)
+    done = cli("export", "r", "export.to=[adapter]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [x["kind"] for x in json.loads((run / "export.json").read_text())] == ["adapter"]
+    assert load(run / "config.yaml").export.to == ["adapter"]
+    done = cli("export", "r", "export.to=[merged]", "export.dtype=bfloat16", "--json", cwd=tmp_path)
+    (merged,) = json.loads(done.stdout)
+    assert (merged["kind"], merged["dtype"]) == ("merged", "bfloat16")
+    refused = cli("export", "r", "train.lr=0.1", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "CONFIG_CONFLICT" in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +14,21 @@ from report import records
 
 from tunewright.core import records as typed
 from tunewright.core.config import AdapterConfig, load
-from tunewright.core.errors import TrainError
+from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.run_folder import Run, write_json
+from tunewright.data.examples import Message
 from tunewright.export import EXPORTS, card, export, merged
 from tunewright.export.kind import TrainedRun
+from tunewright.export.merged import MERGED
+from tunewright.export.verify import Canary
 from tunewright.model import adapters
 from tunewright.model.facts import read_facts
 from tunewright.model.loading import load as load_model
+from tunewright.tokens import rendering
 from tunewright.tokens.template import load_template
 from tunewright.train import checkpoints
 
-CANARIES, STOP = [[1, 2, 3, 40], [7, 8]], [258]
+STOP = [258]
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,14 @@ def trained(tmp_path: Path, model_folder: Callable[[str], Path]) -> Made:
     return Made(TrainedRun(run, config, plan, read_facts(str(folder)), load_template(folder)), folder)
 
 
+def canaries(source: TrainedRun) -> list[Canary]:
+    messages = [{"role": "user", "content": "What is two and two?"}]
+    ids = rendering.for_generation(source.template, [Message("user", "What is two and two?")])
+    return [Canary([1, 2, 3, 40]), Canary(ids, messages)]
+
+
 def test_every_wanted_export_is_written_and_answers_as_the_model_does(trained: Made) -> None:
-    checks = export.export(trained.source, CANARIES, STOP)
+    checks = export.export(trained.source, canaries(trained.source), STOP)
     assert [c.kind for c in checks] == list(EXPORTS) == ["adapter", "merged"]
     assert checks[0].largest_difference == 0.0, "our loader computes what training computed"
     assert all(c.largest_difference < 1e-4 and c.same_texts == c.canaries == 2 for c in checks)
@@ -64,28 +75,55 @@ def test_without_an_adapter_only_the_merged_model_is_exported(trained: Made) -> 
     source = trained.source
     full, plain = (
         source.plan.model_copy(update={"adapter": AdapterConfig(kind="none")}),
-        load(None, export__merged=False),
+        load(None, export__to=["adapter"]),
     )
-    wanted = [name for name, row in EXPORTS.items() if row.wanted(plain, full)]
-    assert wanted == ["merged"]
-    assert [name for name, row in EXPORTS.items() if row.wanted(plain, source.plan)] == ["adapter"]
+    assert [row.kind for row in export.wanted(plain, full)] == ["merged"]
+    assert [row.kind for row in export.wanted(plain, source.plan)] == ["adapter"]
 
 
 def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong merge: the folder loads, but contains the base model."""
     monkeypatch.setattr(adapters, "merged_weight", None, raising=False)
     monkeypatch.setattr(adapters.LoRALinear, "merged_weight", lambda layer: layer.base.weight)
-    with pytest.raises(TrainError, match="the reloaded merged differs from the trained model") as caught:
-        export.export(trained.source, CANARIES, STOP)
+    with pytest.raises(
+        TrainError, match="the merged export is rejected: a logit of the reloaded model differs"
+    ) as caught:
+        export.export(trained.source, canaries(trained.source), STOP)
     assert caught.value.code == "EXPORT_MISMATCH"
     assert not trained.source.run.export.exists()
+    assert not list(trained.source.run.path.glob("*merged*")), "nothing of a rejected export is left"
+
+
+def test_an_export_with_another_tokenizer_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits are right, but it would read every prompt differently."""
+
+    def write(source: TrainedRun, module: object, folder: Path, dtype: str) -> None:
+        MERGED.write(source, module, folder, dtype)  # type: ignore[arg-type]
+        file = folder / "tokenizer.json"
+        content = json.loads(file.read_text())
+        vocabulary = content["model"]["vocab"]
+        content["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+        file.write_text(json.dumps(content))
+
+    monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, write=write))
+    with pytest.raises(TrainError, match="its tokenizer or chat template encodes a prompt differently"):
+        export.export(trained.source, canaries(trained.source), STOP)
+
+
+def test_an_export_that_the_model_does_not_support_is_refused_before_training(
+    trained: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, unsupported=lambda facts: "this architecture is unknown"))
+    with pytest.raises(ConfigError, match="the merged export cannot be written") as caught:
+        export.require_supported(trained.source.config, trained.source.plan, trained.source.facts)
+    assert caught.value.where == "export.to"
 
 
 def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: folder.mkdir())
+    broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: None)
     monkeypatch.setitem(EXPORTS, "merged", broken)
-    with pytest.raises(TrainError, match="a fresh process could not load the merged"):
-        export.export(trained.source, CANARIES, STOP)
+    with pytest.raises(TrainError, match="a fresh process could not load it"):
+        export.export(trained.source, canaries(trained.source), STOP)
 
 
 def test_merged_weights_of_a_small_model_are_float32(trained: Made) -> None:
@@ -107,7 +145,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     run = records.write(tmp_path / "one", everything)
     card.write(run, records.typed(typed.EXPORTS, records.exports()))
     row = EXPORTS[kind]
-    text = (row.folder(run) / "README.md").read_text(encoding="utf-8")
+    text = (run.path / kind / "README.md").read_text(encoding="utf-8")
     head, body = text.removeprefix("---\n").split("\n---\n")
     assert head.splitlines()[:2] == ['base_model: "smollm2-135m"', f"library_name: {row.library}"]
     assert (

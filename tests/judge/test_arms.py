@@ -164,3 +164,11 @@ def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, task = [chat("q", "a"), chat("r", "b")], Task(GENERATION, METRICS["exact_match"], "")
     with pytest.raises(ValueError, match="shorter"):
         evaluate.score_arm(families.tuned(task), rows, task, ChatModel(None, template, None, None))  # type: ignore[arg-type]
+
+
+def test_conversations_of_several_turns_have_no_arms_with_examples() -> None:
+    """Their prompts would show a whole conversation as one example; indexing none of them used to fail."""
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+    train = tuple(Chat(turns, f"x:{i}") for i in range(12))
+    arms = families.arms(detect_task(train), ArmInputs(train), ProveConfig(), 8)
+    assert set(arms) == {"zero_shot", "tuned"} or set(arms) == {"zero_shot", "constant", "classical", "tuned"}

@@ -340,7 +340,7 @@ def training() -> dict[str, Any]:
 
 
 def exports() -> list[dict[str, Any]]:
-    figures = {"dtype": "float32", "largest_difference": 3.8e-05, "same_texts": 8, "canaries": 8}
+    figures = {"dtype": "float32", "largest_difference": 3.8e-05, "same_texts": 8, "canaries": 8, "same_prompts": 8}
     return [
         {
             "kind": "adapter",

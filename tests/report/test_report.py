@@ -286,7 +286,7 @@ def test_shown_rows_hide_private_values() -> None:
     ("changed", "sentence"),
     [
         ({}, "On 12 held-out rows the tuned model is better than the best untrained arm (nearest)."),
-        ({"verdict": "WORSE"}, "Do not use it: give the base model the rows most similar to each question instead."),
+        ({"verdict": "WORSE"}, "Do not use it. What did better:"),
         ({"verdict": "PRACTICALLY EQUAL"}, "differ by less than the margin of 0.02."),
         ({"verdict": "CANNOT TELL", "rows_needed": 240, "interval": [-0.1, 0.2]}, "About 240 rows would."),
         ({"verdict": "CANNOT TELL", "unbeaten": ["zero_shot"]}, "but not shown to be better than zero shot"),

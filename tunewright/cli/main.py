@@ -148,8 +148,9 @@ def preview(
     """Show a row as the model sees it, with the target tokens in green."""
     from tunewright.core.errors import data_error
     from tunewright.data import examples, sources
+    from tunewright.methods import METHODS
     from tunewright.model import loading, model_files
-    from tunewright.tokens import rendering
+    from tunewright.tokens.sequences import flat
 
     config = _config(source, settings, model)
     parsed = examples.parse(
@@ -167,7 +168,7 @@ def preview(
     template = load_template(folder, config.template, config.date)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     example = parsed.examples[row - 1]
-    sequences = rendering.for_training(template, example, row - 1, limit)
+    sequences = flat(METHODS[config.train.method].prepare(template, example, row - 1, limit))
     if as_json:
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
@@ -383,12 +384,13 @@ def _advance(
         existing = Run(Path(source))
     elif not Path(source).exists() and (root / source / "config.yaml").is_file():
         existing = find(root, source)
-    if existing is not None and (settings or model or name):
+    fixed = [s for s in settings or [] if not s.startswith("export.")]
+    if existing is not None and (fixed or model or name):
         raise ConfigError(
             "CONFIG_CONFLICT",
-            "the settings of an existing run cannot be changed.",
+            "of an existing run, only the export settings can be changed.",
             where=source,
-            fix="omit the settings, or start a new run from its config.yaml.",
+            fix="omit the other settings, or start a new run from its config.yaml.",
         )
     from tunewright.data import dataset
 
@@ -400,7 +402,7 @@ def _advance(
     if existing is None:
         context = runners.start(config, name, root, console, _command(), data)
     else:
-        context = runners.resume(existing, console, _command())
+        context = runners.resume(existing, console, _command(), settings or [])
     if until == "report":
         context.run.report.unlink(missing_ok=True)
     runner = runners.Runner(context, separate)

@@ -4,5 +4,4 @@ here."""
 from tunewright.export.adapter import ADAPTER
 from tunewright.export.merged import MERGED
 
-# In the order in which they are written: merging changes the model permanently.
 EXPORTS = {export.kind: export for export in (ADAPTER, MERGED)}

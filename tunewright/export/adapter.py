@@ -5,21 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from tunewright.core.config import Config, Plan
+from tunewright.core.config import Config
 from tunewright.core.records import AdapterNote
-from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, TrainedRun
-from tunewright.model import loading, peft_format
-from tunewright.model.facts import Facts
-from tunewright.model.language_model import LanguageModel
+from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-def wanted(config: Config, plan: Plan) -> bool:
-    return plan.adapter.kind != "none"
+    from tunewright.model.facts import Facts
 
 
 def stored_dtype(config: Config, facts: Facts) -> Dtype:
@@ -27,6 +20,8 @@ def stored_dtype(config: Config, facts: Facts) -> Dtype:
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+    from tunewright.model import loading, peft_format
+
     facts = source.facts
     base = facts.path if facts.name == loading.EMBEDDED else facts.name
     note = AdapterNote(
@@ -35,10 +30,16 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtyp
     peft_format.save(module, source.plan.adapter, folder, base, note)
 
 
-def reload(folder: Path, base: Base) -> LanguageModel:
+def reload(folder: Path, base: Base) -> Reloaded:
+    import torch
+    from transformers import AutoTokenizer
+
+    from tunewright.model import loading, peft_format
+
     model = loading.load(base.path, torch.float32)
     peft_format.load(model.module, folder, base.sha256)
-    return model
+    tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    return Reloaded(model, tokenizer)
 
 
 def snippet(path: str, base: str) -> list[str]:
@@ -54,9 +55,8 @@ ADAPTER = Export(
     kind="adapter",
     library="peft",
     loaded_with="tunewright (base model and adapter)",
+    merged=False,
     tolerance=TOLERANCE,
-    folder=lambda run: run.adapter,
-    wanted=wanted,
     dtype=stored_dtype,
     write=write,
     reload=reload,

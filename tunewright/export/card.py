@@ -30,7 +30,7 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
         row = EXPORTS[check.kind]
         snippet = row.snippet(check.path, receipt.model.path)
         text = render(**facts, check=check, library=row.library, snippet=snippet)
-        write_atomic(row.folder(run) / "README.md", text)
+        write_atomic(run.path / row.kind / "README.md", text)
 
 
 def render(**values: object) -> str:

@@ -4,26 +4,32 @@ the same answers."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tunewright.core.config import Plan
-from tunewright.core.errors import TrainError
+from tunewright.core.config import Config, Plan
+from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run
+from tunewright.core.run_folder import Run, disk_errors
 from tunewright.export import EXPORTS, verify
 from tunewright.export.kind import Dtype, Export, TrainedRun
+from tunewright.export.verify import Canary
 from tunewright.model import adapters, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.train import checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CANARIES = 8
 CANARY_TOKENS = 512
@@ -31,13 +37,20 @@ NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
-class Expected:
-    """The request that the fresh process gets, and the trained model's answers to it: logits_NV after each canary, and
-    greedy token ids."""
+class Answers:
+    """logits_NV after each canary, greedy token ids, and token ids of the prompts."""
 
-    request: verify.Request
     logits_NV: Tensor
     greedy: list[list[int]]
+    prompts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The request that the fresh process gets, and the trained model's answers to it."""
+
+    request: verify.Request
+    answers: Answers
 
 
 def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> LanguageModel:
@@ -51,62 +64,116 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     return model
 
 
-def export(source: TrainedRun, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> list[ExportCheck]:
-    """Writes the exports. ``canaries``: token ids of held-out prompts; ``stop``: tokens that end an answer.
+def export(source: TrainedRun, canaries: Sequence[Canary], stop: Sequence[int]) -> list[ExportCheck]:
+    """Writes the exports. ``canaries``: held-out prompts; ``stop``: tokens that end an answer.
 
-    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently.
+    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently; it is then removed.
     """
+    require_supported(source.config, source.plan, source.facts)
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
-    expected = _expected(source, model, canaries, stop)
-    checks = []
-    for row in EXPORTS.values():
-        if row.wanted(source.config, source.plan):
-            folder, dtype = row.folder(source.run), row.dtype(source.config, source.facts)
-            row.write(source, model.module, folder, dtype)
-            checks.append(_check(row, folder, dtype, expected))
+    expected = _expected(source, model, canaries[:CANARIES], stop)
+    checks, merged = [], False
+    # Merging changes the module permanently, so exports of merged weights come last.
+    for row in sorted(wanted(source.config, source.plan), key=lambda row: row.merged):
+        if row.merged and not merged:
+            adapters.merge(model.module)
+            merged = True
+        checks.append(_write(row, source, model.module, expected))
     return checks
 
 
-def _expected(
-    source: TrainedRun, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]
-) -> Expected:
+def require_supported(config: Config, plan: Plan, facts: Facts) -> None:
+    """Raises CONFIG_CONFLICT for an export that cannot be written for this model."""
+    for row in wanted(config, plan):
+        if (reason := row.unsupported(facts)) is not None:
+            raise ConfigError(
+                "CONFIG_CONFLICT",
+                f"the {row.kind} export cannot be written: {reason}.",
+                where="export.to",
+                fix=f"leave {row.kind} out of export.to.",
+            )
+
+
+def wanted(config: Config, plan: Plan) -> list[Export]:
+    """The exports of a run; where all weights are trained, those with merged weights, at least the plain one."""
+    chosen = [row for row in EXPORTS.values() if row.kind in config.export.to]
+    if plan.adapter.kind == "none":
+        return [row for row in chosen if row.merged] or [EXPORTS["merged"]]
+    return chosen
+
+
+def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: Expected) -> ExportCheck:
+    """Write an export into a temporary folder, check it, and rename the folder: what a run contains is complete and
+    was checked."""
+    folder, dtype = source.run.path / row.kind, row.dtype(source.config, source.facts)
+    for leftover in folder.parent.glob(f".{row.kind}-*"):  # of a process that was killed here
+        shutil.rmtree(leftover)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{row.kind}-", dir=folder.parent))
+    try:
+        with disk_errors(folder):
+            row.write(source, module, temporary, dtype)
+        check = _check(row, temporary, dtype, expected)
+        with disk_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return check.model_copy(update={"path": str(folder)})
+
+
+def _expected(source: TrainedRun, model: LanguageModel, canaries: Sequence[Canary], stop: Sequence[int]) -> Expected:
+    prompts = [(c.messages, c.ids) for c in canaries if c.messages is not None]
     request = verify.Request(
-        canaries=[list(ids)[-CANARY_TOKENS:] for ids in canaries[:CANARIES]],
+        canaries=[list(c.ids)[-CANARY_TOKENS:] for c in canaries],
         new_tokens=NEW_TOKENS,
         stop=list(stop),
         base=source.facts.path,
         base_sha256=source.facts.sha256,
         threads=source.plan.threads,
+        prompts=[messages for messages, _ in prompts],
+        template=source.template.kwargs,
     )
-    return Expected(request, *verify.answers(model, request))
+    return Expected(request, Answers(*verify.answers(model, request), [list(ids) for _, ids in prompts]))
 
 
 def _check(row: Export, folder: Path, dtype: Dtype, expected: Expected) -> ExportCheck:
-    """Raises EXPORT_MISMATCH if the export cannot be reloaded or answers differently."""
-    logits_NV, greedy = _reloaded(row, folder, expected.request)
-    gap = float((logits_NV - expected.logits_NV).abs().max())
-    same = sum(a == b for a, b in zip(greedy, expected.greedy, strict=True))
+    """Raises EXPORT_MISMATCH if the export cannot be reloaded, encodes a prompt differently or answers differently."""
+    actual, trained = _reloaded(row, folder, expected.request), expected.answers
+    if actual.prompts != trained.prompts:
+        raise _mismatch(row, folder, "its tokenizer or chat template encodes a prompt differently.")
+    gap = float((actual.logits_NV - trained.logits_NV).abs().max())
+    same = sum(a == b for a, b in zip(actual.greedy, trained.greedy, strict=True))
     if not gap <= row.tolerance[dtype]:  # also if it is NaN
-        raise TrainError(
-            "EXPORT_MISMATCH",
-            f"a logit of the reloaded {row.kind} differs from the trained model's by {gap:.2e} "
-            f"(allowed: {row.tolerance[dtype]:g}); {same} of {len(greedy)} greedy texts agree.",
-            where=str(folder),
-            fix="set export.dtype=float32, or report this with the run folder.",
+        what = (
+            f"a logit of the reloaded model differs from the trained model's by {gap:.2e} (allowed: "
+            f"{row.tolerance[dtype]:g}); {same} of {len(trained.greedy)} greedy texts agree."
         )
+        raise _mismatch(row, folder, what)
     return ExportCheck(
         kind=row.kind,
         path=str(folder),
         dtype=dtype,
         largest_difference=gap,
         same_texts=same,
-        canaries=len(greedy),
+        canaries=len(trained.greedy),
+        same_prompts=len(trained.prompts),
         loaded_with=row.loaded_with,
     )
 
 
-def _reloaded(row: Export, folder: Path, request: verify.Request) -> tuple[Tensor, list[list[int]]]:
-    """(logits_NV, greedy token ids) of the export, from a fresh process."""
+def _mismatch(row: Export, folder: Path, what: str) -> TrainError:
+    run = folder.parent
+    others = [kind for kind in EXPORTS if kind != row.kind]
+    return TrainError(
+        "EXPORT_MISMATCH",
+        f"the {row.kind} export is rejected: {what}",
+        where=str(run),
+        fix=f"`tunewright export {run} export.to='[{', '.join(others)}]'` writes the others; please report this one.",
+    )
+
+
+def _reloaded(row: Export, folder: Path, request: verify.Request) -> Answers:
+    """The answers of the export, from a fresh process."""
     from safetensors import safe_open
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -116,8 +183,7 @@ def _reloaded(row: Export, folder: Path, request: verify.Request) -> tuple[Tenso
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise TrainError(
-                "EXPORT_MISMATCH", f"a fresh process could not load the {row.kind}: {last}", where=str(folder)
-            )
+            raise _mismatch(row, folder, f"a fresh process could not load it: {last}")
         with safe_open(out, "pt") as file:
-            return file.get_tensor("logits"), json.loads(file.metadata()["greedy"])
+            facts = file.metadata()
+            return Answers(file.get_tensor("logits"), json.loads(facts["greedy"]), json.loads(facts["prompts"]))

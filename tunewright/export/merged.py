@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from tunewright.core.config import Config, Plan
-from tunewright.core.run_folder import disk_errors
-from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, TrainedRun
-from tunewright.model import adapters, arch_probe, loading
-from tunewright.model.facts import Facts
-from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.template import Template
+from tunewright.core.config import Config
+from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from tunewright.model.facts import Facts
+
 LARGEST_FLOAT32 = 2e9  # bytes
-
-
-def wanted(config: Config, plan: Plan) -> bool:
-    return config.export.merged or plan.adapter.kind == "none"
 
 
 def stored_dtype(config: Config, facts: Facts) -> Dtype:
@@ -37,35 +27,28 @@ def stored_dtype(config: Config, facts: Facts) -> Dtype:
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
-    """Merges the adapter into ``module`` and casts it to ``dtype``, both permanently."""
-    adapters.merge(module)
-    save(module, source.template, folder, loading.torch_dtype(dtype))
+    from tunewright.model import arch_probe, loading
+
+    stored = module if dtype == "float32" else copy.deepcopy(module).to(loading.torch_dtype(dtype))
+    with arch_probe.quiet():
+        stored.save_pretrained(folder)
+        source.template.tokenizer.save_pretrained(folder)
 
 
-def save(module: PreTrainedModel, template: Template, folder: Path, dtype: torch.dtype) -> None:
-    """Write to a temporary folder and rename it, so that ``folder`` always holds a complete model."""
-    for leftover in folder.parent.glob(".merged-*"):  # of a process that was killed here
-        shutil.rmtree(leftover)
-    temporary = Path(tempfile.mkdtemp(prefix=".merged-", dir=folder.parent))
-    try:
-        with disk_errors(folder), arch_probe.quiet():
-            module.to(dtype).save_pretrained(temporary)
-            template.tokenizer.save_pretrained(temporary)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def reload(folder: Path, base: Base) -> LanguageModel:
+def reload(folder: Path, base: Base) -> Reloaded:
     """Load it with transformers alone, without any of our code."""
-    from transformers import AutoModelForCausalLM
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tunewright.model import arch_probe
+    from tunewright.model.language_model import LanguageModel
 
     with arch_probe.quiet():
         module = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
         ).eval()
-    return LanguageModel(module, plain_head=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return Reloaded(LanguageModel(module, plain_head=False), tokenizer)
 
 
 def snippet(path: str, base: str) -> list[str]:
@@ -80,9 +63,8 @@ MERGED = Export(
     kind="merged",
     library="transformers",
     loaded_with="transformers alone",
+    merged=True,
     tolerance=TOLERANCE,
-    folder=lambda run: run.merged,
-    wanted=wanted,
     dtype=stored_dtype,
     write=write,
     reload=reload,

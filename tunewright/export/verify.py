@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,10 +20,23 @@ from tunewright.export.kind import Base
 from tunewright.model.generate import Decoding, greedy
 from tunewright.model.language_model import LanguageModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Token ids of a held-out prompt, and the messages that they were rendered from. A document has no messages, and
+    neither has a prompt that spells a special token: tokenizers alone would read it as that token."""
+
+    ids: list[int]
+    messages: list[dict[str, object]] | None = None
+
 
 @dataclass(frozen=True)
 class Request:
-    """What both processes compute: token ids of held-out prompts, when their answers end, and the base model."""
+    """What both processes compute: answers to canaries, and when these end. ``template``: arguments of the chat
+    template."""
 
     canaries: list[list[int]]
     new_tokens: int
@@ -29,6 +44,8 @@ class Request:
     base: str
     base_sha256: str
     threads: int
+    prompts: list[list[dict[str, object]]] = field(default_factory=list)
+    template: dict[str, object] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -43,14 +60,24 @@ def answers(model: LanguageModel, request: Request) -> tuple[Tensor, list[list[i
     return torch.stack(logits), greedy(model, request.canaries, decoding)
 
 
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], template: Mapping[str, object]
+) -> list[int]:
+    """Token ids of a prompt, as anyone would make them with transformers."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def main(kind: str, folder: str, request_file: str, out: str) -> None:
     from safetensors.torch import save_file
 
     request = Request(**json.loads(Path(request_file).read_text(encoding="utf-8")))
     torch.set_num_threads(request.threads)
-    model = EXPORTS[kind].reload(Path(folder), Base(request.base, request.base_sha256))
-    logits_NV, greedy_ids = answers(model, request)
-    save_file({"logits": logits_NV.contiguous()}, out, metadata={"greedy": json.dumps(greedy_ids)})
+    reloaded = EXPORTS[kind].reload(Path(folder), Base(request.base, request.base_sha256))
+    logits_NV, greedy_ids = answers(reloaded.model, request)
+    prompt_ids = [encoded(reloaded.tokenizer, messages, request.template) for messages in request.prompts]
+    facts = {"greedy": json.dumps(greedy_ids), "prompts": json.dumps(prompt_ids)}
+    save_file({"logits": logits_NV.contiguous()}, out, metadata=facts)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def batches(
     made: list[Batch] = []
     for with_signal in (False, True):
         mine = [i for i in chosen if bool(rows[i].signal) is with_signal]
+        assert all(len(rows[i].sequences) == 1 for i in mine), "a row of another method is not an answer to imitate"
         for group in microbatches(units_of(rows, mine), plan.tokens_per_pass, plan.layout):
             part = [rows[i] for i in group]
             batch = to_batch(flat(part), plan.layout)

@@ -28,15 +28,6 @@ from tunewright.report.page import fixed, interval, line, metric, percent, signe
 CUT = 0.2  # fraction of cut answers above which the verdict comes with a caution
 SHOWN = 20  # number of rows with the largest losses, and with the largest gains
 COLOURS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
-INSTEAD = {
-    "zero_shot": "prompt the base model",
-    "few_shot": "give the base model example rows in its prompt",
-    "nearest": "give the base model the rows most similar to each question",
-    "retrieval": "give the base model passages from your documents",
-    "constant": "answer with the most frequent label",
-    "remote": "use the remote model",
-    "base": "use the base model",
-}
 
 
 @dataclass(frozen=True)
@@ -101,8 +92,9 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.verdict == "BETTER":
         return f"On {rows} held-out rows the tuned model is better than {other}."
     if verdict.verdict == "WORSE":
-        instead = INSTEAD.get(name, "use that arm")
-        return f"On {rows} held-out rows the tuned model is worse than {other}. Do not use it: {instead} instead."
+        better = verdict.arms[name].description
+        worse = f"On {rows} held-out rows the tuned model is worse than {other}."
+        return f"{worse} Do not use it. What did better: {better}."
     if verdict.verdict == "PRACTICALLY EQUAL":
         margin = verdict.margin
         return f"On {rows} held-out rows the tuned model and {other} differ by less than the margin of {margin:g}."
@@ -191,8 +183,9 @@ def _change(tuned: ScoreLine, other: ScoreLine) -> Change:
 
 def settings(plan: Plan) -> list[tuple[str, str, str]]:
     """(name, value, reason) of everything the plan fixed."""
-    elsewhere = ("reasons", "estimate", "adapter")
+    elsewhere = ("reasons", "estimate", "adapter", "options")
     rows = [(name, _shown(value), plan.reasons.get(name, "")) for name, value in plan if name not in elsewhere]
+    rows += [(name, _shown(value), "") for name, value in plan.options]
     rows += [(f"adapter.{name}", _shown(value), "") for name, value in plan.adapter]
     if plan.estimate:
         expected = f"{plan.estimate.train_seconds:.0f} s, {plan.estimate.peak_gb:.1f} GB"

@@ -1,25 +1,28 @@
-"""Export: writes adapter and merged model, reloads and compares them in a fresh process, then writes their cards."""
+"""Export: writes the model in every form of `export.to`, each reloaded and compared in a fresh process, with a card."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from tunewright.core.records import EXPORTS, ExportCheck
+from tunewright.data.examples import Message
 from tunewright.export import card
 from tunewright.export import export as exporting
 from tunewright.export.kind import TrainedRun
+from tunewright.export.verify import Canary
 from tunewright.model.generate import stop_ids
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
 from tunewright.tokens.sequences import flat
+from tunewright.tokens.template import Template
 
 DOCUMENT_TOKENS = 128
 
 
 def export(work: Work) -> list[ExportCheck]:
-    """Writes adapter/ and merged/ with their cards."""
+    """Writes a folder for each export, with its card."""
     work.console.say("export: writing, reloading in a fresh process, comparing")
     template = work.inputs.template
     with work.models.at(weights.base(work.plan)) as model:
@@ -30,13 +33,22 @@ def export(work: Work) -> list[ExportCheck]:
     return checks
 
 
-def _canaries(work: Work) -> list[list[int]]:
+def _canaries(work: Work) -> list[Canary]:
     """Held-out prompts, or the beginnings of held-out documents."""
-    rows = work.data.sample(exporting.CANARIES)
+    rows, template = work.data.sample(exporting.CANARIES), work.inputs.template
     if work.data.task.kind.prompted:
-        return [rendering.for_generation(work.inputs.template, work.data.examples[i].prompt) for i in rows]
+        prompts = [work.data.examples[i].prompt for i in rows]
+        return [Canary(rendering.for_generation(template, p), _messages(p, template)) for p in prompts]
     pieces = flat(work.inputs.rows["test"])
-    return [list(next(p.ids for p in pieces if p.row == i))[:DOCUMENT_TOKENS] for i in rows]
+    return [Canary(list(next(p.ids for p in pieces if p.row == i))[:DOCUMENT_TOKENS]) for i in rows]
+
+
+def _messages(prompt: Sequence[Message], template: Template) -> list[dict[str, object]] | None:
+    """The messages for a chat template; None if they spell a special token."""
+    special = [token for token in template.tokenizer.all_special_tokens if len(token) > 1]
+    if any(token in m.content for token in special for m in prompt):
+        return None
+    return [{"role": m.role, "content": m.content} for m in prompt]
 
 
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:

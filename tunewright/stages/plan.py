@@ -7,6 +7,7 @@ from dataclasses import asdict
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
+from tunewright.export import export
 from tunewright.judge import protocol
 from tunewright.judge.protocol import Protocol
 from tunewright.runtime import receipt
@@ -22,6 +23,7 @@ def plan(setup: Setup) -> Plan:
     sizes = planning.RowStats.of(inputs.rows["train"])
     task = context.data.task.kind.name
     made = planning.make_plan(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
+    export.require_supported(context.config, made, inputs.facts)
     made = self_tested(setup, made)
     speed = profile.calibrate(setup.models.untrained(made), inputs.rows["train"], made)
     made = planning.with_estimate(made, speed.tokens_per_second, machine.peak_gb(), speed.passes)

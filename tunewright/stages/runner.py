@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -159,10 +159,18 @@ def start(
     return Context(run, config, console, command, data, created=(*parents, run.path))
 
 
-def resume(run: Run, console: Console, command: str) -> Context:
-    """An existing run, with the config that it started with."""
+def resume(run: Run, console: Console, command: str, export: Sequence[str] = ()) -> Context:
+    """An existing run, with the config that it started with. ``export``: new `export` settings, which are stored; its
+    exports and report are then written again."""
     config = load(run.config)
-    return Context(run, config, console, command, dataset.load(config))
+    changed = load(run.config, [*export])
+    if changed != config:
+        with run_folder.writing(run):
+            run_folder.write_atomic(run.config, to_yaml(changed))
+            run.event("export_settings", settings=list(export))
+            for file in (run.export, run.report):
+                file.unlink(missing_ok=True)
+    return Context(run, changed, console, command, dataset.load(changed))
 
 
 def _same_config(run: Run, config: Config) -> Config:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from tunewright.core.config import Config, Estimate, Plan, Recompute
+from tunewright.core.config import Config, Estimate, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError
 from tunewright.data.metrics import Kind
 from tunewright.model.facts import Facts
@@ -133,6 +133,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         adapter=config.adapter,
         seed=config.seed,
         threads=machine.cores,
+        options=MethodOptions(**{name: getattr(t, name) for name in MethodOptions.model_fields}),
         **{name: choice.value for name, choice in chosen.items()},
         reasons={name: choice.reason for name, choice in chosen.items()},
     )

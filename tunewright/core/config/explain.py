@@ -77,6 +77,7 @@ RENAMED = {
     "forget.keep": "forget.regression_rows",
     "forget.mitigate": "experiments.mitigation",
     "forget.choose": "forget.apply_best_scale",
+    "export.merged": "export.to",
     "cost.together": "cost.batch_size",
     "cost.per_hour": "cost.price_per_hour",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tunewright.core.config.schema import AdapterConfig, Frozen, Recompute
+from tunewright.core.config.schema import AdapterConfig, Frozen, MethodOptions, Recompute
 
 
 class Estimate(Frozen):
@@ -19,7 +19,8 @@ class Estimate(Frozen):
 class Plan(Frozen):
     """Every number that training uses; ``reasons`` maps a field to an explanation of its value.
 
-    ``rows`` and ``tokens`` count training rows and their tokens; ``supervised_tokens`` counts the targets among them.
+    ``options``: the settings that only the method reads. ``rows`` and ``tokens`` count training rows and their tokens;
+    ``supervised_tokens`` counts the targets among them.
     ``version`` is that of the schema of plan.json.
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
@@ -49,6 +50,7 @@ class Plan(Frozen):
     adapter: AdapterConfig
     seed: int
     threads: int
+    options: MethodOptions = MethodOptions()
     max_new_tokens: int
     decode_batch_size: int
     estimate: Estimate | None = None

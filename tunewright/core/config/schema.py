@@ -10,23 +10,32 @@ import datetime
 import importlib
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
 
 class NamedIn:
-    """The type of a setting that is "auto" or a name listed in a later folder, such as a metric: ``where`` is
-    ``module:NAMES``.
+    """The type of a setting that is a name listed in a later folder, such as a metric, or "auto" unless ``auto`` is
+    False: ``where`` is ``module:NAMES``.
 
     The list is named here, not imported, so that a new metric or row format needs no change in this file. It is read
     when a config is validated or its settings are listed.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, auto: bool = True) -> None:
         self.module, self.attribute = where.split(":")
+        self.automatic = ("auto",) if auto else ()
 
     def allowed(self) -> tuple[str, ...]:
-        return ("auto", *getattr(importlib.import_module(self.module), self.attribute))
+        return (*self.automatic, *getattr(importlib.import_module(self.module), self.attribute))
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
@@ -94,7 +103,17 @@ class AdapterConfig(Frozen):
     )
 
 
-class TrainConfig(Frozen):
+class MethodOptions(Frozen):
+    """Settings that only some training methods read. One that has its default value is not written, so a new one leaves
+    the plans of other methods, and their hashes, as they are."""
+
+    @model_serializer(mode="wrap")
+    def _chosen(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        defaults = {k: field.default for k, field in MethodOptions.model_fields.items()}
+        return {k: v for k, v in serialize(self).items() if k not in defaults or v != defaults[k]}
+
+
+class TrainConfig(MethodOptions):
     method: Literal["sft"] = Field("sft", description="Training method: sft is supervised fine-tuning.")
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
@@ -231,7 +250,10 @@ class CostConfig(Frozen):
 
 
 class ExportConfig(Frozen):
-    merged: bool = Field(True, description="Also export the merged model.")
+    to: list[Annotated[str, NamedIn("tunewright.export:EXPORTS", auto=False)]] = Field(
+        ["adapter", "merged"],
+        description="Exports to write. Where all weights are trained there is no adapter, only a merged model.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the merged weights; auto: float32 up to 2 GB, otherwise the base model's dtype."
     )

@@ -61,7 +61,7 @@ class Audit(Record):
     )
     findings: tuple[AuditFinding, ...] = Field(description="Most serious first.")
     suspects: tuple[LabelSuspect, ...] = Field(description="Labels that are probably wrong, most likely first.")
-    format: str = Field(description="Format of the rows: chat, completion, instruction, label or text.")
+    format: str = Field(description="Format of the rows, a value of `data.format`.")
     unused: dict[str, int] = Field(description="Fields that are not used, with the number of rows that have them.")
     notices: tuple[str, ...] = Field(
         description="Remarks from reading the files, such as a byte order mark that was skipped."

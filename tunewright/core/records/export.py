@@ -10,12 +10,13 @@ from tunewright.core.records.common import Record
 class ExportCheck(Record):
     """One export, reloaded in a fresh process and compared with the trained model. Difference in logits (nats)."""
 
-    kind: str = Field(description="What was exported: adapter or merged.")
+    kind: str = Field(description="The kind of export, which is also the name of its folder.")
     path: str = Field(description="Its folder.")
     dtype: str = Field(description="Dtype of the stored weights.")
     largest_difference: float = Field(description="Largest absolute difference of a logit over all canaries.")
     same_texts: int = Field(description="Canaries whose greedy continuation is the same.")
     canaries: int = Field(description="Number of held-out prompts given to both models.")
+    same_prompts: int = Field(description="Canaries that were given as messages; all were encoded identically.")
     loaded_with: str = Field(description="How the fresh process loaded it.")
 
 

@@ -67,9 +67,14 @@ class Nearest:
         return tuple(self.rows[i] for i in reversed(others))
 
 
+def single_turn(row: Chat) -> bool:
+    """Whether a row can be shown as an example: one question, one answer."""
+    return len(row.messages) <= 3
+
+
 def nearest(rows: Sequence[Chat], count: int, indexer: Callable[[Sequence[str]], Index] = index) -> Nearest:
     """Search among the single-turn rows."""
-    single = [r for r in rows if len(r.messages) <= 3]
+    single = [r for r in rows if single_turn(r)]
     return Nearest(tuple(single), indexer([r.question for r in single]), count)
 
 

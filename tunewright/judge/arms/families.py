@@ -41,11 +41,13 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     if not task.kind.prompted:
         return {"base": [Arm("base", "the base model", language_model(task))], "tuned": [tuned(task)]}
     train, full = sources.train, config.evidence != "plain"
+    # Examples in a prompt are single turns; a data set of longer conversations has none.
+    shots = config.few_shot if any(map(bm25.single_turn, train)) else []
     shared = _shared_instruction(train)
     families = {
         "zero_shot": _zero_shot(task, train, shared, config),
-        "few_shot": [few_shot(task, train, count) for count in config.few_shot],
-        "nearest": _nearest(task, sources, config) if full else [],
+        "few_shot": [few_shot(task, train, count) for count in shots],
+        "nearest": _nearest(task, sources, shots) if full and shots else [],
         **_retrieval(task, sources),
         **_classifiers(task, train, full),
     }
@@ -99,14 +101,12 @@ def few_shot(task: Task, train: Sequence[Chat], count: int) -> Arm:
     return Arm("few_shot", description, language_model(task, Recipe(shots=shots)), f"k{count}")
 
 
-def _nearest(task: Task, sources: ArmInputs, config: ProveConfig) -> list[Arm]:
-    if not config.few_shot:
-        return []
+def _nearest(task: Task, sources: ArmInputs, shots: Sequence[int]) -> list[Arm]:
     description = "the base model, with the {} most similar training rows as examples"
-    near = bm25.nearest(sources.train, max(config.few_shot), sources.indexer)
+    near = bm25.nearest(sources.train, max(shots), sources.indexer)
     return [
         Arm("nearest", description.format(k), language_model(task, Recipe(shots=replace(near, count=k))), f"k{k}")
-        for k in config.few_shot
+        for k in shots
     ]
 
 

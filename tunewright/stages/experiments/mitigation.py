@@ -116,6 +116,8 @@ def replay(work: Work) -> list[TrainRow]:
 def skip_reason(work: Work) -> str | None:
     if not work.config.experiments.mitigation:
         return "experiments.mitigation is off"
+    if work.plan.method != "sft":
+        return f"replay mixes answers into fine-tuning, not into {work.plan.method}"
     return "all weights are trained; there is no adapter" if work.plan.adapter.kind == "none" else None
 
 
