@@ -41,7 +41,7 @@ from tunewright.export.kind import Export, TrainedRun
 from tunewright.model import adapters, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.sequences import Rendered, TrainRow, single
+from tunewright.tokens.sequences import TokenSequence, TrainRow, single
 from tunewright.tokens.template import load_template
 from tunewright.train import checkpoints, loop
 
@@ -64,7 +64,7 @@ def tiny() -> World:
     from build import plan_of, rows, tiny_lm, train_rows
 
     head = tuple(range(40, 60))
-    data = [single(Rendered(head + r.ids, (*[0.0] * len(head), *r.weights), r.row)) for r in rows(11)]
+    data = [single(TokenSequence(head + r.ids, (*[0.0] * len(head), *r.weights), r.row)) for r in rows(11)]
     adapter = AdapterConfig(rank=4, alpha=8.0, dropout=0.2)
     plan = plan_of(
         rows=11,

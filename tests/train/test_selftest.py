@@ -148,16 +148,16 @@ def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
 
 def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, rows, plan = world()
-    plain = sft.batches
+    plain = sft.microbatches
 
-    def shifted(*given: Any) -> Any:  # wrong targets in batches of several rows
-        batches = plain(*given)
+    def shifted(*given: Any) -> Any:  # wrong targets in microbatches of several rows
+        microbatches = plain(*given)
         return (
-            batches
+            microbatches
             if len(given[2]) == 1
-            else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in batches]
+            else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in microbatches]
         )
 
-    monkeypatch.setattr(sft, "batches", shifted)
+    monkeypatch.setattr(sft, "microbatches", shifted)
     with pytest.raises(TunewrightError, match="SELFTEST_LOSS"):
         run(model, examples, rows, plan)

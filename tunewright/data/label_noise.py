@@ -81,14 +81,14 @@ def estimate(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Se
     """The estimate from any model's out-of-fold probabilities; ``names`` are the labels of the columns."""
     given_R = np.array([names.index(x) for x in labels])
     temperature, rate, interval = channel(p_RL, given_R)
-    chance_R = chances(p_RL, given_R, temperature, rate)
-    order = sorted(np.flatnonzero(chance_R >= SUSPECT).tolist(), key=lambda r: (-chance_R[r], r))
+    wrong_R = prob_wrong(p_RL, given_R, temperature, rate)
+    order = sorted(np.flatnonzero(wrong_R >= SUSPECT).tolist(), key=lambda r: (-wrong_R[r], r))
     suspects = tuple(
         Suspect(
             row=rows[r],
             given=labels[r],
             predicted=names[int(p_RL[r].argmax())],
-            prob_wrong=round(float(chance_R[r]), 4),
+            prob_wrong=round(float(wrong_R[r]), 4),
         )
         for r in order
     )
@@ -111,7 +111,7 @@ def channel(p_RL: Floats, given_R: NDArray[np.int64], alpha: float = 0.05) -> tu
     return float(TEMPERATURES_T[t]), float(RATES_E[e]), (float(RATES_E[low]), float(RATES_E[high]))
 
 
-def chances(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: float) -> Floats:
+def prob_wrong(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: float) -> Floats:
     """P(label is wrong | text, label) for every row, by Bayes' rule."""
     own_R = tempered(p_RL, temperature)[np.arange(len(given_R)), given_R]
     wrong_R = (1 - own_R) * rate / (p_RL.shape[1] - 1)

@@ -39,7 +39,7 @@ def answers(model: LanguageModel, request: Request) -> tuple[Tensor, list[list[i
     """(logits_NV in float32 after each canary, greedy continuations), one canary at a time."""
     forward = model.module
     logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.canaries]
-    decoding = Decoding(request.new_tokens, tuple(request.stop), exact_batch=False)
+    decoding = Decoding(request.new_tokens, tuple(request.stop), batchable=False)
     return torch.stack(logits), greedy(model, request.canaries, decoding)
 
 

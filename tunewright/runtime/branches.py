@@ -90,7 +90,7 @@ def _train(work: Work, branch: Branch) -> None:
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
     hashes = {**input_hashes(work.data, work.inputs, work.plan), "branch": content.hexdigest()}
     model = work.models.untrained(branch.plan)
-    training = loop.annotated(loop.Training(model, branch.plan, branch.rows, branch.dev, run, hashes))
+    training = loop.with_precomputed(loop.Training(model, branch.plan, branch.rows, branch.dev, run, hashes))
     with work.console.bar(f"train {branch.name}", branch.plan.steps) as tick:
         result = loop.train(training, lambda p: tick(1, f"loss {p.loss:.3f}"))
     sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module))

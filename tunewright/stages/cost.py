@@ -41,7 +41,7 @@ class Timed:
     model: LanguageModel
     scale: float
     prompts: list[list[int]]
-    known: Prefix | None = None
+    prefix_cache: Prefix | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def cost(work: Work) -> Cost:
     requests = {
         w.name: RequestCost(
             prompt_tokens=float(np.mean([len(p) for p in w.prompts])),
-            cached_tokens=len(w.known.ids) if w.known else 0,
+            cached_tokens=len(w.prefix_cache.ids) if w.prefix_cache else 0,
             answer_tokens=float(timed.tokens[w.name].mean()),
             first_token=quantiles(timed.first_token[w.name]),
             seconds=quantiles(timed.seconds[w.name]),
@@ -107,8 +107,8 @@ def _ways(
         same, facts = generate.common_prefix(base_prompts), work.inputs.facts
         if same >= generate.MIN_SHARED and facts.packable and facts.window is None:
             with adapters.off(untuned.module):
-                known = generate.prefill(untuned, base_prompts[0][:same])
-            ways.append(Timed(f"{name}, prompt cached", untuned, 0.0, base_prompts, known))
+                prefix_cache = generate.prefill(untuned, base_prompts[0][:same])
+            ways.append(Timed(f"{name}, prompt cached", untuned, 0.0, base_prompts, prefix_cache))
     return ways
 
 
@@ -126,7 +126,7 @@ def _one_by_one(work: Work, ways: Sequence[Timed], decoding: Decoding) -> Timing
                 for into, limit in ((first, first_only), (seconds, decoding)):
                     with adapters.scaled(w.model.module, w.scale):
                         start = time.perf_counter()
-                        (answer,) = generate.greedy(w.model, [w.prompts[i]], limit, known=w.known)
+                        (answer,) = generate.greedy(w.model, [w.prompts[i]], limit, prefix_cache=w.prefix_cache)
                         into[w.name][i] = time.perf_counter() - start
                 tokens[w.name][i] = len(answer)
             tick(1)
@@ -139,7 +139,7 @@ def _together(ways: Sequence[Timed], batched: Decoding) -> dict[str, float]:
     for w in ways:
         with adapters.scaled(w.model.module, w.scale):
             start = time.perf_counter()
-            generate.greedy(w.model, w.prompts, batched, known=w.known)
+            generate.greedy(w.model, w.prompts, batched, prefix_cache=w.prefix_cache)
             throughput[w.name] = len(w.prompts) / (time.perf_counter() - start)
     return throughput
 

@@ -26,7 +26,7 @@ from tunewright.runtime.weights import Weights, base
 from tunewright.stages import probes
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
-from tunewright.tokens.sequences import Rendered, after
+from tunewright.tokens.sequences import TokenSequence, prompt_then_answer
 
 RULE = "the smallest scale whose dev score lies within one standard error of the best scale's"
 PIECE = 512  # tokens of a piece of bundled text
@@ -61,7 +61,7 @@ def forgetting(work: Work) -> Forgetting:
     )
 
 
-def measure_kl(work: Work, tuned: Weights, rows: Sequence[Rendered], scales: Sequence[float], text: str) -> TextKL:
+def measure_kl(work: Work, tuned: Weights, rows: Sequence[TokenSequence], scales: Sequence[float], text: str) -> TextKL:
     """KL to the base on ``rows``; ``text`` is the key of their title in `TITLES`."""
     with work.console.bar(f"KL on {text}", len(rows), unit="rows") as tick, work.models.at(tuned) as model:
         if work.plan.adapter.kind == "none":
@@ -72,7 +72,7 @@ def measure_kl(work: Work, tuned: Weights, rows: Sequence[Rendered], scales: Seq
     return in_bits(d, [r.row for r in rows], work.config.prove.significance, TITLES[text])
 
 
-def own_answers(work: Work) -> list[Rendered]:
+def own_answers(work: Work) -> list[TokenSequence]:
     """Dev prompts with the base model's own answers, which show where the tuned model's habits differ."""
     if not work.data.task.kind.prompted:
         return []
@@ -85,14 +85,14 @@ def own_answers(work: Work) -> list[Rendered]:
         work.console.bar("base answers", len(prompts), unit="rows") as tick,
     ):
         answers = generate.greedy(model.model, prompts, model.decoding, tick)
-    return [after(p, a, row) for row, p, a in zip(rows, prompts, answers, strict=True) if a]
+    return [prompt_then_answer(p, a, row) for row, p, a in zip(rows, prompts, answers, strict=True) if a]
 
 
-def generic(work: Work, tokens: int) -> tuple[list[Rendered], int]:
+def generic(work: Work, tokens: int) -> tuple[list[TokenSequence], int]:
     """(bundled passages that training did not see, up to about ``tokens`` tokens; their size in bytes). ``row`` is the
     number of the passage."""
     seen = [e.text for e in work.data.examples]
-    pieces: list[Rendered] = []
+    pieces: list[TokenSequence] = []
     size, limit = 0, min(PIECE, work.inputs.facts.context)
     for n, text in enumerate(bank.generic(seen)):
         if sum(len(r.ids) for r in pieces) >= tokens:

@@ -27,7 +27,7 @@ def train(work: Work) -> Training:
         console.say(f"resuming at step {step + 1}, from {resumed_from}")
     model = work.models.untrained(plan)
     hashes = input_hashes(work.data, inputs, plan)
-    training = loop.annotated(loop.Training(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes))
+    training = loop.with_precomputed(loop.Training(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes))
     with console.bar("train", plan.steps, step) as tick:
 
         def progress(p: loop.Progress) -> None:

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 
 from tunewright.core.errors import ModelError, data_error
 from tunewright.data.examples import Chat, Example, Message, Text
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.sequences import TokenSequence
 from tunewright.tokens.template import Template, render, require_template
 
 
-def for_training(template: Template, example: Example, row: int = 0, max_length: int | None = None) -> list[Rendered]:
+def for_training(
+    template: Template, example: Example, row: int = 0, max_length: int | None = None
+) -> list[TokenSequence]:
     """The training sequences of one example.
 
     A Chat gives one sequence, or one for each assistant turn; the weight is 1 on what the model would have written, end
@@ -64,7 +66,7 @@ def decode(template: Template, ids: Sequence[int]) -> str:
     return str(template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _rendered(template: Template, ids: list[int], weights: list[float], row: int, example: Chat) -> Rendered:
+def _rendered(template: Template, ids: list[int], weights: list[float], row: int, example: Chat) -> TokenSequence:
     if template.bos is not None and ids[:2] == [template.bos] * 2:
         raise ModelError(
             "TOKENIZER_DOUBLE_BOS",
@@ -73,7 +75,7 @@ def _rendered(template: Template, ids: list[int], weights: list[float], row: int
             fix="remove the BOS from the chat template.",
         )
     assert any(weights[1:]), "an answer is never empty, so something is supervised"
-    return Rendered(tuple(ids), tuple(weights), row)
+    return TokenSequence(tuple(ids), tuple(weights), row)
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
     return ids
 
 
-def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[Rendered]:
+def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[TokenSequence]:
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
     pattern = re.compile(
         "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True))
@@ -194,4 +196,4 @@ def _text(template: Template, example: Text, row: int, max_length: int | None) -
     # Pieces overlap by one token, so that the first token of a piece is predicted at the end of the one before.
     starts = range(0, max(1, len(ids) - 1), max(1, size - 1))
     parts = [ids[s : s + size] for s in starts]
-    return [Rendered(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row) for p in parts if len(p) > 1]
+    return [TokenSequence(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row) for p in parts if len(p) > 1]

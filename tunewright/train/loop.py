@@ -22,7 +22,7 @@ from tunewright.core.run_folder import Run
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
-from tunewright.train.step import Learner, dev_loss, learner, learning_rate, take_step
+from tunewright.train.step import Learner, dev_loss, learning_rate, make_learner, take_step
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Training:
     hashes: dict[str, str]
 
 
-def annotated(training: Training) -> Training:
-    """The training with its rows annotated by the method, and their digest among the hashes: what a model computed
+def with_precomputed(training: Training) -> Training:
+    """The training after `methods.precomputed`, with the digest of its rows among the hashes: what a model computed
     before the first step is part of what a resumed run must find unchanged."""
-    rows, dev = (methods.annotated(training.model, side, training.plan) for side in (training.rows, training.dev))
+    rows, dev = (methods.precomputed(training.model, side, training.plan) for side in (training.rows, training.dev))
     return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": digest([*rows, *dev])})
 
 
@@ -79,7 +79,7 @@ def train(training: Training, progress: Callable[[Progress], None] = lambda _: N
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
     plan, run, hashes = training.plan, training.run, training.hashes
-    student = learner(training.model, plan)
+    student = make_learner(training.model, plan)
     state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
     state = state or _initial(hashes, None)
     checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)

@@ -18,19 +18,19 @@ from torch import Tensor
 from tunewright.core.config import Plan
 from tunewright.core.errors import ModelError, TrainError
 from tunewright.data.examples import Chat, Example
-from tunewright.methods import METHODS, annotated
+from tunewright.methods import METHODS, precomputed
 from tunewright.model import adapters, generate
 from tunewright.model.language_model import Kernels, LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import Layout
-from tunewright.tokens.sequences import Rendered, TrainRow, flat
+from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
 from tunewright.tokens.template import Template
 
 ROWS, SHORT, COMPARED = 4, 128, 64
 # How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference:
 # several times the effect of another order of summation. A row that sees another, or a wrong label, has a larger one.
 TOLERANCE = {"float32": (1e-4, 1e-3, 5e-3), "bfloat16": (2e-2, 0.2, 0.25)}
-ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one batch
+ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one microbatch
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run(
     started, few = time.monotonic(), sample(rows)
     findings: list[Finding] = []
     model.module.eval()
-    few = annotated(model, few, plan)
+    few = precomputed(model, few, plan)
     chats = [(e, s) for s in flat(few) if isinstance(e := examples[s.row], Chat)]
     if chats:
         findings += [prompts(template, chats), stops(template, chats, generate.stop_ids(model, template.eos))]
@@ -84,7 +84,7 @@ def sample(rows: Sequence[TrainRow]) -> list[TrainRow]:
     return [short[i * (len(short) - 1) // (ROWS - 1)] for i in range(ROWS)] if len(short) > ROWS else short
 
 
-def turns(row: Rendered) -> list[tuple[int, int]]:
+def turns(row: TokenSequence) -> list[tuple[int, int]]:
     """Start and end of each run of supervised tokens."""
     spans, at = [], 0
     for supervised, group in groupby(row.weights, bool):
@@ -94,7 +94,7 @@ def turns(row: Rendered) -> list[tuple[int, int]]:
     return spans
 
 
-def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Finding:
+def prompts(template: Template, chats: Sequence[tuple[Chat, TokenSequence]]) -> Finding:
     count = 0
     for chat, row in chats:
         served = [
@@ -116,7 +116,7 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
     )
 
 
-def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequence[int]) -> Finding:
+def stops(template: Template, chats: Sequence[tuple[Chat, TokenSequence]], stop: Sequence[int]) -> Finding:
     last: set[int] = set()
     for chat, row in chats:
         for _, end in turns(row):
@@ -134,7 +134,7 @@ def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequ
 
 
 @torch.no_grad()
-def base(model: LanguageModel, row: Rendered) -> Finding:
+def base(model: LanguageModel, row: TokenSequence) -> Finding:
     ids = torch.tensor([row.ids], device=model.device)
 
     def logits() -> Tensor:
@@ -217,10 +217,10 @@ def computed(
     plan = plan.model_copy(update={"layout": layout, "tokens_per_pass": ONE_PASS})
     total, weight = 0.0, 0.0
     for group in groups:
-        for batch in method.batches(model, group, range(len(group)), plan, 0):
-            loss = method.loss(model, batch, plan).sum
+        for microbatch in method.microbatches(model, group, range(len(group)), plan, 0):
+            loss = method.loss(model, microbatch, plan).sum
             loss.backward()  # type: ignore[no-untyped-call]
-            total, weight = total + float(loss.detach()), weight + method.weight(batch)
+            total, weight = total + float(loss.detach()), weight + method.weight(microbatch)
     trained = list(adapters.trainable(model.module).items())
     step = -(-len(trained) // COMPARED)
     gradient = {n: (torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n, p in trained[::step]}

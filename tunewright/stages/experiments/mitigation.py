@@ -25,7 +25,7 @@ from tunewright.runtime.weights import Weights, base
 from tunewright.stages import forgetting
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
-from tunewright.tokens.sequences import TrainRow, after
+from tunewright.tokens.sequences import TrainRow, prompt_then_answer
 
 PROMPTS = (
     "Tell me about a {}.",
@@ -109,7 +109,7 @@ def replay(work: Work) -> list[TrainRow]:
     with work.answers.chat_model(base(work.plan), REPLAY_TOKENS) as model:
         with work.console.bar("replay answers", len(prompts), unit="rows") as tick:
             answers = generate.greedy(model.model, prompts, model.decoding, tick)
-        rows = [after(p, a, -1 - i) for i, (p, a) in enumerate(zip(prompts, answers, strict=True)) if a]
+        rows = [prompt_then_answer(p, a, -1 - i) for i, (p, a) in enumerate(zip(prompts, answers, strict=True)) if a]
         return distill.with_teacher(model.model, rows, rows, work.plan.layout)
 
 

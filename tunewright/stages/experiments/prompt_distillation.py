@@ -24,7 +24,7 @@ from tunewright.runtime.weights import base
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
-from tunewright.tokens.sequences import TrainRow, after
+from tunewright.tokens.sequences import TrainRow, prompt_then_answer
 
 
 def prompt_distillation(work: Work) -> PromptDistillation:
@@ -72,8 +72,8 @@ def distill_rows(work: Work, rows: Sequence[int], side: Side) -> list[TrainRow]:
         with work.console.bar(f"teacher's {side} answers", len(long), unit="rows") as tick:
             answers = generate.greedy(model.model, long, model.decoding, tick)
         ended = [[*a, template.eos] if len(a) < work.plan.max_new_tokens else a for a in answers]
-        teacher_rows = [after(p, a, i) for i, p, a in zip(rows, long, ended, strict=True)]
-        student_rows = [after(p, a, i) for i, p, a in zip(rows, short, ended, strict=True)]
+        teacher_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, long, ended, strict=True)]
+        student_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, short, ended, strict=True)]
         with work.console.bar(f"teacher's {side} probabilities", len(long), unit="rows") as tick:
             return distill.with_teacher(model.model, teacher_rows, student_rows, work.plan.layout, progress=tick)
 
