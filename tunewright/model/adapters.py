@@ -39,6 +39,7 @@ class LoRALinear(nn.Module):
         self.magnitude = (
             nn.Parameter(self.row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
         )
+        self.train(base.training)  # a new module is in training mode: dropout would be active in evaluation
 
     def forward(self, x: Tensor) -> Tensor:
         base = F.linear(x, self.base.weight)
