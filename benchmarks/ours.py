@@ -65,7 +65,7 @@ class AllLogits:
 
     @staticmethod
     def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-        logits_BTV = forward.run(model, model.module, microbatch, plan.gradient_checkpointing).logits.float()
+        logits_BTV = forward.call_module(model, model.module, microbatch, plan.gradient_checkpointing).logits.float()
         flat_N = torch.from_numpy(microbatch.row_N * microbatch.ids_BT.shape[1] + microbatch.at_N)
         target_BT = torch.full(microbatch.ids_BT.shape, -100).flatten()
         target_BT[flat_N] = torch.from_numpy(microbatch.target_N)

@@ -30,7 +30,7 @@ from tunewright.model import adapters, attention, forward, language_model
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TokenSequence, TrainRow, single
-from tunewright.train.loop import Training
+from tunewright.train.loop import TrainingInputs
 from tunewright.train.step import Learner, make_learner, take_step
 
 CHATML = (
@@ -224,9 +224,9 @@ def steps(module: Any, data: list[TrainRow], plan: Plan) -> list[float]:
 
 def training_of(
     module: Any, plan: Plan, data: list[TrainRow], dev: list[TrainRow], run: Run, hashes: dict[str, str] | None = None
-) -> Training:
+) -> TrainingInputs:
     """For a tiny model with an adapter."""
-    return Training(LanguageModel(module, plain_head=True), plan, data, dev, run, hashes or {"data": "d"})
+    return TrainingInputs(LanguageModel(module, plain_head=True), plan, data, dev, run, hashes or {"data": "d"})
 
 
 def exact_norms(model: Any) -> None:

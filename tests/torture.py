@@ -114,7 +114,7 @@ def train(world: World, folder: Path) -> int:
     adapters.attach(world.model.module, world.plan.adapter, world.plan.seed)
     try:
         with writing(run):
-            loop.train(loop.Training(world.model, world.plan, world.rows, world.dev, run, {"data": "d"}))
+            loop.train(loop.TrainingInputs(world.model, world.plan, world.rows, world.dev, run, {"data": "d"}))
             checkpoints.save_weights(run.weights, adapters.trainable(world.model.module))
     except TrainError as error:
         if error.code == "RUN_DISK":

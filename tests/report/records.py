@@ -22,7 +22,7 @@ from tunewright.core.records import (
     Verdict,
 )
 from tunewright.core.run_folder import Run
-from tunewright.report.report import Files
+from tunewright.report.build import Files
 
 ROWS = 12
 

@@ -109,10 +109,10 @@ def check(
     audit = data.audit_json()
     if page is not None:
         from tunewright.core import records, run_folder
-        from tunewright.report import report
+        from tunewright.report import build
 
         typed = records.Audit.model_validate(audit, strict=False)
-        run_folder.write_atomic(page, report.audit_page(typed, Path(source).name))
+        run_folder.write_atomic(page, build.audit_page(typed, Path(source).name))
     if as_json:
         out(audit)
         return

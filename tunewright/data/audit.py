@@ -34,7 +34,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditResult:
     """A summary of the data, with findings. ``cluster[i]``: the first row with (nearly) the same question as row i;
     ``characters``: row lengths by quantile; ``labels``: rows per label; ``ceiling``: the best possible exact match."""
 
@@ -58,7 +58,7 @@ class Audit:
         }
 
 
-def audit(examples: Sequence[Example], clusters: Clusters) -> Audit:
+def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
     """Audits the text of the examples. ``clusters``: the near-duplicates among their questions.
 
     Raises DATA_DUPLICATES if all rows are identical, LABELS_ONE_CLASS if a label task has a single label.
@@ -96,7 +96,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> Audit:
         name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))
     }
     findings.sort(key=lambda f: (ORDER[f.level], f.code))
-    return Audit(
+    return AuditResult(
         rows=len(examples),
         task=task,
         cluster=clusters.cluster,

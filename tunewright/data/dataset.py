@@ -18,7 +18,7 @@ from tunewright.core.config import Config
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.records.common import Side
 from tunewright.data import audit, examples, label_noise, near_duplicates, sources, split
-from tunewright.data.audit import Audit, Finding
+from tunewright.data.audit import AuditResult, Finding
 from tunewright.data.examples import Example, Parsed, content_hash
 from tunewright.data.label_noise import Noise
 from tunewright.data.metrics import METRICS
@@ -35,7 +35,7 @@ class Dataset:
     examples: tuple[Example, ...]
     sides: tuple[str, ...]
     cluster: tuple[int, ...]
-    audit: Audit
+    audit: AuditResult
     task: Task
     format: str
     unused: dict[str, int]

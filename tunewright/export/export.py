@@ -35,7 +35,7 @@ class Expected:
     """The request that the fresh process gets, and the trained model's answers to it: logits_NV after each canary, and
     greedy token ids."""
 
-    request: verify.Request
+    request: verify.VerifyRequest
     logits_NV: Tensor
     greedy: list[list[int]]
 
@@ -70,7 +70,7 @@ def export(source: TrainedRun, canaries: Sequence[Sequence[int]], stop: Sequence
 def _expected(
     source: TrainedRun, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]
 ) -> Expected:
-    request = verify.Request(
+    request = verify.VerifyRequest(
         canaries=[list(ids)[-CANARY_TOKENS:] for ids in canaries[:CANARIES]],
         new_tokens=NEW_TOKENS,
         stop=list(stop),
@@ -105,7 +105,7 @@ def _check(row: Export, folder: Path, dtype: Dtype, expected: Expected) -> Expor
     )
 
 
-def _reloaded(row: Export, folder: Path, request: verify.Request) -> tuple[Tensor, list[list[int]]]:
+def _reloaded(row: Export, folder: Path, request: verify.VerifyRequest) -> tuple[Tensor, list[list[int]]]:
     """(logits_NV, greedy token ids) of the export, from a fresh process."""
     from safetensors import safe_open
 

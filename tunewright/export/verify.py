@@ -20,7 +20,7 @@ from tunewright.model.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
-class Request:
+class VerifyRequest:
     """What both processes compute: token ids of held-out prompts, when their answers end, and the base model."""
 
     canaries: list[list[int]]
@@ -35,7 +35,7 @@ class Request:
 
 
 @torch.inference_mode()
-def answers(model: LanguageModel, request: Request) -> tuple[Tensor, list[list[int]]]:
+def answers(model: LanguageModel, request: VerifyRequest) -> tuple[Tensor, list[list[int]]]:
     """(logits_NV in float32 after each canary, greedy continuations), one canary at a time."""
     forward = model.module
     logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.canaries]
@@ -46,7 +46,7 @@ def answers(model: LanguageModel, request: Request) -> tuple[Tensor, list[list[i
 def main(kind: str, folder: str, request_file: str, out: str) -> None:
     from safetensors.torch import save_file
 
-    request = Request(**json.loads(Path(request_file).read_text(encoding="utf-8")))
+    request = VerifyRequest(**json.loads(Path(request_file).read_text(encoding="utf-8")))
     torch.set_num_threads(request.threads)
     model = EXPORTS[kind].reload(Path(folder), Base(request.base, request.base_sha256))
     logits_NV, greedy_ids = answers(model, request)

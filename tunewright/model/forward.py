@@ -43,7 +43,7 @@ def hidden(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = 
             torch.from_numpy(microbatch.positions_BT[0]).to(device),
         )
         return fused_llama.hidden(model.decoder, ids_T, positions_T, microbatch.segments, at_N, recompute)
-    hidden_ND: Tensor = run(model, model.decoder, microbatch, recompute).last_hidden_state[row_N, at_N]
+    hidden_ND: Tensor = call_module(model, model.decoder, microbatch, recompute).last_hidden_state[row_N, at_N]
     return hidden_ND
 
 
@@ -51,14 +51,14 @@ def logits(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = 
     """logits_NV of the predicted tokens only: the head never multiplies a token that carries no loss."""
     at_N = torch.from_numpy(microbatch.at_N).to(model.device)
     if microbatch.segments:
-        logits_NV: Tensor = run(model, model.module, microbatch, recompute, logits_to_keep=at_N).logits[0]
+        logits_NV: Tensor = call_module(model, model.module, microbatch, recompute, logits_to_keep=at_N).logits[0]
         return logits_NV
     columns, place_N = torch.unique(at_N, return_inverse=True)
-    logits_BnV: Tensor = run(model, model.module, microbatch, recompute, logits_to_keep=columns).logits
+    logits_BnV: Tensor = call_module(model, model.module, microbatch, recompute, logits_to_keep=columns).logits
     return logits_BnV[torch.from_numpy(microbatch.row_N).to(at_N.device), place_N]
 
 
-def run(
+def call_module(
     model: LanguageModel, part: torch.nn.Module, microbatch: Microbatch, recompute: Recompute, **options: Any
 ) -> Any:
     """Call ``part`` of the model (its decoder, or all of it) on a microbatch, and return transformers' own output.

@@ -229,7 +229,7 @@ def curve_chart(verdict: Verdict, ceiling: float | None) -> Markup | None:
         return None
     rows, seeds, ahead = [p.rows for p in curve.points], [p.seeds for p in curve.points], None
     if isinstance(curve.forecast, Forecast):
-        ahead = plots.Forecast(curve.forecast.rows, curve.forecast.score, *curve.forecast.interval)
+        ahead = plots.ForecastPoint(curve.forecast.rows, curve.forecast.score, *curve.forecast.interval)
     against = plots.Reference(verdict.comparator.score, ceiling)
     return plots.curve(rows, seeds, against, ahead, metric(verdict.metric))
 

@@ -17,7 +17,7 @@ from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.model import adapters
 from tunewright.runtime import weights
-from tunewright.runtime.answers import Request
+from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
 from tunewright.runtime.receipt import input_hashes
 from tunewright.runtime.weights import Weights
@@ -72,7 +72,7 @@ def scores(
     branch_weights = trained(work, branch)
     if side == "test" and not file.exists():
         work.run.event("test_read", rows=len(rows), branch=branch.name)
-    return work.answers.scores(Request(arm, side, rows, file, branch.name), branch_weights)
+    return work.answers.scores(AnswerRequest(arm, side, rows, file, branch.name), branch_weights)
 
 
 def trained(work: Work, branch: Branch) -> Weights:
@@ -90,8 +90,10 @@ def _train(work: Work, branch: Branch) -> None:
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
     hashes = {**input_hashes(work.data, work.inputs, work.plan), "branch": content.hexdigest()}
     model = work.models.untrained(branch.plan)
-    training = loop.with_precomputed(loop.Training(model, branch.plan, branch.rows, branch.dev, run, hashes))
+    training_inputs = loop.with_precomputed(
+        loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes)
+    )
     with work.console.bar(f"train {branch.name}", branch.plan.steps) as tick:
-        result = loop.train(training, lambda p: tick(1, f"loss {p.loss:.3f}"))
+        result = loop.train(training_inputs, lambda p: tick(1, f"loss {p.loss:.3f}"))
     sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
     records.write(run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))

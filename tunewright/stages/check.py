@@ -30,4 +30,4 @@ def check(context: Context) -> None:
     run_folder.write_lines(run.split, data.split_json())
 
 
-STAGE = Stage(name="check", record=None, needs="context", run=check)
+STAGE = Stage(name="check", run=lambda inputs: check(inputs.context))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tunewright.core import records
-from tunewright.core.records import COST, Cost, Event, Money, Quantile, Quantiles, RequestCost, Training, Verdict
+from tunewright.core.records import Cost, Event, Money, Quantile, Quantiles, RequestCost, Training, Verdict
 from tunewright.data.examples import Chat
 from tunewright.model import adapters, generate
 from tunewright.model.generate import Decoding, Prefix
@@ -193,9 +193,7 @@ def lines(record: Cost) -> Sequence[str]:
 
 STAGE = Stage(
     name="cost",
-    record=COST,
-    needs="work",
-    run=cost,
+    run=lambda inputs: cost(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

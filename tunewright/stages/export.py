@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.core.records import EXPORTS, ExportCheck
+from tunewright.core.records import ExportCheck
 from tunewright.export import card
 from tunewright.export import export as exporting
 from tunewright.export.kind import TrainedRun
@@ -47,4 +47,4 @@ def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     ]
 
 
-STAGE = Stage(name="export", record=EXPORTS, needs="work", run=export, lines=lines)
+STAGE = Stage(name="export", run=lambda inputs: export(inputs.work()), lines=lines)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.core.records import FORGETTING, Forgetting, GenericKL, Interval, Sweep, TextKL
+from tunewright.core.records import Forgetting, GenericKL, Interval, Sweep, TextKL
 from tunewright.data.examples import Chat
 from tunewright.judge import statistics
 from tunewright.judge.probes import bank
@@ -174,9 +174,7 @@ def lines(record: Forgetting) -> Sequence[str]:
 
 STAGE = Stage(
     name="forgetting",
-    record=FORGETTING,
-    needs="work",
-    run=forgetting,
+    run=lambda inputs: forgetting(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

@@ -14,7 +14,7 @@ from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
 from tunewright.judge.verdict import ArmResult, RerunNoise, choose_variant, decide, with_rerun_noise
 from tunewright.runtime import weights
-from tunewright.runtime.answers import Request
+from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
 from tunewright.runtime.weights import Weights
 from tunewright.stages.stage import Stage
@@ -93,7 +93,7 @@ def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
         if not arm.deterministic:
             first = work.answers.of(arm, "dev", trained)[: len(rows)]
             file = work.run.scores / "rerun" / f"{arm.name}.jsonl"
-            second = work.answers.scores(Request(arm, "dev", rows, file), trained)
+            second = work.answers.scores(AnswerRequest(arm, "dev", rows, file), trained)
             floor += abs(mean(first) - mean(second))
             changed += sum(a.answer.text != b.answer.text for a, b in zip(first, second, strict=True))
     return RerunNoise(rows=len(rows), changed=changed, floor=floor)
@@ -102,7 +102,7 @@ def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
 def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score]) -> dict[str, Any]:
     rows = work.data.sample(CALIBRATED, "dev")
     file = work.run.scores / "dev" / "calibration.jsonl"
-    on_dev = work.answers.scores(Request(tuned, "dev", rows, file), trained)
+    on_dev = work.answers.scores(AnswerRequest(tuned, "dev", rows, file), trained)
     target = work.config.prove.target_accuracy
     return calibration.report(work.data.task.labels, Predictions.of(on_dev), Predictions.of(on_test), target)
 
@@ -130,4 +130,4 @@ def lines(record: Verdict) -> Sequence[str]:
     return [verdict.sentence(record.model_dump(mode="json"))]
 
 
-STAGE = Stage(name="prove", record=Verdict, needs="work", run=prove, lines=lines)
+STAGE = Stage(name="prove", run=lambda inputs: prove(inputs.work()), lines=lines, style="bold")

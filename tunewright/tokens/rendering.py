@@ -79,7 +79,7 @@ def _rendered(template: Template, ids: list[int], weights: list[float], row: int
 
 
 @dataclass(frozen=True)
-class Turn:
+class RenderedTurn:
     """Token ids up to and including an assistant turn, whose supervised part is ``start``..``end``."""
 
     ids: list[int]
@@ -87,7 +87,7 @@ class Turn:
     end: int
 
 
-def _turn(template: Template, example: Chat, k: int) -> Turn:
+def _turn(template: Template, example: Chat, k: int) -> RenderedTurn:
     """Assistant turn k. Raises TEMPLATE_NOT_PREFIX and TEMPLATE_LOSES_CONTENT."""
     prompt, pieces = _render_escaped(template, example.messages[:k], True)
     full, full_pieces = _render_escaped(template, example.messages[: k + 1], False)
@@ -111,7 +111,7 @@ def _turn(template: Template, example: Chat, k: int) -> Turn:
     end = _end_of_turn(template, ids, len(prompt_ids))
     if end is None:
         ids, end = [*ids, template.eos], len(ids) + 1
-    return Turn(ids, len(prompt_ids), end)
+    return RenderedTurn(ids, len(prompt_ids), end)
 
 
 def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:

@@ -53,9 +53,9 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Training:
-    """All that one training reads, and the run folder it writes to. ``hashes``: of the inputs, which must not change
-    before a run is resumed."""
+class TrainingInputs:
+    """What `train` reads, and the run folder that it writes to. ``hashes``: of the inputs, which must not change before
+    a run is resumed."""
 
     model: LanguageModel
     plan: Plan
@@ -65,14 +65,14 @@ class Training:
     hashes: dict[str, str]
 
 
-def with_precomputed(training: Training) -> Training:
-    """The training after `methods.precomputed`, with the digest of its rows among the hashes: what a model computed
+def with_precomputed(training: TrainingInputs) -> TrainingInputs:
+    """The inputs after `methods.precomputed`, with the digest of the rows among the hashes: what a model computed
     before the first step is part of what a resumed run must find unchanged."""
     rows, dev = (methods.precomputed(training.model, side, training.plan) for side in (training.rows, training.dev))
     return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": digest([*rows, *dev])})
 
 
-def train(training: Training, progress: Callable[[Progress], None] = lambda _: None) -> Trained:
+def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambda _: None) -> Trained:
     """Train the model in place from the newest checkpoint of the run (or from the start) to the end of the plan.
     ``progress`` is called after each step.
 
@@ -117,7 +117,7 @@ def train(training: Training, progress: Callable[[Progress], None] = lambda _: N
 
 
 def _one_step(
-    training: Training, student: Learner, state: CheckpointState, progress: Callable[[Progress], None]
+    training: TrainingInputs, student: Learner, state: CheckpointState, progress: Callable[[Progress], None]
 ) -> CheckpointState:
     """Take the next step, measure the dev loss where it is due, and log both."""
     plan, run = training.plan, training.run

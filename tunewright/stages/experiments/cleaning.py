@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tunewright.core import records
-from tunewright.core.records import CLEANING, CROSSFIT, Cleaning, LabelCrossfit, NotCleaned, TextCrossfit
+from tunewright.core.records import CROSSFIT, Cleaning, LabelCrossfit, NotCleaned, TextCrossfit
 from tunewright.data.dataset import Dataset
 from tunewright.data.scores import mean
 from tunewright.runtime import branches, weights
@@ -87,8 +87,6 @@ def lines(record: Cleaning | NotCleaned) -> Sequence[str]:
 
 STAGE = Stage(
     name="cleaning",
-    record=CLEANING,
-    needs="work",
-    run=cleaning,
+    run=lambda inputs: cleaning(inputs.work()),
     lines=lines,
 )

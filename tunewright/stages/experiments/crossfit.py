@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tunewright.core.records import CROSSFIT, LabelCrossfit, LabelSuspect, NotMeasured, TextCrossfit, TextSuspect
+from tunewright.core.records import LabelCrossfit, LabelSuspect, NotMeasured, TextCrossfit, TextSuspect
 from tunewright.data import label_noise
 from tunewright.data.scores import LabelProbs
 from tunewright.model import kl
@@ -110,9 +110,7 @@ def lines(record: LabelCrossfit | TextCrossfit | NotMeasured) -> Sequence[str]:
 
 STAGE = Stage(
     name="crossfit",
-    record=CROSSFIT,
-    needs="work",
-    run=crossfit,
+    run=lambda inputs: crossfit(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

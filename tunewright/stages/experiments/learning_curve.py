@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tunewright.core.records import CURVE, LearningCurve, NotMeasured
+from tunewright.core.records import LearningCurve, NotMeasured
 from tunewright.data.scores import Score
 from tunewright.judge import extrapolation
 from tunewright.runtime import branches, weights
@@ -96,9 +96,7 @@ def lines(record: LearningCurve | NotMeasured) -> Sequence[str]:
 
 STAGE = Stage(
     name="learning_curve",
-    record=CURVE,
-    needs="work",
-    run=learning_curve,
+    run=lambda inputs: learning_curve(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunewright.core.records import MITIGATION, Drift, Mitigation, MitigationVariant
+from tunewright.core.records import Drift, Mitigation, MitigationVariant
 from tunewright.data.examples import Message
 from tunewright.judge.probes import bank
 from tunewright.methods import distill
@@ -128,9 +128,7 @@ def lines(record: Mitigation) -> Sequence[str]:
 
 STAGE = Stage(
     name="mitigation",
-    record=MITIGATION,
-    needs="work",
-    run=mitigation,
+    run=lambda inputs: mitigation(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewright.core.errors import ConfigError
-from tunewright.core.records import PROMPT_DISTILLATION, PromptDistillation, PromptTokens, Side
+from tunewright.core.records import PromptDistillation, PromptTokens, Side
 from tunewright.data.examples import Chat, Message
 from tunewright.data.scores import mean, mean_prompt_tokens
 from tunewright.judge.arms import families
@@ -97,9 +97,7 @@ def lines(record: PromptDistillation) -> Sequence[str]:
 
 STAGE = Stage(
     name="prompt_distillation",
-    record=PROMPT_DISTILLATION,
-    needs="work",
-    run=prompt_distillation,
+    run=lambda inputs: prompt_distillation(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )
