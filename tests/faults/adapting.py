@@ -94,7 +94,7 @@ def merged_in_float32() -> None:
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05
     layer = next(iter(adapters.adapted(model).values()))
     exact = (
-        (layer.base.weight.double() + layer.scale * (layer.lora_B.double() @ layer.lora_A.double()))
+        (layer.base.weight.double() + layer.scaling * (layer.lora_B.double() @ layer.lora_A.double()))
         .float()
         .to(torch.bfloat16)
     )
@@ -105,7 +105,7 @@ def merged_in_float32() -> None:
 
 def merged_in_bfloat16(patch: Patch) -> None:
     def merged(self: Any) -> torch.Tensor:
-        update = self.scale * (self.lora_B.to(torch.bfloat16) @ self.lora_A.to(torch.bfloat16))
+        update = self.scaling * (self.lora_B.to(torch.bfloat16) @ self.lora_A.to(torch.bfloat16))
         return torch.as_tensor(self.base.weight + update)
 
     patch.setattr(adapters.LoRALinear, "merged_weight", merged)

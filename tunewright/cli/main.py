@@ -415,27 +415,22 @@ def _command() -> str:
 
 
 def _verdict(runner: Runner, as_json: bool) -> None:
-    from tunewright.core.run_folder import read_json
+    from tunewright.core import records, run_folder
     from tunewright.judge.verdict import sentence
 
+    run = runner.context.run
     if as_json:
-        out(
-            {
-                **read_json(runner.context.run.verdict),
-                "run": str(runner.context.run.path),
-                "report": str(runner.context.run.report),
-            }
-        )
+        out({**run_folder.read_json(run.verdict), "run": str(run.path), "report": str(run.report)})
         return
-    typer.echo(sentence(read_json(runner.context.run.verdict)))
-    typer.echo(f"report: {runner.context.run.report}")
-    typer.echo(f"try it: tunewright chat {runner.context.run.path}")
+    typer.echo(sentence(records.read(run.verdict, records.Verdict)))
+    typer.echo(f"report: {run.report}")
+    typer.echo(f"try it: tunewright chat {run.path}")
 
 
 def _gate(runner: Runner, gate: bool) -> None:
-    from tunewright.core.run_folder import read_json
+    from tunewright.core import records
 
-    if gate and read_json(runner.context.run.verdict)["verdict"] != "BETTER":
+    if gate and not records.read(runner.context.run.verdict, records.Verdict).is_better:
         raise typer.Exit(3)
 
 

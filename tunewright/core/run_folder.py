@@ -79,11 +79,6 @@ class Run:
         return Run(self.path / "branches" / name)
 
     @property
-    def scale(self) -> float:
-        """Scale of the adapter: 1.0 unless `forget` selected a smaller one."""
-        return float(read_json(self.forgetting).get("chosen", 1.0)) if self.forgetting.exists() else 1.0
-
-    @property
     def stage(self) -> str:
         """The last completed stage, as a participle."""
         return stage_names.last_done(self.path)
@@ -91,6 +86,12 @@ class Run:
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to events.jsonl."""
         append_line(self.events, {"time": _now(), "event": kind, **facts})
+
+
+def chosen_scale(run: Run) -> float:
+    """The factor by which the tuned model's trained update is multiplied, read from forgetting.json: 1.0, unless the
+    stage `forgetting` chose a smaller one; also 1.0 before that stage."""
+    return float(read_json(run.forgetting).get("chosen", 1.0)) if run.forgetting.exists() else 1.0
 
 
 def create(root: Path, name: str | None, stem: str) -> Run:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
 from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run
+from tunewright.core.run_folder import Run, chosen_scale
 from tunewright.export import EXPORTS, verify
 from tunewright.export.kind import Dtype, Export, TrainedRun
 from tunewright.model import adapters, loading
@@ -41,10 +41,10 @@ class Expected:
 
 
 def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> LanguageModel:
-    """The model as training left it, from the run's own weights, in ``dtype``."""
+    """The tuned model, from the run's own weights at its chosen scale, in ``dtype``."""
     model = loading.load(facts.path, dtype)
     adapters.attach(model.module, plan.adapter, plan.seed)
-    checkpoints.load_trained(run, model.module)
+    checkpoints.load_trained(run, model.module, chosen_scale(run))
     model.module.requires_grad_(False)
     if plan.adapter.kind == "none":
         model.module.to(dtype)

@@ -1,4 +1,6 @@
-"""Is the tuned model better? Intervals, tests and a verdict for paired rows. Pure numpy/scipy.
+"""What paired scores of two arms show: intervals, tests, and a verdict on one comparison. Pure numpy/scipy.
+
+(The verdict of a run is decided in `judge.verdict`.)
 
 Right/wrong scores: Newcombe's paired score interval (Newcombe 1998, Stat. Med. 17:2635, method 10) and the exact
 McNemar test, at the effective number of rows, because rows of one cluster are dependent (Kish 1965). Other scores: the
@@ -35,8 +37,8 @@ class MeanInterval(NamedTuple):
 @dataclass(frozen=True)
 class Comparison:
     """Tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at level 1 - alpha;
-    ``only_tuned`` and ``only_comparator``: rows on which one of the two scored higher; ``rows_needed`` is set if the
-    verdict is CANNOT TELL."""
+    ``verdict``: what this comparison alone shows; ``only_tuned`` and ``only_comparator``: rows on which one of the two
+    scored higher; ``rows_needed`` is set if the verdict is CANNOT TELL."""
 
     verdict: VerdictWord
     difference: float
@@ -178,7 +180,7 @@ def compare(
     higher_is_better: bool = True,
     bound: float = 1.0,
 ) -> Comparison:
-    """The verdict on paired scores of the same rows.
+    """What paired scores of the same rows show.
 
     BETTER: the interval lies above 0. WORSE: below. PRACTICALLY EQUAL: the interval at 1 - 2 alpha lies within
     (-margin, margin) (two one-sided tests). Otherwise CANNOT TELL, with the number of rows that would decide it with

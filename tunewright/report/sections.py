@@ -106,8 +106,10 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.verdict == "PRACTICALLY EQUAL":
         margin = verdict.margin
         return f"On {rows} held-out rows the tuned model and {other} differ by less than the margin of {margin:g}."
-    enough = f" About {needed} rows would." if needed else ""
-    return f"{rows} held-out rows do not show which is better, the tuned model or {other}.{enough}"
+    more = f" About {needed:,} rows would." if needed else ""
+    if verdict.within_rerun_noise and not needed:
+        more = " The difference is within re-run noise, which more rows do not reduce."
+    return f"{rows} held-out rows do not show which is better, the tuned model or {other}.{more}"
 
 
 def _margin_note(verdict: Verdict) -> str:

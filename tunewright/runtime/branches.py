@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import BranchTraining, Side
+from tunewright.core.run_folder import chosen_scale
 from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.model import adapters
@@ -27,21 +28,23 @@ from tunewright.train import checkpoints, loop
 
 @dataclass(frozen=True)
 class Branch:
-    """``rows`` are trained on, ``dev`` decides when to stop. ``scale``: the adapter scale for its answers."""
+    """``rows`` are trained on, ``dev`` decides when to stop. ``scale``: its trained update is multiplied by it for its
+    answers."""
 
     name: str
     plan: Plan
     rows: tuple[TrainRow, ...]
     dev: tuple[TrainRow, ...]
-    scale: float = 1.0
+    scale: float
 
 
 def of_rows(work: Work, name: str, rows: Sequence[int], fraction: float, seed: int) -> Branch:
-    """The run's recipe on ``rows``, a ``fraction`` of its training rows: the same epochs, hence fewer steps."""
+    """The run's recipe on ``rows``, a ``fraction`` of its training rows: the same epochs, hence fewer steps; answers at
+    the run's chosen scale."""
     wanted = set(rows)
     chosen = tuple(r for r in work.inputs.rows["train"] if r.row in wanted)
     return Branch(
-        name, smaller(work.plan, fraction, len(chosen), seed), chosen, work.inputs.rows["dev"], work.run.scale
+        name, smaller(work.plan, fraction, len(chosen), seed), chosen, work.inputs.rows["dev"], chosen_scale(work.run)
     )
 
 
@@ -80,7 +83,7 @@ def trained(work: Work, branch: Branch) -> Weights:
     run = work.run.branch(branch.name)
     if not run.training.exists():
         _train(work, branch)
-    return weights.trained(run, branch.plan, branch.scale)
+    return weights.at_scale(run, branch.plan, branch.scale)
 
 
 def _train(work: Work, branch: Branch) -> None:

@@ -41,7 +41,7 @@ def forgetting(work: Work) -> Forgetting:
     full, adapter = config.prove.evidence == "full", work.plan.adapter.kind != "none"
     several = adapter and (full or config.forget.apply_best_scale)
     scales = (*(s for s in config.forget.scales if s != 1.0), 1.0) if several else (1.0,)
-    tuned = weights.trained(work.run, work.plan, scale=1.0)
+    tuned = weights.at_scale(work.run, work.plan, 1.0)
     passages, size = generic(work, FULL_TOKENS if full else STANDARD_TOKENS)
     own = own_answers(work)
     task = measure_kl(work, tuned, own, scales, "task") if own else None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunewright.core.records import Drift, Mitigation, MitigationVariant
+from tunewright.core.run_folder import chosen_scale
 from tunewright.data.examples import Message
 from tunewright.judge.probes import bank
 from tunewright.methods import distill
@@ -52,7 +53,7 @@ class Way:
 def mitigation(work: Work) -> Mitigation:
     """Trains two branches and compares them with the run on dev."""
     tuned, plan = work.inputs.tuned, work.plan
-    ways: dict[str, Weights] = {UNCHANGED: weights.trained(work.run, plan)}
+    ways: dict[str, Weights] = {UNCHANGED: weights.at_chosen_scale(work.run, plan)}
     dev = {UNCHANGED: work.answers.of(tuned, "dev", ways[UNCHANGED])}
     for name, branch in _branches(work).items():
         dev[name] = branches.scores(work, branch, "dev", tuned)
@@ -79,7 +80,7 @@ def mitigation(work: Work) -> Mitigation:
 
 
 def _branches(work: Work) -> dict[str, Branch]:
-    plan, rows, dev, scale = work.plan, work.inputs.rows["train"], work.inputs.rows["dev"], work.run.scale
+    plan, rows, dev, scale = work.plan, work.inputs.rows["train"], work.inputs.rows["dev"], chosen_scale(work.run)
     slower = plan.model_copy(update={"lr": plan.lr / SLOWER})
     replayed = tuple(replay(work))
     both = (*rows, *replayed)

@@ -46,7 +46,9 @@ def prompt_distillation(work: Work) -> PromptDistillation:
         "distilled",
         "trained on the base's answers under the instruction, without it",
     )
-    student = branches.scores(work, Branch("prompt-distillation", plan, tuple(rows), tuple(dev)), "test", student_arm)
+    # The scale that the run chose is for its own update; the student's is used in full.
+    branch = Branch("prompt-distillation", plan, tuple(rows), tuple(dev), scale=1.0)
+    student = branches.scores(work, branch, "test", student_arm)
     teacher = work.answers.of(work.inputs.arms["zero_shot"][0], "test", base(work.plan))
     c = paired(work, student, teacher)
     same = sum(x.answer.text == y.answer.text for x, y in zip(student, teacher, strict=True))
