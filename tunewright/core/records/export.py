@@ -13,8 +13,8 @@ class ExportCheck(Record):
     kind: str = Field(description="What was exported: adapter or merged.")
     path: str = Field(description="Its folder.")
     dtype: str = Field(description="Dtype of the stored weights.")
-    largest_difference: float = Field(description="Largest absolute difference of a logit over all canaries.")
-    same_texts: int = Field(description="Canaries whose greedy continuation is the same.")
+    largest_difference: float = Field(description="Largest absolute difference of a logit after any of these prompts.")
+    same_texts: int = Field(description="How many of them have the same greedy continuation.")
     canaries: int = Field(description="Number of held-out prompts given to both models.")
     loaded_with: str = Field(description="How the fresh process loaded it.")
 

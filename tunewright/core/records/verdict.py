@@ -72,7 +72,7 @@ class Comparator(Value):
     score: float = Field(description="Its test score.")
     variant: str = Field(description="Its variant; empty if there is only one.")
     chosen_on: Literal["dev", "test"] = Field(
-        description="The side on which it was chosen; choosing on test favours it."
+        description="The side on which it was chosen; on test, the choice among several arms favours it."
     )
     on_dev: dict[str, float] = Field(description="Dev score of every untrained arm; empty if it was chosen on test.")
 
@@ -112,7 +112,7 @@ class CalibrationErrors(Value):
     log_loss: float = Field(description="Mean -log probability of the right label, in nats.")
     brier: float = Field(description="Mean squared error of the probabilities, summed over labels; 0 to 2.")
     ece: float = Field(description="Expected calibration error, 0 to 1.")
-    ece_interval: Interval = Field(description="Its 95 % interval.")
+    ece_interval: Interval = Field(description="Its 95% interval.")
 
 
 class CoveragePoint(NamedTuple):
