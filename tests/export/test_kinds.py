@@ -23,7 +23,7 @@ from tunewright.model.loading import load as load_model
 from tunewright.tokens.template import load_template
 from tunewright.train import checkpoints
 
-CANARIES, STOP = [[1, 2, 3, 40], [7, 8]], [258]
+PROMPTS, STOP = [[1, 2, 3, 40], [7, 8]], [258]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def trained(tmp_path: Path, model_folder: Callable[[str], Path]) -> Made:
 
 
 def test_every_wanted_export_is_written_and_answers_as_the_model_does(trained: Made) -> None:
-    checks = export.export(trained.source, CANARIES, STOP)
+    checks = export.export(trained.source, PROMPTS, STOP)
     assert [c.kind for c in checks] == list(EXPORTS) == ["adapter", "merged"]
     assert checks[0].largest_difference == 0.0, "our loader computes what training computed"
     assert all(c.largest_difference < 1e-4 and c.same_texts == c.canaries == 2 for c in checks)
@@ -76,7 +76,7 @@ def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch:
     monkeypatch.setattr(adapters, "merged_weight", None, raising=False)
     monkeypatch.setattr(adapters.LoRALinear, "merged_weight", lambda layer: layer.base.weight)
     with pytest.raises(TrainError, match="the reloaded merged differs from the trained model") as caught:
-        export.export(trained.source, CANARIES, STOP)
+        export.export(trained.source, PROMPTS, STOP)
     assert caught.value.code == "EXPORT_MISMATCH"
     assert not trained.source.run.export.exists()
 
@@ -85,7 +85,7 @@ def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pyt
     broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: folder.mkdir())
     monkeypatch.setitem(EXPORTS, "merged", broken)
     with pytest.raises(TrainError, match="a fresh process could not load the merged"):
-        export.export(trained.source, CANARIES, STOP)
+        export.export(trained.source, PROMPTS, STOP)
 
 
 def test_merged_weights_of_a_small_model_are_float32(trained: Made) -> None:
@@ -111,8 +111,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     head, body = text.removeprefix("---\n").split("\n---\n")
     assert head.splitlines()[:2] == ['base_model: "smollm2-135m"', f"library_name: {row.library}"]
     assert (
-        "**BETTER**, compared with the best untrained arm (nearest, chosen on dev): accuracy 0.7000 against 0.5000"
-        in body
+        "**BETTER**, compared with the best untrained arm (nearest, chosen on dev): accuracy 0.7000 vs. 0.5000" in body
     )
     assert "| tuned | 0.7000 | [0.6000, 0.8000] |" in body
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body

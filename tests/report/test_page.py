@@ -18,7 +18,7 @@ def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
         "Better than what?",
         "What does a request cost?",
         "What was forgotten?",
-        "Was the data enough?",
+        "Was there enough data?",
         "Was the data clean?",
         "Row by row",
     ]

@@ -16,6 +16,7 @@ import typer
 
 from tunewright.cli.runs import RUNS, Json, Root, RunName, out, runs_app
 from tunewright.core.errors import TunewrightError
+from tunewright.core.words import counted
 from tunewright.tokens.template import load_template
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def check(
     for notice in audit["notices"]:
         typer.echo(f"notice: {notice}")
     if audit["unused"]:
-        typer.echo("unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in audit["unused"].items()))
+        typer.echo("unused fields: " + ", ".join(f"{k} ({counted(n, 'row')})" for k, n in audit["unused"].items()))
     for finding in audit["findings"]:
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
@@ -146,7 +147,7 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green."""
-    from tunewright.core.errors import data_error
+    from tunewright.core.errors import ConfigError
     from tunewright.data import examples, sources
     from tunewright.model import loading, model_files
     from tunewright.tokens import rendering
@@ -156,10 +157,10 @@ def preview(
         sources.read(config.data.train).rows, config.data.format, config.data.columns, config.data.instruction
     )
     if not 1 <= row <= len(parsed.examples):
-        raise data_error(
-            "DATA_FIELD_MISSING",
-            f"there is no row {row}; the file has {len(parsed.examples)} rows.",
-            where=config.data.train,
+        raise ConfigError(
+            "CONFIG_RANGE",
+            f"there is no row {row}; {config.data.train} has {counted(len(parsed.examples), 'row')}.",
+            where="--row",
             fix=f"choose a row from 1 to {len(parsed.examples)}.",
         )
     folder = loading.resolve(config.model)
@@ -334,7 +335,7 @@ def doctor(
         typer.Option(
             "--selftest",
             metavar="DATA|CONFIG",
-            help="Also run the self-test with which a run on these rows would start.",
+            help="Also run the self-test that a run on this data would start with.",
         ),
     ] = None,
     as_json: Json = False,

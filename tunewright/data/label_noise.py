@@ -23,7 +23,7 @@ from scipy import stats
 
 from tunewright.data import baselines
 
-FEWEST = 50
+MIN_ROWS = 50
 SUSPECT = 0.5  # more likely wrong than right
 TEMPERATURES_T = np.geomspace(0.2, 5.0, 49)
 RATES_E = np.linspace(0.0, 0.6, 121)
@@ -42,7 +42,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Noise:
-    """``rate``: estimated fraction of wrong labels, with its 95 % interval; ``suspects``: the rows whose label is more
+    """``rate``: estimated fraction of wrong labels, with its 95% interval; ``suspects``: the rows whose label is more
     likely wrong than right, most likely first; ``accuracy``: how often the model's first choice is the given label."""
 
     rows: int
@@ -69,7 +69,7 @@ class Noise:
 def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
     """The estimate from cross-validated TF-IDF and logistic regression, with near-duplicates in the same fold. None
     for fewer than 50 rows, for a single label, or if the classifier is no better than the most frequent label."""
-    if len(texts) < FEWEST or len(set(labels)) < 2:
+    if len(texts) < MIN_ROWS or len(set(labels)) < 2:
         return None
     p_RL, names = baselines.out_of_fold(texts, labels, clusters)
     noise = estimate(p_RL, names, labels, rows)

@@ -25,14 +25,14 @@ from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.train import checkpoints
 
-CANARIES = 8
-CANARY_TOKENS = 512
+CHECK_PROMPTS = 8
+CHECK_PROMPT_TOKENS = 512
 NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The request that the fresh process gets, and the trained model's answers to it: logits_NV after each canary, and
+    """The request that the fresh process gets, and the trained model's answers to it: logits_NV after each prompt, and
     greedy token ids."""
 
     request: verify.VerifyRequest
@@ -51,13 +51,13 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     return model
 
 
-def export(source: TrainedRun, canaries: Sequence[Sequence[int]], stop: Sequence[int]) -> list[ExportCheck]:
-    """Writes the exports. ``canaries``: token ids of held-out prompts; ``stop``: tokens that end an answer.
+def export(source: TrainedRun, prompts: Sequence[Sequence[int]], stop: Sequence[int]) -> list[ExportCheck]:
+    """Writes the exports. ``prompts``: token ids of held-out prompts; ``stop``: tokens that end an answer.
 
     Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently.
     """
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
-    expected = _expected(source, model, canaries, stop)
+    expected = _expected(source, model, prompts, stop)
     checks = []
     for row in EXPORTS.values():
         if row.wanted(source.config, source.plan):
@@ -68,10 +68,10 @@ def export(source: TrainedRun, canaries: Sequence[Sequence[int]], stop: Sequence
 
 
 def _expected(
-    source: TrainedRun, model: LanguageModel, canaries: Sequence[Sequence[int]], stop: Sequence[int]
+    source: TrainedRun, model: LanguageModel, prompts: Sequence[Sequence[int]], stop: Sequence[int]
 ) -> Expected:
     request = verify.VerifyRequest(
-        canaries=[list(ids)[-CANARY_TOKENS:] for ids in canaries[:CANARIES]],
+        prompts=[list(ids)[-CHECK_PROMPT_TOKENS:] for ids in prompts[:CHECK_PROMPTS]],
         new_tokens=NEW_TOKENS,
         stop=list(stop),
         base=source.facts.path,

@@ -1,4 +1,4 @@
-"""Load an export in a separate process, as its users would, and save its answers to the canaries.
+"""Load an export in a separate process, as its users would, and save its answers to held-out prompts.
 
 `export.py` runs ``python -m tunewright.export.verify KIND FOLDER REQUEST OUT``; KIND is a key of EXPORTS.
 """
@@ -23,7 +23,7 @@ from tunewright.model.language_model import LanguageModel
 class VerifyRequest:
     """What both processes compute: token ids of held-out prompts, when their answers end, and the base model."""
 
-    canaries: list[list[int]]
+    prompts: list[list[int]]
     new_tokens: int
     stop: list[int]
     base: str
@@ -36,11 +36,11 @@ class VerifyRequest:
 
 @torch.inference_mode()
 def answers(model: LanguageModel, request: VerifyRequest) -> tuple[Tensor, list[list[int]]]:
-    """(logits_NV in float32 after each canary, greedy continuations), one canary at a time."""
+    """(logits_NV in float32 after each prompt, greedy continuations), one prompt at a time."""
     forward = model.module
-    logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.canaries]
+    logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.prompts]
     decoding = Decoding(request.new_tokens, tuple(request.stop), batchable=False)
-    return torch.stack(logits), greedy(model, request.canaries, decoding)
+    return torch.stack(logits), greedy(model, request.prompts, decoding)
 
 
 def main(kind: str, folder: str, request_file: str, out: str) -> None:

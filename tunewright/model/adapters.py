@@ -204,8 +204,8 @@ def scaled(model: nn.Module, scale: float) -> Iterator[None]:
             layer.scaling *= scale
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.scaling = own
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling = scaling
 
 
 def scale_in_place(model: nn.Module, scale: float) -> None:

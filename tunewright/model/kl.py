@@ -1,4 +1,4 @@
-"""How far training moved the model's predictions: KL to the base model, and likelihood of text.
+"""How far training moved the model's predictions: KL from the base model, and likelihood of text.
 
 The base is the same model with its adapter off; no second one is loaded. Axes: R rows, S scales, N predicted tokens,
 V vocabulary.

@@ -42,7 +42,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Scale:
-    """The trained update at one scale: KL to the base model in bits per token, and the dev score."""
+    """The trained update at one scale: KL from the base model in bits per token, and the dev score."""
 
     scale: float
     kl: float

@@ -25,8 +25,8 @@ from tunewright.data.metrics import METRICS
 from tunewright.report import plots
 from tunewright.report.page import fixed, interval, line, metric, percent, signed, spaced
 
-CUT = 0.2  # fraction of cut answers above which the verdict comes with a caution
-SHOWN = 20  # number of rows with the largest losses, and with the largest gains
+MAX_CUT_FRACTION = 0.2  # fraction of cut answers above which the verdict comes with a caution
+MAX_SHOWN_ROWS = 20  # with the largest losses, and with the largest gains
 COLOURS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
 INSTEAD = {
     "zero_shot": "prompt the base model",
@@ -116,7 +116,7 @@ def _margin_note(verdict: Verdict) -> str:
     margin = verdict.margin
     if verdict.verdict != "BETTER" or verdict.interval[0] >= margin:
         return ""
-    return f" The lower end of the interval is below {margin:g}, the margin that you set for a useful difference."
+    return f" The lower end of the interval is below {margin:g}, the margin for a useful difference (prove.margin)."
 
 
 def cautions(verdict: Verdict) -> list[str]:
@@ -128,10 +128,10 @@ def cautions(verdict: Verdict) -> list[str]:
             values = f"{fixed(probe.base)} before, {fixed(probe.tuned)} after ({change})"
             sentences.append(f"The tuned model got worse {ability}: {values}.")
     if tfidf_unbeaten(verdict):
-        sentences.append("A TF-IDF classifier that trains in seconds is not shown to be worse.")
+        sentences.append("The tuned model is not shown to beat a TF-IDF classifier that trains in seconds.")
     arms = {"tuned": verdict.tuned_arm, verdict.comparator.name: verdict.comparator_arm}
     cut = {name: arm.summary.get("cut_answers", 0.0) for name, arm in arms.items()}
-    if max(cut.values()) > CUT:
+    if max(cut.values()) > MAX_CUT_FRACTION:
         counts = " and ".join(f"{percent(fraction)} of {spaced(name)} answers" for name, fraction in cut.items())
         limit = f"cut off at {verdict.max_new_tokens} tokens"
         sentences.append(f"{counts} were {limit}; only the text before the cut is scored (prove.max_new_tokens).")
@@ -175,8 +175,8 @@ def changes(tuned: Sequence[ScoreLine], other: Sequence[ScoreLine], metric_name:
         better=len(better),
         worse=len(worse),
         same=len(gains) - len(better) - len(worse),
-        regressions=tuple(_change(tuned[i], other[i]) for i in worse[:SHOWN]),
-        gains=tuple(_change(tuned[i], other[i]) for i in better[:SHOWN]),
+        regressions=tuple(_change(tuned[i], other[i]) for i in worse[:MAX_SHOWN_ROWS]),
+        gains=tuple(_change(tuned[i], other[i]) for i in better[:MAX_SHOWN_ROWS]),
     )
 
 

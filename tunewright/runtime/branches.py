@@ -1,4 +1,4 @@
-"""Branches: additional trainings of a run, on other rows or with another seed, learning rate or teacher.
+"""Branches: extra training runs that belong to a run, on other rows or with another seed, learning rate or teacher.
 
 A branch has its own folder, branches/NAME; it is trained once, and resumed if interrupted.
 """

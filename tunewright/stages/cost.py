@@ -35,7 +35,7 @@ PerRequest = dict[str, NDArray[np.float64]]  # name of a setup -> one number per
 
 @dataclass(frozen=True)
 class TimedSetup:
-    """What is timed: a model, its prompts, and the content of a prefix cache. ``is_base``: the trained update is off."""
+    """What is timed: a model, its prompts, the content of a prefix cache. ``is_base``: the trained update is off."""
 
     name: str
     model: LanguageModel

@@ -25,14 +25,14 @@ def export(work: Work) -> list[ExportCheck]:
     with work.models.at(weights.base(work.plan)) as model:
         stop = stop_ids(model, template.eos)
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
-    checks = exporting.export(source, _canaries(work), stop)
+    checks = exporting.export(source, _check_prompts(work), stop)
     card.write(work.run, checks)
     return checks
 
 
-def _canaries(work: Work) -> list[list[int]]:
+def _check_prompts(work: Work) -> list[list[int]]:
     """Held-out prompts, or the beginnings of held-out documents."""
-    rows = work.data.sample(exporting.CANARIES)
+    rows = work.data.sample(exporting.CHECK_PROMPTS)
     if work.data.task.kind.prompted:
         return [rendering.for_generation(work.inputs.template, work.data.examples[i].prompt) for i in rows]
     pieces = flat(work.inputs.rows["test"])

@@ -1,8 +1,9 @@
-"""What training changed besides the task: KL to the base, likelihood of text, probes; and whether a smaller adapter
-scale is as good. Everything here reads dev and bundled text, never test, so that it may be used to make choices.
+"""What training changed besides the task: KL from the base model, likelihood of text, probes; and whether a smaller
+scale of the trained update is as good. Everything here reads dev and bundled text, never test, so that it may be used
+to make choices.
 
 KL on the task's own inputs predicts forgetting best (RL's Razor, 2509.04259). Interpolating towards the base is WiSE-FT
-(2109.01903); for LoRA that is one number, the scale of the adapter.
+(2109.01903); for LoRA that is one number, the factor on the trained update.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def forgetting(work: Work) -> Forgetting:
     scales = (*(s for s in config.forget.scales if s != 1.0), 1.0) if several else (1.0,)
     tuned = weights.at_scale(work.run, work.plan, 1.0)
     passages, size = generic(work, FULL_TOKENS if full else STANDARD_TOKENS)
-    own = own_answers(work)
-    task = measure_kl(work, tuned, own, scales, "task") if own else None
+    answers = own_answers(work)
+    task = measure_kl(work, tuned, answers, scales, "task") if answers else None
     text = measure_kl(work, tuned, passages, scales, "generic") if passages else None
     sweep = _sweep(work, tuned, scales) if len(scales) > 1 else None
     chosen = sweep.chosen if sweep and config.forget.apply_best_scale else 1.0
@@ -62,7 +63,7 @@ def forgetting(work: Work) -> Forgetting:
 
 
 def measure_kl(work: Work, tuned: Weights, rows: Sequence[TokenSequence], scales: Sequence[float], text: str) -> TextKL:
-    """KL to the base on ``rows``; ``text`` is the key of their title in `TITLES`."""
+    """KL from the base model on ``rows``; ``text`` is the key of their title in `TITLES`."""
     with work.console.bar(f"KL on {text}", len(rows), unit="rows") as tick, work.models.at(tuned) as model:
         if work.plan.adapter.kind == "none":
             with work.models.at(base(work.plan)) as before:
@@ -163,9 +164,9 @@ def skip_reason(work: Work) -> str | None:
 
 def lines(record: Forgetting) -> Sequence[str]:
     texts = (("task", record.task), ("generic", record.generic))
-    parts = [f"KL to the base {t.kl_bits[-1]:.3f} bits per token on {name} text" for name, t in texts if t]
+    parts = [f"KL from the base model: {t.kl_bits[-1]:.3f} bits/token on {name} text" for name, t in texts if t]
     if record.generic:
-        parts.append(f"generic text costs {record.generic.delta_bits_per_byte[-1]:+.3f} bits per byte")
+        parts.append(f"loss on generic text {record.generic.delta_bits_per_byte[-1]:+.3f} bits/byte")
     if record.probes:
         for name, probe in (("knowledge", record.probes.knowledge), ("instructions", record.probes.instructions)):
             parts.append(f"{name}: {probe.verdict.lower()} ({probe.difference:+.3f})")

@@ -49,13 +49,13 @@ def render_rows(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequ
     dropped: list[int] = []
     for i in chosen:
         try:
-            made = renderer.prepare(renderer.template, examples[i], i, renderer.max_length)
+            prepared = renderer.prepare(renderer.template, examples[i], i, renderer.max_length)
         except DataError as error:
             problems += [p if p.where else Problem(p.code, p.message, examples[i].where, p.fix) for p in error.problems]
             continue
-        longest = max((len(s.ids) for s in sequences.flat(made)), default=0)
+        longest = max((len(s.ids) for s in sequences.flat(prepared)), default=0)
         if longest <= renderer.max_length:
-            rows += made
+            rows += prepared
         elif renderer.too_long == "drop":
             dropped.append(i)
         else:

@@ -98,7 +98,7 @@ def _turn(template: Template, example: Chat, k: int) -> RenderedTurn:
         served, trained = prompt[max(0, at - 20) :][:50], full[max(0, at - 20) :][:50]
         raise data_error(
             "TEMPLATE_NOT_PREFIX",
-            f"turn {k}: the template serves `...{served!r}` but a finished turn reads `...{trained!r}`.",
+            f"turn {k}: the inference prompt has `...{served!r}` where the training text has `...{trained!r}`.",
             where=example.where,
             fix="use a template whose generation prompt begins the answer (template=FILE).",
         )

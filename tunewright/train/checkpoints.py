@@ -203,8 +203,8 @@ def check_weights(file: Path, expected: str) -> None:
             "RUN_DAMAGED",
             "the file of trained weights does not match its checksum.",
             where=str(file),
-            fix=f"remove {file.parents[1] / 'training.json'}: the same command then restores them from the last "
-            "checkpoint.",
+            fix=f"delete {file.parents[1] / 'training.json'} and rerun the same command: the weights are restored from "
+            "the last checkpoint.",
         )
 
 

@@ -27,7 +27,7 @@ from tunewright.tokens.sequences import flat
 FOLDS, CUTS = 2, 2
 Folds = tuple[dict[int, int], ...]  # per cut: row -> fold
 TAIL = 0.05  # fraction of the rows that is reported
-TINY = 1e-9
+MIN_PROB = 1e-9
 
 
 def crossfit(work: Work) -> LabelCrossfit | TextCrossfit | NotMeasured:
@@ -61,7 +61,7 @@ def _labels(work: Work, folds: Folds) -> LabelCrossfit:
             assert isinstance(score.answer.output, LabelProbs)
             assert score.row is not None
             probs = score.answer.output.probs
-            logp[score.row] += np.log(np.maximum([probs[name] for name in names], TINY)) / CUTS
+            logp[score.row] += np.log(np.maximum([probs[name] for name in names], MIN_PROB)) / CUTS
     rows = sorted(logp)
     labels = [work.data.examples[i].target for i in rows]
     prob_RL = label_noise.tempered(np.exp([logp[i] for i in rows]), 1.0)

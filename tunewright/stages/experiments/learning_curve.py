@@ -1,4 +1,4 @@
-"""Was the data enough? Trains on nested fractions of the training rows and evaluates all on the same test rows."""
+"""Was there enough data? Trains on nested fractions of the training rows and evaluates all on the same test rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SEEDS = 3
 
 
 def learning_curve(work: Work, full: bool = False) -> LearningCurve:
-    """Half of the rows against all of them (one seed, half a training more), or four sizes with three seeds."""
+    """Half of the rows against all of them (one seed; one extra training run, of half the steps), or four sizes with
+    three seeds."""
     fractions, seeds = (FRACTIONS, SEEDS) if full else ((1 / 2, 1.0), 1)
     data, config, train = work.data, work.config.prove, work.data.side("train")
     labels = [data.examples[i].target if data.task.labels else "" for i in train]

@@ -2,8 +2,8 @@
 answers.
 
 Replay: the base answers prompts that have nothing to do with the task, and its probabilities become targets in addition
-to the task's rows, so the loss includes the KL to the base on that text (self-generated replay, 2605.26097). Test rows
-are not used.
+to the task's rows, so the loss includes the KL from the base model on that text (self-generated replay, 2605.26097).
+Test rows are not used.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ RULE = "the lowest KL on generic text among those whose dev score lies within on
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to train, measured: dev scores per row, and the drift from the base on the task's text and on generic
+class MeasuredVariant:
+    """One way of training, measured: dev scores per row, and the drift from the base on the task's text and on generic
     text."""
 
     dev: tuple[float, ...]
@@ -53,21 +53,23 @@ class Way:
 def mitigation(work: Work) -> Mitigation:
     """Trains two branches and compares them with the run on dev."""
     tuned, plan = work.inputs.tuned, work.plan
-    ways: dict[str, Weights] = {UNCHANGED: weights.at_chosen_scale(work.run, plan)}
-    dev = {UNCHANGED: work.answers.of(tuned, "dev", ways[UNCHANGED])}
+    variants: dict[str, Weights] = {UNCHANGED: weights.at_chosen_scale(work.run, plan)}
+    dev = {UNCHANGED: work.answers.of(tuned, "dev", variants[UNCHANGED])}
     for name, branch in _branches(work).items():
         dev[name] = branches.scores(work, branch, "dev", tuned)
-        ways[name] = branches.trained(work, branch)
+        variants[name] = branches.trained(work, branch)
     own, passages = forgetting.own_answers(work), forgetting.generic(work, forgetting.STANDARD_TOKENS)[0]
 
     def drift(name: str, text: str) -> Drift:
         rows = own if text == "task" else passages
-        measured = forgetting.measure_kl(work, ways[name], rows, [1.0], text)
+        measured = forgetting.measure_kl(work, variants[name], rows, [1.0], text)
         return Drift(kl_bits=measured.kl_bits[0], delta_bits=measured.delta_bits[0])
 
     measured = {
-        name: Way(tuple(s.score for s in dev[name]), drift(name, "task") if own else None, drift(name, "generic"))
-        for name in ways
+        name: MeasuredVariant(
+            tuple(s.score for s in dev[name]), drift(name, "task") if own else None, drift(name, "generic")
+        )
+        for name in variants
     }
     return Mitigation(
         rule=RULE,
@@ -93,12 +95,12 @@ def _branches(work: Work) -> dict[str, Branch]:
     }
 
 
-def choose(ways: Mapping[str, Way], higher_is_better: bool) -> str:
+def choose(variants: Mapping[str, MeasuredVariant], higher_is_better: bool) -> str:
     """By `RULE`."""
     sign = 1.0 if higher_is_better else -1.0
-    best = max(ways, key=lambda name: sign * float(np.mean(ways[name].dev)))
-    good = (name for name in ways if forgetting.as_good(ways[name].dev, ways[best].dev, sign))
-    return min(good, key=lambda name: ways[name].generic.kl_bits)
+    best = max(variants, key=lambda name: sign * float(np.mean(variants[name].dev)))
+    good = (name for name in variants if forgetting.as_good(variants[name].dev, variants[best].dev, sign))
+    return min(good, key=lambda name: variants[name].generic.kl_bits)
 
 
 def replay(work: Work) -> list[TrainRow]:
@@ -122,8 +124,8 @@ def skip_reason(work: Work) -> str | None:
 
 def lines(record: Mitigation) -> Sequence[str]:
     return [
-        f"mitigation: {name}: dev {way.dev:.3f}, KL on generic text {way.generic.kl_bits:.3f} bits per token"
-        for name, way in record.variants.items()
+        f"mitigation: {name}: dev {variant.dev:.3f}, KL on generic text {variant.generic.kl_bits:.3f} bits/token"
+        for name, variant in record.variants.items()
     ]
 
 

@@ -91,9 +91,9 @@ def skip_reason(work: Work) -> str | None:
 def lines(record: PromptDistillation) -> Sequence[str]:
     tokens, (low, high) = record.prompt_tokens, record.interval
     return [
-        f"prompt distillation against the base with its prompt: {record.verdict} ({record.student:.3f} against "
-        f"{record.teacher:.3f}, {low:+.3f} to {high:+.3f}); {tokens.student:.0f} prompt tokens instead of "
-        f"{tokens.teacher:.0f}"
+        f"prompt distillation: {record.verdict}: student {record.student:.3f} vs. base with prompt "
+        f"{record.teacher:.3f}, difference {record.difference:+.3f} [{low:+.3f}, {high:+.3f}]; "
+        f"{tokens.student:.0f} prompt tokens instead of {tokens.teacher:.0f}"
     ]
 
 
