@@ -205,7 +205,7 @@ def preferences_are_refused() -> None:
 FAULTS = [
     Fault(15, "DPO's reference is not the base model", "LLaMA-Factory PR 10779, TRL 744 and 2042, DPO 34",
           "there is no DPO yet: preference rows are rejected with DATA_FORM_UNSUPPORTED", preferences_are_refused, None),
-    Fault(16, "the adapter's scale changes when it is loaded", "", "PEFT computes the same logits from the saved adapter; at scale 0 the model is the base, bit for bit",
+    Fault(16, "the LoRA scaling factor changes when the adapter is loaded", "", "PEFT computes the same logits from the saved adapter; at scale 0 the model is the base, bit for bit",
           scale_survives, flag_lost),
     Fault(17, "the adapter does not train", "", "after three steps, every tensor of the adapter has changed and no other has; SELFTEST_GRADIENT",
           the_adapter_trains_and_nothing_else, half_is_frozen),

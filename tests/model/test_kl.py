@@ -1,4 +1,4 @@
-"""The KL to the base, over the whole vocabulary."""
+"""The KL from the base model, over the whole vocabulary."""
 
 from __future__ import annotations
 

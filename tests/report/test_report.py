@@ -130,6 +130,22 @@ def test_the_audit_page_is_the_audit() -> None:
     assert "The audit flagged nothing." in text_of(build.audit_page(records.typed(Audit, plain), "rows.csv"))
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_a_single_untrained_arm_is_not_called_favoured() -> None:
+    """Raw text has one untrained arm, so nothing was chosen."""
+    several = records.verdict()
+    name = several["comparator"]["name"]
+    chosen_on_test = {"comparator": {**several["comparator"], "chosen_on": "test"}}
+    assert "which favours it" in text_of(with_verdict(**chosen_on_test))
+    one = with_verdict(**chosen_on_test, arms={arm: several["arms"][arm] for arm in (name, "tuned")})
+    assert "There was only one untrained arm, so it is the comparator." in text_of(one)
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_intervals_of_forgetting_have_the_level_of_the_run() -> None:
+    assert "difference (90%)" in text_of(with_verdict(alpha=0.1))
+
+
 def either(*records_: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(records_)
 

@@ -54,7 +54,7 @@ def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> 
 
 
 def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_folder: Folder) -> None:
-    """With random labels, no adapter scale scores better than another, so the rule chooses the smallest."""
+    """With random labels, no scale of the update scores better than another, so the rule chooses the smallest."""
     rows = [f"lot {i * 37 % 1009},{'warm' if i * i % 7 > 3 else 'cold'}\n" for i in range(80)]
     (tmp_path / "labels.csv").write_text("text,label\n" + "".join(rows))
     done = api.run(tmp_path / "labels.csv", model=str(model_folder("llama")), name="less", root=tmp_path, threads=1,

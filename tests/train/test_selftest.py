@@ -136,7 +136,7 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
     assert not actual[-1].passed
 
 
-def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
+def test_an_adapter_that_the_fused_kernels_do_not_support_keeps_the_models_own() -> None:
     """For example dropout, which the fused kernels would omit."""
     model, examples, rows, plan = world(layout="packed", kernels="fused")
     model = dataclasses.replace(model, kernels="transformers")

@@ -166,7 +166,7 @@ class LabelCrossfit(Record):
     measured: Literal[True] = Field(True, description="Always true.")
     folds: int = Field(description="Number of folds of the training rows.")
     cuts: int = Field(description="How many times the rows were divided into folds, differently each time.")
-    rows: int = Field(description="Rows judged.")
+    rows: int = Field(description="Rows whose label was examined.")
     rate: float = Field(description="Estimated fraction of wrong labels, assuming that the errors are random.")
     interval: Interval = Field(description="Its 95% interval.")
     suspects: tuple[LabelSuspect, ...] = Field(description="Most likely first.")

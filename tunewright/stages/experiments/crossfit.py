@@ -1,5 +1,5 @@
 """Which rows look wrong to a model that was not trained on them? A model trained on one half of the training rows
-judges the other half; this is done for two different splits, because the mean of two judges errs less than either.
+scores the other half; this is done for two different splits, because the mean of two scores errs less than either.
 
 Labels: the probability that each is wrong (`data.label_noise`). Texts: how much less probable than under the base the
 answer became after training on rows of the same kind; the tail is reported. Nothing is dropped here, and test rows are
