@@ -22,7 +22,7 @@ from tunewright.core.run_folder import Run
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
-from tunewright.train.step import Learner, dev_loss, learner, learning_rate, take_step
+from tunewright.train.step import Learner, dev_loss, learning_rate, make_learner, take_step
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Training:
-    """All that one training reads, and the run folder it writes to. ``hashes``: of the inputs, which must not change
-    before a run is resumed."""
+class TrainingInputs:
+    """What `train` reads, and the run folder that it writes to. ``hashes``: of the inputs, which must not change before
+    a run is resumed."""
 
     model: LanguageModel
     plan: Plan
@@ -65,21 +65,21 @@ class Training:
     hashes: dict[str, str]
 
 
-def annotated(training: Training) -> Training:
-    """The training with its rows annotated by the method, and their digest among the hashes: what a model computed
+def with_precomputed(training: TrainingInputs) -> TrainingInputs:
+    """The inputs after `methods.precomputed`, with the digest of the rows among the hashes: what a model computed
     before the first step is part of what a resumed run must find unchanged."""
-    rows, dev = (methods.annotated(training.model, side, training.plan) for side in (training.rows, training.dev))
+    rows, dev = (methods.precomputed(training.model, side, training.plan) for side in (training.rows, training.dev))
     return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": digest([*rows, *dev])})
 
 
-def train(training: Training, progress: Callable[[Progress], None] = lambda _: None) -> Trained:
+def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambda _: None) -> Trained:
     """Train the model in place from the newest checkpoint of the run (or from the start) to the end of the plan.
     ``progress`` is called after each step.
 
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
     plan, run, hashes = training.plan, training.run, training.hashes
-    student = learner(training.model, plan)
+    student = make_learner(training.model, plan)
     state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
     state = state or _initial(hashes, None)
     checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
@@ -117,7 +117,7 @@ def train(training: Training, progress: Callable[[Progress], None] = lambda _: N
 
 
 def _one_step(
-    training: Training, student: Learner, state: CheckpointState, progress: Callable[[Progress], None]
+    training: TrainingInputs, student: Learner, state: CheckpointState, progress: Callable[[Progress], None]
 ) -> CheckpointState:
     """Take the next step, measure the dev loss where it is due, and log both."""
     plan, run = training.plan, training.run

@@ -51,8 +51,8 @@ def cores() -> int:
 
 
 def keep_pages() -> None:
-    """Have glibc keep freed memory instead of returning it to the kernel after every step: the page faults cost more
-    than the arithmetic. Does nothing elsewhere (musl, macOS)."""
+    """Have glibc keep freed memory instead of returning it to the operating system after every step: the page faults
+    cost more than the arithmetic. Does nothing elsewhere (musl, macOS)."""
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD

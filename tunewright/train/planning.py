@@ -18,6 +18,7 @@ from tunewright.train.machine import Machine
 
 Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.1, 256  # fraction of the machine's memory; rows
+LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 TRAIN_MEMORY = 0.35  # fraction of the machine's memory for the activations of one pass
 CONFIGURED = "as configured"
 
@@ -112,7 +113,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
             max_new_tokens,
             CONFIGURED
             if config.prove.max_new_tokens != "auto"
-            else "a quarter longer than the longest training answer",
+            else f"25% longer than the longest training answer, plus 8; at most {LONGEST_ANSWER} tokens",
         ),
         "kernels": _kernels(facts),
         "warmup_steps": Choice(math.ceil(t.warmup * steps.value), f"{t.warmup:.0%} of {steps.value} steps"),
@@ -156,8 +157,10 @@ def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
 
 def _kernels(facts: Facts) -> Choice[Kernels]:
     if facts.fused:
-        return Choice("fused", "our kernels support this model's layers and gave equal results in the probe")
-    return Choice("transformers", "our kernels do not support this model's layers")
+        return Choice(
+            "fused", "tunewright's fused kernels support this model's layers and gave equal results in the probe"
+        )
+    return Choice("transformers", "tunewright's fused kernels do not support this model's layers")
 
 
 def _eval_every(config: Config, steps: int) -> Choice[int]:
@@ -274,11 +277,11 @@ def _recompute(given: PlanInputs, dtype: Dtype, batch: int) -> Choice[Recompute]
         return Choice(given.config.train.gradient_checkpointing, CONFIGURED)
     wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
     memory = f"{TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB"
-    ways: tuple[Recompute, ...] = ("none", "attention", "layers")
-    for way in ways:
-        fits = _fits(given, dtype, way)
+    options: tuple[Recompute, ...] = ("none", "attention", "layers")
+    for option in options:
+        fits = _fits(given, dtype, option)
         if fits >= wanted:
-            return Choice(way, f"about {fits} tokens fit in {memory}, {wanted} are wanted per pass")
+            return Choice(option, f"about {fits} tokens fit in {memory}, {wanted} are wanted per pass")
     return Choice("layers", f"even so, only about {fits} of the {wanted} tokens wanted per pass fit in {memory}")
 
 
