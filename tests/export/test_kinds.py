@@ -149,8 +149,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     head, body = text.removeprefix("---\n").split("\n---\n")
     assert head.splitlines()[:2] == ['base_model: "smollm2-135m"', f"library_name: {row.library}"]
     assert (
-        "**BETTER**, compared with the best untrained arm (nearest, chosen on dev): accuracy 0.7000 against 0.5000"
-        in body
+        "**BETTER**, compared with the best untrained arm (nearest, chosen on dev): accuracy 0.7000 vs. 0.5000" in body
     )
     assert "| tuned | 0.7000 | [0.6000, 0.8000] |" in body
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from tunewright.core.config.schema import AdapterConfig, Frozen, MethodOptions, Recompute
 
 
@@ -56,3 +58,8 @@ class Plan(Frozen):
     estimate: Estimate | None = None
     reasons: dict[str, str]
     version: Literal[1] = 1
+
+    @model_serializer(mode="wrap")
+    def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Without ``options`` where none is set, so that the plans and hashes of other methods stay as they are."""
+        return {k: v for k, v in serialize(self).items() if k != "options" or v}
