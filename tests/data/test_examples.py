@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tunewright.data import examples
-from tunewright.data.examples import Chat, Message
+from tunewright.data import formats
+from tunewright.data.formats import RowSettings
+from tunewright.data.messages import Chat, Message
 from tunewright.data.sources import Row
 
 FORMATS = {
@@ -18,7 +19,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_all_formats_give_the_same_chat(name: str) -> None:
-    parsed = examples.parse([Row({**FORMATS[name], "note": 1}, "x:1")])
+    parsed = formats.parse([Row({**FORMATS[name], "note": 1}, "x:1")])
     assert parsed.format == name
     assert parsed.unused == {"note": 1}
     (chat,) = parsed.examples
@@ -27,11 +28,8 @@ def test_all_formats_give_the_same_chat(name: str) -> None:
 
 
 def test_columns_and_instruction() -> None:
-    parsed = examples.parse(
-        [Row({"question": "q", "reply": "a"}, "x:1")],
-        columns={"prompt": "question", "completion": "reply"},
-        instruction="Be kind.",
-    )
+    how = RowSettings(columns={"prompt": "ask", "completion": "reply"}, instruction="Be kind.")
+    parsed = formats.parse([Row({"ask": "q", "reply": "a"}, "x:1")], how)
     assert parsed.examples[0].messages[0] == Message("system", "Be kind.")
 
 
@@ -40,5 +38,5 @@ def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
         {"role": "user", "content": "q", "name": "anna", "weight": 0},
         {"role": "assistant", "content": "a", "weight": 1, "x": 2},
     ]
-    parsed = examples.parse([Row({"messages": turns, "tools": []}, "x:1")])
-    assert parsed.unused == {"tools": 1, "messages[].name": 1, "messages[].weight": 1, "messages[].x": 1}
+    parsed = formats.parse([Row({"messages": turns, "id": 7}, "x:1")])
+    assert parsed.unused == {"id": 1, "messages[].name": 1, "messages[].weight": 1, "messages[].x": 1}

@@ -147,14 +147,12 @@ def preview(
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green."""
     from tunewright.core.errors import data_error
-    from tunewright.data import examples, sources
+    from tunewright.data import dataset, formats, sources
     from tunewright.model import loading, model_files
     from tunewright.tokens import rendering
 
     config = _config(source, settings, model)
-    parsed = examples.parse(
-        sources.read(config.data.train).rows, config.data.format, config.data.columns, config.data.instruction
-    )
+    parsed = formats.parse(sources.read(config.data.train).rows, dataset.row_settings(config))
     if not 1 <= row <= len(parsed.examples):
         raise data_error(
             "DATA_FIELD_MISSING",
@@ -300,7 +298,7 @@ def chat(
 ) -> None:
     """Chat with the tuned model of a run."""
     from tunewright.core import run_folder
-    from tunewright.data.examples import Message
+    from tunewright.data.messages import Message
     from tunewright.runtime import chat as runtime
 
     model = runtime.load_run(run_folder.find(root, run))

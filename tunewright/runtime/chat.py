@@ -11,7 +11,7 @@ from tunewright.core.config import Plan, load
 from tunewright.core.errors import RunError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
-from tunewright.data.examples import Message
+from tunewright.data.messages import Message, Prompt
 from tunewright.export import export
 from tunewright.model import loading
 from tunewright.model.facts import read_facts
@@ -60,7 +60,7 @@ def answer(
 ) -> str:
     """The greedy answer to ``message`` after ``history`` (user and assistant turns, without the system message)."""
     instruction = system if system is not None else model.instruction
-    messages = [*([Message("system", instruction)] if instruction else []), *history, Message("user", message)]
-    prompt = rendering.for_generation(model.template, messages)
+    head = [Message("system", instruction)] if instruction else []
+    prompt = rendering.for_generation(model.template, Prompt((*head, *history, Message("user", message))))
     decoding = Decoding(max_new_tokens, stop_ids(model.model, model.template.eos), exact_batch=model.packable)
     return rendering.decode(model.template, greedy(model.model, [prompt], decoding)[0])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tunewright.core.records import FORGETTING, Forgetting, GenericKL, Interval, Sweep, TextKL
-from tunewright.data.examples import Chat
+from tunewright.data.messages import Chat
 from tunewright.judge import statistics
 from tunewright.judge.probes import bank
 from tunewright.model import generate, kl

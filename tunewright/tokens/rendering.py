@@ -13,12 +13,14 @@ All comparisons are made on token ids, because equal strings may be split into d
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tunewright.core.errors import ModelError, data_error
-from tunewright.data.examples import Chat, Example, Message, Text
+from tunewright.data.messages import Chat, Example, Message, Prompt, Text, map_texts, turns
 from tunewright.tokens.sequences import Rendered
 from tunewright.tokens.template import Template, render, require_template
 
@@ -33,29 +35,29 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
     if isinstance(example, Text):
         return _text(template, example, row, max_length)
     require_template(template)
-    turns = [_turn(template, example, k) for k, m in enumerate(example.messages) if m.role == "assistant"]
-    whole = turns[-1].ids
-    if all(whole[: len(t.ids)] == t.ids for t in turns):
+    rendered = [_turn(template, example, k) for k in turns(example.messages)]
+    whole = rendered[-1].ids
+    if all(whole[: len(t.ids)] == t.ids for t in rendered):
         weights = [0.0] * len(whole)
-        for t in turns:
+        for t in rendered:
             weights[t.start : t.end] = [1.0] * (t.end - t.start)
         return [_rendered(template, whole, weights, row, example)]
     return [
         _rendered(template, t.ids, [float(t.start <= i < t.end) for i in range(len(t.ids))], row, example)
-        for t in turns
+        for t in rendered
     ]
 
 
-def for_generation(template: Template, messages: Sequence[Message]) -> list[int]:
+def for_generation(template: Template, prompt: Prompt) -> list[int]:
     """Token ids of the prompt before the next assistant turn: exactly the prefix that training sees."""
     require_template(template)
-    return _ids(template, *_render_escaped(template, messages, True))
+    return _ids(template, *_render_escaped(template, prompt, True))
 
 
-def completion_ids(template: Template, messages: Sequence[Message], answer: str) -> list[int]:
-    """Token ids that the model would have to write to give ``answer`` after ``messages``, end of turn included."""
-    chat = Chat((*messages, Message("assistant", answer)), "")
-    turn = _turn(template, chat, len(messages))
+def completion_ids(template: Template, prompt: Prompt, answer: str) -> list[int]:
+    """Token ids that the model would have to write to give ``answer`` to ``prompt``, end of turn included."""
+    chat = Chat((*prompt.messages, Message("assistant", answer)), "", prompt.tools)
+    turn = _turn(template, chat, len(prompt.messages))
     return turn.ids[turn.start : turn.end]
 
 
@@ -87,8 +89,8 @@ class Turn:
 
 def _turn(template: Template, example: Chat, k: int) -> Turn:
     """Assistant turn k. Raises TEMPLATE_NOT_PREFIX and TEMPLATE_LOSES_CONTENT."""
-    prompt, pieces = _render_escaped(template, example.messages[:k], True)
-    full, full_pieces = _render_escaped(template, example.messages[: k + 1], False)
+    prompt, pieces = _render_escaped(template, example.before(k), True)
+    full, full_pieces = _render_escaped(template, example.before(k + 1), False)
     if not full.startswith(prompt):
         at = next(
             (i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full))
@@ -123,33 +125,64 @@ def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
 
 
 def _check_content(example: Chat, k: int, full: str, tail: str) -> None:
-    """Raises TEMPLATE_LOSES_CONTENT unless ``full`` holds every message before turn k, and ``tail`` the turn itself."""
-    plain = full.replace(_mark(example.messages), "")
-    for i, message in enumerate(example.messages[: k + 1]):
-        if message.role != "assistant" and message.content.strip() not in plain:
-            raise data_error(
-                "TEMPLATE_LOSES_CONTENT",
-                f"the chat template drops or changes messages[{i}] ({message.role}).",
-                where=example.where,
-                fix="put that text into the first user message, or use another template.",
-            )
-    answer = example.messages[k].content.split("</think>")[-1].strip()
-    if answer not in tail.replace(_mark(example.messages), ""):
-        raise data_error(
-            "TEMPLATE_LOSES_CONTENT",
-            f"the chat template changes messages[{k}] (assistant).",
-            where=example.where,
-            fix="use another template.",
+    """Raises TEMPLATE_LOSES_CONTENT unless ``full`` contains the tools and every message before turn k, and ``tail``
+    the turn itself."""
+    mark = _mark(example.before(k + 1))
+    before, answer = _Written(full.replace(mark, "")), _Written(tail.replace(mark, ""))
+    turn = example.messages[k]
+    lost = next((i for i, m in enumerate(example.messages[:k]) if m.role != "assistant" and not before.has(m)), None)
+    tool = next((t["function"]["name"] for t in example.tools if t["function"]["name"] not in before.text), None)
+    if tool is not None:
+        what, fix = f"does not print the tool {tool!r}", "use a template with tools: template=chatml-tools."
+    elif lost is not None:
+        what = f"drops or changes messages[{lost}] ({example.messages[lost].role})"
+        fix = "put that text into the first user message, or use another template."
+    elif not answer.has(turn):
+        what = f"changes messages[{k}] (assistant)"
+        fix = "use another template." if not turn.tool_calls else "use a template with tools: template=chatml-tools."
+    else:
+        return
+    raise data_error("TEMPLATE_LOSES_CONTENT", f"the chat template {what}.", where=example.where, fix=fix)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A rendered text, which contains a message if it has its content, and the name and every argument of its calls."""
+
+    text: str
+
+    def has(self, message: Message) -> bool:
+        content = message.content.split("</think>")[-1].strip()
+        return content in self.text and all(
+            call.name in self.text and all(map(self._has_value, _leaves(call.arguments))) for call in message.tool_calls
         )
 
+    def _has_value(self, value: str) -> bool:
+        """As it is, or as JSON, with or without escapes of other alphabets."""
+        forms = (value, json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1])
+        return any(form in self.text for form in forms)
 
-def _mark(messages: Sequence[Message]) -> str:
-    """A private-use character that no message contains."""
-    text = "".join(m.content for m in messages)
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Every key and every text in a JSON value."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+def _mark(conversation: Prompt) -> str:
+    """A private-use character that no text of the conversation contains."""
+    text = json.dumps([[m.to_json() for m in conversation.messages], conversation.tools], ensure_ascii=False)
     return next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in text)
 
 
-def _render_escaped(template: Template, messages: Sequence[Message], open_turn: bool) -> tuple[str, list[str]]:
+def _render_escaped(template: Template, conversation: Prompt, open_turn: bool) -> tuple[str, list[str]]:
     """(text, pieces): the pieces are tokenized separately, so that a special token spelled in a message stays plain
     text.
 
@@ -157,14 +190,15 @@ def _render_escaped(template: Template, messages: Sequence[Message], open_turn: 
     character, and the rendered string is split at the marks.
     """
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
-    if not any(s in m.content for s in special for m in messages):
-        text = render(template, messages, open_turn)
-        return text, [text]
-    mark = _mark(messages)
-    pattern = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
-    safe = [Message(m.role, pattern.sub(lambda match: match[0][0] + mark + match[0][1:], m.content)) for m in messages]
-    marked = render(template, safe, open_turn)
-    return marked.replace(mark, ""), marked.split(mark)
+    pattern = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or "(?!)")
+    mark = _mark(conversation)
+
+    def escaped(text: str) -> str:
+        return pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+
+    safe = map_texts(conversation, escaped)
+    text = render(template, safe, open_turn)
+    return (text.replace(mark, ""), text.split(mark)) if safe != conversation else (text, [text])
 
 
 def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:

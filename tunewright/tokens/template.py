@@ -12,14 +12,14 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import ConfigError, ModelError
-from tunewright.data.examples import Message
+from tunewright.data.messages import Message, Prompt
 
 LARGEST = 256 * 1024  # characters of a template, and of what it adds to the messages
 SECONDS = 5.0  # processor time of rendering one conversation
@@ -129,7 +129,7 @@ def _dated(template: Template, day: datetime.date) -> Template:
 
 
 def _choose_kwargs(template: Template) -> Template:
-    probe = [Message("user", "Ping?"), Message("assistant", "Pong.")]
+    probe = Prompt((Message("user", "Ping?"), Message("assistant", "Pong.")))
     if _prefix_holds(template, probe):
         return template
     not_thinking = replace(
@@ -140,8 +140,8 @@ def _choose_kwargs(template: Template) -> Template:
     return not_thinking if _prefix_holds(not_thinking, probe) else template
 
 
-def _prefix_holds(template: Template, messages: Sequence[Message]) -> bool:
-    return render(template, messages, False).startswith(render(template, messages[:-1], True))
+def _prefix_holds(template: Template, turn: Prompt) -> bool:
+    return render(template, turn, False).startswith(render(template, replace(turn, messages=turn.messages[:-1]), True))
 
 
 def require_template(template: Template) -> None:
@@ -154,21 +154,21 @@ def require_template(template: Template) -> None:
         )
 
 
-def render(template: Template, messages: Sequence[Message], open_turn: bool) -> str:
-    """The conversation as text; ``open_turn`` adds the generation prompt. The only call of the model's template, in
-    training and serving: in transformers' immutable Jinja sandbox, within limits of time and size.
+def render(template: Template, conversation: Prompt, open_turn: bool) -> str:
+    """The conversation, with its tools, as text; ``open_turn`` adds the generation prompt. The only call of the model's
+    template, in training and serving: in transformers' immutable Jinja sandbox, within limits of time and size.
 
     Raises TEMPLATE_UNSAFE, TEMPLATE_TIMEOUT and TEMPLATE_LOSES_CONTENT.
     """
     from jinja2.exceptions import SecurityError, TemplateError
 
-    listed = [{"role": m.role, "content": m.content} for m in messages]
+    listed, tools = [m.to_json() for m in conversation.messages], list(conversation.tools) or None
     at, fix = template.source, "use another template (template=FILE)."
     try:
         with _limited(SECONDS):
             text = str(
                 template.tokenizer.apply_chat_template(
-                    listed, tokenize=False, add_generation_prompt=open_turn, **template.kwargs
+                    listed, tools=tools, tokenize=False, add_generation_prompt=open_turn, **template.kwargs
                 )
             )
     except SecurityError as error:
@@ -188,7 +188,7 @@ def render(template: Template, messages: Sequence[Message], open_turn: bool) -> 
             where=at,
             fix="check the roles and their order against the template.",
         ) from None
-    given = sum(len(m.content) for m in messages)
+    given = len(json.dumps([listed, tools]))
     if len(text) > LARGEST + 20 * given:
         raise ModelError(
             "TEMPLATE_UNSAFE", f"the chat template turns {given} characters into {len(text)}.", where=at, fix=fix

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tunewright.core.config import Plan
 from tunewright.core.errors import ModelError, TrainError
-from tunewright.data.examples import Chat, Example
+from tunewright.data import messages
+from tunewright.data.messages import Chat, Example
 from tunewright.methods import METHODS, annotated
 from tunewright.model import adapters, generate
 from tunewright.model.language_model import Kernels, LanguageModel
@@ -97,11 +98,7 @@ def turns(row: Rendered) -> list[tuple[int, int]]:
 def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Finding:
     count = 0
     for chat, row in chats:
-        served = [
-            tuple(rendering.for_generation(template, chat.messages[:k]))
-            for k, m in enumerate(chat.messages)
-            if m.role == "assistant"
-        ]
+        served = [tuple(rendering.for_generation(template, chat.before(k))) for k in messages.turns(chat.messages)]
         for start, _ in turns(row):
             count += 1
             if row.ids[:start] not in served:

@@ -56,7 +56,7 @@ class DataConfig(Frozen):
     train: FilePath = Field("", description="JSONL, JSON, CSV or Parquet file, or a folder of .txt/.md documents.")
     dev: FilePath | None = Field(None, description="Your own dev rows, used unchanged instead of a split.")
     test: FilePath | None = Field(None, description="Your own test rows, used unchanged instead of a split.")
-    format: Annotated[str, NamedIn("tunewright.data.examples:FORMAT_NAMES")] = Field(
+    format: Annotated[str, NamedIn("tunewright.data.formats:FORMAT_NAMES")] = Field(
         "auto", description="Format of the rows; auto detects and reports it."
     )
     instruction: str | None = Field(
@@ -64,6 +64,20 @@ class DataConfig(Frozen):
     )
     columns: dict[str, str] = Field(
         {}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}."
+    )
+    label_names: list[str] = Field(
+        [], description="Names of labels that are whole numbers or true/false, e.g. [negative, positive]."
+    )
+    empty: Literal["error", "drop"] = Field(
+        "error", description="Rows with an empty prompt, answer or message: fail, or drop them and list which."
+    )
+    turns: Literal["error", "fix"] = Field(
+        "error",
+        description="Messages in an invalid order: fail, or join neighbours of one role and cut conversations to the "
+        "part from the first question to the last answer.",
+    )
+    invalid: Literal["error", "drop"] = Field(
+        "error", description="Rows that cannot be read for any other reason: fail, or drop them and list which."
     )
     too_long: Literal["error", "drop"] = Field(
         "error", description="Rows longer than train.max_length: fail, or drop them and list which."

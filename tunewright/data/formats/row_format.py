@@ -1,0 +1,157 @@
+"""Rows -> Examples: what a row format is, which format rows have, and reading them all.
+
+A format knows its fields; the readers of fields raise a DataError that names the row, and `parse` collects them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.data.formats import notation
+from tunewright.data.messages import Example
+from tunewright.data.sources import Row
+
+Data = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """How rows are read. ``format``: a name, or "auto"; ``columns``: standard field -> the user's field;
+    ``instruction``: the system message of rows that have none; ``label_names``: names of labels that are numbers.
+    ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
+    problems for which a row is dropped instead of being an error."""
+
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    instruction: str | None = None
+    label_names: Sequence[str] = ()
+    fix_turns: bool = False
+    drop: frozenset[str] = frozenset()
+
+
+Build = Callable[[Row, RowSettings], Example]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A row has this format if it has all ``fields`` and none of ``excludes``. ``optional``: other fields that it
+    reads; ``lists``: those that are lists of messages. ``build``: reads a row that has all fields; raises DataError."""
+
+    name: str
+    fields: tuple[str, ...]
+    build: Build
+    optional: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+
+    def fits(self, data: Data) -> bool:
+        return all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
+
+    def read(self, row: Row, how: RowSettings) -> Example:
+        """The example of a row. Raises DataError."""
+        for name in self.fields:
+            if name not in row.data:
+                close = difflib.get_close_matches(name, list(row.data), n=1, cutoff=0.6)
+                fix = f"rename {close[0]!r}." if close else "add it, or map another field to it with data.columns."
+                message = f"the field {name!r} of a {self.name} row is missing; the row has {list(row.data)[:8]}."
+                raise data_error("DATA_FIELD_MISSING", message, where=row.where, fix=fix)
+        return self.build(row, how)
+
+    def unused(self, data: Data) -> set[str]:
+        """Fields of a row, and of its messages, that are not read."""
+        fields = {k for k in data if k not in (*self.fields, *self.optional)}
+        items = [(name, item) for name in self.lists if isinstance(data.get(name), list) for item in data[name]]
+        nested = {f"{name}[].{k}" for name, item in items if isinstance(item, dict) for k in notation.unread(item)}
+        return fields | nested
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The valid examples of one file, in order; ``unused`` maps a field that is not used to the number of rows that
+    have it. ``dropped``: the problems of the rows that were left out."""
+
+    format: str
+    examples: tuple[Example, ...]
+    unused: dict[str, int]
+    dropped: tuple[Problem, ...] = ()
+
+
+def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
+    """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
+    standard = {column: name for name, column in how.columns.items()}
+    renamed = [Row({standard.get(k, k): v for k, v in r.data.items()}, r.where) for r in rows]
+    row_format = detect(renamed, formats) if how.format == "auto" else next(f for f in formats if f.name == how.format)
+    problems: list[Problem] = []
+    dropped: list[Problem] = []
+    examples: list[Example] = []
+    unused: Counter[str] = Counter()
+    for row in renamed:
+        unused.update(row_format.unused(row.data))
+        try:
+            examples.append(row_format.read(row, how))
+        except DataError as error:
+            droppable = all(p.code in how.drop for p in error.problems)
+            (dropped if droppable else problems).extend(error.problems)
+    if problems:
+        raise DataError(problems)
+    return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped))
+
+
+# Fields of rows that need another training method or another kind of model: read by nothing yet.
+UNSUPPORTED = {
+    "chosen": "preference pairs",
+    "rejected": "preference pairs",
+    "images": "images",
+    "videos": "videos",
+    "audios": "audio",
+}
+
+
+def detect(rows: Sequence[Row], formats: Sequence[RowFormat]) -> RowFormat:
+    """The format of all rows. Raises DATA_MIXED_SCHEMA, DATA_FORM_UNSUPPORTED or DATA_FIELD_MISSING."""
+    votes: dict[str, list[Row]] = {}
+    for row in rows:
+        fitting = next((f for f in formats if f.fits(row.data)), None)
+        if fitting is not None:
+            votes.setdefault(fitting.name, []).append(row)
+    if len(votes) > 1:
+        ordered = sorted(votes.items(), key=lambda kv: -len(kv[1]))
+        parts = ", ".join(f"{len(v)} {k} (first: {v[0].where})" for k, v in ordered)
+        raise data_error(
+            "DATA_MIXED_SCHEMA",
+            f"the rows have different formats: {parts}.",
+            where=rows[0].where,
+            fix="use one format per file, or set data.format=...",
+        )
+    if votes:
+        return next(f for f in formats if f.name in votes)
+    raise _unknown(rows[0], formats)
+
+
+def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
+    """The error for rows of no known format, from the first of them."""
+    fields = list(row.data)
+    for name, what in UNSUPPORTED.items():
+        if name in fields:
+            return data_error(
+                "DATA_FORM_UNSUPPORTED",
+                f"{what} (field {name!r}) are not supported yet.",
+                where=row.where,
+                fix="rewrite them as chat `messages`.",
+            )
+    known = [f for row_format in formats for f in row_format.fields]
+    close = [
+        (f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f
+    ]
+    guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
+    return data_error(
+        "DATA_FIELD_MISSING",
+        f"no known format has the fields {fields[:8]}.{guess}",
+        where=row.where,
+        fix="rename them, or map them: data.columns='{prompt: your_field, completion: other_field}'.",
+    )
