@@ -129,6 +129,7 @@ def row_settings(config: Config) -> RowSettings:
         label_names=data.label_names,
         fix_turns=data.turns == "fix",
         drop=frozenset(codes),
+        as_asked=data.format != "auto",
     )
 
 
