@@ -69,7 +69,7 @@ def stock_tokenizer(chat_template: str) -> Any:
     """A byte-level tokenizer in which the special tokens of a stock template are single tokens."""
     actual = set(
         re.findall(
-            r"<\|[^|<>{}\s]+\|>|<｜[^｜<>{}]+｜>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|</?s>|\[/?INST\]|<end_of_utterance>",
+            r"<\|[^|<>{}\s]+\|>|<｜[^｜<>{}]+｜>|<(?:start|end)_of_turn>|<\w+\|>|<\|\w+>|</?s>|\[/?INST\]|<end_of_utterance>",
             chat_template,
         )
     )
