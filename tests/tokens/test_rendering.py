@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from build import CHATML, byte_tokenizer, stock_tokenizer
+from build import CHATML, byte_tokenizer, stock_templates, stock_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,12 +18,7 @@ from tunewright.data.messages import Chat, Message, Text
 from tunewright.tokens.rendering import completion_ids, decode, for_generation, for_training
 from tunewright.tokens.template import Template, fitted, load_template
 
-TEMPLATES = sorted(
-    p
-    for place in importlib.util.find_spec("trl").submodule_search_locations
-    for p in Path(place, "chat_templates").glob("*.jinja")
-    if not p.stem.endswith("_training")
-)  # type: ignore[union-attr]
+TEMPLATES = stock_templates()
 TWO_TURNS = Chat(
     (
         Message("user", "What is two and two?"),

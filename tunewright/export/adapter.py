@@ -1,5 +1,5 @@
-"""The adapter alone, in PEFT's format; users load it onto the base model. With the tokenizer, whose chat template is the
-one that the rows were rendered with."""
+"""The adapter alone, in PEFT's format, with the tokenizer and the chat template of the run; users load it onto the base
+model."""
 
 from __future__ import annotations
 

@@ -121,7 +121,9 @@ def _turn(template: Template, example: Chat, k: int) -> Turn:
             where=example.where,
             fix="use a template whose generation prompt begins the answer: template=chatml-tools, or template=FILE.",
         )
-    written.check_turn(example, k, prompt, _without_end(template, full[len(prompt) :]))
+    turn = full[len(prompt) :]
+    written.check_turn(example, k, prompt, turn)
+    written.check_calls(example, k, _without_end(template, turn))
     prompt_ids, ids = _ids(template, prompt, pieces), _ids(template, full, full_pieces)
     if ids[: len(prompt_ids)] != prompt_ids:
         # A token of the full text spans the end of the prompt; serving splits there, so training must too.

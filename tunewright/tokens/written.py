@@ -19,8 +19,8 @@ THOUGHTS_FIX = "use a template that prints thoughts: template=chatml-tools."
 
 
 def check_turn(chat: Chat, k: int, prompt: str, turn: str) -> None:
-    """Raises TEMPLATE_LOSES_CONTENT or TEMPLATE_TOOL_CALLS unless ``turn`` contains assistant message k, and ``prompt``
-    all messages before it."""
+    """Raises TEMPLATE_LOSES_CONTENT unless ``turn`` contains assistant message k, and ``prompt`` all messages before
+    it."""
     lost = lost_message(chat.messages[:k], prompt)
     if lost is not None:
         message = chat.messages[lost]
@@ -37,6 +37,11 @@ def check_turn(chat: Chat, k: int, prompt: str, turn: str) -> None:
         what = f"drops or changes messages[{k}] (assistant)"
         fix = TOOLS_FIX if message.tool_calls else "use another template: template=chatml-tools, or template=FILE."
         raise data_error("TEMPLATE_LOSES_CONTENT", _sentence(what), where=chat.where, fix=fix)
+
+
+def check_calls(chat: Chat, k: int, turn: str) -> None:
+    """Raises TEMPLATE_TOOL_CALLS unless the calls of message k can be read back from ``turn``, without its end mark."""
+    message = chat.messages[k]
     if message.tool_calls and not tool_calls.same(tool_calls.parse(turn, chat.tools)[1], message.tool_calls):
         what = f"writes the calls of messages[{k}] in a way from which they cannot be read back"
         fix = "use template=chatml-tools; if that does not help, leave the row out."
@@ -121,7 +126,7 @@ def _after(value: Json, text: str, at: int) -> int | None:
 def _forms(value: Json) -> set[str]:
     if isinstance(value, str):
         bare = value.strip()
-        return {bare, json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1]}
+        return {bare, json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1], repr(bare)[1:-1]}
     return {json.dumps(value), str(value)}
 
 
