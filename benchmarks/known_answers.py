@@ -23,7 +23,7 @@ import numpy as np
 
 from tunewright.cli.demo import rows_file
 from tunewright.data import near_duplicates
-from tunewright.data.examples import normalised
+from tunewright.data.text import normalised
 from tunewright.judge.statistics import wilson
 
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tunewright.core.errors import ModelError
-from tunewright.data.examples import Chat, Message
+from tunewright.data.messages import Chat, Message, question
 from tunewright.model import forward, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.generate import Decoding, greedy
@@ -51,7 +51,7 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
     assert tokens[-4:] == ["1", "9", "8", "4"], "digits are tokens of their own, as the model was trained"
     model = loading.load(folder, torch.float32)
     assert model.plain_head
-    prompt = rendering.for_generation(template, [Message("user", "What is the capital of France?")])
+    prompt = rendering.for_generation(template, question("What is the capital of France?"))
     (answer,) = greedy(model, [prompt], Decoding(16, (template.eos,)))
     assert rendering.decode(template, answer) == "The capital of France is Paris."
     rows = [

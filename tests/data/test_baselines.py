@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunewright.data import baselines
-from tunewright.data.examples import Chat, Message
+from tunewright.data.messages import Chat, Message
 
 
 def chat(question: str, answer: str) -> Chat:

@@ -7,7 +7,7 @@ import pytest
 from tunewright.core.config import load
 from tunewright.core.errors import TunewrightError
 from tunewright.data import metrics
-from tunewright.data.examples import FORMATS
+from tunewright.data.formats import FORMATS
 from tunewright.data.metrics import METRICS
 
 

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from tunewright.data import examples, near_duplicates, split
-from tunewright.data.examples import Chat, Message
+from tunewright.data import near_duplicates, split, text
+from tunewright.data.messages import Chat, Message
 
 
 @pytest.mark.parametrize("many", [40, 150, 1200])
@@ -20,7 +20,7 @@ def test_shared_boilerplate_does_not_make_rows_near_duplicates(many: int) -> Non
     random = Random(many)
     fills = ["".join(random.choices("abcdefghij klmnop", k=60)) for _ in range(many)]
     rows = [boilerplate + fill for fill in fills] + [boilerplate + fills[0] + "!", boilerplate + fills[1].upper()]
-    clusters = near_duplicates.cluster([examples.normalised(r) for r in rows], 0.8)
+    clusters = near_duplicates.cluster([text.normalised(r) for r in rows], 0.8)
     assert clusters.cluster == (*range(many), 0, 1)
     assert min(clusters.boilerplate) > 0.5
     chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
@@ -32,8 +32,8 @@ def test_near_duplicates_are_those_of_a_search_of_all_pairs() -> None:
     random = Random(2)
     alphabet = "abcdefghijklmnopqrstuvwxyz "
     texts = ["".join(random.choices(alphabet, k=80)) for _ in range(150)]
-    for text in texts[:150]:  # copies with some characters changed: on both sides of the threshold
-        copy = list(text)
+    for original in texts[:150]:  # copies with some characters changed: on both sides of the threshold
+        copy = list(original)
         for at in random.sample(range(80), random.randint(1, 4)):
             copy[at] = random.choice(alphabet)
         texts.append("".join(copy))

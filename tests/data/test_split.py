@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright.data import examples, near_duplicates, split
-from tunewright.data.examples import Chat, Message
+from tunewright.data import near_duplicates, split, text
+from tunewright.data.messages import Chat, Message
 
 
 def chat(question: str, answer: str) -> Chat:
@@ -25,7 +25,9 @@ def test_a_rows_side_does_not_depend_on_the_order_or_on_other_rows(seed: int) ->
 
     def sides(some: list[Chat]) -> dict[str, str]:
         held = split.hold_out(some, range(len(some)), 0.2, 0.3)
-        return {some[i].prompt[0].content: name for name in ("train", "dev", "test") for i in getattr(held, name)}
+        return {
+            some[i].prompt.messages[0].content: name for name in ("train", "dev", "test") for i in getattr(held, name)
+        }
 
     before = sides(chats)
     assert set(before) == questions
@@ -41,7 +43,7 @@ def test_near_duplicates_stay_together() -> None:
         f"{base} {i // 2}{'!' * (i % 2)}" if i < 20 else f"{i * 7919} quite different words {i * 104729} here {i}"
         for i in range(60)
     ]
-    cluster = near_duplicates.cluster([examples.normalised(r) for r in rows], 0.8).cluster
+    cluster = near_duplicates.cluster([text.normalised(r) for r in rows], 0.8).cluster
     chats = [Chat((Message("user", q), Message("assistant", "a")), f"x:{i}") for i, q in enumerate(rows)]
     held = split.hold_out(chats, cluster, 0.2, 0.2)
     side = {i: name for name in ("train", "dev", "test") for i in getattr(held, name)}

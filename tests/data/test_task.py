@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tunewright.data.examples import Chat, Message, Text
+from tunewright.data.messages import Chat, Message, Text
 from tunewright.data.scores import Answer, Written
 from tunewright.data.task import KINDS, detect_task
 

@@ -16,7 +16,7 @@ from tunewright.core import records as typed
 from tunewright.core.config import AdapterConfig, load
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.run_folder import Run, write_json
-from tunewright.data.examples import Message
+from tunewright.data.messages import question
 from tunewright.export import EXPORTS, card, export, merged
 from tunewright.export.kind import TrainedRun
 from tunewright.export.merged import MERGED
@@ -58,8 +58,8 @@ def trained(tmp_path: Path, model_folder: Callable[[str], Path]) -> Made:
 
 
 def check_prompts(source: TrainedRun) -> list[CheckPrompt]:
-    messages = [{"role": "user", "content": "What is two and two?"}]
-    ids = rendering.for_generation(source.template, [Message("user", "What is two and two?")])
+    messages = {"conversation": [{"role": "user", "content": "What is two and two?"}]}
+    ids = rendering.for_generation(source.template, question("What is two and two?"))
     return [CheckPrompt([1, 2, 3, 40]), CheckPrompt(ids, messages)]
 
 

@@ -17,7 +17,7 @@ from tunewright.core import config
 from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
 from tunewright.data import metrics
-from tunewright.data.examples import Chat, Message
+from tunewright.data.messages import Chat, Message
 from tunewright.data.scores import Answer, LabelProbs
 from tunewright.data.task import LABEL, Task
 from tunewright.judge.arms.arm import Arm

@@ -9,7 +9,7 @@ from build import byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from faults import Fault, Patch, refused
-from tunewright.data.examples import Chat, Message
+from tunewright.data.messages import Chat, Message
 from tunewright.methods import sft
 from tunewright.tokens import packing, rendering, sequences
 from tunewright.tokens.render_cache import RenderedRows, RowRenderer, render_rows
@@ -51,7 +51,7 @@ def one_beginning() -> None:
     template = Template(tokenizer)
     (row,) = rendering.for_training(template, TALK)
     assert list(row.ids).count(tokenizer.bos_token_id) == 1
-    assert rendering.for_generation(template, TALK.messages[:-1]).count(tokenizer.bos_token_id) == 1
+    assert rendering.for_generation(template, TALK.before(-1)).count(tokenizer.bos_token_id) == 1
 
 
 def tokenizer_adds_its_own(patch: Patch) -> None:
@@ -110,7 +110,7 @@ def everything_is_learned(patch: Patch) -> None:
 def served_as_trained() -> None:
     (row,) = rendering.for_training(TEMPLATE, TALK)
     for k, (start, _) in zip((2, 4), runs_of(row), strict=True):
-        assert tuple(rendering.for_generation(TEMPLATE, TALK.messages[:k])) == row.ids[:start]
+        assert tuple(rendering.for_generation(TEMPLATE, TALK.before(k))) == row.ids[:start]
 
 
 def served_without_the_opening(patch: Patch) -> None:

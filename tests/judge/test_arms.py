@@ -14,7 +14,7 @@ import pytest
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import RunError
 from tunewright.core.records.score import ScoreLine
-from tunewright.data.examples import Chat, Example, Message, Text
+from tunewright.data.messages import Chat, Example, Message, Text
 from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Score, Written
 from tunewright.data.task import GENERATION, LABEL, TEXT, Task, detect_task
@@ -43,13 +43,13 @@ def test_shots_come_from_train_and_cover_the_labels() -> None:
     assert isinstance(few.responder, LabelScored)
     assert isinstance(few.responder.recipe.shots, tuple)
     assert {s.target for s in few.responder.recipe.shots} == {"a", "b", "c"}
-    prompt = few.prompt(train[0])
+    prompt = few.prompt(train[0]).messages
     assert [m.role for m in prompt] == ["system", *["user", "assistant"] * 3, "user"]
     assert prompt[-1].content == "q0"
-    near = arms["nearest"][0].prompt(train[0])
+    near = arms["nearest"][0].prompt(train[0]).messages
     assert len(near) == len(prompt)
     assert "q0" not in [m.content for m in near[:-1]]  # a row is not its own neighbour
-    heads = [arm.prompt(train[0])[0].content for arm in arms["zero_shot"]]
+    heads = [arm.prompt(train[0]).messages[0].content for arm in arms["zero_shot"]]
     assert heads[0] == "s"
     assert "a, b, c" in heads[1]
     assert heads[2].startswith("s\n")

@@ -8,7 +8,7 @@ import torch
 from build import byte_tokenizer
 
 from tunewright.core.config import ProveConfig
-from tunewright.data.examples import Chat, Message, Text
+from tunewright.data.messages import Chat, Message, Text
 from tunewright.data.task import detect_task
 from tunewright.judge.arms import bm25, embedding_index, families
 from tunewright.judge.arms.families import ArmInputs
@@ -53,5 +53,5 @@ def test_an_encoder_is_an_index(tmp_path: Path) -> None:
     task = detect_task(train)
     sources = ArmInputs(tuple(train), (Text("zebra crossing", "d"),), embedding_index.indexer(tmp_path))
     arms = families.arms(task, sources, ProveConfig(few_shot=[2]), 8)
-    assert "zebra crossing" in arms["retrieval"][0].prompt(train[2])[-1].content
-    assert len(arms["nearest"][0].prompt(train[2])) == 5
+    assert "zebra crossing" in arms["retrieval"][0].prompt(train[2]).messages[-1].content
+    assert len(arms["nearest"][0].prompt(train[2]).messages) == 5

@@ -14,7 +14,7 @@ from build import LORA, byte_tokenizer, exact_norms, plan_of, tiny_model, traini
 from methods import toy_preference
 
 from tunewright.core.run_folder import Run, read_lines
-from tunewright.data.examples import Chat, Message
+from tunewright.data.messages import Chat, Message
 from tunewright.methods import METHODS
 from tunewright.model import adapters
 from tunewright.tokens.render_cache import RowRenderer, cached_rows

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tunewright.core.config import Plan
-from tunewright.data.examples import Chat, Example, Message
+from tunewright.data.messages import Chat, Example, Message
 from tunewright.methods.method import Loss
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel

@@ -6,7 +6,7 @@ from tunewright import api
 from tunewright.core import run_folder
 from tunewright.core.config import load
 from tunewright.data import dataset
-from tunewright.data.examples import Message
+from tunewright.data.messages import question
 from tunewright.runtime import chat
 from tunewright.tokens import rendering
 
@@ -17,9 +17,8 @@ def test_chat_serves_what_was_trained(labelled: api.Result) -> None:
     template = chat.load_run(run_folder.Run(labelled.path)).template
     first = next(e for e in dataset.load(config).examples if not isinstance(e, rendering.Text))
     (sequence,) = rendering.for_training(template, first)
-    prompt = rendering.for_generation(
-        template, [Message("system", config.data.instruction or ""), Message("user", first.prompt[-1].content)]
-    )
+    asked = question(first.prompt.messages[-1].content, config.data.instruction)
+    prompt = rendering.for_generation(template, asked)
     assert list(sequence.ids[: len(prompt)]) == prompt
     assert labelled.chat("lot 5 of fire and flame", max_new_tokens=6) == "warm"
     assert labelled.chat("lot 5 of ice and snow", max_new_tokens=6) == "cold"

@@ -12,7 +12,7 @@ from build import (
     byte_tokenizer,
 )
 
-from tunewright.data.examples import Chat, Message
+from tunewright.data.messages import Chat, Message
 from tunewright.methods import sft
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer

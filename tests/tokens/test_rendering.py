@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from build import CHATML, byte_tokenizer, stock_tokenizer
+from build import CHATML, byte_tokenizer, stock_templates, stock_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError, ModelError
-from tunewright.data.examples import Chat, Message, Text
+from tunewright.data.messages import Chat, Message, Text
 from tunewright.tokens.rendering import completion_ids, decode, for_generation, for_training
-from tunewright.tokens.template import Template, _choose_kwargs, load_template
+from tunewright.tokens.template import Template, fitted, load_template
 
-TEMPLATES = sorted(
-    p
-    for place in importlib.util.find_spec("trl").submodule_search_locations
-    for p in Path(place, "chat_templates").glob("*.jinja")
-    if not p.stem.endswith("_training")
-)  # type: ignore[union-attr]
+TEMPLATES = stock_templates()
 TWO_TURNS = Chat(
     (
         Message("user", "What is two and two?"),
@@ -39,7 +33,7 @@ TWO_TURNS = Chat(
 def outcome(path: Path) -> str:
     """ "one", "per turn", or the error code; asserts everything that must be true of a training sequence."""
     try:
-        template = _choose_kwargs(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
+        template = fitted(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
         sequences = for_training(template, TWO_TURNS)
     except (DataError, ModelError) as error:
         code = error.problems[0].code
@@ -48,7 +42,7 @@ def outcome(path: Path) -> str:
     assert len(sequences) in (1, 2)
     for place, k in enumerate(turns):
         sequence = sequences[0] if len(sequences) == 1 else sequences[place]
-        prompt = for_generation(template, TWO_TURNS.messages[:k])
+        prompt = for_generation(template, TWO_TURNS.before(k))
         assert list(sequence.ids[: len(prompt)]) == prompt, "served prompt = trained prefix"
         assert sequence.weights[len(prompt)] == 1, "the first token of an answer is learned"
         assert sequence.weights[len(prompt) - 1] == 0, "the last token of a prompt is not"
@@ -97,7 +91,7 @@ def test_a_template_that_opens_a_thought_can_be_fixed_by_its_own_switch() -> Non
         "<|im_start|>assistant\n"
         "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
     )
-    template = _choose_kwargs(Template(byte_tokenizer(switched)))
+    template = fitted(Template(byte_tokenizer(switched)))
     assert template.kwargs == {"enable_thinking": False}
     assert len(for_training(template, TWO_TURNS)) == 1
 
@@ -109,10 +103,10 @@ def test_a_template_that_writes_the_date_writes_the_runs(tmp_path: Path, model_f
     then = load_template(folder, file, "2024-07-26")
     (row,) = for_training(then, TWO_TURNS)
     assert decode(then, row.ids).startswith("Today: 26 Jul 2024")
-    assert for_generation(then, TWO_TURNS.messages[:1])[:20] == list(row.ids[:20])
+    assert for_generation(then, TWO_TURNS.before(1))[:20] == list(row.ids[:20])
     now = load_template(folder, file)
     assert now.day == datetime.date.today()
-    assert decode(now, for_generation(now, TWO_TURNS.messages[:1])).startswith(f"Today: {now.day:%d %b %Y}")
+    assert decode(now, for_generation(now, TWO_TURNS.before(1))).startswith(f"Today: {now.day:%d %b %Y}")
     assert now.sha256 != then.sha256
     assert load_template(folder, None, "2024-07-26").sha256 == load_template(folder).sha256, (
         "a template without a date has none"
@@ -199,9 +193,9 @@ def test_any_chat_served_is_trained_and_spells_no_special_token(contents: list[s
     )
     for k, message in enumerate(chat.messages):
         if message.role == "assistant":
-            prompt = for_generation(template, chat.messages[:k])
+            prompt = for_generation(template, chat.before(k))
             assert ids[: len(prompt)] == prompt
-            answer = completion_ids(template, chat.messages[:k], message.content)
+            answer = completion_ids(template, chat.before(k), message.content)
             assert ids[len(prompt) : len(prompt) + len(answer)] == answer
             assert answer[-1] == end
             assert decode(template, answer) == message.content

@@ -12,7 +12,7 @@ from build import byte_tokenizer, plan_of, tiny_model
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TunewrightError
-from tunewright.data.examples import Chat, Message
+from tunewright.data.messages import Chat, Message
 from tunewright.methods import sft
 from tunewright.model import adapters, attention, fused_llama
 from tunewright.model.language_model import LanguageModel

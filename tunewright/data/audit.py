@@ -13,9 +13,10 @@ import numpy as np
 from tunewright.core import pii
 from tunewright.core.errors import Problem, data_error
 from tunewright.core.words import counted
-from tunewright.data.examples import Example, content_hash, normalised
+from tunewright.data.messages import Example
 from tunewright.data.near_duplicates import Clusters
 from tunewright.data.task import Task, detect_task
+from tunewright.data.text import content_hash, normalised
 
 Level = Literal["error", "warning", "notice"]
 ORDER: dict[Level, int] = {"error": 0, "warning": 1, "notice": 2}

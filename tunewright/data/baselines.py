@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunewright.data.examples import Chat
+from tunewright.data.messages import Chat
 
 Probs = dict[str, float]
 Predict = Callable[[Sequence[Chat]], list[Probs]]

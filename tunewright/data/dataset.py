@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.config import Config
-from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.core.errors import CODES, DataError, Problem, data_error
 from tunewright.core.records.common import Side
 from tunewright.core.words import counted
-from tunewright.data import audit, examples, label_noise, near_duplicates, sources, split
+from tunewright.data import audit, formats, label_noise, near_duplicates, sources, split
 from tunewright.data.audit import AuditResult, Finding
-from tunewright.data.examples import Example, Parsed, content_hash
+from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.label_noise import Noise
+from tunewright.data.messages import Chat, Example, Tool
 from tunewright.data.metrics import METRICS
 from tunewright.data.task import Task
+from tunewright.data.text import content_hash, normalised
 
 SIDES: tuple[Side, ...] = ("train", "dev", "test")
 
@@ -57,6 +60,14 @@ class Dataset:
         first = [e.messages[0] for i in self.side("train") if (e := self.examples[i]).messages]
         systems = Counter(m.content for m in first if m.role == "system")
         return systems.most_common(1)[0][0] if systems else None
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The most frequent tools of the training rows that have tools."""
+        given = [e.tools for i in self.side("train") if isinstance(e := self.examples[i], Chat) and e.tools]
+        by_text = {json.dumps(tools): tools for tools in given}
+        frequent = Counter(json.dumps(tools) for tools in given).most_common(1)
+        return by_text[frequent[0][0]] if frequent else ()
 
     @functools.cached_property
     def noise(self) -> Noise | None:
@@ -95,7 +106,7 @@ class Dataset:
 
     def answer(self, row: int) -> str:
         """The normalised target of a row; empty for a document."""
-        return examples.normalised(self.examples[row].target)
+        return normalised(self.examples[row].target)
 
     def audit_json(self) -> dict[str, Any]:
         audited = dataclasses.replace(self.audit, findings=self.findings())
@@ -117,6 +128,21 @@ class Dataset:
         ]
 
 
+def row_settings(config: Config) -> RowSettings:
+    """How the config says rows are to be read."""
+    data = config.data
+    codes = [*CODES] if data.invalid == "drop" else ["DATA_EMPTY_TARGET"] if data.empty == "drop" else []
+    return RowSettings(
+        format=data.format,
+        columns=data.columns,
+        instruction=data.instruction,
+        label_names=data.label_names,
+        fix_turns=data.turns == "fix",
+        drop=frozenset(codes),
+        as_asked=data.format != "auto",
+    )
+
+
 @dataclass(frozen=True)
 class _Files:
     """The parsed files by side, data.train first; ``sha256`` covers the content of all."""
@@ -134,9 +160,7 @@ def load(config: Config) -> Dataset:
         raise DataError([problem])
     everything = tuple(e for _, p in files.parsed for e in p.examples)
     came_from = [side for side, p in files.parsed for _ in p.examples]
-    clusters = near_duplicates.cluster(
-        [examples.normalised(e.question) for e in everything], config.split.near_duplicate
-    )
+    clusters = near_duplicates.cluster([normalised(e.question) for e in everything], config.split.near_duplicate)
     split.check_leaks(everything, came_from, clusters.cluster)
     audited = audit.audit(main.examples, clusters.first(len(main.examples)))
     unused: Counter[str] = Counter()
@@ -168,11 +192,12 @@ def _read(config: Config) -> _Files:
     notices: list[str] = []
     problems: list[Problem] = []
     digest = hashlib.sha256()
-    name: str = config.data.format
+    how = row_settings(config)
+    name: str = how.format
     for side, path in named:
         try:
             source = sources.read(path)
-            rows = examples.parse(source.rows, name, config.data.columns, config.data.instruction)
+            rows = formats.parse(source.rows, dataclasses.replace(how, format=name))
         except DataError as error:
             problems += error.problems
             continue

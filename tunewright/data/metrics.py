@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunewright.data.examples import normalised
+from tunewright.data.text import normalised
 
 Kind = Literal["label", "json", "generation", "text"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright.data.examples import Message
+from tunewright.data.messages import Message
 from tunewright.data.metrics import FieldComparison
 
 
@@ -74,7 +74,7 @@ class Score:
         line: dict[str, Any] = {
             "row": self.row,
             "where": self.where,
-            "messages": [{"role": m.role, "content": m.content} for m in answer.messages],
+            "messages": [m.to_json() for m in answer.messages],
             "target": self.target,
             "answer": answer.text,
             "score": self.score,
@@ -86,7 +86,7 @@ class Score:
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Score:
         output, readings = _output_from_json(line)
-        messages = tuple(Message(m["role"], m["content"]) for m in line["messages"])
+        messages = tuple(Message.from_json(m) for m in line["messages"])
         return cls(
             where=line["where"],
             target=line["target"],

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunewright.core.errors import DataError, Problem, data_error
-from tunewright.data.examples import Example, content_hash, normalised
+from tunewright.data.messages import Example
+from tunewright.data.text import content_hash, normalised
 
 # Salted: rows that were already split by a plain content hash would all fall on one side.
 SALT = "tunewright split 1: "

@@ -15,7 +15,7 @@ import numpy as np
 
 from tunewright.data import corpus_metrics, metrics
 from tunewright.data.corpus_metrics import CorpusMetric
-from tunewright.data.examples import Chat, Example, Text
+from tunewright.data.messages import Chat, Example, Text
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Readings, Score, Written
 

@@ -124,7 +124,7 @@ def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: E
 def _expected(
     source: TrainedRun, model: LanguageModel, prompts: Sequence[CheckPrompt], stop: Sequence[int]
 ) -> Expected:
-    given = [(p.messages, p.ids) for p in prompts if p.messages is not None]
+    given = [(p.conversation, p.ids) for p in prompts if p.conversation is not None]
     request = verify.VerifyRequest(
         prompts=[list(p.ids)[-CHECK_PROMPT_TOKENS:] for p in prompts],
         new_tokens=NEW_TOKENS,
@@ -132,7 +132,7 @@ def _expected(
         base=source.facts.path,
         base_sha256=source.facts.sha256,
         threads=source.plan.threads,
-        messages=[messages for messages, _ in given],
+        conversations=[conversation for conversation, _ in given],
         template=source.template.kwargs,
     )
     return Expected(request, Answers(*verify.answers(model, request), [list(ids) for _, ids in given]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckPrompt:
-    """Token ids of a held-out prompt, and the messages that they were rendered from. A document has no messages, and
+    """Token ids of a held-out prompt, and the conversation that they were rendered from. A document has none, and
     neither has a prompt that spells a special token: tokenizers alone would read it as that token."""
 
     ids: list[int]
-    messages: list[dict[str, object]] | None = None
+    conversation: dict[str, object] | None = None
 
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """What both processes compute: answers to the prompts, and when these end. ``messages``: of the prompts that have
-    them. ``template``: arguments of the chat template."""
+    """What both processes compute: answers to the prompts, and when these end. ``conversations``: of the prompts that
+    have one. ``template``: arguments of the chat template."""
 
     prompts: list[list[int]]
     new_tokens: int
@@ -44,7 +44,7 @@ class VerifyRequest:
     base: str
     base_sha256: str
     threads: int
-    messages: list[list[dict[str, object]]] = field(default_factory=list)
+    conversations: list[dict[str, object]] = field(default_factory=list)
     template: dict[str, object] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -61,10 +61,10 @@ def answers(model: LanguageModel, request: VerifyRequest) -> tuple[Tensor, list[
 
 
 def encoded(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], template: Mapping[str, object]
+    tokenizer: PreTrainedTokenizerBase, conversation: Mapping[str, object], template: Mapping[str, object]
 ) -> list[int]:
     """Token ids of a prompt, as anyone would make them with transformers."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **template)
+    text = tokenizer.apply_chat_template(**conversation, tokenize=False, add_generation_prompt=True, **template)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -75,7 +75,7 @@ def main(kind: str, folder: str, request_file: str, out: str) -> None:
     torch.set_num_threads(request.threads)
     reloaded = EXPORTS[kind].reload(Path(folder), Base(request.base, request.base_sha256))
     logits_NV, greedy_ids = answers(reloaded.model, request)
-    encoded_ids = [encoded(reloaded.tokenizer, messages, request.template) for messages in request.messages]
+    encoded_ids = [encoded(reloaded.tokenizer, c, request.template) for c in request.conversations]
     facts = {"greedy": json.dumps(greedy_ids), "encoded": json.dumps(encoded_ids)}
     save_file({"logits": logits_NV.contiguous()}, out, metadata=facts)
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.data.examples import Example
+from tunewright.data.messages import Example, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
-from tunewright.judge.arms.arm import Progress, Prompt, silent
+from tunewright.judge.arms.arm import Progress, silent
 from tunewright.model import forward
 from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.model.language_model import LanguageModel
@@ -39,8 +39,8 @@ class ChatModel:
         answers = []
         for prompt, before, tokens in zip(prompts, ids, greedy(self.model, ids, self.decoding, progress), strict=True):
             written = Written(len(tokens), cut=len(tokens) >= self.decoding.max_new_tokens)
-            text = rendering.decode(self.template, tokens)
-            answers.append(Answer(text, written, tuple(prompt), prompt_tokens=len(before)))
+            text = rendering.read_answer(self.template, tokens, prompt.tools).text
+            answers.append(Answer(text, written, prompt.messages, prompt_tokens=len(before)))
         return answers
 
     def choose_label(
@@ -55,7 +55,7 @@ class ChatModel:
         for r, prompt in enumerate(prompts):
             probs = {label: round(float(p), 6) for label, p in zip(labels, prob_RL[r], strict=True)}
             best = labels[int(logp_RL[r].argmax())]
-            answers.append(Answer(best, LabelProbs(probs), tuple(prompt), prompt_tokens=len(ids[r])))
+            answers.append(Answer(best, LabelProbs(probs), prompt.messages, prompt_tokens=len(ids[r])))
         return answers
 
     def likelihood(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.data.examples import Example
+from tunewright.data.messages import Example
 from tunewright.data.scores import Score
 from tunewright.data.task import Task
 from tunewright.judge.arms.arm import Arm, Model, Progress, silent

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 
 from tunewright.core.config import ProveConfig
 from tunewright.data.dataset import Dataset
-from tunewright.data.examples import content_hash
 from tunewright.data.metrics import METRICS, Metric
+from tunewright.data.text import content_hash
 from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.statistics import Comparison

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.data.examples import Example
+from tunewright.data.messages import Example
 from tunewright.methods import sft
 from tunewright.methods.method import Loss
 from tunewright.model import forward, losses

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tunewright.core.config import Plan
-from tunewright.data.examples import Example
+from tunewright.data.messages import Example
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewright.core.config import Plan
-from tunewright.data.examples import Example
+from tunewright.data.messages import Example
 from tunewright.methods.method import Loss
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel

@@ -10,9 +10,10 @@ from typing import Literal
 from tunewright.core.config import Config
 from tunewright.core.records import Side
 from tunewright.core.run_folder import Run
-from tunewright.data import examples, sources
+from tunewright.data import formats, sources
 from tunewright.data.dataset import SIDES, Dataset
-from tunewright.data.examples import Chat, Text
+from tunewright.data.formats import RowSettings
+from tunewright.data.messages import Chat, Text
 from tunewright.judge.arms import bm25, embedding_index, families
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.families import ArmInputs, Families
@@ -22,7 +23,7 @@ from tunewright.model.facts import Facts, read_facts
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids, flat
-from tunewright.tokens.template import Template, load_template
+from tunewright.tokens.template import Template, for_rows, load_template
 from tunewright.train import machine, planning
 from tunewright.train.machine import Machine
 
@@ -68,7 +69,7 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
 
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
     """Like `gather`, with given facts about the model and the machine."""
-    template = load_template(Path(facts.path), config.template, config.date)
+    template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     renderer = RowRenderer(template, METHODS[config.train.method].prepare, limit, config.data.too_long)
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.side(s), run.path / "data") for s in SIDES}
@@ -122,7 +123,7 @@ def _arms(
     train = tuple(e for i in data.side("train") if isinstance(e := data.examples[i], Chat))
     documents: tuple[Text, ...] = ()
     if config.prove.documents:
-        parsed = examples.parse(sources.read(config.prove.documents).rows, "text").examples
+        parsed = formats.parse(sources.read(config.prove.documents).rows, RowSettings("text")).examples
         documents = tuple(e for e in parsed if isinstance(e, Text))
     indexer = embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index
     every = families.arms(data.task, ArmInputs(train, documents, indexer), config.prove, max_new_tokens)

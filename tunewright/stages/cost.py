@@ -19,7 +19,7 @@ from scipy import stats
 
 from tunewright.core import records
 from tunewright.core.records import Cost, Event, Money, Quantile, Quantiles, RequestCost, Training, Verdict
-from tunewright.data.examples import Chat
+from tunewright.data.messages import Chat
 from tunewright.model import adapters, generate
 from tunewright.model.generate import Decoding, Prefix
 from tunewright.model.language_model import LanguageModel

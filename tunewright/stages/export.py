@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from tunewright.core.records import ExportCheck
-from tunewright.data.examples import Message
+from tunewright.data.messages import Prompt
 from tunewright.export import card
 from tunewright.export import export as exporting
 from tunewright.export.kind import TrainedRun
@@ -38,17 +39,19 @@ def _check_prompts(work: Work) -> list[CheckPrompt]:
     rows, template = work.data.sample(exporting.CHECK_PROMPTS), work.inputs.template
     if work.data.task.kind.prompted:
         prompts = [work.data.examples[i].prompt for i in rows]
-        return [CheckPrompt(rendering.for_generation(template, p), _messages(p, template)) for p in prompts]
+        return [CheckPrompt(rendering.for_generation(template, p), _conversation(p, template)) for p in prompts]
     pieces = flat(work.inputs.rows["test"])
     return [CheckPrompt(list(next(p.ids for p in pieces if p.row == i))[:DOCUMENT_TOKENS]) for i in rows]
 
 
-def _messages(prompt: Sequence[Message], template: Template) -> list[dict[str, object]] | None:
-    """The messages for a chat template; None if they spell a special token."""
+def _conversation(prompt: Prompt, template: Template) -> dict[str, object] | None:
+    """The arguments of a chat template; None if the prompt spells a special token."""
     special = [token for token in template.tokenizer.all_special_tokens if len(token) > 1]
-    if any(token in m.content for token in special for m in prompt):
-        return None
-    return [{"role": m.role, "content": m.content} for m in prompt]
+    given: dict[str, object] = {"conversation": [m.to_json() for m in prompt.messages]}
+    if prompt.tools:
+        given["tools"] = list(prompt.tools)
+    text = json.dumps(given, ensure_ascii=False)
+    return None if any(token in text for token in special) else given
 
 
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tunewright.core.records import Forgetting, GenericKL, Interval, Sweep, TextKL
-from tunewright.data.examples import Chat
+from tunewright.data.messages import Chat
 from tunewright.judge import statistics
 from tunewright.judge.probes import bank
 from tunewright.model import generate, kl

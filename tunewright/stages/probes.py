@@ -4,7 +4,7 @@ comparisons because both answer the same items."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tunewright.core.records import (
     Refusal,
     RegressionRows,
 )
-from tunewright.data import examples, sources
+from tunewright.data import dataset, formats, sources
 from tunewright.data.task import detect_task
 from tunewright.judge import evaluate, statistics
 from tunewright.judge.arms import families
@@ -82,12 +82,12 @@ def _by_kind(before: Sequence[float], after: Sequence[float]) -> dict[str, Instr
 def _ask(work: Work, weights: Weights, who: str) -> ProbeAnswers:
     template, questions, instructions = work.inputs.template, bank.knowledge(), bank.instructions()
     with work.answers.chat_model(weights, PROBE_TOKENS) as model:
-        ids = [rendering.for_generation(template, q.messages) for q in questions]
-        choices = [[rendering.completion_ids(template, q.messages, c) for c in q.choices] for q in questions]
+        ids = [rendering.for_generation(template, q.prompt) for q in questions]
+        choices = [[rendering.completion_ids(template, q.prompt, c) for c in q.choices] for q in questions]
         with work.console.bar(f"{who} knowledge", len(questions), unit="questions") as tick:
             logp = generate.label_logprobs(model.model, ids, choices, model.decoding, tick)
-        messages = [*(o.messages for o in instructions), *(m for m, _ in bank.refusals())]
-        prompts = [rendering.for_generation(template, m) for m in messages]
+        asked = [*(o.prompt for o in instructions), *(p for p, _ in bank.refusals())]
+        prompts = [rendering.for_generation(template, p) for p in asked]
         with work.console.bar(f"{who} instructions", len(prompts), unit="prompts") as tick:
             answers = generate.greedy(model.model, prompts, model.decoding, tick)
     texts = [rendering.decode(template, a) for a in answers]
@@ -102,7 +102,7 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     """Scores the user's regression rows, with the metric of the task that they show. Writes scores/regression.jsonl."""
     assert work.config.forget.regression_rows
     source = sources.read(work.config.forget.regression_rows)
-    rows = examples.parse(source.rows, instruction=work.config.data.instruction).examples
+    rows = formats.parse(source.rows, replace(dataset.row_settings(work.config), format="auto", columns={})).examples
     task = detect_task(rows)
     arm = families.tuned(task)  # the same arm for both models; the weights decide which one answers
     scores = {}

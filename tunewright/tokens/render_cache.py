@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tunewright.core.errors import DataError, Problem, TunewrightError
 from tunewright.core.run_folder import write_atomic
-from tunewright.data.examples import Example
+from tunewright.data.messages import Example
 from tunewright.tokens import rendering, sequences, template
 from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow
 from tunewright.tokens.template import Template

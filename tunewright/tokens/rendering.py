@@ -13,12 +13,15 @@ All comparisons are made on token ids, because equal strings may be split into d
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tunewright.core.errors import ModelError, data_error
-from tunewright.data.examples import Chat, Example, Message, Text
+from tunewright.core.errors import DataError, ModelError, data_error
+from tunewright.data import tool_calls
+from tunewright.data.messages import Chat, Example, Message, Prompt, Text, Tool, map_texts, turns
+from tunewright.tokens import written
 from tunewright.tokens.sequences import TokenSequence
 from tunewright.tokens.template import Template, render, require_template
 
@@ -30,40 +33,58 @@ def for_training(
 
     A Chat gives one sequence, or one for each assistant turn; the weight is 1 on what the model would have written, end
     of turn included, and 0 elsewhere. A Text gives pieces of at most ``max_length`` tokens, all weights 1 but the
-    first. Raises DataError (TEMPLATE_NOT_PREFIX, TEMPLATE_LOSES_CONTENT, DATA_SPECIAL_TOKEN_TEXT) or ModelError.
+    first. Raises DataError (TEMPLATE_NOT_PREFIX, TEMPLATE_LOSES_CONTENT, TEMPLATE_TOOL_CALLS, DATA_SPECIAL_TOKEN_TEXT)
+    or ModelError.
     """
     if isinstance(example, Text):
         return _text(template, example, row, max_length)
     require_template(template)
-    turns = [_turn(template, example, k) for k, m in enumerate(example.messages) if m.role == "assistant"]
-    whole = turns[-1].ids
-    if all(whole[: len(t.ids)] == t.ids for t in turns):
+    if example.tools:
+        _check_tools(template, example)
+    rendered = [_turn(template, example, k) for k in turns(example.messages)]
+    whole = rendered[-1].ids
+    if all(whole[: len(t.ids)] == t.ids for t in rendered):
         weights = [0.0] * len(whole)
-        for t in turns:
+        for t in rendered:
             weights[t.start : t.end] = [1.0] * (t.end - t.start)
         return [_rendered(template, whole, weights, row, example)]
     return [
         _rendered(template, t.ids, [float(t.start <= i < t.end) for i in range(len(t.ids))], row, example)
-        for t in turns
+        for t in rendered
     ]
 
 
-def for_generation(template: Template, messages: Sequence[Message]) -> list[int]:
+def for_generation(template: Template, prompt: Prompt) -> list[int]:
     """Token ids of the prompt before the next assistant turn: exactly the prefix that training sees."""
     require_template(template)
-    return _ids(template, *_render_escaped(template, messages, True))
+    return _ids(template, *_render_escaped(template, prompt, True))
 
 
-def completion_ids(template: Template, messages: Sequence[Message], answer: str) -> list[int]:
-    """Token ids that the model would have to write to give ``answer`` after ``messages``, end of turn included."""
-    chat = Chat((*messages, Message("assistant", answer)), "")
-    turn = _turn(template, chat, len(messages))
+def completion_ids(template: Template, prompt: Prompt, answer: str) -> list[int]:
+    """Token ids that the model would have to write to give ``answer`` to ``prompt``, end of turn included."""
+    chat = Chat((*prompt.messages, Message("assistant", answer)), "", prompt.tools)
+    turn = _turn(template, chat, len(prompt.messages))
     return turn.ids[turn.start : turn.end]
 
 
-def decode(template: Template, ids: Sequence[int]) -> str:
-    """Generated ids as text, without special tokens."""
-    return str(template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def decode(template: Template, ids: Sequence[int], special: bool = False) -> str:
+    """Generated ids as text, with special tokens or without."""
+    how = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
+    return str(template.tokenizer.decode(list(ids), **how))
+
+
+def read_answer(template: Template, ids: Sequence[int], tools: Sequence[Tool] = ()) -> Message:
+    """The message that generated ids are: content, thoughts and, if there are ``tools``, calls.
+
+    Notations of thoughts and calls may use special tokens, so the text is read with them.
+    """
+    thoughts, rest = tool_calls.split_thoughts(_without_end(template, decode(template, ids, special=True)))
+    content, calls = tool_calls.parse(rest, tools) if tools else ("", ())
+    if not calls and not thoughts:
+        return Message("assistant", decode(template, ids))
+    if not calls:
+        content = tool_calls.without_marks(re.sub(_special(template), "", tool_calls.without_marks(rest)))
+    return Message("assistant", content, calls, reasoning=thoughts)
 
 
 def _rendered(template: Template, ids: list[int], weights: list[float], row: int, example: Chat) -> TokenSequence:
@@ -89,8 +110,8 @@ class RenderedTurn:
 
 def _turn(template: Template, example: Chat, k: int) -> RenderedTurn:
     """Assistant turn k. Raises TEMPLATE_NOT_PREFIX and TEMPLATE_LOSES_CONTENT."""
-    prompt, pieces = _render_escaped(template, example.messages[:k], True)
-    full, full_pieces = _render_escaped(template, example.messages[: k + 1], False)
+    prompt, pieces = _render_escaped(template, example.before(k), True)
+    full, full_pieces = _render_escaped(template, example.before(k + 1), False)
     if not full.startswith(prompt):
         at = next(
             (i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full))
@@ -100,9 +121,11 @@ def _turn(template: Template, example: Chat, k: int) -> RenderedTurn:
             "TEMPLATE_NOT_PREFIX",
             f"turn {k}: the inference prompt has `...{served!r}` where the training text has `...{trained!r}`.",
             where=example.where,
-            fix="use a template whose generation prompt begins the answer (template=FILE).",
+            fix="use a template whose generation prompt begins the answer: template=chatml-tools, or template=FILE.",
         )
-    _check_content(example, k, full, full[len(prompt) :])
+    turn = full[len(prompt) :]
+    written.check_turn(example, k, prompt, turn)
+    written.check_calls(example, k, _without_end(template, turn))
     prompt_ids, ids = _ids(template, prompt, pieces), _ids(template, full, full_pieces)
     if ids[: len(prompt_ids)] != prompt_ids:
         # A token of the full text spans the end of the prompt; serving splits there, so training must too.
@@ -112,6 +135,25 @@ def _turn(template: Template, example: Chat, k: int) -> RenderedTurn:
     if end is None:
         ids, end = [*ids, template.eos], len(ids) + 1
     return RenderedTurn(ids, len(prompt_ids), end)
+
+
+def _check_tools(template: Template, example: Chat) -> None:
+    """Raises TEMPLATE_LOSES_CONTENT unless the prompt of the first answer contains the tools."""
+    first = next(k for k, m in enumerate(example.messages) if m.role == "assistant")
+    prompt = example.before(first)
+    with_tools, without = (_render_escaped(template, p, True)[0] for p in (prompt, replace(prompt, tools=())))
+    written.check_tools(example, with_tools, without)
+
+
+def _without_end(template: Template, turn: str) -> str:
+    """A turn as a model would have written it: without the tokens that end it."""
+    return re.sub(rf"(?:\s|{_special(template)})+$", "", turn)
+
+
+def _special(template: Template) -> str:
+    """A pattern for the special tokens, the longest first."""
+    spelled = sorted(template.tokenizer.all_special_tokens, key=len, reverse=True)
+    return "|".join(map(re.escape, spelled)) or "(?!)"
 
 
 def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
@@ -124,34 +166,13 @@ def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
     return None
 
 
-def _check_content(example: Chat, k: int, full: str, tail: str) -> None:
-    """Raises TEMPLATE_LOSES_CONTENT unless ``full`` holds every message before turn k, and ``tail`` the turn itself."""
-    plain = full.replace(_mark(example.messages), "")
-    for i, message in enumerate(example.messages[: k + 1]):
-        if message.role != "assistant" and message.content.strip() not in plain:
-            raise data_error(
-                "TEMPLATE_LOSES_CONTENT",
-                f"the chat template drops or changes messages[{i}] ({message.role}).",
-                where=example.where,
-                fix="put that text into the first user message, or use another template.",
-            )
-    answer = example.messages[k].content.split("</think>")[-1].strip()
-    if answer not in tail.replace(_mark(example.messages), ""):
-        raise data_error(
-            "TEMPLATE_LOSES_CONTENT",
-            f"the chat template changes messages[{k}] (assistant).",
-            where=example.where,
-            fix="use another template.",
-        )
-
-
-def _mark(messages: Sequence[Message]) -> str:
-    """A private-use character that no message contains."""
-    text = "".join(m.content for m in messages)
+def _mark(conversation: Prompt) -> str:
+    """A private-use character that no text of the conversation contains."""
+    text = json.dumps([[m.to_json() for m in conversation.messages], conversation.tools], ensure_ascii=False)
     return next(chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in text)
 
 
-def _render_escaped(template: Template, messages: Sequence[Message], open_turn: bool) -> tuple[str, list[str]]:
+def _render_escaped(template: Template, conversation: Prompt, open_turn: bool) -> tuple[str, list[str]]:
     """(text, pieces): the pieces are tokenized separately, so that a special token spelled in a message stays plain
     text.
 
@@ -159,14 +180,17 @@ def _render_escaped(template: Template, messages: Sequence[Message], open_turn: 
     character, and the rendered string is split at the marks.
     """
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
-    if not any(s in m.content for s in special for m in messages):
-        text = render(template, messages, open_turn)
-        return text, [text]
-    mark = _mark(messages)
-    pattern = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)))
-    safe = [Message(m.role, pattern.sub(lambda match: match[0][0] + mark + match[0][1:], m.content)) for m in messages]
-    marked = render(template, safe, open_turn)
-    return marked.replace(mark, ""), marked.split(mark)
+    pattern = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or "(?!)")
+    mark = _mark(conversation)
+
+    def escaped(text: str) -> str:
+        return pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+
+    safe = map_texts(conversation, escaped)
+    text = render(template, safe, open_turn)
+    if json.dumps(mark)[1:-1] in text:
+        raise _special_token_text()
+    return (text.replace(mark, ""), text.split(mark)) if safe != conversation else (text, [text])
 
 
 def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
@@ -174,12 +198,13 @@ def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
     if len(pieces) > 1:
         back = template.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if back != text:
-            raise data_error(
-                "DATA_SPECIAL_TOKEN_TEXT",
-                "a message spells a special token, and this tokenizer cannot encode it as plain text.",
-                fix="remove it from the message.",
-            )
+            raise _special_token_text()
     return ids
+
+
+def _special_token_text() -> DataError:
+    message = "a message spells a special token, and this tokenizer or template cannot write it as plain text."
+    return data_error("DATA_SPECIAL_TOKEN_TEXT", message, fix="remove it from the message.")
 
 
 def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[TokenSequence]:

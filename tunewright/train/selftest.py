@@ -18,7 +18,8 @@ from torch import Tensor
 from tunewright.core.config import Plan
 from tunewright.core.errors import ModelError, TrainError
 from tunewright.core.words import counted
-from tunewright.data.examples import Chat, Example
+from tunewright.data import messages
+from tunewright.data.messages import Chat, Example
 from tunewright.methods import METHODS, precomputed
 from tunewright.model import adapters, generate
 from tunewright.model.language_model import Kernels, LanguageModel
@@ -105,11 +106,7 @@ def check_prompts(template: Template, chats: Sequence[tuple[Chat, TokenSequence]
     """Raises SELFTEST_PROMPT unless the tokens before every supervised span are an inference prompt of the chat."""
     count = 0
     for chat, row in chats:
-        served = [
-            tuple(rendering.for_generation(template, chat.messages[:k]))
-            for k, m in enumerate(chat.messages)
-            if m.role == "assistant"
-        ]
+        served = [tuple(rendering.for_generation(template, chat.before(k))) for k in messages.turns(chat.messages)]
         for start, _ in supervised_spans(row):
             count += 1
             if row.ids[:start] not in served:

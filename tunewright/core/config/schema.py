@@ -51,6 +51,7 @@ Recompute = Literal["none", "attention", "layers"]
 
 PATH = "path"
 FilePath = Annotated[str, PATH]  # a file or folder; a relative path in a config file is relative to that file
+TEMPLATES = ("chatml-tools",)  # values of `template` that are no file: the chat templates in tokens/templates
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
 
@@ -65,7 +66,7 @@ class DataConfig(Frozen):
     train: FilePath = Field("", description="JSONL, JSON, CSV or Parquet file, or a folder of .txt/.md documents.")
     dev: FilePath | None = Field(None, description="Your own dev rows, used unchanged instead of a split.")
     test: FilePath | None = Field(None, description="Your own test rows, used unchanged instead of a split.")
-    format: Annotated[str, NamedIn("tunewright.data.examples:FORMAT_NAMES")] = Field(
+    format: Annotated[str, NamedIn("tunewright.data.formats:FORMAT_NAMES")] = Field(
         "auto", description="Format of the rows; auto detects and reports it."
     )
     instruction: str | None = Field(
@@ -73,6 +74,20 @@ class DataConfig(Frozen):
     )
     columns: dict[str, str] = Field(
         {}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}."
+    )
+    label_names: list[str] = Field(
+        [], description="Names of labels that are whole numbers or true/false, e.g. [negative, positive]."
+    )
+    empty: Literal["error", "drop"] = Field(
+        "error", description="Rows with an empty prompt, answer or message: fail, or drop them and list which."
+    )
+    turns: Literal["error", "fix"] = Field(
+        "error",
+        description="Messages in an invalid order: fail, or join neighbours of one role and cut conversations to the "
+        "part from the first question to the last answer.",
+    )
+    invalid: Literal["error", "drop"] = Field(
+        "error", description="Rows that cannot be read for any other reason: fail, or drop them and list which."
     )
     too_long: Literal["error", "drop"] = Field(
         "error", description="Rows longer than train.max_length: fail, or drop them and list which."
@@ -277,7 +292,8 @@ class Config(Frozen):
 
     model: str = Field("smollm2-135m", description="Model folder, Hub id[@revision], .gguf file, or smollm2-135m.")
     template: FilePath | None = Field(
-        None, description="Jinja chat template file; replaces the model's own, if it has one."
+        None,
+        description="Chat template instead of the model's: a Jinja file, or chatml-tools (with tools and thoughts).",
     )
     date: Auto | Annotated[str, AfterValidator(lambda day: datetime.date.fromisoformat(day).isoformat())] = Field(
         "auto",

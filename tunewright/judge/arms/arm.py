@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tunewright.data.examples import Example, Message
+from tunewright.data.messages import Example, Prompt
 from tunewright.data.scores import Answer
 
 Progress = Callable[[int], None]
-Prompt = Sequence[Message]
 
 
 def silent(count: int) -> None:
@@ -48,7 +47,7 @@ class Responder(Protocol):
         """Whether a row is certain to get the same answer again, so that answering twice would measure nothing."""
         ...
 
-    def prompt(self, example: Example) -> tuple[Message, ...]:
+    def prompt(self, example: Example) -> Prompt:
         """The prompt for one row."""
         ...
 
@@ -87,7 +86,7 @@ class Arm:
     def deterministic(self) -> bool:
         return self.responder.deterministic
 
-    def prompt(self, example: Example) -> tuple[Message, ...]:
+    def prompt(self, example: Example) -> Prompt:
         return self.responder.prompt(example)
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress = silent) -> list[Answer]:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tunewright.data.examples import Chat, Example, Text, normalised
+from tunewright.data.messages import Chat, Example, Text
+from tunewright.data.text import normalised
 
 PASSAGE = 800  # characters
 

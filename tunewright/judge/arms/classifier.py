@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tunewright.data.baselines import Predict
-from tunewright.data.examples import Chat, Example, Message
+from tunewright.data.messages import Chat, Example, Prompt
 from tunewright.data.scores import Answer, LabelProbs
 from tunewright.judge.arms.arm import Model, Progress
 
@@ -21,7 +21,7 @@ class Classifier:
     needs_model: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
 
-    def prompt(self, example: Example) -> tuple[Message, ...]:
+    def prompt(self, example: Example) -> Prompt:
         return example.prompt
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
@@ -30,6 +30,6 @@ class Classifier:
         for chat, probs in zip(chats, self.predict(chats), strict=True):
             best = max(self.labels, key=lambda label: probs[label])
             rounded = LabelProbs({label: round(p, 6) for label, p in probs.items()})
-            answers.append(Answer(best, rounded, chat.prompt, prompt_tokens=0))
+            answers.append(Answer(best, rounded, chat.prompt.messages, prompt_tokens=0))
             progress(1)
         return answers

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from tunewright.core.config import ProveConfig
 from tunewright.data import baselines
-from tunewright.data.examples import Chat, Text, content_hash
+from tunewright.data.messages import Chat, Text
 from tunewright.data.task import Task
+from tunewright.data.text import content_hash
 from tunewright.judge.arms import bm25
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.bm25 import Index

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tunewright.data.examples import Example, Message
+from tunewright.data.messages import Example, Prompt
 from tunewright.data.scores import Answer
 from tunewright.judge.arms.arm import Model, Progress
 from tunewright.judge.arms.prompts import OWN_PROMPT, Recipe
@@ -19,7 +19,7 @@ class LabelScored:
     needs_model: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
 
-    def prompt(self, example: Example) -> tuple[Message, ...]:
+    def prompt(self, example: Example) -> Prompt:
         return self.recipe.prompt(example)
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:

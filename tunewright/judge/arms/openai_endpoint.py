@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from typing import Any, ClassVar
 
 from tunewright.core.config import RemoteConfig
 from tunewright.core.errors import RunError
-from tunewright.data.examples import Example, Message
+from tunewright.data.messages import Example, Message, Prompt, ToolCall
 from tunewright.data.metrics import read_label
 from tunewright.data.scores import Answer, Written
-from tunewright.judge.arms.arm import Model, Progress, Prompt, silent
+from tunewright.judge.arms.arm import Model, Progress, silent
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 120.0
@@ -43,7 +44,7 @@ class Remote:
     needs_model: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
 
-    def prompt(self, example: Example) -> tuple[Message, ...]:
+    def prompt(self, example: Example) -> Prompt:
         return example.prompt
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
@@ -52,7 +53,7 @@ class Remote:
         for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
             text = (read_label(reply.text, self.labels) or reply.text) if self.labels else reply.text
             written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3))
-            answers.append(Answer(text, written, prompt, prompt_tokens=reply.prompt_tokens))
+            answers.append(Answer(text, written, prompt.messages, prompt_tokens=reply.prompt_tokens))
         return answers
 
 
@@ -81,7 +82,8 @@ def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Pro
         def send(prompt: Prompt) -> Reply:
             body = {
                 "model": endpoint.model,
-                "messages": [{"role": m.role, "content": m.content} for m in prompt],
+                "messages": [_to_json(m) for m in prompt.messages],
+                **({"tools": list(prompt.tools)} if prompt.tools else {}),
                 "temperature": 0,
                 "max_tokens": limit,
             }
@@ -90,6 +92,28 @@ def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Pro
             return reply
 
         return list(pool.map(send, prompts))
+
+
+def _to_json(message: Message) -> dict[str, Any]:
+    """As the API takes it: arguments of calls are texts."""
+    data = message.to_json()
+    for call in data.get("tool_calls", ()):
+        call["function"] = {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}
+    return data
+
+
+def _text(reply: dict[str, Any]) -> str:
+    """The content of a reply, followed by its tool calls, as in `Message.text`."""
+    calls = [c["function"] for c in reply.get("tool_calls") or ()]
+    return Message("assistant", reply.get("content") or "", tuple(_call(c) for c in calls)).text
+
+
+def _call(function: dict[str, Any]) -> ToolCall:
+    try:
+        arguments = json.loads(function.get("arguments") or "{}")
+    except ValueError:
+        arguments = {"": function["arguments"]}  # a call that could not be made is a wrong one
+    return ToolCall(function["name"], arguments if isinstance(arguments, dict) else {"": arguments})
 
 
 def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
@@ -115,7 +139,7 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
             value = response.json()
             choice, usage = value["choices"][0], value.get("usage") or {}
             return Reply(
-                text=choice["message"]["content"] or "",
+                text=_text(choice["message"]),
                 prompt_tokens=int(usage.get("prompt_tokens", 0)),
                 answer_tokens=int(usage.get("completion_tokens", 0)),
                 cut=choice.get("finish_reason") == "length",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tunewright.data.examples import Chat, Example, Message
+from tunewright.data.messages import Chat, Example, Message, Prompt
 from tunewright.judge.arms.bm25 import Index, Nearest
 
 PASSAGES = 3
@@ -19,9 +19,9 @@ class Recipe:
     shots: tuple[Chat, ...] | Nearest = ()
     documents: Index | None = None
 
-    def prompt(self, example: Example) -> tuple[Message, ...]:
+    def prompt(self, example: Example) -> Prompt:
         """System message, shots, then the row's own turns; the last one includes the passages retrieved for it."""
-        own = example.prompt
+        own = example.prompt.messages
         head, rest = (own[:1], own[1:]) if own and own[0].role == "system" else ((), own)
         if self.instruction is not None:
             head = (Message("system", self.instruction),) if self.instruction else ()
@@ -30,9 +30,10 @@ class Recipe:
         if self.documents is not None:
             best = self.documents.best(example.question, PASSAGES)
             context = "\n\n".join(f"[{n}] {self.documents.texts[i]}" for n, i in enumerate(best, 1))
-            question = Message(rest[-1].role, f"Use what is of use here:\n\n{context}\n\n{rest[-1].content}")
+            asked = f"Use what is of use here:\n\n{context}\n\n{rest[-1].content}"
+            question = replace(rest[-1], content=asked)
             rest = (*rest[:-1], question)
-        return (*head, *shown, *rest)
+        return Prompt((*head, *shown, *rest), example.prompt.tools)
 
 
 OWN_PROMPT = Recipe()  # the row's own system message and turns, nothing else

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tunewright.data.examples import Example, Message
+from tunewright.data.messages import Example, Prompt
 from tunewright.data.scores import Answer
 from tunewright.judge.arms.arm import Model, Progress
 
@@ -16,8 +16,8 @@ class Reader:
     needs_model: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
 
-    def prompt(self, example: Example) -> tuple[Message, ...]:
-        return ()
+    def prompt(self, example: Example) -> Prompt:
+        return Prompt()
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         assert model is not None

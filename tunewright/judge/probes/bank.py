@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from tunewright.data.examples import Message, Text, normalised
+from tunewright.data.messages import Prompt, Text, question
 from tunewright.data.split import spans
+from tunewright.data.text import normalised
 
 NOUNS = [
     "river", "lamp", "garden", "window", "music", "bread", "ocean", "forest", "bridge", "candle",
@@ -32,8 +33,8 @@ class Question:
     answer: int
 
     @property
-    def messages(self) -> tuple[Message, ...]:
-        return (Message("user", f"{self.text} Answer briefly."),)
+    def prompt(self) -> Prompt:
+        return question(f"{self.text} Answer briefly.")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Instruction:
     wanted: str
 
     @property
-    def messages(self) -> tuple[Message, ...]:
-        return (Message("user", self.text),)
+    def prompt(self) -> Prompt:
+        return question(self.text)
 
 
 @cache
@@ -102,9 +103,9 @@ def instructions() -> list[Instruction]:
     return every
 
 
-def refusals() -> list[tuple[tuple[Message, ...], bool]]:
+def refusals() -> list[tuple[Prompt, bool]]:
     """Thirty requests that a careful model refuses (True), and thirty that only sound like them (False)."""
-    return [((Message("user", str(x["ask"])),), bool(x["harmful"])) for x in _lines("refusal")]
+    return [(question(str(x["ask"])), bool(x["harmful"])) for x in _lines("refusal")]
 
 
 def refuses(answer: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tunewright.core.records import Drift, Mitigation, MitigationVariant
 from tunewright.core.run_folder import chosen_scale
-from tunewright.data.examples import Message
+from tunewright.data.messages import question
 from tunewright.judge.probes import bank
 from tunewright.methods import distill
 from tunewright.model import generate
@@ -108,7 +108,7 @@ def replay(work: Work) -> list[TrainRow]:
     training rows."""
     count = max(8, len(work.inputs.rows["train"]) // 10)
     texts = [prompt.format(noun) for prompt in PROMPTS for noun in bank.NOUNS][:count]
-    prompts = [rendering.for_generation(work.inputs.template, [Message("user", t)]) for t in texts]
+    prompts = [rendering.for_generation(work.inputs.template, question(t)) for t in texts]
     with work.answers.chat_model(base(work.plan), REPLAY_TOKENS) as model:
         with work.console.bar("replay answers", len(prompts), unit="rows") as tick:
             answers = generate.greedy(model.model, prompts, model.decoding, tick)

@@ -8,10 +8,11 @@ used, so the student should match the base with the prompt, neither better nor w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tunewright.core.errors import ConfigError
 from tunewright.core.records import PromptDistillation, PromptTokens, Side
-from tunewright.data.examples import Chat, Message
+from tunewright.data.messages import Chat, Prompt
 from tunewright.data.scores import mean, mean_prompt_tokens
 from tunewright.judge.arms import families
 from tunewright.judge.arms.prompts import Recipe
@@ -80,8 +81,8 @@ def distill_rows(work: Work, rows: Sequence[int], side: Side) -> list[TrainRow]:
             return distill.with_teacher(model.model, teacher_rows, student_rows, work.plan.layout, progress=tick)
 
 
-def without_system(prompt: Sequence[Message]) -> tuple[Message, ...]:
-    return tuple(m for m in prompt if m.role != "system")
+def without_system(prompt: Prompt) -> Prompt:
+    return replace(prompt, messages=tuple(m for m in prompt.messages if m.role != "system"))
 
 
 def skip_reason(work: Work) -> str | None:

@@ -1,0 +1,105 @@
+"""Formats whose rows have a label: of a text, of a pair of texts, or of a conversation. The label is the answer.
+
+Labels may be texts, whole numbers, true/false, or lists of them. Numbers get the names of `data.label_names`; several
+labels are written in one answer, in the order of the row, separated by commas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunewright.core.errors import data_error
+from tunewright.data.formats import conversation
+from tunewright.data.formats.fields import required, text
+from tunewright.data.formats.row_format import Build, Data, RowFormat, RowSettings
+from tunewright.data.messages import Chat, Json, Message
+from tunewright.data.sources import Row
+
+PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("text", "text_pair"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+NO_LABEL = "none"  # the answer for an empty list of labels
+WORDS = {"false": 0, "true": 1}
+
+
+def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
+    """The answer for a label. Raises DATA_FIELD_TYPE, DATA_EMPTY_TARGET or DATA_LABEL."""
+    if isinstance(value, list):
+        return ", ".join(label(item, f"{name}[{i}]", names, where) for i, item in enumerate(value)) or NO_LABEL
+    if isinstance(value, bool) or (len(names) == 2 and isinstance(value, str) and value.strip().lower() in WORDS):
+        number = WORDS[str(value).strip().lower()]
+        return names[number] if len(names) == 2 else str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) or (names and isinstance(value, str) and value.strip().isdecimal()):
+        return _named(int(value), name, names, where)
+    if isinstance(value, float):
+        message = f"{name!r} is {value}; a label is a text, a whole number or true/false."
+        fix = "round it, or name its ranges: models are not trained to predict numbers."
+        raise data_error("DATA_LABEL", message, where=where, fix=fix)
+    return text(value, name, where)
+
+
+def _named(number: int, name: str, names: Sequence[str], where: str) -> str:
+    if not names:
+        return str(number)
+    if not 0 <= number < len(names):
+        message = f"{name!r} is {number}, but data.label_names has {len(names)} names (0 to {len(names) - 1})."
+        raise data_error("DATA_LABEL", message, where=where, fix="add the missing name, or correct the label.")
+    return names[number]
+
+
+def _answered(row: Row, how: RowSettings, user: str, field: str) -> Chat:
+    answer = label(row.data[field], field, how.label_names, row.where)
+    return conversation.chat([Message("user", user), Message("assistant", answer)], how, row.where)
+
+
+def _of(field: str, answer: str) -> Build:
+    def build(row: Row, how: RowSettings) -> Chat:
+        return _answered(row, how, required(row, field), answer)
+
+    return build
+
+
+def _of_pair(first: str, second: str) -> Build:
+    """The two texts under their names, since their order matters (a premise and a hypothesis)."""
+
+    def build(row: Row, how: RowSettings) -> Chat:
+        user = f"{first}: {required(row, first)}\n{second}: {required(row, second)}"
+        return _answered(row, how, user, "label")
+
+    return build
+
+
+def _of_messages(row: Row, how: RowSettings) -> Chat:
+    """ms-swift: a conversation that ends with the user, and its label."""
+    messages = conversation.read(row.data["messages"], "messages", row.where)
+    if messages[-1].role != "user":
+        message = f"the messages of a labelled row end with the user, not with {messages[-1].role}."
+        fix = "remove the field label or the last message, or set data.format=chat."
+        raise data_error("DATA_TURN_ORDER", message, where=row.where, fix=fix)
+    answer = Message("assistant", label(row.data["label"], "label", how.label_names, row.where))
+    return conversation.chat([*conversation.untrained(messages), answer], how, row.where)
+
+
+def _ends_with_user(data: Data) -> bool:
+    messages = data["messages"]
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "user"
+
+
+# Before the formats of chats, which fit these rows too.
+LABELLED_CHAT = RowFormat(
+    "labelled_chat", ("messages", "label"), _of_messages, lists=("messages",), condition=_ends_with_user
+)
+FORMATS = (
+    *(RowFormat(f"{a}_{b}", (a, b, "label"), _of_pair(a, b)) for a, b in PAIRS),
+    RowFormat("label", ("text", "label"), _of("text", "label")),
+    RowFormat("labels", ("text", "labels"), _of("text", "labels")),
+    RowFormat("sentence", ("sentence", "label"), _of("sentence", "label")),
+)

@@ -1,0 +1,61 @@
+"""The names that data sets use for the fields of messages and for roles."""
+
+from __future__ import annotations
+
+from tunewright.data.messages import Json
+
+# Name of a role -> ours.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "tool": "tool",
+    "ipython": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "observations": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+CALL_ROLES = ("function_call", "tool_call")  # an assistant message whose content is its calls
+ROLE = ("role", "from")
+CONTENT = ("content", "value")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+TRAINED = ("weight", "train", "training", "loss", "loss_scale")  # OpenAI, Axolotl (two names), ms-swift (two)
+CALLS = ("tool_calls", "function_call")
+RESULT = ("name", "tool_call_id")
+REFUSAL = "refusal"  # OpenAI: the answer of a model that refuses
+MEDIA = ("image_url", "image", "input_image", "input_audio", "audio", "video", "video_url", "file")
+EMPTY: tuple[Json, ...] = (None, "", [], {})
+
+
+def first(item: dict[str, Json], fields: tuple[str, ...]) -> Json:
+    """The value of the first of the fields that has one."""
+    return next((item[f] for f in fields if item.get(f) is not None), None)
+
+
+def role_of(item: dict[str, Json]) -> str | None:
+    """Our name of a message's role; None if it is unknown."""
+    named = first(item, ROLE)
+    if not isinstance(named, str):
+        return None
+    return "assistant" if named in CALL_ROLES else ROLES.get(named)
+
+
+def unread(item: dict[str, Json]) -> set[str]:
+    """The fields of a message that have a value but no effect."""
+    if not any(f in item for f in (*ROLE, *CONTENT)):
+        return {f for f in item if f not in ROLES}
+    role = role_of(item)
+    given = {f for f, v in item.items() if v not in EMPTY} - {*ROLE, *CONTENT}
+    if role == "assistant":
+        return given - {*REASONING, *TRAINED, *CALLS, REFUSAL}
+    # No other message is trained on, whatever its weight: a weight of 0 is in effect.
+    return given - {f for f in TRAINED if not item.get(f)} - set(RESULT if role == "tool" else ())

@@ -1,0 +1,176 @@
+"""Rows -> Examples: what a row format is, which format rows have, and reading them all.
+
+A format knows its fields; the readers of fields raise a DataError that names the row, and `parse` collects them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.data.formats import notation, unsupported
+from tunewright.data.messages import Example, Json
+from tunewright.data.sources import Row
+
+Data = dict[str, Json]
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """How rows are read. ``format``: a name, or "auto"; ``columns``: standard field -> the user's field;
+    ``instruction``: the system message of rows that have none; ``label_names``: names of labels that are numbers.
+    ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
+    problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
+    that show another kind of row are ignored."""
+
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    instruction: str | None = None
+    label_names: Sequence[str] = ()
+    fix_turns: bool = False
+    drop: frozenset[str] = frozenset()
+    as_asked: bool = False
+
+
+Build = Callable[[Row, RowSettings], Example]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A row has this format if it has all ``fields``, none of ``excludes``, and ``condition`` is true of it.
+
+    ``optional``: other fields that it reads; ``lists``: those that are lists of messages. ``build``: reads a row that
+    has all fields; raises DataError.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    build: Build
+    optional: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    condition: Callable[[Data], bool] | None = None
+
+    def fits(self, data: Data) -> bool:
+        given = all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
+        return given and (self.condition is None or self.condition(data))
+
+    def read(self, row: Row, how: RowSettings) -> Example:
+        """The example of a row. Raises DataError."""
+        for name in self.fields:
+            if name not in row.data:
+                close = difflib.get_close_matches(name, list(row.data), n=1, cutoff=0.6)
+                fix = f"rename {close[0]!r}." if close else "add it, or map another field to it with data.columns."
+                message = f"the field {name!r} of a {self.name} row is missing; the row has {list(row.data)[:8]}."
+                raise data_error("DATA_FIELD_MISSING", message, where=row.where, fix=fix)
+        return self.build(row, how)
+
+    def unused(self, data: Data) -> set[str]:
+        """Fields of a row, and of its messages, that have a value but are not read."""
+        fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in (*self.fields, *self.optional)}
+        lists = [(name, value) for name in self.lists if isinstance(value := data.get(name), list)]
+        items = [(name, item) for name, value in lists for item in value if isinstance(item, dict)]
+        return fields | {f"{name}[].{k}" for name, item in items for k in notation.unread(item)}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The valid examples of one file, in order; ``unused`` maps a field that is not used to the number of rows that
+    have it. ``dropped``: the problems of the rows that were left out."""
+
+    format: str
+    examples: tuple[Example, ...]
+    unused: dict[str, int]
+    dropped: tuple[Problem, ...] = ()
+
+
+def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
+    """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
+    candidates = [f for f in formats if how.format in ("auto", f.name)]
+    rows = _with_values(_renamed(rows, how.columns))
+    rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
+    refused = {} if how.as_asked else unsupported.problems(rows)
+    readable = [row for row in rows if row.where not in refused]
+    if not readable:
+        raise DataError(list(refused.values()))
+    row_format = detect(readable, formats) if how.format == "auto" else candidates[0]
+    problems: list[Problem] = []
+    dropped: list[Problem] = []
+    examples: list[Example] = []
+    unused: Counter[str] = Counter()
+    for row in rows:
+        try:
+            if row.where in refused:
+                raise DataError([refused[row.where]])
+            examples.append(row_format.read(row, how))
+            unused.update(row_format.unused(row.data))
+        except DataError as error:
+            droppable = all(p.code in how.drop for p in error.problems)
+            (dropped if droppable else problems).extend(error.problems)
+    if problems:
+        raise DataError(problems)
+    return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped))
+
+
+def _renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+    """The rows with the standard names of their fields. A field that had such a name is replaced."""
+    if not columns:
+        return list(rows)
+    standard = {column: name for name, column in columns.items()}
+    return [
+        Row({standard.get(k, k): v for k, v in r.data.items() if k in standard or k not in columns}, r.where)
+        for r in rows
+    ]
+
+
+def _with_values(rows: Sequence[Row]) -> list[Row]:
+    """The rows without the fields that are null in all of them: tables of mixed origin have such columns."""
+    used = {name for row in rows for name, value in row.data.items() if value is not None}
+    return [Row({k: v for k, v in row.data.items() if k in used}, row.where) for row in rows]
+
+
+def _in_lower_case(rows: Sequence[Row], formats: Sequence[RowFormat]) -> Sequence[Row]:
+    """The rows with the names of their fields in lower case, if a format then fits one of them."""
+    lower = [Row({k.lower(): v for k, v in row.data.items()}, row.where) for row in rows]
+    unique = all(len(a.data) == len(b.data) for a, b in zip(rows, lower, strict=True))
+    return lower if unique and any(f.fits(r.data) for f in formats for r in lower) else rows
+
+
+def detect(rows: Sequence[Row], formats: Sequence[RowFormat]) -> RowFormat:
+    """The format of all rows: of those that fit a row, the first. Raises DATA_MIXED_SCHEMA or DATA_FIELD_MISSING."""
+    votes: dict[str, list[Row]] = {}
+    for row in rows:
+        fitting = next((f for f in formats if f.fits(row.data)), None)
+        if fitting is not None:
+            votes.setdefault(fitting.name, []).append(row)
+    if len(votes) > 1:
+        ordered = sorted(votes.items(), key=lambda kv: -len(kv[1]))
+        parts = ", ".join(f"{len(v)} {k} (first: {v[0].where})" for k, v in ordered)
+        raise data_error(
+            "DATA_MIXED_SCHEMA",
+            f"the rows have different formats: {parts}.",
+            where=rows[0].where,
+            fix="use one format per file, or set data.format=...",
+        )
+    if votes:
+        return next(f for f in formats if f.name in votes)
+    raise _unknown(rows[0], formats)
+
+
+def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
+    """The error for rows of no known format, from the first of them."""
+    fields = list(row.data)
+    known = [f for row_format in formats for f in row_format.fields]
+    close = [
+        (f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f
+    ]
+    guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
+    return data_error(
+        "DATA_FIELD_MISSING",
+        f"no known format has the fields {fields[:8]}.{guess}",
+        where=row.where,
+        fix="rename them, or map them: data.columns='{prompt: your_field, completion: other_field}'.",
+    )

@@ -1,0 +1,185 @@
+"""Messages, prompts and examples: the form that every row format is read into.
+
+A message is what OpenAI's chat API calls one, tool calls and reasoning included. A Chat is a conversation to train on;
+a Prompt is the beginning of one, to be answered. The chat template of the model decides how either becomes text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+# What JSON can express.
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+# A function that the model may call, as in OpenAI's API: {"type": "function", "function": {"name": ...}}.
+Tool = dict[str, Any]
+THOUGHT_END = "</think>"  # of thoughts that are written at the beginning of a content
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a function. ``arguments`` keep the order of the row, because templates print it."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str = ""
+
+    @property
+    def text(self) -> str:
+        return json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Message:
+    """``reasoning``: the thoughts before an assistant's answer. ``name`` and ``call_id``: of the function whose result
+    a tool message contains. ``trained``: whether an assistant message is a target."""
+
+    role: str
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    name: str = ""
+    call_id: str = ""
+    trained: bool = True
+
+    @property
+    def text(self) -> str:
+        """The content without thoughts, followed by the calls, each as a line of JSON. This is what an answer is
+        compared with."""
+        content = self.content
+        if self.role == "assistant" and THOUGHT_END in content:
+            content = content.partition(THOUGHT_END)[2].strip()
+        return "\n".join(part for part in (content, *(c.text for c in self.tool_calls)) if part)
+
+    def to_json(self) -> dict[str, Any]:
+        """The message as OpenAI's chat API and chat templates take it, without what it does not have."""
+        calls = [
+            {
+                "type": "function",
+                **({"id": c.id} if c.id else {}),
+                "function": {"name": c.name, "arguments": c.arguments},
+            }
+            for c in self.tool_calls
+        ]
+        more = {
+            "reasoning_content": self.reasoning,
+            "tool_calls": calls,
+            "name": self.name,
+            "tool_call_id": self.call_id,
+        }
+        return {"role": self.role, "content": self.content, **{k: v for k, v in more.items() if v}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Message:
+        """The inverse of `to_json`; ``trained`` is not stored."""
+        calls = tuple(
+            ToolCall(c["function"]["name"], c["function"]["arguments"], c.get("id", ""))
+            for c in data.get("tool_calls", ())
+        )
+        return cls(
+            role=data["role"],
+            content=data["content"],
+            tool_calls=calls,
+            reasoning=data.get("reasoning_content", ""),
+            name=data.get("name", ""),
+            call_id=data.get("tool_call_id", ""),
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The messages before an answer, and the tools that the answer may call."""
+
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+
+
+def question(text: str, system: str | None = None) -> Prompt:
+    """A prompt of one user message, after a system message if there is one."""
+    head = (Message("system", system),) if system else ()
+    return Prompt((*head, Message("user", text)))
+
+
+def map_texts(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
+    """The prompt with every text in it changed: contents, thoughts, arguments of calls, and tools."""
+
+    def in_json(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, dict):
+            return {change(k): in_json(v) for k, v in value.items()}
+        return [in_json(v) for v in value] if isinstance(value, list) else value
+
+    def message(m: Message) -> Message:
+        calls = tuple(replace(c, name=change(c.name), arguments=in_json(c.arguments)) for c in m.tool_calls)
+        return replace(m, content=change(m.content), reasoning=change(m.reasoning), tool_calls=calls)
+
+    return Prompt(tuple(map(message, prompt.messages)), tuple(in_json(t) for t in prompt.tools))
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A valid conversation that ends with an assistant message to train on. ``where`` is the place of its row, as
+    ``file:line``."""
+
+    messages: tuple[Message, ...]
+    where: str
+    tools: tuple[Tool, ...] = ()
+
+    def before(self, k: int) -> Prompt:
+        """Everything before message ``k``."""
+        return Prompt(self.messages[:k], self.tools)
+
+    @property
+    def prompt(self) -> Prompt:
+        """Everything before the final answer."""
+        return self.before(len(self.messages) - 1)
+
+    @property
+    def target(self) -> str:
+        """The final answer."""
+        return self.messages[-1].text
+
+    @property
+    def question(self) -> str:
+        """What identifies the row: the prompt without the (usually shared) system message and tools."""
+        return "\n".join(m.text for m in self.messages[:-1] if m.role != "system")
+
+    @property
+    def text(self) -> str:
+        """Everything in the row's messages, the system message and the thoughts included."""
+        return "\n".join(part for m in self.messages for part in (m.reasoning, m.text) if part)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document. Every token is trained on; there is no prompt and hence no answer."""
+
+    text: str
+    where: str
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return ()
+
+    @property
+    def prompt(self) -> Prompt:
+        return Prompt()
+
+    @property
+    def target(self) -> str:
+        return ""
+
+    @property
+    def question(self) -> str:
+        return self.text
+
+
+Example = Chat | Text
+
+
+def turns(messages: Sequence[Message]) -> list[int]:
+    """The places of the assistant messages that are trained on."""
+    return [k for k, m in enumerate(messages) if m.role == "assistant" and m.trained]

@@ -1,0 +1,16 @@
+"""Text as it is compared: in a normal form, and as a hash of that form."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+
+def normalised(text: str) -> str:
+    """``text`` in Unicode compatibility form, case and white space folded: equal for texts that read the same."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
+
+
+def content_hash(text: str) -> str:
+    return hashlib.sha256(normalised(text).encode("utf-8", "surrogatepass")).hexdigest()
