@@ -3,8 +3,8 @@ installer and a compiler, and with little memory left.
 
     python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--out results/busy.md]
 
-The threads are fixed (one per core) or adapt to the neighbours (`tunewright.train.crowding`, what a run does). Times are
-divided by the median of the undisturbed steps of the same round.
+The threads are fixed (one per core) or adapt to the neighbours (`tunewright.train.crowding`, what a run does). Times
+are divided by the median of the undisturbed steps of the same round.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ for n in itertools.count():
 """
 COMPILE = """
 import itertools, pathlib, subprocess, tempfile
-lines = [f"int f{i}(int x) {{ int y = x; for (int j = 0; j < {i}; j++) y = y * {i + 3} + j; return y; }}" for i in range(3000)]
+line = "int f{0}(int x) {{ int y = x; for (int j = 0; j < {0}; j++) y = y * {1} + j; return y; }}"
+lines = [line.format(i, i + 3) for i in range(3000)]
 with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / "a.c"
     file.write_text("\\n".join(lines))

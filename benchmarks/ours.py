@@ -18,10 +18,10 @@ from tunewright.methods.method import Loss
 from tunewright.model import adapters, forward, fused_llama, loading, peft_format
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
-from tunewright.tokens.packing import Batch
+from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow, single
 from tunewright.train import crowding, machine, profile
-from tunewright.train.step import learner, take_step
+from tunewright.train.step import make_learner, take_step
 
 
 def plan_of(setup: dict[str, Any], rows: list[TrainRow]) -> Plan:
@@ -60,15 +60,15 @@ def plan_of(setup: dict[str, Any], rows: list[TrainRow]) -> Plan:
 class AllLogits:
     """For the ablation: the head is applied to every token, labelled or not, as in most systems."""
 
-    prepare, annotate = staticmethod(sft.prepare), staticmethod(sft.annotate)
-    batches, weight = staticmethod(sft.batches), staticmethod(sft.weight)
+    prepare, precompute = staticmethod(sft.prepare), staticmethod(sft.precompute)
+    microbatches, weight = staticmethod(sft.microbatches), staticmethod(sft.weight)
 
     @staticmethod
-    def loss(model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
-        logits_BTV = forward.run(model, model.module, batch, plan.gradient_checkpointing).logits.float()
-        flat_N = torch.from_numpy(batch.row_N * batch.ids_BT.shape[1] + batch.at_N)
-        target_BT = torch.full(batch.ids_BT.shape, -100).flatten()
-        target_BT[flat_N] = torch.from_numpy(batch.target_N)
+    def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
+        logits_BTV = forward.call_module(model, model.module, microbatch, plan.gradient_checkpointing).logits.float()
+        flat_N = torch.from_numpy(microbatch.row_N * microbatch.ids_BT.shape[1] + microbatch.at_N)
+        target_BT = torch.full(microbatch.ids_BT.shape, -100).flatten()
+        target_BT[flat_N] = torch.from_numpy(microbatch.target_N)
         total = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), target_BT, reduction="sum")
         return Loss(total)
 
@@ -91,7 +91,7 @@ def main() -> None:
         note = AdapterNote(base="", base_sha256="", template_sha256="", run="", files={})
         peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), note)
     profile.calibrate(model, rows[:2], plan)
-    student = learner(model, plan)
+    student = make_learner(model, plan)
     if not setup.get("adaptive"):
         serve(lambda step: take_step(student, rows, plan, step).loss, wire)
         return

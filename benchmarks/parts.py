@@ -17,7 +17,7 @@ from workloads import WORKLOADS, rendered, rows
 
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, attention, forward, fused_llama, loading
-from tunewright.tokens.packing import to_batch
+from tunewright.tokens.packing import to_microbatch
 from tunewright.train import machine
 
 HEADS, GROUPS, WIDTH = 9, 3, 64
@@ -105,7 +105,9 @@ def steps() -> None:
     folder = loading.resolve("smollm2-135m")
     model = loading.load(folder, torch.bfloat16)
     adapters.attach(model.module, AdapterConfig(rank=16), 0)
-    batch = to_batch(rendered(rows(WORKLOADS["classify-200"], 16, AutoTokenizer.from_pretrained(folder))), "shared")
+    microbatch = to_microbatch(
+        rendered(rows(WORKLOADS["classify-200"], 16, AutoTokenizer.from_pretrained(folder))), "shared"
+    )
     able = fused_llama.applies(model.module)
     ways = {"transformers' modules, 256 / 128": (False, 256, 128)}
     ways |= {
@@ -119,11 +121,11 @@ def steps() -> None:
             used = dataclasses.replace(model, kernels="fused" if fused else "transformers")
             attention.blocks.cache_clear()
             start = time.perf_counter()
-            forward.loss(used, batch).backward()
+            forward.loss(used, microbatch).backward()
             times[name].append(time.perf_counter() - start)
             model.module.zero_grad()
     print(
-        f"\n## A pass of {batch.ids_BT.size} computed tokens, forward and backward\n\n"
+        f"\n## A pass of {microbatch.ids_BT.size} computed tokens, forward and backward\n\n"
         "| decoder, most queries in a long / short block | s, best of five | median |\n|---|---|---|"
     )
     for name, spent in times.items():

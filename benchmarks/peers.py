@@ -97,11 +97,11 @@ def gemm_peak() -> float:
 
 def step_sizes(chosen: list[dict[str, list[int]]]) -> tuple[int, int, int]:
     """(computed tokens, query-key pairs, labelled tokens) of one of our steps."""
-    from tunewright.tokens.packing import to_batch
+    from tunewright.tokens.packing import to_microbatch
     from tunewright.tokens.prefix_tree import pairs
 
-    batch = to_batch(rendered(chosen), "shared")
-    return batch.ids_BT.size, pairs(batch.segments), len(batch.target_N)
+    microbatch = to_microbatch(rendered(chosen), "shared")
+    return microbatch.ids_BT.size, pairs(microbatch.segments), len(microbatch.target_N)
 
 
 def step_flops(tokens: int, pairs: int, labelled: int) -> float:

@@ -44,9 +44,11 @@ CURVE = Workload("curve", "loss curves: instruction of 60, message of 30, a labe
 
 def rendered(chosen: list[dict[str, list[int]]]) -> list[Any]:
     """The rows in the form that tunewright's training loop takes."""
-    from tunewright.tokens.sequences import Rendered
+    from tunewright.tokens.sequences import TokenSequence
 
-    return [Rendered(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)]
+    return [
+        TokenSequence(tuple(r["ids"]), tuple(float(x != -100) for x in r["labels"]), i) for i, r in enumerate(chosen)
+    ]
 
 
 def rows(workload: Workload, count: int, tokenizer: Any, seed: int = 0) -> list[dict[str, list[int]]]:

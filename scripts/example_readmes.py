@@ -98,7 +98,7 @@ def readme(name: str, run: Path, log: Path) -> str:
             f".venv/bin/tunewright run examples/{name}/config.yaml --name {name}",
             "```",
             "",
-            f"| arm | {verdict['metric']} | 95 % interval | other metrics |",
+            f"| arm | {verdict['metric']} | 95% interval | other metrics |",
             "|---|---|---|---|",
             *arm_rows(verdict),
             "",

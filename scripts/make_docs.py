@@ -156,7 +156,7 @@ def correctness_page() -> str:
         HEAD + "# What cannot go wrong silently\n",
         "Each of these bugs has occurred in a released trainer or is easy to introduce. `pytest tests/test_faults.py`",
         "checks that a property holds, plants the bug ([tests/faults](../tests/faults)), and checks that the property",
-        "now fails. The codes are explained in [errors.md](errors.md).\n",
+        "now fails; a bug that cannot occur yet is not planted. The codes are explained in [errors.md](errors.md).\n",
         "| | bug | seen in | property that holds instead | when planted |",
         "|---|---|---|---|---|",
     ]
@@ -180,17 +180,17 @@ SELFTEST_AND_KILLS = """
 The self-test checks for the worst of these bugs on the run's own rows, with the real model: inference prompts are
 prefixes of the training sequences; every turn ends where generation stops; with the adapter disabled, the model is
 identical to the base, bit for bit; every trainable tensor gets a gradient and no other does; rows computed together
-by our kernels have the same loss and gradient as rows computed one by one by the model's own modules. A failure
-aborts the run (`SELFTEST_*`), except for the last check, where the plan falls back to a slower way of computing and
-reports it. `tunewright doctor --selftest DATA` runs only the self-test; `selftest.json` in the run folder and the
-report contain the results.
+by tunewright's fused kernels have the same loss and gradient as rows computed one by one by the model's own modules.
+A failure aborts the run (`SELFTEST_*`), except for the last check, where the plan falls back to a slower way of
+computing and reports it. `tunewright doctor --selftest DATA` runs only the self-test; `selftest.json` in the run
+folder and the report contain the results.
 
 ## Interrupts and kills
 
 A checkpoint is complete or absent: its files have checksums and are flushed before it is renamed into place. Resuming
 uses the newest valid checkpoint and warns about newer ones that are damaged. The entire training state is the weights,
 the optimizer moments and one integer; row order, learning rate and dropout are functions of (seed, step). One process
-at a time writes a run folder; the kernel releases its lock when the process dies.
+at a time writes a run folder; the operating system releases its lock when the process dies.
 
 `make torture` kills training (SIGKILL) before and after every call that changes the disk, with truncated files, with
 a full disk, and at random moments. It then resumes training and compares weights, moments and logged losses with an

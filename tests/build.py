@@ -29,9 +29,9 @@ from tunewright.core.run_folder import Run
 from tunewright.model import adapters, attention, forward, language_model
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
-from tunewright.tokens.sequences import Rendered, TrainRow, single
-from tunewright.train.loop import Training
-from tunewright.train.step import Learner, learner, take_step
+from tunewright.tokens.sequences import TokenSequence, TrainRow, single
+from tunewright.train.loop import TrainingInputs
+from tunewright.train.step import Learner, make_learner, take_step
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -145,7 +145,7 @@ def tiny_lm(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: Any) 
 LORA = AdapterConfig(rank=4, alpha=8.0)
 
 
-def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
+def rows(count: int, seed: int = 0, longest: int = 30) -> list[TokenSequence]:
     """Ragged rows of random tokens; the last third of each is supervised."""
     draw = np.random.default_rng(seed)
     actual = []
@@ -153,7 +153,9 @@ def rows(count: int, seed: int = 0, longest: int = 30) -> list[Rendered]:
         n = int(draw.integers(4, longest))
         first = max(1, n - n // 3 - 1)
         actual.append(
-            Rendered(tuple(int(t) for t in draw.integers(0, 256, n)), tuple(float(t >= first) for t in range(n)), i)
+            TokenSequence(
+                tuple(int(t) for t in draw.integers(0, 256, n)), tuple(float(t >= first) for t in range(n)), i
+            )
         )
     return actual
 
@@ -211,7 +213,7 @@ def plan_of(**more: Any) -> Plan:
 
 def learner_of(module: Any, plan: Plan) -> Learner:
     """For a tiny model with an adapter."""
-    return learner(LanguageModel(module, plain_head=True), plan)
+    return make_learner(LanguageModel(module, plain_head=True), plan)
 
 
 def steps(module: Any, data: list[TrainRow], plan: Plan) -> list[float]:
@@ -222,9 +224,9 @@ def steps(module: Any, data: list[TrainRow], plan: Plan) -> list[float]:
 
 def training_of(
     module: Any, plan: Plan, data: list[TrainRow], dev: list[TrainRow], run: Run, hashes: dict[str, str] | None = None
-) -> Training:
+) -> TrainingInputs:
     """For a tiny model with an adapter."""
-    return Training(LanguageModel(module, plain_head=True), plan, data, dev, run, hashes or {"data": "d"})
+    return TrainingInputs(LanguageModel(module, plain_head=True), plan, data, dev, run, hashes or {"data": "d"})
 
 
 def exact_norms(model: Any) -> None:
@@ -241,11 +243,11 @@ def exact_norms(model: Any) -> None:
             module.forward = functools.partial(exact, module)
 
 
-def gradients(model: LanguageModel, batches: list[packing.Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(model: LanguageModel, microbatches: list[packing.Microbatch]) -> tuple[float, dict[str, torch.Tensor]]:
     model.module.zero_grad(set_to_none=True)
     total = 0.0
-    for batch in batches:
-        loss = forward.loss(model, batch)
+    for microbatch in microbatches:
+        loss = forward.loss(model, microbatch)
         loss.backward()
         total += float(loss.detach())
     return total, {n: p.grad.clone() for n, p in adapters.trainable(model.module).items()}

@@ -12,16 +12,16 @@ from build import gradients, with_adapter
 from tunewright.model import fused_llama
 from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.tokens import packing
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.sequences import TokenSequence
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def relatives(count: int = 6) -> list[Rendered]:
+def relatives(count: int = 6) -> list[TokenSequence]:
     draw = torch.Generator().manual_seed(0)
     begin = torch.randint(0, 256, (40,), generator=draw).tolist()
     ends = torch.randint(0, 256, (count, 14), generator=draw).tolist()
-    return [Rendered((*begin, *e), (*[0.0] * 44, *[1.0] * 10), i) for i, e in enumerate(ends)]
+    return [TokenSequence((*begin, *e), (*[0.0] * 44, *[1.0] * 10), i) for i, e in enumerate(ends)]
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
@@ -29,11 +29,11 @@ def relatives(count: int = 6) -> list[Rendered]:
 def test_a_shared_step_on_the_gpu_is_that_of_separate_rows_on_the_cpu(kind: str, use_fused: bool) -> None:
     model = with_adapter(kind, torch.float64)
     rows = relatives()
-    loss, expected = gradients(model, [packing.to_batch([r], "packed") for r in rows])
+    loss, expected = gradients(model, [packing.to_microbatch([r], "packed") for r in rows])
     model.module.to("cuda")
     fused = use_fused and fused_llama.applies(model.module) and kind != "gemma3_text"
     model = dataclasses.replace(model, kernels="fused" if fused else "transformers")
-    actual, grads = gradients(model, [packing.to_batch(rows, "shared")])
+    actual, grads = gradients(model, [packing.to_microbatch(rows, "shared")])
     assert abs(actual - loss) < 1e-9 * loss
     for name, gradient in expected.items():
         assert torch.allclose(grads[name].cpu(), gradient, atol=1e-9 * float(gradient.abs().max()), rtol=0), name
@@ -47,8 +47,8 @@ def test_bfloat16_on_the_gpu_trains(use_fused: bool) -> None:
             a.copy_(b)
     narrow.module.to("cuda")
     narrow = dataclasses.replace(narrow, kernels="fused" if use_fused else "transformers")
-    batch = packing.to_batch(relatives(), "shared")
-    (loss, expected), (actual, grads) = gradients(wide, [batch]), gradients(narrow, [batch])
+    microbatch = packing.to_microbatch(relatives(), "shared")
+    (loss, expected), (actual, grads) = gradients(wide, [microbatch]), gradients(narrow, [microbatch])
     assert abs(actual - loss) < 0.02 * loss
     apart = sum(float((grads[k].cpu() - g).square().sum()) for k, g in expected.items())
     assert apart < 0.02 * sum(float(g.square().sum()) for g in expected.values())

@@ -58,8 +58,8 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
         rendering.for_training(template, Chat((Message("user", q), Message("assistant", a)), "x"))[0]
         for q, a in (("One?", "Two."), ("And what comes after that?", "Three, I think, and then four."))
     ]
-    alone = sum(float(forward.loss(model, packing.to_batch([r], "packed"))) for r in rows)
-    assert abs(float(forward.loss(model, packing.to_batch(rows, "packed"))) - alone) < 1e-4 * alone
+    alone = sum(float(forward.loss(model, packing.to_microbatch([r], "packed"))) for r in rows)
+    assert abs(float(forward.loss(model, packing.to_microbatch(rows, "packed"))) - alone) < 1e-4 * alone
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

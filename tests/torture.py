@@ -38,11 +38,11 @@ from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.export import export
 from tunewright.export.kind import Export, TrainedRun
-from tunewright.export.verify import Canary
+from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.sequences import Rendered, TrainRow, single
+from tunewright.tokens.sequences import TokenSequence, TrainRow, single
 from tunewright.tokens.template import load_template
 from tunewright.train import checkpoints, loop
 
@@ -65,7 +65,7 @@ def tiny() -> World:
     from build import plan_of, rows, tiny_lm, train_rows
 
     head = tuple(range(40, 60))
-    data = [single(Rendered(head + r.ids, (*[0.0] * len(head), *r.weights), r.row)) for r in rows(11)]
+    data = [single(TokenSequence(head + r.ids, (*[0.0] * len(head), *r.weights), r.row)) for r in rows(11)]
     adapter = AdapterConfig(rank=4, alpha=8.0, dropout=0.2)
     plan = plan_of(
         rows=11,
@@ -115,7 +115,7 @@ def train(world: World, folder: Path) -> int:
     adapters.attach(world.model.module, world.plan.adapter, world.plan.seed)
     try:
         with writing(run):
-            loop.train(loop.Training(world.model, world.plan, world.rows, world.dev, run, {"data": "d"}))
+            loop.train(loop.TrainingInputs(world.model, world.plan, world.rows, world.dev, run, {"data": "d"}))
             checkpoints.save_weights(run.weights, adapters.trainable(world.model.module))
     except TrainError as error:
         if error.code == "RUN_DISK":
@@ -263,13 +263,15 @@ def export_killed(path: Path) -> tuple[int, int]:
     template, plan = load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
 
     def unchecked(row: Export, folder: Path, *_: Any) -> ExportCheck:
-        same = {"largest_difference": 0.0, "same_texts": 1, "canaries": 1, "same_prompts": 1, "loaded_with": ""}
+        same = {"largest_difference": 0.0, "same_texts": 1, "prompts": 1, "encoded": 1, "loaded_with": ""}
         return ExportCheck(kind=row.kind, path=folder.name, dtype="float32", **same)
 
     def work(run: Run) -> int:
         export._check = unchecked
         with writing(run):
-            export.export(TrainedRun(run, load(run.config), plan, facts, template), [Canary([1, 2, 3])], [template.eos])
+            export.export(
+                TrainedRun(run, load(run.config), plan, facts, template), [CheckPrompt([1, 2, 3])], [template.eos]
+            )
         return FINISHED
 
     def actual(run: Run) -> dict[str, str]:

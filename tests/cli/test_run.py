@@ -49,7 +49,7 @@ def test_the_main_job(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> 
     )
     exported = json.loads((run / "export.json").read_text())
     assert {x["kind"] for x in exported} == {"adapter", "merged"}
-    assert all(x["largest_difference"] < 1e-4 and x["same_texts"] == x["canaries"] for x in exported)
+    assert all(x["largest_difference"] < 1e-4 and x["same_texts"] == x["prompts"] for x in exported)
     page = (run / "report.html").read_text()
     assert not re.search(r'(?:src|href)="https?:|<script|@import|url\((?!#)', page), "the page is self-contained"
     assert verdict["verdict"] in page

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tunewright.core.config import Config, load, to_yaml
+from tunewright.core.errors import ConfigError
 
 
 def test_overrides_and_yaml_1_2(tmp_path: Path) -> None:
@@ -18,3 +21,19 @@ def test_overrides_and_yaml_1_2(tmp_path: Path) -> None:
     file.write_text(to_yaml(config))
     assert load(file) == config
     assert Config().train.lr == "auto"
+
+
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("train.lr='1e-4'", "write the number without quotes."),
+        ("train.steps='40'", "write the number without quotes."),
+        ("train.lr=5", "choose an allowed value, or leave it out (default: auto)."),
+        ("train.lr=fast", "choose an allowed value, or leave it out (default: auto)."),
+        ("data.instruction=7", "put it in quotes: 'data.instruction=\"...\"'."),
+    ],
+)
+def test_the_fix_of_a_wrong_value_says_what_to_do(override: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(None, [override])
+    assert error.value.problems[0].fix == fix

@@ -117,8 +117,8 @@ WRONG: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "crossfit": ("crossfit.json", lambda v: v.update(rate="high"), "`rate`: Input should be a valid number"),
     "a list's item": (
         "export.json",
-        lambda v: v[1].update(canaries="x"),
-        "`1.canaries`: Input should be a valid integer",
+        lambda v: v[1].update(prompts="x"),
+        "`1.prompts`: Input should be a valid integer",
     ),
     "a later version": ("verdict.json", lambda v: v.update(version=2), "written by a newer tunewright. Fix: upgrade"),
     "a version of a part": (

@@ -91,7 +91,7 @@ GOLD = '{"a": "x", "b": {"c": [1, 2]}}'
 )
 def test_oracles_of_the_field_score(answer: str, f1: float, valid: bool) -> None:
     """A right answer scores 1 in any wrapping; empty, refusing, echoing and cut ones score 0; validity is separate."""
-    counts = metrics.field_counts(GOLD, answer)
+    counts = metrics.compare_fields(GOLD, answer)
     assert counts.f1 == pytest.approx(f1)
     assert counts.valid == valid
 

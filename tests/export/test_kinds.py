@@ -20,7 +20,7 @@ from tunewright.data.examples import Message
 from tunewright.export import EXPORTS, card, export, merged
 from tunewright.export.kind import TrainedRun
 from tunewright.export.merged import MERGED
-from tunewright.export.verify import Canary
+from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters
 from tunewright.model.facts import read_facts
 from tunewright.model.loading import load as load_model
@@ -57,17 +57,17 @@ def trained(tmp_path: Path, model_folder: Callable[[str], Path]) -> Made:
     return Made(TrainedRun(run, config, plan, read_facts(str(folder)), load_template(folder)), folder)
 
 
-def canaries(source: TrainedRun) -> list[Canary]:
+def check_prompts(source: TrainedRun) -> list[CheckPrompt]:
     messages = [{"role": "user", "content": "What is two and two?"}]
     ids = rendering.for_generation(source.template, [Message("user", "What is two and two?")])
-    return [Canary([1, 2, 3, 40]), Canary(ids, messages)]
+    return [CheckPrompt([1, 2, 3, 40]), CheckPrompt(ids, messages)]
 
 
 def test_every_wanted_export_is_written_and_answers_as_the_model_does(trained: Made) -> None:
-    checks = export.export(trained.source, canaries(trained.source), STOP)
+    checks = export.export(trained.source, check_prompts(trained.source), STOP)
     assert [c.kind for c in checks] == list(EXPORTS) == ["adapter", "merged"]
     assert checks[0].largest_difference == 0.0, "our loader computes what training computed"
-    assert all(c.largest_difference < 1e-4 and c.same_texts == c.canaries == 2 for c in checks)
+    assert all(c.largest_difference < 1e-4 and c.same_texts == c.prompts == 2 for c in checks)
     assert all(c.loaded_with == EXPORTS[c.kind].loaded_with and c.dtype == "float32" for c in checks)
 
 
@@ -88,7 +88,7 @@ def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch:
     with pytest.raises(
         TrainError, match="the merged export is rejected: a logit of the reloaded model differs"
     ) as caught:
-        export.export(trained.source, canaries(trained.source), STOP)
+        export.export(trained.source, check_prompts(trained.source), STOP)
     assert caught.value.code == "EXPORT_MISMATCH"
     assert not trained.source.run.export.exists()
     assert not list(trained.source.run.path.glob("*merged*")), "nothing of a rejected export is left"
@@ -107,7 +107,7 @@ def test_an_export_with_another_tokenizer_is_refused(trained: Made, monkeypatch:
 
     monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, write=write))
     with pytest.raises(TrainError, match="its tokenizer or chat template encodes a prompt differently"):
-        export.export(trained.source, canaries(trained.source), STOP)
+        export.export(trained.source, check_prompts(trained.source), STOP)
 
 
 def test_an_export_that_the_model_does_not_support_is_refused_before_training(
@@ -123,7 +123,7 @@ def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pyt
     broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: None)
     monkeypatch.setitem(EXPORTS, "merged", broken)
     with pytest.raises(TrainError, match="a fresh process could not load it"):
-        export.export(trained.source, canaries(trained.source), STOP)
+        export.export(trained.source, check_prompts(trained.source), STOP)
 
 
 def test_merged_weights_of_a_small_model_are_float32(trained: Made) -> None:
@@ -149,8 +149,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     head, body = text.removeprefix("---\n").split("\n---\n")
     assert head.splitlines()[:2] == ['base_model: "smollm2-135m"', f"library_name: {row.library}"]
     assert (
-        "**BETTER**, compared with the best untrained arm (nearest, chosen on dev): accuracy 0.7000 against 0.5000"
-        in body
+        "**BETTER**, compared with the best untrained arm (nearest, chosen on dev): accuracy 0.7000 vs. 0.5000" in body
     )
     assert "| tuned | 0.7000 | [0.6000, 0.8000] |" in body
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body

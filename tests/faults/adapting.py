@@ -94,7 +94,7 @@ def merged_in_float32() -> None:
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.05
     layer = next(iter(adapters.adapted(model).values()))
     exact = (
-        (layer.base.weight.double() + layer.scale * (layer.lora_B.double() @ layer.lora_A.double()))
+        (layer.base.weight.double() + layer.scaling * (layer.lora_B.double() @ layer.lora_A.double()))
         .float()
         .to(torch.bfloat16)
     )
@@ -105,7 +105,7 @@ def merged_in_float32() -> None:
 
 def merged_in_bfloat16(patch: Patch) -> None:
     def merged(self: Any) -> torch.Tensor:
-        update = self.scale * (self.lora_B.to(torch.bfloat16) @ self.lora_A.to(torch.bfloat16))
+        update = self.scaling * (self.lora_B.to(torch.bfloat16) @ self.lora_A.to(torch.bfloat16))
         return torch.as_tensor(self.base.weight + update)
 
     patch.setattr(adapters.LoRALinear, "merged_weight", merged)
@@ -205,7 +205,7 @@ def preferences_are_refused() -> None:
 FAULTS = [
     Fault(15, "DPO's reference is not the base model", "LLaMA-Factory PR 10779, TRL 744 and 2042, DPO 34",
           "there is no DPO yet: preference rows are rejected with DATA_FORM_UNSUPPORTED", preferences_are_refused, None),
-    Fault(16, "the adapter's scale changes when it is loaded", "", "PEFT computes the same logits from the saved adapter; at scale 0 the model is the base, bit for bit",
+    Fault(16, "the LoRA scaling factor changes when the adapter is loaded", "", "PEFT computes the same logits from the saved adapter; at scale 0 the model is the base, bit for bit",
           scale_survives, flag_lost),
     Fault(17, "the adapter does not train", "", "after three steps, every tensor of the adapter has changed and no other has; SELFTEST_GRADIENT",
           the_adapter_trains_and_nothing_else, half_is_frozen),

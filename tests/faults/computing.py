@@ -37,7 +37,7 @@ def model_of(plan: Plan, dtype: torch.dtype = torch.float64) -> LanguageModel:
 
 def one_step(plan: Plan, data: list[TrainRow]) -> tuple[step.Step, dict[str, torch.Tensor]]:
     """(logged values, gradient) of one step."""
-    student = step.learner(model_of(plan), plan)
+    student = step.make_learner(model_of(plan), plan)
     done = step.take_step(student, data, plan, 0)
     return done, {n: p.grad.clone() for n, p in student.parameters.items() if p.grad is not None}
 
@@ -49,8 +49,8 @@ def one_denominator() -> None:
 
 
 def means_of_means(patch: Patch) -> None:
-    def loss(model: LanguageModel, batch: packing.Batch, plan: Plan) -> Loss:
-        return Loss(forward.loss(model, batch) / sft.weight(batch))
+    def loss(model: LanguageModel, microbatch: packing.Microbatch, plan: Plan) -> Loss:
+        return Loss(forward.loss(model, microbatch) / sft.weight(microbatch))
 
     patch.setattr(sft, "loss", loss)
 
@@ -59,9 +59,9 @@ def logged_loss() -> None:
     data, plan = train_rows(8), plan_of(batch_size=8, tokens_per_pass=40)
     done, _ = one_step(plan, data)
     model = model_of(plan)
-    batches = sft.batches(model, data, range(8), plan, 0)
-    assert len(batches) > 1
-    total = sum(float(forward.loss(model, b).detach()) for b in batches)
+    microbatches = sft.microbatches(model, data, range(8), plan, 0)
+    assert len(microbatches) > 1
+    total = sum(float(forward.loss(model, b).detach()) for b in microbatches)
     assert abs(done.loss - total / sum(r.supervised for r in data)) < 1e-9
 
 
@@ -74,8 +74,10 @@ def nobody_sees_another() -> None:
     model, (a, b) = model_of(plan_of()), rows(2, seed=1)
     for layout in ("shared", "packed", "padded"):
         other = dataclasses.replace(a, ids=tuple((t + 7) % 250 for t in a.ids))
-        batches = [packing.to_batch([x, b], layout) for x in (a, other)]  # type: ignore[arg-type]
-        first, second = (forward.logits(model, batch)[batch.which_M[-b.supervised :]] for batch in batches)
+        microbatches = [packing.to_microbatch([x, b], layout) for x in (a, other)]  # type: ignore[arg-type]
+        first, second = (
+            forward.logits(model, microbatch)[microbatch.prediction_M[-b.supervised :]] for microbatch in microbatches
+        )
         assert torch.allclose(first, second, rtol=0, atol=1e-12), layout
 
 
@@ -93,61 +95,61 @@ def one_long_document(patch: Patch) -> None:
 def positions_start_anew() -> None:
     data = rows(5)
     for layout in ("packed", "padded", "shared"):
-        batch = packing.to_batch(data, layout)  # type: ignore[arg-type]
-        actual = batch.positions_BT[batch.row_N, batch.at_N][batch.which_M]
+        microbatch = packing.to_microbatch(data, layout)  # type: ignore[arg-type]
+        actual = microbatch.positions_BT[microbatch.row_N, microbatch.at_N][microbatch.prediction_M]
         wanted = [t - 1 for r in data for t in range(1, len(r.ids)) if r.weights[t]]
         assert actual.tolist() == wanted, layout
 
 
 def positions_run_on(patch: Patch) -> None:
-    plain = packing.to_batch
+    plain = packing.to_microbatch
 
-    def batch(group: Any, layout: Any, *more: Any) -> Any:
+    def microbatch(group: Any, layout: Any, *more: Any) -> Any:
         made = plain(group, layout, *more)
         return dataclasses.replace(
             made, positions_BT=np.arange(made.positions_BT.size).reshape(made.positions_BT.shape)
         )
 
-    patch.setattr(packing, "to_batch", batch)
+    patch.setattr(packing, "to_microbatch", microbatch)
 
 
 def loss_by_hand() -> None:
     model, (row,) = model_of(plan_of()), rows(1)
     logp_TV = model.module(torch.tensor([row.ids])).logits[0].detach().log_softmax(-1)
     by_hand = -sum(float(logp_TV[t - 1, row.ids[t]]) for t in range(1, len(row.ids)) if row.weights[t])
-    batch = packing.to_batch([row], "packed")
-    assert sft.weight(batch) == row.supervised
-    assert abs(float(forward.loss(model, batch).detach()) - by_hand) < 1e-9
+    microbatch = packing.to_microbatch([row], "packed")
+    assert sft.weight(microbatch) == row.supervised
+    assert abs(float(forward.loss(model, microbatch).detach()) - by_hand) < 1e-9
 
 
 def labels_of_the_same_place(patch: Patch) -> None:
-    plain = packing.to_batch
+    plain = packing.to_microbatch
 
-    def batch(group: Any, layout: Any, *more: Any) -> Any:
+    def microbatch(group: Any, layout: Any, *more: Any) -> Any:
         made = plain(group, layout, *more)
         return dataclasses.replace(made, target_N=made.ids_BT[made.row_N, made.at_N])
 
-    patch.setattr(packing, "to_batch", batch)
+    patch.setattr(packing, "to_microbatch", microbatch)
 
 
 def padding_costs_nothing() -> None:
     model, data = model_of(plan_of()), rows(4, longest=40)
-    together, alone = packing.to_batch(data, "padded"), [packing.to_batch([r], "padded") for r in data]
+    together, alone = packing.to_microbatch(data, "padded"), [packing.to_microbatch([r], "padded") for r in data]
     assert sft.weight(together) == sum(sft.weight(b) for b in alone)
     losses = [float(forward.loss(model, b).detach()) for b in (together, *alone)]
     assert abs(losses[0] - sum(losses[1:])) < 1e-9
 
 
 def padding_is_learned(patch: Patch) -> None:
-    plain = packing.to_batch
+    plain = packing.to_microbatch
 
-    def batch(group: Any, layout: Any, *more: Any) -> Any:
+    def microbatch(group: Any, layout: Any, *more: Any) -> Any:
         made = plain(group, layout, *more)
         short = int(np.argmin([len(r.ids) for r in group]))
         more = {"row_N": short, "at_N": made.ids_BT.shape[1] - 2, "target_N": 0, "weight_N": 1}
         return dataclasses.replace(made, **{k: np.append(getattr(made, k), v) for k, v in more.items()})
 
-    patch.setattr(packing, "to_batch", batch)
+    patch.setattr(packing, "to_microbatch", microbatch)
 
 
 def judging_draws_nothing() -> None:
@@ -156,7 +158,7 @@ def judging_draws_nothing() -> None:
 
     def trained(judged: bool) -> list[torch.Tensor]:
         model = model_of(plan)
-        student = step.learner(model, plan)
+        student = step.make_learner(model, plan)
         for s in range(3):
             step.take_step(student, data, plan, s)
             if judged:
@@ -193,11 +195,11 @@ def step_by_hand() -> None:
     model = model_of(plan)
     before = {n: p.detach().numpy().copy() for n, p in adapters.trainable(model.module).items()}
     probe = copy.deepcopy(model)
-    batch = packing.to_batch(flat(data[i] for i in packing.step_rows(4, 4, plan.seed, 0)), "packed")
-    (forward.loss(probe, batch) / sft.weight(batch)).backward()  # type: ignore[no-untyped-call]
+    microbatch = packing.to_microbatch(flat(data[i] for i in packing.step_rows(4, 4, plan.seed, 0)), "packed")
+    (forward.loss(probe, microbatch) / sft.weight(microbatch)).backward()  # type: ignore[no-untyped-call]
     gradient = {n: p.grad.numpy() for n, p in adapters.trainable(probe.module).items() if p.grad is not None}
     norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
-    student = step.learner(model, plan)
+    student = step.make_learner(model, plan)
     step.take_step(student, data, plan, 0)
     for n, p in student.parameters.items():
         g = gradient[n] * min(1.0, plan.max_grad_norm / (norm + 1e-6))

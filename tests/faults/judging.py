@@ -49,7 +49,7 @@ def another_weight_answers_anew() -> None:
         own = answers.Answers(run, Console(True), data, inputs, plan_of(), None)  # type: ignore[arg-type]
         for sha256 in ("0" * 64, "0" * 64, "1" + "0" * 63):
             weights = Weights(plan_of(), run.weights, sha256)
-            own.scores(answers.Request(arm, "dev", [0], run.path / "scores.jsonl"), weights)
+            own.scores(answers.AnswerRequest(arm, "dev", [0], run.path / "scores.jsonl"), weights)
     assert len(asked) == 2
 
 

@@ -13,7 +13,7 @@ from tunewright.data.examples import Chat, Message
 from tunewright.methods import sft
 from tunewright.tokens import packing, rendering, sequences
 from tunewright.tokens.render_cache import RenderedRows, RowRenderer, render_rows
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.sequences import TokenSequence
 from tunewright.tokens.template import Template, render
 
 TEMPLATE = Template(byte_tokenizer())
@@ -34,7 +34,7 @@ TALK = chat(
 )
 
 
-def runs_of(row: Rendered) -> list[tuple[int, int]]:
+def runs_of(row: TokenSequence) -> list[tuple[int, int]]:
     """Where each supervised run starts and ends."""
     inside = [t for t, w in enumerate(row.weights) if w]
     starts = [t for t in inside if not row.weights[t - 1]]
@@ -64,19 +64,19 @@ def tokenizer_adds_its_own(patch: Patch) -> None:
 def stop_is_learned() -> None:
     """pad == eos in this tokenizer."""
     rows = [rendering.for_training(TEMPLATE, chat(("user", "x" * n), ("assistant", "y")), n)[0] for n in (3, 30)]
-    batch = packing.to_batch(rows, "padded", pad=TEMPLATE.eos)
-    assert batch.target_N.tolist().count(TEMPLATE.eos) == 2
-    assert batch.weight_N.all()
+    microbatch = packing.to_microbatch(rows, "padded", pad=TEMPLATE.eos)
+    assert microbatch.target_N.tolist().count(TEMPLATE.eos) == 2
+    assert microbatch.weight_N.all()
 
 
 def end_is_taken_for_padding(patch: Patch) -> None:
-    plain = packing.to_batch
+    plain = packing.to_microbatch
 
-    def batch(group: Any, layout: Any, pad: int = 0, signal: Any = None) -> Any:
+    def microbatch(group: Any, layout: Any, pad: int = 0, signal: Any = None) -> Any:
         made = plain(group, layout, pad, signal)
         return dataclasses.replace(made, weight_N=made.weight_N * (made.target_N != pad))
 
-    patch.setattr(packing, "to_batch", batch)
+    patch.setattr(packing, "to_microbatch", microbatch)
 
 
 def every_turn_ends() -> None:

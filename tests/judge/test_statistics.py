@@ -86,7 +86,7 @@ GRID = [
 
 @pytest.mark.parametrize(("n", "p", "q", "disagree"), GRID)
 def test_coverage_of_the_paired_interval(n: int, p: float, q: float, disagree: float) -> None:
-    """The 95 % interval covers the truth in at least 93 % of 2,000 draws, also where the percentile bootstrap covers a
+    """The 95% interval covers the truth in at least 93% of 2,000 draws, also where the percentile bootstrap covers a
     third."""
     only_first, only_second = (disagree + p - q) / 2, (disagree - p + q) / 2
     both = p - only_first
@@ -158,7 +158,7 @@ def test_rows_that_are_answered_alike_count_as_one(rows: list[tuple[float, float
 
 
 def test_power_tables() -> None:
-    """Known orders of magnitude: with 100 rows and 20 % disagreement, about 13 points can be detected (exact table:
+    """Known orders of magnitude: with 100 rows and 20% disagreement, about 13 points can be detected (exact table:
     12.8)."""
     assert abs(statistics.detectable(100, 0.2) - 0.128) < 0.01
     assert abs(statistics.detectable(500, 0.1) - 0.041) < 0.005

@@ -8,10 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from tunewright.core.records import Verdict
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.protocol import RULE, Protocol
-from tunewright.judge.verdict import ArmResult, RerunNoise, Verdict, choose_variant, decide, sentence, with_rerun_noise
+from tunewright.judge.verdict import (
+    Decision,
+    RerunNoise,
+    ScoredArm,
+    choose_comparator,
+    choose_variant,
+    final_verdict,
+    sentence,
+)
 
 PROTOCOL = Protocol(
     rule=RULE,
@@ -29,14 +38,34 @@ PROTOCOL = Protocol(
 )
 
 
-def decided(scores: dict[str, Sequence[float]], on_dev: dict[str, float], protocol: Protocol = PROTOCOL) -> Verdict:
+def decided(
+    scores: dict[str, Sequence[float]],
+    on_dev: dict[str, float],
+    protocol: Protocol = PROTOCOL,
+    noise: RerunNoise | None = None,
+) -> Decision:
     arms = {
-        name: ArmResult(
-            description="", learned_from_rows=name == "tuned", scores=tuple(map(float, s)), on_dev=on_dev.get(name)
-        )
+        name: ScoredArm(description="", trained=name == "tuned", scores=tuple(map(float, s)), on_dev=on_dev.get(name))
         for name, s in scores.items()
     }
-    return decide(arms, protocol, range(len(scores["tuned"])))
+    comparator = choose_comparator(arms, protocol.higher_is_better)
+    return final_verdict(arms, comparator, protocol, range(len(scores["tuned"])), noise)
+
+
+def recorded(decision: Decision, noise: RerunNoise | None = None) -> Verdict:
+    """As verdict.json."""
+    rest = {
+        "variants_on_dev": {},
+        "overlap": None,
+        "corpus": {"metric": "macro_f1", "tuned": 0.0, "comparator": 0.0, "difference": 0.0, "interval": None},
+        "task": "label",
+        "max_new_tokens": 8,
+        "test_reads": 1,
+        "dev_rows": 4,
+        "protocol": "",
+        "rerun": noise and dataclasses.asdict(noise),
+    }
+    return Verdict.model_validate({**decision.to_json(), **rest}, strict=False)
 
 
 def test_dev_chooses_the_comparator_and_test_decides() -> None:
@@ -50,7 +79,7 @@ def test_dev_chooses_the_comparator_and_test_decides() -> None:
     assert contrast is not None
     assert contrast.comparison.difference == 0.25
     assert contrast.p_holm >= contrast.comparison.p_value
-    assert (verdict.word, verdict.unbeaten) == ("CANNOT TELL", ("zero_shot", "few_shot"))
+    assert (verdict.verdict, verdict.unbeaten) == ("CANNOT TELL", ("zero_shot", "few_shot"))
     without = decided(scores, {}).comparator
     assert (without.name, without.chosen_on) == ("zero_shot", "test")
     lower = decided(scores, on_dev, dataclasses.replace(PROTOCOL, higher_is_better=False))
@@ -66,11 +95,11 @@ def test_a_bad_choice_on_dev_does_not_make_the_tuned_model_better() -> None:
     verdict = decided({"zero_shot": base, "constant": constant, "tuned": constant}, on_dev)
     assert verdict.comparator.name == "zero_shot"
     assert verdict.comparison.interval.low > 0
-    assert (verdict.word, verdict.unbeaten) == ("CANNOT TELL", ("constant",))
-    assert "not shown to be better than constant" in sentence(verdict.to_json())
+    assert (verdict.verdict, verdict.unbeaten) == ("CANNOT TELL", ("constant",))
+    assert "not shown to be better than constant" in sentence(recorded(verdict))
     verdict = decided({"zero_shot": base, "constant": constant, "tuned": np.ones(100)}, on_dev)
-    assert (verdict.word, verdict.unbeaten) == ("BETTER", ())
-    assert "not shown" not in sentence(verdict.to_json())
+    assert (verdict.verdict, verdict.unbeaten) == ("BETTER", ())
+    assert "not shown" not in sentence(recorded(verdict))
 
 
 def test_the_record_has_the_comparison_of_every_arm() -> None:
@@ -84,15 +113,19 @@ def test_the_record_has_the_comparison_of_every_arm() -> None:
 
 @pytest.mark.parametrize(("floor", "word"), [(0.0, "BETTER"), (0.99, "BETTER"), (1.0, "CANNOT TELL")])
 def test_a_difference_within_rerun_noise_does_not_count(floor: float, word: str) -> None:
-    verdict = decided({"zero_shot": [0.0] * 30, "tuned": [1.0] * 30}, {})
-    assert verdict.word == "BETTER"
-    assert with_rerun_noise(verdict, RerunNoise(rows=8, changed=1, floor=floor)).word == word
+    noise = RerunNoise(rows=8, changed=1, floor=floor)
+    verdict = decided({"zero_shot": [0.0] * 30, "tuned": [1.0] * 30}, {}, noise=noise)
+    assert verdict.verdict == word
+    assert verdict.rows_needed is None  # more rows do not reduce this noise
+    record = recorded(verdict, noise)
+    assert record.is_better is (word == "BETTER")
+    assert record.within_rerun_noise is ("within re-run noise" in sentence(record)) is (word == "CANNOT TELL")
 
 
 def test_rerun_noise_leaves_equality_alone() -> None:
-    verdict = decided({"zero_shot": [1.0] * 400, "tuned": [1.0] * 400}, {})
-    assert verdict.word == "PRACTICALLY EQUAL"
-    assert with_rerun_noise(verdict, RerunNoise(rows=8, changed=0, floor=0.0)).word == "PRACTICALLY EQUAL"
+    for noise in (None, RerunNoise(rows=8, changed=0, floor=0.0)):
+        verdict = decided({"zero_shot": [1.0] * 400, "tuned": [1.0] * 400}, {}, noise=noise)
+        assert verdict.verdict == "PRACTICALLY EQUAL"
 
 
 def test_dev_chooses_the_variant() -> None:

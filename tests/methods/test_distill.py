@@ -10,7 +10,7 @@ from build import plan_of, rows, with_adapter
 from tunewright.methods import Method, distill, sft
 from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.sequences import Rendered, TrainRow, single
+from tunewright.tokens.sequences import TokenSequence, TrainRow, single
 
 
 def gradient(
@@ -18,23 +18,23 @@ def gradient(
 ) -> tuple[float, list[torch.Tensor]]:
     plan, total = plan_of(layout=layout), 0.0
     model.module.zero_grad()
-    for batch in method.batches(model, data, range(len(data)), plan, 0):
-        part = method.loss(model, batch, plan).sum
+    for microbatch in method.microbatches(model, data, range(len(data)), plan, 0):
+        part = method.loss(model, microbatch, plan).sum
         part.backward()
         total += float(part.detach())
     return total, [p.grad.clone() for p in adapters.trainable(model.module).values()]
 
 
-def gold(data: list[Rendered]) -> list[TrainRow]:
+def gold(data: list[TokenSequence]) -> list[TrainRow]:
     return [single(r) for r in data]
 
 
-def relatives() -> list[Rendered]:
+def relatives() -> list[TokenSequence]:
     """Rows with the first half in common, one of them twice."""
     data = rows(6)
     common = data[0].ids[:2] + tuple(range(40, 70))
-    actual = [Rendered(common + r.ids, (*[0.0] * len(common), *r.weights), r.row) for r in data]
-    return [*actual, Rendered(actual[0].ids, actual[0].weights, 6)]
+    actual = [TokenSequence(common + r.ids, (*[0.0] * len(common), *r.weights), r.row) for r in data]
+    return [*actual, TokenSequence(actual[0].ids, actual[0].weights, 6)]
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded", "shared"])
@@ -75,7 +75,7 @@ def test_the_teacher_may_read_another_prompt() -> None:
     """Prompt distillation: the teacher reads the prompt, the student does not; the answers are the same tokens."""
     model, data = with_adapter("llama", torch.float64), rows(4)
     prompt = (9, 8, 7)
-    teacher_rows = [Rendered(prompt + r.ids, (0.0, 0.0, 0.0, *r.weights), r.row) for r in data]
+    teacher_rows = [TokenSequence(prompt + r.ids, (0.0, 0.0, 0.0, *r.weights), r.row) for r in data]
     taught = distill.with_teacher(model, teacher_rows, data, "packed")
     assert [t.sequences[0].ids for t in taught] == [r.ids for r in data]
     for t in taught:

@@ -62,7 +62,7 @@ def trained(
         if p.step == stop:
             raise Killed
 
-    loop.train(loop.annotated(training_of(model, plan(tokens_per_pass=90), rows[:9], rows[9:], run)), stopping)
+    loop.train(loop.with_precomputed(training_of(model, plan(tokens_per_pass=90), rows[:9], rows[9:], run)), stopping)
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run.metrics)]
     return [p.detach().clone() for p in adapters.trainable(model).values()], lines
 
@@ -86,19 +86,19 @@ def test_the_loop_trains_pairs_and_resumes_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
 def test_a_pair_stays_in_one_pass_and_the_divisor_is_pairs(layout: str, tmp_path: Path) -> None:
     rows = pairs(7, tmp_path)
-    student = step.learner(training_of(adapted(), plan(), [], [], Run(tmp_path)).model, plan())
+    student = step.make_learner(training_of(adapted(), plan(), [], [], Run(tmp_path)).model, plan())
     asked = plan(layout=layout, tokens_per_pass=70, batch_size=7)
-    rows = METHODS["toy"].annotate(student.model, rows, asked)
-    batches = METHODS["toy"].batches(student.model, rows, range(7), asked, 0)
-    assert len(batches) > 1
-    assert sum(METHODS["toy"].weight(b) for b in batches) == 7
-    for batch in batches:  # the sequences of a pair follow each other, undivided
-        reference = batch.signal["reference_S"]
+    rows = METHODS["toy"].precompute(student.model, rows, asked)
+    microbatches = METHODS["toy"].microbatches(student.model, rows, range(7), asked, 0)
+    assert len(microbatches) > 1
+    assert sum(METHODS["toy"].weight(b) for b in microbatches) == 7
+    for microbatch in microbatches:  # the sequences of a pair follow each other, undivided
+        reference = microbatch.signal["reference_S"]
         whole = [r for r in rows if r.signal["reference_S"][0] in reference]
         assert sorted(reference) == sorted(np.concatenate([r.signal["reference_S"] for r in whole]))
-        assert len(batch.which_M) == sum(r.supervised for r in whole)
-        assert batch.tokens == sum(r.tokens for r in whole)
-    losses = [float(METHODS["toy"].loss(student.model, b, asked).sum.detach()) for b in batches]
+        assert len(microbatch.prediction_M) == sum(r.supervised for r in whole)
+        assert microbatch.tokens == sum(r.tokens for r in whole)
+    losses = [float(METHODS["toy"].loss(student.model, b, asked).sum.detach()) for b in microbatches]
     assert step.take_step(student, rows, asked, 0).loss == pytest.approx(sum(losses) / 7, abs=1e-12)
 
 
@@ -106,8 +106,8 @@ def test_the_gradient_does_not_depend_on_the_passes(tmp_path: Path) -> None:
     rows, actual = pairs(8, tmp_path), []
     for capacity, layout in ((4096, "shared"), (60, "shared"), (60, "packed"), (60, "padded")):
         asked = plan(tokens_per_pass=capacity, layout=layout, batch_size=8, max_grad_norm=1e9)
-        student = step.learner(training_of(adapted(), asked, [], [], Run(tmp_path)).model, asked)
-        step.take_step(student, METHODS["toy"].annotate(student.model, rows, asked), asked, 0)
+        student = step.make_learner(training_of(adapted(), asked, [], [], Run(tmp_path)).model, asked)
+        step.take_step(student, METHODS["toy"].precompute(student.model, rows, asked), asked, 0)
         grads = [p.grad for p in student.parameters.values() if p.grad is not None]
         actual.append(torch.cat([g.flatten() for g in grads]))
     assert all(torch.allclose(g, actual[0], rtol=0, atol=1e-10) for g in actual)
@@ -120,10 +120,10 @@ def test_calibration_and_profile_follow_the_plans_method(tmp_path: Path) -> None
 
 
 def test_other_reference_numbers_are_other_rows(tmp_path: Path) -> None:
-    """The hash of the annotated rows is one of those that must be unchanged in a resumed run."""
+    """The hash of the precomputed rows is one of those that must be unchanged in a resumed run."""
     training = training_of(adapted(), plan(), pairs(4, tmp_path / "data"), [], Run(tmp_path / "run"))
     training.run.path.mkdir()
-    first = loop.annotated(training)
+    first = loop.with_precomputed(training)
     loop.train(first)
     row = first.rows[0]
     moved = dataclasses.replace(row, signal={"reference_S": row.signal["reference_S"] + 1e-12})

@@ -20,7 +20,7 @@ from tunewright.data.examples import Chat, Example, Message
 from tunewright.methods.method import Loss
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Batch, microbatches, to_batch, units_of
+from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
 from tunewright.tokens.rendering import for_training
 from tunewright.tokens.sequences import TrainRow, flat
 from tunewright.tokens.template import Template
@@ -37,42 +37,45 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
 
 
 @torch.no_grad()
-def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
     """Add to each pair the reference's log-probabilities of its two sequences."""
     actual = []
     for row in rows:
-        logp_S = _sequence_logp(model, to_batch(row.sequences, plan.layout), plan)
+        logp_S = _sequence_logp(model, to_microbatch(row.sequences, plan.layout), plan)
         actual.append(replace(row, signal={"reference_S": logp_S.double().cpu().numpy()}))
     return actual
 
 
-def batches(
+def microbatches(
     model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
-) -> list[Batch]:
+) -> list[Microbatch]:
     made = []
-    for group in microbatches(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
+    for group in split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
         signal = {"reference_S": np.concatenate([rows[i].signal["reference_S"] for i in group])}
-        made.append(to_batch(flat(rows[i] for i in group), plan.layout, signal=signal))
+        made.append(to_microbatch(flat(rows[i] for i in group), plan.layout, signal=signal))
     return made
 
 
-def weight(batch: Batch) -> float:
+def weight(microbatch: Microbatch) -> float:
     """The number of pairs."""
-    return len(batch.signal["reference_S"]) / 2
+    return len(microbatch.signal["reference_S"]) / 2
 
 
-def loss(model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
-    ratio_S = _sequence_logp(model, batch, plan) - torch.from_numpy(batch.signal["reference_S"]).to(model.device)
+def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
+    ratio_S = _sequence_logp(model, microbatch, plan) - torch.from_numpy(microbatch.signal["reference_S"]).to(
+        model.device
+    )
     margin_P = BETA * (ratio_S[0::2] - ratio_S[1::2])
     metrics = {"margin": float(margin_P.detach().sum()), "accuracy": float((margin_P.detach() > 0).sum())}
     return Loss(-F.logsigmoid(margin_P).sum(), metrics)
 
 
-def _sequence_logp(model: LanguageModel, batch: Batch, plan: Plan) -> Tensor:
-    logp_NV = forward.logits(model, batch, plan.gradient_checkpointing).log_softmax(-1)
-    target_N, which_M, sequence_M = (
-        torch.from_numpy(x).to(model.device) for x in (batch.target_N, batch.which_M, batch.sequence_M)
+def _sequence_logp(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Tensor:
+    logp_NV = forward.logits(model, microbatch, plan.gradient_checkpointing).log_softmax(-1)
+    target_N, prediction_M, sequence_M = (
+        torch.from_numpy(x).to(model.device)
+        for x in (microbatch.target_N, microbatch.prediction_M, microbatch.sequence_M)
     )
-    logp_M = logp_NV.gather(1, target_N[:, None])[:, 0][which_M]
-    sequences = int(batch.sequence_M.max()) + 1
+    logp_M = logp_NV.gather(1, target_N[:, None])[:, 0][prediction_M]
+    sequences = int(microbatch.sequence_M.max()) + 1
     return torch.zeros(sequences, dtype=logp_M.dtype, device=model.device).index_add(0, sequence_M, logp_M)

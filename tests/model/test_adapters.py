@@ -34,6 +34,14 @@ def test_only_the_adapter_trains_and_off_is_the_base_bit_for_bit(kind: str) -> N
         assert not torch.equal(model.eval()(ids).logits, base.eval()(ids).logits)
 
 
+def test_an_adapter_is_in_the_mode_of_its_model() -> None:
+    """A process that did not train, such as `tunewright chat`, attaches an adapter and evaluates."""
+    for training in (False, True):
+        model = tiny_model().train(training)
+        adapters.attach(model, AdapterConfig(rank=4, dropout=0.5), 0)
+        assert {m.training for m in model.modules()} == {training}
+
+
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 def test_merged_equals_adapted(kind: str) -> None:
     model = tiny_model(dtype=torch.float64)

@@ -12,7 +12,7 @@ from build import (
 
 from tunewright.model import arch_probe, forward
 from tunewright.tokens import packing
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.sequences import TokenSequence
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_dropout_of_the_model_itself_is_seen_and_forbids_flat_layouts() -> None:
     model = tiny_lm("llama", attention_dropout=0.2)
     model.module.train()
     with pytest.raises(ValueError, match="drops weights"):
-        forward.loss(model, packing.to_batch([Rendered((1, 2, 3), (0.0, 1.0, 1.0), 0)], "packed"))
+        forward.loss(model, packing.to_microbatch([TokenSequence((1, 2, 3), (0.0, 1.0, 1.0), 0)], "packed"))

@@ -1,4 +1,4 @@
-"""Loss and logits of a row: against a computation by hand, in every layout, and whatever else is in the batch."""
+"""Loss and logits of a row: against a computation by hand, in every layout, and whatever else is in the pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tunewright.methods import sft
 from tunewright.model import adapters, forward, language_model, loading, losses
 from tunewright.tokens import packing, prefix_tree
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.sequences import TokenSequence
 
 
 def test_loss_by_hand() -> None:
@@ -36,9 +36,9 @@ def test_loss_by_hand() -> None:
         if row.weights[t]:
             z = logits[t - 1]
             by_hand -= z[row.ids[t]] - (z.max() + math.log(np.exp(z - z.max()).sum()))
-    batch = packing.to_batch([row], "packed")
-    total = forward.loss(language_model.of(model), batch)
-    assert sft.weight(batch) == row.supervised
+    microbatch = packing.to_microbatch([row], "packed")
+    total = forward.loss(language_model.of(model), microbatch)
+    assert sft.weight(microbatch) == row.supervised
     assert abs(float(total) - by_hand) < 1e-9
 
 
@@ -55,7 +55,7 @@ def test_a_row_alone_equals_the_row_packed_and_padded(kind: str) -> None:
         total = sum(
             (
                 forward.loss(
-                    language_model.of(model), packing.to_batch(g, "padded" if layout == "padded" else "packed")
+                    language_model.of(model), packing.to_microbatch(g, "padded" if layout == "padded" else "packed")
                 )
                 for g in groups
             ),
@@ -73,7 +73,7 @@ def test_another_row_in_the_pack_changes_nothing() -> None:
     model = tiny_lm(dtype=torch.float64)
     first, second, third = rows(3)
     logits = [
-        forward.logits(model, packing.to_batch([first, other], "packed"))[: first.supervised]
+        forward.logits(model, packing.to_microbatch([first, other], "packed"))[: first.supervised]
         for other in (second, third)
     ]
     assert torch.equal(logits[0], logits[1]) or torch.allclose(logits[0], logits[1], atol=1e-12)
@@ -94,8 +94,8 @@ def test_a_leaking_architecture_trains_padded_and_equals_rows_alone() -> None:
     }
     model, data = tiny_lm("qwen3_next", **shape), rows(4)
     with torch.no_grad():
-        alone = sum(float(forward.loss(model, packing.to_batch([r], "padded"))) for r in data)
-        padded = float(forward.loss(model, packing.to_batch(data, "padded")))
+        alone = sum(float(forward.loss(model, packing.to_microbatch([r], "padded"))) for r in data)
+        padded = float(forward.loss(model, packing.to_microbatch(data, "padded")))
     assert abs(alone - padded) < 1e-4 * alone
 
 
@@ -116,11 +116,11 @@ def test_a_shared_step_is_the_step_of_separate_rows(kind: str, shape: dict[str, 
     @given(relatives(longest=30), st.randoms(use_true_random=False))
     def equal(rows: list[Any], random: Any) -> None:
         weights = [tuple(random.choice([0.0, 1.0, 0.5]) for _ in row) for row in rows]
-        rendered = [Rendered(r, w, i) for i, (r, w) in enumerate(zip(rows, weights, strict=True))]
+        rendered = [TokenSequence(r, w, i) for i, (r, w) in enumerate(zip(rows, weights, strict=True))]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(prefix_tree, "MIN_SHARED", 2)
-            shared = packing.to_batch(rendered, "shared")
-        alone = [packing.to_batch([r], "packed") for r in rendered]
+            shared = packing.to_microbatch(rendered, "shared")
+        alone = [packing.to_microbatch([r], "packed") for r in rendered]
         if not len(shared.target_N):
             return
         (loss, actual), (expected, grads) = (
@@ -149,11 +149,11 @@ def test_in_bfloat16_sharing_is_no_less_exact(kind: str) -> None:
         draw = torch.Generator().manual_seed(seed)
         begin = torch.randint(0, 256, (40,), generator=draw).tolist()
         ends = torch.randint(0, 256, (6, 12), generator=draw).tolist()
-        rows = [Rendered((*begin, *e), (*[0.0] * 42, *[1.0] * 10), i) for i, e in enumerate(ends)]
-        alone = [packing.to_batch([r], "packed") for r in rows]
+        rows = [TokenSequence((*begin, *e), (*[0.0] * 42, *[1.0] * 10), i) for i, e in enumerate(ends)]
+        alone = [packing.to_microbatch([r], "packed") for r in rows]
         _, reference = gradients(wide, alone)
-        for name, batches in (("shared", [packing.to_batch(rows, "shared")]), ("alone", alone)):
-            _, actual = gradients(narrow, batches)
+        for name, microbatches in (("shared", [packing.to_microbatch(rows, "shared")]), ("alone", alone)):
+            _, actual = gradients(narrow, microbatches)
             apart[name] += sum(float((actual[k] - g).square().sum() / g.square().sum()) for k, g in reference.items())
     assert apart["shared"] <= apart["alone"] * 1.02, apart
 
@@ -161,9 +161,9 @@ def test_in_bfloat16_sharing_is_no_less_exact(kind: str) -> None:
 def test_a_loaded_model_uses_the_chunked_head_exactly(model_folder: Any) -> None:
     model, data = loading.load(model_folder(), torch.float64), rows(5)
     assert model.plain_head
-    batch = packing.to_batch(data, "packed")
-    target_N, weight_N = torch.from_numpy(batch.target_N), torch.from_numpy(batch.weight_N)
-    expected = losses.cross_entropy(forward.logits(model, batch), target_N, weight_N)
-    assert abs(float(forward.loss(model, batch)) - float(expected)) < 1e-9
-    padded = packing.to_batch(data, "padded")
-    assert abs(float(forward.loss(model, padded)) - float(forward.loss(model, batch))) < 1e-9
+    microbatch = packing.to_microbatch(data, "packed")
+    target_N, weight_N = torch.from_numpy(microbatch.target_N), torch.from_numpy(microbatch.weight_N)
+    expected = losses.cross_entropy(forward.logits(model, microbatch), target_N, weight_N)
+    assert abs(float(forward.loss(model, microbatch)) - float(expected)) < 1e-9
+    padded = packing.to_microbatch(data, "padded")
+    assert abs(float(forward.loss(model, padded)) - float(forward.loss(model, microbatch))) < 1e-9

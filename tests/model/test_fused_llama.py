@@ -18,7 +18,7 @@ from build import (
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, arch_probe, forward, fused_llama
 from tunewright.tokens import packing
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.sequences import TokenSequence
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
@@ -27,17 +27,18 @@ def test_the_fused_decoder_is_the_models_own(kind: str) -> None:
     model = with_adapter(kind, torch.float64, num_key_value_heads=2)
     begin = tuple(range(20, 50))
     rows = [
-        Rendered((*begin, *range(i, 3 * i + 4)), (*[1.0] * 20, *[0.0] * 9, *[1.0] * (2 * i + 5)), i) for i in range(5)
+        TokenSequence((*begin, *range(i, 3 * i + 4)), (*[1.0] * 20, *[0.0] * 9, *[1.0] * (2 * i + 5)), i)
+        for i in range(5)
     ]
-    batch = packing.to_batch(rows, "shared")
-    assert batch.ids_BT.size < batch.tokens
-    loss, expected = gradients(model, [batch])
+    microbatch = packing.to_microbatch(rows, "shared")
+    assert microbatch.ids_BT.size < microbatch.tokens
+    loss, expected = gradients(model, [microbatch])
     assert fused_llama.applies(model.module)
     fused = dataclasses.replace(model, kernels="fused")
     ways: list[Any] = ["none", "attention", "layers"]
     for way in ways:
         model.module.zero_grad(set_to_none=True)
-        actual = forward.loss(fused, batch, way)
+        actual = forward.loss(fused, microbatch, way)
         actual.backward()
         assert abs(float(actual.detach()) - loss) < 1e-10 * loss
         for name, p in adapters.trainable(model.module).items():
@@ -46,7 +47,7 @@ def test_the_fused_decoder_is_the_models_own(kind: str) -> None:
                 name,
             )
     with adapters.off(model.module), torch.no_grad():
-        assert abs(float(forward.loss(fused, batch)) - float(forward.loss(model, batch))) < 1e-10 * loss
+        assert abs(float(forward.loss(fused, microbatch)) - float(forward.loss(model, microbatch))) < 1e-10 * loss
 
 
 def test_the_fused_decoder_is_only_for_models_that_it_computes() -> None:

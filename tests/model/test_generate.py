@@ -26,7 +26,7 @@ def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> No
     window = 16 if kind == "gemma3_text" else None
     stop = tuple(range(40))  # many stop tokens, so that rows end at different steps
     batched = greedy(model, asked, Decoding(24, stop, batch_size=4, window=window))
-    single = greedy(model, asked, Decoding(24, stop, exact_batch=False, window=window))
+    single = greedy(model, asked, Decoding(24, stop, batchable=False, window=window))
     assert batched == single
     for ids, actual in zip(asked, batched, strict=True):
         out = model.module.generate(

@@ -1,4 +1,4 @@
-"""The KL to the base, over the whole vocabulary."""
+"""The KL from the base model, over the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from build import tiny_model
 
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, kl, language_model
-from tunewright.tokens.rendering import Rendered
+from tunewright.tokens.rendering import TokenSequence
 
 
-def rows_of(seed: int, count: int = 5) -> list[Rendered]:
+def rows_of(seed: int, count: int = 5) -> list[TokenSequence]:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(6, 20, count)
     return [
-        Rendered(tuple(map(int, rng.integers(3, 60, n))), (0.0, 0.0, *[1.0] * (n - 2)), i) for i, n in enumerate(sizes)
+        TokenSequence(tuple(map(int, rng.integers(3, 60, n))), (0.0, 0.0, *[1.0] * (n - 2)), i)
+        for i, n in enumerate(sizes)
     ]
 
 

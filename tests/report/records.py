@@ -22,7 +22,7 @@ from tunewright.core.records import (
     Verdict,
 )
 from tunewright.core.run_folder import Run
-from tunewright.report.report import Files
+from tunewright.report.build import Files
 
 ROWS = 12
 
@@ -340,7 +340,7 @@ def training() -> dict[str, Any]:
 
 
 def exports() -> list[dict[str, Any]]:
-    figures = {"dtype": "float32", "largest_difference": 3.8e-05, "same_texts": 8, "canaries": 8, "same_prompts": 8}
+    figures = {"dtype": "float32", "largest_difference": 3.8e-05, "same_texts": 8, "prompts": 8, "encoded": 8}
     return [
         {
             "kind": "adapter",

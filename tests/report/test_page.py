@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunewright import api
 from tunewright.core.run_folder import Run, read_lines, write_lines
-from tunewright.report import report
+from tunewright.report import build
 
 
 def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
@@ -18,7 +18,7 @@ def test_the_sections_come_in_the_order_of_decisions(full: api.Result) -> None:
         "Better than what?",
         "What does a request cost?",
         "What was forgotten?",
-        "Was the data enough?",
+        "Was there enough data?",
         "Was the data clean?",
         "Row by row",
     ]
@@ -34,7 +34,7 @@ def test_the_page_shows_no_private_value(full: api.Result, tmp_path: Path) -> No
     for file in copy.scores.glob("*.jsonl"):
         lines = [{**x, "target": "to anna@mail.example.org", "score": len(file.stem) % 7 / 7} for x in read_lines(file)]
         write_lines(file, lines)
-    report.write(copy)
+    build.write(copy)
     page = copy.report.read_text()
     assert "mail.example" not in page
     assert "to [e-mail address]" in page

@@ -17,7 +17,7 @@ from report import records
 
 import tunewright
 from tunewright.core.records import Audit, ScoreLine, Verdict
-from tunewright.report import plots, report, sections
+from tunewright.report import build, plots, sections
 
 Make = Callable[[dict[str, Any]], None]
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,7 +30,7 @@ def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rendered(changed: dict[str, Any] | None = None) -> str:
-    return report.report_page(records.files({**records.everything(), **(changed or {})}))
+    return build.report_page(records.files({**records.everything(), **(changed or {})}))
 
 
 def with_verdict(**changed: Any) -> str:
@@ -63,10 +63,10 @@ SECTIONS = {
     "forgetting": "next-token probabilities",
     "mitigation": "rate / 3",
     "learning_curve": "more data of this kind",
-    "crossfit": "A model trained on the other rows finds 3 rows suspect",
+    "crossfit": "A model trained on the other rows flags 3 rows",
     "cleaning": "Trained without the flagged rows (3 duplicates, 12 suspect rows)",
     "calibration": "Does it know when it is wrong?",
-    "prompt_distillation": "The prompt as weights",
+    "prompt_distillation": "Prompt distillation",
     "rerun": "dev rows a second time",
     "overlap": "share a run of 13 words",
 }
@@ -98,11 +98,11 @@ def test_sections_come_in_the_order_of_decisions() -> None:
         "Better than what?",
         "What does a request cost?",
         "What was forgotten?",
-        "Was the data enough?",
+        "Was there enough data?",
         "Was the data clean?",
         "Row by row",
         "Does it know when it is wrong?",
-        "The prompt as weights",
+        "Prompt distillation",
         "Training",
         "Exports, reloaded and compared",
         "The plan",
@@ -112,7 +112,7 @@ def test_sections_come_in_the_order_of_decisions() -> None:
 
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
     run = records.write(tmp_path / "one", records.everything())
-    report.write(run)
+    build.write(run)
     for file in (run.report, run.audit.with_suffix(".html")):
         html = file.read_text(encoding="utf-8")
         assert not re.search(r'(?:src|href)="https?:|<script|@import|url\((?!#)', html)
@@ -122,12 +122,28 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_charts")
 def test_the_audit_page_is_the_audit() -> None:
-    shown = text_of(report.audit_page(records.typed(Audit, records.audit()), "rows.csv"))
+    shown = text_of(build.audit_page(records.typed(Audit, records.audit()), "rows.csv"))
     assert "tunewright check rows.csv" in shown
     assert "41 rows are near-duplicates" in shown
     assert "Labels that look wrong, the most suspicious first (50 of 51)" in shown
     plain = {**records.audit(), "findings": [], "suspects": [], "labels": {}, "unused": {}}
-    assert "The audit flagged nothing." in text_of(report.audit_page(records.typed(Audit, plain), "rows.csv"))
+    assert "The audit flagged nothing." in text_of(build.audit_page(records.typed(Audit, plain), "rows.csv"))
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_single_untrained_arm_is_not_called_favoured() -> None:
+    """Raw text has one untrained arm, so nothing was chosen."""
+    several = records.verdict()
+    name = several["comparator"]["name"]
+    chosen_on_test = {"comparator": {**several["comparator"], "chosen_on": "test"}}
+    assert "which favours it" in text_of(with_verdict(**chosen_on_test))
+    one = with_verdict(**chosen_on_test, arms={arm: several["arms"][arm] for arm in (name, "tuned")})
+    assert "There was only one untrained arm, so it is the comparator." in text_of(one)
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_intervals_of_forgetting_have_the_level_of_the_run() -> None:
+    assert "difference (90%)" in text_of(with_verdict(alpha=0.1))
 
 
 def either(*records_: Any) -> st.SearchStrategy[Any]:
@@ -259,10 +275,10 @@ def test_no_text_becomes_markup(texts: list[str]) -> None:
         actual["verdict"]["calibration"]["curve"] = everything["verdict"]["calibration"]["curve"]
     labels = dict.fromkeys(texts, 1)
     plain["data/audit"]["labels"], hostile["data/audit"]["labels"] = {str(i): 1 for i in range(len(labels))}, labels
-    expected, actual_ = (Shape(report.report_page(records.files(r))).tags for r in (plain, hostile))
+    expected, actual_ = (Shape(build.report_page(records.files(r))).tags for r in (plain, hostile))
     assert actual_ == expected
     audits = (
-        Shape(report.audit_page(records.typed(Audit, r["data/audit"]), w)).tags
+        Shape(build.audit_page(records.typed(Audit, r["data/audit"]), w)).tags
         for r, w in ((plain, "x"), (hostile, texts[0]))
     )
     assert next(audits) == next(audits)

@@ -44,4 +44,4 @@ def test_the_learning_curve_alone(full: api.Result, tmp_path: Path) -> None:
     assert len(curve["points"]) == 2
     assert curve["points"][1]["score"] == pytest.approx(full.verdict["tuned"])
     assert curve["doubling"]["outcome"] in ("helps", "does not visibly help", "may or may not help")
-    assert "Was the data enough?" in (run / "report.html").read_text()
+    assert "Was there enough data?" in (run / "report.html").read_text()

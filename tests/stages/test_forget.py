@@ -10,7 +10,7 @@ from build import Folder, read
 from safetensors.torch import load_file
 
 from tunewright import api
-from tunewright.core.run_folder import Run, read_lines
+from tunewright.core.run_folder import Run, chosen_scale, read_lines
 from tunewright.model import peft_format
 from tunewright.runtime import chat
 from tunewright.stages import forgetting
@@ -54,7 +54,7 @@ def test_forgetting_mitigation_and_cost_have_their_numbers(full: api.Result) -> 
 
 
 def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_folder: Folder) -> None:
-    """With random labels, no adapter scale scores better than another, so the rule chooses the smallest."""
+    """With random labels, no scale of the update scores better than another, so the rule chooses the smallest."""
     rows = [f"lot {i * 37 % 1009},{'warm' if i * i % 7 > 3 else 'cold'}\n" for i in range(80)]
     (tmp_path / "labels.csv").write_text("text,label\n" + "".join(rows))
     done = api.run(tmp_path / "labels.csv", model=str(model_folder("llama")), name="less", root=tmp_path, threads=1,
@@ -62,7 +62,7 @@ def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_fo
                   prove__few_shot=[], prove__max_dev_rows=8,
                   forget__apply_best_scale=True, forget__scales=[0.25])  # fmt: skip
     run = Run(done.path)
-    assert run.scale == read(done.path, "forgetting")["chosen"] == 0.25
+    assert chosen_scale(run) == read(done.path, "forgetting")["chosen"] == 0.25
     trained, exported = load_file(run.weights), load_file(run.adapter / "adapter_model.safetensors")
     served = peft_format.state(chat.load_run(run).model.module)
     for name, tensor in trained.items():

@@ -22,4 +22,4 @@ def test_a_repeated_run_is_equal_and_with_changed_data_the_difference_is_named(t
     assert done.returncode == 1, done.stderr
     assert "weights     DIFFERENT" in done.stdout
     assert "sha256 of data" in done.stdout
-    assert (tmp_path / "runs" / "r-again-2").is_dir()
+    assert (tmp_path / "runs" / "r-rerun-2").is_dir()

@@ -129,7 +129,7 @@ def test_damaged_final_weights_are_not_used(tmp_path: Path, proved: Path) -> Non
     done = cli("prove", "r", cwd=tmp_path)
     assert done.returncode == 2
     assert "RUN_DAMAGED" in done.stderr
-    assert "remove runs/r/training.json" in done.stderr
+    assert "delete runs/r/training.json" in done.stderr
     run.training.unlink()  # as the message suggests
     assert cli("train", "r", cwd=tmp_path).returncode == 0
     assert run.weights.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Rendered rows are read back from disk as they were written."""
+"""TokenSequence rows are read back from disk as they were written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunewright.data.examples import Chat, Message
 from tunewright.methods import sft
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
-from tunewright.tokens.sequences import TrainRow, after, digest
+from tunewright.tokens.sequences import TrainRow, digest, prompt_then_answer
 from tunewright.tokens.template import Template
 
 
@@ -43,7 +43,7 @@ def test_rendered_rows_are_read_back_as_they_were(tmp_path: Path, monkeypatch: p
 def test_rows_of_several_sequences_and_their_signals_are_read_back(tmp_path: Path) -> None:
     def prepare(template: Template, example: Any, row: int, limit: int | None) -> list[TrainRow]:
         (own,) = rendering.for_training(template, example, row)
-        other = after(own.ids[:3], own.ids[3:5], row)
+        other = prompt_then_answer(own.ids[:3], own.ids[3:5], row)
         return [TrainRow((own, other), row, {"margin": np.float32([row, 0.5])})]
 
     how = RowRenderer(Template(byte_tokenizer()), prepare, 512, "error")

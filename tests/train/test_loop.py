@@ -17,7 +17,7 @@ from tunewright.core.run_folder import Run, read_lines
 from tunewright.core.run_folder import create as new_run
 from tunewright.model import adapters, language_model
 from tunewright.train import loop
-from tunewright.train.loop import Training
+from tunewright.train.loop import TrainingInputs
 
 
 class Killed(Exception):
@@ -41,7 +41,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
             if p.step == stop:
                 raise Killed
 
-        loop.train(Training(language_model.of(model), plan, data, dev, run, {"data": "d"}), stopping)
+        loop.train(TrainingInputs(language_model.of(model), plan, data, dev, run, {"data": "d"}), stopping)
         lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(run.metrics)]
         return [p.detach().clone() for p in adapters.trainable(model).values()], lines
 

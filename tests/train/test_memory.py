@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from build import plan_of
 
-from tunewright.train import memory
+from tunewright.core.errors import TrainError
+from tunewright.model.facts import Facts
+from tunewright.train import memory, planning
 
 GB = 10**9
 
@@ -51,3 +54,19 @@ def test_version_1_and_a_container_whose_path_is_the_hosts(tmp_path: Path) -> No
 def test_a_limit_below_the_machines_memory_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_limits", lambda: iter([(2 * GB, 1.5 * GB)]))
     assert memory.available() == memory.Memory(2 * GB, 0.5 * GB)
+
+
+def test_a_run_that_would_be_killed_is_refused_with_settings_that_fit() -> None:
+    shape = {"hidden": 576, "layers": 30, "heads": 9, "vocabulary": 49_152, "context": 8192, "parameters": 135_000_000}
+    names = {"name": "m", "path": "m", "model_type": "llama", "dtype": "F32", "sha256": "0", "leak": "", "window": None}
+    facts = Facts(**names, **shape, shareable=True, packable=True, draws=False, fused=True)
+    sizes = planning.RowStats(rows=100, tokens=100_000, supervised=30_000, longest=800)
+    plan = plan_of(tokens_per_pass=8192, dtype="float32")
+    planning.require_memory(plan, facts, sizes, 24 * GB)
+    with pytest.raises(TrainError, match=r"train\.gradient_checkpointing=layers train\.tokens_per_pass=800") as caught:
+        planning.require_memory(plan, facts, sizes, 2 * GB)
+    assert caught.value.code == "TRAIN_MEMORY"
+    smaller = plan_of(tokens_per_pass=800, gradient_checkpointing="layers", dtype="float32")
+    planning.require_memory(smaller, facts, sizes, 2 * GB)
+    with pytest.raises(TrainError, match="choose a smaller model or shorter rows"):
+        planning.require_memory(plan, facts, sizes, 0.3 * GB)

@@ -43,10 +43,10 @@ def test_flops_are_those_that_torch_counts() -> None:
 
     model = tiny_lm(hidden_size=64, intermediate_size=128)
     adapters.attach(model.module, AdapterConfig(rank=4), 0)
-    batch = packing.to_batch(rows(1, longest=60), "packed")
+    microbatch = packing.to_microbatch(rows(1, longest=60), "packed")
     with FlopCounterMode(display=False) as counter:
-        forward.loss(model, batch).backward()
-    tokens_, square = batch.ids_BT.size, batch.ids_BT.size**2
+        forward.loss(model, microbatch).backward()
+    tokens_, square = microbatch.ids_BT.size, microbatch.ids_BT.size**2
     # torch counts the full square, half of which the mask hides; the first layer's input needs no gradient.
-    expected = profile.flops(model, tokens_, square, len(batch.target_N))
+    expected = profile.flops(model, tokens_, square, len(microbatch.target_N))
     assert 0.85 < counter.get_total_flops() / expected < 1.05

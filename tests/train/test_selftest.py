@@ -51,15 +51,15 @@ def test_a_sound_model_passes_and_is_left_as_it_was(kind: str) -> None:
     before = {n: p.detach().clone() for n, p in model.module.named_parameters()}
     done = run(model, examples, rows, plan)
     assert done.plan == plan
-    assert all(f.passed for f in done.findings)
+    assert all(f.passed for f in done.checks)
     checks = ["prompts", "stops", *(["base"] if kind != "none" else []), "gradient", "loss and gradient"]
-    assert [f.check for f in done.findings] == checks
+    assert [f.check for f in done.checks] == checks
     assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
     assert all(p.grad is None for p in model.module.parameters())
 
 
-def run(model: LanguageModel, examples: list[Chat], rows: list[TrainRow], plan: Any) -> selftest.SelfTest:
-    return selftest.run(model, TEMPLATE, examples, rows, plan)
+def run(model: LanguageModel, examples: list[Chat], rows: list[TrainRow], plan: Any) -> selftest.SelfTestResult:
+    return selftest.self_test(model, TEMPLATE, examples, rows, plan)
 
 
 def test_rows_that_do_not_begin_as_served_are_refused() -> None:
@@ -74,7 +74,7 @@ def test_an_end_at_which_nothing_stops_is_refused() -> None:
     open_ended = []
     for s in flat(rows):
         w = list(s.weights)
-        for _, end in selftest.turns(s):
+        for _, end in selftest.supervised_spans(s):
             w[end - 1] = 0.0
         open_ended.append(single(dataclasses.replace(s, weights=tuple(w))))
     with pytest.raises(TunewrightError, match="SELFTEST_STOP"):
@@ -106,11 +106,11 @@ def test_wrong_kernels_fall_back_to_the_models_own(monkeypatch: pytest.MonkeyPat
     norm = fused_llama.rms_norm
     monkeypatch.setattr(fused_llama, "rms_norm", lambda part, x: norm(part, x) * 1.05)
     done = run(model, examples, rows, plan)
-    after, actual = done.plan, done.findings
+    after, actual = done.plan, done.checks
     assert (after.kernels, after.layout) == ("transformers", "shared")
     assert not actual[-1].passed
     assert "own modules" in actual[-1].result
-    assert "our kernels" in after.reasons["kernels"]
+    assert "fused kernels" in after.reasons["kernels"]
 
 
 def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,35 +129,35 @@ def test_rows_that_see_each_other_fall_back_to_padding(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(packing, "build", everyone)
     done = run(model, examples, rows, plan)
-    after, actual = done.plan, done.findings
+    after, actual = done.plan, done.checks
     assert after.layout == "padded"
     assert "packed rows" in after.reasons["layout"]
     assert after.reasons.get("kernels") == plan.reasons.get("kernels")
     assert not actual[-1].passed
 
 
-def test_an_adapter_that_our_kernels_do_not_know_keeps_the_models_own() -> None:
+def test_an_adapter_that_the_fused_kernels_do_not_support_keeps_the_models_own() -> None:
     """For example dropout, which the fused kernels would omit."""
     model, examples, rows, plan = world(layout="packed", kernels="fused")
     model = dataclasses.replace(model, kernels="transformers")
     done = run(model, examples, rows, plan)
-    after, actual = done.plan, done.findings
+    after, actual = done.plan, done.checks
     assert after.kernels == "transformers"
     assert actual[-1].passed
 
 
 def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples, rows, plan = world()
-    plain = sft.batches
+    plain = sft.microbatches
 
-    def shifted(*given: Any) -> Any:  # wrong targets in batches of several rows
-        batches = plain(*given)
+    def shifted(*given: Any) -> Any:  # wrong targets in microbatches of several rows
+        microbatches = plain(*given)
         return (
-            batches
+            microbatches
             if len(given[2]) == 1
-            else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in batches]
+            else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in microbatches]
         )
 
-    monkeypatch.setattr(sft, "batches", shifted)
+    monkeypatch.setattr(sft, "microbatches", shifted)
     with pytest.raises(TunewrightError, match="SELFTEST_LOSS"):
         run(model, examples, rows, plan)

@@ -16,6 +16,7 @@ import typer
 
 from tunewright.cli.runs import RUNS, Json, Root, RunName, out, runs_app
 from tunewright.core.errors import TunewrightError
+from tunewright.core.words import counted
 from tunewright.tokens.template import load_template
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ def check(
     audit = data.audit_json()
     if page is not None:
         from tunewright.core import records, run_folder
-        from tunewright.report import report
+        from tunewright.report import build
 
         typed = records.Audit.model_validate(audit, strict=False)
-        run_folder.write_atomic(page, report.audit_page(typed, Path(source).name))
+        run_folder.write_atomic(page, build.audit_page(typed, Path(source).name))
     if as_json:
         out(audit)
         return
@@ -122,7 +123,7 @@ def check(
     for notice in audit["notices"]:
         typer.echo(f"notice: {notice}")
     if audit["unused"]:
-        typer.echo("unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in audit["unused"].items()))
+        typer.echo("unused fields: " + ", ".join(f"{k} ({counted(n, 'row')})" for k, n in audit["unused"].items()))
     for finding in audit["findings"]:
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
@@ -146,7 +147,7 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green."""
-    from tunewright.core.errors import data_error
+    from tunewright.core.errors import ConfigError
     from tunewright.data import examples, sources
     from tunewright.methods import METHODS
     from tunewright.model import loading, model_files
@@ -157,10 +158,10 @@ def preview(
         sources.read(config.data.train).rows, config.data.format, config.data.columns, config.data.instruction
     )
     if not 1 <= row <= len(parsed.examples):
-        raise data_error(
-            "DATA_FIELD_MISSING",
-            f"there is no row {row}; the file has {len(parsed.examples)} rows.",
-            where=config.data.train,
+        raise ConfigError(
+            "CONFIG_RANGE",
+            f"there is no row {row}; {config.data.train} has {counted(len(parsed.examples), 'row')}.",
+            where="--row",
             fix=f"choose a row from 1 to {len(parsed.examples)}.",
         )
     folder = loading.resolve(config.model)
@@ -335,7 +336,7 @@ def doctor(
         typer.Option(
             "--selftest",
             metavar="DATA|CONFIG",
-            help="Also run the self-test with which a run on these rows would start.",
+            help="Also run the self-test that a run on this data would start with.",
         ),
     ] = None,
     as_json: Json = False,
@@ -417,27 +418,22 @@ def _command() -> str:
 
 
 def _verdict(runner: Runner, as_json: bool) -> None:
-    from tunewright.core.run_folder import read_json
+    from tunewright.core import records, run_folder
     from tunewright.judge.verdict import sentence
 
+    run = runner.context.run
     if as_json:
-        out(
-            {
-                **read_json(runner.context.run.verdict),
-                "run": str(runner.context.run.path),
-                "report": str(runner.context.run.report),
-            }
-        )
+        out({**run_folder.read_json(run.verdict), "run": str(run.path), "report": str(run.report)})
         return
-    typer.echo(sentence(read_json(runner.context.run.verdict)))
-    typer.echo(f"report: {runner.context.run.report}")
-    typer.echo(f"try it: tunewright chat {runner.context.run.path}")
+    typer.echo(sentence(records.read(run.verdict, records.Verdict)))
+    typer.echo(f"report: {run.report}")
+    typer.echo(f"try it: tunewright chat {run.path}")
 
 
 def _gate(runner: Runner, gate: bool) -> None:
-    from tunewright.core.run_folder import read_json
+    from tunewright.core import records
 
-    if gate and read_json(runner.context.run.verdict)["verdict"] != "BETTER":
+    if gate and not records.read(runner.context.run.verdict, records.Verdict).is_better:
         raise typer.Exit(3)
 
 

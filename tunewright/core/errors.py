@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tunewright.core.pii import masked
 
-SHOWN = 20
+MAX_SHOWN_PROBLEMS = 20
 
 CODES: dict[str, str] = {
     "ADAPTER_BASE_MISMATCH": "the adapter was trained on a different base model",
@@ -40,9 +40,9 @@ CODES: dict[str, str] = {
     "DATA_EMPTY": "a file without rows",
     "DATA_EMPTY_TARGET": "an empty answer, label or prompt",
     "DATA_ENCODING": "bytes that are not valid UTF-8",
-    "DATA_FIELD_MISSING": "a row lacks a field that its format requires",
+    "DATA_FIELD_MISSING": "a row lacks a field that its format requires, or has the fields of no known format",
     "DATA_FIELD_TYPE": "a field that must be text is something else",
-    "DATA_FORMAT_MISMATCH": "the format of the rows cannot be detected, or does not match the file",
+    "DATA_FORMAT_MISMATCH": "a metric of another task, a label that no training row has, or a single document",
     "DATA_FORM_UNSUPPORTED": "a known row format that this version cannot train on",
     "DATA_JSON_INVALID": "a line that is not valid JSON",
     "DATA_LINE_TOO_LONG": "a line longer than 16 MiB",
@@ -63,7 +63,7 @@ CODES: dict[str, str] = {
     "DATA_UNREADABLE": "the file cannot be opened, or permission is denied",
     "EXPORT_MISMATCH": "the exported model does not reproduce the trained model's outputs",
     "LABELS_ONE_CLASS": "a classification data set with only one label",
-    "LORA_NO_TARGET": "adapter.targets matches no linear layer",
+    "LORA_NO_TARGET": "adapter.targets or adapter.rank does not fit the model's layers",
     "MISSING_PACKAGE": "an optional package is not installed",
     "MODEL_CORRUPT": "model files that cannot be read, or weights that are not finite",
     "MODEL_FILE_MISSING": "a model folder lacks a required file",
@@ -73,7 +73,7 @@ CODES: dict[str, str] = {
     "MODEL_UNSAFE_FORMAT": "the weights exist only as pickle files",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not support",
     "PATH_OUTSIDE": "a name that would escape the runs folder or the model folder",
-    "REMOTE_FAILED": "the remote endpoint to compare with did not answer",
+    "REMOTE_FAILED": "a request to the endpoint of prove.remote failed",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
     "RUN_DAMAGED": "a file of the run was modified or damaged",
     "RUN_DISK": "the run folder cannot be written to",
@@ -87,11 +87,11 @@ CODES: dict[str, str] = {
     "SELFTEST_LOSS": "rows computed together do not give the same loss and gradient as rows computed separately",
     "SELFTEST_PROMPT": "the trained tokens do not start where the inference prompt ends",
     "SELFTEST_STOP": "a turn ends with a token that would not stop generation",
-    "SPLIT_LEAK": "the same prompt is in train and in dev or test",
+    "SPLIT_LEAK": "two of data.train, data.dev and data.test contain the same prompt, or nearly the same",
     "TEMPLATE_LOSES_CONTENT": "the chat template drops part of the row's text",
     "TEMPLATE_MISSING": "the rows are chats, but the model has no chat template",
     "TEMPLATE_NOT_PREFIX": "the inference prompt is not a prefix of the trained turn",
-    "TEMPLATE_TIMEOUT": "the chat template does not terminate",
+    "TEMPLATE_TIMEOUT": "rendering the chat template exceeded the time limit",
     "TEMPLATE_UNSAFE": "the chat template cannot be rendered in the sandbox",
     "TOKENIZER_DOUBLE_BOS": "a sequence would start with two BOS tokens",
     "TOKENIZER_MISMATCH": "a row contains a token that the model has no embedding for",
@@ -180,9 +180,9 @@ class DataError(TunewrightError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         assert problems
         self.problems = tuple(problems)
-        lines = [str(p) for p in self.problems[:SHOWN]]
-        if len(self.problems) > SHOWN:
-            lines.append(f"... and {len(self.problems) - SHOWN} more (use --json to see them all)")
+        lines = [str(p) for p in self.problems[:MAX_SHOWN_PROBLEMS]]
+        if len(self.problems) > MAX_SHOWN_PROBLEMS:
+            lines.append(f"... and {len(self.problems) - MAX_SHOWN_PROBLEMS} more (use --json to see them all)")
         Exception.__init__(self, "\n".join(lines))
 
 

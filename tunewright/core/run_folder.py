@@ -75,22 +75,24 @@ class Run:
         return self.path.name
 
     def branch(self, name: str) -> Run:
-        """The folder of a branch: an additional training within this run."""
+        """The folder of a branch: an extra training run that belongs to this run."""
         return Run(self.path / "branches" / name)
 
     @property
-    def scale(self) -> float:
-        """Scale of the adapter: 1.0 unless `forget` selected a smaller one."""
-        return float(read_json(self.forgetting).get("chosen", 1.0)) if self.forgetting.exists() else 1.0
-
-    @property
     def stage(self) -> str:
-        """The last completed stage, as a participle."""
-        return stage_names.last_done(self.path)
+        """The last completed stage as a participle, for lists of runs; `created` if there is none."""
+        last = stage_names.last_done(self.path)
+        return last.done if last else "created"
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to events.jsonl."""
         append_line(self.events, {"time": _now(), "event": kind, **facts})
+
+
+def chosen_scale(run: Run) -> float:
+    """The factor by which the tuned model's trained update is multiplied, read from forgetting.json: 1.0, unless the
+    stage `forgetting` chose a smaller one; also 1.0 before that stage."""
+    return float(read_json(run.forgetting).get("chosen", 1.0)) if run.forgetting.exists() else 1.0
 
 
 def create(root: Path, name: str | None, stem: str) -> Run:
@@ -142,9 +144,10 @@ def find(root: Path, name: str) -> Run:
 def require(run: Run, file: Path, verb: str) -> None:
     """Raises RUN_INCOMPLETE unless ``file`` exists; `tunewright VERB` runs the stage that writes it."""
     if not file.exists():
+        last = stage_names.last_done(run.path)
         raise RunError(
             "RUN_INCOMPLETE",
-            f"the run has only been {run.stage}.",
+            f"the run has only completed `{last.name}`." if last else "the run has not completed any stage.",
             where=str(run.path),
             fix=f"continue it with `tunewright {verb} {run.path}`.",
         )
@@ -169,8 +172,9 @@ def remove(run: Run) -> None:
 def writing(run: Run) -> Iterator[None]:
     """Hold the run folder's write lock. Raises RUN_LOCKED, naming the process that holds it.
 
-    The kernel releases the lock when its process dies, however it dies, and keeps it while the process is merely
-    suspended, so no timeout is needed. Some network drives lock per machine only; hence the check of the owner's host.
+    The operating system releases the lock when its process dies, however it dies, and keeps it while the process is
+    merely suspended, so no timeout is needed. Some network drives lock per machine only; hence the check of the owner's
+    host.
     """
     from filelock import FileLock, Timeout
 

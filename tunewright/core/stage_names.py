@@ -39,13 +39,9 @@ STAGE_NAMES = (
 BY_NAME = {stage.name: stage for stage in STAGE_NAMES}
 
 
-def last_done(run: Path) -> str:
-    """The last completed stage of a run folder, as a participle; `created` if there is none."""
-    done = "created"
-    for stage in STAGE_NAMES:
-        if stage.is_done(run):
-            done = stage.done
-    return done
+def last_done(run: Path) -> StageName | None:
+    """The last completed stage of a run folder; None if there is none."""
+    return next((stage for stage in reversed(STAGE_NAMES) if stage.is_done(run)), None)
 
 
 def evidence(run: Path) -> dict[str, Path]:

@@ -12,13 +12,14 @@ import numpy as np
 
 from tunewright.core import pii
 from tunewright.core.errors import Problem, data_error
+from tunewright.core.words import counted
 from tunewright.data.examples import Example, content_hash, normalised
 from tunewright.data.near_duplicates import Clusters
 from tunewright.data.task import Task, detect_task
 
 Level = Literal["error", "warning", "notice"]
 ORDER: dict[Level, int] = {"error": 0, "warning": 1, "notice": 2}
-RARE = 5  # with fewer rows of a label, neither training nor the verdict has much to work with
+MIN_LABEL_ROWS = 5  # with fewer rows of a label, neither training nor the verdict has much to work with
 LONG = 24_000  # characters: about 6,000 tokens of English
 
 
@@ -34,7 +35,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditResult:
     """A summary of the data, with findings. ``cluster[i]``: the first row with (nearly) the same question as row i;
     ``characters``: row lengths by quantile; ``labels``: rows per label; ``ceiling``: the best possible exact match."""
 
@@ -58,7 +59,7 @@ class Audit:
         }
 
 
-def audit(examples: Sequence[Example], clusters: Clusters) -> Audit:
+def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
     """Audits the text of the examples. ``clusters``: the near-duplicates among their questions.
 
     Raises DATA_DUPLICATES if all rows are identical, LABELS_ONE_CLASS if a label task has a single label.
@@ -96,7 +97,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> Audit:
         name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))
     }
     findings.sort(key=lambda f: (ORDER[f.level], f.code))
-    return Audit(
+    return AuditResult(
         rows=len(examples),
         task=task,
         cluster=clusters.cluster,
@@ -116,22 +117,23 @@ def _groups(keys: Sequence[Hashable]) -> list[list[int]]:
 
 
 def _grouped(level: Level, code: str, message: str, groups: list[tuple[int, ...]]) -> list[Finding]:
-    """A finding about groups of rows; ``message`` may contain {rows}, {groups} and {repeats}."""
-    if not groups:
-        return []
+    """A finding about groups of rows, each of at least two; no finding without groups."""
     rows = tuple(i for g in groups for i in g)
-    text = message.format(rows=len(rows), groups=len(groups), repeats=len(rows) - len(groups))
-    return [Finding(level, code, text, rows, tuple(groups))]
+    return [Finding(level, code, message, rows, tuple(groups))] if groups else []
 
 
 def _duplicates(exact: list[list[int]]) -> list[Finding]:
-    message = "{repeats} of {rows} rows repeat another row (same question, same answer)"
-    return _grouped("warning", "DUPLICATES", message, [tuple(g) for g in exact if len(g) > 1])
+    groups = [tuple(g) for g in exact if len(g) > 1]
+    rows = sum(map(len, groups))
+    verb = "repeats" if rows - len(groups) == 1 else "repeat"
+    message = f"{rows - len(groups)} of {rows} rows {verb} another row (same question, same answer)"
+    return _grouped("warning", "DUPLICATES", message, groups)
 
 
 def _near_duplicates(cluster: Sequence[int], questions: Sequence[str]) -> list[Finding]:
     groups = [tuple(g) for g in _groups(cluster) if len({questions[i] for i in g}) > 1]
-    message = "{rows} rows are near-duplicates ({groups} groups); each group stays on one side of the split"
+    count = counted(len(groups), "group")
+    message = f"{sum(map(len, groups))} rows are near-duplicates ({count}); each group stays on one side of the split"
     return _grouped("notice", "NEAR_DUPLICATES", message, groups)
 
 
@@ -155,7 +157,7 @@ def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Fi
     groups = [tuple(g) for g in _groups(questions) if len({targets[i] for i in g}) > 1]
     best = f"{ceiling(questions, targets):.1%}"
     message = (
-        "{rows} rows give different answers to {groups} questions; "
+        f"{sum(map(len, groups))} rows give different answers to {counted(len(groups), 'question')}; "
         f"no model can match more than {best} of all rows exactly"
     )
     return _grouped("warning", "CONTRADICTIONS", message, groups)
@@ -166,10 +168,10 @@ def _labels(labels: Counter[str], examples: Sequence[Example]) -> list[Finding]:
     of_label = defaultdict(list)
     for i, e in enumerate(examples):
         of_label[e.target].append(i)
-    rare = [name for name, count in labels.items() if count < RARE]
+    rare = [name for name, count in labels.items() if count < MIN_LABEL_ROWS]
     if rare:
         rows = tuple(i for name in rare for i in of_label[name])
-        message = f"labels with fewer than {RARE} rows: {', '.join(sorted(rare)[:10])}"
+        message = f"labels with fewer than {MIN_LABEL_ROWS} rows: {', '.join(sorted(rare)[:10])}"
         findings.append(Finding("warning", "LABELS_RARE", message, rows))
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in labels:
@@ -190,7 +192,7 @@ def _private(examples: Sequence[Example]) -> list[Finding]:
         for kind in pii.kinds(e.text):
             rows[kind].append(i)
     return [
-        Finding("warning", "PRIVATE_DATA", f"{kind} found in {len(at)} rows (not shown)", tuple(at))
+        Finding("warning", "PRIVATE_DATA", f"{kind} found in {counted(len(at), 'row')} (not shown)", tuple(at))
         for kind, at in sorted(rows.items())
     ]
 
@@ -204,7 +206,7 @@ def _long(examples: Sequence[Example]) -> list[Finding]:
         Finding(
             "notice",
             "LONG_ROWS",
-            f"{len(rows)} rows are longer than {LONG:,} characters; the plan counts their tokens",
+            f"{counted(len(rows), 'row')} of more than {LONG:,} characters; the plan counts the tokens",
             rows,
         )
     ]
@@ -216,7 +218,7 @@ def too_few(rows: int, where: str) -> Problem | None:
         return None
     return Problem(
         "DATA_TOO_FEW",
-        f"only {rows} rows; at least 10 are needed to train, choose and evaluate.",
+        f"only {counted(rows, 'row')}; at least 10 are needed to train, choose and evaluate.",
         where,
         "collect more rows (a few hundred are typical); until then, prompt the model with these rows as examples.",
     )

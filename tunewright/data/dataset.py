@@ -17,8 +17,9 @@ from typing import Any
 from tunewright.core.config import Config
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.records.common import Side
+from tunewright.core.words import counted
 from tunewright.data import audit, examples, label_noise, near_duplicates, sources, split
-from tunewright.data.audit import Audit, Finding
+from tunewright.data.audit import AuditResult, Finding
 from tunewright.data.examples import Example, Parsed, content_hash
 from tunewright.data.label_noise import Noise
 from tunewright.data.metrics import METRICS
@@ -35,7 +36,7 @@ class Dataset:
     examples: tuple[Example, ...]
     sides: tuple[str, ...]
     cluster: tuple[int, ...]
-    audit: Audit
+    audit: AuditResult
     task: Task
     format: str
     unused: dict[str, int]
@@ -78,7 +79,7 @@ class Dataset:
         findings = [*self.audit.findings]
         if self.overlap:
             message = (
-                f"{len(self.overlap)} test rows share {split.SPAN} consecutive words with training rows; "
+                f"{split.SPAN} consecutive words of a training row occur in {counted(len(self.overlap), 'test row')}; "
                 "the verdict is also reported without them"
             )
             findings.append(Finding("warning", "OVERLAP", message, self.overlap))
@@ -129,8 +130,8 @@ def load(config: Config) -> Dataset:
     """The data set of a config. Raises DataError with all problems of all files; never ConfigError."""
     files = _read(config)
     main = files.parsed[0][1]
-    if (few := audit.too_few(len(main.examples), config.data.train)) is not None:
-        raise DataError([few])
+    if (problem := audit.too_few(len(main.examples), config.data.train)) is not None:
+        raise DataError([problem])
     everything = tuple(e for _, p in files.parsed for e in p.examples)
     came_from = [side for side, p in files.parsed for _ in p.examples]
     clusters = near_duplicates.cluster(

@@ -219,7 +219,11 @@ def _field_problems(row: Row, row_format: RowFormat) -> list[Problem]:
         value = row.data.get(name)
         if name not in row.data:
             close = difflib.get_close_matches(name, list(row.data), n=1, cutoff=0.6)
-            fix = f"rename {close[0]!r}." if close else "add it, or map another field to it with data.columns."
+            fix = (
+                f"rename {close[0]!r} to {name!r}."
+                if close
+                else "add it, or map another field to it with data.columns."
+            )
             message = f"the field {name!r} of a {row_format.name} row is missing; the row has {list(row.data)[:8]}."
             add("DATA_FIELD_MISSING", message, fix)
         elif name in row_format.lists:
@@ -280,7 +284,7 @@ def _message(i: int, item: Any, where: str) -> Message | Problem:
     without_effect: tuple[Any, ...] = (None, [], 1) if role == "assistant" else (None, [], 0, 1)
     for name, why in SIGNIFICANT.items():
         if item.get(name) not in without_effect:
-            message = f"messages[{i}].{name}: {why} in this version."
+            message = f"messages[{i}].{name} is not supported: {why}."
             return Problem("DATA_FORM_UNSUPPORTED", message, where, "remove it, or the row.")
     if role not in ROLES:
         close = difflib.get_close_matches(str(role).lower(), ROLES, n=1, cutoff=0.6)

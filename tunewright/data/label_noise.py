@@ -23,7 +23,7 @@ from scipy import stats
 
 from tunewright.data import baselines
 
-FEWEST = 50
+MIN_ROWS = 50
 SUSPECT = 0.5  # more likely wrong than right
 TEMPERATURES_T = np.geomspace(0.2, 5.0, 49)
 RATES_E = np.linspace(0.0, 0.6, 121)
@@ -42,7 +42,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Noise:
-    """``rate``: estimated fraction of wrong labels, with its 95 % interval; ``suspects``: the rows whose label is more
+    """``rate``: estimated fraction of wrong labels, with its 95% interval; ``suspects``: the rows whose label is more
     likely wrong than right, most likely first; ``accuracy``: how often the model's first choice is the given label."""
 
     rows: int
@@ -69,7 +69,7 @@ class Noise:
 def find(texts: Sequence[str], labels: list[str], clusters: Sequence[int], rows: Sequence[int]) -> Noise | None:
     """The estimate from cross-validated TF-IDF and logistic regression, with near-duplicates in the same fold. None
     for fewer than 50 rows, for a single label, or if the classifier is no better than the most frequent label."""
-    if len(texts) < FEWEST or len(set(labels)) < 2:
+    if len(texts) < MIN_ROWS or len(set(labels)) < 2:
         return None
     p_RL, names = baselines.out_of_fold(texts, labels, clusters)
     noise = estimate(p_RL, names, labels, rows)
@@ -81,14 +81,14 @@ def estimate(p_RL: Floats, names: Sequence[str], labels: Sequence[str], rows: Se
     """The estimate from any model's out-of-fold probabilities; ``names`` are the labels of the columns."""
     given_R = np.array([names.index(x) for x in labels])
     temperature, rate, interval = channel(p_RL, given_R)
-    chance_R = chances(p_RL, given_R, temperature, rate)
-    order = sorted(np.flatnonzero(chance_R >= SUSPECT).tolist(), key=lambda r: (-chance_R[r], r))
+    wrong_R = prob_wrong(p_RL, given_R, temperature, rate)
+    order = sorted(np.flatnonzero(wrong_R >= SUSPECT).tolist(), key=lambda r: (-wrong_R[r], r))
     suspects = tuple(
         Suspect(
             row=rows[r],
             given=labels[r],
             predicted=names[int(p_RL[r].argmax())],
-            prob_wrong=round(float(chance_R[r]), 4),
+            prob_wrong=round(float(wrong_R[r]), 4),
         )
         for r in order
     )
@@ -111,7 +111,7 @@ def channel(p_RL: Floats, given_R: NDArray[np.int64], alpha: float = 0.05) -> tu
     return float(TEMPERATURES_T[t]), float(RATES_E[e]), (float(RATES_E[low]), float(RATES_E[high]))
 
 
-def chances(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: float) -> Floats:
+def prob_wrong(p_RL: Floats, given_R: NDArray[np.int64], temperature: float, rate: float) -> Floats:
     """P(label is wrong | text, label) for every row, by Bayes' rule."""
     own_R = tempered(p_RL, temperature)[np.arange(len(given_R)), given_R]
     wrong_R = (1 - own_R) * rate / (p_RL.shape[1] - 1)

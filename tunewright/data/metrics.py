@@ -52,7 +52,7 @@ def fields_of(value: Any, prefix: str = "") -> Counter[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class FieldCounts:
+class FieldComparison:
     """Numbers of right, wrong (spurious) and missed fields of an answer. ``valid``: the answer is a single JSON object
     and nothing else."""
 
@@ -67,20 +67,20 @@ class FieldCounts:
         return 2 * self.right / total if total else 1.0
 
 
-def field_counts(target: str, answer: str) -> FieldCounts:
+def compare_fields(target: str, answer: str) -> FieldComparison:
     """Compares the fields of the first JSON object in the answer with those of the target."""
     expected = fields_of(lenient_object(target) or {})
     value = lenient_object(answer)
     if value is None:
-        return FieldCounts(right=0, wrong=0, missed=expected.total(), valid=False)
+        return FieldComparison(right=0, wrong=0, missed=expected.total(), valid=False)
     given = fields_of(value)
     right = (expected & given).total()
     valid = strict_object(answer) is not None
-    return FieldCounts(right=right, wrong=given.total() - right, missed=expected.total() - right, valid=valid)
+    return FieldComparison(right=right, wrong=given.total() - right, missed=expected.total() - right, valid=valid)
 
 
 def field_f1(target: str, answer: str) -> float:
-    return field_counts(target, answer).f1
+    return compare_fields(target, answer).f1
 
 
 _QUOTES = " \"'`*_.“”‘’"

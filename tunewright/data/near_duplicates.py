@@ -69,7 +69,7 @@ def shingles(text: str) -> Bag:
 
 
 def _boilerplate(bags: Sequence[Bag]) -> Bag:
-    """5-grams in more texts than a repeated question would explain: in over 5 % of the texts and more than 50 of them;
+    """5-grams in more texts than a repeated question would explain: in over 5% of the texts and more than 50 of them;
     among few texts, in over half."""
     if not bags:
         return np.zeros(0, np.uint64)

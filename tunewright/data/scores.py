@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.data.examples import Message
-from tunewright.data.metrics import FieldCounts
+from tunewright.data.metrics import FieldComparison
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Readings:
 
     exact_match: float
     strict_match: float
-    fields: FieldCounts | None = None
+    fields: FieldComparison | None = None
     chrf: float | None = None
 
 
@@ -127,7 +127,7 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
     counts = None
     if "fields" in line:
         right, wrong, missed = line["fields"]
-        counts = FieldCounts(right=right, wrong=wrong, missed=missed, valid=line["valid"])
+        counts = FieldComparison(right=right, wrong=wrong, missed=missed, valid=line["valid"])
     readings = Readings(line["exact_match"], line["strict_match"], counts, line.get("chrf"))
     return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
 

@@ -13,7 +13,7 @@ from tunewright.data.examples import Example, content_hash, normalised
 # Salted: rows that were already split by a plain content hash would all fall on one side.
 SALT = "tunewright split 1: "
 SPAN = 13
-LARGEST = 5
+SMALL_CLUSTER = 5  # rows; a cluster up to this size may be on any side, however few rows there are
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def hold_out(examples: Sequence[Example], cluster: Sequence[int], dev: float, te
         representative = min((examples[i].question for i in group), key=content_hash)
         place = int(content_hash(f"{SALT}{representative}")[:16], 16) / 2**64
         side = "test" if place < test else "dev" if place < test + dev else "train"
-        sides["train" if len(group) > max(LARGEST, len(examples) / 10) else side] += group
+        sides["train" if len(group) > max(SMALL_CLUSTER, len(examples) / 10) else side] += group
     for side, wanted in (("train", 1.0), ("test", test)):
         if wanted and not sides[side]:
             raise data_error(
@@ -67,11 +67,11 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
         j = first.setdefault(cluster[i], i)
         if sides[i] != sides[j]:
             same = normalised(example.question) == normalised(examples[j].question)
-            how = "the same question as" if same else "nearly the same question as"
+            question = "the same question" if same else "nearly the same question"
             problems.append(
                 Problem(
                     "SPLIT_LEAK",
-                    f"this {sides[i]} row is {how} the {sides[j]} row {examples[j].where}.",
+                    f"this {sides[i]} row asks {question} as {sides[j]} row {examples[j].where}.",
                     example.where,
                     "remove it from one of the files.",
                 )
@@ -81,7 +81,7 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
 
 
 def overlaps(examples: Sequence[Example], train: Sequence[int], test: Sequence[int]) -> tuple[int, ...]:
-    """Test rows sharing 13 consecutive words with a training row, unless over 1 % of the training rows share them.
+    """Test rows sharing 13 consecutive words with a training row, unless over 1% of the training rows share them.
 
     Evaluation harnesses use 13-grams for decontamination (GPT-3, 2005.14165, appendix C); what many rows share is a
     template, not a leak.

@@ -134,7 +134,7 @@ def _detect_json(examples: Sequence[Example]) -> Task | None:
 
 
 def _read_json(target: str, answer: str) -> Readings:
-    fields = metrics.field_counts(target, answer)
+    fields = metrics.compare_fields(target, answer)
     return Readings(metrics.exact_match(target, answer), metrics.strict_match(target, answer), fields=fields)
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run, disk_errors
+from tunewright.core.run_folder import Run, chosen_scale, disk_errors
 from tunewright.export import EXPORTS, verify
 from tunewright.export.kind import Dtype, Export, TrainedRun
-from tunewright.export.verify import Canary
+from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
@@ -31,47 +31,47 @@ from tunewright.train import checkpoints
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CANARIES = 8
-CANARY_TOKENS = 512
+CHECK_PROMPTS = 8
+CHECK_PROMPT_TOKENS = 512
 NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
 class Answers:
-    """logits_NV after each canary, greedy token ids, and token ids of the prompts."""
+    """logits_NV after each prompt, greedy token ids, and token ids of the prompts that were given as messages."""
 
     logits_NV: Tensor
     greedy: list[list[int]]
-    prompts: list[list[int]]
+    encoded: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Expected:
     """The request that the fresh process gets, and the trained model's answers to it."""
 
-    request: verify.Request
+    request: verify.VerifyRequest
     answers: Answers
 
 
 def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> LanguageModel:
-    """The model as training left it, from the run's own weights, in ``dtype``."""
+    """The tuned model, from the run's own weights at its chosen scale, in ``dtype``."""
     model = loading.load(facts.path, dtype)
     adapters.attach(model.module, plan.adapter, plan.seed)
-    checkpoints.load_trained(run, model.module)
+    checkpoints.load_trained(run, model.module, chosen_scale(run))
     model.module.requires_grad_(False)
     if plan.adapter.kind == "none":
         model.module.to(dtype)
     return model
 
 
-def export(source: TrainedRun, canaries: Sequence[Canary], stop: Sequence[int]) -> list[ExportCheck]:
-    """Writes the exports. ``canaries``: held-out prompts; ``stop``: tokens that end an answer.
+def export(source: TrainedRun, prompts: Sequence[CheckPrompt], stop: Sequence[int]) -> list[ExportCheck]:
+    """Writes the exports. ``prompts``: held-out ones; ``stop``: tokens that end an answer.
 
     Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently; it is then removed.
     """
     require_supported(source.config, source.plan, source.facts)
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
-    expected = _expected(source, model, canaries[:CANARIES], stop)
+    expected = _expected(source, model, prompts[:CHECK_PROMPTS], stop)
     checks, merged = [], False
     # Merging changes the module permanently, so exports of merged weights come last.
     for row in sorted(wanted(source.config, source.plan), key=lambda row: row.merged):
@@ -121,25 +121,27 @@ def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: E
     return check.model_copy(update={"path": str(folder)})
 
 
-def _expected(source: TrainedRun, model: LanguageModel, canaries: Sequence[Canary], stop: Sequence[int]) -> Expected:
-    prompts = [(c.messages, c.ids) for c in canaries if c.messages is not None]
-    request = verify.Request(
-        canaries=[list(c.ids)[-CANARY_TOKENS:] for c in canaries],
+def _expected(
+    source: TrainedRun, model: LanguageModel, prompts: Sequence[CheckPrompt], stop: Sequence[int]
+) -> Expected:
+    given = [(p.messages, p.ids) for p in prompts if p.messages is not None]
+    request = verify.VerifyRequest(
+        prompts=[list(p.ids)[-CHECK_PROMPT_TOKENS:] for p in prompts],
         new_tokens=NEW_TOKENS,
         stop=list(stop),
         base=source.facts.path,
         base_sha256=source.facts.sha256,
         threads=source.plan.threads,
-        prompts=[messages for messages, _ in prompts],
+        messages=[messages for messages, _ in given],
         template=source.template.kwargs,
     )
-    return Expected(request, Answers(*verify.answers(model, request), [list(ids) for _, ids in prompts]))
+    return Expected(request, Answers(*verify.answers(model, request), [list(ids) for _, ids in given]))
 
 
 def _check(row: Export, folder: Path, dtype: Dtype, expected: Expected) -> ExportCheck:
     """Raises EXPORT_MISMATCH if the export cannot be reloaded, encodes a prompt differently or answers differently."""
     actual, trained = _reloaded(row, folder, expected.request), expected.answers
-    if actual.prompts != trained.prompts:
+    if actual.encoded != trained.encoded:
         raise _mismatch(row, folder, "its tokenizer or chat template encodes a prompt differently.")
     gap = float((actual.logits_NV - trained.logits_NV).abs().max())
     same = sum(a == b for a, b in zip(actual.greedy, trained.greedy, strict=True))
@@ -155,8 +157,8 @@ def _check(row: Export, folder: Path, dtype: Dtype, expected: Expected) -> Expor
         dtype=dtype,
         largest_difference=gap,
         same_texts=same,
-        canaries=len(trained.greedy),
-        same_prompts=len(trained.prompts),
+        prompts=len(trained.greedy),
+        encoded=len(trained.encoded),
         loaded_with=row.loaded_with,
     )
 
@@ -172,7 +174,7 @@ def _mismatch(row: Export, folder: Path, what: str) -> TrainError:
     )
 
 
-def _reloaded(row: Export, folder: Path, request: verify.Request) -> Answers:
+def _reloaded(row: Export, folder: Path, request: verify.VerifyRequest) -> Answers:
     """The answers of the export, from a fresh process."""
     from safetensors import safe_open
 
@@ -186,4 +188,4 @@ def _reloaded(row: Export, folder: Path, request: verify.Request) -> Answers:
             raise _mismatch(row, folder, f"a fresh process could not load it: {last}")
         with safe_open(out, "pt") as file:
             facts = file.metadata()
-            return Answers(file.get_tensor("logits"), json.loads(facts["greedy"]), json.loads(facts["prompts"]))
+            return Answers(file.get_tensor("logits"), json.loads(facts["greedy"]), json.loads(facts["encoded"]))

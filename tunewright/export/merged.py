@@ -22,8 +22,8 @@ def stored_dtype(config: Config, facts: Facts) -> Dtype:
     it changes; above 2 GB, the base model's own dtype."""
     if config.export.dtype != "auto":
         return config.export.dtype
-    own: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
-    return "float32" if facts.parameters * 4 <= LARGEST_FLOAT32 else own.get(facts.dtype, "float32")
+    of_base: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
+    return "float32" if facts.parameters * 4 <= LARGEST_FLOAT32 else of_base.get(facts.dtype, "float32")
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:

@@ -1,4 +1,4 @@
-"""Load an export in a separate process, as its users would, and save its answers to the canaries.
+"""Load an export in a separate process, as its users would, and save its answers to the check prompts.
 
 `export.py` runs ``python -m tunewright.export.verify KIND FOLDER REQUEST OUT``; KIND is a key of EXPORTS.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Canary:
+class CheckPrompt:
     """Token ids of a held-out prompt, and the messages that they were rendered from. A document has no messages, and
     neither has a prompt that spells a special token: tokenizers alone would read it as that token."""
 
@@ -34,17 +34,17 @@ class Canary:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What both processes compute: answers to canaries, and when these end. ``template``: arguments of the chat
-    template."""
+class VerifyRequest:
+    """What both processes compute: answers to the prompts, and when these end. ``messages``: of the prompts that have
+    them. ``template``: arguments of the chat template."""
 
-    canaries: list[list[int]]
+    prompts: list[list[int]]
     new_tokens: int
     stop: list[int]
     base: str
     base_sha256: str
     threads: int
-    prompts: list[list[dict[str, object]]] = field(default_factory=list)
+    messages: list[list[dict[str, object]]] = field(default_factory=list)
     template: dict[str, object] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -52,12 +52,12 @@ class Request:
 
 
 @torch.inference_mode()
-def answers(model: LanguageModel, request: Request) -> tuple[Tensor, list[list[int]]]:
-    """(logits_NV in float32 after each canary, greedy continuations), one canary at a time."""
+def answers(model: LanguageModel, request: VerifyRequest) -> tuple[Tensor, list[list[int]]]:
+    """(logits_NV in float32 after each prompt, greedy continuations), one prompt at a time."""
     forward = model.module
-    logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.canaries]
-    decoding = Decoding(request.new_tokens, tuple(request.stop), exact_batch=False)
-    return torch.stack(logits), greedy(model, request.canaries, decoding)
+    logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.prompts]
+    decoding = Decoding(request.new_tokens, tuple(request.stop), batchable=False)
+    return torch.stack(logits), greedy(model, request.prompts, decoding)
 
 
 def encoded(
@@ -71,12 +71,12 @@ def encoded(
 def main(kind: str, folder: str, request_file: str, out: str) -> None:
     from safetensors.torch import save_file
 
-    request = Request(**json.loads(Path(request_file).read_text(encoding="utf-8")))
+    request = VerifyRequest(**json.loads(Path(request_file).read_text(encoding="utf-8")))
     torch.set_num_threads(request.threads)
     reloaded = EXPORTS[kind].reload(Path(folder), Base(request.base, request.base_sha256))
     logits_NV, greedy_ids = answers(reloaded.model, request)
-    prompt_ids = [encoded(reloaded.tokenizer, messages, request.template) for messages in request.prompts]
-    facts = {"greedy": json.dumps(greedy_ids), "prompts": json.dumps(prompt_ids)}
+    encoded_ids = [encoded(reloaded.tokenizer, messages, request.template) for messages in request.messages]
+    facts = {"greedy": json.dumps(greedy_ids), "encoded": json.dumps(encoded_ids)}
     save_file({"logits": logits_NV.contiguous()}, out, metadata=facts)
 
 

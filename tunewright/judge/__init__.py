@@ -1,1 +1,1 @@
-"""Judging: arms, metrics over rows, statistics, protocol."""
+"""Evaluation on held-out rows: arms, statistics, protocol, verdict. No language model judges another one."""

@@ -19,9 +19,9 @@ from tunewright.judge.statistics import wilson
 
 Floats = NDArray[np.float64]
 BINS = 10
-TINY = 1e-9
+MIN_PROB = 1e-9
 ENOUGH_ROWS = 300  # for a meaningful calibration error
-FEWEST_ROWS = 20  # at or above the hand-over threshold
+MIN_ANSWERED_ROWS = 20  # at or above the hand-over threshold
 
 
 class Predictions(NamedTuple):
@@ -32,14 +32,14 @@ class Predictions(NamedTuple):
 
     @classmethod
     def of(cls, scores: Sequence[Score]) -> Predictions:
-        made = [s.answer.output for s in scores]
-        return cls([m.probs for m in made if isinstance(m, LabelProbs)], [s.target for s in scores])
+        outputs = [s.answer.output for s in scores]
+        return cls([m.probs for m in outputs if isinstance(m, LabelProbs)], [s.target for s in scores])
 
 
 def log_loss(prob_RL: ArrayLike, right_R: ArrayLike) -> float:
     """Mean of -log p(right label), in nats. ``right_R``: the column of the right label."""
     prob = np.asarray(prob_RL, float)
-    return float(-np.log(np.clip(prob[np.arange(len(prob)), np.asarray(right_R)], TINY, 1.0)).mean())
+    return float(-np.log(np.clip(prob[np.arange(len(prob)), np.asarray(right_R)], MIN_PROB, 1.0)).mean())
 
 
 def temperature(prob_RL: ArrayLike, right_R: ArrayLike) -> float:
@@ -97,11 +97,13 @@ def coverage_curve(confidence_R: ArrayLike, right_R: ArrayLike) -> list[tuple[fl
 def handover(confidence_R: ArrayLike, right_R: ArrayLike, target_accuracy: float) -> float | None:
     """The lowest confidence threshold at which the answered rows reach ``target_accuracy``; None if there is none.
 
-    At least `FEWEST_ROWS` rows must reach it, so that a lucky few do not decide it.
+    At least `MIN_ANSWERED_ROWS` rows must reach it, so that a lucky few do not decide it.
     """
     rows = len(np.asarray(right_R))
     curve = coverage_curve(confidence_R, right_R)
-    good = [t for t, coverage, accuracy in curve if accuracy >= target_accuracy and coverage * rows >= FEWEST_ROWS]
+    good = [
+        t for t, coverage, accuracy in curve if accuracy >= target_accuracy and coverage * rows >= MIN_ANSWERED_ROWS
+    ]
     return min(good) if good else None
 
 

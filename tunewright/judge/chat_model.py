@@ -19,8 +19,8 @@ from tunewright.model import forward
 from tunewright.model.generate import Decoding, greedy, label_logprobs
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
-from tunewright.tokens.packing import microbatches, singles, to_batch
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
+from tunewright.tokens.sequences import TokenSequence
 from tunewright.tokens.template import Template
 
 
@@ -70,7 +70,7 @@ class ChatModel:
 
 
 @torch.inference_mode()
-def sequence_nats(model: LanguageModel, rows: Sequence[Rendered], plan: Plan) -> float:
+def sequence_nats(model: LanguageModel, rows: Sequence[TokenSequence], plan: Plan) -> float:
     """Summed negative log-likelihood of the sequences, in nats."""
-    groups = microbatches(singles([r.ids for r in rows]), plan.tokens_per_pass, plan.layout)
-    return sum(float(forward.loss(model, to_batch([rows[i] for i in g], plan.layout))) for g in groups)
+    groups = split_into_passes(singles([r.ids for r in rows]), plan.tokens_per_pass, plan.layout)
+    return sum(float(forward.loss(model, to_microbatch([rows[i] for i in g], plan.layout))) for g in groups)

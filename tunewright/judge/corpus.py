@@ -13,7 +13,9 @@ import numpy as np
 from tunewright.data.corpus_metrics import Floats
 from tunewright.data.scores import Score
 from tunewright.data.task import Task
-from tunewright.judge.statistics import FEW, corpus_interval
+from tunewright.judge.statistics import MIN_CLUSTERS, corpus_interval
+
+MIN_LABEL_ROWS = 5  # for resampling the rows of a label
 
 
 def compare(
@@ -33,9 +35,9 @@ def compare(
 
     a, b = float(metric.value(tuned_Rk.sum(0))), float(metric.value(other_Rk.sum(0)))
     result: dict[str, Any] = {"metric": metric.name, "tuned": a, "comparator": b, "difference": a - b, "interval": None}
-    if metric.by_label and min(np.unique([s.target for s in tuned], return_counts=True)[1]) < FEW:
-        return {**result, "note": f"no interval: a label has fewer than {FEW} test rows"}
+    if metric.by_label and min(np.unique([s.target for s in tuned], return_counts=True)[1]) < MIN_LABEL_ROWS:
+        return {**result, "note": f"no interval: a label has fewer than {MIN_LABEL_ROWS} test rows"}
     interval = corpus_interval(by_cluster(tuned_Rk), by_cluster(other_Rk), metric.value, alpha)
     if interval is None:
-        return {**result, "note": f"no interval: the arms differ in fewer than {FEW} groups"}
+        return {**result, "note": f"no interval: the arms differ in fewer than {MIN_CLUSTERS} groups"}
     return {**result, "interval": list(interval)}

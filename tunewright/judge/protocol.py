@@ -26,7 +26,7 @@ RULE = (
 @dataclass(frozen=True)
 class Protocol:
     """``arms``: the descriptions of each family's variants. ``detectable``: the difference that the test rows detect
-    with power 0.8 if ``assumed`` holds; None if nothing can be assumed."""
+    with power 0.8 (1.0 if none) if ``assumed`` holds; None if nothing can be assumed."""
 
     rule: str
     metric: str

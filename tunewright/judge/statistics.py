@@ -1,4 +1,6 @@
-"""Is the tuned model better? Intervals, tests and a verdict for paired rows. Pure numpy/scipy.
+"""What paired scores of two arms show: intervals, tests, and a verdict on one comparison. Pure numpy/scipy.
+
+(The verdict of a run is decided in `judge.verdict`.)
 
 Right/wrong scores: Newcombe's paired score interval (Newcombe 1998, Stat. Med. 17:2635, method 10) and the exact
 McNemar test, at the effective number of rows, because rows of one cluster are dependent (Kish 1965). Other scores: the
@@ -21,7 +23,7 @@ from scipy import special, stats
 from tunewright.core.records.common import Interval, VerdictWord
 
 POWER = 0.8
-FEW = 5
+MIN_CLUSTERS = 5  # in which two arms must differ before their differences say how large differences are
 
 
 class MeanInterval(NamedTuple):
@@ -35,8 +37,8 @@ class MeanInterval(NamedTuple):
 @dataclass(frozen=True)
 class Comparison:
     """Tuned - comparator over the same rows, oriented so that positive is good. ``interval`` is at level 1 - alpha;
-    ``only_tuned`` and ``only_comparator``: rows on which one of the two scored higher; ``rows_needed`` is set if the
-    verdict is CANNOT TELL."""
+    ``verdict``: what this comparison alone shows; ``only_tuned`` and ``only_comparator``: rows on which one of the two
+    scored higher; ``rows_needed`` is set if the verdict is CANNOT TELL."""
 
     verdict: VerdictWord
     difference: float
@@ -137,12 +139,12 @@ def clustered_interval(
 def pseudo_rows(differences: ArrayLike, clusters: ArrayLike, bound: float = 1.0) -> tuple[float, float]:
     """One difference for and one against, each the root mean square of the non-zero ones: what Bonett and Price (2012,
     J. Educ. Behav. Stat. 37:479) add to right/wrong pairs, generalised to any scores. If arms seldom differ, a sample
-    has too few differences to estimate their spread; with fewer than `FEW` clusters of them even their size is unknown,
+    has too few differences to estimate their spread; in fewer than `MIN_CLUSTERS` clusters, even their size is unknown,
     and the largest possible size is assumed.
     """
     d, groups = np.asarray(differences, dtype=float), np.asarray(clusters)
     nonzero = d[d != 0]
-    size = math.sqrt(float((nonzero**2).mean())) if len(np.unique(groups[d != 0])) >= FEW else min(bound, 1.0)
+    size = math.sqrt(float((nonzero**2).mean())) if len(np.unique(groups[d != 0])) >= MIN_CLUSTERS else min(bound, 1.0)
     return size, -size
 
 
@@ -178,7 +180,7 @@ def compare(
     higher_is_better: bool = True,
     bound: float = 1.0,
 ) -> Comparison:
-    """The verdict on paired scores of the same rows.
+    """What paired scores of the same rows show.
 
     BETTER: the interval lies above 0. WORSE: below. PRACTICALLY EQUAL: the interval at 1 - 2 alpha lies within
     (-margin, margin) (two one-sided tests). Otherwise CANNOT TELL, with the number of rows that would decide it with
@@ -289,12 +291,12 @@ def corpus_interval(
     one against.
 
     Row c of each array holds the sums over cluster c from which the metric is computed (matches and totals, nats and
-    bytes); ``metric`` maps sums (..., k) to values (...). None if the arms differ in fewer than `FEW` clusters:
-    resampling so few carries no information about the others.
+    bytes); ``metric`` maps sums (..., k) to values (...). None if the arms differ in fewer than `MIN_CLUSTERS`
+    clusters: resampling so few carries no information about the others.
     """
     a, b = np.asarray(tuned_Ck, dtype=float), np.asarray(other_Ck, dtype=float)
     assert a.shape == b.shape
-    if int((a != b).any(1).sum()) < FEW:
+    if int((a != b).any(1).sum()) < MIN_CLUSTERS:
         return None
     a, b = pseudo_clusters(a, b, metric)
     count, middle = len(a), float(metric(a.sum(0)) - metric(b.sum(0)))

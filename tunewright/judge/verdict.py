@@ -1,11 +1,16 @@
-"""The verdict, decided from scores: pure functions on values. No torch."""
+"""The comparator, and the verdict of a run: pure functions on values. No torch.
+
+`statistics.compare` states what one comparison shows. The verdict of a run has more conditions, and `final_verdict`
+alone decides it: nothing changes the verdict after it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tunewright.core.records import Verdict
 from tunewright.core.records.common import Interval, VerdictWord
 from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
@@ -14,12 +19,12 @@ from tunewright.judge.statistics import Comparison
 
 
 @dataclass(frozen=True)
-class ArmResult:
-    """One arm on the test rows. ``scores``: one per row; ``on_dev``: its mean score on dev, if it was
-    measured; ``prompt_tokens``: the mean; ``seconds``: for all rows, None if not measured."""
+class ScoredArm:
+    """One arm on the test rows. ``trained``: as in `Arm`. ``scores``: one per row; ``on_dev``: its mean score on dev,
+    if it was measured; ``prompt_tokens``: the mean; ``seconds``: for all rows, None if not measured."""
 
     description: str
-    learned_from_rows: bool
+    trained: bool
     scores: tuple[float, ...]
     variant: str = ""
     on_dev: float | None = None
@@ -31,9 +36,14 @@ class ArmResult:
     def score(self) -> float:
         return float(sum(self.scores) / len(self.scores))
 
+    @property
+    def can_be_comparator(self) -> bool:
+        """As `Arm.can_be_comparator`."""
+        return not self.trained
+
 
 @dataclass(frozen=True)
-class Contrast:
+class AdjustedComparison:
     """Tuned against one arm; ``p_holm``: the p value adjusted for all such comparisons."""
 
     comparison: Comparison
@@ -42,17 +52,17 @@ class Contrast:
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """``interval``: of the arm's own mean score; ``contrast`` is None for the tuned arm."""
+    """``interval``: of the arm's own mean score; ``contrast``: with the tuned arm, None for the tuned arm itself."""
 
-    result: ArmResult
+    arm: ScoredArm
     interval: Interval
-    contrast: Contrast | None
+    contrast: AdjustedComparison | None
 
     def to_json(self) -> dict[str, Any]:
-        arm = self.result
+        arm = self.arm
         value: dict[str, Any] = {
             "description": arm.description,
-            "trained": arm.learned_from_rows,
+            "trained": arm.trained,
             "variant": arm.variant,
             "on_dev": arm.on_dev,
             "score": arm.score,
@@ -68,7 +78,7 @@ class ComparedArm:
 
 
 @dataclass(frozen=True)
-class Comparator:
+class ChosenComparator:
     """The untrained arm that tuned is compared with. ``chosen_on``: "dev", or "test" if there are no dev scores;
     ``on_dev``: the dev scores of the untrained arms."""
 
@@ -80,75 +90,106 @@ class Comparator:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``comparison``: tuned - comparator; ``word`` is its verdict or a weaker one. ``unbeaten``: untrained arms that
-    tuned is not shown to beat. ``clusters``: of the test rows."""
+class RerunNoise:
+    """The same rows answered twice. ``floor``: the changes of the mean scores of tuned and comparator, summed;
+    ``changed``: answers that differ."""
+
+    rows: int
+    changed: int
+    floor: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``verdict``: of the run. ``rows_needed``: how many test rows would decide a CANNOT TELL; None for the other
+    verdicts, and if more rows would not help. ``comparison``: tuned - comparator, whose own verdict may be another one.
+    ``unbeaten``: untrained arms that tuned is not shown to beat. ``clusters``: of the test rows."""
 
     metric: str
-    word: VerdictWord
+    verdict: VerdictWord
     rows_needed: int | None
-    comparator: Comparator
+    comparator: ChosenComparator
     comparison: Comparison
     unbeaten: tuple[str, ...]
     arms: dict[str, ComparedArm]
     clusters: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """This verdict's part of verdict.json."""
-        facts = {**self.comparison.to_json(), "verdict": self.word, "rows_needed": self.rows_needed}
-        rows = facts.pop("rows")
+        """Its part of verdict.json."""
+        numbers = self.comparison.to_json()
+        rows, _, _ = numbers.pop("rows"), numbers.pop("verdict"), numbers.pop("rows_needed")
         return {
             "metric": self.metric,
-            "tuned": self.arms["tuned"].result.score,
+            "tuned": self.arms["tuned"].arm.score,
             "comparator": asdict(self.comparator),
-            "arms": {name: arm.to_json() for name, arm in self.arms.items()},
+            "arms": {name: compared.to_json() for name, compared in self.arms.items()},
             "groups": list(self.clusters),
-            **facts,
+            "verdict": self.verdict,
+            "rows_needed": self.rows_needed,
+            **numbers,
             "n": rows,
             "unbeaten": list(self.unbeaten),
         }
 
 
-def decide(arms: Mapping[str, ArmResult], protocol: Protocol, clusters: Sequence[int]) -> Verdict:
-    """The verdict from the test scores: tuned against the untrained arm that scored best on dev. Without dev scores,
-    the comparator is the best on these same rows, which favours it. All other comparisons with tuned are exploratory.
-
-    With few dev rows, the comparator may be a weak one. So BETTER requires that every untrained arm is beaten, each at
-    alpha: an intersection-union test, which needs no adjustment (Berger 1982, Technometrics 24:295).
-    """
-    untrained = {name: arm for name, arm in arms.items() if not arm.learned_from_rows}
+def choose_comparator(arms: Mapping[str, ScoredArm], higher_is_better: bool) -> ChosenComparator:
+    """The untrained arm that scored best on dev. Without dev scores, the best on the test rows themselves: if there are
+    several, that favours it."""
+    untrained = {name: arm for name, arm in arms.items() if arm.can_be_comparator}
     on_dev = {name: arm.on_dev for name, arm in untrained.items() if arm.on_dev is not None}
-    best = max if protocol.higher_is_better else min
-    other = best(untrained, key=lambda name: on_dev[name] if on_dev else arms[name].score)
+    best = max if higher_is_better else min
+    name = best(untrained, key=lambda name: on_dev[name] if on_dev else arms[name].score)
+    return ChosenComparator(
+        name=name,
+        score=arms[name].score,
+        variant=arms[name].variant,
+        chosen_on="dev" if on_dev else "test",
+        on_dev=on_dev,
+    )
+
+
+def final_verdict(
+    arms: Mapping[str, ScoredArm],
+    comparator: ChosenComparator,
+    protocol: Protocol,
+    clusters: Sequence[int],
+    noise: RerunNoise | None = None,
+) -> Decision:
+    """The verdict of a run: what the comparison of tuned with ``comparator`` shows, unless
+
+    - it is BETTER, but tuned is not shown to beat every other untrained arm: CANNOT TELL. With few dev rows, dev may
+      have chosen a weak comparator. Each arm is compared at alpha: an intersection-union test, which needs no
+      adjustment (Berger 1982, Technometrics 24:295).
+    - it is BETTER or WORSE, but the difference is within the re-run ``noise``: CANNOT TELL. More test rows do not
+      reduce that noise, so no number of rows is given.
+
+    All other comparisons with tuned are exploratory.
+    """
     against = {
         name: protocol.compare(arms["tuned"].scores, arm.scores, clusters)
         for name, arm in arms.items()
         if name != "tuned"
     }
     p_holm = dict(zip(against, statistics.holm([c.p_value for c in against.values()]), strict=True))
-    unbeaten = tuple(name for name in untrained if against[name].interval.low <= 0)
-    comparison = against[other]
-    word, rows_needed = comparison.verdict, comparison.rows_needed
-    if word == "BETTER" and unbeaten:
-        word, rows_needed = "CANNOT TELL", max(against[name].rows_needed or 0 for name in unbeaten) or None
-    return Verdict(
+    unbeaten = tuple(name for name, arm in arms.items() if arm.can_be_comparator and against[name].interval.low <= 0)
+    comparison = against[comparator.name]
+    verdict, rows_needed = comparison.verdict, comparison.rows_needed
+    if verdict == "BETTER" and unbeaten:
+        verdict, rows_needed = "CANNOT TELL", max(against[name].rows_needed or 0 for name in unbeaten) or None
+    if noise is not None and verdict in ("BETTER", "WORSE") and abs(comparison.difference) <= noise.floor:
+        verdict, rows_needed = "CANNOT TELL", None
+    return Decision(
         metric=protocol.metric,
-        word=word,
+        verdict=verdict,
         rows_needed=rows_needed,
-        comparator=Comparator(
-            name=other,
-            score=arms[other].score,
-            variant=arms[other].variant,
-            chosen_on="dev" if on_dev else "test",
-            on_dev=on_dev,
-        ),
+        comparator=comparator,
         comparison=comparison,
         unbeaten=unbeaten,
         arms={
             name: ComparedArm(
-                result=arm,
+                arm=arm,
                 interval=statistics.mean_interval(arm.scores, clusters, protocol.alpha, protocol.bound),
-                contrast=Contrast(against[name], p_holm[name]) if name in against else None,
+                contrast=AdjustedComparison(against[name], p_holm[name]) if name in against else None,
             )
             for name, arm in arms.items()
         },
@@ -164,34 +205,13 @@ def choose_variant(variants: Sequence[Arm], on_dev: Mapping[str, float], higher_
     return max(variants, key=lambda arm: sign * on_dev[arm.name])
 
 
-@dataclass(frozen=True)
-class RerunNoise:
-    """The same rows answered twice. ``floor``: the changes of the mean scores of tuned and comparator, summed;
-    ``changed``: answers that differ."""
-
-    rows: int
-    changed: int
-    floor: float
-
-
-def with_rerun_noise(verdict: Verdict, noise: RerunNoise) -> Verdict:
-    """CANNOT TELL if the difference is within re-run noise."""
-    within = verdict.word in ("BETTER", "WORSE") and abs(verdict.comparison.difference) <= noise.floor
-    return replace(verdict, word="CANNOT TELL") if within else verdict
-
-
-def doubts(verdict: Mapping[str, Any]) -> list[str]:
-    """The untrained arms of a verdict.json that tuned is not shown to beat, although it beats the comparator."""
-    return list(verdict["unbeaten"]) if verdict["interval"][0] > 0 else []
-
-
-def sentence(verdict: Mapping[str, Any]) -> str:
-    """A verdict.json in one line."""
-    other, (low, high) = verdict["comparator"], verdict["interval"]
-    also = [f"{name} ({verdict['arms'][name]['score']:.3f})" for name in doubts(verdict)]
+def sentence(verdict: Verdict) -> str:
+    """The verdict of a run in one line."""
+    other, (low, high) = verdict.comparator, verdict.interval
+    also = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.doubts]
     return (
-        f"{verdict['verdict']}: {verdict['metric']} tuned {verdict['tuned']:.3f}, "
-        f"{other['name']} {other['score']:.3f}, difference {verdict['difference']:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] on {verdict['n']} held-out rows"
+        f"{verdict.verdict}: {verdict.metric} tuned {verdict.tuned:.3f}, {other.name} {other.score:.3f}, "
+        f"difference {verdict.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {verdict.n} held-out rows"
         + (f"; not shown to be better than {', '.join(also)}" if also else "")
+        + ("; the difference is within re-run noise" if verdict.within_rerun_noise else "")
     )

@@ -1,4 +1,10 @@
-"""Training methods, one module each, by the name in `Plan.method`. `method.Method` defines their functions."""
+"""Training methods, one module each, by the name in `Plan.method`. `method.Method` is the contract of their functions.
+
+`train.method` offers those that need nothing but the rows. `distill` also needs a teacher: another model, or the same
+one with another prompt, neither of which the contract passes to a method. So a stage that distils first adds the
+teacher's probabilities to the rows (`distill.with_teacher`), and then trains a branch on them with a plan whose method
+is "distill".
+"""
 
 from collections.abc import Sequence
 
@@ -13,7 +19,7 @@ from tunewright.tokens.sequences import TrainRow
 METHODS: dict[str, Method] = {"sft": sft, "distill": distill}
 
 
-def annotated(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
-    """The rows with what the plan's method computes once for each before its loss can be computed."""
+def precomputed(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+    """The rows after the `Method.precompute` of the plan's method."""
     with torch.no_grad():
-        return METHODS[plan.method].annotate(model, rows, plan)
+        return METHODS[plan.method].precompute(model, rows, plan)

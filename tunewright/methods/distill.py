@@ -1,8 +1,9 @@
 """Distillation: cross-entropy to a teacher's K most probable tokens at every supervised token (Hinton et al. 2015,
 1503.02531).
 
-The teacher's probabilities are computed once, before training, and stored with the row as its signal. A row without a
-signal is a gold row: its teacher is its own answer, as one-hot probabilities, so both kinds of rows can mix in a step.
+The teacher's probabilities are computed once, before training, and stored with the row as its signal (`with_teacher`,
+called by the stage that distils). A row without a signal is a gold row: its teacher is its own answer, as one-hot
+probabilities, so both kinds of rows can mix in a batch.
 
 Axes: N predicted tokens, M supervised tokens, K most probable tokens, V vocabulary.
 """
@@ -21,8 +22,8 @@ from tunewright.methods import sft
 from tunewright.methods.method import Loss
 from tunewright.model import forward, losses
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Batch, Layout, microbatches, singles, to_batch, units_of
-from tunewright.tokens.sequences import Rendered, Signal, TrainRow, flat
+from tunewright.tokens.packing import Layout, Microbatch, singles, split_into_passes, to_microbatch, units_of
+from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat
 from tunewright.tokens.template import Template
 
 K = 32
@@ -36,15 +37,16 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     return sft.prepare(template, example, row, max_length)
 
 
-def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+    """Nothing: rows with a teacher already have their signal. ``model`` is the student, so it could not be computed."""
     return list(rows)
 
 
 @torch.inference_mode()
 def with_teacher(
     teacher: LanguageModel,
-    teacher_rows: Sequence[Rendered],
-    student_rows: Sequence[Rendered],
+    teacher_rows: Sequence[TokenSequence],
+    student_rows: Sequence[TokenSequence],
     layout: Layout,
     weight: float = 1.0,
     progress: Callable[[int], None] = lambda _: None,
@@ -55,14 +57,14 @@ def with_teacher(
     weights; ``progress(n)`` is called as rows finish.
     """
     done: dict[int, TrainRow] = {}
-    for group in microbatches(singles([r.ids for r in teacher_rows]), TEACHER_TOKENS_PER_PASS, layout):
+    for group in split_into_passes(singles([r.ids for r in teacher_rows]), TEACHER_TOKENS_PER_PASS, layout):
         part = [teacher_rows[i] for i in group]
-        batch = to_batch(part, layout)
-        prob_NV = forward.logits(teacher, batch).float().softmax(-1)
+        microbatch = to_microbatch(part, layout)
+        prob_NV = forward.logits(teacher, microbatch).float().softmax(-1)
         top = prob_NV.topk(min(K, prob_NV.shape[1]), -1)
         soft_NK, prob_NK = top.indices.cpu().numpy(), (top.values / top.values.sum(1, keepdim=True)).cpu().numpy()
         cuts = np.cumsum([r.supervised for r in part])[:-1]
-        for i, at in zip(group, np.split(batch.which_M, cuts), strict=True):
+        for i, at in zip(group, np.split(microbatch.prediction_M, cuts), strict=True):
             row = student_rows[i]
             assert row.supervised == teacher_rows[i].supervised, "teacher and student supervise the same tokens"
             student = replace(row, weights=tuple(w * weight for w in row.weights))
@@ -72,45 +74,50 @@ def with_teacher(
     return [done[i] for i in range(len(teacher_rows))]
 
 
-def batches(
+def microbatches(
     model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
-) -> list[Batch]:
-    """Passes of gold rows, then passes of rows with a signal. Predictions that `to_batch` merges have the same teacher:
-    with a signal because they follow the same text, in gold rows because the target is the teacher."""
-    made: list[Batch] = []
+) -> list[Microbatch]:
+    """Microbatches of gold rows, then of rows with a signal. Predictions that `to_microbatch` merges have the same
+    teacher: with a signal because they follow the same text, in gold rows because the target is the teacher."""
+    parts: list[Microbatch] = []
     for with_signal in (False, True):
         mine = [i for i in chosen if bool(rows[i].signal) is with_signal]
         assert all(len(rows[i].sequences) == 1 for i in mine), "a row of another method is not an answer to imitate"
-        for group in microbatches(units_of(rows, mine), plan.tokens_per_pass, plan.layout):
+        for group in split_into_passes(units_of(rows, mine), plan.tokens_per_pass, plan.layout):
             part = [rows[i] for i in group]
-            batch = to_batch(flat(part), plan.layout)
-            made.append(replace(batch, signal=_teacher_signal(part, batch) if with_signal else _gold_signal(batch)))
-    return made
+            microbatch = to_microbatch(flat(part), plan.layout)
+            signal = _teacher_signal(part, microbatch) if with_signal else _gold_signal(microbatch)
+            parts.append(replace(microbatch, signal=signal))
+    return parts
 
 
-def _gold_signal(batch: Batch) -> Signal:
-    soft_NK, prob_NK = np.zeros((len(batch.target_N), K), np.int64), np.zeros((len(batch.target_N), K), np.float32)
-    soft_NK[:, 0], prob_NK[:, 0] = batch.target_N, 1.0
+def _gold_signal(microbatch: Microbatch) -> Signal:
+    soft_NK, prob_NK = (
+        np.zeros((len(microbatch.target_N), K), np.int64),
+        np.zeros((len(microbatch.target_N), K), np.float32),
+    )
+    soft_NK[:, 0], prob_NK[:, 0] = microbatch.target_N, 1.0
     return {"soft_NK": soft_NK, "prob_NK": prob_NK}
 
 
-def _teacher_signal(rows: Sequence[TrainRow], batch: Batch) -> Signal:
-    first_N = np.unique(batch.which_M, return_index=True)[1]
+def _teacher_signal(rows: Sequence[TrainRow], microbatch: Microbatch) -> Signal:
+    first_N = np.unique(microbatch.prediction_M, return_index=True)[1]
     soft_MK, prob_MK = (np.concatenate([r.signal[name] for r in rows]) for name in ("soft_MK", "prob_MK"))
     return {"soft_NK": soft_MK[first_N], "prob_NK": prob_MK[first_N]}
 
 
-def weight(batch: Batch) -> float:
+def weight(microbatch: Microbatch) -> float:
     """The weights of the supervised tokens, summed."""
-    return float(batch.weight_N.sum())
+    return float(microbatch.weight_N.sum())
 
 
-def loss(model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
+def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     soft_NK, prob_NK, weight_N = (
-        torch.from_numpy(x).to(model.device) for x in (batch.signal["soft_NK"], batch.signal["prob_NK"], batch.weight_N)
+        torch.from_numpy(x).to(model.device)
+        for x in (microbatch.signal["soft_NK"], microbatch.signal["prob_NK"], microbatch.weight_N)
     )
     if forward.frozen_head(model):
-        logits_NV = forward.hidden(model, batch, plan.gradient_checkpointing) @ model.head_VD.T
+        logits_NV = forward.hidden(model, microbatch, plan.gradient_checkpointing) @ model.head_VD.T
     else:
-        logits_NV = forward.logits(model, batch, plan.gradient_checkpointing)
+        logits_NV = forward.logits(model, microbatch, plan.gradient_checkpointing)
     return Loss(losses.soft_cross_entropy(logits_NV, soft_NK, prob_NK, weight_N))

@@ -1,4 +1,4 @@
-"""The interface of a training method: five functions, and the value that its loss returns."""
+"""The interface of a training method: five functions, what they may touch, and the value that a loss returns."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from tunewright.core.config import Plan
 from tunewright.data.examples import Example
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Batch
+from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow
 from tunewright.tokens.template import Template
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of one batch. ``sum`` and ``metrics`` are sums over what `Method.weight` counts; the loop divides both
-    by the weight of the whole step. The metrics go into the step's line of metrics.jsonl."""
+    """The loss of one microbatch. ``sum`` and ``metrics`` are sums over what `Method.weight` counts; `train.step`
+    divides both by the weight of the whole batch. The metrics go into the step's line of metrics.jsonl."""
 
     sum: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
@@ -28,24 +28,43 @@ class Loss:
 class Method(Protocol):
     """A training method; in practice a module of `methods/`, listed in `METHODS`.
 
-    Each is a pure function of its arguments, so that a resumed run computes what an uninterrupted one would.
+    A batch is the training rows of one optimizer step; a microbatch is what one forward pass computes of it.
+
+    What a method may do: read its arguments, and run forward passes of the model. It keeps nothing between calls, so
+    that a resumed run computes what an uninterrupted one would. What it must leave to `train.step`: no ``backward``, no
+    ``.grad``, no optimizer, no change of a parameter's value or ``requires_grad``, no ``train()`` or ``eval()``, no
+    seeding of a random generator, no files.
+
+    Numbers of a row that are not tokens (a teacher's probabilities, a reference model's log-probability) travel as
+    ``signal``: `prepare` or `precompute` puts them into `TrainRow.signal`, `microbatches` gathers them in
+    `Microbatch.signal`, and `loss` reads them there. They are stored, cached and hashed with the row.
+
+    The model is in eval mode, unless stated otherwise. Before each step, torch's global generator is seeded with a
+    function of (plan.seed, step), for dropout in `loss` and for whatever `microbatches` draws from it. Before a dev
+    loss it is not: what must be the same in every dev loss is drawn from a generator seeded with (plan.seed, step).
     """
 
     def prepare(self, template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-        """The training rows of an example. Raises DataError or ModelError."""
+        """The training rows of an example; without a model. They are cached in the run folder until the source of the
+        method's module changes. Raises DataError or ModelError."""
 
-    def annotate(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
-        """The rows, with whatever must be computed once before the first step, such as a reference model's
-        log-probabilities. Called without gradients; the model has its adapter, untrained."""
+    def precompute(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+        """The rows, with whatever must be computed once before the first step. Without gradients; the model has its
+        adapter at the initial values.
 
-    def batches(
+        Called with all training rows and with all dev rows; by the self-test and the profiler with a few rows. So what
+        is added to a row must not depend on the others. Repeated when a run is resumed, and must give the same."""
+
+    def microbatches(
         self, model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
-    ) -> list[Batch]:
-        """The forward passes of one step (from 0) over the ``chosen`` rows. A method that samples does so here."""
+    ) -> list[Microbatch]:
+        """The microbatches of a batch: the ``chosen`` rows in step ``step`` (from 0), or all dev rows. With gradients
+        enabled in a step, without them in a dev loss. A method that samples does so here."""
 
-    def weight(self, batch: Batch) -> float:
-        """What the loss of the batch is divided by: tokens, pairs or samples. Summed over the batches of a step before
-        the first backward pass."""
+    def weight(self, microbatch: Microbatch) -> float:
+        """What the microbatch contributes to the number that the loss of the batch is divided by: tokens, pairs or
+        samples. In a step it is called for all microbatches before the first `loss`."""
 
-    def loss(self, model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
-        """The sum, not the mean, of the loss over the batch."""
+    def loss(self, model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
+        """The sum, not the mean, of the loss over the microbatch. In a step: in train mode, with gradients. In a dev
+        loss: in eval mode, without gradients. In the self-test: in eval mode, with gradients."""

@@ -9,7 +9,7 @@ from tunewright.data.examples import Example
 from tunewright.methods.method import Loss
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Batch, microbatches, to_batch, units_of
+from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
 from tunewright.tokens.rendering import for_training
 from tunewright.tokens.sequences import TrainRow, flat, single
 from tunewright.tokens.template import Template
@@ -20,21 +20,22 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     return [single(s) for s in for_training(template, example, row, max_length)]
 
 
-def annotate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+    """Nothing."""
     return list(rows)
 
 
-def batches(
+def microbatches(
     model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
-) -> list[Batch]:
-    passes = microbatches(units_of(rows, chosen), plan.tokens_per_pass, plan.layout)
-    return [to_batch(flat(rows[i] for i in group), plan.layout) for group in passes]
+) -> list[Microbatch]:
+    passes = split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout)
+    return [to_microbatch(flat(rows[i] for i in group), plan.layout) for group in passes]
 
 
-def weight(batch: Batch) -> float:
+def weight(microbatch: Microbatch) -> float:
     """The weights of the supervised tokens, summed."""
-    return float(batch.weight_N.sum())
+    return float(microbatch.weight_N.sum())
 
 
-def loss(model: LanguageModel, batch: Batch, plan: Plan) -> Loss:
-    return Loss(forward.loss(model, batch, plan.gradient_checkpointing))
+def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
+    return Loss(forward.loss(model, microbatch, plan.gradient_checkpointing))

@@ -22,13 +22,13 @@ from tunewright.core.errors import ModelError
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a low-rank update: y = base(x) + scale * B(A(x)); with magnitudes (DoRA), each output
-    row of the updated weight is set to length ``magnitude``."""
+    """A frozen linear layer plus a low-rank update: y = base(x) + scaling * B(A(x)), where ``scaling`` is the LoRA
+    scaling factor; with magnitudes (DoRA), each output row of the updated weight is set to length ``magnitude``."""
 
     def __init__(self, base: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base
-        self.scale = scale_of(config)
+        self.scaling = lora_scaling(config)
         self.dropout = config.dropout
         self.on = True
         a = initial_A(base.in_features, config.rank, generator)
@@ -39,15 +39,16 @@ class LoRALinear(nn.Module):
         self.magnitude = (
             nn.Parameter(self.row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
         )
+        self.train(base.training)  # a new module is in training mode: dropout would be active in evaluation
 
     def forward(self, x: Tensor) -> Tensor:
         base = F.linear(x, self.base.weight)
         if not self.on:
             return base if self.base.bias is None else base + self.base.bias
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        # The scale multiplies the R numbers a token has in the middle, and B is added as it is multiplied: no pass over
+        # The factor multiplies the R numbers of a token in the middle, and B is added as it is multiplied: no pass over
         # the output.
-        small = F.linear(dropped, self.lora_A.to(x.dtype)) * self.scale
+        small = F.linear(dropped, self.lora_A.to(x.dtype)) * self.scaling
         y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), self.lora_B.T.to(x.dtype)).view(base.shape)
         if self.magnitude is not None:
             # The norm is a constant to autograd (DoRA section 4.3).
@@ -56,8 +57,8 @@ class LoRALinear(nn.Module):
         return y if self.base.bias is None else y + self.base.bias
 
     def merged_weight_before_norm(self) -> Tensor:
-        """W + scale * BA in the adapter's dtype (float32 or float64)."""
-        return self.base.weight.to(self.lora_A.dtype) + self.scale * (self.lora_B @ self.lora_A)
+        """W + scaling * BA in the adapter's dtype (float32 or float64)."""
+        return self.base.weight.to(self.lora_A.dtype) + self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_weight(self) -> Tensor:
         merged = self.merged_weight_before_norm()
@@ -77,7 +78,8 @@ class AdapterSummary:
     total: int
 
 
-def scale_of(config: AdapterConfig) -> float:
+def lora_scaling(config: AdapterConfig) -> float:
+    """The LoRA scaling factor: alpha/rank, for rslora alpha/sqrt(rank)."""
     return config.alpha / (math.sqrt(config.rank) if config.kind == "rslora" else config.rank)
 
 
@@ -189,20 +191,21 @@ def detached(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def scaled(model: nn.Module, scale: float) -> Iterator[None]:
-    """Within, the adapter's update is multiplied by ``scale``; at 0 the model is the base model, bit for bit."""
+    """Within, the adapter's update is multiplied by ``scale`` too, not only by the LoRA scaling factor; at 0 the model
+    is the base model, bit for bit."""
     if scale == 0:
         with off(model):
             yield
         return
     layers = list(adapted(model).values())
-    before = [layer.scale for layer in layers]
+    before = [layer.scaling for layer in layers]
     try:
         for layer in layers:
-            layer.scale *= scale
+            layer.scaling *= scale
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.scale = own
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling = scaling
 
 
 def scale_in_place(model: nn.Module, scale: float) -> None:

@@ -83,7 +83,7 @@ def project(x_TI: Tensor, *layers: LoRALinear) -> tuple[Tensor, ...]:
     if not all(one.on for one in layers):
         return tuple(F.linear(x_TI, one.base.weight, one.base.bias) for one in layers)
     given = [t for one in layers for t in (one.base.weight, one.base.bias, one.lora_A, one.lora_B)]
-    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, layers[0].scale, *given)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, layers[0].scaling, *given)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -92,27 +92,27 @@ class _Project(torch.autograd.Function):
     after another, are one product with the stacked A; W's product is accumulated onto B's."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, scale: float, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x_TI: Tensor, scaling: float, *given: Tensor) -> tuple[Tensor, ...]:
         weights, biases, downs, ups = given[0::4], given[1::4], given[2::4], given[3::4]
         a_RI = torch.cat(downs).to(x_TI.dtype)
         b_OR = [b.to(x_TI.dtype) for b in ups]
-        small_TR = (x_TI @ a_RI.T).mul_(scale)
+        small_TR = (x_TI @ a_RI.T).mul_(scaling)
         outputs = []
         ranks = [len(a) for a in downs]
         for weight, bias, b, small in zip(weights, biases, b_OR, torch.split(small_TR, ranks, 1), strict=True):
             y = (small @ b.T).addmm_(x_TI, weight.T)
             outputs.append(y if bias is None else y.add_(bias))
         ctx.save_for_backward(x_TI, small_TR, a_RI, *b_OR, *weights)
-        ctx.given = (scale, ranks, downs[0].dtype)
+        ctx.given = (scaling, ranks, downs[0].dtype)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, small_TR, a_RI, *rest = ctx.saved_tensors
-        scale, ranks, dtype = ctx.given
+        scaling, ranks, dtype = ctx.given
         b_OR, weights = rest[: len(ranks)], rest[len(ranks) :]
         d_ups = [(g.T @ small).to(dtype) for g, small in zip(grads, torch.split(small_TR, ranks, 1), strict=True)]
-        back_TR = torch.cat([g @ b for g, b in zip(grads, b_OR, strict=True)], 1).mul_(scale)
+        back_TR = torch.cat([g @ b for g, b in zip(grads, b_OR, strict=True)], 1).mul_(scaling)
         d_downs = torch.split((back_TR.T @ x_TI).to(dtype), ranks)
         dx_TI = None
         if ctx.needs_input_grad[0]:  # not for the first layer: embeddings are frozen

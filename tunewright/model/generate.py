@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tunewright.model import attention, forward
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import microbatches, singles, to_batch
-from tunewright.tokens.sequences import after
+from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
+from tunewright.tokens.sequences import prompt_then_answer
 
 MIN_SHARED = 8
 # Tokens of a pass of label scoring. Not the plan's tokens_per_pass: passes decide the last bits of the scores, which
@@ -31,13 +31,13 @@ TOKENS_PER_PASS = 4096
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded, the same for every arm. ``stop``: the tokens that end an answer. ``exact_batch``: rows
+    """How answers are decoded, the same for every arm. ``stop``: the tokens that end an answer. ``batchable``: rows
     may share a batch. ``window``: the model's sliding window, in tokens."""
 
     max_new_tokens: int
     stop: tuple[int, ...]
     batch_size: int = 32
-    exact_batch: bool = True
+    batchable: bool = True
     window: int | None = None
 
 
@@ -72,26 +72,26 @@ def prefill(model: LanguageModel, ids: Sequence[int]) -> Prefix:
 def greedy(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    how: Decoding,
+    decoding: Decoding,
     progress: Callable[[int], None] = lambda _: None,
-    known: Prefix | None = None,
+    prefix_cache: Prefix | None = None,
 ) -> list[list[int]]:
     """The likeliest next token, repeatedly, until a stop token (which is not returned) or the limit.
 
-    ``progress(n)`` is called as rows finish. An answer of ``max_new_tokens`` tokens was cut off. ``known``: the cache
-    of a prefix of all prompts.
+    ``progress(n)`` is called as rows finish. An answer of ``max_new_tokens`` tokens was cut off. ``prefix_cache``: the
+    cache of a prefix of all prompts.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    for rows in _batches(prompts, how):
+    for rows in _decode_batches(prompts, decoding):
         alive = list(rows)
-        with _decoding(model, [prompts[r] for r in rows], how, known) as (state, logits_BV):
-            for _ in range(how.max_new_tokens):
+        with _decoding(model, [prompts[r] for r in rows], decoding, prefix_cache) as (state, logits_BV):
+            for _ in range(decoding.max_new_tokens):
                 token_B = logits_BV.argmax(-1)
                 unfinished = []
                 for b, token in enumerate(token_B.tolist()):
-                    if token not in how.stop:
+                    if token not in decoding.stop:
                         answers[alive[b]].append(token)
-                        if len(answers[alive[b]]) < how.max_new_tokens:
+                        if len(answers[alive[b]]) < decoding.max_new_tokens:
                             unfinished.append(b)
                 if len(unfinished) < len(alive):
                     progress(len(alive) - len(unfinished))
@@ -109,7 +109,7 @@ def label_logprobs(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     labels: Sequence[Sequence[Sequence[int]]],
-    how: Decoding,
+    decoding: Decoding,
     progress: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float64]:
     """log p(whole label sequence, end of turn included | prompt) in nats; (rows, labels).
@@ -118,34 +118,34 @@ def label_logprobs(
     are events of one space and their summed log-probabilities compare fairly whatever their lengths.
     """
     total = np.zeros((len(prompts), len(labels[0])))
-    if not how.exact_batch:
+    if not decoding.batchable:
         groups = [[r] for r in range(len(prompts))]
     else:
         whole = [[*p, *itertools.chain(*of)] for p, of in zip(prompts, labels, strict=True)]
-        groups = microbatches(singles(whole), TOKENS_PER_PASS, "shared")
+        groups = split_into_passes(singles(whole), TOKENS_PER_PASS, "shared")
     for rows in groups:
         branches = [(r, j) for r in rows for j in range(total.shape[1])]
-        for part in [branches] if how.exact_batch else [[b] for b in branches]:
-            sequences = [after(prompts[r], labels[r][j], r) for r, j in part]
-            batch = to_batch(sequences, "shared" if how.exact_batch else "padded")
-            logp_NV = forward.logits(model, batch).float().log_softmax(-1)
+        for part in [branches] if decoding.batchable else [[b] for b in branches]:
+            sequences = [prompt_then_answer(prompts[r], labels[r][j], r) for r, j in part]
+            microbatch = to_microbatch(sequences, "shared" if decoding.batchable else "padded")
+            logp_NV = forward.logits(model, microbatch).float().log_softmax(-1)
             logp_N = (
-                logp_NV.gather(1, torch.from_numpy(batch.target_N).to(logp_NV.device)[:, None])[:, 0]
+                logp_NV.gather(1, torch.from_numpy(microbatch.target_N).to(logp_NV.device)[:, None])[:, 0]
                 .double()
                 .cpu()
                 .numpy()
             )
             ends = np.cumsum([one.supervised for one in sequences])[:-1]
-            for branch, logp in zip(part, np.split(logp_N[batch.which_M], ends), strict=True):
+            for branch, logp in zip(part, np.split(logp_N[microbatch.prediction_M], ends), strict=True):
                 total[branch] = logp.sum()
         progress(len(rows))
     return total
 
 
-def _batches(prompts: Sequence[Sequence[int]], how: Decoding) -> list[list[int]]:
+def _decode_batches(prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
     """Rows of similar length together, longest first (what does not fit in memory fails at once)."""
     order = sorted(range(len(prompts)), key=lambda r: (-len(prompts[r]), r))
-    size = how.batch_size if how.exact_batch else 1
+    size = decoding.batch_size if decoding.batchable else 1
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
@@ -198,7 +198,7 @@ class _State:
 
 @contextlib.contextmanager
 def _decoding(
-    model: LanguageModel, prompts: list[Sequence[int]], how: Decoding, known: Prefix | None = None
+    model: LanguageModel, prompts: list[Sequence[int]], decoding: Decoding, prefix_cache: Prefix | None = None
 ) -> Iterator[tuple[_State, Tensor]]:
     """(state after the prompts, logits_BV of the first new token).
 
@@ -209,17 +209,19 @@ def _decoding(
     from transformers import DynamicCache
 
     device = model.device
-    plain = not how.exact_batch or how.window is not None
-    if known is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= MIN_SHARED:
-        known = prefill(model, prompts[0][:same])
-    shared = 0 if known is None or plain else len(known.ids)
-    assert all(tuple(p[:shared]) == known.ids[:shared] and len(p) > shared for p in prompts if known is not None)
+    plain = not decoding.batchable or decoding.window is not None
+    if prefix_cache is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= MIN_SHARED:
+        prefix_cache = prefill(model, prompts[0][:same])
+    shared = 0 if prefix_cache is None or plain else len(prefix_cache.ids)
+    assert all(
+        tuple(p[:shared]) == prefix_cache.ids[:shared] and len(p) > shared for p in prompts if prefix_cache is not None
+    )
     own = [list(p[shared:]) for p in prompts]
     width = max(map(len, own))
     ids = torch.tensor([[0] * (width - len(o)) + o for o in own], device=device)
     real = torch.tensor([[0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
     start = torch.full((len(own),), shared, device=device)
-    held = known.layers if known is not None and shared else ()
+    held = prefix_cache.layers if prefix_cache is not None and shared else ()
     state = _State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
     with contextlib.nullcontext() if plain else attention.attending(model.module, attention.PREFIXED):
         yield state, state.feed(ids, real, last_only=True)[:, -1]

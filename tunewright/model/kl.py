@@ -1,4 +1,4 @@
-"""How far training moved the model's predictions: KL to the base model, and likelihood of text.
+"""How far training moved the model's predictions: KL from the base model, and likelihood of text.
 
 The base is the same model with its adapter off; no second one is loaded. Axes: R rows, S scales, N predicted tokens,
 V vocabulary.
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tunewright.model import adapters, forward
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Batch, Layout, microbatches, singles, to_batch
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.packing import Layout, Microbatch, singles, split_into_passes, to_microbatch
+from tunewright.tokens.sequences import TokenSequence
 
 # Tokens of a pass. Not the plan's tokens_per_pass: passes decide the last bits of the reported numbers, which must not
 # depend on the memory of the machine.
@@ -38,7 +38,7 @@ class Divergence:
 @torch.inference_mode()
 def measure(
     model: LanguageModel,
-    rows: Sequence[Rendered],
+    rows: Sequence[TokenSequence],
     scales: Sequence[float],
     layout: Layout,
     progress: Callable[[int], None] = lambda _: None,
@@ -51,18 +51,18 @@ def measure(
     """
     kl_SR, nats_SR = np.zeros((len(scales), len(rows))), np.zeros((len(scales), len(rows)))
     base_R, tokens_R = np.zeros(len(rows)), np.array([r.supervised for r in rows])
-    for group in microbatches(singles([r.ids for r in rows]), TOKENS_PER_PASS, layout):
+    for group in split_into_passes(singles([r.ids for r in rows]), TOKENS_PER_PASS, layout):
         part = [rows[i] for i in group]
-        batch = to_batch(part, layout)
+        microbatch = to_microbatch(part, layout)
         cuts = np.cumsum([r.supervised for r in part])[:-1]
         with adapters.off(model.module):
-            before = _Outputs.of(model if base is None else base, batch)
+            before = _Outputs.of(model if base is None else base, microbatch)
         for s, scale in enumerate(scales):
             with adapters.scaled(model.module, scale) if base is None else nullcontext():
-                after = _Outputs.of(model, batch)
-            c = _compared(before, after, torch.from_numpy(batch.target_N))
+                after = _Outputs.of(model, microbatch)
+            c = _compared(before, after, torch.from_numpy(microbatch.target_N))
             for into, values_N in ((kl_SR[s], c.kl_N), (nats_SR[s], c.after_N), (base_R, c.before_N)):
-                into[group] = [float(x.sum()) for x in np.split(values_N[batch.which_M], cuts)]
+                into[group] = [float(x.sum()) for x in np.split(values_N[microbatch.prediction_M], cuts)]
         progress(len(group))
     return Divergence(kl_SR, nats_SR, base_R, tokens_R)
 
@@ -75,10 +75,10 @@ class _Outputs:
     head_VD: torch.Tensor | None
 
     @classmethod
-    def of(cls, model: LanguageModel, batch: Batch) -> _Outputs:
+    def of(cls, model: LanguageModel, microbatch: Microbatch) -> _Outputs:
         if forward.frozen_head(model):
-            return cls(forward.hidden(model, batch), model.head_VD)
-        return cls(forward.logits(model, batch), None)
+            return cls(forward.hidden(model, microbatch), model.head_VD)
+        return cls(forward.logits(model, microbatch), None)
 
     def logits(self, part: slice) -> torch.Tensor:
         states_nD = self.states_ND[part]

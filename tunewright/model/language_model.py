@@ -15,8 +15,8 @@ Kernels = Literal["fused", "transformers"]
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """``kernels``: who computes the decoder of a flat batch, `fused_llama` or the module itself. ``plain_head``: logits
-    are just head(hidden), with no scale, cap or bias (`has_plain_head`).
+    """``kernels``: who computes the decoder of a flat microbatch, `fused_llama` or the module itself. ``plain_head``:
+    logits are just head(hidden), with no scale, cap or bias (`has_plain_head`).
 
     The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
     kernels makes another value with `dataclasses.replace`, over the same module.

@@ -1,4 +1,4 @@
-"""Losses as sums over tokens, never means: the loop divides once per global step.
+"""Losses as sums over tokens, never means: `train.step` divides once, by the weight of the whole batch.
 
 Axes: N predicted tokens, V vocabulary, D width.
 """

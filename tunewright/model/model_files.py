@@ -1,5 +1,5 @@
-"""A model folder, read by us before transformers sees it: no code of its own, no pickle, every tensor where the index
-says."""
+"""Checks of a model folder before transformers opens it: no code of its own, no pickle, every tensor in the file that
+the index names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunewright.core.run_folder import sha256
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LARGEST = 16 * 2**20  # bytes of a JSON file; the index of a model of a thousand shards has some two million
+MAX_JSON_BYTES = 16 * 2**20  # the index of a model of a thousand shards has some two million
 _FIX = "download the model again."
 
 
@@ -23,7 +23,9 @@ def check(folder: Path) -> dict[str, Any]:
     """config.json of a folder that transformers may safely read. Raises MODEL_* and PATH_OUTSIDE otherwise."""
     config = _json(folder / "config.json")
     if config is None:
-        raise ModelError("MODEL_FILE_MISSING", "no config.json.", where=str(folder), fix="is this a model folder?")
+        raise ModelError(
+            "MODEL_FILE_MISSING", "no config.json.", where=str(folder), fix="give a folder that contains config.json."
+        )
     beside = [_json(folder / name) for name in ("tokenizer_config.json", "generation_config.json")]
     if any(map(_asks_for_code, [config, *beside])) or any(folder.glob("*.py")):
         raise ModelError(
@@ -37,9 +39,9 @@ def check(folder: Path) -> dict[str, Any]:
         if pickled:
             raise ModelError(
                 "MODEL_UNSAFE_FORMAT",
-                f"only pickled weights ({pickled[0]}), which can run code when loaded.",
+                f"the folder has only pickled weights ({pickled[0]}); unpickling can execute code.",
                 where=str(folder),
-                fix="convert them to safetensors elsewhere.",
+                fix="convert them to safetensors in an isolated environment.",
             )
         raise ModelError("MODEL_FILE_MISSING", f"no {WEIGHTS}.", where=str(folder), fix="download the model's weights.")
     return config
@@ -117,8 +119,8 @@ def _mismatch(folder: Path, what: str) -> ModelError:
 def _json(file: Path) -> dict[str, Any] | None:
     """An object, or None where there is no such file."""
     try:
-        if file.stat().st_size > LARGEST:
-            raise ModelError("MODEL_CORRUPT", f"over {LARGEST >> 20} MiB of JSON.", where=str(file), fix=_FIX)
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError("MODEL_CORRUPT", f"over {MAX_JSON_BYTES >> 20} MiB of JSON.", where=str(file), fix=_FIX)
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

@@ -1,5 +1,5 @@
-"""An adapter on disk: PEFT's adapter_config.json and adapter_model.safetensors, beside them tunewright.json with what
-PEFT does not keep (the base's hash, the files' own). Reading takes all of it or nothing."""
+"""An adapter on disk: PEFT's adapter_config.json and adapter_model.safetensors, and tunewright.json with the hashes of
+these files and of the base, which PEFT does not store. An adapter is read completely or not at all."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _parts(layer: LoRALinear) -> dict[str, nn.Parameter]:
 
 def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
     """Attach a saved adapter, of ours or of PEFT's. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT or
-    ADAPTER_UNSUPPORTED, and then the model is what it was."""
+    ADAPTER_UNSUPPORTED, leaving the model untouched."""
     config, tensors = _read(folder)
     _untouched(folder, base_sha256)
     names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
@@ -151,7 +151,9 @@ def _untouched(folder: Path, base_sha256: str | None) -> None:
     if changed:
         raise _corrupt(folder, f"{changed[0]} does not match its checksum")
     if base_sha256 is not None and note.base_sha256 != base_sha256:
-        raise _other_base(folder, f"trained on a base {note.base_sha256[:12]}, this one is {base_sha256[:12]}")
+        raise _other_base(
+            folder, f"the adapter was trained on base model {note.base_sha256[:12]}; this base is {base_sha256[:12]}"
+        )
 
 
 def _shapes(model: Any, names: set[str], config: AdapterConfig) -> dict[str, tuple[tuple[int, ...], int | None]]:
@@ -167,7 +169,7 @@ def _shapes(model: Any, names: set[str], config: AdapterConfig) -> dict[str, tup
 
 
 def _corrupt(folder: Path, what: str) -> ModelError:
-    return ModelError("ADAPTER_CORRUPT", f"{what}.", where=str(folder), fix="export it again, or fetch it again.")
+    return ModelError("ADAPTER_CORRUPT", f"{what}.", where=str(folder), fix="re-export or re-download it.")
 
 
 def _other_base(folder: Path, what: str) -> ModelError:

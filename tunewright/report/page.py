@@ -78,4 +78,4 @@ def metric(name: str) -> str:
 
 def line(where: str) -> str:
     """``file:line`` without the folders."""
-    return where.rsplit("/", 1)[-1]
+    return where.rsplit("/", 1)[-1] or where

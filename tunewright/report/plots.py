@@ -42,7 +42,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Scale:
-    """The trained update at one scale: KL to the base model in bits per token, and the dev score."""
+    """The trained update at one scale: KL from the base model in bits per token, and the dev score."""
 
     scale: float
     kl: float
@@ -58,7 +58,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class ForecastPoint:
     """The score expected at ``rows`` training rows, and the ends of its interval."""
 
     rows: int
@@ -119,7 +119,11 @@ def pareto(points: Sequence[Scale], chosen: float, text: str, label: str) -> Mar
 
 
 def curve(
-    rows: Sequence[int], scores: Sequence[Sequence[float]], against: Reference, forecast: Forecast | None, label: str
+    rows: Sequence[int],
+    scores: Sequence[Sequence[float]],
+    against: Reference,
+    forecast: ForecastPoint | None,
+    label: str,
 ) -> Markup:
     """Score by number of training rows: mean and range of the seeds at each size, the reference lines, the forecast."""
     figure, axes = _figure(6.4, 3.2)
@@ -135,8 +139,8 @@ def curve(
     ticks = list(rows)
     if forecast is not None:
         ends = [[forecast.score - forecast.low], [forecast.high - forecast.score]]
-        how = {"color": _SOFT, "marker": "s", "capsize": 4, "label": "forecast (90%)"}
-        axes.errorbar([forecast.rows], [forecast.score], ends, **how)
+        style = {"color": _SOFT, "marker": "s", "capsize": 4, "label": "forecast (90%)"}
+        axes.errorbar([forecast.rows], [forecast.score], ends, **style)
         ticks.append(forecast.rows)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(n) for n in ticks])

@@ -25,8 +25,8 @@ from tunewright.data.metrics import METRICS
 from tunewright.report import plots
 from tunewright.report.page import fixed, interval, line, metric, percent, signed, spaced
 
-CUT = 0.2  # fraction of cut answers above which the verdict comes with a caution
-SHOWN = 20  # number of rows with the largest losses, and with the largest gains
+MAX_CUT_FRACTION = 0.2  # fraction of cut answers above which the verdict comes with a caution
+MAX_SHOWN_ROWS = 20  # with the largest losses, and with the largest gains
 COLOURS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
 
 
@@ -98,15 +98,17 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.verdict == "PRACTICALLY EQUAL":
         margin = verdict.margin
         return f"On {rows} held-out rows the tuned model and {other} differ by less than the margin of {margin:g}."
-    enough = f" About {needed} rows would." if needed else ""
-    return f"{rows} held-out rows do not show which is better, the tuned model or {other}.{enough}"
+    more = f" About {needed:,} rows would." if needed else ""
+    if verdict.within_rerun_noise and not needed:
+        more = " The difference is within re-run noise, which more rows do not reduce."
+    return f"{rows} held-out rows do not show which is better, the tuned model or {other}.{more}"
 
 
 def _margin_note(verdict: Verdict) -> str:
     margin = verdict.margin
     if verdict.verdict != "BETTER" or verdict.interval[0] >= margin:
         return ""
-    return f" The lower end of the interval is below {margin:g}, the margin that you set for a useful difference."
+    return f" The lower end of the interval is below {margin:g}, the margin for a useful difference (prove.margin)."
 
 
 def cautions(verdict: Verdict) -> list[str]:
@@ -118,10 +120,10 @@ def cautions(verdict: Verdict) -> list[str]:
             values = f"{fixed(probe.base)} before, {fixed(probe.tuned)} after ({change})"
             sentences.append(f"The tuned model got worse {ability}: {values}.")
     if tfidf_unbeaten(verdict):
-        sentences.append("A TF-IDF classifier that trains in seconds is not shown to be worse.")
+        sentences.append("The tuned model is not shown to beat a TF-IDF classifier that trains in seconds.")
     arms = {"tuned": verdict.tuned_arm, verdict.comparator.name: verdict.comparator_arm}
     cut = {name: arm.summary.get("cut_answers", 0.0) for name, arm in arms.items()}
-    if max(cut.values()) > CUT:
+    if max(cut.values()) > MAX_CUT_FRACTION:
         counts = " and ".join(f"{percent(fraction)} of {spaced(name)} answers" for name, fraction in cut.items())
         limit = f"cut off at {verdict.max_new_tokens} tokens"
         sentences.append(f"{counts} were {limit}; only the text before the cut is scored (prove.max_new_tokens).")
@@ -165,8 +167,8 @@ def changes(tuned: Sequence[ScoreLine], other: Sequence[ScoreLine], metric_name:
         better=len(better),
         worse=len(worse),
         same=len(gains) - len(better) - len(worse),
-        regressions=tuple(_change(tuned[i], other[i]) for i in worse[:SHOWN]),
-        gains=tuple(_change(tuned[i], other[i]) for i in better[:SHOWN]),
+        regressions=tuple(_change(tuned[i], other[i]) for i in worse[:MAX_SHOWN_ROWS]),
+        gains=tuple(_change(tuned[i], other[i]) for i in better[:MAX_SHOWN_ROWS]),
     )
 
 
@@ -222,7 +224,7 @@ def curve_chart(verdict: Verdict, ceiling: float | None) -> Markup | None:
         return None
     rows, seeds, ahead = [p.rows for p in curve.points], [p.seeds for p in curve.points], None
     if isinstance(curve.forecast, Forecast):
-        ahead = plots.Forecast(curve.forecast.rows, curve.forecast.score, *curve.forecast.interval)
+        ahead = plots.ForecastPoint(curve.forecast.rows, curve.forecast.score, *curve.forecast.interval)
     against = plots.Reference(verdict.comparator.score, ceiling)
     return plots.curve(rows, seeds, against, ahead, metric(verdict.metric))
 

@@ -27,7 +27,7 @@ from tunewright.runtime.weights import Weights, base
 
 
 @dataclass(frozen=True)
-class Request:
+class AnswerRequest:
     """A request for the answers of ``arm`` to ``rows`` of ``side``, cached in ``file``. ``branch``: the branch whose
     weights answer; empty for the run itself."""
 
@@ -50,7 +50,7 @@ class Answers:
     plan: Plan
     models: Models
 
-    def scores(self, request: Request, weights: Weights) -> list[Score]:
+    def scores(self, request: AnswerRequest, weights: Weights) -> list[Score]:
         """One score per row, in the order of the rows. The caller records reads of test as an event."""
         arm, rows = request.arm, list(request.rows)
         answering = weights if arm.uses_adapter else base(self.plan)
@@ -83,7 +83,7 @@ class Answers:
         """The scores of an arm on dev or test, cached in scores/."""
         name = f"dev/{arm.name}" if side == "dev" else arm.family
         file = self.run.scores / f"{name}.jsonl"
-        return self.scores(Request(arm, side, self.inputs.evaluated(side), file), weights)
+        return self.scores(AnswerRequest(arm, side, self.inputs.evaluated(side), file), weights)
 
     @contextmanager
     def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:

@@ -1,4 +1,4 @@
-"""Branches: additional trainings of a run, on other rows or with another seed, learning rate or teacher.
+"""Branches: extra training runs that belong to a run, on other rows or with another seed, learning rate or teacher.
 
 A branch has its own folder, branches/NAME; it is trained once, and resumed if interrupted.
 """
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import BranchTraining, Side
+from tunewright.core.run_folder import chosen_scale
 from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.model import adapters
 from tunewright.runtime import weights
-from tunewright.runtime.answers import Request
+from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
 from tunewright.runtime.receipt import input_hashes
 from tunewright.runtime.weights import Weights
@@ -27,21 +28,23 @@ from tunewright.train import checkpoints, loop
 
 @dataclass(frozen=True)
 class Branch:
-    """``rows`` are trained on, ``dev`` decides when to stop. ``scale``: the adapter scale for its answers."""
+    """``rows`` are trained on, ``dev`` decides when to stop. ``scale``: its trained update is multiplied by it for its
+    answers."""
 
     name: str
     plan: Plan
     rows: tuple[TrainRow, ...]
     dev: tuple[TrainRow, ...]
-    scale: float = 1.0
+    scale: float
 
 
 def of_rows(work: Work, name: str, rows: Sequence[int], fraction: float, seed: int) -> Branch:
-    """The run's recipe on ``rows``, a ``fraction`` of its training rows: the same epochs, hence fewer steps."""
+    """The run's recipe on ``rows``, a ``fraction`` of its training rows: the same epochs, hence fewer steps; answers at
+    the run's chosen scale."""
     wanted = set(rows)
     chosen = tuple(r for r in work.inputs.rows["train"] if r.row in wanted)
     return Branch(
-        name, smaller(work.plan, fraction, len(chosen), seed), chosen, work.inputs.rows["dev"], work.run.scale
+        name, smaller(work.plan, fraction, len(chosen), seed), chosen, work.inputs.rows["dev"], chosen_scale(work.run)
     )
 
 
@@ -72,7 +75,7 @@ def scores(
     branch_weights = trained(work, branch)
     if side == "test" and not file.exists():
         work.run.event("test_read", rows=len(rows), branch=branch.name)
-    return work.answers.scores(Request(arm, side, rows, file, branch.name), branch_weights)
+    return work.answers.scores(AnswerRequest(arm, side, rows, file, branch.name), branch_weights)
 
 
 def trained(work: Work, branch: Branch) -> Weights:
@@ -80,7 +83,7 @@ def trained(work: Work, branch: Branch) -> Weights:
     run = work.run.branch(branch.name)
     if not run.training.exists():
         _train(work, branch)
-    return weights.trained(run, branch.plan, branch.scale)
+    return weights.at_scale(run, branch.plan, branch.scale)
 
 
 def _train(work: Work, branch: Branch) -> None:
@@ -90,8 +93,10 @@ def _train(work: Work, branch: Branch) -> None:
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
     hashes = {**input_hashes(work.data, work.inputs, work.plan), "branch": content.hexdigest()}
     model = work.models.untrained(branch.plan)
-    training = loop.annotated(loop.Training(model, branch.plan, branch.rows, branch.dev, run, hashes))
+    training_inputs = loop.with_precomputed(
+        loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes)
+    )
     with work.console.bar(f"train {branch.name}", branch.plan.steps) as tick:
-        result = loop.train(training, lambda p: tick(1, f"loss {p.loss:.3f}"))
+        result = loop.train(training_inputs, lambda p: tick(1, f"loss {p.loss:.3f}"))
     sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
     records.write(run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))

@@ -62,5 +62,5 @@ def answer(
     instruction = system if system is not None else model.instruction
     messages = [*([Message("system", instruction)] if instruction else []), *history, Message("user", message)]
     prompt = rendering.for_generation(model.template, messages)
-    decoding = Decoding(max_new_tokens, stop_ids(model.model, model.template.eos), exact_batch=model.packable)
+    decoding = Decoding(max_new_tokens, stop_ids(model.model, model.template.eos), batchable=model.packable)
     return rendering.decode(model.template, greedy(model.model, [prompt], decoding)[0])

@@ -26,8 +26,6 @@ from tunewright.tokens.template import Template, load_template
 from tunewright.train import machine, planning
 from tunewright.train.machine import Machine
 
-LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -110,11 +108,11 @@ def evaluated_rows(config: Config, data: Dataset, side: Literal["dev", "test"]) 
 
 
 def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
-    """The longest answer of every arm in tokens: a quarter longer than the longest training answer."""
+    """The longest answer of every arm in tokens: 25% longer than the longest training answer, within a limit."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
     longest = max(s.supervised for s in flat(train))
-    return min(LONGEST_ANSWER, longest + longest // 4 + 8)
+    return min(planning.LONGEST_ANSWER, longest + longest // 4 + 8)
 
 
 def _arms(

@@ -8,13 +8,14 @@ from pathlib import Path
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import ANY_TRAINING
-from tunewright.core.run_folder import Run
+from tunewright.core.run_folder import Run, chosen_scale
 
 
 @dataclass(frozen=True)
 class Weights:
     """``plan``: the plan of the model that they belong to (adapter, dtype, kernels). ``file``: None for the base model.
-    ``sha256``: of the file, as training recorded it. ``scale``: of the adapter's update; 1 is the update as trained."""
+    ``sha256``: of the file, as training recorded it. ``scale``: the trained update is multiplied by it; 1 is the
+    update as trained."""
 
     plan: Plan
     file: Path | None = None
@@ -27,7 +28,14 @@ def base(plan: Plan) -> Weights:
     return Weights(plan)
 
 
-def trained(run: Run, plan: Plan, scale: float | None = None) -> Weights:
-    """The weights that training in ``run`` (a run or a branch) kept, at the run's own scale unless another is given."""
+def at_scale(run: Run, plan: Plan, scale: float) -> Weights:
+    """The weights that training in ``run`` (a run or a branch) kept, with the update multiplied by ``scale``."""
     sha256 = records.read(run.training, ANY_TRAINING).weights_sha256
-    return Weights(plan, run.weights, sha256, run.scale if scale is None else scale)
+    return Weights(plan, run.weights, sha256, scale)
+
+
+def at_chosen_scale(run: Run, plan: Plan) -> Weights:
+    """The run's tuned model: its trained weights at the scale that the stage `forgetting` chose. Only after that stage:
+    before it, the scale is not known."""
+    assert run.forgetting.exists(), "the stage `forgetting` chooses the scale"
+    return at_scale(run, plan, chosen_scale(run))

@@ -1,4 +1,4 @@
-"""The stages of a run, one module each, in the order in which they run."""
+"""The stages of a run, one module each, and what runs them; `STAGES` has their order."""
 
 from tunewright.stages import check, cost, export, forgetting, plan, prove, report, train
 from tunewright.stages.experiments import cleaning, crossfit, learning_curve, mitigation, prompt_distillation

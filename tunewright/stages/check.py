@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tunewright.core import records, run_folder
 from tunewright.core.records import Audit
+from tunewright.core.words import counted
 from tunewright.runtime.context import Context
 from tunewright.stages.stage import Stage
 
@@ -16,11 +17,11 @@ def check(context: Context) -> None:
     counts = {side: len(data.side(side)) for side in ("train", "dev", "test")}
     name, task = Path(context.config.data.train).name, data.task
     console.say(
-        f"data {name}: {len(data.examples)} rows, format {data.format}, task {task.kind.name} ({task.reason}); "
-        + ", ".join(f"{n} {side}" for side, n in counts.items())
+        f"data {name}: {counted(len(data.examples), 'row')}, format {data.format}, task {task.kind.name} "
+        f"({task.reason}); " + ", ".join(f"{n} {side}" for side, n in counts.items())
     )
     if data.unused:
-        console.say("  unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in data.unused.items()))
+        console.say("  unused fields: " + ", ".join(f"{k} ({counted(n, 'row')})" for k, n in data.unused.items()))
     if not counts["dev"]:
         console.warn("  no dev rows: no early stopping; the last weights are kept")
     for finding in data.findings():
@@ -30,4 +31,4 @@ def check(context: Context) -> None:
     run_folder.write_lines(run.split, data.split_json())
 
 
-STAGE = Stage(name="check", record=None, needs="context", run=check)
+STAGE = Stage(name="check", run=lambda inputs: check(inputs.context))

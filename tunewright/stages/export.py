@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.core.records import EXPORTS, ExportCheck
+from tunewright.core.records import ExportCheck
 from tunewright.data.examples import Message
 from tunewright.export import card
 from tunewright.export import export as exporting
 from tunewright.export.kind import TrainedRun
-from tunewright.export.verify import Canary
+from tunewright.export.verify import CheckPrompt
 from tunewright.model.generate import stop_ids
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work
@@ -28,19 +28,19 @@ def export(work: Work) -> list[ExportCheck]:
     with work.models.at(weights.base(work.plan)) as model:
         stop = stop_ids(model, template.eos)
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
-    checks = exporting.export(source, _canaries(work), stop)
+    checks = exporting.export(source, _check_prompts(work), stop)
     card.write(work.run, checks)
     return checks
 
 
-def _canaries(work: Work) -> list[Canary]:
+def _check_prompts(work: Work) -> list[CheckPrompt]:
     """Held-out prompts, or the beginnings of held-out documents."""
-    rows, template = work.data.sample(exporting.CANARIES), work.inputs.template
+    rows, template = work.data.sample(exporting.CHECK_PROMPTS), work.inputs.template
     if work.data.task.kind.prompted:
         prompts = [work.data.examples[i].prompt for i in rows]
-        return [Canary(rendering.for_generation(template, p), _messages(p, template)) for p in prompts]
+        return [CheckPrompt(rendering.for_generation(template, p), _messages(p, template)) for p in prompts]
     pieces = flat(work.inputs.rows["test"])
-    return [Canary(list(next(p.ids for p in pieces if p.row == i))[:DOCUMENT_TOKENS]) for i in rows]
+    return [CheckPrompt(list(next(p.ids for p in pieces if p.row == i))[:DOCUMENT_TOKENS]) for i in rows]
 
 
 def _messages(prompt: Sequence[Message], template: Template) -> list[dict[str, object]] | None:
@@ -53,10 +53,10 @@ def _messages(prompt: Sequence[Message], template: Template) -> list[dict[str, o
 
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     return [
-        f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.canaries} greedy texts "
+        f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} greedy texts "
         f"identical; {c.path}"
         for c in checks
     ]
 
 
-STAGE = Stage(name="export", record=EXPORTS, needs="work", run=export, lines=lines)
+STAGE = Stage(name="export", run=lambda inputs: export(inputs.work()), lines=lines)

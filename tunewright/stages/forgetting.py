@@ -1,8 +1,9 @@
-"""What training changed besides the task: KL to the base, likelihood of text, probes; and whether a smaller adapter
-scale is as good. Everything here reads dev and bundled text, never test, so that it may be used to make choices.
+"""What training changed besides the task: KL from the base model, likelihood of text, probes; and whether a smaller
+scale of the trained update is as good. Everything here reads dev and bundled text, never test, so that it may be used
+to make choices.
 
 KL on the task's own inputs predicts forgetting best (RL's Razor, 2509.04259). Interpolating towards the base is WiSE-FT
-(2109.01903); for LoRA that is one number, the scale of the adapter.
+(2109.01903); for LoRA that is one number, the factor on the trained update.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.core.records import FORGETTING, Forgetting, GenericKL, Interval, Sweep, TextKL
+from tunewright.core.records import Forgetting, GenericKL, Interval, Sweep, TextKL
 from tunewright.data.examples import Chat
 from tunewright.judge import statistics
 from tunewright.judge.probes import bank
@@ -26,7 +27,7 @@ from tunewright.runtime.weights import Weights, base
 from tunewright.stages import probes
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
-from tunewright.tokens.sequences import Rendered, after
+from tunewright.tokens.sequences import TokenSequence, prompt_then_answer
 
 RULE = "the smallest scale whose dev score lies within one standard error of the best scale's"
 PIECE = 512  # tokens of a piece of bundled text
@@ -41,10 +42,10 @@ def forgetting(work: Work) -> Forgetting:
     full, adapter = config.prove.evidence == "full", work.plan.adapter.kind != "none"
     several = adapter and (full or config.forget.apply_best_scale)
     scales = (*(s for s in config.forget.scales if s != 1.0), 1.0) if several else (1.0,)
-    tuned = weights.trained(work.run, work.plan, scale=1.0)
+    tuned = weights.at_scale(work.run, work.plan, 1.0)
     passages, size = generic(work, FULL_TOKENS if full else STANDARD_TOKENS)
-    own = own_answers(work)
-    task = measure_kl(work, tuned, own, scales, "task") if own else None
+    answers = own_answers(work)
+    task = measure_kl(work, tuned, answers, scales, "task") if answers else None
     text = measure_kl(work, tuned, passages, scales, "generic") if passages else None
     sweep = _sweep(work, tuned, scales) if len(scales) > 1 else None
     chosen = sweep.chosen if sweep and config.forget.apply_best_scale else 1.0
@@ -61,8 +62,8 @@ def forgetting(work: Work) -> Forgetting:
     )
 
 
-def measure_kl(work: Work, tuned: Weights, rows: Sequence[Rendered], scales: Sequence[float], text: str) -> TextKL:
-    """KL to the base on ``rows``; ``text`` is the key of their title in `TITLES`."""
+def measure_kl(work: Work, tuned: Weights, rows: Sequence[TokenSequence], scales: Sequence[float], text: str) -> TextKL:
+    """KL from the base model on ``rows``; ``text`` is the key of their title in `TITLES`."""
     with work.console.bar(f"KL on {text}", len(rows), unit="rows") as tick, work.models.at(tuned) as model:
         if work.plan.adapter.kind == "none":
             with work.models.at(base(work.plan)) as before:
@@ -72,7 +73,7 @@ def measure_kl(work: Work, tuned: Weights, rows: Sequence[Rendered], scales: Seq
     return in_bits(d, [r.row for r in rows], work.config.prove.significance, TITLES[text])
 
 
-def own_answers(work: Work) -> list[Rendered]:
+def own_answers(work: Work) -> list[TokenSequence]:
     """Dev prompts with the base model's own answers, which show where the tuned model's habits differ."""
     if not work.data.task.kind.prompted:
         return []
@@ -85,14 +86,14 @@ def own_answers(work: Work) -> list[Rendered]:
         work.console.bar("base answers", len(prompts), unit="rows") as tick,
     ):
         answers = generate.greedy(model.model, prompts, model.decoding, tick)
-    return [after(p, a, row) for row, p, a in zip(rows, prompts, answers, strict=True) if a]
+    return [prompt_then_answer(p, a, row) for row, p, a in zip(rows, prompts, answers, strict=True) if a]
 
 
-def generic(work: Work, tokens: int) -> tuple[list[Rendered], int]:
+def generic(work: Work, tokens: int) -> tuple[list[TokenSequence], int]:
     """(bundled passages that training did not see, up to about ``tokens`` tokens; their size in bytes). ``row`` is the
     number of the passage."""
     seen = [e.text for e in work.data.examples]
-    pieces: list[Rendered] = []
+    pieces: list[TokenSequence] = []
     size, limit = 0, min(PIECE, work.inputs.facts.context)
     for n, text in enumerate(bank.generic(seen)):
         if sum(len(r.ids) for r in pieces) >= tokens:
@@ -163,9 +164,9 @@ def skip_reason(work: Work) -> str | None:
 
 def lines(record: Forgetting) -> Sequence[str]:
     texts = (("task", record.task), ("generic", record.generic))
-    parts = [f"KL to the base {t.kl_bits[-1]:.3f} bits per token on {name} text" for name, t in texts if t]
+    parts = [f"KL from the base model: {t.kl_bits[-1]:.3f} bits/token on {name} text" for name, t in texts if t]
     if record.generic:
-        parts.append(f"generic text costs {record.generic.delta_bits_per_byte[-1]:+.3f} bits per byte")
+        parts.append(f"loss on generic text {record.generic.delta_bits_per_byte[-1]:+.3f} bits/byte")
     if record.probes:
         for name, probe in (("knowledge", record.probes.knowledge), ("instructions", record.probes.instructions)):
             parts.append(f"{name}: {probe.verdict.lower()} ({probe.difference:+.3f})")
@@ -174,9 +175,7 @@ def lines(record: Forgetting) -> Sequence[str]:
 
 STAGE = Stage(
     name="forgetting",
-    record=FORGETTING,
-    needs="work",
-    run=forgetting,
+    run=lambda inputs: forgetting(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
+from tunewright.core.words import counted
 from tunewright.export import export
-from tunewright.judge import protocol
+from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
 from tunewright.runtime import receipt
 from tunewright.runtime.context import Setup
@@ -16,52 +17,52 @@ from tunewright.stages.stage import Stage
 from tunewright.train import machine, planning, profile, selftest
 
 
-def plan(setup: Setup) -> Plan:
+def make_plan(setup: Setup) -> Plan:
     """Resolves every auto. Writes selftest.json, protocol.json and receipt.json; prints the plan."""
     context, inputs = setup.context, setup.inputs
     _warn_about_left_out(setup)
     sizes = planning.RowStats.of(inputs.rows["train"])
     task = context.data.task.kind.name
-    made = planning.make_plan(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
-    export.require_supported(context.config, made, inputs.facts)
-    made = self_tested(setup, made)
-    speed = profile.calibrate(setup.models.untrained(made), inputs.rows["train"], made)
-    made = planning.with_estimate(made, speed.tokens_per_second, machine.peak_gb(), speed.passes)
-    agreed = protocol_of(setup)
-    _describe(setup, made, agreed)
-    _write(setup, made, agreed)
-    return made
+    plan = planning.make_plan(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
+    export.require_supported(context.config, plan, inputs.facts)
+    planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb)
+    plan = after_self_test(setup, plan)
+    speed = profile.calibrate(setup.models.untrained(plan), inputs.rows["train"], plan)
+    plan = planning.with_estimate(plan, speed.tokens_per_second, machine.peak_gb(), speed.passes)
+    protocol = protocol_of(setup)
+    _describe(setup, plan, protocol)
+    _write(setup, plan, protocol)
+    return plan
 
 
-def adopt(setup: Setup, made: Plan) -> Plan:
-    """In place of `plan`: take over the plan of another run. Nothing is measured; the self-test is run."""
-    made = self_tested(setup, made)
-    _write(setup, made, protocol_of(setup))
-    return made
+def adopt(setup: Setup, plan: Plan) -> Plan:
+    """In place of `make_plan`: take over the plan of another run. Nothing is measured; the self-test is run."""
+    plan = after_self_test(setup, plan)
+    _write(setup, plan, protocol_of(setup))
+    return plan
 
 
 def protocol_of(setup: Setup) -> Protocol:
     """The protocol of the run's comparison on test rows."""
     inputs, context = setup.inputs, setup.context
-    return protocol.make(
+    return protocols.make(
         context.data, context.config.prove, inputs.arms, inputs.dev, inputs.test, inputs.max_new_tokens
     )
 
 
-def self_tested(setup: Setup, made: Plan) -> Plan:
-    """The plan, or a slower one if the self-test shows that a faster way of computing is not exact."""
+def after_self_test(setup: Setup, plan: Plan) -> Plan:
+    """Runs the self-test and writes selftest.json. Returns the plan, or a slower one if a faster way of computing is
+    shown not to be exact."""
     context, inputs = setup.context, setup.inputs
-    model = setup.models.untrained(made)
-    result = selftest.run(model, inputs.template, context.data.examples, inputs.rows["train"], made)
-    for finding in result.findings:
-        if not finding.passed:
-            context.console.warn(f"  self-test: {finding.result}")
-    findings = tuple(SelfTestFinding.model_validate(f) for f in result.findings)
+    model = setup.models.untrained(plan)
+    result = selftest.self_test(model, inputs.template, context.data.examples, inputs.rows["train"], plan)
+    for check in result.checks:
+        if not check.passed:
+            context.console.warn(f"  self-test: {check.result}")
+    findings = tuple(SelfTestFinding.model_validate(check) for check in result.checks)
     records.write(context.run.selftest, SelfTest(seconds=result.seconds, findings=findings))
-    held = sum(f.passed for f in findings)
-    context.console.say(
-        f"self-test: {held} of {len(findings)} properties hold on rows of this run ({result.seconds:.0f} s)"
-    )
+    passed = sum(check.passed for check in result.checks)
+    context.console.say(f"self-test: {passed} of {len(findings)} checks passed ({result.seconds:.0f} s)")
     return result.plan
 
 
@@ -70,35 +71,51 @@ def _warn_about_left_out(setup: Setup) -> None:
     if inputs.too_long:
         first = ", ".join(context.data.examples[i].where for i in inputs.too_long[:5])
         context.console.warn(
-            f"{len(inputs.too_long)} rows exceed {inputs.limit} tokens and are left out (data.too_long=drop): {first}"
+            f"{counted(len(inputs.too_long), 'row')} of more than {inputs.limit} tokens left out "
+            f"(data.too_long=drop): {first}"
         )
         context.run.event("rows_left_out", rows=list(inputs.too_long), limit=inputs.limit)
     for name in inputs.left_out:
-        context.console.warn(f"  {name} is left out: its prompts do not fit into {inputs.facts.context} tokens")
+        context.console.warn(
+            f"  {name} is left out: its prompts plus {inputs.max_new_tokens} answer tokens exceed the context of "
+            f"{inputs.facts.context} tokens"
+        )
 
 
-def _describe(setup: Setup, made: Plan, agreed: Protocol) -> None:
-    say, estimate = setup.context.console.say, made.estimate
+def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
+    say, estimate = setup.context.console.say, plan.estimate
     assert estimate is not None
-    rank = f" rank {made.adapter.rank}" if made.adapter.kind != "none" else ""
-    kind = f"{made.dtype}, {made.layout}, {made.adapter.kind}{rank}"
-    say(f"plan: {made.steps} steps of {made.batch_size} rows ({made.epochs:g} epochs), lr {made.lr:g}, {kind}")
+    rank = f" rank {plan.adapter.rank}" if plan.adapter.kind != "none" else ""
+    kind = f"{plan.dtype}, {plan.layout}, {plan.adapter.kind}{rank}"
+    say(
+        f"plan: {counted(plan.steps, 'step')} of {counted(plan.batch_size, 'row')} ({plan.epochs:g} epochs), "
+        f"lr {plan.lr:g}, {kind}"
+    )
     say(
         f"      about {estimate.train_seconds:.0f} s of training at {estimate.tokens_per_second:.0f} tokens/s, "
         f"{estimate.peak_gb:.1f} GB"
     )
     if setup.inputs.machine.free_gb < estimate.peak_gb:
         setup.context.console.warn(f"      only {setup.inputs.machine.free_gb:.1f} GB of memory is free now")
-    if agreed.detectable is not None:
-        points = 100 * agreed.detectable
-        what = f"differences of about {points:.0f} points" if points < 99 else "no difference with certainty"
-        say(f"      {agreed.test_rows} test rows can detect {what}, if {agreed.assumed}")
+    if protocol.detectable is not None:
+        say(f"      {_detectable(protocol, protocol.detectable)}")
 
 
-def _write(setup: Setup, made: Plan, agreed: Protocol) -> None:
+def _detectable(protocol: Protocol, difference: float) -> str:
+    """The difference that the test rows can detect, as a sentence."""
+    rows = counted(protocol.test_rows, "test row")
+    if difference >= 1.0:
+        return f"{rows}: too few to detect even the largest difference with 80% power, assuming that {protocol.assumed}"
+    return (
+        f"with {rows}, a difference of about {100 * difference:.0f} points is detectable (80% power, assuming that "
+        f"{protocol.assumed})"
+    )
+
+
+def _write(setup: Setup, plan: Plan, protocol: Protocol) -> None:
     run = setup.context.run
-    records.write(run.protocol, ProtocolRecord.model_validate(asdict(agreed), strict=False))
-    records.write(run.receipt, receipt.make(setup.context, setup.inputs, made, agreed))
+    records.write(run.protocol, ProtocolRecord.model_validate(asdict(protocol), strict=False))
+    records.write(run.receipt, receipt.make(setup.context, setup.inputs, plan, protocol))
 
 
-STAGE = Stage(name="plan", record=Plan, needs="setup", run=plan)
+STAGE = Stage(name="plan", run=lambda inputs: make_plan(inputs.setup()))

@@ -1,4 +1,5 @@
-"""Prove: the untrained arms answer dev, which chooses; the chosen arms answer test, which decides the verdict."""
+"""Prove: evaluates the untrained arms on dev to choose a variant of each, then all chosen arms on test for the
+verdict."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from typing import Any
 from tunewright.core import records
 from tunewright.core.records import Event, Verdict
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
-from tunewright.judge import calibration, corpus, statistics, verdict
+from tunewright.judge import calibration, corpus, statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
-from tunewright.judge.verdict import ArmResult, RerunNoise, choose_variant, decide, with_rerun_noise
+from tunewright.judge.verdict import RerunNoise, ScoredArm, choose_comparator, choose_variant, final_verdict, sentence
 from tunewright.runtime import weights
-from tunewright.runtime.answers import Request
+from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
 from tunewright.runtime.weights import Weights
 from tunewright.stages.stage import Stage
@@ -26,24 +27,27 @@ CALIBRATED = 400  # dev rows for temperature and hand-over: scoring labels is ch
 def prove(work: Work) -> Verdict:
     """Writes scores/ and scores/dev/."""
     data, inputs, config = work.data, work.inputs, work.config.prove
-    trained = weights.trained(work.run, work.plan)
+    trained = weights.at_chosen_scale(work.run, work.plan)
     on_dev, chosen = _choose(work, trained)
     work.run.event("test_read", rows=len(inputs.test))
     scores_of = {family: work.answers.of(arm, "test", trained) for family, arm in chosen.items()}
-    decided = decide(_results(work, chosen, scores_of, on_dev), work.protocol, [data.cluster[i] for i in inputs.test])
-    tuned, other = scores_of["tuned"], scores_of[decided.comparator.name]
+    arms = _scored_arms(work, chosen, scores_of, on_dev)
+    comparator = choose_comparator(arms, data.task.metric.higher_is_better)
+    tuned, other = scores_of["tuned"], scores_of[comparator.name]
     facts: dict[str, Any] = {}
+    noise = None
     if config.evidence != "plain" and inputs.dev:
-        noise = _rerun(work, [chosen["tuned"], chosen[decided.comparator.name]], trained)
-        decided, facts["rerun"] = with_rerun_noise(decided, noise), dataclasses.asdict(noise)
+        noise = _rerun(work, [chosen["tuned"], chosen[comparator.name]], trained)
+        facts["rerun"] = dataclasses.asdict(noise)
+    decision = final_verdict(arms, comparator, work.protocol, [data.cluster[i] for i in inputs.test], noise)
     if data.task.metric.by_label and config.evidence != "plain":
         facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
     record = {
-        **decided.to_json(),
+        **decision.to_json(),
         **facts,
         "variants_on_dev": on_dev,
         "overlap": _without_overlap(work, tuned, other),
-        "corpus": corpus.compare(data.task, tuned, other, decided.clusters, config.significance),
+        "corpus": corpus.compare(data.task, tuned, other, decision.clusters, config.significance),
         "task": data.task.kind.name,
         "max_new_tokens": work.plan.max_new_tokens,
         "test_reads": records.count_test_reads(records.read_lines(work.run.events, Event)),
@@ -56,25 +60,25 @@ def prove(work: Work) -> Verdict:
 def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, Arm]]:
     """Dev scores of the untrained variants, and the variant of each family that answers test."""
     inputs, metric = work.inputs, work.data.task.metric
-    untrained = [arm for variants in inputs.arms.values() for arm in variants if not arm.learned_from_rows]
+    untrained = [arm for variants in inputs.arms.values() for arm in variants if arm.can_be_comparator]
     on_dev: dict[str, float] = {}
     chosen: dict[str, Arm] = {}
     for family, variants in inputs.arms.items():
-        if inputs.dev and not variants[0].learned_from_rows and len(untrained) > 1:
+        if inputs.dev and variants[0].can_be_comparator and len(untrained) > 1:
             on_dev |= {arm.name: mean(work.answers.of(arm, "dev", trained)) for arm in variants}
         chosen[family] = choose_variant(variants, on_dev, metric.higher_is_better)
     return on_dev, chosen
 
 
-def _results(
+def _scored_arms(
     work: Work, chosen: Mapping[str, Arm], scores_of: Mapping[str, list[Score]], on_dev: Mapping[str, float]
-) -> dict[str, ArmResult]:
+) -> dict[str, ScoredArm]:
     judged = records.judged(records.read_lines(work.run.events, Event))
     seconds = {j.arm: j.seconds for j in judged if j.side == "test"}
     return {
-        family: ArmResult(
+        family: ScoredArm(
             description=chosen[family].description,
-            learned_from_rows=chosen[family].learned_from_rows,
+            trained=chosen[family].trained,
             scores=tuple(s.score for s in scores),
             variant=chosen[family].variant,
             on_dev=on_dev.get(chosen[family].name),
@@ -93,7 +97,7 @@ def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
         if not arm.deterministic:
             first = work.answers.of(arm, "dev", trained)[: len(rows)]
             file = work.run.scores / "rerun" / f"{arm.name}.jsonl"
-            second = work.answers.scores(Request(arm, "dev", rows, file), trained)
+            second = work.answers.scores(AnswerRequest(arm, "dev", rows, file), trained)
             floor += abs(mean(first) - mean(second))
             changed += sum(a.answer.text != b.answer.text for a, b in zip(first, second, strict=True))
     return RerunNoise(rows=len(rows), changed=changed, floor=floor)
@@ -102,7 +106,7 @@ def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
 def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score]) -> dict[str, Any]:
     rows = work.data.sample(CALIBRATED, "dev")
     file = work.run.scores / "dev" / "calibration.jsonl"
-    on_dev = work.answers.scores(Request(tuned, "dev", rows, file), trained)
+    on_dev = work.answers.scores(AnswerRequest(tuned, "dev", rows, file), trained)
     target = work.config.prove.target_accuracy
     return calibration.report(work.data.task.labels, Predictions.of(on_dev), Predictions.of(on_test), target)
 
@@ -127,7 +131,7 @@ def paired(work: Work, first: Sequence[Score], second: Sequence[Score]) -> stati
 
 
 def lines(record: Verdict) -> Sequence[str]:
-    return [verdict.sentence(record.model_dump(mode="json"))]
+    return [sentence(record)]
 
 
-STAGE = Stage(name="prove", record=Verdict, needs="work", run=prove, lines=lines)
+STAGE = Stage(name="prove", run=lambda inputs: prove(inputs.work()), lines=lines, style="bold")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunewright.core import records, run_folder, stage_names
 from tunewright.core.records import Event, Verdict
 from tunewright.core.run_folder import Run
-from tunewright.report import report as page
+from tunewright.report import build
 from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 
@@ -22,7 +22,7 @@ def write(run: Run) -> None:
     copies = {name: run_folder.read_json(file) for name, file in stage_names.evidence(run.path).items()}
     reads = records.count_test_reads(records.read_lines(run.events, Event))
     records.write(run.verdict, Verdict.model_validate({**verdict, **copies, "test_reads": reads}, strict=False))
-    page.write(run)
+    build.write(run)
 
 
-STAGE = Stage(name="report", record=None, needs="work", run=report)
+STAGE = Stage(name="report", run=lambda inputs: report(inputs.work()))

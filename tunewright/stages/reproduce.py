@@ -19,18 +19,18 @@ def reproduce(run: Run, console: Console) -> dict[str, Any]:
     plan = records.read(run.plan, Plan)
     config = load(run.config).model_copy(update={"threads": plan.threads})
     context = start(config, _name(run), run.path.parent, console, f"tunewright runs reproduce {run.path}")
-    again = Runner(context)
-    again.advance("check")
-    again.adopt(plan)
-    again.advance("prove" if run.verdict.exists() else "train")
+    rerun = Runner(context)
+    rerun.advance("check")
+    rerun.adopt(plan)
+    rerun.advance("prove" if run.verdict.exists() else "train")
     return compare(run, context.run)
 
 
 def _name(run: Run) -> str:
     number = 1
-    while (run.path.parent / f"{run.name}-again-{number}").exists():
+    while (run.path.parent / f"{run.name}-rerun-{number}").exists():
         number += 1
-    return f"{run.name}-again-{number}"
+    return f"{run.name}-rerun-{number}"
 
 
 def compare(then: Run, now: Run) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from tunewright.core import records, run_folder
 from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
@@ -23,8 +22,9 @@ from tunewright.runtime import inputs, receipt
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Context, Setup, Work
 from tunewright.runtime.models import Models
-from tunewright.stages import STAGES, plan, process
+from tunewright.stages import STAGES
 from tunewright.stages.experiments import learning_curve
+from tunewright.stages.plan import adopt, protocol_of
 from tunewright.stages.report import write as write_report
 from tunewright.stages.stage import Result, Stage
 from tunewright.train import machine, profile
@@ -51,9 +51,9 @@ class Runner:
         """The inputs of the stages after `plan`."""
         if self._work is None:
             setup, context = self.setup(), self.context
-            made = records.read(context.run.plan, Plan)
-            answers = Answers(context.run, context.console, context.data, setup.inputs, made, setup.models)
-            self._work = Work(setup, made, plan.protocol_of(setup), answers)
+            plan = records.read(context.run.plan, Plan)
+            answers = Answers(context.run, context.console, context.data, setup.inputs, plan, setup.models)
+            self._work = Work(setup, plan, protocol_of(setup), answers)
         return self._work
 
     def advance(self, until: str) -> None:
@@ -73,10 +73,10 @@ class Runner:
                 if stage.name == until:
                     return
 
-    def adopt(self, made: Plan) -> None:
+    def adopt(self, plan: Plan) -> None:
         """Instead of planning, take over the plan of another run."""
         with run_folder.writing(self.context.run):
-            records.write(self.context.run.plan, plan.adopt(self.setup(), made))
+            records.write(self.context.run.plan, adopt(self.setup(), plan))
 
     def profile(self) -> Profile:
         """Run a few steps under torch's profiler, and undo their effect. Writes profile.json."""
@@ -99,33 +99,27 @@ class Runner:
                 write_report(run)
 
     def _do(self, stage: Stage) -> None:
-        run = self.context.run
-        if stage.name == "train" and self.separate:
-            process.train(self.context)
-            self._print(stage, records.read(run.training, records.Training))
+        if self.separate and stage.run_separately is not None:
+            self._print(stage, stage.run_separately(self.context))
             return
-        result: Result | None
-        if stage.needs == "work" and (reason := stage.skip_reason(self.work())) is not None:
-            result = NotMeasured(reason=reason)
-        else:
-            needs: dict[str, Any] = {"context": lambda: self.context, "setup": self.setup, "work": self.work}
-            result = stage.run(needs[stage.needs]())
+        reason = stage.skip_reason(self.work()) if stage.skip_reason is not None else None
+        result = stage.run(self) if reason is None else NotMeasured(reason=reason)
         if result is not None:
-            records.write(stage.file(run), result)
+            records.write(stage.file(self.context.run), result)
             if not isinstance(result, NotMeasured):
                 self._print(stage, result)
 
     def _print(self, stage: Stage, result: Result) -> None:
         for line in stage.lines(result):
-            self.context.console.say(line, "bold" if stage.name == "prove" else "")
+            self.context.console.say(line, stage.style)
 
     def _check_inputs(self) -> None:
         differences = receipt.check(self.work())
         if differences:
             self.context.run.event("resumed_elsewhere", what=differences)
             self.context.console.warn(
-                f"  the run started under other conditions: {'; '.join(differences)}; later results may differ in "
-                "the last bits"
+                f"  the environment has changed since the run started: {'; '.join(differences)}; results may differ "
+                "slightly (floating point), and greedy answers may diverge"
             )
 
 

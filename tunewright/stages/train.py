@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from tunewright.core.records import Training
+from tunewright.core import records
+from tunewright.core.records import Receipt, Training
 from tunewright.model import adapters
-from tunewright.runtime.context import Work
+from tunewright.runtime.context import Context, Work
 from tunewright.runtime.receipt import input_hashes
+from tunewright.stages import process
 from tunewright.stages.stage import Stage
 from tunewright.train import checkpoints, loop, machine
 
@@ -27,14 +29,22 @@ def train(work: Work) -> Training:
         console.say(f"resuming at step {step + 1}, from {resumed_from}")
     model = work.models.untrained(plan)
     hashes = input_hashes(work.data, inputs, plan)
-    training = loop.annotated(loop.Training(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes))
+    training_inputs = loop.with_precomputed(
+        loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes)
+    )
     with console.bar("train", plan.steps, step) as tick:
 
         def progress(p: loop.Progress) -> None:
             dev = f" dev {p.dev_loss:.3f}" if p.dev_loss is not None else ""
-            tick(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s")
+            crowded = (
+                f", {p.threads} of {plan.threads} threads: others use the cores" if p.threads < plan.threads else ""
+            )
+            tick(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s{crowded}")
 
-        result = loop.train(training, progress)
+        result = loop.train(training_inputs, progress)
+    if result.crowded_steps:
+        receipt = records.read(run.receipt, Receipt)
+        records.write(run.receipt, receipt.model_copy(update={"crowded_steps": result.crowded_steps}))
     parameters = adapters.trainable(model.module)
     return Training(
         **asdict(result),
@@ -45,14 +55,26 @@ def train(work: Work) -> Training:
     )
 
 
+def train_separately(context: Context) -> Training:
+    """`train` in a separate process, which writes training.json."""
+    process.train(context)
+    return records.read(context.run.training, Training)
+
+
 def lines(done: Training) -> Sequence[str]:
     early = f", stopped early after step {done.steps}" if done.stopped_early else ""
+    crowded = f"; {done.crowded_steps} steps with fewer threads, beside other processes" if done.crowded_steps else ""
     if done.best_dev_loss is None:
-        return [f"trained: {done.steps} steps{early}, {done.seconds:.0f} s"]
+        return [f"trained: {done.steps} steps{early}, {done.seconds:.0f} s{crowded}"]
     return [
         f"trained: dev loss {done.first_dev_loss:.3f} -> {done.best_dev_loss:.3f} (step {done.best_step}){early}, "
-        f"{done.seconds:.0f} s"
+        f"{done.seconds:.0f} s{crowded}"
     ]
 
 
-STAGE = Stage(name="train", record=Training, needs="work", run=train, lines=lines)
+STAGE = Stage(
+    name="train",
+    run=lambda inputs: train(inputs.work()),
+    run_separately=train_separately,
+    lines=lines,
+)

@@ -1,1 +1,1 @@
-"""Token ids: rendering by the chat template, and how sequences form steps and batches. No torch at import."""
+"""Token ids: rendering by the chat template, and how sequences form batches and passes. No torch at import."""

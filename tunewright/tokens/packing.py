@@ -1,4 +1,5 @@
-"""Which rows form a step, and how their tokens are laid out in arrays. Pure functions of their arguments; no torch.
+"""Which rows form a batch, how a batch is split into passes, and how the tokens of a pass are laid out. Pure functions
+of their arguments; no torch.
 
 Axes: B sequences (1 unless padded), T tokens, N predicted tokens.
 """
@@ -13,24 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunewright.tokens.prefix_tree import Ints, Segment, build, neighbours
-from tunewright.tokens.sequences import Rendered, Signal, TrainRow
+from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow
 
 Tokens = Sequence[int]
 Unit = Sequence[Tokens]  # sequences that stay together
 Layout = Literal["shared", "packed", "padded"]
-WORTH = 0.97  # sharing pays if at most this fraction of the tokens is computed
+MAX_COMPUTED_FRACTION = 0.97  # sharing pays if at most this fraction of the tokens is computed
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The tokens of one forward pass.
+class Microbatch:
+    """What the model computes in one forward pass: some of the training rows of a batch, as arrays.
 
-    ``row_N``/``at_N``: the place (sequence, position) whose output predicts ``target_N``, which counts ``weight_N``.
-    ``which_M``: for every supervised token of every sequence, in order, which of the N predictions it is;
-    ``sequence_M``: the sequence it belongs to, counted in the order they were given. ``segments``: how a flat batch
-    attends (packed sequences, or sequences folded into a trie); empty when padded. ``tokens``: tokens of the sequences,
-    a shared one counted once for each of them; ``ids_BT.size`` are those computed, which are fewer too because nothing
-    after a sequence's last prediction is. ``signal``: what else the method's loss reads.
+    ``row_N``/``at_N``: the row and column of ``ids_BT`` whose output predicts ``target_N``, which counts ``weight_N``.
+    ``prediction_M``: for every supervised token of every sequence, in order, which of the N predictions it is;
+    ``sequence_M``: the sequence it belongs to, counted in the order they were given. ``segments``: how a flat
+    microbatch attends (packed sequences, or sequences folded into a trie); empty when padded. ``tokens``: tokens of the
+    sequences, a shared one counted once for each of them; ``ids_BT.size`` are those computed, which are fewer too
+    because nothing after a sequence's last prediction is. ``signal``: what else the method's loss reads.
     """
 
     ids_BT: Ints
@@ -39,7 +40,7 @@ class Batch:
     at_N: Ints
     target_N: Ints
     weight_N: NDArray[np.float32]
-    which_M: Ints
+    prediction_M: Ints
     sequence_M: Ints
     segments: tuple[Segment, ...]
     tokens: int
@@ -68,9 +69,9 @@ def singles(sequences: Sequence[Tokens]) -> dict[int, Unit]:
     return {i: [ids] for i, ids in enumerate(sequences)}
 
 
-def microbatches(units: Mapping[int, Unit], capacity: int, layout: Layout) -> list[list[int]]:
-    """Cut the units of a step into forward passes of at most ``capacity`` computed tokens (a longer unit goes alone).
-    The sequences of a unit are never parted. Returns the units' keys, a list for each pass.
+def split_into_passes(units: Mapping[int, Unit], capacity: int, layout: Layout) -> list[list[int]]:
+    """Split units into forward passes of at most ``capacity`` computed tokens (a longer unit goes alone). The sequences
+    of a unit are never parted. Returns the units' keys, a list for each pass.
 
     Longest first, each into the first pass with room: few passes when packed, little padding when padded. When shared,
     units with a common beginning follow each other, and a new pass begins where the next unit's own tokens have no
@@ -111,13 +112,15 @@ def _passes_of_relatives(units: Mapping[int, Unit], capacity: int) -> list[list[
             room, own = capacity, length
         room, computed = room - own, computed + own
     # Units that share next to nothing fill passes better when the longest go first.
-    worth = computed <= WORTH * sum(len(ids) for unit in units.values() for ids in unit)
-    return passes if worth else microbatches(units, capacity, "packed")
+    pays = computed <= MAX_COMPUTED_FRACTION * sum(len(ids) for unit in units.values() for ids in unit)
+    return passes if pays else split_into_passes(units, capacity, "packed")
 
 
-def to_batch(sequences: Sequence[Rendered], layout: Layout, pad: int = 0, signal: Signal | None = None) -> Batch:
-    """Lay sequences out: folded into a trie (shared), one after another (packed), or one below another (padded on the
-    right).
+def to_microbatch(
+    sequences: Sequence[TokenSequence], layout: Layout, pad: int = 0, signal: Signal | None = None
+) -> Microbatch:
+    """The sequences of one pass, laid out: folded into a trie (shared), one after another (packed), or one below
+    another (padded on the right).
 
     Equal predictions (same place, same target) are merged when shared, with their weights summed: a shared token that
     carries loss in several sequences counts once for each, and the last shared token predicts the first token of every
@@ -142,18 +145,18 @@ def to_batch(sequences: Sequence[Rendered], layout: Layout, pad: int = 0, signal
     flat_N = np.concatenate([p[t - 1] for p, t in zip(place, at, strict=True)])
     target_N = np.concatenate([np.asarray(s.ids, np.int64)[t] for s, t in zip(sequences, at, strict=True)])
     weight_N = np.concatenate([w[t] for w, t in zip(weights, at, strict=True)])
-    which_M = np.arange(len(flat_N))
+    prediction_M = np.arange(len(flat_N))
     if layout == "shared":
-        (flat_N, target_N), which_M = _distinct(flat_N, target_N)
-        weight_N = np.bincount(which_M, weight_N, len(flat_N)).astype(np.float32)
-    return Batch(
+        (flat_N, target_N), prediction_M = _distinct(flat_N, target_N)
+        weight_N = np.bincount(prediction_M, weight_N, len(flat_N)).astype(np.float32)
+    return Microbatch(
         ids_BT=ids.astype(np.int64),
         positions_BT=positions.astype(np.int64),
         row_N=flat_N // longest,
         at_N=flat_N % longest,
         target_N=target_N,
         weight_N=weight_N,
-        which_M=which_M,
+        prediction_M=prediction_M,
         sequence_M=np.repeat(np.arange(len(sequences)), list(map(len, at))),
         segments=segments,
         tokens=sum(len(s.ids) for s in sequences),

@@ -16,7 +16,7 @@ from tunewright.core.errors import DataError, Problem, TunewrightError
 from tunewright.core.run_folder import write_atomic
 from tunewright.data.examples import Example
 from tunewright.tokens import rendering, sequences, template
-from tunewright.tokens.sequences import Rendered, Signal, TrainRow
+from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow
 from tunewright.tokens.template import Template
 
 # A method's `prepare`: the training rows of one example, given its row and the longest sequence in tokens.
@@ -42,27 +42,27 @@ class RenderedRows:
     dropped: list[int]
 
 
-def render_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> RenderedRows:
+def render_rows(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> RenderedRows:
     """The training rows of the ``chosen`` examples. Raises DataError with every problem of every example at once."""
     problems: list[Problem] = []
     rows: list[TrainRow] = []
     dropped: list[int] = []
     for i in chosen:
         try:
-            made = how.prepare(how.template, examples[i], i, how.max_length)
+            prepared = renderer.prepare(renderer.template, examples[i], i, renderer.max_length)
         except DataError as error:
             problems += [p if p.where else Problem(p.code, p.message, examples[i].where, p.fix) for p in error.problems]
             continue
-        longest = max((len(s.ids) for s in sequences.flat(made)), default=0)
-        if longest <= how.max_length:
-            rows += made
-        elif how.too_long == "drop":
+        longest = max((len(s.ids) for s in sequences.flat(prepared)), default=0)
+        if longest <= renderer.max_length:
+            rows += prepared
+        elif renderer.too_long == "drop":
             dropped.append(i)
         else:
             problems.append(
                 Problem(
                     "DATA_TOO_LONG",
-                    f"{longest} tokens; the limit is {how.max_length}.",
+                    f"{longest} tokens; the limit is {renderer.max_length}.",
                     examples[i].where,
                     "shorten it, raise train.max_length, or set data.too_long=drop.",
                 )
@@ -72,12 +72,14 @@ def render_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[
     return RenderedRows(rows, dropped)
 
 
-def cached_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int], folder: Path) -> RenderedRows:
+def cached_rows(
+    renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[int], folder: Path
+) -> RenderedRows:
     """`render_rows` through a cache in ``folder``. A file that cannot be read is written again."""
-    file = folder / "tokens" / f"{_key(how, examples, chosen)}.safetensors"
+    file = folder / "tokens" / f"{_key(renderer, examples, chosen)}.safetensors"
     rendered = _read(file)
     if rendered is None:
-        rendered = render_rows(how, examples, chosen)
+        rendered = render_rows(renderer, examples, chosen)
         try:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomic(file, _to_bytes(rendered))
@@ -86,11 +88,11 @@ def cached_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[
     return rendered
 
 
-def _key(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
+def _key(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
     # The code that renders is part of the key: another version of it must not read rows that this one wrote.
-    code = [inspect.getfile(part) for part in (rendering, sequences, template, how.prepare)]
+    code = [inspect.getfile(part) for part in (rendering, sequences, template, renderer.prepare)]
     total = hashlib.sha256(b"".join(Path(file).read_bytes() for file in code))
-    total.update(f"{how.template.sha256} {how.max_length} {how.too_long}".encode())
+    total.update(f"{renderer.template.sha256} {renderer.max_length} {renderer.too_long}".encode())
     for i in chosen:
         total.update(f"{i} {examples[i]!r}\x00".encode("utf-8", "surrogatepass"))
     return total.hexdigest()
@@ -125,7 +127,7 @@ def _read(file: Path) -> RenderedRows | None:
         ids, weights = held["ids"].tolist(), held["weights"].tolist()
         starts = [0, *np.cumsum(held["lengths"]).tolist()]
         spans = zip(starts[:-1], starts[1:], held["rows"].tolist(), strict=True)
-        flat = [Rendered(tuple(ids[a:b]), tuple(weights[a:b]), row) for a, b, row in spans]
+        flat = [TokenSequence(tuple(ids[a:b]), tuple(weights[a:b]), row) for a, b, row in spans]
         counts = held["counts"].tolist() if "counts" in held else [1] * len(flat)
         signals: list[dict[str, NDArray[np.generic]]] = [{} for _ in counts]
         for key in held:
@@ -137,7 +139,7 @@ def _read(file: Path) -> RenderedRows | None:
         return None
 
 
-def _rows(flat: list[Rendered], counts: list[int], signals: Sequence[Signal]) -> list[TrainRow]:
+def _rows(flat: list[TokenSequence], counts: list[int], signals: Sequence[Signal]) -> list[TrainRow]:
     ends = np.cumsum(counts).tolist()
     parts = [tuple(flat[end - n : end]) for n, end in zip(counts, ends, strict=True)]
     return [TrainRow(part, part[0].row, signal) for part, signal in zip(parts, signals, strict=True)]

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 
 from tunewright.core.errors import ModelError, data_error
 from tunewright.data.examples import Chat, Example, Message, Text
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.sequences import TokenSequence
 from tunewright.tokens.template import Template, render, require_template
 
 
-def for_training(template: Template, example: Example, row: int = 0, max_length: int | None = None) -> list[Rendered]:
+def for_training(
+    template: Template, example: Example, row: int = 0, max_length: int | None = None
+) -> list[TokenSequence]:
     """The training sequences of one example.
 
     A Chat gives one sequence, or one for each assistant turn; the weight is 1 on what the model would have written, end
@@ -64,7 +66,7 @@ def decode(template: Template, ids: Sequence[int]) -> str:
     return str(template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _rendered(template: Template, ids: list[int], weights: list[float], row: int, example: Chat) -> Rendered:
+def _rendered(template: Template, ids: list[int], weights: list[float], row: int, example: Chat) -> TokenSequence:
     if template.bos is not None and ids[:2] == [template.bos] * 2:
         raise ModelError(
             "TOKENIZER_DOUBLE_BOS",
@@ -73,11 +75,11 @@ def _rendered(template: Template, ids: list[int], weights: list[float], row: int
             fix="remove the BOS from the chat template.",
         )
     assert any(weights[1:]), "an answer is never empty, so something is supervised"
-    return Rendered(tuple(ids), tuple(weights), row)
+    return TokenSequence(tuple(ids), tuple(weights), row)
 
 
 @dataclass(frozen=True)
-class Turn:
+class RenderedTurn:
     """Token ids up to and including an assistant turn, whose supervised part is ``start``..``end``."""
 
     ids: list[int]
@@ -85,7 +87,7 @@ class Turn:
     end: int
 
 
-def _turn(template: Template, example: Chat, k: int) -> Turn:
+def _turn(template: Template, example: Chat, k: int) -> RenderedTurn:
     """Assistant turn k. Raises TEMPLATE_NOT_PREFIX and TEMPLATE_LOSES_CONTENT."""
     prompt, pieces = _render_escaped(template, example.messages[:k], True)
     full, full_pieces = _render_escaped(template, example.messages[: k + 1], False)
@@ -96,7 +98,7 @@ def _turn(template: Template, example: Chat, k: int) -> Turn:
         served, trained = prompt[max(0, at - 20) :][:50], full[max(0, at - 20) :][:50]
         raise data_error(
             "TEMPLATE_NOT_PREFIX",
-            f"turn {k}: the template serves `...{served!r}` but a finished turn reads `...{trained!r}`.",
+            f"turn {k}: the inference prompt has `...{served!r}` where the training text has `...{trained!r}`.",
             where=example.where,
             fix="use a template whose generation prompt begins the answer (template=FILE).",
         )
@@ -109,7 +111,7 @@ def _turn(template: Template, example: Chat, k: int) -> Turn:
     end = _end_of_turn(template, ids, len(prompt_ids))
     if end is None:
         ids, end = [*ids, template.eos], len(ids) + 1
-    return Turn(ids, len(prompt_ids), end)
+    return RenderedTurn(ids, len(prompt_ids), end)
 
 
 def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
@@ -180,7 +182,7 @@ def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
     return ids
 
 
-def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[Rendered]:
+def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[TokenSequence]:
     special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
     pattern = re.compile(
         "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True))
@@ -194,4 +196,4 @@ def _text(template: Template, example: Text, row: int, max_length: int | None) -
     # Pieces overlap by one token, so that the first token of a piece is predicted at the end of the one before.
     starts = range(0, max(1, len(ids) - 1), max(1, size - 1))
     parts = [ids[s : s + size] for s in starts]
-    return [Rendered(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row) for p in parts if len(p) > 1]
+    return [TokenSequence(tuple(p), (0.0, *[1.0] * (len(p) - 1)), row) for p in parts if len(p) > 1]

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from tunewright.core.errors import ModelError
 
-# Numbers that a method keeps with a row or a batch, by name: a teacher's probabilities, a reference model's
+# Numbers that a method keeps with a row or a microbatch, by name: a teacher's probabilities, a reference model's
 # log-probability.
 Signal = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Rendered:
+class TokenSequence:
     """Token ids of one sequence; ``weights[t]`` is the loss weight of predicting ``ids[t]`` (``weights[0]`` is 0)."""
 
     ids: tuple[int, ...]
@@ -35,11 +35,11 @@ class TrainRow:
     """Sequences that are trained together: in one step and in one forward pass, in this order.
 
     One sequence in supervised fine-tuning; a chosen and a rejected answer, or a group of samples, in other methods.
-    ``row`` is the row of the data set they were rendered from, ``signal`` anything else the method needs to know about
-    it.
+    ``row`` is the row of the data set they were rendered from, ``signal`` anything else that the method needs to know
+    about it (see `methods.method`).
     """
 
-    sequences: tuple[Rendered, ...]
+    sequences: tuple[TokenSequence, ...]
     row: int
     signal: Signal = field(default_factory=dict)
 
@@ -52,17 +52,17 @@ class TrainRow:
         return sum(s.supervised for s in self.sequences)
 
 
-def after(prompt: Sequence[int], answer: Sequence[int], row: int) -> Rendered:
+def prompt_then_answer(prompt: Sequence[int], answer: Sequence[int], row: int) -> TokenSequence:
     """``prompt`` followed by ``answer``, the answer with weight 1."""
-    return Rendered((*prompt, *answer), (*[0.0] * len(prompt), *[1.0] * len(answer)), row)
+    return TokenSequence((*prompt, *answer), (*[0.0] * len(prompt), *[1.0] * len(answer)), row)
 
 
-def single(sequence: Rendered) -> TrainRow:
+def single(sequence: TokenSequence) -> TrainRow:
     """A row of one sequence."""
     return TrainRow((sequence,), sequence.row)
 
 
-def flat(rows: Iterable[TrainRow]) -> list[Rendered]:
+def flat(rows: Iterable[TrainRow]) -> list[TokenSequence]:
     """The rows' sequences, in order."""
     return [s for r in rows for s in r.sequences]
 
@@ -70,7 +70,7 @@ def flat(rows: Iterable[TrainRow]) -> list[Rendered]:
 def digest(rows: Iterable[TrainRow]) -> str:
     """sha256 over all that training reads of the rows: tokens, weights, signals, and which sequences belong together.
 
-    A run that is resumed must find the same: rows that a method annotated are not a function of the data files alone.
+    A run that is resumed must find the same: rows with precomputed signals are not a function of the data files alone.
     """
     total = hashlib.sha256()
     for r in rows:

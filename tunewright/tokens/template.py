@@ -21,7 +21,7 @@ from typing import Any
 from tunewright.core.errors import ConfigError, ModelError
 from tunewright.data.examples import Message
 
-LARGEST = 256 * 1024  # characters of a template, and of what it adds to the messages
+MAX_CHARACTERS = 256 * 1024  # of a template, and of what it adds to the messages
 SECONDS = 5.0  # processor time of rendering one conversation
 
 
@@ -101,10 +101,10 @@ def load_template(folder: Path, file: str | None = None, date: str = "auto") -> 
             raise ConfigError(
                 "CONFIG_NOT_FOUND", f"{file} cannot be read: {error}.", where="template", fix="check the path."
             ) from None
-    if len(tokenizer.chat_template or "") > LARGEST:
+    if len(tokenizer.chat_template or "") > MAX_CHARACTERS:
         raise ModelError(
             "TEMPLATE_UNSAFE",
-            f"a chat template of {len(tokenizer.chat_template)} characters; the limit is {LARGEST}.",
+            f"a chat template of {len(tokenizer.chat_template)} characters; the limit is {MAX_CHARACTERS}.",
             where=str(file or folder),
             fix="use another template (template=FILE).",
         )
@@ -189,7 +189,7 @@ def render(template: Template, messages: Sequence[Message], open_turn: bool) -> 
             fix="check the roles and their order against the template.",
         ) from None
     given = sum(len(m.content) for m in messages)
-    if len(text) > LARGEST + 20 * given:
+    if len(text) > MAX_CHARACTERS + 20 * given:
         raise ModelError(
             "TEMPLATE_UNSAFE", f"the chat template turns {given} characters into {len(text)}.", where=at, fix=fix
         )

@@ -203,17 +203,17 @@ def check_weights(file: Path, expected: str) -> None:
             "RUN_DAMAGED",
             "the file of trained weights does not match its checksum.",
             where=str(file),
-            fix=f"remove {file.parents[1] / 'training.json'}: the same command then restores them from the last "
-            "checkpoint.",
+            fix=f"delete {file.parents[1] / 'training.json'} and rerun the same command: the weights are restored from "
+            "the last checkpoint.",
         )
 
 
-def load_trained(run: Run, module: nn.Module) -> None:
-    """Load the weights that training kept into ``module``, with its adapter attached, at the run's adapter scale.
-    Raises RUN_DAMAGED."""
+def load_trained(run: Run, module: nn.Module, scale: float) -> None:
+    """Load the weights that training kept into ``module``, with its adapter attached, and multiply the update by
+    ``scale``, permanently. Raises RUN_DAMAGED."""
     check_weights(run.weights, records.read(run.training, Training).weights_sha256)
     load_weights(run.weights, adapters.trainable(module))
-    adapters.scale_in_place(module, run.scale)
+    adapters.scale_in_place(module, scale)
 
 
 def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

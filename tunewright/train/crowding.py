@@ -10,7 +10,11 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 ENOUGH = 0.2  # seconds that a measurement must span: /proc counts in hundredths
 MARGIN = 0.6  # of a core: what others must use more, or less, than assumed before the threads change
@@ -64,6 +68,20 @@ def after_step(crowd: Crowd) -> Crowd:
         return crowd
     others = max(0.0, (now.cores - before.cores) - (now.own - before.own)) / (now.clock - before.clock)
     return Crowd(crowd.cores, threads(crowd, others), now, others)
+
+
+def use(crowd: Crowd) -> None:
+    torch.set_num_threads(crowd.threads)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Within, the threads may change; afterwards they are as before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads(crowd: Crowd, others: float) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from tunewright.core.config import Config, Estimate, MethodOptions, Plan, Recompute
-from tunewright.core.errors import ConfigError
+from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import Kernels
@@ -18,7 +18,9 @@ from tunewright.train.machine import Machine
 
 Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.1, 256  # fraction of the machine's memory; rows
+LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 TRAIN_MEMORY = 0.35  # fraction of the machine's memory for the activations of one pass
+CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 CONFIGURED = "as configured"
 
 T = TypeVar("T")
@@ -112,7 +114,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
             max_new_tokens,
             CONFIGURED
             if config.prove.max_new_tokens != "auto"
-            else "a quarter longer than the longest training answer",
+            else f"25% longer than the longest training answer, plus 8; at most {LONGEST_ANSWER} tokens",
         ),
         "kernels": _kernels(facts),
         "warmup_steps": Choice(math.ceil(t.warmup * steps.value), f"{t.warmup:.0%} of {steps.value} steps"),
@@ -133,6 +135,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         adapter=config.adapter,
         seed=config.seed,
         threads=machine.cores,
+        adapt_threads=config.threads == "auto" and machine.device == "cpu" and machine.cores > 1,
         options=MethodOptions(**{name: getattr(t, name) for name in MethodOptions.model_fields}),
         **{name: choice.value for name, choice in chosen.items()},
         reasons={name: choice.reason for name, choice in chosen.items()},
@@ -156,8 +159,10 @@ def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
 
 def _kernels(facts: Facts) -> Choice[Kernels]:
     if facts.fused:
-        return Choice("fused", "our kernels support this model's layers and gave equal results in the probe")
-    return Choice("transformers", "our kernels do not support this model's layers")
+        return Choice(
+            "fused", "tunewright's fused kernels support this model's layers and gave equal results in the probe"
+        )
+    return Choice("transformers", "tunewright's fused kernels do not support this model's layers")
 
 
 def _eval_every(config: Config, steps: int) -> Choice[int]:
@@ -274,11 +279,11 @@ def _recompute(given: PlanInputs, dtype: Dtype, batch: int) -> Choice[Recompute]
         return Choice(given.config.train.gradient_checkpointing, CONFIGURED)
     wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
     memory = f"{TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB"
-    ways: tuple[Recompute, ...] = ("none", "attention", "layers")
-    for way in ways:
-        fits = _fits(given, dtype, way)
+    options: tuple[Recompute, ...] = ("none", "attention", "layers")
+    for option in options:
+        fits = _fits(given, dtype, option)
         if fits >= wanted:
-            return Choice(way, f"about {fits} tokens fit in {memory}, {wanted} are wanted per pass")
+            return Choice(option, f"about {fits} tokens fit in {memory}, {wanted} are wanted per pass")
     return Choice("layers", f"even so, only about {fits} of the {wanted} tokens wanted per pass fit in {memory}")
 
 
@@ -296,6 +301,34 @@ def _tokens_per_pass(given: PlanInputs, dtype: Dtype, layout: Layout, recompute:
         max(sizes.longest, 256, min(most, fits)),
         f"about {fits} tokens fit in {TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB; "
         f"more than {most} in one pass bring no gain; the longest row has {sizes.longest}",
+    )
+
+
+def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> None:
+    """Raises TRAIN_MEMORY if training cannot fit into ``free`` bytes, with settings that can, so that a run is not
+    killed by the system after minutes."""
+
+    def needed(tokens: int, recompute: Recompute) -> float:
+        return weights + tokens * bytes_per_token(facts, sizes, plan.dtype, recompute)
+
+    weights = facts.parameters * (2 if plan.dtype == "bfloat16" else 4)
+    need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)
+    if need * CERTAIN <= free:
+        return
+    smallest = max(sizes.longest, 256)
+    less = needed(smallest, "layers")
+    if less <= free:
+        fix = f"set train.gradient_checkpointing=layers train.tokens_per_pass={smallest}, or end other programs."
+    else:
+        fix = (
+            f"end other programs; the smallest setting needs {less / 1e9:.1f} GB, so choose a smaller model or shorter "
+            "rows (train.max_length with data.too_long=drop)."
+        )
+    raise TrainError(
+        "TRAIN_MEMORY",
+        f"training needs about {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB can be used.",
+        where="train.tokens_per_pass",
+        fix=fix,
     )
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from tunewright.core.config import Plan
 from tunewright.core.records import Profile
-from tunewright.methods import METHODS, annotated
+from tunewright.methods import METHODS, precomputed
 from tunewright.model.adapters import LoRALinear
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing, prefix_tree
-from tunewright.tokens.packing import Batch
+from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow, flat
-from tunewright.train.step import learner, take_step
+from tunewright.train.step import make_learner, take_step
 
 STEPS = 3
 # torch's operations by purpose, as torch 2.13 names them; all others count as `REST`.
@@ -109,16 +109,16 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
     gradient."""
     method = METHODS[plan.method]
     chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in (0, 1)]
-    rows = _annotated(model, rows, plan, chosen)
-    first, second = (method.batches(model, rows, c, plan, step) for step, c in enumerate(chosen))
+    rows = _precomputed(model, rows, plan, chosen)
+    first, second = (method.microbatches(model, rows, c, plan, step) for step, c in enumerate(chosen))
     model.module.train()
     tokens, spent, count = 0, 0.0, 0
-    for i, batch in enumerate([first[0], *first[1:], *second]):
+    for i, microbatch in enumerate([first[0], *first[1:], *second]):
         start = time.monotonic()
-        method.loss(model, batch, plan).sum.backward()  # type: ignore[no-untyped-call]
+        method.loss(model, microbatch, plan).sum.backward()  # type: ignore[no-untyped-call]
         model.module.zero_grad(set_to_none=True)
         if i:
-            tokens, spent, count = tokens + batch.tokens, spent + time.monotonic() - start, count + 1
+            tokens, spent, count = tokens + microbatch.tokens, spent + time.monotonic() - start, count + 1
         if spent > seconds:
             break
     model.module.eval()
@@ -128,8 +128,8 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
 def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gflops: float) -> Profile:
     """Take `STEPS` steps after one to warm up, and one under torch's profiler; the weights are restored."""
     chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(STEPS)]
-    rows = _annotated(model, rows, plan, chosen)
-    student = learner(model, plan)
+    rows = _precomputed(model, rows, plan, chosen)
+    student = make_learner(model, plan)
     before: dict[str, Tensor] = {name: p.detach().clone() for name, p in student.parameters.items()}
     take_step(student, rows, plan, 0)
     start = time.perf_counter()
@@ -144,10 +144,12 @@ def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gfl
         for name, p in student.parameters.items():
             p.copy_(before[name])
     model.module.zero_grad(set_to_none=True)
-    batches = [b for step, c in enumerate(chosen) for b in METHODS[plan.method].batches(model, rows, c, plan, step)]
+    microbatches = [
+        b for step, c in enumerate(chosen) for b in METHODS[plan.method].microbatches(model, rows, c, plan, step)
+    ]
     alone = flat(rows[i] for c in chosen for i in c)
     logical = sum(flops(model, len(s.ids), len(s.ids) * (len(s.ids) + 1) // 2, s.supervised) for s in alone)
-    gflop = sum(_flops(model, b) for b in batches) / STEPS / 1e9
+    gflop = sum(_flops(model, b) for b in microbatches) / STEPS / 1e9
     return Profile(
         seconds=round(seconds, 4),
         rows=plan.batch_size,
@@ -162,19 +164,19 @@ def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gfl
     )
 
 
-def _annotated(
+def _precomputed(
     model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, chosen: Sequence[Sequence[int]]
 ) -> list[TrainRow]:
-    """The rows, of which the chosen ones are annotated: a teacher's numbers for all would take minutes."""
+    """The rows, `methods.precomputed` for the chosen ones only: for all of them it could take minutes."""
     places = sorted({i for step in chosen for i in step})
-    done = dict(zip(places, annotated(model, [rows[i] for i in places], plan), strict=True))
+    done = dict(zip(places, precomputed(model, [rows[i] for i in places], plan), strict=True))
     return [done.get(i, row) for i, row in enumerate(rows)]
 
 
-def _flops(model: LanguageModel, batch: Batch) -> float:
-    rows, width = batch.ids_BT.shape
-    pairs = prefix_tree.pairs(batch.segments) if batch.segments else rows * width * (width + 1) // 2
-    return flops(model, batch.ids_BT.size, pairs, len(batch.target_N))
+def _flops(model: LanguageModel, microbatch: Microbatch) -> float:
+    rows, width = microbatch.ids_BT.shape
+    pairs = prefix_tree.pairs(microbatch.segments) if microbatch.segments else rows * width * (width + 1) // 2
+    return flops(model, microbatch.ids_BT.size, pairs, len(microbatch.target_N))
 
 
 def _by_kind(watched: Any, seconds: float) -> dict[str, float]:

@@ -17,25 +17,27 @@ from torch import Tensor
 
 from tunewright.core.config import Plan
 from tunewright.core.errors import ModelError, TrainError
+from tunewright.core.words import counted
 from tunewright.data.examples import Chat, Example
-from tunewright.methods import METHODS, annotated
+from tunewright.methods import METHODS, precomputed
 from tunewright.model import adapters, generate
 from tunewright.model.language_model import Kernels, LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import Layout
-from tunewright.tokens.sequences import Rendered, TrainRow, flat
+from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
 from tunewright.tokens.template import Template
 
 ROWS, SHORT, COMPARED = 4, 128, 64
 # How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference:
 # several times the effect of another order of summation. A row that sees another, or a wrong label, has a larger one.
 TOLERANCE = {"float32": (1e-4, 1e-3, 5e-3), "bfloat16": (2e-2, 0.2, 0.25)}
-ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one batch
+ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one microbatch
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The outcome of one check. ``held`` is False where the plan fell back."""
+class CheckResult:
+    """The result of one check, as a sentence. ``passed`` is False if the plan fell back to a slower computation; any
+    other failure ends the run instead."""
 
     check: str
     result: str
@@ -43,48 +45,53 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class SelfTest:
-    """``plan``: the plan, or a slower one that computes correctly."""
+class SelfTestResult:
+    """``plan``: the given plan, or a slower one that computes correctly."""
 
     plan: Plan
-    findings: tuple[Finding, ...]
+    checks: tuple[CheckResult, ...]
     seconds: float
 
 
-def run(
+def self_test(
     model: LanguageModel, template: Template, examples: Sequence[Example], rows: Sequence[TrainRow], plan: Plan
-) -> SelfTest:
-    """The weights are left as they were; the caller must use the returned plan from here on.
+) -> SelfTestResult:
+    """Runs all checks on a few of the rows. The model is left as it was; the caller must use the returned plan from
+    here on.
 
     Raises SELFTEST_PROMPT, SELFTEST_STOP, SELFTEST_BASE, SELFTEST_GRADIENT or SELFTEST_LOSS.
     """
-    started, few = time.monotonic(), sample(rows)
-    findings: list[Finding] = []
+    started = time.monotonic()
+    checks: list[CheckResult] = []
     model.module.eval()
-    few = annotated(model, few, plan)
-    chats = [(e, s) for s in flat(few) if isinstance(e := examples[s.row], Chat)]
+    sample = precomputed(model, sample_rows(rows), plan)
+    chats = [(e, s) for s in flat(sample) if isinstance(e := examples[s.row], Chat)]
     if chats:
-        findings += [prompts(template, chats), stops(template, chats, generate.stop_ids(model, template.eos))]
+        stop = generate.stop_ids(model, template.eos)
+        checks += [check_prompts(template, chats), check_stop_tokens(template, chats, stop)]
     if plan.kernels == "fused" and model.kernels != "fused":
-        why = "our kernels support plain LoRA on every linear layer without dropout; this adapter is different"
+        why = (
+            "tunewright's fused kernels support plain LoRA on every linear layer without dropout; this adapter is "
+            "different"
+        )
         plan = _with(plan, why, kernels="transformers")
     with _nonzero_adapter(model):
         if plan.adapter.kind != "none":
-            findings.append(base(model, few[0].sequences[0]))
-        reference = computed(model, [[r] for r in few], plan, "padded", "transformers")
-        findings.append(trains(model, reference.gradient))
-        plan, computing = same(model, few, plan, reference)
-    return SelfTest(plan, (*findings, computing), round(time.monotonic() - started, 1))
+            checks.append(check_base(model, sample[0].sequences[0]))
+        reference = loss_and_gradient(model, [[r] for r in sample], plan, "padded", "transformers")
+        checks.append(check_gradient(model, reference.gradient))
+        plan, exactness = fastest_exact_plan(model, sample, plan, reference)
+    return SelfTestResult(plan, (*checks, exactness), round(time.monotonic() - started, 1))
 
 
-def sample(rows: Sequence[TrainRow]) -> list[TrainRow]:
+def sample_rows(rows: Sequence[TrainRow]) -> list[TrainRow]:
     """A few rows of different lengths, none of them long if there are short ones."""
     ordered = sorted(rows, key=lambda r: (r.tokens, r.row))
     short = [r for r in ordered if r.tokens <= SHORT] or ordered[:2]
     return [short[i * (len(short) - 1) // (ROWS - 1)] for i in range(ROWS)] if len(short) > ROWS else short
 
 
-def turns(row: Rendered) -> list[tuple[int, int]]:
+def supervised_spans(row: TokenSequence) -> list[tuple[int, int]]:
     """Start and end of each run of supervised tokens."""
     spans, at = [], 0
     for supervised, group in groupby(row.weights, bool):
@@ -94,7 +101,8 @@ def turns(row: Rendered) -> list[tuple[int, int]]:
     return spans
 
 
-def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Finding:
+def check_prompts(template: Template, chats: Sequence[tuple[Chat, TokenSequence]]) -> CheckResult:
+    """Raises SELFTEST_PROMPT unless the tokens before every supervised span are an inference prompt of the chat."""
     count = 0
     for chat, row in chats:
         served = [
@@ -102,7 +110,7 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
             for k, m in enumerate(chat.messages)
             if m.role == "assistant"
         ]
-        for start, _ in turns(row):
+        for start, _ in supervised_spans(row):
             count += 1
             if row.ids[:start] not in served:
                 raise ModelError(
@@ -111,15 +119,17 @@ def prompts(template: Template, chats: Sequence[tuple[Chat, Rendered]]) -> Findi
                     where=chat.where,
                     fix="use another chat template (template=FILE); `tunewright preview` prints a row as trained.",
                 )
-    return Finding(
-        "prompts", f"{count} turns of {len(chats)} rows start after exactly the tokens that a server would send"
-    )
+    turns, sequences = counted(count, "assistant turn"), counted(len(chats), "row")
+    return CheckResult("prompts", f"in {turns} of {sequences}, the tokens before the answer equal the inference prompt")
 
 
-def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequence[int]) -> Finding:
+def check_stop_tokens(
+    template: Template, chats: Sequence[tuple[Chat, TokenSequence]], stop: Sequence[int]
+) -> CheckResult:
+    """Raises SELFTEST_STOP unless every supervised span ends with a token that ends generation."""
     last: set[int] = set()
     for chat, row in chats:
-        for _, end in turns(row):
+        for _, end in supervised_spans(row):
             last.add(row.ids[end - 1])
             if row.ids[end - 1] not in stop:
                 token = template.tokenizer.decode([row.ids[end - 1]])
@@ -130,11 +140,12 @@ def stops(template: Template, chats: Sequence[tuple[Chat, Rendered]], stop: Sequ
                     fix='name that token as "eos_token" in tokenizer_config.json, or in generation_config.json.',
                 )
     named = " and ".join(repr(template.tokenizer.decode([i])) for i in sorted(last))
-    return Finding("stops", f"every turn ends with {named}, at which generation stops")
+    return CheckResult("stops", f"every turn ends with a stop token ({named})")
 
 
 @torch.no_grad()
-def base(model: LanguageModel, row: Rendered) -> Finding:
+def check_base(model: LanguageModel, row: TokenSequence) -> CheckResult:
+    """Raises SELFTEST_BASE unless the adapter changes the logits, and without it they are the base's, bit for bit."""
     ids = torch.tensor([row.ids], device=model.device)
 
     def logits() -> Tensor:
@@ -151,10 +162,11 @@ def base(model: LanguageModel, row: Rendered) -> Finding:
             "SELFTEST_BASE",
             "the model with its adapter off is not the base model, or enabling the adapter changes nothing.",
         )
-    return Finding("base", "with the adapter off the model is the base model, bit for bit; with it on it is not")
+    return CheckResult("base", "with the adapter off the model is the base model, bit for bit; with it on it is not")
 
 
-def trains(model: LanguageModel, gradient: dict[str, Tensor]) -> Finding:
+def check_gradient(model: LanguageModel, gradient: dict[str, Tensor]) -> CheckResult:
+    """Raises SELFTEST_GRADIENT unless every tensor in ``gradient`` gets one, and no frozen tensor does."""
     dead = [name for name, g in gradient.items() if not bool(torch.isfinite(g).all()) or not bool(g.any())]
     stray = [name for name, p in model.module.named_parameters() if not p.requires_grad and p.grad is not None]
     if dead or stray:
@@ -162,7 +174,7 @@ def trains(model: LanguageModel, gradient: dict[str, Tensor]) -> Finding:
         raise TrainError(
             "SELFTEST_GRADIENT", f"{what}.", fix="adapter.targets may name layers that the forward pass does not use."
         )
-    return Finding(
+    return CheckResult(
         "gradient", f"all {len(gradient)} trained tensors that were checked get a gradient, and no frozen one does"
     )
 
@@ -176,23 +188,26 @@ class LossAndGrad:
     gradient: dict[str, Tensor]
 
 
-def same(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, reference: LossAndGrad) -> tuple[Plan, Finding]:
-    """The fastest plan whose loss and gradient match the reference. Raises SELFTEST_LOSS if there is none."""
+def fastest_exact_plan(
+    model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, reference: LossAndGrad
+) -> tuple[Plan, CheckResult]:
+    """The given plan, or the fastest slower one, whose loss and gradient match the reference, and how far it is from
+    it. Raises SELFTEST_LOSS if there is none."""
     kernels: tuple[Kernels, ...] = ("fused", "transformers") if plan.kernels == "fused" else ("transformers",)
     relative, absolute, limit = TOLERANCE[plan.dtype]
     allowed = relative * reference.loss + absolute / reference.weight**0.5
     tried: list[str] = []
-    modules = "transformers' own modules"
+    fused, modules = "tunewright's fused kernels", "transformers' own modules"
     layouts: dict[Layout, None] = dict.fromkeys((plan.layout, "padded"))
     for layout, kernel in product(layouts, kernels):
-        result = computed(model, [list(rows)], plan, layout, kernel)
+        result = loss_and_gradient(model, [list(rows)], plan, layout, kernel)
         gap, apart = abs(result.loss - reference.loss), _apart(result.gradient, reference.gradient)
-        way = f"{layout} rows in {'our kernels' if kernel == 'fused' else modules}"
-        text = f"{way}: loss {gap:.1e} nats and gradient {apart:.1e} (relative) from single rows in {modules}"
+        computation = f"{layout} rows in {fused if kernel == 'fused' else modules}"
+        text = f"{computation}: loss {gap:.1e} nats and gradient {apart:.1e} (relative) from single rows in {modules}"
         if gap <= allowed and apart <= limit:
             if not tried:
-                return plan, Finding("loss and gradient", text)
-            return _with(plan, tried[0], layout=layout, kernels=kernel), Finding(
+                return plan, CheckResult("loss and gradient", text)
+            return _with(plan, tried[0], layout=layout, kernels=kernel), CheckResult(
                 "loss and gradient", f"{text}; rejected: {'; '.join(tried)}", passed=False
             )
         tried.append(text)
@@ -209,7 +224,7 @@ def _with(plan: Plan, why: str, **fields: str) -> Plan:
     return plan.model_copy(update={**changed, "reasons": {**plan.reasons, **dict.fromkeys(changed, why)}})
 
 
-def computed(
+def loss_and_gradient(
     model: LanguageModel, groups: Sequence[list[TrainRow]], plan: Plan, layout: Layout, kernels: Kernels
 ) -> LossAndGrad:
     """One forward and backward pass for each group; the model's gradients are left empty."""
@@ -217,10 +232,10 @@ def computed(
     plan = plan.model_copy(update={"layout": layout, "tokens_per_pass": ONE_PASS})
     total, weight = 0.0, 0.0
     for group in groups:
-        for batch in method.batches(model, group, range(len(group)), plan, 0):
-            loss = method.loss(model, batch, plan).sum
+        for microbatch in method.microbatches(model, group, range(len(group)), plan, 0):
+            loss = method.loss(model, microbatch, plan).sum
             loss.backward()  # type: ignore[no-untyped-call]
-            total, weight = total + float(loss.detach()), weight + method.weight(batch)
+            total, weight = total + float(loss.detach()), weight + method.weight(microbatch)
     trained = list(adapters.trainable(model.module).items())
     step = -(-len(trained) // COMPARED)
     gradient = {n: (torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n, p in trained[::step]}

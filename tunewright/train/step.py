@@ -1,4 +1,8 @@
-"""One optimizer step, and the dev loss: the method's batches, one division by their summed weight, clip, AdamW."""
+"""One optimizer step, and the dev loss: the method's microbatches, one division by their summed weight, clip, AdamW.
+
+The loss of a batch is divided by its weight here: for the gradient, for the logged loss and metrics, and for the dev
+loss. (The self-test divides the loss of its few rows in the same way.)
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,8 @@ class Step:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def learner(model: LanguageModel, plan: Plan) -> Learner:
+def make_learner(model: LanguageModel, plan: Plan) -> Learner:
+    """A learner of the model's trainable tensors, with a new optimizer."""
     parameters = trainable(model.module)
     return Learner(model, parameters, make_optimizer(parameters, plan))
 
@@ -69,19 +74,19 @@ def learning_rate(plan: Plan, step: int) -> float:
 
 
 def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int) -> Step:
-    """Take global step ``step`` (from 0). Raises TRAIN_NOT_FINITE, and then the weights are as before."""
+    """Take global step ``step`` (from 0). On TRAIN_NOT_FINITE, the weights are unchanged."""
     method, module = METHODS[plan.method], learner.model.module
-    # Dropout is a function of (seed, step), so that a resumed run drops the same.
+    # Dropout, and what the method draws, are functions of (seed, step), so that a resumed run does the same.
     torch.manual_seed(plan.seed * 1_000_003 + step)
     chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
-    batches = method.batches(learner.model, rows, chosen, plan, step)
+    microbatches = method.microbatches(learner.model, rows, chosen, plan, step)
     # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).
-    weight = sum(method.weight(b) for b in batches)
+    weight = sum(method.weight(b) for b in microbatches)
     learner.optimizer.zero_grad(set_to_none=True)
     module.train()
     total, metrics = 0.0, dict[str, float]()
-    for batch in batches:
-        part = method.loss(learner.model, batch, plan)
+    for microbatch in microbatches:
+        part = method.loss(learner.model, microbatch, plan)
         (part.sum / weight).backward()  # type: ignore[no-untyped-call]
         total += float(part.sum.detach())
         for name, value in part.metrics.items():
@@ -92,8 +97,8 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainError(
             "TRAIN_NOT_FINITE",
-            f"step {step + 1}: loss {loss}, gradient norm {norm}; the step was not taken.",
-            fix="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.",
+            f"step {step + 1}: loss {loss}, gradient norm {norm}; the step was discarded.",
+            fix="lower train.lr, or set train.dtype=float32; earlier checkpoints are still valid.",
         )
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(plan, step)
@@ -101,9 +106,9 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int)
     return Step(
         loss=loss,
         norm=norm,
-        tokens=sum(b.tokens for b in batches),
-        computed=sum(b.ids_BT.size for b in batches),
-        supervised=float(sum(b.weight_N.sum() for b in batches)),
+        tokens=sum(b.tokens for b in microbatches),
+        computed=sum(b.ids_BT.size for b in microbatches),
+        supervised=float(sum(b.weight_N.sum() for b in microbatches)),
         metrics={name: value / weight for name, value in metrics.items()},
     )
 
@@ -115,13 +120,13 @@ def dev_loss(model: LanguageModel, dev: Sequence[TrainRow], plan: Plan) -> float
     was = module.training
     module.eval()
     total, weight = 0.0, 0.0  # not sum(), which compensates for rounding since Python 3.12: other bits by version
-    for batch in method.batches(model, dev, range(len(dev)), plan, DEV_STEP):
-        total, weight = total + float(method.loss(model, batch, plan).sum), weight + method.weight(batch)
+    for microbatch in method.microbatches(model, dev, range(len(dev)), plan, DEV_STEP):
+        total, weight = total + float(method.loss(model, microbatch, plan).sum), weight + method.weight(microbatch)
     module.train(was)
     if not math.isfinite(total):
         raise TrainError(
             "TRAIN_NOT_FINITE",
             f"the loss on the dev rows is {total}.",
-            fix="lower train.lr, or set train.dtype=float32; earlier checkpoints are sound.",
+            fix="lower train.lr, or set train.dtype=float32; earlier checkpoints are still valid.",
         )
     return total / weight

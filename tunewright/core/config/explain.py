@@ -158,5 +158,20 @@ def explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
             fix=f"set its keys, e.g. `{next(k for k in known if k.startswith(key + '.'))}`.",
         )
     kind, _ = known[key]
-    fix = f"put it in quotes: '{key}=\"...\"'." if kind.startswith("text") else f"set {key} to an allowed value."
+    fix = _range_fix(key, kind, value)
     return ConfigError("CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), fix=fix)
+
+
+def _range_fix(key: str, kind: str, value: object) -> str:
+    """What to do about a value that is not of the ``kind`` that its setting allows."""
+    if kind.startswith("text"):
+        return f"put it in quotes: '{key}=\"...\"'."
+    if isinstance(value, str) and any(word in kind for word in ("number", "integer")):
+        try:
+            float(value)
+        except ValueError:
+            pass
+        else:
+            return "write the number without quotes."
+    default = next(default for name, _, default, _ in fields() if name == key)
+    return f"choose an allowed value, or leave it out (default: {default})."

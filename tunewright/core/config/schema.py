@@ -95,7 +95,8 @@ class AdapterConfig(Frozen):
     )
     rank: Annotated[int, Field(ge=1, le=4096)] = Field(16, description="Rank of the adapter matrices.")
     alpha: Annotated[float, Field(gt=0, le=100_000)] = Field(
-        32.0, description="Numerator of the adapter scale: alpha/rank for lora and dora, alpha/sqrt(rank) for rslora."
+        32.0,
+        description="Numerator of the LoRA scaling factor: alpha/rank for lora and dora, alpha/sqrt(rank) for rslora.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout probability on the adapter's input.")
     targets: list[str] = Field(
@@ -121,7 +122,7 @@ class TrainConfig(MethodOptions):
     steps: Auto | Positive = Field("auto", description="Optimizer steps, instead of train.epochs.")
     batch_size: Auto | Annotated[int, Field(ge=1, le=65536)] = Field("auto", description="Rows per optimizer step.")
     tokens_per_pass: Auto | Annotated[int, Field(ge=16)] = Field(
-        "auto", description="Maximum tokens per forward pass; a batch is split into as many passes as needed."
+        "auto", description="Maximum tokens per forward pass; a batch is split into as many microbatches as needed."
     )
     max_length: Auto | Annotated[int, Field(ge=8)] = Field(
         "auto", description="Maximum sequence length in tokens; documents are split into pieces of this length."
@@ -140,7 +141,7 @@ class TrainConfig(MethodOptions):
     )
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
         "auto",
-        description="How rows are batched: shared computes common prefixes once, packed concatenates, padded pads.",
+        description="Layout of a pass: shared computes common prefixes of rows once, packed concatenates, padded pads.",
     )
     gradient_checkpointing: Auto | Recompute = Field(
         "auto",
@@ -172,26 +173,34 @@ class ProveConfig(Frozen):
     )
     evidence: Literal["plain", "standard", "full"] = Field(
         "standard",
-        description="plain: zero-shot, few-shot, constant and tuned arms; standard: all arms, calibration, forgetting; "
-        "full: also probes, cost, and training on half the data.",
+        description="plain: the arms zero_shot (the rows' own instruction), few_shot, constant and tuned, and those of "
+        "prove.documents and prove.remote; standard: all arms, calibration, forgetting, re-run noise; full: also "
+        "probes, cost, and training on half the data.",
     )
     few_shot: list[Annotated[int, Field(ge=1, le=64)]] = Field(
         [4, 8],
         description="Candidate numbers of examples in a prompt, chosen on dev; [] omits the few-shot and nearest arms.",
     )
-    prompts: list[str] = Field([], description="Additional instructions for the zero-shot arm, chosen on dev.")
+    prompts: list[str] = Field(
+        [],
+        description="Additional instructions for the zero-shot arm, chosen on dev; not used if prove.evidence=plain.",
+    )
     documents: FilePath | None = Field(None, description="Folder of .txt/.md documents for the retrieval arms.")
     embedder: FilePath | None = Field(
         None,
         description="Folder of a local encoder (BERT-like, safetensors) for retrieval, instead of BM25.",
     )
-    max_test_rows: Annotated[int, Field(ge=1)] | None = Field(None, description="Evaluate at most this many test rows.")
+    max_test_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Evaluate at most this many test rows; also limits the dev rows that choose variants."
+    )
     max_dev_rows: Annotated[int, Field(ge=1)] = Field(
         40, description="Use at most this many dev rows to choose variants."
     )
     max_new_tokens: Auto | Positive = Field("auto", description="Maximum answer length of every arm, in tokens.")
     batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
-        "auto", description="Rows decoded together; auto depends on free memory."
+        "auto",
+        description="Rows decoded together; auto: about as many as fit in a tenth of the machine's memory (a power of "
+        "two, at most 256).",
     )
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="Smallest difference that matters to you, in units of the metric (0.02 = 2 points)."
@@ -208,21 +217,25 @@ class ProveConfig(Frozen):
 
 class ForgetConfig(Frozen):
     regression_rows: FilePath | None = Field(
-        None, description="Regression rows, in any format that data.train accepts, evaluated before and after training."
+        None,
+        description="File of your own rows that must not get worse: scored before and after training. Any format that "
+        "data.train accepts.",
     )
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.03, description="Non-inferiority margin on the probes (0.03 = 3 points)."
     )
     scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
-        [0.25, 0.5, 0.75], description="Adapter scales to try on dev, in addition to 1."
+        [0.25, 0.5, 0.75],
+        description="Factors to multiply the trained update by, each at most 1: tried on dev, in addition to 1.",
     )
     apply_best_scale: bool = Field(
-        False, description="Use the adapter scale that the rule in the report selects, instead of 1."
+        False,
+        description="Multiply the trained update by the factor (of forget.scales, or 1) that the rule selects.",
     )
 
 
 class ExperimentsConfig(Frozen):
-    """Additional trainings (branches), each in its own folder."""
+    """Extra training runs (branches), each in its own folder."""
 
     prompt_distillation: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -263,7 +276,9 @@ class Config(Frozen):
     """All settings of a run."""
 
     model: str = Field("smollm2-135m", description="Model folder, Hub id[@revision], .gguf file, or smollm2-135m.")
-    template: FilePath | None = Field(None, description="Jinja chat template file, for models without one.")
+    template: FilePath | None = Field(
+        None, description="Jinja chat template file; replaces the model's own, if it has one."
+    )
     date: Auto | Annotated[str, AfterValidator(lambda day: datetime.date.fromisoformat(day).isoformat())] = Field(
         "auto",
         description="Current date as seen by chat templates that print it; auto: the day the run starts.",
@@ -271,7 +286,11 @@ class Config(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="Determines row order, adapter initialisation and dropout."
     )
-    threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads; auto: one per core.")
+    threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto",
+        description="CPU threads; auto: one per core, and fewer in training steps while other processes use the cores. "
+        "A number is kept whatever else the machine does, so that a run repeated there has the same bits.",
+    )
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     adapter: AdapterConfig = AdapterConfig()

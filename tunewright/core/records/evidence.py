@@ -14,7 +14,7 @@ from tunewright.core.records.data import LabelSuspect
 
 
 class TextKL(Value):
-    """Divergence of the tuned model from the base on a text, at each adapter scale. In bits per token."""
+    """Divergence of the tuned model from the base on a text, at each scale of the trained update. In bits per token."""
 
     what: str = Field(description="What the text is.")
     rows: int = Field(description="Number of rows or passages.")
@@ -40,7 +40,7 @@ class GenericKL(TextKL):
 
 
 class Sweep(Value):
-    """Dev scores at each adapter scale."""
+    """Dev scores at each scale of the trained update."""
 
     dev: dict[str, float] = Field(description="Scale, formatted with %g -> mean dev score by the task's metric.")
     chosen: float = Field(description="The scale that the rule selects.")
@@ -56,7 +56,9 @@ class Paired(Value):
     interval: Interval = Field(description="Interval of the difference.")
     lost: int = Field(description="Items that only the base got right.")
     won: int = Field(description="Items that only the tuned model got right.")
-    detectable: float = Field(description="Smallest true difference that this many items detect with power 0.8.")
+    detectable: float = Field(
+        description="Smallest true difference that this many items detect with power 0.8 at significance level 0.05."
+    )
 
 
 class Probe(Paired):
@@ -114,14 +116,14 @@ class RegressionRows(Probe):
 
 
 class Forgetting(Record):
-    """What training changed besides the task, and the choice of adapter scale. KL to the base in bits."""
+    """What training changed besides the task, and the scale of the trained update. KL from the base model in bits."""
 
     measured: Literal[True] = Field(True, description="Always true.")
     scales: tuple[float, ...] = Field(
-        description="Adapter scales that were measured; the last is 1, the trained update itself."
+        description="Factors by which the trained update was multiplied; the last is 1, the update itself."
     )
     rule: str = Field(description="How a scale is selected.")
-    chosen: float = Field(description="The adapter scale that the run uses; 1 unless forget.apply_best_scale is set.")
+    chosen: float = Field(description="The scale that the run uses; 1 unless forget.apply_best_scale is set.")
     task: TextKL | None = Field(None, description="On the base's own answers to dev prompts; absent for raw text.")
     generic: GenericKL | None = Field(None, description="On bundled text; absent if the data contains all of it.")
     sweep: Sweep | None = Field(None, description="Dev scores at each scale; absent with a single scale.")
@@ -164,9 +166,9 @@ class LabelCrossfit(Record):
     measured: Literal[True] = Field(True, description="Always true.")
     folds: int = Field(description="Number of folds of the training rows.")
     cuts: int = Field(description="How many times the rows were divided into folds, differently each time.")
-    rows: int = Field(description="Rows judged.")
+    rows: int = Field(description="Rows whose label was examined.")
     rate: float = Field(description="Estimated fraction of wrong labels, assuming that the errors are random.")
-    interval: Interval = Field(description="Its 95 % interval.")
+    interval: Interval = Field(description="Its 95% interval.")
     suspects: tuple[LabelSuspect, ...] = Field(description="Most likely first.")
     accuracy: float = Field(description="Fraction of rows whose label is the one that the models find most likely.")
     expected: float = Field(description="Expected number of suspects whose label is wrong.")
@@ -189,7 +191,7 @@ class TextCrossfit(Record):
     measured: Literal[True] = Field(True, description="Always true.")
     folds: int = Field(description="Number of folds of the training rows.")
     cuts: int = Field(description="How many times the rows were divided into folds, differently each time.")
-    suspects: tuple[TextSuspect, ...] = Field(description="The worst 5 % of the rows, worst first.")
+    suspects: tuple[TextSuspect, ...] = Field(description="The worst 5% of the rows, worst first.")
 
 
 def _crossfit_kind(value: object) -> str:
@@ -331,7 +333,7 @@ AnyCurve = Annotated[
 
 
 class Quantile(NamedTuple):
-    """A quantile with its 95 % interval; JSON: [value, low, high]."""
+    """A quantile with its 95% interval; JSON: [value, low, high]."""
 
     value: float
     low: float
@@ -359,7 +361,7 @@ class RequestCost(Value):
 class Money(Value):
     """Prices in the unit of cost.price_per_hour."""
 
-    per_thousand: dict[str, float] = Field(description="Price of a thousand requests, by way of answering.")
+    per_thousand: dict[str, float] = Field(description="Price of a thousand requests, by setup.")
     training_and_judging: float = Field(description="Price of training and of evaluating the arms.")
     break_even_requests: int | None = Field(
         description="Requests after which training has paid for itself; null if there is no such number."

@@ -13,10 +13,10 @@ class ExportCheck(Record):
     kind: str = Field(description="The kind of export, which is also the name of its folder.")
     path: str = Field(description="Its folder.")
     dtype: str = Field(description="Dtype of the stored weights.")
-    largest_difference: float = Field(description="Largest absolute difference of a logit over all canaries.")
-    same_texts: int = Field(description="Canaries whose greedy continuation is the same.")
-    canaries: int = Field(description="Number of held-out prompts given to both models.")
-    same_prompts: int = Field(description="Canaries that were given as messages; all were encoded identically.")
+    largest_difference: float = Field(description="Largest absolute difference of a logit after any of these prompts.")
+    same_texts: int = Field(description="How many of them have the same greedy continuation.")
+    prompts: int = Field(description="Number of held-out prompts given to both models.")
+    encoded: int = Field(description="Those of them given as messages; all became the same token ids in both.")
     loaded_with: str = Field(description="How the fresh process loaded it.")
 
 

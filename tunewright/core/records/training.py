@@ -74,6 +74,9 @@ class Receipt(Record):
     machine: MachineFacts = Field(description="The machine of the run.")
     seed: int = Field(description="Seed of all random draws.")
     threads: int = Field(description="Threads of torch.")
+    crowded_steps: int = Field(
+        0, description="Training steps with fewer threads, because other processes used the cores; set after training."
+    )
     instruction: str | None = Field(description="The most frequent system message of the training rows; null if none.")
     lengths: dict[str, Lengths] = Field(description="By side; a side without rows is absent.")
 
@@ -94,27 +97,31 @@ class SelfTest(Record):
 
 
 class StartLine(Line):
-    """First line of metrics.jsonl, if there are dev rows: the untrained model. Loss in nats per supervised token."""
+    """First line of metrics.jsonl, if there are dev rows: the untrained model. Loss in the unit of the other lines."""
 
     step: Literal[0] = Field(description="Always 0.")
-    dev_loss: float = Field(description="Loss on all dev rows before the first step, nats per supervised token.")
+    dev_loss: float = Field(description="Loss on all dev rows before the first step.")
 
 
 class StepLine(Line):
-    """One optimizer step. Losses in nats per supervised token, time in seconds."""
+    """One optimizer step. Time in seconds; losses in nats per supervised token, for methods that divide by these tokens
+    (sft and distill), else per unit of what the method divides by."""
 
     step: int = Field(ge=1, description="Steps taken, including this one.")
-    loss: float = Field(description="Training loss of the step's rows, nats per supervised token.")
+    loss: float = Field(description="Training loss of the step's rows.")
     lr: float = Field(description="Learning rate of the step.")
     grad_norm: float = Field(description="Norm of the gradient before clipping.")
     tokens: int = Field(description="Tokens of the step's rows.")
     computed: int = Field(description="Tokens that went through the model; fewer than `tokens` if rows share a prefix.")
-    supervised: float = Field(description="Total weight of the supervised tokens, by which the loss was divided.")
+    supervised: float = Field(description="Total weight of the supervised tokens.")
     seconds: float = Field(description="Duration of the step without the dev evaluation, in seconds.")
     metrics: dict[str, float] | None = Field(
         None, description="Additional metrics of the method, by name; absent if none."
     )
     dev_loss: float | None = Field(None, description="Loss on all dev rows after the step, if it was measured.")
+    threads: int | None = Field(
+        None, description="Threads of the step, if fewer than planned because other processes used the cores."
+    )
 
 
 def _line_kind(line: object) -> str:
@@ -129,37 +136,40 @@ METRICS: TypeAdapter[StartLine | StepLine] = TypeAdapter(MetricsLine)
 
 
 class CheckpointState(Record):
-    """The state of a checkpoint besides weights and optimizer moments. Loss in nats per supervised token."""
+    """The state of a checkpoint besides weights and optimizer moments. Loss in the unit of metrics.jsonl."""
 
     step: int = Field(description="Steps taken.")
     hashes: dict[str, str] = Field(
         description="sha256 of data, model, template and plan, which a resumed run must match."
     )
-    best: float | None = Field(description="Lowest dev loss so far, nats per supervised token; null without dev rows.")
+    best: float | None = Field(description="Lowest dev loss so far; null without dev rows.")
     best_step: int | None = Field(description="The step of that loss.")
     best_sha256: str | None = Field(description="Hash of the file that holds the weights of that step.")
     stale_evals: int = Field(description="Dev evaluations since then, none of them better.")
 
 
 class BranchTraining(Record):
-    """How the training of a branch ended. Losses in nats per supervised token."""
+    """How the training of a branch ended. Losses in the unit of metrics.jsonl."""
 
     steps: int = Field(description="Steps taken.")
     stopped_early: bool = Field(
         description="Whether training ended before the planned steps, because dev loss had stopped falling."
     )
     best_step: int | None = Field(description="The step whose weights were kept; null without dev rows.")
-    best_dev_loss: float | None = Field(description="Dev loss of that step, nats per supervised token.")
-    first_dev_loss: float | None = Field(description="Dev loss before the first step, nats per supervised token.")
+    best_dev_loss: float | None = Field(description="Dev loss of that step.")
+    first_dev_loss: float | None = Field(description="Dev loss before the first step.")
     seconds: float = Field(
         description="Duration of the last process that trained, in seconds; a resumed training has several."
     )
     tokens: int = Field(description="Tokens of all rows of all steps.")
+    crowded_steps: int = Field(
+        0, description="Steps with fewer threads than planned; their last bits depend on what else the machine did."
+    )
     weights_sha256: str = Field(description="Hash of checkpoints/final.safetensors.")
 
 
 class Training(BranchTraining):
-    """How the run's own training ended. Losses in nats per supervised token, memory in GB."""
+    """How the run's own training ended. Losses in the unit of metrics.jsonl, memory in GB."""
 
     peak_gb: float = Field(description="Peak memory of the process, GB (1e9 bytes).")
     trained: int = Field(description="Number of trained parameters.")

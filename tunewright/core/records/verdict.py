@@ -51,7 +51,7 @@ class ArmResult(Value):
 
     description: str = Field(description="What the arm is.")
     trained: bool = Field(
-        description="Whether it learned from the training rows; such an arm cannot be the comparator."
+        description="Whether its model was trained on the training rows; such an arm cannot be the comparator."
     )
     variant: str = Field(description="The variant that dev chose; empty if there is only one.")
     on_dev: float | None = Field(description="Its dev score; null if dev did not choose.")
@@ -72,7 +72,7 @@ class Comparator(Value):
     score: float = Field(description="Its test score.")
     variant: str = Field(description="Its variant; empty if there is only one.")
     chosen_on: Literal["dev", "test"] = Field(
-        description="The side on which it was chosen; choosing on test favours it."
+        description="The side on which it was chosen; on test, the choice among several arms favours it."
     )
     on_dev: dict[str, float] = Field(description="Dev score of every untrained arm; empty if it was chosen on test.")
 
@@ -112,7 +112,7 @@ class CalibrationErrors(Value):
     log_loss: float = Field(description="Mean -log probability of the right label, in nats.")
     brier: float = Field(description="Mean squared error of the probabilities, summed over labels; 0 to 2.")
     ece: float = Field(description="Expected calibration error, 0 to 1.")
-    ece_interval: Interval = Field(description="Its 95 % interval.")
+    ece_interval: Interval = Field(description="Its 95% interval.")
 
 
 class CoveragePoint(NamedTuple):
@@ -157,18 +157,26 @@ class Verdict(Record):
     tuned: float = Field(description="Test score of the tuned arm.")
     comparator: Comparator = Field(description="The untrained arm that it is compared with.")
     arms: dict[str, ArmResult] = Field(description="Every arm on the same test rows, by family.")
-    groups: tuple[int, ...] = Field(description="Cluster of near-duplicates of each test row.")
-    verdict: VerdictWord = Field(description="BETTER also requires that every untrained arm is beaten.")
+    groups: tuple[int, ...] = Field(
+        description="For each test row, the number of its group: the first row that it is a near-duplicate of."
+    )
+    verdict: VerdictWord = Field(
+        description="BETTER also requires that every untrained arm is beaten; BETTER and WORSE, that the difference "
+        "exceeds the re-run noise."
+    )
     difference: float = Field(description="tuned - comparator.")
     interval: Interval = Field(description="Its interval, at 1 - alpha.")
     p_value: float = Field(description="Two-sided p-value of the difference.")
     test: str = Field(description="Methods of the interval and of the test.")
-    clusters: int = Field(description="Independent groups of test rows.")
+    clusters: int = Field(description="How many different groups the test rows belong to.")
     only_tuned: int = Field(description="Test rows on which the tuned arm scored higher.")
     only_comparator: int = Field(description="Test rows on which the comparator scored higher.")
     margin: float = Field(description="Differences within it are practically equal.")
     alpha: float = Field(description="1 - coverage of the intervals, 0 to 1.")
-    rows_needed: int | None = Field(description="Test rows needed to decide with power 0.8; null if these suffice.")
+    rows_needed: int | None = Field(
+        description="If the verdict is CANNOT TELL, test rows needed to decide with power 0.8; null if more rows would "
+        "not help, because of re-run noise or because an untrained arm is as good."
+    )
     n: int = Field(description="Test rows.")
     unbeaten: tuple[str, ...] = Field(description="Untrained arms that the tuned arm is not shown to beat.")
     variants_on_dev: dict[str, float] = Field(
@@ -209,6 +217,17 @@ class Verdict(Record):
     def doubts(self) -> tuple[str, ...]:
         """Untrained arms that prevent BETTER although the comparator is beaten."""
         return self.unbeaten if self.interval.low > 0 else ()
+
+    @property
+    def within_rerun_noise(self) -> bool:
+        """Whether re-run noise prevents BETTER or WORSE although the interval excludes 0."""
+        excludes_zero = self.interval.low > 0 or self.interval.high < 0
+        return self.rerun is not None and excludes_zero and abs(self.difference) <= self.rerun.floor
+
+    @property
+    def untrained_arms(self) -> tuple[str, ...]:
+        """The arms that could be the comparator."""
+        return tuple(name for name, arm in self.arms.items() if not arm.trained)
 
     @property
     def comparator_arm(self) -> ArmResult:

@@ -60,19 +60,24 @@ class Responder(Protocol):
 @dataclass(frozen=True)
 class Arm:
     """``family`` is the arm's name in the report; ``variant`` names one of its variants, among which dev chooses.
-    ``uses_adapter``: answers with the trained weights. ``learned_from_rows``: trained on the training rows in some way,
-    so it cannot be the comparator."""
+    ``uses_adapter``: answers with the trained weights. ``trained``: what answers, a language model or a classifier, was
+    trained on the training rows. Showing some of them in a prompt is not training, nor is counting their labels."""
 
     family: str
     description: str
     responder: Responder
     variant: str = ""
     uses_adapter: bool = False
-    learned_from_rows: bool = False
+    trained: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.family}-{self.variant}" if self.variant else self.family
+
+    @property
+    def can_be_comparator(self) -> bool:
+        """Whether the verdict may compare the tuned arm with this one: what users could do instead of training."""
+        return not self.trained
 
     @property
     def needs_model(self) -> bool:

@@ -75,7 +75,7 @@ def tuned(
     family: str = "tuned",
     description: str = "the trained weights, prompted as in training",
 ) -> Arm:
-    return Arm(family, description, language_model(task, recipe), uses_adapter=True, learned_from_rows=True)
+    return Arm(family, description, language_model(task, recipe), uses_adapter=True, trained=True)
 
 
 def _zero_shot(task: Task, train: Sequence[Chat], shared: str | None, config: ProveConfig) -> list[Arm]:
@@ -128,7 +128,7 @@ def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
     families = {"constant": [Arm("constant", "always the most frequent label", constant)]}
     if full:
         tfidf = Classifier(baselines.tfidf(train, task.labels), task.labels)
-        families["classical"] = [Arm("classical", "TF-IDF and logistic regression", tfidf, learned_from_rows=True)]
+        families["classical"] = [Arm("classical", "TF-IDF and logistic regression", tfidf, trained=True)]
     return families
 
 

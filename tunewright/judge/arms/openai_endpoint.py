@@ -126,7 +126,7 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
             break
     raise RunError(
         "REMOTE_FAILED",
-        f"{url} did not answer ({reason}).",
+        f"request to {url} failed: {reason}.",
         where=url,
         fix="check prove.remote and its API key, or leave prove.remote out.",
     )

@@ -73,11 +73,11 @@ def generic(seen: Sequence[str] = ()) -> list[Text]:
 
 def instructions() -> list[Instruction]:
     """300 short instructions, thirty of each of ten kinds."""
-    made = []
+    every = []
     for i, noun in enumerate(NOUNS):
         other = NOUNS[(i + 7) % len(NOUNS)]
         a, b = 2 + i, 3 + (i * 7) % 10
-        made += [
+        every += [
             Instruction(f"Write the word '{noun}' in capital letters. Write nothing else.", "capitals", noun.upper()),
             Instruction(f"Repeat this word and write nothing else: {noun}", "repeat", noun),
             Instruction(f"Answer with one word only: what is a {noun}?", "one word", ""),
@@ -99,7 +99,7 @@ def instructions() -> list[Instruction]:
             ),
             Instruction(f'Answer with this JSON object and nothing else: {{"thing": "{noun}"}}', "json", noun),
         ]
-    return made
+    return every
 
 
 def refusals() -> list[tuple[tuple[Message, ...], bool]]:

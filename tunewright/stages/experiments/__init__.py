@@ -1,2 +1,2 @@
-"""Additional trainings that answer questions about a run: one module per key of the config section `experiments`, and
+"""Extra training runs that answer questions about a run: one module per key of the config section `experiments`, and
 the learning curve."""

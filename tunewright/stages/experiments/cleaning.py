@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tunewright.core import records
-from tunewright.core.records import CLEANING, CROSSFIT, Cleaning, LabelCrossfit, NotCleaned, TextCrossfit
+from tunewright.core.records import CROSSFIT, Cleaning, LabelCrossfit, NotCleaned, TextCrossfit
+from tunewright.core.words import counted
 from tunewright.data.dataset import Dataset
 from tunewright.data.scores import mean
 from tunewright.runtime import branches, weights
@@ -25,15 +26,15 @@ def cleaning(work: Work) -> Cleaning | NotCleaned:
         return NotCleaned(flagged=counts)
     if not flagged:
         return NotCleaned(flagged=counts, reason="no rows are flagged, so there is nothing to leave out")
-    train, gone = work.data.side("train"), {i for rows in flagged.values() for i in rows}
-    kept = tuple(i for i in train if i not in gone)
+    train, dropped = work.data.side("train"), {i for rows in flagged.values() for i in rows}
+    kept = tuple(i for i in train if i not in dropped)
     branch = branches.of_rows(work, "cleaned", kept, len(kept) / len(train), work.plan.seed)
     cleaned = branches.scores(work, branch, "test")
-    as_is = work.answers.of(work.inputs.tuned, "test", weights.trained(work.run, work.plan))
+    as_is = work.answers.of(work.inputs.tuned, "test", weights.at_chosen_scale(work.run, work.plan))
     c = paired(work, cleaned, as_is)
     return Cleaning(
         flagged=counts,
-        dropped=len(gone),
+        dropped=len(dropped),
         rows=len(kept),
         cleaned=mean(cleaned),
         as_is=mean(as_is),
@@ -80,15 +81,13 @@ def lines(record: Cleaning | NotCleaned) -> Sequence[str]:
         return [f"cleaning: {record.reason}"] if record.reason else []
     low, high = record.interval
     return [
-        f"cleaned ({record.dropped} flagged rows left out) against the run: {record.verdict} "
-        f"{record.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+        f"cleaning: {record.verdict}: without {counted(record.dropped, 'flagged row')} {record.cleaned:.3f} vs. "
+        f"{record.as_is:.3f} with all rows, difference {record.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
     ]
 
 
 STAGE = Stage(
     name="cleaning",
-    record=CLEANING,
-    needs="work",
-    run=cleaning,
+    run=lambda inputs: cleaning(inputs.work()),
     lines=lines,
 )

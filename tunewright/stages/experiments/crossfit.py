@@ -1,5 +1,5 @@
 """Which rows look wrong to a model that was not trained on them? A model trained on one half of the training rows
-judges the other half; this is done for two different splits, because the mean of two judges errs less than either.
+scores the other half; this is done for two different splits, because the mean of two scores errs less than either.
 
 Labels: the probability that each is wrong (`data.label_noise`). Texts: how much less probable than under the base the
 answer became after training on rows of the same kind; the tail is reported. Nothing is dropped here, and test rows are
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tunewright.core.records import CROSSFIT, LabelCrossfit, LabelSuspect, NotMeasured, TextCrossfit, TextSuspect
+from tunewright.core.records import LabelCrossfit, LabelSuspect, NotMeasured, TextCrossfit, TextSuspect
 from tunewright.data import label_noise
 from tunewright.data.scores import LabelProbs
 from tunewright.model import kl
@@ -27,7 +27,7 @@ from tunewright.tokens.sequences import flat
 FOLDS, CUTS = 2, 2
 Folds = tuple[dict[int, int], ...]  # per cut: row -> fold
 TAIL = 0.05  # fraction of the rows that is reported
-TINY = 1e-9
+MIN_PROB = 1e-9
 
 
 def crossfit(work: Work) -> LabelCrossfit | TextCrossfit | NotMeasured:
@@ -61,7 +61,7 @@ def _labels(work: Work, folds: Folds) -> LabelCrossfit:
             assert isinstance(score.answer.output, LabelProbs)
             assert score.row is not None
             probs = score.answer.output.probs
-            logp[score.row] += np.log(np.maximum([probs[name] for name in names], TINY)) / CUTS
+            logp[score.row] += np.log(np.maximum([probs[name] for name in names], MIN_PROB)) / CUTS
     rows = sorted(logp)
     labels = [work.data.examples[i].target for i in rows]
     prob_RL = label_noise.tempered(np.exp([logp[i] for i in rows]), 1.0)
@@ -112,9 +112,7 @@ def lines(record: LabelCrossfit | TextCrossfit | NotMeasured) -> Sequence[str]:
 
 STAGE = Stage(
     name="crossfit",
-    record=CROSSFIT,
-    needs="work",
-    run=crossfit,
+    run=lambda inputs: crossfit(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

@@ -1,4 +1,4 @@
-"""Was the data enough? Trains on nested fractions of the training rows and evaluates all on the same test rows."""
+"""Was there enough data? Trains on nested fractions of the training rows and evaluates all on the same test rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tunewright.core.records import CURVE, LearningCurve, NotMeasured
+from tunewright.core.records import LearningCurve, NotMeasured
 from tunewright.data.scores import Score
 from tunewright.judge import extrapolation
 from tunewright.runtime import branches, weights
@@ -20,7 +20,8 @@ SEEDS = 3
 
 
 def learning_curve(work: Work, full: bool = False) -> LearningCurve:
-    """Half of the rows against all of them (one seed, half a training more), or four sizes with three seeds."""
+    """Half of the rows against all of them (one seed; one extra training run, of half the steps), or four sizes with
+    three seeds."""
     fractions, seeds = (FRACTIONS, SEEDS) if full else ((1 / 2, 1.0), 1)
     data, config, train = work.data, work.config.prove, work.data.side("train")
     labels = [data.examples[i].target if data.task.labels else "" for i in train]
@@ -49,7 +50,7 @@ def learning_curve(work: Work, full: bool = False) -> LearningCurve:
 
 def _scores(work: Work, rows: tuple[int, ...], fraction: float, seed: int) -> list[Score]:
     if fraction == 1.0 and seed == work.plan.seed:  # the run itself
-        return work.answers.of(work.inputs.tuned, "test", weights.trained(work.run, work.plan))
+        return work.answers.of(work.inputs.tuned, "test", weights.at_chosen_scale(work.run, work.plan))
     branch = branches.of_rows(work, f"{len(rows)}-rows-seed-{seed}", rows, fraction, seed)
     return branches.scores(work, branch, "test")
 
@@ -96,9 +97,7 @@ def lines(record: LearningCurve | NotMeasured) -> Sequence[str]:
 
 STAGE = Stage(
     name="learning_curve",
-    record=CURVE,
-    needs="work",
-    run=learning_curve,
+    run=lambda inputs: learning_curve(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

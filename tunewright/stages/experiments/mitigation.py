@@ -2,8 +2,8 @@
 answers.
 
 Replay: the base answers prompts that have nothing to do with the task, and its probabilities become targets in addition
-to the task's rows, so the loss includes the KL to the base on that text (self-generated replay, 2605.26097). Test rows
-are not used.
+to the task's rows, so the loss includes the KL from the base model on that text (self-generated replay, 2605.26097).
+Test rows are not used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunewright.core.records import MITIGATION, Drift, Mitigation, MitigationVariant
+from tunewright.core.records import Drift, Mitigation, MitigationVariant
+from tunewright.core.run_folder import chosen_scale
 from tunewright.data.examples import Message
 from tunewright.judge.probes import bank
 from tunewright.methods import distill
@@ -25,7 +26,7 @@ from tunewright.runtime.weights import Weights, base
 from tunewright.stages import forgetting
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
-from tunewright.tokens.sequences import TrainRow, after
+from tunewright.tokens.sequences import TrainRow, prompt_then_answer
 
 PROMPTS = (
     "Tell me about a {}.",
@@ -40,8 +41,8 @@ RULE = "the lowest KL on generic text among those whose dev score lies within on
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to train, measured: dev scores per row, and the drift from the base on the task's text and on generic
+class MeasuredVariant:
+    """One way of training, measured: dev scores per row, and the drift from the base on the task's text and on generic
     text."""
 
     dev: tuple[float, ...]
@@ -52,21 +53,23 @@ class Way:
 def mitigation(work: Work) -> Mitigation:
     """Trains two branches and compares them with the run on dev."""
     tuned, plan = work.inputs.tuned, work.plan
-    ways: dict[str, Weights] = {UNCHANGED: weights.trained(work.run, plan)}
-    dev = {UNCHANGED: work.answers.of(tuned, "dev", ways[UNCHANGED])}
+    variants: dict[str, Weights] = {UNCHANGED: weights.at_chosen_scale(work.run, plan)}
+    dev = {UNCHANGED: work.answers.of(tuned, "dev", variants[UNCHANGED])}
     for name, branch in _branches(work).items():
         dev[name] = branches.scores(work, branch, "dev", tuned)
-        ways[name] = branches.trained(work, branch)
+        variants[name] = branches.trained(work, branch)
     own, passages = forgetting.own_answers(work), forgetting.generic(work, forgetting.STANDARD_TOKENS)[0]
 
     def drift(name: str, text: str) -> Drift:
         rows = own if text == "task" else passages
-        measured = forgetting.measure_kl(work, ways[name], rows, [1.0], text)
+        measured = forgetting.measure_kl(work, variants[name], rows, [1.0], text)
         return Drift(kl_bits=measured.kl_bits[0], delta_bits=measured.delta_bits[0])
 
     measured = {
-        name: Way(tuple(s.score for s in dev[name]), drift(name, "task") if own else None, drift(name, "generic"))
-        for name in ways
+        name: MeasuredVariant(
+            tuple(s.score for s in dev[name]), drift(name, "task") if own else None, drift(name, "generic")
+        )
+        for name in variants
     }
     return Mitigation(
         rule=RULE,
@@ -79,7 +82,7 @@ def mitigation(work: Work) -> Mitigation:
 
 
 def _branches(work: Work) -> dict[str, Branch]:
-    plan, rows, dev, scale = work.plan, work.inputs.rows["train"], work.inputs.rows["dev"], work.run.scale
+    plan, rows, dev, scale = work.plan, work.inputs.rows["train"], work.inputs.rows["dev"], chosen_scale(work.run)
     slower = plan.model_copy(update={"lr": plan.lr / SLOWER})
     replayed = tuple(replay(work))
     both = (*rows, *replayed)
@@ -92,12 +95,12 @@ def _branches(work: Work) -> dict[str, Branch]:
     }
 
 
-def choose(ways: Mapping[str, Way], higher_is_better: bool) -> str:
+def choose(variants: Mapping[str, MeasuredVariant], higher_is_better: bool) -> str:
     """By `RULE`."""
     sign = 1.0 if higher_is_better else -1.0
-    best = max(ways, key=lambda name: sign * float(np.mean(ways[name].dev)))
-    good = (name for name in ways if forgetting.as_good(ways[name].dev, ways[best].dev, sign))
-    return min(good, key=lambda name: ways[name].generic.kl_bits)
+    best = max(variants, key=lambda name: sign * float(np.mean(variants[name].dev)))
+    good = (name for name in variants if forgetting.as_good(variants[name].dev, variants[best].dev, sign))
+    return min(good, key=lambda name: variants[name].generic.kl_bits)
 
 
 def replay(work: Work) -> list[TrainRow]:
@@ -109,7 +112,7 @@ def replay(work: Work) -> list[TrainRow]:
     with work.answers.chat_model(base(work.plan), REPLAY_TOKENS) as model:
         with work.console.bar("replay answers", len(prompts), unit="rows") as tick:
             answers = generate.greedy(model.model, prompts, model.decoding, tick)
-        rows = [after(p, a, -1 - i) for i, (p, a) in enumerate(zip(prompts, answers, strict=True)) if a]
+        rows = [prompt_then_answer(p, a, -1 - i) for i, (p, a) in enumerate(zip(prompts, answers, strict=True)) if a]
         return distill.with_teacher(model.model, rows, rows, work.plan.layout)
 
 
@@ -123,16 +126,14 @@ def skip_reason(work: Work) -> str | None:
 
 def lines(record: Mitigation) -> Sequence[str]:
     return [
-        f"mitigation: {name}: dev {way.dev:.3f}, KL on generic text {way.generic.kl_bits:.3f} bits per token"
-        for name, way in record.variants.items()
+        f"mitigation: {name}: dev {variant.dev:.3f}, KL on generic text {variant.generic.kl_bits:.3f} bits/token"
+        for name, variant in record.variants.items()
     ]
 
 
 STAGE = Stage(
     name="mitigation",
-    record=MITIGATION,
-    needs="work",
-    run=mitigation,
+    run=lambda inputs: mitigation(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewright.core.errors import ConfigError
-from tunewright.core.records import PROMPT_DISTILLATION, PromptDistillation, PromptTokens, Side
+from tunewright.core.records import PromptDistillation, PromptTokens, Side
 from tunewright.data.examples import Chat, Message
 from tunewright.data.scores import mean, mean_prompt_tokens
 from tunewright.judge.arms import families
@@ -24,7 +24,7 @@ from tunewright.runtime.weights import base
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
-from tunewright.tokens.sequences import TrainRow, after
+from tunewright.tokens.sequences import TrainRow, prompt_then_answer
 
 
 def prompt_distillation(work: Work) -> PromptDistillation:
@@ -46,7 +46,9 @@ def prompt_distillation(work: Work) -> PromptDistillation:
         "distilled",
         "trained on the base's answers under the instruction, without it",
     )
-    student = branches.scores(work, Branch("prompt-distillation", plan, tuple(rows), tuple(dev)), "test", student_arm)
+    # The scale that the run chose is for its own update; the student's is used in full.
+    branch = Branch("prompt-distillation", plan, tuple(rows), tuple(dev), scale=1.0)
+    student = branches.scores(work, branch, "test", student_arm)
     teacher = work.answers.of(work.inputs.arms["zero_shot"][0], "test", base(work.plan))
     c = paired(work, student, teacher)
     same = sum(x.answer.text == y.answer.text for x, y in zip(student, teacher, strict=True))
@@ -72,8 +74,8 @@ def distill_rows(work: Work, rows: Sequence[int], side: Side) -> list[TrainRow]:
         with work.console.bar(f"teacher's {side} answers", len(long), unit="rows") as tick:
             answers = generate.greedy(model.model, long, model.decoding, tick)
         ended = [[*a, template.eos] if len(a) < work.plan.max_new_tokens else a for a in answers]
-        teacher_rows = [after(p, a, i) for i, p, a in zip(rows, long, ended, strict=True)]
-        student_rows = [after(p, a, i) for i, p, a in zip(rows, short, ended, strict=True)]
+        teacher_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, long, ended, strict=True)]
+        student_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, short, ended, strict=True)]
         with work.console.bar(f"teacher's {side} probabilities", len(long), unit="rows") as tick:
             return distill.with_teacher(model.model, teacher_rows, student_rows, work.plan.layout, progress=tick)
 
@@ -89,17 +91,15 @@ def skip_reason(work: Work) -> str | None:
 def lines(record: PromptDistillation) -> Sequence[str]:
     tokens, (low, high) = record.prompt_tokens, record.interval
     return [
-        f"prompt distillation against the base with its prompt: {record.verdict} ({record.student:.3f} against "
-        f"{record.teacher:.3f}, {low:+.3f} to {high:+.3f}); {tokens.student:.0f} prompt tokens instead of "
-        f"{tokens.teacher:.0f}"
+        f"prompt distillation: {record.verdict}: student {record.student:.3f} vs. base with prompt "
+        f"{record.teacher:.3f}, difference {record.difference:+.3f} [{low:+.3f}, {high:+.3f}]; "
+        f"{tokens.student:.0f} prompt tokens instead of {tokens.teacher:.0f}"
     ]
 
 
 STAGE = Stage(
     name="prompt_distillation",
-    record=PROMPT_DISTILLATION,
-    needs="work",
-    run=prompt_distillation,
+    run=lambda inputs: prompt_distillation(inputs.work()),
     skip_reason=skip_reason,
     lines=lines,
 )
