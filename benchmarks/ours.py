@@ -20,7 +20,7 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow, single
-from tunewright.train import machine, profile
+from tunewright.train import crowding, machine, profile
 from tunewright.train.step import make_learner, take_step
 
 
@@ -92,7 +92,19 @@ def main() -> None:
         peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), note)
     profile.calibrate(model, rows[:2], plan)
     student = make_learner(model, plan)
-    serve(lambda step: take_step(student, rows, plan, step).loss, wire)
+    if not setup.get("adaptive"):
+        serve(lambda step: take_step(student, rows, plan, step).loss, wire)
+        return
+    crowd = crowding.alone(setup["threads"])
+
+    def step(number: int) -> float:
+        nonlocal crowd
+        loss = take_step(student, rows, plan, number).loss
+        crowd = crowding.after_step(crowd)
+        torch.set_num_threads(crowd.threads)
+        return loss
+
+    serve(step, wire)
 
 
 main()

@@ -25,6 +25,7 @@ def make_plan(setup: Setup) -> Plan:
     task = context.data.task.kind.name
     plan = planning.make_plan(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
     export.require_supported(context.config, plan, inputs.facts)
+    planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb)
     plan = after_self_test(setup, plan)
     speed = profile.calibrate(setup.models.untrained(plan), inputs.rows["train"], plan)
     plan = planning.with_estimate(plan, speed.tokens_per_second, machine.peak_gb(), speed.passes)

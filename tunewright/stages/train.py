@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from tunewright.core import records
-from tunewright.core.records import Training
+from tunewright.core.records import Receipt, Training
 from tunewright.model import adapters
 from tunewright.runtime.context import Context, Work
 from tunewright.runtime.receipt import input_hashes
@@ -36,9 +36,15 @@ def train(work: Work) -> Training:
 
         def progress(p: loop.Progress) -> None:
             dev = f" dev {p.dev_loss:.3f}" if p.dev_loss is not None else ""
-            tick(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s")
+            crowded = (
+                f", {p.threads} of {plan.threads} threads: others use the cores" if p.threads < plan.threads else ""
+            )
+            tick(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s{crowded}")
 
         result = loop.train(training_inputs, progress)
+    if result.crowded_steps:
+        receipt = records.read(run.receipt, Receipt)
+        records.write(run.receipt, receipt.model_copy(update={"crowded_steps": result.crowded_steps}))
     parameters = adapters.trainable(model.module)
     return Training(
         **asdict(result),
@@ -57,11 +63,12 @@ def train_separately(context: Context) -> Training:
 
 def lines(done: Training) -> Sequence[str]:
     early = f", stopped early after step {done.steps}" if done.stopped_early else ""
+    crowded = f"; {done.crowded_steps} steps with fewer threads, beside other processes" if done.crowded_steps else ""
     if done.best_dev_loss is None:
-        return [f"trained: {done.steps} steps{early}, {done.seconds:.0f} s"]
+        return [f"trained: {done.steps} steps{early}, {done.seconds:.0f} s{crowded}"]
     return [
         f"trained: dev loss {done.first_dev_loss:.3f} -> {done.best_dev_loss:.3f} (step {done.best_step}){early}, "
-        f"{done.seconds:.0f} s"
+        f"{done.seconds:.0f} s{crowded}"
     ]
 
 

@@ -21,14 +21,16 @@ from tunewright.core.records import METRICS, CheckpointState, StartLine, StepLin
 from tunewright.core.run_folder import Run
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow, digest
-from tunewright.train import checkpoints
+from tunewright.train import checkpoints, crowding
+from tunewright.train.crowding import Crowd
 from tunewright.train.step import Learner, dev_loss, learning_rate, make_learner, take_step
 
 
 @dataclass(frozen=True)
 class Progress:
     """One finished step. ``loss`` and ``dev_loss``: per unit of the method's weight (nats per supervised token, in
-    fine-tuning). ``tokens``: of the rows; with shared prefixes, fewer were computed. ``seconds``: of the step."""
+    fine-tuning). ``tokens``: of the rows; with shared prefixes, fewer were computed. ``seconds``: of the step, with
+    ``threads``."""
 
     step: int
     steps: int
@@ -37,6 +39,7 @@ class Progress:
     lr: float
     tokens: int
     seconds: float
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Trained:
     first_dev_loss: float | None
     seconds: float
     tokens: int
+    crowded_steps: int
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,12 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
         first = dev_loss(training.model, training.dev, plan)
         records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
         state = _with_best(run, student, _initial(hashes, first))
-    with _interrupts() as interrupted:
+    crowd = crowding.alone(plan.threads)
+    with _interrupts() as interrupted, crowding.restored():
         while state.step < plan.steps and not _out_of_patience(state, plan):
-            state = _one_step(training, student, state, progress)
+            state = _one_step(training, student, state, crowd, progress)
+            if plan.adapt_threads:
+                crowd = crowding.after_step(crowd)
             over = state.step == plan.steps or _out_of_patience(state, plan)
             if over or interrupted.is_set() or state.step % plan.checkpoint_every == 0:
                 checkpoints.save(run.checkpoints, student.parameters, student.optimizer, state, plan.checkpoint_keep)
@@ -113,14 +120,20 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
         first_dev_loss=next((line.dev_loss for line in lines if isinstance(line, StartLine)), None),
         seconds=round(time.monotonic() - started, 1),
         tokens=sum(line.tokens for line in lines if isinstance(line, StepLine)),
+        crowded_steps=sum(line.threads is not None for line in lines if isinstance(line, StepLine)),
     )
 
 
 def _one_step(
-    training: TrainingInputs, student: Learner, state: CheckpointState, progress: Callable[[Progress], None]
+    training: TrainingInputs,
+    student: Learner,
+    state: CheckpointState,
+    crowd: Crowd,
+    progress: Callable[[Progress], None],
 ) -> CheckpointState:
-    """Take the next step, measure the dev loss where it is due, and log both."""
+    """Take the next step with the threads of ``crowd``, measure the dev loss where it is due, and log both."""
     plan, run = training.plan, training.run
+    crowding.use(crowd)
     start = time.monotonic()
     done = take_step(student, training.rows, plan, state.step)
     seconds, step = round(time.monotonic() - start, 4), state.step + 1
@@ -138,12 +151,13 @@ def _one_step(
         seconds=seconds,
         metrics=done.metrics or None,
         dev_loss=dev,
+        threads=crowd.threads if crowd.threads < plan.threads else None,
     )
     state = _advanced(state, dev)
     if state.best_step == state.step:
         state = _with_best(run, student, state)
     records.append_line(run.metrics, line)
-    progress(Progress(state.step, plan.steps, done.loss, dev, line.lr, done.tokens, seconds))
+    progress(Progress(state.step, plan.steps, done.loss, dev, line.lr, done.tokens, seconds, crowd.threads))
     return state
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tunewright.train.memory import available
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -39,7 +41,8 @@ def measure(threads: int | None = None) -> Machine:
         free, total = map(float, torch.cuda.mem_get_info())
         name = torch.cuda.get_device_name()
     else:
-        total, free = _memory()
+        memory = available()
+        total, free = memory.total, memory.free
         name = _processor()
     fp32, bf16 = _gflops(device)
     return Machine(device, threads, round(total / 1e9, 1), round(free / 1e9, 1), fp32, bf16, name)
@@ -93,16 +96,6 @@ def _gflops(device: str, rounds: int = 6, seconds: float = 0.02) -> tuple[float,
                 best[dtype] = min(best[dtype], time.perf_counter() - start)
     fp32, bf16 = (round(2 * 512 * 1024 * 1024 / t / 1e9, 1) for t in best.values())
     return fp32, bf16
-
-
-def _memory() -> tuple[float, float]:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            kb = {line.split(":")[0]: float(line.split()[1]) for line in file}
-        return kb["MemTotal"] * 1024, kb["MemAvailable"] * 1024
-    except (OSError, KeyError):
-        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        return total, total / 2
 
 
 def _processor() -> str:

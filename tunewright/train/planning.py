@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from tunewright.core.config import Config, Estimate, MethodOptions, Plan, Recompute
-from tunewright.core.errors import ConfigError
+from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import Kernels
@@ -20,6 +20,7 @@ Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.1, 256  # fraction of the machine's memory; rows
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 TRAIN_MEMORY = 0.35  # fraction of the machine's memory for the activations of one pass
+CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 CONFIGURED = "as configured"
 
 T = TypeVar("T")
@@ -134,6 +135,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         adapter=config.adapter,
         seed=config.seed,
         threads=machine.cores,
+        adapt_threads=config.threads == "auto" and machine.device == "cpu" and machine.cores > 1,
         options=MethodOptions(**{name: getattr(t, name) for name in MethodOptions.model_fields}),
         **{name: choice.value for name, choice in chosen.items()},
         reasons={name: choice.reason for name, choice in chosen.items()},
@@ -299,6 +301,34 @@ def _tokens_per_pass(given: PlanInputs, dtype: Dtype, layout: Layout, recompute:
         max(sizes.longest, 256, min(most, fits)),
         f"about {fits} tokens fit in {TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB; "
         f"more than {most} in one pass bring no gain; the longest row has {sizes.longest}",
+    )
+
+
+def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> None:
+    """Raises TRAIN_MEMORY if training cannot fit into ``free`` bytes, with settings that can, so that a run is not
+    killed by the system after minutes."""
+
+    def needed(tokens: int, recompute: Recompute) -> float:
+        return weights + tokens * bytes_per_token(facts, sizes, plan.dtype, recompute)
+
+    weights = facts.parameters * (2 if plan.dtype == "bfloat16" else 4)
+    need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)
+    if need * CERTAIN <= free:
+        return
+    smallest = max(sizes.longest, 256)
+    less = needed(smallest, "layers")
+    if less <= free:
+        fix = f"set train.gradient_checkpointing=layers train.tokens_per_pass={smallest}, or end other programs."
+    else:
+        fix = (
+            f"end other programs; the smallest setting needs {less / 1e9:.1f} GB, so choose a smaller model or shorter "
+            "rows (train.max_length with data.too_long=drop)."
+        )
+    raise TrainError(
+        "TRAIN_MEMORY",
+        f"training needs about {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB can be used.",
+        where="train.tokens_per_pass",
+        fix=fix,
     )
 
 

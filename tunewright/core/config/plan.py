@@ -23,6 +23,7 @@ class Plan(Frozen):
 
     ``options``: the settings that only the method reads. ``rows`` and ``tokens`` count training rows and their tokens;
     ``supervised_tokens`` counts the targets among them.
+    ``adapt_threads``: whether training uses fewer threads while other processes use the cores.
     ``version`` is that of the schema of plan.json.
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
@@ -53,6 +54,7 @@ class Plan(Frozen):
     seed: int
     threads: int
     options: MethodOptions = MethodOptions()
+    adapt_threads: bool = False
     max_new_tokens: int
     decode_batch_size: int
     estimate: Estimate | None = None
@@ -61,5 +63,6 @@ class Plan(Frozen):
 
     @model_serializer(mode="wrap")
     def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Without ``options`` where none is set, so that the plans and hashes of other methods stay as they are."""
-        return {k: v for k, v in serialize(self).items() if k != "options" or v}
+        """Without ``options`` and ``adapt_threads`` where they are not set, so that other plans, and their hashes, stay
+        as they are."""
+        return {k: v for k, v in serialize(self).items() if k not in ("options", "adapt_threads") or v}

@@ -302,7 +302,11 @@ class Config(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="Determines row order, adapter initialisation and dropout."
     )
-    threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads; auto: one per core.")
+    threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto",
+        description="CPU threads; auto: one per core, and fewer in training steps while other processes use the cores. "
+        "A number is kept whatever else the machine does, so that a run repeated there has the same bits.",
+    )
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     adapter: AdapterConfig = AdapterConfig()

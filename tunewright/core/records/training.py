@@ -74,6 +74,9 @@ class Receipt(Record):
     machine: MachineFacts = Field(description="The machine of the run.")
     seed: int = Field(description="Seed of all random draws.")
     threads: int = Field(description="Threads of torch.")
+    crowded_steps: int = Field(
+        0, description="Training steps with fewer threads, because other processes used the cores; set after training."
+    )
     instruction: str | None = Field(description="The most frequent system message of the training rows; null if none.")
     tools: list[dict[str, JsonValue]] = Field(
         description="The most frequent tools of the training rows that have tools."
@@ -119,6 +122,9 @@ class StepLine(Line):
         None, description="Additional metrics of the method, by name; absent if none."
     )
     dev_loss: float | None = Field(None, description="Loss on all dev rows after the step, if it was measured.")
+    threads: int | None = Field(
+        None, description="Threads of the step, if fewer than planned because other processes used the cores."
+    )
 
 
 def _line_kind(line: object) -> str:
@@ -159,6 +165,9 @@ class BranchTraining(Record):
         description="Duration of the last process that trained, in seconds; a resumed training has several."
     )
     tokens: int = Field(description="Tokens of all rows of all steps.")
+    crowded_steps: int = Field(
+        0, description="Steps with fewer threads than planned; their last bits depend on what else the machine did."
+    )
     weights_sha256: str = Field(description="Hash of checkpoints/final.safetensors.")
 
 

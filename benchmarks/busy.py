@@ -1,0 +1,155 @@
+"""A training step and decoding on a machine that is not idle: beside busy processes, another torch process, an
+installer and a compiler, and with little memory left.
+
+    python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--out results/busy.md]
+
+The threads are fixed (one per core) or adapt to the neighbours (`tunewright.train.crowding`, what a run does). Times
+are divided by the median of the undisturbed steps of the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from subject import Subject
+from workloads import Workload, rows
+
+from tunewright.train import machine
+
+HERE = Path(__file__).parent
+# Eight rows like those of the demo: some thirty common tokens, then eighty of their own, two thirds of them targets.
+WORKLOAD = Workload("addresses", "8 rows of 110 tokens", 30, (80, 80), 55, 8, 0.0)
+SPIN = "while True: pass"
+TORCH = "import torch\na = torch.randn(1500, 1500)\nwhile True: a = torch.tanh(a @ a / 40)"
+INSTALL = """
+import itertools, pathlib, shutil, sysconfig, tempfile
+source = pathlib.Path(sysconfig.get_paths()["purelib"])
+for n in itertools.count():
+    to = pathlib.Path(tempfile.mkdtemp())
+    for package in ("torch", "transformers", "scipy"):
+        shutil.copytree(source / package, to / package)
+    shutil.rmtree(to)
+"""
+COMPILE = """
+import itertools, pathlib, subprocess, tempfile
+line = "int f{0}(int x) {{ int y = x; for (int j = 0; j < {0}; j++) y = y * {1} + j; return y; }}"
+lines = [line.format(i, i + 3) for i in range(3000)]
+with tempfile.TemporaryDirectory() as folder:
+    file = pathlib.Path(folder) / "a.c"
+    file.write_text("\\n".join(lines))
+    while True: subprocess.run(["cc", "-O2", "-c", str(file), "-o", str(file.with_suffix(".o"))], check=True)
+"""
+# Takes all free memory but a gigabyte and keeps writing to it, so that the kernel looks for pages to take back.
+MEMORY = """
+import mmap
+free = {l.split(":")[0]: int(l.split()[1]) for l in open("/proc/meminfo")}["MemAvailable"] * 1024
+size = max(1 << 30, free - (1 << 30))
+held = mmap.mmap(-1, size)
+while True:
+    for at in range(0, size, 4096): held[at] = (held[at] + 1) % 256
+"""
+NEIGHBOURS: dict[str, list[str]] = {
+    "one busy process": [SPIN],
+    "two busy processes": [SPIN, SPIN],
+    "another torch process (2 threads)": [TORCH],
+    "an installer and a compiler": [INSTALL, COMPILE],
+    "an installer, a compiler and a torch process": [INSTALL, COMPILE, TORCH],
+    "all free memory but 1 GB in use": [MEMORY],
+}
+
+
+@contextlib.contextmanager
+def beside(scripts: list[str]) -> Iterator[None]:
+    """Run the scripts, each in a process group of its own, and end them afterwards."""
+    running = [subprocess.Popen([sys.executable, "-c", s], start_new_session=True) for s in scripts]
+    try:
+        time.sleep(3.0 if scripts else 0.0)
+        yield
+    finally:
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for left in Path(tempfile.gettempdir()).glob("tmp*"):
+            if (left / "torch").is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def setup(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    from tunewright.model import loading
+
+    model = loading.resolve("smollm2-135m")
+    file = folder / "rows.json"
+    if not file.exists():
+        file.write_text(json.dumps(rows(WORKLOAD, 64, AutoTokenizer.from_pretrained(model))))
+    base = {"name": name, "folder": str(folder), "rows": str(file), "model": str(model), "batch": WORKLOAD.batch}
+    return {**base, "lr": 1e-4, "dtype": "bfloat16", "layout": "shared", "threads": machine.cores(), **more}
+
+
+def measure(start: Callable[[], Subject], steps: int, rounds: int, only: list[str]) -> dict[str, list[float]]:
+    """Seconds of each step over the undisturbed median of its round, by neighbours."""
+    ratios: dict[str, list[float]] = {name: [] for name in ("nothing", *only)}
+    subject = start()
+    subject.step()
+    for _ in range(rounds):
+        quiet = [subject.step()["seconds"] for _ in range(steps)]
+        middle = statistics.median(quiet)
+        ratios["nothing"] += [s / middle for s in quiet]
+        for name in only:
+            with beside(NEIGHBOURS[name]):
+                ratios[name] += [subject.step().get("seconds", float("nan")) / middle for _ in range(steps)]
+            subject.step()
+            subject.step()
+    subject.end()
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=list(NEIGHBOURS), choices=list(NEIGHBOURS))
+    parser.add_argument("--passive", action="store_true", help="with OMP_WAIT_POLICY=passive")
+    asked = parser.parse_args()
+    if asked.passive:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    print("| neighbours | " + " | ".join(f"{w}: median (worst step)" for w in WAYS) + " |")
+    print("|---" * (len(WAYS) + 1) + "|")
+    with tempfile.TemporaryDirectory(prefix="tunewright-busy-") as scratch:
+        folder = Path(scratch)
+        results = {
+            way: measure(
+                lambda more=more, way=way: Subject(Path(sys.executable), HERE / "ours.py", setup(folder, way, **more)),
+                asked.steps,
+                asked.rounds,
+                asked.only,
+            )
+            for way, more in WAYS.items()
+        }
+    for name in ("nothing", *asked.only):
+        cells = [f"{statistics.median(r[name]):.2f} ({max(r[name]):.2f})" for r in results.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "fixed threads": {},
+    "threads that adapt": {"adaptive": True},
+}
+
+if __name__ == "__main__":
+    main()
