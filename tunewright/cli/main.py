@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,7 +102,9 @@ def check(
     page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as an HTML page.")] = None,
 ) -> None:
     """Audit and split the data, without loading a model."""
+    from tunewright.core.locations import title
     from tunewright.data import dataset
+    from tunewright.data.remedies.change import changed_rows, summaries
 
     data = dataset.load(_config(source, settings, None))
     if data.task.labels and not as_json:
@@ -112,21 +115,25 @@ def check(
         from tunewright.report import report
 
         typed = records.Audit.model_validate(audit, strict=False)
-        run_folder.write_atomic(page, report.audit_page(typed, Path(source).name))
+        run_folder.write_atomic(page, report.audit_page(typed, title(source)))
     if as_json:
         out(audit)
         return
     task = audit["task"]
-    typer.echo(f"{audit['rows']} rows, format {audit['format']}, task {task['kind']}: {task['reason']}")
+    rows = f"{audit['rows']} rows{changed_rows(data.changes)}"
+    typer.echo(f"{rows}, format {audit['format']}, task {task['kind']}: {task['reason']}")
     typer.echo("split: " + ", ".join(f"{n} {s}" for s, n in audit["sides"].items()))
     for notice in audit["notices"]:
         typer.echo(f"notice: {notice}")
+    for summary in summaries(data.changes):
+        typer.secho(summary.text, fg="yellow")
+        typer.echo("  " + _places(summary.places))
     if audit["unused"]:
         typer.echo("unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in audit["unused"].items()))
     for finding in audit["findings"]:
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
-        typer.echo("  " + ", ".join(finding["where"][:8]) + (" ..." if len(finding["rows"]) > 8 else ""))
+        typer.echo("  " + _places(finding["where"]))
     for s in audit["suspects"][:10]:
         where = s["where"].rsplit("/", 1)[-1]
         typer.echo(
@@ -135,6 +142,10 @@ def check(
         )
     if not audit["findings"]:
         typer.echo("nothing flagged; this does not prove that the data is correct")
+
+
+def _places(where: Sequence[str]) -> str:
+    return ", ".join(where[:8]) + (" ..." if len(where) > 8 else "")
 
 
 @app.command()
@@ -147,17 +158,18 @@ def preview(
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green."""
     from tunewright.core.errors import data_error
-    from tunewright.data import dataset, formats, sources
+    from tunewright.core.locations import title
+    from tunewright.data.remedies import prepared
     from tunewright.model import loading, model_files
     from tunewright.tokens import rendering
 
     config = _config(source, settings, model)
-    parsed = formats.parse(sources.read(config.data.train).rows, dataset.row_settings(config))
+    parsed = prepared.read(config.data.train, config, prepared.row_settings(config)).parsed
     if not 1 <= row <= len(parsed.examples):
         raise data_error(
             "DATA_FIELD_MISSING",
             f"there is no row {row}; the file has {len(parsed.examples)} rows.",
-            where=config.data.train,
+            where=title(config.data.train),
             fix=f"choose a row from 1 to {len(parsed.examples)}.",
         )
     folder = loading.resolve(config.model)

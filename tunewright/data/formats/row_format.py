@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tunewright.core.errors import DataError, Problem, data_error
@@ -73,12 +73,13 @@ class RowFormat:
 @dataclass(frozen=True)
 class Parsed:
     """The valid examples of one file, in order; ``unused`` maps a field that is not used to the number of rows that
-    have it. ``dropped``: the problems of the rows that were left out."""
+    have it. ``dropped``: the problems of the rows that were left out; ``fixed``: those that `fix_turns` solved."""
 
     format: str
     examples: tuple[Example, ...]
     unused: dict[str, int]
     dropped: tuple[Problem, ...] = ()
+    fixed: tuple[Problem, ...] = ()
 
 
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
@@ -88,18 +89,31 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     row_format = detect(renamed, formats) if how.format == "auto" else next(f for f in formats if f.name == how.format)
     problems: list[Problem] = []
     dropped: list[Problem] = []
+    fixed: list[Problem] = []
     examples: list[Example] = []
     unused: Counter[str] = Counter()
     for row in renamed:
         unused.update(row_format.unused(row.data))
         try:
-            examples.append(row_format.read(row, how))
+            example, solved = _read(row_format, row, how)
+            examples.append(example)
+            fixed += solved
         except DataError as error:
             droppable = all(p.code in how.drop for p in error.problems)
             (dropped if droppable else problems).extend(error.problems)
     if problems:
         raise DataError(problems)
-    return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped))
+    return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped), tuple(fixed))
+
+
+def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, tuple[Problem, ...]]:
+    """The example of a row, and the problems that `fix_turns` solved in it."""
+    try:
+        return row_format.read(row, replace(how, fix_turns=False)), ()
+    except DataError as error:
+        if not how.fix_turns:
+            raise
+        return row_format.read(row, how), error.problems
 
 
 # Fields of rows that need another training method or another kind of model: read by nothing yet.
