@@ -144,6 +144,37 @@ def check(
         typer.echo("nothing flagged; this does not prove that the data is correct")
 
 
+@app.command()
+def fix(
+    source: Source,
+    target: Annotated[Path, typer.Option("--out", "-o", help="File to write; it must not exist.", metavar="FILE")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Write a repaired copy of the rows, as JSON Lines, and the list of changes as FILE.changes.jsonl.
+
+    By default: encoding guessed, control characters removed, rows that cannot be read or are empty dropped, turns put
+    in order, exact duplicates dropped. Settings of data switch repairs off or on, e.g. data.duplicates=keep.
+    """
+    from tunewright.data.remedies import repaired
+    from tunewright.data.remedies.change import changed_rows, counts, summaries
+
+    config = _config(source, [*repaired.DEFAULTS, *(settings or [])], None)
+    repaired.check_output(config, target)
+    result = repaired.repair(config)
+    repaired.write(result, target)
+    if as_json:
+        dropped, changed = counts(result.changes)
+        kinds = [summary.to_json() for summary in summaries(result.changes)]
+        out({"file": str(target), "rows": len(result.lines), "dropped": dropped, "changed": changed, "changes": kinds})
+        return
+    typer.echo(f"{target}: {len(result.lines)} rows{changed_rows(result.changes)}")
+    for summary in summaries(result.changes):
+        typer.echo(f"  {summary.text}")
+    typer.echo(f"every change: {repaired.changes_file(target)}")
+    typer.echo(f"next: tunewright check {target}")
+
+
 def _places(where: Sequence[str]) -> str:
     return ", ".join(where[:8]) + (" ..." if len(where) > 8 else "")
 

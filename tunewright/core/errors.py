@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "DATA_EMPTY": "a file without rows",
     "DATA_EMPTY_TARGET": "an empty answer, label, prompt or document",
     "DATA_ENCODING": "bytes that are not valid in the encoding of the file (UTF-8, unless data.encoding is set)",
+    "DATA_EXISTS": "the file that `tunewright fix` would write exists, or would be read as data",
     "DATA_FIELD_MISSING": "a row lacks a field that its format requires",
     "DATA_FIELD_TYPE": "a field that must be text is something else",
     "DATA_FILE_TWICE": "a file that is listed twice, or matched by two patterns",

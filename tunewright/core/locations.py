@@ -4,6 +4,7 @@ of these."""
 from __future__ import annotations
 
 import glob
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,14 +34,20 @@ def is_pattern(name: str) -> bool:
 
 
 def shown(name: str) -> str:
-    """A name as messages and records print it: a URL without its query and password, which may be secrets."""
+    """A name as messages and records print it: a URL without its password and query, which may be secrets; a few digits
+    of the query's hash distinguish files that differ only in it."""
     if not is_url(name):
         return name
-    scheme, _, rest = name.partition("://")
+    scheme, _, rest = without_query(name).partition("://")
     host, slash, path = rest.partition("/")
-    if scheme.startswith("http"):
-        path = re.split("[?#]", path, maxsplit=1)[0]
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    query = name[len(without_query(name)) :]
+    mark = f"?{hashlib.sha256(query.encode()).hexdigest()[:6]}" if query else ""
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{mark}"
+
+
+def without_query(name: str) -> str:
+    """The part of a web address that ends with the name of a file."""
+    return re.split("[?#]", name, maxsplit=1)[0] if name.startswith(("http://", "https://")) else name
 
 
 def title(value: str | Sequence[str] | None) -> str:
@@ -48,7 +55,7 @@ def title(value: str | Sequence[str] | None) -> str:
     names = listed(value)
     if not names:
         return ""
-    first = shown(names[0]).removeprefix(HUB).rstrip("/").rpartition("/")[2] or names[0]
+    first = names[0] if names[0].startswith(HUB) else without_query(names[0]).rstrip("/").rpartition("/")[2] or names[0]
     return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunewright.core.errors import DataError, Problem, data_error
-from tunewright.core.locations import HUB, is_local, shown
+from tunewright.core.locations import HUB, is_local, shown, title, without_query
 from tunewright.data.files import compression, content, csv_rows, documents, encoding, hub, json_rows, parquet, paths
 from tunewright.data.files.rows import FileSettings, Item, Row
 from tunewright.data.remedies.change import Change, drop
@@ -75,7 +75,7 @@ def _read_file(name: str, how: FileSettings) -> Source:
         return _collected(rows.items, rows.sha256, name, how)
     try:
         actual = content.content(name, how)
-        return _collected(_items(actual, shown(name), how), actual.sha256, shown(name), how)
+        return _collected(_items(actual, name, how), actual.sha256, shown(name), how)
     except DataError as error:
         # A document is a row: one that cannot be read is left out like a row.
         if documents.is_document(name) and all(p.code in how.drop for p in error.problems):
@@ -84,9 +84,9 @@ def _read_file(name: str, how: FileSettings) -> Source:
         raise
 
 
-def _items(actual: content.Content, place: str, how: FileSettings) -> Iterator[Item]:
+def _items(actual: content.Content, file: str, how: FileSettings) -> Iterator[Item]:
     """The rows, problems, changes and notices of a file."""
-    name = place.lower()
+    place, name = shown(file), without_query(file).lower()
     for suffix in compression.SUFFIXES:
         name = name.removesuffix(suffix)
     if name.endswith(".parquet") or actual.raw.startswith(content.PARQUET):
@@ -134,7 +134,7 @@ def _joined(files: Sequence[str], parts: Sequence[Source]) -> Iterator[str]:
     about: dict[str, list[str]] = {}
     for file, part in zip(files, parts, strict=True):
         for notice in part.notices:
-            about.setdefault(notice, []).append(shown(file).rpartition("/")[2] or file)
+            about.setdefault(notice, []).append(title(file))
     for notice, names in about.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         yield f"{names[0]}{more}: {notice}"
