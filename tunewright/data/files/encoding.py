@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from tunewright.core.errors import data_error
+from tunewright.core.pii import excerpt
 from tunewright.data.files.rows import AUTO, FileSettings
 from tunewright.data.remedies.change import Change
 
 BOM = "\ufeff"
+NEWLINE = b"\n"
 WESTERN = "cp1252"
 # Western European text has few letters outside ASCII; more of them are another alphabet, or no text.
 MOST_WESTERN = 0.15
@@ -23,18 +26,29 @@ def decode(raw: bytearray, name: str, how: FileSettings) -> tuple[str, list[Chan
         at = error.start if isinstance(error, UnicodeDecodeError) else 0
         if how.encoding == AUTO and (repaired := _repaired(raw, name)):
             return repaired
-        line, guess = raw.count(b"\n", 0, at) + 1, _guess(raw)
-        looks = f"; the file looks like {guess}" if guess and guess != codec else ""
-        fix = f"set data.encoding={guess}." if looks else "set data.encoding=... to the encoding of the file."
-        message = f"byte {at} is not valid {codec.upper()}{looks}."
-        raise data_error("DATA_ENCODING", message, where=f"{name}:{line}", fix=fix) from None
+        message, fix = _advice(raw, codec, at)
+        where = f"{name}:{raw.count(NEWLINE, 0, at) + 1}"
+        raise data_error("DATA_ENCODING", message, where=where, fix=fix) from None
+
+
+def _advice(raw: bytearray, codec: str, at: int) -> tuple[str, str]:
+    """What is wrong at byte ``at``, and the setting that may solve it."""
+    message, guess = f"byte {at} is not valid {codec.upper()}", _guess(raw)
+    if not guess or guess == codec:
+        return f"{message}.", "set data.encoding=... to the encoding of the file."
+    message += f"; the file looks like {guess}"
+    if guess == WESTERN and not raw[:at].isascii():
+        return f"{message}, but not in every line.", f"set data.encoding={AUTO}, which decides line by line."
+    return f"{message}.", f"set data.encoding={guess}."
 
 
 def _guess(raw: bytearray) -> str:
-    """The codec of text that is not UTF-8; empty if it is none that can be recognised."""
+    """The codec that a text seems to have; empty if it is none that can be recognised."""
     head = bytes(raw[:4000])
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
+    with suppress(UnicodeDecodeError):
+        return raw.decode("utf-8") and "utf-8"
     zeros = [head[k::2].count(0) for k in (0, 1)]
     if max(zeros) > len(head) / 4:
         return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
@@ -55,13 +69,13 @@ def _repaired(raw: bytearray, name: str) -> tuple[str, list[Change]] | None:
         return None
     lines: list[str] = []
     changes: list[Change] = []
-    for number, line in enumerate(raw.split(b"\n"), 1):
+    for number, line in enumerate(raw.split(NEWLINE), 1):
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             # Five bytes have no character in Windows-1252; latin-1 makes control characters of them.
             lines.append("".join(_western(byte) for byte in line))
-            around = lines[-1][max(0, error.start - 20) : error.start + 20].strip()
+            around = excerpt(lines[-1], error.start)
             changes.append(_change(f"{name}:{number}", f"read as Windows-1252: `{around}`"))
     return "\n".join(lines), changes
 

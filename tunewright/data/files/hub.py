@@ -90,10 +90,11 @@ def _errors(name: str) -> Iterator[None]:
     except ImportError:
         raise MissingExtra("datasets", f"reading {name}", "pip install 'tunewright[datasets]'") from None
     except Exception as error:
-        detail = (str(error).strip().splitlines() or [""])[0][:300]
+        cause = error.__cause__ or error  # datasets wraps what went wrong in a file
+        detail = (str(cause).strip().splitlines() or [""])[0][:300]
         raise data_error(
             "DATA_UNREADABLE",
-            f"the data set cannot be read ({type(error).__name__}: {detail.rstrip('.')}).",
+            f"the data set cannot be read ({type(cause).__name__}: {detail.rstrip('.')}).",
             where=name,
             fix="check the name, configuration, revision and split on its page; without network, give the commit of a "
             "copy in the cache after @.",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from tunewright.core.errors import DataError, Problem, data_error
-from tunewright.core.pii import masked
+from tunewright.core.pii import excerpt
 from tunewright.data.files.rows import FileSettings, Item
 from tunewright.data.files.values import DROP, FIXES, BadValue, rows_of
 from tunewright.data.remedies.change import Change
@@ -118,10 +118,8 @@ def _accepted(where: str, how: FileSettings) -> Change:
 
 def _around(text: str, error: json.JSONDecodeError) -> str:
     """The message of an error with the text around it, without private data."""
-    start = max(0, error.pos - 500)  # far enough back to recognise private data that the excerpt cuts off
-    around, at = masked(text[start : error.pos + 500], in_place=True), error.pos - start
-    excerpt = around[max(0, at - 20) : at + 20].strip()
-    return f"{error.msg} at `{excerpt}`." if excerpt else f"{error.msg}."
+    around = excerpt(text, error.pos)
+    return f"{error.msg} at `{around}`." if around else f"{error.msg}."
 
 
 def _array(text: str, name: str, how: FileSettings) -> Iterator[Item]:

@@ -113,7 +113,7 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
             unused.update(row_format.unused(row.data))
         except DataError as error:
             droppable = all(p.code in how.drop for p in error.problems)
-            (dropped if droppable else problems).extend(error.problems)
+            (dropped if droppable else problems).extend(map(_or_drop, error.problems))
     if problems:
         raise DataError(problems)
     return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped), tuple(fixed))
@@ -127,6 +127,15 @@ def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, t
         if not how.fix_turns:
             raise
         return row_format.read(row, how), error.problems
+
+
+def _or_drop(problem: Problem) -> Problem:
+    """A problem whose fix also names the setting that leaves such rows out, unless it names one already."""
+    if "data." in problem.fix:
+        return problem
+    fix = problem.fix.removesuffix(".") + ("" if problem.fix.endswith("?") else ",")
+    setting = " or set data.invalid=drop to leave such rows out."
+    return replace(problem, fix=fix + (setting.replace(" or", " Or") if fix.endswith("?") else setting))
 
 
 def _renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
@@ -167,7 +176,7 @@ def detect(rows: Sequence[Row], formats: Sequence[RowFormat]) -> RowFormat:
             "DATA_MIXED_SCHEMA",
             f"the rows have different formats: {parts}.",
             where=rows[0].where,
-            fix="use one format per file, or set data.format=...",
+            fix=f"set data.format={ordered[0][0]}, and data.invalid=drop to leave the other rows out.",
         )
     if votes:
         return next(f for f in formats if f.name in votes)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunewright.core.errors import Problem
+from tunewright.core.pii import masked
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class Change:
     setting: str
     message: str
     dropped: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", masked(self.message))  # messages quote rows
 
     def to_json(self) -> dict[str, object]:
         return {

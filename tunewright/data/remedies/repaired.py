@@ -106,9 +106,15 @@ def _reordered(row: Row, row_format: RowFormat, how: RowSettings) -> Data | None
     """A row with its messages in a valid order; None if its format does not keep them in one list."""
     if len(row_format.lists) != 1 or row_format.fields != row_format.lists:
         return None
-    name = how.columns.get(row_format.lists[0], row_format.lists[0])
+    name = _field(row.data, row_format.lists[0], how)
     messages = conversation.fixed(conversation.read(row.data[name], name, row.where))
     return {**row.data, name: [_written(m) for m in messages]}
+
+
+def _field(data: Data, name: str, how: RowSettings) -> str:
+    """What a row calls a field of its format."""
+    wanted = how.columns.get(name, name)
+    return next((k for k in data if k == wanted), None) or next(k for k in data if k.lower() == wanted.lower())
 
 
 def _written(message: Message) -> Data:
@@ -122,7 +128,7 @@ def _relabelled(data: Data, row_format: RowFormat, how: RowSettings, example: Ex
     def spelt(value: object) -> object:
         return label if isinstance(value, str) and labels.key(value) == labels.key(label) else value
 
-    last = how.columns.get(row_format.fields[-1], row_format.fields[-1])
+    last = _field(data, row_format.fields[-1], how)
     value = data[last]
     if isinstance(value, list) and value and isinstance(value[-1], dict):  # messages
         value = [*value[:-1], {k: spelt(v) if k in ("content", "value") else v for k, v in value[-1].items()}]
