@@ -171,8 +171,9 @@ class RunError(TunewrightError):
 class MissingExtra(TunewrightError):
     """An optional package is needed; the fix is the command that installs it."""
 
-    def __init__(self, package: str, why: str, command: str) -> None:
-        super().__init__("MISSING_PACKAGE", f"{why} requires the package {package}.", fix=f"run `{command}`.")
+    def __init__(self, package: str, why: str, command: str, *, where: str = "") -> None:
+        message = f"{why} requires the package {package}."
+        super().__init__("MISSING_PACKAGE", message, where=where, fix=f"run `{command}`.")
 
 
 class TrainError(TunewrightError):

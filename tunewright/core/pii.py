@@ -50,10 +50,10 @@ def masked(text: str, *, in_place: bool = False) -> str:
 
 
 def excerpt(text: str, at: int, width: int = 20) -> str:
-    """What is around a place in a text, masked."""
+    """What is around a place in a text, masked, on one line."""
     start = max(0, at - 500)  # far enough back to recognise private data that the excerpt cuts off
     around = masked(text[start : at + 500], in_place=True)
-    return around[max(0, at - start - width) : at - start + width].strip()
+    return " ".join(around[max(0, at - start - width) : at - start + width].split())
 
 
 def _matches(text: str) -> Iterator[tuple[str, int, int]]:

@@ -42,7 +42,7 @@ WRONG = ['"open,3', '"open" x,3', "one", "one,two,three", '"a"b,"c']
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([*WRONG, "text,1", '"quoted, text",2']), min_size=1, max_size=12))
 def test_a_wrong_line_costs_itself(lines: list[str]) -> None:
-    """An open quote takes the lines up to the next quote with it only if they then form a record of the right length."""
+    """An open quote takes the lines up to the next quote with it only if they form a record of the right length."""
     read = items("text,label\n" + "\n".join(lines) + "\n")
     wrong = [i for i in read if isinstance(i, Problem)]
     good = [i for i in read if isinstance(i, Row)]

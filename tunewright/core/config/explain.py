@@ -157,5 +157,6 @@ def explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
             fix=f"set its keys, e.g. `{next(k for k in known if k.startswith(key + '.'))}`.",
         )
     kind, _ = known[key]
-    fix = f"put it in quotes: '{key}=\"...\"'." if kind.startswith("text") else f"set {key} to an allowed value."
+    text = kind.startswith("text") and not isinstance(value, list)
+    fix = f"put it in quotes: '{key}=\"...\"'." if text else f"set {key} to an allowed value."
     return ConfigError("CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), fix=fix)

@@ -32,11 +32,14 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), *
     for item in overrides:
         key, eq, text = item.partition("=")
         if not eq or not key.strip():
+            file = Path(item).exists()
             raise ConfigError(
                 "CONFIG_SYNTAX",
-                f"`{item}` is not a key=value override.",
+                f"`{item}` is not a key=value override{', but a file' if file else ''}.",
                 where="command line",
-                fix="write it as key=value, e.g. train.lr=1e-4.",
+                fix="for several files, quote the pattern: 'data/*.jsonl'."
+                if file
+                else "write it as key=value, e.g. train.lr=1e-4.",
             )
         value, _ = parse_yaml(text, "command line")
         _set(data, key.strip(), value)

@@ -88,7 +88,8 @@ def _errors(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError:
-        raise MissingExtra("datasets", f"reading {name}", "pip install 'tunewright[datasets]'") from None
+        install = "pip install 'tunewright[datasets]'"
+        raise MissingExtra("datasets", "reading data sets of the Hub", install, where=name) from None
     except Exception as error:
         cause = error.__cause__ or error  # datasets wraps what went wrong in a file
         detail = (str(cause).strip().splitlines() or [""])[0][:300]

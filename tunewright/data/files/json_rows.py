@@ -87,11 +87,17 @@ def _line(text: str, where: str, last: bool, how: FileSettings) -> Iterator[Item
         if "control character" in error.msg:
             yield from _unescaped(text, error, where, how)
         else:
-            cut = last and (error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg)
-            fix = f"the file looks truncated; copy it again, or {DROP}." if cut else f"{DROP}, or correct the JSON."
-            yield Problem("DATA_JSON_INVALID", _around(text, error), f"{where}:{error.pos + 1}", fix)
+            yield Problem("DATA_JSON_INVALID", _around(text, error), f"{where}:{error.pos + 1}", _fix(text, error, last))
     else:
         yield from rows_of(value, where, how)
+
+
+def _fix(text: str, error: json.JSONDecodeError, last: bool) -> str:
+    if last and (error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg):
+        return f"the file looks truncated; copy it again, or {DROP}."
+    if text[error.pos :].strip() == ",":
+        return "remove the comma after each row (sed 's/,$//'), or put [ before the first row and ] after the last."
+    return f"{DROP}, or correct the JSON."
 
 
 def _unescaped(text: str, error: json.JSONDecodeError, where: str, how: FileSettings) -> Iterator[Item]:

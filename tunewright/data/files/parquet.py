@@ -24,7 +24,7 @@ def items(raw: bytearray, name: str, how: FileSettings) -> Iterator[Item]:
         import pyarrow.parquet as pq
         from pyarrow import ArrowException
     except ImportError:
-        raise MissingExtra("pyarrow", "reading Parquet", "pip install 'tunewright[parquet]'") from None
+        raise MissingExtra("pyarrow", "reading Parquet", "pip install 'tunewright[parquet]'", where=name) from None
     try:
         # in batches: a few bytes can stand for billions of equal values
         yield from of_batches(pq.ParquetFile(io.BytesIO(raw)).iter_batches(BATCH), name, how)

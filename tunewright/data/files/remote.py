@@ -52,7 +52,8 @@ def _errors(url: str) -> Iterator[None]:
     except ImportError as error:
         cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
         package = cause.name or "fsspec"
-        raise MissingExtra(package, f"reading {shown(url)}", f"pip install {package}") from None
+        why = f"reading {url.partition('://')[0]}:// files"
+        raise MissingExtra(package, why, f"pip install {package}", where=shown(url)) from None
     except FileNotFoundError:
         raise data_error("DATA_NOT_A_FILE", "there is no such file.", where=shown(url), fix="check the URL.") from None
     except Exception as error:
