@@ -5,10 +5,12 @@ python tests/bad_inputs.py FOLDER      Writes them all, one folder per case, wit
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
 import json
+import lzma
 import os
 import shlex
 import shutil
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zstandard
 from build import CHATML, adapter_note, byte_tokenizer, tiny_model
 from safetensors.numpy import load_file, save_file
 
@@ -45,8 +48,10 @@ GOOD = [
     json.dumps({"prompt": f"question number {i} about {w}", "completion": f"an answer of {w} and {i}"})
     for i, w in enumerate(NOUNS)
 ]
-# Numbers without a case, and why: nothing reads a schema or an archive yet.
-ABSENT = {36: "every setting is read: test_settings.py", 39: "no setting takes a JSON schema", 48: "no archive is read"}
+LABELS = [(f"{w} number {i * 7919}, or {i}", "yn"[i % 2]) for i, w in enumerate(NOUNS)]
+CELLS = "".join(f"{w} number {i * 7919}, or {i}\n" for i, w in enumerate(NOUNS)).encode()
+# Numbers without a case, and why: nothing reads a schema yet.
+ABSENT = {36: "every setting is read: test_settings.py", 39: "no setting takes a JSON schema"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,30 @@ def lines_of_chat(answer: dict[str, object]) -> bytes:
     return chats() + (json.dumps({"messages": [{"role": "user", "content": "x"}, answer]}) + "\n").encode()
 
 
-def labels(*rows: tuple[str, str]) -> bytes:
+def sharegpt(*turns: tuple[str, object]) -> bytes:
+    """A row with these turns, before valid ones."""
+    good = [(("human", f"question {i} of {w}"), ("gpt", f"answer {i} {w}")) for i, w in enumerate(NOUNS)]
+    rows = [{"conversations": [{"from": who, "value": value} for who, value in row]} for row in (turns, *good)]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def damaged(raw: bytes) -> bytes:
+    """The file with a few bytes in its middle inverted."""
+    at = len(raw) // 2
+    return raw[:at] + bytes(b ^ 0xFF for b in raw[at : at + 8]) + raw[at + 8 :]
+
+
+def parquet(count: int = 20) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    texts = [f"text {i}" for i in range(count)]
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "label": pa.array(texts, pa.string())}), out)
+    return out.getvalue()
+
+
+def labels(*rows: tuple[str, object]) -> bytes:
     return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows).encode()
 
 
@@ -116,23 +144,68 @@ DATA: list[tuple[int, str, str, bytes, str, str]] = [
     (18, "unknown role", "a.jsonl", chats((("user", "x"), ("asistant", "y"))), "DATA_ROLE_UNKNOWN", "a.jsonl:11"),
     (18, "two system turns", "a.jsonl", chats((("system", "s"), ("system", "s"), ("user", "x"), ("assistant", "y"))), "DATA_TURN_ORDER", "a.jsonl:11"),
     (18, "user twice", "a.jsonl", chats((("user", "x"), ("user", "z"), ("assistant", "y"))), "DATA_TURN_ORDER", "a.jsonl:11"),
-    (18, "last turn not assistant", "a.jsonl", chats((("user", "x"), ("assistant", "y"), ("user", "z"))), "DATA_TURN_ORDER", "a.jsonl:11"),
     (19, "no assistant turn", "a.jsonl", chats((("user", "x"),)), "DATA_NOTHING_TO_LEARN", "a.jsonl:11"),
-    (19, "a turn not to be learned", "a.jsonl", lines_of_chat({"role": "assistant", "content": "y", "weight": 0}), "DATA_FORM_UNSUPPORTED", "a.jsonl:11"),
-    (19, "a tool call", "a.jsonl", lines_of_chat({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}), "DATA_FORM_UNSUPPORTED", "a.jsonl:11"),
+    (19, "a turn not to be learned", "a.jsonl", lines_of_chat({"role": "assistant", "content": "y", "weight": 0}), "DATA_NOTHING_TO_LEARN", "a.jsonl:11"),
+    (19, "a tool call", "a.jsonl", lines_of_chat({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}), "DATA_TOOL_CALL", "a.jsonl:11"),
     (22, "all rows the same", "a.jsonl", b'{"prompt": "x", "completion": "y"}\n' * 1000, "DATA_DUPLICATES", "a.jsonl:1"),
     (24, "one class", "a.jsonl", labels(*((f"some text {i * 37}", "yes") for i in range(40))), "LABELS_ONE_CLASS", "a.jsonl:1"),
     (25, "too few", "a.jsonl", "\n".join(GOOD[:5]).encode(), "DATA_TOO_FEW", "a.jsonl"),
-    (26, "CSV, open quote", "a.csv", b'prompt,completion\nx,y\nz,"open\n', "DATA_CSV", "a.csv:3"),
-    (26, "CSV, ragged", "a.csv", b"prompt,completion\nx,y\nz,a,b\n", "DATA_CSV", "a.csv:3"),
+    (26, "CSV, open quote", "a.csv", b'prompt,completion\nx,y\nz,"open\n' + CELLS, "DATA_CSV", "a.csv:3"),
+    (26, "CSV, ragged", "a.csv", b"prompt,completion\nx,y\nz,a,b\n" + CELLS, "DATA_CSV", "a.csv:3"),
     (26, "CSV, header twice", "a.csv", b"prompt,prompt\nx,y\n", "DATA_CSV", "a.csv:1"),
     (26, "CSV, no header", "a.csv", b"hello,there\nx,y\n", "DATA_FIELD_MISSING", "a.csv:2"),
     (27, "preference pairs", "a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "y"}\n', "DATA_FORM_UNSUPPORTED", "a.jsonl:1"),
-    (28, "gzip", "a.jsonl", gzip.compress(lines()), "DATA_NOT_TEXT", "a.jsonl"),
     (28, "xlsx", "a.jsonl", b"PK\x03\x04" + b"0" * 100, "DATA_NOT_TEXT", "a.jsonl"),
     (28, "Parquet named jsonl", "a.jsonl", b"PAR1" + b"0" * 100, "DATA_NOT_TEXT", "a.jsonl"),
     (28, "not Parquet", "a.parquet", b"hello", "DATA_NOT_TEXT", "a.parquet"),
     (28, "endless line", "a.jsonl", b'{"prompt": "' + b"x" * (17 * 1024 * 1024), "DATA_LINE_TOO_LONG", "a.jsonl:1"),
+    (48, "zip", "a.zip", b"PK\x03\x04" + b"0" * 100, "DATA_NOT_TEXT", "a.zip"),
+    (49, "gzip, then garbage", "a.jsonl.gz", gzip.compress(lines()) + b"garbage", "DATA_COMPRESSED", "a.jsonl.gz:13"),
+    (49, "gzip of nothing valid", "a.jsonl.gz", b"\x1f\x8b" + bytes(range(100)), "DATA_COMPRESSED", "a.jsonl.gz:1"),
+    (49, "bzip2, damaged", "a.bz2", damaged(bz2.compress(lines())), "DATA_COMPRESSED", "a.bz2:1"),
+    (49, "xz, damaged", "a.xz", damaged(lzma.compress(lines())), "DATA_COMPRESSED", "a.xz:1"),
+    (49, "zstd, damaged", "a.zst", b"\x28\xb5\x2f\xfd" + b"\xff" * 100, "DATA_COMPRESSED", "a.zst:1"),
+    (50, "gzip, truncated", "a.jsonl.gz", gzip.compress(lines())[:-9], "DATA_COMPRESSED", "a.jsonl.gz:13"),
+    (50, "bzip2, truncated", "a.bz2", bz2.compress(lines())[:-9], "DATA_COMPRESSED", "a.bz2:13"),
+    (50, "xz, truncated", "a.xz", lzma.compress(lines())[:-9], "DATA_COMPRESSED", "a.xz:13"),
+    (50, "zstd, truncated", "a.zst", zstandard.compress(lines())[:-9], "DATA_COMPRESSED", "a.zst:1"),
+    (51, "gzip bomb", "a.jsonl.gz", gzip.compress(b"\n" * (80 << 20)), "DATA_TOO_LARGE", "a.jsonl.gz"),
+    (51, "bzip2 bomb", "a.bz2", bz2.compress(b"\n" * (80 << 20)), "DATA_TOO_LARGE", "a.bz2"),
+    (51, "zstd bomb", "a.zst", zstandard.compress(b"\n" * (80 << 20)), "DATA_TOO_LARGE", "a.zst"),
+    (51, "compressed endless line", "a.gz", gzip.compress(b"x" * (18 << 20)), "DATA_LINE_TOO_LONG", "a.gz:1"),
+    (52, "compressed, wrong row", "a.jsonl.gz", gzip.compress(lines("{oops")), "DATA_JSON_INVALID", "a.jsonl.gz:13:2"),
+    (52, "compressed, latin-1", "a.csv.gz", gzip.compress("text,label\ncafé,x\n".encode("latin-1") + CELLS), "DATA_ENCODING", "a.csv.gz:2"),
+    (52, "compressed, empty", "a.jsonl.gz", gzip.compress(b""), "DATA_EMPTY", "a.jsonl.gz"),
+    (53, "UTF-8 and latin-1 mixed", "a.jsonl", lines('{"prompt": "é", "completion": "y"}') + b'{"prompt": "\xe9", "completion": "y"}\n', "DATA_ENCODING", "a.jsonl:14"),
+    (53, "random bytes", "a.jsonl", bytes(range(256)) * 8, "DATA_ENCODING", "a.jsonl:2"),
+    (54, "an array that ends early", "a.json", b'[{"prompt": "x", "completion": "y"},', "DATA_JSON_INVALID", "a.json:1:37"),
+    (54, "rows below two keys", "a.json", b'{"a": [{"prompt": "x"}], "b": [{"prompt": "y"}]}', "DATA_FIELD_MISSING", "a.json:1"),
+    (54, "rows in a container, one wrong", "a.json", b'{"data": [' + ",".join(GOOD).encode() + b', {"prompt": NaN}]}', "DATA_NUMBER_NOT_FINITE", "a.json[12]"),
+    (54, "a comma after each row", "a.jsonl", ",\n".join(GOOD).encode(), "DATA_JSON_INVALID", "a.jsonl:1:88"),
+    (54, "Python instead of JSON", "a.jsonl", lines("{'prompt': 'x', 'completion': 'y'}"), "DATA_JSON_INVALID", "a.jsonl:13:2"),
+    (55, "a tab that is not escaped", "a.jsonl", lines('{"prompt": "a\tb", "completion": "y"}'), "DATA_CONTROL_CHAR", "a.jsonl:13:14"),
+    (55, "control character in a cell", "a.csv", b"text,label\na\x1bb,x\n" + CELLS, "DATA_CONTROL_CHAR", "a.csv:2"),
+    (55, "control character in a key", "a.jsonl", lines('{"pro\\u0000mpt": "a", "completion": "y"}'), "DATA_CONTROL_CHAR", "a.jsonl:13"),
+    (56, "quote after the end of a cell", "a.csv", b'text,label\n"a" b,x\nc,y\n' + CELLS, "DATA_CSV", "a.csv:2"),
+    (56, "a column without a name", "a.csv", b"text,\na,b\n", "DATA_CSV", "a.csv:1"),
+    (56, "Parquet, cut off", "a.parquet", parquet()[:-20], "DATA_NOT_TEXT", "a.parquet"),
+    (56, "Parquet without rows", "a.parquet", parquet(0), "DATA_EMPTY", "a.parquet"),
+    (57, "a call without a name", "a.jsonl", lines_of_chat({"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}), "DATA_TOOL_CALL", "a.jsonl:11"),
+    (57, "arguments that are a list", "a.jsonl", lines_of_chat({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}), "DATA_TOOL_CALL", "a.jsonl:11"),
+    (57, "arguments that are no JSON", "a.jsonl", lines_of_chat({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}]}), "DATA_TOOL_CALL", "a.jsonl:11"),
+    (57, "a result without a call", "a.jsonl", chats((("user", "x"), ("tool", "1"), ("assistant", "y"))), "DATA_TURN_ORDER", "a.jsonl:11"),
+    (58, "weight of a half", "a.jsonl", lines_of_chat({"role": "assistant", "content": "y", "weight": 0.5}), "DATA_WEIGHT", "a.jsonl:11"),
+    (58, "weight in words", "a.jsonl", lines_of_chat({"role": "assistant", "content": "y", "weight": "high"}), "DATA_WEIGHT", "a.jsonl:11"),
+    (59, "an image", "a.jsonl", chats((("user", [{"type": "image_url", "image_url": {"url": "x"}}]), ("assistant", "y"))), "DATA_FORM_UNSUPPORTED", "a.jsonl:11"),
+    (59, "a part without text", "a.jsonl", chats((("user", [{"type": "text", "text": 7}]), ("assistant", "y"))), "DATA_FIELD_TYPE", "a.jsonl:11"),
+    (59, "content that is an object", "a.jsonl", chats((("user", {"x": 1}), ("assistant", "y"))), "DATA_FIELD_TYPE", "a.jsonl:11"),
+    (60, "a label that is a fraction", "a.jsonl", labels(("some text", 0.5), *LABELS), "DATA_LABEL", "a.jsonl:1"),
+    (60, "an empty label", "a.jsonl", labels(("some text", " "), *LABELS), "DATA_EMPTY_TARGET", "a.jsonl:1"),
+    (60, "a label that is an object", "a.jsonl", labels(("some text", {"x": 1}), *LABELS), "DATA_FIELD_TYPE", "a.jsonl:1"),
+    (61, "ShareGPT, unknown speaker", "a.jsonl", sharegpt(("human", "x"), ("robot", "y")), "DATA_ROLE_UNKNOWN", "a.jsonl:1"),
+    (61, "ShareGPT, empty answer", "a.jsonl", sharegpt(("human", "x"), ("gpt", "")), "DATA_EMPTY_TARGET", "a.jsonl:1"),
+    (61, "ShareGPT, begins with the model", "a.jsonl", sharegpt(("gpt", "y"), ("human", "x"), ("gpt", "y")), "DATA_TURN_ORDER", "a.jsonl:1"),
+    (61, "ShareGPT, a value that is a list", "a.jsonl", sharegpt(("human", ["x"]), ("gpt", "y")), "DATA_FIELD_TYPE", "a.jsonl:1"),
 ]  # fmt: skip
 
 # -- configs: number, what, text, code, place
@@ -291,6 +364,13 @@ def leak(folder: Path) -> None:
     (folder / "test.jsonl").write_text(f"{same}\n{json.dumps({'prompt': 'quite another thing', 'completion': 'y'})}\n")
 
 
+def unseen_label(folder: Path) -> None:
+    words = ("alpha", "beta", "gamma", "delta")
+    rows = [(f"{i * 7919} is a number, {words[i % 4]} {i * 104729} another", "yn"[i % 2]) for i in range(40)]
+    (folder / "train.jsonl").write_bytes(labels(*rows))
+    (folder / "test.jsonl").write_bytes(labels(("something else entirely", "maybe"), ("and one more of these", "y")))
+
+
 def nothing(_: Path) -> None:
     pass
 
@@ -310,6 +390,26 @@ OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str
     (28, "a folder without documents", lambda f: (f / "a.jsonl").mkdir(), ("check", "a.jsonl"), "DATA_EMPTY", "a.jsonl"),
     (28, "FIFO", lambda f: os.mkfifo(f / "a.jsonl"), ("check", "a.jsonl"), "DATA_NOT_A_FILE", "a.jsonl"),
     (28, "broken link", lambda f: (f / "a.jsonl").symlink_to("/nowhere/at/all"), ("check", "a.jsonl"), "DATA_NOT_A_FILE", "a.jsonl"),
+    (62, "a pattern without a match", nothing, ("check", "data/*.jsonl"), "DATA_NOT_A_FILE", "data/*.jsonl"),
+    (62, "one of two files is missing", nothing, ("check", "good.jsonl", "data.train=[good.jsonl, b.jsonl]"), "DATA_NOT_A_FILE", "b.jsonl"),
+    (62, "a file and a pattern that matches it", nothing, ("check", "x", "data.train=[good.jsonl, '*.jsonl']"), "DATA_FILE_TWICE", "good.jsonl"),
+    (62, "files of different formats", write("b.jsonl", lines()), ("check", "*.jsonl"), "DATA_MIXED_SCHEMA", "b.jsonl:1"),
+    (62, "an empty file among several", write("b.jsonl", b""), ("check", "[bg]*.jsonl"), "DATA_EMPTY", "b.jsonl"),
+    (62, "an empty name in a list", nothing, ("check", "good.jsonl", "data.train=['']"), "CONFIG_RANGE", "command line"),
+    (62, "a pattern that the shell expanded", write("b.jsonl", lines()), ("check", "b.jsonl", "good.jsonl"), "CONFIG_SYNTAX", "command line"),
+    (63, "no driver for a store", nothing, ("check", "s3://bucket/rows.jsonl"), "MISSING_PACKAGE", "s3://bucket/rows.jsonl"),
+    (63, "no such kind of URL", nothing, ("check", "nonsense://bucket/rows.jsonl"), "DATA_UNREADABLE", "nonsense://bucket/rows.jsonl"),
+    (63, "no such file in a store", nothing, ("check", "memory://rows.jsonl"), "DATA_NOT_A_FILE", "memory://rows.jsonl"),
+    (63, "the Hub without a name", nothing, ("check", "hub:squad"), "DATA_NOT_A_FILE", "hub:squad"),
+    (64, "an encoding that is none", nothing, ("check", "good.jsonl", "data.encoding=rot13"), "CONFIG_RANGE", "command line"),
+    (64, "another encoding", write("a.jsonl", "\n".join(GOOD).encode("utf-16")), ("check", "a.jsonl", "data.encoding=ascii"), "DATA_ENCODING", "a.jsonl:1"),
+    (65, "a number over the names", write("a.jsonl", labels(*((f"text {i}", i % 3) for i in range(20)))), ("check", "a.jsonl", "data.label_names=[no, yes]"), "DATA_LABEL", "a.jsonl:3"),
+    (65, "a test label that is new", unseen_label, ("check", "train.jsonl", "data.test=test.jsonl"), "DATA_FORMAT_MISMATCH", "test.jsonl:1"),
+    (65, "all rows dropped", write("a.jsonl", b'{"prompt": "x", "completion": ""}\n' * 20), ("check", "a.jsonl", "data.empty=drop"), "DATA_EMPTY", "a.jsonl:1"),
+    (66, "a copy over a file", nothing, ("fix", "good.jsonl", "--out", "good.jsonl"), "DATA_EXISTS", "good.jsonl"),
+    (66, "a copy that is no JSON Lines", nothing, ("fix", "good.jsonl", "--out", "b.csv"), "DATA_EXISTS", "b.csv"),
+    (66, "a copy among the originals", nothing, ("fix", "./*.jsonl", "--out", "b.jsonl"), "DATA_EXISTS", "b.jsonl"),
+    (66, "nothing to repair with", write("a.jsonl", b"oops\n" * 20), ("fix", "a.jsonl", "--out", "b.jsonl"), "DATA_EMPTY", "a.jsonl"),
     (28, "/dev/zero", nothing, ("check", "/dev/zero"), "DATA_NOT_A_FILE", "zero"),
     (28, "no such file", nothing, ("check", "a.jsonl"), "DATA_NOT_A_FILE", "a.jsonl"),
     (29, "unknown key after the file", nothing, ("check", "good.jsonl", "train.lrr=1"), "CONFIG_UNKNOWN_KEY", ""),

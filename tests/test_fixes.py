@@ -1,4 +1,4 @@
-"""Twelve mistakes, each corrected by following the fix in its own message, and nothing else."""
+"""Mistakes, each corrected by following the fix in its own message, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bad_inputs import Case, ask, chat, chats, labels, leak, lines, sound, write
+from bad_inputs import Case, ask, chat, chats, labels, leak, lines, lines_of_chat, sound, unseen_label, write
 
 Words = list[str]
 
@@ -33,12 +33,6 @@ def line_of(printed: str) -> tuple[Path, int]:
     return Path(actual[1]), int(actual[2])
 
 
-def without_the_line(printed: str, words: Words) -> Words:
-    file, number = line_of(printed)
-    edited(file, lambda text: "".join(x for n, x in enumerate(text.splitlines(True), 1) if n != number))
-    return words
-
-
 def meant_setting(printed: str, words: Words) -> Words:
     """did you mean SECTION.KEY?"""
     (meant,) = re.findall(r"did you mean ([\w.]+)\?", printed)
@@ -49,14 +43,6 @@ def mapped_columns(printed: str, words: Words) -> Words:
     """map them: data.columns='{prompt: your_field, completion: other_field}'"""
     (setting,) = re.findall(r"data\.columns='([^']+)'", printed)
     return [*words, f"data.columns={setting.replace('your_field', 'ask').replace('other_field', 'reply')}"]
-
-
-def recoded(printed: str, words: Words) -> Words:
-    """`iconv -f UTF-16 -t UTF-8`."""
-    ((old, new),) = re.findall(r"iconv -f (\S+) -t ([\w-]+)", printed)
-    file, _ = line_of(printed)
-    file.write_bytes(file.read_bytes().decode(old).encode(new))
-    return words
 
 
 def meant_role(printed: str, words: Words) -> Words:
@@ -73,8 +59,8 @@ def quoted(printed: str, words: Words) -> Words:
 
 
 def offered_setting(printed: str, words: Words) -> Words:
-    """or say data.too_long=drop"""
-    return [*words, re.findall(r"data\.too_long=\w+", printed)[0]]
+    """set data.invalid=drop; of several, the first."""
+    return [*words, re.findall(r"data\.\w+=[\w-]+", printed)[0]]
 
 
 def other_target(printed: str, words: Words) -> Words:
@@ -98,17 +84,27 @@ def one_of_two(printed: str, words: Words) -> Words:
 
 
 RENAMED_COLUMNS = b"ask,reply\n" + b"".join(b"what of %d,it is %d\n" % (i, i * i) for i in range(20))
+WESTERN = "text,label\n" + "".join(f"Größe {i} und {i * 7919} more words in English,{'yn'[i % 2]}\n" for i in range(30))
 EMPTY_LABEL = labels(*((f"text {i}, {'ab' * i}", "yn"[i % 2]) for i in range(30)), ("more", " "))
 PREVIEW = ("preview", "good.jsonl", "--model", "model")
 PLAN = ("plan", "good.jsonl", "--model", "model")
 MISTAKES: list[tuple[str, Callable[[Path], object], tuple[str, ...], Callable[[str, Words], Words]]] = [
     ("a misspelt setting", lambda f: None, (*PREVIEW, "train.learning_rate=1e-4"), meant_setting),
     ("columns of other names", write("a.csv", RENAMED_COLUMNS), ("check", "a.csv"), mapped_columns),
-    ("a row cut off", write("a.jsonl", lines('{"prompt": "x", "compl')[:-1]), ("check", "a.jsonl"), without_the_line),
-    ("UTF-16", write("a.jsonl", lines().decode().encode("utf-16")), ("check", "a.jsonl"), recoded),
+    ("a row cut off", write("a.jsonl", lines('{"prompt": "x", "compl')[:-1]), ("check", "a.jsonl"), offered_setting),
+    ("UTF-16", write("a.jsonl", lines().decode().encode("utf-16")), ("check", "a.jsonl"), offered_setting),
+    ("latin-1", write("a.csv", WESTERN.encode("latin-1")), ("check", "a.csv"), offered_setting),
+    ("some lines in latin-1", write("a.csv", WESTERN.encode() + b"caf\xe9,n\n"), ("check", "a.csv"), offered_setting),
+    ("control characters", write("a.jsonl", lines('{"prompt": "x\\u001b", "completion": "y"}')), ("check", "a.jsonl"), offered_setting),
+    ("a key twice", write("a.jsonl", lines('{"prompt": "x", "prompt": "y", "completion": "z"}')), ("check", "a.jsonl"), offered_setting),
+    ("a cell too many", write("a.csv", WESTERN.encode() + b"a,b,c\n"), ("check", "a.csv"), offered_setting),
+    ("a quote that is open", write("a.csv", WESTERN.encode() + b'"a,b\n'), ("check", "a.csv"), offered_setting),
+    ("two turns of the user", write("a.jsonl", chats((("user", "x"), ("user", "z"), ("assistant", "y")))), ("check", "a.jsonl"), offered_setting),
+    ("a wrong call", write("a.jsonl", lines_of_chat({"role": "assistant", "tool_calls": [{"id": "1"}]})), ("check", "a.jsonl"), offered_setting),
+    ("a new test label", unseen_label, ("check", "train.jsonl", "data.test=test.jsonl"), offered_setting),
     ("a misspelt role", write("a.jsonl", chats((("user", "x"), ("asistant", "y")))), ("check", "a.jsonl"), meant_role),
-    ("a test row in train", leak, ("check", "train.jsonl", "data.test=test.jsonl"), without_the_line),
-    ("an empty label", write("a.jsonl", EMPTY_LABEL), ("check", "a.jsonl"), without_the_line),
+    ("a test row in train", leak, ("check", "train.jsonl", "data.test=test.jsonl"), offered_setting),
+    ("an empty label", write("a.jsonl", EMPTY_LABEL), ("check", "a.jsonl"), offered_setting),
     ("rows over the limit", a_long_row, (*PLAN, "train.max_length=64"), offered_setting),
     ("targets that match nothing", lambda f: None, (*PLAN, "adapter.targets=[query]"), other_target),
     ("a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), other_name),

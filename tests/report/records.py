@@ -279,6 +279,16 @@ def audit() -> dict[str, Any]:
         "suspects": suspects(51),
         "unused": {"id": 800},
         "notices": [],
+        "changes": [
+            {
+                "code": "DATA_CONTROL_CHAR",
+                "setting": "data.control=strip",
+                "action": "changed",
+                "rows": 7,
+                "message": "removed U+001B",
+                "where": [f"data/rows.csv:{i + 50}" for i in range(7)],
+            }
+        ],
         "sides": {"train": 690, "dev": 37, "test": 73},
         "sha256": "9f15bf46",
     }

@@ -125,6 +125,7 @@ def test_the_audit_page_is_the_audit() -> None:
     shown = text_of(build.audit_page(records.typed(Audit, records.audit()), "rows.csv"))
     assert "tunewright check rows.csv" in shown
     assert "41 rows are near-duplicates" in shown
+    assert re.search(r"7 changed data\.control=strip DATA_CONTROL_CHAR ?, e\.g\. removed U\+001B.+rows\.csv:50,", shown)
     assert "Labels that look wrong, the most suspicious first (50 of 51)" in shown
     plain = {**records.audit(), "findings": [], "suspects": [], "labels": {}, "unused": {}}
     assert "The audit flagged nothing." in text_of(build.audit_page(records.typed(Audit, plain), "rows.csv"))
@@ -241,7 +242,7 @@ def test_no_combination_of_evidence_leaves_anything_undefined(
 
 # Strings that select what is shown; every other string is free text.
 CHOOSING = {"verdict", "metric", "task", "chosen_on", "level", "outcome", "event", "role", "kind", "format", "time"} | {
-    "layout", "kernels", "gradient_checkpointing", "dtype", "schedule"
+    "action", "layout", "kernels", "gradient_checkpointing", "dtype", "schedule"
 }  # fmt: skip
 
 

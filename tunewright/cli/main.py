@@ -104,7 +104,9 @@ def check(
     page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as an HTML page.")] = None,
 ) -> None:
     """Audit and split the data, without loading a model."""
+    from tunewright.core.locations import title
     from tunewright.data import dataset
+    from tunewright.data.remedies.change import changed_rows, summaries
 
     data = dataset.load(_config(source, settings, None))
     if data.task.labels and not as_json:
@@ -115,21 +117,25 @@ def check(
         from tunewright.report import build
 
         typed = records.Audit.model_validate(audit, strict=False)
-        run_folder.write_atomic(page, build.audit_page(typed, Path(source).name))
+        run_folder.write_atomic(page, build.audit_page(typed, title(source)))
     if as_json:
         out(audit)
         return
     task = audit["task"]
-    typer.echo(f"{audit['rows']} rows, format {audit['format']}, task {task['kind']}: {task['reason']}")
+    rows = f"{audit['rows']} rows{changed_rows(data.changes)}"
+    typer.echo(f"{rows}, format {audit['format']}, task {task['kind']}: {task['reason']}")
     typer.echo("split: " + ", ".join(f"{n} {s}" for s, n in audit["sides"].items()))
     for notice in audit["notices"]:
         typer.echo(f"notice: {notice}")
+    for summary in summaries(data.changes):
+        typer.secho(summary.text, fg="yellow")
+        typer.echo("  " + _places(summary.places))
     if audit["unused"]:
         typer.echo("unused fields: " + ", ".join(f"{k} ({counted(n, 'row')})" for k, n in audit["unused"].items()))
     for finding in audit["findings"]:
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
-        typer.echo("  " + ", ".join(finding["where"][:8]) + (" ..." if len(finding["rows"]) > 8 else ""))
+        typer.echo("  " + _places(finding["where"]))
     for s in audit["suspects"][:10]:
         where = s["where"].rsplit("/", 1)[-1]
         typer.echo(
@@ -138,6 +144,41 @@ def check(
         )
     if not audit["findings"]:
         typer.echo("nothing flagged; this does not prove that the data is correct")
+
+
+@app.command()
+def fix(
+    source: Source,
+    target: Annotated[Path, typer.Option("--out", "-o", help="File to write; it must not exist.", metavar="FILE")],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Write a repaired copy of the rows, as JSON Lines, and the list of changes as FILE.changes.jsonl.
+
+    By default: encoding guessed, control characters removed, rows that cannot be read or are empty dropped, turns put
+    in order, exact duplicates dropped. Settings of data switch repairs off or on, e.g. data.duplicates=keep.
+    """
+    from tunewright.data.remedies import repaired
+    from tunewright.data.remedies.change import changed_rows, counts, summaries
+
+    config = _config(source, [*repaired.DEFAULTS, *(settings or [])], None)
+    repaired.check_output(config, target)
+    result = repaired.repair(config)
+    repaired.write(result, target)
+    if as_json:
+        dropped, changed = counts(result.changes)
+        kinds = [summary.to_json() for summary in summaries(result.changes)]
+        out({"file": str(target), "rows": len(result.lines), "dropped": dropped, "changed": changed, "changes": kinds})
+        return
+    typer.echo(f"{target}: {len(result.lines)} rows{changed_rows(result.changes)}")
+    for summary in summaries(result.changes):
+        typer.echo(f"  {summary.text}")
+    typer.echo(f"every change: {repaired.changes_file(target)}")
+    typer.echo(f"next: tunewright check {target}")
+
+
+def _places(where: Sequence[str]) -> str:
+    return ", ".join(where[:8]) + (" ..." if len(where) > 8 else "")
 
 
 @app.command()
@@ -150,17 +191,18 @@ def preview(
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green."""
     from tunewright.core.errors import ConfigError
-    from tunewright.data import dataset, formats, sources
+    from tunewright.core.locations import title
+    from tunewright.data.remedies import prepared
     from tunewright.methods import METHODS
     from tunewright.model import loading, model_files
     from tunewright.tokens.sequences import flat
 
     config = _config(source, settings, model)
-    parsed = formats.parse(sources.read(config.data.train).rows, dataset.row_settings(config))
+    parsed = prepared.read(config.data.train, config, prepared.row_settings(config)).parsed
     if not 1 <= row <= len(parsed.examples):
         raise ConfigError(
             "CONFIG_RANGE",
-            f"there is no row {row}; {config.data.train} has {counted(len(parsed.examples), 'row')}.",
+            f"there is no row {row}; {title(config.data.train)} has {counted(len(parsed.examples), 'row')}.",
             where="--row",
             fix=f"choose a row from 1 to {len(parsed.examples)}.",
         )

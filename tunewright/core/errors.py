@@ -33,15 +33,18 @@ CODES: dict[str, str] = {
     "CONFIG_TOO_LARGE": "a config file is larger than 256 KiB or nested too deeply",
     "CONFIG_UNKNOWN_KEY": "a key that is not a setting",
     "CONFIG_UNSAFE_TAG": "a YAML tag, anchor or alias; configs must not use them",
+    "DATA_COMPRESSED": "a compressed file that is damaged or ends early",
     "DATA_CONTROL_CHAR": "text contains NUL or another control character",
     "DATA_CSV": "a CSV file with an unclosed quote, a row of the wrong length, or an unusable header",
     "DATA_DUPLICATES": "all rows are identical",
     "DATA_DUPLICATE_KEY": "a JSON object contains a key twice",
     "DATA_EMPTY": "a file without rows",
-    "DATA_EMPTY_TARGET": "an empty answer, label or prompt",
-    "DATA_ENCODING": "bytes that are not valid UTF-8",
+    "DATA_EMPTY_TARGET": "an empty answer, label, prompt or document",
+    "DATA_ENCODING": "bytes that are not valid in the encoding of the file (UTF-8, unless data.encoding is set)",
+    "DATA_EXISTS": "the file that `tunewright fix` would write exists, or would be read as data",
     "DATA_FIELD_MISSING": "a row lacks a field that its format requires, or has the fields of no known format",
     "DATA_FIELD_TYPE": "a field that must be text is something else",
+    "DATA_FILE_TWICE": "a file that is listed twice, or matched by two patterns",
     "DATA_FORMAT_MISMATCH": "a metric of another task, a label that no training row has, or a single document",
     "DATA_FORM_UNSUPPORTED": "a known row format that this version cannot train on",
     "DATA_JSON_INVALID": "a line that is not valid JSON",
@@ -49,8 +52,8 @@ CODES: dict[str, str] = {
     "DATA_LINE_TOO_LONG": "a line longer than 16 MiB",
     "DATA_MIXED_SCHEMA": "rows of different formats in one file",
     "DATA_NOTHING_TO_LEARN": "a row without any target tokens",
-    "DATA_NOT_A_FILE": "a path that is neither a regular file nor a folder of documents",
-    "DATA_NOT_TEXT": "a compressed or binary file with a text file's extension",
+    "DATA_NOT_A_FILE": "a path that is neither a regular file nor a folder of documents, or a pattern without a match",
+    "DATA_NOT_TEXT": "an archive, or a file that is not the Parquet file that its name promises",
     "DATA_NUMBER_NOT_FINITE": "NaN, Infinity, or a number too large for a float",
     "DATA_NUMBER_TOO_LARGE": "an integer with too many digits",
     "DATA_ROLE_UNKNOWN": "a message role other than system, user or assistant",
@@ -58,6 +61,7 @@ CODES: dict[str, str] = {
     "DATA_SPECIAL_TOKEN_TEXT": "text that spells a special token and cannot be encoded as ordinary text",
     "DATA_TOOL_CALL": "a tool, or a tool call, without a function name or with arguments that are not an object",
     "DATA_TOO_DEEP": "JSON nested too deeply",
+    "DATA_TOO_LARGE": "a file, or what a compressed file expands to, that is larger than the limit",
     "DATA_TOO_FEW": "too few rows to train and evaluate on",
     "DATA_TOO_LONG": "rows longer than the model's context",
     "DATA_TURN_ORDER": "messages in an order that is not a valid conversation",
@@ -168,8 +172,9 @@ class RunError(TunewrightError):
 class MissingExtra(TunewrightError):
     """An optional package is needed; the fix is the command that installs it."""
 
-    def __init__(self, package: str, why: str, command: str) -> None:
-        super().__init__("MISSING_PACKAGE", f"{why} requires the package {package}.", fix=f"run `{command}`.")
+    def __init__(self, package: str, why: str, command: str, *, where: str = "") -> None:
+        message = f"{why} requires the package {package}."
+        super().__init__("MISSING_PACKAGE", message, where=where, fix=f"run `{command}`.")
 
 
 class TrainError(TunewrightError):

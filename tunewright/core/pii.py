@@ -49,6 +49,13 @@ def masked(text: str, *, in_place: bool = False) -> str:
     return "".join([*parts, text[at:]])
 
 
+def excerpt(text: str, at: int, width: int = 20) -> str:
+    """What is around a place in a text, masked, on one line."""
+    start = max(0, at - 500)  # far enough back to recognise private data that the excerpt cuts off
+    around = masked(text[start : at + 500], in_place=True)
+    return " ".join(around[max(0, at - start - width) : at - start + width].split())
+
+
 def _matches(text: str) -> Iterator[tuple[str, int, int]]:
     """(kind, start, end) of every match; its checksum, if its kind has one, must be valid."""
     for name, pattern in _PATTERNS.items():

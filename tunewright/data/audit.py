@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from tunewright.core.errors import Problem, data_error
 from tunewright.core.words import counted
 from tunewright.data.messages import Example
 from tunewright.data.near_duplicates import Clusters
+from tunewright.data.remedies.labels import key as label_key
 from tunewright.data.task import Task, detect_task
 from tunewright.data.text import content_hash, normalised
 
@@ -127,7 +127,10 @@ def _duplicates(exact: list[list[int]]) -> list[Finding]:
     groups = [tuple(g) for g in exact if len(g) > 1]
     rows = sum(map(len, groups))
     verb = "repeats" if rows - len(groups) == 1 else "repeat"
-    message = f"{rows - len(groups)} of {rows} rows {verb} another row (same question, same answer)"
+    message = (
+        f"{rows - len(groups)} of {rows} rows {verb} another row (same question, same answer); data.duplicates=drop "
+        "keeps the first"
+    )
     return _grouped("warning", "DUPLICATES", message, groups)
 
 
@@ -159,7 +162,8 @@ def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Fi
     best = f"{ceiling(questions, targets):.1%}"
     message = (
         f"{sum(map(len, groups))} rows give different answers to {counted(len(groups), 'question')}; "
-        f"no model can match more than {best} of all rows exactly"
+        f"no model can match more than {best} of all rows exactly; data.contradictions=drop keeps the most frequent "
+        "answer"
     )
     return _grouped("warning", "CONTRADICTIONS", message, groups)
 
@@ -176,12 +180,12 @@ def _labels(labels: Counter[str], examples: Sequence[Example]) -> list[Finding]:
         findings.append(Finding("warning", "LABELS_RARE", message, rows))
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in labels:
-        spellings[re.sub(r"[\W_]+", "", normalised(name))].append(name)
+        spellings[label_key(name)].append(name)
     variants = [names for names in spellings.values() if len(names) > 1]
     if variants:
         rows = tuple(i for names in variants for name in names for i in of_label[name])
         shown = "; ".join(" / ".join(map(repr, sorted(n))) for n in variants[:5])
-        message = f"labels that differ only in case, space or punctuation: {shown}"
+        message = f"labels that differ only in case, space or punctuation: {shown}; data.labels=merge unites them"
         findings.append(Finding("warning", "LABELS_NEAR_DUPLICATE", message, rows))
     return findings
 

@@ -1,4 +1,4 @@
-"""Loads the data set of a config: reads the files, parses and audits the rows, splits them into train, dev and test.
+"""Loads the data set of a config: its rows, audited and split into train, dev and test.
 
 No torch.
 """
@@ -7,34 +7,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tunewright.core.config import Config
-from tunewright.core.errors import CODES, DataError, Problem, data_error
-from tunewright.core.records.common import Side
+from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.core.locations import title
 from tunewright.core.words import counted
-from tunewright.data import audit, formats, label_noise, near_duplicates, sources, split
+from tunewright.data import audit, label_noise, split
 from tunewright.data.audit import AuditResult, Finding
-from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.label_noise import Noise
 from tunewright.data.messages import Chat, Example, Tool
 from tunewright.data.metrics import METRICS
+from tunewright.data.remedies import prepared
+from tunewright.data.remedies.change import Change, summaries
+from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.task import Task
 from tunewright.data.text import content_hash, normalised
-
-SIDES: tuple[Side, ...] = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The examples of all files, in order. ``sides[i]`` is train, dev or test; ``cluster[i]`` is the first row that row
-    i is a near-duplicate of (i itself if there is none)."""
+    i is a near-duplicate of (i itself if there is none). ``changes``: what settings dropped or changed before."""
 
     examples: tuple[Example, ...]
     sides: tuple[str, ...]
@@ -44,6 +42,7 @@ class Dataset:
     format: str
     unused: dict[str, int]
     notices: tuple[str, ...]
+    changes: tuple[Change, ...]
     sha256: str
 
     def side(self, name: str) -> list[int]:
@@ -117,6 +116,7 @@ class Dataset:
             "format": self.format,
             "unused": self.unused,
             "notices": list(self.notices),
+            "changes": [summary.to_json() for summary in summaries(self.changes)],
             "sides": {side: n for side in SIDES if (n := self.sides.count(side))},
             "sha256": self.sha256,
         }
@@ -128,89 +128,35 @@ class Dataset:
         ]
 
 
-def row_settings(config: Config) -> RowSettings:
-    """How the config says rows are to be read."""
-    data = config.data
-    codes = [*CODES] if data.invalid == "drop" else ["DATA_EMPTY_TARGET"] if data.empty == "drop" else []
-    return RowSettings(
-        format=data.format,
-        columns=data.columns,
-        instruction=data.instruction,
-        label_names=data.label_names,
-        fix_turns=data.turns == "fix",
-        drop=frozenset(codes),
-        as_asked=data.format != "auto",
-    )
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The parsed files by side, data.train first; ``sha256`` covers the content of all."""
-
-    parsed: tuple[tuple[str, Parsed], ...]
-    notices: tuple[str, ...]
-    sha256: str
-
-
 def load(config: Config) -> Dataset:
     """The data set of a config. Raises DataError with all problems of all files; never ConfigError."""
-    files = _read(config)
-    main = files.parsed[0][1]
-    if (problem := audit.too_few(len(main.examples), config.data.train)) is not None:
+    return audited(config, prepared.prepare(config))
+
+
+def audited(config: Config, rows: Prepared) -> Dataset:
+    """The data set of the rows of a config, audited and split. Raises DataError."""
+    main = rows.sides["train"]
+    if (problem := audit.too_few(len(main), title(config.data.train))) is not None:
         raise DataError([problem])
-    everything = tuple(e for _, p in files.parsed for e in p.examples)
-    came_from = [side for side, p in files.parsed for _ in p.examples]
-    clusters = near_duplicates.cluster([normalised(e.question) for e in everything], config.split.near_duplicate)
-    split.check_leaks(everything, came_from, clusters.cluster)
-    audited = audit.audit(main.examples, clusters.first(len(main.examples)))
-    unused: Counter[str] = Counter()
-    for _, p in files.parsed:
-        unused.update(p.unused)
+    everything = tuple(e for examples in rows.sides.values() for e in examples)
+    came_from = [side for side, examples in rows.sides.items() for _ in examples]
+    split.check_leaks(everything, came_from, rows.clusters.cluster)
+    findings = audit.audit(main, rows.clusters.first(len(main)))
     return Dataset(
         examples=everything,
-        sides=tuple(_sides(config, main.examples, clusters.cluster, came_from)),
-        cluster=clusters.cluster,
-        audit=audited,
-        task=_task(config, audited.task, everything),
-        format=main.format,
-        unused=dict(unused),
-        notices=files.notices,
-        sha256=files.sha256,
+        sides=tuple(_sides(config, main, rows.clusters.cluster, came_from)),
+        cluster=rows.clusters.cluster,
+        audit=findings,
+        task=_task(config, findings.task, everything),
+        format=rows.format,
+        unused=rows.unused,
+        notices=rows.notices,
+        changes=rows.changes,
+        sha256=rows.sha256,
     )
 
 
-def _read(config: Config) -> _Files:
-    if not config.data.train:
-        raise data_error(
-            "DATA_EMPTY",
-            "no data file is given.",
-            where="data.train",
-            fix="give a data file: `tunewright run rows.jsonl`.",
-        )
-    named = [(side, path) for side in SIDES if (path := getattr(config.data, side))]
-    parsed: list[tuple[str, Parsed]] = []
-    notices: list[str] = []
-    problems: list[Problem] = []
-    digest = hashlib.sha256()
-    how = row_settings(config)
-    name: str = how.format
-    for side, path in named:
-        try:
-            source = sources.read(path)
-            rows = formats.parse(source.rows, dataclasses.replace(how, format=name))
-        except DataError as error:
-            problems += error.problems
-            continue
-        name = rows.format  # the other files must have the same format as the first
-        parsed.append((side, rows))
-        digest.update(f"{side}\x00{source.sha256}\x00".encode())
-        notices += [f"{Path(path).name}: {n}" for n in source.notices]
-    if problems:
-        raise DataError(problems)
-    return _Files(tuple(parsed), tuple(notices), digest.hexdigest())
-
-
-def _sides(config: Config, main: Sequence[Example], cluster: Sequence[int], came_from: list[str]) -> list[str]:
+def _sides(config: Config, main: Sequence[Example], cluster: Sequence[int], came_from: Sequence[str]) -> list[str]:
     dev = 0.0 if config.data.dev else config.split.dev
     test = 0.0 if config.data.test else config.split.test
     held_out = split.hold_out(main, cluster[: len(main)], dev, test)
@@ -240,7 +186,7 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
         )
     unknown = [e for e in everything if task.labels and e.target not in task.labels]
     if unknown:
-        fix = "correct the label, or add training rows for it."
+        fix = "add training rows for it, or set data.unseen_labels=drop; data.labels=merge unites ways of writing it."
         raise DataError(
             [
                 Problem("DATA_FORMAT_MISMATCH", f"no training row has the label {e.target!r}.", e.where, fix)

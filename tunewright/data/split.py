@@ -74,7 +74,7 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
                     "SPLIT_LEAK",
                     f"this {sides[i]} row asks {question} as {sides[j]} row {examples[j].where}.",
                     example.where,
-                    "remove it from one of the files.",
+                    "set data.leaks=drop, which drops the row of train (that of dev, if the other is of test).",
                 )
             )
     if problems:

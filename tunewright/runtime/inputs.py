@@ -10,10 +10,11 @@ from typing import Literal
 from tunewright.core.config import Config
 from tunewright.core.records import Side
 from tunewright.core.run_folder import Run
-from tunewright.data import formats, sources
-from tunewright.data.dataset import SIDES, Dataset
+from tunewright.data.dataset import Dataset
 from tunewright.data.formats import RowSettings
 from tunewright.data.messages import Chat, Text
+from tunewright.data.remedies import prepared
+from tunewright.data.remedies.prepared import SIDES
 from tunewright.judge.arms import bm25, embedding_index, families
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.families import ArmInputs, Families
@@ -123,8 +124,8 @@ def _arms(
     train = tuple(e for i in data.side("train") if isinstance(e := data.examples[i], Chat))
     documents: tuple[Text, ...] = ()
     if config.prove.documents:
-        parsed = formats.parse(sources.read(config.prove.documents).rows, RowSettings("text")).examples
-        documents = tuple(e for e in parsed if isinstance(e, Text))
+        read = prepared.read(config.prove.documents, config, RowSettings("text"))
+        documents = tuple(e for e in read.parsed.examples if isinstance(e, Text))
     indexer = embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index
     every = families.arms(data.task, ArmInputs(train, documents, indexer), config.prove, max_new_tokens)
     chats = [e for i in rows if isinstance(e := data.examples[i], Chat)]

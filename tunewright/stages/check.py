@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tunewright.core import records, run_folder
+from tunewright.core.locations import title
 from tunewright.core.records import Audit
 from tunewright.core.words import counted
+from tunewright.data.remedies.change import changed_rows, summaries
 from tunewright.runtime.context import Context
 from tunewright.stages.stage import Stage
 
@@ -15,11 +15,15 @@ def check(context: Context) -> None:
     """Writes data/audit.json and data/split.jsonl."""
     data, console, run = context.data, context.console, context.run
     counts = {side: len(data.side(side)) for side in ("train", "dev", "test")}
-    name, task = Path(context.config.data.train).name, data.task
+    name, task = title(context.config.data.train), data.task
     console.say(
-        f"data {name}: {counted(len(data.examples), 'row')}, format {data.format}, task {task.kind.name} "
-        f"({task.reason}); " + ", ".join(f"{n} {side}" for side, n in counts.items())
+        f"data {name}: {counted(len(data.examples), 'row')}{changed_rows(data.changes)}, format {data.format}, "
+        f"task {task.kind.name} ({task.reason}); " + ", ".join(f"{n} {side}" for side, n in counts.items())
     )
+    for notice in data.notices:
+        console.say(f"  notice: {notice}")
+    for summary in summaries(data.changes):
+        console.warn(f"  {summary.text}")
     if data.unused:
         console.say("  unused fields: " + ", ".join(f"{k} ({counted(n, 'row')})" for k, n in data.unused.items()))
     if not counts["dev"]:

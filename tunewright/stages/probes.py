@@ -20,7 +20,8 @@ from tunewright.core.records import (
     Refusal,
     RegressionRows,
 )
-from tunewright.data import dataset, formats, sources
+from tunewright.data.remedies import prepared
+from tunewright.data.remedies.change import summaries
 from tunewright.data.task import detect_task
 from tunewright.judge import evaluate, statistics
 from tunewright.judge.arms import families
@@ -101,8 +102,11 @@ def _ask(work: Work, weights: Weights, who: str) -> ProbeAnswers:
 def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     """Scores the user's regression rows, with the metric of the task that they show. Writes scores/regression.jsonl."""
     assert work.config.forget.regression_rows
-    source = sources.read(work.config.forget.regression_rows)
-    rows = formats.parse(source.rows, replace(dataset.row_settings(work.config), format="auto", columns={})).examples
+    how = replace(prepared.row_settings(work.config), format="auto", columns={})
+    read = prepared.read(work.config.forget.regression_rows, work.config, how)
+    for summary in summaries(read.changes):
+        work.console.warn(f"  regression rows: {summary.text}")
+    rows = read.parsed.examples
     task = detect_task(rows)
     arm = families.tuned(task)  # the same arm for both models; the weights decide which one answers
     scores = {}

@@ -14,6 +14,7 @@ from tunewright.core import records, run_folder
 from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
+from tunewright.core.locations import is_local, listed, title
 from tunewright.core.records import NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
@@ -132,8 +133,9 @@ def start(
     if the configs differ; RUN_INSIDE_DATA if the run's own files would be read as documents.
     """
     config = absolute(config)
-    for folder in (config.data.train, config.data.dev, config.data.test, config.prove.documents):
-        if folder and Path(folder).is_dir() and root.resolve().is_relative_to(Path(folder).resolve()):
+    d = config.data
+    for folder in (path for paths in (d.train, d.dev, d.test, config.prove.documents) for path in listed(paths)):
+        if is_local(folder) and Path(folder).is_dir() and root.resolve().is_relative_to(Path(folder).resolve()):
             raise RunError(
                 "RUN_INSIDE_DATA",
                 f"the runs folder is inside {folder}, where every document is read, model cards of runs included.",
@@ -147,7 +149,7 @@ def start(
         config = config.model_copy(update={"date": datetime.date.today().isoformat()})
     parents = () if root.exists() else (root,)
     data = data or dataset.load(config)
-    run = run_folder.create(root, name, Path(config.data.train).stem)
+    run = run_folder.create(root, name, Path(title(config.data.train)).stem)
     run_folder.write_atomic(run.config, to_yaml(config))
     run.event("created", command=command)
     return Context(run, config, console, command, data, created=(*parents, run.path))

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from tunewright.core import locations
 from tunewright.core.config.explain import explain
 from tunewright.core.config.schema import PATH, TEMPLATES, Config
 from tunewright.core.errors import ConfigError
@@ -31,11 +32,14 @@ def load(path: str | Path | None, overrides: list[str] | tuple[str, ...] = (), *
     for item in overrides:
         key, eq, text = item.partition("=")
         if not eq or not key.strip():
+            file = Path(item).exists()
             raise ConfigError(
                 "CONFIG_SYNTAX",
-                f"`{item}` is not a key=value override.",
+                f"`{item}` is not a key=value override{', but a file' if file else ''}.",
                 where="command line",
-                fix="write it as key=value, e.g. train.lr=1e-4.",
+                fix="for several files, quote the pattern: 'data/*.jsonl'."
+                if file
+                else "write it as key=value, e.g. train.lr=1e-4.",
             )
         value, _ = parse_yaml(text, "command line")
         _set(data, key.strip(), value)
@@ -73,6 +77,7 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
         raise conflict(
             "prove.remote.url", "prove.remote.url and prove.remote.model must be set together.", "set both, or neither."
         )
+    _check_encoding(config.data.encoding, (places or {}).get("data.encoding", "data.encoding"))
     if config.data.instruction is not None and config.data.format == "text":
         raise conflict(
             "data.instruction",
@@ -80,6 +85,16 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
             "remove data.instruction, or choose another data.format.",
         )
     return config
+
+
+def _check_encoding(name: str, where: str) -> None:
+    """Raises CONFIG_RANGE unless "auto", or the name of a codec of text in Python."""
+    try:
+        "a".encode("utf-8" if name == "auto" else name)
+    except (LookupError, ValueError):
+        message = f"data.encoding is {name!r}, which Python does not know as an encoding of text."
+        fix = "set it to auto, or to a name such as utf-8, utf-16, cp1252, latin-1, shift_jis or gb18030."
+        raise ConfigError("CONFIG_RANGE", message, where=where, fix=fix) from None
 
 
 def to_yaml(config: Config) -> str:
@@ -107,24 +122,29 @@ def absolute(config: Config) -> Config:
 
 
 def _anchor_paths(data: dict[str, Any], base: Path, model: type[BaseModel] = Config) -> None:
-    """Resolve paths relative to ``base``, in place. The model counts as a path only if it starts with a dot."""
+    """Resolve paths relative to ``base``, in place; URLs stay as they are. The model counts as a path only if it starts
+    with a dot."""
     for name, field in model.model_fields.items():
         value = data.get(name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             if isinstance(value, dict):
                 _anchor_paths(value, base, field.annotation)
-        elif (
-            isinstance(value, str)
-            and value
-            and not (name == "template" and value in TEMPLATES)
-            and (_is_path(field) or (name == "model" and model is Config and value.startswith(".")))
-        ):
-            data[name] = str(base / value)
+        elif name == "template" and value in TEMPLATES:
+            pass
+        elif _is_path(field) or (name == "model" and model is Config and str(value).startswith(".")):
+            if isinstance(value, str) and value:
+                data[name] = locations.anchored(value, base)
+            elif isinstance(value, list):
+                data[name] = [locations.anchored(v, base) if isinstance(v, str) and v else v for v in value]
 
 
 def _is_path(field: FieldInfo) -> bool:
-    marks = [*field.metadata, *(m for kind in get_args(field.annotation) for m in getattr(kind, "__metadata__", ()))]
-    return PATH in marks
+    """Whether a field is a path, or a list of paths, or may be one."""
+
+    def marks(kind: object) -> list[object]:
+        return [*getattr(kind, "__metadata__", ()), *(m for inner in get_args(kind) for m in marks(inner))]
+
+    return PATH in (*field.metadata, *marks(field.annotation))
 
 
 def flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -52,6 +52,8 @@ Recompute = Literal["none", "attention", "layers"]
 PATH = "path"
 FilePath = Annotated[str, PATH]  # a file or folder; a relative path in a config file is relative to that file
 TEMPLATES = ("chatml-tools",)  # values of `template` that are no file: the chat templates in tokens/templates
+# What core/locations.py describes: paths, patterns, URLs and data sets of the Hub.
+Files = FilePath | list[Annotated[str, PATH, Field(min_length=1)]]
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
 
@@ -63,9 +65,13 @@ class Frozen(BaseModel):
 
 
 class DataConfig(Frozen):
-    train: FilePath = Field("", description="JSONL, JSON, CSV or Parquet file, or a folder of .txt/.md documents.")
-    dev: FilePath | None = Field(None, description="Your own dev rows, used unchanged instead of a split.")
-    test: FilePath | None = Field(None, description="Your own test rows, used unchanged instead of a split.")
+    train: Files = Field(
+        "",
+        description="JSONL, JSON, CSV or Parquet file, also compressed, or a folder of .txt/.md documents; a pattern "
+        "such as 'data/*.jsonl', a URL, hub:owner/name, or a list of these.",
+    )
+    dev: Files | None = Field(None, description="Your own dev rows, used instead of a split.")
+    test: Files | None = Field(None, description="Your own test rows, used instead of a split.")
     format: Annotated[str, NamedIn("tunewright.data.formats:FORMAT_NAMES")] = Field(
         "auto", description="Format of the rows; auto detects and reports it."
     )
@@ -78,6 +84,15 @@ class DataConfig(Frozen):
     label_names: list[str] = Field(
         [], description="Names of labels that are integers or true/false, e.g. [negative, positive]."
     )
+    encoding: str = Field(
+        "utf-8",
+        description="Encoding of text files, by its name in Python, such as cp1252; auto: UTF-8, and what is not "
+        "valid UTF-8 as UTF-16 or Windows-1252, whichever it looks like.",
+    )
+    control: Literal["error", "strip", "space"] = Field(
+        "error",
+        description="Control characters and lone surrogates: fail, remove them, or replace each by a space.",
+    )
     empty: Literal["error", "drop"] = Field(
         "error", description="Rows with an empty prompt, answer or message: fail, or drop them and list which."
     )
@@ -87,7 +102,30 @@ class DataConfig(Frozen):
         "part from the first question to the last answer.",
     )
     invalid: Literal["error", "drop"] = Field(
-        "error", description="Rows that cannot be read for any other reason: fail, or drop them and list which."
+        "error",
+        description="Rows that cannot be read, for whatever reason, lines that are not valid JSON included: fail, or "
+        "drop them and list which.",
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="Rows of data.train that repeat the question and the answer of an earlier one."
+    )
+    contradictions: Literal["keep", "drop"] = Field(
+        "keep",
+        description="Rows of data.train with the same question and different answers: keep all, or only those with the "
+        "most frequent answer; none if no answer is more frequent than the others.",
+    )
+    leaks: Literal["error", "drop"] = Field(
+        "error",
+        description="Rows that (nearly) repeat the question of a row of data.dev or data.test: fail, or drop them from "
+        "data.train; those of data.dev that repeat one of data.test, from data.dev.",
+    )
+    labels: Literal["keep", "merge"] = Field(
+        "keep",
+        description="Labels that differ only in case, space or punctuation: keep them apart, or use the most frequent "
+        "spelling in data.train for all.",
+    )
+    unseen_labels: Literal["error", "drop"] = Field(
+        "error", description="Rows of data.dev and data.test with a label that no row of data.train has."
     )
     too_long: Literal["error", "drop"] = Field(
         "error", description="Rows longer than train.max_length: fail, or drop them and list which."
@@ -231,9 +269,9 @@ class ProveConfig(Frozen):
 
 
 class ForgetConfig(Frozen):
-    regression_rows: FilePath | None = Field(
+    regression_rows: Files | None = Field(
         None,
-        description="File of your own rows that must not get worse: scored before and after training. Any format that "
+        description="Files of your own rows that must not get worse: scored before and after training. Any format that "
         "data.train accepts.",
     )
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(

@@ -38,6 +38,17 @@ class AuditFinding(Value):
     where: tuple[str, ...] = Field(description="file:line of the first 20 rows.")
 
 
+class RowChanges(Value):
+    """What a setting did to rows before the audit."""
+
+    code: str = Field(description="Code of the error or finding that the setting avoids, such as DATA_CONTROL_CHAR.")
+    setting: str = Field(description="The setting, such as data.control=strip.")
+    action: Literal["dropped", "changed"] = Field(description="Whether the rows were left out.")
+    rows: int = Field(description="Number of rows.")
+    message: str = Field(description="What was wrong with the first of them, or what was done to it.")
+    where: tuple[str, ...] = Field(description="file:line of the first 20 rows.")
+
+
 class LabelSuspect(Value):
     """A row whose label is probably wrong, according to a model that was not trained on it."""
 
@@ -65,6 +76,9 @@ class Audit(Record):
     unused: dict[str, int] = Field(description="Fields that are not used, with the number of rows that have them.")
     notices: tuple[str, ...] = Field(
         description="Remarks from reading the files, such as a byte order mark that was skipped."
+    )
+    changes: tuple[RowChanges, ...] | None = Field(
+        None, description="What settings dropped or changed, dropped rows first; absent in files of earlier versions."
     )
     sides: dict[Side, int] = Field(description="Rows per side; a side without rows is absent.")
     sha256: str = Field(description="Hash over all data files.")

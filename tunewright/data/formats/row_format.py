@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.data.formats import notation, unsupported
@@ -79,12 +79,13 @@ class RowFormat:
 @dataclass(frozen=True)
 class Parsed:
     """The valid examples of one file, in order; ``unused`` maps a field that is not used to the number of rows that
-    have it. ``dropped``: the problems of the rows that were left out."""
+    have it. ``dropped``: the problems of the rows that were left out; ``fixed``: those that `fix_turns` solved."""
 
     format: str
     examples: tuple[Example, ...]
     unused: dict[str, int]
     dropped: tuple[Problem, ...] = ()
+    fixed: tuple[Problem, ...] = ()
 
 
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
@@ -99,20 +100,42 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     row_format = detect(readable, formats) if how.format == "auto" else candidates[0]
     problems: list[Problem] = []
     dropped: list[Problem] = []
+    fixed: list[Problem] = []
     examples: list[Example] = []
     unused: Counter[str] = Counter()
     for row in rows:
         try:
             if row.where in refused:
                 raise DataError([refused[row.where]])
-            examples.append(row_format.read(row, how))
+            example, solved = _read(row_format, row, how)
+            examples.append(example)
+            fixed += solved
             unused.update(row_format.unused(row.data))
         except DataError as error:
             droppable = all(p.code in how.drop for p in error.problems)
-            (dropped if droppable else problems).extend(error.problems)
+            (dropped if droppable else problems).extend(map(_or_drop, error.problems))
     if problems:
         raise DataError(problems)
-    return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped))
+    return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped), tuple(fixed))
+
+
+def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, tuple[Problem, ...]]:
+    """The example of a row, and the problems that `fix_turns` solved in it."""
+    try:
+        return row_format.read(row, replace(how, fix_turns=False)), ()
+    except DataError as error:
+        if not how.fix_turns:
+            raise
+        return row_format.read(row, how), error.problems
+
+
+def _or_drop(problem: Problem) -> Problem:
+    """A problem whose fix also names the setting that leaves such rows out, unless it names one already."""
+    if "data." in problem.fix:
+        return problem
+    fix = problem.fix.removesuffix(".") + ("" if problem.fix.endswith("?") else ",")
+    setting = " or set data.invalid=drop to leave such rows out."
+    return replace(problem, fix=fix + (setting.replace(" or", " Or") if fix.endswith("?") else setting))
 
 
 def _renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
@@ -153,7 +176,7 @@ def detect(rows: Sequence[Row], formats: Sequence[RowFormat]) -> RowFormat:
             "DATA_MIXED_SCHEMA",
             f"the rows have different formats: {parts}.",
             where=rows[0].where,
-            fix="use one format per file, or set data.format=...",
+            fix=f"set data.format={ordered[0][0]}, and data.invalid=drop to leave the other rows out.",
         )
     if votes:
         return next(f for f in formats if f.name in votes)

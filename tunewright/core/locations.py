@@ -1,0 +1,68 @@
+"""What a setting that takes files may name: a path, a pattern, a URL or a data set of the Hugging Face Hub; or a list
+of these."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+HUB = "hub:"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # at least two letters: C:/ is a drive
+
+
+def listed(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names in a setting: none, one, or those of a list."""
+    if not value:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def is_url(name: str) -> bool:
+    return _URL.match(name) is not None
+
+
+def is_local(name: str) -> bool:
+    return not is_url(name) and not name.startswith(HUB)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name has a wildcard: ``*``, ``**``, ``?`` or ``[...]``."""
+    return glob.has_magic(name)
+
+
+def shown(name: str) -> str:
+    """A name as messages and records print it: a URL without its password and query, which may be secrets; a few digits
+    of the query's hash distinguish files that differ only in it."""
+    if not is_url(name):
+        return name
+    scheme, _, rest = without_query(name).partition("://")
+    host, slash, path = rest.partition("/")
+    query = name[len(without_query(name)) :]
+    mark = f"?{hashlib.sha256(query.encode()).hexdigest()[:6]}" if query else ""
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{mark}"
+
+
+def without_query(name: str) -> str:
+    """The part of a web address that ends with the name of a file."""
+    return re.split("[?#]", name, maxsplit=1)[0] if name.startswith(("http://", "https://")) else name
+
+
+def title(value: str | Sequence[str] | None) -> str:
+    """A short name for the files of a setting: the first one's, without its folder."""
+    names = listed(value)
+    if not names:
+        return ""
+    first = names[0] if names[0].startswith(HUB) else without_query(names[0]).rstrip("/").rpartition("/")[2] or names[0]
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+
+
+def anchored(name: str, base: Path) -> str:
+    """A relative path or pattern, as one that begins with ``base``; anything else unchanged."""
+    if not is_local(name):
+        return name
+    if is_pattern(name) and not (base / name).exists():
+        return str(Path(glob.escape(str(base))) / name)
+    return str(base / name)

@@ -1,0 +1,44 @@
+"""Documents -> rows: .txt and .md files, each of them one row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunewright.core.errors import Problem, data_error
+from tunewright.data.files.rows import FileSettings, Item, Row
+from tunewright.data.files.values import FIXES, BadValue, changes_of, clean_text
+
+SUFFIXES = (".txt", ".md")
+
+
+def in_folder(folder: Path) -> list[str]:
+    """The documents in a folder and its subfolders, sorted. Symbolic links are not followed."""
+    files = sorted(p for p in folder.rglob("*") if is_document(p.name) and p.is_file() and not p.is_symlink())
+    if not files:
+        raise data_error(
+            "DATA_EMPTY",
+            "the folder contains no .txt or .md file.",
+            where=str(folder),
+            fix=f"give a folder of documents, or the data files in it: '{folder}/*.jsonl'.",
+        )
+    return [str(p) for p in files]
+
+
+def is_document(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
+    """The row of a document, or what is wrong with it."""
+    try:
+        clean, removed = clean_text(text, how.control)
+    except BadValue as error:
+        yield Problem(error.code, error.message, name, FIXES[error.code])
+        return
+    if not clean.strip():
+        fix = "set data.empty=drop to leave such documents out."
+        yield Problem("DATA_EMPTY_TARGET", "the document is empty.", name, fix)
+        return
+    yield from changes_of(removed, name, how.control)
+    yield Row({"text": clean}, name)

@@ -1,0 +1,1 @@
+"""Remedies: what settings change about rows, each change recorded with its place."""

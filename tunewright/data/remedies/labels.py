@@ -1,0 +1,83 @@
+"""Labels that differ only in how they are written, and labels that no training row has."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from tunewright.core.records.common import Side
+from tunewright.data.messages import Chat, Example
+from tunewright.data.remedies.change import Change
+from tunewright.data.task import detect_task
+from tunewright.data.text import normalised
+
+Sides = Mapping[Side, tuple[Example, ...]]
+# Between words, unless both are numbers: 1-2 is not 12.
+_SEPARATORS = re.compile(r"(?<=[^\W\d])[\s/-]+(?=\w)|(?<=\d)[\s/-]+(?=[^\W\d])")
+_ENDS = " \t.,:;!?\"'`()[]"
+
+
+def key(label: str) -> str:
+    """Equal for labels that differ only in case, space and punctuation around or between words. Signs that change the
+    meaning are kept: C++ is not C, and -1 is not 1."""
+    text = normalised(label).replace("_", " ").strip(_ENDS)
+    return _SEPARATORS.sub("", text) or normalised(label)
+
+
+def spellings(labels: Iterable[str]) -> dict[str, str]:
+    """Key -> its most frequent spelling; of equally frequent ones, the first."""
+    chosen: dict[str, str] = {}
+    for label, _ in Counter(labels).most_common():
+        chosen.setdefault(key(label), label)
+    return chosen
+
+
+def merge(sides: Sides) -> tuple[Sides, list[Change]]:
+    """The rows with every label in its most frequent spelling in train; unchanged if that is not a label task."""
+    chosen = spellings(e.target for e in sides["train"])
+    merged = {side: tuple(_spelt(e, chosen) for e in examples) for side, examples in sides.items()}
+    if not detect_task(merged["train"]).labels:
+        return sides, []
+    pairs = [pair for side in sides for pair in zip(sides[side], merged[side], strict=True)]
+    changes = [
+        Change(
+            old.where,
+            "LABELS_NEAR_DUPLICATE",
+            "data.labels=merge",
+            f"the label {old.target!r} is read as {new.target!r}",
+            dropped=False,
+        )
+        for old, new in pairs
+        if old.target != new.target
+    ]
+    return merged, changes
+
+
+def _spelt(example: Example, chosen: Mapping[str, str]) -> Example:
+    if not isinstance(example, Chat) or example.messages[-1].tool_calls:
+        return example
+    target = chosen.get(key(example.target), example.target)
+    if target == example.target:
+        return example
+    return replace(example, messages=(*example.messages[:-1], replace(example.messages[-1], content=target)))
+
+
+def drop_unseen(sides: Sides) -> tuple[Sides, list[Change]]:
+    """Without the rows of dev and test whose label no row of train has."""
+    known = set(detect_task(sides["train"]).labels)
+    if not known:
+        return sides, []
+    unseen = [e for side in sides for e in sides[side] if e.target not in known]
+    changes = [
+        Change(
+            e.where,
+            "DATA_FORMAT_MISMATCH",
+            "data.unseen_labels=drop",
+            f"no row of data.train has the label {e.target!r}",
+            dropped=True,
+        )
+        for e in unseen
+    ]
+    return {side: tuple(e for e in rows if e.target in known) for side, rows in sides.items()}, changes

@@ -1,0 +1,163 @@
+"""The rows of a config: read from its files, parsed, and changed as its settings say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tunewright.core.config import Config
+from tunewright.core.errors import CODES, DataError, Problem, data_error
+from tunewright.core.locations import listed
+from tunewright.core.records.common import Side
+from tunewright.data import formats, near_duplicates, sources
+from tunewright.data.files.rows import FileSettings, Row
+from tunewright.data.formats import Parsed, RowSettings
+from tunewright.data.near_duplicates import Clusters
+from tunewright.data.remedies import labels, repetitions
+from tunewright.data.remedies.change import Change, drop
+from tunewright.data.remedies.labels import Sides
+from tunewright.data.sources import Source
+from tunewright.data.text import normalised
+
+SIDES: tuple[Side, ...] = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``sides``: the examples by the setting whose files they are from, data.train first; ``clusters``: of all of them,
+    in order; ``raw``: the rows that they were made from, by place; ``sha256`` covers the content of all files."""
+
+    sides: Sides
+    clusters: Clusters
+    raw: dict[str, Row]
+    format: str
+    unused: dict[str, int]
+    notices: tuple[str, ...]
+    changes: tuple[Change, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """The rows of one setting that names files, as they are and parsed, and what was changed."""
+
+    source: Source
+    parsed: Parsed
+    changes: tuple[Change, ...]
+
+
+def file_settings(config: Config) -> FileSettings:
+    """How the config says files are to be read."""
+    data = config.data
+    return FileSettings(encoding=data.encoding, control=data.control, drop=_dropped(config))
+
+
+def row_settings(config: Config) -> RowSettings:
+    """How the config says rows are to be read."""
+    data = config.data
+    return RowSettings(
+        format=data.format,
+        columns=data.columns,
+        instruction=data.instruction,
+        label_names=data.label_names,
+        fix_turns=data.turns == "fix",
+        drop=frozenset(_dropped(config)),
+        as_asked=data.format != "auto",
+    )
+
+
+def _dropped(config: Config) -> dict[str, str]:
+    """The codes of problems for which a row is left out, with the setting that says so."""
+    invalid = dict.fromkeys(CODES, "data.invalid=drop") if config.data.invalid == "drop" else {}
+    empty = dict.fromkeys(("DATA_EMPTY", "DATA_EMPTY_TARGET"), "data.empty=drop") if config.data.empty == "drop" else {}
+    return {**invalid, **empty}
+
+
+def read(names: str | Sequence[str], config: Config, how: RowSettings) -> FileRows:
+    """The rows of the files that a setting names. Raises DataError with all problems that no setting drops."""
+    files = file_settings(config)
+    source = sources.read(names, files)
+    parsed = formats.parse(source.rows, how)
+    if not parsed.examples:
+        first = parsed.dropped[0]
+        message = f"none of the {len(source.rows)} rows can be read; the first: {first.message}"
+        raise data_error("DATA_EMPTY", message, where=first.where, fix=first.fix)
+    changes = [drop(p, files.drop[p.code]) for p in parsed.dropped]
+    changes += [Change(p.where, p.code, "data.turns=fix", p.message, dropped=False) for p in parsed.fixed]
+    return FileRows(source, parsed, (*source.changes, *changes))
+
+
+def prepare(config: Config) -> Prepared:
+    """Reads all files of a config. Raises DataError with all their problems; never ConfigError."""
+    files = _read(config)
+    sides, clusters, changes = _remedied(config, {side: f.parsed.examples for side, f in files.items()})
+    unused: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    for side, f in files.items():
+        unused.update(f.parsed.unused)
+        digest.update(f"{side}\x00{f.source.sha256}\x00".encode())
+    return Prepared(
+        sides=sides,
+        clusters=clusters,
+        raw={row.where: row for f in files.values() for row in f.source.rows},
+        format=files["train"].parsed.format,
+        unused=dict(unused),
+        notices=tuple(n for f in files.values() for n in f.source.notices),
+        changes=(*(c for f in files.values() for c in f.changes), *changes),
+        sha256=digest.hexdigest(),
+    )
+
+
+def _read(config: Config) -> dict[Side, FileRows]:
+    if not config.data.train:
+        raise data_error(
+            "DATA_EMPTY",
+            "no data file is given.",
+            where="data.train",
+            fix="give a data file: `tunewright run rows.jsonl`.",
+        )
+    files: dict[Side, FileRows] = {}
+    problems: list[Problem] = []
+    how = row_settings(config)
+    for side in SIDES:
+        if not (names := listed(getattr(config.data, side))):
+            continue
+        try:
+            files[side] = read(names, config, how)
+        except DataError as error:
+            problems += error.problems
+            continue
+        how = replace(how, format=files[side].parsed.format)  # the other files must have the format of the first
+    if problems:
+        raise DataError(problems)
+    return files
+
+
+def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Change]]:
+    """The rows after the remedies that compare rows, and their near-duplicates."""
+    data = config.data
+    changes: list[Change] = []
+    if data.labels == "merge":
+        sides, new = labels.merge(sides)
+        changes += new
+    for wanted, remedy in (
+        (data.contradictions == "drop", repetitions.drop_contradictions),  # before the rows are no longer counted
+        (data.duplicates == "drop", repetitions.drop_duplicates),
+    ):
+        if wanted:
+            kept, new = remedy(sides["train"])
+            sides, changes = {**sides, "train": kept}, [*changes, *new]
+    while True:
+        questions = [normalised(e.question) for examples in sides.values() for e in examples]
+        clusters = near_duplicates.cluster(questions, config.split.near_duplicate)
+        before = len(changes)
+        if data.leaks == "drop":
+            sides, new = repetitions.drop_leaks(sides, clusters.cluster)
+            changes += new
+        if data.unseen_labels == "drop" and sides["train"]:
+            sides, new = labels.drop_unseen(sides)
+            changes += new
+        if len(changes) == before:  # which rows are near-duplicates depends on all rows
+            return sides, clusters, changes

@@ -1,0 +1,146 @@
+"""A repaired copy of the rows of data.train: one JSON object per line, in the fields that the rows had, and beside it a
+list of what was changed."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunewright.core.config import Config
+from tunewright.core.errors import DataError, data_error
+from tunewright.core.locations import is_local, listed
+from tunewright.core.run_folder import write_atomic, write_lines
+from tunewright.data import dataset
+from tunewright.data.files.rows import Row
+from tunewright.data.formats import FORMATS, RowSettings, conversation
+from tunewright.data.formats.row_format import RowFormat
+from tunewright.data.messages import Example, Message
+from tunewright.data.remedies import labels, prepared
+from tunewright.data.remedies.change import Change
+
+# What is repaired unless a setting says otherwise.
+DEFAULTS = (
+    "data.encoding=auto",
+    "data.control=strip",
+    "data.empty=drop",
+    "data.turns=fix",
+    "data.invalid=drop",
+    "data.duplicates=drop",
+)
+SUFFIXES = (".jsonl", ".json")
+Data = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """``lines``: of the copy; ``changes``: between the files and the copy."""
+
+    lines: tuple[str, ...]
+    changes: tuple[Change, ...]
+
+
+def repair(config: Config) -> Repaired:
+    """The rows of data.train after the remedies of the config. Raises DataError with what is still wrong."""
+    rows = prepared.prepare(config)
+    dataset.audited(config, rows)
+    row_format = next(f for f in FORMATS if f.name == rows.format)
+    how = replace(prepared.row_settings(config), instruction=None)
+    reordered, renamed = (
+        {c.where for c in rows.changes if c.setting == setting} for setting in ("data.turns=fix", "data.labels=merge")
+    )
+    lines: list[str] = []
+    changes = list(rows.changes)
+    for example in rows.sides["train"]:
+        row = rows.raw[example.where]
+        data: Data | None = row.data
+        if example.where in reordered:
+            data = _reordered(row, row_format, how)
+        if example.where in renamed and data is not None:
+            data = _relabelled(data, row_format, how, example)
+        if data is None:
+            message = f"a {row_format.name} row with messages in an invalid order cannot be written back"
+            changes.append(Change(example.where, "DATA_TURN_ORDER", "tunewright fix", message, dropped=True))
+            continue
+        plain = _plain(data)
+        if repr(plain) != repr(data):
+            message = "values that JSON does not have, such as dates and NaN, are written as text or null"
+            changes.append(Change(example.where, "DATA_FIELD_TYPE", "tunewright fix", message, dropped=False))
+        lines.append(json.dumps(plain, ensure_ascii=False, allow_nan=False))
+    return Repaired(tuple(lines), tuple(changes))
+
+
+def changes_file(out: Path) -> Path:
+    return out.with_name(f"{out.name}.changes.jsonl")
+
+
+def write(repaired: Repaired, out: Path) -> None:
+    """Writes the copy and the list of changes, both complete or not at all."""
+    write_lines(changes_file(out), [change.to_json() for change in repaired.changes])
+    write_atomic(out, "".join(f"{line}\n" for line in repaired.lines))
+
+
+def check_output(config: Config, out: Path) -> None:
+    """Raises DATA_EXISTS unless the copy would be a new file that no pattern of the config matches."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise _not_there(out, "the copy is written as JSON Lines.", f"choose a name that ends in {SUFFIXES[0]}.")
+    for file in (changes_file(out), out):
+        if os.path.lexists(file):
+            raise _not_there(file, "the file exists; nothing is overwritten.", "choose another name, or remove it.")
+    for side in prepared.SIDES:
+        for name in listed(getattr(config.data, side)):
+            if is_local(name) and fnmatch.fnmatch(os.path.abspath(out), os.path.abspath(name)):
+                message = f"the pattern {name} of data.{side} would match the copy."
+                raise _not_there(out, message, "write it to another folder.")
+
+
+def _not_there(file: Path, message: str, fix: str) -> DataError:
+    return data_error("DATA_EXISTS", message, where=str(file), fix=fix)
+
+
+def _reordered(row: Row, row_format: RowFormat, how: RowSettings) -> Data | None:
+    """A row with its messages in a valid order; None if its format does not keep them in one list."""
+    if len(row_format.lists) != 1 or row_format.fields != row_format.lists:
+        return None
+    name = _field(row.data, row_format.lists[0], how)
+    messages = conversation.fixed(conversation.read(row.data[name], name, row.where))
+    return {**row.data, name: [_written(m) for m in messages]}
+
+
+def _field(data: Data, name: str, how: RowSettings) -> str:
+    """What a row calls a field of its format."""
+    wanted = how.columns.get(name, name)
+    return next((k for k in data if k == wanted), None) or next(k for k in data if k.lower() == wanted.lower())
+
+
+def _written(message: Message) -> Data:
+    return {**message.to_json(), **({} if message.trained else {"weight": 0})}
+
+
+def _relabelled(data: Data, row_format: RowFormat, how: RowSettings, example: Example) -> Data:
+    """A row with its label written as in the example."""
+    label = example.target
+
+    def spelt(value: object) -> object:
+        return label if isinstance(value, str) and labels.key(value) == labels.key(label) else value
+
+    last = _field(data, row_format.fields[-1], how)
+    value = data[last]
+    if isinstance(value, list) and value and isinstance(value[-1], dict):  # messages
+        value = [*value[:-1], {k: spelt(v) if k in ("content", "value") else v for k, v in value[-1].items()}]
+    return {**data, last: spelt(value)}
+
+
+def _plain(value: object) -> object:
+    """A value in terms of JSON: what Parquet has besides becomes text, numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)

@@ -1,0 +1,70 @@
+"""Rows that repeat others: duplicates, contradictions, and rows of one side that are also on another."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from tunewright.core.records.common import Side
+from tunewright.data.messages import Example
+from tunewright.data.remedies.change import Change
+from tunewright.data.remedies.labels import Sides
+from tunewright.data.text import normalised
+
+RANK: dict[str, int] = {"train": 0, "dev": 1, "test": 2}
+
+Kept = tuple[tuple[Example, ...], list[Change]]
+
+
+def drop_duplicates(examples: Sequence[Example]) -> Kept:
+    """The first row of each question and answer, as the finding DUPLICATES counts them."""
+    first: dict[tuple[str, str], Example] = {}
+    changes: list[Change] = []
+    kept: list[Example] = []
+    for e in examples:
+        original = first.setdefault((normalised(e.question), normalised(e.target)), e)
+        if original is e:
+            kept.append(e)
+        else:
+            message = f"the same question and answer as {original.where}"
+            changes.append(Change(e.where, "DUPLICATES", "data.duplicates=drop", message, dropped=True))
+    return tuple(kept), changes
+
+
+def drop_contradictions(examples: Sequence[Example]) -> Kept:
+    """For each question, the rows with its most frequent answer; none if two answers are equally frequent."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for e in examples:
+        answers[normalised(e.question)][normalised(e.target)] += 1
+    changes: list[Change] = []
+    kept: list[Example] = []
+    for e in examples:
+        (best, most), *others = answers[normalised(e.question)].most_common(2)
+        tied = bool(others) and others[0][1] == most
+        if not tied and normalised(e.target) == best:
+            kept.append(e)
+        else:
+            message = "other rows answer the same question differently" + ("" if tied else ", and more of them")
+            changes.append(Change(e.where, "CONTRADICTIONS", "data.contradictions=drop", message, dropped=True))
+    return tuple(kept), changes
+
+
+def drop_leaks(sides: Sides, cluster: Sequence[int]) -> tuple[Sides, list[Change]]:
+    """Without the rows of train that are near-duplicates of rows of dev or test, and without those of dev that are
+    near-duplicates of rows of test. ``cluster``: of the rows of all sides, in order."""
+    placed = [(side, e) for side in sides for e in sides[side]]
+    best: dict[int, tuple[Side, Example]] = {}
+    for c, row in zip(cluster, placed, strict=True):
+        if c not in best or RANK[row[0]] > RANK[best[c][0]]:
+            best[c] = row
+    changes: list[Change] = []
+    kept: dict[Side, list[Example]] = {side: [] for side in sides}
+    for c, (side, e) in zip(cluster, placed, strict=True):
+        winner, original = best[c]
+        if side == winner:
+            kept[side].append(e)
+            continue
+        nearly = "" if normalised(e.question) == normalised(original.question) else "nearly "
+        message = f"{nearly}the same question as the {winner} row {original.where}"
+        changes.append(Change(e.where, "SPLIT_LEAK", "data.leaks=drop", message, dropped=True))
+    return {side: tuple(examples) for side, examples in kept.items()}, changes
