@@ -16,14 +16,17 @@ from typing import Any
 
 from tunewright.core.config import Config
 from tunewright.core.errors import CODES, DataError, Problem, data_error
-from tunewright.core.records.common import Side
+from tunewright.core.records import AnswerSchema, Side
 from tunewright.data import audit, formats, label_noise, near_duplicates, sources, split
 from tunewright.data.audit import Audit, Finding
 from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.label_noise import Noise
 from tunewright.data.messages import Example
 from tunewright.data.metrics import METRICS
+from tunewright.data.structure import outline
+from tunewright.data.structure.schema import INFERRED
 from tunewright.data.task import Task
+from tunewright.data.task.configured import Violation, configured, violations
 from tunewright.data.text import content_hash, normalised
 
 SIDES: tuple[Side, ...] = ("train", "dev", "test")
@@ -75,9 +78,14 @@ class Dataset:
         template)."""
         return split.overlaps(self.examples, self.side("train"), self.side("test"))
 
+    @functools.cached_property
+    def violations(self) -> tuple[Violation, ...]:
+        """What the reference answers violate."""
+        return tuple(violations(self.task, self.examples))
+
     def findings(self) -> tuple[Finding, ...]:
-        """The findings of the audit, and those that depend on the split."""
-        findings = [*self.audit.findings]
+        """The findings of the audit, and those that depend on the split or on the schema of the answers."""
+        findings = [*self.audit.findings, *(Finding("warning", v.code, v.message, v.rows) for v in self.violations)]
         if self.overlap:
             message = (
                 f"{len(self.overlap)} test rows share {split.SPAN} consecutive words with training rows; "
@@ -95,8 +103,25 @@ class Dataset:
         return tuple(sorted(findings, key=lambda f: (audit.ORDER[f.level], f.code)))
 
     def answer(self, row: int) -> str:
-        """The normalised target of a row; empty for a document."""
-        return normalised(self.examples[row].target)
+        """The target of a row, equal for targets that say the same; empty for a document."""
+        return self.task.kind.canonical(self.examples[row])
+
+    @functools.cached_property
+    def answer_schema(self) -> AnswerSchema | None:
+        """The schema of structured answers, and the fraction of the reference answers of each side that satisfy it."""
+        schema, value = self.task.schema, self.task.kind.value
+        if schema is None or value is None:
+            return None
+        return AnswerSchema(
+            source=schema.source,
+            json_schema=schema.value,
+            fields=dict(outline.fields(schema.value)) if schema.source == INFERRED else {},
+            satisfied={
+                side: sum(schema.accepts(value(self.examples[i])) for i in rows) / len(rows)
+                for side in SIDES
+                if (rows := self.side(side))
+            },
+        )
 
     def audit_json(self) -> dict[str, Any]:
         audited = dataclasses.replace(self.audit, findings=self.findings())
@@ -107,6 +132,7 @@ class Dataset:
             "format": self.format,
             "unused": self.unused,
             "notices": list(self.notices),
+            **({"answer_schema": self.answer_schema.model_dump(mode="json")} if self.answer_schema else {}),
             "sides": {side: n for side in SIDES if (n := self.sides.count(side))},
             "sha256": self.sha256,
         }
@@ -155,12 +181,14 @@ def load(config: Config) -> Dataset:
     unused: Counter[str] = Counter()
     for _, p in files.parsed:
         unused.update(p.unused)
+    sides = _sides(config, main.examples, clusters.cluster, came_from)
+    train = [e for e, side in zip(everything, sides, strict=True) if side == "train"]
     return Dataset(
         examples=everything,
-        sides=tuple(_sides(config, main.examples, clusters.cluster, came_from)),
+        sides=tuple(sides),
         cluster=clusters.cluster,
         audit=audited,
-        task=_task(config, audited.task, everything),
+        task=configured(config, _task(config, audited.task, everything), train),
         format=main.format,
         unused=dict(unused),
         notices=files.notices,

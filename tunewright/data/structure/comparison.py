@@ -51,6 +51,7 @@ class FieldCounts:
         return 2 * self.right / total if total else 1.0
 
 
+PLAIN = Rules()
 Field: TypeAlias = tuple[str, Scalar]
 
 
@@ -74,7 +75,7 @@ class Comparison:
 EMPTY: Field = ("(no fields)", None)
 
 
-def compare(target: Container, answer: Container | None, rules: Rules = Rules()) -> Comparison:
+def compare(target: Container, answer: Container | None, rules: Rules = PLAIN) -> Comparison:
     """``answer`` is None if the answer could not be read. That nothing is there is a field of a target without fields,
     so that such an answer is wrong."""
     expected, given = list(_fields(target, "")), [] if answer is None else list(_fields(answer, ""))

@@ -87,7 +87,7 @@ _DECODER = json.JSONDecoder(parse_constant=_not_json)  # Python also reads NaN a
 _BRACKET = re.compile(r"[\[{]")
 
 
-def container(value: Json) -> Container | None:
+def container(value: object) -> Container | None:
     """``value`` if it is an object or a list, and not nested too deeply."""
     if not isinstance(value, dict | list):
         return None
