@@ -25,7 +25,9 @@ def test_a_rows_side_does_not_depend_on_the_order_or_on_other_rows(seed: int) ->
 
     def sides(some: list[Chat]) -> dict[str, str]:
         held = split.hold_out(some, range(len(some)), 0.2, 0.3)
-        return {some[i].prompt.messages[0].content: name for name in ("train", "dev", "test") for i in getattr(held, name)}
+        return {
+            some[i].prompt.messages[0].content: name for name in ("train", "dev", "test") for i in getattr(held, name)
+        }
 
     before = sides(chats)
     assert set(before) == questions

@@ -40,8 +40,8 @@ ONE = {
     "granite": f'<|tool_call|>[{{"name": "get_weather", "arguments": {IN_OSLO}}}]',
     "command r": f'<|START_ACTION|>[{{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {IN_OSLO}}}]'
     "<|END_ACTION|>",
-    "deepseek v3": f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{IN_OSLO}\n```"
-    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    "deepseek v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+    f"{IN_OSLO}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
     "deepseek v3.1": f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{IN_OSLO}<｜tool▁call▁end｜>"
     "<｜tool▁calls▁end｜>",
     "kimi k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"

@@ -155,6 +155,7 @@ def row_settings(config: Config) -> RowSettings:
         label_names=data.label_names,
         fix_turns=data.turns == "fix",
         drop=frozenset(codes),
+        as_asked=data.format != "auto",
     )
 
 

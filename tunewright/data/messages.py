@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
-Role = Literal["system", "user", "assistant", "tool"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+# What JSON can express.
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 # A function that the model may call, as in OpenAI's API: {"type": "function", "function": {"name": ...}}.
 Tool = dict[str, Any]
 

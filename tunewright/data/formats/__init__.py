@@ -10,7 +10,7 @@ from tunewright.data.sources import Row
 
 __all__ = ["FORMATS", "FORMAT_NAMES", "Parsed", "RowSettings", "parse"]
 
-FORMATS = (*chats.FORMATS, *prompted.FORMATS, *labelled.FORMATS, *documents.FORMATS, labelled.LABELLED_CHAT)
+FORMATS = (labelled.LABELLED_CHAT, *chats.FORMATS, *prompted.FORMATS, *labelled.FORMATS, *documents.FORMATS)
 FORMAT_NAMES = tuple(f.name for f in FORMATS)  # the values of data.format
 AS_WRITTEN = RowSettings()
 

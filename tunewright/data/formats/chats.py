@@ -1,48 +1,40 @@
-"""Formats whose rows are a list of messages: chat (OpenAI), ShareGPT, and pairs of turns (ms-swift)."""
+"""Formats whose rows are a list of messages: OpenAI's and TRL's (messages), ShareGPT's (conversations), ms-swift's
+(conversation)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from tunewright.core.errors import data_error
 from tunewright.data.formats import conversation, tools
-from tunewright.data.formats.fields import optional, text, type_name
-from tunewright.data.formats.row_format import RowFormat, RowSettings
+from tunewright.data.formats.fields import optional
+from tunewright.data.formats.row_format import Build, RowFormat, RowSettings
 from tunewright.data.messages import Chat, Message
 from tunewright.data.sources import Row
 
-ROW_FIELDS = ("system", *tools.FIELDS)
+SYSTEM = ("system", "system_prompt")
+FIELDS = (*SYSTEM, *tools.FIELDS)
 
 
-def _of_list(name: str) -> Any:
+def _of_list(name: str) -> Build:
     """Reads the messages of the field ``name``, after the system message of the row's own field."""
 
     def build(row: Row, how: RowSettings) -> Chat:
-        messages = conversation.read(row.data[name], name, row.where)
-        if (system := optional(row, "system")) and messages[0].role != "system":
-            messages = [Message("system", system), *messages]
+        messages = with_system(row, conversation.read(row.data[name], name, row.where))
         return conversation.chat(messages, how, row.where, tools.of_row(row))
 
     return build
 
 
-def _turn_pairs(row: Row, how: RowSettings) -> Chat:
-    """``[{"human": ..., "assistant": ...}, ...]``"""
-    value = row.data["conversation"]
-    if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
-        message = f"'conversation' must be a list of objects, not {type_name(value)}."
-        fix = 'write [{"human": ..., "assistant": ...}, ...].'
-        raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix=fix)
-    system = optional(row, "system")
-    messages = [Message("system", system)] if system else []
-    for i, turn in enumerate(value):
-        for field, role in (("human", "user"), ("assistant", "assistant")):
-            messages.append(Message(role, text(turn.get(field), f"conversation[{i}].{field}", row.where)))
-    return conversation.chat(messages, how, row.where)
+def with_system(row: Row, messages: list[Message]) -> list[Message]:
+    """The messages after the row's own system message, if they have none."""
+    system = optional(row, *SYSTEM)
+    return [Message("system", system), *messages] if system and messages[0].role != "system" else messages
+
+
+def _format(name: str, field: str) -> RowFormat:
+    return RowFormat(name, (field,), _of_list(field), optional=FIELDS, lists=(field,))
 
 
 FORMATS = (
-    RowFormat("chat", ("messages",), _of_list("messages"), optional=ROW_FIELDS, lists=("messages",)),
-    RowFormat("sharegpt", ("conversations",), _of_list("conversations"), optional=ROW_FIELDS, lists=("conversations",)),
-    RowFormat("turn_pairs", ("conversation",), _turn_pairs, optional=("system",)),
+    _format("chat", "messages"),
+    _format("sharegpt", "conversations"),
+    _format("conversation", "conversation"),
 )

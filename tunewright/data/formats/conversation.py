@@ -1,35 +1,32 @@
-"""Lists of messages -> Chats: roles, contents, tool calls, thoughts, weights, and the order of turns.
-
-OpenAI's notation (role/content) and ShareGPT's (from/value) differ only in the names.
-"""
+"""Lists of messages -> Chats: calls and their results belong together, and the order of the turns is valid."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from tunewright.core.errors import DataError, Problem, data_error
-from tunewright.data.formats import notation, tools
-from tunewright.data.formats.fields import text, type_name
+from tunewright.data.formats import message
+from tunewright.data.formats.fields import decoded
+from tunewright.data.formats.notation import CALL_ROLES, ROLE, first
 from tunewright.data.formats.row_format import RowSettings
-from tunewright.data.messages import Chat, Message, Tool, turns
+from tunewright.data.messages import Chat, Json, Message, Tool, turns
 
 
 def chat(messages: Sequence[Message], how: RowSettings, where: str, given: Sequence[Tool] = ()) -> Chat:
     """A Chat of messages in a valid order, with `data.instruction` where they have no system message. What follows the
     last trained message is left out: nothing is computed from it."""
-    messages = fixed(messages) if how.fix_turns else messages
+    messages = _named(fixed(messages) if how.fix_turns else messages)
     _check_order(messages, where)
     head = (Message("system", how.instruction),) if how.instruction and messages[0].role != "system" else ()
     end = turns(messages)[-1] + 1
     return Chat((*head, *messages[:end]), where, tuple(given))
 
 
-def read(value: Any, name: str, where: str) -> list[Message]:
-    """The messages of a list. Raises DataError with all that is wrong in it."""
+def read(value: Json, name: str, where: str) -> list[Message]:
+    """The messages of a list, or of the JSON text of one. Raises DataError with all that is wrong in it."""
+    value = decoded(value, name, where, "DATA_FIELD_TYPE")
     if not isinstance(value, list) or not value:
         fix = 'write [{"role": "user", "content": "..."}, ...].'
         raise data_error("DATA_FIELD_TYPE", f"{name!r} must be a list of messages.", where=where, fix=fix)
@@ -37,96 +34,42 @@ def read(value: Any, name: str, where: str) -> list[Message]:
     problems: list[Problem] = []
     for i, item in enumerate(value):
         try:
-            messages.append(message(item, f"{name}[{i}]", where))
+            read_here = message.read(item, f"{name}[{i}]", where)
         except DataError as error:
             problems += error.problems
+            continue
+        alone = isinstance(item, dict) and first(item, ROLE) in CALL_ROLES
+        if alone and messages and messages[-1].role == "assistant":
+            messages[-1] = _with_calls(messages[-1], read_here[0])
+        else:
+            messages += read_here
     if problems:
         raise DataError(problems)
     return messages
 
 
-def message(item: Any, name: str, where: str) -> Message:
-    """One message. Raises DATA_FIELD_TYPE, DATA_ROLE_UNKNOWN, DATA_EMPTY_TARGET, DATA_TOOL_CALL, DATA_WEIGHT or
-    DATA_FORM_UNSUPPORTED."""
-    if not isinstance(item, dict):
-        raise data_error(
-            "DATA_FIELD_TYPE", f"{name} is not an object.", where=where, fix='write {"role": ..., "content": ...}.'
-        )
-    named = next((item[f] for f in notation.ROLE if f in item), None)
-    content = next((item[f] for f in notation.CONTENT if f in item), None)
-    if named in notation.CALL_ROLES:
-        return Message(
-            "assistant", "", tools.calls(content, f"{name}.value", where), trained=_trained(item, name, where)
-        )
-    role = _role(named, name, where)
-    given = item.get("tool_calls") or item.get("function_call") or ()
-    calls = tools.calls(given, f"{name}.tool_calls", where) if given else ()
-    if calls and role != "assistant":
-        fix = "only an assistant message can call tools."
-        raise data_error("DATA_TOOL_CALL", f"{name}: a {role} message has tool calls.", where=where, fix=fix)
-    thought = next((item[f] for f in notation.REASONING if item.get(f)), "")
-    return Message(
-        role=role,
-        content=_content(content, role, f"{name}.content", where, may_be_empty=bool(calls) or role == "tool"),
-        tool_calls=calls,
-        reasoning=text(thought, f"{name}.reasoning_content", where) if thought and role == "assistant" else "",
-        name=str(item.get("name") or "") if role == "tool" else "",
-        call_id=str(item.get("tool_call_id") or "") if role == "tool" else "",
-        trained=_trained(item, name, where) if role == "assistant" else True,
-    )
+def _with_calls(before: Message, more: Message) -> Message:
+    """An assistant message and the calls that follow it in messages of their own: one turn. It is trained on unless one
+    of them has weight 0."""
+    trained = before.trained and more.trained
+    return replace(before, tool_calls=(*before.tool_calls, *more.tool_calls), trained=trained)
 
 
-def _role(named: Any, name: str, where: str) -> str:
-    role = notation.ROLES.get(named) if isinstance(named, str) else None
-    if role is None:
-        close = difflib.get_close_matches(str(named).lower(), notation.ROLES, n=1, cutoff=0.6)
-        fix = f"did you mean {close[0]!r}?" if close else "roles are system, user, assistant and tool."
-        raise data_error("DATA_ROLE_UNKNOWN", f"{name} has the role {named!r}.", where=where, fix=fix)
-    return role
-
-
-def _content(value: Any, role: str, name: str, where: str, may_be_empty: bool) -> str:
-    """The text of a content: text, or a list of text parts, which are joined by line breaks as servers do."""
-    if isinstance(value, list):
-        value = "\n".join(_part(part, f"{name}[{i}]", where) for i, part in enumerate(value))
-    if may_be_empty and (value is None or (isinstance(value, str) and not value.strip())):
-        return ""
-    if isinstance(value, str) and not value.strip():
-        raise data_error(
-            "DATA_EMPTY_TARGET",
-            f"{name.removesuffix('.content')} ({role}) is empty.",
-            where=where,
-            fix="fill it in, or set data.empty=drop.",
-        )
-    return text(value, name, where)
-
-
-def _part(part: Any, name: str, where: str) -> str:
-    if isinstance(part, dict) and part.get("type", "text") in ("text", "input_text", "output_text"):
-        value = part.get("text")
-        if isinstance(value, str):
-            return value
-    if isinstance(part, dict) and part.get("type") in notation.IMAGES:
-        what = str(part["type"]).removesuffix("_url").removeprefix("input_")
-        message = f"{name} is of type {part['type']!r}; {what} is not supported, only text."
-        raise data_error(
-            "DATA_FORM_UNSUPPORTED", message, where=where, fix="use rows of text, or set data.invalid=drop."
-        )
-    message = f"{name} is not a text part, but {type_name(part)}."
-    raise data_error("DATA_FIELD_TYPE", message, where=where, fix='write {"type": "text", "text": "..."}.')
-
-
-def _trained(item: dict[str, Any], name: str, where: str) -> bool:
-    """Whether an assistant message is a target: `weight` (OpenAI), `train` (Axolotl) or `loss` (ms-swift)."""
-    for field in notation.TRAINED:
-        value = item.get(field)
-        if value is None:
-            continue
-        if value not in (0, 1):
-            message = f"{name}.{field} is {value!r}; a message is trained on (1, true) or not (0, false)."
-            raise data_error("DATA_WEIGHT", message, where=where, fix="write 0 or 1.")
-        return bool(value)
-    return True
+def _named(messages: Sequence[Message]) -> list[Message]:
+    """The messages, with the names of called functions on their results: some templates print them."""
+    named: list[Message] = []
+    calls: dict[str, str] = {}
+    waiting: list[str] = []
+    for m in messages:
+        if m.tool_calls:
+            calls |= {c.id: c.name for c in m.tool_calls if c.id}
+            waiting = [c.name for c in m.tool_calls]
+        next_name = waiting.pop(0) if m.role == "tool" and waiting else ""
+        if m.role == "tool" and not m.name:
+            named.append(replace(m, name=calls.get(m.call_id, next_name)))
+        else:
+            named.append(m)
+    return named
 
 
 def fixed(messages: Sequence[Message]) -> list[Message]:
@@ -135,8 +78,7 @@ def fixed(messages: Sequence[Message]) -> list[Message]:
     for m in messages:
         last = joined[-1] if joined else None
         if last and m.role == last.role and m.role in ("system", "user", "assistant") and not last.tool_calls:
-            content = "\n\n".join(part for part in (last.content, m.content) if part)
-            joined[-1] = replace(m, content=content, reasoning=last.reasoning or m.reasoning)
+            joined[-1] = _joined(last, m)
         else:
             joined.append(m)
     start = 1 if joined and joined[0].role == "system" else 0
@@ -147,17 +89,30 @@ def fixed(messages: Sequence[Message]) -> list[Message]:
     return joined
 
 
+def _joined(a: Message, b: Message) -> Message:
+    content, reasoning = (
+        "\n\n".join(filter(None, texts)) for texts in ((a.content, b.content), (a.reasoning, b.reasoning))
+    )
+    return replace(b, content=content, reasoning=reasoning, trained=a.trained and b.trained)
+
+
+def untrained(messages: Sequence[Message]) -> list[Message]:
+    """The messages as context: no assistant message among them is a target."""
+    return [replace(m, trained=False) if m.role == "assistant" else m for m in messages]
+
+
 def _check_order(messages: Sequence[Message], where: str) -> None:
     """Raises DATA_NOTHING_TO_LEARN or DATA_TURN_ORDER."""
     if not turns(messages):
         assistant = any(m.role == "assistant" for m in messages)
         what = "every assistant message has weight 0" if assistant else "there is no assistant message"
-        fix = "give one of them weight 1." if assistant else "add the answer as an assistant message."
-        raise data_error("DATA_NOTHING_TO_LEARN", f"{what}, so there is nothing to train on.", where=where, fix=fix)
+        fix = "give one of them weight 1" if assistant else "add the answer as an assistant message"
+        message = f"{what}, so there is nothing to train on."
+        raise data_error("DATA_NOTHING_TO_LEARN", message, where=where, fix=f"{fix}, or set data.invalid=drop.")
     rest = messages[1:] if messages[0].role == "system" else messages
-    message, fix = _order(rest)
-    if message:
-        raise data_error("DATA_TURN_ORDER", message, where=where, fix=fix)
+    problem, fix = _order(rest)
+    if problem:
+        raise data_error("DATA_TURN_ORDER", problem, where=where, fix=fix)
 
 
 def _order(messages: Sequence[Message]) -> tuple[str, str]:
@@ -166,23 +121,23 @@ def _order(messages: Sequence[Message]) -> tuple[str, str]:
     if "system" in roles:
         return "a system message occurs after the first message.", "keep one system message, at the beginning."
     if roles[0] != "user":
-        return "the conversation does not begin with the user.", "begin with a user message."
-    if roles[-1] != "assistant":
-        return "the last message is not from the assistant.", "end the row with the answer, or set data.turns=fix."
-    for before, message in itertools.pairwise(messages):
-        pair = (before.role, message.role)
-        if message.role == "tool" and not (before.tool_calls or before.role == "tool"):
-            return "a tool message does not follow a tool call.", "add the assistant's call before it."
-        if before.tool_calls and message.role != "tool":
-            return "a tool call has no result.", "add the tool's message after it, or end the row with the call."
-        if pair in (("user", "user"), ("assistant", "assistant")):
-            return (
-                f"two {message.role} messages in a row.",
-                "add the missing turn between them, or set data.turns=fix, which joins them.",
-            )
+        return "the conversation does not begin with the user.", "begin with a user message, or set data.turns=fix."
+    for before, m in itertools.pairwise(messages):
+        if m.role == "tool" and not (before.tool_calls or before.role == "tool"):
+            return "a tool message does not follow a tool call.", "add the call before it, or set data.invalid=drop."
+        if before.tool_calls and m.role != "tool":
+            return "a tool call has no result.", "add its result, or set data.invalid=drop."
+        if before.role == m.role and m.role in ("user", "assistant"):
+            fix = "add the missing turn between them, or set data.turns=fix, which joins them."
+            return f"two {m.role} messages in a row.", fix
+    return _unknown_result(messages)
+
+
+def _unknown_result(messages: Sequence[Message]) -> tuple[str, str]:
+    """A result of a call that was not made, by its id."""
+    made: set[str] = set()
+    for m in messages:
+        made |= {c.id for c in m.tool_calls if c.id}
+        if m.role == "tool" and m.call_id and made and m.call_id not in made:
+            return f"no tool call has the id {m.call_id!r} of a result.", "correct the id, or set data.invalid=drop."
     return "", ""
-
-
-def untrained(messages: Sequence[Message]) -> list[Message]:
-    """The messages as context: no assistant message among them is a target."""
-    return [replace(m, trained=False) if m.role == "assistant" else m for m in messages]

@@ -1,4 +1,4 @@
-"""Formats whose rows have a label: of a text, or of a pair of texts. The label is the answer.
+"""Formats whose rows have a label: of a text, of a pair of texts, or of a conversation. The label is the answer.
 
 Labels may be texts, whole numbers, true/false, or lists of them. Numbers get the names of `data.label_names`; several
 labels are written in one answer, in the order of the row, separated by commas.
@@ -7,32 +7,40 @@ labels are written in one answer, in the order of the row, separated by commas.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tunewright.core.errors import data_error
 from tunewright.data.formats import conversation
 from tunewright.data.formats.fields import required, text
-from tunewright.data.formats.row_format import Build, RowFormat, RowSettings
-from tunewright.data.messages import Chat, Message
+from tunewright.data.formats.row_format import Build, Data, RowFormat, RowSettings
+from tunewright.data.messages import Chat, Json, Message
 from tunewright.data.sources import Row
 
-PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text1", "text2"), ("text", "text_pair"))
+PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("text", "text_pair"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+NO_LABEL = "none"  # the answer for an empty list of labels
+WORDS = {"false": 0, "true": 1}
 
 
-def label(value: Any, name: str, names: Sequence[str], where: str) -> str:
+def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
     """The answer for a label. Raises DATA_FIELD_TYPE, DATA_EMPTY_TARGET or DATA_LABEL."""
     if isinstance(value, list):
-        parts = [label(item, f"{name}[{i}]", names, where) for i, item in enumerate(value)]
-        return ", ".join(parts) if parts else "none"
-    if isinstance(value, bool):
-        return names[value] if len(names) == 2 else str(value).lower()
+        return ", ".join(label(item, f"{name}[{i}]", names, where) for i, item in enumerate(value)) or NO_LABEL
+    if isinstance(value, bool) or (len(names) == 2 and isinstance(value, str) and value.strip().lower() in WORDS):
+        number = WORDS[str(value).strip().lower()]
+        return names[number] if len(names) == 2 else str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) or (names and isinstance(value, str) and value.strip().isdecimal()):
         return _named(int(value), name, names, where)
     if isinstance(value, float):
         message = f"{name!r} is {value}; a label is a text, a whole number or true/false."
-        fix = "round it, or name its ranges: this tool does not train regression."
+        fix = "round it, or name its ranges: models are not trained to predict numbers."
         raise data_error("DATA_LABEL", message, where=where, fix=fix)
     return text(value, name, where)
 
@@ -46,10 +54,14 @@ def _named(number: int, name: str, names: Sequence[str], where: str) -> str:
     return names[number]
 
 
+def _answered(row: Row, how: RowSettings, user: str, field: str) -> Chat:
+    answer = label(row.data[field], field, how.label_names, row.where)
+    return conversation.chat([Message("user", user), Message("assistant", answer)], how, row.where)
+
+
 def _of(field: str, answer: str) -> Build:
     def build(row: Row, how: RowSettings) -> Chat:
-        target = label(row.data[answer], answer, how.label_names, row.where)
-        return conversation.chat(_turns(required(row, field), target), how, row.where)
+        return _answered(row, how, required(row, field), answer)
 
     return build
 
@@ -59,15 +71,9 @@ def _of_pair(first: str, second: str) -> Build:
 
     def build(row: Row, how: RowSettings) -> Chat:
         user = f"{first}: {required(row, first)}\n{second}: {required(row, second)}"
-        return conversation.chat(
-            _turns(user, label(row.data["label"], "label", how.label_names, row.where)), how, row.where
-        )
+        return _answered(row, how, user, "label")
 
     return build
-
-
-def _turns(user: str, answer: str) -> list[Message]:
-    return [Message("user", user), Message("assistant", answer)]
 
 
 def _of_messages(row: Row, how: RowSettings) -> Chat:
@@ -75,17 +81,25 @@ def _of_messages(row: Row, how: RowSettings) -> Chat:
     messages = conversation.read(row.data["messages"], "messages", row.where)
     if messages[-1].role != "user":
         message = f"the messages of a labelled row end with the user, not with {messages[-1].role}."
-        raise data_error(
-            "DATA_TURN_ORDER", message, where=row.where, fix="remove the field label, or the last message."
-        )
+        fix = "remove the field label or the last message, or set data.format=chat."
+        raise data_error("DATA_TURN_ORDER", message, where=row.where, fix=fix)
     answer = Message("assistant", label(row.data["label"], "label", how.label_names, row.where))
     return conversation.chat([*conversation.untrained(messages), answer], how, row.where)
 
 
+def _ends_with_user(data: Data) -> bool:
+    messages = data["messages"]
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "user"
+
+
+# Before the formats of chats, which fit these rows too.
+LABELLED_CHAT = RowFormat(
+    "labelled_chat", ("messages", "label"), _of_messages, lists=("messages",), condition=_ends_with_user
+)
 FORMATS = (
     *(RowFormat(f"{a}_{b}", (a, b, "label"), _of_pair(a, b)) for a, b in PAIRS),
     RowFormat("label", ("text", "label"), _of("text", "label")),
     RowFormat("labels", ("text", "labels"), _of("text", "labels")),
     RowFormat("sentence", ("sentence", "label"), _of("sentence", "label")),
 )
-LABELLED_CHAT = RowFormat("labelled_chat", ("messages", "label"), _of_messages, lists=("messages",))

@@ -1,8 +1,8 @@
-"""The names that rows of others use for roles and fields of messages."""
+"""The names that data sets use for the fields of messages and for roles."""
 
 from __future__ import annotations
 
-from typing import Any
+from tunewright.data.messages import Json
 
 # Name of a role -> ours.
 ROLES = {
@@ -13,11 +13,14 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "bot": "assistant",
     "tool": "tool",
+    "ipython": "tool",
     "function": "tool",
     "observation": "tool",
+    "observations": "tool",
     "tool_response": "tool",
     "function_response": "tool",
 }
@@ -25,19 +28,34 @@ CALL_ROLES = ("function_call", "tool_call")  # an assistant message whose conten
 ROLE = ("role", "from")
 CONTENT = ("content", "value")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-TRAINED = ("weight", "train", "training", "loss")  # OpenAI, Axolotl (twice), ms-swift
+TRAINED = ("weight", "train", "training", "loss", "loss_scale")  # OpenAI, Axolotl (two names), ms-swift (two)
 CALLS = ("tool_calls", "function_call")
 RESULT = ("name", "tool_call_id")
-IMAGES = ("image_url", "image", "input_audio", "audio", "video", "file")
+REFUSAL = "refusal"  # OpenAI: the answer of a model that refuses
+MEDIA = ("image_url", "image", "input_image", "input_audio", "audio", "video", "video_url", "file")
+EMPTY: tuple[Json, ...] = (None, "", [], {})
 
 
-def role_of(item: dict[str, Any]) -> str | None:
+def first(item: dict[str, Json], fields: tuple[str, ...]) -> Json:
+    """The value of the first of the fields that has one."""
+    return next((item[f] for f in fields if item.get(f) is not None), None)
+
+
+def role_of(item: dict[str, Json]) -> str | None:
     """Our name of a message's role; None if it is unknown."""
-    named = next((item[f] for f in ROLE if f in item), None)
-    return "assistant" if named in CALL_ROLES else ROLES.get(named) if isinstance(named, str) else None
+    named = first(item, ROLE)
+    if not isinstance(named, str):
+        return None
+    return "assistant" if named in CALL_ROLES else ROLES.get(named)
 
 
-def unread(item: dict[str, Any]) -> set[str]:
-    """The fields of a message that have no effect."""
-    by_role = {"assistant": (*REASONING, *TRAINED, *CALLS), "tool": RESULT}
-    return set(item) - {*ROLE, *CONTENT, *by_role.get(role_of(item) or "", ())}
+def unread(item: dict[str, Json]) -> set[str]:
+    """The fields of a message that have a value but no effect."""
+    if not any(f in item for f in (*ROLE, *CONTENT)):
+        return {f for f in item if f not in ROLES}
+    role = role_of(item)
+    given = {f for f, v in item.items() if v not in EMPTY} - {*ROLE, *CONTENT}
+    if role == "assistant":
+        return given - {*REASONING, *TRAINED, *CALLS, REFUSAL}
+    # No other message is trained on, whatever its weight: a weight of 0 is in effect.
+    return given - {f for f in TRAINED if not item.get(f)} - set(RESULT if role == "tool" else ())

@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tunewright.core.errors import data_error
 from tunewright.data.formats import conversation, tools
-from tunewright.data.formats.fields import optional, required, text, type_name
+from tunewright.data.formats.chats import SYSTEM, with_system
+from tunewright.data.formats.fields import decoded, optional, required, text, type_name
+from tunewright.data.formats.labelled import label
 from tunewright.data.formats.row_format import Build, RowFormat, RowSettings
-from tunewright.data.messages import Chat, Message
+from tunewright.data.messages import Chat, Json, Message
 from tunewright.data.sources import Row
 
-CONTEXT = ("system", "history")
+CONTEXT = (*SYSTEM, "history", *tools.FIELDS)
+ABOUT = ("context", "article", "passage")  # a text that a question is about
+
+
+def _chat(row: Row, how: RowSettings, user: str, answer: str) -> Chat:
+    turns = [*_history(row), Message("user", user), Message("assistant", answer)]
+    return conversation.chat(with_system(row, turns), how, row.where, tools.of_row(row))
+
+
+def _history(row: Row) -> list[Message]:
+    """The earlier turns of a row: ``[[question, answer], ...]``."""
+    history = decoded(row.data.get("history") or [], "history", row.where, "DATA_FIELD_TYPE")
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        message = f"'history' must be a list of [question, answer], not {type_name(history)}."
+        raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix='write [["question", "answer"], ...].')
+    messages: list[Message] = []
+    for i, turn in enumerate(history):
+        for role, value in zip(("user", "assistant"), turn if isinstance(turn, list) else (), strict=True):
+            messages.append(Message(role, text(value, f"history[{i}]", row.where)))
+    return messages
 
 
 def _completion(row: Row, how: RowSettings) -> Chat:
     """Texts, or lists of messages (TRL). Only the completion is trained on."""
-    if isinstance(row.data["prompt"], str) and isinstance(row.data["completion"], str):
-        turns = [Message("user", required(row, "prompt")), Message("assistant", required(row, "completion"))]
-        return conversation.chat([*_context(row), *turns], how, row.where, tools.of_row(row))
-    prompt, answer = (_messages(row, name) for name in ("prompt", "completion"))
-    messages = [*conversation.untrained(prompt), *answer]
-    if (system := optional(row, "system")) and messages[0].role != "system":
-        messages = [Message("system", system), *messages]
-    return conversation.chat(messages, how, row.where, tools.of_row(row))
+    prompt, answer = row.data["prompt"], row.data["completion"]
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return _chat(row, how, required(row, "prompt"), required(row, "completion"))
+    before = conversation.untrained(_messages(prompt, "prompt", row.where))
+    messages = [*before, *_messages(answer, "completion", row.where)]
+    return conversation.chat(with_system(row, messages), how, row.where, tools.of_row(row))
 
 
-def _messages(row: Row, name: str) -> list[Message]:
-    value = row.data[name]
+def _messages(value: Json, name: str, where: str) -> list[Message]:
     if isinstance(value, str):
-        role = "user" if name == "prompt" else "assistant"
-        return [Message(role, text(value, name, row.where))]
-    return conversation.read(value, name, row.where)
+        return [Message("user" if name == "prompt" else "assistant", text(value, name, where))]
+    return conversation.read(value, name, where)
 
 
 def _pair(prompt: str, answer: str) -> Build:
-    """A Chat of two fields, the user message and the answer, after the system message and earlier turns, if any."""
+    """The user message and the answer are one field each."""
 
     def build(row: Row, how: RowSettings) -> Chat:
-        turns = [Message("user", required(row, prompt)), Message("assistant", required(row, answer))]
-        return conversation.chat([*_context(row), *turns], how, row.where, tools.of_row(row))
+        return _chat(row, how, required(row, prompt), required(row, answer))
 
     return build
 
@@ -48,58 +62,69 @@ def _instruction(answer: str) -> Build:
     """Alpaca: an instruction, and an input that it refers to."""
 
     def build(row: Row, how: RowSettings) -> Chat:
-        order, extra = required(row, "instruction"), optional(row, "input")
-        user = f"{order}\n\n{extra}" if extra else order
-        turns = [Message("user", user), Message("assistant", required(row, answer))]
-        return conversation.chat([*_context(row), *turns], how, row.where, tools.of_row(row))
+        parts = [required(row, "instruction"), optional(row, "input", "context")]
+        return _chat(row, how, "\n\n".join(filter(None, parts)), required(row, answer))
 
     return build
 
 
+def _reflection(row: Row, how: RowSettings) -> Chat:
+    """An instruction, and an answer that is reflected upon and then corrected."""
+    user = "\n\n".join(filter(None, [required(row, "instruction"), optional(row, "input")]))
+    answer = "\n\n".join(required(row, name) for name in ("output", "reflection", "corrected"))
+    return _chat(row, how, user, answer)
+
+
 def _question(row: Row, how: RowSettings) -> Chat:
-    """A question, after the text that it is about, if there is one."""
-    about = optional(row, "context") or optional(row, "article")
+    """A question, after the text that it is about, if there is one. Answers may be yes/no or numbers."""
+    about = optional(row, *ABOUT)
     user = f"{about}\n\n{required(row, 'question')}" if about else required(row, "question")
-    turns = [Message("user", user), Message("assistant", required(row, "answer"))]
-    return conversation.chat([*_context(row), *turns], how, row.where)
+    return _chat(row, how, user, label(row.data["answer"], "answer", how.label_names, row.where))
 
 
-def _context(row: Row) -> list[Message]:
-    """The system message and the history of a row: ``[[question, answer], ...]``."""
-    system, history = optional(row, "system"), row.data.get("history") or []
-    messages = [Message("system", system)] if system else []
-    if not isinstance(history, list) or not all(_is_turn(turn) for turn in history):
-        message = f"'history' must be a list of [question, answer], not {type_name(history)}."
-        raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix='write [["question", "answer"], ...].')
-    for i, turn in enumerate(history):
-        for role, value in zip(("user", "assistant"), turn, strict=True):
-            messages.append(Message(role, text(value, f"history[{i}]", row.where)))
-    return messages
+def _choice(row: Row, how: RowSettings) -> Chat:
+    """A question with choices. The answer is a text, or the place of one of the choices, counted from 0."""
+    choices = row.data["choices"]
+    if not isinstance(choices, list) or not choices:
+        message = f"'choices' must be a list of texts, not {type_name(choices)}."
+        raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix='write ["...", "..."].')
+    texts = [text(c, f"choices[{i}]", row.where) for i, c in enumerate(choices)]
+    user = "\n".join([required(row, "question"), *(f"- {t}" for t in texts)])
+    name = next((n for n in CHOICE_ANSWERS if row.data.get(n) not in (None, "")), CHOICE_ANSWERS[0])
+    given = row.data.get(name)
+    answer = label(given, name, texts, row.where) if isinstance(given, int) else text(given, name, row.where)
+    return _chat(row, how, user, answer)
 
 
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, list | tuple) and len(turn) == 2
+CHOICE_ANSWERS = ("answer", "solution", "explanation")
 
 
 def _instruction_format(name: str, answer: str) -> RowFormat:
-    return RowFormat(name, ("instruction", answer), _instruction(answer), optional=("input", *CONTEXT, *tools.FIELDS))
+    optional_fields = ("input", "context", *CONTEXT)
+    return RowFormat(name, ("instruction", answer), _instruction(answer), optional=optional_fields)
 
 
 def _pair_format(name: str, prompt: str, answer: str) -> RowFormat:
-    return RowFormat(name, (prompt, answer), _pair(prompt, answer), optional=(*CONTEXT, *tools.FIELDS))
+    return RowFormat(name, (prompt, answer), _pair(prompt, answer), optional=CONTEXT)
 
 
+LISTS = ("prompt", "completion")
 FORMATS = (
+    RowFormat("completion", LISTS, _completion, optional=CONTEXT, lists=LISTS),
     RowFormat(
-        "completion",
-        ("prompt", "completion"),
-        _completion,
-        optional=(*CONTEXT, *tools.FIELDS),
-        lists=("prompt", "completion"),
+        "reflection", ("instruction", "output", "reflection", "corrected"), _reflection, optional=("input", *CONTEXT)
     ),
     _instruction_format("instruction", "output"),
     _instruction_format("instruction_response", "response"),
+    _instruction_format("revision", "revision"),
     _pair_format("query", "query", "response"),
     _pair_format("response", "prompt", "response"),
-    RowFormat("question", ("question", "answer"), _question, optional=("context", "article", *CONTEXT)),
+    _pair_format("generation", "prompt", "generation"),
+    RowFormat("choice", ("question", "choices"), _choice, optional=(*CHOICE_ANSWERS, *CONTEXT)),
+    RowFormat("question", ("question", "answer"), _question, optional=(*ABOUT, *CONTEXT)),
+    _pair_format("question_response", "question", "response"),
+    _pair_format("problem", "problem", "solution"),
+    _pair_format("summary", "article", "summary"),
+    _pair_format("message_pair", "message_1", "message_2"),
+    _pair_format("input_output", "input", "output"),
 )

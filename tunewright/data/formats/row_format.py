@@ -9,14 +9,13 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tunewright.core.errors import DataError, Problem, data_error
-from tunewright.data.formats import notation
-from tunewright.data.messages import Example
+from tunewright.data.formats import notation, unsupported
+from tunewright.data.messages import Example, Json
 from tunewright.data.sources import Row
 
-Data = dict[str, Any]
+Data = dict[str, Json]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class RowSettings:
     """How rows are read. ``format``: a name, or "auto"; ``columns``: standard field -> the user's field;
     ``instruction``: the system message of rows that have none; ``label_names``: names of labels that are numbers.
     ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
-    problems for which a row is dropped instead of being an error."""
+    problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
+    that show another kind of row are ignored."""
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -32,6 +32,7 @@ class RowSettings:
     label_names: Sequence[str] = ()
     fix_turns: bool = False
     drop: frozenset[str] = frozenset()
+    as_asked: bool = False
 
 
 Build = Callable[[Row, RowSettings], Example]
@@ -39,8 +40,11 @@ Build = Callable[[Row, RowSettings], Example]
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A row has this format if it has all ``fields`` and none of ``excludes``. ``optional``: other fields that it
-    reads; ``lists``: those that are lists of messages. ``build``: reads a row that has all fields; raises DataError."""
+    """A row has this format if it has all ``fields``, none of ``excludes``, and ``condition`` is true of it.
+
+    ``optional``: other fields that it reads; ``lists``: those that are lists of messages. ``build``: reads a row that
+    has all fields; raises DataError.
+    """
 
     name: str
     fields: tuple[str, ...]
@@ -48,9 +52,11 @@ class RowFormat:
     optional: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    condition: Callable[[Data], bool] | None = None
 
     def fits(self, data: Data) -> bool:
-        return all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
+        given = all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
+        return given and (self.condition is None or self.condition(data))
 
     def read(self, row: Row, how: RowSettings) -> Example:
         """The example of a row. Raises DataError."""
@@ -63,11 +69,11 @@ class RowFormat:
         return self.build(row, how)
 
     def unused(self, data: Data) -> set[str]:
-        """Fields of a row, and of its messages, that are not read."""
-        fields = {k for k in data if k not in (*self.fields, *self.optional)}
-        items = [(name, item) for name in self.lists if isinstance(data.get(name), list) for item in data[name]]
-        nested = {f"{name}[].{k}" for name, item in items if isinstance(item, dict) for k in notation.unread(item)}
-        return fields | nested
+        """Fields of a row, and of its messages, that have a value but are not read."""
+        fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in (*self.fields, *self.optional)}
+        lists = [(name, value) for name in self.lists if isinstance(value := data.get(name), list)]
+        items = [(name, item) for name, value in lists for item in value if isinstance(item, dict)]
+        return fields | {f"{name}[].{k}" for name, item in items for k in notation.unread(item)}
 
 
 @dataclass(frozen=True)
@@ -83,17 +89,24 @@ class Parsed:
 
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
-    standard = {column: name for name, column in how.columns.items()}
-    renamed = [Row({standard.get(k, k): v for k, v in r.data.items()}, r.where) for r in rows]
-    row_format = detect(renamed, formats) if how.format == "auto" else next(f for f in formats if f.name == how.format)
+    candidates = [f for f in formats if how.format in ("auto", f.name)]
+    rows = _with_values(_renamed(rows, how.columns))
+    rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
+    refused = {} if how.as_asked else unsupported.problems(rows)
+    readable = [row for row in rows if row.where not in refused]
+    if not readable:
+        raise DataError(list(refused.values()))
+    row_format = detect(readable, formats) if how.format == "auto" else candidates[0]
     problems: list[Problem] = []
     dropped: list[Problem] = []
     examples: list[Example] = []
     unused: Counter[str] = Counter()
-    for row in renamed:
-        unused.update(row_format.unused(row.data))
+    for row in rows:
         try:
+            if row.where in refused:
+                raise DataError([refused[row.where]])
             examples.append(row_format.read(row, how))
+            unused.update(row_format.unused(row.data))
         except DataError as error:
             droppable = all(p.code in how.drop for p in error.problems)
             (dropped if droppable else problems).extend(error.problems)
@@ -102,18 +115,32 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped))
 
 
-# Fields of rows that need another training method or another kind of model: read by nothing yet.
-UNSUPPORTED = {
-    "chosen": "preference pairs",
-    "rejected": "preference pairs",
-    "images": "images",
-    "videos": "videos",
-    "audios": "audio",
-}
+def _renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+    """The rows with the standard names of their fields. A field that had such a name is replaced."""
+    if not columns:
+        return list(rows)
+    standard = {column: name for name, column in columns.items()}
+    return [
+        Row({standard.get(k, k): v for k, v in r.data.items() if k in standard or k not in columns}, r.where)
+        for r in rows
+    ]
+
+
+def _with_values(rows: Sequence[Row]) -> list[Row]:
+    """The rows without the fields that are null in all of them: tables of mixed origin have such columns."""
+    used = {name for row in rows for name, value in row.data.items() if value is not None}
+    return [Row({k: v for k, v in row.data.items() if k in used}, row.where) for row in rows]
+
+
+def _in_lower_case(rows: Sequence[Row], formats: Sequence[RowFormat]) -> Sequence[Row]:
+    """The rows with the names of their fields in lower case, if a format then fits one of them."""
+    lower = [Row({k.lower(): v for k, v in row.data.items()}, row.where) for row in rows]
+    unique = all(len(a.data) == len(b.data) for a, b in zip(rows, lower, strict=True))
+    return lower if unique and any(f.fits(r.data) for f in formats for r in lower) else rows
 
 
 def detect(rows: Sequence[Row], formats: Sequence[RowFormat]) -> RowFormat:
-    """The format of all rows. Raises DATA_MIXED_SCHEMA, DATA_FORM_UNSUPPORTED or DATA_FIELD_MISSING."""
+    """The format of all rows: of those that fit a row, the first. Raises DATA_MIXED_SCHEMA or DATA_FIELD_MISSING."""
     votes: dict[str, list[Row]] = {}
     for row in rows:
         fitting = next((f for f in formats if f.fits(row.data)), None)
@@ -136,14 +163,6 @@ def detect(rows: Sequence[Row], formats: Sequence[RowFormat]) -> RowFormat:
 def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
     """The error for rows of no known format, from the first of them."""
     fields = list(row.data)
-    for name, what in UNSUPPORTED.items():
-        if name in fields:
-            return data_error(
-                "DATA_FORM_UNSUPPORTED",
-                f"{what} (field {name!r}) are not supported yet.",
-                where=row.where,
-                fix="rewrite them as chat `messages`.",
-            )
     known = [f for row_format in formats for f in row_format.fields]
     close = [
         (f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f

@@ -2,16 +2,15 @@
 
 tools        [{"type": "function", "function": {"name": ..., "parameters": ...}}], or without the wrapping
 functions    the same, before tools (`functions`, `function_call`, role `function`)
+input_schema Anthropic's name of the parameters
 arguments    an object, or the text of one
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from tunewright.core.errors import DataError, data_error
 from tunewright.data.formats.fields import decoded, type_name
-from tunewright.data.messages import Tool, ToolCall
+from tunewright.data.messages import Json, Tool, ToolCall
 from tunewright.data.sources import Row
 
 FIELDS = ("tools", "functions")
@@ -19,7 +18,7 @@ FIELDS = ("tools", "functions")
 
 def of_row(row: Row) -> tuple[Tool, ...]:
     """The tools of a row, from the field ``tools`` or ``functions``."""
-    given: Any = next((row.data[f] for f in FIELDS if row.data.get(f) not in (None, "", [])), [])
+    given: Json = next((row.data[f] for f in FIELDS if row.data.get(f) not in (None, "", [])), [])
     value = decoded(given, "tools", row.where)
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list):
@@ -27,25 +26,31 @@ def of_row(row: Row) -> tuple[Tool, ...]:
     return tuple(_tool(decoded(item, f"tools[{i}]", row.where), i, row.where) for i, item in enumerate(value))
 
 
-def _tool(item: Any, i: int, where: str) -> Tool:
+def _tool(item: Json, i: int, where: str) -> Tool:
     function = item.get("function", item) if isinstance(item, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         fix = 'write {"type": "function", "function": {"name": ..., "parameters": {...}}}.'
         raise _problem(f"tools[{i}] has no function name.", where, fix)
-    return {"type": "function", "function": function}
+    name = "input_schema" if "input_schema" in function else "parameters"
+    parameters = decoded(function.get(name), f"tools[{i}].{name}", where)
+    if parameters is not None and not isinstance(parameters, dict):
+        fix = 'write {"type": "object", "properties": {...}}.'
+        raise _problem(f"tools[{i}].{name} must be an object, not {type_name(parameters)}.", where, fix)
+    renamed = {"parameters" if k == name else k: parameters if k == name else v for k, v in function.items()}
+    return {"type": "function", "function": {k: v for k, v in renamed.items() if k != "type"}}
 
 
-def calls(value: Any, name: str, where: str) -> tuple[ToolCall, ...]:
+def calls(value: Json, name: str, where: str) -> tuple[ToolCall, ...]:
     """The calls of an assistant message: one call or a list, as a value or as the text of one."""
     given = decoded(value, name, where)
     items = given if isinstance(given, list) else [given]
-    return tuple(_call(item, f"{name}[{i}]", where) for i, item in enumerate(items))
+    return tuple(call(item, f"{name}[{i}]", where) for i, item in enumerate(items))
 
 
-def _call(item: Any, name: str, where: str) -> ToolCall:
+def call(item: Json, name: str, where: str) -> ToolCall:
     function = item.get("function", item) if isinstance(item, dict) else None
     called = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or not isinstance(called, str) or not called:
+    if not isinstance(item, dict) or not isinstance(function, dict) or not isinstance(called, str) or not called:
         fix = 'write {"function": {"name": ..., "arguments": {...}}}.'
         raise _problem(f"{name} has no function name.", where, fix)
     arguments = decoded(function.get("arguments", function.get("parameters")) or {}, f"{name}.arguments", where)

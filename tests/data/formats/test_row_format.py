@@ -1,0 +1,239 @@
+"""Rows of every format become the same examples; the format is detected, and two that fit are decided by order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunewright.core.errors import DataError
+from tunewright.data import formats
+from tunewright.data.formats import FORMATS, RowSettings
+from tunewright.data.formats.row_format import detect
+from tunewright.data.messages import Chat, Message, Text
+from tunewright.data.sources import Row
+
+SAMPLES = json.loads(Path(__file__).with_name("forms.json").read_text(encoding="utf-8"))
+SAME = {
+    "chat": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    "conversation": {"conversation": [{"human": "q", "assistant": "a"}]},
+    "labelled_chat": {"messages": [{"role": "user", "content": "q"}], "label": "a"},
+    "completion": {"prompt": "q", "completion": "a"},
+    "instruction": {"instruction": "q", "input": "", "output": "a"},
+    "instruction_response": {"instruction": "q", "response": "a"},
+    "question": {"question": "q", "answer": "a"},
+    "label": {"text": "q", "label": "a"},
+}
+
+
+def read(data: dict[str, Any], **how: Any) -> Chat:
+    (example,) = formats.parse([Row(data, "x:1")], RowSettings(**how)).examples
+    assert isinstance(example, Chat)
+    return example
+
+
+def compact(m: Message) -> dict[str, Any]:
+    """A message without what it does not have, as tests/data/formats/forms.json has it."""
+    calls = [[c.name, c.arguments, *([c.id] if c.id else [])] for c in m.tool_calls]
+    more = {"calls": calls, "reasoning": m.reasoning, "name": m.name, "call_id": m.call_id}
+    trained = {} if m.trained else {"trained": False}
+    return {"role": m.role, "content": m.content, **{k: v for k, v in more.items() if v}, **trained}
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{s['source']}: {s['form']}")
+def test_every_documented_form_becomes_the_messages_it_means(sample: dict[str, Any]) -> None:
+    row, how = Row(sample["row"], "x:1"), RowSettings(**sample.get("settings", {}))
+    if "refused" in sample:
+        with pytest.raises(DataError) as caught:
+            formats.parse([row], how)
+        assert caught.value.code == sample["refused"]
+        assert caught.value.problems[0].fix
+        return
+    parsed = formats.parse([row], how)
+    (example,) = parsed.examples
+    assert parsed.format == sample["format"]
+    if "document" in sample:
+        assert example == Text(sample["document"], "x:1")
+        return
+    assert [compact(m) for m in example.messages] == sample["messages"]
+    assert [t["function"]["name"] for t in example.prompt.tools] == sample.get("tools", [])
+
+
+def test_the_forms_are_many_and_few_are_refused() -> None:
+    assert len(SAMPLES) >= 60
+    assert {s["source"] for s in SAMPLES} >= {"OpenAI", "TRL", "LLaMA-Factory", "Axolotl", "ms-swift", "Unsloth"}
+    assert sum("refused" in s for s in SAMPLES) <= 3
+
+
+@pytest.mark.parametrize("name", list(SAME))
+def test_all_formats_give_the_same_chat(name: str) -> None:
+    parsed = formats.parse([Row({**SAME[name], "note": 1}, "x:1")])
+    assert parsed.format == name
+    assert parsed.unused == {"note": 1}
+    (chat,) = parsed.examples
+    assert [(m.role, m.content) for m in chat.messages] == [("user", "q"), ("assistant", "a")]
+
+
+def test_columns_and_instruction() -> None:
+    chat = read({"ask": "q", "reply": "a"}, columns={"prompt": "ask", "completion": "reply"}, instruction="Be kind.")
+    assert chat.messages[0] == Message("system", "Be kind.")
+
+
+def test_a_mapped_field_replaces_one_of_that_name() -> None:
+    chat = read({"prompt": "old", "ask": "q", "completion": "a"}, columns={"prompt": "ask"})
+    assert chat.messages[0].content == "q"
+
+
+def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
+    turns = [
+        {"role": "user", "content": "q", "name": "anna", "weight": 1, "tool_calls": None},
+        {"role": "assistant", "content": "a", "weight": 1, "x": 2},
+        {"role": "user", "content": "q", "weight": 0},
+        {"role": "assistant", "content": "a"},
+    ]
+    parsed = formats.parse([Row({"messages": turns, "id": 7, "comment": ""}, "x:1")])
+    assert parsed.unused == {"id": 1, "messages[].name": 1, "messages[].weight": 1, "messages[].x": 1}
+
+
+# -- detection
+
+# The order in which formats are tried. A change of it changes how rows with the fields of two formats are read.
+ORDER = [
+    "labelled_chat",
+    "chat",
+    "sharegpt",
+    "conversation",
+    "completion",
+    "reflection",
+    "instruction",
+    "instruction_response",
+    "revision",
+    "query",
+    "response",
+    "generation",
+    "choice",
+    "question",
+    "question_response",
+    "problem",
+    "summary",
+    "message_pair",
+    "input_output",
+    "premise_hypothesis",
+    "sentence1_sentence2",
+    "text1_text2",
+    "text_text_pair",
+    "question1_question2",
+    "question_sentence",
+    "label",
+    "labels",
+    "sentence",
+    "text",
+]
+BY_NAME = {f.name: f for f in FORMATS}
+VALUES = {
+    "messages": SAME["labelled_chat"]["messages"],
+    "conversations": SAME["sharegpt"]["conversations"],
+    "conversation": SAME["conversation"]["conversation"],
+    "choices": ["a", "b"],
+}
+
+
+def test_the_order_of_detection() -> None:
+    assert [f.name for f in FORMATS] == ORDER
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(ORDER, 2)))
+def test_a_row_with_the_fields_of_two_formats_has_the_earlier_one(first: str, second: str) -> None:
+    """The row is read as one of them in full, not as a mixture; the fields of the other are reported as unused."""
+    a, b = BY_NAME[first], BY_NAME[second]
+    data = {name: VALUES.get(name, name) for name in (*b.fields, *a.fields)}
+    fitting = [f for f in FORMATS if f.fits(data)]
+    chosen = detect([Row(data, "x:1")], FORMATS)
+    assert chosen == fitting[0]
+    assert a in fitting
+    assert ORDER.index(chosen.name) <= ORDER.index(first), "or a third format, more specific than both"
+    if set(chosen.fields) < set(a.fields):
+        pytest.fail(f"{chosen.name} ignores fields that {first} reads")
+    assert chosen.unused(data) == set(data) - {*chosen.fields, *chosen.optional}
+
+
+def test_the_more_specific_of_two_formats_comes_first() -> None:
+    for a, b in itertools.permutations(FORMATS, 2):
+        if set(a.fields) < set(b.fields):
+            assert ORDER.index(b.name) < ORDER.index(a.name), f"{b.name} is never detected"
+
+
+@pytest.mark.parametrize("extra", ["prompt", "answer", "output", "summary"])
+def test_a_text_beside_an_answer_is_no_document(extra: str) -> None:
+    with pytest.raises(DataError) as caught:
+        formats.parse([Row({"text": "Long.", extra: "Short."}, "x:1")])
+    assert caught.value.code == "DATA_FIELD_MISSING"
+    assert "data.columns" in caught.value.problems[0].fix
+
+
+def test_rows_of_two_formats_are_an_error_unless_the_format_is_set() -> None:
+    rows = [Row(SAME["completion"], "x:1"), Row(SAME["question"], "x:2")]
+    with pytest.raises(DataError) as caught:
+        formats.parse(rows)
+    assert caught.value.code == "DATA_MIXED_SCHEMA"
+    with pytest.raises(DataError) as caught:
+        formats.parse(rows, RowSettings(format="completion"))
+    assert (caught.value.code, caught.value.where) == ("DATA_FIELD_MISSING", "x:2")
+
+
+def test_a_column_that_is_null_everywhere_does_not_exist() -> None:
+    """Tables that were joined from several sources have such columns."""
+    nothing = {"messages": None, "tools": None, "images": None, "rejected": None}
+    assert read({**nothing, **SAME["question"]}).target == "a"
+    parsed = formats.parse([Row({"text": "q", "label": None}, "x:1"), Row({"text": "q", "label": "a"}, "x:2")][1:])
+    assert parsed.format == "label"
+    with pytest.raises(DataError) as caught:
+        formats.parse([Row({"text": "q", "label": None}, "x:1"), Row({"text": "q", "label": "a"}, "x:2")])
+    assert (caught.value.code, caught.value.where) == ("DATA_FIELD_TYPE", "x:1")
+
+
+def test_names_in_another_case_are_read_if_nothing_fits_as_written() -> None:
+    assert read({"Prompt": "q", "Completion": "a"}).target == "a"
+    assert read({"Prompt": "q", "Completion": "a"}, format="completion").target == "a"
+    assert formats.parse([Row({"text": "q", "Label": "a"}, "x:1")]).format == "text", "one fits as written"
+    with pytest.raises(DataError):
+        formats.parse([Row({"Prompt": "q", "PROMPT": "q", "Completion": "a"}, "x:1")])
+
+
+# -- what belongs to other methods
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"images": ["a.png"]},
+        {"chosen": "b", "rejected": "c"},
+        {"rejected_response": "c"},
+        {"kto_tag": True},
+        {"label": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["chat", "sharegpt", "completion", "instruction", "question"])
+def test_rows_of_another_method_are_refused_unless_the_format_is_set(name: str, more: dict[str, Any]) -> None:
+    """A trainer that ignored the field would train on answers that someone rejected."""
+    row = Row({**SAME[name], **more}, "x:1")
+    with pytest.raises(DataError) as caught:
+        formats.parse([row])
+    assert (caught.value.code, caught.value.where) == ("DATA_FORM_UNSUPPORTED", "x:1")
+    assert formats.parse([row], RowSettings(format=name, as_asked=True)).unused == dict.fromkeys(more, 1)
+    dropped = formats.parse([Row(SAME[name], "x:2"), row], RowSettings(drop=frozenset({"DATA_FORM_UNSUPPORTED"})))
+    assert [p.where for p in dropped.dropped] == ["x:1"]
+    assert len(dropped.examples) == 1
+
+
+def test_the_fix_for_preference_rows_trains_on_the_preferred_answers() -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    with pytest.raises(DataError) as caught:
+        read(row)
+    assert "data.columns='{completion: chosen}' data.format=completion" in caught.value.problems[0].fix
+    assert read(row, columns={"completion": "chosen"}, format="completion", as_asked=True).target == "a"
