@@ -21,8 +21,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from tunewright.data.messages import Json
 from tunewright.data.structure.matching import Ints, Pairs, best_pairs
-from tunewright.data.structure.values import Container, Json, Scalar
+from tunewright.data.structure.values import Container, Scalar
 from tunewright.data.text import normalised
 
 MAX_PAIRS = 250_000  # of items of two lists: 500 x 500. Beyond, items are matched by position, and the score is lower

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tunewright.data.structure.values import Json
+from tunewright.data.messages import Json
 
 WORDS = {"string": "text", "boolean": "true or false", "array": "list"}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import DataError, data_error
-from tunewright.data.structure.values import Json
+from tunewright.data.messages import Json
 
 INFERRED = "inferred"
 # Something is claimed about all values only if many were seen and none of them was rare.

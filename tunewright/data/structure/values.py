@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
+from tunewright.data.messages import Json
+
 Scalar: TypeAlias = str | int | float | bool | None
-Json: TypeAlias = "dict[str, Json] | list[Json] | Scalar"
 Container: TypeAlias = dict[str, Json] | list[Json]
 
 MAX_DEPTH = 50  # deeper values are not read; answers to real questions have a handful of levels
@@ -64,7 +65,7 @@ def _list(text: str) -> list[Json] | None:
         elif isinstance(value[0], list):
             return None if cut else value[0]
         else:
-            objects.append(value[0])
+            objects += [value[0]] if value[0] else []
             at = value[1]
     return objects if objects and not cut else None
 

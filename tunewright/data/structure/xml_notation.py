@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from tunewright.data.structure.values import MAX_DEPTH, Container, Json, Notation, unfenced
+from tunewright.data.messages import Json
+from tunewright.data.structure.values import MAX_DEPTH, Container, Notation, unfenced
 
 _FENCE = re.compile(r"```(?:xml)?[ \t]*\n(.*?)\n?```", re.S)
 

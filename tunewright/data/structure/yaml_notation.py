@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from tunewright.core.yaml12 import plain_value
-from tunewright.data.structure.values import Container, Json, Notation, container, unfenced
+from tunewright.data.messages import Json
+from tunewright.data.structure.values import Container, Notation, container, unfenced
 
 _KEY = r"[A-Za-z_][\w.-]*"
 _ENTRY = re.compile(rf"^[ ]*(?:- +)*{_KEY}:(?:[ ]|$)", re.M)

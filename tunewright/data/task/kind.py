@@ -14,12 +14,11 @@ import numpy as np
 
 from tunewright.data import metrics
 from tunewright.data.corpus_metrics import CorpusMetric
-from tunewright.data.messages import Chat, Example
+from tunewright.data.messages import Chat, Example, Json
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Readings, Score, Written
 from tunewright.data.structure.comparison import PLAIN, Comparison, Rules
 from tunewright.data.structure.schema import Schema
-from tunewright.data.structure.values import Json
 from tunewright.data.text import normalised, without_thoughts
 
 SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/

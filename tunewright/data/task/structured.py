@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tunewright.data import corpus_metrics, metrics
-from tunewright.data.messages import Chat, Example
+from tunewright.data.messages import Chat, Example, Json
 from tunewright.data.metrics import METRICS, Kind
 from tunewright.data.scores import Readings
 from tunewright.data.structure import outline, schema, xml_notation, yaml_notation
 from tunewright.data.structure.comparison import Comparison, compare
 from tunewright.data.structure.values import JSON as JSON_NOTATION
-from tunewright.data.structure.values import Container, Json, Notation, unfenced
+from tunewright.data.structure.values import Container, Notation, unfenced
 from tunewright.data.structure.xml_notation import XML as XML_NOTATION
 from tunewright.data.structure.yaml_notation import YAML as YAML_NOTATION
 from tunewright.data.task.free_text import text_metric

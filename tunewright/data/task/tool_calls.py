@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunewright.data import corpus_metrics
-from tunewright.data.messages import Chat, Example, Tool, ToolCall
+from tunewright.data.messages import Chat, Example, Json, Tool, ToolCall
 from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Readings
 from tunewright.data.structure import schema
 from tunewright.data.structure.comparison import EMPTY, Comparison, Field, compare
 from tunewright.data.structure.schema import Schema
-from tunewright.data.structure.values import Json
 from tunewright.data.task.kind import WRITTEN, Task, TaskKind
 from tunewright.data.text import normalised
 from tunewright.data.tool_calls import NOTATIONS, parse
