@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=30))
 def test_an_inferred_schema_accepts_its_own_values(values: list[Any]) -> None:
     """By `jsonschema`'s own validator, which also finds the schema valid."""
     inferred = infer(values)
     Draft202012Validator.check_schema(inferred)
     assert schema.invalid(inferred) is None
+    ours, theirs = Schema("", inferred), Draft202012Validator(inferred)
     for value in values:
-        Draft202012Validator(inferred).validate(value)
-        assert Schema("", inferred).accepts(value)
-        assert Schema("", inferred).violation(value) is None
+        theirs.validate(value)
+        assert ours.accepts(value)
+        assert ours.violation(value) is None
 
 
 def test_what_is_inferred() -> None:
@@ -132,6 +134,9 @@ def test_a_schema_is_read(tmp_path: Path) -> None:
         (b'{"items": {"$ref": "other.json"}}', "s.json", "leads to nothing in this file"),
         (b'{"$ref": "#"}', "s.json", "without end"),
         (b"[" * 100_000, "s.json", "not JSON"),
+        (b'{"$schema": "http://localhost/draft"}', "s.json", 'the dialect "http://localhost/draft" is unknown'),
+        (b'{"$schema": 7}', "s.json", "is unknown"),
+        (b'{"unevaluatedProperties": false, "patternProperties": {"a": {}}}', "s.json", "not supported"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_an_error_with_its_place(
@@ -146,3 +151,38 @@ def test_a_schema_that_cannot_be_used_is_an_error_with_its_place(
     assert caught.value.where == str(tmp_path / place)
     assert words in str(caught.value)
     assert caught.value.problems[0].fix
+
+
+# -- patterns
+
+
+PATTERNS = {
+    "type": "object",
+    "properties": {"a": {"type": "string", "pattern": "^a+$"}},
+    "patternProperties": {"^n_": {"type": "integer"}},
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "n_1", "n_2", "b"]), st.one_of(st.sampled_from(["a", "aa", "b"]), st.integers())
+    ),
+    st.sampled_from([None, False, True, {"type": "string"}]),
+)
+def test_patterns_are_checked_as_jsonschema_does(value: Any, others: Any) -> None:
+    tested = {**PATTERNS, **({} if others is None else {"additionalProperties": others})}
+    assert Schema("s", tested).accepts(value) == Draft202012Validator(tested).is_valid(value)
+
+
+@pytest.mark.parametrize("keyword", ["pattern", "patternProperties"])
+def test_a_pattern_that_takes_exponential_time_is_stopped(keyword: str) -> None:
+    pattern, text = "^(a|aa)+$", "a" * 40 + "!"
+    slow = {"items": {"pattern": pattern}} if keyword == "pattern" else {"items": {"patternProperties": {pattern: {}}}}
+    assert schema.invalid(slow) is None
+    tested, value = Schema("s", slow), [text if keyword == "pattern" else {text: 1}] * 100
+    started = time.monotonic()
+    for _ in range(100):
+        assert not tested.accepts(value)
+        assert "takes too long" in str(tested.violation(value))
+    assert time.monotonic() - started < 20

@@ -15,6 +15,8 @@ from typing import Any
 
 from tunewright.core.errors import DataError, data_error
 from tunewright.data.messages import Json
+from tunewright.data.structure import bounded_patterns
+from tunewright.data.structure.bounded_patterns import SlowPattern
 
 INFERRED = "inferred"
 # Something is claimed about all values only if many were seen and none of them was rare.
@@ -33,26 +35,41 @@ class Schema:
 
     @functools.cached_property
     def _validator(self) -> Any:
-        from jsonschema.validators import Draft202012Validator, validator_for
+        from jsonschema.validators import extend
         from jsonschema_specifications import REGISTRY
 
-        return validator_for(self.value, default=Draft202012Validator)(self.value, registry=REGISTRY)
+        return extend(_dialect(self.value), bounded_patterns.keywords())(self.value, registry=REGISTRY)
 
     def accepts(self, value: Json) -> bool:
         try:
             return bool(self._validator.is_valid(value))
-        except RecursionError:
+        except (RecursionError, SlowPattern):
             return False
 
     def violation(self, value: Json) -> str | None:
         """What is wrong with a value, without quoting it; None if nothing is."""
         from jsonschema.exceptions import best_match
 
-        error = best_match(self._validator.iter_errors(value))
+        try:
+            error = best_match(self._validator.iter_errors(value))
+        except SlowPattern as slow:
+            return f"the pattern {_short(str(slow))} takes too long"
+        except RecursionError:
+            return "the schema refers to itself too often"
         if error is None:
             return None
         wrong = error.message if error.validator == "required" else f"{error.validator} {_short(error.validator_value)}"
         return f"{error.json_path}: {wrong}"
+
+
+def _dialect(value: dict[str, Json]) -> Any:
+    """The validator class for the `$schema` of a schema; None if that is unknown."""
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    name = value.get("$schema")
+    if name is None:
+        return Draft202012Validator
+    return validator_for(value, default=None) if isinstance(name, str) else None
 
 
 def _short(value: Json) -> str:
@@ -87,35 +104,40 @@ def _problem(message: str, where: str, fix: str) -> DataError:
 def invalid(value: dict[str, Json]) -> str | None:
     """Why a value is not a JSON Schema that can be used; None if it is one."""
     from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator, validator_for
     from jsonschema_specifications import REGISTRY
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
+    dialect = _dialect(value)
+    if dialect is None:
+        return f"$.$schema: the dialect {_short(value['$schema'])} is unknown."
     try:
-        validator_for(value, default=Draft202012Validator).check_schema(value)
+        dialect.check_schema(value)
         resolver = REGISTRY.resolver_with_root(DRAFT202012.create_resource(value))
-        for reference in _references(value):
-            resolver.lookup(reference)
-        Schema(INFERRED, value).violation({})
+        for inner in _objects(value):
+            for reference in (inner.get(key) for key in ("$ref", "$dynamicRef", "$recursiveRef")):
+                if isinstance(reference, str):
+                    resolver.lookup(reference)
+            if {"unevaluatedProperties", "patternProperties"} <= set(inner):
+                return "unevaluatedProperties beside patternProperties is not supported."
+        Schema(INFERRED, value)._validator.is_valid({})
     except SchemaError as error:
         return f"{error.json_path}: {error.message[:200]}."
     except Unresolvable as error:
         return f"the reference {error.ref!r} leads to nothing in this file."
     except RecursionError:
         return "it refers to itself without end."
+    except SlowPattern:
+        pass
     return None
 
 
-def _references(value: Json) -> Iterator[str]:
+def _objects(value: Json) -> Iterator[dict[str, Json]]:
+    """Every object in a value."""
     if isinstance(value, dict):
-        if isinstance(reference := value.get("$ref"), str):
-            yield reference
-        for inner in value.values():
-            yield from _references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _references(inner)
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(inner)
 
 
 # -- inference
