@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -69,7 +70,7 @@ def stock_tokenizer(chat_template: str) -> Any:
     """A byte-level tokenizer in which the special tokens of a stock template are single tokens."""
     actual = set(
         re.findall(
-            r"<\|[^|<>{}\s]+\|>|<｜[^｜<>{}]+｜>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|</?s>|\[/?INST\]|<end_of_utterance>",
+            r"<\|[^|<>{}\s]+\|>|<｜[^｜<>{}]+｜>|<(?:start|end)_of_turn>|<\w+\|>|<\|\w+>|</?s>|\[/?INST\]|<end_of_utterance>",
             chat_template,
         )
     )
@@ -95,6 +96,15 @@ def stock_tokenizer(chat_template: str) -> Any:
     return byte_tokenizer(
         chat_template, eos, "<bos>" if "bos_token" in chat_template else None, tuple(sorted(actual | {eos}))
     )
+
+
+def stock_templates() -> list[Path]:
+    """The chat templates that TRL ships, without its changed versions for training."""
+    spec = importlib.util.find_spec("trl")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    files = (p for place in spec.submodule_search_locations for p in Path(place, "chat_templates").glob("*.jinja"))
+    return sorted(p for p in files if not p.stem.endswith("_training"))
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

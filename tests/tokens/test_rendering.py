@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from build import CHATML, byte_tokenizer, stock_tokenizer
+from build import CHATML, byte_tokenizer, stock_templates, stock_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError, ModelError
 from tunewright.data.messages import Chat, Message, Text
 from tunewright.tokens.rendering import completion_ids, decode, for_generation, for_training
-from tunewright.tokens.template import Template, _choose_kwargs, load_template
+from tunewright.tokens.template import Template, fitted, load_template
 
-TEMPLATES = sorted(
-    p
-    for place in importlib.util.find_spec("trl").submodule_search_locations
-    for p in Path(place, "chat_templates").glob("*.jinja")
-    if not p.stem.endswith("_training")
-)  # type: ignore[union-attr]
+TEMPLATES = stock_templates()
 TWO_TURNS = Chat(
     (
         Message("user", "What is two and two?"),
@@ -39,7 +33,7 @@ TWO_TURNS = Chat(
 def outcome(path: Path) -> str:
     """ "one", "per turn", or the error code; asserts everything that must be true of a training sequence."""
     try:
-        template = _choose_kwargs(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
+        template = fitted(Template(stock_tokenizer(path.read_text(encoding="utf-8"))))
         sequences = for_training(template, TWO_TURNS)
     except (DataError, ModelError) as error:
         code = error.problems[0].code
@@ -97,7 +91,7 @@ def test_a_template_that_opens_a_thought_can_be_fixed_by_its_own_switch() -> Non
         "<|im_start|>assistant\n"
         "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}",
     )
-    template = _choose_kwargs(Template(byte_tokenizer(switched)))
+    template = fitted(Template(byte_tokenizer(switched)))
     assert template.kwargs == {"enable_thinking": False}
     assert len(for_training(template, TWO_TURNS)) == 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,10 +17,11 @@ import typer
 
 from tunewright.cli.runs import RUNS, Json, Root, RunName, out, runs_app
 from tunewright.core.errors import TunewrightError
-from tunewright.tokens.template import load_template
+from tunewright.tokens.template import for_rows, load_template
 
 if TYPE_CHECKING:
     from tunewright.core.records import AnswerSchema
+    from tunewright.data.messages import Message
     from tunewright.stages.runner import Runner
 
 app = typer.Typer(
@@ -176,7 +178,7 @@ def preview(
         )
     folder = loading.resolve(config.model)
     model_files.check(folder)
-    template = load_template(folder, config.template, config.date)
+    template = for_rows(load_template(folder, config.template, config.date), parsed.examples)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     example = parsed.examples[row - 1]
     sequences = rendering.for_training(template, example, row - 1, limit)
@@ -312,7 +314,6 @@ def chat(
 ) -> None:
     """Chat with the tuned model of a run."""
     from tunewright.core import run_folder
-    from tunewright.data.messages import Message
     from tunewright.runtime import chat as runtime
 
     model = runtime.load_run(run_folder.find(root, run))
@@ -325,17 +326,35 @@ def chat(
         dim=True,
         err=True,
     )
-    history: list[Message] = []
-    while True:
-        try:
-            question = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        if not question.strip():
-            return
-        reply = runtime.answer(model, question, history=history, system=system, max_new_tokens=max_new_tokens)
-        typer.echo(reply)
-        history += [Message("user", question), Message("assistant", reply)]
+    turns: list[Message] = []
+    while asked := _asked(turns):
+        turns += asked
+        reply = runtime.reply(model, turns, system=system, max_new_tokens=max_new_tokens)
+        if reply.reasoning:
+            typer.secho(reply.reasoning, dim=True, err=True)
+        typer.echo(reply.text)
+        turns.append(reply)
+
+
+def _asked(turns: Sequence[Message]) -> list[Message]:
+    """What the user enters next: the result of every call of the last reply, or a question. Empty: the end."""
+    from tunewright.data.messages import Message
+
+    calls = turns[-1].tool_calls if turns else ()
+    entered = [_line(f"result of {call.name}> ") for call in calls] or [_line("> ")]
+    if not all(entered):
+        return []
+    if not calls:
+        return [Message("user", entered[0])]
+    return [Message("tool", text, name=call.name, call_id=call.id) for text, call in zip(entered, calls, strict=True)]
+
+
+def _line(prompt: str) -> str:
+    """A line of the user; empty at the end of the input."""
+    try:
+        return input(prompt if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
 
 
 @app.command()

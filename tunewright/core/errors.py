@@ -96,6 +96,7 @@ CODES: dict[str, str] = {
     "TEMPLATE_MISSING": "the rows are chats, but the model has no chat template",
     "TEMPLATE_NOT_PREFIX": "the inference prompt is not a prefix of the trained turn",
     "TEMPLATE_TIMEOUT": "the chat template does not terminate",
+    "TEMPLATE_TOOL_CALLS": "the chat template writes tool calls in a way from which they cannot be read back",
     "TEMPLATE_UNSAFE": "the chat template cannot be rendered in the sandbox",
     "TOKENIZER_DOUBLE_BOS": "a sequence would start with two BOS tokens",
     "TOKENIZER_MISMATCH": "a row contains a token that the model has no embedding for",

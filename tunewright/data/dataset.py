@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tunewright.data import audit, formats, label_noise, near_duplicates, source
 from tunewright.data.audit import Audit, Finding
 from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.label_noise import Noise
-from tunewright.data.messages import Example
+from tunewright.data.messages import Chat, Example, Tool
 from tunewright.data.metrics import METRICS
 from tunewright.data.structure import outline
 from tunewright.data.structure.schema import INFERRED
@@ -61,6 +62,14 @@ class Dataset:
         first = [e.messages[0] for i in self.side("train") if (e := self.examples[i]).messages]
         systems = Counter(m.content for m in first if m.role == "system")
         return systems.most_common(1)[0][0] if systems else None
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The most frequent tools of the training rows that have tools."""
+        given = [e.tools for i in self.side("train") if isinstance(e := self.examples[i], Chat) and e.tools]
+        by_text = {json.dumps(tools): tools for tools in given}
+        frequent = Counter(json.dumps(tools) for tools in given).most_common(1)
+        return by_text[frequent[0][0]] if frequent else ()
 
     @functools.cached_property
     def noise(self) -> Noise | None:

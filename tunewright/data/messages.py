@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 # A function that the model may call, as in OpenAI's API: {"type": "function", "function": {"name": ...}}.
 Tool = dict[str, Any]
+THOUGHT_END = "</think>"  # of thoughts that are written at the beginning of a content
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,12 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The content, followed by the calls, each as a line of JSON. This is what an answer is compared with."""
-        return "\n".join(part for part in (self.content, *(c.text for c in self.tool_calls)) if part)
+        """The content without thoughts, followed by the calls, each as a line of JSON. This is what an answer is
+        compared with."""
+        content = self.content
+        if self.role == "assistant" and THOUGHT_END in content:
+            content = content.partition(THOUGHT_END)[2].strip()
+        return "\n".join(part for part in (content, *(c.text for c in self.tool_calls)) if part)
 
     def to_json(self) -> dict[str, Any]:
         """The message as OpenAI's chat API and chat templates take it, without what it does not have."""

@@ -41,11 +41,36 @@ def parse(text: str, tools: Sequence[Tool] = ()) -> tuple[str, tuple[ToolCall, .
     Some notations write a text and a number alike; there, the type that ``tools`` declares decides, and without one a
     value that is valid JSON is read as JSON.
     """
-    answer, types = THOUGHTS.sub("", text), _types(tools)
+    answer, types = split_thoughts(text)[1], _types(tools)
     scans = [_scan(answer, mark, read, types) for mark, read in NOTATIONS]
     first = min((s for s in scans if s[1]), key=lambda s: s[2], default=None)
     content, calls = first[:2] if first else _bare(answer, types)
-    return MARKS.sub("", content).strip(), tuple(calls)
+    return without_marks(content), tuple(calls)
+
+
+def split_thoughts(text: str) -> tuple[str, str]:
+    """(thoughts, the rest) of an assistant's text."""
+    thoughts = [TAGS.sub("", match[0]).strip() for match in THOUGHTS.finditer(text)]
+    return "\n\n".join(filter(None, thoughts)), THOUGHTS.sub("", text)
+
+
+def without_marks(text: str) -> str:
+    """A content without what notations put around it."""
+    return MARKS.sub("", text).strip()
+
+
+def same(a: Sequence[ToolCall], b: Sequence[ToolCall]) -> bool:
+    """Whether these are the same calls. Their ids do not matter, nor whether a number is a number or a text: notations
+    with tags write both alike."""
+    return [(c.name, _plain(c.arguments)) for c in a] == [(c.name, _plain(c.arguments)) for c in b]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _scan(text: str, mark: re.Pattern[str], read: Read, types: Types) -> tuple[str, list[ToolCall], int]:
@@ -286,7 +311,9 @@ def _expect(pattern: str, text: str, at: int) -> int:
 
 
 def _single_quoted(text: str, at: int) -> tuple[str, int]:
-    match = re.compile(r"'((?:[^'\\]|\\.)*)'", re.S).match(text, at)
+    """A text in single quotes. LFM's template writes an apostrophe in it as it is: only a quote before a comma or a
+    bracket ends the text."""
+    match = re.compile(r"'((?:[^'\\]|\\.|'(?!\s*[,)\]}]))*)'", re.S).match(text, at)
     if match is None:
         raise ValueError
     escaped = re.sub(r'(?<!\\)((?:\\\\)*)"', r'\1\\"', match[1]).replace("\\'", "'")
@@ -359,12 +386,11 @@ NOTATIONS: tuple[tuple[re.Pattern[str], Read], ...] = (
     (re.compile(rf"(?:<\|tool_call>)?call:{NAME}(?=\{{)"), _gemma),
     (re.compile(r"<\|tool_call_start\|>"), _python),
 )
-# Thoughts before an answer. Where the prompt opens the thought, the text has only its end.
-THOUGHTS = re.compile(
-    r"^.*?</think>|<\|channel\|>analysis<\|message\|>.*?<\|end\|>"
-    r"|(?:<\|start\|>assistant)?\s*to=self<\|message\|>.*?<\|eom\|>|<\|channel>thought\n.*?<channel\|>",
-    re.S,
-)
+# Thoughts before an answer, in tags or in a channel. Where the prompt opens the thought, the text has only its end.
+_OPEN = r"<\|channel\|>analysis<\|message\|>|(?:<\|start\|>assistant)?\s*to=self<\|message\|>|<\|channel>thought\n"
+_CLOSE = r"<\|end\|>|<\|eom\|>|<channel\|>"
+THOUGHTS = re.compile(rf"^.*?</think>|(?:{_OPEN}).*?(?:{_CLOSE})", re.S)
+TAGS = re.compile(rf"</?think>|{_OPEN}|{_CLOSE}")
 # What surrounds calls and contents without being part of them.
 MARKS = re.compile(
     r"<｜tool▁calls▁(?:begin|end)｜>|<\|tool_calls_section_(?:begin|end)\|>"

@@ -1,4 +1,5 @@
-"""The adapter alone, in PEFT's format; users load it onto the base model."""
+"""The adapter alone, in PEFT's format, with the tokenizer and the chat template of the run; users load it onto the base
+model."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 
 from tunewright.core.config import Config, Plan
 from tunewright.core.records import AdapterNote
+from tunewright.core.run_folder import disk_errors
 from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, TrainedRun
 from tunewright.model import loading, peft_format
 from tunewright.model.facts import Facts
@@ -32,6 +34,9 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtyp
     note = AdapterNote(
         base=facts.name, base_sha256=facts.sha256, template_sha256=source.template.sha256, run=source.run.name, files={}
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        source.template.tokenizer.save_pretrained(folder)
     peft_format.save(module, source.plan.adapter, folder, base, note)
 
 
@@ -45,7 +50,7 @@ def snippet(path: str, base: str) -> list[str]:
     return [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'tokenizer = AutoTokenizer.from_pretrained("{base}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{path}")',
     ]
 

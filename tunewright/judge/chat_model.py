@@ -39,7 +39,7 @@ class ChatModel:
         answers = []
         for prompt, before, tokens in zip(prompts, ids, greedy(self.model, ids, self.decoding, progress), strict=True):
             written = Written(len(tokens), cut=len(tokens) >= self.decoding.max_new_tokens)
-            text = rendering.decode(self.template, tokens)
+            text = rendering.read_answer(self.template, tokens, prompt.tools).text
             answers.append(Answer(text, written, prompt.messages, prompt_tokens=len(before)))
         return answers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunewright.core import records, run_folder
@@ -11,23 +11,24 @@ from tunewright.core.config import Plan, load
 from tunewright.core.errors import RunError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
-from tunewright.data.messages import Message, Prompt
+from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
 from tunewright.model import loading
 from tunewright.model.facts import read_facts
 from tunewright.model.generate import Decoding, greedy, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
-from tunewright.tokens.template import Template, load_template
+from tunewright.tokens.template import Template, fitted, load_template
 
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A run's model, ready to answer. ``instruction`` is the most frequent system message of its training rows."""
+    """A run's model, ready to answer. ``instruction`` and ``tools`` are the most frequent ones of its training rows."""
 
     model: LanguageModel
     template: Template
     instruction: str | None
+    tools: tuple[Tool, ...]
     packable: bool
 
 
@@ -45,9 +46,13 @@ def load_run(run: Run) -> TunedModel:
             fix="restore the base model that the run was trained on, or train again.",
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
-    return TunedModel(
-        model, load_template(Path(facts.path), config.template, config.date), receipt.instruction, facts.packable
-    )
+    template = _trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
+    return TunedModel(model, template, receipt.instruction, tuple(receipt.tools), facts.packable)
+
+
+def _trained_with(receipt: Receipt, template: Template) -> Template:
+    """The template as the training rows were rendered: its arguments depend on whether they have thoughts."""
+    return template if template.sha256 == receipt.hashes["template"] else fitted(template, thoughts=True)
 
 
 def answer(
@@ -58,9 +63,27 @@ def answer(
     system: str | None = None,
     max_new_tokens: int = 256,
 ) -> str:
-    """The greedy answer to ``message`` after ``history`` (user and assistant turns, without the system message)."""
+    """The greedy answer to ``message`` after ``history`` (all turns but the system message), as text."""
+    turns = (*history, Message("user", message))
+    return reply(model, turns, system=system, max_new_tokens=max_new_tokens).text
+
+
+def reply(
+    model: TunedModel, turns: Sequence[Message], *, system: str | None = None, max_new_tokens: int = 256
+) -> Message:
+    """The greedy answer to a conversation without its system message: content, thoughts and tool calls."""
+    prompt = rendering.for_generation(model.template, prompt_of(model, turns, system))
+    decoding = Decoding(max_new_tokens, stop_ids(model.model, model.template.eos), exact_batch=model.packable)
+    message = rendering.read_answer(model.template, greedy(model.model, [prompt], decoding)[0], model.tools)
+    # Texts have no ids; some templates require them, of nine letters and digits.
+    before = sum(len(turn.tool_calls) for turn in turns)
+    calls = tuple(replace(c, id=f"call{before + n:05d}") for n, c in enumerate(message.tool_calls, 1))
+    return replace(message, tool_calls=calls)
+
+
+def prompt_of(model: TunedModel, turns: Sequence[Message], system: str | None = None) -> Prompt:
+    """The turns as in training: after the instruction (``system`` replaces it) and with the tools of the training
+    rows."""
     instruction = system if system is not None else model.instruction
     head = [Message("system", instruction)] if instruction else []
-    prompt = rendering.for_generation(model.template, Prompt((*head, *history, Message("user", message))))
-    decoding = Decoding(max_new_tokens, stop_ids(model.model, model.template.eos), exact_batch=model.packable)
-    return rendering.decode(model.template, greedy(model.model, [prompt], decoding)[0])
+    return Prompt((*head, *turns), model.tools)

@@ -23,7 +23,7 @@ from tunewright.model.facts import Facts, read_facts
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids, flat
-from tunewright.tokens.template import Template, load_template
+from tunewright.tokens.template import Template, for_rows, load_template
 from tunewright.train import machine, planning
 from tunewright.train.machine import Machine
 
@@ -71,7 +71,7 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
 
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
     """Like `gather`, with given facts about the model and the machine."""
-    template = load_template(Path(facts.path), config.template, config.date)
+    template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     renderer = RowRenderer(template, METHODS[config.train.method].prepare, limit, config.data.too_long)
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.side(s), run.path / "data") for s in SIDES}

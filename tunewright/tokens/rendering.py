@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from tunewright.core.errors import ModelError, data_error
-from tunewright.data.messages import Chat, Example, Message, Prompt, Text, map_texts, turns
+from tunewright.core.errors import DataError, ModelError, data_error
+from tunewright.data import tool_calls
+from tunewright.data.messages import Chat, Example, Message, Prompt, Text, Tool, map_texts, turns
+from tunewright.tokens import written
 from tunewright.tokens.sequences import Rendered
 from tunewright.tokens.template import Template, render, require_template
 
@@ -30,11 +31,14 @@ def for_training(template: Template, example: Example, row: int = 0, max_length:
 
     A Chat gives one sequence, or one for each assistant turn; the weight is 1 on what the model would have written, end
     of turn included, and 0 elsewhere. A Text gives pieces of at most ``max_length`` tokens, all weights 1 but the
-    first. Raises DataError (TEMPLATE_NOT_PREFIX, TEMPLATE_LOSES_CONTENT, DATA_SPECIAL_TOKEN_TEXT) or ModelError.
+    first. Raises DataError (TEMPLATE_NOT_PREFIX, TEMPLATE_LOSES_CONTENT, TEMPLATE_TOOL_CALLS, DATA_SPECIAL_TOKEN_TEXT)
+    or ModelError.
     """
     if isinstance(example, Text):
         return _text(template, example, row, max_length)
     require_template(template)
+    if example.tools:
+        _check_tools(template, example)
     rendered = [_turn(template, example, k) for k in turns(example.messages)]
     whole = rendered[-1].ids
     if all(whole[: len(t.ids)] == t.ids for t in rendered):
@@ -61,9 +65,24 @@ def completion_ids(template: Template, prompt: Prompt, answer: str) -> list[int]
     return turn.ids[turn.start : turn.end]
 
 
-def decode(template: Template, ids: Sequence[int]) -> str:
-    """Generated ids as text, without special tokens."""
-    return str(template.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+def decode(template: Template, ids: Sequence[int], special: bool = False) -> str:
+    """Generated ids as text, with special tokens or without."""
+    how = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
+    return str(template.tokenizer.decode(list(ids), **how))
+
+
+def read_answer(template: Template, ids: Sequence[int], tools: Sequence[Tool] = ()) -> Message:
+    """The message that generated ids are: content, thoughts and, if there are ``tools``, calls.
+
+    Notations of thoughts and calls may use special tokens, so the text is read with them.
+    """
+    thoughts, rest = tool_calls.split_thoughts(_without_end(template, decode(template, ids, special=True)))
+    content, calls = tool_calls.parse(rest, tools) if tools else ("", ())
+    if not calls and not thoughts:
+        return Message("assistant", decode(template, ids))
+    if not calls:
+        content = tool_calls.without_marks(re.sub(_special(template), "", tool_calls.without_marks(rest)))
+    return Message("assistant", content, calls, reasoning=thoughts)
 
 
 def _rendered(template: Template, ids: list[int], weights: list[float], row: int, example: Chat) -> Rendered:
@@ -100,9 +119,11 @@ def _turn(template: Template, example: Chat, k: int) -> Turn:
             "TEMPLATE_NOT_PREFIX",
             f"turn {k}: the template serves `...{served!r}` but a finished turn reads `...{trained!r}`.",
             where=example.where,
-            fix="use a template whose generation prompt begins the answer (template=FILE).",
+            fix="use a template whose generation prompt begins the answer: template=chatml-tools, or template=FILE.",
         )
-    _check_content(example, k, full, full[len(prompt) :])
+    turn = full[len(prompt) :]
+    written.check_turn(example, k, prompt, turn)
+    written.check_calls(example, k, _without_end(template, turn))
     prompt_ids, ids = _ids(template, prompt, pieces), _ids(template, full, full_pieces)
     if ids[: len(prompt_ids)] != prompt_ids:
         # A token of the full text spans the end of the prompt; serving splits there, so training must too.
@@ -114,6 +135,25 @@ def _turn(template: Template, example: Chat, k: int) -> Turn:
     return Turn(ids, len(prompt_ids), end)
 
 
+def _check_tools(template: Template, example: Chat) -> None:
+    """Raises TEMPLATE_LOSES_CONTENT unless the prompt of the first answer contains the tools."""
+    first = next(k for k, m in enumerate(example.messages) if m.role == "assistant")
+    prompt = example.before(first)
+    with_tools, without = (_render_escaped(template, p, True)[0] for p in (prompt, replace(prompt, tools=())))
+    written.check_tools(example, with_tools, without)
+
+
+def _without_end(template: Template, turn: str) -> str:
+    """A turn as a model would have written it: without the tokens that end it."""
+    return re.sub(rf"(?:\s|{_special(template)})+$", "", turn)
+
+
+def _special(template: Template) -> str:
+    """A pattern for the special tokens, the longest first."""
+    spelled = sorted(template.tokenizer.all_special_tokens, key=len, reverse=True)
+    return "|".join(map(re.escape, spelled)) or "(?!)"
+
+
 def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
     """One past the last special token of the turn: where the model should have stopped. None: the template ends no
     turn."""
@@ -122,58 +162,6 @@ def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
         if ids[t] in special:
             return t + 1
     return None
-
-
-def _check_content(example: Chat, k: int, full: str, tail: str) -> None:
-    """Raises TEMPLATE_LOSES_CONTENT unless ``full`` contains the tools and every message before turn k, and ``tail``
-    the turn itself."""
-    mark = _mark(example.before(k + 1))
-    before, answer = _Written(full.replace(mark, "")), _Written(tail.replace(mark, ""))
-    turn = example.messages[k]
-    lost = next((i for i, m in enumerate(example.messages[:k]) if m.role != "assistant" and not before.has(m)), None)
-    tool = next((t["function"]["name"] for t in example.tools if t["function"]["name"] not in before.text), None)
-    if tool is not None:
-        what, fix = f"does not print the tool {tool!r}", "use a template with tools: template=chatml-tools."
-    elif lost is not None:
-        what = f"drops or changes messages[{lost}] ({example.messages[lost].role})"
-        fix = "put that text into the first user message, or use another template."
-    elif not answer.has(turn):
-        what = f"changes messages[{k}] (assistant)"
-        fix = "use another template." if not turn.tool_calls else "use a template with tools: template=chatml-tools."
-    else:
-        return
-    raise data_error("TEMPLATE_LOSES_CONTENT", f"the chat template {what}.", where=example.where, fix=fix)
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A rendered text, which contains a message if it has its content, and the name and every argument of its calls."""
-
-    text: str
-
-    def has(self, message: Message) -> bool:
-        content = message.content.split("</think>")[-1].strip()
-        return content in self.text and all(
-            call.name in self.text and all(map(self._has_value, _leaves(call.arguments))) for call in message.tool_calls
-        )
-
-    def _has_value(self, value: str) -> bool:
-        """As it is, or as JSON, with or without escapes of other alphabets."""
-        forms = (value, json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1])
-        return any(form in self.text for form in forms)
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    """Every key and every text in a JSON value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield key
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif isinstance(value, str):
-        yield value
 
 
 def _mark(conversation: Prompt) -> str:
@@ -198,6 +186,8 @@ def _render_escaped(template: Template, conversation: Prompt, open_turn: bool) -
 
     safe = map_texts(conversation, escaped)
     text = render(template, safe, open_turn)
+    if json.dumps(mark)[1:-1] in text:
+        raise _special_token_text()
     return (text.replace(mark, ""), text.split(mark)) if safe != conversation else (text, [text])
 
 
@@ -206,12 +196,13 @@ def _ids(template: Template, text: str, pieces: list[str]) -> list[int]:
     if len(pieces) > 1:
         back = template.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if back != text:
-            raise data_error(
-                "DATA_SPECIAL_TOKEN_TEXT",
-                "a message spells a special token, and this tokenizer cannot encode it as plain text.",
-                fix="remove it from the message.",
-            )
+            raise _special_token_text()
     return ids
+
+
+def _special_token_text() -> DataError:
+    message = "a message spells a special token, and this tokenizer or template cannot write it as plain text."
+    return data_error("DATA_SPECIAL_TOKEN_TEXT", message, fix="remove it from the message.")
 
 
 def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[Rendered]:

@@ -12,26 +12,29 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.config.schema import TEMPLATES
 from tunewright.core.errors import ConfigError, ModelError
-from tunewright.data.messages import Message, Prompt
+from tunewright.data import tool_calls
+from tunewright.data.messages import Example, Message, Prompt, ToolCall
 
 LARGEST = 256 * 1024  # characters of a template, and of what it adds to the messages
 SECONDS = 5.0  # processor time of rendering one conversation
+BUILT_IN = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
 class Template:
     """A tokenizer, and the arguments its chat template is called with.
 
-    ``tokenizer``: a transformers fast tokenizer. ``reason``: why ``kwargs`` are not empty. ``source``: the file or
-    folder of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout a
-    run.
+    ``tokenizer``: a transformers fast tokenizer. ``reason``: why ``kwargs`` are not empty. ``source``: the file, folder
+    or name of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout
+    a run. ``text_arguments``: the template takes the arguments of a tool call as the text of a JSON object.
     """
 
     tokenizer: Any
@@ -39,6 +42,7 @@ class Template:
     reason: str = ""
     source: str = ""
     day: datetime.date | None = None
+    text_arguments: bool = False
 
     @property
     def eos(self) -> int:
@@ -55,13 +59,14 @@ class Template:
     def sha256(self) -> str:
         """Of everything that decides token ids: template, its arguments, vocabulary and merges."""
         vocabulary = self.tokenizer.backend_tokenizer.to_str()
-        parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{vocabulary}"
+        arguments = "\x00text arguments" if self.text_arguments else ""
+        parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{vocabulary}{arguments}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
 
-def load_template(folder: Path, file: str | None = None, date: str = "auto") -> Template:
-    """Tokenizer of a model folder, with the chat template of ``file`` where one is given. ``date``: YYYY-MM-DD, or auto
-    for today.
+def load_template(folder: Path, name: str | None = None, date: str = "auto") -> Template:
+    """Tokenizer of a model folder, with the chat template ``name`` where one is given: one of ours, or a file.
+    ``date``: YYYY-MM-DD, or auto for today.
 
     Raises TOKENIZER_NO_EOS, MODEL_FILE_MISSING, TEMPLATE_UNSAFE, or CONFIG_NOT_FOUND for the file.
     """
@@ -94,26 +99,30 @@ def load_template(folder: Path, file: str | None = None, date: str = "auto") -> 
             where=str(folder),
             fix='set "eos_token" in tokenizer_config.json.',
         )
-    if file is not None:
-        try:
-            tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                "CONFIG_NOT_FOUND", f"{file} cannot be read: {error}.", where="template", fix="check the path."
-            ) from None
+    if name is not None:
+        tokenizer.chat_template = _template_text(name)
     if len(tokenizer.chat_template or "") > LARGEST:
         raise ModelError(
             "TEMPLATE_UNSAFE",
             f"a chat template of {len(tokenizer.chat_template)} characters; the limit is {LARGEST}.",
-            where=str(file or folder),
+            where=str(name or folder),
             fix="use another template (template=FILE).",
         )
     # Rows are cut by our own rule, with a count; the tokenizer's warning about its length limit would only repeat it.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    template = Template(tokenizer, source=str(file or folder))
+    template = Template(tokenizer, source=str(name or folder))
     if "strftime_now" in (tokenizer.chat_template or ""):
         template = _dated(template, datetime.date.today() if date == "auto" else datetime.date.fromisoformat(date))
-    return _choose_kwargs(template) if tokenizer.chat_template else template
+    return fitted(template) if tokenizer.chat_template else template
+
+
+def _template_text(name: str) -> str:
+    file = BUILT_IN / f"{name}.jinja" if name in TEMPLATES else Path(name)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        fix = f"check the path, or use {' or '.join(TEMPLATES)}."
+        raise ConfigError("CONFIG_NOT_FOUND", f"{name} cannot be read: {error}.", where="template", fix=fix) from None
 
 
 def _dated(template: Template, day: datetime.date) -> Template:
@@ -128,20 +137,48 @@ def _dated(template: Template, day: datetime.date) -> Template:
     return replace(template, day=day)
 
 
-def _choose_kwargs(template: Template) -> Template:
-    probe = Prompt((Message("user", "Ping?"), Message("assistant", "Pong.")))
-    if _prefix_holds(template, probe):
+def for_rows(template: Template, examples: Sequence[Example]) -> Template:
+    """The template as it is used for rows with or without thoughts: a prompt may open the thought of every answer."""
+    answers = (m for e in examples for m in e.messages if m.role == "assistant")
+    if not template.tokenizer.chat_template or not any(m.reasoning or "</think>" in m.content for m in answers):
         return template
-    not_thinking = replace(
-        template,
-        kwargs={"enable_thinking": False},
-        reason="the served prompt opens a thought that the rows lack; rendered with enable_thinking=False",
-    )
-    return not_thinking if _prefix_holds(not_thinking, probe) else template
+    return fitted(template, thoughts=True)
+
+
+def fitted(template: Template, thoughts: bool = False) -> Template:
+    """The template with the arguments under which a served prompt is the beginning of a trained turn, and tool calls
+    can be read back. ``thoughts``: whether the rows have thoughts."""
+    turn = Prompt((PING, Message("assistant", "Pong.", reasoning="Hm." if thoughts else "")))
+    plain = replace(template, kwargs={}, reason="", text_arguments=False)
+    switches = (True, False) if thoughts else (False,)
+    switched = [replace(plain, kwargs={"enable_thinking": on}, reason=THINKING[on]) for on in switches]
+    chosen = next((t for t in (plain, *switched) if _prefix_holds(t, turn)), plain)
+    as_text = replace(chosen, text_arguments=True)
+    return as_text if not _reads_back(chosen) and _reads_back(as_text) else chosen
+
+
+THINKING = {
+    False: "the served prompt opens a thought that the rows lack; rendered with enable_thinking=False",
+    True: "the served prompt excludes the thoughts that the rows have; rendered with enable_thinking=True",
+}
+PING = Message("user", "Ping?")
+CALL = ToolCall("ping", {"host": "localhost"}, "call00001")
 
 
 def _prefix_holds(template: Template, turn: Prompt) -> bool:
     return render(template, turn, False).startswith(render(template, replace(turn, messages=turn.messages[:-1]), True))
+
+
+def _reads_back(template: Template) -> bool:
+    """Whether the template writes a tool call such that it can be read back."""
+    tool = {"type": "function", "function": {"name": CALL.name, "description": "", "parameters": {"type": "object"}}}
+    try:
+        turn = Prompt((PING, Message("assistant", "", (CALL,))), (tool,))
+        prompt = render(template, replace(turn, messages=turn.messages[:-1]), True)
+        written = render(template, turn, False).removeprefix(prompt)
+    except ModelError:
+        return False
+    return tool_calls.same(tool_calls.parse(written, turn.tools)[1], (CALL,))
 
 
 def require_template(template: Template) -> None:
@@ -150,7 +187,7 @@ def require_template(template: Template) -> None:
             "TEMPLATE_MISSING",
             "the model has no chat template, and the rows are chats.",
             where=template.source,
-            fix="choose an instruct model, or name a Jinja file: template=FILE.",
+            fix="choose an instruct model, or name a template: template=chatml-tools, or template=FILE.",
         )
 
 
@@ -162,7 +199,8 @@ def render(template: Template, conversation: Prompt, open_turn: bool) -> str:
     """
     from jinja2.exceptions import SecurityError, TemplateError
 
-    listed, tools = [m.to_json() for m in conversation.messages], list(conversation.tools) or None
+    listed = [_to_json(m, template.text_arguments) for m in conversation.messages]
+    tools = list(conversation.tools) or None
     at, fix = template.source, "use another template (template=FILE)."
     try:
         with _limited(SECONDS):
@@ -194,6 +232,14 @@ def render(template: Template, conversation: Prompt, open_turn: bool) -> str:
             "TEMPLATE_UNSAFE", f"the chat template turns {given} characters into {len(text)}.", where=at, fix=fix
         )
     return text
+
+
+def _to_json(message: Message, text_arguments: bool) -> dict[str, Any]:
+    data = message.to_json()
+    for call in data.get("tool_calls", ()) if text_arguments else ():
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        call["function"] = {**call["function"], "arguments": arguments}
+    return data
 
 
 class _TooLong(BaseException):

@@ -36,6 +36,8 @@ def problem(*messages: dict[str, Any], **how: Any) -> Any:
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"x": 1}}}]}
 
+TWO = {"role": "assistant", "tool_calls": [{"id": i, "function": {"name": f"f{i}"}} for i in "12"]}
+
 # -- one conversation, four notations
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(
@@ -187,10 +189,9 @@ def test_tools_that_cannot_be_read(tools: Any) -> None:
 
 
 def test_results_get_the_names_of_their_calls() -> None:
-    two = {"role": "assistant", "tool_calls": [{"id": i, "function": {"name": f"f{i}"}} for i in "12"]}
-    by_id = chat(USER, two, *({"role": "tool", "content": i, "tool_call_id": i} for i in "21"), ANSWER)
-    assert [m.name for m in by_id.messages[2:4]] == ["f2", "f1"]
-    by_place = chat(USER, two, *({"role": "tool", "content": i} for i in "12"), ANSWER)
+    by_id = chat(USER, TWO, *({"role": "tool", "content": i, "tool_call_id": i} for i in "21"), ANSWER)
+    assert [(m.name, m.content) for m in by_id.messages[2:4]] == [("f1", "1"), ("f2", "2")], "in the order of the calls"
+    by_place = chat(USER, TWO, *({"role": "tool", "content": i} for i in "12"), ANSWER)
     assert [m.name for m in by_place.messages[2:4]] == ["f1", "f2"]
 
 
@@ -234,7 +235,8 @@ def test_a_call_in_a_message_of_its_own_with_weight_0_is_not_trained_on() -> Non
         ([USER, ANSWER, ANSWER], "two assistant messages"),
         ([USER, CALL, USER, ANSWER], "no result"),
         ([USER, {"role": "tool", "content": "r"}, ANSWER], "does not follow a tool call"),
-        ([USER, CALL, {"role": "tool", "content": "r", "tool_call_id": "2"}, ANSWER], "no tool call has the id"),
+        ([USER, CALL, {"role": "tool", "content": "r", "tool_call_id": "2"}, ANSWER], "no tool call has the id '2'"),
+        ([USER, TWO, {"role": "tool", "content": "r", "tool_call_id": "2"}, ANSWER], "the tool call '1' has no result"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tunewright.core.config.explain import explain
-from tunewright.core.config.schema import PATH, Config
+from tunewright.core.config.schema import PATH, TEMPLATES, Config
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -116,6 +116,7 @@ def _anchor_paths(data: dict[str, Any], base: Path, model: type[BaseModel] = Con
         elif (
             isinstance(value, str)
             and value
+            and not (name == "template" and value in TEMPLATES)
             and (_is_path(field) or (name == "model" and model is Config and value.startswith(".")))
         ):
             data[name] = str(base / value)

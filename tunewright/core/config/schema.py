@@ -42,6 +42,7 @@ Recompute = Literal["none", "attention", "layers"]
 
 PATH = "path"
 FilePath = Annotated[str, PATH]  # a file or folder; a relative path in a config file is relative to that file
+TEMPLATES = ("chatml-tools",)  # values of `template` that are no file: the chat templates in tokens/templates
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
 
@@ -267,7 +268,10 @@ class Config(Frozen):
     """All settings of a run."""
 
     model: str = Field("smollm2-135m", description="Model folder, Hub id[@revision], .gguf file, or smollm2-135m.")
-    template: FilePath | None = Field(None, description="Jinja chat template file, for models without one.")
+    template: FilePath | None = Field(
+        None,
+        description="Chat template instead of the model's: a Jinja file, or chatml-tools (with tools and thoughts).",
+    )
     date: Auto | Annotated[str, AfterValidator(lambda day: datetime.date.fromisoformat(day).isoformat())] = Field(
         "auto",
         description="Current date as seen by chat templates that print it; auto: the day the run starts.",

@@ -17,7 +17,7 @@ from tunewright.data.messages import Chat, Json, Message, Tool, turns
 def chat(messages: Sequence[Message], how: RowSettings, where: str, given: Sequence[Tool] = ()) -> Chat:
     """A Chat of messages in a valid order, with `data.instruction` where they have no system message. What follows the
     last trained message is left out: nothing is computed from it."""
-    messages = _named(fixed(messages) if how.fix_turns else messages)
+    messages = _paired(fixed(messages) if how.fix_turns else messages)
     _check_order(messages, where)
     head = (Message("system", how.instruction),) if how.instruction and messages[0].role != "system" else ()
     end = turns(messages)[-1] + 1
@@ -55,21 +55,22 @@ def _with_calls(before: Message, more: Message) -> Message:
     return replace(before, tool_calls=(*before.tool_calls, *more.tool_calls), trained=trained)
 
 
-def _named(messages: Sequence[Message]) -> list[Message]:
-    """The messages, with the names of called functions on their results: some templates print them."""
-    named: list[Message] = []
-    calls: dict[str, str] = {}
-    waiting: list[str] = []
-    for m in messages:
-        if m.tool_calls:
-            calls |= {c.id: c.name for c in m.tool_calls if c.id}
-            waiting = [c.name for c in m.tool_calls]
-        next_name = waiting.pop(0) if m.role == "tool" and waiting else ""
-        if m.role == "tool" and not m.name:
-            named.append(replace(m, name=calls.get(m.call_id, next_name)))
-        else:
-            named.append(m)
-    return named
+def _paired(messages: Sequence[Message]) -> list[Message]:
+    """The messages, with the results of calls in the order of the calls and under the names of their functions: most
+    templates print no ids, so a result belongs to the call in its place."""
+    paired: list[Message] = []
+    i = 0
+    while i < len(messages):
+        paired.append(messages[i])
+        calls, i = messages[i].tool_calls, i + 1
+        results = list(itertools.takewhile(lambda m: m.role == "tool", messages[i:])) if calls else []
+        i += len(results)
+        ids = {c.id: place for place, c in enumerate(calls) if c.id}
+        places = [ids.get(m.call_id, place) for place, m in enumerate(results)]
+        for place, m in sorted(zip(places, results, strict=True), key=lambda pair: pair[0]):
+            name = calls[place].name if place < len(calls) else ""
+            paired.append(m if m.name else replace(m, name=name))
+    return paired
 
 
 def fixed(messages: Sequence[Message]) -> list[Message]:
@@ -130,14 +131,19 @@ def _order(messages: Sequence[Message]) -> tuple[str, str]:
         if before.role == m.role and m.role in ("user", "assistant"):
             fix = "add the missing turn between them, or set data.turns=fix, which joins them."
             return f"two {m.role} messages in a row.", fix
-    return _unknown_result(messages)
+    return _unpaired(messages)
 
 
-def _unknown_result(messages: Sequence[Message]) -> tuple[str, str]:
-    """A result of a call that was not made, by its id."""
-    made: set[str] = set()
-    for m in messages:
-        made |= {c.id for c in m.tool_calls if c.id}
-        if m.role == "tool" and m.call_id and made and m.call_id not in made:
-            return f"no tool call has the id {m.call_id!r} of a result.", "correct the id, or set data.invalid=drop."
+def _unpaired(messages: Sequence[Message]) -> tuple[str, str]:
+    """Results without their call, or calls without their result, where ids tell."""
+    fix = "correct the ids, or set data.invalid=drop."
+    for i, m in enumerate(messages):
+        ids = [c.id for c in m.tool_calls if c.id]
+        results = [r.call_id for r in itertools.takewhile(lambda r: r.role == "tool", messages[i + 1 :])]
+        if not ids or not results or not all(results):
+            continue
+        if unknown := next((r for r in results if r not in ids), None):
+            return f"no tool call has the id {unknown!r} of a result.", fix
+        if missing := next((c for c in ids if c not in results), None):
+            return f"the tool call {missing!r} has no result.", fix
     return "", ""
