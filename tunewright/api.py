@@ -32,7 +32,8 @@ class Result:
         return self.path / "adapter"
 
     def chat(self, message: str, *, system: str | None = None, max_new_tokens: int = 256) -> str:
-        """The tuned model's greedy answer. ``system`` defaults to the instruction of the training rows."""
+        """The tuned model's greedy answer, with the tools of the training rows; a call is a line of JSON. ``system``
+        defaults to their instruction."""
         from tunewright.runtime import chat
 
         return chat.answer(chat.load_run(Run(self.path)), message, system=system, max_new_tokens=max_new_tokens)

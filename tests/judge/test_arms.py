@@ -14,13 +14,13 @@ import pytest
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import RunError
 from tunewright.core.records.score import ScoreLine
-from tunewright.data.messages import Chat, Example, Message, Text
+from tunewright.data.messages import Chat, Example, Message, Prompt, Text, ToolCall
 from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Score, Written
 from tunewright.data.task import GENERATION, LABEL, TEXT, Task, detect_task
 from tunewright.judge import chat_model, evaluate
 from tunewright.judge.arms import families, openai_endpoint
-from tunewright.judge.arms.arm import Arm, Progress, Prompt, silent
+from tunewright.judge.arms.arm import Arm, Progress, silent
 from tunewright.judge.arms.families import ArmInputs
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
@@ -59,13 +59,13 @@ class Scripted:
     """A language model that answers with its prompt's last word, and prefers the last label."""
 
     def generate(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
-        return [Answer(p[-1].content.split()[-1], Written(1, False), tuple(p), 3) for p in prompts]
+        return [Answer(p.messages[-1].content.split()[-1], Written(1, False), p.messages, 3) for p in prompts]
 
     def choose_label(
         self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent
     ) -> list[Answer]:
         return [
-            Answer(labels[-1], LabelProbs({x: float(x == labels[-1]) for x in labels}), tuple(p), 3) for p in prompts
+            Answer(labels[-1], LabelProbs({x: float(x == labels[-1]) for x in labels}), p.messages, 3) for p in prompts
         ]
 
     def likelihood(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
@@ -134,18 +134,35 @@ def endpoint() -> Iterator[tuple[str, list[Any]]]:
     server.server_close()
 
 
+def asked(text: str) -> Prompt:
+    return Prompt((Message("user", text),))
+
+
 def test_a_remote_arm(endpoint: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_endpoint.time, "sleep", lambda _: None)
     url, seen = endpoint
-    replies = openai_endpoint.ask(Endpoint(url, "m"), [[Message("user", x)] for x in ("one", "two", "three")], 7)
+    replies = openai_endpoint.ask(Endpoint(url, "m"), [asked(x) for x in ("one", "two", "three")], 7)
     assert [r.text for r in replies] == ["ONE", "TWO", "THREE"]
     assert {body["max_tokens"] for body in seen} == {7}
     assert all(body["temperature"] == 0 for body in seen)
     with pytest.raises(RunError, match=r"REMOTE_FAILED.*401"):
-        openai_endpoint.ask(Endpoint(url, "m"), [[Message("user", "secret")]], 7)
+        openai_endpoint.ask(Endpoint(url, "m"), [asked("secret")], 7)
     with pytest.raises(RunError, match=r"REMOTE_FAILED"):
-        openai_endpoint.ask(Endpoint("http://127.0.0.1:9/v1", "m"), [[Message("user", "x")]], 7)
+        openai_endpoint.ask(Endpoint("http://127.0.0.1:9/v1", "m"), [asked("x")], 7)
     assert "key" not in repr(Endpoint(url, "m", "key")).replace("key=", "")
+
+
+def test_a_remote_arm_gets_tools_and_its_calls_are_text() -> None:
+    """Arguments are sent as text; the reply's calls become what `Message.text` writes, even if they cannot be made."""
+    call = ToolCall("f", {"x": 1}, "c1")
+    assert Message("assistant", "", (call,)).to_json(text_arguments=True)["tool_calls"] == [
+        {"type": "function", "id": "c1", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    ]
+    for arguments, expected in (('{"x": 1}', {"x": 1}), ("{broken", {"": "{broken"}), ("[1]", {"": [1]}), ("", {})):
+        reply = {"content": None, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        assert openai_endpoint._text(reply) == ToolCall("f", expected).text
+    with pytest.raises(ValueError, match=r"^$"):
+        openai_endpoint._text({"tool_calls": [{"function": {}}]})
 
 
 def test_a_label_is_read_from_a_remote_answer(endpoint: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:

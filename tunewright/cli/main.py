@@ -312,7 +312,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Maximum answer length in tokens.")] = 256,
     root: Root = RUNS,
 ) -> None:
-    """Chat with the tuned model of a run."""
+    """Chat with the tuned model of a run, with the tools of its training rows; you enter the results of its calls."""
     from tunewright.core import run_folder
     from tunewright.runtime import chat as runtime
 
@@ -322,7 +322,8 @@ def chat(
         return
     typer.secho(
         "enter an empty line or Ctrl-D to end the conversation"
-        + (f"; system: {model.instruction}" if model.instruction and system is None else ""),
+        + (f"; system: {model.instruction}" if model.instruction and system is None else "")
+        + (f"; tools: {', '.join(t['function']['name'] for t in model.tools)}" if model.tools else ""),
         dim=True,
         err=True,
     )

@@ -18,17 +18,28 @@ Tool = dict[str, Any]
 THOUGHT_END = "</think>"  # of thoughts that are written at the beginning of a content
 
 
+def properties(schema: Json) -> dict[str, Json]:
+    """The schemas of the properties that a JSON schema has, by name; of a tool's parameters, for example."""
+    given = schema.get("properties") if isinstance(schema, dict) else None
+    return given if isinstance(given, dict) else {}
+
+
 @dataclass(frozen=True)
 class ToolCall:
     """A call of a function. ``arguments`` keep the order of the row, because templates print it."""
 
     name: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Json]
     id: str = ""
 
     @property
     def text(self) -> str:
         return json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False)
+
+    def to_json(self, text_arguments: bool = False) -> dict[str, Json]:
+        arguments: Json = json.dumps(self.arguments, ensure_ascii=False) if text_arguments else self.arguments
+        identity: dict[str, Json] = {"id": self.id} if self.id else {}
+        return {"type": "function", **identity, "function": {"name": self.name, "arguments": arguments}}
 
 
 @dataclass(frozen=True)
@@ -53,16 +64,10 @@ class Message:
             content = content.partition(THOUGHT_END)[2].strip()
         return "\n".join(part for part in (content, *(c.text for c in self.tool_calls)) if part)
 
-    def to_json(self) -> dict[str, Any]:
-        """The message as OpenAI's chat API and chat templates take it, without what it does not have."""
-        calls = [
-            {
-                "type": "function",
-                **({"id": c.id} if c.id else {}),
-                "function": {"name": c.name, "arguments": c.arguments},
-            }
-            for c in self.tool_calls
-        ]
+    def to_json(self, text_arguments: bool = False) -> dict[str, Any]:
+        """The message as chat templates take it, without what it does not have. ``text_arguments``: the arguments of
+        calls as text, as OpenAI's API and a few templates take them."""
+        calls = [c.to_json(text_arguments) for c in self.tool_calls]
         more = {
             "reasoning_content": self.reasoning,
             "tool_calls": calls,
@@ -105,18 +110,21 @@ def question(text: str, system: str | None = None) -> Prompt:
 def map_texts(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
     """The prompt with every text in it changed: contents, thoughts, arguments of calls, and tools."""
 
-    def in_json(value: Any) -> Any:
+    def in_json(value: Json) -> Json:
         if isinstance(value, str):
             return change(value)
         if isinstance(value, dict):
-            return {change(k): in_json(v) for k, v in value.items()}
+            return in_object(value)
         return [in_json(v) for v in value] if isinstance(value, list) else value
 
+    def in_object(value: dict[str, Json]) -> dict[str, Json]:
+        return {change(k): in_json(v) for k, v in value.items()}
+
     def message(m: Message) -> Message:
-        calls = tuple(replace(c, name=change(c.name), arguments=in_json(c.arguments)) for c in m.tool_calls)
+        calls = tuple(replace(c, name=change(c.name), arguments=in_object(c.arguments)) for c in m.tool_calls)
         return replace(m, content=change(m.content), reasoning=change(m.reasoning), tool_calls=calls)
 
-    return Prompt(tuple(map(message, prompt.messages)), tuple(in_json(t) for t in prompt.tools))
+    return Prompt(tuple(map(message, prompt.messages)), tuple(in_object(t) for t in prompt.tools))
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ call:NAME{KEY:<|"|>TEXT<|"|>}                                        Gemma 4
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from tunewright.data.messages import Tool, ToolCall
+from tunewright.data.messages import Json, Tool, ToolCall, properties
 
 # Of every tool, the types that its parameters may have, by parameter.
 Types = Mapping[str, Mapping[str, frozenset[str]]]
@@ -44,7 +44,7 @@ def parse(text: str, tools: Sequence[Tool] = ()) -> tuple[str, tuple[ToolCall, .
     answer, types = split_thoughts(text)[1], _types(tools)
     scans = [_scan(answer, mark, read, types) for mark, read in NOTATIONS]
     first = min((s for s in scans if s[1]), key=lambda s: s[2], default=None)
-    content, calls = first[:2] if first else _bare(answer, types)
+    content, calls = first[:2] if first else _bare(answer)
     return without_marks(content), tuple(calls)
 
 
@@ -65,7 +65,7 @@ def same(a: Sequence[ToolCall], b: Sequence[ToolCall]) -> bool:
     return [(c.name, _plain(c.arguments)) for c in a] == [(c.name, _plain(c.arguments)) for c in b]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -93,7 +93,7 @@ def _scan(text: str, mark: re.Pattern[str], read: Read, types: Types) -> tuple[s
 # -- calls as JSON
 
 
-def _json(text: str, at: int) -> tuple[Any, int]:
+def _json(text: str, at: int) -> tuple[Json, int]:
     """The JSON value at a place, and where it ends."""
     start = _after(r"\s*", text, at)
     value, end = _DECODER.raw_decode(text, start)
@@ -116,7 +116,7 @@ def _after(pattern: str, text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _arguments(value: Any) -> dict[str, Any]:
+def _arguments(value: Json) -> dict[str, Json]:
     """An object, or the text of one."""
     value = _json(value, 0)[0] if isinstance(value, str) and value.strip() else value or {}
     if not isinstance(value, dict):
@@ -124,7 +124,7 @@ def _arguments(value: Any) -> dict[str, Any]:
     return value
 
 
-def _call(value: Any) -> ToolCall:
+def _call(value: Json) -> ToolCall:
     """The call that an object describes, with or without OpenAI's wrapping."""
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not set(function) <= CALL_KEYS:
@@ -159,43 +159,42 @@ def _named(end: str) -> Read:
     return read
 
 
-def _bare(text: str, types: Types) -> tuple[str, list[ToolCall]]:
+def _bare(text: str) -> tuple[str, list[ToolCall]]:
     """Calls without a mark: the text is a list or an object of calls, or ends with lines that are."""
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.S)
     bare = fenced[1] if fenced else text.strip()
-    try:
-        value, end = _json(bare, 0)
-        values = value if isinstance(value, list) else [value]
-        if end == len(bare) and values and all(map(_has_arguments, values)):
-            return "", [_call(v) for v in values]
-    except (ValueError, RecursionError):
-        pass
-    try:
-        calls, end = _python_calls(bare, 0, types)
-        if end == len(bare):
-            return "", calls
-    except (ValueError, RecursionError):
-        pass
+    for read in (_json_calls, _python_calls):
+        with contextlib.suppress(ValueError, RecursionError):
+            calls, end = read(bare, 0)
+            if end == len(bare):
+                return "", calls
     return _last_lines(text)
 
 
-def _has_arguments(value: Any) -> bool:
-    """Without a mark, a call is an object with a name and arguments, and nothing else."""
+def _json_calls(text: str, at: int) -> tuple[list[ToolCall], int]:
+    """A call, or a list of calls. Without a mark, a call is an object with a name and arguments, and nothing else."""
+    value, end = _json(text, at)
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(map(_has_arguments, values)):
+        raise ValueError
+    return [_call(v) for v in values], end
+
+
+def _has_arguments(value: Json) -> bool:
     function = value.get("function", value) if isinstance(value, dict) else None
     return isinstance(function, dict) and ("arguments" in function or "parameters" in function)
 
 
 def _last_lines(text: str) -> tuple[str, list[ToolCall]]:
     lines, calls = text.split("\n"), list[ToolCall]()
-    while lines:
-        try:
-            value = _DECODER.decode(lines[-1].strip().rstrip(";"))
-            if not _has_arguments(value):
+    with contextlib.suppress(ValueError, RecursionError):
+        while lines:
+            line = lines[-1].strip().rstrip(";")
+            last, end = _json_calls(line, 0)
+            if end != len(line):
                 break
-            calls.insert(0, _call(value))
-        except (ValueError, RecursionError):
-            break
-        lines.pop()
+            calls = [*last, *calls]
+            lines.pop()
     return "\n".join(lines), calls
 
 
@@ -204,16 +203,10 @@ def _last_lines(text: str) -> tuple[str, list[ToolCall]]:
 
 def _types(tools: Sequence[Tool]) -> Types:
     functions = [t["function"] for t in tools]
-    return {f["name"]: {k: _types_of(v) for k, v in _properties(f).items()} for f in functions}
+    return {f["name"]: {k: _types_of(v) for k, v in properties(f.get("parameters")).items()} for f in functions}
 
 
-def _properties(function: dict[str, Any]) -> dict[str, Any]:
-    parameters = function.get("parameters")
-    properties = parameters.get("properties") if isinstance(parameters, dict) else None
-    return properties if isinstance(properties, dict) else {}
-
-
-def _types_of(schema: Any) -> frozenset[str]:
+def _types_of(schema: Json) -> frozenset[str]:
     """The types that a JSON schema allows; empty if it does not say."""
     if not isinstance(schema, dict):
         return frozenset()
@@ -223,7 +216,7 @@ def _types_of(schema: Any) -> frozenset[str]:
     return frozenset(own).union(*inner)
 
 
-def _value(text: str, types: frozenset[str]) -> Any:
+def _value(text: str, types: frozenset[str]) -> Json:
     """The value of a text between tags."""
     bare = text.strip()
     if types == {"string"} or ("string" in types and bare not in ("null", "None")):
@@ -245,7 +238,7 @@ def _tagged(pair: str, end: str) -> Read:
     pairs, ends = re.compile(rf"\s*(?:{pair})", re.S), re.compile(rf"\s*(?:{end})")
 
     def read(text: str, match: re.Match[str], types: Types) -> tuple[list[ToolCall], int]:
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, Json] = {}
         declared, at = types.get(match["name"], {}), match.end()
         while (argument := pairs.match(text, at)) is not None:
             key = argument["key"].strip()
@@ -262,14 +255,16 @@ def _tagged(pair: str, end: str) -> Read:
 # -- calls as in Python, and in Gemma's notation
 
 
-def _literal(text: str, at: int) -> tuple[Any, int]:
+def _literal(text: str, at: int) -> tuple[Json, int]:
     """The value at a place, as JSON, Python or Gemma write it: keys may be bare, quotes are " or ' or <|"|>."""
     at = _after(r"\s*", text, at)
     if text.startswith(GEMMA_QUOTE, at):
         end = text.index(GEMMA_QUOTE, at + len(GEMMA_QUOTE))
         return text[at + len(GEMMA_QUOTE) : end], end + len(GEMMA_QUOTE)
-    if text[at : at + 1] in ("{", "["):
-        return _container(text, at)
+    if text[at : at + 1] == "{":
+        return _object(text, at)
+    if text[at : at + 1] == "[":
+        return _list(text, at)
     if text[at : at + 1] == '"':
         return _json(text, at)
     if text[at : at + 1] == "'":
@@ -283,24 +278,27 @@ def _literal(text: str, at: int) -> tuple[Any, int]:
 GEMMA_QUOTE = '<|"|>'
 
 
-def _container(text: str, at: int) -> tuple[Any, int]:
-    opening, close = text[at], {"{": "}", "[": "]"}[text[at]]
-    items: list[Any] = []
+def _list(text: str, at: int) -> tuple[list[Json], int]:
+    items: list[Json] = []
     at = _after(r"\s*", text, at + 1)
-    while text[at : at + 1] != close:
-        if opening == "{":
-            bare = re.compile(r"[^\s:'\"<{}\[\],]+(?=\s*:)").match(text, at)
-            key, at = (bare[0], bare.end()) if bare else _literal(text, at)
-            at = _expect(r"\s*:", text, at)
-            value, at = _literal(text, at)
-            items.append((key, value))
-        else:
-            value, at = _literal(text, at)
-            items.append(value)
-        at = _expect(rf"\s*,\s*|\s*(?={re.escape(close)})", text, at)
-    if opening == "{" and not all(isinstance(key, str) for key, _ in items):
-        raise ValueError
-    return (dict(items) if opening == "{" else items), at + 1
+    while text[at : at + 1] != "]":
+        value, at = _literal(text, at)
+        items.append(value)
+        at = _expect(r"\s*,\s*|\s*(?=\])", text, at)
+    return items, at + 1
+
+
+def _object(text: str, at: int) -> tuple[dict[str, Json], int]:
+    items: dict[str, Json] = {}
+    at = _after(r"\s*", text, at + 1)
+    while text[at : at + 1] != "}":
+        bare = re.compile(r"[^\s:'\"<{}\[\],]+(?=\s*:)").match(text, at)
+        key, at = (bare[0], bare.end()) if bare else _literal(text, at)
+        if not isinstance(key, str):
+            raise ValueError
+        items[key], at = _literal(text, _expect(r"\s*:", text, at))
+        at = _expect(r"\s*,\s*|\s*(?=\})", text, at)
+    return items, at + 1
 
 
 def _expect(pattern: str, text: str, at: int) -> int:
@@ -321,16 +319,16 @@ def _single_quoted(text: str, at: int) -> tuple[str, int]:
 
 
 def _gemma(text: str, match: re.Match[str], types: Types) -> tuple[list[ToolCall], int]:
-    value, at = _container(text, match.end())
-    return [ToolCall(match["name"], value)], _after(r"\s*<tool_call\|>", text, at)
+    arguments, at = _object(text, match.end())
+    return [ToolCall(match["name"], arguments)], _after(r"\s*<tool_call\|>", text, at)
 
 
 def _python(text: str, match: re.Match[str], types: Types) -> tuple[list[ToolCall], int]:
-    calls, at = _python_calls(text, match.end(), types)
+    calls, at = _python_calls(text, match.end())
     return calls, _after(r"\s*<\|tool_call_end\|>", text, at)
 
 
-def _python_calls(text: str, at: int, types: Types) -> tuple[list[ToolCall], int]:
+def _python_calls(text: str, at: int) -> tuple[list[ToolCall], int]:
     """``[NAME(KEY=VALUE, ...), ...]``"""
     calls: list[ToolCall] = []
     at = _expect(r"\s*\[\s*", text, at)
@@ -338,7 +336,7 @@ def _python_calls(text: str, at: int, types: Types) -> tuple[list[ToolCall], int
         name = re.compile(rf"{NAME}\(\s*").match(text, at)
         if name is None:
             raise ValueError
-        arguments, at = dict[str, Any](), name.end()
+        arguments, at = dict[str, Json](), name.end()
         while text[at : at + 1] != ")":
             key = re.compile(r"([^\s=(),'\"]+)\s*=").match(text, at)
             if key is None:

@@ -199,7 +199,7 @@ def render(template: Template, conversation: Prompt, open_turn: bool) -> str:
     """
     from jinja2.exceptions import SecurityError, TemplateError
 
-    listed = [_to_json(m, template.text_arguments) for m in conversation.messages]
+    listed = [m.to_json(template.text_arguments) for m in conversation.messages]
     tools = list(conversation.tools) or None
     at, fix = template.source, "use another template (template=FILE)."
     try:
@@ -232,14 +232,6 @@ def render(template: Template, conversation: Prompt, open_turn: bool) -> str:
             "TEMPLATE_UNSAFE", f"the chat template turns {given} characters into {len(text)}.", where=at, fix=fix
         )
     return text
-
-
-def _to_json(message: Message, text_arguments: bool) -> dict[str, Any]:
-    data = message.to_json()
-    for call in data.get("tool_calls", ()) if text_arguments else ():
-        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-        call["function"] = {**call["function"], "arguments": arguments}
-    return data
 
 
 class _TooLong(BaseException):

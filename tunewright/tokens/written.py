@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from tunewright.core.errors import data_error
 from tunewright.data import tool_calls
-from tunewright.data.messages import THOUGHT_END, Chat, Json, Message, Tool, ToolCall
+from tunewright.data.messages import THOUGHT_END, Chat, Json, Message, Tool, ToolCall, properties
 
 TOOLS_FIX = "use a template that has tools: template=chatml-tools."
 THOUGHTS_FIX = "use a template that prints thoughts: template=chatml-tools."
@@ -70,7 +70,7 @@ def described(tool: Tool) -> Iterator[Json]:
     yield function["name"]
     yield function.get("description") or ""
     yield from _names(parameters)
-    for schema in _properties(parameters).values():
+    for schema in properties(parameters).values():
         if isinstance(schema, dict):
             yield schema.get("description") or ""
             allowed = schema.get("enum")
@@ -79,16 +79,11 @@ def described(tool: Tool) -> Iterator[Json]:
 
 def _names(schema: Json) -> Iterator[Json]:
     """The names of parameters, at any depth."""
-    for name, inner in _properties(schema).items():
+    for name, inner in properties(schema).items():
         yield name
         yield from _names(inner)
     if isinstance(schema, dict):
         yield from _names(schema.get("items"))
-
-
-def _properties(schema: Json) -> dict[str, Json]:
-    properties = schema.get("properties") if isinstance(schema, dict) else None
-    return properties if isinstance(properties, dict) else {}
 
 
 def lost_message(messages: tuple[Message, ...], text: str) -> int | None:

@@ -71,7 +71,7 @@ class DataConfig(Frozen):
         {}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}."
     )
     label_names: list[str] = Field(
-        [], description="Names of labels that are whole numbers or true/false, e.g. [negative, positive]."
+        [], description="Names of labels that are integers or true/false, e.g. [negative, positive]."
     )
     empty: Literal["error", "drop"] = Field(
         "error", description="Rows with an empty prompt, answer or message: fail, or drop them and list which."

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from tunewright.core.records.common import Line, Value
 
 
-class Turn(Value):
-    """One message of a prompt."""
+class Function(Value):
+    """A called function."""
 
-    role: Literal["system", "user", "assistant"] = Field(description="Author of the message.")
+    name: str = Field(description="Its name.")
+    arguments: dict[str, JsonValue] = Field(description="Its arguments.")
+
+
+class Call(Value):
+    """A tool call, as in OpenAI's API."""
+
+    type: Literal["function"] = Field(description="Always function.")
+    id: str | None = Field(None, description="Its id in the row, if it has one.")
+    function: Function = Field(description="The function and its arguments.")
+
+
+class Turn(Value):
+    """One message of a prompt, as in OpenAI's API."""
+
+    role: Literal["system", "user", "assistant", "tool"] = Field(description="Author of the message.")
     content: str = Field(description="The text.")
+    reasoning_content: str | None = Field(None, description="The thoughts before an assistant's answer.")
+    tool_calls: tuple[Call, ...] | None = Field(None, description="The tool calls of an assistant.")
+    name: str | None = Field(None, description="Of a result: the function that was called.")
+    tool_call_id: str | None = Field(None, description="Of a result: the id of the call.")
 
 
 class FieldCounts(NamedTuple):

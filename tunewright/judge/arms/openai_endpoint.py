@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 
 from tunewright.core.config import RemoteConfig
 from tunewright.core.errors import RunError
-from tunewright.data.messages import Example, Message, Prompt, ToolCall
+from tunewright.data.messages import Example, Json, Message, Prompt, ToolCall
 from tunewright.data.metrics import read_label
 from tunewright.data.scores import Answer, Written
 from tunewright.data.text import without_thoughts
@@ -84,7 +85,7 @@ def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Pro
         def send(prompt: Prompt) -> Reply:
             body = {
                 "model": endpoint.model,
-                "messages": [_to_json(m) for m in prompt.messages],
+                "messages": [m.to_json(text_arguments=True) for m in prompt.messages],
                 **({"tools": list(prompt.tools)} if prompt.tools else {}),
                 "temperature": 0,
                 "max_tokens": limit,
@@ -96,26 +97,21 @@ def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Pro
         return list(pool.map(send, prompts))
 
 
-def _to_json(message: Message) -> dict[str, Any]:
-    """As the API takes it: arguments of calls are texts."""
-    data = message.to_json()
-    for call in data.get("tool_calls", ()):
-        call["function"] = {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}
-    return data
+def _text(reply: dict[str, Json]) -> str:
+    """The content of a reply, followed by its tool calls, as in `Message.text`. A call that could not be made has no
+    arguments that can be read, and is a wrong one."""
+    content, given = reply.get("content"), reply.get("tool_calls")
+    calls = [_call(c.get("function")) for c in (given if isinstance(given, list) else []) if isinstance(c, dict)]
+    return Message("assistant", content if isinstance(content, str) else "", tuple(calls)).text
 
 
-def _text(reply: dict[str, Any]) -> str:
-    """The content of a reply, followed by its tool calls, as in `Message.text`."""
-    calls = [c["function"] for c in reply.get("tool_calls") or ()]
-    return Message("assistant", reply.get("content") or "", tuple(_call(c) for c in calls)).text
-
-
-def _call(function: dict[str, Any]) -> ToolCall:
-    try:
-        arguments = json.loads(function.get("arguments") or "{}")
-    except ValueError:
-        arguments = {"": function["arguments"]}  # a call that could not be made is a wrong one
-    return ToolCall(function["name"], arguments if isinstance(arguments, dict) else {"": arguments})
+def _call(function: Json) -> ToolCall:
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError
+    arguments: Json = function.get("arguments") or "{}"
+    with contextlib.suppress(ValueError):
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return ToolCall(str(function["name"]), arguments if isinstance(arguments, dict) else {"": arguments})
 
 
 def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
