@@ -50,8 +50,8 @@ GOOD = [
 ]
 LABELS = [(f"{w} number {i * 7919}, or {i}", "yn"[i % 2]) for i, w in enumerate(NOUNS)]
 CELLS = "".join(f"{w} number {i * 7919}, or {i}\n" for i, w in enumerate(NOUNS)).encode()
-# Numbers without a case, and why: nothing reads a schema yet.
-ABSENT = {36: "every setting is read: test_settings.py", 39: "no setting takes a JSON schema"}
+# Numbers without a case, and why.
+ABSENT = {36: "every setting is read: test_settings.py"}
 
 
 @dataclass(frozen=True)
@@ -383,6 +383,16 @@ def documents(folder: Path) -> None:
         )
 
 
+def schema(raw: bytes) -> Callable[[Path], object]:
+    """A schema, and rows that are answered in JSON."""
+    answers = [
+        json.dumps({"prompt": f"question number {i} about {w}", "completion": f'{{"n": {i}}}'})
+        for i, w in enumerate(NOUNS)
+    ]
+    return lambda f: [(f / "a.jsonl").write_text("\n".join(answers)), (f / "s.json").write_bytes(raw)]
+
+
+WITH_SCHEMA = ("check", "a.jsonl", "data.answer_schema=s.json")
 PLAN = ("plan", "good.jsonl", "--model", "model")
 OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str]] = [
     (21, "rows over the limit", nothing, (*PLAN, "train.max_length=20"), "DATA_TOO_LONG", "good.jsonl:2"),
@@ -419,6 +429,11 @@ OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str
     (37, "a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), "RUN_EXISTS", "r"),
     (37, "runs among the documents", documents, ("plan", "docs", "--runs", "docs/runs", "--model", "model"), "RUN_INSIDE_DATA", "docs/runs"),
     (38, "no such run", nothing, ("chat", "r"), "RUN_NOT_FOUND", "runs"),
+    (39, "a schema with an unknown type", schema(b'{"items": {"type": "strng"}}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema that is not JSON", schema(b'{"type": }'), WITH_SCHEMA, "DATA_SCHEMA", "s.json:1:10"),
+    (39, "a schema elsewhere", schema(b'{"items": {"$ref": "http://127.0.0.1/s.json"}}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema without end", schema(b'{"$ref": "#"}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "no such schema", nothing, ("check", "good.jsonl", "data.answer_schema=s.json"), "DATA_FORMAT_MISMATCH", "data.answer_schema"),
     (45, "no such model", nothing, ("plan", "good.jsonl", "--model", "nowhere"), "MODEL_NOT_FOUND", "nowhere"),
 ]  # fmt: skip
 

@@ -4,10 +4,11 @@ test run (`-rN` hides it)."""
 from __future__ import annotations
 
 import pytest
-from faults import Fault, adapting, computing, judging, resuming, tokens
+from faults import Fault, adapting, computing, judging, resuming, structure, tokens
 
 FAULTS = sorted(
-    [*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *resuming.FAULTS, *judging.FAULTS], key=lambda f: f.number
+    [*tokens.FAULTS, *computing.FAULTS, *adapting.FAULTS, *resuming.FAULTS, *judging.FAULTS, *structure.FAULTS],
+    key=lambda f: f.number,
 )
 
 

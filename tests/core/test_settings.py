@@ -41,6 +41,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.dev": ("dev.csv", {}),
     "data.test": ("test.csv", {}),
     "data.format": ("text", {"train.max_length": 64}),
+    "data.answer_schema": ("schema.json", {"data.train": "objects.jsonl"}),
     "data.instruction": ("Say warm or cold.", {}),
     "data.columns": ({"text": "label", "label": "text"}, {"data.format": "label"}),
     "data.too_long": ("drop", {"data.train": "long.csv", "train.max_length": 90}),
@@ -70,6 +71,8 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "checkpoint.every": (2, {}),
     "checkpoint.keep": (7, {}),
     "prove.metric": ("exact_match", {}),
+    "prove.list_order": ("counted", {"data.train": "objects.jsonl"}),
+    "prove.number_tolerance": (0.01, {"data.train": "objects.jsonl"}),
     "prove.evidence": ("plain", {}),
     "prove.few_shot": ([3], {}),
     "prove.prompts": (["Now?"], {}),
@@ -116,6 +119,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("dev.csv", range(100, 110))
     write("test.csv", range(200, 210))
     write("long.csv", range(48), f"{'very ' * 20}long,cold\n")
+    answers = [json.dumps({"n": i, "kind": "ab"[i % 2]}) for i in range(48)]
+    lines = [json.dumps({"prompt": f"lot {i * 37 % 1009}", "completion": a}) for i, a in enumerate(answers)]
+    (root / "objects.jsonl").write_text("\n".join(lines))
+    (root / "schema.json").write_text('{"type": "object", "required": ["n"]}')
     (root / "other.jinja").write_text(CHATML.replace("\n{{", "\n\n{{").replace("assistant\n{%", "assistant\n\n{%"))
     (root / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}\n" + CHATML)
     (root / "documents").mkdir()
@@ -127,7 +134,7 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
     """The inputs of a run: data, prompts, plan, order, arms, protocol; or the error that rejects the settings."""
     given = {"model": "MODEL llama", **BASE, **settings}
     for key, value in given.items():
-        if key in ("template", "prove.documents", "data.train", "data.dev", "data.test"):
+        if key in ("template", "prove.documents", "data.train", "data.dev", "data.test", "data.answer_schema"):
             given[key] = str(root / value)
         if isinstance(value, str) and value.startswith("MODEL "):
             given[key] = str(model_folder(value.removeprefix("MODEL ")))
@@ -160,7 +167,7 @@ def _observed(asked: Config, root: Path, known: dict[str, Facts]) -> str:
     return json.dumps(
         {
             "facts": gathered.facts.sha256,
-            "data": [data.sha256, data.sides, data.cluster, task],
+            "data": [data.sha256, data.sides, data.cluster, task, data.answer_schema],
             "tokens": [[s.ids for r in rows for s in r.sequences] for rows in gathered.rows.values()],
             "plan": made.model_dump(exclude={"reasons"}),
             "order": step_rows(len(train), made.batch_size, made.seed, 0),

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from tunewright.data.corpus_metrics import CORPUS_BITS, CORPUS_CHRF, FIELD_MICRO_F1, MACRO_F1
-from tunewright.data.metrics import FieldComparison, bits_per_byte
+from tunewright.data.metrics import bits_per_byte
 from tunewright.data.scores import Answer, Likelihood, Readings, Score, Written
+from tunewright.data.structure.comparison import FieldCounts
 
 
-def written(answer: str, target: str, fields: FieldComparison | None = None) -> Score:
+def written(answer: str, target: str, fields: FieldCounts | None = None) -> Score:
     return Score("x:1", target, Answer(answer, Written(1, False)), 0.0, Readings(0.0, 0.0, fields))
 
 
@@ -31,10 +32,9 @@ def test_macro_f1_is_that_of_sklearn() -> None:
 
 
 def test_micro_f1_adds_up_the_fields() -> None:
-    scores = [written("", "", FieldComparison(2, 1, 0, True)), written("", "", FieldComparison(0, 0, 3, True))]
+    scores = [written("", "", FieldCounts(2, 1, 0)), written("", "", FieldCounts(0, 0, 3))]
     assert FIELD_MICRO_F1.of(scores, ()) == pytest.approx(2 * 2 / (2 * 2 + 1 + 3))
-    empty = FieldComparison(0, 0, 0, True)
-    assert FIELD_MICRO_F1.of([written("{}", "{}", empty)], ()) == empty.f1 == 1.0
+    assert FIELD_MICRO_F1.of([written("{}", "{}", FieldCounts(0, 0, 0))], ()) == FieldCounts(0, 0, 0).f1 == 1.0
 
 
 def test_corpus_bits_per_byte_weighs_rows_by_length() -> None:

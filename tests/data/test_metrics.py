@@ -8,13 +8,20 @@ from tunewright.core.config import load
 from tunewright.core.errors import TunewrightError
 from tunewright.data import metrics
 from tunewright.data.formats import FORMATS
+from tunewright.data.messages import Chat, Message
 from tunewright.data.metrics import METRICS
+from tunewright.data.scores import Answer, Score, Written
+from tunewright.data.task import GENERATION, JSON, Task
+
+
+def scored(metric: str, target: str, answer: str) -> Score:
+    task = Task(JSON if target.startswith("{") else GENERATION, METRICS[metric], "")
+    row = Chat((Message("user", "q"), Message("assistant", target)), "x")
+    return task.score(row, Answer(answer, Written(1, False)))
 
 
 def score(metric: str, target: str, answer: str) -> float:
-    function = METRICS[metric].score
-    assert function is not None
-    return function(target, answer)
+    return scored(metric, target, answer).score
 
 
 def test_a_label_is_read_out_of_a_sentence() -> None:
@@ -91,9 +98,10 @@ GOLD = '{"a": "x", "b": {"c": [1, 2]}}'
 )
 def test_oracles_of_the_field_score(answer: str, f1: float, valid: bool) -> None:
     """A right answer scores 1 in any wrapping; empty, refusing, echoing and cut ones score 0; validity is separate."""
-    counts = metrics.compare_fields(GOLD, answer)
-    assert counts.f1 == pytest.approx(f1)
-    assert counts.valid == valid
+    actual = scored("field_f1", GOLD, answer)
+    assert actual.score == pytest.approx(f1)
+    assert actual.readings is not None
+    assert actual.readings.valid == valid
 
 
 def test_oracles_of_the_text_scores() -> None:

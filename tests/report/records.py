@@ -198,6 +198,23 @@ def distillation() -> dict[str, Any]:
     return {"measured": True, **figures, **comparison(-0.2, "WORSE")}
 
 
+def fields() -> list[dict[str, Any]]:
+    """Errors by field, for a task whose answers have fields."""
+    example = {"where": "data/rows.csv:3", "expected": "12.5", "given": ""}
+    wrong = {"path": "items[].price", "tuned": [9, 1, 2], "comparator": [2, 8, 9], "example": example}
+    right = {"path": "id", "tuned": [12, 0, 0], "comparator": [11, 1, 1], "example": None}
+    return [wrong, *({**right, "path": f"id{i}"} for i in range(25))]
+
+
+def answer_schema() -> dict[str, Any]:
+    return {
+        "source": "inferred",
+        "json_schema": {"type": "object", "properties": {"id": {"type": "integer"}}},
+        "fields": {"id": "integer, always present"},
+        "satisfied": {"train": 1.0, "dev": 1.0, "test": 0.98},
+    }
+
+
 def verdict() -> dict[str, Any]:
     """verdict.json after the stage `report`, with the results of every other stage."""
     return {
@@ -238,6 +255,7 @@ def verdict() -> dict[str, Any]:
             "difference": 0.16,
             "interval": [0.05, 0.29],
         },
+        "fields": fields(),
         "calibration": calibration(),
         "forgetting": forgetting(),
         "cost": cost(),
@@ -289,6 +307,7 @@ def audit() -> dict[str, Any]:
                 "where": [f"data/rows.csv:{i + 50}" for i in range(7)],
             }
         ],
+        "answer_schema": answer_schema(),
         "sides": {"train": 690, "dev": 37, "test": 73},
         "sha256": "9f15bf46",
     }
@@ -340,6 +359,8 @@ def protocol() -> dict[str, Any]:
         "rows_sha256": "cad02009",
         "detectable": 0.18,
         "assumed": "the arms disagree on 30% of them",
+        "list_order": "ignored",
+        "number_tolerance": 0.01,
     }
 
 

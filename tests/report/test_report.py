@@ -68,6 +68,7 @@ SECTIONS = {
     "calibration": "Does it know when it is wrong?",
     "prompt_distillation": "Prompt distillation",
     "rerun": "dev rows a second time",
+    "fields": "rows.csv:3: expected 12.5, answered nothing",
     "overlap": "share a run of 13 words",
 }
 NOT_MEASURED = {
@@ -84,7 +85,7 @@ NO = {"measured": False}
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_is_present_exactly_with_its_record(name: str) -> None:
     assert SECTIONS[name] in text_of(rendered())
-    nothing: list[Any] = [None] if name in ("calibration", "rerun", "overlap") else [None, NO]
+    nothing: list[Any] = [None] if name in ("calibration", "rerun", "overlap", "fields") else [None, NO]
     for absent in nothing:
         changed = {**absent, "flagged": {}} if absent and name == "cleaning" else absent
         shown = text_of(with_verdict(**{name: changed}))
@@ -100,6 +101,7 @@ def test_sections_come_in_the_order_of_decisions() -> None:
         "What was forgotten?",
         "Was there enough data?",
         "Was the data clean?",
+        "Which fields are wrong?",
         "Row by row",
         "Does it know when it is wrong?",
         "Prompt distillation",
@@ -127,7 +129,10 @@ def test_the_audit_page_is_the_audit() -> None:
     assert "41 rows are near-duplicates" in shown
     assert re.search(r"7 changed data\.control=strip DATA_CONTROL_CHAR ?, e\.g\. removed U\+001B.+rows\.csv:50,", shown)
     assert "Labels that look wrong, the most suspicious first (50 of 51)" in shown
-    plain = {**records.audit(), "findings": [], "suspects": [], "labels": {}, "unused": {}}
+    assert "Schema of the answers: inferred from the training answers." in shown
+    assert "98.0% of test" in shown
+    assert "id integer, always present" in shown
+    plain = {**records.audit(), "findings": [], "suspects": [], "labels": {}, "unused": {}, "answer_schema": None}
     assert "The audit flagged nothing." in text_of(build.audit_page(records.typed(Audit, plain), "rows.csv"))
 
 
@@ -163,6 +168,7 @@ EVIDENCE = {
         },
     ),
     "mitigation": either(None, NO, records.mitigation()),
+    "fields": either(None, [], records.fields()[:3], records.fields()),
     "learning_curve": either(
         None,
         NO,
@@ -242,7 +248,7 @@ def test_no_combination_of_evidence_leaves_anything_undefined(
 
 # Strings that select what is shown; every other string is free text.
 CHOOSING = {"verdict", "metric", "task", "chosen_on", "level", "outcome", "event", "role", "kind", "format", "time"} | {
-    "action", "layout", "kernels", "gradient_checkpointing", "dtype", "schedule"
+    "action", "list_order", "layout", "kernels", "gradient_checkpointing", "dtype", "schedule"
 }  # fmt: skip
 
 

@@ -58,6 +58,7 @@ CODES: dict[str, str] = {
     "DATA_NUMBER_TOO_LARGE": "an integer with too many digits",
     "DATA_ROLE_UNKNOWN": "a message role other than system, user or assistant",
     "DATA_ROW_NOT_OBJECT": "a JSON row that is not an object",
+    "DATA_SCHEMA": "data.answer_schema is not a JSON Schema that can be used",
     "DATA_SPECIAL_TOKEN_TEXT": "text that spells a special token and cannot be encoded as ordinary text",
     "DATA_TOOL_CALL": "a tool, or a tool call, without a function name or with arguments that are not an object",
     "DATA_TOO_DEEP": "JSON nested too deeply",

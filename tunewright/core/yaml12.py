@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,23 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
     return value, places
 
 
+def plain_value(text: str) -> object:
+    """The value of a text without tags, anchors and aliases. Raises ValueError if it is anything else."""
+    from ruamel.yaml.error import YAMLError
+
+    if _REFERENCE.search(text):
+        raise ValueError
+    try:
+        value: object = _loader().load(text)
+    except YAMLError:
+        raise ValueError from None
+    return value
+
+
+_REFERENCE = re.compile(r"(?:^|[\s\[{,])[&*!][^\s&*!]")
+
+
+@functools.cache
 def _loader() -> Any:
     """A safe loader that reads dates as strings: the YAML 1.2 core schema has no timestamps."""
     from ruamel.yaml import YAML

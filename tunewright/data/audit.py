@@ -65,8 +65,9 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
 
     Raises DATA_DUPLICATES if all rows are identical, LABELS_ONE_CLASS if a label task has a single label.
     """
+    task = detect_task(examples)
     questions = [normalised(e.question) for e in examples]
-    targets = [normalised(e.target) for e in examples]
+    targets = [task.kind.canonical(e) for e in examples]
     exact = _groups([content_hash(f"{q}\x00{t}") for q, t in zip(questions, targets, strict=True)])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
         raise data_error(
@@ -75,7 +76,6 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
             where=examples[0].where,
             fix="provide different rows.",
         )
-    task = detect_task(examples)
     labels = Counter(e.target for e in examples) if task.labels else Counter()
     if len(labels) == 1:
         raise data_error(
@@ -93,7 +93,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
         *_private(examples),
         *_long(examples),
     ]
-    sizes = np.array([len(q) + len(t) for q, t in zip(questions, targets, strict=True)])
+    sizes = np.array([len(q) + len(normalised(e.target)) for q, e in zip(questions, examples, strict=True)])
     characters = {
         name: float(np.percentile(sizes, p)) for name, p in (("min", 0), ("median", 50), ("p95", 95), ("max", 100))
     }

@@ -16,6 +16,7 @@ from typing import Any
 from tunewright.core.config import Config
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.locations import title
+from tunewright.core.records import AnswerSchema
 from tunewright.core.words import counted
 from tunewright.data import audit, label_noise, split
 from tunewright.data.audit import AuditResult, Finding
@@ -25,8 +26,11 @@ from tunewright.data.metrics import METRICS
 from tunewright.data.remedies import prepared
 from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
+from tunewright.data.structure import outline
+from tunewright.data.structure.schema import INFERRED
 from tunewright.data.task import Task
-from tunewright.data.text import content_hash, normalised
+from tunewright.data.task.configured import Violation, configured, violations
+from tunewright.data.text import content_hash
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,14 @@ class Dataset:
         template)."""
         return split.overlaps(self.examples, self.side("train"), self.side("test"))
 
+    @functools.cached_property
+    def violations(self) -> tuple[Violation, ...]:
+        """What the reference answers violate."""
+        return tuple(violations(self.task, self.examples))
+
     def findings(self) -> tuple[Finding, ...]:
-        """The findings of the audit, and those that depend on the split."""
-        findings = [*self.audit.findings]
+        """The findings of the audit, and those that depend on the split or on the schema of the answers."""
+        findings = [*self.audit.findings, *(Finding("warning", v.code, v.message, v.rows) for v in self.violations)]
         if self.overlap:
             message = (
                 f"{split.SPAN} consecutive words of a training row occur in {counted(len(self.overlap), 'test row')}; "
@@ -104,8 +113,25 @@ class Dataset:
         return tuple(sorted(findings, key=lambda f: (audit.ORDER[f.level], f.code)))
 
     def answer(self, row: int) -> str:
-        """The normalised target of a row; empty for a document."""
-        return normalised(self.examples[row].target)
+        """The target of a row, equal for targets that say the same; empty for a document."""
+        return self.task.kind.canonical(self.examples[row])
+
+    @functools.cached_property
+    def answer_schema(self) -> AnswerSchema | None:
+        """The schema of structured answers, and the fraction of the reference answers of each side that satisfy it."""
+        schema, value = self.task.schema, self.task.kind.value
+        if schema is None or value is None:
+            return None
+        return AnswerSchema(
+            source=schema.source,
+            json_schema=schema.value,
+            fields=dict(outline.fields(schema.value)) if schema.source == INFERRED else {},
+            satisfied={
+                side: sum(schema.accepts(value(self.examples[i])) for i in rows) / len(rows)
+                for side in SIDES
+                if (rows := self.side(side))
+            },
+        )
 
     def audit_json(self) -> dict[str, Any]:
         audited = dataclasses.replace(self.audit, findings=self.findings())
@@ -117,6 +143,7 @@ class Dataset:
             "unused": self.unused,
             "notices": list(self.notices),
             "changes": [summary.to_json() for summary in summaries(self.changes)],
+            **({"answer_schema": self.answer_schema.model_dump(mode="json")} if self.answer_schema else {}),
             "sides": {side: n for side in SIDES if (n := self.sides.count(side))},
             "sha256": self.sha256,
         }
@@ -142,12 +169,14 @@ def audited(config: Config, rows: Prepared) -> Dataset:
     came_from = [side for side, examples in rows.sides.items() for _ in examples]
     split.check_leaks(everything, came_from, rows.clusters.cluster)
     findings = audit.audit(main, rows.clusters.first(len(main)))
+    sides = _sides(config, main, rows.clusters.cluster, came_from)
+    train = [e for e, side in zip(everything, sides, strict=True) if side == "train"]
     return Dataset(
         examples=everything,
-        sides=tuple(_sides(config, main, rows.clusters.cluster, came_from)),
+        sides=tuple(sides),
         cluster=rows.clusters.cluster,
         audit=findings,
-        task=_task(config, findings.task, everything),
+        task=configured(config, _task(config, findings.task, everything), train),
         format=rows.format,
         unused=rows.unused,
         notices=rows.notices,

@@ -1,86 +1,23 @@
-"""(target, answer) -> score in [0, 1], except bits per byte. No model, no torch; a reward is a metric.
+"""Metrics: how answers that are texts are compared, and the table of all metrics. No model, no torch.
 
-`METRICS` has one entry per metric, with everything that the rest of the code needs to know about it.
+`METRICS` has one entry per metric, with everything that the rest of the code needs to know about it. Scores are in
+[0, 1], except bits per byte.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from tunewright.data.scores import Readings
+from tunewright.data.structure.comparison import compare
+from tunewright.data.structure.values import lenient_json, strict_json
 from tunewright.data.text import normalised
 
-Kind = Literal["label", "json", "generation", "text"]
-
-
-def strict_object(text: str) -> dict[str, Any] | None:
-    """``text`` as a JSON object; None if it is anything else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def lenient_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object in the text: a fence or a sentence around a correct answer does not make it wrong."""
-    parsed = strict_object(text)
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", text):
-        if parsed is not None:
-            break
-        try:
-            value, _ = decoder.raw_decode(text, match.start())
-        except (ValueError, RecursionError):
-            continue
-        parsed = value if isinstance(value, dict) else None
-    return parsed
-
-
-def fields_of(value: Any, prefix: str = "") -> Counter[tuple[str, str]]:
-    """The leaves as (path, normalised text), counted. Lists are multisets: their order is ignored."""
-    if isinstance(value, dict):
-        return sum((fields_of(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items()), Counter())
-    if isinstance(value, list):
-        return sum((fields_of(v, f"{prefix}[]") for v in value), Counter())
-    return Counter({(prefix, normalised(value if isinstance(value, str) else json.dumps(value))): 1})
-
-
-@dataclass(frozen=True)
-class FieldComparison:
-    """Numbers of right, wrong (spurious) and missed fields of an answer. ``valid``: the answer is a single JSON object
-    and nothing else."""
-
-    right: int
-    wrong: int
-    missed: int
-    valid: bool
-
-    @property
-    def f1(self) -> float:
-        total = 2 * self.right + self.wrong + self.missed
-        return 2 * self.right / total if total else 1.0
-
-
-def compare_fields(target: str, answer: str) -> FieldComparison:
-    """Compares the fields of the first JSON object in the answer with those of the target."""
-    expected = fields_of(lenient_object(target) or {})
-    value = lenient_object(answer)
-    if value is None:
-        return FieldComparison(right=0, wrong=0, missed=expected.total(), valid=False)
-    given = fields_of(value)
-    right = (expected & given).total()
-    valid = strict_object(answer) is not None
-    return FieldComparison(right=right, wrong=given.total() - right, missed=expected.total() - right, valid=valid)
-
-
-def field_f1(target: str, answer: str) -> float:
-    return compare_fields(target, answer).f1
+Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text"]
 
 
 _QUOTES = " \"'`*_.“”‘’"
@@ -96,19 +33,19 @@ def strip_wrapping(text: str) -> str:
 
 
 def exact_match(target: str, answer: str) -> float:
-    """1.0 if equal, ignoring wrapping, case and white space; JSON: if equal as objects. `strict_match` keeps the
+    """1.0 if equal, ignoring wrapping, case and white space; JSON: if equal as values. `strict_match` keeps the
     wrapping."""
-    a, b = strict_object(target), lenient_object(answer)
-    if a is not None:
-        return float(b is not None and fields_of(a) == fields_of(b))
+    value = strict_json(target)
+    if value is not None:
+        return float(compare(value, lenient_json(answer, value)).equal)
     return float(strip_wrapping(target) == strip_wrapping(answer))
 
 
 def strict_match(target: str, answer: str) -> float:
-    """1.0 if equal, ignoring case and white space; JSON: if the answer is the object and nothing else."""
-    a, b = strict_object(target), strict_object(answer)
-    if a is not None and b is not None:
-        return float(fields_of(a) == fields_of(b))
+    """1.0 if equal, ignoring case and white space; JSON: if the answer is the value and nothing else."""
+    value, given = strict_json(target), strict_json(answer)
+    if value is not None and given is not None:
+        return float(compare(value, given).equal)
     return float(normalised(target) == normalised(answer))
 
 
@@ -142,8 +79,8 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 @dataclass(frozen=True)
 class Metric:
     """``title``: display name. ``tasks``: the tasks whose verdict can use it. ``bound``: the largest score assumed to
-    be possible. ``score``: scores a written answer, from (target, answer). ``by_label``: language models do not write
-    their answer but choose the most probable label.
+    be possible. ``score``: of a written answer, from what its task has read in it. ``by_label``: language models do not
+    write their answer but choose the most probable label.
 
     Assumptions about how two arms' scores differ row by row, for planning before there are any: ``disagreement`` is the
     fraction of rows on which right/wrong scores differ; ``spread``, for other scores, is the standard deviation of the
@@ -158,22 +95,43 @@ class Metric:
     bound: float = 1.0
     disagreement: float | None = None
     spread: float | None = None
-    score: Callable[[str, str], float] | None = None
+    score: Callable[[Readings], float] | None = None
     by_label: bool = False
 
 
-ANSWERED: tuple[Kind, ...] = ("label", "json", "generation")
+def _field_f1(readings: Readings) -> float:
+    assert readings.fields is not None
+    return readings.fields.f1
+
+
+def _chrf(readings: Readings) -> float:
+    assert readings.chrf is not None
+    return readings.chrf
+
+
+def _exact_match(readings: Readings) -> float:
+    return readings.exact_match
+
+
+STRUCTURED: tuple[Kind, ...] = ("json", "yaml", "xml", "tool_calls")
+ANSWERED: tuple[Kind, ...] = ("label", "csv", "generation", *STRUCTURED)
+WORDED: tuple[Kind, ...] = ("json", "yaml", "xml", "csv", "generation")
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
-        Metric("accuracy", "accuracy", ("label",), disagreement=0.3, score=exact_match, by_label=True),
-        Metric("field_f1", "field F1 (mean over rows)", ("json",), spread=0.4, score=field_f1),
-        Metric("exact_match", "exact match", ANSWERED, disagreement=0.3, score=exact_match),
-        Metric("chrf", "chrF (mean over rows)", ("json", "generation"), spread=0.1, score=chrf),
+        Metric("accuracy", "accuracy", ("label",), disagreement=0.3, score=_exact_match, by_label=True),
+        Metric("field_f1", "field F1 (mean over rows)", STRUCTURED, spread=0.4, score=_field_f1),
+        Metric("exact_match", "exact match", ANSWERED, disagreement=0.3, score=_exact_match),
+        Metric("chrf", "chrF (mean over rows)", WORDED, spread=0.1, score=_chrf),
         Metric("bits_per_byte", "bits per byte (lower is better)", ("text",), higher_is_better=False, bound=16.0),
         # Never the metric of a verdict; shown in addition to it.
-        Metric("strict_match", "strict exact match", score=strict_match),
+        Metric("strict_match", "strict exact match"),
         Metric("valid_json", "valid JSON"),
+        Metric("valid_yaml", "valid YAML"),
+        Metric("valid_xml", "valid XML"),
+        Metric("valid_csv", "valid CSV"),
+        Metric("valid_calls", "valid tool calls"),
+        Metric("schema_valid", "valid by the schema"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
         Metric("macro_f1", "macro-F1"),

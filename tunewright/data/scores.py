@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunewright.data.messages import Message
-from tunewright.data.metrics import FieldComparison
+from tunewright.data.structure.comparison import FieldCounts
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Readings:
-    """A written answer by the metrics that are shown in addition to the task's own; ``fields`` for JSON, ``chrf`` for
-    free text."""
+    """What its task reads in a written answer; metrics are functions of it. ``fields``: of structured answers and tool
+    calls; ``chrf``: of free text; ``valid``: whether the answer is well-formed in the notation of the task, and nothing
+    else; ``schema_valid``: whether it also satisfies the schema."""
 
     exact_match: float
     strict_match: float
-    fields: FieldComparison | None = None
+    fields: FieldCounts | None = None
     chrf: float | None = None
+    valid: bool | None = None
+    schema_valid: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         "cut": output.cut,
         "exact_match": readings.exact_match,
         "strict_match": readings.strict_match,
-        "valid": None if counts is None else counts.valid,
+        "valid": readings.valid,
+        "schema_valid": readings.schema_valid,
         "fields": None if counts is None else [counts.right, counts.wrong, counts.missed],
         "chrf": readings.chrf,
         "seconds": output.seconds,
@@ -127,8 +131,15 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
     counts = None
     if "fields" in line:
         right, wrong, missed = line["fields"]
-        counts = FieldComparison(right=right, wrong=wrong, missed=missed, valid=line["valid"])
-    readings = Readings(line["exact_match"], line["strict_match"], counts, line.get("chrf"))
+        counts = FieldCounts(right=right, wrong=wrong, missed=missed)
+    readings = Readings(
+        exact_match=line["exact_match"],
+        strict_match=line["strict_match"],
+        fields=counts,
+        chrf=line.get("chrf"),
+        valid=line.get("valid"),
+        schema_valid=line.get("schema_valid"),
+    )
     return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
 
 

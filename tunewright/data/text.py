@@ -6,6 +6,8 @@ import hashlib
 import re
 import unicodedata
 
+from tunewright.data.tool_calls import THOUGHTS
+
 
 def normalised(text: str) -> str:
     """``text`` in Unicode compatibility form, case and white space folded: equal for texts that read the same."""
@@ -14,3 +16,13 @@ def normalised(text: str) -> str:
 
 def content_hash(text: str) -> str:
     return hashlib.sha256(normalised(text).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def without_thoughts(answer: str, target: str) -> str:
+    """An answer without the thoughts before it, unless the target has some too; empty if the thoughts do not end."""
+    if "</think>" in target:
+        return answer
+    rest = THOUGHTS.sub("", answer)
+    if rest == answer:
+        return "" if re.match(r"\s*<think>", answer) else answer
+    return rest.lstrip()

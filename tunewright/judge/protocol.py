@@ -26,7 +26,8 @@ RULE = (
 @dataclass(frozen=True)
 class Protocol:
     """``arms``: the descriptions of each family's variants. ``detectable``: the difference that the test rows detect
-    with power 0.8 (1.0 if none) if ``assumed`` holds; None if nothing can be assumed."""
+    with power 0.8 (1.0 if none) if ``assumed`` holds; None if nothing can be assumed. ``list_order`` and
+    ``number_tolerance``: how structured answers are compared; None for other tasks."""
 
     rule: str
     metric: str
@@ -40,6 +41,8 @@ class Protocol:
     rows_sha256: str
     detectable: float | None
     assumed: str
+    list_order: str | None = None
+    number_tolerance: float | None = None
 
     @property
     def sha256(self) -> str:
@@ -91,6 +94,8 @@ def make(
         rows_sha256=digest.hexdigest(),
         detectable=detectable,
         assumed=assumed,
+        list_order=config.list_order if data.task.kind.compare else None,
+        number_tolerance=config.number_tolerance if data.task.kind.compare else None,
     )
 
 

@@ -105,4 +105,5 @@ class Answers:
         """Hash of everything that an answer depends on, except its row and its arm."""
         facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256]
         facts += [self.plan.max_new_tokens, self.plan.decode_batch_size, self.plan.dtype, self.data.task.metric.name]
+        facts += [self.data.task.rules, self.data.task.schema]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from typing import Any
 from tunewright.core import records
 from tunewright.core.records import Event, Verdict
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
-from tunewright.judge import calibration, corpus, statistics
+from tunewright.judge import calibration, corpus, field_errors, statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
 from tunewright.judge.verdict import RerunNoise, ScoredArm, choose_comparator, choose_variant, final_verdict, sentence
@@ -48,6 +48,7 @@ def prove(work: Work) -> Verdict:
         "variants_on_dev": on_dev,
         "overlap": _without_overlap(work, tuned, other),
         "corpus": corpus.compare(data.task, tuned, other, decision.clusters, config.significance),
+        "fields": field_errors.by_field(data.task, [data.examples[i] for i in inputs.test], tuned, other),
         "task": data.task.kind.name,
         "max_new_tokens": work.plan.max_new_tokens,
         "test_reads": records.count_test_reads(records.read_lines(work.run.events, Event)),
@@ -131,7 +132,8 @@ def paired(work: Work, first: Sequence[Score], second: Sequence[Score]) -> stati
 
 
 def lines(record: Verdict) -> Sequence[str]:
-    return [sentence(record)]
+    worst = field_errors.line(record.fields or ())
+    return [sentence(record), *([worst] if worst else [])]
 
 
 STAGE = Stage(name="prove", run=lambda inputs: prove(inputs.work()), lines=lines, style="bold")

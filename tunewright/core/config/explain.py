@@ -116,6 +116,10 @@ SYNONYMS = {
     "dataset": "data.train",
     "datasets": "data.train",
     "system_prompt": "data.instruction",
+    "schema": "data.answer_schema",
+    "json_schema": "data.answer_schema",
+    "order": "prove.list_order",
+    "tolerance": "prove.number_tolerance",
     "val_set_size": "split.dev",
     "output_dir": "--runs",
 }

@@ -75,6 +75,10 @@ class DataConfig(Frozen):
     format: Annotated[str, NamedIn("tunewright.data.formats:FORMAT_NAMES")] = Field(
         "auto", description="Format of the rows; auto detects and reports it."
     )
+    answer_schema: FilePath | None = Field(
+        None,
+        description="File with the JSON Schema that answers must satisfy; null infers one from the training answers.",
+    )
     instruction: str | None = Field(
         None, description="System message for rows that have none; for text/label rows, the task description."
     )
@@ -223,6 +227,14 @@ class RemoteConfig(Frozen):
 class ProveConfig(Frozen):
     metric: Annotated[str, NamedIn("tunewright.data.metrics:VERDICT_METRICS")] = Field(
         "auto", description="Metric of the verdict; auto follows the detected task."
+    )
+    list_order: Literal["ignored", "counted"] = Field(
+        "ignored",
+        description="Structured answers: whether the order of a list's items counts. If ignored, items are matched so "
+        "that as many fields as possible are equal.",
+    )
+    number_tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Structured answers: largest relative difference of two numbers that count as equal."
     )
     evidence: Literal["plain", "standard", "full"] = Field(
         "standard",

@@ -6,7 +6,15 @@ its record.
 """
 
 from tunewright.core.records.common import Interval, Line, Measured, NotMeasured, Record, Side, Value, VerdictWord
-from tunewright.core.records.data import Audit, AuditFinding, AuditTask, Characters, LabelSuspect, SplitRow
+from tunewright.core.records.data import (
+    AnswerSchema,
+    Audit,
+    AuditFinding,
+    AuditTask,
+    Characters,
+    LabelSuspect,
+    SplitRow,
+)
 from tunewright.core.records.events import Event, Judged, count_test_reads, judged
 from tunewright.core.records.evidence import (
     CLEANING,
@@ -95,6 +103,8 @@ from tunewright.core.records.verdict import (
     Contrast,
     CorpusComparison,
     CoveragePoint,
+    FieldErrors,
+    FieldExample,
     Handover,
     Overlap,
     ProtocolRecord,
@@ -115,6 +125,7 @@ __all__ = [
     "MITIGATION",
     "PROMPT_DISTILLATION",
     "AdapterNote",
+    "AnswerSchema",
     "Answered",
     "AnyCleaning",
     "AnyCrossfit",
@@ -142,6 +153,8 @@ __all__ = [
     "Event",
     "ExportCheck",
     "FieldCounts",
+    "FieldErrors",
+    "FieldExample",
     "Forecast",
     "Forgetting",
     "GenericKL",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from tunewright.core.records.common import Line, Record, Side, Value
 
@@ -12,7 +12,7 @@ from tunewright.core.records.common import Line, Record, Side, Value
 class AuditTask(Value):
     """The task, as inferred from the rows."""
 
-    kind: str = Field(description="label, json, generation or text.")
+    kind: str = Field(description="label, json, yaml, xml, csv, tool_calls, generation or text.")
     metric: str = Field(description="The metric that the verdict is about.")
     reason: str = Field(description="What the kind and the metric were inferred from.")
     labels: tuple[str, ...] = Field(description="All labels, sorted; empty unless kind is label.")
@@ -59,6 +59,15 @@ class LabelSuspect(Value):
     where: str = Field(description="file:line.")
 
 
+class AnswerSchema(Value):
+    """The JSON Schema of structured answers."""
+
+    source: str = Field(description="The file of data.answer_schema, or inferred (from the training answers).")
+    json_schema: dict[str, JsonValue] = Field(description="The schema.")
+    fields: dict[str, str] = Field(description="Path -> description of each field of an inferred schema; else empty.")
+    satisfied: dict[Side, float] = Field(description="Fraction of each side's reference answers that satisfy it.")
+
+
 class Audit(Record):
     """The audit of the data (`tunewright check`). Lengths in characters, counts in rows."""
 
@@ -80,6 +89,7 @@ class Audit(Record):
     changes: tuple[RowChanges, ...] | None = Field(
         None, description="What settings dropped or changed, dropped rows first; absent in files of earlier versions."
     )
+    answer_schema: AnswerSchema | None = Field(None, description="The schema of JSON and YAML answers.")
     sides: dict[Side, int] = Field(description="Rows per side; a side without rows is absent.")
     sha256: str = Field(description="Hash over all data files.")
 

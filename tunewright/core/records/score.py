@@ -36,11 +36,17 @@ class Turn(Value):
 
 
 class FieldCounts(NamedTuple):
-    """Numbers of fields in a JSON answer; JSON: [right, wrong, missed]."""
+    """Numbers of fields in a structured answer; JSON: [right, wrong, missed]."""
 
     right: int
     wrong: int
     missed: int
+
+    @property
+    def f1(self) -> float:
+        """2 right / (2 right + wrong + missed)."""
+        total = 2 * self.right + self.wrong + self.missed
+        return 2 * self.right / total if total else 1.0
 
 
 class Answered(Line):
@@ -65,8 +71,14 @@ class Answered(Line):
     strict_match: float | None = Field(
         None, description="1 if answer and target are equal, ignoring only case and white space; else 0."
     )
-    valid: bool | None = Field(None, description="Whether the answer is JSON and nothing else; JSON tasks only.")
-    fields: FieldCounts | None = Field(None, description="[right, wrong, missed] fields; JSON tasks only.")
+    valid: bool | None = Field(
+        None,
+        description="Whether the answer is well-formed and nothing else; JSON, YAML, XML, CSV and tool calls only.",
+    )
+    schema_valid: bool | None = Field(None, description="Whether it also satisfies the schema; JSON and YAML only.")
+    fields: FieldCounts | None = Field(
+        None, description="[right, wrong, missed] fields; JSON, YAML, XML and tool calls only."
+    )
     chrf: float | None = Field(None, description="chrF of the row, 0 to 1; free text only.")
     seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
     bytes: int | None = Field(None, description="Length of the document in UTF-8 bytes; documents only.")

@@ -16,6 +16,7 @@ from tunewright.core.records.evidence import (
     Mitigation,
     PromptDistillation,
 )
+from tunewright.core.records.score import FieldCounts
 
 
 class ProtocolRecord(Record):
@@ -35,6 +36,12 @@ class ProtocolRecord(Record):
         description="Difference that the test rows detect with power 0.8; null if unknown."
     )
     assumed: str = Field(description="What that assumes about the arms.")
+    list_order: Literal["ignored", "counted"] | None = Field(
+        None, description="Whether the order of lists counts; structured answers only."
+    )
+    number_tolerance: float | None = Field(
+        None, description="Largest relative difference of equal numbers; structured answers only."
+    )
 
 
 class Contrast(Value):
@@ -104,6 +111,23 @@ class CorpusComparison(Value):
     difference: float = Field(description="tuned - comparator, in the metric's own direction.")
     interval: Interval | None = Field(description="BCa bootstrap over groups; null where that is not possible.")
     note: str | None = Field(None, description="Why there is no interval.")
+
+
+class FieldExample(Value):
+    """A row in which the tuned arm is wrong about a field. What looks private is masked; long values are cut."""
+
+    where: str = Field(description="file:line.")
+    expected: str = Field(description="The field's values in the reference answer that the answer lacks.")
+    given: str = Field(description="The field's values in the answer that the reference answer lacks.")
+
+
+class FieldErrors(Value):
+    """One field of structured answers, over all test rows. A value that differs is both wrong and missed."""
+
+    path: str = Field(description="The field, such as items[].price.")
+    tuned: FieldCounts = Field(description="[right, wrong, missed] of the tuned arm.")
+    comparator: FieldCounts = Field(description="[right, wrong, missed] of the comparator.")
+    example: FieldExample | None = Field(description="The first row with an error of the tuned arm; null if none.")
 
 
 class CalibrationErrors(Value):
@@ -187,8 +211,11 @@ class Verdict(Record):
     )
     overlap: Overlap | None = Field(description="Without overlapping test rows; null if none or all overlap.")
     corpus: CorpusComparison = Field(description="The comparison by a metric of all rows together.")
+    fields: tuple[FieldErrors, ...] | None = Field(
+        None, description="Errors by field, the most frequent first; structured answers and tool calls only."
+    )
     calibration: Calibration | None = Field(None, description="Label tasks only, unless prove.evidence=plain.")
-    task: str = Field(description="label, json, generation or text.")
+    task: str = Field(description="label, json, yaml, xml, csv, tool_calls, generation or text.")
     max_new_tokens: int = Field(description="Longest answer, in tokens.")
     test_reads: int = Field(description="How often the run has read its test rows.")
     dev_rows: int = Field(description="Dev rows used to choose.")

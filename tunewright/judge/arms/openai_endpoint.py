@@ -16,6 +16,7 @@ from tunewright.core.errors import RunError
 from tunewright.data.messages import Example, Json, Message, Prompt, ToolCall
 from tunewright.data.metrics import read_label
 from tunewright.data.scores import Answer, Written
+from tunewright.data.text import without_thoughts
 from tunewright.judge.arms.arm import Model, Progress, silent
 
 ATTEMPTS = 4
@@ -52,7 +53,8 @@ class Remote:
         prompts = [self.prompt(e) for e in examples]
         answers = []
         for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
-            text = (read_label(reply.text, self.labels) or reply.text) if self.labels else reply.text
+            answer = without_thoughts(reply.text, "") if self.labels else ""
+            text = read_label(answer, self.labels) or reply.text
             written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3))
             answers.append(Answer(text, written, prompt.messages, prompt_tokens=reply.prompt_tokens))
         return answers

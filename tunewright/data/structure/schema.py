@@ -1,0 +1,189 @@
+"""JSON Schema: the one that a user gives, or one inferred from answers. Validation is that of the package `jsonschema`.
+
+References to other files or to the network are not followed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunewright.core.errors import DataError, data_error
+from tunewright.data.messages import Json
+from tunewright.data.structure import bounded_patterns
+from tunewright.data.structure.bounded_patterns import SlowPattern
+
+INFERRED = "inferred"
+# Something is claimed about all values only if many were seen and none of them was rare.
+FEWEST = 20  # values
+MAX_CHOICES = 20
+VALUES_PER_CHOICE = 10
+MAP_KEYS = 50  # with more keys, most of which occur once, an object is a map: its keys are data
+
+
+@dataclass(frozen=True)
+class Schema:
+    """``source``: the file that it was read from, or "inferred"."""
+
+    source: str
+    value: dict[str, Json]
+
+    @functools.cached_property
+    def _validator(self) -> Any:
+        from jsonschema.validators import extend
+        from jsonschema_specifications import REGISTRY
+
+        return extend(_dialect(self.value), bounded_patterns.keywords())(self.value, registry=REGISTRY)
+
+    def accepts(self, value: Json) -> bool:
+        try:
+            return bool(self._validator.is_valid(value))
+        except (RecursionError, SlowPattern):
+            return False
+
+    def violation(self, value: Json) -> str | None:
+        """What is wrong with a value, without quoting it; None if nothing is."""
+        from jsonschema.exceptions import best_match
+
+        try:
+            error = best_match(self._validator.iter_errors(value))
+        except SlowPattern as slow:
+            return f"the pattern {_short(str(slow))} takes too long"
+        except RecursionError:
+            return "the schema refers to itself too often"
+        if error is None:
+            return None
+        wrong = error.message if error.validator == "required" else f"{error.validator} {_short(error.validator_value)}"
+        return f"{error.json_path}: {wrong}"
+
+
+def _dialect(value: dict[str, Json]) -> Any:
+    """The validator class for the `$schema` of a schema; None if that is unknown."""
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    name = value.get("$schema")
+    if name is None:
+        return Draft202012Validator
+    return validator_for(value, default=None) if isinstance(name, str) else None
+
+
+def _short(value: Json) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+# -- a user's schema
+
+
+def load(path: str) -> Schema:
+    """The JSON Schema in a file. Raises DATA_SCHEMA."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise _problem(f"cannot read the schema: {error.strerror}.", path, "check data.answer_schema.") from None
+    except json.JSONDecodeError as error:
+        raise _problem(f"{error.msg}.", f"{path}:{error.lineno}:{error.colno}", "write it as JSON.") from None
+    except (ValueError, RecursionError):
+        raise _problem("the schema is not JSON in UTF-8.", path, "write it as JSON.") from None
+    if not isinstance(value, dict):
+        raise _problem("the schema is not a JSON object.", path, 'write {"type": "object", "properties": {...}}.')
+    if (wrong := invalid(value)) is not None:
+        raise _problem(f"not a valid JSON Schema: {wrong}", path, "correct it, or leave data.answer_schema out.")
+    return Schema(path, value)
+
+
+def _problem(message: str, where: str, fix: str) -> DataError:
+    return data_error("DATA_SCHEMA", message, where=where, fix=fix)
+
+
+def invalid(value: dict[str, Json]) -> str | None:
+    """Why a value is not a JSON Schema that can be used; None if it is one."""
+    from jsonschema.exceptions import SchemaError
+    from jsonschema_specifications import REGISTRY
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    dialect = _dialect(value)
+    if dialect is None:
+        return f"$.$schema: the dialect {_short(value['$schema'])} is unknown."
+    try:
+        dialect.check_schema(value)
+        resolver = REGISTRY.resolver_with_root(DRAFT202012.create_resource(value))
+        for inner in _objects(value):
+            for reference in (inner.get(key) for key in ("$ref", "$dynamicRef", "$recursiveRef")):
+                if isinstance(reference, str):
+                    resolver.lookup(reference)
+            if {"unevaluatedProperties", "patternProperties"} <= set(inner):
+                return "unevaluatedProperties beside patternProperties is not supported."
+        Schema(INFERRED, value)._validator.is_valid({})
+    except SchemaError as error:
+        return f"{error.json_path}: {error.message[:200]}."
+    except Unresolvable as error:
+        return f"the reference {error.ref!r} leads to nothing in this file."
+    except RecursionError:
+        return "it refers to itself without end."
+    except SlowPattern:
+        pass
+    return None
+
+
+def _objects(value: Json) -> Iterator[dict[str, Json]]:
+    """Every object in a value."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _objects(inner)
+
+
+# -- inference
+
+
+def infer(values: Sequence[Json]) -> dict[str, Json]:
+    """What the values have in common: types, keys that are always present, and the choices of texts that repeat."""
+    types = sorted({_type(v) for v in values})
+    if "number" in types and "integer" in types:
+        types.remove("integer")
+    schema: dict[str, Json] = {"type": types[0] if len(types) == 1 else list[Json](types)}
+    texts = Counter(v for v in values if isinstance(v, str))
+    if set(types) <= {"string", "null"} and _closed(texts):
+        schema["enum"] = [*sorted(texts), *([None] if "null" in types else [])]
+    schema |= _inferred_object([v for v in values if isinstance(v, dict)])
+    items = [item for v in values if isinstance(v, list) for item in v]
+    return {**schema, **({"items": infer(items)} if items else {})}
+
+
+def _closed(counts: Counter[str]) -> bool:
+    """Whether other values than these are unlikely."""
+    return (
+        0 < len(counts) <= MAX_CHOICES
+        and min(counts.values()) > 1
+        and counts.total() >= max(FEWEST, VALUES_PER_CHOICE * len(counts))
+    )
+
+
+def _inferred_object(objects: Sequence[dict[str, Json]]) -> dict[str, Json]:
+    if not objects:
+        return {}
+    counts = Counter(key for v in objects for key in v)
+    once = sum(n == 1 for n in counts.values())
+    if len(counts) > MAP_KEYS and once > len(counts) / 2:
+        return {"additionalProperties": infer([inner for v in objects for inner in v.values()])}
+    properties: dict[str, Json] = {key: infer([v[key] for v in objects if key in v]) for key in counts}
+    claims: dict[str, Json] = {"properties": properties}
+    if required := [key for key, n in counts.items() if n == len(objects)]:
+        claims["required"] = list[Json](required)
+    if len(objects) >= FEWEST and not once:
+        claims["additionalProperties"] = False
+    return claims
+
+
+def _type(value: Json) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    names = {str: "string", int: "integer", float: "number", dict: "object", list: "array", type(None): "null"}
+    return "integer" if isinstance(value, float) and value.is_integer() else names[type(value)]

@@ -1,0 +1,24 @@
+"""The task of the rows: to give a label, structured values, tool calls or free-form answers, or to continue documents.
+
+`KINDS` has them all, in the order of detection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunewright.data.messages import Example
+from tunewright.data.task.documents import TEXT
+from tunewright.data.task.free_text import CSV, GENERATION, LABEL
+from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.structured import JSON, XML, YAML
+from tunewright.data.task.tool_calls import TOOL_CALLS
+
+__all__ = ["GENERATION", "JSON", "KINDS", "LABEL", "TEXT", "TOOL_CALLS", "Task", "TaskKind", "detect_task"]
+
+KINDS = (TEXT, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
+
+
+def detect_task(examples: Sequence[Example]) -> Task:
+    """The task, from the first of `KINDS` that detects it; the last accepts every row that has an answer."""
+    return next(task for kind in KINDS if (task := kind.detect(examples)) is not None)

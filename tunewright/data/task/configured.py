@@ -1,0 +1,89 @@
+"""The settings that decide how structured answers are compared and what they must satisfy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tunewright.core.config import Config
+from tunewright.core.errors import data_error
+from tunewright.data.messages import Example
+from tunewright.data.structure import schema
+from tunewright.data.structure.comparison import Rules
+from tunewright.data.structure.schema import INFERRED, Schema
+from tunewright.data.task.kind import Task
+from tunewright.data.task.tool_calls import TOOL_CALLS, has_valid_parameters, problem
+
+
+def configured(config: Config, task: Task, train: Sequence[Example]) -> Task:
+    """The task with the rules of `prove` and the schema of `data.answer_schema`, or one inferred from the training
+    rows. Raises DATA_FORMAT_MISMATCH for a setting that has no effect on the task."""
+    rules = Rules(config.prove.list_order == "counted", config.prove.number_tolerance)
+    given = {
+        "prove.list_order": rules.ordered and task.kind.compare is None,
+        "prove.number_tolerance": rules.tolerance and task.kind.compare is None,
+        "data.answer_schema": config.data.answer_schema and task.kind.value is None,
+    }
+    for name in (name for name, has_no_effect in given.items() if has_no_effect):
+        message = f"{name} has no effect for a {task.kind.name} task ({task.reason})."
+        raise data_error("DATA_FORMAT_MISMATCH", message, where=name, fix="leave it out.")
+    return replace(task, rules=rules, schema=_schema(config, task, train))
+
+
+def _schema(config: Config, task: Task, train: Sequence[Example]) -> Schema | None:
+    if task.kind.value is None:
+        return None
+    if config.data.answer_schema:
+        return schema.load(config.data.answer_schema)
+    values = [value for e in train if (value := task.kind.value(e)) is not None]
+    return Schema(INFERRED, schema.infer(values)) if values else None
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Rows whose reference answer violates what it must satisfy, with a code and a message for the audit."""
+
+    code: str
+    message: str
+    rows: tuple[int, ...]
+
+
+def violations(task: Task, examples: Sequence[Example]) -> list[Violation]:
+    """Reference answers that violate the user's schema, or call tools in a way that their row does not allow."""
+    if task.kind is TOOL_CALLS:
+        return [*_calls(examples), *_tools(examples)]
+    if task.schema is None or task.schema.source == INFERRED or task.kind.value is None:
+        return []
+    wrong = {i: text for i, e in enumerate(examples) if (text := task.schema.violation(task.kind.value(e)))}
+    message = "{n} answers do not satisfy data.answer_schema; the first: {first}"
+    return _violation("SCHEMA_VIOLATED", message, wrong)
+
+
+def _calls(examples: Sequence[Example]) -> list[Violation]:
+    wrong: dict[int, str] = {}
+    for i, e in enumerate(examples):
+        tools = e.prompt.tools
+        problems = [text for call in e.messages[-1].tool_calls if (text := problem(call, tools))]
+        if problems:
+            wrong[i] = problems[0]
+    return _violation(
+        "CALLS_INVALID", "{n} answers call tools that their row does not allow; the first: {first}", wrong
+    )
+
+
+def _tools(examples: Sequence[Example]) -> list[Violation]:
+    wrong = {}
+    for i, e in enumerate(examples):
+        names = [t["function"]["name"] for t in e.prompt.tools if not has_valid_parameters(t)]
+        if names:
+            wrong[i] = names[0]
+    message = (
+        "{n} rows declare a tool whose parameters are not a valid JSON Schema, so arguments are not checked: {first}"
+    )
+    return _violation("TOOLS_INVALID", message, wrong)
+
+
+def _violation(code: str, message: str, wrong: dict[int, str]) -> list[Violation]:
+    if not wrong:
+        return []
+    return [Violation(code, message.format(n=len(wrong), first=next(iter(wrong.values()))), tuple(wrong))]

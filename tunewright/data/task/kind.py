@@ -1,0 +1,125 @@
+"""What a task is: the kind of answers that the rows show, and how an answer is scored.
+
+A kind knows how it is detected, how a written answer is read, how a set of answers is summarised, and how a base model
+is instructed about the form of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tunewright.data import metrics
+from tunewright.data.corpus_metrics import CorpusMetric
+from tunewright.data.messages import Chat, Example, Json
+from tunewright.data.metrics import METRICS, Kind, Metric
+from tunewright.data.scores import Answer, LabelProbs, Likelihood, Readings, Score, Written
+from tunewright.data.structure.comparison import PLAIN, Comparison, Rules
+from tunewright.data.structure.schema import Schema
+from tunewright.data.text import normalised, without_thoughts
+
+SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
+
+
+@dataclass(frozen=True)
+class Task:
+    """``metric``: the metric of the verdict; ``reason``: how the kind was detected; ``labels``: empty unless it is a
+    label task. ``rules`` and ``schema``: how structured answers are compared, and what they must satisfy."""
+
+    kind: TaskKind
+    metric: Metric
+    reason: str
+    labels: tuple[str, ...] = ()
+    rules: Rules = PLAIN
+    schema: Schema | None = None
+
+    def score(self, example: Example, answer: Answer) -> Score:
+        """The score of an answer to an example, by the metric and by the additional metrics that are shown. Thoughts
+        before an answer are not part of it, unless the target has some."""
+        output, target, readings = answer.output, example.target, None
+        if isinstance(output, Likelihood):
+            target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(output.nats, output.bytes)
+        elif isinstance(output, LabelProbs):
+            value = float(answer.text == target)
+        else:
+            assert self.metric.score is not None, self.metric.name
+            readings = self.kind.read(self, example, without_thoughts(answer.text, target))
+            value = self.metric.score(readings)
+        return Score(where=example.where, target=target, answer=answer, score=value, readings=readings)
+
+    def compare(self, example: Example, answer: Answer) -> Comparison:
+        """The fields of a written answer and of the target, for kinds that have fields."""
+        assert self.kind.compare is not None, self.kind.name
+        return self.kind.compare(self, example, without_thoughts(answer.text, example.target))
+
+    def summary(self, scores: Sequence[Score]) -> dict[str, float]:
+        """The additional metrics: the corpus metric, and the means of the readings of written answers."""
+        values: dict[str, float] = {}
+        for name in self.kind.summary if scores else ():
+            if name == self.kind.corpus.name:
+                values[name] = self.kind.corpus.of(scores, self.labels)
+            elif isinstance(scores[0].answer.output, Written) and (name != "schema_valid" or self.schema is not None):
+                values[name] = float(np.mean([_READING[name](s) for s in scores]))
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind.name, "metric": self.metric.name, "reason": self.reason, "labels": self.labels}
+
+
+def _written(score: Score) -> tuple[Written, Readings]:
+    assert isinstance(score.answer.output, Written)
+    assert score.readings is not None
+    return score.answer.output, score.readings
+
+
+def _given(value: bool | None) -> bool:
+    assert value is not None
+    return value
+
+
+def _valid(score: Score) -> bool:
+    return _given(_written(score)[1].valid)
+
+
+_READING: dict[str, Callable[[Score], float]] = {
+    **dict.fromkeys(("valid_json", "valid_yaml", "valid_xml", "valid_csv", "valid_calls"), _valid),
+    "schema_valid": lambda s: _given(_written(s)[1].schema_valid),
+    "exact_match": lambda s: _written(s)[1].exact_match,
+    "strict_match": lambda s: _written(s)[1].strict_match,
+    "cut_answers": lambda s: _written(s)[0].cut,
+}
+
+
+def canonical_text(example: Example) -> str:
+    return normalised(example.target)
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """``detect``: the task of these rows, None if they are of another kind. ``read``: compares a written answer with
+    the target of its row. ``instruct``: describes the form of an answer to a model that has not seen the rows.
+    ``prompted``: whether rows have a prompt that can be answered. ``summary``: names of the additional metrics, in
+    display order. ``compare``: the fields of target and answer, if answers have fields; ``value``: the target as a JSON
+    value, if a JSON Schema applies to it. ``canonical``: equal for targets that say the same."""
+
+    name: Kind
+    detect: Callable[[Sequence[Example]], Task | None]
+    read: Callable[[Task, Example, str], Readings]
+    instruct: Callable[[Task, Sequence[Chat]], str]
+    corpus: CorpusMetric
+    summary: tuple[str, ...]
+    prompted: bool = True
+    compare: Callable[[Task, Example, str], Comparison] | None = None
+    value: Callable[[Example], Json] | None = None
+    canonical: Callable[[Example], str] = canonical_text
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that the verdict can use."""
+        return tuple(m for m in METRICS.values() if self.name in m.tasks)
+
+
+WRITTEN = ("exact_match", "strict_match", "cut_answers")
