@@ -67,8 +67,9 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
     """
     task = detect_task(examples)
     questions = [normalised(e.question) for e in examples]
+    prompts = [normalised(e.whole_prompt) for e in examples]
     targets = [task.kind.canonical(e) for e in examples]
-    exact = _groups([content_hash(f"{q}\x00{t}") for q, t in zip(questions, targets, strict=True)])
+    exact = _groups([content_hash(f"{q}\x00{t}") for q, t in zip(prompts, targets, strict=True)])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
         raise data_error(
             "DATA_DUPLICATES",
@@ -88,7 +89,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
         *_duplicates(exact),
         *_near_duplicates(clusters.cluster, questions),
         *_boilerplate(clusters.boilerplate),
-        *_contradictions(questions, targets),
+        *_contradictions(prompts, targets),
         *_labels(labels, examples),
         *_private(examples),
         *_long(examples),
@@ -104,7 +105,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
         cluster=clusters.cluster,
         characters=characters,
         labels=dict(labels.most_common()),
-        ceiling=ceiling(questions, targets),
+        ceiling=ceiling(prompts, targets),
         findings=tuple(findings),
     )
 

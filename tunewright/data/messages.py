@@ -156,6 +156,13 @@ class Chat:
         return "\n".join(m.text for m in self.messages[:-1] if m.role != "system")
 
     @property
+    def whole_prompt(self) -> str:
+        """All of the prompt as text. Rows with one question may have different answers if something else in their
+        prompts differs: the system message, or the tools."""
+        before = [m.text for m in self.messages[:-1]]
+        return "\n".join([*before, *(json.dumps(tool, ensure_ascii=False) for tool in self.tools)])
+
+    @property
     def text(self) -> str:
         """Everything in the row's messages, the system message and the thoughts included."""
         return "\n".join(part for m in self.messages for part in (m.reasoning, m.text) if part)
@@ -182,6 +189,10 @@ class Text:
 
     @property
     def question(self) -> str:
+        return self.text
+
+    @property
+    def whole_prompt(self) -> str:
         return self.text
 
 

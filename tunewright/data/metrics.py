@@ -101,7 +101,7 @@ class Metric:
 
 def _field_f1(readings: Readings) -> float:
     assert readings.fields is not None
-    return readings.fields.f1
+    return float(readings.fields.f1)
 
 
 def _chrf(readings: Readings) -> float:

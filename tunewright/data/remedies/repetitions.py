@@ -22,7 +22,7 @@ def drop_duplicates(examples: Sequence[Example]) -> Kept:
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
-        original = first.setdefault((normalised(e.question), normalised(e.target)), e)
+        original = first.setdefault((normalised(e.whole_prompt), normalised(e.target)), e)
         if original is e:
             kept.append(e)
         else:
@@ -35,11 +35,11 @@ def drop_contradictions(examples: Sequence[Example]) -> Kept:
     """For each question, the rows with its most frequent answer; none if two answers are equally frequent."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for e in examples:
-        answers[normalised(e.question)][normalised(e.target)] += 1
+        answers[normalised(e.whole_prompt)][normalised(e.target)] += 1
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
-        (best, most), *others = answers[normalised(e.question)].most_common(2)
+        (best, most), *others = answers[normalised(e.whole_prompt)].most_common(2)
         tied = bool(others) and others[0][1] == most
         if not tied and normalised(e.target) == best:
             kept.append(e)
