@@ -78,8 +78,8 @@ class Receipt(Record):
         0, description="Training steps with fewer threads, because other processes used the cores; set after training."
     )
     instruction: str | None = Field(description="The most frequent system message of the training rows; null if none.")
-    tools: list[dict[str, JsonValue]] = Field(
-        description="The most frequent tools of the training rows that have tools."
+    tools: tuple[dict[str, JsonValue], ...] | None = Field(
+        None, description="The most frequent tools of the training rows that have tools, if there are any."
     )
     lengths: dict[str, Lengths] = Field(description="By side; a side without rows is absent.")
 
