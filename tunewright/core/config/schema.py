@@ -72,7 +72,7 @@ class DataConfig(Frozen):
         {}, description="Standard field -> your field, e.g. {prompt: question, completion: answer}."
     )
     label_names: list[str] = Field(
-        [], description="Names of labels that are whole numbers or true/false, e.g. [negative, positive]."
+        [], description="Names of labels that are integers or true/false, e.g. [negative, positive]."
     )
     encoding: str = Field(
         "utf-8",

@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunewright.core.errors import MissingExtra, data_error
 from tunewright.data.files import parquet
 from tunewright.data.files.rows import FileSettings, Item
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:/([^@:]+))?(?:@([^:]+))?(?::(.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -65,7 +68,7 @@ def read(name: str, how: FileSettings) -> HubRows:
     return HubRows(_items(table, wanted, str(commit), how), hashlib.sha256(content.encode()).hexdigest())
 
 
-def _items(table: Any, wanted: HubName, commit: str, how: FileSettings) -> Iterator[Item]:
+def _items(table: Dataset, wanted: HubName, commit: str, how: FileSettings) -> Iterator[Item]:
     pinned = wanted.revision == commit
     yield f"commit {commit}" + ("" if pinned else f" of {wanted.revision}; to keep it, write @{commit} after the name")
     named = {column: names for column, feature in table.features.items() if (names := _label_names(feature))}
@@ -76,7 +79,7 @@ def _items(table: Any, wanted: HubName, commit: str, how: FileSettings) -> Itera
     yield from parquet.of_batches(arrow, wanted.place, how, named)
 
 
-def _label_names(feature: Any) -> list[str]:
+def _label_names(feature: object) -> list[str]:
     """The names of a column of labels, or of lists of labels."""
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     return list(names or [])

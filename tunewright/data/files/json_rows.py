@@ -87,7 +87,9 @@ def _line(text: str, where: str, last: bool, how: FileSettings) -> Iterator[Item
         if "control character" in error.msg:
             yield from _unescaped(text, error, where, how)
         else:
-            yield Problem("DATA_JSON_INVALID", _around(text, error), f"{where}:{error.pos + 1}", _fix(text, error, last))
+            yield Problem(
+                "DATA_JSON_INVALID", _around(text, error), f"{where}:{error.pos + 1}", _fix(text, error, last)
+            )
     else:
         yield from rows_of(value, where, how)
 
