@@ -389,9 +389,10 @@ def _advance(
             fix="omit the settings, or start a new run from its config.yaml.",
         )
     from tunewright.data import dataset
+    from tunewright.data.remedies.prepared import pinned
 
     if existing is None:
-        config = config_of(source, settings, model)
+        config = pinned(config_of(source, settings, model))
         data = dataset.load(config)  # reports mistakes in the data before torch is loaded and a run folder is created
     from tunewright.stages import runner as runners
 

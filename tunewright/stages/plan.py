@@ -7,6 +7,7 @@ from dataclasses import asdict
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
+from tunewright.data.remedies.change import summaries
 from tunewright.judge import protocol
 from tunewright.judge.protocol import Protocol
 from tunewright.runtime import receipt
@@ -71,6 +72,8 @@ def _warn_about_left_out(setup: Setup) -> None:
             f"{len(inputs.too_long)} rows exceed {inputs.limit} tokens and are left out (data.too_long=drop): {first}"
         )
         context.run.event("rows_left_out", rows=list(inputs.too_long), limit=inputs.limit)
+    for summary in summaries(inputs.document_changes):
+        context.console.warn(f"  prove.documents: {summary.text}")
     for name in inputs.left_out:
         context.console.warn(f"  {name} is left out: its prompts do not fit into {inputs.facts.context} tokens")
 

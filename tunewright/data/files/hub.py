@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunewright.core.errors import MissingExtra, data_error
+from tunewright.core.locations import HUB
 from tunewright.data.files import parquet
 from tunewright.data.files.rows import FileSettings, Item
 
@@ -56,16 +57,32 @@ def parse(name: str) -> HubName:
 def read(name: str, how: FileSettings) -> HubRows:
     """The rows of a split. Raises DATA_UNREADABLE with what the Hub answered, MissingExtra without datasets."""
     wanted = parse(name)
+    commit = _commit(wanted, name)
     with _errors(name):
         import datasets
-        from huggingface_hub import HfApi
 
-        known = _COMMIT.fullmatch(wanted.revision)
-        commit = wanted.revision if known else HfApi().dataset_info(wanted.repo, revision=wanted.revision).sha
         datasets.disable_progress_bars()
         table = datasets.load_dataset(wanted.repo, wanted.config, split=wanted.split, revision=commit)
     content = f"{wanted.place}@{commit}"
-    return HubRows(_items(table, wanted, str(commit), how), hashlib.sha256(content.encode()).hexdigest())
+    return HubRows(_items(table, wanted, commit, how), hashlib.sha256(content.encode()).hexdigest())
+
+
+def pinned(name: str) -> str:
+    """A name with its revision resolved to a commit; any other name unchanged."""
+    if not name.startswith(HUB):
+        return name
+    wanted = parse(name)
+    config, split = (f"{mark}{part}" if part else "" for mark, part in (("/", wanted.config), (":", wanted.split)))
+    return f"{HUB}{wanted.repo}{config}@{_commit(wanted, name)}{split}"
+
+
+def _commit(wanted: HubName, name: str) -> str:
+    if _COMMIT.fullmatch(wanted.revision):
+        return wanted.revision
+    with _errors(name):
+        from huggingface_hub import HfApi
+
+        return str(HfApi().dataset_info(wanted.repo, revision=wanted.revision).sha)
 
 
 def _items(table: Dataset, wanted: HubName, commit: str, how: FileSettings) -> Iterator[Item]:
