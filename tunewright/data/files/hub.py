@@ -57,10 +57,10 @@ def parse(name: str) -> HubName:
 def read(name: str, how: FileSettings) -> HubRows:
     """The rows of a split. Raises DATA_UNREADABLE with what the Hub answered, MissingExtra without datasets."""
     wanted = parse(name)
-    commit = _commit(wanted, name)
     with _errors(name):
         import datasets
-
+    commit = _commit(wanted, name)
+    with _errors(name):
         datasets.disable_progress_bars()
         table = datasets.load_dataset(wanted.repo, wanted.config, split=wanted.split, revision=commit)
     content = f"{wanted.place}@{commit}"
