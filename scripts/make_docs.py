@@ -213,6 +213,8 @@ are left behind:
 READERS = {
     "rows": "JSONL",
     "table": "CSV",
+    "compressed": "gzip, bzip2, xz, zstd",
+    "remedied": "JSONL, with repairs",
     "settings": "YAML configs",
     "weights": "safetensors headers",
     "model": "a model's config.json",

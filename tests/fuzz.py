@@ -5,19 +5,25 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import zstandard
 from bad_inputs import CONFIGS, DATA, GOOD
 
 from tunewright.core import config
 from tunewright.core.errors import TunewrightError
 from tunewright.data import dataset
+from tunewright.data.remedies import repaired
 from tunewright.model import model_files
 
+REPAIRS = [*repaired.DEFAULTS, "data.labels=merge", "data.contradictions=drop"]
 SMALL = 10_000  # bytes; larger ones among the known inputs are about size
 
 
@@ -34,6 +40,25 @@ def rows(folder: Path, raw: bytes, name: str = "a.jsonl") -> None:
 def table(folder: Path, raw: bytes) -> None:
     """As `rows`, for a CSV file."""
     rows(folder, raw, "a.csv")
+
+
+def compressed(folder: Path, raw: bytes) -> None:
+    """As `rows`, for a file that may be compressed; it expands to as much as a file of its size may."""
+    rows(folder, raw, "a.jsonl.gz")
+
+
+def remedied(folder: Path, raw: bytes, name: str = "a.jsonl") -> None:
+    """A repaired copy of a data file passes the check and needs no other repair, or the file is rejected."""
+    (folder / name).write_bytes(raw)
+    try:
+        lines = repaired.repair(config.load(None, REPAIRS, data__train=str(folder / name))).lines
+    except TunewrightError as error:
+        assert all(p.code and len(str(p)) < 2000 for p in error.problems)
+        return
+    (folder / "b.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    assert not dataset.load(config.load(None, data__train=str(folder / "b.jsonl"))).changes
+    again = repaired.repair(config.load(None, REPAIRS, data__train=str(folder / "b.jsonl")))
+    assert again == repaired.Repaired(lines, ())
 
 
 def settings(folder: Path, raw: bytes) -> None:
@@ -78,6 +103,12 @@ SIGNS = "\n".join(
 SEEDS: dict[Callable[[Path, bytes], None], list[bytes]] = {
     rows: [*(raw for _, _, _, raw, *_ in DATA if len(raw) < SMALL), "\n".join(GOOD).encode(), SIGNS],
     table: [*(raw for _, _, name, raw, *_ in DATA if name.endswith("csv") and len(raw) < SMALL), PAIRS],
+    compressed: [
+        *(raw for number, *_, raw, _, _ in DATA if 48 < number < 53 and len(raw) < SMALL),
+        *(compress("\n".join(GOOD).encode()) for compress in (gzip.compress, bz2.compress, lzma.compress)),
+        zstandard.compress("\n".join(GOOD).encode()),
+    ],
+    remedied: [*(raw for _, _, name, raw, *_ in DATA if name.endswith("jsonl") and len(raw) < SMALL), SIGNS],
     settings: [text.encode() for _, _, text, *_ in CONFIGS if len(text) < SMALL],
     weights: [tensors(PLAIN)],
     model: [

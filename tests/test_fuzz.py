@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bad_inputs
 import fuzz
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunewright.core.errors import TunewrightError
+from tunewright.data.files import hub
 from tunewright.model import model_files
 
 QUICK = settings(max_examples=150, deadline=10_000)
@@ -44,6 +46,40 @@ def given_to(target: Callable[..., None], raw: bytes, *more: str) -> None:
 )
 def test_any_data_file_is_read_or_rejected(raw: bytes, name: str) -> None:
     given_to(fuzz.rows, raw, name)
+
+
+@QUICK
+@given(
+    damaged([*fuzz.SEEDS[fuzz.compressed], *fuzz.SEEDS[fuzz.rows]]), st.sampled_from(["a.jsonl.gz", "a.csv.zst", "a"])
+)
+def test_any_compressed_file_is_read_or_rejected(raw: bytes, name: str) -> None:
+    given_to(fuzz.rows, raw, name)
+
+
+@QUICK
+@given(damaged([bad_inputs.parquet(), bad_inputs.parquet(0)]))
+def test_any_parquet_file_is_read_or_rejected(raw: bytes) -> None:
+    given_to(fuzz.rows, raw, "a.parquet")
+
+
+@settings(max_examples=60, deadline=20_000)
+@given(
+    st.one_of(st.binary(max_size=300), damaged([*fuzz.SEEDS[fuzz.remedied], *fuzz.SEEDS[fuzz.table]])),
+    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt"]),
+)
+def test_any_repaired_file_passes_the_check(raw: bytes, name: str) -> None:
+    given_to(fuzz.remedied, raw, name)
+
+
+@QUICK
+@given(st.text(max_size=40) | st.builds("hub:{}/{}{}{}".format, *[st.text("ab@:/[]%.", max_size=6)] * 4))
+def test_any_name_of_a_data_set_is_parsed_or_rejected(name: str) -> None:
+    try:
+        parsed = hub.parse(name)
+    except TunewrightError as error:
+        assert error.code == "DATA_NOT_A_FILE"  # noqa: PT017
+    else:
+        assert name.startswith(f"hub:{parsed.repo}")
 
 
 def values() -> st.SearchStrategy[Any]:

@@ -20,18 +20,21 @@ NEW = ("good.jsonl", *MODEL, *FLAGS, "export.to=[adapter]")
 # Arguments of a command without flags; the run "r" is finished, "half" is trained, "other" is planned.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "run": ("r",), "plan": ("r",), "train": ("r",), "prove": ("r",), "export": ("r",), "report": ("r",),
-    "learning-curve": ("r",), "check": ("good.jsonl",), "preview": ("good.jsonl", *MODEL), "doctor": (),
+    "learning-curve": ("r",), "check": ("good.jsonl",), "fix": ("good.jsonl",),
+    "preview": ("good.jsonl", *MODEL), "doctor": (),
     "chat": ("r", "hello there"),
     "runs list": (), "runs show": ("r",), "runs diff": ("r", "other"), "runs reproduce": ("r",), "runs rm": ("other",),
 }  # fmt: skip
 # The value of a flag, and the other arguments if they are not those of ARGUMENTS.
 VALUES: dict[str, tuple[str, ...]] = {
-    "--runs": ("elsewhere",), "--model": ("model",), "--name": ("n",), "--html": ("audit.html",), "--row": ("2",),
+    "--runs": ("elsewhere",), "--model": ("model",), "--name": ("n",), "--html": ("audit.html",),
+    "--out": ("copy.jsonl",), "--row": ("2",),
     "--system": ("Say nothing but numbers.",), "--max-new-tokens": ("1",), "--config": ("bad.yaml",),
     "--selftest": ("few.jsonl",),
 }  # fmt: skip
 BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
     ("plan", "--name"): NEW, ("plan", "--quiet"): NEW, ("preview", "--model"): ("good.jsonl",),
+    ("fix", "--json"): ("good.jsonl", "--out", "copy.jsonl"),
     ("train", "--quiet"): ("other",), ("train", "--profile"): ("other",),
     **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
 }  # fmt: skip

@@ -61,6 +61,7 @@ def test_what_a_url_may_keep_secret_is_not_shown() -> None:
         (["x/a.jsonl", "b.jsonl", "c.jsonl"], "a.jsonl and 2 more"),
         ("data/*.jsonl", "*.jsonl"),
         ("hub:owner/name@v1:test", "hub:owner/name@v1:test"),
+        ("hub:owner/name@0123456789abcdef0123456789abcdef01234567:test", "hub:owner/name@0123456:test"),
         ("https://user:pw@host/a.csv?key=1", "a.csv"),
         ("docs/", "docs"),
     ],

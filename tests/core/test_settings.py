@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_inputs import chat
 from build import CHATML, FLAGS, cli
 from stage_settings import LATE
 
@@ -44,6 +45,17 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.answer_schema": ("schema.json", {"data.train": "objects.jsonl"}),
     "data.instruction": ("Say warm or cold.", {}),
     "data.columns": ({"text": "label", "label": "text"}, {"data.format": "label"}),
+    "data.label_names": (["no", "yes"], {"data.train": "numbers.csv"}),
+    "data.encoding": ("cp1252", {"data.train": "western.csv"}),
+    "data.control": ("strip", {"data.train": "control.csv"}),
+    "data.empty": ("drop", {"data.train": "empty.csv"}),
+    "data.turns": ("fix", {"data.train": "turns.jsonl"}),
+    "data.invalid": ("drop", {"data.train": "ragged.csv"}),
+    "data.duplicates": ("drop", {"data.train": "twice.csv"}),
+    "data.contradictions": ("drop", {"data.train": "contrary.csv"}),
+    "data.leaks": ("drop", {"data.test": "labels.csv", "data.train": "more.csv"}),
+    "data.labels": ("merge", {"data.train": "spelling.csv"}),
+    "data.unseen_labels": ("drop", {"data.test": "unseen.csv"}),
     "data.too_long": ("drop", {"data.train": "long.csv", "train.max_length": 90}),
     "split.dev": (0.3, {}),
     "split.test": (0.4, {}),
@@ -123,6 +135,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({"prompt": f"lot {i * 37 % 1009}", "completion": a}) for i, a in enumerate(answers)]
     (root / "objects.jsonl").write_text("\n".join(lines))
     (root / "schema.json").write_text('{"type": "object", "required": ["n"]}')
+    first = "lot 0 of ice and 0"
+    write("control.csv", range(48), "a\x1bb,cold\n")
+    write("empty.csv", range(48), " ,cold\n")
+    write("ragged.csv", range(48), "a,b,c\n")
+    write("twice.csv", range(48), f"{first},cold\n")
+    write("contrary.csv", range(48), f"{first},cold\n{first},warm\n")
+    write("spelling.csv", range(48), "more ice,Cold\n")
+    write("unseen.csv", range(200, 210), "more ice,lukewarm\n")
+    (root / "western.csv").write_bytes((root / "labels.csv").read_bytes() + b"caf\xe9,warm\n")
+    (root / "numbers.csv").write_text((root / "labels.csv").read_text().replace(",warm", ",1").replace(",cold", ",0"))
+    talk = [chat(("user", f"lot {i * 37 % 1009} of {i}"), ("assistant", f"it is {i}")) for i in range(40)]
+    odd = chat(("user", "a"), ("user", "b"), ("assistant", "c"))
+    (root / "turns.jsonl").write_text("\n".join([*talk, odd]))
     (root / "other.jinja").write_text(CHATML.replace("\n{{", "\n\n{{").replace("assistant\n{%", "assistant\n\n{%"))
     (root / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}\n" + CHATML)
     (root / "documents").mkdir()

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunewright.cli.runs import RUNS, Json, Root, RunName, out, runs_app
+from tunewright.cli.fix import fix
+from tunewright.cli.runs import RUNS, Json, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.core.errors import TunewrightError
 from tunewright.core.words import counted
 from tunewright.tokens.template import for_rows, load_template
@@ -49,12 +50,6 @@ def _top(
 ) -> None: ...
 
 
-Source = Annotated[
-    str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")
-]
-Settings = Annotated[
-    list[str] | None, typer.Argument(help="Settings, e.g. train.steps=40 adapter.rank=8.", metavar="[key=value]...")
-]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
 Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file name and time.")]
 Separate = Annotated[bool, typer.Option("--separate", help="Train in a separate process.")]
@@ -109,7 +104,7 @@ def check(
     from tunewright.data import dataset
     from tunewright.data.remedies.change import changed_rows, summaries
 
-    data = dataset.load(_config(source, settings, None))
+    data = dataset.load(config_of(source, settings, None))
     if data.task.labels and not as_json:
         typer.secho("looking for wrong labels (takes a few seconds for thousands of rows) ...", dim=True, err=True)
     audit = data.audit_json()
@@ -160,35 +155,7 @@ def _answer_schema(schema: AnswerSchema) -> None:
         typer.echo(f"  ... and {len(schema.fields) - 30} more fields")
 
 
-@app.command()
-def fix(
-    source: Source,
-    target: Annotated[Path, typer.Option("--out", "-o", help="File to write; it must not exist.", metavar="FILE")],
-    settings: Settings = None,
-    as_json: Json = False,
-) -> None:
-    """Write a repaired copy of the rows, as JSON Lines, and the list of changes as FILE.changes.jsonl.
-
-    By default: encoding guessed, control characters removed, rows that cannot be read or are empty dropped, turns put
-    in order, exact duplicates dropped. Settings of data switch repairs off or on, e.g. data.duplicates=keep.
-    """
-    from tunewright.data.remedies import repaired
-    from tunewright.data.remedies.change import changed_rows, counts, summaries
-
-    config = _config(source, [*repaired.DEFAULTS, *(settings or [])], None)
-    repaired.check_output(config, target)
-    result = repaired.repair(config)
-    repaired.write(result, target)
-    if as_json:
-        dropped, changed = counts(result.changes)
-        kinds = [summary.to_json() for summary in summaries(result.changes)]
-        out({"file": str(target), "rows": len(result.lines), "dropped": dropped, "changed": changed, "changes": kinds})
-        return
-    typer.echo(f"{target}: {len(result.lines)} rows{changed_rows(result.changes)}")
-    for summary in summaries(result.changes):
-        typer.echo(f"  {summary.text}")
-    typer.echo(f"every change: {repaired.changes_file(target)}")
-    typer.echo(f"next: tunewright check {target}")
+app.command()(fix)
 
 
 def _places(where: Sequence[str]) -> str:
@@ -211,7 +178,7 @@ def preview(
     from tunewright.model import loading, model_files
     from tunewright.tokens.sequences import flat
 
-    config = _config(source, settings, model)
+    config = config_of(source, settings, model)
     parsed = prepared.read(config.data.train, config, prepared.row_settings(config)).parsed
     if not 1 <= row <= len(parsed.examples):
         raise ConfigError(
@@ -420,22 +387,12 @@ def doctor(
 
     facts = doctor.summary(config)
     if selftest is not None:
-        facts |= doctor.dry_run(_config(selftest, None, None))
+        facts |= doctor.dry_run(config_of(selftest, None, None))
     if as_json:
         out(facts)
     else:
         for key, value in facts.items():
             typer.echo(f"{key:<22}{value}")
-
-
-def _config(source: str, settings: list[str] | None, model: str | None) -> Any:
-    from tunewright.core import config
-
-    if Path(source).suffix in (".yaml", ".yml"):
-        return config.load(source, settings or [], model=model)
-    if (Path(source) / "config.yaml").is_file():
-        return config.load(Path(source) / "config.yaml", settings or [], model=model)
-    return config.load(None, settings or [], model=model, data__train=source)
 
 
 def _advance(
@@ -468,9 +425,10 @@ def _advance(
             fix="omit the other settings, or start a new run from its config.yaml.",
         )
     from tunewright.data import dataset
+    from tunewright.data.remedies.prepared import pinned
 
     if existing is None:
-        config = _config(source, settings, model)
+        config = pinned(config_of(source, settings, model))
         data = dataset.load(config)  # reports mistakes in the data before torch is loaded and a run folder is created
     from tunewright.stages import runner as runners
 

@@ -14,7 +14,24 @@ runs_app = typer.Typer(
 Root = Annotated[Path, typer.Option("--runs", help="Folder that contains the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 RunName = Annotated[str, typer.Argument(help="Run folder or name.", metavar="RUN")]
+Source = Annotated[
+    str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")
+]
+Settings = Annotated[
+    list[str] | None, typer.Argument(help="Settings, e.g. train.steps=40 adapter.rank=8.", metavar="[key=value]...")
+]
 RUNS = Path("runs")
+
+
+def config_of(source: str, settings: list[str] | None, model: str | None) -> Any:
+    """The config of a command's arguments: a config file, that of a run folder, or one with these rows."""
+    from tunewright.core import config
+
+    if Path(source).suffix in (".yaml", ".yml"):
+        return config.load(source, settings or [], model=model)
+    if (Path(source) / "config.yaml").is_file():
+        return config.load(Path(source) / "config.yaml", settings or [], model=model)
+    return config.load(None, settings or [], model=model, data__train=source)
 
 
 @runs_app.command("list")

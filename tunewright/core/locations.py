@@ -53,10 +53,14 @@ def without_query(name: str) -> str:
 def title(value: str | Sequence[str] | None) -> str:
     """A short name for the files of a setting: the first one's, without its folder."""
     names = listed(value)
-    if not names:
-        return ""
-    first = names[0] if names[0].startswith(HUB) else without_query(names[0]).rstrip("/").rpartition("/")[2] or names[0]
-    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{_last_part(names[0])}{more}" if names else ""
+
+
+def _last_part(name: str) -> str:
+    if name.startswith(HUB):
+        return re.sub(r"(@[0-9a-f]{7})[0-9a-f]{33}", r"\1", name)
+    return without_query(name).rstrip("/").rpartition("/")[2] or name
 
 
 def anchored(name: str, base: Path) -> str:

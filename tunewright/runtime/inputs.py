@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from tunewright.data.dataset import Dataset
 from tunewright.data.formats import RowSettings
 from tunewright.data.messages import Chat, Text
 from tunewright.data.remedies import prepared
+from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.prepared import SIDES
 from tunewright.judge.arms import bm25, embedding_index, families
 from tunewright.judge.arms.arm import Arm
@@ -33,7 +34,8 @@ from tunewright.train.machine import Machine
 class Inputs:
     """``rows``: training rows by side; test is rendered too, so that a row that cannot be evaluated is reported before
     training. ``too_long``: rows dropped for exceeding ``limit`` tokens. ``arms``: by family; ``left_out``: names of
-    those whose prompts do not fit the model's context. ``dev``: rows for choosing; ``test``: rows for the verdict."""
+    those whose prompts do not fit the model's context. ``document_changes``: in prove.documents. ``dev``: rows for
+    choosing; ``test``: rows for the verdict."""
 
     facts: Facts
     machine: Machine
@@ -43,6 +45,7 @@ class Inputs:
     too_long: tuple[int, ...]
     arms: Families
     left_out: tuple[str, ...]
+    document_changes: tuple[Change, ...]
     max_new_tokens: int
     dev: tuple[int, ...]
     test: tuple[int, ...]
@@ -79,7 +82,14 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     train = rendered["train"].rows
     max_new_tokens = answer_limit(config, train)
     dev, test = evaluated_rows(config, data, "dev"), evaluated_rows(config, data, "test")
-    arms, left_out = _arms(config, data, template, (*dev, *test), facts.context - max_new_tokens, max_new_tokens)
+    chats = [e for i in (*dev, *test) if isinstance(e := data.examples[i], Chat)]
+    room = facts.context - max_new_tokens
+
+    def fits(arm: Arm) -> bool:
+        return all(len(rendering.for_generation(template, arm.prompt(e))) <= room for e in chats)
+
+    documents, changes = _documents(config)
+    arms, left_out = _arms(config, data, documents, fits, max_new_tokens)
     return Inputs(
         facts=facts,
         machine=hardware,
@@ -89,6 +99,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         too_long=tuple(i for result in rendered.values() for i in result.dropped),
         arms=arms,
         left_out=left_out,
+        document_changes=changes,
         max_new_tokens=max_new_tokens,
         dev=dev,
         test=test,
@@ -117,22 +128,21 @@ def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
     return min(planning.LONGEST_ANSWER, longest + longest // 4 + 8)
 
 
+def _documents(config: Config) -> tuple[tuple[Text, ...], tuple[Change, ...]]:
+    """The documents for retrieval, and what settings of data dropped or changed in them."""
+    if not config.prove.documents:
+        return (), ()
+    read = prepared.read(config.prove.documents, config, RowSettings("text"))
+    return tuple(e for e in read.parsed.examples if isinstance(e, Text)), read.changes
+
+
 def _arms(
-    config: Config, data: Dataset, template: Template, rows: Sequence[int], room: int, max_new_tokens: int
+    config: Config, data: Dataset, documents: Sequence[Text], fits: Callable[[Arm], bool], max_new_tokens: int
 ) -> tuple[Families, tuple[str, ...]]:
-    """The arms, and the names of those left out because one of their prompts on ``rows`` exceeds ``room`` tokens."""
+    """The arms, and the names of those left out because one of their prompts does not fit."""
     train = tuple(e for i in data.side("train") if isinstance(e := data.examples[i], Chat))
-    documents: tuple[Text, ...] = ()
-    if config.prove.documents:
-        read = prepared.read(config.prove.documents, config, RowSettings("text"))
-        documents = tuple(e for e in read.parsed.examples if isinstance(e, Text))
     indexer = embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index
-    every = families.arms(data.task, ArmInputs(train, documents, indexer), config.prove, max_new_tokens)
-    chats = [e for i in rows if isinstance(e := data.examples[i], Chat)]
-
-    def fits(arm: Arm) -> bool:
-        return all(len(rendering.for_generation(template, arm.prompt(e))) <= room for e in chats)
-
+    every = families.arms(data.task, ArmInputs(train, tuple(documents), indexer), config.prove, max_new_tokens)
     kept = {family: [a for a in variants if not a.needs_model or fits(a)] for family, variants in every.items()}
     left_out = tuple(a.name for family, variants in every.items() for a in variants if a not in kept[family])
     return {family: variants for family, variants in kept.items() if variants}, left_out

@@ -8,6 +8,7 @@ from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted
+from tunewright.data.remedies.change import summaries
 from tunewright.export import export
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
@@ -75,6 +76,8 @@ def _warn_about_left_out(setup: Setup) -> None:
             f"(data.too_long=drop): {first}"
         )
         context.run.event("rows_left_out", rows=list(inputs.too_long), limit=inputs.limit)
+    for summary in summaries(inputs.document_changes):
+        context.console.warn(f"  prove.documents: {summary.text}")
     for name in inputs.left_out:
         context.console.warn(
             f"  {name} is left out: its prompts plus {inputs.max_new_tokens} answer tokens exceed the context of "

@@ -19,6 +19,7 @@ from tunewright.core.records import NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
+from tunewright.data.remedies.prepared import pinned
 from tunewright.runtime import inputs, receipt
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Context, Setup, Work
@@ -132,7 +133,7 @@ def start(
     ``data``: the data of this config, if it has been loaded already. Raises RUN_EXISTS, with the settings that differ,
     if the configs differ; RUN_INSIDE_DATA if the run's own files would be read as documents.
     """
-    config = absolute(config)
+    config = pinned(absolute(config))
     d = config.data
     for folder in (path for paths in (d.train, d.dev, d.test, config.prove.documents) for path in listed(paths)):
         if is_local(folder) and Path(folder).is_dir() and root.resolve().is_relative_to(Path(folder).resolve()):

@@ -19,7 +19,9 @@ from tunewright.data.files import hub
 CODE = """
 import json, sys
 from tunewright.core.errors import TunewrightError
+from tunewright.core import config as configuration
 from tunewright.data import sources
+from tunewright.data.remedies import prepared
 results = {}
 for name in sys.argv[1:]:
     try:
@@ -27,6 +29,10 @@ for name in sys.argv[1:]:
         results[name] = {"rows": [[r.data, r.where] for r in read.rows], "sha": read.sha256, "notices": read.notices}
     except TunewrightError as error:
         results[name] = {"code": error.code, "message": str(error)}
+asked = configuration.load(None, data__train=["hub:owner/name", "a.jsonl"], data__test="hub:owner/name@v1:test")
+config = prepared.pinned(asked)
+assert prepared.pinned(config) == config
+results["pinned"] = [*config.data.train, config.data.test]
 print(json.dumps(results))
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -79,6 +85,10 @@ def test_the_commit_is_in_the_notices_and_in_the_hash(read: dict[str, Any]) -> N
     assert "to keep it" not in " ".join(pinned["notices"])
     assert pinned["sha"] == read["hub:owner/name"]["sha"] == read["hub:owner/name@v1"]["sha"]
     assert pinned["sha"] != read["hub:owner/name:test"]["sha"]
+
+
+def test_a_run_keeps_the_commit(read: dict[str, Any]) -> None:
+    assert read["pinned"] == [f"hub:owner/name@{COMMIT}:train", "a.jsonl", f"hub:owner/name@{COMMIT}:test"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`tunewright fix`: the copy is clean, the original untouched, every change listed, and a second fix changes nothing."""
+"""`tunewright fix`: the copy is clean, the original untouched, every change listed, a second fix changes nothing."""
 
 from __future__ import annotations
 

@@ -10,11 +10,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunewright.core.errors import MissingExtra, data_error
+from tunewright.core.locations import HUB
 from tunewright.data.files import parquet
 from tunewright.data.files.rows import FileSettings, Item
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:/([^@:]+))?(?:@([^:]+))?(?::(.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -55,17 +59,33 @@ def read(name: str, how: FileSettings) -> HubRows:
     wanted = parse(name)
     with _errors(name):
         import datasets
-        from huggingface_hub import HfApi
-
-        known = _COMMIT.fullmatch(wanted.revision)
-        commit = wanted.revision if known else HfApi().dataset_info(wanted.repo, revision=wanted.revision).sha
+    commit = _commit(wanted, name)
+    with _errors(name):
         datasets.disable_progress_bars()
         table = datasets.load_dataset(wanted.repo, wanted.config, split=wanted.split, revision=commit)
     content = f"{wanted.place}@{commit}"
-    return HubRows(_items(table, wanted, str(commit), how), hashlib.sha256(content.encode()).hexdigest())
+    return HubRows(_items(table, wanted, commit, how), hashlib.sha256(content.encode()).hexdigest())
 
 
-def _items(table: Any, wanted: HubName, commit: str, how: FileSettings) -> Iterator[Item]:
+def pinned(name: str) -> str:
+    """A name with its revision resolved to a commit; any other name unchanged."""
+    if not name.startswith(HUB):
+        return name
+    wanted = parse(name)
+    config, split = (f"{mark}{part}" if part else "" for mark, part in (("/", wanted.config), (":", wanted.split)))
+    return f"{HUB}{wanted.repo}{config}@{_commit(wanted, name)}{split}"
+
+
+def _commit(wanted: HubName, name: str) -> str:
+    if _COMMIT.fullmatch(wanted.revision):
+        return wanted.revision
+    with _errors(name):
+        from huggingface_hub import HfApi
+
+        return str(HfApi().dataset_info(wanted.repo, revision=wanted.revision).sha)
+
+
+def _items(table: Dataset, wanted: HubName, commit: str, how: FileSettings) -> Iterator[Item]:
     pinned = wanted.revision == commit
     yield f"commit {commit}" + ("" if pinned else f" of {wanted.revision}; to keep it, write @{commit} after the name")
     named = {column: names for column, feature in table.features.items() if (names := _label_names(feature))}
@@ -76,7 +96,7 @@ def _items(table: Any, wanted: HubName, commit: str, how: FileSettings) -> Itera
     yield from parquet.of_batches(arrow, wanted.place, how, named)
 
 
-def _label_names(feature: Any) -> list[str]:
+def _label_names(feature: object) -> list[str]:
     """The names of a column of labels, or of lists of labels."""
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     return list(names or [])

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 from tunewright.core.config import Config
 from tunewright.core.errors import CODES, DataError, Problem, data_error
-from tunewright.core.locations import listed
+from tunewright.core.locations import HUB, listed
 from tunewright.core.records.common import Side
 from tunewright.data import formats, near_duplicates, sources
+from tunewright.data.files import hub
 from tunewright.data.files.rows import FileSettings, Row
 from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.near_duplicates import Clusters
@@ -66,6 +67,21 @@ def row_settings(config: Config) -> RowSettings:
         drop=frozenset(_dropped(config)),
         as_asked=data.format != "auto",
     )
+
+
+def pinned(config: Config) -> Config:
+    """The config with the revisions of data sets of the Hub resolved to commits, so that a run can be repeated."""
+    names = {
+        (section, key): getattr(getattr(config, section), key)
+        for section, key in (*(("data", side) for side in SIDES), ("forget", "regression_rows"))
+    }
+    if not any(name.startswith(HUB) for value in names.values() for name in listed(value)):
+        return config
+    data = config.model_dump()
+    for (section, key), value in names.items():
+        if value:
+            data[section][key] = hub.pinned(value) if isinstance(value, str) else [hub.pinned(name) for name in value]
+    return Config.model_validate(data)
 
 
 def _dropped(config: Config) -> dict[str, str]:
