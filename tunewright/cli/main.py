@@ -20,7 +20,6 @@ from tunewright.core.errors import TunewrightError
 from tunewright.tokens.template import for_rows, load_template
 
 if TYPE_CHECKING:
-    from tunewright.core.records import AnswerSchema
     from tunewright.data.messages import Message
     from tunewright.stages.runner import Runner
 
@@ -104,6 +103,7 @@ def check(
     page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as an HTML page.")] = None,
 ) -> None:
     """Audit and split the data, without loading a model."""
+    from tunewright.cli import answer_schema
     from tunewright.data import dataset
 
     data = dataset.load(_config(source, settings, None))
@@ -126,8 +126,8 @@ def check(
         typer.echo(f"notice: {notice}")
     if audit["unused"]:
         typer.echo("unused fields: " + ", ".join(f"{k} ({n} rows)" for k, n in audit["unused"].items()))
-    if data.answer_schema is not None:
-        _answer_schema(data.answer_schema)
+    for line in answer_schema.lines(data.answer_schema) if data.answer_schema else ():
+        typer.echo(line)
     for finding in audit["findings"]:
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
@@ -140,17 +140,6 @@ def check(
         )
     if not audit["findings"]:
         typer.echo("nothing flagged; this does not prove that the data is correct")
-
-
-def _answer_schema(schema: AnswerSchema) -> None:
-    """Prints the schema of structured answers, up to 30 fields."""
-    satisfied = ", ".join(f"{fraction:.1%} of {side}" for side, fraction in schema.satisfied.items())
-    source = "inferred from the training answers" if schema.source == "inferred" else schema.source
-    typer.echo(f"schema of the answers: {source}; satisfied by {satisfied} (--json shows it)")
-    for path, description in list(schema.fields.items())[:30]:
-        typer.echo(f"  {path or 'answer'}: {description}")
-    if len(schema.fields) > 30:
-        typer.echo(f"  ... and {len(schema.fields) - 30} more fields")
 
 
 @app.command()
