@@ -1,6 +1,6 @@
 """Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
-for e in addresses sentiment support docs; do
+for e in addresses entities sentiment support docs; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
 python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
 """
@@ -20,6 +20,13 @@ INTRODUCTIONS = {
         "US addresses to JSON",
         "Structured extraction: 1,504 addresses labelled by hand (usaddress 0.5.16, MIT), 2 to 12 parts each. The "
         "zero-shot base does not know the fields, so the arms to beat are those with examples in the prompt.",
+    ),
+    "entities": (
+        "Parties and places in loan agreements",
+        "Extraction of entities: sentences of loan agreements filed with the US Securities and Exchange Commission, and "
+        "the persons, organizations and locations that they name, annotated by hand (Salinas Alvarado, Verspoor and "
+        "Baldwin 2015). Answers are JSON arrays of objects, a third of them empty. Items are matched one to one, so the "
+        "type of one entity with the text of another is not right.",
     ),
     "sentiment": (
         "Sentiment of short texts",

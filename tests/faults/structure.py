@@ -58,7 +58,7 @@ def drafts_are_not_answers() -> None:
 
 
 def thoughts_are_answers(patch: Patch) -> None:
-    patch.setattr(kind, "without_thoughts", lambda answer, target: answer)
+    patch.setattr(kind, "without_thoughts", lambda answer: answer)
 
 
 def arguments_belong_to_their_tool() -> None:

@@ -22,7 +22,6 @@ from tunewright.core.words import counted
 from tunewright.tokens.template import for_rows, load_template
 
 if TYPE_CHECKING:
-    from tunewright.core.records import AnswerSchema
     from tunewright.data.messages import Message
     from tunewright.stages.runner import Runner
 
@@ -100,6 +99,7 @@ def check(
     page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as an HTML page.")] = None,
 ) -> None:
     """Audit and split the data, without loading a model."""
+    from tunewright.cli import answer_schema
     from tunewright.core.locations import title
     from tunewright.data import dataset
     from tunewright.data.remedies.change import changed_rows, summaries
@@ -128,8 +128,8 @@ def check(
         typer.echo("  " + _places(summary.places))
     if audit["unused"]:
         typer.echo("unused fields: " + ", ".join(f"{k} ({counted(n, 'row')})" for k, n in audit["unused"].items()))
-    if data.answer_schema is not None:
-        _answer_schema(data.answer_schema)
+    for line in answer_schema.lines(data.answer_schema) if data.answer_schema else ():
+        typer.echo(line)
     for finding in audit["findings"]:
         colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
         typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
@@ -142,17 +142,6 @@ def check(
         )
     if not audit["findings"]:
         typer.echo("nothing flagged; this does not prove that the data is correct")
-
-
-def _answer_schema(schema: AnswerSchema) -> None:
-    """Prints the schema of structured answers, up to 30 fields."""
-    satisfied = ", ".join(f"{fraction:.1%} of {side}" for side, fraction in schema.satisfied.items())
-    source = "inferred from the training answers" if schema.source == "inferred" else schema.source
-    typer.echo(f"schema of the answers: {source}; satisfied by {satisfied} (--json shows it)")
-    for path, description in list(schema.fields.items())[:30]:
-        typer.echo(f"  {path or 'answer'}: {description}")
-    if len(schema.fields) > 30:
-        typer.echo(f"  ... and {len(schema.fields) - 30} more fields")
 
 
 app.command()(fix)

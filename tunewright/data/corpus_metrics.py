@@ -60,7 +60,7 @@ def _label_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
     at = {label: i for i, label in enumerate(labels)}
     counts_RL3 = np.zeros((len(scores), len(at), 3))
     for r, s in enumerate(scores):
-        target, answer = s.target, without_thoughts(s.answer.text, s.target)
+        target, answer = s.target, without_thoughts(s.answer.text)
         for column, label in ((1, target), (2, answer)):
             if label in at:
                 counts_RL3[r, at[label], column] += 1
@@ -79,7 +79,7 @@ def _macro_f1(sums: Floats) -> Floats:
 def _ngram_sums(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
     from sacrebleu.metrics.chrf import CHRF
 
-    answers, targets = [without_thoughts(s.answer.text, s.target) for s in scores], [s.target for s in scores]
+    answers, targets = [without_thoughts(s.answer.text) for s in scores], [s.target for s in scores]
     return np.array(CHRF()._extract_corpus_statistics(answers, [targets]), float)
 
 

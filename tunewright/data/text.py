@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 
-from tunewright.data.tool_calls import THOUGHTS
+from tunewright.data.tool_calls import split_thoughts
 
 
 def normalised(text: str) -> str:
@@ -18,11 +18,9 @@ def content_hash(text: str) -> str:
     return hashlib.sha256(normalised(text).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def without_thoughts(answer: str, target: str) -> str:
-    """An answer without the thoughts before it, unless the target has some too; empty if the thoughts do not end."""
-    if "</think>" in target:
-        return answer
-    rest = THOUGHTS.sub("", answer)
+def without_thoughts(answer: str) -> str:
+    """A generated answer without the thoughts before it; empty if they do not end. Targets have none."""
+    rest = split_thoughts(answer)[1]
     if rest == answer:
         return "" if re.match(r"\s*<think>", answer) else answer
     return rest.lstrip()

@@ -74,8 +74,8 @@ def test_no_claim_rests_on_few_values() -> None:
     many = claims([{"a": "x"}, {"a": "y"}] * 10)
     assert many["properties"]["a"]["enum"] == ["x", "y"]
     assert many["additionalProperties"] is False
-    rare = claims([{"a": "x"}] * 100 + [{"a": "y", "b": 1}])
-    assert "enum" not in rare["properties"]["a"], "a value that occurs once: there may be others"
+    rare = claims([{"a": "x"}] * 100 + [{"a": "y", "b": 1}] * 4)
+    assert "enum" not in rare["properties"]["a"], "a rare value: there may be others"
     assert "additionalProperties" not in rare
     assert "enum" not in claims([{"a": f"x{i % 21}"} for i in range(2100)])["properties"]["a"]
 

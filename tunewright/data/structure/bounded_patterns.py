@@ -7,16 +7,29 @@ Some expressions take exponential time on some texts, and schemas of tools come 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol
 
 import regex
 
+from tunewright.data.messages import Json
+
 SECONDS = 0.2
-Check = Callable[[Any, Any, Any, Any], Iterator[Any]]
 
 
 class SlowPattern(Exception):
     """A pattern takes too long on a text."""
+
+
+class Validator(Protocol):
+    """What a keyword's function needs of `jsonschema`'s validator."""
+
+    def descend(
+        self, instance: Json, schema: Json, path: str | None = None, schema_path: str | None = None
+    ) -> Iterator[Exception]: ...
+
+
+# (validator, the keyword's value, the value to check, the schema that has the keyword) -> what is wrong
+Check = Callable[[Validator, Json, Json, dict[str, Json]], Iterator[Exception]]
 
 
 def keywords() -> dict[str, Check]:
@@ -26,39 +39,37 @@ def keywords() -> dict[str, Check]:
 
     slow: set[str] = set()
 
-    def matches(pattern: str, text: str) -> bool:
-        if pattern in slow:
-            raise SlowPattern(pattern)
+    def matches(expression: str, text: str) -> bool:
+        if expression in slow:
+            raise SlowPattern(expression)
         try:
-            return regex.search(pattern, text, timeout=SECONDS) is not None
+            return regex.search(expression, text, timeout=SECONDS) is not None
         except TimeoutError:
-            slow.add(pattern)
-            raise SlowPattern(pattern) from None
+            slow.add(expression)
+            raise SlowPattern(expression) from None
 
-    def pattern(validator: Any, expression: str, value: Any, schema: Any) -> Iterator[Any]:
-        if isinstance(value, str) and not matches(expression, value):
+    def pattern(validator: Validator, own: Json, value: Json, schema: dict[str, Json]) -> Iterator[Exception]:
+        if isinstance(value, str) and isinstance(own, str) and not matches(own, value):
             yield ValidationError("does not match")
 
-    def pattern_properties(validator: Any, inner: dict[str, Any], value: Any, schema: Any) -> Iterator[Any]:
-        for expression, subschema in inner.items():
-            for key in [k for k in value if matches(expression, k)] if isinstance(value, dict) else ():
-                yield from validator.descend(value[key], subschema, path=key, schema_path=expression)
+    def properties(validator: Validator, own: Json, value: Json, schema: dict[str, Json]) -> Iterator[Exception]:
+        for expression, inner in _object(own).items():
+            for key, child in _object(value).items():
+                if matches(expression, key):
+                    yield from validator.descend(child, inner, path=key, schema_path=expression)
 
-    def additional_properties(validator: Any, inner: Any, value: Any, schema: Any) -> Iterator[Any]:
-        if not isinstance(value, dict):
-            return
-        expressions = schema.get("patternProperties", {})
-        more = [
-            k for k in value if k not in schema.get("properties", {}) and not any(matches(e, k) for e in expressions)
-        ]
-        if isinstance(inner, dict):
+    def additional(validator: Validator, own: Json, value: Json, schema: dict[str, Json]) -> Iterator[Exception]:
+        named, expressions = (_object(schema.get(key, {})) for key in ("properties", "patternProperties"))
+        more = [k for k in _object(value) if k not in named and not any(matches(e, k) for e in expressions)]
+        if isinstance(own, dict):
             for key in more:
-                yield from validator.descend(value[key], inner, path=key)
-        elif inner is False and more:
+                yield from validator.descend(_object(value)[key], own, path=key)
+        elif own is False and more:
             yield ValidationError("has other properties")
 
-    return {
-        "pattern": pattern,
-        "patternProperties": pattern_properties,
-        "additionalProperties": additional_properties,
-    }
+    return {"pattern": pattern, "patternProperties": properties, "additionalProperties": additional}
+
+
+def _object(value: Json) -> dict[str, Json]:
+    """The value if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}

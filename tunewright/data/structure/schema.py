@@ -19,10 +19,10 @@ from tunewright.data.structure import bounded_patterns
 from tunewright.data.structure.bounded_patterns import SlowPattern
 
 INFERRED = "inferred"
-# Something is claimed about all values only if many were seen and none of them was rare.
-FEWEST = 20  # values
+# That there are no other values, or keys, than those seen is claimed only if many were seen and none of them was rare.
+FEWEST = 20
+FEWEST_OF_EACH = 5
 MAX_CHOICES = 20
-VALUES_PER_CHOICE = 10
 MAP_KEYS = 50  # with more keys, most of which occur once, an object is a map: its keys are data
 
 
@@ -150,7 +150,7 @@ def infer(values: Sequence[Json]) -> dict[str, Json]:
         types.remove("integer")
     schema: dict[str, Json] = {"type": types[0] if len(types) == 1 else list[Json](types)}
     texts = Counter(v for v in values if isinstance(v, str))
-    if set(types) <= {"string", "null"} and _closed(texts):
+    if set(types) <= {"string", "null"} and len(texts) <= MAX_CHOICES and _closed(texts):
         schema["enum"] = [*sorted(texts), *([None] if "null" in types else [])]
     schema |= _inferred_object([v for v in values if isinstance(v, dict)])
     items = [item for v in values if isinstance(v, list) for item in v]
@@ -159,11 +159,7 @@ def infer(values: Sequence[Json]) -> dict[str, Json]:
 
 def _closed(counts: Counter[str]) -> bool:
     """Whether other values than these are unlikely."""
-    return (
-        0 < len(counts) <= MAX_CHOICES
-        and min(counts.values()) > 1
-        and counts.total() >= max(FEWEST, VALUES_PER_CHOICE * len(counts))
-    )
+    return counts.total() >= FEWEST and min(counts.values()) >= FEWEST_OF_EACH
 
 
 def _inferred_object(objects: Sequence[dict[str, Json]]) -> dict[str, Json]:
@@ -177,7 +173,7 @@ def _inferred_object(objects: Sequence[dict[str, Json]]) -> dict[str, Json]:
     claims: dict[str, Json] = {"properties": properties}
     if required := [key for key, n in counts.items() if n == len(objects)]:
         claims["required"] = list[Json](required)
-    if len(objects) >= FEWEST and not once:
+    if len(objects) >= FEWEST and _closed(counts):
         claims["additionalProperties"] = False
     return claims
 

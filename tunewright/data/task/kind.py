@@ -38,7 +38,7 @@ class Task:
 
     def score(self, example: Example, answer: Answer) -> Score:
         """The score of an answer to an example, by the metric and by the additional metrics that are shown. Thoughts
-        before an answer are not part of it, unless the target has some."""
+        before an answer are not part of it."""
         output, target, readings = answer.output, example.target, None
         if isinstance(output, Likelihood):
             target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(output.nats, output.bytes)
@@ -46,14 +46,14 @@ class Task:
             value = float(answer.text == target)
         else:
             assert self.metric.score is not None, self.metric.name
-            readings = self.kind.read(self, example, without_thoughts(answer.text, target))
+            readings = self.kind.read(self, example, without_thoughts(answer.text))
             value = self.metric.score(readings)
         return Score(where=example.where, target=target, answer=answer, score=value, readings=readings)
 
     def compare(self, example: Example, answer: Answer) -> Comparison:
         """The fields of a written answer and of the target, for kinds that have fields."""
         assert self.kind.compare is not None, self.kind.name
-        return self.kind.compare(self, example, without_thoughts(answer.text, example.target))
+        return self.kind.compare(self, example, without_thoughts(answer.text))
 
     def summary(self, scores: Sequence[Score]) -> dict[str, float]:
         """The additional metrics: the corpus metric, and the means of the readings of written answers."""

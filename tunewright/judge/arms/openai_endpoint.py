@@ -53,7 +53,7 @@ class Remote:
         prompts = [self.prompt(e) for e in examples]
         answers = []
         for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
-            answer = without_thoughts(reply.text, "") if self.labels else ""
+            answer = without_thoughts(reply.text) if self.labels else ""
             text = read_label(answer, self.labels) or reply.text
             written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3))
             answers.append(Answer(text, written, prompt.messages, prompt_tokens=reply.prompt_tokens))
