@@ -11,7 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tunewright"
-BUDGET = {"server": 3_000, "all but server": 13_000}  # lines of code
+# Lines of code. Files and row formats of other people are many small readers, so data has a budget of its own.
+BUDGET = {"server": 3_000, "data": 5_500, "all else": 12_000}
 SUFFIXES = {".py", ".j2", ".html", ".css", ".js"}
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -42,7 +43,8 @@ def main() -> None:
     print("   code    lines")
     for folder, count in code.most_common():
         print(f"{count:>7,}  {lines[folder]:>7,}  {folder}")
-    totals = {"server": code["server"], "all but server": code.total() - code["server"]}
+    parts = {name: code[name] for name in ("server", "data")}
+    totals = {**parts, "all else": code.total() - sum(parts.values())}
     for part, limit in BUDGET.items():
         print(f"{totals[part]:>7,}           {part} (at most {limit:,})")
     sys.exit(any(totals[part] > limit for part, limit in BUDGET.items()))
