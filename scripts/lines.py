@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tunewright"
 # Lines of code. Files and row formats of other people are many small readers, so data has a budget of its own.
-BUDGET = {"server": 3_000, "data": 5_500, "all else": 12_000}
+BUDGET = {"server": 3_000, "data": 5_500, "all else": 12_500}
 SUFFIXES = {".py", ".j2", ".html", ".css", ".js"}
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
