@@ -1,7 +1,7 @@
 """A training step and decoding on a machine that is not idle: beside busy processes, another torch process, an
 installer and a compiler, and with little memory left.
 
-    python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--out results/busy.md]
+    python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--passive]
 
 The threads are fixed (one per core) or adapt to the neighbours (`tunewright.train.crowding`, what a run does). Times
 are divided by the median of the undisturbed steps of the same round.
@@ -128,8 +128,6 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.passive:
         os.environ["OMP_WAIT_POLICY"] = "passive"
-    print("| neighbours | " + " | ".join(f"{w}: median (worst step)" for w in WAYS) + " |")
-    print("|---" * (len(WAYS) + 1) + "|")
     with tempfile.TemporaryDirectory(prefix="tunewright-busy-") as scratch:
         folder = Path(scratch)
         results = {
@@ -141,14 +139,16 @@ def main() -> None:
             )
             for way, more in WAYS.items()
         }
+    print("| beside | " + " | ".join(results) + " |\n" + "|---" * (len(results) + 1) + "|")
     for name in ("nothing", *asked.only):
-        cells = [f"{statistics.median(r[name]):.2f} ({max(r[name]):.2f})" for r in results.values()]
+        cells = [f"{statistics.median(r[name]):.2f} (worst {max(r[name]):.2f})" for r in results.values()]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "fixed threads": {},
-    "threads that adapt": {"adaptive": True},
+    "training, fixed threads": {},
+    "training, threads that adapt": {"adaptive": True},
+    "decoding": {"decode": True},
 }
 
 if __name__ == "__main__":

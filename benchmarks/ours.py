@@ -16,6 +16,7 @@ from tunewright.core.records import AdapterNote
 from tunewright.methods import METHODS, sft
 from tunewright.methods.method import Loss
 from tunewright.model import adapters, forward, fused_llama, loading, peft_format
+from tunewright.model.generate import Decoding, greedy
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Microbatch
@@ -73,6 +74,12 @@ class AllLogits:
         return Loss(total)
 
 
+def decode(model: LanguageModel, rows: list[TrainRow]) -> float:
+    """Greedy answers of 16 tokens to the beginnings of eight rows; returns the number of tokens."""
+    prompts = [list(r.sequences[0].ids[:60]) for r in rows[:8]]
+    return float(sum(map(len, greedy(model, prompts, Decoding(16, (-1,), 8)))))
+
+
 def main() -> None:
     wire = Wire()
     setup = wire.setup
@@ -92,6 +99,9 @@ def main() -> None:
         peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), note)
     profile.calibrate(model, rows[:2], plan)
     student = make_learner(model, plan)
+    if setup.get("decode"):
+        serve(lambda step: decode(model, rows), wire)
+        return
     if not setup.get("adaptive"):
         serve(lambda step: take_step(student, rows, plan, step).loss, wire)
         return

@@ -17,7 +17,7 @@ from tunewright.core.errors import TunewrightError
 from tunewright.data import tool_calls
 from tunewright.data.messages import Chat, Message, Tool, ToolCall, turns
 from tunewright.tokens.rendering import for_generation, for_training, read_answer
-from tunewright.tokens.sequences import Rendered
+from tunewright.tokens.sequences import TokenSequence
 from tunewright.tokens.template import BUILT_IN, Template, fitted, for_rows
 
 FILES = {p.stem: p for p in [*stock_templates(), *BUILT_IN.glob("*.jinja")]}
@@ -210,7 +210,7 @@ def test_any_call_is_read_back_from_the_trained_tokens_or_refused(
 # -- answers without weight
 
 
-def predictions(sequences: Sequence[Rendered]) -> set[tuple[tuple[int, ...], int]]:
+def predictions(sequences: Sequence[TokenSequence]) -> set[tuple[tuple[int, ...], int]]:
     """Every trained token, with the tokens before it."""
     return {(s.ids[:t], s.ids[t]) for s in sequences for t in range(len(s.ids)) if s.weights[t]}
 
@@ -233,7 +233,7 @@ def test_an_answer_without_weight_changes_nothing_but_its_own_weight(name: str, 
         pytest.skip("prints no thoughts")
     answers = [k for k, m in enumerate(messages) if m.role == "assistant"]
 
-    def rendered(trained: Iterable[int]) -> list[Rendered]:
+    def rendered(trained: Iterable[int]) -> list[TokenSequence]:
         weighted = [replace(m, trained=k in trained) if m.role == "assistant" else m for k, m in enumerate(messages)]
         chat = chat_of(weighted[: max(trained) + 1])
         return for_training(for_rows(fitted(stock(name)), [chat]), chat)
