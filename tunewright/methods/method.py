@@ -37,7 +37,7 @@ class Method(Protocol):
 
     Numbers of a row that are not tokens (a teacher's probabilities, a reference model's log-probability) travel as
     ``signal``: `prepare` or `precompute` puts them into `TrainRow.signal`, `microbatches` gathers them in
-    `Microbatch.signal`, and `loss` reads them there. They are stored, cached and hashed with the row.
+    `Microbatch.signal`, and `loss` reads them there. They are part of the hash that a resumed run must match.
 
     The model is in eval mode, unless stated otherwise. Before each step, torch's global generator is seeded with a
     function of (plan.seed, step), for dropout in `loss` and for whatever `microbatches` draws from it. Before a dev
@@ -45,8 +45,8 @@ class Method(Protocol):
     """
 
     def prepare(self, template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-        """The training rows of an example; without a model. They are cached in the run folder until the source of the
-        method's module changes. Raises DataError or ModelError."""
+        """The training rows of an example; without a model. They are cached in the run folder, under a hash of the
+        arguments and of the source of the method's module. Raises DataError or ModelError."""
 
     def precompute(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
         """The rows, with whatever must be computed once before the first step. Without gradients; the model has its
@@ -66,5 +66,5 @@ class Method(Protocol):
         samples. In a step it is called for all microbatches before the first `loss`."""
 
     def loss(self, model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-        """The sum, not the mean, of the loss over the microbatch. In a step: in train mode, with gradients. In a dev
-        loss: in eval mode, without gradients. In the self-test: in eval mode, with gradients."""
+        """The sum, not the mean, of the loss over the microbatch. In a step and in the profiler: in train mode, with
+        gradients. In a dev loss: in eval mode, without gradients. In the self-test: in eval mode, with gradients."""

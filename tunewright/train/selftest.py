@@ -56,8 +56,8 @@ class SelfTestResult:
 def self_test(
     model: LanguageModel, template: Template, examples: Sequence[Example], rows: Sequence[TrainRow], plan: Plan
 ) -> SelfTestResult:
-    """Runs all checks on a few of the rows. The model is left as it was; the caller must use the returned plan from
-    here on.
+    """Runs all checks on a few of the rows. The weights are left as they were; the caller must use the returned plan
+    from here on.
 
     Raises SELFTEST_PROMPT, SELFTEST_STOP, SELFTEST_BASE, SELFTEST_GRADIENT or SELFTEST_LOSS.
     """
