@@ -89,6 +89,7 @@ OLD_KEYS = {
 }
 OLD_VALUES = {"export.to": "false"}
 OLD_NAMES = {"internalised": "prompt-distillation", "test-internalised": "test-distilled", "probs": "shares"}
+CALIBRATION = {"as_given": "uncalibrated", "tempered": "calibrated", "wanted": "target_accuracy"}
 SCORE = ("row", "answer", "score", "probs", "nats")
 VERDICT = (
     "verdict",
@@ -162,6 +163,8 @@ def collect(run: Path) -> dict[str, Any]:
             kept[f"{name}answers {OLD_NAMES.get(stem, stem)}"] = answers
     verdict = _read(run / "verdict.json")
     kept["verdict"] = {k: verdict.get(k) for k in VERDICT}
+    if calibration := verdict.get("calibration"):
+        kept["verdict"]["calibration"] = {CALIBRATION.get(k, k): v for k, v in calibration.items()}
     kept["arms"] = {k: [arm["score"], arm["interval"], arm["summary"]] for k, arm in verdict["arms"].items()}
     forgetting = _read(run / "forgetting.json")
     measures = ("base_bits", "kl_bits", "kl_interval", "delta_bits")
