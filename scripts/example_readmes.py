@@ -28,6 +28,13 @@ INTRODUCTIONS = {
         "Baldwin 2015). Answers are JSON arrays of objects, a third of them empty. Items are matched one to one, so the "
         "type of one entity with the text of another is not right.",
     ),
+    "tools": (
+        "Tool calls",
+        "Which function to call with which arguments, or none: 300 conversations with tools (a sample of "
+        "glaive-function-calling-v2, Apache-2.0, written by a model), each cut after its first call. The base model's own "
+        "template has no tools, so the run uses chatml-tools. A call counts by its name and arguments; answering in "
+        "words where a call is expected, or the other way round, is wrong.",
+    ),
     "sentiment": (
         "Sentiment of short texts",
         "Classification into positive, neutral and negative (VADER ground truth, MIT). A label is chosen by the "

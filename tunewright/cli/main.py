@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunewright.cli.fix import fix
-from tunewright.cli.runs import RUNS, Json, Root, RunName, Settings, Source, config_of, out, runs_app
+from tunewright.cli.preview import preview
+from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.core.errors import TunewrightError
 from tunewright.core.words import counted
-from tunewright.tokens.template import for_rows, load_template
 
 if TYPE_CHECKING:
     from tunewright.data.messages import Message
@@ -49,7 +49,6 @@ def _top(
 ) -> None: ...
 
 
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
 Name = Annotated[str | None, typer.Option("--name", "-n", help="Name of the run; default: data file name and time.")]
 Separate = Annotated[bool, typer.Option("--separate", help="Train in a separate process.")]
 Gate = Annotated[bool, typer.Option("--gate", help="Exit with status 3 unless the verdict is BETTER.")]
@@ -151,47 +150,7 @@ def _places(where: Sequence[str]) -> str:
     return ", ".join(where[:8]) + (" ..." if len(where) > 8 else "")
 
 
-@app.command()
-def preview(
-    source: Source,
-    settings: Settings = None,
-    row: Annotated[int, typer.Option("--row", "-r", help="Row number, starting at 1.")] = 1,
-    model: Model = None,
-    as_json: Json = False,
-) -> None:
-    """Show a row as the model sees it, with the target tokens in green."""
-    from tunewright.core.errors import ConfigError
-    from tunewright.core.locations import title
-    from tunewright.data.remedies import prepared
-    from tunewright.methods import METHODS
-    from tunewright.model import loading, model_files
-    from tunewright.tokens.sequences import flat
-
-    config = config_of(source, settings, model)
-    parsed = prepared.read(config.data.train, config, prepared.row_settings(config)).parsed
-    if not 1 <= row <= len(parsed.examples):
-        raise ConfigError(
-            "CONFIG_RANGE",
-            f"there is no row {row}; {title(config.data.train)} has {counted(len(parsed.examples), 'row')}.",
-            where="--row",
-            fix=f"choose a row from 1 to {len(parsed.examples)}.",
-        )
-    folder = loading.resolve(config.model)
-    model_files.check(folder)
-    template = for_rows(load_template(folder, config.template, config.date), parsed.examples)
-    limit = None if config.train.max_length == "auto" else config.train.max_length
-    example = parsed.examples[row - 1]
-    sequences = flat(METHODS[config.train.method].prepare(template, example, row - 1, limit))
-    if as_json:
-        decode = template.tokenizer.decode
-        out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
-        return
-    for number, sequence in enumerate(sequences, 1):
-        tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
-        typer.secho(f"{example.where}, sequence {number} of {len(sequences)}: {tokens}", bold=True)
-        pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
-        styles = [{"fg": "green", "underline": True} if w else {"dim": True} for _, w in pieces]
-        typer.echo("".join(typer.style(text, **style) for (text, _), style in zip(pieces, styles, strict=True)))
+app.command()(preview)
 
 
 def _stage(name: str, description: str) -> None:

@@ -14,6 +14,7 @@ runs_app = typer.Typer(
 Root = Annotated[Path, typer.Option("--runs", help="Folder that contains the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 RunName = Annotated[str, typer.Argument(help="Run folder or name.", metavar="RUN")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Model folder, Hub id, .gguf file, or smollm2-135m.")]
 Source = Annotated[
     str, typer.Argument(help="Data file or folder, YAML config, or run folder.", metavar="DATA|CONFIG|RUN")
 ]

@@ -53,7 +53,7 @@ class Trained:
     first_dev_loss: float | None
     seconds: float
     tokens: int
-    crowded_steps: int
+    crowded_steps: int | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
         first_dev_loss=next((line.dev_loss for line in lines if isinstance(line, StartLine)), None),
         seconds=round(time.monotonic() - started, 1),
         tokens=sum(line.tokens for line in lines if isinstance(line, StepLine)),
-        crowded_steps=sum(line.threads is not None for line in lines if isinstance(line, StepLine)),
+        crowded_steps=sum(isinstance(line, StepLine) and line.threads is not None for line in lines) or None,
     )
 
 

@@ -74,8 +74,8 @@ class Receipt(Record):
     machine: MachineFacts = Field(description="The machine of the run.")
     seed: int = Field(description="Seed of all random draws.")
     threads: int = Field(description="Threads of torch.")
-    crowded_steps: int = Field(
-        0, description="Training steps with fewer threads, because other processes used the cores; set after training."
+    crowded_steps: int | None = Field(
+        None, description="Training steps with fewer threads, because other processes used the cores; set after it."
     )
     instruction: str | None = Field(description="The most frequent system message of the training rows; null if none.")
     tools: tuple[dict[str, JsonValue], ...] | None = Field(
@@ -165,8 +165,8 @@ class BranchTraining(Record):
         description="Duration of the last process that trained, in seconds; a resumed training has several."
     )
     tokens: int = Field(description="Tokens of all rows of all steps.")
-    crowded_steps: int = Field(
-        0, description="Steps with fewer threads than planned; their last bits depend on what else the machine did."
+    crowded_steps: int | None = Field(
+        None, description="Steps with fewer threads than planned, whose last bits depend on what else the machine did."
     )
     weights_sha256: str = Field(description="Hash of checkpoints/final.safetensors.")
 
