@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import forms_table
 import records_page
 from click.testing import CliRunner
 from typer.main import get_command
@@ -25,6 +26,7 @@ from tunewright.core import config, errors
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tunewright"
 SPEED = ("<!-- speed: written by scripts/make_docs.py from benchmarks/results -->", "<!-- /speed -->")
+FORMS = ("<!-- forms: written by scripts/make_docs.py from tests/data/formats/forms.json -->", "<!-- /forms -->")
 TREE = ("<!-- tree: written by scripts/make_docs.py from the docstrings -->", "<!-- /tree -->")
 HEAD = "<!-- written by scripts/make_docs.py; do not edit -->\n\n"
 
@@ -120,6 +122,12 @@ def readme() -> str:
     files = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in ("peers", "judging")]
     results = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in files]
     return between((ROOT / "README.md").read_text(encoding="utf-8"), SPEED, readme_table(*results))
+
+
+def data_guide() -> str:
+    """docs/guide-data.md, with the table of documented forms of rows."""
+    text = (ROOT / "docs" / "guide-data.md").read_text(encoding="utf-8")
+    return between(text, FORMS, f"\n{forms_table.table()}")
 
 
 def architecture_page() -> str:
@@ -231,6 +239,7 @@ PAGES = {
     "docs/errors.md": errors_page,
     "docs/correctness.md": correctness_page,
     "docs/architecture.md": architecture_page,
+    "docs/guide-data.md": data_guide,
     **records_page.PAGES,
     "README.md": readme,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from build import Folder, Rows, cli, process
@@ -12,6 +13,34 @@ def test_preview_marks_the_trained_tokens(tmp_path: Path, chat_rows: Rows, model
     done = cli("preview", str(chat_rows()), "--row", "3", "--model", str(model_folder("llama")), "--json", cwd=tmp_path)
     (sequence,) = json.loads(done.stdout)
     assert "".join(t for t, w in zip(sequence["tokens"], sequence["weights"], strict=True) if w) == "BLUE<|im_end|>"
+
+
+def test_preview_shows_tools_calls_results_and_thoughts(tmp_path: Path, model_folder: Folder) -> None:
+    """Thoughts, calls and answers are targets, in green; tools and results are not."""
+    tool = {"name": "get_weather", "description": "Weather of a city.", "parameters": {"type": "object"}}
+    call = {"function": {"name": "get_weather", "arguments": {"city": "Linz"}}}
+    messages = [
+        {"role": "user", "content": "Rain in Linz?"},
+        {"role": "assistant", "reasoning_content": "I must look.", "tool_calls": [call]},
+        {"role": "tool", "content": "dry"},
+        {"role": "assistant", "content": "No rain."},
+    ]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages, "tools": [tool]}))
+    command = ("preview", "rows.jsonl", "--model", str(model_folder("llama")), "template=chatml-tools")
+    sequences = json.loads(cli(*command, "--json", cwd=tmp_path).stdout)
+    written = ["".join(t for t, w in zip(s["tokens"], s["weights"], strict=True) if w) for s in sequences]
+    assert written == [
+        '<think>\nI must look.\n</think>\n\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Linz"}}\n'
+        "</tool_call><|im_end|>",
+        "No rain.<|im_end|>",
+    ]
+    shown = cli(*command, cwd=tmp_path).stdout
+    for text in ("Weather of a city.", "<tool_response>\ndry\n</tool_response>", *written):
+        assert text in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    refused = cli(*command[:-1], cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "TEMPLATE_LOSES_CONTENT" in refused.stderr
+    assert "template=chatml-tools" in refused.stderr
 
 
 def test_check_loads_no_torch_on_5000_rows(tmp_path: Path) -> None:

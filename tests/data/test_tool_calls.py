@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -109,6 +110,30 @@ def test_a_declared_type_decides_between_text_and_number() -> None:
 def test_a_call_inside_an_argument_is_text() -> None:
     inner = ToolCall("write", {"text": ONE["qwen3 coder"] + ONE["gemma 4"]})
     assert parse(f"<tool_call>{inner.text}</tool_call>") == ("", (inner,))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ",
+        "\n",
+        "```",
+        "``` ",
+        "<tool_call>",
+        "<tool_call> ",
+        "<function=f>",
+        "<|channel>thought\n",
+        " to=",
+        "<a:invoke ",
+        "[f(",
+        "{'a':",
+    ],
+)
+def test_a_long_text_takes_linear_time(text: str) -> None:
+    """A model that repeats itself must not stop its evaluation."""
+    start = time.process_time()
+    parse(text * (60_000 // len(text)) + "x", (WEATHER,))
+    assert time.process_time() - start < 3
 
 
 names = st.from_regex(r"[a-z][a-z_0-9.]{0,15}", fullmatch=True)

@@ -123,8 +123,8 @@ def a_setting_that_nothing_reads(patch: Patch) -> None:
 
 
 def probes_are_not_taught() -> None:
-    asked = [m.content for q in (*probes.knowledge(), *probes.instructions()) for m in q.messages]
-    asked += [m.content for messages, _ in probes.refusals() for m in messages]
+    prompts = [q.prompt for q in (*probes.knowledge(), *probes.instructions())] + [p for p, _ in probes.refusals()]
+    asked = [m.content for prompt in prompts for m in prompt.messages]
     taught = [ask.format(noun) for ask in mitigation.PROMPTS for noun in probes.NOUNS]
     taught += [t.text for t in probes.generic([])]
     runs = {g for text in asked for g in _runs(text)}
@@ -140,7 +140,10 @@ def a_probe_is_replayed(patch: Patch) -> None:
     patch.setattr(
         mitigation,
         "PROMPTS",
-        (*mitigation.PROMPTS, probes.instructions()[0].messages[-1].content.replace("{", "{{").replace("}", "}}")),
+        (
+            *mitigation.PROMPTS,
+            probes.instructions()[0].prompt.messages[-1].content.replace("{", "{{").replace("}", "}}"),
+        ),
     )
 
 

@@ -125,7 +125,7 @@ def nothing_is_dropped() -> None:
 
 
 def nobody_checks(patch: Patch) -> None:
-    patch.setattr(rendering, "_check_content", lambda *_: None)
+    patch.setattr(rendering.written, "check_turn", lambda *_: None)
 
 
 def text_stays_text() -> None:

@@ -95,9 +95,7 @@ def _scan(text: str, mark: re.Pattern[str], read: Read, types: Types) -> tuple[s
 
 def _json(text: str, at: int) -> tuple[Json, int]:
     """The JSON value at a place, and where it ends."""
-    start = _after(r"\s*", text, at)
-    value, end = _DECODER.raw_decode(text, start)
-    return value, end
+    return _DECODER.raw_decode(text, _after(r"\s*", text, at))
 
 
 def _finite(text: str) -> float:
@@ -161,8 +159,9 @@ def _named(end: str) -> Read:
 
 def _bare(text: str) -> tuple[str, list[ToolCall]]:
     """Calls without a mark: the text is a list or an object of calls, or ends with lines that are."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.S)
-    bare = fenced[1] if fenced else text.strip()
+    bare = text.strip()
+    if len(bare) > 6 and bare.startswith("```") and bare.endswith("```"):
+        bare = bare[3:-3].removeprefix("json").strip()
     for read in (_json_calls, _python_calls):
         with contextlib.suppress(ValueError, RecursionError):
             calls, end = read(bare, 0)
@@ -352,8 +351,10 @@ def _python_calls(text: str, at: int) -> tuple[list[ToolCall], int]:
 
 # -- the notations
 
-_HARMONY = r"(?:<\|start\|>assistant)?(?:<\|channel\|>commentary)?\s*to=(?:functions\.)?"
-_ATEM = r"(?:(?:<\|start\|>assistant)?\s*to=[\w.-]+<\|message\|>)?"
+# White space is looked for from its beginning only: from each of its places would take quadratic time.
+_SPACE = r"(?<!\s)\s*"
+_HARMONY = rf"(?:<\|start\|>assistant)?(?:<\|channel\|>commentary)?{_SPACE}to=(?:functions\.)?"
+_ATEM = rf"(?:(?:<\|start\|>assistant)?{_SPACE}to=[\w.-]+<\|message\|>)?"
 _DEEPSEEK = r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?"
 NOTATIONS: tuple[tuple[re.Pattern[str], Read], ...] = (
     (
@@ -367,7 +368,9 @@ NOTATIONS: tuple[tuple[re.Pattern[str], Read], ...] = (
     ),
     (re.compile(r"<\|?tool_call\|?>(?!\s*call:)"), _listed(r"</tool_call>|<\|/tool_call\|>")),
     (
-        re.compile(rf'{_ATEM}(?:<[\w:｜]*(?:function_calls|tool_call)>)?\s*<[\w:｜]*invoke name="(?P<name>[^"\n]+)">'),
+        re.compile(
+            rf'{_ATEM}(?:<[\w:｜]*(?:function_calls|tool_call)>)?{_SPACE}<[\w:｜]*invoke name="(?P<name>[^"\n]+)">'
+        ),
         _tagged(
             r'<[\w:｜]*parameter name="(?P<key>[^"\n]+)"[^>]*>(?P<value>.*?)</[\w:｜]*parameter>',
             r"</[\w:｜]*invoke>(?:\s*</[\w:｜]*(?:function_calls|tool_call)>)?|$",
@@ -385,12 +388,14 @@ NOTATIONS: tuple[tuple[re.Pattern[str], Read], ...] = (
     (re.compile(r"<\|tool_call_start\|>"), _python),
 )
 # Thoughts before an answer, in tags or in a channel. Where the prompt opens the thought, the text has only its end.
-_OPEN = r"<\|channel\|>analysis<\|message\|>|(?:<\|start\|>assistant)?\s*to=self<\|message\|>|<\|channel>thought\n"
+_OPEN = (
+    rf"<\|channel\|>analysis<\|message\|>|(?:<\|start\|>assistant)?{_SPACE}to=self<\|message\|>|<\|channel>thought\n"
+)
 _CLOSE = r"<\|end\|>|<\|eom\|>|<channel\|>"
-THOUGHTS = re.compile(rf"^.*?</think>|(?:{_OPEN}).*?(?:{_CLOSE})", re.S)
+THOUGHTS = re.compile(rf"^.*?</think>|(?:{_OPEN})(?:(?!{_OPEN}).)*?(?:{_CLOSE})", re.S)
 TAGS = re.compile(rf"</?think>|{_OPEN}|{_CLOSE}")
 # What surrounds calls and contents without being part of them.
 MARKS = re.compile(
     r"<｜tool▁calls▁(?:begin|end)｜>|<\|tool_calls_section_(?:begin|end)\|>"
-    r"|(?:<\|start\|>assistant)?(?:\s*to=user)?(?:<\|channel\|>(?:final|commentary))?<\|message\|>|<\|e(?:om|nd)\|>"
+    rf"|(?:<\|start\|>assistant)?(?:{_SPACE}to=user)?(?:<\|channel\|>(?:final|commentary))?<\|message\|>|<\|e(?:om|nd)\|>"
 )

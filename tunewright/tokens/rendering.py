@@ -147,7 +147,10 @@ def _check_tools(template: Template, example: Chat) -> None:
 
 def _without_end(template: Template, turn: str) -> str:
     """A turn as a model would have written it: without the tokens that end it."""
-    return re.sub(rf"(?:\s|{_special(template)})+$", "", turn)
+    bare, special = turn.rstrip(), template.tokenizer.all_special_tokens
+    while (end := next((s for s in special if s and bare.endswith(s)), None)) is not None:
+        bare = bare.removesuffix(end).rstrip()
+    return bare
 
 
 def _special(template: Template) -> str:

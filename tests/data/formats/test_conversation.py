@@ -131,6 +131,7 @@ def test_parts_thoughts_and_results_that_are_not_text() -> None:
         ({"role": "narrator", "content": "a"}, "DATA_ROLE_UNKNOWN"),
         ({"content": "a"}, "DATA_ROLE_UNKNOWN"),
         ({"role": "assistant", "content": " "}, "DATA_EMPTY_TARGET"),
+        ({"role": "assistant", "content": "<think>Hm.</think>\n"}, "DATA_EMPTY_TARGET"),
         ({"role": "assistant", "content": 4}, "DATA_FIELD_TYPE"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "a.png"}]}, "DATA_FORM_UNSUPPORTED"),
         ({"role": "user", "content": [{"type": "hologram"}]}, "DATA_FIELD_TYPE"),

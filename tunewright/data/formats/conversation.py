@@ -103,7 +103,7 @@ def untrained(messages: Sequence[Message]) -> list[Message]:
 
 
 def _check_order(messages: Sequence[Message], where: str) -> None:
-    """Raises DATA_NOTHING_TO_LEARN or DATA_TURN_ORDER."""
+    """Raises DATA_NOTHING_TO_LEARN, DATA_TURN_ORDER or DATA_EMPTY_TARGET."""
     if not turns(messages):
         assistant = any(m.role == "assistant" for m in messages)
         what = "every assistant message has weight 0" if assistant else "there is no assistant message"
@@ -114,6 +114,9 @@ def _check_order(messages: Sequence[Message], where: str) -> None:
     problem, fix = _order(rest)
     if problem:
         raise data_error("DATA_TURN_ORDER", problem, where=where, fix=fix)
+    if any(m.role == "assistant" and not m.text for m in messages):
+        message = "an answer has thoughts and nothing else."
+        raise data_error("DATA_EMPTY_TARGET", message, where=where, fix="add the answer, or set data.empty=drop.")
 
 
 def _order(messages: Sequence[Message]) -> tuple[str, str]:
