@@ -47,7 +47,7 @@ def load_run(run: Run) -> TunedModel:
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
     template = _trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
-    return TunedModel(model, template, receipt.instruction, tuple(receipt.tools), facts.packable)
+    return TunedModel(model, template, receipt.instruction, receipt.tools or (), facts.packable)
 
 
 def _trained_with(receipt: Receipt, template: Template) -> Template:

@@ -55,7 +55,7 @@ def make(context: Context, inputs: Inputs, plan: Plan, protocol: Protocol) -> Re
         seed=context.config.seed,
         threads=torch.get_num_threads(),
         instruction=context.data.instruction,
-        tools=list(context.data.tools),
+        tools=context.data.tools or None,
         lengths={side: _lengths(rows) for side, rows in inputs.rows.items() if rows},
     )
 

@@ -75,8 +75,8 @@ class Receipt(Record):
     seed: int = Field(description="Seed of all random draws.")
     threads: int = Field(description="Threads of torch.")
     instruction: str | None = Field(description="The most frequent system message of the training rows; null if none.")
-    tools: list[dict[str, JsonValue]] = Field(
-        description="The most frequent tools of the training rows that have tools."
+    tools: tuple[dict[str, JsonValue], ...] | None = Field(
+        None, description="The most frequent tools of the training rows that have tools, if there are any."
     )
     lengths: dict[str, Lengths] = Field(description="By side; a side without rows is absent.")
 
