@@ -1,6 +1,6 @@
-"""Parties and places in loan agreements, as JSON arrays: sentences of eight agreements filed with the US Securities and
-Exchange Commission, whose named entities were annotated by hand (Salinas Alvarado, Verspoor and Baldwin, ALTA 2015, CC BY
-3.0), as packaged in evals 3.0.1.post1 (MIT).
+"""Parties and places in loan agreements, as JSON arrays: sentences of agreements filed with the US Securities and
+Exchange Commission, whose named entities were annotated by hand (Salinas Alvarado, Verspoor and Baldwin, ALTA 2015,
+CC BY 3.0), as packaged in evals 3.0.1.post1 (MIT).
 
 Headings are left out. Of the sentences without an entity, half as many are kept as there are with one; the hash of its
 text decides whether a sentence is kept.
