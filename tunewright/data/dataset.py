@@ -118,18 +118,21 @@ class Dataset:
 
     @functools.cached_property
     def answer_schema(self) -> AnswerSchema | None:
-        """The schema of structured answers, and the fraction of the reference answers of each side that satisfy it."""
+        """The schema of structured answers, and the fraction of the reference answers of each side that satisfy it: of
+        held-out rows only, if it was inferred from the training rows."""
         schema, value = self.task.schema, self.task.kind.value
         if schema is None or value is None:
             return None
+        inferred = schema.source == INFERRED
+        sides = {side: self.side(side) for side in SIDES if not (inferred and side == "train")}
         return AnswerSchema(
             source=schema.source,
             json_schema=schema.value,
-            fields=dict(outline.fields(schema.value)) if schema.source == INFERRED else {},
+            fields=dict(outline.fields(schema.value)) if inferred else {},
             satisfied={
                 side: sum(schema.accepts(value(self.examples[i])) for i in rows) / len(rows)
-                for side in SIDES
-                if (rows := self.side(side))
+                for side, rows in sides.items()
+                if rows
             },
         )
 

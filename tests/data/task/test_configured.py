@@ -63,7 +63,7 @@ def test_a_schema_is_inferred_from_the_training_answers(tmp_path: Path) -> None:
     data = load(objects(tmp_path, 60))
     shown = data.answer_schema
     assert shown is not None
-    assert (shown.source, shown.satisfied) == ("inferred", {"train": 1.0, "dev": 1.0, "test": 1.0})
+    assert (shown.source, shown.satisfied) == ("inferred", {"dev": 1.0, "test": 1.0})
     assert shown.fields == {"n": "integer, always present", "kind": "text, one of: a, b, always present"}
     assert not [f for f in data.findings() if f.code == "SCHEMA_VIOLATED"]
     Audit.model_validate(data.audit_json(), strict=False)

@@ -179,6 +179,41 @@ def test_silence_and_refusal_score_nothing(kind: str, lazy: str) -> None:
     assert score.readings.exact_match == 0.0
 
 
+PIECES = [
+    "{",
+    "}",
+    "[",
+    "]",
+    '"a"',
+    ":",
+    ",",
+    "1",
+    "-",
+    "\n",
+    " ",
+    "<a>",
+    "</a>",
+    "```",
+    "\0",
+    "\ud800",
+    "NaN",
+    "&a",
+    "*a",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(ROWS)), st.lists(st.sampled_from(PIECES), max_size=30).map("".join), st.booleans())
+def test_any_text_can_be_an_answer_or_a_target(kind: str, text: str, as_target: bool) -> None:
+    task = detect_task(ROWS[kind])
+    example = chats(text)[0] if as_target else ROWS[kind][0]
+    score = task.score(example, Answer(ROWS[kind][0].target if as_target else text, Written(1, False), (), 1))
+    assert 0.0 <= score.score <= 1.0
+    if kind not in ("label", "generation", "csv"):
+        task.compare(example, Answer(text, Written(1, False)))
+    task.kind.canonical(example)
+
+
 @pytest.mark.parametrize("kind", ROWS)
 def test_every_verdict_metric_scores_every_answer(kind: str) -> None:
     import dataclasses

@@ -65,7 +65,9 @@ class AnswerSchema(Value):
     source: str = Field(description="The file of data.answer_schema, or inferred (from the training answers).")
     json_schema: dict[str, JsonValue] = Field(description="The schema.")
     fields: dict[str, str] = Field(description="Path -> description of each field of an inferred schema; else empty.")
-    satisfied: dict[Side, float] = Field(description="Fraction of each side's reference answers that satisfy it.")
+    satisfied: dict[Side, float] = Field(
+        description="Fraction of the reference answers that satisfy it, by side; without train if it is inferred."
+    )
 
 
 class Audit(Record):
