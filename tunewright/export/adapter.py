@@ -43,7 +43,7 @@ def reload(folder: Path, base: Base) -> Reloaded:
 
     model = loading.load(base.path, torch.float32)
     peft_format.load(model.module, folder, base.sha256)
-    tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return Reloaded(model, tokenizer)
 
 

@@ -47,7 +47,7 @@ def _check_prompts(work: Work) -> list[CheckPrompt]:
 def _conversation(prompt: Prompt, template: Template) -> dict[str, object] | None:
     """The arguments of a chat template; None if the prompt spells a special token."""
     special = [token for token in template.tokenizer.all_special_tokens if len(token) > 1]
-    given: dict[str, object] = {"conversation": [m.to_json() for m in prompt.messages]}
+    given: dict[str, object] = {"conversation": [m.to_json(template.text_arguments) for m in prompt.messages]}
     if prompt.tools:
         given["tools"] = list(prompt.tools)
     text = json.dumps(given, ensure_ascii=False)
