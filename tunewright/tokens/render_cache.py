@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tunewright.core.errors import DataError, Problem, TunewrightError
 from tunewright.core.run_folder import write_atomic
+from tunewright.data import messages, tool_calls
 from tunewright.data.messages import Example
-from tunewright.tokens import rendering, sequences, template
+from tunewright.tokens import rendering, sequences, template, written
 from tunewright.tokens.sequences import Rendered, Signal, TrainRow
 from tunewright.tokens.template import Template
 
@@ -88,7 +89,8 @@ def cached_rows(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[
 
 def _key(how: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
     # The code that renders is part of the key: another version of it must not read rows that this one wrote.
-    code = [inspect.getfile(part) for part in (rendering, sequences, template, how.prepare)]
+    parts = (messages, tool_calls, rendering, written, sequences, template, how.prepare)
+    code = [inspect.getfile(part) for part in parts]
     total = hashlib.sha256(b"".join(Path(file).read_bytes() for file in code))
     total.update(f"{how.template.sha256} {how.max_length} {how.too_long}".encode())
     for i in chosen:
