@@ -13,9 +13,11 @@ from build import byte_tokenizer, stock_templates, stock_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunewright.core.errors import TunewrightError
+from tunewright.core.errors import DataError, TunewrightError
 from tunewright.data import tool_calls
 from tunewright.data.messages import Chat, Message, Tool, ToolCall, turns
+from tunewright.methods import sft
+from tunewright.tokens.render_cache import RowRenderer, render_rows
 from tunewright.tokens.rendering import for_generation, for_training, read_answer
 from tunewright.tokens.sequences import TokenSequence
 from tunewright.tokens.template import BUILT_IN, Template, fitted, for_rows
@@ -296,6 +298,17 @@ def test_a_template_that_loses_something_is_refused(what: str, old: str, new: st
     assert caught.value.problems[0].where == "x:1"
     assert "template=chatml-tools" in caught.value.problems[0].fix
     assert for_training(Template(byte_tokenizer(CHATML_TOOLS)), chat_of(messages)), "the template without the fault"
+
+
+def test_a_template_that_refuses_some_rows_names_them() -> None:
+    """Llama 3.1 takes one call at a time; every row with two is reported, not only the first."""
+    template = fitted(stock("llama3_1"))
+    rows = [chat_of(CONVERSATIONS[name]) for name in ("a call", "two calls", "an answer after two calls")]
+    how = RowRenderer(template, sft.prepare, 10_000, "error")
+    with pytest.raises(DataError) as caught:
+        render_rows(how, [replace(r, where=f"x:{n}") for n, r in enumerate(rows)], [0, 1, 2])
+    assert [(p.code, p.where) for p in caught.value.problems] == [("TEMPLATE_LOSES_CONTENT", f"x:{n}") for n in (1, 2)]
+    assert all("template=chatml-tools" in p.fix for p in caught.value.problems)
 
 
 def test_a_template_that_loses_the_calls_before_an_answer_is_refused() -> None:

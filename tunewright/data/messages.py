@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 # What JSON can express.
@@ -108,7 +108,7 @@ def question(text: str, system: str | None = None) -> Prompt:
 
 
 def map_texts(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
-    """The prompt with every text in it changed: contents, thoughts, arguments of calls, and tools."""
+    """The prompt with every text in it changed: contents, thoughts, calls, names and ids of results, and tools."""
 
     def in_json(value: Json) -> Json:
         if isinstance(value, str):
@@ -120,9 +120,19 @@ def map_texts(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
     def in_object(value: dict[str, Json]) -> dict[str, Json]:
         return {change(k): in_json(v) for k, v in value.items()}
 
+    def call(c: ToolCall) -> ToolCall:
+        return ToolCall(change(c.name), in_object(c.arguments), change(c.id))
+
     def message(m: Message) -> Message:
-        calls = tuple(replace(c, name=change(c.name), arguments=in_object(c.arguments)) for c in m.tool_calls)
-        return replace(m, content=change(m.content), reasoning=change(m.reasoning), tool_calls=calls)
+        return Message(
+            role=m.role,
+            content=change(m.content),
+            tool_calls=tuple(map(call, m.tool_calls)),
+            reasoning=change(m.reasoning),
+            name=change(m.name),
+            call_id=change(m.call_id),
+            trained=m.trained,
+        )
 
     return Prompt(tuple(map(message, prompt.messages)), tuple(in_object(t) for t in prompt.tools))
 
@@ -165,7 +175,8 @@ class Chat:
     @property
     def text(self) -> str:
         """Everything in the row's messages, the system message and the thoughts included."""
-        return "\n".join(part for m in self.messages for part in (m.reasoning, m.text) if part)
+        parts = ((m.reasoning, m.content, *(c.text for c in m.tool_calls)) for m in self.messages)
+        return "\n".join(part for group in parts for part in group if part)
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,15 @@ def for_training(
     if isinstance(example, Text):
         return _text(template, example, row, max_length)
     require_template(template)
-    if example.tools:
-        _check_tools(template, example)
-    rendered = [_turn(template, example, k) for k in turns(example.messages)]
+    try:
+        if example.tools:
+            _check_tools(template, example)
+        rendered = [_turn(template, example, k) for k in turns(example.messages)]
+    except ModelError as error:
+        if error.code != "TEMPLATE_LOSES_CONTENT":
+            raise
+        problem = error.problems[0]  # the template refuses this row; it may accept others
+        raise data_error(problem.code, problem.message, where=example.where, fix=problem.fix) from None
     whole = rendered[-1].ids
     if all(whole[: len(t.ids)] == t.ids for t in rendered):
         weights = [0.0] * len(whole)

@@ -224,7 +224,9 @@ def render(template: Template, conversation: Prompt, open_turn: bool) -> str:
             "TEMPLATE_LOSES_CONTENT",
             f"the chat template refuses this conversation: {str(error).splitlines()[0]}",
             where=at,
-            fix="check the roles and their order against the template.",
+            fix="use a template that has tools: template=chatml-tools."
+            if tools or any("tool_calls" in m or m["role"] == "tool" for m in listed)
+            else "check the roles and their order against the template, or use another: template=chatml-tools.",
         ) from None
     given = len(json.dumps([listed, tools]))
     if len(text) > MAX_CHARACTERS + 20 * given:

@@ -26,8 +26,8 @@ def check_turn(chat: Chat, k: int, prompt: str, turn: str) -> None:
         message = chat.messages[lost]
         what = f"drops or changes messages[{lost}] ({message.role})"
         plain = "put that text into the first user message, or use another template: template=chatml-tools."
-        tools = message.role in ("assistant", "tool")
-        raise data_error("TEMPLATE_LOSES_CONTENT", _sentence(what), where=chat.where, fix=TOOLS_FIX if tools else plain)
+        fix = TOOLS_FIX if message.role == "tool" or message.tool_calls else plain
+        raise data_error("TEMPLATE_LOSES_CONTENT", _sentence(what), where=chat.where, fix=fix)
     message = chat.messages[k]
     thoughts, content = _split(message)
     if not contains(turn, thoughts):
