@@ -118,7 +118,7 @@ def the_head_is_saved() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config("llama", tie_word_embeddings=False)).eval()
     with tempfile.TemporaryDirectory() as folder:
-        merged.save(model, TEMPLATE, Path(folder) / "merged", torch.float32)
+        merged.save(model, TEMPLATE, Path(folder) / "merged", "float32")
         again = AutoModelForCausalLM.from_pretrained(Path(folder) / "merged").eval()
     assert torch.equal(logits(model), logits(again))
 
@@ -162,7 +162,7 @@ def all_in_bfloat16(patch: Patch) -> None:
 
 def saved_as_declared() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        merged.save(tiny_model(), TEMPLATE, Path(folder) / "merged", torch.bfloat16)
+        merged.save(tiny_model(), TEMPLATE, Path(folder) / "merged", "bfloat16")
         with safe_open(Path(folder) / "merged" / "model.safetensors", "pt") as tensors:
             actual = {tensors.get_slice(k).get_dtype() for k in tensors.keys()}  # noqa: SIM118
     assert actual == {"BF16"}
@@ -170,7 +170,7 @@ def saved_as_declared() -> None:
 
 def saved_as_it_was(patch: Patch) -> None:
     plain = merged.save
-    patch.setattr(merged, "save", lambda model, template, folder, dtype: plain(model, template, folder, torch.float32))
+    patch.setattr(merged, "save", lambda model, template, folder, dtype: plain(model, template, folder, "float32"))
 
 
 def off_is_the_base() -> None:

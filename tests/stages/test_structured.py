@@ -24,7 +24,7 @@ PLAIN: dict[str, Any] = {
     "prove__max_new_tokens": 24,
     "prove__max_test_rows": 6,
     "prove__max_dev_rows": 3,
-    "export__merged": False,
+    "export__to": ["adapter"],
 }
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tunewright.model.facts import Facts
+    from tunewright.tokens.template import Template
 
 LARGEST_FLOAT32 = 2e9  # bytes
 
@@ -27,12 +28,16 @@ def stored_dtype(config: Config, facts: Facts) -> Dtype:
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+    save(module, source.template, folder, dtype)
+
+
+def save(module: PreTrainedModel, template: Template, folder: Path, dtype: Dtype) -> None:
     from tunewright.model import arch_probe, loading
 
     stored = module if dtype == "float32" else copy.deepcopy(module).to(loading.torch_dtype(dtype))
     with arch_probe.quiet():
         stored.save_pretrained(folder)
-        source.template.tokenizer.save_pretrained(folder)
+        template.tokenizer.save_pretrained(folder)
 
 
 def reload(folder: Path, base: Base) -> Reloaded:
