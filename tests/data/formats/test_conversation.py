@@ -124,6 +124,15 @@ def test_parts_thoughts_and_results_that_are_not_text() -> None:
     assert chat(USER, CALL, result, ANSWER).messages[2] == Message("tool", '{"t": 4, "ü": null}', name="f")
 
 
+def test_a_table_has_messages_and_history_as_json_text() -> None:
+    assert read({"messages": json.dumps([USER, ANSWER])}).messages == chat(USER, ANSWER).messages
+    assert len(read({"query": "q", "response": "a", "history": '[["q", "a"]]'}).messages) == 4
+    for broken in ("[{'role': 'user'}]", "4", ""):
+        with pytest.raises(DataError) as caught:
+            read({"messages": broken}, format="chat")
+        assert caught.value.code == "DATA_FIELD_TYPE"
+
+
 @pytest.mark.parametrize(
     ("message", "code"),
     [
