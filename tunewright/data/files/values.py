@@ -75,8 +75,6 @@ def _clean(value: object, control: Control, removed: Counter[str], depth: int = 
     """The value with every text in it cleaned; ``removed`` counts what was removed."""
     if depth > MAX_DEPTH:
         raise BadValue("DATA_TOO_DEEP", f"the row is nested more than {MAX_DEPTH} levels deep.")
-    if isinstance(value, BadValue):
-        raise value
     if isinstance(value, str):
         return _text(value, control, removed)
     if isinstance(value, list):
@@ -88,13 +86,15 @@ def _clean(value: object, control: Control, removed: Counter[str], depth: int = 
         if len(clean) < len(value):
             raise BadValue("DATA_DUPLICATE_KEY", "two keys of one object are equal without control characters.")
         return clean
+    if isinstance(value, BadValue):
+        raise value
     return value
 
 
 def _text(text: str, control: Control, removed: Counter[str]) -> str:
-    bad = BAD.findall(text)
-    if not bad:
+    if not BAD.search(text):
         return text
+    bad = BAD.findall(text)
     if control == "error":
         if bad[0] >= "\ud800":
             raise BadValue("DATA_UNICODE", f"the text contains a lone surrogate (U+{ord(bad[0]):04X}).")
