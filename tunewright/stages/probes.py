@@ -103,7 +103,7 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     assert work.config.forget.regression_rows
     source = sources.read(work.config.forget.regression_rows)
     rows = formats.parse(source.rows, replace(dataset.row_settings(work.config), format="auto", columns={})).examples
-    task = detect_task(rows)
+    task = replace(detect_task(rows), rules=work.data.task.rules)
     arm = families.tuned(task)  # the same arm for both models; the weights decide which one answers
     scores = {}
     for who, weights in (("base", base(work.plan)), ("tuned", tuned)):
