@@ -107,7 +107,7 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     for summary in summaries(read.changes):
         work.console.warn(f"  regression rows: {summary.text}")
     rows = read.parsed.examples
-    task = detect_task(rows)
+    task = replace(detect_task(rows), rules=work.data.task.rules)
     arm = families.tuned(task)  # the same arm for both models; the weights decide which one answers
     scores = {}
     for who, weights in (("base", base(work.plan)), ("tuned", tuned)):
