@@ -1,7 +1,7 @@
 """A training step and decoding on a machine that is not idle: beside busy processes, another torch process, an
 installer and a compiler, and with little memory left.
 
-    python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--passive]
+    python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--ways NAME ...] [--passive]
 
 The threads are fixed (one per core) or adapt to the neighbours (`tunewright.train.crowding`, what a run does). Times
 are divided by the median of the undisturbed steps of the same round.
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=list(NEIGHBOURS), choices=list(NEIGHBOURS))
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--passive", action="store_true", help="with OMP_WAIT_POLICY=passive")
     asked = parser.parse_args()
     if asked.passive:
@@ -138,6 +139,7 @@ def main() -> None:
                 asked.only,
             )
             for way, more in WAYS.items()
+            if way in asked.ways
         }
     print("| beside | " + " | ".join(results) + " |\n" + "|---" * (len(results) + 1) + "|")
     for name in ("nothing", *asked.only):

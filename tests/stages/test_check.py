@@ -13,7 +13,7 @@ from tunewright.core.console import Console
 from tunewright.core.records import Audit
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
-from tunewright.report import report
+from tunewright.report import build
 from tunewright.runtime.context import Context
 from tunewright.stages import check
 
@@ -41,7 +41,7 @@ def test_what_was_dropped_and_changed_is_in_the_line_the_audit_and_the_page(
         ("data.duplicates=drop", 1, (f"{tmp_path}/b.jsonl.gz:21",)),
         ("data.control=strip", 1, (f"{tmp_path}/a.jsonl:22",)),
     ]
-    page = report.audit_page(audit, "rows")
+    page = build.audit_page(audit, "rows")
     assert all(c.setting in page and c.message.split("`")[0] in page for c in audit.changes)
     split = list(run_folder.read_lines(run.split))
     assert [s["where"].rpartition("/")[2] for s in split[19:22]] == ["a.jsonl:20", "a.jsonl:22", "b.jsonl.gz:1"]
