@@ -428,6 +428,7 @@ OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str
     (37, "a name above the folder", nothing, (*PLAN, "--name", "../x"), "PATH_OUTSIDE", "../x"),
     (37, "a name that is taken", lambda f: (f / "runs" / "r").mkdir(parents=True), (*PLAN, "--name", "r"), "RUN_EXISTS", "r"),
     (37, "runs among the documents", documents, ("plan", "docs", "--runs", "docs/runs", "--model", "model"), "RUN_INSIDE_DATA", "docs/runs"),
+    (37, "runs among the files of a pattern", documents, ("plan", "**/*.md", "--model", "model"), "RUN_INSIDE_DATA", "runs"),
     (38, "no such run", nothing, ("chat", "r"), "RUN_NOT_FOUND", "runs"),
     (39, "a schema with an unknown type", schema(b'{"items": {"type": "strng"}}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
     (39, "a schema that is not JSON", schema(b'{"type": }'), WITH_SCHEMA, "DATA_SCHEMA", "s.json:1:10"),

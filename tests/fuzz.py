@@ -56,7 +56,10 @@ def remedied(folder: Path, raw: bytes, name: str = "a.jsonl") -> None:
         assert all(p.code and len(str(p)) < 2000 for p in error.problems)
         return
     (folder / "b.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    assert not dataset.load(config.load(None, data__train=str(folder / "b.jsonl"))).changes
+    copy = dataset.load(config.load(None, data__train=str(folder / "b.jsonl")))
+    assert not copy.changes
+    original = dataset.load(config.load(None, REPAIRS, data__train=str(folder / name)))
+    assert [e.messages or e.question for e in copy.examples] == [e.messages or e.question for e in original.examples]
     again = repaired.repair(config.load(None, REPAIRS, data__train=str(folder / "b.jsonl")))
     assert again == repaired.Repaired(lines, ())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Result:
 
 
 def run(
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     *,
     model: str = "smollm2-135m",
     name: str | None = None,
@@ -48,16 +49,17 @@ def run(
     quiet: bool = True,
     **settings: Any,
 ) -> Result:
-    """Run every stage on a data file: check, plan, train, prove, export, report.
+    """Run every stage on the rows of one or several files: check, plan, train, prove, export, report.
 
     ``settings``: settings, with two underscores for each dot: ``train__steps=40``. Raises TunewrightError.
     """
     from tunewright.core.console import Console
     from tunewright.stages import runner
 
-    config = configuration.load(None, model=model, data__train=str(data), **settings)
+    files = _names(data)
+    config = configuration.load(None, model=model, data__train=files, **settings)
     words = "".join(f", {key}={value!r}" for key, value in {"model": model, "name": name, **settings}.items())
-    command = f"tw.run({str(data)!r}{words}, root={str(root)!r})"
+    command = f"tw.run({files!r}{words}, root={str(root)!r})"
     context = runner.start(config, name, Path(root), Console(quiet), command)
     runner.Runner(context).advance("report")
     return Result(context.run.path)
@@ -70,8 +72,12 @@ def load_run(name: str | Path, root: str | Path = "runs") -> Result:
     return Result(run.path)
 
 
-def check(data: str | Path, **settings: Any) -> dict[str, Any]:
-    """The audit of a data file as plain values, without torch. Raises DataError with all problems."""
+def check(data: str | Path | Sequence[str | Path], **settings: Any) -> dict[str, Any]:
+    """The audit of the rows of one or several files as plain values, without torch. Raises DataError."""
     from tunewright.data import dataset
 
-    return dataset.load(configuration.load(None, data__train=str(data), **settings)).audit_json()
+    return dataset.load(configuration.load(None, data__train=_names(data), **settings)).audit_json()
+
+
+def _names(data: str | Path | Sequence[str | Path]) -> str | list[str]:
+    return str(data) if isinstance(data, str | Path) else [str(name) for name in data]

@@ -70,6 +70,25 @@ def test_titles(value: str | list[str] | None, title: str) -> None:
     assert locations.title(value) == title
 
 
+def test_folders_that_a_name_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "a.jsonl").touch()
+    searched = {
+        "docs": "docs",
+        "docs/**/*.md": "docs",
+        "**/*.jsonl": ".",
+        "*/rows.jsonl": ".",
+        "docs/*.md": None,
+        "a.jsonl": None,
+        "s3://x/**/*.md": None,
+        "hub:a/b": None,
+        "none.jsonl": None,
+    }
+    for name, folder in searched.items():
+        assert locations.searched_folder(name) == (None if folder is None else Path(folder)), name
+
+
 @pytest.mark.parametrize("name", ["rot13", "hex", "zlib", "undefined", "nonsense", "", "a\x00b"])
 def test_an_encoding_that_is_none_of_text_is_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match=r"CONFIG_RANGE.*data\.encoding"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,17 @@ def _last_part(name: str) -> str:
     if name.startswith(HUB):
         return re.sub(r"(@[0-9a-f]{7})[0-9a-f]{33}", r"\1", name)
     return without_query(name).rstrip("/").rpartition("/")[2] or name
+
+
+def searched_folder(name: str) -> Path | None:
+    """The folder whose subfolders a name reads: a folder of documents, or what precedes the wildcards of a pattern."""
+    path = Path(name)
+    if not is_local(name) or path.is_file():
+        return None
+    if path.is_dir():
+        return path
+    parts = list(itertools.takewhile(lambda part: not is_pattern(part), path.parts))
+    return Path(*parts) if len(parts) < len(path.parts) - 1 else None
 
 
 def anchored(name: str, base: Path) -> str:

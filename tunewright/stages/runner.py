@@ -14,7 +14,7 @@ from tunewright.core import records, run_folder
 from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
-from tunewright.core.locations import is_local, listed, title
+from tunewright.core.locations import listed, searched_folder, title
 from tunewright.core.records import NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
@@ -135,11 +135,12 @@ def start(
     """
     config = pinned(absolute(config))
     d = config.data
-    for folder in (path for paths in (d.train, d.dev, d.test, config.prove.documents) for path in listed(paths)):
-        if is_local(folder) and Path(folder).is_dir() and root.resolve().is_relative_to(Path(folder).resolve()):
+    for name_ in (path for paths in (d.train, d.dev, d.test, config.prove.documents) for path in listed(paths)):
+        folder = searched_folder(name_)
+        if folder is not None and root.resolve().is_relative_to(folder.resolve()):
             raise RunError(
                 "RUN_INSIDE_DATA",
-                f"the runs folder is inside {folder}, where every document is read, model cards of runs included.",
+                f"the runs folder is inside {folder}, where {name_} reads files, those of runs included.",
                 where=str(root),
                 fix="put it elsewhere: --runs FOLDER.",
             )

@@ -232,7 +232,7 @@ def test_nothing_is_overwritten(existing: str) -> None:
     assert sorted(p.name for p in Path().iterdir()) == sorted(["a.jsonl", existing])
 
 
-def test_a_broken_chat_that_cannot_be_written_back_is_left_out_and_listed() -> None:
+def test_turns_that_cannot_be_written_back_are_left_out_like_other_wrong_rows() -> None:
     good = [
         {"prompt": [{"role": "user", "content": g}], "completion": [{"role": "assistant", "content": f"{g[:40]}!"}]}
         for g in GOOD
@@ -241,4 +241,6 @@ def test_a_broken_chat_that_cannot_be_written_back_is_left_out_and_listed() -> N
     Path("a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*good, twice]))
     assert fix("a.jsonl", "--out", "b.jsonl")[0] == 0
     assert [json.loads(x) for x in Path("b.jsonl").read_text().splitlines()] == good
-    assert [c["action"] for c in listed("b.jsonl")] == ["changed", "dropped"]
+    (change,) = listed("b.jsonl")
+    assert (change["action"], change["setting"], change["code"]) == ("dropped", "data.invalid=drop", "DATA_TURN_ORDER")
+    assert fix("a.jsonl", "data.invalid=error", "--out", "c.jsonl")[0] == 2

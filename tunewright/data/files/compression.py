@@ -9,8 +9,6 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
-
 from tunewright.core.errors import DataError, MissingExtra, data_error
 
 PIECE = 1 << 20
@@ -19,16 +17,6 @@ MAX_MEMORY = 1 << 28  # of a decoder: the largest window of `xz -9` and `zstd --
 MAX_RATIO = 1000
 FREE = 1 << 26  # bytes that any file may expand to
 MAX_EXPANDED = 1 << 32
-
-
-class Decoder(Protocol):
-    """The interface of the decoders of bz2, lzma and, since Python 3.14, zstd: one member of a file."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int = -1, /) -> bytes: ...
 
 
 class _Gzip:
@@ -74,6 +62,10 @@ class _Zstandard:
             piece, self._waiting = self._waiting[: self.BYTES], self._waiting[self.BYTES :]
             out = self._decoder.decompress(piece)
         return out
+
+
+# The interface is that of bz2, lzma and, since Python 3.14, zstd: a decoder of one member of a file.
+Decoder = bz2.BZ2Decompressor | lzma.LZMADecompressor | _Gzip | _Zstandard
 
 
 def _zstd() -> Decoder:

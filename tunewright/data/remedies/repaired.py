@@ -22,6 +22,7 @@ from tunewright.data.formats.row_format import RowFormat
 from tunewright.data.messages import Example, Message
 from tunewright.data.remedies import labels, prepared
 from tunewright.data.remedies.change import Change
+from tunewright.data.remedies.prepared import Prepared
 
 # What is repaired unless a setting says otherwise.
 DEFAULTS = (
@@ -47,25 +48,19 @@ class Repaired:
 def repair(config: Config) -> Repaired:
     """The rows of data.train after the remedies of the config. Raises DataError with what is still wrong."""
     rows = prepared.prepare(config)
-    dataset.audited(config, rows)
     row_format = next(f for f in FORMATS if f.name == rows.format)
+    if _changed_by("data.turns=fix", rows) and row_format.fields != row_format.lists[:1]:
+        # The messages are in several fields, to which they cannot be assigned once they are in order.
+        rows = prepared.prepare(config.model_copy(update={"data": config.data.model_copy(update={"turns": "error"})}))
+    dataset.audited(config, rows)
     how = replace(prepared.row_settings(config), instruction=None)
-    reordered, renamed = (
-        {c.where for c in rows.changes if c.setting == setting} for setting in ("data.turns=fix", "data.labels=merge")
-    )
+    reordered, renamed = (_changed_by(setting, rows) for setting in ("data.turns=fix", "data.labels=merge"))
     lines: list[str] = []
     changes = list(rows.changes)
     for example in rows.sides["train"]:
         row = rows.raw[example.where]
-        data: Data | None = row.data
-        if example.where in reordered:
-            data = _reordered(row, row_format, how)
-        if example.where in renamed and data is not None:
-            data = _relabelled(data, row_format, how, example)
-        if data is None:
-            message = f"a {row_format.name} row with messages in an invalid order cannot be written back"
-            changes.append(Change(example.where, "DATA_TURN_ORDER", "tunewright fix", message, dropped=True))
-            continue
+        data: Data = _reordered(row, row_format, how) if example.where in reordered else row.data
+        data = _relabelled(data, row_format, how, example) if example.where in renamed else data
         plain = _plain(data)
         if repr(plain) != repr(data):
             message = "values that JSON does not have, such as dates and NaN, are written as text or null"
@@ -102,10 +97,12 @@ def _not_there(file: Path, message: str, fix: str) -> DataError:
     return data_error("DATA_EXISTS", message, where=str(file), fix=fix)
 
 
-def _reordered(row: Row, row_format: RowFormat, how: RowSettings) -> Data | None:
-    """A row with its messages in a valid order; None if its format does not keep them in one list."""
-    if len(row_format.lists) != 1 or row_format.fields != row_format.lists:
-        return None
+def _changed_by(setting: str, rows: Prepared) -> set[str]:
+    return {change.where for change in rows.changes if change.setting == setting}
+
+
+def _reordered(row: Row, row_format: RowFormat, how: RowSettings) -> Data:
+    """A row with its messages, which its format has in one list, in a valid order."""
     name = _field(row.data, row_format.lists[0], how)
     messages = conversation.fixed(conversation.read(row.data[name], name, row.where))
     return {**row.data, name: [_written(m) for m in messages]}
@@ -132,6 +129,8 @@ def _relabelled(data: Data, row_format: RowFormat, how: RowSettings, example: Ex
     value = data[last]
     if isinstance(value, list) and value and isinstance(value[-1], dict):  # messages
         value = [*value[:-1], {k: spelt(v) if k in ("content", "value") else v for k, v in value[-1].items()}]
+    elif isinstance(value, list):  # several labels
+        value = parts if len(parts := label.split(", ")) == len(value) else value
     return {**data, last: spelt(value)}
 
 
