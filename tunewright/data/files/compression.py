@@ -9,6 +9,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+
 from tunewright.core.errors import DataError, MissingExtra, data_error
 
 PIECE = 1 << 20
