@@ -140,7 +140,7 @@ def start(
         if folder is not None and root.resolve().is_relative_to(folder.resolve()):
             raise RunError(
                 "RUN_INSIDE_DATA",
-                f"the runs folder is inside {folder}, where {name_} reads files, those of runs included.",
+                f"the runs folder is inside {folder}, so that {name_} would read files of runs as data.",
                 where=str(root),
                 fix="put it elsewhere: --runs FOLDER.",
             )

@@ -111,11 +111,12 @@ class DataConfig(Frozen):
         "drop them and list which.",
     )
     duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="Rows of data.train that repeat the question and the answer of an earlier one."
+        "keep",
+        description="Rows of data.train that repeat the prompt and the answer of an earlier one: keep or drop them.",
     )
     contradictions: Literal["keep", "drop"] = Field(
         "keep",
-        description="Rows of data.train with the same question and different answers: keep all, or only those with the "
+        description="Rows of data.train with the same prompt and different answers: keep all, or only those with the "
         "most frequent answer; none if no answer is more frequent than the others.",
     )
     leaks: Literal["error", "drop"] = Field(
@@ -129,7 +130,8 @@ class DataConfig(Frozen):
         "spelling in data.train for all.",
     )
     unseen_labels: Literal["error", "drop"] = Field(
-        "error", description="Rows of data.dev and data.test with a label that no row of data.train has."
+        "error",
+        description="Rows of data.dev and data.test with a label that no row of data.train has: fail, or drop them.",
     )
     too_long: Literal["error", "drop"] = Field(
         "error", description="Rows longer than train.max_length: fail, or drop them and list which."
