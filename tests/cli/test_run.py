@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from build import FLAGS, Folder, Rows, cli, process
+from build import FLAGS, Folder, Rows, cli, process, read
 
 
 def test_the_main_job(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
@@ -65,3 +66,22 @@ def test_the_main_job(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> 
     assert not [p for p in [run, *run.rglob("*")] if p.stat().st_mode & 0o077], "rows and answers are the owner's alone"
     logged = [done.stderr, answered.stderr, *((run / f"{name}.jsonl").read_text() for name in ("events", "metrics"))]
     assert not any(" by the " in text for text in logged), "a row's text in a log"
+
+
+def test_runs_at_once_on_one_machine_end_as_each_would_alone(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    """Started in the same second, without names, they take different folders."""
+    words = ("run", str(chat_rows()), "--model", str(model_folder("llama")), "threads=1", *FLAGS)
+    with ThreadPoolExecutor(3) as pool:
+        ended = list(pool.map(lambda _: process("-m", "tunewright", *words, cwd=tmp_path), range(3)))
+    assert [done.returncode for done in ended] == [0, 0, 0], [done.stderr for done in ended]
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert len(runs) == 3
+    alone = cli(*words, "--name", "alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    for run in runs:
+        for name in ("training", "verdict"):
+            mine, other = read(run, name), read(tmp_path / "runs" / "alone", name)
+            mine.pop("seconds", None), other.pop("seconds", None)
+            assert mine == other, name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -97,26 +98,38 @@ def chosen_scale(run: Run) -> float:
 
 def create(root: Path, name: str | None, stem: str) -> Run:
     """Creates a run folder that only its owner can read. Raises RUN_EXISTS if the run exists."""
-    if name is None:
-        base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "run"
-        base = f"{base}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-        name, number = base, 2
-        while (root / name).exists():
-            name, number = f"{base}-{number}", number + 1
-    run = Run(contained(root, name))
-    if run.path.exists():
-        raise RunError(
-            "RUN_EXISTS",
-            f"{run.path} already exists.",
-            where=str(run.path),
-            fix=f"choose another --name, or continue it: `tunewright run {run.path}`.",
-        )
-    with disk_errors(run.path):
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        run.path.mkdir(mode=0o700)
-        for folder in ("data", "scores"):
-            (run.path / folder).mkdir(mode=0o700)
-    return run
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+    for candidate in [name] if name is not None else _names(stem):
+        run = Run(contained(root, candidate))
+        if _new_folder(run.path):
+            for folder in ("data", "scores"):
+                _new_folder(run.path / folder)
+            return run
+    raise RunError(
+        "RUN_EXISTS",
+        f"{run.path} already exists.",
+        where=str(run.path),
+        fix=f"choose another --name, or continue it: `tunewright run {run.path}`.",
+    )
+
+
+def _names(stem: str) -> Iterator[str]:
+    """Names for a run of this second; several, because another process may start one at the same time."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "run"
+    base = f"{base}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    yield base
+    yield from (f"{base}-{number}" for number in itertools.count(2))
+
+
+def _new_folder(path: Path) -> bool:
+    """Whether the folder was made; False if something of that name exists."""
+    with disk_errors(path):
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            return False
+    return True
 
 
 def contained(root: Path, name: str) -> Path:
