@@ -99,6 +99,8 @@ def main() -> None:
         peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), note)
     profile.calibrate(model, rows[:2], plan)
     student = make_learner(model, plan)
+    if setup.get("give_way"):
+        crowding.give_way()
     if setup.get("decode"):
         serve(lambda step: decode(model, rows), wire)
         return
@@ -109,10 +111,9 @@ def main() -> None:
 
     def step(number: int) -> float:
         nonlocal crowd
-        loss = take_step(student, rows, plan, number).loss
-        crowd = crowding.after_step(crowd)
-        torch.set_num_threads(crowd.threads)
-        return loss
+        crowd = crowding.adapted(crowd)
+        crowding.use(crowd)
+        return take_step(student, rows, plan, number).loss
 
     serve(step, wire)
 

@@ -10,9 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import FORGETTING, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.records import FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
+from tunewright.export.portable import base_name
 
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
@@ -20,6 +21,8 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     receipt = records.read(run.receipt, Receipt)
     facts = {
         "name": run.name,
+        "base": base_name(receipt.model.name),
+        "chat": records.read(run.audit, Audit).task.kind != "text",
         "verdict": records.read(run.verdict, Verdict),
         "receipt": receipt,
         "plan": records.read(run.plan, Plan),
@@ -28,7 +31,7 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     }
     for check in checks:
         row = EXPORTS[check.kind]
-        snippet = row.snippet(check.path, receipt.model.path)
+        snippet = row.snippet(receipt.model.name)
         text = render(**facts, check=check, library=row.library, snippet=snippet)
         write_atomic(run.path / row.kind / "README.md", text)
 
@@ -48,6 +51,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["quoted"] = json.dumps
+    environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.filters["python"] = repr
     environment.tests["given"] = lambda value: value is not None and not isinstance(value, Undefined)
     return environment

@@ -66,7 +66,7 @@ class Export:
     dtype        the dtype in which its weights are stored
     write        writes it into an empty folder, from a float32 module (merged, if ``merged``) that must stay as it is
     reload       loads it in float32, as its users would, in a process that knows nothing about the run
-    snippet      (path, path of the base) -> lines of Python that load it, for the card
+    snippet      name of the base -> lines of Python that load it as ``model`` from the current folder, for the card
     unsupported  why it cannot be written for this model, or None; asked before training
     """
 
@@ -78,5 +78,5 @@ class Export:
     dtype: Callable[[Config, Facts], Dtype]
     write: Callable[[TrainedRun, PreTrainedModel, Path, Dtype], None]
     reload: Callable[[Path, Base], Reloaded]
-    snippet: Callable[[str, str], list[str]]
+    snippet: Callable[[str], list[str]]
     unsupported: Callable[[Facts], str | None] = supported

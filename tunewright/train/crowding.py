@@ -1,14 +1,17 @@
 """Threads on a machine that other processes use too.
 
-Threads of one computation wait for each other many times in a step. Where a core is shared, each of them waits for the
-one that the kernel has suspended, so two threads beside one busy process are slower than one (benchmarks/busy.py).
-Hence between steps: measure how much of the cores other processes have used, and leave that many to them.
+Threads of one computation wait for each other many times in a step, and OpenMP lets them spin while they wait. Beside
+other processes the kernel suspends one of them while the other spins for it, and a step takes thirty times as long
+(benchmarks/busy.py). There are two remedies. At any time, `give_way` lets waiting threads sleep instead of spinning;
+this changes no result. Between training steps, `adapted` leaves to other processes as many cores as they use.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +21,8 @@ import torch
 
 ENOUGH = 0.2  # seconds that a measurement must span: /proc counts in hundredths
 MARGIN = 0.6  # of a core: what others must use more, or less, than assumed before the threads change
+POLL = 0.3  # seconds
+CROWDED, FREE = 0.25, 0.15  # cores used by others: from here waiting threads sleep, and below here they spin again
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,17 @@ def usage() -> Usage | None:
     return Usage(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), own.ru_utime + own.ru_stime)
 
 
-def after_step(crowd: Crowd) -> Crowd:
-    """The threads for the next step, from what happened since the last measurement."""
+def used_by_others(before: Usage, now: Usage) -> float:
+    """Cores that other processes used, on average."""
+    return max(0.0, (now.cores - before.cores) - (now.own - before.own)) / (now.clock - before.clock)
+
+
+def adapted(crowd: Crowd) -> Crowd:
+    """The threads for the next step, from what others used since the last measurement."""
     now, before = usage(), crowd.usage
     if now is None or before is None or now.clock - before.clock < ENOUGH:
         return crowd
-    others = max(0.0, (now.cores - before.cores) - (now.own - before.own)) / (now.clock - before.clock)
+    others = used_by_others(before, now)
     return Crowd(crowd.cores, threads(crowd, others), now, others)
 
 
@@ -91,3 +101,48 @@ def threads(crowd: Crowd, others: float) -> int:
     if abs(others - assumed) < MARGIN:
         return crowd.threads
     return min(crowd.cores, max(1, crowd.cores - round(others)))
+
+
+@functools.cache
+def give_way() -> None:
+    """From now on, while other processes use the cores, this process's threads sleep while they wait for each other."""
+    if usage() is not None:
+        threading.Thread(target=_watch, name="give_way", daemon=True).start()
+
+
+def is_crowded(was: bool, others: float) -> bool:
+    return others > (FREE if was else CROWDED)
+
+
+def _watch() -> None:
+    before, over = usage(), threading.Event()
+    crowded = False
+    while before is not None:
+        time.sleep(POLL)
+        now = usage()
+        assert now is not None
+        crowded, was = is_crowded(crowded, used_by_others(before, now)), crowded
+        if crowded and not was:
+            over = short_waits()
+        elif was and not crowded:
+            over.set()
+        before = now
+
+
+def short_waits() -> threading.Event:
+    """Let waiting threads sleep until the event is set.
+
+    libgomp reads its settings once, when it is loaded, but a process that has more OpenMP threads than cores spins for
+    a hundred rounds instead of some milliseconds (`gomp_throttled_spin_count_var`). So a second team of threads is
+    started, which sleeps; it ends with the thread that started it.
+    """
+    over, started = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        torch.ones(1 << 20).add_(1)  # large enough for all threads
+        started.set()
+        over.wait()
+
+    threading.Thread(target=hold, name="short_waits", daemon=True).start()
+    started.wait()
+    return over
