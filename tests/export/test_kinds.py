@@ -154,7 +154,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert "| tuned | 0.7000 | [0.6000, 0.8000] |" in body
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body
     code = body.split("```python\n")[1].split("\n```")[0]
-    assert code.splitlines() == row.snippet(f"runs/one/{kind}", "models/smollm2")
+    assert code.startswith("\n".join(row.snippet("smollm2-135m")))
     compile(code, "card", "exec")
     assert ("the weights contain 0.5 of the trained update" in body) is measured
     assert ("not shown to be better than zero_shot." in body) is not measured

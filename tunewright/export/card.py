@@ -13,7 +13,7 @@ from tunewright.core.config import Plan
 from tunewright.core.records import FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
-from tunewright.export.portable import base_name
+from tunewright.export.portable import base_name, without_folders
 
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
@@ -21,6 +21,7 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     receipt = records.read(run.receipt, Receipt)
     facts = {
         "name": run.name,
+        "command": without_folders(receipt.command),
         "base": base_name(receipt.model.name),
         "chat": records.read(run.audit, Audit).task.kind != "text",
         "verdict": records.read(run.verdict, Verdict),

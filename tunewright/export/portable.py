@@ -7,9 +7,11 @@ written in both places.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from tunewright.core.run_folder import read_json, write_json
 
@@ -28,26 +30,27 @@ def make_portable(folder: Path) -> None:
         write_json(file, tokenizer_config(read_json(file), text))
 
 
-def config(written: Mapping[str, Any]) -> dict[str, Any]:
+def config(written: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """config.json with the rotary embedding's values under their names in transformers 4 too; `use_cache` is on, which
     training turns off."""
-    return {**_shareable(written), **_rope(written.get("rope_parameters") or {})}
+    rope = written.get("rope_parameters")
+    return {**_shareable(written), **(_rope(rope) if isinstance(rope, dict) else {})}
 
 
-def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(parameters: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """The values of `rope_parameters` under the names of transformers 4. Gemma 3 has a dictionary for each kind of
     layer."""
-    if "full_attention" in parameters:
-        local = parameters.get("sliding_attention") or {}
-        names = {"rope_local_base_freq": local["rope_theta"]} if "rope_theta" in local else {}
-        return {**_rope(parameters["full_attention"]), **names}
+    if isinstance(full := parameters.get("full_attention"), dict):
+        local = parameters.get("sliding_attention")
+        base = {"rope_local_base_freq": local["rope_theta"]} if isinstance(local, dict) else {}
+        return {**_rope(full), **base}
     names = {k: parameters[k] for k in ("rope_theta", "partial_rotary_factor") if k in parameters}
     if parameters.get("rope_type", "default") != "default":
         names["rope_scaling"] = {k: v for k, v in parameters.items() if k not in names}
     return names
 
 
-def tokenizer_config(written: Mapping[str, Any], template: str | None) -> dict[str, Any]:
+def tokenizer_config(written: Mapping[str, JsonValue], template: str | None) -> dict[str, JsonValue]:
     """tokenizer_config.json with a class that transformers 4 knows, the chat template inside, and the additional
     special tokens under their name in transformers 4, which expects something else under the new name."""
     out = {k: v for k, v in _shareable(written).items() if k != "backend"}
@@ -59,7 +62,7 @@ def tokenizer_config(written: Mapping[str, Any], template: str | None) -> dict[s
     return out if template is None else {**out, "chat_template": template}
 
 
-def _shareable(written: Mapping[str, Any]) -> dict[str, Any]:
+def _shareable(written: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     values = {k: v for k, v in written.items() if k not in _MACHINE}
     return {**values, "use_cache": True} if "use_cache" in values else values
 
@@ -68,6 +71,11 @@ def base_name(name: str) -> str:
     """What others can call the base model: a Hub id or the embedded model's name; of a path, its last part."""
     is_hub_id = name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~", "/"))
     return name if is_hub_id else Path(name).name
+
+
+def without_folders(command: str) -> str:
+    """A command with the last part of each absolute path: no folder of this machine."""
+    return re.sub(r"(?<![\w.])[~/][^\s'\"]*/(?=[^\s'\"])", "", command)
 
 
 def let_others_read(folder: Path) -> None:
