@@ -131,9 +131,10 @@ def test_the_order_of_arguments_is_no_contradiction() -> None:
 
 
 def test_an_instruction_lists_the_tools_that_rows_call() -> None:
-    rows = [row(OSLO), row(ROME), row(content="Hello!")]
+    other = ToolCall("weather", {"days": "two", "unit": None})
+    rows = [row(OSLO), row(ROME), row(content="Hello!"), row(other), row(OSLO)]
     text = TOOL_CALLS.instruct(detect_task(rows), rows)
-    assert "weather(city, days)" in text
+    assert "weather(city, days, unit)" in text
     assert "If no tool is needed, answer in words." in text
     assert "in words" not in TOOL_CALLS.instruct(detect_task(rows), rows[:2])
     many = [row(ToolCall(f"f{i}", {})) for i in range(21)]
