@@ -74,7 +74,9 @@ NEIGHBOURS: dict[str, list[str]] = {
 @contextlib.contextmanager
 def beside(scripts: list[str]) -> Iterator[None]:
     """Run the scripts, each in a process group of its own, and end them afterwards."""
-    running = [subprocess.Popen([sys.executable, "-c", s], start_new_session=True) for s in scripts]
+    scratch = tempfile.mkdtemp(prefix="tunewright-busy-")
+    environment = {**os.environ, "TMPDIR": scratch}
+    running = [subprocess.Popen([sys.executable, "-c", s], env=environment, start_new_session=True) for s in scripts]
     try:
         time.sleep(3.0 if scripts else 0.0)
         yield
@@ -83,9 +85,7 @@ def beside(scripts: list[str]) -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for left in Path(tempfile.gettempdir()).glob("tmp*"):
-            if (left / "torch").is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def setup(folder: Path, name: str, **more: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids, flat
 from tunewright.tokens.template import Template, for_rows, load_template
-from tunewright.train import crowding, machine, planning
+from tunewright.train import machine, planning
 from tunewright.train.machine import Machine
 
 
@@ -67,7 +67,6 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
     Raises ModelError, or DataError with every row that the template or the model cannot process.
     """
     machine.keep_pages()
-    crowding.give_way()
     hardware = machine.measure(None if config.threads == "auto" else config.threads)
     return on_machine(config, run, data, read_facts(config.model), hardware)
 
