@@ -19,7 +19,7 @@ def fix(
     """Write a repaired copy of the rows, as JSON Lines, and the list of changes as FILE.changes.jsonl.
 
     By default: encoding guessed, control characters removed, rows that cannot be read or are empty dropped, turns put
-    in order, exact duplicates dropped. Settings of data switch repairs off or on, e.g. data.duplicates=keep.
+    in order. Settings of data switch repairs off or on, e.g. data.invalid=error or data.duplicates=drop.
     """
     from tunewright.data.remedies import repaired
     from tunewright.data.remedies.change import changed_rows, counts, summaries

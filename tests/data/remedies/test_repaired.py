@@ -105,14 +105,16 @@ def test_each_repair_can_be_switched_off() -> None:
     assert fix("a.jsonl", "data.turns=error", "data.invalid=error", "--out", "b.jsonl")[0] == 2
     Path("a.csv").write_bytes(b"text,label\n" + b"caf\xe9 au lait,y\n" + b"some words in English,n\n" * 30)
     assert fix("a.csv", "data.encoding=utf-8", "--out", "b.jsonl")[0] == 2
-    assert fix("a.csv", "data.duplicates=keep", "--out", "b.jsonl")[0] == 0
-    assert Path("b.jsonl").read_text(encoding="utf-8").count("\n") == 31
+    assert fix("a.csv", "--out", "b.jsonl")[0] == 0
+    assert Path("b.jsonl").read_text(encoding="utf-8").count("\n") == 31, "rows that repeat others stay"
+    assert fix("a.csv", "data.duplicates=drop", "--out", "c.jsonl")[0] == 0
+    assert Path("c.jsonl").read_text(encoding="utf-8").count("\n") == 2
 
 
 def test_rows_keep_their_fields_and_order() -> None:
     rows = [{**json.loads(g), "id": i, "more": {"x": [1, 2.5, None, True]}, "é": "\u2028"} for i, g in enumerate(GOOD)]
     Path("a.json").write_text(json.dumps([*rows, rows[0], 7]))
-    assert fix("a.json", "--out", "b.jsonl")[0] == 0
+    assert fix("a.json", "data.duplicates=drop", "--out", "b.jsonl")[0] == 0
     assert [json.loads(x) for x in Path("b.jsonl").read_text(encoding="utf-8").split("\n")[:-1]] == rows
     assert [(c["where"], c["action"]) for c in listed("b.jsonl")] == [
         ("a.json[13]", "dropped"),
@@ -198,7 +200,7 @@ def test_several_files_and_leaks() -> None:
 
 def test_the_summary_as_json_counts_rows() -> None:
     Path("a.jsonl").write_bytes(lines("oops", GOOD[0], '{"prompt": "a\\u001b", "completion": "y"}'))
-    status, out, _ = fix("a.jsonl", "--out", "b.jsonl", "--json")
+    status, out, _ = fix("a.jsonl", "data.duplicates=drop", "--out", "b.jsonl", "--json")
     summary = json.loads(out)
     assert status == 0
     assert {k: summary[k] for k in ("file", "rows", "dropped", "changed")} == {

@@ -31,7 +31,6 @@ DEFAULTS = (
     "data.empty=drop",
     "data.turns=fix",
     "data.invalid=drop",
-    "data.duplicates=drop",
 )
 SUFFIXES = (".jsonl", ".json")
 Data = Mapping[str, object]
