@@ -38,18 +38,33 @@ class RowSettings:
 Build = Callable[[Row, RowSettings], Example]
 
 
+class Fields(Data):
+    """The fields of a row, which know the ``used`` ones: those whose values were asked for."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__(data)
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> Json:
+        self.used.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Json = None) -> Json:  # type: ignore[override]
+        self.used.add(name)
+        return super().get(name, default)
+
+
 @dataclass(frozen=True)
 class RowFormat:
     """A row has this format if it has all ``fields``, none of ``excludes``, and ``condition`` is true of it.
 
-    ``optional``: other fields that it reads; ``lists``: those that are lists of messages. ``build``: reads a row that
-    has all fields; raises DataError.
+    ``lists``: the fields that are lists of messages; ``build``: reads a row that has all fields, and others if they
+    have a value; raises DataError.
     """
 
     name: str
     fields: tuple[str, ...]
     build: Build
-    optional: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     condition: Callable[[Data], bool] | None = None
@@ -68,9 +83,9 @@ class RowFormat:
                 raise data_error("DATA_FIELD_MISSING", message, where=row.where, fix=fix)
         return self.build(row, how)
 
-    def unused(self, data: Data) -> set[str]:
-        """Fields of a row, and of its messages, that have a value but are not read."""
-        fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in (*self.fields, *self.optional)}
+    def unused(self, data: Fields) -> set[str]:
+        """Fields of a row, and of its messages, that have a value but that `read` did not use."""
+        fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in data.used}
         lists = [(name, value) for name in self.lists if isinstance(value := data.get(name), list)]
         items = [(name, item) for name, value in lists for item in value if isinstance(item, dict)]
         return fields | {f"{name}[].{k}" for name, item in items for k in notation.unread(item)}
@@ -107,10 +122,11 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
         try:
             if row.where in refused:
                 raise DataError([refused[row.where]])
-            example, solved = _read(row_format, row, how)
+            fields = Fields(row.data)
+            example, solved = _read(row_format, Row(fields, row.where), how)
             examples.append(example)
             fixed += solved
-            unused.update(row_format.unused(row.data))
+            unused.update(row_format.unused(fields))
         except DataError as error:
             droppable = all(p.code in how.drop for p in error.problems)
             (dropped if droppable else problems).extend(map(_or_drop, error.problems))
