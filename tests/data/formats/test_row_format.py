@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tunewright.core import config
 from tunewright.core.errors import DataError
 from tunewright.data import formats
 from tunewright.data.formats import FORMATS, RowSettings
 from tunewright.data.formats.row_format import detect
 from tunewright.data.messages import Chat, Message, Text
+from tunewright.data.remedies import prepared
 from tunewright.data.sources import Row
 
 SAMPLES = json.loads(Path(__file__).with_name("forms.json").read_text(encoding="utf-8"))
@@ -348,9 +351,55 @@ def test_rows_of_another_method_are_refused_unless_the_format_is_set(name: str, 
     assert len(dropped.examples) == 1
 
 
-def test_the_fix_for_preference_rows_trains_on_the_preferred_answers() -> None:
-    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+def as_advised(row: dict[str, Any], fix: str, *words: str) -> Chat | Text:
+    """The example of a row with the settings that the fix of its error names."""
+    advised = [word.rstrip(".,") for word in shlex.split(fix) if word.startswith(("data.columns=", "data.format="))]
+    assert advised, fix
+    how = prepared.row_settings(config.load(None, [*words, *advised], data__train="x"))
+    (example,) = formats.parse([Row(row, "x:1")], how).examples
+    return example
+
+
+USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
+PREFERENCES = {
+    "TRL": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "TRL, messages": {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+    "TRL, implicit prompt": {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    "a prompt and whole conversations": {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    "LLaMA-Factory": {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
+    "a question": {"system": "s", "question": "q", "chosen": "a", "rejected": "b"},
+    "ms-swift": {"messages": [USER, GOOD], "rejected_response": "b"},
+    "ms-swift, messages": {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+    "ms-swift, query": {"query": "q", "response": "a", "rejected_response": "b"},
+    "KTO": {"instruction": "q", "output": "a", "kto_tag": True},
+    "KTO, ShareGPT": {**SAME["sharegpt"], "kto_tag": False},
+    "TRL, unpaired": {"prompt": "q", "completion": "a", "label": False},
+    "images": {**SAME["chat"], "images": ["a.png"]},
+}
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_the_fix_for_rows_of_another_method_works(name: str) -> None:
+    row = PREFERENCES[name]
     with pytest.raises(DataError) as caught:
         read(row)
-    assert "data.columns='{completion: chosen}' data.format=completion" in caught.value.problems[0].fix
-    assert read(row, columns={"completion": "chosen"}, format="completion", as_asked=True).target == "a"
+    assert caught.value.code == "DATA_FORM_UNSUPPORTED"
+    example = as_advised(row, caught.value.problems[0].fix)
+    assert [(m.role, m.content) for m in example.messages if m.role != "system"] == [("user", "q"), ("assistant", "a")]
+
+
+def test_the_fix_for_rows_of_another_method_in_special_cases() -> None:
+    def fix(row: dict[str, Any], **how: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            read(row, **how)
+        return caught.value.problems[0].fix
+
+    row = {"chosen": "a", "rejected": "b"}
+    assert as_advised(row, fix(row)) == Text("a", "x:1")
+    row = {"ask": "q", "chosen": "a", "rejected": "b"}
+    assert as_advised(row, fix(row, columns={"prompt": "ask"}), "data.columns={prompt: ask}").target == "a"
+    for row in (
+        {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        {"conversations": [USER], "chosen": GOOD, "rejected": BAD},
+    ):
+        assert fix(row) == "write rows with the preferred answers alone, or set data.invalid=drop."

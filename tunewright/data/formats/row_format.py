@@ -5,7 +5,9 @@ A format knows its fields; the readers of fields raise a DataError that names th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,7 +110,8 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     candidates = [f for f in formats if how.format in ("auto", f.name)]
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
-    refused = {} if how.as_asked else unsupported.problems(rows)
+    reader = functools.partial(_reader, formats, how)
+    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
         raise DataError(list(refused.values()))
@@ -133,6 +136,17 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     if problems:
         raise DataError(problems)
     return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped), tuple(fixed))
+
+
+def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: Mapping[str, str]) -> str:
+    """The name of the first format that reads a row with such columns, these among its fields; empty if none does."""
+    (renamed,) = _renamed([row], columns)
+    for row_format in formats:
+        if row_format.fits(renamed.data) and set(columns) <= set(row_format.fields):
+            with contextlib.suppress(DataError):
+                row_format.read(renamed, how)
+                return row_format.name
+    return ""
 
 
 def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, tuple[Problem, ...]]:
