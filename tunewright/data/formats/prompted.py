@@ -155,7 +155,7 @@ FORMATS = (
     _pair_format("query", "query", "response"),
     _pair_format("response", "prompt", "response"),
     _pair_format("generation", "prompt", "generation"),
-    RowFormat("choice", ("question", "choices"), _choice),
+    RowFormat("choice", ("question", "choices"), _choice, answers=("choices", *CHOICE_ANSWERS)),
     RowFormat("question", ("question", "answer"), _question),
     _pair_format("question_response", "question", "response"),
     _pair_format("problem", "problem", "solution"),

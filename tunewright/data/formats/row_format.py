@@ -60,8 +60,8 @@ class Fields(Data):
 class RowFormat:
     """A row has this format if it has all ``fields``, none of ``excludes``, and ``condition`` is true of it.
 
-    ``lists``: the fields that are lists of messages; ``build``: reads a row that has all fields, and others if they
-    have a value; raises DataError.
+    ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
+    ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
     """
 
     name: str
@@ -69,6 +69,7 @@ class RowFormat:
     build: Build
     excludes: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     condition: Callable[[Data], bool] | None = None
 
     def fits(self, data: Data) -> bool:
