@@ -166,7 +166,7 @@ def test_labels_are_written_in_one_way_if_asked(form: str) -> None:
             "label": json.dumps({"text": text, "label": label}),
             "chat": chat(("user", text), ("assistant", label)),
             "completion": json.dumps({"prompt": text, "completion": label}),
-            "labels": json.dumps({"text": text, "labels": ["zoo", label, "also"]}),
+            "labels": json.dumps({"text": text, "labels": [label, "and", "also"]}),
             "parts": chat(("user", text), ("assistant", [{"type": "text", "text": label}])),
             "choice": json.dumps({"question": text, "choices": [label, "maybe"], "answer": label}),
             "place": json.dumps({"question": text, "choices": ["maybe", label], "answer": 1}),

@@ -95,8 +95,8 @@ def test_answers_that_say_the_same_are_duplicates_and_no_contradictions(calls: b
     examples = in_two_orders(calls)
     kind = detect_task(examples).kind
     assert kind is (TOOL_CALLS if calls else JSON)
-    (found,) = repeated(examples)
-    assert found.startswith("30 of 60 rows repeat an earlier row")
+    (finding,) = repeated(examples)
+    assert finding.startswith("30 of 60 rows repeat an earlier row")
     assert repetitions.drop_contradictions(examples, kind.canonical) == (tuple(examples), [])
     kept, _ = repetitions.drop_duplicates(examples, kind.canonical)
     assert places(kept) == list(range(0, 60, 2))  # type: ignore[arg-type]
