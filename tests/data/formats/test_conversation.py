@@ -260,5 +260,16 @@ def test_an_order_that_is_no_conversation(messages: list[dict[str, Any]], fragme
 def test_turns_can_be_fixed() -> None:
     row = chat(ANSWER, USER, USER, ANSWER, {**ANSWER, "reasoning": "hm"}, USER, fix_turns=True)
     assert row.messages == (Message("user", "q\n\nq"), Message("assistant", "a\n\na", reasoning="hm"))
-    joined = chat(USER, ANSWER, {**ANSWER, "weight": 0}, USER, ANSWER, fix_turns=True)
-    assert [m.trained for m in joined.messages] == [True, False, True, True], "never trained on what has weight 0"
+    no = {**ANSWER, "weight": 0}
+    joined = chat(USER, no, no, USER, ANSWER, ANSWER, fix_turns=True)
+    assert [(m.content, m.trained) for m in joined.messages[1::2]] == [("a\n\na", False), ("a\n\na", True)]
+
+
+@pytest.mark.parametrize("fix_turns", [False, True])
+def test_answers_of_two_weights_are_not_joined(fix_turns: bool) -> None:
+    """Joined, a target would become context, or a context a target."""
+    no = {**ANSWER, "weight": 0}
+    for pair in ((ANSWER, no), (no, ANSWER)):
+        with pytest.raises(DataError, match="of which one is trained on and one is not") as caught:
+            chat(USER, *pair, USER, ANSWER, fix_turns=fix_turns)
+        assert "turns" not in caught.value.problems[0].fix

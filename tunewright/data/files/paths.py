@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tunewright.core.errors import DataError, data_error
@@ -36,6 +37,20 @@ def _matching(name: str) -> list[str]:
     if not is_local(name) or not is_pattern(name) or os.path.lexists(name):
         return [name]
     return sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file()) or _no_match(name)
+
+
+def would_match(pattern: str, file: Path) -> bool:
+    """Whether a pattern would match a file that need not exist, by the rules of `glob`."""
+    return _parts_match(Path(os.path.abspath(pattern)).parts, Path(os.path.abspath(file)).parts)
+
+
+def _parts_match(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    if not patterns or not names:
+        return not names and all(p == "**" for p in patterns)
+    visible = not names[0].startswith(".") or patterns[0].startswith(".")
+    if patterns[0] == "**":
+        return _parts_match(patterns[1:], names) or (visible and _parts_match(patterns, names[1:]))
+    return visible and fnmatch.fnmatch(names[0], patterns[0]) and _parts_match(patterns[1:], names[1:])
 
 
 def _no_match(name: str) -> list[str]:

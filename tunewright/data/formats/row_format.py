@@ -5,7 +5,9 @@ A format knows its fields; the readers of fields raise a DataError that names th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,20 +40,36 @@ class RowSettings:
 Build = Callable[[Row, RowSettings], Example]
 
 
+class Fields(Data):
+    """The fields of a row, which know the ``used`` ones: those whose values were asked for."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__(data)
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> Json:
+        self.used.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Json = None) -> Json:  # type: ignore[override]
+        self.used.add(name)
+        return super().get(name, default)
+
+
 @dataclass(frozen=True)
 class RowFormat:
     """A row has this format if it has all ``fields``, none of ``excludes``, and ``condition`` is true of it.
 
-    ``optional``: other fields that it reads; ``lists``: those that are lists of messages. ``build``: reads a row that
-    has all fields; raises DataError.
+    ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
+    ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
     """
 
     name: str
     fields: tuple[str, ...]
     build: Build
-    optional: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     condition: Callable[[Data], bool] | None = None
 
     def fits(self, data: Data) -> bool:
@@ -68,9 +86,9 @@ class RowFormat:
                 raise data_error("DATA_FIELD_MISSING", message, where=row.where, fix=fix)
         return self.build(row, how)
 
-    def unused(self, data: Data) -> set[str]:
-        """Fields of a row, and of its messages, that have a value but are not read."""
-        fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in (*self.fields, *self.optional)}
+    def unused(self, data: Fields) -> set[str]:
+        """Fields of a row, and of its messages, that have a value but that `read` did not use."""
+        fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in data.used}
         lists = [(name, value) for name in self.lists if isinstance(value := data.get(name), list)]
         items = [(name, item) for name, value in lists for item in value if isinstance(item, dict)]
         return fields | {f"{name}[].{k}" for name, item in items for k in notation.unread(item)}
@@ -93,7 +111,8 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     candidates = [f for f in formats if how.format in ("auto", f.name)]
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
-    refused = {} if how.as_asked else unsupported.problems(rows)
+    reader = functools.partial(_reader, formats, how)
+    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
         raise DataError(list(refused.values()))
@@ -107,16 +126,28 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
         try:
             if row.where in refused:
                 raise DataError([refused[row.where]])
-            example, solved = _read(row_format, row, how)
+            fields = Fields(row.data)
+            example, solved = _read(row_format, Row(fields, row.where), how)
             examples.append(example)
             fixed += solved
-            unused.update(row_format.unused(row.data))
+            unused.update(row_format.unused(fields))
         except DataError as error:
             droppable = all(p.code in how.drop for p in error.problems)
             (dropped if droppable else problems).extend(map(_or_drop, error.problems))
     if problems:
         raise DataError(problems)
     return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped), tuple(fixed))
+
+
+def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: Mapping[str, str]) -> str:
+    """The name of the first format that reads a row with such columns, these among its fields; empty if none does."""
+    (renamed,) = _renamed([row], columns)
+    for row_format in formats:
+        if row_format.fits(renamed.data) and set(columns) <= set(row_format.fields):
+            with contextlib.suppress(DataError):
+                row_format.read(renamed, how)
+                return row_format.name
+    return ""
 
 
 def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, tuple[Problem, ...]]:

@@ -20,6 +20,7 @@ from tunewright.data.remedies import labels, repetitions
 from tunewright.data.remedies.change import Change, drop
 from tunewright.data.remedies.labels import Sides
 from tunewright.data.sources import Source
+from tunewright.data.task import detect_task
 from tunewright.data.text import normalised
 
 SIDES: tuple[Side, ...] = ("train", "dev", "test")
@@ -163,7 +164,8 @@ def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Chang
         (data.duplicates == "drop", repetitions.drop_duplicates),
     ):
         if wanted:
-            kept, new = remedy(sides["train"])
+            canonical = detect_task([e for examples in sides.values() for e in examples]).kind.canonical
+            kept, new = remedy(sides["train"], canonical)
             sides, changes = {**sides, "train": kept}, [*changes, *new]
     while True:
         questions = [normalised(e.question) for examples in sides.values() for e in examples]

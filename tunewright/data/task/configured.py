@@ -67,7 +67,7 @@ def _calls(examples: Sequence[Example]) -> list[Violation]:
         if problems:
             wrong[i] = problems[0]
     return _violation(
-        "CALLS_INVALID", "{n} answers call tools that their row does not allow; the first: {first}", wrong
+        "CALLS_INVALID", "{n} answers make calls that their row does not allow; the first: {first}", wrong
     )
 
 
