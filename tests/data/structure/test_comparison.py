@@ -214,7 +214,9 @@ SPELLED_ITEMS = st.lists(st.dictionaries(st.sampled_from("ab"), SPELLED, min_siz
 
 @QUICK
 @given(SPELLED_ITEMS, SPELLED_ITEMS)
-def test_no_matching_of_numbers_in_other_spellings_has_more_equal_fields(targets: list[Any], answers: list[Any]) -> None:
+def test_no_matching_of_numbers_in_other_spellings_has_more_equal_fields(
+    targets: list[Any], answers: list[Any]
+) -> None:
     """1 is equal to "1" and "1.0", which are not equal: to match equal items first could lose a field."""
 
     def right(target: Any, answer: Any) -> int:

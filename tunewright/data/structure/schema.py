@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import pii
 from tunewright.core.errors import DataError, data_error
 from tunewright.data.messages import Json
 from tunewright.data.structure import bounded_patterns
@@ -72,6 +73,21 @@ def _dialect(value: dict[str, Json]) -> Any:
     return validator_for(value, default=None) if isinstance(name, str) else None
 
 
+def _formats(dialect: Any) -> Any:
+    """The formats of a dialect, but regular expressions are those of `regex`: nearly all that ECMA-262 has."""
+    import regex
+    from jsonschema import FormatChecker
+
+    checker = FormatChecker(())
+    checker.checkers = dict(dialect.FORMAT_CHECKER.checkers)
+
+    @checker.checks("regex", raises=regex.error)
+    def _(value: Json) -> bool:
+        return not isinstance(value, str) or regex.compile(value) is not None
+
+    return checker
+
+
 def _short(value: Json) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:80]}..."
@@ -112,7 +128,7 @@ def invalid(value: dict[str, Json]) -> str | None:
     if dialect is None:
         return f"$.$schema: the dialect {_short(value['$schema'])} is unknown."
     try:
-        dialect.check_schema(value)
+        dialect.check_schema(value, format_checker=_formats(dialect))
         resolver = REGISTRY.resolver_with_root(DRAFT202012.create_resource(value))
         for inner in _objects(value):
             for reference in (inner.get(key) for key in ("$ref", "$dynamicRef", "$recursiveRef")):
@@ -150,7 +166,8 @@ def infer(values: Sequence[Json]) -> dict[str, Json]:
         types.remove("integer")
     schema: dict[str, Json] = {"type": types[0] if len(types) == 1 else list[Json](types)}
     texts = Counter(v for v in values if isinstance(v, str))
-    if set(types) <= {"string", "null"} and len(texts) <= MAX_CHOICES and _closed(texts):
+    few = set(types) <= {"string", "null"} and len(texts) <= MAX_CHOICES and _closed(texts)
+    if few and not any(map(pii.kinds, texts)):  # choices are shown
         schema["enum"] = [*sorted(texts), *([None] if "null" in types else [])]
     schema |= _inferred_object([v for v in values if isinstance(v, dict)])
     items = [item for v in values if isinstance(v, list) for item in v]
