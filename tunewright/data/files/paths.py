@@ -30,10 +30,10 @@ def files_of(names: Iterable[str]) -> list[str]:
     return files
 
 
-def _identity(file: str) -> object:
+def _identity(file: str) -> str:
     """Equal for names of one file."""
     if file.startswith(HUB):
-        return hub.parse(file)
+        return repr(hub.parse(file))
     return os.path.realpath(file) if is_local(file) else file
 
 

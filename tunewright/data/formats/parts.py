@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunewright.core.errors import data_error
+from tunewright.data.files.values import type_name
 from tunewright.data.formats import notation, tools
-from tunewright.data.formats.fields import as_text, trained, type_name
+from tunewright.data.formats.fields import as_text, trained
 from tunewright.data.messages import Json, Message, ToolCall
 
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> field

@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunewright.core import pii
 from tunewright.core.errors import DataError, data_error
 from tunewright.data.messages import Json
 from tunewright.data.structure import bounded_patterns
 from tunewright.data.structure.bounded_patterns import SlowPattern
+
+if TYPE_CHECKING:
+    from jsonschema import FormatChecker
 
 INFERRED = "inferred"
 # That there are no other values, or keys, than those seen is claimed only if many were seen and none of them was rare.
@@ -73,19 +76,21 @@ def _dialect(value: dict[str, Json]) -> Any:
     return validator_for(value, default=None) if isinstance(name, str) else None
 
 
-def _formats(dialect: Any) -> Any:
-    """The formats of a dialect, but regular expressions are those of `regex`: nearly all that ECMA-262 has."""
+def _formats(known: FormatChecker) -> FormatChecker:
+    """The known formats, but regular expressions are those of `regex`: nearly all that ECMA-262 has."""
     import regex
     from jsonschema import FormatChecker
 
     checker = FormatChecker(())
-    checker.checkers = dict(dialect.FORMAT_CHECKER.checkers)
-
-    @checker.checks("regex", raises=regex.error)
-    def _(value: Json) -> bool:
-        return not isinstance(value, str) or regex.compile(value) is not None
-
+    checker.checkers = {**known.checkers, "regex": (_is_expression, regex.error)}
     return checker
+
+
+def _is_expression(value: object) -> bool:
+    """Raises regex.error unless the value is no string, or a regular expression."""
+    import regex
+
+    return not isinstance(value, str) or regex.compile(value) is not None
 
 
 def _short(value: Json) -> str:
@@ -128,7 +133,7 @@ def invalid(value: dict[str, Json]) -> str | None:
     if dialect is None:
         return f"$.$schema: the dialect {_short(value['$schema'])} is unknown."
     try:
-        dialect.check_schema(value, format_checker=_formats(dialect))
+        dialect.check_schema(value, format_checker=_formats(dialect.FORMAT_CHECKER))
         resolver = REGISTRY.resolver_with_root(DRAFT202012.create_resource(value))
         for inner in _objects(value):
             for reference in (inner.get(key) for key in ("$ref", "$dynamicRef", "$recursiveRef")):
