@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tunewright.cli.runs import Json, Settings, Source, config_of, out
+from tunewright.core.words import counted
 
 
 def fix(
@@ -33,7 +34,7 @@ def fix(
         kinds = [summary.to_json() for summary in summaries(result.changes)]
         out({"file": str(target), "rows": len(result.lines), "dropped": dropped, "changed": changed, "changes": kinds})
         return
-    typer.echo(f"{target}: {len(result.lines)} rows{changed_rows(result.changes)}")
+    typer.echo(f"{target}: {counted(len(result.lines), 'row')}{changed_rows(result.changes)}")
     for summary in summaries(result.changes):
         typer.echo(f"  {summary.text}")
     typer.echo(f"every change: {repaired.changes_file(target)}")

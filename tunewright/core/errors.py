@@ -48,7 +48,7 @@ CODES: dict[str, str] = {
     "DATA_FORMAT_MISMATCH": "a metric of another task, a label that no training row has, or a single document",
     "DATA_FORM_UNSUPPORTED": "a known row format that this version cannot train on",
     "DATA_JSON_INVALID": "a line that is not valid JSON",
-    "DATA_LABEL": "a label that is not a text, a whole number with a name, or true/false",
+    "DATA_LABEL": "a label that is not a string, a whole number with a name, or true/false",
     "DATA_LINE_TOO_LONG": "a line longer than 16 MiB",
     "DATA_MIXED_SCHEMA": "rows of different formats in one file",
     "DATA_NOTHING_TO_LEARN": "a row without any target tokens",
