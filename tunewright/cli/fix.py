@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tunewright.cli.runs import Json, Settings, Source, config_of, out
+from tunewright.core.words import counted
 
 
 def fix(
@@ -36,7 +37,7 @@ def fix(
         counts_of = {"rows": len(result.lines), "dropped": dropped, "changed": changed}
         out({"file": str(target), **counts_of, "settings": needed, "changes": kinds})
         return
-    typer.echo(f"{target}: {len(result.lines)} rows{changed_rows(result.changes)}")
+    typer.echo(f"{target}: {counted(len(result.lines), 'row')}{changed_rows(result.changes)}")
     for summary in summaries(result.changes):
         typer.echo(f"  {summary.text}")
     typer.echo(f"every change: {repaired.changes_file(target)}")

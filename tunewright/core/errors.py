@@ -48,7 +48,7 @@ CODES: dict[str, str] = {
     "DATA_FORMAT_MISMATCH": "a metric of another task, a label that no training row has, or a single document",
     "DATA_FORM_UNSUPPORTED": "a known row format that this version cannot train on",
     "DATA_JSON_INVALID": "a line that is not valid JSON",
-    "DATA_LABEL": "a label that is no text, named whole number or true/false; an answer that is no choice",
+    "DATA_LABEL": "a label that is not a string, a named whole number or true/false; an answer that is not a choice",
     "DATA_LINE_TOO_LONG": "a line longer than 16 MiB",
     "DATA_MIXED_SCHEMA": "rows of different formats in one file",
     "DATA_NOTHING_TO_LEARN": "a row without any target tokens",

@@ -49,6 +49,8 @@ def hermes(*calls: ToolCall) -> str:
 
 NOTATIONS = [
     lambda *calls: "\n".join(c.text for c in calls),
+    lambda *calls: "\n".join(c.text for c in calls) + "\n",
+    lambda *calls: "Sure.\n" + "\n".join(c.text for c in calls) + " \n\n",
     hermes,
     lambda *calls: "<think>Which one?</think>\n" + hermes(*calls),
     lambda *calls: "[TOOL_CALLS] " + json.dumps([{"name": c.name, "arguments": c.arguments} for c in calls]),

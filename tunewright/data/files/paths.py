@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tunewright.core.errors import DataError, data_error
-from tunewright.core.locations import is_local, is_pattern, is_url, shown
-from tunewright.data.files import remote
+from tunewright.core.locations import HUB, is_local, is_pattern, is_url, shown
+from tunewright.data.files import hub, remote
 
 
 def files_of(names: Iterable[str]) -> list[str]:
@@ -19,7 +19,7 @@ def files_of(names: Iterable[str]) -> list[str]:
     files = [file for name in names for file in _matching(name)]
     seen: dict[str, str] = {}
     for file in files:
-        key = os.path.realpath(file) if is_local(file) else file
+        key = _identity(file)
         if key in seen:
             raise data_error(
                 "DATA_FILE_TWICE",
@@ -29,6 +29,13 @@ def files_of(names: Iterable[str]) -> list[str]:
             )
         seen[key] = file
     return files
+
+
+def _identity(file: str) -> str:
+    """Equal for names of one file."""
+    if file.startswith(HUB):
+        return repr(hub.parse(file))
+    return os.path.realpath(file) if is_local(file) else file
 
 
 def _matching(name: str) -> list[str]:

@@ -44,7 +44,7 @@ def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
     if isinstance(value, int) or (names and isinstance(value, str) and value.strip().isdecimal()):
         return _named(int(value), name, names, where)
     if isinstance(value, float):
-        message = f"{name!r} is {value}; a label is a text, a whole number or true/false."
+        message = f"{name!r} is {value}; a label is a string, a whole number or true/false."
         fix = "round it, or name its ranges: models are not trained to predict numbers."
         raise data_error("DATA_LABEL", message, where=where, fix=fix)
     return text(value, name, where)

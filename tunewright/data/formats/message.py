@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tunewright.core.errors import data_error
 from tunewright.data.formats import notation, parts, tools
-from tunewright.data.formats.fields import as_text, text
+from tunewright.data.formats.fields import as_text, text, trained
 from tunewright.data.formats.parts import Content
 from tunewright.data.messages import Json, Message
 
@@ -54,7 +54,7 @@ def _calls_alone(item: Item, name: str, where: str) -> Message:
     """A message whose content is its calls (ShareGPT, ms-swift)."""
     given = notation.first(item, notation.CONTENT)
     calls = tools.calls(given, f"{name}.{'value' if 'value' in item else 'content'}", where)
-    return Message("assistant", "", calls, trained=_trained(item, name, where))
+    return Message("assistant", "", calls, trained=_trained(item, None, name, where))
 
 
 def _content(item: Item, role: str, name: str, where: str) -> Content:
@@ -100,7 +100,7 @@ def _assistant(item: Item, content: Content, name: str, where: str) -> Message:
         content=content.text or (refusal if isinstance(refusal, str) else ""),
         tool_calls=(*content.calls, *calls),
         reasoning=content.reasoning or reasoning,
-        trained=_trained(item, name, where) and content.trained is not False,
+        trained=_trained(item, content.trained, name, where),
     )
 
 
@@ -130,20 +130,18 @@ def _check(message: Message, item: Item, name: str, where: str) -> None:
         raise data_error("DATA_EMPTY_TARGET", f"{name} ({message.role}) is empty.", where=where, fix=fix)
 
 
-def _trained(item: Item, name: str, where: str) -> bool:
-    """Whether an assistant message is a target: `weight` (OpenAI), `train` (Axolotl) or `loss` (ms-swift)."""
+def _trained(item: Item, of_parts: bool | None, name: str, where: str) -> bool:
+    """Whether an assistant message is a target, by its own weight or that of the parts of its content."""
     if any(isinstance(d, dict) and not d.get("train", True) for d in _list(item.get("train_detail"))):
         message = (
             f"{name}.train_detail excludes a part of the message; only a message as a unit can be trained on or not."
         )
         raise data_error("DATA_WEIGHT", message, where=where, fix="split the message, or set data.invalid=drop.")
-    field = next((f for f in notation.TRAINED if item.get(f) is not None), None)
-    if field is None:
-        return True
-    if item[field] not in (0, 1):
-        message = f"{name}.{field} is {item[field]!r}; a message is trained on (1, true) or not (0, false)."
-        raise data_error("DATA_WEIGHT", message, where=where, fix="write 0 or 1, or set data.invalid=drop.")
-    return bool(item[field])
+    own = trained(item, name, where)
+    if own is not None and of_parts is not None and own != of_parts:
+        message = f"{name} and the parts of its content disagree on whether it is trained on."
+        raise data_error("DATA_WEIGHT", message, where=where, fix="give it one weight, or set data.invalid=drop.")
+    return all(flag is not False for flag in (own, of_parts))
 
 
 def _list(value: Json) -> list[Json]:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from tunewright.core.errors import DataError, data_error
 from tunewright.core.words import counted
+from tunewright.data.files.values import type_name
 from tunewright.data.formats import conversation, tools
 from tunewright.data.formats.chats import with_system
-from tunewright.data.formats.fields import decoded, optional, required, text, type_name
+from tunewright.data.formats.fields import decoded, optional, required, text
 from tunewright.data.formats.labelled import label
 from tunewright.data.formats.row_format import Build, RowFormat, RowSettings
 from tunewright.data.messages import Chat, Json, Message
@@ -104,7 +105,7 @@ def _choice(row: Row, how: RowSettings) -> Chat:
     explanation in words of its own."""
     choices = row.data["choices"]
     if not isinstance(choices, list) or not choices:
-        message = f"'choices' must be a list of texts, not {type_name(choices)}."
+        message = f"'choices' must be a list of strings, not {type_name(choices)}."
         raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix='write ["...", "..."].')
     texts = [text(c, f"choices[{i}]", row.where) for i, c in enumerate(choices)]
     user = "\n".join([required(row, "question"), *(f"- {t}" for t in texts)])

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.data.files.rows import Control
 from tunewright.data.formats import notation, unsupported
+from tunewright.data.formats.fields import cleaned_row, decoded
 from tunewright.data.messages import Example, Json
 from tunewright.data.sources import Row
 
@@ -26,7 +28,8 @@ class RowSettings:
     ``instruction``: the system message of rows that have none; ``label_names``: names of labels that are numbers.
     ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
-    that show another kind of row are ignored."""
+    that show another kind of row are ignored. ``control``: what becomes of control characters and lone surrogates in
+    JSON that a field contains as a string."""
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -35,6 +38,7 @@ class RowSettings:
     fix_turns: bool = False
     drop: frozenset[str] = frozenset()
     as_asked: bool = False
+    control: Control = "error"
 
 
 Build = Callable[[Row, RowSettings], Example]
@@ -89,7 +93,7 @@ class RowFormat:
     def unused(self, data: Fields) -> set[str]:
         """Fields of a row, and of its messages, that have a value but that `read` did not use."""
         fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in data.used}
-        lists = [(name, value) for name in self.lists if isinstance(value := data.get(name), list)]
+        lists = [(name, value) for name in self.lists if isinstance(value := _in_string(data.get(name)), list)]
         items = [(name, item) for name, value in lists for item in value if isinstance(item, dict)]
         return fields | {f"{name}[].{k}" for name, item in items for k in notation.unread(item)}
 
@@ -97,7 +101,8 @@ class RowFormat:
 @dataclass(frozen=True)
 class Parsed:
     """The valid examples of one file, in order; ``unused`` maps a field that is not used to the number of rows that
-    have it. ``dropped``: the problems of the rows that were left out; ``fixed``: those that `fix_turns` solved."""
+    have it. ``dropped``: the problems of the rows that were left out; ``fixed``: those that `fix_turns` or `control`
+    solved."""
 
     format: str
     examples: tuple[Example, ...]
@@ -151,13 +156,25 @@ def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: M
 
 
 def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, tuple[Problem, ...]]:
-    """The example of a row, and the problems that `fix_turns` solved in it."""
+    """The example of a row, and the problems that `fix_turns` and `control` solved in it."""
     try:
         return row_format.read(row, replace(how, fix_turns=False)), ()
     except DataError as error:
+        bad = tuple(p for p in error.problems if p.code in ("DATA_CONTROL_CHAR", "DATA_UNICODE"))
+        if bad and how.control != "error":
+            example, solved = _read(row_format, cleaned_row(row, how.control), replace(how, control="error"))
+            return example, (*bad, *solved)
         if not how.fix_turns:
             raise
         return row_format.read(row, how), error.problems
+
+
+def _in_string(value: Json) -> Json:
+    """A value, or the list that a string contains as JSON."""
+    try:
+        return decoded(value, "", "") if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    except DataError:
+        return value
 
 
 def _or_drop(problem: Problem) -> Problem:

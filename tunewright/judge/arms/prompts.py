@@ -30,7 +30,7 @@ class Recipe:
         if self.documents is not None:
             best = self.documents.best(example.question, PASSAGES)
             context = "\n\n".join(f"[{n}] {self.documents.texts[i]}" for n, i in enumerate(best, 1))
-            asked = f"Use what is of use here:\n\n{context}\n\n{rest[-1].content}"
+            asked = f"Use whatever is relevant below:\n\n{context}\n\n{rest[-1].content}"
             question = replace(rest[-1], content=asked)
             rest = (*rest[:-1], question)
         return Prompt((*head, *shown, *rest), example.prompt.tools)
