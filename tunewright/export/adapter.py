@@ -32,7 +32,7 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtyp
         base_sha256=facts.sha256,
         template_sha256=source.template.sha256,
         run=source.run.name,
-        trained=source.plan.adapter,
+        trained_as=source.plan.adapter.kind,
         files={},
     )
     folder.mkdir(parents=True, exist_ok=True)

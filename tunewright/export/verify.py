@@ -19,6 +19,7 @@ from tunewright.export import EXPORTS
 from tunewright.export.kind import Base
 from tunewright.model.generate import Decoding, greedy
 from tunewright.model.language_model import LanguageModel
+from tunewright.train import crowding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +75,8 @@ def main(kind: str, folder: str, request_file: str, out: str) -> None:
     request = VerifyRequest(**json.loads(Path(request_file).read_text(encoding="utf-8")))
     torch.set_num_threads(request.threads)
     reloaded = EXPORTS[kind].reload(Path(folder), Base(request.base, request.base_sha256))
-    logits_NV, greedy_ids = answers(reloaded.model, request)
+    with crowding.giving_way():
+        logits_NV, greedy_ids = answers(reloaded.model, request)
     encoded_ids = [encoded(reloaded.tokenizer, c, request.template) for c in request.conversations]
     facts = {"greedy": json.dumps(greedy_ids), "encoded": json.dumps(encoded_ids)}
     save_file({"logits": logits_NV.contiguous()}, out, metadata=facts)

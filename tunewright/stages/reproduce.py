@@ -51,7 +51,7 @@ def compare(then: Run, now: Run) -> dict[str, Any]:
     }
 
 
-def _losses(run: Run) -> list[dict[str, Any]]:
+def _losses(run: Run) -> list[dict[str, object]]:
     lines = run_folder.read_lines(run.metrics)
     return [{k: v for k, v in line.items() if k not in ("seconds", "threads")} for line in lines]
 
