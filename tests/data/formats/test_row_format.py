@@ -403,3 +403,11 @@ def test_the_fix_for_rows_of_another_method_in_special_cases() -> None:
         {"conversations": [USER], "chosen": GOOD, "rejected": BAD},
     ):
         assert fix(row) == "write rows with the preferred answers alone, or set data.invalid=drop."
+
+
+def test_fields_of_a_row_that_is_cleaned_count_as_used() -> None:
+    """It is read a second time, without the control characters of a string inside."""
+    messages = json.dumps([{"role": "user", "content": "a\x1b"}, {"role": "assistant", "content": "b"}])
+    parsed = formats.parse([Row({"messages": messages, "other": "x"}, "f:1")], how=RowSettings(control="strip"))
+    assert parsed.unused == {"other": 1}
+    assert parsed.examples[0].prompt.messages[0].content == "a"

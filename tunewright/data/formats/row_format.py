@@ -162,7 +162,9 @@ def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, t
     except DataError as error:
         bad = tuple(p for p in error.problems if p.code in ("DATA_CONTROL_CHAR", "DATA_UNICODE"))
         if bad and how.control != "error":
-            example, solved = _read(row_format, cleaned_row(row, how.control), replace(how, control="error"))
+            fields = Fields(cleaned_row(row, how.control).data)
+            fields.used = row.data.used if isinstance(row.data, Fields) else fields.used
+            example, solved = _read(row_format, Row(fields, row.where), replace(how, control="error"))
             return example, (*bad, *solved)
         if not how.fix_turns:
             raise
