@@ -52,7 +52,7 @@ def test_errors_by_field() -> None:
 
 
 def test_values_are_masked_before_they_are_cut() -> None:
-    long = f"{'x' * 80} john.doe@example.com and more"
+    long = f"{'x' * 85} john.doe@example.com and more"
     tuned = scores([TARGETS[0], {"id": long, "items": []}])
     fields = field_errors.by_field(TASK, ROWS, tuned, tuned)
     assert fields is not None
