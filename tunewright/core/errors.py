@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "DATA_UNICODE": "a lone surrogate, which UTF-8 cannot encode",
     "DATA_UNREADABLE": "the file cannot be opened, or permission is denied",
     "DATA_WEIGHT": "a weight of a message other than 0 and 1",
+    "EXPORT_FAILED": "a program that writes an export for us, such as llama.cpp's converter, failed",
     "EXPORT_MISMATCH": "the exported model does not reproduce the trained model's outputs",
     "LABELS_ONE_CLASS": "a classification data set with only one label",
     "LORA_NO_TARGET": "adapter.targets or adapter.rank does not fit the model's layers",

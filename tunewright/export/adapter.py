@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tunewright.core.config import Config
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import disk_errors
-from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
+from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tunewright.model.facts import Facts
 
 
-def stored_dtype(config: Config, facts: Facts) -> Dtype:
-    return "float32"
+def stored_dtypes(config: Config, facts: Facts) -> list[str]:
+    return ["float32"]
 
 
-def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
     from tunewright.model import loading, peft_format
 
     facts = source.facts
@@ -33,6 +33,7 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtyp
     with disk_errors(folder):
         source.template.tokenizer.save_pretrained(folder)
     peft_format.save(module, source.plan.adapter, folder, base, note)
+    return folder
 
 
 def reload(folder: Path, base: Base) -> Reloaded:
@@ -62,7 +63,7 @@ ADAPTER = Export(
     loaded_with="tunewright (base model and adapter)",
     merged=False,
     tolerance=TOLERANCE,
-    dtype=stored_dtype,
+    dtypes=stored_dtypes,
     write=write,
     reload=reload,
     snippet=snippet,

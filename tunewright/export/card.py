@@ -26,10 +26,12 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
         "training": records.read(run.training, Training),
         "forgetting": records.read(run.forgetting, FORGETTING),
     }
-    for check in checks:
-        row = EXPORTS[check.kind]
-        snippet = row.snippet(check.path, receipt.model.path)
-        text = render(**facts, check=check, library=row.library, snippet=snippet)
+    for kind, row in EXPORTS.items():
+        written = [check for check in checks if check.kind == kind]
+        if not written:
+            continue
+        snippet = row.snippet(written[0].path, receipt.model.path)
+        text = render(**facts, kind=kind, checks=written, library=row.library, snippet=snippet)
         write_atomic(run.path / row.kind / "README.md", text)
 
 

@@ -27,11 +27,16 @@ def stored_dtype(config: Config, facts: Facts) -> Dtype:
     return "float32" if facts.parameters * 4 <= LARGEST_FLOAT32 else of_base.get(facts.dtype, "float32")
 
 
-def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+def stored_dtypes(config: Config, facts: Facts) -> list[str]:
+    return [stored_dtype(config, facts)]
+
+
+def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
     save(module, source.template, folder, dtype)
+    return folder
 
 
-def save(module: PreTrainedModel, template: Template, folder: Path, dtype: Dtype) -> None:
+def save(module: PreTrainedModel, template: Template, folder: Path, dtype: str) -> None:
     from tunewright.model import arch_probe, loading
 
     stored = module if dtype == "float32" else copy.deepcopy(module).to(loading.torch_dtype(dtype))
@@ -70,7 +75,7 @@ MERGED = Export(
     loaded_with="transformers alone",
     merged=True,
     tolerance=TOLERANCE,
-    dtype=stored_dtype,
+    dtypes=stored_dtypes,
     write=write,
     reload=reload,
     snippet=snippet,

@@ -1,14 +1,16 @@
 """Load an export in a separate process, as its users would, and save its answers to the check prompts.
 
-`export.py` runs ``python -m tunewright.export.verify KIND FOLDER REQUEST OUT``; KIND is a key of EXPORTS.
+`export.py` runs ``python -m tunewright.export.verify KIND PATH REQUEST OUT``; KIND is a key of EXPORTS.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from tunewright.model.generate import Decoding, greedy
 from tunewright.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class CheckPrompt:
 @dataclass(frozen=True)
 class VerifyRequest:
     """What both processes compute: answers to the prompts, and when these end. ``conversations``: of the prompts that
-    have one. ``template``: arguments of the chat template."""
+    have one. ``template``: arguments of the chat template. ``texts``: what is split into tokens."""
 
     prompts: list[list[int]]
     new_tokens: int
@@ -46,6 +48,7 @@ class VerifyRequest:
     threads: int
     conversations: list[dict[str, object]] = field(default_factory=list)
     template: dict[str, object] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -60,24 +63,51 @@ def answers(model: LanguageModel, request: VerifyRequest) -> tuple[Tensor, list[
     return torch.stack(logits), greedy(model, request.prompts, decoding)
 
 
-def encoded(
+def rendered(
     tokenizer: PreTrainedTokenizerBase, conversation: Mapping[str, object], template: Mapping[str, object]
-) -> list[int]:
-    """Token ids of a prompt, as anyone would make them with transformers."""
+) -> str:
+    """A prompt as text, as anyone would make it with transformers."""
     text = tokenizer.apply_chat_template(**conversation, tokenize=False, add_generation_prompt=True, **template)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return str(text)
 
 
-def main(kind: str, folder: str, request_file: str, out: str) -> None:
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def hashes(ids: Sequence[Sequence[int]]) -> list[str]:
+    """One for each sequence; two processes exchange these, because all tokens of a data set can be very many."""
+    return [hashlib.sha256(str(list(row)).encode()).hexdigest()[:16] for row in ids]
+
+
+def weights(module: PreTrainedModel, stored: Callable[[Tensor], Tensor] = lambda weight: weight) -> dict[str, str]:
+    """Hash of every parameter, in float32, after ``stored``."""
+    float32 = ((name, stored(p.detach()).float().contiguous()) for name, p in module.named_parameters())
+    return {name: hashlib.sha256(tensor.numpy().data).hexdigest() for name, tensor in float32}
+
+
+def mean_kl(expected_NV: Tensor, actual_NV: Tensor) -> float:
+    """Mean KL divergence (nats) of the actual predictions from the expected ones."""
+    p, q = expected_NV.double().log_softmax(-1), actual_NV.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def main(kind: str, path: str, request_file: str, out: str) -> None:
     from safetensors.torch import save_file
 
     request = VerifyRequest(**json.loads(Path(request_file).read_text(encoding="utf-8")))
     torch.set_num_threads(request.threads)
-    reloaded = EXPORTS[kind].reload(Path(folder), Base(request.base, request.base_sha256))
+    row = EXPORTS[kind]
+    reloaded = row.reload(Path(path), Base(request.base, request.base_sha256))
     logits_NV, greedy_ids = answers(reloaded.model, request)
-    encoded_ids = [encoded(reloaded.tokenizer, c, request.template) for c in request.conversations]
-    facts = {"greedy": json.dumps(greedy_ids), "encoded": json.dumps(encoded_ids)}
-    save_file({"logits": logits_NV.contiguous()}, out, metadata=facts)
+    facts: dict[str, object] = {"greedy": greedy_ids, "encoded": [], "texts": []}
+    if (tokenizer := reloaded.tokenizer) is not None:
+        encode = reloaded.encode or partial(token_ids, tokenizer)
+        facts["encoded"] = encode([rendered(tokenizer, c, request.template) for c in request.conversations])
+        facts |= {"texts": hashes(encode(request.texts)), "program": reloaded.program}
+    if row.stored is not None:
+        facts["weights"] = weights(reloaded.model.module)
+    save_file({"logits": logits_NV.contiguous()}, out, metadata={"facts": json.dumps(facts)})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from tunewright.core.records import ExportCheck
-from tunewright.data.messages import Prompt
+from tunewright.data.messages import Prompt, Text
 from tunewright.export import card
 from tunewright.export import export as exporting
 from tunewright.export.kind import TrainedRun
@@ -17,7 +17,7 @@ from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
 from tunewright.tokens.sequences import flat
-from tunewright.tokens.template import Template
+from tunewright.tokens.template import Template, render
 
 DOCUMENT_TOKENS = 128
 
@@ -29,7 +29,7 @@ def export(work: Work) -> list[ExportCheck]:
     with work.models.at(weights.base(work.plan)) as model:
         stop = stop_ids(model, template.eos)
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
-    checks = exporting.export(source, _check_prompts(work), stop)
+    checks = exporting.export(source, _check_prompts(work), stop, _texts(work))
     card.write(work.run, checks)
     return checks
 
@@ -52,6 +52,15 @@ def _conversation(prompt: Prompt, template: Template) -> dict[str, object] | Non
         given["tools"] = list(prompt.tools)
     text = json.dumps(given, ensure_ascii=False)
     return None if any(token in text for token in special) else given
+
+
+def _texts(work: Work) -> list[str]:
+    """Every row as one text: its document, or its conversation as the chat template writes it."""
+    template = work.inputs.template
+    return [
+        e.text if isinstance(e, Text) else render(template, e.before(len(e.messages)), False)
+        for e in work.data.examples
+    ]
 
 
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:

@@ -48,6 +48,7 @@ class NamedIn:
 
 Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
 PATH = "path"
 FilePath = Annotated[str, PATH]  # a file or folder; a relative path in a config file is relative to that file
@@ -336,6 +337,16 @@ class ExportConfig(Frozen):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the merged weights; auto: float32 up to 2 GB, otherwise the base model's dtype."
+    )
+    gguf: Auto | list[GgufType] = Field(
+        "auto",
+        description="Types of the weights in GGUF files, one file each, e.g. [f16, q8_0]; auto: f16 below a billion "
+        "parameters, otherwise q8_0. Those that end in k or k_m need the package llama-cpp-python.",
+    )
+    llama_cpp: FilePath | None = Field(
+        None,
+        description="Folder of llama.cpp's source, whose convert_hf_to_gguf.py then writes GGUF files of models that "
+        "tunewright cannot write.",
     )
 
 

@@ -11,12 +11,19 @@ class ExportCheck(Record):
     """One export, reloaded in a fresh process and compared with the trained model. Difference in logits (nats)."""
 
     kind: str = Field(description="The kind of export, which is also the name of its folder.")
-    path: str = Field(description="Its folder.")
+    path: str = Field(description="Its folder, or its file in it.")
     dtype: str = Field(description="Dtype of the stored weights.")
     largest_difference: float = Field(description="Largest absolute difference of a logit after any of these prompts.")
+    kl: float | None = Field(
+        None, description="Mean KL divergence (nats) of its predictions after these prompts from the trained model's."
+    )
     same_texts: int = Field(description="How many of them have the same greedy continuation.")
     prompts: int = Field(description="Number of held-out prompts given to both models.")
     encoded: int = Field(description="Those of them given as messages; all became the same token ids in both.")
+    rows: int | None = Field(None, description="Rows of the run, as text, that became the same token ids in both.")
+    tokenizer: str | None = Field(
+        None, description="The program that read these texts; absent if the export has no tokenizer."
+    )
     loaded_with: str = Field(description="How the fresh process loaded it.")
 
 
