@@ -195,6 +195,8 @@ def test_the_config_fields() -> None:
         "cost.price_per_hour",
         "export.to",
         "export.dtype",
+        "export.gguf",
+        "export.llama_cpp",
     ]
     assert all(meaning for *_, meaning in config.fields())
 

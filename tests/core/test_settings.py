@@ -108,6 +108,8 @@ ELSEWHERE = {
     "forget.margin": "below",
     "export.to": "below",
     "export.dtype": "below",
+    "export.gguf": "export/test_gguf.py",
+    "export.llama_cpp": "export/test_gguf_official.py",
 }
 
 

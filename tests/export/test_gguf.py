@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from build import stock_templates
 from export import families
 from export.families import FAMILIES, adapted, bpe, run_of
 from gguf import GGUFReader
+from jinja2 import TemplateError
 from report import records
 
 from tunewright.core.config import AdapterConfig
@@ -23,11 +25,13 @@ from tunewright.core.errors import ConfigError, MissingExtra, ModelError, TrainE
 from tunewright.core.run_folder import write_json
 from tunewright.data.messages import question
 from tunewright.export import EXPORTS, export
-from tunewright.export.gguf import GGUF, architecture, llama_cpp, lora, model, tensors, vocabulary
+from tunewright.export.gguf import architecture, llama_cpp, lora, model, tensors, vocabulary
+from tunewright.export.gguf.model import GGUF
 from tunewright.export.kind import Base, TrainedRun
 from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.tokens import rendering
+from tunewright.tokens.template import Template
 from tunewright.train import checkpoints
 
 IDS = torch.tensor([[5, 80, 120, 33, 270, 301, 7, 7, 64, 200, 11, 3, 350]])
@@ -191,34 +195,36 @@ def test_tokens_have_the_types_that_llama_cpp_expects(saved: Saved, tmp_path: Pa
     assert (value("eos_token_id"), value("add_bos_token")) == (run.template.eos, False)
 
 
+def with_template(text: str | None, **arguments: bool) -> Template:
+    return Template(SimpleNamespace(chat_template=text), arguments)
+
+
 @pytest.mark.parametrize("path", stock_templates(), ids=lambda p: p.stem)
-def test_the_mark_of_a_chat_template_changes_no_text(path: Path) -> None:
+def test_what_is_put_before_a_chat_template_changes_no_text(path: Path) -> None:
+    """The arguments of the run are there too: programs that read GGUF files do not know them."""
     from transformers.utils.chat_template_utils import _compile_jinja_template as compiled
 
-    template = path.read_text(encoding="utf-8")
-    mark = str(vocabulary.marked(template)).removesuffix(template)
-    assert len(mark) > 160 or template[0].isspace(), "Ollama takes templates that differ in less than 100 for its own"
-    turns = [
-        {"role": "user", "content": " A?\n"},
-        {"role": "assistant", "content": "B."},
-        {"role": "user", "content": "C"},
-    ]
+    text = path.read_text(encoding="utf-8")
+    stored = vocabulary.chat_template(with_template(text, enable_thinking=False))
+    assert stored is not None
+    assert len(stored) > len(text) + 200, "Ollama takes templates that differ in less than 100 for its own"
+    users = ({"role": "user", "content": " A?\n"}, {"role": "user", "content": "C"})
+    turns = [users[0], {"role": "assistant", "content": "B."}, users[1]]
     for open_turn in (True, False):
         given = {"messages": turns, "add_generation_prompt": open_turn, "bos_token": "<s>", "eos_token": "</s>"}
-        marked = compiled(mark + template)
         try:
-            expected = compiled(template).render(**given)
-        except Exception as refused:  # a template that needs other roles
+            expected = compiled(text).render(**given, enable_thinking=False)
+        except TemplateError as refused:
             with pytest.raises(type(refused)):
-                marked.render(**given)
+                compiled(stored).render(**given)
         else:
-            assert marked.render(**given) == expected
+            assert compiled(stored).render(**given) == expected
 
 
-def test_a_template_that_begins_with_white_space_is_left_as_it_is() -> None:
+def test_a_template_that_begins_with_white_space_gets_no_comment() -> None:
     """`lstrip_blocks` removes white space at the beginning of a line, but not after a comment."""
-    assert vocabulary.marked("\n  {% if x %}a{% endif %}") == "\n  {% if x %}a{% endif %}"
-    assert vocabulary.marked(None) is None
+    assert vocabulary.chat_template(with_template("\n  {% if x %}a{% endif %}")) == "\n  {% if x %}a{% endif %}"
+    assert vocabulary.chat_template(with_template(None)) is None
 
 
 # -- the whole export
@@ -290,8 +296,9 @@ def another_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "split_name", lambda source: "gpt-2")
 
 
-def a_newline_in_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "marked", lambda template: template.replace("<|im_end|>\n", "<|im_end|>"))
+def a_newline_less_in_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = CHATML.replace("<|im_end|>\n", "<|im_end|>")
+    monkeypatch.setattr(vocabulary, "chat_template", lambda template: text)
 
 
 def special_tokens_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +332,7 @@ PLANTED: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
     (rounded_to_fewer_bits, "smollm", "differs from the trained one"),
     (another_split, "smollm", "splits 1 of 3 rows differently"),
     (special_tokens_as_text, "smollm", "encodes a prompt differently"),
-    (a_newline_in_the_template, "smollm", "encodes a prompt differently"),
+    (a_newline_less_in_the_template, "smollm", "encodes a prompt differently"),
 ]
 
 

@@ -17,7 +17,8 @@ from export.families import adapted, run_of
 
 from tunewright.core.config import AdapterConfig
 from tunewright.data.messages import question
-from tunewright.export.gguf import GGUF, LORA_GGUF
+from tunewright.export.gguf.lora import LORA_GGUF
+from tunewright.export.gguf.model import GGUF
 from tunewright.export.kind import TrainedRun
 from tunewright.model import adapters, loading
 from tunewright.tokens import rendering
@@ -146,6 +147,7 @@ def ask(node: Path, scratch: Path, model: Path, lora: Path | None, files: Files,
                 "texts": texts,
                 "prompts": files.prompts,
                 "newTokens": NEW_TOKENS,
+                "stop": files.run.template.eos,
             }
         )
     )

@@ -22,7 +22,8 @@ from gguf import GGUFReader
 
 from tunewright.core.config import AdapterConfig
 from tunewright.export import merged
-from tunewright.export.gguf import GGUF, LORA_GGUF
+from tunewright.export.gguf.lora import LORA_GGUF
+from tunewright.export.gguf.model import GGUF
 from tunewright.export.kind import TrainedRun
 from tunewright.model import loading, peft_format
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def check_prompts(source: TrainedRun) -> list[CheckPrompt]:
 
 def test_every_wanted_export_is_written_and_answers_as_the_model_does(trained: Made) -> None:
     checks = export.export(trained.source, check_prompts(trained.source), STOP)
-    assert [c.kind for c in checks] == list(EXPORTS) == ["adapter", "merged"]
+    assert [c.kind for c in checks] == ["adapter", "merged"]
     assert checks[0].largest_difference == 0.0, "our loader computes what training computed"
     assert all(c.largest_difference < 1e-4 and c.same_texts == c.prompts == 2 for c in checks)
     assert all(c.loaded_with == EXPORTS[c.kind].loaded_with and c.dtype == "float32" for c in checks)
@@ -95,13 +96,14 @@ def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch:
 def test_an_export_with_another_tokenizer_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its logits are right, but it would read every prompt differently."""
 
-    def write(source: TrainedRun, module: object, folder: Path, dtype: str) -> None:
+    def write(source: TrainedRun, module: object, folder: Path, dtype: str) -> Path:
         MERGED.write(source, module, folder, dtype)  # type: ignore[arg-type]
         file = folder / "tokenizer.json"
         content = json.loads(file.read_text())
         vocabulary = content["model"]["vocab"]
         content["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
         file.write_text(json.dumps(content))
+        return folder
 
     monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, write=write))
     with pytest.raises(TrainError, match="its tokenizer or chat template encodes a prompt differently"):
@@ -111,14 +113,14 @@ def test_an_export_with_another_tokenizer_is_refused(trained: Made, monkeypatch:
 def test_an_export_that_the_model_does_not_support_is_refused_before_training(
     trained: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, unsupported=lambda facts: "this architecture is unknown"))
+    monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, unsupported=lambda source: "this architecture is unknown"))
     with pytest.raises(ConfigError, match="the merged export cannot be written") as caught:
-        export.require_supported(trained.source.config, trained.source.plan, trained.source.facts)
+        export.require_supported(trained.source)
     assert caught.value.where == "export.to"
 
 
 def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: None)
+    broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: folder)
     monkeypatch.setitem(EXPORTS, "merged", broken)
     with pytest.raises(TrainError, match="a fresh process could not load it"):
         export.export(trained.source, check_prompts(trained.source), STOP)
@@ -141,7 +143,8 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     everything["verdict"]["unbeaten"] = [] if measured else ["zero_shot"]
     everything["receipt"]["template"]["day"] = "2026-01-01" if measured else ""
     run = records.write(tmp_path / "one", everything)
-    card.write(run, records.typed(typed.EXPORTS, records.exports()))
+    checks = records.typed(typed.EXPORTS, records.exports())
+    card.write(run, checks)
     row = EXPORTS[kind]
     text = (run.path / kind / "README.md").read_text(encoding="utf-8")
     head, body = text.removeprefix("---\n").split("\n---\n")
@@ -152,7 +155,10 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert "| tuned | 0.7000 | [0.6000, 0.8000] |" in body
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body
     code = body.split("```python\n")[1].split("\n```")[0]
-    assert code.splitlines() == row.snippet(f"runs/one/{kind}", "models/smollm2")
+    mine = [check for check in checks if check.kind == kind]
+    assert code.splitlines() == row.snippet(mine[0].path, "models/smollm2")
+    assert re.findall(r"Stored as (\w+)\.", body) == [check.dtype for check in mine]
+    assert ("llama.cpp splits all 12 rows of the run into the trained model's tokens." in body) is (kind == "gguf")
     compile(code, "card", "exec")
     assert ("the weights contain 0.5 of the trained update" in body) is measured
     assert ("not shown to be better than zero_shot." in body) is not measured

@@ -380,6 +380,25 @@ def exports() -> list[dict[str, Any]]:
             "loaded_with": "tunewright (base model and adapter)",
         },
         {"kind": "merged", "path": "runs/one/merged", **figures, "loaded_with": "transformers alone"},
+        *(
+            {
+                "kind": "gguf",
+                "path": f"runs/one/gguf/one-{kind.upper()}.gguf",
+                **figures,
+                "dtype": kind,
+                "kl": 0.004,
+                "rows": 12,
+                "tokenizer": "llama.cpp",
+                "loaded_with": "transformers' GGUF reader",
+            }
+            for kind in ("f16", "q8_0")
+        ),
+        {
+            "kind": "lora-gguf",
+            "path": "runs/one/lora-gguf/one-lora-F32.gguf",
+            **figures,
+            "loaded_with": "tunewright (base model and the file's matrices)",
+        },
     ]
 
 

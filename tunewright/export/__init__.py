@@ -2,7 +2,8 @@
 here."""
 
 from tunewright.export.adapter import ADAPTER
-from tunewright.export.gguf import GGUF, LORA_GGUF
+from tunewright.export.gguf.lora import LORA_GGUF
+from tunewright.export.gguf.model import GGUF
 from tunewright.export.merged import MERGED
 
 EXPORTS = {export.kind: export for export in (ADAPTER, MERGED, GGUF, LORA_GGUF)}

@@ -49,12 +49,13 @@ class Base:
 @dataclass(frozen=True)
 class Reloaded:
     """What users of an export work with. ``tokenizer``: None if they use the base's. ``encode``: texts -> token ids, if
-    ``program`` is another one than transformers."""
+    ``program`` is another one than transformers. ``has_arguments``: the chat template contains the run's arguments."""
 
     model: LanguageModel
     tokenizer: PreTrainedTokenizerBase | None
     encode: Callable[[Sequence[str]], list[list[int]]] | None = None
     program: str = "transformers"
+    has_arguments: bool = False
 
 
 def supported(source: TrainedRun) -> None:

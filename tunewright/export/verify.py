@@ -103,7 +103,8 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
     facts: dict[str, object] = {"greedy": greedy_ids, "encoded": [], "texts": []}
     if (tokenizer := reloaded.tokenizer) is not None:
         encode = reloaded.encode or partial(token_ids, tokenizer)
-        facts["encoded"] = encode([rendered(tokenizer, c, request.template) for c in request.conversations])
+        arguments = {} if reloaded.has_arguments else request.template
+        facts["encoded"] = encode([rendered(tokenizer, c, arguments) for c in request.conversations])
         facts |= {"texts": hashes(encode(request.texts)), "program": reloaded.program}
     if row.stored is not None:
         facts["weights"] = weights(reloaded.model.module)

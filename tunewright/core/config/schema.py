@@ -338,7 +338,7 @@ class ExportConfig(Frozen):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the merged weights; auto: float32 up to 2 GB, otherwise the base model's dtype."
     )
-    gguf: Auto | list[GgufType] = Field(
+    gguf: Auto | Annotated[list[GgufType], Field(min_length=1)] = Field(
         "auto",
         description="Types of the weights in GGUF files, one file each, e.g. [f16, q8_0]; auto: f16 below a billion "
         "parameters, otherwise q8_0. Those that end in k or k_m need the package llama-cpp-python.",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tunewright.core.errors import MissingExtra, TrainError
 from tunewright.export import merged
-from tunewright.export.gguf.vocabulary import marked
+from tunewright.export.gguf.vocabulary import chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +42,7 @@ def require(kind: str) -> None:
 
 def converter(folder: str) -> Path:
     """The program in llama.cpp's source."""
-    return Path(folder) / "convert_hf_to_gguf.py"
+    return Path(folder).expanduser() / "convert_hf_to_gguf.py"
 
 
 def quantise(file: Path, to: Path, kind: str) -> None:
@@ -58,7 +58,7 @@ def convert(source: TrainedRun, module: PreTrainedModel, to: Path, kind: str) ->
     template = tokenizer.chat_template
     with tempfile.TemporaryDirectory(dir=to.parent) as folder:
         merged.save(module, source.template, Path(folder), "float32")
-        tokenizer.chat_template = marked(template)
+        tokenizer.chat_template = chat_template(source.template)
         try:
             tokenizer.save_pretrained(folder)
         finally:
@@ -71,7 +71,7 @@ def _run(command: Sequence[str], what: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
-        fix = f"run `{' '.join(command[:2])}` by hand, or leave gguf out of export.to."
+        fix = "update llama.cpp, or choose others in export.gguf or export.to."
         raise TrainError("EXPORT_FAILED", f"{what}: {last}", where="export.to", fix=fix)
 
 

@@ -84,7 +84,7 @@ def reload(file: Path, base: Base) -> Reloaded:
     module, tokenizer = loading.read_gguf(file)
     encode = llama_cpp.tokenizer(file)
     model = LanguageModel(module.eval(), plain_head=False)
-    return Reloaded(model, tokenizer, encode, "transformers" if encode is None else "llama.cpp")
+    return Reloaded(model, tokenizer, encode, "transformers" if encode is None else "llama.cpp", has_arguments=True)
 
 
 def snippet(path: str, base: str) -> list[str]:

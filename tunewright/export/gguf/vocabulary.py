@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from tunewright.export.kind import TrainedRun
+    from tunewright.tokens.template import Template
 
 # Tokenizers that split this text alike are taken to split every text alike: letters of several scripts, marks, digits
 # of several kinds, contractions, white space and line ends in runs, punctuation, emoji.
@@ -58,6 +59,8 @@ def unsupported(source: TrainedRun) -> str | None:
     model = parts["model"]
     if model["type"] != "BPE" or not model["merges"] or "ByteLevel" not in json.dumps(parts["pre_tokenizer"]):
         return "its tokenizer is not a byte-level BPE with merges"
+    if max(source.template.tokenizer.get_vocab().values()) >= source.facts.vocabulary:
+        return "its tokenizer has more tokens than the model has embeddings"
     if split_name(source) is None:
         return "its tokenizer splits text in a way that we know no name of in llama.cpp"
     return None
@@ -89,21 +92,24 @@ def write(writer: gguf.GGUFWriter, source: TrainedRun, config: PreTrainedConfig)
         special = SpecialVocab(folder, load_merges=True)
     # Without the key, llama.cpp decides by the name of the way to split.
     special.add_special_token.setdefault("bos", tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id])
-    special.chat_template = marked(tokenizer.chat_template)
+    special.chat_template = chat_template(source.template)
     special.add_to_gguf(writer, quiet=True)
 
 
-def marked(template: str | None) -> str | None:
-    """The chat template, after a comment. Ollama replaces a template by one of its own if they differ in fewer than 100
-    characters, even if its own writes something else.
+def chat_template(template: Template) -> str | None:
+    """The chat template, after its arguments and a comment. Programs that read it do not know the arguments, and Ollama
+    replaces a template by one of its own if they differ in fewer than 100 characters, even if its own writes something
+    else.
 
-    The rendered text stays the same: a comment writes nothing. Only white space after it could be treated differently,
-    so a template that begins with it is left as it is.
+    Neither writes anything, but white space after a comment is treated differently from white space at the beginning,
+    so a template that begins with it gets none.
     """
-    if not template or template[0].isspace():
-        return template
-    digest = hashlib.sha256(template.encode()).hexdigest()
-    return (
-        f"{{# The chat template that the model was trained with, sha256 {digest}. This comment makes it unlike any "
-        f"template that a program may know, so that it is not replaced by another. #}}{template}"
+    text = template.tokenizer.chat_template
+    if not text:
+        return None
+    arguments = "".join(f"{{% set {name} = {json.dumps(value)} %}}" for name, value in template.kwargs.items())
+    mark = (
+        f"{{# The chat template that the model was trained with, sha256 {hashlib.sha256(text.encode()).hexdigest()}. "
+        "This comment makes it unlike any template that a program may know, so that it is not replaced by another. #}"
     )
+    return f"{arguments}{text}" if text[0].isspace() else f"{mark}{arguments}{text}"
