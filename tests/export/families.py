@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from build import CHATML, plan_of
+from report import records
 
 from tunewright.core.config import AdapterConfig, load
-from tunewright.core.run_folder import Run
+from tunewright.core.run_folder import Run, write_json
 from tunewright.export.kind import TrainedRun
 from tunewright.model import adapters
 from tunewright.model.facts import read_facts
 from tunewright.model.loading import load as load_model
 from tunewright.tokens.template import load_template
+from tunewright.train import checkpoints
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -149,3 +151,12 @@ def adapted(source: TrainedRun) -> Any:
     for parameter in adapters.trainable(model.module).values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
     return model.module
+
+
+def trained_run(folder: Path, root: Path, adapter: AdapterConfig | None = None, **settings: Any) -> TrainedRun:
+    """A run with trained weights."""
+    source = run_of(folder, root, adapter, **settings)
+    source.run.checkpoints.mkdir(parents=True)
+    sha256 = checkpoints.save_weights(source.run.weights, adapters.trainable(adapted(source)))
+    write_json(source.run.training, {**records.training(), "weights_sha256": sha256})
+    return source

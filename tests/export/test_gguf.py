@@ -15,14 +15,12 @@ import pytest
 import torch
 from build import stock_templates
 from export import families
-from export.families import FAMILIES, adapted, bpe, run_of
+from export.families import FAMILIES, bpe, run_of, trained_run
 from gguf import GGUFReader
 from jinja2 import TemplateError
-from report import records
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ConfigError, MissingExtra, ModelError, TrainError
-from tunewright.core.run_folder import write_json
 from tunewright.data.messages import question
 from tunewright.export import EXPORTS, export
 from tunewright.export.gguf import architecture, llama_cpp, lora, model, tensors, vocabulary
@@ -32,7 +30,6 @@ from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.tokens import rendering
 from tunewright.tokens.template import Template
-from tunewright.train import checkpoints
 
 IDS = torch.tensor([[5, 80, 120, 33, 270, 301, 7, 7, 64, 200, 11, 3, 350]])
 TEXTS = ["it's    5 o'clock\n\n  now", "<|im_start|>user\nnaïve <tool_call> 🚀<|im_end|>", "x  " * 9]
@@ -52,11 +49,7 @@ def source(saved: Saved, tmp_path: Path) -> Callable[..., TrainedRun]:
     """``source(family, adapter, **settings)``: a run with trained weights."""
 
     def make(name: str = "smollm", adapter: AdapterConfig | None = None, **settings: Any) -> TrainedRun:
-        run = run_of(saved(name), tmp_path, adapter, **settings)
-        run.run.checkpoints.mkdir(parents=True)
-        sha256 = checkpoints.save_weights(run.run.weights, adapters.trainable(adapted(run)))
-        write_json(run.run.training, {**records.training(), "weights_sha256": sha256})
-        return run
+        return trained_run(saved(name), tmp_path, adapter, **settings)
 
     return make
 

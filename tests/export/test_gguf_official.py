@@ -17,14 +17,15 @@ import pytest
 import torch
 from build import adapter_note
 from export import families
-from export.families import FAMILIES, adapted, run_of
+from export.families import FAMILIES, adapted, bpe, run_of, trained_run
 from gguf import GGUFReader
 
 from tunewright.core.config import AdapterConfig
-from tunewright.export import merged
+from tunewright.export import export, merged
 from tunewright.export.gguf.lora import LORA_GGUF
 from tunewright.export.gguf.model import GGUF
 from tunewright.export.kind import TrainedRun
+from tunewright.export.verify import CheckPrompt
 from tunewright.model import loading, peft_format
 
 pytestmark = pytest.mark.slow
@@ -127,4 +128,31 @@ def test_an_adapter_is_the_official_one(name: str, official: Path, tmp_path: Pat
 
 
 def test_another_architecture_is_written_by_llama_cpp_and_verified(official: Path, tmp_path: Path) -> None:
-    """StarCoder 2, through `export.llama_cpp`."""
+    """StarCoder 2, through `export.llama_cpp`: the script there is the official one, with the name of the split."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer, model, source_folder = bpe("smollm"), tmp_path / "model", tmp_path / "llama.cpp"
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = AutoConfig.for_model(
+        "starcoder2", vocab_size=len(tokenizer), num_key_value_heads=2, sliding_window=None, **shape, **tokens
+    )
+    families.fill(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    source_folder.mkdir()
+    script = f"""
+import sys
+sys.path[:0] = [{str(official)!r}, {str(official / "more")!r}]
+words = sys.argv[1:]
+given = ["smollm", [{str(official / "convert_hf_to_gguf.py")!r}, *words]]
+import json
+sys.argv = ["-", json.dumps(given)]
+{CONVERT}
+"""
+    (source_folder / "convert_hf_to_gguf.py").write_text(script)
+    run = trained_run(
+        model, tmp_path, export__to=["gguf"], export__gguf=["f32", "q8_0"], export__llama_cpp=str(source_folder)
+    )
+    checks = export.export(run, [CheckPrompt([1, 2, 3, 40])], [run.template.eos], ["it's 5 o'clock"])
+    assert [(c.dtype, c.rows) for c in checks] == [("f32", 1), ("q8_0", 1)]
+    assert checks[0].largest_difference < 1e-4
