@@ -38,11 +38,11 @@ CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<pad>|<mask>")
 def split_name(source: TrainedRun) -> str | None:
     """The name of the way in which the run's tokenizer splits text: by what it does, otherwise as in the GGUF file that
     the base was read from."""
-    if (name := SPLITS.get(split_key(source.template.tokenizer))) or not source.facts.name.endswith(".gguf"):
-        return name
-    from transformers.integrations.gguf import read_gguf_metadata
+    name = SPLITS.get(split_key(source.template.tokenizer))
+    if name is None and source.facts.name.endswith(".gguf"):
+        from transformers.integrations.gguf import read_gguf_metadata
 
-    name = read_gguf_metadata(source.facts.name)[0].get("tokenizer.ggml.pre")
+        name = read_gguf_metadata(source.facts.name)[0].get("tokenizer.ggml.pre")
     return name
 
 
