@@ -1,10 +1,10 @@
 """A training step and decoding on a machine that is not idle: beside busy processes, another torch process, an
 installer and a compiler, and with little memory left.
 
-    python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--ways NAME ...] [--passive]
+    python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--ways NAME ...]
 
-The threads are fixed (one per core) or adapt to the neighbours (`tunewright.train.crowding`, what a run does). Times
-are divided by the median of the undisturbed steps of the same round.
+"training" and "decoding" are what a run does (`tunewright.train.crowding`). Times are divided by the median of the
+undisturbed steps of the same round.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ NEIGHBOURS: dict[str, list[str]] = {
 @contextlib.contextmanager
 def beside(scripts: list[str]) -> Iterator[None]:
     """Run the scripts, each in a process group of its own, and end them afterwards."""
-    running = [subprocess.Popen([sys.executable, "-c", s], start_new_session=True) for s in scripts]
+    scratch = tempfile.mkdtemp(prefix="tunewright-busy-")
+    environment = {**os.environ, "TMPDIR": scratch}
+    running = [subprocess.Popen([sys.executable, "-c", s], env=environment, start_new_session=True) for s in scripts]
     try:
         time.sleep(3.0 if scripts else 0.0)
         yield
@@ -83,9 +85,7 @@ def beside(scripts: list[str]) -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for left in Path(tempfile.gettempdir()).glob("tmp*"):
-            if (left / "torch").is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def setup(folder: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -101,18 +101,27 @@ def setup(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     return {**base, "lr": 1e-4, "dtype": "bfloat16", "layout": "shared", "threads": machine.cores(), **more}
 
 
+def taken(subject: Subject, steps: int) -> Iterator[float]:
+    """Seconds of each step; no further step after a minute."""
+    end = time.monotonic() + 60
+    for _ in range(steps):
+        yield subject.step().get("seconds", float("nan"))
+        if time.monotonic() > end:
+            return
+
+
 def measure(start: Callable[[], Subject], steps: int, rounds: int, only: list[str]) -> dict[str, list[float]]:
     """Seconds of each step over the undisturbed median of its round, by neighbours."""
     ratios: dict[str, list[float]] = {name: [] for name in ("nothing", *only)}
     subject = start()
     subject.step()
     for _ in range(rounds):
-        quiet = [subject.step()["seconds"] for _ in range(steps)]
+        quiet = list(taken(subject, steps))
         middle = statistics.median(quiet)
         ratios["nothing"] += [s / middle for s in quiet]
         for name in only:
             with beside(NEIGHBOURS[name]):
-                ratios[name] += [subject.step().get("seconds", float("nan")) / middle for _ in range(steps)]
+                ratios[name] += [seconds / middle for seconds in taken(subject, steps)]
             subject.step()
             subject.step()
     subject.end()
@@ -125,10 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=list(NEIGHBOURS), choices=list(NEIGHBOURS))
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--passive", action="store_true", help="with OMP_WAIT_POLICY=passive")
     asked = parser.parse_args()
-    if asked.passive:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
     with tempfile.TemporaryDirectory(prefix="tunewright-busy-") as scratch:
         folder = Path(scratch)
         results = {
@@ -148,9 +154,11 @@ def main() -> None:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "training, fixed threads": {},
-    "training, threads that adapt": {"adaptive": True},
-    "decoding": {"decode": True},
+    "training": {"adaptive": True, "give_way": True},
+    "training, the planned threads": {"give_way": True},
+    "decoding": {"decode": True, "give_way": True},
+    "training, no remedy": {},
+    "decoding, no remedy": {"decode": True},
 }
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main() -> None:
         for name in asked.only:
             r, memory = ratios(bench, WORKLOADS[name], [first, second], asked.rounds)
             print(
-                f"| {WORKLOADS[name].says} | {statistics.median(r):.3f} ({min(r):.3f} to {max(r):.3f}) | equal "
+                f"| {WORKLOADS[name].description} | {statistics.median(r):.3f} ({min(r):.3f} to {max(r):.3f}) | equal "
                 f"| {memory[0]:.2f}, {memory[1]:.2f} |",
                 flush=True,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -99,22 +100,17 @@ def main() -> None:
         peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), note)
     profile.calibrate(model, rows[:2], plan)
     student = make_learner(model, plan)
-    if setup.get("decode"):
-        serve(lambda step: decode(model, rows), wire)
-        return
-    if not setup.get("adaptive"):
-        serve(lambda step: take_step(student, rows, plan, step).loss, wire)
-        return
     crowd = crowding.alone(setup["threads"])
 
-    def step(number: int) -> float:
+    def train(number: int) -> float:
         nonlocal crowd
-        loss = take_step(student, rows, plan, number).loss
-        crowd = crowding.after_step(crowd)
-        torch.set_num_threads(crowd.threads)
-        return loss
+        if setup.get("adaptive"):
+            crowd = crowding.adapted(crowd)
+            crowding.use(crowd)
+        return take_step(student, rows, plan, number).loss
 
-    serve(step, wire)
+    with crowding.giving_way() if setup.get("give_way") else contextlib.nullcontext():
+        serve(train if not setup.get("decode") else lambda _: decode(model, rows), wire)
 
 
 main()

@@ -1,8 +1,10 @@
 """Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
-for e in addresses entities sentiment support docs; do
+for e in addresses tools entities sentiment support docs; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
 python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
+
+make demo > /tmp/demo.log 2>&1; python scripts/example_readmes.py --demo runs/NAME /tmp/demo.log   # README.md
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 REPORTS = EXAMPLES.parent / "docs" / "reports"
+DEMO = "<!-- written by scripts/example_readmes.py --demo -->"
 INTRODUCTIONS = {
     "addresses": (
         "US addresses to JSON",
@@ -81,8 +84,11 @@ def unfinished(line: str) -> bool:
 def printed(run: Path, log: Path) -> list[str]:
     """The lines that a run printed, without progress lines and with paths relative to the runs folder."""
     lines = log.read_text(encoding="utf-8").splitlines()
+    first = next((i for i, x in enumerate(lines) if x.startswith("data ")), 0)  # after what `make` printed
     kept = [
-        x for x in lines if x.strip() and not x.startswith(("WARNING", "real", "user", "sys")) and not unfinished(x)
+        x
+        for x in lines[first:]
+        if x.strip() and not x.startswith(("WARNING", "real", "user", "sys")) and not unfinished(x)
     ]
     return [line.replace(f"{run.parent}/", "runs/") for line in kept]
 
@@ -132,6 +138,16 @@ def readme(name: str, run: Path, log: Path) -> str:
     )
 
 
+def write_demo(run: Path, log: Path) -> None:
+    """Replace the block of README.md that shows what the demo printed, without the lines of finished bars."""
+    lines = [line for line in printed(run, log) if not re.search(r": (\d+)/\1 rows ", line)]
+    file = EXAMPLES.parent / "README.md"
+    before, _, rest = file.read_text(encoding="utf-8").partition(DEMO)
+    _, _, after = rest.removeprefix("\n```\n").partition("\n```\n")
+    block = "\n".join([DEMO, "```", *lines])
+    file.write_text(f"{before}{block}\n```\n{after}", encoding="utf-8")
+
+
 def main(root: Path, log: str) -> None:
     REPORTS.mkdir(exist_ok=True)
     for name in INTRODUCTIONS:
@@ -147,4 +163,7 @@ def main(root: Path, log: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    if sys.argv[1] == "--demo":
+        write_demo(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]), sys.argv[2])

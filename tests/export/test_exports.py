@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from build import cli, copied, process
 
@@ -58,3 +60,20 @@ def test_export_settings_of_a_run_can_be_changed_and_no_others(tmp_path: Path, p
     refused = cli("export", "r", "train.lr=0.1", cwd=tmp_path)
     assert refused.returncode == 2
     assert "CONFIG_CONFLICT" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_the_code_of_the_card_runs_on_another_machine(
+    tmp_path: Path, labelled: api.Result, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of the folder alone, beside the base model, answers what the run's chat answers."""
+    folder = tmp_path / kind
+    shutil.copytree(labelled.path / kind, folder)
+    base = Path(json.loads((labelled.path / "receipt.json").read_text())["model"]["path"])
+    (folder / base.name).symlink_to(base)
+    texts = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".json", ".md", ".jinja")}
+    assert not [name for name, text in texts.items() if str(base.parent) in text or str(labelled.path) in text]
+    (code,) = re.findall(r"```python\n(.*?)```", texts["README.md"], re.DOTALL)
+    monkeypatch.chdir(folder)
+    exec(code.replace('"..."', '"lot 5 of fire and flame"'), {})
+    assert capsys.readouterr().out.strip() == "warm"

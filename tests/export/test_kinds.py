@@ -156,7 +156,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body
     code = body.split("```python\n")[1].split("\n```")[0]
     mine = [check for check in checks if check.kind == kind]
-    assert code.splitlines() == row.snippet(mine[0].path, "models/smollm2")
+    assert code.startswith("\n".join(row.snippet("smollm2-135m", Path(mine[0].path).name)))
     assert re.findall(r"Stored as (\w+)\.", body) == [check.dtype for check in mine]
     assert ("llama.cpp splits all 12 rows of the run into the trained model's tokens." in body) is (kind == "gguf")
     compile(code, "card", "exec")

@@ -45,7 +45,7 @@ def logits(module: Any) -> torch.Tensor:
 
 
 def scale_survives() -> None:
-    """PEFT, which reads alpha, rank and the rsLoRA flag itself, computes the same logits."""
+    """PEFT, which reads alpha and rank itself, computes the same logits."""
     from peft import PeftModel
 
     plan = plan_of(adapter=AdapterConfig(kind="rslora", rank=4, alpha=8.0))
@@ -59,9 +59,10 @@ def scale_survives() -> None:
         assert torch.equal(logits(model), logits(tiny_model()))
 
 
-def flag_lost(patch: Patch) -> None:
+def alpha_as_configured(patch: Patch) -> None:
+    """As a program reads it that does not know rsLoRA."""
     plain = peft_format.write_json
-    patch.setattr(peft_format, "write_json", lambda file, value: plain(file, {**value, "use_rslora": False}))
+    patch.setattr(peft_format, "write_json", lambda file, value: plain(file, {**value, "lora_alpha": 8.0}))
 
 
 def the_adapter_trains_and_nothing_else() -> None:
@@ -206,7 +207,7 @@ FAULTS = [
     Fault(15, "DPO's reference is not the base model", "LLaMA-Factory PR 10779, TRL 744 and 2042, DPO 34",
           "there is no DPO yet: preference rows are rejected with DATA_FORM_UNSUPPORTED", preferences_are_refused, None),
     Fault(16, "the LoRA scaling factor changes when the adapter is loaded", "", "PEFT computes the same logits from the saved adapter; at scale 0 the model is the base, bit for bit",
-          scale_survives, flag_lost),
+          scale_survives, alpha_as_configured),
     Fault(17, "the adapter does not train", "", "after three steps, every tensor of the adapter has changed and no other has; SELFTEST_GRADIENT",
           the_adapter_trains_and_nothing_else, half_is_frozen),
     Fault(18, "merging rounds the update away", "peft 1388, 2321, 1043, transformers 31293", "the update is added in float32 and rounded once; EXPORT_MISMATCH",

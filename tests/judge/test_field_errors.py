@@ -51,6 +51,16 @@ def test_errors_by_field() -> None:
     )
 
 
+def test_values_are_masked_before_they_are_cut() -> None:
+    long = f"{'x' * 85} john.doe@example.com and more"
+    tuned = scores([TARGETS[0], {"id": long, "items": []}])
+    fields = field_errors.by_field(TASK, ROWS, tuned, tuned)
+    assert fields is not None
+    shown = next(f.example.given for f in fields if f.path == "id" and f.example)
+    assert "john" not in shown
+    assert len(shown) <= field_errors.SHOWN + 3
+
+
 def test_no_errors_give_no_line_and_other_tasks_no_fields() -> None:
     right = scores(TARGETS)
     fields = field_errors.by_field(TASK, ROWS, right, right)

@@ -131,4 +131,4 @@ def test_the_template_of_the_run_is_exported(with_tools: api.Result, kind: str, 
     own = AutoTokenizer.from_pretrained(model_folder("llama"))
     assert own.chat_template != tokenizer.chat_template == model.template.tokenizer.chat_template
     card = (with_tools.path / kind / "README.md").read_text(encoding="utf-8")
-    assert f'tokenizer = AutoTokenizer.from_pretrained("{with_tools.path / kind}")' in card
+    assert 'tokenizer = AutoTokenizer.from_pretrained(".")' in card

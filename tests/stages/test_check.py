@@ -32,7 +32,7 @@ def test_what_was_dropped_and_changed_is_in_the_line_the_audit_and_the_page(
     printed = capsys.readouterr().err
     assert "data *.jsonl*: 41 rows (2 dropped, 1 changed), format label" in printed
     assert "1 row dropped by data.invalid=drop, e.g. Expecting value at `oops`" in printed
-    assert "1 row dropped by data.duplicates=drop, e.g. the same question and answer as" in printed
+    assert "1 row dropped by data.duplicates=drop, e.g. the same prompt and answer as" in printed
     assert "1 row changed by data.control=strip, e.g. removed U+001B" in printed
     audit = records.read(run.audit, Audit)
     assert audit.changes is not None

@@ -135,6 +135,34 @@ def test_a_template_without_end_of_turn_gets_the_tokenizers() -> None:
         assert sequence.weights[-1] == 1
 
 
+@pytest.mark.parametrize("end", ["", "<end>", "<end> \n", "</s>\n"])
+def test_marks_of_thoughts_do_not_end_an_answer(end: str) -> None:
+    """A template may write thoughts between special tokens and no end mark of its own."""
+    thinking = (
+        "{% for m in messages %}{{ m['role'] }}: {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>"
+        "{% endif %}{{ m['content'] }}{{ '" + end.replace("\n", "\\n") + "' if m['role'] == 'assistant' else '' }}\n"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    template = Template(byte_tokenizer(thinking, "</s>", special=("<think>", "</think>", "<end>", "</s>")))
+    chat = Chat((TWO_TURNS.messages[0], Message("assistant", "It is four.", reasoning="hm")), "x:1")
+    (sequence,) = for_training(template, chat)
+    learned = [i for i, w in zip(sequence.ids, sequence.weights, strict=True) if w]
+    assert template.tokenizer.decode(learned) == "<think>hm</think>It is four." + (end.strip() or "\n</s>")
+    assert completion_ids(template, chat.before(1), "It is four.")[-1] == learned[-1]
+
+
+def test_special_tokens_that_contain_others_are_plain_text_in_messages() -> None:
+    special = ("<|im_start|>", "<|im_end|>", "<<s>>", "<s>", "s>>")
+    template = Template(byte_tokenizer(special=special))
+    spelled = "<<s>> <s>>"
+    chats = (Chat((Message("user", "q"), Message("assistant", spelled)), "x:1"), Text(spelled, "x:1"))
+    for example in chats:
+        (sequence,) = for_training(template, example)
+        ids = [template.tokenizer.convert_tokens_to_ids(s) for s in special[2:]]
+        assert not set(ids) & set(sequence.ids)
+        assert spelled in template.tokenizer.decode(sequence.ids)
+
+
 def test_double_bos_is_refused() -> None:
     twice = "<s><s>" + CHATML
     template = Template(byte_tokenizer(twice, bos="<s>", special=("<|im_start|>", "<|im_end|>", "<s>")))

@@ -12,7 +12,7 @@ from build import CHATML, byte_tokenizer
 from tunewright.core.config.load import absolute, load
 from tunewright.core.config.schema import TEMPLATES
 from tunewright.core.errors import ConfigError, DataError, ModelError
-from tunewright.data.messages import Chat, Message
+from tunewright.data.messages import Chat, Message, Prompt
 from tunewright.tokens import template
 from tunewright.tokens.rendering import for_generation, for_training
 from tunewright.tokens.template import Template, fitted, for_rows, load_template
@@ -39,6 +39,24 @@ def test_a_template_that_escapes_or_runs_wild_is_stopped(
         load_template(model_folder("llama"), str(file))
     assert caught.value.code == code
     assert caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("1 // 0", "integer division or modulo by zero"),
+        ("'{a}'.format()", "'a'"),
+        ("raise_exception('')", "TemplateError"),
+        ("raise_exception(' \\n')", "TemplateError"),
+        ("messages[0].content[0]['a'].b.c", "'str object' has no attribute"),
+    ],
+)
+def test_a_template_that_fails_says_why(expression: str, reason: str) -> None:
+    failing = Template(byte_tokenizer("{{ " + expression + " }}"))
+    with pytest.raises(ModelError) as caught:
+        template.render(failing, Prompt((Message("user", "q"),)), True)
+    assert caught.value.code == "TEMPLATE_LOSES_CONTENT"
+    assert reason in caught.value.problems[0].message
 
 
 def test_a_template_file_that_is_not_there(model_folder: Callable[[str], Path]) -> None:

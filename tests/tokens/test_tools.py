@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tunewright.core.errors import DataError, TunewrightError
 from tunewright.data import tool_calls
 from tunewright.data.messages import Chat, Message, Tool, ToolCall, turns
+from tunewright.judge.arms.prompts import Recipe
 from tunewright.methods import sft
 from tunewright.tokens.render_cache import RowRenderer, render_rows
 from tunewright.tokens.rendering import for_generation, for_training, read_answer
@@ -167,6 +168,19 @@ def outcome(name: str, chat: Chat) -> str:
 def test_a_stock_template_trains_what_it_serves_or_is_refused(name: str) -> None:
     actual = "".join(outcome(name, chat_of(messages)) for messages in CONVERSATIONS.values())
     assert actual == OUTCOMES.get(name, actual)
+
+
+@pytest.mark.parametrize("name", [name for name, letters in OUTCOMES.items() if letters[0] != "L"])
+@pytest.mark.parametrize("conversation", ["a call", "two calls"])
+def test_examples_that_end_with_calls_can_be_shown_before_a_question(name: str, conversation: str) -> None:
+    """Many templates refuse a user's message directly after a call."""
+    shot = chat_of(CONVERSATIONS[conversation])
+    template = for_rows(fitted(stock(name)), [shot])
+    if conversation == "two calls" and outcome(name, shot) == "L":
+        pytest.skip("the template takes one call at a time")
+    prompt = Recipe(shots=(shot,)).prompt(shot)
+    assert prompt.messages[-1] == shot.messages[0]
+    assert for_generation(template, prompt)
 
 
 def test_most_templates_with_tools_can_be_trained_and_ours_always() -> None:

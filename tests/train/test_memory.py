@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from build import plan_of
 
+from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TrainError
 from tunewright.model.facts import Facts
 from tunewright.train import memory, planning
@@ -70,3 +71,8 @@ def test_a_run_that_would_be_killed_is_refused_with_settings_that_fit() -> None:
     planning.require_memory(smaller, facts, sizes, 2 * GB)
     with pytest.raises(TrainError, match="choose a smaller model or shorter rows"):
         planning.require_memory(plan, facts, sizes, 0.3 * GB)
+    full = smaller.model_copy(update={"adapter": AdapterConfig(kind="none")})
+    planning.require_memory(full, facts, sizes, 4 * GB)
+    with pytest.raises(TrainError, match=r"needs about 2\.\d GB"):  # gradients and AdamW's moments too
+        planning.require_memory(full, facts, sizes, 1.5 * GB)
+    planning.require_memory(smaller, facts, sizes, 1.5 * GB)

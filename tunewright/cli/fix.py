@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tunewright.cli.runs import Json, Settings, Source, config_of, out
+from tunewright.core.words import counted
 
 
 def fix(
@@ -19,7 +21,7 @@ def fix(
     """Write a repaired copy of the rows, as JSON Lines, and the list of changes as FILE.changes.jsonl.
 
     By default: encoding guessed, control characters removed, rows that cannot be read or are empty dropped, turns put
-    in order, exact duplicates dropped. Settings of data switch repairs off or on, e.g. data.duplicates=keep.
+    in order. Settings of data switch repairs off or on, e.g. data.invalid=error or data.duplicates=drop.
     """
     from tunewright.data.remedies import repaired
     from tunewright.data.remedies.change import changed_rows, counts, summaries
@@ -28,13 +30,15 @@ def fix(
     repaired.check_output(config, target)
     result = repaired.repair(config)
     repaired.write(result, target)
+    needed = repaired.still_needed(config)
     if as_json:
         dropped, changed = counts(result.changes)
         kinds = [summary.to_json() for summary in summaries(result.changes)]
-        out({"file": str(target), "rows": len(result.lines), "dropped": dropped, "changed": changed, "changes": kinds})
+        counts_of = {"rows": len(result.lines), "dropped": dropped, "changed": changed}
+        out({"file": str(target), **counts_of, "settings": needed, "changes": kinds})
         return
-    typer.echo(f"{target}: {len(result.lines)} rows{changed_rows(result.changes)}")
+    typer.echo(f"{target}: {counted(len(result.lines), 'row')}{changed_rows(result.changes)}")
     for summary in summaries(result.changes):
         typer.echo(f"  {summary.text}")
     typer.echo(f"every change: {repaired.changes_file(target)}")
-    typer.echo(f"next: tunewright check {target}")
+    typer.echo(f"next: {shlex.join(['tunewright', 'check', str(target), *needed])}")

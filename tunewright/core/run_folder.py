@@ -98,10 +98,10 @@ def chosen_scale(run: Run) -> float:
 
 def create(root: Path, name: str | None, stem: str) -> Run:
     """Creates a run folder that only its owner can read. Raises RUN_EXISTS if the run exists."""
-    with disk_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
     for candidate in [name] if name is not None else _names(stem):
         run = Run(contained(root, candidate))
+        with disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
         if _new_folder(run.path):
             for folder in ("data", "scores"):
                 _new_folder(run.path / folder)

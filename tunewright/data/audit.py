@@ -14,9 +14,10 @@ from tunewright.core.errors import Problem, data_error
 from tunewright.core.words import counted
 from tunewright.data.messages import Example
 from tunewright.data.near_duplicates import Clusters
+from tunewright.data.remedies import repetitions
 from tunewright.data.remedies.labels import key as label_key
 from tunewright.data.task import Task, detect_task
-from tunewright.data.text import content_hash, normalised
+from tunewright.data.text import normalised
 
 Level = Literal["error", "warning", "notice"]
 ORDER: dict[Level, int] = {"error": 0, "warning": 1, "notice": 2}
@@ -69,7 +70,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
     questions = [normalised(e.question) for e in examples]
     prompts = [normalised(e.whole_prompt) for e in examples]
     targets = [task.kind.canonical(e) for e in examples]
-    exact = _groups([content_hash(f"{q}\x00{t}") for q, t in zip(prompts, targets, strict=True)])
+    exact = _groups([repetitions.key(e, task.kind.canonical) for e in examples])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
         raise data_error(
             "DATA_DUPLICATES",
@@ -86,7 +87,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
             fix="add rows with other labels.",
         )
     findings = [
-        *_duplicates(exact),
+        *_duplicates(exact, len(examples)),
         *_near_duplicates(clusters.cluster, questions),
         *_boilerplate(clusters.boilerplate),
         *_contradictions(prompts, targets),
@@ -124,13 +125,12 @@ def _grouped(level: Level, code: str, message: str, groups: list[tuple[int, ...]
     return [Finding(level, code, message, rows, tuple(groups))] if groups else []
 
 
-def _duplicates(exact: list[list[int]]) -> list[Finding]:
+def _duplicates(exact: list[list[int]], rows: int) -> list[Finding]:
     groups = [tuple(g) for g in exact if len(g) > 1]
-    rows = sum(map(len, groups))
-    verb = "repeats" if rows - len(groups) == 1 else "repeat"
+    repeated = rows - len(exact)
     message = (
-        f"{rows - len(groups)} of {rows} rows {verb} another row (same question, same answer); data.duplicates=drop "
-        "keeps the first"
+        f"{repeated} of {rows} rows {'repeats' if repeated == 1 else 'repeat'} an earlier row (same prompt, same "
+        "answer); data.duplicates=drop leaves such rows out"
     )
     return _grouped("warning", "DUPLICATES", message, groups)
 

@@ -167,7 +167,7 @@ def _bare(text: str) -> tuple[str, list[ToolCall]]:
             calls, end = read(bare, 0)
             if end == len(bare):
                 return "", calls
-    return _last_lines(text)
+    return _last_lines(text.rstrip())
 
 
 def _json_calls(text: str, at: int) -> tuple[list[ToolCall], int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tunewright.core.config import Config
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import disk_errors
+from tunewright.export import portable
 from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
@@ -22,16 +23,22 @@ def stored_dtypes(config: Config, facts: Facts) -> list[str]:
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
-    from tunewright.model import loading, peft_format
+    from tunewright.model import peft_format
 
     facts = source.facts
-    base = facts.path if facts.name == loading.EMBEDDED else facts.name
+    base = portable.base_name(facts.name)
     note = AdapterNote(
-        base=facts.name, base_sha256=facts.sha256, template_sha256=source.template.sha256, run=source.run.name, files={}
+        base=base,
+        base_sha256=facts.sha256,
+        template_sha256=source.template.sha256,
+        run=source.run.name,
+        trained_as=source.plan.adapter.kind,
+        files={},
     )
     folder.mkdir(parents=True, exist_ok=True)
     with disk_errors(folder):
         source.template.tokenizer.save_pretrained(folder)
+        portable.make_portable(folder)
     peft_format.save(module, source.plan.adapter, folder, base, note)
     return folder
 
@@ -48,12 +55,23 @@ def reload(folder: Path, base: Base) -> Reloaded:
     return Reloaded(model, tokenizer)
 
 
-def snippet(path: str, base: str) -> list[str]:
+def snippet(name: str, folder: str) -> list[str]:
+    from tunewright.model.loading import EMBEDDED
+
+    base = portable.base_name(name)
+    hub_id, _, revision = base.partition("@")
+    if base == EMBEDDED or base.endswith(".gguf"):
+        imports, arguments = ["from tunewright.model.loading import resolve"], f'resolve("{base}")'
+    elif "/" in base:
+        imports, arguments = [], f'"{hub_id}", revision="{revision}"' if revision else f'"{hub_id}"'
+    else:
+        imports, arguments = [f"# {base}: the folder of the base model"], f'"{base}"'
     return [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{path}")',
+        *imports,
+        f'model = AutoModelForCausalLM.from_pretrained({arguments}, dtype="float32")',
+        'model = PeftModel.from_pretrained(model, ".")',
     ]
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import FORGETTING, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.records import FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
+from tunewright.export.portable import base_name, without_folders
 
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
@@ -20,6 +22,9 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     receipt = records.read(run.receipt, Receipt)
     facts = {
         "name": run.name,
+        "command": without_folders(receipt.command),
+        "base": base_name(receipt.model.name),
+        "chat": records.read(run.audit, Audit).task.kind != "text",
         "verdict": records.read(run.verdict, Verdict),
         "receipt": receipt,
         "plan": records.read(run.plan, Plan),
@@ -30,7 +35,7 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
         written = [check for check in checks if check.kind == kind]
         if not written:
             continue
-        snippet = row.snippet(written[0].path, receipt.model.path)
+        snippet = row.snippet(receipt.model.name, Path(written[0].path).name)
         text = render(**facts, kind=kind, checks=written, library=row.library, snippet=snippet)
         write_atomic(run.path / row.kind / "README.md", text)
 
@@ -50,6 +55,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["quoted"] = json.dumps
+    environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.filters["python"] = repr
     environment.tests["given"] = lambda value: value is not None and not isinstance(value, Undefined)
     return environment

@@ -77,7 +77,8 @@ class Export:
                  returns what its users load, which is the folder or a file in it
     reload       loads what ``write`` returned in float32, as its users would, in a process that knows nothing about the
                  run
-    snippet      (path, path of the base) -> lines of Python that load it, for the card
+    snippet      (name of the base, name of the folder or file) -> lines of Python that load it as ``model`` from the
+                 current folder, for the card
     unsupported  why it cannot be written for this model, or None; asked before training
     stored       what makes of a weight of the module the one that is loaded if it was stored in a dtype, bit for bit;
                  None if that is not known

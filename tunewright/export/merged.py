@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.config import Config
+from tunewright.export import portable
 from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def save(module: PreTrainedModel, template: Template, folder: Path, dtype: str) 
     with arch_probe.quiet():
         stored.save_pretrained(folder)
         template.tokenizer.save_pretrained(folder)
+    portable.make_portable(folder)
 
 
 def reload(folder: Path, base: Base) -> Reloaded:
@@ -61,11 +63,10 @@ def reload(folder: Path, base: Base) -> Reloaded:
     return Reloaded(LanguageModel(module, plain_head=False), tokenizer)
 
 
-def snippet(path: str, base: str) -> list[str]:
+def snippet(name: str, folder: str) -> list[str]:
     return [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
-        f'model = AutoModelForCausalLM.from_pretrained("{path}")',
+        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")',
     ]
 
 

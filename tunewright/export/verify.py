@@ -21,6 +21,7 @@ from tunewright.export import EXPORTS
 from tunewright.export.kind import Base
 from tunewright.model.generate import Decoding, greedy
 from tunewright.model.language_model import LanguageModel
+from tunewright.train import crowding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,7 +100,8 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
     torch.set_num_threads(request.threads)
     row = EXPORTS[kind]
     reloaded = row.reload(Path(path), Base(request.base, request.base_sha256))
-    logits_NV, greedy_ids = answers(reloaded.model, request)
+    with crowding.giving_way():
+        logits_NV, greedy_ids = answers(reloaded.model, request)
     facts: dict[str, object] = {"greedy": greedy_ids, "encoded": [], "texts": []}
     if (tokenizer := reloaded.tokenizer) is not None:
         encode = reloaded.encode or partial(token_ids, tokenizer)

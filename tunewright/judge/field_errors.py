@@ -69,5 +69,5 @@ def _example(path: str, compared: Sequence[Comparison], scores: Sequence[Score])
 
 
 def _values(path: str, fields: Sequence[Field]) -> list[str]:
-    values = [v if isinstance(v, str) else scalar_text(v) for p, v in fields if p == path]
-    return [masked(v if len(v) <= SHOWN else f"{v[:SHOWN]}...") for v in values[:5]]
+    values = [masked(v if isinstance(v, str) else scalar_text(v)) for p, v in fields if p == path][:5]
+    return [v if len(v) <= SHOWN else f"{v[:SHOWN]}..." for v in values]

@@ -38,7 +38,11 @@ _KNOWN = {
 
 
 def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note: AdapterNote) -> None:
-    """Write the adapter as PEFT does, then tunewright.json: ``note`` with the hashes of the files."""
+    """Write the adapter as PEFT does, then tunewright.json: ``note`` with the hashes of the files.
+
+    rsLoRA is written as LoRA with an alpha that gives the same scaling factor: some programs do not read `use_rslora`
+    (llama.cpp's converter, SGLang).
+    """
     from safetensors.torch import save as to_bytes
 
     tensors = state(model)
@@ -53,11 +57,11 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note:
             "base_model_name_or_path": base,
             "inference_mode": True,
             "r": config.rank,
-            "lora_alpha": config.alpha,
+            "lora_alpha": next(iter(adapted(model).values())).scaling * config.rank,
             "lora_dropout": config.dropout,
             "bias": "none",
             "fan_in_fan_out": False,
-            "use_rslora": config.kind == "rslora",
+            "use_rslora": False,
             "use_dora": config.kind == "dora",
             "init_lora_weights": True,
             "target_modules": sorted(adapted(model)),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tunewright.core.records import ExportCheck
 from tunewright.data.messages import Prompt, Text
-from tunewright.export import card
+from tunewright.export import card, portable
 from tunewright.export import export as exporting
 from tunewright.export.kind import TrainedRun
 from tunewright.export.verify import CheckPrompt
@@ -31,6 +31,8 @@ def export(work: Work) -> list[ExportCheck]:
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
     checks = exporting.export(source, _check_prompts(work), stop, _texts(work))
     card.write(work.run, checks)
+    for check in checks:
+        portable.let_others_read(work.run.path / check.kind)
     return checks
 
 

@@ -21,7 +21,7 @@ def reproduce(run: Run, console: Console) -> dict[str, Any]:
     context = start(config, _name(run), run.path.parent, console, f"tunewright runs reproduce {run.path}")
     rerun = Runner(context)
     rerun.advance("check")
-    rerun.adopt(plan)
+    rerun.adopt(plan.model_copy(update={"adapt_threads": False}))
     rerun.advance("prove" if run.verdict.exists() else "train")
     return compare(run, context.run)
 
@@ -36,10 +36,7 @@ def _name(run: Run) -> str:
 def compare(then: Run, now: Run) -> dict[str, Any]:
     """What is equal in two runs, and what differs in their inputs."""
     weights = [run_folder.read_json(r.training)["weights_sha256"] for r in (then, now)]
-    losses = [
-        [{k: v for k, v in line.items() if k != "seconds"} for line in run_folder.read_lines(r.metrics)]
-        for r in (then, now)
-    ]
+    losses = [_losses(r) for r in (then, now)]
     both = then.verdict.exists() and now.verdict.exists()
     scores = [_scores(r) for r in (then, now)] if both else [{}, {}]
     inputs = [_inputs(r) for r in (then, now)]
@@ -54,6 +51,11 @@ def compare(then: Run, now: Run) -> dict[str, Any]:
     }
 
 
+def _losses(run: Run) -> list[dict[str, object]]:
+    lines = run_folder.read_lines(run.metrics)
+    return [{k: v for k, v in line.items() if k not in ("seconds", "threads")} for line in lines]
+
+
 def _scores(run: Run) -> dict[str, list[float]]:
     return {
         file.stem: [line["score"] for line in run_folder.read_lines(file)]
@@ -65,9 +67,10 @@ def _inputs(run: Run) -> dict[str, Any]:
     receipt, plan = run_folder.read_json(run.receipt), run_folder.read_json(run.plan)
     return {
         **{f"version of {k}": v for k, v in receipt["versions"].items()},
-        **{f"sha256 of {k}": v for k, v in receipt["hashes"].items() if k != "config"},
+        **{f"sha256 of {k}": v for k, v in receipt["hashes"].items() if k not in ("config", "plan")},
         "processor": receipt["machine"]["processor"],
         "threads": receipt["threads"],
         "seed": receipt["seed"],
-        **{f"plan: {k}": v for k, v in plan.items() if k not in ("reasons", "estimate")},
+        "steps with fewer threads": receipt.get("crowded_steps") or 0,
+        **{f"plan: {k}": v for k, v in plan.items() if k not in ("reasons", "estimate", "adapt_threads")},
     }

@@ -29,7 +29,7 @@ from tunewright.stages.experiments import learning_curve
 from tunewright.stages.plan import adopt, protocol_of
 from tunewright.stages.report import write as write_report
 from tunewright.stages.stage import Result, Stage
-from tunewright.train import machine, profile
+from tunewright.train import crowding, machine, profile
 
 
 class Runner:
@@ -63,7 +63,7 @@ class Runner:
         folder."""
         assert until in [stage.name for stage in STAGES]
         run = self.context.run
-        with _remove_folder_on_user_error(self.context), run_folder.writing(run):
+        with crowding.giving_way(), _remove_folder_on_user_error(self.context), run_folder.writing(run):
             if run.plan.exists():
                 self._check_inputs()
             for stage in STAGES:
@@ -93,7 +93,7 @@ class Runner:
     def learning_curve(self, full: bool) -> None:
         """Run the learning curve alone, and update the report if there is one."""
         run = self.context.run
-        with run_folder.writing(run):
+        with crowding.giving_way(), run_folder.writing(run):
             curve = learning_curve.learning_curve(self.work(), full)
             records.write(run.learning_curve, curve)
             self._print(learning_curve.STAGE, curve)

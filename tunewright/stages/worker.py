@@ -20,6 +20,7 @@ from tunewright.core.errors import ConfigError, TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.stages import train
 from tunewright.stages.runner import Runner, error_codes, resume
+from tunewright.train import crowding
 
 
 def work(run: Run, under_lock: bool) -> None:
@@ -34,7 +35,8 @@ def work(run: Run, under_lock: bool) -> None:
         )
     run_folder.require(run, run.plan, "plan")
     runner = Runner(resume(run, Console(quiet=True), "worker"))
-    with nullcontext() if under_lock else run_folder.writing(run), error_codes(run, "train"):
+    lock = nullcontext() if under_lock else run_folder.writing(run)
+    with crowding.giving_way(), lock, error_codes(run, "train"):
         if not run.training.exists():
             records.write(run.training, train.train(runner.work()))
 

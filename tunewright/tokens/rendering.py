@@ -89,7 +89,7 @@ def read_answer(template: Template, ids: Sequence[int], tools: Sequence[Tool] = 
     if not calls and not thoughts:
         return Message("assistant", decode(template, ids))
     if not calls:
-        content = tool_calls.without_marks(re.sub(_special(template), "", tool_calls.without_marks(rest)))
+        content = tool_calls.without_marks(_special(template).sub("", tool_calls.without_marks(rest)))
     return Message("assistant", content, calls, reasoning=thoughts)
 
 
@@ -159,20 +159,28 @@ def _without_end(template: Template, turn: str) -> str:
     return bare
 
 
-def _special(template: Template) -> str:
-    """A pattern for the special tokens, the longest first."""
+def _special(template: Template) -> re.Pattern[str]:
+    """The special tokens as they are spelled, the longest first."""
     spelled = sorted(template.tokenizer.all_special_tokens, key=len, reverse=True)
-    return "|".join(map(re.escape, spelled)) or "(?!)"
+    return re.compile("|".join(map(re.escape, spelled)) or "(?!)")
+
+
+def _cuts(template: Template) -> re.Pattern[str]:
+    """The places after the first character of a special token: a text that is cut there spells none."""
+    rests: dict[str, list[str]] = {}
+    for token in template.tokenizer.all_special_tokens:
+        if len(token) > 1:
+            rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    return re.compile("|".join(f"(?<={re.escape(c)})(?={'|'.join(r)})" for c, r in rests.items()) or "(?!)")
 
 
 def _end_of_turn(template: Template, ids: list[int], start: int) -> int | None:
-    """One past the last special token of the turn: where the model should have stopped. None: the template ends no
-    turn."""
+    """One past the special token that ends the turn: where the model should have stopped. None: the template ends no
+    turn. A special token that text follows is a mark in the answer, of a thought or a call, so the end is always behind
+    all that the message contains."""
     special = set(template.tokenizer.all_special_ids)
-    for t in range(len(ids) - 1, start - 1, -1):
-        if ids[t] in special:
-            return t + 1
-    return None
+    end = next((t + 1 for t in range(len(ids) - 1, start - 1, -1) if ids[t] in special), None)
+    return end if end is not None and not decode(template, ids[end:]).strip() else None
 
 
 def _mark(conversation: Prompt) -> str:
@@ -188,12 +196,10 @@ def _render_escaped(template: Template, conversation: Prompt, open_turn: bool) -
     Every such spelling is split: a mark goes after its first character, the template renders the mark like any
     character, and the rendered string is split at the marks.
     """
-    special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
-    pattern = re.compile("|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or "(?!)")
-    mark = _mark(conversation)
+    cuts, mark = _cuts(template), _mark(conversation)
 
     def escaped(text: str) -> str:
-        return pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+        return cuts.sub(mark, text)
 
     safe = map_texts(conversation, escaped)
     text = render(template, safe, open_turn)
@@ -217,13 +223,7 @@ def _special_token_text() -> DataError:
 
 
 def _text(template: Template, example: Text, row: int, max_length: int | None) -> list[TokenSequence]:
-    special = [s for s in template.tokenizer.all_special_tokens if len(s) > 1]
-    pattern = re.compile(
-        "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in sorted(special, key=len, reverse=True))
-        or "(?!)"
-    )
-    pieces = pattern.split(example.text) if any(s in example.text for s in special) else [example.text]
-    body = _ids(template, example.text, pieces)
+    body = _ids(template, example.text, _cuts(template).split(example.text))
     start = template.tokenizer("", add_special_tokens=True)["input_ids"][:1]
     ids = [*(start if start == [template.bos] else []), *body, template.eos]
     size = max_length or len(ids)

@@ -197,7 +197,7 @@ def render(template: Template, conversation: Prompt, open_turn: bool) -> str:
 
     Raises TEMPLATE_UNSAFE, TEMPLATE_TIMEOUT and TEMPLATE_LOSES_CONTENT.
     """
-    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2.exceptions import SecurityError
 
     listed = [m.to_json(template.text_arguments) for m in conversation.messages]
     tools = list(conversation.tools) or None
@@ -219,10 +219,11 @@ def render(template: Template, conversation: Prompt, open_turn: bool) -> str:
     except _TooLong:
         what = f"the chat template takes more than {SECONDS:g} s on one row."
         raise ModelError("TEMPLATE_TIMEOUT", what, where=at, fix=fix) from None
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template computes: it may divide by zero, or look up what is not there
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             "TEMPLATE_LOSES_CONTENT",
-            f"the chat template refuses this conversation: {str(error).splitlines()[0]}",
+            f"the chat template refuses this conversation: {reason}",
             where=at,
             fix="use a template that has tools: template=chatml-tools."
             if tools or any("tool_calls" in m or m["role"] == "tool" for m in listed)

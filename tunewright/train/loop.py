@@ -83,6 +83,7 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
     plan, run, hashes = training.plan, training.run, training.hashes
+    crowd = crowding.alone(plan.threads)
     student = make_learner(training.model, plan)
     state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
     state = state or _initial(hashes, None)
@@ -93,12 +94,11 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
         first = dev_loss(training.model, training.dev, plan)
         records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
         state = _with_best(run, student, _initial(hashes, first))
-    crowd = crowding.alone(plan.threads)
     with _interrupts() as interrupted, crowding.restored():
         while state.step < plan.steps and not _out_of_patience(state, plan):
-            state = _one_step(training, student, state, crowd, progress)
             if plan.adapt_threads:
-                crowd = crowding.after_step(crowd)
+                crowd = crowding.adapted(crowd)
+            state = _one_step(training, student, state, crowd, progress)
             over = state.step == plan.steps or _out_of_patience(state, plan)
             if over or interrupted.is_set() or state.step % plan.checkpoint_every == 0:
                 checkpoints.save(run.checkpoints, student.parameters, student.optimizer, state, plan.checkpoint_keep)

@@ -266,10 +266,15 @@ def _learning_rate(given: PlanInputs, steps: int) -> Choice[float]:
 
 
 def _fits(given: PlanInputs, dtype: Dtype, recompute: Recompute) -> int:
-    """Tokens of one pass that fit in `TRAIN_MEMORY` of the machine's memory, besides the weights."""
-    facts, size = given.facts, 2 if dtype == "bfloat16" else 4
-    room = TRAIN_MEMORY * given.machine.memory_gb * 1e9 - facts.parameters * size
-    return int(max(0.0, room) / bytes_per_token(facts, given.sizes, dtype, recompute))
+    """Tokens of one pass that fit in `TRAIN_MEMORY` of the machine's memory, besides what is kept."""
+    room = TRAIN_MEMORY * given.machine.memory_gb * 1e9 - _kept(given.facts, dtype, given.config.adapter.kind)
+    return int(max(0.0, room) / bytes_per_token(given.facts, given.sizes, dtype, recompute))
+
+
+def _kept(facts: Facts, dtype: Dtype, kind: str) -> float:
+    """Bytes from step to step: the weights, and where all of them are trained, their gradients and AdamW's moments in
+    float32. An adapter's are small beside the weights."""
+    return facts.parameters * (2 if dtype == "bfloat16" else 4 if kind != "none" else 16)
 
 
 def _recompute(given: PlanInputs, dtype: Dtype, batch: int) -> Choice[Recompute]:
@@ -309,9 +314,9 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> No
     killed by the system after minutes."""
 
     def needed(tokens: int, recompute: Recompute) -> float:
-        return weights + tokens * bytes_per_token(facts, sizes, plan.dtype, recompute)
+        return kept + tokens * bytes_per_token(facts, sizes, plan.dtype, recompute)
 
-    weights = facts.parameters * (2 if plan.dtype == "bfloat16" else 4)
+    kept = _kept(facts, plan.dtype, plan.adapter.kind)
     need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)
     if need * CERTAIN <= free:
         return

@@ -50,6 +50,11 @@ NAMES = [
 ]
 
 
+def test_rows_of_two_revisions_have_places_of_their_own(read: dict[str, Any]) -> None:
+    places = [read[name]["rows"][0][1] for name in ("hub:owner/name", f"hub:owner/name@{COMMIT}", "hub:owner/name@v1")]
+    assert places == ["hub:owner/name:train:1", "hub:owner/name@0123456789ab:train:1", "hub:owner/name@v1:train:1"]
+
+
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.importorskip("datasets")

@@ -58,6 +58,14 @@ def test_a_file_counts_once(names: list[str], folder: Path) -> None:
         paths.files_of(names)
 
 
+@pytest.mark.parametrize("same", ["hub:a/b", "hub:a/b:train", "hub:a/b@main", "hub:a/b@main:train"])
+def test_a_data_set_of_the_hub_counts_once_however_it_is_named(same: str) -> None:
+    with pytest.raises(DataError, match="DATA_FILE_TWICE"):
+        paths.files_of(["hub:a/b", same])
+    others = ["hub:a/b@v1", "hub:a/b:test", "hub:a/b/c", "hub:a/c", same]
+    assert paths.files_of(others) == others
+
+
 @pytest.mark.usefixtures("folder")
 def test_rows_of_several_kinds_keep_their_places() -> None:
     read = sources.read(["data/y.csv", "data/[ab].jsonl"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tunewright.core.errors import DataError
 from tunewright.data import formats
 from tunewright.data.formats import RowSettings
+from tunewright.data.formats.fields import cleaned_row
 from tunewright.data.messages import Chat, Message, ToolCall
 from tunewright.data.sources import Row
 
@@ -133,6 +134,64 @@ def test_a_table_has_messages_and_history_as_json_text() -> None:
         assert caught.value.code == "DATA_FIELD_TYPE"
 
 
+BAD_JSON = [
+    ('{"role": "user", "content": "x \\ud800"}', "DATA_UNICODE"),
+    ('{"role": "user", "content": "x \\u0000"}', "DATA_CONTROL_CHAR"),
+    ('{"role": "user", "content": "x", "name": NaN}', "DATA_NUMBER_NOT_FINITE"),
+    ('{"role": "user", "content": "x", "content": "y"}', "DATA_DUPLICATE_KEY"),
+    ('{"role": "user", "content": "x", "n": ' + "[" * 101 + "]" * 101 + "}", "DATA_TOO_DEEP"),
+]
+
+
+@pytest.mark.parametrize(("user", "code"), BAD_JSON)
+def test_json_in_a_string_is_checked_like_json_in_a_file(user: str, code: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read({"messages": f"[{user}, {json.dumps(ANSWER)}]"})
+    assert (caught.value.code, caught.value.where) == (code, "x:1")
+    assert "data." in caught.value.problems[0].fix
+    for bad, at in (({"tools": f'[{{"name": "f", "description": {user}}}]'}, "tools"), ({"history": f"[{user}]"}, "")):
+        with pytest.raises(DataError) as caught:
+            read({"query": "q", "response": "a", **bad})
+        assert caught.value.code == code, at
+
+
+def test_control_characters_of_json_in_a_string_are_removed_on_request() -> None:
+    call = {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"x": "\\u001bA"}'}}],
+    }
+    text = json.dumps([{"role": "user", "content": 'x\ud800 "\u0000'}, call, {"role": "tool", "content": "[]"}, ANSWER])
+    row = Row({"messages": text, "note": "\\u0000", "more": '{"a": "\\u0000"'}, "x:1")
+    parsed = formats.parse([row], RowSettings(control="strip"))
+    (example,) = parsed.examples
+    assert [m.text for m in example.messages if m.role == "user"] == ['x "']
+    assert example.messages[1].tool_calls == (ToolCall("f", {"x": "A"}, "1"),)
+    assert [p.code for p in parsed.fixed] == ["DATA_UNICODE"]
+    clean = cleaned_row(row, "space")
+    assert clean.data["note"] == "\\u0000", "a string that is not JSON stays as it is"
+    assert clean.data["more"] == row.data["more"]
+    assert json.loads(clean.data["messages"])[0]["content"] == 'x  " '
+    assert cleaned_row(clean, "strip") == clean
+    assert formats.parse([clean], RowSettings()).fixed == ()
+
+
+def test_fields_of_messages_in_a_string_that_are_not_read_are_counted() -> None:
+    text = json.dumps([{**USER, "mood": "sad"}, ANSWER])
+    assert formats.parse([Row({"messages": text}, "x:1")], RowSettings()).unused == {"messages[].mood": 1}
+    assert formats.parse([Row({"prompt": "[sic] q", "completion": "a"}, "x:1")], RowSettings()).unused == {}
+
+
+def test_an_excerpt_of_a_field_is_masked_before_it_is_cut() -> None:
+    for value in ("[0, 'this is of john.doe@example.com', 1]", ["something of john.doe@example.com"]):
+        with pytest.raises(DataError) as caught:
+            read(
+                {"messages": [USER, {"role": "assistant", "content": value if isinstance(value, str) else "a"}]}
+                | ({"tools": value} if isinstance(value, str) else {"system": value})
+            )
+        assert "john" not in str(caught.value)
+        assert "*" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("message", "code"),
     [
@@ -152,6 +211,13 @@ def test_a_table_has_messages_and_history_as_json_text() -> None:
         ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}, "DATA_TOOL_CALL"),
         ({"role": "tool_call", "content": None}, "DATA_TOOL_CALL"),
         ({**ANSWER, "weight": 0.5}, "DATA_WEIGHT"),
+        ({**ANSWER, "weight": [1]}, "DATA_WEIGHT"),
+        ({**ANSWER, "weight": 1, "train": False}, "DATA_WEIGHT"),
+        ({"role": "assistant", "content": [{"type": "text", "text": "hi", "weight": "0"}]}, "DATA_WEIGHT"),
+        ({"role": "assistant", "content": [{"type": "text", "text": "hi", "weight": 0.5}]}, "DATA_WEIGHT"),
+        ({"role": "assistant", "content": [{"type": "text", "text": "hi", "weight": [1]}]}, "DATA_WEIGHT"),
+        ({"role": "assistant", "content": [{"type": "text", "text": "hi", "weight": 1, "loss": 0}]}, "DATA_WEIGHT"),
+        ({"role": "assistant", "content": [{"type": "text", "text": "hi", "weight": 0}], "weight": 1}, "DATA_WEIGHT"),
         ({**ANSWER, "train_detail": [{"begin_offset": 0, "end_offset": 0, "train": False}]}, "DATA_WEIGHT"),
     ],
     ids=str,
@@ -260,5 +326,16 @@ def test_an_order_that_is_no_conversation(messages: list[dict[str, Any]], fragme
 def test_turns_can_be_fixed() -> None:
     row = chat(ANSWER, USER, USER, ANSWER, {**ANSWER, "reasoning": "hm"}, USER, fix_turns=True)
     assert row.messages == (Message("user", "q\n\nq"), Message("assistant", "a\n\na", reasoning="hm"))
-    joined = chat(USER, ANSWER, {**ANSWER, "weight": 0}, USER, ANSWER, fix_turns=True)
-    assert [m.trained for m in joined.messages] == [True, False, True, True], "never trained on what has weight 0"
+    no = {**ANSWER, "weight": 0}
+    joined = chat(USER, no, no, USER, ANSWER, ANSWER, fix_turns=True)
+    assert [(m.content, m.trained) for m in joined.messages[1::2]] == [("a\n\na", False), ("a\n\na", True)]
+
+
+@pytest.mark.parametrize("fix_turns", [False, True])
+def test_answers_of_two_weights_are_not_joined(fix_turns: bool) -> None:
+    """Joined, a target would become context, or a context a target."""
+    no = {**ANSWER, "weight": 0}
+    for pair in ((ANSWER, no), (no, ANSWER)):
+        with pytest.raises(DataError, match="of which one is trained on and one is not") as caught:
+            chat(USER, *pair, USER, ANSWER, fix_turns=fix_turns)
+        assert "turns" not in caught.value.problems[0].fix

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunewright.core.errors import DataError
 from tunewright.data import formats
@@ -31,8 +34,9 @@ def answer(value: Any, names: list[str] | None = None) -> str:
         ("False", "False", "no"),
         ("maybe", "maybe", "maybe"),
         ([], "none", "none"),
-        ([1, 0], "1, 0", "yes, no"),
-        (["a", "b"], "a, b", "a, b"),
+        ([1, 0], "0, 1", "no, yes"),
+        (["b", "a"], "a, b", "a, b"),
+        (["yes", "no", "Also"], "Also, no, yes", "no, yes, Also"),
     ],
     ids=str,
 )
@@ -57,7 +61,45 @@ def test_true_and_false_are_not_names_0_and_1_of_many() -> None:
     assert answer(True, ["a", "b", "c"]) == "true"
 
 
-@pytest.mark.parametrize(("label", "expected"), [(1, "b"), ("b", "b")])
-def test_the_answer_of_a_choice_is_its_place_or_its_text(label: Any, expected: str) -> None:
-    (row,) = formats.parse([Row({"question": "q", "choices": ["a", "b"], "answer": label}, "x:1")]).examples
-    assert row.target == expected
+@given(st.lists(st.sampled_from("abcdE"), unique=True), st.randoms())
+def test_several_labels_are_one_answer_in_whatever_order(labels: list[str], random: Random) -> None:
+    turned = random.sample(labels, len(labels))
+    assert answer(labels) == answer(turned)
+    assert answer(labels, ["d", "a"]) == answer(turned, ["d", "a"])
+
+
+def choice(answer: Any, choices: list[str], field: str = "answer") -> str:
+    (row,) = formats.parse([Row({"question": "q", "choices": choices, field: answer}, "x:1")]).examples
+    return row.target
+
+
+@pytest.mark.parametrize("field", ["answer", "solution"])
+@pytest.mark.parametrize("given", [1, 1.0, "1", "B", "b", "(b)", "B.", "B)", "blue", " BLUE "], ids=str)
+def test_the_answer_of_a_choice_is_one_that_the_prompt_shows(given: Any, field: str) -> None:
+    assert choice(given, ["red", "blue"], field) == "blue"
+
+
+def test_a_choice_that_is_a_letter_a_number_or_a_truth_value() -> None:
+    assert choice("a", ["b", "a"]) == "a"
+    assert choice("1", ["2", "1"]) == "1"
+    assert choice(True, ["true", "false"]) == "true"
+    assert choice("a reason", ["red", "blue"], "explanation") == "a reason"
+
+
+@pytest.mark.parametrize("given", [2, -1, "2", "C", "green", "red or blue", True, 0.5], ids=str)
+def test_an_answer_that_is_none_of_the_choices(given: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        choice(given, ["red", "blue"])
+    assert caught.value.code == ("DATA_FIELD_TYPE" if given == 0.5 else "DATA_LABEL")
+    assert "label_names" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [(["Tim Cook", "Timothy Cook"], "DATA_FIELD_TYPE"), (["one"], "DATA_FIELD_TYPE"), ([], "DATA_EMPTY_TARGET")],
+)
+def test_several_answers_to_a_question_are_not_joined(given: list[str], code: str) -> None:
+    with pytest.raises(DataError) as caught:
+        formats.parse([Row({"question": "Who runs Apple?", "answer": given}, "x:1")])
+    assert caught.value.code == code
+    assert formats.parse([Row({"question": "q", "answer": True}, "x:1")]).examples[0].target == "true"

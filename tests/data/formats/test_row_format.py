@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tunewright.core import config
 from tunewright.core.errors import DataError
 from tunewright.data import formats
 from tunewright.data.formats import FORMATS, RowSettings
 from tunewright.data.formats.row_format import detect
 from tunewright.data.messages import Chat, Message, Text
+from tunewright.data.remedies import prepared
 from tunewright.data.sources import Row
 
 SAMPLES = json.loads(Path(__file__).with_name("forms.json").read_text(encoding="utf-8"))
@@ -135,11 +138,26 @@ ORDER = [
 ]
 BY_NAME = {f.name: f for f in FORMATS}
 VALUES = {
-    "messages": SAME["labelled_chat"]["messages"],
+    "messages": SAME["chat"]["messages"],
     "conversations": SAME["sharegpt"]["conversations"],
     "conversation": SAME["conversation"]["conversation"],
-    "choices": ["a", "b"],
+    "choices": ["answer", "answer2", "solution", "solution2", "b"],
 }
+
+
+def changed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [*value[:-1], changed(value[-1])]
+    if isinstance(value, dict):
+        return {k: v if k in ("role", "from") else f"{v}2" for k, v in value.items()}
+    return f"{value}2"
+
+
+def without_effect(data: dict[str, Any]) -> set[str]:
+    """The fields of a row that may have other values without any effect on its example."""
+    (example,) = formats.parse([Row(data, "x:1")]).examples
+    rows = {name: Row({**data, name: changed(value)}, "x:1") for name, value in data.items()}
+    return {name for name, row in rows.items() if formats.parse([row]).examples == (example,)}
 
 
 def test_the_order_of_detection() -> None:
@@ -151,6 +169,10 @@ def test_a_row_with_the_fields_of_two_formats_has_the_earlier_one(first: str, se
     """The row is read as one of them in full, not as a mixture; the fields of the other are reported as unused."""
     a, b = BY_NAME[first], BY_NAME[second]
     data = {name: VALUES.get(name, name) for name in (*b.fields, *a.fields)}
+    if {"messages", "label"} <= set(data):
+        data["messages"] = SAME["labelled_chat"]["messages"]
+    if "choices" in data and "solution" not in data:
+        data.setdefault("answer", "answer")
     fitting = [f for f in FORMATS if f.fits(data)]
     chosen = detect([Row(data, "x:1")], FORMATS)
     assert chosen == fitting[0]
@@ -158,7 +180,105 @@ def test_a_row_with_the_fields_of_two_formats_has_the_earlier_one(first: str, se
     assert ORDER.index(chosen.name) <= ORDER.index(first), "or a third format, more specific than both"
     if set(chosen.fields) < set(a.fields):
         pytest.fail(f"{chosen.name} ignores fields that {first} reads")
-    assert chosen.unused(data) == set(data) - {*chosen.fields, *chosen.optional}
+    parsed = formats.parse([Row(data, "x:1")])
+    assert parsed.format == chosen.name
+    assert set(parsed.unused) == without_effect(data), "what has no effect is reported, and nothing else"
+
+
+SYSTEM = {"system": "Be kind."}
+CALL = {"name": "f", "arguments": {}}
+WITH_SYSTEM = [{"role": "system", "content": "Be brief."}, *SAME["chat"]["messages"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "unused"),
+    [
+        ({**SAME["instruction"], "input": "i", "context": "c"}, {"context"}),
+        ({**SAME["instruction"], "context": "c"}, set()),
+        ({**SAME["question"], "context": "c", "article": "r"}, {"article"}),
+        ({**SAME["question"], "system": "", "system_prompt": "s"}, set()),
+        ({**SAME["question"], **SYSTEM, "system_prompt": "s"}, {"system_prompt"}),
+        ({**SAME["chat"], **SYSTEM}, set()),
+        ({"messages": WITH_SYSTEM, **SYSTEM}, {"system"}),
+        ({**SAME["chat"], "tools": [{"name": "f"}], "functions": [{"name": "g"}]}, {"functions"}),
+        ({**SAME["completion"], "history": [["a", "b"]]}, set()),
+        (
+            {"prompt": [{"role": "user", "content": "q"}], "completion": "a", "history": [["a", "b"]]},
+            {"history"},
+        ),
+        ({"question": "q", "choices": ["a", "b"], "answer": "a", "explanation": "e"}, {"explanation"}),
+        ({"question": "q", "choices": ["a", "b"], "answer": "a", "solution": "b"}, {"solution"}),
+        ({**SAME["label"], **SYSTEM}, set()),
+        ({"text": "q", "labels": ["a"], **SYSTEM}, set()),
+        ({"sentence": "q", "label": "a", **SYSTEM}, set()),
+        ({"premise": "p", "hypothesis": "h", "label": "a", **SYSTEM}, set()),
+        ({**SAME["labelled_chat"], **SYSTEM, "tools": [{"name": "f"}]}, set()),
+    ],
+    ids=str,
+)
+def test_of_fields_that_stand_for_one_another_one_is_read(row: dict[str, Any], unused: set[str]) -> None:
+    parsed = formats.parse([Row(row, "x:1")])
+    assert set(parsed.unused) == unused
+    if "system" in row and "system" not in unused and row["system"]:
+        assert parsed.examples[0].messages[0] == Message("system", "Be kind.")
+
+
+@pytest.mark.parametrize(
+    ("assistant", "unused"),
+    [
+        ({"content": "a", "tool_calls": [], "function_call": CALL}, set()),
+        ({"content": "a", "tool_calls": [CALL], "function_call": CALL}, {"function_call"}),
+        ({"content": "a", "value": "b"}, {"value"}),
+        ({"content": "", "value": "b"}, set()),
+        ({"content": "a", "refusal": "no"}, {"refusal"}),
+        ({"content": "a", "reasoning": "r", "thinking": "t"}, {"thinking"}),
+    ],
+    ids=str,
+)
+def test_of_fields_of_a_message_that_stand_for_one_another_one_is_read(
+    assistant: dict[str, Any], unused: set[str]
+) -> None:
+    parsed = formats.parse(
+        [Row({"messages": [SAME["chat"]["messages"][0], {"role": "assistant", **assistant}]}, "x:1")]
+    )
+    assert set(parsed.unused) == {f"messages[].{name}" for name in unused}
+    assert bool(parsed.examples[0].messages[-1].tool_calls) == ("function_call" in assistant)
+    assert parsed.examples[0].messages[-1].content == ("b" if assistant["content"] == "" else "a")
+
+
+USE = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "1", "content": "r"}
+THOUGHT = {"type": "thinking", "thinking": "hm"}
+TEXT = {"type": "text", "text": "t"}
+
+
+@pytest.mark.parametrize(
+    ("role", "part", "code"),
+    [
+        ("user", USE, "DATA_TOOL_CALL"),
+        ("user", THOUGHT, "DATA_FIELD_TYPE"),
+        ("system", USE, "DATA_TOOL_CALL"),
+        ("system", RESULT, "DATA_TOOL_CALL"),
+        ("assistant", RESULT, "DATA_TOOL_CALL"),
+    ],
+    ids=str,
+)
+def test_parts_that_a_role_cannot_have(role: str, part: dict[str, Any], code: str) -> None:
+    messages = [{"role": "system", "content": "s"}, *SAME["chat"]["messages"]]
+    row = {"messages": [{**m, "content": [TEXT, part]} if m["role"] == role else m for m in messages]}
+    with pytest.raises(DataError) as caught:
+        read(row)
+    assert caught.value.code == code
+
+
+def test_thoughts_in_two_places() -> None:
+    def row(thought: str) -> dict[str, Any]:
+        answer = {"role": "assistant", "content": [THOUGHT, TEXT], "reasoning_content": thought}
+        return {"messages": [SAME["chat"]["messages"][0], answer]}
+
+    assert read(row("hm")).messages[-1].reasoning == "hm"
+    with pytest.raises(DataError, match="DATA_FIELD_TYPE"):
+        read(row("another"))
 
 
 def test_the_more_specific_of_two_formats_comes_first() -> None:
@@ -231,9 +351,63 @@ def test_rows_of_another_method_are_refused_unless_the_format_is_set(name: str, 
     assert len(dropped.examples) == 1
 
 
-def test_the_fix_for_preference_rows_trains_on_the_preferred_answers() -> None:
-    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+def as_advised(row: dict[str, Any], fix: str, *words: str) -> Chat | Text:
+    """The example of a row with the settings that the fix of its error names."""
+    advised = [word.rstrip(".,") for word in shlex.split(fix) if word.startswith(("data.columns=", "data.format="))]
+    assert advised, fix
+    how = prepared.row_settings(config.load(None, [*words, *advised], data__train="x"))
+    (example,) = formats.parse([Row(row, "x:1")], how).examples
+    return example
+
+
+USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
+PREFERENCES = {
+    "TRL": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "TRL, messages": {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+    "TRL, implicit prompt": {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    "a prompt and whole conversations": {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    "LLaMA-Factory": {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
+    "a question": {"system": "s", "question": "q", "chosen": "a", "rejected": "b"},
+    "ms-swift": {"messages": [USER, GOOD], "rejected_response": "b"},
+    "ms-swift, messages": {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+    "ms-swift, query": {"query": "q", "response": "a", "rejected_response": "b"},
+    "KTO": {"instruction": "q", "output": "a", "kto_tag": True},
+    "KTO, ShareGPT": {**SAME["sharegpt"], "kto_tag": False},
+    "TRL, unpaired": {"prompt": "q", "completion": "a", "label": False},
+    "images": {**SAME["chat"], "images": ["a.png"]},
+}
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_the_fix_for_rows_of_another_method_works(name: str) -> None:
+    row = PREFERENCES[name]
     with pytest.raises(DataError) as caught:
         read(row)
-    assert "data.columns='{completion: chosen}' data.format=completion" in caught.value.problems[0].fix
-    assert read(row, columns={"completion": "chosen"}, format="completion", as_asked=True).target == "a"
+    assert caught.value.code == "DATA_FORM_UNSUPPORTED"
+    example = as_advised(row, caught.value.problems[0].fix)
+    assert [(m.role, m.content) for m in example.messages if m.role != "system"] == [("user", "q"), ("assistant", "a")]
+
+
+def test_the_fix_for_rows_of_another_method_in_special_cases() -> None:
+    def fix(row: dict[str, Any], **how: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            read(row, **how)
+        return caught.value.problems[0].fix
+
+    row = {"chosen": "a", "rejected": "b"}
+    assert as_advised(row, fix(row)) == Text("a", "x:1")
+    row = {"ask": "q", "chosen": "a", "rejected": "b"}
+    assert as_advised(row, fix(row, columns={"prompt": "ask"}), "data.columns={prompt: ask}").target == "a"
+    for row in (
+        {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+        {"conversations": [USER], "chosen": GOOD, "rejected": BAD},
+    ):
+        assert fix(row) == "write rows with the preferred answers alone, or set data.invalid=drop."
+
+
+def test_fields_of_a_row_that_is_cleaned_count_as_used() -> None:
+    """It is read a second time, without the control characters of a string inside."""
+    messages = json.dumps([{"role": "user", "content": "a\x1b"}, {"role": "assistant", "content": "b"}])
+    parsed = formats.parse([Row({"messages": messages, "other": "x"}, "f:1")], how=RowSettings(control="strip"))
+    assert parsed.unused == {"other": 1}
+    assert parsed.examples[0].prompt.messages[0].content == "a"

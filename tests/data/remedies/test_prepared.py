@@ -43,6 +43,15 @@ CASES: dict[str, tuple[list[str], list[str], str, list[tuple[int, str]]]] = {
         "data.control=space",
         [(49, "DATA_CONTROL_CHAR"), (49, "DATA_UNICODE")],
     ),
+    "control in JSON in a string, strip": (
+        [
+            *TALK,
+            json.dumps({"messages": json.dumps(json.loads(chat(("user", "a\x1b"), ("assistant", "b")))["messages"])}),
+        ],
+        [*TALK, chat(("user", "a"), ("assistant", "b"))],
+        "data.control=strip",
+        [(49, "DATA_CONTROL_CHAR")],
+    ),
     "empty": ([GOOD[0], row(99, label=" "), *GOOD[1:]], GOOD, "data.empty=drop", [(2, "DATA_EMPTY_TARGET")]),
     "invalid": (
         [*GOOD[:2], "{oops", *GOOD[2:], '{"text": NaN, "label": "yes"}', "[]", '{"label": "yes"}', row(98, label=0.5)],

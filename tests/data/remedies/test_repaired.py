@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +107,17 @@ def test_each_repair_can_be_switched_off() -> None:
     assert fix("a.jsonl", "data.turns=error", "data.invalid=error", "--out", "b.jsonl")[0] == 2
     Path("a.csv").write_bytes(b"text,label\n" + b"caf\xe9 au lait,y\n" + b"some words in English,n\n" * 30)
     assert fix("a.csv", "data.encoding=utf-8", "--out", "b.jsonl")[0] == 2
-    assert fix("a.csv", "data.duplicates=keep", "--out", "b.jsonl")[0] == 0
-    assert Path("b.jsonl").read_text(encoding="utf-8").count("\n") == 31
+    assert fix("a.csv", "--out", "b.jsonl")[0] == 0
+    assert Path("b.jsonl").read_text(encoding="utf-8").count("\n") == 31, "rows that repeat others stay"
+    Path("c.jsonl").write_bytes(lines(GOOD[0]))
+    assert fix("c.jsonl", "data.duplicates=drop", "--out", "d.jsonl")[0] == 0
+    assert Path("d.jsonl").read_text(encoding="utf-8").count("\n") == 12
 
 
 def test_rows_keep_their_fields_and_order() -> None:
     rows = [{**json.loads(g), "id": i, "more": {"x": [1, 2.5, None, True]}, "é": "\u2028"} for i, g in enumerate(GOOD)]
     Path("a.json").write_text(json.dumps([*rows, rows[0], 7]))
-    assert fix("a.json", "--out", "b.jsonl")[0] == 0
+    assert fix("a.json", "data.duplicates=drop", "--out", "b.jsonl")[0] == 0
     assert [json.loads(x) for x in Path("b.jsonl").read_text(encoding="utf-8").split("\n")[:-1]] == rows
     assert [(c["where"], c["action"]) for c in listed("b.jsonl")] == [
         ("a.json[13]", "dropped"),
@@ -153,7 +158,7 @@ def test_turns_are_put_in_order_in_the_rows_own_field(field: str) -> None:
     assert not copy.changes
 
 
-@pytest.mark.parametrize("form", ["label", "chat", "completion"])
+@pytest.mark.parametrize("form", ["label", "labels", "chat", "completion", "parts", "choice", "place"])
 def test_labels_are_written_in_one_way_if_asked(form: str) -> None:
     def row(i: int, label: str) -> str:
         text = f"{'abcdefgh'[i % 8] * 9} {i * 104729} of {i * 7919}"
@@ -161,6 +166,10 @@ def test_labels_are_written_in_one_way_if_asked(form: str) -> None:
             "label": json.dumps({"text": text, "label": label}),
             "chat": chat(("user", text), ("assistant", label)),
             "completion": json.dumps({"prompt": text, "completion": label}),
+            "labels": json.dumps({"text": text, "labels": [label, "and", "also"]}),
+            "parts": chat(("user", text), ("assistant", [{"type": "text", "text": label}])),
+            "choice": json.dumps({"question": text, "choices": [label, "maybe"], "answer": label}),
+            "place": json.dumps({"question": text, "choices": ["maybe", label], "answer": 1}),
         }
         return rows[form]
 
@@ -170,6 +179,62 @@ def test_labels_are_written_in_one_way_if_asked(form: str) -> None:
     assert fix("a.jsonl", "data.labels=merge", "--out", "b.jsonl")[0] == 0
     assert Path("b.jsonl").read_text() == "".join(row(i, label) + "\n" for i, label in enumerate(right))
     assert len(listed("b.jsonl")) == 20
+
+
+def test_the_settings_that_the_copy_needs_are_printed() -> None:
+    rows = [{"it's": json.loads(g)["prompt"], "reply": i % 2} for i, g in enumerate(GOOD)]
+    Path("a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    settings = ["data.columns={question: it's, answer: reply}", "data.label_names=[no, 'on, or off']"]
+    assert fix("a.jsonl", *settings, "data.format=question", "--out", "b c.jsonl")[0] == 0
+    Path("b c.jsonl").unlink()
+    Path("b c.jsonl.changes.jsonl").unlink()
+    _, out, _ = fix("a.jsonl", *settings, "data.instruction=Be kind.", "--out", "b c.jsonl")
+    last = shlex.split(out.splitlines()[-1])
+    assert last[:3] == ["next:", "tunewright", "check"]
+    assert check(*last[3:])[0] == 0
+    assert check("b c.jsonl")[0] == 2, "they are needed"
+    original, copy = (
+        dataset.load(config.load(None, words, data__train=name))
+        for name, words in (("a.jsonl", [*settings, "data.instruction=Be kind."]), ("b c.jsonl", last[4:]))
+    )
+    assert [e.messages for e in original.examples] == [e.messages for e in copy.examples]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "matched"),
+    [
+        ("data/*.jsonl", "data/x.jsonl", "data/x.jsonl"),
+        ("data/*.jsonl", "data/x.json", "data/x.json.changes.jsonl"),
+        ("data/**/*.jsonl", "data/deep/er/x.json", "data/deep/er/x.json.changes.jsonl"),
+        ("data/**", "data/x.json", "data/x.json"),
+        ("*/a.jsonl", "data/deep/a.jsonl", ""),
+        ("data/*.jsonl", "data/deep/x.jsonl", ""),
+        ("data/*.jsonl", "data/.x.jsonl", ""),
+    ],
+)
+def test_what_the_pattern_would_match_is_not_written(pattern: str, name: str, matched: str) -> None:
+    Path(name).parent.mkdir(parents=True)
+    Path("data").mkdir(exist_ok=True)
+    Path("data/a.jsonl").write_bytes(lines())
+    status, _, err = fix(pattern, "--out", name)
+    assert (status, Path(name).exists()) == ((2, False) if matched else (0, True))
+    assert matched in err
+    if not matched:
+        assert not {*glob.glob(pattern, recursive=True)} & {name, f"{name}.changes.jsonl"}
+    assert check(pattern)[0] == 0
+
+
+def test_both_files_are_written_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("full")
+
+    done = repaired.Repaired(("{}",), ())
+    for name in ("write_lines", "write_atomic"):
+        with monkeypatch.context() as patch:
+            patch.setattr(repaired, name, full)
+            with pytest.raises(OSError, match="full"):
+                repaired.write(done, Path("b.jsonl"))
+        assert not list(Path().iterdir())
 
 
 def test_values_that_json_does_not_have() -> None:
@@ -190,7 +255,7 @@ def test_several_files_and_leaks() -> None:
     Path("data/a.jsonl").write_text("\n".join(GOOD[:6]))
     Path("data/b.jsonl").write_text("\n".join([*GOOD[6:], GOOD[0]]))
     Path("test.jsonl").write_text(f"{GOOD[3]}\n" + '{"prompt": "quite another thing", "completion": "y"}\n')
-    words = ("data/*.jsonl", "data.test=test.jsonl", "data.leaks=drop")
+    words = ("data/*.jsonl", "data.test=test.jsonl", "data.leaks=drop", "data.duplicates=drop")
     assert fix(*words, "--out", "all.jsonl")[0] == 0
     assert Path("all.jsonl").read_text().splitlines() == [*GOOD[:3], *GOOD[4:]]
     assert check("all.jsonl", "data.test=test.jsonl")[0] == 0
@@ -198,7 +263,7 @@ def test_several_files_and_leaks() -> None:
 
 def test_the_summary_as_json_counts_rows() -> None:
     Path("a.jsonl").write_bytes(lines("oops", GOOD[0], '{"prompt": "a\\u001b", "completion": "y"}'))
-    status, out, _ = fix("a.jsonl", "--out", "b.jsonl", "--json")
+    status, out, _ = fix("a.jsonl", "data.duplicates=drop", "--out", "b.jsonl", "--json")
     summary = json.loads(out)
     assert status == 0
     assert {k: summary[k] for k in ("file", "rows", "dropped", "changed")} == {

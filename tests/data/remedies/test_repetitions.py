@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright.data import near_duplicates, split
-from tunewright.data.messages import Chat, Message
+from tunewright.data import audit, near_duplicates, split
+from tunewright.data.messages import Chat, Message, ToolCall
 from tunewright.data.remedies import repetitions
+from tunewright.data.task import JSON, TOOL_CALLS, detect_task
+from tunewright.data.task.kind import canonical_text
 from tunewright.data.text import normalised
 
 PAIRS = st.lists(
@@ -34,17 +42,17 @@ def places(examples: tuple[Chat, ...]) -> list[int]:
 @given(PAIRS)
 def test_duplicates_are_those_of_pandas(pairs: list[tuple[str, str]]) -> None:
     examples = rows(pairs)
-    kept, changes = repetitions.drop_duplicates(examples)
+    kept, changes = repetitions.drop_duplicates(examples, canonical_text)
     assert places(kept) == list(table(pairs).drop_duplicates().index)  # type: ignore[arg-type]
     assert len(kept) + len(changes) == len(examples)
     assert all(c.dropped for c in changes)
-    assert repetitions.drop_duplicates(kept) == (kept, [])
+    assert repetitions.drop_duplicates(kept, canonical_text) == (kept, [])
 
 
 @settings(max_examples=200, deadline=None)
 @given(PAIRS)
 def test_the_most_frequent_answer_is_kept(pairs: list[tuple[str, str]]) -> None:
-    kept, changes = repetitions.drop_contradictions(rows(pairs))
+    kept, changes = repetitions.drop_contradictions(rows(pairs), canonical_text)
     expected = []
     for i, row in table(pairs).iterrows():
         answers = table(pairs).query("q == @row.q").a.value_counts()
@@ -54,6 +62,62 @@ def test_the_most_frequent_answer_is_kept(pairs: list[tuple[str, str]]) -> None:
     assert len(kept) + len(changes) == len(pairs)
     left = {normalised(e.question): normalised(e.target) for e in kept}
     assert all(left[normalised(e.question)] == normalised(e.target) for e in kept), "no contradiction is left"
+
+
+NAMES = ["Anna", "Bert", "Cleo", "Dora", "Emil"]
+
+
+def in_two_orders(calls: bool) -> list[Chat]:
+    """30 questions, each answered twice: by objects, or by calls, whose keys are in different orders."""
+    examples = []
+    for i, turned in itertools.product(range(30), (False, True)):
+        items = [("name", f"{NAMES[i % 5]} {i}"), ("n", i)]
+        given = dict(items[::-1] if turned else items)
+        answer = (
+            Message("assistant", "", (ToolCall("store", given),)) if calls else Message("assistant", json.dumps(given))
+        )
+        examples.append(
+            Chat((Message("user", f"question {i * 7919} of {NAMES[i % 5]}"), answer), f"a:{len(examples) + 1}")
+        )
+    return examples
+
+
+def repeated(examples: Sequence[Chat]) -> list[str]:
+    """What the audit says of rows that repeat or contradict others."""
+    clusters = near_duplicates.cluster([normalised(e.question) for e in examples], 0.8)
+    findings = audit.audit(examples, clusters).findings
+    return [f.message for f in findings if f.code in ("DUPLICATES", "CONTRADICTIONS")]
+
+
+@pytest.mark.parametrize("calls", [False, True])
+def test_answers_that_say_the_same_are_duplicates_and_no_contradictions(calls: bool) -> None:
+    """As the audit counts them: the order of keys does not matter."""
+    examples = in_two_orders(calls)
+    kind = detect_task(examples).kind
+    assert kind is (TOOL_CALLS if calls else JSON)
+    (finding,) = repeated(examples)
+    assert finding.startswith("30 of 60 rows repeat an earlier row")
+    assert repetitions.drop_contradictions(examples, kind.canonical) == (tuple(examples), [])
+    kept, _ = repetitions.drop_duplicates(examples, kind.canonical)
+    assert places(kept) == list(range(0, 60, 2))  # type: ignore[arg-type]
+    assert not repeated(kept)
+
+
+def test_rows_that_differ_in_thoughts_or_weights_are_no_duplicates() -> None:
+    answer = Message("assistant", "4")
+    ends = [
+        answer,
+        *(replace(answer, reasoning=r) for r in ("add", "count")),
+        replace(answer, content="<think>a</think>4"),
+    ]
+    examples = [
+        Chat((Message("user", "1"), first, Message("user", "2 + 2"), end), f"a:{i}")
+        for i, (first, end) in enumerate(itertools.product((answer, replace(answer, trained=False)), ends))
+    ]
+    assert repetitions.drop_duplicates(examples, canonical_text) == (tuple(examples), [])
+    again = [*examples, *(replace(e, where="b:1") for e in examples)]
+    assert repetitions.drop_duplicates(again, canonical_text)[0] == tuple(examples)
+    assert "8 of 16 rows repeat an earlier row" in repeated(again)[0]
 
 
 SIDE = st.lists(st.integers(0, 6), max_size=6)

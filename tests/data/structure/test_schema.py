@@ -80,6 +80,14 @@ def test_no_claim_rests_on_few_values() -> None:
     assert "enum" not in claims([{"a": f"x{i % 21}"} for i in range(2100)])["properties"]["a"]
 
 
+def test_choices_that_are_private_are_not_listed() -> None:
+    """Choices are shown to people and to models."""
+    inferred = infer([{"owner": ["anna.schmidt@example.com", "none"][i % 2], "kind": "ab"[i % 2]} for i in range(40)])
+    assert "enum" not in inferred["properties"]["owner"]  # type: ignore[index,call-overload]
+    assert inferred["properties"]["kind"]["enum"] == ["a", "b"]  # type: ignore[index,call-overload]
+    assert "anna" not in str([*outline.fields(inferred), outline.example(inferred)])
+
+
 def test_an_object_with_many_rare_keys_is_a_map() -> None:
     inferred = infer([{f"k{i}": {"n": i}, f"l{i}": {"n": i}} for i in range(60)])
     assert "properties" not in inferred
@@ -173,6 +181,27 @@ PATTERNS = {
 def test_patterns_are_checked_as_jsonschema_does(value: Any, others: Any) -> None:
     tested = {**PATTERNS, **({} if others is None else {"additionalProperties": others})}
     assert Schema("s", tested).accepts(value) == Draft202012Validator(tested).is_valid(value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [(r"^\p{L}+$", "é", "1"), (r"^(?<n>a)$", "a", "b"), (r"^[\w-.]+$", "a-.", "a b"), (r"^\d{4}$", "2024", "24")],
+)
+def test_patterns_of_ecma_262_are_valid(pattern: str, good: str, bad: str) -> None:
+    for value, wrap in (({"pattern": pattern}, str), ({"patternProperties": {pattern: {}}}, lambda key: {key: 1})):
+        assert schema.invalid({**value, "additionalProperties": False}) is None
+        tested = Schema("s", {**value, "additionalProperties": False})
+        assert [tested.accepts(wrap(text)) for text in (good, bad)] == [True, False]  # type: ignore[operator]
+
+
+def test_what_only_looks_like_a_pattern_is_not_compiled() -> None:
+    assert schema.invalid({"properties": {"pattern": {"const": "("}}, "default": {"pattern": "("}}) is None
+    assert "$.patternProperties" in str(schema.invalid({"patternProperties": {"(": {}}}))
+
+
+def test_an_answer_is_valid_whatever_was_checked_before_it() -> None:
+    tested, slow = Schema("s", {"pattern": "^(a|aa)+$"}), "a" * 40 + "!"
+    assert [tested.accepts(text) for text in ("aa", slow, "aa", slow, "b")] == [True, False, True, False, False]
 
 
 @pytest.mark.parametrize("keyword", ["pattern", "patternProperties"])

@@ -49,6 +49,8 @@ def hermes(*calls: ToolCall) -> str:
 
 NOTATIONS = [
     lambda *calls: "\n".join(c.text for c in calls),
+    lambda *calls: "\n".join(c.text for c in calls) + "\n",
+    lambda *calls: "Sure.\n" + "\n".join(c.text for c in calls) + " \n\n",
     hermes,
     lambda *calls: "<think>Which one?</think>\n" + hermes(*calls),
     lambda *calls: "[TOOL_CALLS] " + json.dumps([{"name": c.name, "arguments": c.arguments} for c in calls]),
@@ -131,9 +133,10 @@ def test_the_order_of_arguments_is_no_contradiction() -> None:
 
 
 def test_an_instruction_lists_the_tools_that_rows_call() -> None:
-    rows = [row(OSLO), row(ROME), row(content="Hello!")]
+    other = ToolCall("weather", {"days": "two", "unit": None})
+    rows = [row(OSLO), row(ROME), row(content="Hello!"), row(other), row(OSLO)]
     text = TOOL_CALLS.instruct(detect_task(rows), rows)
-    assert "weather(city, days)" in text
+    assert "weather(city, days, unit)" in text
     assert "If no tool is needed, answer in words." in text
     assert "in words" not in TOOL_CALLS.instruct(detect_task(rows), rows[:2])
     many = [row(ToolCall(f"f{i}", {})) for i in range(21)]

@@ -122,6 +122,7 @@ def test_calls_that_rows_do_not_allow_are_findings(tmp_path: Path) -> None:
     assert findings["CALLS_INVALID"].rows == (9, 10)
     assert "the tool 'g' is not declared" in findings["CALLS_INVALID"].message
     assert findings["TOOLS_INVALID"].rows == (11,)
+    assert findings["TOOLS_INVALID"].message.startswith("1 row declares a tool")
 
 
 def test_targets_that_differ_in_the_order_of_keys_do_not_contradict_each_other(tmp_path: Path) -> None:

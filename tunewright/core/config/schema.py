@@ -113,7 +113,7 @@ class DataConfig(Frozen):
     )
     duplicates: Literal["keep", "drop"] = Field(
         "keep",
-        description="Rows of data.train that repeat the prompt and the answer of an earlier one: keep or drop them.",
+        description="Rows of data.train that repeat prompt, thoughts and answer of an earlier one: keep or drop them.",
     )
     contradictions: Literal["keep", "drop"] = Field(
         "keep",

@@ -37,4 +37,7 @@ class AdapterNote(Record):
     base_sha256: str = Field(description="Hash of the base model; a different base is rejected on loading.")
     template_sha256: str = Field(description="Hash of the chat template and tokenizer.")
     run: str = Field(description="Name of the run.")
+    trained_as: str | None = Field(
+        None, description="lora, rslora or dora; rslora is exported as lora of the same scaling factor."
+    )
     files: dict[str, str] = Field(description="Hash of each file of the adapter.")

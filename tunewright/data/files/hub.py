@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:/([^@:]+))?(?:@([^:]+))?(?::(.+))?")
+MAIN = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -33,7 +34,17 @@ class HubName:
 
     @property
     def place(self) -> str:
-        return f"hub:{self.repo}{f'/{self.config}' if self.config else ''}:{self.split}"
+        """The name of its rows in messages; of a commit, the first digits."""
+        revision = self.revision[:12] if _COMMIT.fullmatch(self.revision) else self.revision
+        return self._named("" if revision == MAIN else f"@{revision}")
+
+    @property
+    def content(self) -> str:
+        """What decides the rows, apart from the commit."""
+        return self._named("")
+
+    def _named(self, revision: str) -> str:
+        return f"{HUB}{self.repo}{f'/{self.config}' if self.config else ''}{revision}:{self.split}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ def parse(name: str) -> HubName:
         fix = "write hub:owner/name, or hub:owner/name/config@revision:split."
         raise data_error("DATA_NOT_A_FILE", message, where=name, fix=fix)
     repo, config, revision, split = match.groups()
-    return HubName(repo, config, revision or "main", split or "train")
+    return HubName(repo, config, revision or MAIN, split or "train")
 
 
 def read(name: str, how: FileSettings) -> HubRows:
@@ -63,8 +74,8 @@ def read(name: str, how: FileSettings) -> HubRows:
     with _errors(name):
         datasets.disable_progress_bars()
         table = datasets.load_dataset(wanted.repo, wanted.config, split=wanted.split, revision=commit)
-    content = f"{wanted.place}@{commit}"
-    return HubRows(_items(table, wanted, commit, how), hashlib.sha256(content.encode()).hexdigest())
+    digest = hashlib.sha256(f"{wanted.content}@{commit}".encode()).hexdigest()
+    return HubRows(_items(table, wanted, commit, how), digest)
 
 
 def pinned(name: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tunewright.core.errors import DataError, data_error
-from tunewright.core.locations import is_local, is_pattern, is_url, shown
-from tunewright.data.files import remote
+from tunewright.core.locations import HUB, is_local, is_pattern, is_url, shown
+from tunewright.data.files import hub, remote
 
 
 def files_of(names: Iterable[str]) -> list[str]:
@@ -18,7 +19,7 @@ def files_of(names: Iterable[str]) -> list[str]:
     files = [file for name in names for file in _matching(name)]
     seen: dict[str, str] = {}
     for file in files:
-        key = os.path.realpath(file) if is_local(file) else file
+        key = _identity(file)
         if key in seen:
             raise data_error(
                 "DATA_FILE_TWICE",
@@ -30,12 +31,33 @@ def files_of(names: Iterable[str]) -> list[str]:
     return files
 
 
+def _identity(file: str) -> str:
+    """Equal for names of one file."""
+    if file.startswith(HUB):
+        return repr(hub.parse(file))
+    return os.path.realpath(file) if is_local(file) else file
+
+
 def _matching(name: str) -> list[str]:
     if is_url(name):
         return remote.matching(name) or _no_match(name)
     if not is_local(name) or not is_pattern(name) or os.path.lexists(name):
         return [name]
     return sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file()) or _no_match(name)
+
+
+def would_match(pattern: str, file: Path) -> bool:
+    """Whether a pattern would match a file that need not exist, by the rules of `glob`."""
+    return _parts_match(Path(os.path.abspath(pattern)).parts, Path(os.path.abspath(file)).parts)
+
+
+def _parts_match(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    if not patterns or not names:
+        return not names and all(p == "**" for p in patterns)
+    visible = not names[0].startswith(".") or patterns[0].startswith(".")
+    if patterns[0] == "**":
+        return _parts_match(patterns[1:], names) or (visible and _parts_match(patterns, names[1:]))
+    return visible and fnmatch.fnmatch(names[0], patterns[0]) and _parts_match(patterns[1:], names[1:])
 
 
 def _no_match(name: str) -> list[str]:

@@ -58,6 +58,11 @@ def clean_text(text: str, control: Control) -> tuple[str, Counter[str]]:
     return _text(text, control, removed), removed
 
 
+def check(value: object) -> None:
+    """Raises BadValue if no row may contain the value."""
+    _clean(value, "error", Counter())
+
+
 def changes_of(removed: Counter[str], where: str, control: Control) -> Iterator[Change]:
     """What was removed from a row, as changes: one for control characters, one for surrogates."""
     for code, surrogate in (("DATA_CONTROL_CHAR", False), ("DATA_UNICODE", True)):

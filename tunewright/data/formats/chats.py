@@ -10,7 +10,6 @@ from tunewright.data.messages import Chat, Message
 from tunewright.data.sources import Row
 
 SYSTEM = ("system", "system_prompt")
-FIELDS = (*SYSTEM, *tools.FIELDS)
 
 
 def _of_list(name: str) -> Build:
@@ -25,12 +24,14 @@ def _of_list(name: str) -> Build:
 
 def with_system(row: Row, messages: list[Message]) -> list[Message]:
     """The messages after the row's own system message, if they have none."""
+    if messages[0].role == "system":
+        return messages
     system = optional(row, *SYSTEM)
-    return [Message("system", system), *messages] if system and messages[0].role != "system" else messages
+    return [Message("system", system), *messages] if system else messages
 
 
 def _format(name: str, field: str) -> RowFormat:
-    return RowFormat(name, (field,), _of_list(field), optional=FIELDS, lists=(field,))
+    return RowFormat(name, (field,), _of_list(field), lists=(field,))
 
 
 FORMATS = (

@@ -74,11 +74,13 @@ def _paired(messages: Sequence[Message]) -> list[Message]:
 
 
 def fixed(messages: Sequence[Message]) -> list[Message]:
-    """With neighbours of one role joined, and without what follows the last answer or precedes the first question."""
+    """With neighbours of one role joined, and without what follows the last answer or precedes the first question.
+    Answers of which one is a target and one is not remain two: joined, neither could be what it was."""
     joined: list[Message] = []
     for m in messages:
         last = joined[-1] if joined else None
-        if last and m.role == last.role and m.role in ("system", "user", "assistant") and not last.tool_calls:
+        alike = last and (m.role, m.trained) == (last.role, last.trained) and m.role in ("system", "user", "assistant")
+        if last and alike and not last.tool_calls:
             joined[-1] = _joined(last, m)
         else:
             joined.append(m)
@@ -94,7 +96,7 @@ def _joined(a: Message, b: Message) -> Message:
     content, reasoning = (
         "\n\n".join(filter(None, texts)) for texts in ((a.content, b.content), (a.reasoning, b.reasoning))
     )
-    return replace(b, content=content, reasoning=reasoning, trained=a.trained and b.trained)
+    return replace(b, content=content, reasoning=reasoning)
 
 
 def untrained(messages: Sequence[Message]) -> list[Message]:
@@ -131,6 +133,9 @@ def _order(messages: Sequence[Message]) -> tuple[str, str]:
             return "a tool message does not follow a tool call.", "add the call before it, or set data.invalid=drop."
         if before.tool_calls and m.role != "tool":
             return "a tool call has no result.", "add its result, or set data.invalid=drop."
+        if before.role == m.role == "assistant" and before.trained != m.trained:
+            problem = "two assistant messages in a row, of which one is trained on and one is not."
+            return problem, "remove one, give them one weight, or set data.invalid=drop."
         if before.role == m.role and m.role in ("user", "assistant"):
             fix = "add the missing turn between them, or set data.turns=fix, which joins them."
             return f"two {m.role} messages in a row.", fix

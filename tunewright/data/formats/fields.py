@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 
 from tunewright.core.errors import data_error
+from tunewright.core.pii import excerpt
+from tunewright.data.files import json_rows, values
+from tunewright.data.files.rows import Control
+from tunewright.data.files.values import BadValue, type_name
+from tunewright.data.formats import notation
 from tunewright.data.messages import Json
 from tunewright.data.sources import Row
-
-
-def type_name(value: Json) -> str:
-    names = {list: "a list", dict: "an object", bool: "true/false", int: "a number", float: "a number", str: "text"}
-    return "null" if value is None else names[type(value)]
 
 
 def text(value: Json, name: str, where: str) -> str:
     """A text that is not blank."""
     if not isinstance(value, str):
-        message = f"{name!r} must be text, not {type_name(value)} ({str(value)[:40]!r})."
+        message = f"{name!r} must be text, not {type_name(value)} ({excerpt(str(value), 0, 40)!r})."
         raise data_error("DATA_FIELD_TYPE", message, where=where, fix="write it as text, in quotes.")
     if not value.strip():
         raise data_error(
@@ -33,6 +33,31 @@ def as_text(value: Json) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def cleaned_row(row: Row, control: Control) -> Row:
+    """A row without control characters and lone surrogates, also in the JSON that its strings contain."""
+    return Row({key: cleaned(value, control) for key, value in row.data.items()}, row.where)
+
+
+def cleaned(value: Json, control: Control) -> Json:
+    if isinstance(value, BadValue):
+        raise value
+    if isinstance(value, list):
+        return [cleaned(item, control) for item in value]
+    if isinstance(value, dict):
+        return {values.clean_text(key, control)[0]: cleaned(inner, control) for key, inner in value.items()}
+    if not isinstance(value, str):
+        return value
+    bare = values.clean_text(value, control)[0]
+    if "\\u" not in bare or bare.lstrip()[:1] not in ("[", "{"):
+        return bare
+    try:
+        inside = json_rows.STRICT.decode(bare)
+        clean = cleaned(inside, control)
+    except (ValueError, RecursionError):
+        return bare
+    return bare if clean == inside else json.dumps(clean, ensure_ascii=False)
+
+
 def required(row: Row, name: str) -> str:
     return text(row.data[name], name, row.where)
 
@@ -46,13 +71,33 @@ def optional(row: Row, *names: str) -> str:
     return ""
 
 
+def trained(item: dict[str, Json], name: str, where: str) -> bool | None:
+    """Whether a message, or a part of one, is a target: `weight` (OpenAI), `train` (Axolotl) or `loss` (ms-swift); None
+    if it does not say. Raises DATA_WEIGHT."""
+    given = {field: item[field] for field in notation.TRAINED if item.get(field) is not None}
+    for field, value in given.items():
+        if value not in (0, 1):
+            message = f"{name}.{field} is {value!r}; a message is trained on (1, true) or not (0, false)."
+            raise data_error("DATA_WEIGHT", message, where=where, fix="write 0 or 1, or set data.invalid=drop.")
+    flags = set(map(bool, given.values()))
+    if len(flags) > 1:
+        message = f"{' and '.join(given)} of {name} disagree on whether it is trained on."
+        raise data_error("DATA_WEIGHT", message, where=where, fix="give it one weight, or set data.invalid=drop.")
+    return next(iter(flags), None)
+
+
 def decoded(value: Json, name: str, where: str, code: str = "DATA_TOOL_CALL") -> Json:
-    """A value, or the JSON that a text contains: tools, arguments and, in tables, messages are written in both ways."""
+    """A value, or the JSON that a string contains: tools, arguments and, in tables, messages are written in both ways.
+    Raises what a file with that value would raise."""
     if not isinstance(value, str):
         return value
     try:
-        decoded_value: Json = json.loads(value)
+        decoded_value: Json = json_rows.STRICT.decode(value)
+        values.check(decoded_value)
+    except BadValue as error:
+        fix = values.FIXES[error.code]
+        raise data_error(error.code, f"{name}: {error.message}", where=where, fix=fix) from None
     except (ValueError, RecursionError):
-        message = f"{name} is not valid JSON: {value[:40]!r}."
+        message = f"{name} is not valid JSON: {excerpt(value, 0, 40)!r}."
         raise data_error(code, message, where=where, fix="write it as JSON, or set data.invalid=drop.") from None
     return decoded_value

@@ -1,7 +1,8 @@
 """Formats whose rows have a label: of a text, of a pair of texts, or of a conversation. The label is the answer.
 
 Labels may be texts, whole numbers, true/false, or lists of them. Numbers get the names of `data.label_names`; several
-labels are written in one answer, in the order of the row, separated by commas.
+labels are written in one answer, separated by commas, in one order whatever that of the row: the order of
+`data.label_names`, or else of the alphabet.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewright.core.errors import data_error
-from tunewright.data.formats import conversation
+from tunewright.data.formats import conversation, tools
+from tunewright.data.formats.chats import with_system
 from tunewright.data.formats.fields import required, text
 from tunewright.data.formats.row_format import Build, Data, RowFormat, RowSettings
 from tunewright.data.messages import Chat, Json, Message
@@ -30,7 +32,10 @@ WORDS = {"false": 0, "true": 1}
 def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
     """The answer for a label. Raises DATA_FIELD_TYPE, DATA_EMPTY_TARGET or DATA_LABEL."""
     if isinstance(value, list):
-        return ", ".join(label(item, f"{name}[{i}]", names, where) for i, item in enumerate(value)) or NO_LABEL
+        given = [label(item, f"{name}[{i}]", names, where) for i, item in enumerate(value)]
+        order = {known: place for place, known in enumerate(names)}
+        given.sort(key=lambda item: (order.get(item, len(order)), item.casefold(), item))
+        return ", ".join(given) or NO_LABEL
     if isinstance(value, bool) or (len(names) == 2 and isinstance(value, str) and value.strip().lower() in WORDS):
         number = WORDS[str(value).strip().lower()]
         return names[number] if len(names) == 2 else str(value).lower()
@@ -39,7 +44,7 @@ def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
     if isinstance(value, int) or (names and isinstance(value, str) and value.strip().isdecimal()):
         return _named(int(value), name, names, where)
     if isinstance(value, float):
-        message = f"{name!r} is {value}; a label is a text, a whole number or true/false."
+        message = f"{name!r} is {value}; a label is a string, a whole number or true/false."
         fix = "round it, or name its ranges: models are not trained to predict numbers."
         raise data_error("DATA_LABEL", message, where=where, fix=fix)
     return text(value, name, where)
@@ -56,7 +61,8 @@ def _named(number: int, name: str, names: Sequence[str], where: str) -> str:
 
 def _answered(row: Row, how: RowSettings, user: str, field: str) -> Chat:
     answer = label(row.data[field], field, how.label_names, row.where)
-    return conversation.chat([Message("user", user), Message("assistant", answer)], how, row.where)
+    messages = with_system(row, [Message("user", user), Message("assistant", answer)])
+    return conversation.chat(messages, how, row.where)
 
 
 def _of(field: str, answer: str) -> Build:
@@ -84,7 +90,8 @@ def _of_messages(row: Row, how: RowSettings) -> Chat:
         fix = "remove the field label or the last message, or set data.format=chat."
         raise data_error("DATA_TURN_ORDER", message, where=row.where, fix=fix)
     answer = Message("assistant", label(row.data["label"], "label", how.label_names, row.where))
-    return conversation.chat([*conversation.untrained(messages), answer], how, row.where)
+    messages = with_system(row, [*conversation.untrained(messages), answer])
+    return conversation.chat(messages, how, row.where, tools.of_row(row))
 
 
 def _ends_with_user(data: Data) -> bool:

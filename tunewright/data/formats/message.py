@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tunewright.core.errors import data_error
 from tunewright.data.formats import notation, parts, tools
-from tunewright.data.formats.fields import as_text, text
+from tunewright.data.formats.fields import as_text, text, trained
 from tunewright.data.formats.parts import Content
 from tunewright.data.messages import Json, Message
 
@@ -33,6 +33,7 @@ def read(item: Json, name: str, where: str) -> list[Message]:
         return [_calls_alone(item, name, where)]
     role = _role(named, name, where)
     content = _content(item, role, name, where)
+    _check_parts(content, role, name, where)
     if role == "user" and content.results:
         return [*content.results, *([Message("user", content.text)] if content.text.strip() else [])]
     message = _assistant(item, content, name, where) if role == "assistant" else _other(item, role, content)
@@ -53,12 +54,12 @@ def _calls_alone(item: Item, name: str, where: str) -> Message:
     """A message whose content is its calls (ShareGPT, ms-swift)."""
     given = notation.first(item, notation.CONTENT)
     calls = tools.calls(given, f"{name}.{'value' if 'value' in item else 'content'}", where)
-    return Message("assistant", "", calls, trained=_trained(item, name, where))
+    return Message("assistant", "", calls, trained=_trained(item, None, name, where))
 
 
 def _content(item: Item, role: str, name: str, where: str) -> Content:
-    field = next((f for f in notation.CONTENT if item.get(f) is not None), notation.CONTENT[0])
-    value = item.get(field)
+    value = notation.first(item, (notation.given(item, notation.CONTENT) or "", *notation.CONTENT))
+    field = notation.given(item, notation.CONTENT) or notation.CONTENT[0]
     if role == "tool" and not _is_parts(value):
         return Content(as_text(value))
     if isinstance(value, list):
@@ -68,20 +69,38 @@ def _content(item: Item, role: str, name: str, where: str) -> Content:
     return Content(text(value, f"{name}.{field}", where))
 
 
+def _check_parts(content: Content, role: str, name: str, where: str) -> None:
+    """Raises DATA_TOOL_CALL or DATA_FIELD_TYPE for parts that have no meaning in a message of this role."""
+    if role == "assistant":
+        wrong = "results of tool calls" if content.results else ""
+    else:
+        wrong = "tool calls" if content.calls else "thoughts" if content.reasoning else ""
+        wrong = "results of tool calls" if content.results and role != "user" else wrong
+    if wrong:
+        fix = "correct the role, or set data.invalid=drop."
+        code = "DATA_FIELD_TYPE" if wrong == "thoughts" else "DATA_TOOL_CALL"
+        raise data_error(code, f"{name}: parts of a {role} message are {wrong}.", where=where, fix=fix)
+
+
 def _is_parts(value: Json) -> bool:
     return isinstance(value, list) and all(isinstance(v, dict) and v.get("type") in parts.TEXTS for v in value)
 
 
 def _assistant(item: Item, content: Content, name: str, where: str) -> Message:
-    given = notation.first(item, notation.CALLS)
-    calls = tools.calls(given, f"{name}.tool_calls", where) if given else ()
+    field = notation.given(item, notation.CALLS)
+    calls = tools.calls(item[field], f"{name}.{field}", where) if field else ()
+    reasoning = _reasoning(item, name, where)
+    if reasoning and content.reasoning not in ("", reasoning):
+        fix = "keep one of them, or set data.invalid=drop."
+        message = f"{name} has thoughts in its content and others in a field of their own."
+        raise data_error("DATA_FIELD_TYPE", message, where=where, fix=fix)
     refusal = item.get(notation.REFUSAL)
     return Message(
         role="assistant",
         content=content.text or (refusal if isinstance(refusal, str) else ""),
         tool_calls=(*content.calls, *calls),
-        reasoning=content.reasoning or _reasoning(item, name, where),
-        trained=_trained(item, name, where) and content.trained is not False,
+        reasoning=content.reasoning or reasoning,
+        trained=_trained(item, content.trained, name, where),
     )
 
 
@@ -103,7 +122,7 @@ def _other(item: Item, role: str, content: Content) -> Message:
 
 def _check(message: Message, item: Item, name: str, where: str) -> None:
     """Raises DATA_TOOL_CALL for calls of another role, and DATA_EMPTY_TARGET."""
-    if message.role != "assistant" and notation.first(item, notation.CALLS):
+    if message.role != "assistant" and notation.given(item, notation.CALLS):
         fix = "only an assistant message can call tools."
         raise data_error("DATA_TOOL_CALL", f"{name}: a {message.role} message has tool calls.", where=where, fix=fix)
     if not message.content.strip() and not message.tool_calls and message.role != "tool":
@@ -111,20 +130,18 @@ def _check(message: Message, item: Item, name: str, where: str) -> None:
         raise data_error("DATA_EMPTY_TARGET", f"{name} ({message.role}) is empty.", where=where, fix=fix)
 
 
-def _trained(item: Item, name: str, where: str) -> bool:
-    """Whether an assistant message is a target: `weight` (OpenAI), `train` (Axolotl) or `loss` (ms-swift)."""
+def _trained(item: Item, of_parts: bool | None, name: str, where: str) -> bool:
+    """Whether an assistant message is a target, by its own weight or that of the parts of its content."""
     if any(isinstance(d, dict) and not d.get("train", True) for d in _list(item.get("train_detail"))):
         message = (
             f"{name}.train_detail excludes a part of the message; only a message as a unit can be trained on or not."
         )
         raise data_error("DATA_WEIGHT", message, where=where, fix="split the message, or set data.invalid=drop.")
-    field = next((f for f in notation.TRAINED if item.get(f) is not None), None)
-    if field is None:
-        return True
-    if item[field] not in (0, 1):
-        message = f"{name}.{field} is {item[field]!r}; a message is trained on (1, true) or not (0, false)."
-        raise data_error("DATA_WEIGHT", message, where=where, fix="write 0 or 1, or set data.invalid=drop.")
-    return bool(item[field])
+    own = trained(item, name, where)
+    if own is not None and of_parts is not None and own != of_parts:
+        message = f"{name} and the parts of its content disagree on whether it is trained on."
+        raise data_error("DATA_WEIGHT", message, where=where, fix="give it one weight, or set data.invalid=drop.")
+    return all(flag is not False for flag in (own, of_parts))
 
 
 def _list(value: Json) -> list[Json]:

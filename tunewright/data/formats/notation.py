@@ -49,13 +49,21 @@ def role_of(item: dict[str, Json]) -> str | None:
     return "assistant" if named in CALL_ROLES else ROLES.get(named)
 
 
+def given(item: dict[str, Json], fields: tuple[str, ...]) -> str | None:
+    """The first of the fields that has a value that is not empty."""
+    return next((f for f in fields if item.get(f) not in EMPTY), None)
+
+
 def unread(item: dict[str, Json]) -> set[str]:
     """The fields of a message that have a value but no effect."""
     if not any(f in item for f in (*ROLE, *CONTENT)):
         return {f for f in item if f not in ROLES}
-    role = role_of(item)
-    given = {f for f, v in item.items() if v not in EMPTY} - {*ROLE, *CONTENT}
+    role, named = role_of(item), first(item, ROLE)
+    rest = {f for f, v in item.items() if v not in EMPTY} - {given(item, ROLE), given(item, CONTENT)}
+    if named in CALL_ROLES:
+        return rest - {*TRAINED}
     if role == "assistant":
-        return given - {*REASONING, *TRAINED, *CALLS, REFUSAL}
+        refusal = None if given(item, CONTENT) else REFUSAL
+        return rest - {given(item, REASONING), given(item, CALLS), refusal, *TRAINED}
     # No other message is trained on, whatever its weight: a weight of 0 is in effect.
-    return given - {f for f in TRAINED if not item.get(f)} - set(RESULT if role == "tool" else ())
+    return rest - {f for f in TRAINED if not item.get(f)} - set(RESULT if role == "tool" else ())

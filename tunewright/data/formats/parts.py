@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunewright.core.errors import data_error
+from tunewright.data.files.values import type_name
 from tunewright.data.formats import notation, tools
-from tunewright.data.formats.fields import as_text, type_name
+from tunewright.data.formats.fields import as_text, trained
 from tunewright.data.messages import Json, Message, ToolCall
 
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> field
@@ -76,10 +77,9 @@ def _unsupported(kind: str, name: str, where: str) -> Exception:
 
 def _trained(parts: Sequence[Json], name: str, where: str) -> bool | None:
     """Whether the parts are targets (Axolotl); None if they do not say. All of a message is trained on, or nothing."""
-    flags = {notation.first(part, notation.TRAINED) for part in parts if isinstance(part, dict)}
+    flags = {trained(part, f"{name}[{i}]", where) for i, part in enumerate(parts) if isinstance(part, dict)}
     if len(flags) > 1:
         message = f"the parts of {name} have different weights; only a message as a unit can be trained on or not."
         fix = "give the parts one weight, or set data.invalid=drop."
         raise data_error("DATA_WEIGHT", message, where=where, fix=fix)
-    flag = next(iter(flags), None)
-    return None if flag is None else bool(flag)
+    return next(iter(flags), None)

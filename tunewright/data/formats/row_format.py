@@ -5,13 +5,17 @@ A format knows its fields; the readers of fields raise a DataError that names th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.data.files.rows import Control
 from tunewright.data.formats import notation, unsupported
+from tunewright.data.formats.fields import cleaned_row, decoded
 from tunewright.data.messages import Example, Json
 from tunewright.data.sources import Row
 
@@ -24,7 +28,8 @@ class RowSettings:
     ``instruction``: the system message of rows that have none; ``label_names``: names of labels that are numbers.
     ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
-    that show another kind of row are ignored."""
+    that show another kind of row are ignored. ``control``: what becomes of control characters and lone surrogates in
+    JSON that a field contains as a string."""
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -33,25 +38,42 @@ class RowSettings:
     fix_turns: bool = False
     drop: frozenset[str] = frozenset()
     as_asked: bool = False
+    control: Control = "error"
 
 
 Build = Callable[[Row, RowSettings], Example]
+
+
+class Fields(Data):
+    """The fields of a row, which know the ``used`` ones: those whose values were asked for."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__(data)
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> Json:
+        self.used.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Json = None) -> Json:  # type: ignore[override]
+        self.used.add(name)
+        return super().get(name, default)
 
 
 @dataclass(frozen=True)
 class RowFormat:
     """A row has this format if it has all ``fields``, none of ``excludes``, and ``condition`` is true of it.
 
-    ``optional``: other fields that it reads; ``lists``: those that are lists of messages. ``build``: reads a row that
-    has all fields; raises DataError.
+    ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
+    ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
     """
 
     name: str
     fields: tuple[str, ...]
     build: Build
-    optional: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     condition: Callable[[Data], bool] | None = None
 
     def fits(self, data: Data) -> bool:
@@ -68,10 +90,10 @@ class RowFormat:
                 raise data_error("DATA_FIELD_MISSING", message, where=row.where, fix=fix)
         return self.build(row, how)
 
-    def unused(self, data: Data) -> set[str]:
-        """Fields of a row, and of its messages, that have a value but are not read."""
-        fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in (*self.fields, *self.optional)}
-        lists = [(name, value) for name in self.lists if isinstance(value := data.get(name), list)]
+    def unused(self, data: Fields) -> set[str]:
+        """Fields of a row, and of its messages, that have a value but that `read` did not use."""
+        fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in data.used}
+        lists = [(name, value) for name in self.lists if isinstance(value := _in_string(data.get(name)), list)]
         items = [(name, item) for name, value in lists for item in value if isinstance(item, dict)]
         return fields | {f"{name}[].{k}" for name, item in items for k in notation.unread(item)}
 
@@ -79,7 +101,8 @@ class RowFormat:
 @dataclass(frozen=True)
 class Parsed:
     """The valid examples of one file, in order; ``unused`` maps a field that is not used to the number of rows that
-    have it. ``dropped``: the problems of the rows that were left out; ``fixed``: those that `fix_turns` solved."""
+    have it. ``dropped``: the problems of the rows that were left out; ``fixed``: those that `fix_turns` or `control`
+    solved."""
 
     format: str
     examples: tuple[Example, ...]
@@ -93,7 +116,8 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     candidates = [f for f in formats if how.format in ("auto", f.name)]
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
-    refused = {} if how.as_asked else unsupported.problems(rows)
+    reader = functools.partial(_reader, formats, how)
+    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
         raise DataError(list(refused.values()))
@@ -107,10 +131,11 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
         try:
             if row.where in refused:
                 raise DataError([refused[row.where]])
-            example, solved = _read(row_format, row, how)
+            fields = Fields(row.data)
+            example, solved = _read(row_format, Row(fields, row.where), how)
             examples.append(example)
             fixed += solved
-            unused.update(row_format.unused(row.data))
+            unused.update(row_format.unused(fields))
         except DataError as error:
             droppable = all(p.code in how.drop for p in error.problems)
             (dropped if droppable else problems).extend(map(_or_drop, error.problems))
@@ -119,14 +144,39 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped), tuple(fixed))
 
 
+def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: Mapping[str, str]) -> str:
+    """The name of the first format that reads a row with such columns, these among its fields; empty if none does."""
+    (renamed,) = _renamed([row], columns)
+    for row_format in formats:
+        if row_format.fits(renamed.data) and set(columns) <= set(row_format.fields):
+            with contextlib.suppress(DataError):
+                row_format.read(renamed, how)
+                return row_format.name
+    return ""
+
+
 def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, tuple[Problem, ...]]:
-    """The example of a row, and the problems that `fix_turns` solved in it."""
+    """The example of a row, and the problems that `fix_turns` and `control` solved in it."""
     try:
         return row_format.read(row, replace(how, fix_turns=False)), ()
     except DataError as error:
+        bad = tuple(p for p in error.problems if p.code in ("DATA_CONTROL_CHAR", "DATA_UNICODE"))
+        if bad and how.control != "error":
+            fields = Fields(cleaned_row(row, how.control).data)
+            fields.used = row.data.used if isinstance(row.data, Fields) else fields.used
+            example, solved = _read(row_format, Row(fields, row.where), replace(how, control="error"))
+            return example, (*bad, *solved)
         if not how.fix_turns:
             raise
         return row_format.read(row, how), error.problems
+
+
+def _in_string(value: Json) -> Json:
+    """A value, or the list that a string contains as JSON."""
+    try:
+        return decoded(value, "", "") if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    except DataError:
+        return value
 
 
 def _or_drop(problem: Problem) -> Problem:

@@ -9,7 +9,8 @@ arguments    an object, or the text of one
 from __future__ import annotations
 
 from tunewright.core.errors import DataError, data_error
-from tunewright.data.formats.fields import decoded, type_name
+from tunewright.data.files.values import type_name
+from tunewright.data.formats.fields import decoded
 from tunewright.data.messages import Json, Tool, ToolCall
 from tunewright.data.sources import Row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tunewright.core.errors import Problem
 from tunewright.data.formats.notation import EMPTY
@@ -29,31 +29,51 @@ PREFERENCE = {
     "preferred_output": "a preferred and a rejected answer",
     "kto_tag": "a rating of the answer",
 }
+PREFERRED = ("chosen", "preferred_output")
+TARGETS = ("messages", "completion", "output", "response", "answer")  # what a preferred answer may stand for
+Columns = Mapping[str, str]
+# The format that reads a row if these fields have other names; empty if none does.
+Reader = Callable[[Row, Columns], str]
 ANSWERS = ("completion", "messages", "conversations", "conversation", "output", "response", "answer")
 
 
-def problems(rows: Sequence[Row]) -> dict[str, Problem]:
-    """DATA_FORM_UNSUPPORTED for every row that is not supported, by its place."""
-    return {row.where: problem for row in rows if (problem := _problem(row)) is not None}
+def problems(rows: Sequence[Row], columns: Columns, reader: Reader) -> dict[str, Problem]:
+    """DATA_FORM_UNSUPPORTED for every row that is not supported, by its place. ``columns``: those that are set."""
+    return {row.where: problem for row in rows if (problem := _problem(row, columns, reader)) is not None}
 
 
-def _problem(row: Row) -> Problem | None:
+def _problem(row: Row, columns: Columns, reader: Reader) -> Problem | None:
     for name in (name for name, value in row.data.items() if value not in EMPTY):
         if name in MEDIA:
-            return _unsupported(row, MEDIA[name], name, "use rows of text; to ignore the field, set data.format.")
+            return _unsupported(row, MEDIA[name], name, f"use rows of text; {_ignoring(row, reader)}")
         if name in TOKENS and "text" not in row.data:
             fix = "write the rows as messages, with weight 0 for those that are not trained on."
             return _unsupported(row, TOKENS[name], name, fix)
         if name in PREFERENCE:
-            column = name if name in ("chosen", "preferred_output") else "chosen"
-            fix = (
-                f"data.columns='{{completion: {column}}}' data.format=completion trains on the preferred answers alone."
-            )
-            return _unsupported(row, PREFERENCE[name], name, fix)
+            return _unsupported(row, PREFERENCE[name], name, _preferring(row, columns, reader))
     if isinstance(row.data.get("label"), bool) and _has_answer(row):
-        fix = "to train on all answers alike, set data.format."
-        return _unsupported(row, "a rating of the answer", "label", fix)
+        return _unsupported(row, "a rating of the answer", "label", _ignoring(row, reader))
     return None
+
+
+def _ignoring(row: Row, reader: Reader) -> str:
+    """The settings that read a row without the field."""
+    if name := reader(row, {}):
+        return f"to ignore the field, set data.format={name}."
+    return "rename the other fields with data.columns, or set data.invalid=drop."
+
+
+def _preferring(row: Row, columns: Columns, reader: Reader) -> str:
+    """The settings that train on the preferred answer alone."""
+    column = next((c for c in PREFERRED if row.data.get(c) not in EMPTY), None)
+    if column is None:
+        return _ignoring(row, reader)
+    targets = TARGETS if set(row.data) - set(PREFERENCE) else ("messages", "text")
+    for target in targets:
+        if name := reader(row, {target: column}):
+            named = ", ".join(f"{k}: {v}" for k, v in {**columns, target: column}.items())
+            return f"data.columns='{{{named}}}' data.format={name} trains on the preferred answers alone."
+    return "write rows with the preferred answers alone, or set data.invalid=drop."
 
 
 def _has_answer(row: Row) -> bool:

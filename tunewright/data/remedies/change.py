@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tunewright.core.errors import Problem
 from tunewright.core.pii import masked
+from tunewright.core.words import counted
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Summary:
 
     @property
     def text(self) -> str:
-        rows = "1 row" if len(self.places) == 1 else f"{len(self.places)} rows"
         example = self.message.rstrip(".")
+        rows = counted(len(self.places), "row")
         return f"{rows} {'dropped' if self.dropped else 'changed'} by {self.setting}, e.g. {example}"
 
     def to_json(self, shown: int = 20) -> dict[str, object]:

@@ -15,11 +15,13 @@ from tunewright.data import formats, near_duplicates, sources
 from tunewright.data.files import hub
 from tunewright.data.files.rows import FileSettings, Row
 from tunewright.data.formats import Parsed, RowSettings
+from tunewright.data.formats.fields import cleaned_row
 from tunewright.data.near_duplicates import Clusters
 from tunewright.data.remedies import labels, repetitions
 from tunewright.data.remedies.change import Change, drop
 from tunewright.data.remedies.labels import Sides
 from tunewright.data.sources import Source
+from tunewright.data.task import detect_task
 from tunewright.data.text import normalised
 
 SIDES: tuple[Side, ...] = ("train", "dev", "test")
@@ -66,6 +68,7 @@ def row_settings(config: Config) -> RowSettings:
         fix_turns=data.turns == "fix",
         drop=frozenset(_dropped(config)),
         as_asked=data.format != "auto",
+        control=data.control,
     )
 
 
@@ -101,8 +104,13 @@ def read(names: str | Sequence[str], config: Config, how: RowSettings) -> FileRo
         message = f"none of the {len(source.rows)} rows can be read; the first: {first.message}"
         raise data_error("DATA_EMPTY", message, where=first.where, fix=first.fix)
     changes = [drop(p, files.drop[p.code]) for p in parsed.dropped]
-    changes += [Change(p.where, p.code, "data.turns=fix", p.message, dropped=False) for p in parsed.fixed]
-    return FileRows(source, parsed, (*source.changes, *changes))
+    control = dict.fromkeys(("DATA_CONTROL_CHAR", "DATA_UNICODE"), f"data.control={how.control}")
+    changes += [
+        Change(p.where, p.code, control.get(p.code, "data.turns=fix"), p.message, dropped=False) for p in parsed.fixed
+    ]
+    dirty = {p.where for p in parsed.fixed if p.code in control}
+    rows = tuple(cleaned_row(row, how.control) if row.where in dirty else row for row in source.rows)
+    return FileRows(replace(source, rows=rows), parsed, (*source.changes, *changes))
 
 
 def prepare(config: Config) -> Prepared:
@@ -163,7 +171,8 @@ def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Chang
         (data.duplicates == "drop", repetitions.drop_duplicates),
     ):
         if wanted:
-            kept, new = remedy(sides["train"])
+            canonical = detect_task([e for examples in sides.values() for e in examples]).kind.canonical
+            kept, new = remedy(sides["train"], canonical)
             sides, changes = {**sides, "train": kept}, [*changes, *new]
     while True:
         questions = [normalised(e.question) for examples in sides.values() for e in examples]

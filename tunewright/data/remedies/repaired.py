@@ -3,7 +3,6 @@ list of what was changed."""
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 import os
@@ -13,9 +12,10 @@ from pathlib import Path
 
 from tunewright.core.config import Config
 from tunewright.core.errors import DataError, data_error
-from tunewright.core.locations import is_local, listed
+from tunewright.core.locations import is_local, is_pattern, listed
 from tunewright.core.run_folder import write_atomic, write_lines
 from tunewright.data import dataset
+from tunewright.data.files import paths
 from tunewright.data.files.rows import Row
 from tunewright.data.formats import FORMATS, RowSettings, conversation
 from tunewright.data.formats.row_format import RowFormat
@@ -31,9 +31,10 @@ DEFAULTS = (
     "data.empty=drop",
     "data.turns=fix",
     "data.invalid=drop",
-    "data.duplicates=drop",
 )
 SUFFIXES = (".jsonl", ".json")
+READING = ("format", "columns", "label_names", "instruction")  # settings of data that the copy needs as the files did
+TEXTS = ("content", "value", "text")  # fields of a message, or of a part of one, that may be its label
 Data = Mapping[str, object]
 
 
@@ -75,12 +76,23 @@ def changes_file(out: Path) -> Path:
 
 def write(repaired: Repaired, out: Path) -> None:
     """Writes the copy and the list of changes, both complete or not at all."""
-    write_lines(changes_file(out), [change.to_json() for change in repaired.changes])
     write_atomic(out, "".join(f"{line}\n" for line in repaired.lines))
+    try:
+        write_lines(changes_file(out), [change.to_json() for change in repaired.changes])
+    except BaseException:
+        out.unlink()
+        raise
+
+
+def still_needed(config: Config) -> list[str]:
+    """The settings, as ``key=value``, without which the copy would be read differently from the files."""
+    values = {key: getattr(config.data, key) for key in READING}
+    changed = {key: value for key, value in values.items() if value != type(config.data).model_fields[key].default}
+    return [f"data.{k}={v if k == 'format' else json.dumps(v, ensure_ascii=False)}" for k, v in changed.items()]
 
 
 def check_output(config: Config, out: Path) -> None:
-    """Raises DATA_EXISTS unless the copy would be a new file that no pattern of the config matches."""
+    """Raises DATA_EXISTS unless copy and changes would be new files that no pattern of the config matches."""
     if out.suffix.lower() not in SUFFIXES:
         raise _not_there(out, "the copy is written as JSON Lines.", f"choose a name that ends in {SUFFIXES[0]}.")
     for file in (changes_file(out), out):
@@ -88,9 +100,11 @@ def check_output(config: Config, out: Path) -> None:
             raise _not_there(file, "the file exists; nothing is overwritten.", "choose another name, or remove it.")
     for side in prepared.SIDES:
         for name in listed(getattr(config.data, side)):
-            if is_local(name) and fnmatch.fnmatch(os.path.abspath(out), os.path.abspath(name)):
-                message = f"the pattern {name} of data.{side} would match the copy."
-                raise _not_there(out, message, "write it to another folder.")
+            pattern = is_local(name) and is_pattern(name) and not os.path.lexists(name)
+            for file in (out, changes_file(out)) if pattern else ():
+                if paths.would_match(name, file):
+                    message = f"the pattern {name} of data.{side} would match this file."
+                    raise _not_there(file, message, "write the copy to another folder.")
 
 
 def _not_there(file: Path, message: str, fix: str) -> DataError:
@@ -109,9 +123,9 @@ def _reordered(row: Row, row_format: RowFormat, how: RowSettings) -> Data:
 
 
 def _field(data: Data, name: str, how: RowSettings) -> str:
-    """What a row calls a field of its format."""
+    """What a row calls a field of its format; empty if it does not have it."""
     wanted = how.columns.get(name, name)
-    return next((k for k in data if k == wanted), None) or next(k for k in data if k.lower() == wanted.lower())
+    return next((k for k in data if k == wanted), None) or next((k for k in data if k.lower() == wanted.lower()), "")
 
 
 def _written(message: Message) -> Data:
@@ -119,19 +133,21 @@ def _written(message: Message) -> Data:
 
 
 def _relabelled(data: Data, row_format: RowFormat, how: RowSettings, example: Example) -> Data:
-    """A row with its label written as in the example."""
+    """A row with its label written as in the example, wherever its format has it."""
     label = example.target
+    parts = {labels.key(part): part for part in label.split(", ")}
 
     def spelt(value: object) -> object:
+        if isinstance(value, list) and value and isinstance(value[-1], dict):  # messages, or parts of one
+            texts = {k: spelt(v) if k in TEXTS else v for k, v in value[-1].items()}
+            return [*value[:-1], texts]
+        if isinstance(value, list):  # choices, or several labels
+            several = {labels.key(str(v)) for v in value} == set(parts)
+            return [parts[labels.key(str(v))] if several else spelt(v) for v in value]
         return label if isinstance(value, str) and labels.key(value) == labels.key(label) else value
 
-    last = _field(data, row_format.fields[-1], how)
-    value = data[last]
-    if isinstance(value, list) and value and isinstance(value[-1], dict):  # messages
-        value = [*value[:-1], {k: spelt(v) if k in ("content", "value") else v for k, v in value[-1].items()}]
-    elif isinstance(value, list):  # several labels
-        value = parts if len(parts := label.split(", ")) == len(value) else value
-    return {**data, last: spelt(value)}
+    names = [_field(data, name, how) for name in row_format.answers or row_format.fields[-1:]]
+    return {**data, **{name: spelt(data[name]) for name in names if name}}
 
 
 def _plain(value: object) -> object:

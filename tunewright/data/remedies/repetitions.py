@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from tunewright.core.records.common import Side
 from tunewright.data.messages import Example
 from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.labels import Sides
 from tunewright.data.text import normalised
+from tunewright.data.tool_calls import split_thoughts
 
 RANK: dict[str, int] = {"train": 0, "dev": 1, "test": 2}
 
 Kept = tuple[tuple[Example, ...], list[Change]]
+Canonical = Callable[[Example], str]  # of the kind of the task: equal for targets that say the same
 
 
-def drop_duplicates(examples: Sequence[Example]) -> Kept:
-    """The first row of each question and answer, as the finding DUPLICATES counts them."""
-    first: dict[tuple[str, str], Example] = {}
+def key(example: Example, canonical: Canonical) -> Hashable:
+    """Equal for rows that teach the same: prompt and answer, and the thoughts and the weight of every turn."""
+    turns = [m for m in example.messages if m.role == "assistant"]
+    thoughts = [normalised(f"{m.reasoning} {split_thoughts(m.content)[0]}") for m in turns]
+    return (normalised(example.whole_prompt), canonical(example), *thoughts, *(m.trained for m in turns))
+
+
+def drop_duplicates(examples: Sequence[Example], canonical: Canonical) -> Kept:
+    """The first of the rows that teach the same, as the finding DUPLICATES counts them."""
+    first: dict[Hashable, Example] = {}
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
-        original = first.setdefault((normalised(e.whole_prompt), normalised(e.target)), e)
+        original = first.setdefault(key(e, canonical), e)
         if original is e:
             kept.append(e)
         else:
-            message = f"the same question and answer as {original.where}"
+            message = f"the same prompt and answer as {original.where}"
             changes.append(Change(e.where, "DUPLICATES", "data.duplicates=drop", message, dropped=True))
     return tuple(kept), changes
 
 
-def drop_contradictions(examples: Sequence[Example]) -> Kept:
-    """For each question, the rows with its most frequent answer; none if two answers are equally frequent."""
+def drop_contradictions(examples: Sequence[Example], canonical: Canonical) -> Kept:
+    """For each prompt, the rows with its most frequent answer; none if two answers are equally frequent."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for e in examples:
-        answers[normalised(e.whole_prompt)][normalised(e.target)] += 1
+        answers[normalised(e.whole_prompt)][canonical(e)] += 1
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
         (best, most), *others = answers[normalised(e.whole_prompt)].most_common(2)
         tied = bool(others) and others[0][1] == most
-        if not tied and normalised(e.target) == best:
+        if not tied and canonical(e) == best:
             kept.append(e)
         else:
             message = "other rows answer the same question differently" + ("" if tied else ", and more of them")

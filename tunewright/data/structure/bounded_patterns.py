@@ -34,18 +34,19 @@ Check = Callable[[Validator, Json, Json, dict[str, Json]], Iterator[Exception]]
 
 def keywords() -> dict[str, Check]:
     """Replacements for the functions of `jsonschema` that check `pattern`, `patternProperties` and
-    `additionalProperties`. They raise `SlowPattern`; an expression that was slow once is not tried again."""
+    `additionalProperties`. They raise `SlowPattern`. What was slow once is not tried again, but the expression is
+    on other texts: whether an answer is valid does not depend on those before it."""
     from jsonschema.exceptions import ValidationError
 
-    slow: set[str] = set()
+    slow: set[tuple[str, str]] = set()
 
     def matches(expression: str, text: str) -> bool:
-        if expression in slow:
+        if (expression, text) in slow:
             raise SlowPattern(expression)
         try:
             return regex.search(expression, text, timeout=SECONDS) is not None
         except TimeoutError:
-            slow.add(expression)
+            slow.add((expression, text))
             raise SlowPattern(expression) from None
 
     def pattern(validator: Validator, own: Json, value: Json, schema: dict[str, Json]) -> Iterator[Exception]:

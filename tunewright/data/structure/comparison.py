@@ -4,9 +4,9 @@ A field is a scalar with its path: ``address.city``, ``items[].price``. Objects 
 two lists are matched one to one, so that as many fields as possible are equal: fields of different items never count
 as right together. An empty object or list has no fields.
 
-Two scalars are equal if their texts are, apart from case and white space; equal numbers have the same text: 1 = 1.0 =
-"1", true = "true", null = "null". Only a schema tells a number from its text. ``null`` is a value: a field that is null
-is not an absent field.
+Two scalars are equal if their texts are, apart from case and white space: true = "true", null = "null". A number is
+equal to each of its spellings, 1 = 1.0 = "1" = "1.0", but two strings are not equal as numbers: "1.10" and "1.1" may be
+versions. Only a schema tells a number from its text. ``null`` is a value: a field that is null is not an absent field.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -77,8 +78,8 @@ EMPTY: Field = ("(no fields)", None)
 
 
 def compare(target: Container, answer: Container | None, rules: Rules = PLAIN) -> Comparison:
-    """``answer`` is None if the answer could not be read. That nothing is there is a field of a target without fields,
-    so that such an answer is wrong."""
+    """``answer`` is None if the answer could not be read. A target without fields counts as one field, EMPTY, so that
+    an answer that cannot be read is wrong."""
     expected, given = list(_fields(target, "")), [] if answer is None else list(_fields(answer, ""))
     if answer is None:
         return Comparison(missed=tuple(expected or [EMPTY]))
@@ -143,15 +144,18 @@ def _equal_fields(target: Json, answer: Json, rules: Rules) -> int:
 
 def _pairs(targets: Sequence[Json], answers: Sequence[Json], rules: Rules) -> Pairs:
     """Items that belong together. Equal items are matched first: that is never worse than another matching, since with
-    each field equal to at most one other, the distance of items obeys the triangle inequality. (Where order counts or
-    numbers have a tolerance, it does not hold.)"""
+    each field equal to at most one other, the distance of items obeys the triangle inequality. (Where order counts,
+    numbers have a tolerance, or "1.0" and "1" are both equal to 1, it does not hold.)"""
+    respelled = _respelled(targets, answers)
     rest: tuple[list[int], list[int]] = (list(range(len(targets))), list(range(len(answers))))
     pairs: Pairs = []
-    if not rules.ordered and not rules.tolerance:
+    few = len(targets) * len(answers) <= MAX_PAIRS
+    if not rules.ordered and not rules.tolerance and not (respelled and few):
         pairs, rest = _identical(targets, answers)
     if len(rest[0]) * len(rest[1]) > MAX_PAIRS:
         return sorted([*pairs, *zip(*rest, strict=False)])
-    weights_NM = _weights([targets[n] for n in rest[0]], [answers[m] for m in rest[1]], rules)
+    by_text = not rules.tolerance and not respelled
+    weights_NM = _weights([targets[n] for n in rest[0]], [answers[m] for m in rest[1]], rules, by_text)
     return sorted([*pairs, *((rest[0][n], rest[1][m]) for n, m in best_pairs(weights_NM, rules.ordered))])
 
 
@@ -174,9 +178,21 @@ def _identity(value: Json) -> Hashable:
     return "scalar", scalar_text(value)
 
 
-def _weights(targets: Sequence[Json], answers: Sequence[Json], rules: Rules) -> Ints:
-    """The number of equal fields of every target with every answer."""
-    if rules.tolerance or any(_has_list(v) for v in (*targets, *answers)):
+def _respelled(targets: Sequence[Json], answers: Sequence[Json]) -> bool:
+    """Whether a number in the items is also in them as a string of another text, such as 1 and "1.0"."""
+    scalars = [v for item in (*targets, *answers) for _, v in _fields(item, "")]
+    texts: dict[Decimal, set[str]] = {}
+    for v in scalars:
+        if isinstance(v, str) and (exact := _exact(v)) is not None:
+            texts.setdefault(exact, set()).add(scalar_text(v))
+    numbers = [v for v in scalars if texts and not isinstance(v, str)]
+    return any((exact := _exact(v)) is not None and texts.get(exact, set()) - {scalar_text(v)} for v in numbers)
+
+
+def _weights(targets: Sequence[Json], answers: Sequence[Json], rules: Rules, by_text: bool) -> Ints:
+    """The number of equal fields of every target with every answer; ``by_text``: fields of one text are equal, and no
+    others."""
+    if not by_text or any(_has_list(v) for v in (*targets, *answers)):
         weights = [[_equal_fields(t, a, rules) for a in answers] for t in targets]
     else:
         wanted, given = ([{(p, scalar_text(v)) for p, v in _fields(x, "x")} for x in s] for s in (targets, answers))
@@ -201,20 +217,29 @@ def scalar_text(value: Scalar) -> str:
 def _equal(target: Scalar, answer: Scalar, rules: Rules) -> bool:
     if scalar_text(target) == scalar_text(answer):
         return True
-    if not rules.tolerance or (isinstance(target, str) and isinstance(answer, str)):
+    strings = isinstance(target, str) + isinstance(answer, str)
+    if strings == 2:
         return False
-    first, second = _number(target), _number(answer)
+    if strings == 1 and (exact := _exact(target)) is not None and exact == _exact(answer):
+        return True
+    first, second = (_number(v) if rules.tolerance else None for v in (target, answer))
     return first is not None and second is not None and math.isclose(first, second, rel_tol=rules.tolerance)
 
 
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
 
-def _number(value: Scalar) -> float | None:
-    """A number, or the text of one as JSON writes it. Two texts have no tolerance: postal codes look like numbers."""
-    if isinstance(value, bool) or value is None or (isinstance(value, str) and not _NUMBER.fullmatch(value.strip())):
-        return None
+def _exact(value: Scalar) -> Decimal | None:
+    """A number, or the text of one as JSON writes it, to the last digit: long ids are numbers too."""
+    text = value.strip() if isinstance(value, str) else json.dumps(value)
     try:
-        return float(value)
-    except OverflowError:
+        return Decimal(text) if _NUMBER.fullmatch(text) else None
+    except InvalidOperation:  # an exponent of many digits
         return None
+
+
+def _number(value: Scalar) -> float | None:
+    """The same as a float. Two texts have no tolerance: postal codes look like numbers."""
+    exact = _exact(value)
+    value = math.inf if exact is None else float(exact)
+    return value if math.isfinite(value) else None

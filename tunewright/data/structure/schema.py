@@ -11,12 +11,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tunewright.core import pii
 from tunewright.core.errors import DataError, data_error
 from tunewright.data.messages import Json
 from tunewright.data.structure import bounded_patterns
 from tunewright.data.structure.bounded_patterns import SlowPattern
+
+if TYPE_CHECKING:
+    from jsonschema import FormatChecker
 
 INFERRED = "inferred"
 # That there are no other values, or keys, than those seen is claimed only if many were seen and none of them was rare.
@@ -72,6 +76,23 @@ def _dialect(value: dict[str, Json]) -> Any:
     return validator_for(value, default=None) if isinstance(name, str) else None
 
 
+def _formats(known: FormatChecker) -> FormatChecker:
+    """The known formats, but regular expressions are those of `regex`: nearly all that ECMA-262 has."""
+    import regex
+    from jsonschema import FormatChecker
+
+    checker = FormatChecker(())
+    checker.checkers = {**known.checkers, "regex": (_is_expression, regex.error)}
+    return checker
+
+
+def _is_expression(value: object) -> bool:
+    """Raises regex.error unless the value is no string, or a regular expression."""
+    import regex
+
+    return not isinstance(value, str) or regex.compile(value) is not None
+
+
 def _short(value: Json) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:80]}..."
@@ -112,7 +133,7 @@ def invalid(value: dict[str, Json]) -> str | None:
     if dialect is None:
         return f"$.$schema: the dialect {_short(value['$schema'])} is unknown."
     try:
-        dialect.check_schema(value)
+        dialect.check_schema(value, format_checker=_formats(dialect.FORMAT_CHECKER))
         resolver = REGISTRY.resolver_with_root(DRAFT202012.create_resource(value))
         for inner in _objects(value):
             for reference in (inner.get(key) for key in ("$ref", "$dynamicRef", "$recursiveRef")):
@@ -150,7 +171,8 @@ def infer(values: Sequence[Json]) -> dict[str, Json]:
         types.remove("integer")
     schema: dict[str, Json] = {"type": types[0] if len(types) == 1 else list[Json](types)}
     texts = Counter(v for v in values if isinstance(v, str))
-    if set(types) <= {"string", "null"} and len(texts) <= MAX_CHOICES and _closed(texts):
+    few = set(types) <= {"string", "null"} and len(texts) <= MAX_CHOICES and _closed(texts)
+    if few and not any(map(pii.kinds, texts)):  # choices are shown
         schema["enum"] = [*sorted(texts), *([None] if "null" in types else [])]
     schema |= _inferred_object([v for v in values if isinstance(v, dict)])
     items = [item for v in values if isinstance(v, list) for item in v]

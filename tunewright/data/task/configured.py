@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from tunewright.core.config import Config
 from tunewright.core.errors import data_error
+from tunewright.core.words import counted
 from tunewright.data.messages import Example
 from tunewright.data.structure import schema
 from tunewright.data.structure.comparison import Rules
@@ -55,8 +56,8 @@ def violations(task: Task, examples: Sequence[Example]) -> list[Violation]:
     if task.schema is None or task.schema.source == INFERRED or task.kind.value is None:
         return []
     wrong = {i: text for i, e in enumerate(examples) if (text := task.schema.violation(task.kind.value(e)))}
-    message = "{n} answers do not satisfy data.answer_schema; the first: {first}"
-    return _violation("SCHEMA_VIOLATED", message, wrong)
+    what = counted(len(wrong), "answer does not satisfy", "answers do not satisfy")
+    return _violation("SCHEMA_VIOLATED", f"{what} data.answer_schema; the first:", wrong)
 
 
 def _calls(examples: Sequence[Example]) -> list[Violation]:
@@ -66,9 +67,8 @@ def _calls(examples: Sequence[Example]) -> list[Violation]:
         problems = [text for call in e.messages[-1].tool_calls if (text := problem(call, tools))]
         if problems:
             wrong[i] = problems[0]
-    return _violation(
-        "CALLS_INVALID", "{n} answers call tools that their row does not allow; the first: {first}", wrong
-    )
+    what = counted(len(wrong), "answer makes calls", "answers make calls")
+    return _violation("CALLS_INVALID", f"{what} that their row does not allow; the first:", wrong)
 
 
 def _tools(examples: Sequence[Example]) -> list[Violation]:
@@ -77,13 +77,12 @@ def _tools(examples: Sequence[Example]) -> list[Violation]:
         names = [t["function"]["name"] for t in e.prompt.tools if not has_valid_parameters(t)]
         if names:
             wrong[i] = names[0]
-    message = (
-        "{n} rows declare a tool whose parameters are not a valid JSON Schema, so arguments are not checked: {first}"
-    )
+    what = counted(len(wrong), "row declares", "rows declare")
+    message = f"{what} a tool whose parameters are not a valid JSON Schema, so arguments are not checked:"
     return _violation("TOOLS_INVALID", message, wrong)
 
 
 def _violation(code: str, message: str, wrong: dict[int, str]) -> list[Violation]:
     if not wrong:
         return []
-    return [Violation(code, message.format(n=len(wrong), first=next(iter(wrong.values()))), tuple(wrong))]
+    return [Violation(code, f"{message} {next(iter(wrong.values()))}", tuple(wrong))]

@@ -110,8 +110,8 @@ def _detect_json(examples: Sequence[Example]) -> Task | None:
 
 
 def _detect_yaml(examples: Sequence[Example]) -> Task | None:
-    """The answers are YAML, and at least one key occurs in half of them: prose may look like a mapping, but begins its
-    lines with ever other words."""
+    """The answers are YAML, and at least one key occurs in half of them: prose may look like a mapping, but starts
+    each line with different words."""
     if not _certain(examples, yaml_notation.is_certainly_yaml):
         return None
     some = examples[:: -(-len(examples) // PARSED)]

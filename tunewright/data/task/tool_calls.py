@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -117,9 +116,9 @@ def has_valid_parameters(tool: Tool) -> bool:
 
 
 def _instruct(task: Task, train: Sequence[Chat]) -> str:
-    called: dict[str, Counter[str]] = {}
+    called: dict[str, dict[str, None]] = {}  # the names of arguments, each once, in the order of the rows
     for call in (c for e in train for c in _calls(e)):
-        called.setdefault(call.name, Counter()).update(call.arguments)
+        called.setdefault(call.name, {}).update(dict.fromkeys(call.arguments))
     signatures = [f"{name}({', '.join(arguments)})" for name, arguments in sorted(called.items())]
     listed = f" The tools: {'; '.join(signatures)}." if len(signatures) <= MOST_TOOLS else ""
     words = "" if all(map(_calls, train)) else " If no tool is needed, answer in words."

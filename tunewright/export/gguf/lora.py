@@ -9,6 +9,7 @@ from tunewright.core.config import AdapterConfig
 from tunewright.export.adapter import stored_dtypes
 from tunewright.export.gguf import architecture, tensors
 from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
+from tunewright.export.portable import base_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,10 +62,10 @@ def reload(file: Path, base: Base) -> Reloaded:
     return Reloaded(model, None)
 
 
-def snippet(path: str, base: str) -> list[str]:
+def snippet(name: str, file: str) -> list[str]:
     return [
         "from llama_cpp import Llama  # pip install llama-cpp-python",
-        f'model = Llama("base.gguf", lora_path="{path}", n_ctx=2048)  # base.gguf: {base}',
+        f'model = Llama("base.gguf", lora_path="{file}", n_ctx=4096, verbose=False)  # base.gguf: {base_name(name)}',
     ]
 
 

@@ -87,12 +87,10 @@ def reload(file: Path, base: Base) -> Reloaded:
     return Reloaded(model, tokenizer, encode, "transformers" if encode is None else "llama.cpp", has_arguments=True)
 
 
-def snippet(path: str, base: str) -> list[str]:
+def snippet(name: str, file: str) -> list[str]:
     return [
         "from llama_cpp import Llama  # pip install llama-cpp-python",
-        f'model = Llama("{path}", n_ctx=2048)',
-        'question = {"role": "user", "content": "Hello!"}',
-        'answer = model.create_chat_completion([question], temperature=0)["choices"][0]["message"]["content"]',
+        f'model = Llama("{file}", n_ctx=4096, verbose=False)',
     ]
 
 

@@ -26,14 +26,24 @@ class Recipe:
         if self.instruction is not None:
             head = (Message("system", self.instruction),) if self.instruction else ()
         shots = self.shots.shots(example) if isinstance(self.shots, Nearest) else self.shots
-        shown = tuple(m for shot in shots for m in shot.messages if m.role != "system")
+        shown = tuple(m for shot in shots for m in _turns(shot))
         if self.documents is not None:
             best = self.documents.best(example.question, PASSAGES)
             context = "\n\n".join(f"[{n}] {self.documents.texts[i]}" for n, i in enumerate(best, 1))
-            asked = f"Use what is of use here:\n\n{context}\n\n{rest[-1].content}"
+            asked = f"Use whatever is relevant below:\n\n{context}\n\n{rest[-1].content}"
             question = replace(rest[-1], content=asked)
             rest = (*rest[:-1], question)
         return Prompt((*head, *shown, *rest), example.prompt.tools)
+
+
+def _turns(shot: Chat) -> tuple[Message, ...]:
+    """The messages of a shot but its system message. If it ends with calls, results and a reply follow: servers and
+    many templates refuse a user's message after a call."""
+    turns = tuple(m for m in shot.messages if m.role != "system")
+    if not turns[-1].tool_calls:
+        return turns
+    results = tuple(Message("tool", "{}", name=c.name, call_id=c.id) for c in turns[-1].tool_calls)
+    return (*turns, *results, Message("assistant", "Done."))
 
 
 OWN_PROMPT = Recipe()  # the row's own system message and turns, nothing else
