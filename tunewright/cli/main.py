@@ -18,6 +18,7 @@ import typer
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
+from tunewright.cli.verify import verify
 from tunewright.core.errors import TunewrightError
 from tunewright.core.words import counted
 
@@ -256,6 +257,7 @@ def learning_curve(
 
 
 _stage("export", "Run up to the exports: write, reload and verify them.")
+app.command()(verify)
 _stage("report", "Run up to the report.")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.config import Config
+from tunewright.core.config import Config, Plan
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import disk_errors
 from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
@@ -14,10 +14,8 @@ from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, Tra
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunewright.model.facts import Facts
 
-
-def stored_dtype(config: Config, facts: Facts) -> Dtype:
+def stored_dtype(config: Config, plan: Plan) -> Dtype:
     return "float32"
 
 

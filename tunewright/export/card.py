@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import FORGETTING, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.records import ASKED, FORGETTING, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
 
@@ -26,10 +26,12 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
         "training": records.read(run.training, Training),
         "forgetting": records.read(run.forgetting, FORGETTING),
     }
+    asked = records.existing(run.verify, ASKED) or ()
     for check in checks:
         row = EXPORTS[check.kind]
         snippet = row.snippet(check.path, receipt.model.path)
-        text = render(**facts, check=check, library=row.library, snippet=snippet)
+        of_kind = [a for a in asked if a.kind == check.kind]
+        text = render(**facts, check=check, asked=of_kind, library=row.library, snippet=snippet)
         write_atomic(run.path / row.kind / "README.md", text)
 
 

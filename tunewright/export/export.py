@@ -105,7 +105,7 @@ def wanted(config: Config, plan: Plan) -> list[Export]:
 def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: Expected) -> ExportCheck:
     """Write an export into a temporary folder, check it, and rename the folder: what a run contains is complete and
     was checked."""
-    folder, dtype = source.run.path / row.kind, row.dtype(source.config, source.facts)
+    folder, dtype = source.run.path / row.kind, row.dtype(source.config, source.plan)
     for leftover in folder.parent.glob(f".{row.kind}-*"):  # of a process that was killed here
         shutil.rmtree(leftover)
     temporary = Path(tempfile.mkdtemp(prefix=f".{row.kind}-", dir=folder.parent))

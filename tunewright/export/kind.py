@@ -75,7 +75,7 @@ class Export:
     loaded_with: str
     merged: bool
     tolerance: Mapping[Dtype, float]
-    dtype: Callable[[Config, Facts], Dtype]
+    dtype: Callable[[Config, Plan], Dtype]
     write: Callable[[TrainedRun, PreTrainedModel, Path, Dtype], None]
     reload: Callable[[Path, Base], Reloaded]
     snippet: Callable[[str, str], list[str]]

@@ -6,25 +6,18 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.config import Config
+from tunewright.core.config import Config, Plan
 from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunewright.model.facts import Facts
     from tunewright.tokens.template import Template
 
-LARGEST_FLOAT32 = 2e9  # bytes
 
-
-def stored_dtype(config: Config, facts: Facts) -> Dtype:
-    """As configured. Auto is float32, because an update is often smaller than the bfloat16 precision of the weight that
-    it changes; above 2 GB, the base model's own dtype."""
-    if config.export.dtype != "auto":
-        return config.export.dtype
-    of_base: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
-    return "float32" if facts.parameters * 4 <= LARGEST_FLOAT32 else of_base.get(facts.dtype, "float32")
+def stored_dtype(config: Config, plan: Plan) -> Dtype:
+    """As configured, or the dtype in which the model was judged."""
+    return plan.dtype if config.export.dtype == "auto" else config.export.dtype
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
