@@ -374,8 +374,8 @@ def training() -> dict[str, Any]:
 def asked(**changed: Any) -> dict[str, Any]:
     figures = {"prompts": 9, "same_texts": 9, "tokens": 203, "largest_difference": 2.2e-05, "allowed": 0.001}
     names = {"kind": "merged", "consumer": "vLLM", "consumer_version": "0.32.0", "model": "one"}
-    found = {"base_difference": 3.1, "encoded": 8, "cause": None, "finding": None}
-    return {**names, "time": "2026-11-28T12:00:00+00:00", **figures, **found, **changed}
+    result = {"base_difference": 3.1, "encoded": 8, "cause": None, "finding": None}
+    return {**names, "time": "2026-11-28T12:00:00+00:00", **figures, **result, **changed}
 
 
 def exports() -> list[dict[str, Any]]:

@@ -5,102 +5,85 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass
 
 import typer
 
-from tunewright.cli.runs import RUNS, Json, Root, RunName, out
-
-if TYPE_CHECKING:
-    from tunewright.core.records import Asked
-    from tunewright.export.consumers.openai_server import Server
-    from tunewright.export.kind import Dtype
-    from tunewright.stages.runner import Runner
+from tunewright.cli.runs import out
+from tunewright.core import records, run_folder
+from tunewright.core.console import Console
+from tunewright.core.errors import ConfigError
+from tunewright.core.records import Asked
+from tunewright.core.run_folder import Run
+from tunewright.export import EXPORTS
+from tunewright.export.consumers import diagnosis, llama_cpp, openai_server
+from tunewright.export.consumers.openai_server import Server
+from tunewright.export.kind import Dtype
+from tunewright.judge.arms.openai_endpoint import Endpoint
+from tunewright.stages import runner as runners
+from tunewright.stages.runner import Runner
 
 CONTEXT = 1024  # tokens that the longest prompt needs, with its answer
 
 
-def verify(
-    run: RunName,
-    at: Annotated[
-        str, typer.Option(metavar="URL", help="A running server; default: a llama-server of the run's GGUF file.")
-    ] = "",
-    model: Annotated[str, typer.Option("--model", "-m", help="Name of its model; default: the only one.")] = "",
-    api_key_env: Annotated[str, typer.Option(metavar="VAR", help="Environment variable with its API key.")] = "",
-    export: Annotated[
-        str, typer.Option(metavar="KIND", help="The export that it serves; default: the one whose files it names.")
-    ] = "",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Dtype of its weights and cache; differences of the size of its rounding pass."),
-    ] = "float32",
-    root: Root = RUNS,
-    as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")] = False,
-) -> None:
-    """Ask a server (vLLM, llama-server, SGLang, ...) for answers, and compare them with the run's model.
+@dataclass(frozen=True)
+class Target:
+    """What is asked. ``url``: empty for a llama-server that is started; ``key``: the environment variable with the API
+    key; ``kind``: the export that it serves; ``dtype``: rounding to it is allowed."""
 
-    Held-out prompts are sent as token ids and as messages. Exits with status 1 if the answers differ, with the cause.
-    """
-    from tunewright.core import records, run_folder
-    from tunewright.core.console import Console
-    from tunewright.core.errors import ConfigError
-    from tunewright.export import EXPORTS
-    from tunewright.export.consumers import diagnosis
-    from tunewright.stages import runner as runners
+    url: str
+    model: str
+    key: str
+    kind: str
+    dtype: Dtype
 
-    folder = run_folder.find(root, run)
-    run_folder.require(folder, folder.export, "export")
-    if export and export not in EXPORTS:
-        what = f"there is no export {export}."
-        raise ConfigError("CONFIG_RANGE", what, where="--export", fix=f"choose one of {', '.join(EXPORTS)}.")
-    runner = runners.Runner(runners.resume(folder, Console(quiet or as_json), "tunewright verify"))
-    with _server(runner, at, model, _key(api_key_env)) as (server, stored):
-        asked = runner.verify(server, export or None, stored or dtype)
+
+def verify(run: Run, target: Target, as_json: bool, quiet: bool) -> None:
+    run_folder.require(run, run.export, "export")
+    if target.kind and target.kind not in EXPORTS:
+        fix = f"choose one of {', '.join(EXPORTS)}."
+        raise ConfigError("CONFIG_RANGE", f"there is no export {target.kind}.", where="--export", fix=fix)
+    if target.key and not os.environ.get(target.key):
+        what = f"the environment variable {target.key} is not set."
+        raise ConfigError("CONFIG_NOT_FOUND", what, where="--api-key-env", fix=f"`export {target.key}=...`")
+    runner = runners.Runner(runners.resume(run, Console(quiet or as_json), "tunewright verify"))
+    with _server(runner, target) as (server, dtype):
+        asked = runner.verify(server, target.kind or None, dtype)
     error = diagnosis.error(asked)
     if as_json:
         out(records.to_json(asked))
-    elif error is None:
-        typer.echo(_sentence(asked))
-    if error is not None and not as_json:
+        if error is not None:
+            typer.secho(f"error{error}", fg="red", err=True)
+            raise typer.Exit(error.exit_code)
+    elif error is not None:
         raise error
-    if error is not None:
-        typer.secho(f"error{error}", fg="red", err=True)
-        raise typer.Exit(error.exit_code)
-
-
-def _key(variable: str) -> str:
-    from tunewright.core.errors import ConfigError
-
-    if variable and not os.environ.get(variable):
-        fix = f"export {variable}=..."
-        raise ConfigError("CONFIG_NOT_FOUND", f"{variable} is not set.", where="--api-key-env", fix=fix)
-    return os.environ.get(variable, "")
+    else:
+        typer.echo(sentence(asked))
 
 
 @contextmanager
-def _server(runner: Runner, url: str, model: str, key: str) -> Iterator[tuple[Server, Dtype | None]]:
-    """The server, and the dtype of the weights in the file that it was started with here."""
-    from tunewright.export.consumers import llama_cpp, openai_server
-    from tunewright.judge.arms.openai_endpoint import Endpoint
+def _server(runner: Runner, target: Target) -> Iterator[tuple[Server, Dtype]]:
+    """The server, and the dtype to which it may round."""
 
     def encode(text: str) -> list[int]:
         ids: list[int] = runner.work().inputs.template.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    if url:
-        with openai_server.connect(Endpoint(url.rstrip("/"), model, key), encode) as server:
-            yield server, None
+    key = os.environ.get(target.key, "")
+    if target.url:
+        with openai_server.connect(Endpoint(target.url.rstrip("/"), target.model, key), encode) as server:
+            yield server, target.dtype
         return
     file, dtype = llama_cpp.exported(runner.context.run.path)
     with (
-        llama_cpp.serving(file, runner.work().plan.threads, CONTEXT) as local,
-        openai_server.connect(Endpoint(local, model), encode) as server,
+        llama_cpp.serving(file, runner.work().plan.threads, CONTEXT) as url,
+        openai_server.connect(Endpoint(url, target.model), encode) as server,
     ):
         yield server, dtype
 
 
-def _sentence(asked: Asked) -> str:
+def sentence(asked: Asked) -> str:
+    """One line about a program that agrees."""
     of_base = f"base model: {asked.base_difference:.1e}"
     if asked.base_difference <= asked.allowed:
         of_base = "the base model gives the same ones, so this does not show whether the trained weights are applied"

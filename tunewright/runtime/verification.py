@@ -110,8 +110,8 @@ def ask(work: Work, checks: Sequence[CheckPrompt], server: Server, kind: str | N
         allowed=evidence.allowed,
         base_difference=from_base.largest,
         encoded=sum(c.theirs == c.ours for c in conversations),
-        cause=finding and finding.cause,
-        finding=finding and finding.what,
+        cause=finding.cause if finding else None,
+        finding=finding.what if finding else None,
     )
 
 

@@ -46,8 +46,9 @@ def _reproduced(work: Work, check: ExportCheck, rows: Sequence[int]) -> Reproduc
     """The answers of an export, loaded as its card says, compared with those of the verdict to the same rows."""
     facts, tuned = work.inputs.facts, work.inputs.tuned
     judged = work.answers.of(tuned, "test", weights.at_chosen_scale(work.run, work.plan))[: len(rows)]
-    model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256)).model
-    model.module.to(loading.torch_dtype(check.dtype))
+    row = EXPORTS[check.kind]
+    model = row.reload(Path(check.path), Base(facts.path, facts.sha256)).model
+    model.module.to(loading.torch_dtype(row.dtype(work.config, work.plan)))
     examples = [work.data.examples[i] for i in rows]
     answered = score_arm(tuned, examples, work.data.task, work.answers.answering(model))
     same = sum(a.answer.text == b.answer.text for a, b in zip(answered, judged, strict=True))

@@ -112,7 +112,7 @@ class Runner:
             before = records.existing(run.verify, ASKED) or ()
             same = (asked.kind, asked.consumer)
             records.write(run.verify, [*(a for a in before if (a.kind, a.consumer) != same), asked])
-            card.write(run, records.existing(run.export, EXPORTS) or ())
+            card.write(run, records.read(run.export, EXPORTS))
             if run.report.exists():
                 write_report(run)
         return asked

@@ -11,7 +11,6 @@ from tunewright.export.consumers.answers import Answered, Difference
 
 FLOAT32 = 1e-3  # largest difference of a log probability that orders of summation make, and short decimal numbers
 ROUNDING = 3.0  # a consumer may differ by this many times what rounding changes in torch: it also rounds elsewhere
-SAME_PROMPT = 0.02  # largest difference between a consumer's answers to one prompt, computed in other batches
 EXPLAINED = 0.1  # a mistake is the cause if this part of the difference is left when the model makes it too
 
 # Cause -> what to do about it.
@@ -133,7 +132,7 @@ def _encoding(e: Evidence) -> Iterator[Finding]:
     for one in e.encoded:
         ours, theirs = one.ours, one.theirs
         if theirs is None or theirs == ours:
-            if one.by_chat is not None and one.by_ids is not None and not _alike(one.by_chat, one.by_ids):
+            if one.by_chat is not None and one.by_ids is not None and not _alike(one.by_chat, one.by_ids, e.allowed):
                 yield Finding("template", "a chat message gets another answer than the token ids that it should become")
         elif e.bos is not None and theirs == (e.bos, *ours):
             yield Finding("bos", "it writes one BOS token more before a chat prompt")
@@ -145,11 +144,12 @@ def _encoding(e: Evidence) -> Iterator[Finding]:
             yield Finding("template", f"it renders a chat prompt differently, {_apart(*reversed(one.texts))}")
 
 
-def _alike(first: Answered, second: Answered) -> bool:
-    """Whether one consumer's answers seem to be answers to the same prompt."""
+def _alike(first: Answered, second: Answered, allowed: float) -> bool:
+    """Whether two answers of a consumer seem to be answers to the same prompt."""
     lengths = {a.prompt_tokens for a in (first, second)} - {None}
     pairs = zip(first.logprobs, second.logprobs, strict=False)
-    return len(lengths) <= 1 and all(abs(a - b) <= SAME_PROMPT for a, b in pairs)
+    same_length = abs(len(first.logprobs) - len(second.logprobs)) <= 1  # the stop token may be missing
+    return len(lengths) <= 1 and same_length and all(abs(a - b) <= allowed for a, b in pairs)
 
 
 def _apart(theirs: Sequence[object], ours: Sequence[object]) -> str:

@@ -15,12 +15,17 @@ from pathlib import Path
 import httpx
 
 from tunewright.core.errors import MissingExtra, RunError
+from tunewright.export.kind import Dtype
 
 START_SECONDS = 300.0
-FILE_TYPES = {0: "float32", 1: "float16", 32: "bfloat16"}  # general.file_type of files that are not quantised
+FILE_TYPES: dict[int, Dtype] = {
+    0: "float32",
+    1: "float16",
+    32: "bfloat16",
+}  # general.file_type of files that are not quantised
 
 
-def exported(run: Path) -> tuple[Path, str]:
+def exported(run: Path) -> tuple[Path, Dtype]:
     """(the GGUF file of a run that is rounded least, the dtype of its weights). Raises RUN_INCOMPLETE if there is none
     that is not quantised."""
     from gguf import GGUFReader

@@ -46,6 +46,7 @@ class _Logprobs(BaseModel):
 
 class _Choice(BaseModel):
     text: str = ""
+    message: dict[str, object] | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
     token_ids: list[int] | None = None
@@ -124,10 +125,12 @@ class Server:
         values = logprobs.token_logprobs or [t.logprob for t in given]
         best = [max(top.values()) for top in logprobs.top_logprobs if top]
         best = best or [max(top.logprob for top in t.top_logprobs or [t]) for t in given]
-        if not values and choice.text:
+        if not values and (choice.text or choice.message):
             raise failed(self.endpoint.url, "it gives no log probabilities")
         ids = choice.token_ids or [t.id for t in given if t.id is not None] or self.encode(choice.text)
         counted, count = usage.get("prompt_tokens"), min(len(ids), len(values))
+        if choice.message is not None:  # a chat answer is compared by its log probabilities alone
+            ids, count = [], len(values)
         return Answered(
             ids=tuple(ids[:count]),
             logprobs=tuple(values[:count]),
@@ -145,7 +148,8 @@ class Server:
             fix = "name the environment variable with its API key: --api-key-env VAR."
             return failed(url, f"it refuses access ({status})", fix)
         if prompt:  # are ids refused, or so many of them?
-            one, text = (self._post("/completions", {"prompt": p, "max_tokens": 1}) for p in (list(prompt[:1]), "a"))
+            tried: tuple[Json, Json] = (list(prompt[:1]), "a")
+            one, text = (self._post("/completions", {"prompt": p, "max_tokens": 1}) for p in tried)
             if text.status_code == 200 != one.status_code:
                 fix = "ask a server that does, such as llama-server, vLLM or SGLang."
                 return failed(url, "it does not accept token ids as a prompt", fix)
