@@ -51,8 +51,13 @@ class Case:
     flags: tuple[str, ...] = ()
 
 
-def done(*command: object) -> None:
-    subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def done(*command: object, path: Path | None = None) -> None:
+    """Run a command, with ``path`` for Python's imports."""
+    more = {} if path is None else {"PYTHONPATH": str(path)}
+    words = [str(word) for word in command]
+    result = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **more}, check=False)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(words)}: {result.stderr[-2000:]}")
 
 
 @contextlib.contextmanager
@@ -206,24 +211,15 @@ def a_and_b_swapped(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def converter(root: Path) -> Path:
-    """The folder of llama.cpp in the source of llama-cpp-python."""
+    """The folder of llama.cpp in the source of llama-cpp-python, and in it what its converters import besides."""
     folder = root / "source"
-    if not list(folder.glob("*/vendor/llama.cpp")):
+    if not list(folder.glob("*/vendor/llama.cpp/more")):
         folder.mkdir(parents=True, exist_ok=True)
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-binary",
-            ":all:",
-        ]
-        done(*pip, "-d", folder, CONVERTER)
+        pip = [sys.executable, "-m", "pip", "-q"]
+        done(*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-d", folder, CONVERTER)
         with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
             archive.extractall(folder, filter="data")
+        done(*pip, "install", "--target", next(folder.glob("*/vendor/llama.cpp")) / "more", "sentencepiece")
     return next(folder.glob("*/vendor/llama.cpp"))
 
 
@@ -231,26 +227,17 @@ def llama_cases(run: Path, root: Path, program: str) -> list[Case]:
     source, work = converter(root), root / "work"
     base = Path(json.loads((run / "receipt.json").read_text())["model"]["path"])
     config = json.loads((run / "merged" / "config.json").read_text())
-    environment = [sys.executable]
 
     def model(name: str, folder: Path, kind: str = "f32") -> str:
         file = work / f"{name}.gguf"
-        done(*environment, source / "convert_hf_to_gguf.py", folder, "--outtype", kind, "--outfile", file)
+        script = source / "convert_hf_to_gguf.py"
+        done(sys.executable, script, folder, "--outtype", kind, "--outfile", file, path=source / "more")
         return str(file)
 
     def lora(name: str, folder: Path) -> str:
         file = work / f"{name}.gguf"
-        done(
-            *environment,
-            source / "convert_lora_to_gguf.py",
-            folder,
-            "--base",
-            base,
-            "--outtype",
-            "f32",
-            "--outfile",
-            file,
-        )
+        script, how = source / "convert_lora_to_gguf.py", ["--base", base, "--outtype", "f32", "--outfile", file]
+        done(sys.executable, script, folder, *how, path=source / "more")
         return str(file)
 
     def merged(name: str, change: Callable[[Path], None]) -> Callable[[], list[str]]:
