@@ -197,6 +197,7 @@ def test_the_config_fields() -> None:
         "export.dtype",
         "export.gguf",
         "export.llama_cpp",
+        "export.rows",
     ]
     assert all(meaning for *_, meaning in config.fields())
 
@@ -256,6 +257,7 @@ def test_the_command_line() -> None:
         "run",
         "runs",
         "train",
+        "verify",
     ]
     assert commands["runs"] == ["diff", "list", "reproduce", "rm", "show"]
 
@@ -297,7 +299,7 @@ def test_every_file_that_is_mentioned_exists() -> None:
 
 
 CODE = re.compile(
-    r'"((?:ADAPTER|CONFIG|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
+    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
     r'_[A-Z_]+)"'
 )
 
@@ -314,8 +316,8 @@ def test_every_error_code_is_used_and_listed() -> None:
 
 UNPICKLING = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "zipfile"}
 NETWORK = {"httpx", "requests", "urllib", "http", "socket", "aiohttp", "fsspec", "datasets"}
-# They contact the host that a setting names, and no other.
-CONTACTS = {"openai_endpoint.py", "remote.py", "hub.py"}
+# They contact the host that a setting or --at names, or a program that they started on this machine, and no other.
+CONTACTS = {"openai_endpoint.py", "openai_server.py", "llama_cpp.py", "remote.py", "hub.py"}
 RUNNING = {
     "eval",
     "exec",

@@ -110,6 +110,7 @@ ELSEWHERE = {
     "export.dtype": "below",
     "export.gguf": "export/test_gguf.py",
     "export.llama_cpp": "export/test_gguf_official.py",
+    "export.rows": "export: the verdict's answers",
 }
 
 
@@ -250,8 +251,8 @@ def test_settings_that_single_functions_read() -> None:
     assert verdicts[0] != verdicts[1]
     with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
         config.load(None, train__method="dpo")
-    facts: Any = SimpleNamespace(parameters=10, dtype="F32")
-    assert [merged.stored_dtype(config.load(None, export__dtype=d), facts) for d in ("float16", "auto")] == [
+    plan: Any = SimpleNamespace(dtype="float32")
+    assert [merged.stored_dtype(config.load(None, export__dtype=d), plan) for d in ("float16", "auto")] == [
         "float16",
         "float32",
     ]

@@ -126,13 +126,12 @@ def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pyt
         export.export(trained.source, check_prompts(trained.source), STOP)
 
 
-def test_merged_weights_of_a_small_model_are_float32(trained: Made) -> None:
-    small = trained.source.facts
-    large = replace(small, parameters=10**9, dtype="BF16")
-    assert merged.stored_dtype(load(None), small) == "float32"
-    assert merged.stored_dtype(load(None), large) == "bfloat16"
-    assert merged.stored_dtype(load(None), replace(large, dtype="F64")) == "float32"
-    assert merged.stored_dtype(load(None, export__dtype="float16"), small) == "float16"
+def test_merged_weights_have_the_dtype_in_which_the_run_was_judged(trained: Made) -> None:
+    plan = trained.source.plan
+    judged = plan.model_copy(update={"dtype": "bfloat16"})
+    assert merged.stored_dtype(load(None), plan) == "float32"
+    assert merged.stored_dtype(load(None), judged) == "bfloat16"
+    assert merged.stored_dtype(load(None, export__dtype="float16"), judged) == "float16"
 
 
 @pytest.mark.parametrize("measured", [True, False])
@@ -160,6 +159,11 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert re.findall(r"Stored as (\w+)\.", body) == [check.dtype for check in mine]
     assert ("llama.cpp splits all 12 rows of the run into the trained model's tokens." in body) is (kind == "gguf")
     compile(code, "card", "exec")
+    assert ("**18 of 20** answers are those of the verdict; accuracy 0.6500, in the verdict 0.7000" in body) is (
+        kind == "adapter"
+    )
+    assert ("- vLLM 0.32.0 (2026-11-28): the trained model's answers; 9 of 9 texts" in body) is (kind == "merged")
+    assert ("written, not yet asked" in body) is (kind == "adapter")
     assert ("the weights contain 0.5 of the trained update" in body) is measured
     assert ("not shown to be better than zero_shot." in body) is not measured
     assert ("the day of training" in body) is measured

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from tunewright.core.config import Plan
 from tunewright.core.records import (
+    ASKED,
     EXPORTS,
     METRICS,
     Audit,
@@ -370,7 +371,15 @@ def training() -> dict[str, Any]:
     return {"steps": 20, "stopped_early": False, **losses, **figures, "weights_sha256": "43e32b5f"}
 
 
+def asked(**changed: Any) -> dict[str, Any]:
+    figures = {"prompts": 9, "same_texts": 9, "tokens": 203, "largest_difference": 2.2e-05, "allowed": 0.001}
+    names = {"kind": "merged", "consumer": "vLLM", "consumer_version": "0.32.0", "model": "one"}
+    result = {"base_difference": 3.1, "encoded": 8, "cause": None, "finding": None}
+    return {**names, "time": "2026-11-28T12:00:00+00:00", **figures, **result, **changed}
+
+
 def exports() -> list[dict[str, Any]]:
+    again = {"rows": 20, "same": 18, "score": 0.65, "verdict": 0.7, "dtype": "float32", "judged": "bfloat16"}
     figures = {"dtype": "float32", "largest_difference": 3.8e-05, "same_texts": 8, "prompts": 8, "encoded": 8}
     return [
         {
@@ -378,6 +387,7 @@ def exports() -> list[dict[str, Any]]:
             "path": "runs/one/adapter",
             **figures,
             "loaded_with": "tunewright (base model and adapter)",
+            "reproduced": again,
         },
         {"kind": "merged", "path": "runs/one/merged", **figures, "loaded_with": "transformers alone"},
         *(
@@ -428,6 +438,7 @@ def everything() -> dict[str, Any]:
         "protocol": protocol(),
         "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "result": "4 turns of 4 rows", "passed": True}]},
         "export": exports(),
+        "verify": [asked()],
         "metrics": [step(s) for s in range(21)],
         "events": [{"time": "", "event": "resumed_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
         "scores/tuned": scores(0.9),
@@ -461,6 +472,7 @@ def files(records: dict[str, Any]) -> Files:
         protocol=typed(ProtocolRecord, records["protocol"]),
         selftest=typed(SelfTest, records["selftest"]) if records["selftest"] else None,
         exports=typed(EXPORTS, records["export"]) if records["export"] else None,
+        asked=typed(ASKED, records["verify"]),
         metrics=[typed(METRICS, x) for x in records["metrics"]],
         moved=records["events"][0]["what"] if records["events"] else [],
         scores=tuple([typed(ScoreLine, x) for x in records[f"scores/{arm}"]] for arm in ("tuned", "nearest")),  # type: ignore[arg-type]

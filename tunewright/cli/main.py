@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -257,6 +257,36 @@ def learning_curve(
 
 _stage("export", "Run up to the exports: write, reload and verify them.")
 _stage("report", "Run up to the report.")
+
+
+@app.command()
+def verify(
+    run: RunName,
+    at: Annotated[
+        str, typer.Option(metavar="URL", help="A running server; default: a llama-server of the run's GGUF file.")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="Name of its model; default: the only one.")] = "",
+    api_key_env: Annotated[str, typer.Option(metavar="VAR", help="Environment variable with its API key.")] = "",
+    export: Annotated[
+        str, typer.Option(metavar="KIND", help="The export that it serves; default: the one whose files it names.")
+    ] = "",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Dtype of its weights and cache; differences of the size of its rounding pass."),
+    ] = "float32",
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask a server (vLLM, llama-server, SGLang, ...) for answers, and compare them with the run's model.
+
+    Held-out prompts are sent as token ids and as messages. Exits with status 1 if the answers differ, with the cause.
+    """
+    from tunewright.cli import verify as asking
+    from tunewright.core import run_folder
+
+    target = asking.Target(at, model, api_key_env, export, dtype)
+    asking.verify(run_folder.find(root, run), target, as_json, quiet)
 
 
 @app.command()

@@ -6,7 +6,7 @@
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_*   a run folder, an endpoint
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
-    └── TrainError             TRAIN_* EXPORT_* RUN_DISK   exit status 1: not caused by wrong input
+    └── TrainError             TRAIN_* EXPORT_* CONSUMER_* RUN_DISK   exit status 1: not caused by wrong input
 
 A user's mistake raises one of these; our own mistake fails an ``assert``; the impossible is not handled.
 Codes are stable API: ``CODES`` lists them, and a test keeps the table and the code in sync.
@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "CONFIG_TOO_LARGE": "a config file is larger than 256 KiB or nested too deeply",
     "CONFIG_UNKNOWN_KEY": "a key that is not a setting",
     "CONFIG_UNSAFE_TAG": "a YAML tag, anchor or alias; configs must not use them",
+    "CONSUMER_DIFFERS": "a server that `tunewright verify` asked does not give the trained model's answers",
     "DATA_COMPRESSED": "a compressed file that is damaged or ends early",
     "DATA_CONTROL_CHAR": "text contains NUL or another control character",
     "DATA_CSV": "a CSV file with an unclosed quote, a row of the wrong length, or an unusable header",
@@ -82,7 +83,7 @@ CODES: dict[str, str] = {
     "MODEL_UNSAFE_FORMAT": "the weights exist only as pickle files",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not support",
     "PATH_OUTSIDE": "a name that would escape the runs folder or the model folder",
-    "REMOTE_FAILED": "a request to the endpoint of prove.remote failed",
+    "REMOTE_FAILED": "a request to the endpoint of prove.remote, or to the server of `tunewright verify`, failed",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
     "RUN_DAMAGED": "a file of the run was modified or damaged",
     "RUN_DISK": "the run folder cannot be written to",
@@ -180,7 +181,7 @@ class MissingExtra(TunewrightError):
 
 
 class TrainError(TunewrightError):
-    """Training, export or writing failed although the input was valid."""
+    """Training, export or writing failed, or an export answers differently, although the input was valid."""
 
     exit_code = 1
 

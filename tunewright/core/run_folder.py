@@ -60,6 +60,7 @@ class Run:
     adapter = File("adapter")
     merged = File("merged")
     export = File("export.json")
+    verify = File("verify.json")
     scores = File("scores")
     forgetting = File("forgetting.json")
     cost = File("cost.json")
@@ -87,7 +88,7 @@ class Run:
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to events.jsonl."""
-        append_line(self.events, {"time": _now(), "event": kind, **facts})
+        append_line(self.events, {"time": now(), "event": kind, **facts})
 
 
 def chosen_scale(run: Run) -> float:
@@ -207,7 +208,7 @@ def writing(run: Run) -> Iterator[None]:
             for file in run.path.rglob(".*"):
                 if TEMPORARY.fullmatch(file.name):
                     file.unlink()
-        write_json(owner, {"process": os.getpid(), "host": host, "since": _now(), "command": " ".join(sys.argv)})
+        write_json(owner, {"process": os.getpid(), "host": host, "since": now(), "command": " ".join(sys.argv)})
         try:
             yield
         finally:
@@ -230,7 +231,8 @@ def _locked(run: Run, owner: dict[str, Any], fix: str) -> RunError:
     return RunError("RUN_LOCKED", f"the run is locked by {who}.", where=str(run.path), fix=fix)
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 

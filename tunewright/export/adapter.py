@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.config import Config
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import disk_errors
 from tunewright.export import portable
@@ -15,10 +14,8 @@ from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunewright.model.facts import Facts
 
-
-def stored_dtypes(config: Config, facts: Facts) -> list[str]:
+def stored_dtypes(source: TrainedRun) -> list[str]:
     return ["float32"]
 
 

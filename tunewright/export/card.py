@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.records import ASKED, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
 from tunewright.export.portable import base_name, without_folders
@@ -31,12 +31,14 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
         "training": records.read(run.training, Training),
         "forgetting": records.read(run.forgetting, FORGETTING),
     }
+    asked = records.existing(run.verify, ASKED) or ()
     for kind, row in EXPORTS.items():
         written = [check for check in checks if check.kind == kind]
         if not written:
             continue
         snippet = row.snippet(receipt.model.name, Path(written[0].path).name)
-        text = render(**facts, kind=kind, checks=written, library=row.library, snippet=snippet)
+        of_kind = [a for a in asked if a.kind == kind]
+        text = render(**facts, kind=kind, checks=written, asked=of_kind, library=row.library, snippet=snippet)
         write_atomic(run.path / row.kind / "README.md", text)
 
 

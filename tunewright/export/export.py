@@ -120,7 +120,7 @@ def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: E
         shutil.rmtree(leftover)
     temporary = Path(tempfile.mkdtemp(prefix=f".{row.kind}-", dir=folder.parent))
     try:
-        for dtype in row.dtypes(source.config, source.facts):
+        for dtype in row.dtypes(source):
             with disk_errors(folder):
                 path = row.write(source, module, temporary, dtype)
             stored = None if row.stored is None else row.stored(source, dtype)

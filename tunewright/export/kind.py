@@ -89,7 +89,7 @@ class Export:
     loaded_with: str
     merged: bool
     tolerance: Mapping[str, float]
-    dtypes: Callable[[Config, Facts], Sequence[str]]
+    dtypes: Callable[[TrainedRun], Sequence[str]]
     write: Callable[[TrainedRun, PreTrainedModel, Path, str], Path]
     reload: Callable[[Path, Base], Reloaded]
     snippet: Callable[[str, str], list[str]]

@@ -6,30 +6,19 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.config import Config
 from tunewright.export import portable
-from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
+from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunewright.model.facts import Facts
     from tunewright.tokens.template import Template
 
-LARGEST_FLOAT32 = 2e9  # bytes
 
-
-def stored_dtype(config: Config, facts: Facts) -> Dtype:
-    """As configured. Auto is float32, because an update is often smaller than the bfloat16 precision of the weight that
-    it changes; above 2 GB, the base model's own dtype."""
-    if config.export.dtype != "auto":
-        return config.export.dtype
-    of_base: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
-    return "float32" if facts.parameters * 4 <= LARGEST_FLOAT32 else of_base.get(facts.dtype, "float32")
-
-
-def stored_dtypes(config: Config, facts: Facts) -> list[str]:
-    return [stored_dtype(config, facts)]
+def stored_dtypes(source: TrainedRun) -> list[str]:
+    """As configured, or the dtype in which the model was judged."""
+    dtype = source.config.export.dtype
+    return [source.plan.dtype if dtype == "auto" else dtype]
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:

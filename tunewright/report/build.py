@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import (
+    ASKED,
     EXPORTS,
     METRICS,
+    Asked,
     Audit,
     Event,
     ExportCheck,
@@ -41,6 +43,7 @@ class Files:
     protocol: ProtocolRecord
     selftest: SelfTest | None
     exports: Sequence[ExportCheck] | None
+    asked: Sequence[Asked]
     metrics: Sequence[StartLine | StepLine]
     moved: Sequence[str]
     scores: tuple[Sequence[ScoreLine], Sequence[ScoreLine]]
@@ -60,6 +63,7 @@ def read(run: Run) -> Files:
         protocol=records.read(run.protocol, ProtocolRecord),
         selftest=records.existing(run.selftest, SelfTest),
         exports=records.existing(run.export, EXPORTS),
+        asked=records.read(run.verify, ASKED) if run.verify.exists() else (),
         metrics=list(records.read_lines(run.metrics, METRICS)),
         moved=_moved(run),
         scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),

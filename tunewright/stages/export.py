@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
-from tunewright.core.records import ExportCheck
+from tunewright.core.records import ExportCheck, Reproduced
+from tunewright.core.words import counted
 from tunewright.data.messages import Prompt, Text
-from tunewright.export import card, portable
+from tunewright.data.scores import mean
+from tunewright.export import EXPORTS, card, portable
 from tunewright.export import export as exporting
-from tunewright.export.kind import TrainedRun
+from tunewright.export.kind import Base, TrainedRun
 from tunewright.export.verify import CheckPrompt
+from tunewright.judge.evaluate import score_arm
+from tunewright.model import loading
 from tunewright.model.generate import stop_ids
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work
@@ -29,14 +34,37 @@ def export(work: Work) -> list[ExportCheck]:
     with work.models.at(weights.base(work.plan)) as model:
         stop = stop_ids(model, template.eos)
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
-    checks = exporting.export(source, _check_prompts(work), stop, _texts(work))
+    checks = exporting.export(source, check_prompts(work), stop, _texts(work))
+    if rows := work.inputs.test[: work.config.export.rows]:
+        work.console.say(f"export: answering {counted(len(rows), 'row')} of the verdict again")
+        checks = [c.model_copy(update={"reproduced": _reproduced(work, c, rows)}) for c in checks]
     card.write(work.run, checks)
     for check in checks:
         portable.let_others_read(work.run.path / check.kind)
     return checks
 
 
-def _check_prompts(work: Work) -> list[CheckPrompt]:
+def _reproduced(work: Work, check: ExportCheck, rows: Sequence[int]) -> Reproduced:
+    """The answers of an export, loaded as its card says, compared with those of the verdict to the same rows."""
+    facts, tuned = work.inputs.facts, work.inputs.tuned
+    judged = work.answers.of(tuned, "test", weights.at_chosen_scale(work.run, work.plan))[: len(rows)]
+    model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256)).model
+    dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
+    model.module.to(loading.torch_dtype(dtype))
+    examples = [work.data.examples[i] for i in rows]
+    answered = score_arm(tuned, examples, work.data.task, work.answers.answering(model))
+    same = sum(a.answer.text == b.answer.text for a, b in zip(answered, judged, strict=True))
+    return Reproduced(
+        rows=len(rows),
+        same=same if work.data.task.kind.prompted else None,
+        score=mean(answered),
+        verdict=mean(judged),
+        dtype=dtype,
+        judged=work.plan.dtype,
+    )
+
+
+def check_prompts(work: Work) -> list[CheckPrompt]:
     """Held-out prompts, or the beginnings of held-out documents."""
     rows, template = work.data.sample(exporting.CHECK_PROMPTS), work.inputs.template
     if work.data.task.kind.prompted:
@@ -68,9 +96,16 @@ def _texts(work: Work) -> list[str]:
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     return [
         f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} greedy texts "
-        f"identical; {c.path}"
+        f"identical; {_answers(c.reproduced)}{c.path}"
         for c in checks
     ]
+
+
+def _answers(r: Reproduced | None) -> str:
+    if r is None:
+        return ""
+    same = "" if r.same is None else f"{r.same} of {r.rows} answers of the verdict, "
+    return f"{same}score {r.score:.4f} (verdict: {r.verdict:.4f}); "
 
 
 STAGE = Stage(name="export", run=lambda inputs: export(inputs.work()), lines=lines)

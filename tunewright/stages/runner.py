@@ -15,17 +15,21 @@ from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
 from tunewright.core.locations import listed, searched_folder, title
-from tunewright.core.records import NotMeasured, Profile
+from tunewright.core.records import ASKED, EXPORTS, Asked, NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
 from tunewright.data.remedies.prepared import pinned
-from tunewright.runtime import inputs, receipt
+from tunewright.export import card
+from tunewright.export.consumers.openai_server import Server
+from tunewright.export.kind import Dtype
+from tunewright.runtime import inputs, receipt, verification
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Context, Setup, Work
 from tunewright.runtime.models import Models
 from tunewright.stages import STAGES
 from tunewright.stages.experiments import learning_curve
+from tunewright.stages.export import check_prompts
 from tunewright.stages.plan import adopt, protocol_of
 from tunewright.stages.report import write as write_report
 from tunewright.stages.stage import Result, Stage
@@ -100,6 +104,19 @@ class Runner:
             if run.report.exists():
                 write_report(run)
 
+    def verify(self, server: Server, kind: str | None, dtype: Dtype) -> Asked:
+        """Ask a program that serves the run's model, and update the cards and the report."""
+        work, run = self.work(), self.context.run
+        asked = verification.ask(work, check_prompts(work), server, kind, dtype)
+        with run_folder.writing(run):
+            before = records.existing(run.verify, ASKED) or ()
+            same = (asked.kind, asked.consumer)
+            records.write(run.verify, [*(a for a in before if (a.kind, a.consumer) != same), asked])
+            card.write(run, records.read(run.export, EXPORTS))
+            if run.report.exists():
+                write_report(run)
+        return asked
+
     def _do(self, stage: Stage) -> None:
         if self.separate and stage.run_separately is not None:
             self._print(stage, stage.run_separately(self.context))
@@ -166,7 +183,7 @@ def resume(run: Run, console: Console, command: str, export: Sequence[str] = ())
         with run_folder.writing(run):
             run_folder.write_atomic(run.config, to_yaml(changed))
             run.event("export_settings", settings=list(export))
-            for file in (run.export, run.report):
+            for file in (run.export, run.verify, run.report):
                 file.unlink(missing_ok=True)
     return Context(run, changed, console, command, dataset.load(changed))
 

@@ -336,7 +336,10 @@ class ExportConfig(Frozen):
         description="Exports to write. Where all weights are trained there is no adapter, only a merged model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Dtype of the merged weights; auto: float32 up to 2 GB, otherwise the base model's dtype."
+        "auto", description="Dtype of the merged weights; auto: the one in which the verdict's answers were computed."
+    )
+    rows: Annotated[int, Field(ge=0)] = Field(
+        32, description="Rows of the verdict that each export answers again, to compare answers and score; 0: none."
     )
     gguf: Auto | Annotated[list[GgufType], Field(min_length=1)] = Field(
         "auto",

@@ -61,7 +61,7 @@ from tunewright.core.records.evidence import (
     TextKL,
     TextSuspect,
 )
-from tunewright.core.records.export import EXPORTS, AdapterNote, ExportCheck
+from tunewright.core.records.export import ASKED, EXPORTS, AdapterNote, Asked, ExportCheck, Reproduced
 from tunewright.core.records.files import (
     FILES,
     RunFile,
@@ -114,6 +114,7 @@ from tunewright.core.records.verdict import (
 
 __all__ = [
     "ANY_TRAINING",
+    "ASKED",
     "CLEANING",
     "COST",
     "CROSSFIT",
@@ -132,6 +133,7 @@ __all__ = [
     "AnyCurve",
     "AnyTraining",
     "ArmResult",
+    "Asked",
     "Audit",
     "AuditFinding",
     "AuditTask",
@@ -194,6 +196,7 @@ __all__ = [
     "Refusal",
     "RegressionLine",
     "RegressionRows",
+    "Reproduced",
     "RequestCost",
     "Rerun",
     "RunFile",

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pydantic import Field, TypeAdapter
 
-from tunewright.core.records.common import Record
+from tunewright.core.records.common import Record, Value
+
+
+class Reproduced(Value):
+    """Rows of the verdict, answered again by the reloaded export. Scores are by the task's metric."""
+
+    rows: int = Field(description="How many test rows.")
+    same: int | None = Field(description="How many have the answer of the verdict; null for documents.")
+    score: float = Field(description="Score of the export on them.")
+    verdict: float = Field(description="Score on them in the verdict.")
+    dtype: str = Field(description="Dtype in which the export computed.")
+    judged: str = Field(description="Dtype in which the model of the verdict computed.")
 
 
 class ExportCheck(Record):
@@ -25,9 +36,38 @@ class ExportCheck(Record):
         None, description="The program that read these texts; absent if the export has no tokenizer."
     )
     loaded_with: str = Field(description="How the fresh process loaded it.")
+    reproduced: Reproduced | None = Field(None, description="Absent if export.rows is 0.")
 
 
 EXPORTS: TypeAdapter[tuple[ExportCheck, ...]] = TypeAdapter(tuple[ExportCheck, ...])
+
+
+class Asked(Record):
+    """Another program that serves the run's model, given held-out prompts as token ids and compared with the trained
+    model in float32. Differences of log probabilities in nats."""
+
+    kind: str | None = Field(description="The kind of export that it serves; null if it does not say.")
+    consumer: str = Field(description="Name of the program.")
+    consumer_version: str | None = Field(None, description="Its version; absent if it does not say.")
+    model: str = Field(description="Name of the model that was asked.")
+    time: str = Field(description="ISO 8601, UTC, to the second.")
+    prompts: int = Field(description="Number of prompts, one of them long.")
+    same_texts: int = Field(description="How many answers are the trained model's own.")
+    tokens: int = Field(description="Tokens of the answers.")
+    largest_difference: float = Field(description="Largest difference of the log probability of one of them.")
+    allowed: float = Field(description="The largest difference that passes.")
+    base_difference: float = Field(description="Largest difference from the base model: without the update.")
+    encoded: int = Field(description="Conversations given as messages that became the same token ids.")
+    cause: str | None = Field(description="A word for what is wrong; null if nothing is.")
+    finding: str | None = Field(description="The same as a sentence.")
+
+    @property
+    def program(self) -> str:
+        """Name and version."""
+        return f"{self.consumer} {self.consumer_version}" if self.consumer_version else self.consumer
+
+
+ASKED: TypeAdapter[tuple[Asked, ...]] = TypeAdapter(tuple[Asked, ...])
 
 
 class AdapterNote(Record):

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.config import Config
 from tunewright.export.gguf import architecture, llama_cpp, tensors, vocabulary
 from tunewright.export.kind import QUANTISED, TOLERANCE, Base, Export, Reloaded, TrainedRun
 
@@ -15,21 +14,19 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from tunewright.model.facts import Facts
-
 LARGE = 1e9  # parameters
 FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
-def types(config: Config, facts: Facts) -> list[str]:
-    if config.export.gguf != "auto":
-        return list(dict.fromkeys(config.export.gguf))
-    return ["f16" if facts.parameters < LARGE else "q8_0"]
+def types(source: TrainedRun) -> list[str]:
+    if source.config.export.gguf != "auto":
+        return list(dict.fromkeys(source.config.export.gguf))
+    return ["f16" if source.facts.parameters < LARGE else "q8_0"]
 
 
 def unsupported(source: TrainedRun) -> str | None:
     """Raises MISSING_PACKAGE for a type that only llama.cpp can make."""
-    for kind in types(source.config, source.facts):
+    for kind in types(source):
         llama_cpp.require(kind)
     folder, reason = source.config.export.llama_cpp, _unsupported_by_us(source)
     if reason is None or (folder is not None and llama_cpp.converter(folder).is_file()):
