@@ -4,7 +4,7 @@
     ├── ConfigError            CONFIG_*                a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
-    ├── RunError               RUN_* RESUME_* PATH_* REMOTE_*   a run folder, an endpoint
+    ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
     └── TrainError             TRAIN_* EXPORT_* RUN_DISK   exit status 1: not caused by wrong input
 
@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "DATA_UNICODE": "a lone surrogate, which UTF-8 cannot encode",
     "DATA_UNREADABLE": "the file cannot be opened, or permission is denied",
     "DATA_WEIGHT": "a weight of a message other than 0 and 1",
+    "EXPORT_FAILED": "the program of others that writes an export failed",
     "EXPORT_MISMATCH": "the exported model does not reproduce the trained model's outputs",
     "LABELS_ONE_CLASS": "a classification data set with only one label",
     "LORA_NO_TARGET": "adapter.targets or adapter.rank does not fit the model's layers",
@@ -81,6 +82,9 @@ CODES: dict[str, str] = {
     "MODEL_UNSAFE_FORMAT": "the weights exist only as pickle files",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not support",
     "PATH_OUTSIDE": "a name that would escape the runs folder or the model folder",
+    "PUSH_BASE": "the id of the base model on the Hub is needed for the card, and is unknown",
+    "PUSH_FAILED": "the Hub refused a push, or cannot be reached",
+    "PUSH_PRIVATE": "what would be pushed contains private data or a path of this machine",
     "REMOTE_FAILED": "a request to the endpoint of prove.remote failed",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
     "RUN_DAMAGED": "a file of the run was modified or damaged",

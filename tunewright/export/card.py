@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Sequence
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import FORGETTING, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
+from tunewright.export.templating import render
 
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
@@ -29,25 +26,5 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     for check in checks:
         row = EXPORTS[check.kind]
         snippet = row.snippet(check.path, receipt.model.path)
-        text = render(**facts, check=check, library=row.library, snippet=snippet)
+        text = render("card.md", **facts, check=check, library=row.library, snippet=snippet)
         write_atomic(run.path / row.kind / "README.md", text)
-
-
-def render(**values: object) -> str:
-    """The card as Markdown. A name missing from ``values`` is an error, never an empty string."""
-    return _environment().get_template("card.md.j2").render(**values)
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("tunewright.export"),
-        autoescape=False,  # Markdown
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = json.dumps
-    environment.tests["given"] = lambda value: value is not None and not isinstance(value, Undefined)
-    return environment

@@ -4,7 +4,6 @@ the same answers."""
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,9 @@ from torch import Tensor
 from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run, chosen_scale, disk_errors
+from tunewright.core.run_folder import Run, chosen_scale, disk_errors, replacing
 from tunewright.export import EXPORTS, verify
+from tunewright.export.bundles import writing
 from tunewright.export.kind import Dtype, Export, TrainedRun
 from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters, loading
@@ -83,8 +83,10 @@ def export(source: TrainedRun, prompts: Sequence[CheckPrompt], stop: Sequence[in
 
 
 def require_supported(config: Config, plan: Plan, facts: Facts) -> None:
-    """Raises CONFIG_CONFLICT for an export that cannot be written for this model."""
-    for row in wanted(config, plan):
+    """Raises CONFIG_CONFLICT for an export or a bundle that cannot be written for this model, and MISSING_PACKAGE."""
+    exports = wanted(config, plan)
+    writing.require_supported(config, {row.kind for row in exports}, plan, facts)
+    for row in exports:
         if (reason := row.unsupported(facts)) is not None:
             raise ConfigError(
                 "CONFIG_CONFLICT",
@@ -103,21 +105,12 @@ def wanted(config: Config, plan: Plan) -> list[Export]:
 
 
 def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: Expected) -> ExportCheck:
-    """Write an export into a temporary folder, check it, and rename the folder: what a run contains is complete and
-    was checked."""
+    """Write an export and check it: what a run contains is complete and was checked."""
     folder, dtype = source.run.path / row.kind, row.dtype(source.config, source.facts)
-    for leftover in folder.parent.glob(f".{row.kind}-*"):  # of a process that was killed here
-        shutil.rmtree(leftover)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{row.kind}-", dir=folder.parent))
-    try:
+    with replacing(folder) as temporary:
         with disk_errors(folder):
             row.write(source, module, temporary, dtype)
         check = _check(row, temporary, dtype, expected)
-        with disk_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return check.model_copy(update={"path": str(folder)})
 
 

@@ -52,7 +52,7 @@ def resolve(name: str) -> Path:
         return _from_gguf(path, None)
     if path.is_dir():
         return path
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if hub_id(name):
         return _from_hub(name)
     raise ModelError(
         "MODEL_NOT_FOUND",
@@ -60,6 +60,12 @@ def resolve(name: str) -> Path:
         where=name,
         fix=f"give a model folder, OWNER/NAME, or {EMBEDDED}.",
     )
+
+
+def hub_id(name: str) -> str | None:
+    """OWNER/NAME[@REVISION] of a model that is named by its id on the Hub; None for all others."""
+    local = name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf") or Path(name).is_dir()
+    return None if local else name
 
 
 def _from_hub(name: str) -> Path:

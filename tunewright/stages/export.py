@@ -9,6 +9,7 @@ from tunewright.core.records import ExportCheck
 from tunewright.data.messages import Prompt
 from tunewright.export import card
 from tunewright.export import export as exporting
+from tunewright.export.bundles import writing
 from tunewright.export.kind import TrainedRun
 from tunewright.export.verify import CheckPrompt
 from tunewright.model.generate import stop_ids
@@ -23,7 +24,7 @@ DOCUMENT_TOKENS = 128
 
 
 def export(work: Work) -> list[ExportCheck]:
-    """Writes a folder for each export, with its card."""
+    """Writes a folder for each export, with its card, and one for each bundle."""
     work.console.say("export: writing, reloading in a fresh process, comparing")
     template = work.inputs.template
     with work.models.at(weights.base(work.plan)) as model:
@@ -31,6 +32,7 @@ def export(work: Work) -> list[ExportCheck]:
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
     checks = exporting.export(source, _check_prompts(work), stop)
     card.write(work.run, checks)
+    writing.write(source, stop)
     return checks
 
 

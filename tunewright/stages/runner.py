@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tunewright import track
 from tunewright.core import records, run_folder
 from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
@@ -29,6 +30,7 @@ from tunewright.stages.experiments import learning_curve
 from tunewright.stages.plan import adopt, protocol_of
 from tunewright.stages.report import write as write_report
 from tunewright.stages.stage import Result, Stage
+from tunewright.track import follow
 from tunewright.train import machine, profile
 
 
@@ -64,16 +66,22 @@ class Runner:
         assert until in [stage.name for stage in STAGES]
         run = self.context.run
         with _remove_folder_on_user_error(self.context), run_folder.writing(run):
+            track.require(self.context.config.track)
             if run.plan.exists():
                 self._check_inputs()
-            for stage in STAGES:
-                with error_codes(run, stage.name):  # includes writing the events, which waits for the disk
-                    if not stage.file(run).exists():
-                        run.event(f"{stage.name}_started")
-                        self._do(stage)
-                        run.event(f"{stage.name}_finished")
-                if stage.name == until:
-                    return
+            with follow.following(run, self.context.config.track, self.context.console):
+                self._advance(until)
+
+    def _advance(self, until: str) -> None:
+        run = self.context.run
+        for stage in STAGES:
+            with error_codes(run, stage.name):  # includes writing the events, which waits for the disk
+                if not stage.file(run).exists():
+                    run.event(f"{stage.name}_started")
+                    self._do(stage)
+                    run.event(f"{stage.name}_finished")
+            if stage.name == until:
+                return
 
     def adopt(self, plan: Plan) -> None:
         """Instead of planning, take over the plan of another run."""

@@ -1,0 +1,79 @@
+"""The definition of a bundle (one row of BUNDLES), and what its writer receives. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunewright.core import records
+from tunewright.core.config import Plan
+from tunewright.core.records import ProtocolRecord, Receipt
+from tunewright.data.messages import Message
+from tunewright.export.bundles import linear_template
+from tunewright.export.kind import TrainedRun
+
+if TYPE_CHECKING:
+    from tunewright.model.facts import Facts
+
+LEAST_CONTEXT = 4096  # Ollama's own default, in tokens
+
+
+@dataclass(frozen=True)
+class BundleInputs:
+    """A run with its exports, and what servers are configured with.
+
+    ``name``: under which the model is served. ``context``: tokens that fit the longest row and the longest answer.
+    ``stop``: texts of the tokens that end an answer. ``system``: the instruction of the training rows, or else the
+    default of the chat template, if it has one.
+    """
+
+    source: TrainedRun
+    name: str
+    context: int
+    stop: tuple[str, ...]
+    system: str | None
+
+    @property
+    def chat(self) -> bool:
+        return bool(self.source.template.tokenizer.chat_template)
+
+    def messages(self, question: str) -> list[Message]:
+        """A conversation as it is served."""
+        return [*([Message("system", self.system)] if self.system else []), Message("user", question)]
+
+    def export(self, kind: str) -> Path:
+        return self.source.run.path / kind
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Files that a program of others needs to run a model, made from exports that were checked.
+
+    kind         its name: in `export.to` and in messages; also the name of its folder in the run
+    needs        the exports that it is made from
+    write        writes it into an empty folder
+    unsupported  why it cannot be made for this model, or None; asked before training
+    packages     packages that write it, if they are none of ours
+    """
+
+    kind: str
+    needs: tuple[str, ...]
+    write: Callable[[BundleInputs, Path], None]
+    unsupported: Callable[[Plan, Facts], str | None] = lambda plan, facts: None
+    packages: tuple[str, ...] = ()
+
+
+def gather(source: TrainedRun, stop: Sequence[int]) -> BundleInputs:
+    receipt = records.read(source.run.receipt, Receipt)
+    longest = max(side.tokens_longest for side in receipt.lengths.values())
+    needed = int(longest) + records.read(source.run.protocol, ProtocolRecord).max_new_tokens
+    return BundleInputs(
+        source,
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", source.run.name),
+        context=min(source.facts.context, max(LEAST_CONTEXT, -(-needed // 1024) * 1024)),
+        stop=tuple(source.template.tokenizer.convert_ids_to_tokens(list(stop))),
+        system=receipt.instruction or linear_template.default_system(source.template),
+    )
