@@ -19,8 +19,7 @@ from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, chosen_scale, disk_errors, replacing
-from tunewright.export import EXPORTS, verify
-from tunewright.export.bundles import writing
+from tunewright.export import EXPORTS, bundles, verify
 from tunewright.export.kind import Dtype, Export, TrainedRun
 from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters, loading
@@ -85,7 +84,7 @@ def export(source: TrainedRun, prompts: Sequence[CheckPrompt], stop: Sequence[in
 def require_supported(config: Config, plan: Plan, facts: Facts) -> None:
     """Raises CONFIG_CONFLICT for an export or a bundle that cannot be written for this model, and MISSING_PACKAGE."""
     exports = wanted(config, plan)
-    writing.require_supported(config, {row.kind for row in exports}, plan, facts)
+    bundles.require_supported(config, {row.kind for row in exports}, plan, facts)
     for row in exports:
         if (reason := row.unsupported(facts)) is not None:
             raise ConfigError(

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from tunewright.core.records import ExportCheck
 from tunewright.data.messages import Prompt
-from tunewright.export import card
+from tunewright.export import bundles, card
 from tunewright.export import export as exporting
-from tunewright.export.bundles import writing
 from tunewright.export.kind import TrainedRun
 from tunewright.export.verify import CheckPrompt
 from tunewright.model.generate import stop_ids
@@ -32,7 +31,7 @@ def export(work: Work) -> list[ExportCheck]:
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
     checks = exporting.export(source, _check_prompts(work), stop)
     card.write(work.run, checks)
-    writing.write(source, stop)
+    bundles.write(source, stop)
     return checks
 
 

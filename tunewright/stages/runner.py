@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tunewright import track
 from tunewright.core import records, run_folder
 from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
@@ -66,7 +65,6 @@ class Runner:
         assert until in [stage.name for stage in STAGES]
         run = self.context.run
         with _remove_folder_on_user_error(self.context), run_folder.writing(run):
-            track.require(self.context.config.track)
             if run.plan.exists():
                 self._check_inputs()
             with follow.following(run, self.context.config.track, self.context.console):

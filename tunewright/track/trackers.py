@@ -1,5 +1,4 @@
-"""What is sent to each tracker, under the names that are usual in the field. Where to is decided by the tracker's own
-settings and environment variables."""
+"""What each tracker is sent. Where it keeps that is decided by its own settings and environment variables."""
 
 from __future__ import annotations
 
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = "tunewright"
-Numbers = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """``id``: the same whenever the run is continued. ``plan``: settings by dotted name."""
+    """``id``: the same whenever the run is continued. ``plan``: its settings by dotted name."""
 
     folder: Path
     id: str
@@ -25,91 +23,56 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class Tracker:
-    """An open connection. ``log``: (step, numbers of that step). ``conclude``: (numbers and words of the verdict at a
-    step). ``attach``: a file. ``close``: whether the run is finished."""
+    """An open connection. ``log``: (step, values by name) of that step, texts among them. ``attach``: a file."""
 
-    log: Callable[[int, Numbers], None]
-    conclude: Callable[[int, Numbers, Mapping[str, str]], None]
+    log: Callable[[int, Mapping[str, float | str]], None]
     attach: Callable[[Path], None]
-    close: Callable[[bool], None]
-
-
-def trackio(run: TrackedRun) -> Tracker:
-    import trackio
-
-    opened = trackio.init(
-        PROJECT, name=run.folder.name, config={**run.plan}, resume="allow", embed=False, auto_log_gpu=False
-    )
-
-    def conclude(step: int, numbers: Numbers, words: Mapping[str, str]) -> None:
-        opened.log({**numbers, **words}, step=step)
-
-    def attach(file: Path) -> None:
-        artifact = trackio.Artifact(f"{run.folder.name}-report", type="report")
-        artifact.add_file(str(file))
-        opened.log_artifact(artifact)
-
-    return Tracker(
-        lambda step, numbers: opened.log({**numbers}, step=step), conclude, attach, lambda done: opened.finish()
-    )
-
-
-def mlflow(run: TrackedRun) -> Tracker:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
-
-    client, name = MlflowClient(), os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    experiment = client.get_experiment_by_name(name)
-    number = experiment.experiment_id if experiment else client.create_experiment(name)
-    known = client.search_runs([number], f"tags.`tunewright.id` = '{run.id}'", max_results=1)
-    if known:
-        id_ = known[0].info.run_id
-        client.update_run(id_, status="RUNNING")
-    else:
-        id_ = client.create_run(number, tags={"tunewright.id": run.id}, run_name=run.folder.name).info.run_id
-        client.log_batch(id_, params=[Param(key, str(value)) for key, value in run.plan.items()])
-
-    def log(step: int, numbers: Numbers) -> None:
-        now = int(1000 * time.time())
-        client.log_batch(id_, metrics=[Metric(key, value, now, step) for key, value in numbers.items()])
-
-    def conclude(step: int, numbers: Numbers, words: Mapping[str, str]) -> None:
-        log(step, numbers)
-        for key, word in words.items():
-            client.set_tag(id_, key, word)
-
-    return Tracker(
-        log,
-        conclude,
-        lambda file: client.log_artifact(id_, str(file)),
-        lambda done: client.set_terminated(id_, "FINISHED" if done else "KILLED"),
-    )
+    close: Callable[[], None]
 
 
 def wandb(run: TrackedRun) -> Tracker:
     import wandb
 
-    opened = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
-        id=run.id,
-        name=run.folder.name,
-        resume="allow",
-        config={**run.plan},
-        dir=run.folder / "track",
-        settings=wandb.Settings(console="off", disable_git=True, disable_code=True),
-    )
+    settings = wandb.Settings(console="off", disable_git=True, disable_code=True)
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    return _like_wandb(run, wandb, project=project, id=run.id, dir=run.folder / "track", settings=settings)
+
+
+def trackio(run: TrackedRun) -> Tracker:
+    import trackio
+
+    return _like_wandb(run, trackio, project=PROJECT, embed=False, auto_log_gpu=False)
+
+
+def _like_wandb(run: TrackedRun, module: Any, **options: Any) -> Tracker:
+    opened = module.init(name=run.folder.name, resume="allow", config={**run.plan}, **options)
 
     def attach(file: Path) -> None:
-        artifact = wandb.Artifact(f"report-{run.id}", type="report")
+        artifact = module.Artifact(f"{run.folder.name}-{file.stem}", type="report")
         artifact.add_file(str(file))
         opened.log_artifact(artifact)
 
-    return Tracker(
-        lambda step, numbers: opened.log({**numbers}, step=step),
-        lambda step, numbers, words: opened.summary.update({**numbers, **words}),
-        attach,
-        lambda done: opened.finish(),
-    )
+    return Tracker(lambda step, values: opened.log({**values}, step=step), attach, opened.finish)
+
+
+def mlflow(run: TrackedRun) -> Tracker:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+    client, name = MlflowClient(), os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    experiment = client.get_experiment_by_name(name)
+    number = experiment.experiment_id if experiment else client.create_experiment(name)
+    known = client.search_runs([number], f"tags.`tunewright.id` = '{run.id}'", max_results=1)
+    opened = known[0] if known else client.create_run(number, tags={"tunewright.id": run.id}, run_name=run.folder.name)
+    id_ = opened.info.run_id
+    client.log_batch(id_, params=[Param(key, str(value)) for key, value in run.plan.items()])
+
+    def log(step: int, values: Mapping[str, float | str]) -> None:
+        now, texts = int(1000 * time.time()), {key: value for key, value in values.items() if isinstance(value, str)}
+        metrics = [Metric(key, value, now, step) for key, value in values.items() if key not in texts]
+        client.log_batch(id_, metrics, tags=[RunTag(key, value) for key, value in texts.items()])
+
+    return Tracker(log, lambda file: client.log_artifact(id_, str(file)), lambda: client.set_terminated(id_))
 
 
 def tensorboard(run: TrackedRun) -> Tracker:
@@ -122,22 +85,18 @@ def tensorboard(run: TrackedRun) -> Tracker:
     writer = EventFileWriter(str(run.folder / "track" / "tensorboard"), flush_secs=10)
     as_text = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
 
-    def add(step: int, values: list[Any]) -> None:
-        writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    def value_of(tag: str, value: float | str) -> Any:
+        if not isinstance(value, str):
+            return Summary.Value(tag=tag, simple_value=value)
+        tensor = TensorProto(dtype=DT_STRING, string_val=[value.encode()])
+        return Summary.Value(tag=tag, tensor=tensor, metadata=as_text)
 
-    def log(step: int, numbers: Numbers) -> None:
-        add(step, [Summary.Value(tag=key, simple_value=value) for key, value in numbers.items()])
+    def log(step: int, values: Mapping[str, float | str]) -> None:
+        summary = Summary(value=[value_of(tag, value) for tag, value in values.items()])
+        writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
-    def write(step: int, tag: str, text: str) -> None:
-        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
-        add(step, [Summary.Value(tag=tag, tensor=tensor, metadata=as_text)])
-
-    def conclude(step: int, numbers: Numbers, words: Mapping[str, str]) -> None:
-        log(step, numbers)
-        write(step, "verdict", ", ".join(f"{key} {word}" for key, word in words.items()))
-
-    write(0, "plan", "\n".join(f"    {key}: {value}" for key, value in run.plan.items()))
-    return Tracker(log, conclude, lambda file: write(0, "report", f"file: {file}"), lambda done: writer.close())
+    log(0, {"plan": "\n".join(f"    {key}: {value}" for key, value in run.plan.items())})
+    return Tracker(log, lambda file: log(0, {"report": f"file: {file}"}), writer.close)
 
 
 TRACKERS = {"trackio": trackio, "mlflow": mlflow, "wandb": wandb, "tensorboard": tensorboard}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import ProtocolRecord, Receipt
-from tunewright.data.messages import Message
 from tunewright.export.bundles import linear_template
+from tunewright.export.bundles.linear_template import Linear
 from tunewright.export.kind import TrainedRun
 
 if TYPE_CHECKING:
@@ -25,27 +25,22 @@ LEAST_CONTEXT = 4096  # Ollama's own default, in tokens
 class BundleInputs:
     """A run with its exports, and what servers are configured with.
 
-    ``name``: under which the model is served. ``context``: tokens that fit the longest row and the longest answer.
-    ``stop``: texts of the tokens that end an answer. ``system``: the instruction of the training rows, or else the
-    default of the chat template, if it has one.
+    ``name``: under which the model is served. ``context``: tokens that fit the longest row with the longest answer.
+    ``stop``: texts of the tokens that end an answer. ``linear``: the chat template, if it is linear. ``system``: the
+    instruction of the training rows, or else the default of the chat template, if it has one.
     """
 
     source: TrainedRun
     name: str
     context: int
     stop: tuple[str, ...]
+    linear: Linear | None
     system: str | None
 
-    @property
-    def chat(self) -> bool:
-        return bool(self.source.template.tokenizer.chat_template)
-
-    def messages(self, question: str) -> list[Message]:
+    def messages(self, question: str) -> list[dict[str, str]]:
         """A conversation as it is served."""
-        return [*([Message("system", self.system)] if self.system else []), Message("user", question)]
-
-    def export(self, kind: str) -> Path:
-        return self.source.run.path / kind
+        texts = {"system": self.system, "user": question}
+        return [{"role": role, "content": text} for role, text in texts.items() if text]
 
 
 @dataclass(frozen=True)
@@ -56,18 +51,16 @@ class Bundle:
     needs        the exports that it is made from
     write        writes it into an empty folder
     unsupported  why it cannot be made for this model, or None; asked before training
-    packages     packages that write it, if they are none of ours
     """
 
     kind: str
     needs: tuple[str, ...]
     write: Callable[[BundleInputs, Path], None]
     unsupported: Callable[[Plan, Facts], str | None] = lambda plan, facts: None
-    packages: tuple[str, ...] = ()
 
 
 def gather(source: TrainedRun, stop: Sequence[int]) -> BundleInputs:
-    receipt = records.read(source.run.receipt, Receipt)
+    receipt, linear = records.read(source.run.receipt, Receipt), linear_template.find(source.template)
     longest = max(side.tokens_longest for side in receipt.lengths.values())
     needed = int(longest) + records.read(source.run.protocol, ProtocolRecord).max_new_tokens
     return BundleInputs(
@@ -75,5 +68,6 @@ def gather(source: TrainedRun, stop: Sequence[int]) -> BundleInputs:
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", source.run.name),
         context=min(source.facts.context, max(LEAST_CONTEXT, -(-needed // 1024) * 1024)),
         stop=tuple(source.template.tokenizer.convert_ids_to_tokens(list(stop))),
-        system=receipt.instruction or linear_template.default_system(source.template),
+        linear=linear,
+        system=receipt.instruction or (linear.default_system if linear else None),
     )

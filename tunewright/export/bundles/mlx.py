@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,35 +23,31 @@ PARTS = {"A.weight": "lora_a", "B.weight": "lora_b", "magnitude_vector": "m"}
 def write(inputs: BundleInputs, folder: Path) -> None:
     from safetensors.numpy import load_file, save
 
-    source, adapter = inputs.source, inputs.export("adapter")
-    config, tensors, layers = read_json(adapter / "adapter_config.json"), {}, set()
+    adapter, tensors, layers = inputs.source.run.adapter, {}, set()
+    config = read_json(adapter / "adapter_config.json")
     for key, value in load_file(adapter / "adapter_model.safetensors").items():
         layer, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
         tensors[f"{layer}.{PARTS[part]}"] = value.T.copy()
         layers.add(re.sub(r"^model\.layers\.\d+\.", "", layer))
     rank = config["r"]
-    parameters = {
-        "rank": rank,
-        "scale": config["lora_alpha"] / (rank**0.5 if config["use_rslora"] else rank),
-        "dropout": 0.0,
-        "keys": sorted(layers),
-    }
-    kind = "dora" if config["use_dora"] else "lora"
+    scale = config["lora_alpha"] / (rank**0.5 if config["use_rslora"] else rank)
+    parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted(layers)}
+    described = {"fine_tune_type": "dora" if config["use_dora"] else "lora", "lora_parameters": parameters}
+    write_json(folder / "adapter_config.json", {**described, "num_layers": inputs.source.facts.layers})
     write_atomic(folder / "adapters.safetensors", save(tensors, metadata={"format": "mlx"}))
-    write_json(
-        folder / "adapter_config.json",
-        {"fine_tune_type": kind, "num_layers": source.facts.layers, "lora_parameters": parameters},
-    )
-    base = config["base_model_name_or_path"]
-    write_atomic(folder / "README.md", render("mlx.md", name=inputs.name, base=base, system=inputs.system))
+    base, system = config["base_model_name_or_path"], inputs.system
+    options = f" --system-prompt {shlex.quote(system)}" if system else ""
+    command = f"mlx_lm.generate --model {shlex.quote(base)} --adapter-path . --temp 0 --prompt ...{options}"
+    notes = ["The base must be the one that the adapter was trained on. `mlx_lm.fuse` writes both as one model."]
+    readme = render("bundle.md", title=f"{inputs.name} in MLX", commands=[command], notes=notes)
+    write_atomic(folder / "README.md", readme)
 
 
 def unsupported(plan: Plan, facts: Facts) -> str | None:
     if plan.adapter.kind == "none":
         return "all weights were trained, so there is no adapter; mlx-lm loads the merged export"
-    if facts.model_type not in FAMILIES:
-        return f"only of {', '.join(FAMILIES)} are mlx-lm's layers known to have the names of transformers' layers"
-    return None
+    known = f"only of {', '.join(FAMILIES)} are mlx-lm's layers known to have the names of transformers' layers"
+    return None if facts.model_type in FAMILIES else known
 
 
 MLX = Bundle(kind="mlx", needs=("adapter",), write=write, unsupported=unsupported)

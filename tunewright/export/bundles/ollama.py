@@ -9,57 +9,53 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
-from tunewright.core.run_folder import write_atomic
-from tunewright.data.messages import Prompt
-from tunewright.export.bundles import linear_template
+from tunewright.core.run_folder import Run, write_atomic
+from tunewright.data.messages import Message, Prompt
 from tunewright.export.bundles.bundle import Bundle, BundleInputs
 from tunewright.export.templating import render
 from tunewright.tokens import template
 
+API = "curl -s http://localhost:11434/api"
+
 
 def write(inputs: BundleInputs, folder: Path) -> None:
-    file = gguf_file(inputs)
+    file, name, system = gguf_file(inputs.source.run), inputs.name, inputs.system
+    assert file is not None
     try:
         os.link(file, folder / file.name)
     except OSError:  # another file system, or one without links
         shutil.copy2(file, folder / file.name)
-    parameters = {"temperature": 0, "num_ctx": inputs.context, "stop": list(inputs.stop)}
-    files = {
-        "Modelfile": modelfile(file.name, parameters, inputs.system),
-        "params": json.dumps(parameters, ensure_ascii=False, indent=1) + "\n",
-        "system": inputs.system,
-        "template": linear_template.as_go(inputs.source.template),
-        "system.json": None,
-    }
-    if inputs.system is not None and quoted(inputs.system) is None:
-        request = {"model": inputs.name, "from": inputs.name, "system": inputs.system}
-        files["system.json"] = json.dumps(request, ensure_ascii=False) + "\n"
-    written = {name: text for name, text in files.items() if text is not None}
-    for name, text in written.items():
-        write_atomic(folder / name, text)
-    question = [{"role": "user", "content": "Ping?"}]
-    check = {"model": inputs.name, "messages": question, "stream": False, "_debug_render_only": True}
-    prompt = Prompt(tuple(inputs.messages("Ping?")))
-    expected = template.render(inputs.source.template, prompt, True) if inputs.chat else None
-    readme = render("ollama.md", name=inputs.name, files=written, check=check, expected=expected)
-    write_atomic(folder / "README.md", readme)
+    commands = [f"ollama create {name} -f Modelfile", f"ollama run {name}"]
+    values = [("temperature", "0"), ("num_ctx", str(inputs.context)), *(("stop", text) for text in inputs.stop)]
+    lines = [f"FROM ./{file.name}", *(f"PARAMETER {key} {quoted(value)}" for key, value in values)]
+    if system and (text := quoted(system)):
+        lines.append(f"SYSTEM {text}")
+    elif system:  # the same, through Ollama's API
+        write_atomic(folder / "system.json", json.dumps({"model": name, "from": name, "system": system}))
+        commands.insert(1, f"{API}/create -d @system.json")
+    parameters = {"temperature": 0, "num_ctx": inputs.context, "stop": inputs.stop}
+    go = inputs.linear.as_go(inputs.source.template.tokenizer.bos_token) if inputs.linear else ""
+    for title, content in {"params": json.dumps(parameters), "system": system, "template": go}.items():
+        if content:
+            write_atomic(folder / title, content)
+    write_atomic(folder / "Modelfile", "\n".join(lines) + "\n")
+    notes = ["`params`, `system` and `template` are for `ollama run hf.co/...`; `tunewright push` adds them to a GGUF."]
+    if inputs.linear:
+        asked = {"model": name, "messages": inputs.messages("Ping?")[-1:], "stream": False, "_debug_render_only": True}
+        prompt = Prompt(tuple(Message(**m) for m in inputs.messages("Ping?")))
+        rendered = json.dumps(template.render(inputs.source.template, prompt, True))
+        notes.append(f"The prompt is right if `{API}/chat -d {shlex.quote(json.dumps(asked))}` prints {rendered}.")
+    write_atomic(folder / "README.md", render("bundle.md", title=f"{name} in Ollama", commands=commands, notes=notes))
 
 
-def gguf_file(inputs: BundleInputs) -> Path:
-    """The model in GGUF; of several types, the most precise."""
-    files = [file for file in inputs.export("gguf").glob("*.gguf") if "-lora-" not in file.name]
-    return max(files, key=lambda file: file.stat().st_size)
-
-
-def modelfile(file: str, parameters: dict[str, object], system: str | None) -> str:
-    lines = [f"FROM ./{file}"]
-    for key, value in parameters.items():
-        lines += [f"PARAMETER {key} {quoted(str(v))}" for v in (value if isinstance(value, list) else [value])]
-    instruction = None if system is None else quoted(system)
-    return "\n".join([*lines, *([] if instruction is None else [f"SYSTEM {instruction}"])]) + "\n"
+def gguf_file(run: Run) -> Path | None:
+    """The model in GGUF, if it is exported; of several types, the most precise."""
+    files = [file for file in (run.path / "gguf").glob("*.gguf") if "-lora-" not in file.name]
+    return max(files, key=lambda file: file.stat().st_size, default=None)
 
 
 def quoted(text: str) -> str | None:

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tunewright.core.errors import TrainError
+from tunewright.core.config import Plan
+from tunewright.core.errors import MissingExtra, TrainError
 from tunewright.core.run_folder import write_atomic
 from tunewright.export.bundles.bundle import Bundle, BundleInputs
 from tunewright.export.templating import render
 
-BUILDER = "onnxruntime_genai.models.builder"
+if TYPE_CHECKING:
+    from tunewright.model.facts import Facts
+
+PACKAGES = ("onnxruntime-genai", "onnx", "onnx-ir")
+BUILDER = ["-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-p"]
+NOTE = "In float32, for the CPU; not compared with the trained model. The command writes a smaller one."
 
 
 def write(inputs: BundleInputs, folder: Path) -> None:
-    merged = inputs.export("merged").resolve()
+    merged = inputs.source.run.merged.resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        options = ["-i", str(merged), "-o", str(folder), "-p", "fp32", "-e", "cpu", "-c", scratch]
-        command = [sys.executable, "-m", BUILDER, *options, "--extra_options", "hf_remote=false"]
+        options = ["-i", merged, "-o", folder, "-c", scratch, "--extra_options", "hf_remote=false"]
+        command = [sys.executable, *BUILDER, "fp32", *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        fix = f"see all it prints: `python -m {BUILDER} -i {merged} -o FOLDER -p fp32 -e cpu`."
+        fix = "leave onnx out of export.to, or try other versions of the packages."
         raise TrainError("EXPORT_FAILED", f"the builder of onnxruntime-genai failed: {last}", where="onnx", fix=fix)
-    messages = [m.to_json() for m in inputs.messages("...")]
-    write_atomic(folder / "README.md", render("onnx.md", name=inputs.name, messages=messages))
+    smaller = f"python {' '.join(BUILDER)} int4 -i ../merged -o FOLDER"
+    readme = render("bundle.md", title=f"{inputs.name} in ONNX Runtime", commands=[smaller], notes=[NOTE])
+    write_atomic(folder / "README.md", readme)
 
 
-ONNX = Bundle(kind="onnx", needs=("merged",), write=write, packages=("onnxruntime-genai", "onnx", "onnx-ir"))
+def unsupported(plan: Plan, facts: Facts) -> None:
+    """Raises MISSING_PACKAGE."""
+    for package in PACKAGES:
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise MissingExtra(package, "the onnx bundle", f"pip install {' '.join(PACKAGES)}", where="export.to")
+
+
+ONNX = Bundle(kind="onnx", needs=("merged",), write=write, unsupported=unsupported)

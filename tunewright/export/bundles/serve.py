@@ -1,8 +1,10 @@
-"""Scripts that start vLLM, llama-server and SGLang with the run's exports, and a compose file, with the numbers filled
+"""Scripts that start vLLM, SGLang and llama-server with the run's exports, and a compose file, with the numbers filled
 in."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 from tunewright.core.run_folder import write_atomic
@@ -10,46 +12,60 @@ from tunewright.export.bundles import ollama
 from tunewright.export.bundles.bundle import Bundle, BundleInputs
 from tunewright.export.templating import render
 
+PORTS = {"vllm": 8000, "vllm-lora": 8000, "sglang": 30000, "llama-server": 8080}
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+NOTES = (
+    "`PORT=... ./vllm.sh` chooses a port; further arguments are passed on. `vllm-lora` serves the adapter on its base.",
+    "Start one llama-server for each adapter in GGUF: with several `--lora`, a request that names none gets their sum.",
+    "The model was evaluated with greedy answers. Requests must send what the last command sends.",
+)
 
 
 def write(inputs: BundleInputs, folder: Path) -> None:
+    name, template = inputs.name, inputs.source.template
+    for script, words in _commands(inputs).items():
+        command = f'exec {shlex.join(words)} --port "${{PORT:-{PORTS[script]}}}" "$@"'
+        write_atomic(folder / f"{script}.sh", f'#!/bin/sh\ncd "$(dirname "$0")/.." || exit 1\n{command}\n')
+        (folder / f"{script}.sh").chmod(0o755)
+    gguf = ollama.gguf_file(inputs.source.run) is not None
+    write_atomic(folder / "compose.yaml", render("compose.yaml", gguf=gguf))
+    path, prompt = "completions", {"prompt": "..."}
+    if template.tokenizer.chat_template:
+        path, prompt = "chat/completions", {"messages": inputs.messages("...")}
+    more = {"chat_template_kwargs": template.kwargs} if template.kwargs else {}
+    body = shlex.quote(json.dumps({"model": name, "temperature": 0, **prompt, **more}))
+    request = f"curl -s http://localhost:8000/v1/{path} -H 'Content-Type: application/json' -d {body}"
+    scripts = [f"./{file.name}" for file in sorted(folder.glob("*.sh"))]
+    commands = [*scripts, "docker compose --profile vllm up", request]
+    write_atomic(folder / "README.md", render("bundle.md", title=f"{name}: servers", commands=commands, notes=NOTES))
+
+
+def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
+    """The command of each script, to be run in the run folder, without its port."""
     from tunewright.model import loading
 
-    source = inputs.source
-    adapter, base = source.plan.adapter, (loading.hub_id(source.facts.name) or "").partition("@")
+    name, context, source = inputs.name, str(inputs.context), inputs.source
+    adapter, gguf = source.plan.adapter, ollama.gguf_file(source.run)
+    arguments = [json.dumps(source.template.kwargs)] if source.template.kwargs else []
+    greedy = ["--generation-config", "vllm", "--override-generation-config", '{"temperature": 0}']
+    vllm = ["--max-model-len", context, *greedy, *(["--default-chat-template-kwargs", *arguments] if arguments else [])]
+    sglang = ["python3", "-m", "sglang.launch_server", "--model-path", "merged", "--sampling-defaults", "openai"]
+    commands = {
+        "vllm": ["vllm", "serve", "merged", "--served-model-name", name, *vllm],
+        "sglang": [*sglang, "--served-model-name", name, "--context-length", context],
+    }
+    base, _, revision = (loading.hub_id(source.facts.name) or "").partition("@")
     rank = next((rank for rank in VLLM_RANKS if rank >= adapter.rank), None)
-    # With weights that the Hub lacks, only the merged model is certain to be the one that was evaluated.
-    lora = bool(base[0] and rank and inputs.export("adapter").is_dir() and adapter.kind in ("lora", "rslora"))
-    arguments = source.template.kwargs
-    messages = {"messages": [m.to_json() for m in inputs.messages("...")]}
-    request = {
-        "model": inputs.name,
-        "temperature": 0,
-        **(messages if inputs.chat else {"prompt": "..."}),
-        **({"chat_template_kwargs": arguments} if arguments else {}),
-    }
-    values = {
-        "name": inputs.name,
-        "context": inputs.context,
-        "rank": rank,
-        "base": base[0],
-        "revision": base[2],
-        "arguments": arguments,
-        "chat": inputs.chat,
-        "gguf": ollama.gguf_file(inputs).name if inputs.export("gguf").is_dir() else None,
-        "request": request,
-    }
-    scripts = {"vllm.sh": "vllm.sh", "sglang.sh": "sglang.sh"}
-    if lora:
-        scripts |= {"vllm-lora.sh": "vllm.sh", "sglang-lora.sh": "sglang.sh"}
-    if values["gguf"]:
-        scripts["llama-server.sh"] = "llama-server.sh"
-    for script, template in scripts.items():
-        write_atomic(folder / script, render(template, **values | {"lora": "-lora" in script}))
-        (folder / script).chmod(0o755)
-    write_atomic(folder / "compose.yaml", render("compose.yaml", **values))
-    write_atomic(folder / "README.md", render("serve.md", **values, scripts=sorted(scripts)))
+    # With a base that the Hub lacks, only the merged model is certain to be the one that was evaluated.
+    if base and rank and adapter.kind in ("lora", "rslora") and source.run.adapter.is_dir():
+        lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}=adapter"]
+        lora += ["--revision", revision] if revision else []
+        lora += ["--chat-template", "adapter/chat_template.jinja"] if source.template.tokenizer.chat_template else []
+        commands["vllm-lora"] = ["vllm", "serve", base, *lora, *vllm]
+    if gguf is not None:
+        llama = ["llama-server", "-m", f"gguf/{gguf.name}", "--alias", name, "--jinja", "--temp", "0", "-c", context]
+        commands["llama-server"] = [*llama, *(["--chat-template-kwargs", *arguments] if arguments else []), "-np", "1"]
+    return commands
 
 
 SERVE = Bundle(kind="serve", needs=("merged",), write=write)
