@@ -11,7 +11,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from tunewright.core import pii, records, run_folder
+from tunewright.core.config import Config
 from tunewright.core.errors import RunError
+from tunewright.core.locations import is_hub_model
 from tunewright.core.records import AdapterNote, Receipt, Verdict
 from tunewright.core.run_folder import Run
 
@@ -80,13 +82,12 @@ def require_public(folder: Path) -> None:
 
 
 def _hub_base(name: str) -> str:
-    from tunewright.model import loading
-
-    base = EMBEDDED_FROM if name == loading.EMBEDDED else (loading.hub_id(name) or "").partition("@")[0]
-    if not base:
+    if name == Config.model_fields["model"].default:
+        return EMBEDDED_FROM
+    if not is_hub_model(name):
         fix = "name the model on the Hub that it is a copy of: --base OWNER/NAME."
         raise RunError("PUSH_BASE", "the base model is a local one.", where=name, fix=fix)
-    return base
+    return name.partition("@")[0]
 
 
 def _name_base(folder: Path, base: str) -> None:

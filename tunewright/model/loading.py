@@ -18,6 +18,7 @@ import torch
 
 from tunewright.core import run_folder
 from tunewright.core.errors import ModelError
+from tunewright.core.locations import is_hub_model
 from tunewright.model import attention, language_model
 from tunewright.model.arch_probe import quiet
 from tunewright.model.language_model import LanguageModel
@@ -52,7 +53,7 @@ def resolve(name: str) -> Path:
         return _from_gguf(path, None)
     if path.is_dir():
         return path
-    if hub_id(name):
+    if is_hub_model(name):
         return _from_hub(name)
     raise ModelError(
         "MODEL_NOT_FOUND",
@@ -60,12 +61,6 @@ def resolve(name: str) -> Path:
         where=name,
         fix=f"give a model folder, OWNER/NAME, or {EMBEDDED}.",
     )
-
-
-def hub_id(name: str) -> str | None:
-    """OWNER/NAME[@REVISION] of a model that is named by its id on the Hub; None for all others."""
-    local = name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf") or Path(name).is_dir()
-    return None if local else name
 
 
 def _from_hub(name: str) -> Path:

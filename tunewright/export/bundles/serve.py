@@ -7,6 +7,7 @@ import json
 import shlex
 from pathlib import Path
 
+from tunewright.core.locations import is_hub_model
 from tunewright.core.run_folder import write_atomic
 from tunewright.export.bundles import ollama
 from tunewright.export.bundles.bundle import Bundle, BundleInputs
@@ -42,8 +43,6 @@ def write(inputs: BundleInputs, folder: Path) -> None:
 
 def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
     """The command of each script, to be run in the run folder, without its port."""
-    from tunewright.model import loading
-
     name, context, source = inputs.name, str(inputs.context), inputs.source
     adapter, gguf = source.plan.adapter, ollama.gguf_file(source.run)
     arguments = [json.dumps(source.template.kwargs)] if source.template.kwargs else []
@@ -54,10 +53,10 @@ def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
         "vllm": ["vllm", "serve", "merged", "--served-model-name", name, *vllm],
         "sglang": [*sglang, "--served-model-name", name, "--context-length", context],
     }
-    base, _, revision = (loading.hub_id(source.facts.name) or "").partition("@")
+    base, _, revision = source.facts.name.partition("@")
     rank = next((rank for rank in VLLM_RANKS if rank >= adapter.rank), None)
     # With a base that the Hub lacks, only the merged model is certain to be the one that was evaluated.
-    if base and rank and adapter.kind in ("lora", "rslora") and source.run.adapter.is_dir():
+    if is_hub_model(base) and rank and adapter.kind in ("lora", "rslora") and source.run.adapter.is_dir():
         lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}=adapter"]
         lora += ["--revision", revision] if revision else []
         lora += ["--chat-template", "adapter/chat_template.jinja"] if source.template.tokenizer.chat_template else []
