@@ -47,8 +47,7 @@ def staged(run: Run, repo: str, kind: str, base: str | None, license_: str | Non
         text = (folder / "README.md").read_text(encoding="utf-8")
         for path, public in {str(source): repo, str(source.resolve()): repo, receipt.model.path: base}.items():
             text = text.replace(path, public)
-        for path in _local_paths(text):
-            text = text.replace(path, Path(path).name)
+        text = PATH.sub(lambda found: Path(found[0]).name if _is_local(found[0]) else found[0], text)
         run_folder.write_atomic(folder / "README.md", _card(run, kind, base, license_, text))
         yield folder
 
@@ -64,7 +63,7 @@ def upload(folder: Path, repo: str, kind: str, private: bool) -> str:
         done = HfApi().upload_folder(
             repo_id=repo, folder_path=folder, commit_message=message, allow_patterns=list(FILES[kind])
         )
-    except (httpx.HTTPError, OSError, ValueError) as error:  # those of huggingface_hub are among them
+    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:  # all that huggingface_hub raises
         reason, fix = " ".join(str(error).split())[:300], "log in with a token that may write there: `hf auth login`."
         raise RunError("PUSH_FAILED", f"the Hub: {reason}", where=repo, fix=fix) from None
     return str(done.commit_url)
@@ -75,7 +74,8 @@ def require_public(folder: Path) -> None:
     problems = []
     for file in sorted(file for file in folder.iterdir() if not _matches(file, UNREAD)):
         text = file.read_text(encoding="utf-8")
-        problems += [f"{file.name}: {what}" for what in (*sorted(pii.kinds(text)), *_local_paths(text))]
+        private = [*sorted(pii.kinds(text)), *filter(_is_local, PATH.findall(text))]
+        problems += [f"{file.name}: {what}" for what in private]
     if problems:
         fix = "change it in the run folder, or, if everyone may read it, add --allow-private."
         raise RunError("PUSH_PRIVATE", f"found {', '.join(problems)}.", fix=fix)
@@ -119,8 +119,9 @@ def _card(run: Run, kind: str, base: str, license_: str | None, text: str) -> st
     return str(card)
 
 
-def _local_paths(text: str) -> list[str]:
-    return [path for path in PATH.findall(text) if Path(path).parent.exists() and Path(path).parent != Path("/")]
+def _is_local(path: str) -> bool:
+    """Whether a path, or what is left of it where a space cut it off, is one of this machine."""
+    return Path(path).parent.exists() and Path(path).parent != Path("/")
 
 
 def _matches(file: Path, patterns: Sequence[str]) -> bool:
