@@ -14,7 +14,7 @@ from tunewright.core import pii, records, run_folder
 from tunewright.core.config import Config
 from tunewright.core.errors import RunError
 from tunewright.core.locations import is_hub_model
-from tunewright.core.records import AdapterNote, Receipt, Verdict
+from tunewright.core.records import EXPORTS, AdapterNote, Receipt, Verdict
 from tunewright.core.run_folder import Run
 
 COMMON = ("README.md", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
@@ -45,8 +45,9 @@ def staged(run: Run, repo: str, kind: str, base: str | None, license_: str | Non
         if kind == "adapter":
             _name_base(folder, base)
         text = (folder / "README.md").read_text(encoding="utf-8")
-        for path, public in {str(source): repo, str(source.resolve()): repo, receipt.model.path: base}.items():
-            text = text.replace(path, public)
+        for check in records.read(run.export, EXPORTS):
+            text = text.replace(check.path, repo)
+        text = text.replace(receipt.model.path, base)
         text = PATH.sub(lambda found: Path(found[0]).name if _is_local(found[0]) else found[0], text)
         run_folder.write_atomic(folder / "README.md", _card(run, kind, base, license_, text))
         yield folder
