@@ -210,25 +210,25 @@ def test_the_mlx_adapter_changes_the_weights_as_ours_does(tmp_path: Path, labell
         np.testing.assert_allclose(weight, merged[f"{layer}.weight"], atol=1e-5)
 
 
-def requires(source: TrainedRun, plan: Plan, *kinds: str, **facts: Any) -> None:
+def requires(plan: Plan, *kinds: str, architecture: str = "llama") -> None:
     config: Config = load(None, export__to=list(kinds))
-    bundles.require_supported(config, [kind for kind in kinds if kind in EXPORTS], plan, replace(source.facts, **facts))
+    bundles.require_supported(config, [kind for kind in kinds if kind in EXPORTS], plan, architecture)
 
 
 def test_what_cannot_be_written_is_refused_before_training(tmp_path: Path, labelled: api.Result) -> None:
     source = source_of(labelled, tmp_path)
     full = source.plan.model_copy(update={"adapter": AdapterConfig(kind="none")})
-    requires(source, source.plan, "adapter", "mlx", "merged", "serve")
+    requires(source.plan, "adapter", "mlx", "merged", "serve")
     with pytest.raises(ConfigError, match="mlx bundle cannot be written: it is made from the adapter export") as caught:
-        requires(source, source.plan, "merged", "mlx")
+        requires(source.plan, "merged", "mlx")
     assert caught.value.where == "export.to"
     assert "add adapter to export.to" in str(caught.value)
     with pytest.raises(ConfigError, match="ollama bundle cannot be written: it is made from the gguf export"):
-        requires(source, source.plan, "merged", "ollama")
+        requires(source.plan, "merged", "ollama")
     with pytest.raises(ConfigError, match="there is no adapter"):
-        requires(source, full, "merged", "mlx")
+        requires(full, "merged", "mlx")
     with pytest.raises(ConfigError, match="only of llama"):
-        requires(source, source.plan, "adapter", "mlx", model_type="gpt2")
+        requires(source.plan, "adapter", "mlx", architecture="gpt2")
     assert set(KINDS) == {*EXPORTS, *bundles.BUNDLES}
 
 
@@ -236,7 +236,7 @@ def test_onnx_needs_its_builder(tmp_path: Path, labelled: api.Result, monkeypatc
     source = source_of(labelled, tmp_path, "onnx")
     monkeypatch.setattr(onnx, "PACKAGES", ("no-such-builder",))
     with pytest.raises(MissingExtra, match="the onnx bundle requires the package no-such-builder"):
-        requires(source, source.plan, "merged", "onnx")
+        requires(source.plan, "merged", "onnx")
     half = "import sys; open(sys.argv[5] + '/model.onnx', 'w').close(); sys.exit('bad')"
     monkeypatch.setattr(onnx, "BUILDER", ["-c", half])
     with pytest.raises(TrainError, match="the builder of onnxruntime-genai failed"):

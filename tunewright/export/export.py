@@ -84,7 +84,7 @@ def export(source: TrainedRun, prompts: Sequence[CheckPrompt], stop: Sequence[in
 def require_supported(config: Config, plan: Plan, facts: Facts) -> None:
     """Raises CONFIG_CONFLICT for an export or a bundle that cannot be written for this model, and MISSING_PACKAGE."""
     exports = wanted(config, plan)
-    bundles.require_supported(config, {row.kind for row in exports}, plan, facts)
+    bundles.require_supported(config, {row.kind for row in exports}, plan, facts.model_type)
     for row in exports:
         if (reason := row.unsupported(facts)) is not None:
             raise ConfigError(

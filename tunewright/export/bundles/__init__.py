@@ -4,29 +4,26 @@ listed here."""
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
 from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError
-from tunewright.core.run_folder import disk_errors, replacing
+from tunewright.core.run_folder import disk_errors, replacing, write_atomic
 from tunewright.export.bundles.bundle import Bundle, gather
 from tunewright.export.bundles.mlx import MLX
 from tunewright.export.bundles.ollama import OLLAMA
 from tunewright.export.bundles.onnx import ONNX
 from tunewright.export.bundles.serve import SERVE
 from tunewright.export.kind import TrainedRun
-
-if TYPE_CHECKING:
-    from tunewright.model.facts import Facts
+from tunewright.export.templating import render
 
 BUNDLES = {bundle.kind: bundle for bundle in (OLLAMA, SERVE, MLX, ONNX)}
 
 
-def require_supported(config: Config, exports: Collection[str], plan: Plan, facts: Facts) -> None:
+def require_supported(config: Config, exports: Collection[str], plan: Plan, architecture: str) -> None:
     """``exports``: those of the run. Raises CONFIG_CONFLICT for a bundle that cannot be written, MISSING_PACKAGE."""
     for bundle in _wanted(config):
         missing = [kind for kind in bundle.needs if kind not in exports]
-        reason = bundle.unsupported(plan, facts) or (missing and f"it is made from the {missing[0]} export")
+        reason = bundle.unsupported(plan, architecture) or (missing and f"it is made from the {missing[0]} export")
         if reason:
             fix = f"add {missing[0]} to export.to, or leave out" if missing else "leave out"
             message = f"the {bundle.kind} bundle cannot be written: {reason}."
@@ -38,7 +35,8 @@ def write(source: TrainedRun, stop: Sequence[int]) -> None:
     for bundle in _wanted(source.config):
         folder = source.run.path / bundle.kind
         with replacing(folder) as temporary, disk_errors(folder):
-            bundle.write(gather(source, stop), temporary)
+            readme = bundle.write(gather(source, stop), temporary)
+            write_atomic(temporary / "README.md", render("bundle.md", **readme._asdict()))
 
 
 def _wanted(config: Config) -> list[Bundle]:

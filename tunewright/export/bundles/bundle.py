@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from tunewright.core import records
 from tunewright.core.config import Plan
@@ -14,9 +14,6 @@ from tunewright.core.records import ProtocolRecord, Receipt
 from tunewright.export.bundles import linear_template
 from tunewright.export.bundles.linear_template import Linear
 from tunewright.export.kind import TrainedRun
-
-if TYPE_CHECKING:
-    from tunewright.model.facts import Facts
 
 LEAST_CONTEXT = 4096  # Ollama's own default, in tokens
 
@@ -43,20 +40,28 @@ class BundleInputs:
         return [{"role": role, "content": text} for role, text in texts.items() if text]
 
 
+class Readme(NamedTuple):
+    """README.md of a bundle: what it is, commands in its folder, and sentences about them."""
+
+    title: str
+    commands: Sequence[str]
+    notes: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """Files that a program of others needs to run a model, made from exports that were checked.
 
     kind         its name: in `export.to` and in messages; also the name of its folder in the run
     needs        the exports that it is made from
-    write        writes it into an empty folder
-    unsupported  why it cannot be made for this model, or None; asked before training
+    write        writes it into an empty folder, but for its README
+    unsupported  (plan, architecture) -> why it cannot be made, or None; asked before training
     """
 
     kind: str
     needs: tuple[str, ...]
-    write: Callable[[BundleInputs, Path], None]
-    unsupported: Callable[[Plan, Facts], str | None] = lambda plan, facts: None
+    write: Callable[[BundleInputs, Path], Readme]
+    unsupported: Callable[[Plan, str], str | None] = lambda plan, architecture: None
 
 
 def gather(source: TrainedRun, stop: Sequence[int]) -> BundleInputs:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import read_json, write_atomic, write_json
-from tunewright.export.bundles.bundle import Bundle, BundleInputs
-from tunewright.export.templating import render
-
-if TYPE_CHECKING:
-    from tunewright.model.facts import Facts
+from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
 
 # mlx-lm ignores tensors that it has no layer for; in these families its layers have the names of transformers' layers.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+NOTE = "The base must be the one that the adapter was trained on. `mlx_lm.fuse` writes both as one model."
 PARTS = {"A.weight": "lora_a", "B.weight": "lora_b", "magnitude_vector": "m"}
 
 
-def write(inputs: BundleInputs, folder: Path) -> None:
+def write(inputs: BundleInputs, folder: Path) -> Readme:
     from safetensors.numpy import load_file, save
 
     adapter, tensors, layers = inputs.source.run.adapter, {}, set()
@@ -38,16 +34,14 @@ def write(inputs: BundleInputs, folder: Path) -> None:
     base, system = config["base_model_name_or_path"], inputs.system
     options = f" --system-prompt {shlex.quote(system)}" if system else ""
     command = f"mlx_lm.generate --model {shlex.quote(base)} --adapter-path . --temp 0 --prompt ...{options}"
-    notes = ["The base must be the one that the adapter was trained on. `mlx_lm.fuse` writes both as one model."]
-    readme = render("bundle.md", title=f"{inputs.name} in MLX", commands=[command], notes=notes)
-    write_atomic(folder / "README.md", readme)
+    return Readme(f"{inputs.name} in MLX", [command], [NOTE])
 
 
-def unsupported(plan: Plan, facts: Facts) -> str | None:
+def unsupported(plan: Plan, architecture: str) -> str | None:
     if plan.adapter.kind == "none":
         return "all weights were trained, so there is no adapter; mlx-lm loads the merged export"
     known = f"only of {', '.join(FAMILIES)} are mlx-lm's layers known to have the names of transformers' layers"
-    return None if facts.model_type in FAMILIES else known
+    return None if architecture in FAMILIES else known
 
 
 MLX = Bundle(kind="mlx", needs=("adapter",), write=write, unsupported=unsupported)

@@ -15,14 +15,13 @@ from pathlib import Path
 
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.data.messages import Message, Prompt
-from tunewright.export.bundles.bundle import Bundle, BundleInputs
-from tunewright.export.templating import render
+from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
 from tunewright.tokens import template
 
 API = "curl -s http://localhost:11434/api"
 
 
-def write(inputs: BundleInputs, folder: Path) -> None:
+def write(inputs: BundleInputs, folder: Path) -> Readme:
     file, name, system = gguf_file(inputs.source.run), inputs.name, inputs.system
     assert file is not None
     try:
@@ -44,12 +43,12 @@ def write(inputs: BundleInputs, folder: Path) -> None:
             write_atomic(folder / title, content)
     write_atomic(folder / "Modelfile", "\n".join(lines) + "\n")
     notes = ["`params`, `system` and `template` are for `ollama run hf.co/...`; `tunewright push` adds them to a GGUF."]
-    if inputs.linear:
+    if inputs.source.template.tokenizer.chat_template:
         asked = {"model": name, "messages": inputs.messages("Ping?")[-1:], "stream": False, "_debug_render_only": True}
         prompt = Prompt(tuple(Message(**m) for m in inputs.messages("Ping?")))
         rendered = json.dumps(template.render(inputs.source.template, prompt, True))
         notes.append(f"The prompt is right if `{API}/chat -d {shlex.quote(json.dumps(asked))}` prints {rendered}.")
-    write_atomic(folder / "README.md", render("bundle.md", title=f"{name} in Ollama", commands=commands, notes=notes))
+    return Readme(f"{name} in Ollama", commands, notes)
 
 
 def gguf_file(run: Run) -> Path | None:

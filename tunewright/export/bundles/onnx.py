@@ -7,23 +7,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunewright.core.config import Plan
 from tunewright.core.errors import MissingExtra, TrainError
-from tunewright.core.run_folder import write_atomic
-from tunewright.export.bundles.bundle import Bundle, BundleInputs
-from tunewright.export.templating import render
-
-if TYPE_CHECKING:
-    from tunewright.model.facts import Facts
+from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
 
 PACKAGES = ("onnxruntime-genai", "onnx", "onnx-ir")
 BUILDER = ["-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-p"]
 NOTE = "In float32, for the CPU; not compared with the trained model. The command writes a smaller one."
 
 
-def write(inputs: BundleInputs, folder: Path) -> None:
+def write(inputs: BundleInputs, folder: Path) -> Readme:
     merged = inputs.source.run.merged.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         options = ["-i", merged, "-o", folder, "-c", scratch, "--extra_options", "hf_remote=false"]
@@ -34,11 +28,10 @@ def write(inputs: BundleInputs, folder: Path) -> None:
         fix = "leave onnx out of export.to, or try other versions of the packages."
         raise TrainError("EXPORT_FAILED", f"the builder of onnxruntime-genai failed: {last}", where="onnx", fix=fix)
     smaller = f"python {' '.join(BUILDER)} int4 -i ../merged -o FOLDER"
-    readme = render("bundle.md", title=f"{inputs.name} in ONNX Runtime", commands=[smaller], notes=[NOTE])
-    write_atomic(folder / "README.md", readme)
+    return Readme(f"{inputs.name} in ONNX Runtime", [smaller], [NOTE])
 
 
-def unsupported(plan: Plan, facts: Facts) -> None:
+def unsupported(plan: Plan, architecture: str) -> None:
     """Raises MISSING_PACKAGE."""
     for package in PACKAGES:
         if importlib.util.find_spec(package.replace("-", "_")) is None:

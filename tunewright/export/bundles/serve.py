@@ -10,7 +10,7 @@ from pathlib import Path
 from tunewright.core.locations import is_hub_model
 from tunewright.core.run_folder import write_atomic
 from tunewright.export.bundles import ollama
-from tunewright.export.bundles.bundle import Bundle, BundleInputs
+from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
 from tunewright.export.templating import render
 
 PORTS = {"vllm": 8000, "vllm-lora": 8000, "sglang": 30000, "llama-server": 8080}
@@ -22,7 +22,7 @@ NOTES = (
 )
 
 
-def write(inputs: BundleInputs, folder: Path) -> None:
+def write(inputs: BundleInputs, folder: Path) -> Readme:
     name, template = inputs.name, inputs.source.template
     for script, words in _commands(inputs).items():
         command = f'exec {shlex.join(words)} --port "${{PORT:-{PORTS[script]}}}" "$@"'
@@ -37,8 +37,7 @@ def write(inputs: BundleInputs, folder: Path) -> None:
     body = shlex.quote(json.dumps({"model": name, "temperature": 0, **prompt, **more}))
     request = f"curl -s http://localhost:8000/v1/{path} -H 'Content-Type: application/json' -d {body}"
     scripts = [f"./{file.name}" for file in sorted(folder.glob("*.sh"))]
-    commands = [*scripts, "docker compose --profile vllm up", request]
-    write_atomic(folder / "README.md", render("bundle.md", title=f"{name}: servers", commands=commands, notes=NOTES))
+    return Readme(f"{name}: servers", [*scripts, "docker compose --profile vllm up", request], NOTES)
 
 
 def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
