@@ -61,7 +61,8 @@ class FakeHub:
                     self.files[value["path"]] = self.large[value["oid"]]
                 else:
                     self.commits.append(value["summary"])
-            return 200, {"commitUrl": f"{self.url}/commit/1", "commitOid": "1" * 40}
+            repo = path.removeprefix("/api/models/").split("/commit/")[0]
+            return 200, {"commitUrl": f"{self.url}/{repo}/commit/{'1' * 40}", "commitOid": "1" * 40}
         return 404, {"error": f"{method} {path} is not known here"}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from modelfile import parse
+from export.modelfile import parse
 from safetensors.numpy import load_file
 
 from tunewright import api

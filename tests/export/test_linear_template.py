@@ -14,10 +14,11 @@ from tunewright.tokens.template import Template, render
 
 SYSTEM = "<|im_start|>system\nBe {{ '{{' }}brief.<|im_end|>\n"
 DEFAULT = "{% if messages[0]['role'] != 'system' %}" + SYSTEM + "{% endif %}" + CHATML
-ALTERNATING = (
+INSTRUCT = (
     "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
     "{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
 STOCK = stock_templates()
 
 
@@ -60,7 +61,7 @@ def test_the_default_system_message_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "jinja", [None, ALTERNATING, "{{ messages | length }}", CHATML.replace("m['content']", "m['content'] | upper")]
+    "jinja", [None, NO_SYSTEM, "{{ messages | length }}", CHATML.replace("m['content']", "m['content'] | upper")]
 )
 def test_a_template_that_is_not_linear_is_not_taken_for_one(jinja: str | None) -> None:
     assert linear_template.find(Template(byte_tokenizer(jinja))) is None
@@ -71,7 +72,7 @@ def test_thoughts_removed_from_earlier_turns_are_no_obstacle_but_changed_turns_a
     assert linear_template.find(Template(byte_tokenizer(numbered))) is None
 
 
-@pytest.mark.parametrize("jinja", [CHATML, DEFAULT, *(p.read_text(encoding="utf-8") for p in STOCK)])
+@pytest.mark.parametrize("jinja", [CHATML, DEFAULT, INSTRUCT, *(p.read_text(encoding="utf-8") for p in STOCK)])
 def test_the_go_form_renders_the_same(jinja: str) -> None:
     template = Template(stock_tokenizer(jinja))
     linear = linear_template.find(template)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from export.modelfile import ModelfileError, parse
 from hypothesis import example, given
 from hypothesis import strategies as st
-from modelfile import ModelfileError, parse
 
 from tunewright.export.bundles.ollama import quoted
 

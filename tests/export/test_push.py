@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_hub
 import pytest
 import torch
 from build import Done, cli, process
-from fake_hub import FakeHub
+from export import fake_hub
+from export.fake_hub import FakeHub
 from huggingface_hub import ModelCard
 from report import records as made
 
@@ -60,7 +60,7 @@ def push(hub: FakeHub, folder: Path, *words: str) -> Done:
 def test_an_adapter_arrives_with_a_card_that_the_hub_reads(tmp_path: Path, labelled: api.Result, hub: FakeHub) -> None:
     run = run_of(labelled, tmp_path)
     done = push(hub, tmp_path, *BASE, "--private", "--license", "apache-2.0")
-    assert (done.returncode, done.stdout.strip()) == (0, f"{hub.url}/commit/1"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, f"{hub.url}/me/lots/commit/{'1' * 40}"), done.stderr
     assert hub.repos["me/lots"]["visibility"] == "private"
     assert hub.tokens <= {"Bearer hf_secret", ""}
     expected = {"adapter_config.json", "adapter_model.safetensors", "tunewright.json", "README.md"}
@@ -84,28 +84,25 @@ def test_an_adapter_arrives_with_a_card_that_the_hub_reads(tmp_path: Path, label
     assert row["messages"][-1]["content"] not in everything
 
 
-def test_a_pushed_adapter_still_loads(tmp_path: Path, labelled: api.Result, hub: FakeHub) -> None:
+def test_an_adapter_that_names_its_base_on_the_hub_still_loads(tmp_path: Path, labelled: api.Result) -> None:
     """Its config names another base, so the hashes beside it must follow."""
     run = run_of(labelled, tmp_path)
-    assert push(hub, tmp_path, *BASE).returncode == 0
-    there = tmp_path / "downloaded"
-    there.mkdir()
-    for name, content in hub.files.items():
-        (there / name).write_bytes(content)
-    assert read_json(there / "adapter_config.json")["base_model_name_or_path"] == BASE[1]
     receipt = records.read(run.receipt, records.Receipt)
-    peft_format.load(loading.load(receipt.model.path, torch.float32).module, there, receipt.model.sha256)
+    with hub_module.staged(run, "me/lots", "adapter", BASE[1], None) as there:
+        assert read_json(there / "adapter_config.json")["base_model_name_or_path"] == BASE[1]
+        peft_format.load(loading.load(receipt.model.path, torch.float32).module, there, receipt.model.sha256)
 
 
-def test_a_dry_run_sends_nothing(tmp_path: Path, labelled: api.Result, hub: FakeHub) -> None:
+def test_a_dry_run_sends_nothing(tmp_path: Path, labelled: api.Result) -> None:
+    """In tests, huggingface_hub is offline: a request would be an error."""
     run_of(labelled, tmp_path)
-    done = push(hub, tmp_path, "--kind", "merged", "--dry-run", *BASE)
+    done = cli("push", "labels", "me/lots", "--kind", "merged", "--dry-run", *BASE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert not hub.tokens, "no request"
     assert re.search(r"[\d,]+  model\.safetensors\n", done.stdout)
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in done.stdout
     assert "base_model_relation: finetune\n" in done.stdout
     assert "license" not in done.stdout, "nothing is invented"
+    assert "PUSH_FAILED" in cli("push", "labels", "me/lots", *BASE, cwd=tmp_path).stderr
 
 
 def test_a_gguf_is_pushed_with_what_ollama_reads(tmp_path: Path, labelled: api.Result, hub: FakeHub) -> None:
@@ -129,18 +126,16 @@ def test_a_gguf_is_pushed_with_what_ollama_reads(tmp_path: Path, labelled: api.R
 
 
 @pytest.mark.parametrize("secret", ["sk-abcdefghijklmnopqrstuvwxyz123456", "ask jane.doe@example.org"])
-def test_private_data_is_not_pushed_unless_allowed(
-    tmp_path: Path, labelled: api.Result, hub: FakeHub, secret: str
-) -> None:
+def test_private_data_is_not_pushed_unless_allowed(tmp_path: Path, labelled: api.Result, secret: str) -> None:
     readme = own(run_of(labelled, tmp_path), "adapter") / "README.md"
     readme.write_text(readme.read_text() + f"\n{secret}\n")
-    done = push(hub, tmp_path, *BASE)
+    command = ("push", "labels", "me/lots", "--dry-run", *BASE)
+    done = cli(*command, cwd=tmp_path)
     assert done.returncode == 2
-    assert "PUSH_PRIVATE" in done.stderr
+    assert "[PUSH_PRIVATE]" in done.stderr
     assert "README.md: " in done.stderr
-    assert secret not in done.stderr
-    assert not hub.tokens
-    assert push(hub, tmp_path, *BASE, "--allow-private").returncode == 0
+    assert secret not in done.stdout + done.stderr
+    assert cli(*command, "--allow-private", cwd=tmp_path).returncode == 0
 
 
 def test_a_path_of_this_machine_is_not_pushed(tmp_path: Path, labelled: api.Result) -> None:
@@ -168,14 +163,14 @@ def test_paths_in_the_card_become_names(tmp_path: Path, labelled: api.Result) ->
 
 def test_what_is_missing_or_refused_is_one_line(tmp_path: Path, labelled: api.Result, hub: FakeHub) -> None:
     run_of(labelled, tmp_path)
-    done = push(hub, tmp_path)
-    assert (done.returncode, "PUSH_BASE" in done.stderr, "--base OWNER/NAME" in done.stderr) == (2, True, True)
     hub.refuse = 403
     done = push(hub, tmp_path, *BASE)
-    assert (done.returncode, "PUSH_FAILED" in done.stderr, "hf auth login" in done.stderr) == (2, True, True)
+    assert (done.returncode, "[PUSH_FAILED] me/lots:" in done.stderr, "hf auth login" in done.stderr) == (2, True, True)
     assert len(done.stderr.strip().splitlines()) == 1
+    local = cli("push", "labels", "me/lots", cwd=tmp_path)
+    assert (local.returncode, "[PUSH_BASE]" in local.stderr, "--base OWNER/NAME" in local.stderr) == (2, True, True)
     absent = cli("push", "labels", "me/lots", "--kind", "gguf", *BASE, cwd=tmp_path)
-    assert (absent.returncode, "RUN_INCOMPLETE" in absent.stderr) == (2, True)
+    assert (absent.returncode, "[RUN_INCOMPLETE]" in absent.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

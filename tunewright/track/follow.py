@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -53,9 +54,9 @@ def following(run: Run, names: Sequence[str], console: Console) -> Iterator[None
             except subprocess.TimeoutExpired:
                 console.warn(f"track: {name} is still sending, in process {process.pid}")
             if process.returncode:
-                log = folder / f"{name}.log"
-                last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
-                console.warn(f"track: {name} failed: {last} ({log}); every number is in {run.metrics}")
+                file = folder / f"{name}.log"
+                last = (file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
+                console.warn(f"track: {name} failed: {last} ({file}); every number is in {run.metrics}")
 
 
 def follow(run: Run, name: str, ended: threading.Event) -> None:
@@ -63,7 +64,7 @@ def follow(run: Run, name: str, ended: threading.Event) -> None:
     may lose a point, but no point is sent twice."""
     note = run.path / "track" / f"{name}.json"
     with FileLock(note.with_suffix(".lock"), mode=0o600):
-        sent = run_folder.read_json(note) if note.exists() else {"step": -1, "report": ""}
+        sent: dict[str, Any] = run_folder.read_json(note) if note.exists() else {"step": -1, "report": ""}
         tracker: Tracker | None = None
         over = False
         while not over:
@@ -117,8 +118,12 @@ def _conclusion(verdict: Verdict) -> dict[str, float | str]:
 
 def main(folder: str, name: str) -> None:
     ended = threading.Event()
-    reader = threading.Thread(target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True)
-    reader.start()
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     follow(Run(Path(folder)), name, ended)
 
 

@@ -56,7 +56,7 @@ def find(template: Template) -> Linear | None:
     parts = re.split("|".join(MARKS), text)
     if len(parts) != len(MARKS) + 1:
         return None
-    linear = Linear(*parts, without_system=plain.partition(MARKS[1])[0])
+    linear = Linear._make([*parts, plain.partition(MARKS[1])[0]])
     turns = text.removeprefix(f"{linear.before_system}{MARKS[0]}{linear.after_system}")
     more = f"{linear.before_answer}more{linear.after_answer}and more{linear.end}"
     same = plain == linear.without_system + turns and longer == text.removesuffix(linear.end) + more

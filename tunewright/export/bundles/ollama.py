@@ -44,10 +44,12 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
     write_atomic(folder / "Modelfile", "\n".join(lines) + "\n")
     notes = ["`params`, `system` and `template` are for `ollama run hf.co/...`; `tunewright push` adds them to a GGUF."]
     if inputs.source.template.tokenizer.chat_template:
-        asked = {"model": name, "messages": inputs.messages("Ping?")[-1:], "stream": False, "_debug_render_only": True}
-        prompt = Prompt(tuple(Message(**m) for m in inputs.messages("Ping?")))
+        messages = inputs.messages("Ping?")
+        asked = {"model": name, "messages": messages[-1:], "stream": False, "_debug_render_only": True}
+        commands.append(f"{API}/chat -d {shlex.quote(json.dumps(asked))}")
+        prompt = Prompt(tuple(Message(m["role"], m["content"]) for m in messages))
         rendered = json.dumps(template.render(inputs.source.template, prompt, True))
-        notes.append(f"The prompt is right if `{API}/chat -d {shlex.quote(json.dumps(asked))}` prints {rendered}.")
+        notes.append(f"The last command must print `{rendered}`, the prompt that the model was trained on.")
     return Readme(f"{name} in Ollama", commands, notes)
 
 

@@ -20,7 +20,7 @@ NOTE = "In float32, for the CPU; not compared with the trained model. The comman
 def write(inputs: BundleInputs, folder: Path) -> Readme:
     merged = inputs.source.run.merged.resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        options = ["-i", merged, "-o", folder, "-c", scratch, "--extra_options", "hf_remote=false"]
+        options = ["-i", str(merged), "-o", str(folder), "-c", scratch, "--extra_options", "hf_remote=false"]
         command = [sys.executable, *BUILDER, "fp32", *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

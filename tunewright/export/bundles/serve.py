@@ -30,12 +30,11 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
         (folder / f"{script}.sh").chmod(0o755)
     gguf = ollama.gguf_file(inputs.source.run) is not None
     write_atomic(folder / "compose.yaml", render("compose.yaml", gguf=gguf))
-    path, prompt = "completions", {"prompt": "..."}
-    if template.tokenizer.chat_template:
-        path, prompt = "chat/completions", {"messages": inputs.messages("...")}
-    more = {"chat_template_kwargs": template.kwargs} if template.kwargs else {}
-    body = shlex.quote(json.dumps({"model": name, "temperature": 0, **prompt, **more}))
-    request = f"curl -s http://localhost:8000/v1/{path} -H 'Content-Type: application/json' -d {body}"
+    chat = bool(template.tokenizer.chat_template)
+    body: dict[str, object] = {"messages": inputs.messages("...")} if chat else {"prompt": "..."}
+    body |= {"model": name, "temperature": 0, **({"chat_template_kwargs": template.kwargs} if template.kwargs else {})}
+    url = f"http://localhost:8000/v1/{'chat/completions' if chat else 'completions'}"
+    request = f"curl -s {url} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
     scripts = [f"./{file.name}" for file in sorted(folder.glob("*.sh"))]
     return Readme(f"{name}: servers", [*scripts, "docker compose --profile vllm up", request], NOTES)
 
