@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -233,11 +234,43 @@ def of_mlflow(run: Run, folder: Path) -> tuple[dict[str, list[tuple[int, float]]
 
 
 def of_trackio(run: Run, folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str]:
-    raise NotImplementedError
+    code = (
+        "import json; from trackio.sqlite_storage import SQLiteStorage as S; (name,) = S.get_runs('tunewright');"
+        "print(json.dumps([S.get_logs('tunewright', name), S.get_run_config('tunewright', name),"
+        " S.get_artifacts('tunewright')], default=str))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(folder), capture_output=True, check=True)
+    logs, config, artifacts = json.loads(done.stdout.splitlines()[-1])
+    return histories(logs, "step"), f"{logs[-1]} {config} {artifacts}"
 
 
 def of_wandb(run: Run, folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str]:
-    raise NotImplementedError
+    """Of an offline run: a file of records in blocks of 32 KiB, as in LevelDB's log. A continued run has two files."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    rows, texts = [], ""
+    for file in sorted((run.path / "track").glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime):
+        content, at, parts = file.read_bytes(), 7, b""
+        while at + 7 <= len(content):
+            if 32768 - at % 32768 < 7:
+                at += 32768 - at % 32768
+            size, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+            parts, at = parts + content[at + 7 : at + 7 + size], at + 7 + size
+            if kind in (1, 4):  # complete, or the last part
+                record, parts = Record.FromString(parts), b""
+                if record.HasField("history"):
+                    items = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+                    rows.append({**items, "step": record.history.step.num})
+                if record.HasField("run"):
+                    assert record.run.run_id == follow._tracked(run).id
+                texts += str(record) if record.HasField("run") or record.HasField("artifact") else ""
+    return histories(rows, "step"), f"{texts} {rows[-1]}"
+
+
+def histories(rows: list[dict[str, Any]], step: str) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each number, from rows of several numbers."""
+    names = {name for row in rows for name in row if "/" in name}
+    return {name: [(row[step], row[name]) for row in rows if name in row] for name in names}
 
 
 READERS: dict[str, Read] = {
@@ -249,6 +282,7 @@ READERS: dict[str, Read] = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the packages themselves, when they read
 @pytest.mark.parametrize("name", REAL)
 def test_the_real_package_stores_each_step_once(run: Run, tmp_path: Path, name: str) -> None:
     """Two processes follow the run one after the other; the first is ended by the end of its input."""

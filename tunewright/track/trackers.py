@@ -33,19 +33,21 @@ class Tracker:
 def wandb(run: TrackedRun) -> Tracker:
     import wandb
 
-    settings = wandb.Settings(console="off", disable_git=True, disable_code=True)
-    project = os.environ.get("WANDB_PROJECT", PROJECT)
-    return _like_wandb(run, wandb, project=project, id=run.id, dir=run.folder / "track", settings=settings)
+    own = {"console": "off", "disable_git": True, "disable_code": True, "x_disable_meta": True, "x_disable_stats": True}
+    project, settings = os.environ.get("WANDB_PROJECT", PROJECT), wandb.Settings(**own)
+    where = {"project": project, "id": run.id, "dir": run.folder / "track"}
+    return _like_wandb(run, wandb, name=run.folder.name, settings=settings, **where)
 
 
 def trackio(run: TrackedRun) -> Tracker:
     import trackio
 
-    return _like_wandb(run, trackio, project=PROJECT, embed=False, auto_log_gpu=False)
+    name = f"{run.folder.name}-{run.id[:8]}"  # it knows a run by its name alone
+    return _like_wandb(run, trackio, name=name, project=PROJECT, embed=False, auto_log_gpu=False, auto_log_cpu=False)
 
 
 def _like_wandb(run: TrackedRun, module: Any, **options: Any) -> Tracker:
-    opened = module.init(name=run.folder.name, resume="allow", config={**run.plan}, **options)
+    opened = module.init(resume="allow", config={**run.plan}, **options)
 
     def attach(file: Path) -> None:
         artifact = module.Artifact(f"{run.folder.name}-{file.stem}", type="report")
