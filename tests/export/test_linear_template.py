@@ -25,14 +25,14 @@ STOCK = stock_templates()
 def go(text: str, messages: list[Message]) -> str:
     """Executes the part of Go's templates that ours use, with the values that Ollama passes."""
     literal = text.replace('{{ "{{" }}', "\0")
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"{{ if \.System }}(.*?){{ \.System }}(.*?){{ else }}(.*?){{ end }}{{ range \.Messages }}{{ if eq \.Role "
         r'"user" }}{{ \.Content }}{{ else if eq \.Role "assistant" }}(.*?){{ \.Content }}(.*?){{ end }}{{ end }}(.*)',
         literal,
         re.DOTALL,
     )
-    assert found
-    before, after, plain, before_answer, after_answer, end = found.groups()
+    assert match
+    before, after, plain, before_answer, after_answer, end = match.groups()
     system = "\n\n".join(m.content for m in messages if m.role == "system")
     written = f"{before}{system}{after}" if system else plain
     for m in messages:
@@ -48,7 +48,7 @@ def conversations() -> list[list[Message]]:
     return [[*head, *turns[:n]] for head in ([], [Message("system", "Do it.")]) for n in (1, 3, 5)]
 
 
-def test_the_default_system_message_is_found() -> None:
+def test_the_default_system_message_is_known() -> None:
     template = Template(byte_tokenizer(DEFAULT))
     linear = linear_template.find(template)
     assert linear is not None

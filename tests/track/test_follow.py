@@ -226,11 +226,11 @@ def of_mlflow(run: Run, folder: Path) -> tuple[dict[str, list[tuple[int, float]]
     client = MlflowClient(f"sqlite:///{folder}/store/mlflow.db")
     experiment = client.get_experiment_by_name("tunewright")
     assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id])
-    files = [f.path for f in client.list_artifacts(found.info.run_id)]
-    id_ = found.info.run_id
-    histories = {key: [(m.step, m.value) for m in client.get_metric_history(id_, key)] for key in found.data.metrics}
-    return histories, f"{found.data.params} {found.data.tags} {files}"
+    (only,) = client.search_runs([experiment.experiment_id])
+    files = [f.path for f in client.list_artifacts(only.info.run_id)]
+    id_ = only.info.run_id
+    histories = {key: [(m.step, m.value) for m in client.get_metric_history(id_, key)] for key in only.data.metrics}
+    return histories, f"{only.data.params} {only.data.tags} {files}"
 
 
 def of_trackio(run: Run, folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str]:

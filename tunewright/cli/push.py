@@ -17,6 +17,10 @@ License = Annotated[str | None, typer.Option(help="License for the card, such as
 Allow = Annotated[bool, typer.Option("--allow-private", help="Push even if private data or local paths are found.")]
 
 
+push_app = typer.Typer()
+
+
+@push_app.command()
 def push(
     run: RunName,
     repo: Repo,

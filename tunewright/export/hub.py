@@ -48,7 +48,7 @@ def staged(run: Run, repo: str, kind: str, base: str | None, license_: str | Non
         for check in records.read(run.export, EXPORTS):
             text = text.replace(check.path, repo)
         text = text.replace(receipt.model.path, base)
-        text = PATH.sub(lambda found: Path(found[0]).name if _is_local(found[0]) else found[0], text)
+        text = PATH.sub(lambda m: Path(m[0]).name if _is_local(m[0]) else m[0], text)
         run_folder.write_atomic(folder / "README.md", _card(run, kind, base, license_, text))
         yield folder
 

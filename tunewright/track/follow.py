@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -64,20 +63,22 @@ def follow(run: Run, name: str, ended: threading.Event) -> None:
     may lose a point, but no point is sent twice."""
     note = run.path / "track" / f"{name}.json"
     with FileLock(note.with_suffix(".lock"), mode=0o600):
-        sent: dict[str, Any] = run_folder.read_json(note) if note.exists() else {"step": -1, "report": ""}
+        step, report = -1, ""
+        if note.exists():
+            sent = run_folder.read_json(note)
+            step, report = sent["step"], sent["report"]
         tracker: Tracker | None = None
         over = False
         while not over:
             over = ended.wait(POLL_SECONDS)
-            for line in _after(run.metrics, sent["step"]):
-                tracker = tracker or TRACKERS[name](_tracked(run))
-                sent["step"] = line.step
-                run_folder.write_json(note, sent)
-                tracker.log(line.step, _values(line))
-        if run.report.exists() and (digest := run_folder.sha256(run.report)) != sent["report"]:
+            for line in _after(run.metrics, step):
+                tracker, step = tracker or TRACKERS[name](_tracked(run)), line.step
+                run_folder.write_json(note, {"step": step, "report": report})
+                tracker.log(step, _values(line))
+        if run.report.exists() and (digest := run_folder.sha256(run.report)) != report:
             tracker = tracker or TRACKERS[name](_tracked(run))
-            run_folder.write_json(note, {**sent, "report": digest})
-            tracker.log(sent["step"] + 1, _conclusion(records.read(run.verdict, Verdict)))
+            run_folder.write_json(note, {"step": step, "report": digest})
+            tracker.log(step + 1, _conclusion(records.read(run.verdict, Verdict)))
             tracker.attach(run.report)
         if tracker:
             tracker.close()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 PROJECT = "tunewright"
 
@@ -18,7 +18,7 @@ class TrackedRun:
 
     folder: Path
     id: str
-    plan: Mapping[str, Any]
+    plan: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def trackio(run: TrackedRun) -> Tracker:
     return _like_wandb(run, trackio, name=name, project=PROJECT, embed=False, auto_log_gpu=False, auto_log_cpu=False)
 
 
-def _like_wandb(run: TrackedRun, module: Any, **options: Any) -> Tracker:
+def _like_wandb(run: TrackedRun, module: ModuleType, **options: object) -> Tracker:
     opened = module.init(resume="allow", config={**run.plan}, **options)
 
     def attach(file: Path) -> None:
@@ -87,7 +87,7 @@ def tensorboard(run: TrackedRun) -> Tracker:
     writer = EventFileWriter(str(run.folder / "track" / "tensorboard"), flush_secs=10)
     as_text = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
 
-    def value_of(tag: str, value: float | str) -> Any:
+    def value_of(tag: str, value: float | str) -> object:
         if not isinstance(value, str):
             return Summary.Value(tag=tag, simple_value=value)
         tensor = TensorProto(dtype=DT_STRING, string_val=[value.encode()])
