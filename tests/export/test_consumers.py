@@ -10,23 +10,22 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from build import byte_tokenizer, tiny_model
-from export.test_bundles import source_of
+from build import adapter_note, byte_tokenizer, plan_of, tiny_model
+from report import records as made
 
-from tunewright import api
-from tunewright.core import records
-from tunewright.core.config import AdapterConfig
+from tunewright.core.config import AdapterConfig, load
 from tunewright.core.run_folder import read_json, write_json
 from tunewright.export import bundles, merged
 from tunewright.export.bundles import onnx
+from tunewright.export.kind import TrainedRun
 from tunewright.model import adapters, loading, peft_format
 from tunewright.model.facts import read_facts
+from tunewright.tokens.template import load_template
 
 IDS = [5, 66, 77, 32, 101, 9, 200, 33]
 MLX = """
@@ -61,6 +60,13 @@ def model_of(family: str, folder: Path) -> Path:
     return folder
 
 
+def source_of(tmp_path: Path, model: Path, kind: str, adapter: AdapterConfig) -> TrainedRun:
+    """A run folder with records of another run; only the adapter and the model are this one's."""
+    run = made.write(tmp_path / "one", made.everything())
+    plan = plan_of(adapter=adapter)
+    return TrainedRun(run, load(None, export__to=[kind]), plan, read_facts(str(model)), load_template(model))
+
+
 def run(python: str, code: str, *words: str) -> None:
     done = subprocess.run([os.environ[python], "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -74,9 +80,8 @@ def needs(variable: str) -> pytest.MarkDecorator:
 @needs("MLX_PYTHON")
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm2-135m"])
-def test_mlx_lm_answers_as_the_tuned_model(tmp_path: Path, labelled: api.Result, family: str, kind: str) -> None:
+def test_mlx_lm_answers_as_the_tuned_model(tmp_path: Path, family: str, kind: str) -> None:
     """The base and the base with the adapter, every logit."""
-    source = source_of(labelled, tmp_path, "mlx")
     folder = model_of(family, tmp_path / "model")
     module = loading.load(folder, torch.float32).module
     ids = torch.tensor([IDS])
@@ -87,11 +92,9 @@ def test_mlx_lm_answers_as_the_tuned_model(tmp_path: Path, labelled: api.Result,
         for p in adapters.trainable(module).values():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
         after = module(ids).logits[0].numpy()
-    source.run.adapter.unlink()
-    note = records.read(labelled.adapter / "tunewright.json", records.AdapterNote)
-    peft_format.save(module, config, source.run.adapter, "base", note)
-    plan = source.plan.model_copy(update={"adapter": config})
-    bundles.write(replace(source, plan=plan, facts=read_facts(str(folder))), [])
+    source = source_of(tmp_path, folder, "mlx", config)
+    peft_format.save(module, config, source.run.adapter, "base", adapter_note("0" * 64))
+    bundles.write(source, [])
     base = tmp_path / "base"
     base.mkdir()
     for file in folder.iterdir():
@@ -110,16 +113,10 @@ def test_mlx_lm_answers_as_the_tuned_model(tmp_path: Path, labelled: api.Result,
 @pytest.mark.slow
 @needs("ONNX_PYTHON")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "smollm2-135m"])
-def test_onnx_runtime_answers_as_the_merged_model(
-    tmp_path: Path,
-    labelled: api.Result,
-    monkeypatch: pytest.MonkeyPatch,
-    family: str,
-) -> None:
-    source = source_of(labelled, tmp_path, "onnx")
+def test_onnx_runtime_answers_as_the_merged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     folder = model_of(family, tmp_path / "model")
     module = loading.load(folder, torch.float32).module
-    source.run.merged.unlink()
+    source = source_of(tmp_path, folder, "onnx", AdapterConfig())
     merged.save(module, source.template, source.run.merged, "float32")
     monkeypatch.setattr(onnx.sys, "executable", os.environ["ONNX_PYTHON"])
     bundles.write(source, [])
