@@ -55,7 +55,9 @@ def model_of(family: str, folder: Path) -> Path:
     if family.startswith("smollm2"):
         return loading.resolve(family)
     tokenizer = byte_tokenizer()
-    tiny_model(family, vocabulary=len(tokenizer), num_key_value_heads=2, head_dim=8).save_pretrained(folder)
+    tiny_model(family, vocabulary=len(tokenizer), hidden_size=64, head_dim=16, num_key_value_heads=2).save_pretrained(
+        folder
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
