@@ -23,7 +23,7 @@ def parse(text: str) -> list[tuple[str, str]]:
             if c == "#":
                 state = "comment"
             elif not (space or newline):
-                state, buffer = "name", c
+                state, buffer = "name", c if printed(c) else ""
         elif state == "comment":
             state = "nothing" if newline else state
         elif state == "name":

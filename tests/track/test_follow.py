@@ -3,6 +3,7 @@ are installed."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -11,15 +12,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from build import cli, copied
+from build import FLAGS, cli, copied
 from report import records as made
 
 from tunewright.core import console
+from tunewright.core.config import load
 from tunewright.core.errors import MissingExtra
 from tunewright.core.run_folder import Run, append_line
 from tunewright.track import follow, trackers
@@ -183,6 +185,26 @@ def test_a_missing_package_is_an_error_before_training(tmp_path: Path, proved: P
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["r"], "no run folder is left"
     with pytest.raises(MissingExtra):
         follow.following(Run(tmp_path), [missing[0]], console.Console()).__enter__()
+
+
+def test_a_run_is_followed_while_its_stages_run(tmp_path: Path, proved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The followers start before the first stage and end after the last one."""
+    seen: list[tuple[str, tuple[str, ...]]] = []
+
+    @contextlib.contextmanager
+    def following(run: Run, names: Sequence[str], _: object) -> Iterator[None]:
+        assert not run.audit.exists()
+        yield
+        assert run.audit.exists()
+        seen.append((run.name, tuple(names)))
+
+    monkeypatch.setattr(follow, "following", following)
+    copied(proved, tmp_path)
+    model = load(tmp_path / "runs" / "r" / "config.yaml").model
+    command = ("plan", "rows.jsonl", "--name", "new", "--model", model, *FLAGS, "track=[mlflow, tensorboard]")
+    done = cli(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert seen == [("new", ("mlflow", "tensorboard"))]
 
 
 # -- the real packages, offline, with a store of their own
