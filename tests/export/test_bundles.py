@@ -194,6 +194,8 @@ def test_the_mlx_adapter_changes_the_weights_as_ours_does(tmp_path: Path, labell
     written = read_json(source.run.path / "mlx" / "adapter_config.json")
     tensors = load_file(source.run.path / "mlx" / "adapters.safetensors")
     parameters = written["lora_parameters"]
+    readme = (source.run.path / "mlx" / "README.md").read_text(encoding="utf-8")
+    assert source.facts.path not in readme, "no path of this machine"
     assert written["fine_tune_type"] == ("dora" if kind == "dora" else "lora")
     assert written["num_layers"] == source.facts.layers
     assert set(parameters["keys"]) == {"self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from tunewright.core.config import Plan
+from tunewright.core.locations import is_hub_model
 from tunewright.core.run_folder import read_json, write_atomic, write_json
 from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
 
@@ -31,9 +32,10 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
     described = {"fine_tune_type": "dora" if config["use_dora"] else "lora", "lora_parameters": parameters}
     write_json(folder / "adapter_config.json", {**described, "num_layers": inputs.source.facts.layers})
     write_atomic(folder / "adapters.safetensors", save(tensors, metadata={"format": "mlx"}))
-    base, system = config["base_model_name_or_path"], inputs.system
+    base, system = inputs.source.facts.name.partition("@")[0], inputs.system
     options = f" --system-prompt {shlex.quote(system)}" if system else ""
-    command = f"mlx_lm.generate --model {shlex.quote(base)} --adapter-path . --temp 0 --prompt ...{options}"
+    model = base if is_hub_model(base) else "BASE"
+    command = f"mlx_lm.generate --model {model} --adapter-path . --temp 0 --prompt ...{options}"
     return Readme(f"{inputs.name} in MLX", [command], [NOTE])
 
 
