@@ -26,6 +26,7 @@ FOLDERS = [
     "judge",
     "export",
     "report",
+    "track",
     "runtime",
     "stages",
     "api",
@@ -36,6 +37,7 @@ TORCH_FREE = [
     "data",
     "tokens",
     "report",
+    "track",
     "api",
     "cli.main",
     "judge.statistics",
@@ -118,6 +120,7 @@ def test_the_config_fields() -> None:
         "date",
         "seed",
         "threads",
+        "track",
         "data.train",
         "data.dev",
         "data.test",
@@ -253,6 +256,7 @@ def test_the_command_line() -> None:
         "plan",
         "preview",
         "prove",
+        "push",
         "report",
         "run",
         "runs",
@@ -299,7 +303,7 @@ def test_every_file_that_is_mentioned_exists() -> None:
 
 
 CODE = re.compile(
-    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
+    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
     r'_[A-Z_]+)"'
 )
 

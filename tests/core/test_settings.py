@@ -106,6 +106,7 @@ ELSEWHERE = {
     "prove.target_accuracy": "below",
     "train.method": "below",
     "forget.margin": "below",
+    "track": "track/test_follow.py",
     "export.to": "below",
     "export.dtype": "below",
     "export.gguf": "export/test_gguf.py",

@@ -17,6 +17,7 @@ import typer
 
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
+from tunewright.cli.push import push_app
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.core.errors import TunewrightError
 from tunewright.core.words import counted
@@ -257,6 +258,8 @@ def learning_curve(
 
 _stage("export", "Run up to the exports: write, reload and verify them.")
 _stage("report", "Run up to the report.")
+
+app.add_typer(push_app)
 
 
 @app.command()

@@ -4,7 +4,7 @@
     ├── ConfigError            CONFIG_*                a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
-    ├── RunError               RUN_* RESUME_* PATH_* REMOTE_*   a run folder, an endpoint
+    ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
     └── TrainError             TRAIN_* EXPORT_* CONSUMER_* RUN_DISK   exit status 1: not caused by wrong input
 
@@ -83,6 +83,9 @@ CODES: dict[str, str] = {
     "MODEL_UNSAFE_FORMAT": "the weights exist only as pickle files",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not support",
     "PATH_OUTSIDE": "a name that would escape the runs folder or the model folder",
+    "PUSH_BASE": "the id of the base model on the Hub is needed for the card, and is unknown",
+    "PUSH_FAILED": "the Hub refused a push, or cannot be reached",
+    "PUSH_PRIVATE": "what would be pushed contains private data or a path of this machine",
     "REMOTE_FAILED": "a request to the endpoint of prove.remote, or to the server of `tunewright verify`, failed",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
     "RUN_DAMAGED": "a file of the run was modified or damaged",

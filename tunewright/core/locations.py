@@ -25,6 +25,12 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
+def is_hub_model(name: str) -> bool:
+    """Whether a model is named by its id on the Hub: OWNER/NAME[@REVISION]."""
+    path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or Path(name).is_dir()
+    return name.count("/") == 1 and not path
+
+
 def is_local(name: str) -> bool:
     return not is_url(name) and not name.startswith(HUB)
 

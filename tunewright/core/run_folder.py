@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -265,6 +266,23 @@ def disk_errors(path: Path) -> Iterator[None]:
             where=str(path),
             fix="check space and permissions, then rerun the same command; existing files are complete.",
         ) from None
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder, which takes the place of ``folder`` when the block ends: a killed process leaves the old one,
+    the new one or none, and no half. Raises RUN_DISK."""
+    with disk_errors(folder):
+        for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed here
+            shutil.rmtree(leftover)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        with disk_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256(file: Path) -> str:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core import records
 from tunewright.core.config import Plan
@@ -15,6 +11,7 @@ from tunewright.core.records import ASKED, FORGETTING, Audit, ExportCheck, Recei
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
 from tunewright.export.portable import base_name, without_folders
+from tunewright.export.templating import render
 
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
@@ -37,27 +34,6 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
         if not written:
             continue
         snippet = row.snippet(receipt.model.name, Path(written[0].path).name)
-        of_kind = [a for a in asked if a.kind == kind]
-        text = render(**facts, kind=kind, checks=written, asked=of_kind, library=row.library, snippet=snippet)
+        own = {"checks": written, "asked": [a for a in asked if a.kind == kind], "snippet": snippet}
+        text = render("card.md", **facts, **own, kind=kind, library=row.library)
         write_atomic(run.path / row.kind / "README.md", text)
-
-
-def render(**values: object) -> str:
-    """The card as Markdown. A name missing from ``values`` is an error, never an empty string."""
-    return _environment().get_template("card.md.j2").render(**values)
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("tunewright.export"),
-        autoescape=False,  # Markdown
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
-    environment.filters["python"] = repr
-    environment.tests["given"] = lambda value: value is not None and not isinstance(value, Undefined)
-    return environment

@@ -4,7 +4,6 @@ the same answers."""
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,8 @@ from torch import Tensor
 from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run, chosen_scale, disk_errors
-from tunewright.export import EXPORTS, verify
+from tunewright.core.run_folder import Run, chosen_scale, disk_errors, replacing
+from tunewright.export import EXPORTS, bundles, verify
 from tunewright.export.kind import QUANTISED, Export, TrainedRun
 from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters, loading
@@ -93,8 +92,10 @@ def export(
 
 
 def require_supported(source: TrainedRun) -> None:
-    """Raises CONFIG_CONFLICT for an export that cannot be written for this model."""
-    for row in wanted(source.config, source.plan):
+    """Raises CONFIG_CONFLICT for an export or a bundle that cannot be written for this model, and MISSING_PACKAGE."""
+    exports = wanted(source.config, source.plan)
+    bundles.require_supported(source, {row.kind for row in exports})
+    for row in exports:
         if (reason := row.unsupported(source)) is not None:
             raise ConfigError(
                 "CONFIG_CONFLICT",
@@ -113,13 +114,9 @@ def wanted(config: Config, plan: Plan) -> list[Export]:
 
 
 def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: Expected) -> list[ExportCheck]:
-    """Write an export into a temporary folder, check it, and rename the folder: what a run contains is complete and
-    was checked."""
+    """Write an export and check it: what a run contains is complete and was checked."""
     folder, checks = source.run.path / row.kind, []
-    for leftover in folder.parent.glob(f".{row.kind}-*"):  # of a process that was killed here
-        shutil.rmtree(leftover)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{row.kind}-", dir=folder.parent))
-    try:
+    with replacing(folder) as temporary:
         for dtype in row.dtypes(source):
             with disk_errors(folder):
                 path = row.write(source, module, temporary, dtype)
@@ -127,11 +124,6 @@ def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: E
             weights = {} if stored is None else verify.weights(module, stored)
             check = _check(row, path, dtype, replace(expected, answers=replace(expected.answers, weights=weights)))
             checks.append(check.model_copy(update={"path": str(folder / path.relative_to(temporary))}))
-        with disk_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return checks
 
 

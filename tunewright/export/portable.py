@@ -84,4 +84,4 @@ def let_others_read(folder: Path) -> None:
     folder.parent.chmod(0o711)
     folder.chmod(0o755)
     for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)

@@ -18,6 +18,7 @@ import torch
 
 from tunewright.core import run_folder
 from tunewright.core.errors import ModelError
+from tunewright.core.locations import is_hub_model
 from tunewright.model import attention, language_model
 from tunewright.model.arch_probe import quiet
 from tunewright.model.language_model import LanguageModel
@@ -55,7 +56,7 @@ def resolve(name: str) -> Path:
         return _from_gguf(path, None)
     if path.is_dir():
         return path
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_model(name):
         return _from_hub(name)
     raise ModelError(
         "MODEL_NOT_FOUND",

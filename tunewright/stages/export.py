@@ -10,7 +10,7 @@ from tunewright.core.records import ExportCheck, Reproduced
 from tunewright.core.words import counted
 from tunewright.data.messages import Prompt, Text
 from tunewright.data.scores import mean
-from tunewright.export import EXPORTS, card, portable
+from tunewright.export import EXPORTS, KINDS, bundles, card, portable
 from tunewright.export import export as exporting
 from tunewright.export.kind import Base, TrainedRun
 from tunewright.export.verify import CheckPrompt
@@ -28,7 +28,7 @@ DOCUMENT_TOKENS = 128
 
 
 def export(work: Work) -> list[ExportCheck]:
-    """Writes a folder for each export, with its card."""
+    """Writes a folder for each export, with its card, and one for each bundle."""
     work.console.say("export: writing, reloading in a fresh process, comparing")
     template = work.inputs.template
     with work.models.at(weights.base(work.plan)) as model:
@@ -39,8 +39,9 @@ def export(work: Work) -> list[ExportCheck]:
         work.console.say(f"export: answering {counted(len(rows), 'row')} of the verdict again")
         checks = [c.model_copy(update={"reproduced": _reproduced(work, c, rows)}) for c in checks]
     card.write(work.run, checks)
-    for check in checks:
-        portable.let_others_read(work.run.path / check.kind)
+    bundles.write(source, stop)
+    for folder in filter(Path.is_dir, (work.run.path / kind for kind in KINDS)):
+        portable.let_others_read(folder)
     return checks
 
 

@@ -33,6 +33,7 @@ from tunewright.stages.export import check_prompts
 from tunewright.stages.plan import adopt, protocol_of
 from tunewright.stages.report import write as write_report
 from tunewright.stages.stage import Result, Stage
+from tunewright.track import follow
 from tunewright.train import crowding, machine, profile
 
 
@@ -70,14 +71,19 @@ class Runner:
         with crowding.giving_way(), _remove_folder_on_user_error(self.context), run_folder.writing(run):
             if run.plan.exists():
                 self._check_inputs()
-            for stage in STAGES:
-                with error_codes(run, stage.name):  # includes writing the events, which waits for the disk
-                    if not stage.file(run).exists():
-                        run.event(f"{stage.name}_started")
-                        self._do(stage)
-                        run.event(f"{stage.name}_finished")
-                if stage.name == until:
-                    return
+            with follow.following(run, self.context.config.track, self.context.console):
+                self._advance(until)
+
+    def _advance(self, until: str) -> None:
+        run = self.context.run
+        for stage in STAGES:
+            with error_codes(run, stage.name):  # includes writing the events, which waits for the disk
+                if not stage.file(run).exists():
+                    run.event(f"{stage.name}_started")
+                    self._do(stage)
+                    run.event(f"{stage.name}_finished")
+            if stage.name == until:
+                return
 
     def adopt(self, plan: Plan) -> None:
         """Instead of planning, take over the plan of another run."""

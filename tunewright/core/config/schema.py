@@ -331,7 +331,7 @@ class CostConfig(Frozen):
 
 
 class ExportConfig(Frozen):
-    to: list[Annotated[str, NamedIn("tunewright.export:EXPORTS", auto=False)]] = Field(
+    to: list[Annotated[str, NamedIn("tunewright.export:KINDS", auto=False)]] = Field(
         ["adapter", "merged"],
         description="Exports to write. Where all weights are trained there is no adapter, only a merged model.",
     )
@@ -372,6 +372,11 @@ class Config(Frozen):
         "auto",
         description="CPU threads; auto: one per core, and fewer in training steps while other processes use the cores. "
         "A number is kept whatever else the machine does, so that a run repeated there has the same bits.",
+    )
+    track: list[Annotated[str, NamedIn("tunewright.track:TRACKERS", auto=False)]] = Field(
+        [],
+        description="Trackers that follow the run: trackio, mlflow, wandb, tensorboard. They get the curves, the plan, "
+        "the verdict and report.html, which quotes rows; where they send it is set in their own way.",
     )
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
