@@ -248,21 +248,37 @@ def prefixed_attention(
     parts = []
     for start in range(0, rows, together):
         part = slice(start, start + together)
-        q = (query[part] * scale).reshape(-1, groups, heads // groups * new, width)
-        scores = (q @ key[part].transpose(-1, -2)).reshape(-1, groups, heads // groups, new, own)
-        scores = scores.masked_fill(~seen[part, None, None], float("-inf")).flatten(2, 3)
-        if prefix:
-            k_HPD, v_HPD = prefix[module.layer_idx]
-            to_prefix = q.transpose(0, 1).flatten(1, 2) @ k_HPD.transpose(-1, -2)
-            scores = torch.cat([to_prefix.unflatten(1, (q.shape[0], -1)).transpose(0, 1), scores], -1)
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-        out = weights[..., shared:] @ value[part]
-        if prefix:
-            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(
-                1, (q.shape[0], -1)
-            ).transpose(0, 1)
+        q_BGmD = (query[part] * scale).reshape(-1, groups, heads // groups * new, width)
+        hidden = ~seen[part].repeat(1, heads // groups, 1)[:, None]
+        held = prefix[module.layer_idx] if prefix else None
+        out = over_prefix(q_BGmD, key[part], value[part], hidden, held)
         parts.append(out.reshape(-1, heads, new, width).transpose(1, 2))
     return torch.cat(parts), None
+
+
+def over_prefix(
+    q_BGmD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    hidden_B1mK: Tensor | None,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """out_BGmD: scaled queries, m for each key-value head, on the rows' own keys and those of the prefix (G, P, D).
+    ``hidden_B1mK``: own tokens that must not be attended to; it may have fewer columns than there are tokens, and one
+    row for all queries."""
+    scores = q_BGmD @ key_BGKD.transpose(-1, -2)
+    if hidden_B1mK is not None:
+        scores[..., : hidden_B1mK.shape[-1]].masked_fill_(hidden_B1mK, float("-inf"))
+    if prefix is not None:
+        to_prefix = q_BGmD.transpose(0, 1).flatten(1, 2) @ prefix[0].transpose(-1, -2)
+        scores = torch.cat([to_prefix.unflatten(1, (len(q_BGmD), -1)).transpose(0, 1), scores], -1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value_BGKD.dtype)
+    if prefix is None:
+        return weights @ value_BGKD
+    shared = prefix[0].shape[1]
+    out = weights[..., shared:] @ value_BGKD
+    to_prefix = weights[..., :shared].transpose(0, 1).flatten(1, 2) @ prefix[1]
+    return out + to_prefix.unflatten(1, (len(q_BGmD), -1)).transpose(0, 1)
 
 
 def register() -> None:
