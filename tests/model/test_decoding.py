@@ -53,11 +53,11 @@ def prompts(count: int, shared: int, seed: int) -> list[list[int]]:
 def both(model: LanguageModel, asked: list[list[int]]) -> Iterator[tuple[State, FusedState]]:
     """The same prompts, read twice; the second state takes steps without modules."""
     modules = dataclasses.replace(model, fused_decoding=False)
-    with generate._decoding(modules, asked, Decoding(1, ())) as (state, _):
-        with generate._decoding(modules, asked, Decoding(1, ())) as (again, _):
-            assert isinstance(state, State)
-            assert isinstance(again, State)
-            yield state, FusedState.after(again)
+    first, second = (generate._decoding(modules, asked, Decoding(1, ())) for _ in range(2))
+    with first as (state, _), second as (again, _):
+        assert isinstance(state, State)
+        assert isinstance(again, State)
+        yield state, FusedState.after(again)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
