@@ -52,8 +52,9 @@ def prompts(count: int, shared: int, seed: int) -> list[list[int]]:
 @contextmanager
 def both(model: LanguageModel, asked: list[list[int]]) -> Iterator[tuple[State, FusedState]]:
     """The same prompts, read twice; the second state takes steps without modules."""
-    modules = dataclasses.replace(model, fused_decoding=False)
-    first, second = (generate._decoding(modules, asked, Decoding(1, ())) for _ in range(2))
+    modules, same = dataclasses.replace(model, fused_decoding=False), generate.common_prefix(asked)
+    prefix = generate.prefill(model, asked[0][:same]) if len(asked) > 1 and same else None
+    first, second = (generate._decoding(modules, asked, Decoding(1, ()), prefix) for _ in range(2))
     with first as (state, _), second as (again, _):
         assert isinstance(state, State)
         assert isinstance(again, State)

@@ -10,6 +10,7 @@ key-value heads, M heads for each of them, K head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -97,30 +98,58 @@ class Layer:
     def of(cls, part: nn.Module) -> Layer:
         attend, mlp = part.self_attn, part.mlp
         return cls(
-            (part.input_layernorm, part.post_attention_layernorm),
+            (norm(part.input_layernorm), norm(part.post_attention_layernorm)),
             *map(linear, (attend.q_proj, attend.k_proj, attend.v_proj, attend.o_proj)),
             *map(linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
             mlp.act_fn,
-            (attend.q_norm, attend.k_norm) if hasattr(attend, "q_norm") else None,
+            (norm(attend.q_norm), norm(attend.k_norm)) if hasattr(attend, "q_norm") else None,
             attend.scaling,
             attend.head_dim,
         )
 
 
+def norm(module: nn.Module) -> Function:
+    """A root mean square norm."""
+    weight = module.weight
+    # As tensors, because torch converts a number anew in every call.
+    eps, width = (weight.new_tensor(x, dtype=torch.float32) for x in (module.variance_epsilon, len(weight)))
+
+    def normed(x: Tensor) -> Tensor:
+        wide = x.float()
+        variance = torch.addcdiv(eps, (wide * wide).sum(-1, keepdim=True), width)
+        return weight * (wide * variance.rsqrt_()).to(x.dtype)
+
+    return normed
+
+
 def linear(layer: nn.Module) -> Function:
     """``layer`` for inputs (B, I), the factors of its adapter cast once."""
-    if type(layer) is nn.Linear:
+    if type(layer) is nn.Linear and layer.bias is not None:
         return partial(F.linear, weight=layer.weight, bias=layer.bias)
-    if not isinstance(layer, LoRALinear) or not layer.on or layer.magnitude is not None:
+    if type(layer) is nn.Linear:
+        return partial(_product, layer.weight)
+    if not isinstance(layer, LoRALinear) or layer.magnitude is not None:
         return layer
     weight, bias, scaling = layer.base.weight, layer.base.bias, layer.scaling
     a_RI, b_RO = layer.lora_A.to(weight.dtype), layer.lora_B.T.to(weight.dtype)
+    if exact := abs(math.frexp(scaling)[0]) == 0.5:  # multiplying by a power of two commutes with rounding
+        a_RI = a_RI * scaling
 
     def adapted(x_BI: Tensor) -> Tensor:
-        y_BO = F.linear(x_BI, weight).addmm_(F.linear(x_BI, a_RI).mul_(scaling), b_RO)
+        y_BO = _product(weight, x_BI)
+        if layer.on:
+            small_BR = F.linear(x_BI, a_RI)
+            y_BO.addmm_(small_BR if exact else small_BR.mul_(scaling), b_RO)
         return y_BO if bias is None else y_BO + bias
 
     return adapted
+
+
+def _product(weight_OI: Tensor, x_BI: Tensor) -> Tensor:
+    # For one row, torch's general product of bfloat16 matrices first packs the weights, which costs more than the rest.
+    if len(x_BI) == 1:
+        return torch.mv(weight_OI, x_BI.view(-1)).unsqueeze_(0)
+    return F.linear(x_BI, weight_OI)
 
 
 @dataclass
@@ -130,6 +159,7 @@ class FusedState:
 
     model: LanguageModel
     layers: list[Layer]
+    norm: Function
     cache: list[Pair]
     prefix: tuple[Pair, ...]
     used: int
@@ -142,7 +172,8 @@ class FusedState:
         layers = [Layer.of(part) for part in state.model.decoder.layers]
         cache = [(layer.keys, layer.values) for layer in state.cache.layers]
         padding_B11T = _if_any(~state.real_BT.bool()[:, None, None])
-        return cls(state.model, layers, cache, state.prefix, state.real_BT.shape[1], padding_B11T, state.next_B)
+        last = norm(state.model.decoder.norm)
+        return cls(state.model, layers, last, cache, state.prefix, state.real_BT.shape[1], padding_B11T, state.next_B)
 
     def step(self, token_B: Tensor) -> Tensor:
         """Append a token to every row; logits_BV after it."""
@@ -160,7 +191,7 @@ class FusedState:
             hidden_BD = hidden_BD + layer.down(layer.activation(layer.gate(x_BD)) * layer.up(x_BD))
         self.used += 1
         self.next_B = self.next_B + 1
-        return torch.as_tensor(self.model.head(decoder.norm(hidden_BD)))
+        return torch.as_tensor(self.model.head(self.norm(hidden_BD)))
 
     def _attended(self, number: int, layer: Layer, x_BD: Tensor, turn: Pair) -> Tensor:
         rows, (cos_B1K, sin_B1K) = len(x_BD), turn
@@ -173,11 +204,12 @@ class FusedState:
         both = both * cos_B1K + both.roll(layer.head_width // 2, 2) * sin_B1K
         heads, groups = q_BHK.shape[1], k_BGK.shape[1]
         keys, values = self.cache[number]
-        keys[:, :, self.used], values[:, :, self.used] = both[:, heads:], v_BGK
+        keys.select(2, self.used).copy_(both[:, heads:])
+        values.select(2, self.used).copy_(v_BGK)
         out_BGMK = attention.over_prefix(
             (both[:, :heads] * layer.scaling).reshape(rows, groups, -1, layer.head_width),
-            keys[:, :, : self.used + 1],
-            values[:, :, : self.used + 1],
+            keys.narrow(2, 0, self.used + 1),
+            values.narrow(2, 0, self.used + 1),
             self.padding_B11T,
             self.prefix[number] if self.prefix else None,
         )
