@@ -44,7 +44,7 @@ def tuned(dtype: torch.dtype) -> LanguageModel:
     adapters.attach(model.module, AdapterConfig(rank=16), 0)
     for number, layer in enumerate(adapters.adapted(model.module).values()):
         torch.nn.init.normal_(layer.lora_B, std=0.003, generator=torch.Generator().manual_seed(number))
-    assert model.fused_decoding
+    assert model.decoding != "modules"
     return dataclasses.replace(model, module=model.module.requires_grad_(False))
 
 
@@ -56,7 +56,7 @@ def ways(model: LanguageModel, batch: int, stop: int) -> dict[str, Answer]:
         model.module.generation_config.eos_token_id = None if stop == NEVER else stop
         return transformers_generate(model.module, prompts, new, batch, 0 if stop == NEVER else stop)
 
-    return {BEFORE: ours(dataclasses.replace(model, fused_decoding=False)), AFTER: ours(model), THEIRS: theirs}
+    return {BEFORE: ours(dataclasses.replace(model, decoding="modules")), AFTER: ours(model), THEIRS: theirs}
 
 
 def timed(model: LanguageModel, prompts: list[list[int]], rounds: int) -> dict[str, dict[str, list[float]]]:

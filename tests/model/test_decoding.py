@@ -35,7 +35,7 @@ ADAPTERS = {
 
 def family_model(kind: str, dtype: torch.dtype, adapter: AdapterConfig | None, seed: int = 0) -> LanguageModel:
     model = tiny_lm(kind, dtype, seed, **FAMILY[kind])
-    assert model.fused_decoding
+    assert model.decoding != "modules"
     if adapter is not None:
         adapters.attach(model.module, adapter, 1)
         for p in adapters.trainable(model.module).values():
@@ -52,13 +52,13 @@ def prompts(count: int, shared: int, seed: int) -> list[list[int]]:
 @contextmanager
 def both(model: LanguageModel, asked: list[list[int]]) -> Iterator[tuple[State, FusedState]]:
     """The same prompts, read twice; the second state takes steps without modules."""
-    modules, same = dataclasses.replace(model, fused_decoding=False), generate.common_prefix(asked)
+    modules, same = dataclasses.replace(model, decoding="modules"), generate.common_prefix(asked)
     prefix = generate.prefill(model, asked[0][:same]) if len(asked) > 1 and same else None
     first, second = (generate._decoding(modules, asked, Decoding(1, ()), prefix) for _ in range(2))
     with first as (state, _), second as (again, _):
         assert isinstance(state, State)
         assert isinstance(again, State)
-        yield state, FusedState.after(again)
+        yield state, FusedState.after(again, model.decoding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -119,13 +119,13 @@ def test_modules_are_used_where_steps_without_them_would_differ(monkeypatch: pyt
         ("gpt2", {}),
     ]
     for kind, more in others:
-        assert not tiny_lm(kind, **more).fused_decoding, kind
+        assert tiny_lm(kind, **more).decoding == "modules", kind
     module = tiny_model()
-    assert language_model.of(module).fused_decoding
+    assert language_model.of(module).decoding == "vectors"
     assert module.config._attn_implementation != attention.PREFIXED
     plain = decoding.Layer.of
     monkeypatch.setattr(decoding.Layer, "of", lambda part: dataclasses.replace(plain(part), scaling=0.36))
-    assert not language_model.of(module).fused_decoding
+    assert language_model.of(module).decoding == "modules"
 
 
 def test_steps_are_taken_without_modules(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ At 135M parameters, modules and a cache that is copied for every token take long
 bit for bit (`fits` tells whether they are), and writes into its cache in place.
 
 Axes: B rows, Q new tokens, T tokens of the cache, V vocabulary, D width, I inputs, O outputs, R rank, H heads, G
-key-value heads, M heads for each of them, K head width.
+key-value heads, K head width. In a step, one row may be a vector: (D,) instead of (B, D).
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tunewright.model import attention
-from tunewright.model.adapters import LoRALinear
+from tunewright.model.adapters import LoRALinear, adapted
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ROOM = 64  # tokens that a cache grows by
 Function = Callable[[Tensor], Tensor]
 Pair = tuple[Tensor, Tensor]
+# How steps are computed: by modules, or without them, one row as a matrix ("rows") or as a vector.
+Way = Literal["modules", "rows", "vectors"]
 
 
 @dataclass
@@ -79,37 +81,40 @@ class State:
 
 @dataclass(frozen=True)
 class Layer:
-    """The functions of a decoder layer. ``head_norms``: of queries and keys, for models that have them (Qwen3)."""
+    """The functions of a decoder layer. ``head_norms``: of queries and keys, for models that have them (Qwen3).
+    ``per_group``: heads for each key-value head."""
 
-    norms: tuple[Function, Function]
+    before: Function
     query: Function
     key: Function
     value: Function
     out: Function
+    after: Function
     gate: Function
     up: Function
     down: Function
     activation: Function
     head_norms: tuple[Function, Function] | None
     scaling: float
-    head_width: int
+    per_group: int
 
     @classmethod
-    def of(cls, part: nn.Module) -> Layer:
+    def of(cls, part: Any) -> Layer:
         attend, mlp = part.self_attn, part.mlp
         return cls(
-            (norm(part.input_layernorm), norm(part.post_attention_layernorm)),
+            norm(part.input_layernorm),
             *map(linear, (attend.q_proj, attend.k_proj, attend.v_proj, attend.o_proj)),
+            norm(part.post_attention_layernorm),
             *map(linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
             mlp.act_fn,
             (norm(attend.q_norm), norm(attend.k_norm)) if hasattr(attend, "q_norm") else None,
             attend.scaling,
-            attend.head_dim,
+            attend.num_key_value_groups,
         )
 
 
-def norm(module: nn.Module) -> Function:
-    """A root mean square norm."""
+def norm(module: Any) -> Function:
+    """A root mean square norm of the last axis."""
     weight = module.weight
     # As tensors, because torch converts a number anew in every call.
     eps, width = (weight.new_tensor(x, dtype=torch.float32) for x in (module.variance_epsilon, len(weight)))
@@ -117,106 +122,137 @@ def norm(module: nn.Module) -> Function:
     def normed(x: Tensor) -> Tensor:
         wide = x.float()
         variance = torch.addcdiv(eps, (wide * wide).sum(-1, keepdim=True), width)
-        return weight * (wide * variance.rsqrt_()).to(x.dtype)
+        return torch.as_tensor(weight * (wide * variance.rsqrt_()).to(x.dtype))
 
     return normed
 
 
-def linear(layer: nn.Module) -> Function:
-    """``layer`` for inputs (B, I), the factors of its adapter cast once."""
-    if type(layer) is nn.Linear and layer.bias is not None:
-        return partial(F.linear, weight=layer.weight, bias=layer.bias)
-    if type(layer) is nn.Linear:
-        return partial(_product, layer.weight)
-    if not isinstance(layer, LoRALinear) or layer.magnitude is not None:
-        return layer
-    weight, bias, scaling = layer.base.weight, layer.base.bias, layer.scaling
-    a_RI, b_RO = layer.lora_A.to(weight.dtype), layer.lora_B.T.to(weight.dtype)
-    if exact := abs(math.frexp(scaling)[0]) == 0.5:  # multiplying by a power of two commutes with rounding
-        a_RI = a_RI * scaling
-
-    def adapted(x_BI: Tensor) -> Tensor:
-        y_BO = _product(weight, x_BI)
-        if layer.on:
-            small_BR = F.linear(x_BI, a_RI)
-            y_BO.addmm_(small_BR if exact else small_BR.mul_(scaling), b_RO)
-        return y_BO if bias is None else y_BO + bias
-
-    return adapted
+def linear(layer: Any) -> Function:
+    """``layer`` for inputs (B, I) or (I,), the factors of its adapter cast once."""
+    base = layer.base if isinstance(layer, LoRALinear) else layer
+    if type(base) is not nn.Linear or getattr(layer, "magnitude", None) is not None:
+        return lambda x: torch.as_tensor(layer(x.view(-1, x.shape[-1]))).view(*x.shape[:-1], -1)
+    weight, bias = base.weight, base.bias
+    if layer is base and bias is not None:
+        return lambda x: torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
+    product: Function = partial(_product, weight)
+    if layer is not base and layer.on:
+        product = _updated(product, layer.lora_A.to(weight.dtype), layer.lora_B.to(weight.dtype), layer.scaling)
+    return product if bias is None else lambda x: product(x) + bias
 
 
-def _product(weight_OI: Tensor, x_BI: Tensor) -> Tensor:
-    # For one row, torch's general product of bfloat16 matrices first packs the weights, which costs more than the rest.
-    if len(x_BI) == 1:
-        return torch.mv(weight_OI, x_BI.view(-1)).unsqueeze_(0)
-    return F.linear(x_BI, weight_OI)
+def _product(weight_OI: Tensor, x: Tensor) -> Tensor:
+    return torch.mv(weight_OI, x) if x.ndim == 1 else F.linear(x, weight_OI)
+
+
+def _updated(product: Function, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Function:
+    """``product`` plus a low-rank update."""
+    b_RO = b_OR.T
+    exact = abs(math.frexp(scaling)[0]) == 0.5  # multiplying by a power of two commutes with rounding
+    a_RI = a_RI * scaling if exact else a_RI
+
+    def updated(x: Tensor) -> Tensor:
+        y, small = product(x), _product(a_RI, x)
+        if not exact:
+            small.mul_(scaling)
+        return y.addmv_(b_OR, small) if x.ndim == 1 else y.addmm_(small, b_RO)
+
+    return updated
+
+
+@cache
+def _same_as_vector(outputs: int, inputs: int, rank: int) -> bool:
+    """Whether, on this machine, the float32 update of one row is the same as a vector and as a matrix: kernels are
+    chosen by shape."""
+    random = torch.Generator().manual_seed(0)
+    x_I, y_O = torch.randn(inputs, generator=random), torch.randn(outputs, generator=random)
+    a_RI, b_OR = torch.randn(rank, inputs, generator=random), torch.randn(outputs, rank, generator=random)
+    update = _updated(lambda x: y_O.expand(*x.shape[:-1], -1).clone(), a_RI, b_OR, 1.0)
+    return torch.equal(update(x_I), update(x_I[None])[0])
 
 
 @dataclass
 class FusedState:
-    """As `State`. ``cache``: keys and values (B, G, T, K) of each layer, of which ``used`` tokens are filled.
-    ``padding_B11T``: the padding of the prompts, if there is any."""
+    """As `State`. ``cache``: keys and values (2, B, G, T, K) of each layer, of which ``used`` tokens are filled.
+    ``padding_B11T``: the padding of the prompts, if there is any. ``vectors``: one row is computed as a vector."""
 
     model: LanguageModel
     layers: list[Layer]
     norm: Function
-    cache: list[Pair]
+    head: Function
+    cache: list[Tensor]
     prefix: tuple[Pair, ...]
     used: int
     padding_B11T: Tensor | None
     next_B: Tensor
+    vectors: bool
 
     @classmethod
-    def after(cls, state: State) -> FusedState:
+    def after(cls, state: State, way: Way) -> FusedState:
         """The state after the same tokens."""
-        layers = [Layer.of(part) for part in state.model.decoder.layers]
-        cache = [(layer.keys, layer.values) for layer in state.cache.layers]
-        padding_B11T = _if_any(~state.real_BT.bool()[:, None, None])
-        last = norm(state.model.decoder.norm)
-        return cls(state.model, layers, last, cache, state.prefix, state.real_BT.shape[1], padding_B11T, state.next_B)
+        decoder = state.model.decoder
+        updates = [layer for layer in adapted(state.model.module).values() if layer.on]
+        return cls(
+            state.model,
+            [Layer.of(part) for part in decoder.layers],
+            norm(decoder.norm),
+            linear(state.model.head),
+            [torch.stack((layer.keys, layer.values)) for layer in state.cache.layers],
+            state.prefix,
+            state.real_BT.shape[1],
+            _if_any(~state.real_BT.bool()[:, None, None]),
+            state.next_B,
+            way == "vectors" and all(_same_as_vector(*x.base.weight.shape, len(x.lora_A)) for x in updates),
+        )
 
     def step(self, token_B: Tensor) -> Tensor:
         """Append a token to every row; logits_BV after it."""
-        decoder = self.model.decoder
-        if self.used == self.cache[0][0].shape[2]:
-            self.cache = [(_grown(keys), _grown(values)) for keys, values in self.cache]
-        hidden_BD = decoder.embed_tokens(token_B)
-        cos_B1K, sin_B1K = decoder.rotary_emb(hidden_BD[:, None], self.next_B[:, None])
-        half = cos_B1K.shape[2] // 2
-        turn = cos_B1K, torch.cat((-sin_B1K[..., :half], sin_B1K[..., half:]), 2)
+        if self.used == self.cache[0].shape[3]:
+            self.cache = [_grown(cache) for cache in self.cache]
+        decoder, rows = self.model.decoder, len(token_B)
+        hidden = decoder.embed_tokens(token_B)
+        turn = self._turn(*decoder.rotary_emb(hidden[:, None], self.next_B[:, None]))
+        if self.vectors and rows == 1:
+            hidden = hidden[0]
         for number, layer in enumerate(self.layers):
-            before, after = layer.norms
-            hidden_BD = hidden_BD + self._attended(number, layer, before(hidden_BD), turn)
-            x_BD = after(hidden_BD)
-            hidden_BD = hidden_BD + layer.down(layer.activation(layer.gate(x_BD)) * layer.up(x_BD))
+            hidden = hidden + self._attended(number, layer.before(hidden), turn)
+            x = layer.after(hidden)
+            hidden = hidden + layer.down(layer.activation(layer.gate(x)) * layer.up(x))
         self.used += 1
         self.next_B = self.next_B + 1
-        return torch.as_tensor(self.model.head(self.norm(hidden_BD)))
+        return self.head(self.norm(hidden)).view(rows, -1)
 
-    def _attended(self, number: int, layer: Layer, x_BD: Tensor, turn: Pair) -> Tensor:
-        rows, (cos_B1K, sin_B1K) = len(x_BD), turn
-        q_BHK, k_BGK, v_BGK = (
-            project(x_BD).view(rows, -1, layer.head_width) for project in (layer.query, layer.key, layer.value)
+    def _turn(self, cos_B1K: Tensor, sin_B1K: Tensor) -> Pair:
+        """Factors (B, H + 2G, 2, K / 2) of queries, keys and values, and of their other halves; values are not turned."""
+        groups, heads = self.cache[0].shape[2], self.cache[0].shape[2] * self.layers[0].per_group
+        cos, sin = (x.unflatten(2, (2, -1)) for x in (cos_B1K, sin_B1K))
+        sin = torch.stack((-sin[:, :, 0], sin[:, :, 1]), 2)
+        turned, rest = (-1, heads + groups, -1, -1), (-1, groups, -1, -1)
+        return (
+            torch.cat((cos.expand(turned), torch.ones_like(cos).expand(rest)), 1),
+            torch.cat((sin.expand(turned), torch.zeros_like(sin).expand(rest)), 1),
         )
+
+    def _attended(self, number: int, x: Tensor, turn: Pair) -> Tensor:
+        layer, cache_2BGTK = self.layers[number], self.cache[number]
+        _, rows, groups, _, width = cache_2BGTK.shape
+        heads = groups * layer.per_group
+        q, k, v = layer.query(x), layer.key(x), layer.value(x)
         if layer.head_norms is not None:
-            q_BHK, k_BGK = layer.head_norms[0](q_BHK), layer.head_norms[1](k_BGK)
-        both = torch.cat((q_BHK, k_BGK), 1)
-        both = both * cos_B1K + both.roll(layer.head_width // 2, 2) * sin_B1K
-        heads, groups = q_BHK.shape[1], k_BGK.shape[1]
-        keys, values = self.cache[number]
-        keys.select(2, self.used).copy_(both[:, heads:])
-        values.select(2, self.used).copy_(v_BGK)
-        out_BGMK = attention.over_prefix(
-            (both[:, :heads] * layer.scaling).reshape(rows, groups, -1, layer.head_width),
-            keys.narrow(2, 0, self.used + 1),
-            values.narrow(2, 0, self.used + 1),
-            self.padding_B11T,
-            self.prefix[number] if self.prefix else None,
-        )
-        return layer.out(out_BGMK.reshape(rows, -1))
+            of_q, of_k = layer.head_norms
+            q, k = of_q(q.unflatten(-1, (heads, width))).flatten(-2), of_k(k.unflatten(-1, (groups, width))).flatten(-2)
+        all_BH2k = torch.cat((q, k, v), -1).view(rows, -1, 2, width // 2)
+        all_BH2k = all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
+        new_B2GK = all_BH2k[:, heads:].reshape(rows, 2, groups, width)
+        cache_2BGTK.select(3, self.used).copy_(new_B2GK.transpose(0, 1))
+        keys_NTK, values_NTK = cache_2BGTK.narrow(3, 0, self.used + 1).flatten(1, 2)
+        q_NmK = (all_BH2k[:, :heads] * layer.scaling).view(rows * groups, -1, width)
+        held = self.prefix[number] if self.prefix else None
+        out_NmK = attention.over_prefix(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
+        return layer.out(out_NmK.view(*x.shape[:-1], heads * width))
 
     def keep(self, rows: Tensor) -> None:
-        self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+        self.cache = [cache[:, rows] for cache in self.cache]
         self.next_B = self.next_B[rows]
         if self.padding_B11T is not None:
             self.padding_B11T = _if_any(self.padding_B11T[rows])
@@ -226,24 +262,27 @@ def _if_any(padding: Tensor) -> Tensor | None:
     return padding if padding.any() else None
 
 
-def _grown(cache_BGTK: Tensor) -> Tensor:
-    rows, groups, _, width = cache_BGTK.shape
-    return torch.cat((cache_BGTK, cache_BGTK.new_empty(rows, groups, ROOM, width)), 2)
+def _grown(cache_2BGTK: Tensor) -> Tensor:
+    *shape, _, width = cache_2BGTK.shape
+    return torch.cat((cache_2BGTK, cache_2BGTK.new_empty(*shape, ROOM, width)), 3)
 
 
 @torch.no_grad()
-def fits(model: LanguageModel) -> bool:
-    """Whether `FusedState` gives this model's logits, bit for bit: asked of a step of the model itself."""
+def way_of(model: LanguageModel) -> Way:
+    """The fastest way to compute steps that gives the logits of the model's own modules, bit for bit; asked of the
+    model itself."""
     from transformers import DynamicCache
 
     ids_BT = torch.arange(1, 7, device=model.device)[None] % model.module.config.get_text_config().vocab_size
+    ways: list[Way] = ["vectors", "rows"] if model.head_VD.dtype == torch.float32 else ["rows"]
     try:
-        for part in model.decoder.layers:  # most other models end here
+        for part in model.decoder.layers:  # most models of another form end here
             Layer.of(part)
         state = State(model, DynamicCache(config=model.module.config), (), True, ids_BT[:, :0], ids_BT[:, 0] * 0)
         with attention.attending(model.module, attention.PREFIXED):
             state.feed(ids_BT, torch.ones_like(ids_BT))
-            fused = FusedState.after(state)
-            return torch.equal(fused.step(ids_BT[:, 0]), state.step(ids_BT[:, 0]))
+            logits = {way: FusedState.after(state, way).step(ids_BT[:, 0]) for way in ways}
+            own = state.step(ids_BT[:, 0])
+        return next((way for way in ways if torch.equal(logits[way], own)), "modules")
     except (AttributeError, TypeError, ValueError, RuntimeError):
-        return False
+        return "modules"

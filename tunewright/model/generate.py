@@ -185,4 +185,4 @@ def _decoding(
     state = State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
     with contextlib.nullcontext() if plain else attention.attending(model.module, attention.PREFIXED):
         logits_BV = state.feed(ids, real, last_only=True)[:, -1]
-        yield (state if plain or not model.fused_decoding else FusedState.after(state)), logits_BV
+        yield (state if plain or model.decoding == "modules" else FusedState.after(state, model.decoding)), logits_BV

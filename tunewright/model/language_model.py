@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from tunewright.model import decoding
+from tunewright.model.decoding import Way, way_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,8 +18,8 @@ Kernels = Literal["fused", "transformers"]
 @dataclass(frozen=True)
 class LanguageModel:
     """``kernels``: who computes the decoder of a flat microbatch, `fused_llama` or the module itself. ``plain_head``:
-    logits are just head(hidden), with no scale, cap or bias (`has_plain_head`). ``fused_decoding``: whether steps of
-    decoding need no modules (`decoding.fits`).
+    logits are just head(hidden), with no scale, cap or bias (`has_plain_head`). ``decoding``: how steps of decoding are
+    computed (`decoding.way_of`).
 
     The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
     kernels makes another value with `dataclasses.replace`, over the same module.
@@ -28,7 +28,7 @@ class LanguageModel:
     module: PreTrainedModel
     kernels: Kernels = "transformers"
     plain_head: bool = False
-    fused_decoding: bool = False
+    decoding: Way = "modules"
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +57,7 @@ class LanguageModel:
 def of(module: PreTrainedModel, kernels: Kernels = "transformers") -> LanguageModel:
     """A loaded module, in eval mode, as a value."""
     model = LanguageModel(module, kernels, has_plain_head(module))
-    return replace(model, fused_decoding=model.plain_head and decoding.fits(model))
+    return replace(model, decoding=way_of(model)) if model.plain_head else model
 
 
 def has_plain_head(module: PreTrainedModel) -> bool:
