@@ -248,21 +248,43 @@ def prefixed_attention(
     parts = []
     for start in range(0, rows, together):
         part = slice(start, start + together)
-        q = (query[part] * scale).reshape(-1, groups, heads // groups * new, width)
-        scores = (q @ key[part].transpose(-1, -2)).reshape(-1, groups, heads // groups, new, own)
-        scores = scores.masked_fill(~seen[part, None, None], float("-inf")).flatten(2, 3)
-        if prefix:
-            k_HPD, v_HPD = prefix[module.layer_idx]
-            to_prefix = q.transpose(0, 1).flatten(1, 2) @ k_HPD.transpose(-1, -2)
-            scores = torch.cat([to_prefix.unflatten(1, (q.shape[0], -1)).transpose(0, 1), scores], -1)
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-        out = weights[..., shared:] @ value[part]
-        if prefix:
-            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(
-                1, (q.shape[0], -1)
-            ).transpose(0, 1)
-        parts.append(out.reshape(-1, heads, new, width).transpose(1, 2))
+        q_NmD = (query[part] * scale).reshape(-1, heads // groups * new, width)
+        hidden_B1mK = ~seen[part].repeat(1, heads // groups, 1)[:, None]
+        held = prefix[module.layer_idx] if prefix else None
+        out_NmD = over_prefix(q_NmD, key[part].flatten(0, 1), value[part].flatten(0, 1), hidden_B1mK, held)
+        parts.append(out_NmD.reshape(-1, heads, new, width).transpose(1, 2))
     return torch.cat(parts), None
+
+
+def over_prefix(
+    q_NmD: Tensor,
+    key_NKD: Tensor,
+    value_NKD: Tensor,
+    hidden_B1mK: Tensor | None,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """out_NmD: scaled queries, m for each key-value head (N = B * G), on the rows' own keys and those of the prefix
+    (G, P, D). ``hidden_B1mK``: own tokens that must not be attended to; it may have fewer columns than there are
+    tokens, and one row for all queries."""
+    scores = torch.bmm(q_NmD, key_NKD.transpose(1, 2))
+    if hidden_B1mK is not None:
+        scores_BGmK = scores.unflatten(0, (len(hidden_B1mK), -1))
+        scores_BGmK[..., : hidden_B1mK.shape[-1]].masked_fill_(hidden_B1mK, float("-inf"))
+    if prefix is not None:
+        key_GPD, value_GPD = prefix
+        scores = torch.cat([_with_prefix(q_NmD, key_GPD.transpose(1, 2)), scores], -1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value_NKD.dtype)
+    if prefix is None:
+        return torch.bmm(weights, value_NKD)
+    shared = key_GPD.shape[1]
+    return torch.bmm(weights[..., shared:], value_NKD) + _with_prefix(weights[..., :shared], value_GPD)
+
+
+def _with_prefix(x_NmI: Tensor, prefix_GIO: Tensor) -> Tensor:
+    """(N, m, O): one product for all rows of a key-value head."""
+    groups, m = len(prefix_GIO), x_NmI.shape[1]
+    x_GnI = x_NmI.unflatten(0, (-1, groups)).transpose(0, 1).flatten(1, 2)
+    return (x_GnI @ prefix_GIO).unflatten(1, (-1, m)).transpose(0, 1).flatten(0, 1)
 
 
 def register() -> None:
