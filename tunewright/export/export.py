@@ -20,6 +20,7 @@ from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, chosen_scale, disk_errors, replacing
 from tunewright.export import EXPORTS, bundles, verify
+from tunewright.export.gguf import tensors
 from tunewright.export.kind import QUANTISED, Export, TrainedRun
 from tunewright.export.verify import CheckPrompt
 from tunewright.model import adapters, loading
@@ -123,7 +124,8 @@ def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: E
             stored = None if row.stored is None else row.stored(source, dtype)
             weights = {} if stored is None else verify.weights(module, stored)
             check = _check(row, path, dtype, replace(expected, answers=replace(expected.answers, weights=weights)))
-            checks.append(check.model_copy(update={"path": str(folder / path.relative_to(temporary))}))
+            file = None if path.is_dir() else tensors.described(path)
+            checks.append(check.model_copy(update={"path": str(folder / path.relative_to(temporary)), "file": file}))
     return checks
 
 

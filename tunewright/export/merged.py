@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from tunewright.export import portable
 from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from tunewright.tokens.template import Template
@@ -34,6 +36,12 @@ def save(module: PreTrainedModel, template: Template, folder: Path, dtype: str) 
         stored.save_pretrained(folder)
         template.tokenizer.save_pretrained(folder)
     portable.make_portable(folder)
+
+
+def stored(source: TrainedRun, dtype: str) -> Callable[[Tensor], Tensor]:
+    from tunewright.model import loading
+
+    return lambda weight: weight.to(loading.torch_dtype(dtype))
 
 
 def reload(folder: Path, base: Base) -> Reloaded:
@@ -69,4 +77,5 @@ MERGED = Export(
     write=write,
     reload=reload,
     snippet=snippet,
+    stored=stored,
 )

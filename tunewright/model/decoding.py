@@ -223,7 +223,8 @@ class FusedState:
         return self.head(self.norm(hidden)).view(rows, -1)
 
     def _turn(self, cos_B1K: Tensor, sin_B1K: Tensor) -> Pair:
-        """Factors (B, H + 2G, 2, K / 2) of queries, keys and values, and of their other halves; values are not turned."""
+        """Factors (B, H + 2G, 2, K / 2) of queries, keys and values, and of their other halves. Values are not
+        turned."""
         groups, heads = self.cache[0].shape[2], self.cache[0].shape[2] * self.layers[0].per_group
         cos, sin = (x.unflatten(2, (2, -1)) for x in (cos_B1K, sin_B1K))
         sin = torch.stack((-sin[:, :, 0], sin[:, :, 1]), 2)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tunewright.core.records import ExportCheck, Reproduced
+from tunewright.core.records import ExportCheck, Loss, Reproduced
 from tunewright.core.words import counted
 from tunewright.data.messages import Prompt, Text
-from tunewright.data.scores import mean
-from tunewright.export import EXPORTS, KINDS, bundles, card, portable
+from tunewright.export import KINDS, bundles, card, portable
 from tunewright.export import export as exporting
-from tunewright.export.kind import Base, TrainedRun
+from tunewright.export.gguf.model import MORE_PRECISE
+from tunewright.export.kind import TrainedRun
 from tunewright.export.verify import CheckPrompt
-from tunewright.judge.evaluate import score_arm
-from tunewright.model import loading
 from tunewright.model.generate import stop_ids
-from tunewright.runtime import weights
+from tunewright.runtime import exported, weights
 from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
@@ -34,10 +33,12 @@ def export(work: Work) -> list[ExportCheck]:
     with work.models.at(weights.base(work.plan)) as model:
         stop = stop_ids(model, template.eos)
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
-    checks = exporting.export(source, check_prompts(work), stop, _texts(work))
-    if rows := work.inputs.test[: work.config.export.rows]:
-        work.console.say(f"export: answering {counted(len(rows), 'row')} of the verdict again")
-        checks = [c.model_copy(update={"reproduced": _reproduced(work, c, rows)}) for c in checks]
+    prompts, texts = check_prompts(work), _texts(work)
+
+    def write(source: TrainedRun) -> list[ExportCheck]:
+        return exported.measured(work, exporting.export(source, prompts, stop, texts))
+
+    checks = _in_a_type_that_passes(work, source, write)
     card.write(work.run, checks)
     bundles.write(source, stop)
     for folder in filter(Path.is_dir, (work.run.path / kind for kind in KINDS)):
@@ -45,24 +46,23 @@ def export(work: Work) -> list[ExportCheck]:
     return checks
 
 
-def _reproduced(work: Work, check: ExportCheck, rows: Sequence[int]) -> Reproduced:
-    """The answers of an export, loaded as its card says, compared with those of the verdict to the same rows."""
-    facts, tuned = work.inputs.facts, work.inputs.tuned
-    judged = work.answers.of(tuned, "test", weights.at_chosen_scale(work.run, work.plan))[: len(rows)]
-    model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256)).model
-    dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
-    model.module.to(loading.torch_dtype(dtype))
-    examples = [work.data.examples[i] for i in rows]
-    answered = score_arm(tuned, examples, work.data.task, work.answers.answering(model))
-    same = sum(a.answer.text == b.answer.text for a, b in zip(answered, judged, strict=True))
-    return Reproduced(
-        rows=len(rows),
-        same=same if work.data.task.kind.prompted else None,
-        score=mean(answered),
-        verdict=mean(judged),
-        dtype=dtype,
-        judged=work.plan.dtype,
-    )
+def _in_a_type_that_passes(
+    work: Work, source: TrainedRun, write: Callable[[TrainedRun], list[ExportCheck]]
+) -> list[ExportCheck]:
+    """The checks of ``write``. If the GGUF type that `auto` chose changes too much, a more precise one is written."""
+    checks, settings = write(source), source.config.export
+    while settings.gguf == "auto" and (lossy := [c for c in checks if c.loss is not None and not c.loss.passes]):
+        (check,) = lossy
+        if check.dtype not in MORE_PRECISE:
+            break
+        other = MORE_PRECISE[check.dtype]
+        work.console.warn(
+            f"export: {check.dtype} changes too much ({_lost(check.loss).rstrip('; ')}), so {other} is written instead"
+        )
+        only = settings.model_copy(update={"to": ["gguf"], "gguf": [other]})
+        again = write(replace(source, config=source.config.model_copy(update={"export": only})))
+        checks = [*(c for c in checks if c is not check), *again]
+    return checks
 
 
 def check_prompts(work: Work) -> list[CheckPrompt]:
@@ -97,7 +97,7 @@ def _texts(work: Work) -> list[str]:
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     return [
         f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} greedy texts "
-        f"identical; {_answers(c.reproduced)}{c.path}"
+        f"identical; {_answers(c.reproduced)}{_lost(c.loss)}{c.path}"
         for c in checks
     ]
 
@@ -107,6 +107,16 @@ def _answers(r: Reproduced | None) -> str:
         return ""
     same = "" if r.same is None else f"{r.same} of {r.rows} answers of the verdict, "
     return f"{same}score {r.score:.4f} (verdict: {r.verdict:.4f}); "
+
+
+def _lost(loss: Loss | None) -> str:
+    if loss is None:
+        return ""
+    low, high = loss.interval
+    return (
+        f"on {counted(loss.rows, 'dev row')}: KL {loss.kl:.1e} nats, {loss.same_likeliest:.1%} of likeliest tokens the "
+        f"same, score {loss.difference:+.4f} [{low:+.4f}, {high:+.4f}]; "
+    )
 
 
 STAGE = Stage(name="export", run=lambda inputs: export(inputs.work()), lines=lines)

@@ -61,7 +61,7 @@ from tunewright.core.records.evidence import (
     TextKL,
     TextSuspect,
 )
-from tunewright.core.records.export import ASKED, EXPORTS, AdapterNote, Asked, ExportCheck, Reproduced
+from tunewright.core.records.export import ASKED, EXPORTS, AdapterNote, Asked, ExportCheck, GgufFile, Loss, Reproduced
 from tunewright.core.records.files import (
     FILES,
     RunFile,
@@ -160,6 +160,7 @@ __all__ = [
     "Forecast",
     "Forgetting",
     "GenericKL",
+    "GgufFile",
     "Handover",
     "InstructionKind",
     "InstructionProbe",
@@ -170,6 +171,7 @@ __all__ = [
     "LearningCurve",
     "Lengths",
     "Line",
+    "Loss",
     "MachineFacts",
     "Measured",
     "MetricsLine",

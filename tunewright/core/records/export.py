@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, TypeAdapter
 
-from tunewright.core.records.common import Record, Value
+from tunewright.core.records.common import Interval, Record, Value, VerdictWord
 
 
 class Reproduced(Value):
@@ -16,6 +16,32 @@ class Reproduced(Value):
     verdict: float = Field(description="Score on them in the verdict.")
     dtype: str = Field(description="Dtype in which the export computed.")
     judged: str = Field(description="Dtype in which the model of the verdict computed.")
+
+
+class GgufFile(Value):
+    """What a GGUF file contains, whatever it is called."""
+
+    bytes: int = Field(description="Its size.")
+    tensors: dict[str, int] = Field(description="How many tensors are stored in each type.")
+
+
+class Loss(Value):
+    """What storing the weights in a type cost, on dev rows: predictions along the reference answers, compared with the
+    trained model in float32; and the answers, compared with those that the run's model gave."""
+
+    tokens: int = Field(description="Tokens of the reference answers.")
+    kl: float = Field(description="Mean KL divergence (nats) from the trained model's predictions.")
+    same_likeliest: float = Field(description="Fraction of the tokens at which both find the same one likeliest.")
+    rows: int = Field(description="How many dev rows.")
+    score: float = Field(description="Score by the task's metric.")
+    difference: float = Field(description="From the run's model on the same rows; positive: better.")
+    interval: Interval = Field(description="Of the difference.")
+    verdict: VerdictWord = Field(description="What the difference shows.")
+
+    @property
+    def passes(self) -> bool:
+        """Whether nothing is shown to be lost."""
+        return self.verdict != "WORSE" and self.same_likeliest >= 0.95
 
 
 class ExportCheck(Record):
@@ -37,6 +63,8 @@ class ExportCheck(Record):
     )
     loaded_with: str = Field(description="How the fresh process loaded it.")
     reproduced: Reproduced | None = Field(None, description="Absent if export.rows is 0.")
+    file: GgufFile | None = Field(None, description="Of a GGUF file: what it contains.")
+    loss: Loss | None = Field(None, description="Of a GGUF file of the merged model: absent without dev rows.")
 
 
 EXPORTS: TypeAdapter[tuple[ExportCheck, ...]] = TypeAdapter(tuple[ExportCheck, ...])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-LARGE = 1e9  # parameters
+# The type that `auto` writes: up to so many parameters. Larger models lose less by rounding.
+SIZES = ((1e9, "f16"), (4e9, "q8_0"), (math.inf, "q4_k_m"))
+# What is written instead of a type that changes too much.
+MORE_PRECISE = {"q4_k_m": "q8_0", "q8_0": "f16"}
 FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def types(source: TrainedRun) -> list[str]:
     if source.config.export.gguf != "auto":
         return list(dict.fromkeys(source.config.export.gguf))
-    return ["f16" if source.facts.parameters < LARGE else "q8_0"]
+    kind = next(kind for limit, kind in SIZES if source.facts.parameters < limit)
+    made = kind not in llama_cpp.FILE_TYPES or llama_cpp.installed()
+    return [kind if made else MORE_PRECISE[kind]]
 
 
 def unsupported(source: TrainedRun) -> str | None:

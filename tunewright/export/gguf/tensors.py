@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunewright.core.records import GgufFile
 from tunewright.export.gguf.architecture import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -34,6 +36,13 @@ def writing(file: Path, config: PreTrainedConfig, content: str) -> Iterator[gguf
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def described(file: Path) -> GgufFile:
+    from gguf import GGUFReader
+
+    types = Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
+    return GgufFile(bytes=file.stat().st_size, tensors=dict(types.most_common()))
 
 
 def names(config: PreTrainedConfig) -> Callable[[str], str]:
