@@ -56,9 +56,7 @@ def _in_a_type_that_passes(
         if check.dtype not in MORE_PRECISE:
             break
         other = MORE_PRECISE[check.dtype]
-        work.console.warn(
-            f"export: {check.dtype} changes too much ({_lost(check.loss).rstrip('; ')}), so {other} is written instead"
-        )
+        work.console.warn(f"export: {check.dtype} changes too much ({_lost(check.loss)}), so {other} is written")
         only = settings.model_copy(update={"to": ["gguf"], "gguf": [other]})
         again = write(replace(source, config=source.config.model_copy(update={"export": only})))
         checks = [*(c for c in checks if c is not check), *again]
@@ -97,7 +95,7 @@ def _texts(work: Work) -> list[str]:
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     return [
         f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} greedy texts "
-        f"identical; {_answers(c.reproduced)}{_lost(c.loss)}{c.path}"
+        f"identical; {_answers(c.reproduced)}{_lost(c.loss)}{'; ' if c.loss else ''}{c.path}"
         for c in checks
     ]
 
@@ -115,7 +113,7 @@ def _lost(loss: Loss | None) -> str:
     low, high = loss.interval
     return (
         f"on {counted(loss.rows, 'dev row')}: KL {loss.kl:.1e} nats, {loss.same_likeliest:.1%} of likeliest tokens the "
-        f"same, score {loss.difference:+.4f} [{low:+.4f}, {high:+.4f}]; "
+        f"same, score {loss.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
     )
 
 
