@@ -3,9 +3,11 @@ with their cause. Every export and every server of the table is real; only the m
 
 python benchmarks/consumers.py llama-server RUN      (needs llama-server on PATH, or --program FILE)
 python benchmarks/consumers.py vllm RUN              (makes an environment of 3.4 GB, unless --program PYTHON)
+python benchmarks/consumers.py libraries RUN         (makes an environment for each, 10 minutes)
 
-RUN needs the exports adapter and merged in float32. llama.cpp's own converter, from the source of llama-cpp-python,
-makes the GGUF files, so that they do not depend on ours.
+RUN needs the exports adapter and merged in float32; for libraries, also gguf (f32, f16), lora-gguf and mlx. For
+llama-server, llama.cpp's own converter, from the source of llama-cpp-python, makes the GGUF files, so that they do not
+depend on ours.
 """
 
 from __future__ import annotations
@@ -99,6 +101,7 @@ def verified(run: Path, url: str, flags: tuple[str, ...]) -> dict[str, Any]:
 
 
 def table(name: str, run: Path, cases: list[Case], work: Path) -> str:
+    """``name``: the consumer of the command; for libraries, each row names its own."""
     lines = [
         f"# `tunewright verify` and {name}\n",
         f"`python benchmarks/consumers.py {name} RUN`; RUN: {described(run)}.",
@@ -122,11 +125,12 @@ def table(name: str, run: Path, cases: list[Case], work: Path) -> str:
         wrong += case.expected is not None and refused
         named += case.expected is not None and r.get("cause", "error") == case.expected
         flags = f" (`{' '.join(case.flags)}`)" if case.flags else ""
+        flags += f" in {program}" if name == "libraries" else ""
         lines.append(f"| {case.name}{flags} | {case.expected or 'agrees'} | {result} | {' | '.join(numbers)} |")
         print(lines[-1], flush=True)
     mistakes = sum(case.expected is not None for case in cases)
     lines.append(
-        f"\n{program}: {right} of {len(cases) - mistakes} right ones accepted, {wrong} of {mistakes} mistakes refused, "
+        f"\n{name if name == 'libraries' else program}: {right} of {len(cases) - mistakes} right ones accepted, {wrong} of {mistakes} mistakes refused, "
         f"{named} of them with the expected cause."
     )
     return "\n".join(lines) + "\n"
@@ -320,6 +324,72 @@ def llama_cases(run: Path, root: Path, program: str) -> list[Case]:
     ]
 
 
+# -- libraries
+
+PACKAGES = {
+    "transformers": ("torch==2.13.0", "transformers==4.57.6"),
+    "peft": ("torch==2.13.0", "transformers", "peft"),
+    "mlx-lm": ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"),
+    "onnxruntime-genai": ("torch==2.13.0", "transformers", "onnxruntime-genai==0.18.0", "onnx", "onnx-ir"),
+    "llama-cpp-python": (CONVERTER,),
+}
+
+
+def library_python(root: Path, library: str) -> str:
+    """The Python of an environment with a library."""
+    python = root / library / "bin" / "python"
+    if not python.exists():
+        done(sys.executable, "-m", "venv", root / library)
+        done(python, "-m", "pip", "install", "-q", *PACKAGES[library])
+    return str(python)
+
+
+def without_rope_theta(folder: Path) -> None:
+    """As transformers 5 writes it."""
+    json_changed("config.json", lambda config: config.pop("rope_theta"))(folder)
+
+
+def library_cases(run: Path, root: Path) -> list[Case]:
+    source, work = converter(root), root / "work"
+    base, config = work / "base", json.loads((run / "merged" / "config.json").read_text())
+    shutil.copytree(json.loads((run / "receipt.json").read_text())["model"]["path"], base)
+    json_changed("config.json", lambda c: c.update(rope_theta=config["rope_theta"]))(base)  # as on the Hub
+
+    def serve(library: str, model: Path, adapter: Path | None = None) -> Callable[[], list[str]]:
+        words = [library_python(root, library), str(HERE / "library_server.py"), library, str(model)]
+        return lambda: [*words, *(["--adapter", str(adapter)] if adapter else [])]
+
+    def gguf(kind: str) -> Path:
+        (file,) = (run / "gguf").glob(f"*-{kind}.gguf")
+        return file
+
+    def base_in_llama_cpp() -> list[str]:
+        file, script = work / "base.gguf", source / "convert_hf_to_gguf.py"
+        done(sys.executable, script, base, "--outtype", "f32", "--outfile", file, path=source / "more")
+        return serve("llama-cpp-python", file, next((run / "lora-gguf").glob("*.gguf")))()
+
+    def onnx() -> list[str]:
+        library, to = "onnxruntime-genai", work / "onnx"
+        builder = [library_python(root, library), "-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-p", "fp32"]
+        done(*builder, "-i", run / "merged", "-o", to, "-c", work / "cache", "--extra_options", "hf_remote=false")
+        return serve(library, to)()
+
+    old = changed(run / "merged", work / "rope", without_rope_theta)
+    return [
+        Case("adapter", None, serve("peft", base, run / "adapter")),
+        Case("merged", None, serve("transformers", run / "merged")),
+        Case("merged, config.json without rope_theta", "rope", serve("transformers", old)),
+        Case("merged", None, serve("mlx-lm", run / "merged")),
+        Case("merged, config.json without rope_theta", "rope", serve("mlx-lm", old)),
+        Case("mlx", None, serve("mlx-lm", base, run / "mlx")),
+        Case("the base alone", "adapter", serve("mlx-lm", base)),
+        Case("merged, made ONNX by its own builder", None, onnx),
+        Case("gguf, F32", None, serve("llama-cpp-python", gguf("F32"))),
+        Case("gguf, F16", None, serve("llama-cpp-python", gguf("F16")), ("--dtype", "float16")),
+        Case("lora-gguf", None, base_in_llama_cpp),
+    ]
+
+
 # -- vLLM
 
 
@@ -383,7 +453,7 @@ def vllm_cases(run: Path, root: Path, python: str) -> list[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("consumer", choices=["llama-server", "vllm"])
+    parser.add_argument("consumer", choices=["llama-server", "vllm", "libraries"])
     parser.add_argument("run", type=Path)
     parser.add_argument("--program", help="llama-server, or the Python of an environment with vLLM")
     parser.add_argument("--root", type=Path, default=HERE.parent / "build" / "consumers")
@@ -395,6 +465,8 @@ def main() -> None:
     run = root / "work" / "run"
     if name == "vllm":
         cases = vllm_cases(run, root, given.program or vllm_python(root))
+    elif name == "libraries":
+        cases = library_cases(run, root)
     else:
         cases = llama_cases(run, root, given.program or shutil.which(name) or name)
     chosen = [case for case in cases if given.only in case.name]
