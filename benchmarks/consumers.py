@@ -130,8 +130,8 @@ def table(name: str, run: Path, cases: list[Case], work: Path) -> str:
         print(lines[-1], flush=True)
     mistakes = sum(case.expected is not None for case in cases)
     lines.append(
-        f"\n{name if name == 'libraries' else program}: {right} of {len(cases) - mistakes} right ones accepted, {wrong} of {mistakes} mistakes refused, "
-        f"{named} of them with the expected cause."
+        f"\n{'' if name == 'libraries' else f'{program}: '}{right} of {len(cases) - mistakes} right ones accepted, "
+        f"{wrong} of {mistakes} mistakes refused, {named} of them with the expected cause."
     )
     return "\n".join(lines) + "\n"
 

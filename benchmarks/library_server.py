@@ -1,5 +1,5 @@
-"""A library that loads models, as a server that `tunewright verify --at` can ask: /v1/models, /v1/completions with token
-ids, /tokenize. It runs in the library's own environment and imports nothing of tunewright.
+"""A library that loads models, as a server that `tunewright verify --at` can ask: /v1/models, /tokenize,
+/v1/completions with token ids. It runs in the library's own environment and imports nothing of tunewright.
 
 PYTHON library_server.py LIBRARY MODEL [--adapter PATH] --port N
 """
