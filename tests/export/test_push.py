@@ -88,7 +88,7 @@ def test_an_adapter_that_names_its_base_on_the_hub_still_loads(tmp_path: Path, l
     """Its config names another base, so the hashes beside it must follow."""
     run = run_of(labelled, tmp_path)
     receipt = records.read(run.receipt, records.Receipt)
-    with hub_module.staged(run, "me/lots", "adapter", BASE[1], None) as there:
+    with hub_module.staged(run, "adapter", BASE[1], None) as there:
         assert read_json(there / "adapter_config.json")["base_model_name_or_path"] == BASE[1]
         peft_format.load(loading.load(receipt.model.path, torch.float32).module, there, receipt.model.sha256)
 
@@ -143,7 +143,7 @@ def test_a_path_of_this_machine_is_not_pushed(tmp_path: Path, labelled: api.Resu
     merged = own(run, "merged")
     write_json(merged / "config.json", {**read_json(merged / "config.json"), "_name_or_path": str(labelled.path)})
     with (
-        hub_module.staged(run, "me/lots", "merged", BASE[1], None) as folder,
+        hub_module.staged(run, "merged", BASE[1], None) as folder,
         pytest.raises(RunError, match=r"config\.json: /") as caught,
     ):
         hub_module.require_public(folder)
@@ -156,7 +156,7 @@ def test_paths_in_the_card_become_names(tmp_path: Path, labelled: api.Result) ->
     file = tmp_path / "secret project.jsonl"
     file.write_text("")
     readme.write_text(readme.read_text() + f"\n`tunewright run {tmp_path}/rows.jsonl`, {file}, https://a.b/tmp/c\n")
-    with hub_module.staged(run, "me/lots", "adapter", BASE[1], None) as folder:
+    with hub_module.staged(run, "adapter", BASE[1], None) as folder:
         text = (folder / "README.md").read_text()
     assert "`tunewright run rows.jsonl`, secret project.jsonl, https://a.b/tmp/c" in text
 

@@ -10,7 +10,7 @@ from tunewright.core.errors import ConfigError
 from tunewright.export import EXPORTS, KINDS
 from tunewright.export.bundles import BUNDLES
 
-OTHER_NAMES = {"vllm": "serve", "sglang": "serve", "llama-server": "serve"}
+OTHER_NAMES = {"vllm": ("serve",), "sglang": ("serve",), "llama-server": ("serve", "gguf")}
 PUSHED = "hub"
 
 
@@ -19,17 +19,17 @@ def settings(to: str, before: Sequence[str]) -> list[str]:
     those that the run has. Raises CONFIG_RANGE."""
     kinds, types = list(before), []
     for word in to.replace(":", ",").split(","):
-        kind = OTHER_NAMES.get(word.strip(), word.strip())
-        if kind in get_args(GgufType):
-            types.append(kind)
-        elif kind in KINDS:
-            kinds += [*(BUNDLES[kind].needs if kind in BUNDLES else ()), kind]
+        name = word.strip()
+        if name in get_args(GgufType):
+            types.append(name)
+            kinds.append("gguf")
+        elif name in KINDS or name in OTHER_NAMES:
+            kinds += OTHER_NAMES.get(name, (name,))
         else:
             fix = f"choose from {', '.join((*KINDS, *OTHER_NAMES))}; types of GGUF follow it: gguf:f16,q8_0."
-            if kind == PUSHED:
+            if name == PUSHED:
                 fix = "push a finished run: `tunewright push RUN OWNER/NAME`."
-            raise ConfigError("CONFIG_RANGE", f"there is no export {kind!r}.", where="--to", fix=fix)
-    if types and "gguf" not in kinds:
-        kinds.append("gguf")
+            raise ConfigError("CONFIG_RANGE", f"there is no export {name!r}.", where="--to", fix=fix)
+    kinds += [needed for kind in kinds if kind in BUNDLES for needed in BUNDLES[kind].needs]
     chosen = [kind for kind in (*EXPORTS, *BUNDLES) if kind in kinds]
     return [f"export.to=[{', '.join(chosen)}]", *([f"export.gguf=[{', '.join(types)}]"] if types else [])]

@@ -39,7 +39,7 @@ def push(
     from tunewright.core import run_folder
     from tunewright.export import hub
 
-    with hub.staged(run_folder.find(root, run), repo, kind, base, license) as folder:
+    with hub.staged(run_folder.find(root, run), kind, base, license) as folder:
         if not allow_private:
             hub.require_public(folder)
         if not dry_run:

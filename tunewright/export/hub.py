@@ -14,7 +14,7 @@ from tunewright.core import pii, records, run_folder
 from tunewright.core.config import Config
 from tunewright.core.errors import RunError
 from tunewright.core.locations import is_hub_model
-from tunewright.core.records import EXPORTS, AdapterNote, Receipt, Verdict
+from tunewright.core.records import AdapterNote, Receipt, Verdict
 from tunewright.core.run_folder import Run
 
 COMMON = ("README.md", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
@@ -29,12 +29,12 @@ PATH = re.compile(r"(?<![\w./:-])/(?:[\w.@+-]+/)+[\w.@+-]+")
 
 
 @contextmanager
-def staged(run: Run, repo: str, kind: str, base: str | None, license_: str | None) -> Iterator[Path]:
+def staged(run: Run, kind: str, base: str | None, license_: str | None) -> Iterator[Path]:
     """A temporary folder with what is pushed. ``base``: its id on the Hub, if the config does not name it. Raises
     RUN_INCOMPLETE and PUSH_BASE."""
     source, receipt = run.path / kind, records.read(run.receipt, Receipt)
     if not source.is_dir():
-        fix = f"write it: `tunewright export {run.path} export.to='[{kind}]'`."
+        fix = f"write it: `tunewright export {run.path} --to {kind}`."
         raise RunError("RUN_INCOMPLETE", f"the run has no {kind} export.", where=str(run.path), fix=fix)
     base = base or _hub_base(receipt.model.name)
     with tempfile.TemporaryDirectory() as name:
@@ -45,10 +45,6 @@ def staged(run: Run, repo: str, kind: str, base: str | None, license_: str | Non
         if kind == "adapter":
             _name_base(folder, base)
         text = (folder / "README.md").read_text(encoding="utf-8")
-        for check in records.read(run.export, EXPORTS):
-            text = text.replace(check.path, repo)
-        text = text.replace(receipt.model.path, base)
-        text = PATH.sub(lambda m: Path(m[0]).name if _is_local(m[0]) else m[0], text)
         run_folder.write_atomic(folder / "README.md", _card(run, kind, base, license_, text))
         yield folder
 

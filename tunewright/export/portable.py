@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from tunewright.core.locations import is_hub_model
 from tunewright.core.run_folder import read_json, write_json
 
 _MACHINE = ("_model_name_or_path", "_name_or_path", "is_local", "local_files_only")  # of the machine that wrote it
@@ -69,8 +70,7 @@ def _shareable(written: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 def base_name(name: str) -> str:
     """What others can call the base model: a Hub id or the embedded model's name; of a path, its last part."""
-    is_hub_id = name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~", "/"))
-    return name if is_hub_id else Path(name).name
+    return name if is_hub_model(name) else Path(name).name
 
 
 def without_folders(command: str) -> str:
