@@ -250,12 +250,6 @@ def test_an_adapter_is_the_trained_one_whatever_its_scaling(
     assert field.contents() == {"lora": 12.0, "rslora": 24.0}[kind]
 
 
-def test_auto_depends_on_the_size(source: Callable[..., TrainedRun]) -> None:
-    run = source()
-    assert model.types(run.config, run.facts) == ["f16"]
-    assert model.types(run.config, replace(run.facts, parameters=3 * 10**9)) == ["q8_0"]
-
-
 # -- planted: each of these files loads in llama.cpp, and answers otherwise without a word
 
 
