@@ -23,7 +23,7 @@ from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ConfigError, MissingExtra, ModelError, TrainError
 from tunewright.data.messages import question
 from tunewright.export import EXPORTS, export
-from tunewright.export.gguf import architecture, llama_cpp, lora, model, tensors, vocabulary
+from tunewright.export.gguf import architecture, llama_cpp, lora, tensors, vocabulary
 from tunewright.export.gguf.model import GGUF
 from tunewright.export.kind import Base, TrainedRun
 from tunewright.export.verify import CheckPrompt
