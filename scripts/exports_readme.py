@@ -1,7 +1,7 @@
 """Write the tables of README.md's "Take it with you": which programs gave the trained model's answers, and what the
 types of GGUF files cost.
 
-for c in llama-server vllm libraries; do python benchmarks/consumers.py $c RUN; done      (benchmarks/results/consumers-*.md)
+for c in llama-server vllm libraries; do python benchmarks/consumers.py $c RUN; done      (writes benchmarks/results)
 tunewright export RUN --to gguf:f32,f16,q8_0,q6_k,q4_k_m
 python scripts/exports_readme.py RUN
 """
