@@ -21,7 +21,7 @@ from tunewright.data.messages import question
 from tunewright.export import EXPORTS, card, export, merged
 from tunewright.export.kind import TrainedRun
 from tunewright.export.merged import MERGED
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters
 from tunewright.model.facts import read_facts
 from tunewright.model.loading import load as load_model

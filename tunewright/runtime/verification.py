@@ -23,7 +23,7 @@ from tunewright.export.consumers.diagnosis import Encoded, Evidence, Finding
 from tunewright.export.consumers.openai_server import Server
 from tunewright.export.consumers.suspects import likeliest_factor, suspects
 from tunewright.export.kind import Dtype
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.generate import stop_ids
 from tunewright.runtime.context import Work

@@ -14,7 +14,7 @@ from tunewright.export import KINDS, bundles, card, portable
 from tunewright.export import export as exporting
 from tunewright.export.gguf.model import MORE_PRECISE
 from tunewright.export.kind import TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model.generate import stop_ids
 from tunewright.runtime import exported, weights
 from tunewright.runtime.context import Work
