@@ -253,10 +253,10 @@ def test_settings_that_single_functions_read() -> None:
     with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
         config.load(None, train__method="dpo")
     plan: Any = SimpleNamespace(dtype="float32")
-    assert [merged.stored_dtype(config.load(None, export__dtype=d), plan) for d in ("float16", "auto")] == [
-        "float16",
-        "float32",
+    sources: list[Any] = [
+        SimpleNamespace(config=config.load(None, export__dtype=d), plan=plan) for d in ("float16", "auto")
     ]
+    assert [merged.stored_dtypes(source) for source in sources] == [["float16"], ["float32"]]
 
 
 def test_flags_of_one_run(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Folder) -> None:

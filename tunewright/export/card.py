@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import ASKED, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
 from tunewright.export.portable import base_name, without_folders
@@ -27,13 +27,12 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
         "plan": records.read(run.plan, Plan),
         "training": records.read(run.training, Training),
         "forgetting": records.read(run.forgetting, FORGETTING),
+        "consumer_checks": records.existing(run.verify, CONSUMER_CHECKS) or (),
     }
-    asked = records.existing(run.verify, ASKED) or ()
     for kind, row in EXPORTS.items():
         written = [check for check in checks if check.kind == kind]
         if not written:
             continue
         snippet = row.snippet(receipt.model.name, Path(written[0].path).name)
-        own = {"checks": written, "asked": [a for a in asked if a.kind == kind], "snippet": snippet}
-        text = render("card.md", **facts, **own, kind=kind, library=row.library)
+        text = render("card.md", **facts, checks=written, snippet=snippet, kind=kind, library=row.library)
         write_atomic(run.path / row.kind / "README.md", text)
