@@ -236,8 +236,8 @@ def prefixed_attention(
     ``prefix``: for each layer the keys and values (H_kv, P, D) that all rows share: held once, and met by all rows in
     one product. ``seen`` (B, Q, K): which own tokens a new token sees; it sees all of the prefix.
     """
-    assert seen is not None
-    assert attention_mask is None
+    if seen is None or attention_mask is not None:
+        raise ValueError("the architecture does not pass on which tokens are seen")
     if softcap is not None:
         raise ValueError("soft-capped attention cannot share a prefix")
     rows, heads, new, width = query.shape
