@@ -63,7 +63,7 @@ def read(run: Run) -> Files:
         protocol=records.read(run.protocol, ProtocolRecord),
         selftest=records.existing(run.selftest, SelfTest),
         exports=records.existing(run.export, EXPORTS),
-        asked=records.read(run.verify, ASKED) if run.verify.exists() else (),
+        asked=records.existing(run.verify, ASKED) or () if run.verify.exists() else (),
         metrics=list(records.read_lines(run.metrics, METRICS)),
         moved=_moved(run),
         scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),

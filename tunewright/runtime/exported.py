@@ -32,7 +32,7 @@ def measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCh
 
 
 def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCheck:
-    facts, found = work.inputs.facts, dict[str, object]()
+    facts, results = work.inputs.facts, dict[str, object]()
     rows, lossy = work.inputs.test[: work.config.export.rows], check.kind == "gguf" and bool(work.inputs.dev)
     if not rows and not lossy:
         return check
@@ -40,14 +40,14 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
     if lossy:
         for both in (model, trained):
             both.module.to(work.inputs.machine.device)
-        found["loss"] = _loss(work, model, trained)
+        results["loss"] = _loss(work, model, trained)
         trained.module.to("cpu")
     if rows:
         dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
         model.module.to(work.inputs.machine.device, loading.torch_dtype(dtype))
         work.run.event("test_read", rows=len(rows), export=check.kind)
-        found["reproduced"] = _reproduced(work, model, rows, dtype)
-    return check.model_copy(update=found)
+        results["reproduced"] = _reproduced(work, model, rows, dtype)
+    return check.model_copy(update=results)
 
 
 def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str) -> Reproduced:
