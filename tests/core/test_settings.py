@@ -253,9 +253,8 @@ def test_settings_that_single_functions_read() -> None:
     with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
         config.load(None, train__method="dpo")
     for dtype, stored in (("float16", "float16"), ("auto", "float32")):
-        source: Any = SimpleNamespace(
-            config=config.load(None, export__dtype=dtype), plan=SimpleNamespace(dtype="float32")
-        )
+        chosen, plan = config.load(None, export__dtype=dtype), SimpleNamespace(dtype="float32")
+        source: Any = SimpleNamespace(config=chosen, plan=plan)
         assert merged.stored_dtypes(source) == [stored]
 
 

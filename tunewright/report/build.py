@@ -52,6 +52,7 @@ class Files:
 def read(run: Run) -> Files:
     """Raises RUN_DAMAGED, naming the file, if one is missing or malformed."""
     verdict = records.read(run.verdict, Verdict)
+    asked = records.existing(run.verify, ASKED)
     tuned, other = (run.scores / f"{arm}.jsonl" for arm in ("tuned", verdict.comparator.name))
     return Files(
         name=run.name,
@@ -63,7 +64,7 @@ def read(run: Run) -> Files:
         protocol=records.read(run.protocol, ProtocolRecord),
         selftest=records.existing(run.selftest, SelfTest),
         exports=records.existing(run.export, EXPORTS),
-        asked=records.existing(run.verify, ASKED) or () if run.verify.exists() else (),
+        asked=asked or (),
         metrics=list(records.read_lines(run.metrics, METRICS)),
         moved=_moved(run),
         scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),

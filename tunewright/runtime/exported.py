@@ -73,8 +73,8 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel) -> Loss:
     with work.console.bar("predictions of the GGUF file", len(sequences), unit="rows") as tick:
         d = kl.measure(model, sequences, [1.0], work.plan.layout, tick, trained)
     answered, judged = _scores(work, model, rows), work.answers.of(work.inputs.tuned, "dev", tuned)
-    clusters, own, of_run = [work.data.cluster[i] for i in rows], *([s.score for s in x] for x in (answered, judged))
-    compared, tokens = work.protocol.compare(own, of_run, clusters), int(d.tokens_R.sum())
+    clusters, tokens = [work.data.cluster[i] for i in rows], int(d.tokens_R.sum())
+    compared = work.protocol.compare([s.score for s in answered], [s.score for s in judged], clusters)
     return Loss(
         tokens=tokens,
         kl=float(d.kl_SR[0].sum() / tokens),

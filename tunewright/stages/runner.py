@@ -135,7 +135,8 @@ class Runner:
             before = records.existing(run.verify, ASKED) or ()
             same = (asked.kind, asked.consumer)
             records.write(run.verify, [*(a for a in before if (a.kind, a.consumer) != same), asked])
-            card.write(run, records.read(run.export, EXPORTS))
+            exports = records.read(run.export, EXPORTS)
+            card.write(run, exports)
             if run.report.exists():
                 write_report(run)
         return asked
