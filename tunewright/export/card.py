@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import ASKED, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
 from tunewright.export.portable import base_name, without_folders
@@ -34,7 +34,7 @@ def text(run: Run, checks: Sequence[ExportCheck]) -> str:
         base=base_name(receipt.model.name),
         chat=records.read(run.audit, Audit).task.kind != "text",
         checks=checks,
-        asked=[asked for asked in records.existing(run.verify, ASKED) or () if asked.kind == kind],
+        consumer_checks=records.existing(run.verify, CONSUMER_CHECKS) or (),
         verdict=records.read(run.verdict, Verdict),
         receipt=receipt,
         plan=records.read(run.plan, Plan),
