@@ -265,7 +265,7 @@ def export_killed(path: Path) -> tuple[int, int]:
 
     def unchecked(row: Export, folder: Path, *_: Any) -> ExportCheck:
         same = {"largest_difference": 0.0, "same_texts": 1, "prompts": 1, "encoded": 1, "loaded_with": ""}
-        return ExportCheck(kind=row.kind, path=folder.name, dtype="float32", **same)
+        return ExportCheck(kind=row.kind, path=str(folder), dtype="float32", **same)
 
     def work(run: Run) -> int:
         export._check = unchecked

@@ -127,8 +127,9 @@ def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pyt
 
 
 def test_merged_weights_have_the_dtype_in_which_the_run_was_judged(trained: Made) -> None:
-    judged = replace(trained.source, plan=trained.source.plan.model_copy(update={"dtype": "bfloat16"}))
-    assert merged.stored_dtypes(trained.source) == ["float32"]
+    source = trained.source
+    judged = replace(source, plan=source.plan.model_copy(update={"dtype": "bfloat16"}))
+    assert merged.stored_dtypes(source) == ["float32"]
     assert merged.stored_dtypes(judged) == ["bfloat16"]
     assert merged.stored_dtypes(replace(judged, config=load(None, export__dtype="float16"))) == ["float16"]
 
@@ -162,7 +163,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
         kind == "adapter"
     )
     assert ("- vLLM 0.32.0 (2026-11-28): the trained model's answers; 9 of 9 texts" in body) is (kind == "merged")
-    assert ("written, not yet checked in another program" in body) is (kind == "adapter")
+    assert ("written, not yet checked in another program" in body) is (kind != "merged")
     assert ("the weights contain 0.5 of the trained update" in body) is measured
     assert ("not shown to be better than zero_shot." in body) is not measured
     assert ("the day of training" in body) is measured

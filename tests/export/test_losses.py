@@ -116,7 +116,14 @@ def test_to_adds_exports_and_what_they_are_made_from(to: str, settings: list[str
 
 
 @pytest.mark.parametrize(
-    ("to", "message"), [("hub", "tunewright push RUN OWNER/NAME"), ("ggfu", "'ggfu'.*gguf:f16,q8_0")]
+    ("to", "message"),
+    [
+        ("hub", "tunewright push RUN OWNER/NAME"),
+        ("ggfu", "'ggfu'.*gguf:f16,q8_0"),
+        ("mlx:f16", "'mlx:f16'"),
+        ("f16", "'f16'"),
+        ("gguf:f17", "'gguf:f17'"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_what_to_do(to: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -121,7 +121,7 @@ def test_modules_are_used_where_steps_without_them_would_differ(monkeypatch: pyt
     for kind, more in others:
         assert tiny_lm(kind, **more).decoding == "modules", kind
     module = tiny_model()
-    assert language_model.of(module).decoding == "vectors"
+    assert language_model.of(module).decoding == "vector"
     assert module.config._attn_implementation != attention.PREFIXED
     plain = decoding.Layer.of
     monkeypatch.setattr(decoding.Layer, "of", lambda part: dataclasses.replace(plain(part), scaling=0.36))

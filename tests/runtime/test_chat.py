@@ -58,7 +58,7 @@ def by_generate(model: chat.TunedModel, turns: list[Message], new: int) -> str:
 def test_a_conversation_is_that_of_the_modules(labelled: api.Result) -> None:
     """Several turns, each after the model's own replies: by steps without modules, by modules, by `generate`."""
     model = chat.load_run(run_folder.Run(labelled.path))
-    assert model.model.decoding == "vectors"
+    assert model.model.decoding == "vector"
     modules = replace(model, model=replace(model.model, decoding="modules"))
     turns: list[Message] = []
     for text in ("lot 5 of fire", "what of ice?", "and now?", "x" * 90):

@@ -16,20 +16,22 @@ PUSHED = "hub"
 
 def settings(to: str, before: Sequence[str]) -> list[str]:
     """The settings for ``to``, such as ``gguf:f16,q8_0,ollama``: its exports and bundles, what these are made from, and
-    those that the run has. Raises CONFIG_RANGE."""
-    kinds, types = list(before), []
-    for word in to.replace(":", ",").split(","):
-        name = word.strip()
-        if name in get_args(GgufType):
-            types.append(name)
-            kinds.append("gguf")
-        elif name in KINDS or name in OTHER_NAMES:
-            kinds += OTHER_NAMES.get(name, (name,))
+    ``before``. Raises CONFIG_RANGE."""
+    kinds, types = list(before), list[str]()
+    for word in map(str.strip, to.split(",")):
+        name, _, type_ = word.partition(":")
+        if types and word in get_args(GgufType):  # the list continues
+            types.append(word)
+        elif name == "gguf" and type_ in get_args(GgufType):
+            types.append(type_)
+            kinds.append(name)
+        elif word in KINDS or word in OTHER_NAMES:
+            kinds += OTHER_NAMES.get(word, (word,))
         else:
             fix = f"choose from {', '.join((*KINDS, *OTHER_NAMES))}; types of GGUF follow it: gguf:f16,q8_0."
-            if name == PUSHED:
+            if word == PUSHED:
                 fix = "push a finished run: `tunewright push RUN OWNER/NAME`."
-            raise ConfigError("CONFIG_RANGE", f"there is no export {name!r}.", where="--to", fix=fix)
+            raise ConfigError("CONFIG_RANGE", f"there is no export {word!r}.", where="--to", fix=fix)
     kinds += [needed for kind in kinds if kind in BUNDLES for needed in BUNDLES[kind].needs]
     chosen = [kind for kind in (*EXPORTS, *BUNDLES) if kind in kinds]
     return [f"export.to=[{', '.join(chosen)}]", *([f"export.gguf=[{', '.join(types)}]"] if types else [])]

@@ -265,7 +265,7 @@ def export(
         str | None,
         typer.Option(
             metavar="KINDS",
-            help="Also write these: gguf[:f16,q8_0,...], lora-gguf, ollama, vllm, sglang, llama-server, mlx, onnx.",
+            help="Also write these: gguf, gguf:TYPE,TYPE, lora-gguf, ollama, vllm, sglang, llama-server, mlx, onnx.",
         ),
     ] = None,
     model: Model = None,
@@ -280,7 +280,7 @@ def export(
         from tunewright.cli import export_kinds
 
         existing = _existing(source, root)
-        before = config_of(str(existing.path) if existing else source, given if existing is None else None, None)
+        before = config_of(str(existing.path) if existing else source, given, None)
         given = [*given, *export_kinds.settings(to, before.export.to)]
     _print_record("export", _advance(source, given, model, name, root, quiet or as_json, "export"), as_json)
 

@@ -82,9 +82,11 @@ def searched_folder(name: str) -> Path | None:
 
 
 def anchored(name: str, base: Path) -> str:
-    """A relative path or pattern, as one that begins with ``base``; anything else unchanged."""
+    """A relative path or pattern, as one that begins with ``base``; ~ as the home folder; anything else unchanged."""
     if not is_local(name):
         return name
+    if name.startswith("~/"):
+        return str(Path(name).expanduser())
     if is_pattern(name) and not (base / name).exists():
         return str(Path(glob.escape(str(base))) / name)
     return str(base / name)

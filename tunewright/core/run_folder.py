@@ -75,7 +75,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.path.absolute().name
 
     def branch(self, name: str) -> Run:
         """The folder of a branch: an extra training run that belongs to this run."""
@@ -271,18 +271,26 @@ def disk_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A temporary folder, which takes the place of ``folder`` when the block ends: a killed process leaves the old one,
-    the new one or none, and no half. Raises RUN_DISK."""
+    the new one or none, and no half; an error leaves the old one. Raises RUN_DISK."""
     with disk_errors(folder):
         for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed here
             shutil.rmtree(leftover)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = temporary.with_name(f"{temporary.name}-old")
     try:
         yield temporary
         with disk_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sha256(file: Path) -> str:

@@ -16,23 +16,28 @@ from tunewright.export.templating import render
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     """Write README.md into the folder of every export."""
-    receipt = records.read(run.receipt, Receipt)
-    facts = {
-        "name": run.name,
-        "command": without_folders(receipt.command),
-        "base": base_name(receipt.model.name),
-        "chat": records.read(run.audit, Audit).task.kind != "text",
-        "verdict": records.read(run.verdict, Verdict),
-        "receipt": receipt,
-        "plan": records.read(run.plan, Plan),
-        "training": records.read(run.training, Training),
-        "forgetting": records.read(run.forgetting, FORGETTING),
-        "consumer_checks": records.existing(run.verify, CONSUMER_CHECKS) or (),
-    }
-    for kind, row in EXPORTS.items():
-        written = [check for check in checks if check.kind == kind]
-        if not written:
-            continue
-        snippet = row.snippet(receipt.model.name, Path(written[0].path).name)
-        text = render("card.md", **facts, checks=written, snippet=snippet, kind=kind, library=row.library)
-        write_atomic(run.path / row.kind / "README.md", text)
+    for kind in EXPORTS:
+        if own := [check for check in checks if check.kind == kind]:
+            write_atomic(run.path / kind / "README.md", text(run, own))
+
+
+def text(run: Run, checks: Sequence[ExportCheck]) -> str:
+    """The card of one kind of export. ``checks``: one for its folder, or one for each file."""
+    receipt, kind = records.read(run.receipt, Receipt), checks[0].kind
+    return render(
+        "card.md",
+        name=run.name,
+        kind=kind,
+        library=EXPORTS[kind].library,
+        snippet=EXPORTS[kind].snippet(receipt.model.name, Path(checks[0].path).name),
+        command=without_folders(receipt.command),
+        base=base_name(receipt.model.name),
+        chat=records.read(run.audit, Audit).task.kind != "text",
+        checks=checks,
+        consumer_checks=records.existing(run.verify, CONSUMER_CHECKS) or (),
+        verdict=records.read(run.verdict, Verdict),
+        receipt=receipt,
+        plan=records.read(run.plan, Plan),
+        training=records.read(run.training, Training),
+        forgetting=records.read(run.forgetting, FORGETTING),
+    )

@@ -7,10 +7,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,9 +27,9 @@ from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.train import checkpoints
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+# (temporary folder of an export, its checks, the trained model, merged if the export is) -> the checks, with what else
+# was found out. Writes what else belongs into the folder.
+Finish = Callable[[Path, list[ExportCheck], LanguageModel], list[ExportCheck]]
 CHECK_PROMPTS = 8
 CHECK_PROMPT_TOKENS = 512
 NEW_TOKENS = 24
@@ -70,13 +69,22 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     return model
 
 
+def accepted(folder: Path, checks: list[ExportCheck], model: LanguageModel) -> list[ExportCheck]:
+    """For an export that needs nothing more."""
+    return checks
+
+
 def export(
-    source: TrainedRun, prompts: Sequence[CheckPrompt], stop: Sequence[int], texts: Sequence[str] = ()
+    source: TrainedRun,
+    prompts: Sequence[CheckPrompt],
+    stop: Sequence[int],
+    texts: Sequence[str] = (),
+    finish: Finish = accepted,
 ) -> list[ExportCheck]:
     """Writes the exports. ``prompts``: held-out ones; ``stop``: tokens that end an answer; ``texts``: what an export
-    must split into the same tokens.
+    must split into the same tokens; ``finish``: see `Finish`.
 
-    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently; it is then removed.
+    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently. What was there before then stays.
     """
     require_supported(source)
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
@@ -88,7 +96,7 @@ def export(
         if row.merged and not merged:
             adapters.merge(model.module)
             merged = True
-        checks += _write(row, source, model.module, expected)
+        checks += _write(row, model, expected, finish)
     return checks
 
 
@@ -114,9 +122,10 @@ def wanted(config: Config, plan: Plan) -> list[Export]:
     return chosen
 
 
-def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: Expected) -> list[ExportCheck]:
+def _write(row: Export, model: LanguageModel, expected: Expected, finish: Finish) -> list[ExportCheck]:
     """Write an export and check it: what a run contains is complete and was checked."""
-    folder, checks = source.run.path / row.kind, []
+    source, module, checks = expected.source, model.module, []
+    folder = source.run.path / row.kind
     with replacing(folder) as temporary:
         for dtype in row.dtypes(source):
             with disk_errors(folder):
@@ -124,9 +133,9 @@ def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: E
             stored = None if row.stored is None else row.stored(source, dtype)
             weights = {} if stored is None else reload_check.weights(module, stored)
             check = _check(row, path, dtype, replace(expected, answers=replace(expected.answers, weights=weights)))
-            file = None if path.is_dir() else tensors.described(path)
-            checks.append(check.model_copy(update={"path": str(folder / path.relative_to(temporary)), "file": file}))
-    return checks
+            checks.append(check.model_copy(update={"file": None if path.is_dir() else tensors.described(path)}))
+        checks = finish(temporary, checks, model)
+    return [c.model_copy(update={"path": str(folder / Path(c.path).relative_to(temporary))}) for c in checks]
 
 
 def _expected(

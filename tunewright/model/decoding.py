@@ -2,7 +2,7 @@
 
 At 135M parameters, modules and a cache that is copied for every token take longer than the arithmetic of a step.
 `FusedState` does the same operations on the same numbers as the modules of the Llama family, so its logits are equal
-bit for bit (`fits` tells whether they are), and writes into its cache in place.
+bit for bit (`step_kernel` asks the model whether they are), and writes into its cache in place.
 
 Axes: B rows, Q new tokens, T tokens of the cache, V vocabulary, D width, I inputs, O outputs, R rank, H heads, G
 key-value heads, K head width. In a step, one row may be a vector: (D,) instead of (B, D).
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 ROOM = 64  # tokens that a cache grows by
 Function = Callable[[Tensor], Tensor]
 Pair = tuple[Tensor, Tensor]
-# How steps are computed: by modules, or without them, one row as a matrix ("rows") or as a vector.
-Way = Literal["modules", "rows", "vectors"]
+# How steps are computed: by modules, or without them, one row as a matrix ("matrix") or as a vector.
+StepKernel = Literal["modules", "matrix", "vector"]
 
 
 @dataclass
@@ -102,20 +102,25 @@ class Layer:
     def of(cls, part: Any) -> Layer:
         attend, mlp = part.self_attn, part.mlp
         return cls(
-            norm(part.input_layernorm),
-            *map(linear, (attend.q_proj, attend.k_proj, attend.v_proj, attend.o_proj)),
-            norm(part.post_attention_layernorm),
-            *map(linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
-            mlp.act_fn,
-            (norm(attend.q_norm), norm(attend.k_norm)) if hasattr(attend, "q_norm") else None,
-            attend.scaling,
-            attend.num_key_value_groups,
+            before=norm(part.input_layernorm),
+            query=linear(attend.q_proj),
+            key=linear(attend.k_proj),
+            value=linear(attend.v_proj),
+            out=linear(attend.o_proj),
+            after=norm(part.post_attention_layernorm),
+            gate=linear(mlp.gate_proj),
+            up=linear(mlp.up_proj),
+            down=linear(mlp.down_proj),
+            activation=mlp.act_fn,
+            head_norms=(norm(attend.q_norm), norm(attend.k_norm)) if hasattr(attend, "q_norm") else None,
+            scaling=attend.scaling,
+            per_group=attend.num_key_value_groups,
         )
 
 
-def norm(module: Any) -> Function:
+def norm(module: nn.Module) -> Function:
     """A root mean square norm of the last axis."""
-    weight = module.weight
+    weight = torch.as_tensor(module.weight)
     # As tensors, because torch converts a number anew in every call.
     eps, width = (weight.new_tensor(x, dtype=torch.float32) for x in (module.variance_epsilon, len(weight)))
 
@@ -127,16 +132,16 @@ def norm(module: Any) -> Function:
     return normed
 
 
-def linear(layer: Any) -> Function:
+def linear(layer: nn.Module) -> Function:
     """``layer`` for inputs (B, I) or (I,), the factors of its adapter cast once."""
     base = layer.base if isinstance(layer, LoRALinear) else layer
-    if type(base) is not nn.Linear or getattr(layer, "magnitude", None) is not None:
+    if not isinstance(base, nn.Linear) or type(base) is not nn.Linear or getattr(layer, "magnitude", None) is not None:
         return lambda x: torch.as_tensor(layer(x.view(-1, x.shape[-1]))).view(*x.shape[:-1], -1)
     weight, bias = base.weight, base.bias
     if layer is base and bias is not None:
         return lambda x: torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
     product: Function = partial(_product, weight)
-    if layer is not base and layer.on:
+    if isinstance(layer, LoRALinear) and layer.on:
         product = _updated(product, layer.lora_A.to(weight.dtype), layer.lora_B.to(weight.dtype), layer.scaling)
     return product if bias is None else lambda x: product(x) + bias
 
@@ -174,7 +179,7 @@ def _same_as_vector(outputs: int, inputs: int, rank: int) -> bool:
 @dataclass
 class FusedState:
     """As `State`. ``cache``: keys and values (2, B, G, T, K) of each layer, of which ``used`` tokens are filled.
-    ``padding_B11T``: the padding of the prompts, if there is any. ``vectors``: one row is computed as a vector."""
+    ``padding_B11T``: the padding of the prompts, if there is any. ``as_vector``: one row is computed as a vector."""
 
     model: LanguageModel
     layers: list[Layer]
@@ -185,10 +190,10 @@ class FusedState:
     used: int
     padding_B11T: Tensor | None
     next_B: Tensor
-    vectors: bool
+    as_vector: bool
 
     @classmethod
-    def after(cls, state: State, way: Way) -> FusedState:
+    def after(cls, state: State, kernel: StepKernel) -> FusedState:
         """The state after the same tokens."""
         decoder = state.model.decoder
         updates = [layer for layer in adapted(state.model.module).values() if layer.on]
@@ -202,7 +207,7 @@ class FusedState:
             state.real_BT.shape[1],
             _if_any(~state.real_BT.bool()[:, None, None]),
             state.next_B,
-            way == "vectors" and all(_same_as_vector(*x.base.weight.shape, len(x.lora_A)) for x in updates),
+            kernel == "vector" and all(_same_as_vector(*x.base.weight.shape, len(x.lora_A)) for x in updates),
         )
 
     def step(self, token_B: Tensor) -> Tensor:
@@ -212,7 +217,7 @@ class FusedState:
         decoder, rows = self.model.decoder, len(token_B)
         hidden = decoder.embed_tokens(token_B)
         turn = self._turn(*decoder.rotary_emb(hidden[:, None], self.next_B[:, None]))
-        if self.vectors and rows == 1:
+        if self.as_vector and rows == 1:
             hidden = hidden[0]
         for number, layer in enumerate(self.layers):
             hidden = hidden + self._attended(number, layer.before(hidden), turn)
@@ -226,7 +231,7 @@ class FusedState:
         """Factors (B, H + 2G, 2, K / 2) of queries, keys and values, and of their other halves. Values are not
         turned."""
         groups, heads = self.cache[0].shape[2], self.cache[0].shape[2] * self.layers[0].per_group
-        cos, sin = (x.unflatten(2, (2, -1)) for x in (cos_B1K, sin_B1K))
+        cos, sin = (x.view(*x.shape[:2], 2, -1) for x in (cos_B1K, sin_B1K))
         sin = torch.stack((-sin[:, :, 0], sin[:, :, 1]), 2)
         turned, rest = (-1, heads + groups, -1, -1), (-1, groups, -1, -1)
         return (
@@ -241,7 +246,10 @@ class FusedState:
         q, k, v = layer.query(x), layer.key(x), layer.value(x)
         if layer.head_norms is not None:
             of_q, of_k = layer.head_norms
-            q, k = of_q(q.unflatten(-1, (heads, width))).flatten(-2), of_k(k.unflatten(-1, (groups, width))).flatten(-2)
+            q, k = (
+                of_q(q.view(*q.shape[:-1], heads, width)).flatten(-2),
+                of_k(k.view(*k.shape[:-1], groups, width)).flatten(-2),
+            )
         all_BH2k = torch.cat((q, k, v), -1).view(rows, -1, 2, width // 2)
         all_BH2k = all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
         new_B2GK = all_BH2k[:, heads:].reshape(rows, 2, groups, width)
@@ -269,21 +277,28 @@ def _grown(cache_2BGTK: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def way_of(model: LanguageModel) -> Way:
-    """The fastest way to compute steps that gives the logits of the model's own modules, bit for bit; asked of the
+def step_kernel(model: LanguageModel) -> StepKernel:
+    """The fastest kernel to compute steps that gives the logits of the model's own modules, bit for bit; asked of the
     model itself."""
     from transformers import DynamicCache
 
-    ids_BT = torch.arange(1, 7, device=model.device)[None] % model.module.config.get_text_config().vocab_size
-    ways: list[Way] = ["vectors", "rows"] if model.head_VD.dtype == torch.float32 else ["rows"]
+    config = model.module.config.get_text_config()
+    ids_BT = torch.arange(1, 7, device=model.device)[None] % config.vocab_size
+    kernels: list[StepKernel] = ["vector", "matrix"] if model.head_VD.dtype == torch.float32 else ["matrix"]
     try:
         for part in model.decoder.layers:  # most models of another form end here
             Layer.of(part)
-        state = State(model, DynamicCache(config=model.module.config), (), True, ids_BT[:, :0], ids_BT[:, 0] * 0)
-        with attention.attending(model.module, attention.PREFIXED):
-            state.feed(ids_BT, torch.ones_like(ids_BT))
-            logits = {way: FusedState.after(state, way).step(ids_BT[:, 0]) for way in ways}
-            own = state.step(ids_BT[:, 0])
-        return next((way for way in ways if torch.equal(logits[way], own)), "modules")
-    except (AttributeError, TypeError, ValueError, RuntimeError):
+        # Also near the end: some architectures scale by position only there.
+        for start in (0, max(0, config.max_position_embeddings - 8)):
+            next_B = torch.full_like(ids_BT[:, 0], start)
+            state = State(model, DynamicCache(config=model.module.config), (), True, ids_BT[:, :0], next_B)
+            with attention.attending(model.module, attention.PREFIXED):
+                state.feed(ids_BT, torch.ones_like(ids_BT))
+                logits = {kernel: FusedState.after(state, kernel).step(ids_BT[:, 0]) for kernel in kernels}
+                own = state.step(ids_BT[:, 0])
+            kernels = [kernel for kernel in kernels if torch.equal(logits[kernel], own)]
+        return next(iter(kernels), "modules")
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
         return "modules"

@@ -185,7 +185,7 @@ def _decoding(
     state = State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
     with contextlib.nullcontext() if plain else attention.attending(model.module, attention.PREFIXED):
         logits_BV = state.feed(ids, real, last_only=True)[:, -1]
-        # `way_of` was asked on the CPU; a GPU's kernels may round differently.
+        # `step_kernel` was asked on the CPU; a GPU's kernels may round differently.
         if plain or model.decoding == "modules" or device.type != "cpu":
             yield state, logits_BV
         else:

@@ -9,7 +9,6 @@ from pathlib import Path
 from tunewright.core.records import ExportCheck, Loss, Reproduced
 from tunewright.data.scores import Score, mean
 from tunewright.export import EXPORTS
-from tunewright.export.export import trained_model
 from tunewright.export.kind import Base
 from tunewright.judge.evaluate import score_arm
 from tunewright.model import kl, loading
@@ -19,33 +18,36 @@ from tunewright.runtime.context import Work
 from tunewright.tokens.sequences import flat
 
 
-def measured(work: Work, checks: Sequence[ExportCheck]) -> list[ExportCheck]:
-    """The checks, with what their exports answered."""
+def measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCheck:
+    """The check, with what the export answered. ``trained``: the run's model in float32, for what GGUF files lost."""
     import torch
 
-    trained = None
-    if any(check.kind == "gguf" for check in checks) and work.inputs.dev:
-        trained = trained_model(work.run, work.plan, work.inputs.facts, torch.float32)
-        trained.module.to(work.inputs.machine.device)
-    return [_measured(work, check, trained) for check in checks]
+    try:
+        return _measured(work, check, trained)
+    except torch.OutOfMemoryError:
+        work.console.warn(f"export: the memory of the GPU is too small to answer rows with {check.kind}: not measured")
+        return check
+    finally:
+        trained.module.to("cpu")
 
 
-def _measured(work: Work, check: ExportCheck, trained: LanguageModel | None) -> ExportCheck:
-    """``trained``: the run's model in float32, if the loss of a type is measured."""
-    facts = work.inputs.facts
-    rows, quantised = work.inputs.test[: work.config.export.rows], check.kind == "gguf" and trained is not None
-    if not rows and not quantised:
+def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCheck:
+    facts, results = work.inputs.facts, dict[str, object]()
+    rows, lossy = work.inputs.test[: work.config.export.rows], check.kind == "gguf" and bool(work.inputs.dev)
+    if not rows and not lossy:
         return check
     model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256)).model
-    model.module.to(work.inputs.machine.device)
-    found: dict[str, object] = {}
-    if quantised and trained is not None:
-        found["loss"] = _loss(work, model, trained)
+    if lossy:
+        for both in (model, trained):
+            both.module.to(work.inputs.machine.device)
+        results["loss"] = _loss(work, model, trained)
+        trained.module.to("cpu")
     if rows:
         dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
-        model.module.to(loading.torch_dtype(dtype))
-        found["reproduced"] = _reproduced(work, model, rows, dtype)
-    return check.model_copy(update=found)
+        model.module.to(work.inputs.machine.device, loading.torch_dtype(dtype))
+        work.run.event("test_read", rows=len(rows), export=check.kind)
+        results["reproduced"] = _reproduced(work, model, rows, dtype)
+    return check.model_copy(update=results)
 
 
 def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str) -> Reproduced:
@@ -66,12 +68,13 @@ def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: st
 
 def _loss(work: Work, model: LanguageModel, trained: LanguageModel) -> Loss:
     rows, tuned = work.inputs.dev, weights.at_chosen_scale(work.run, work.plan)
-    sequences = [sequence for sequence in flat(work.inputs.rows["dev"]) if sequence.row in set(rows)]
+    chosen = set(rows)
+    sequences = [sequence for sequence in flat(work.inputs.rows["dev"]) if sequence.row in chosen]
     with work.console.bar("predictions of the GGUF file", len(sequences), unit="rows") as tick:
         d = kl.measure(model, sequences, [1.0], work.plan.layout, tick, trained)
     answered, judged = _scores(work, model, rows), work.answers.of(work.inputs.tuned, "dev", tuned)
-    clusters, own, of_run = [work.data.cluster[i] for i in rows], *([s.score for s in x] for x in (answered, judged))
-    compared, tokens = work.protocol.compare(own, of_run, clusters), int(d.tokens_R.sum())
+    clusters, tokens = [work.data.cluster[i] for i in rows], int(d.tokens_R.sum())
+    compared = work.protocol.compare([s.score for s in answered], [s.score for s in judged], clusters)
     return Loss(
         tokens=tokens,
         kl=float(d.kl_SR[0].sum() / tokens),

@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunewright.core.records import ExportCheck, Loss, Reproduced
+from tunewright.core.run_folder import write_atomic
 from tunewright.core.words import counted
 from tunewright.data.messages import Prompt, Text
-from tunewright.export import KINDS, bundles, card, portable
+from tunewright.export import bundles, card, portable
 from tunewright.export import export as exporting
 from tunewright.export.gguf.model import MORE_PRECISE
 from tunewright.export.kind import TrainedRun
 from tunewright.export.reload_check import CheckPrompt
 from tunewright.model.generate import stop_ids
+from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import exported, weights
 from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
@@ -32,17 +34,22 @@ def export(work: Work) -> list[ExportCheck]:
     template = work.inputs.template
     with work.models.at(weights.base(work.plan)) as model:
         stop = stop_ids(model, template.eos)
+    work.models.release()
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
     prompts, texts = check_prompts(work), _texts(work)
 
-    def write(source: TrainedRun) -> list[ExportCheck]:
-        return exported.measured(work, exporting.export(source, prompts, stop, texts))
-
-    checks = _in_a_type_that_passes(work, source, write)
-    card.write(work.run, checks)
-    bundles.write(source, stop)
-    for folder in filter(Path.is_dir, (work.run.path / kind for kind in KINDS)):
+    def finish(folder: Path, checks: list[ExportCheck], model: LanguageModel) -> list[ExportCheck]:
+        measured = [exported.measured(work, check, model) for check in checks]
+        write_atomic(folder / "README.md", card.text(work.run, measured))
         portable.let_others_read(folder)
+        return measured
+
+    def write(source: TrainedRun) -> list[ExportCheck]:
+        return exporting.export(source, prompts, stop, texts, finish)
+
+    work.run.verify.unlink(missing_ok=True)  # what other programs answered with the exports before
+    checks = _in_a_type_that_passes(work, source, write)
+    bundles.write(source, stop)
     return checks
 
 

@@ -20,9 +20,9 @@ from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
 from tunewright.data.remedies.prepared import pinned
-from tunewright.export import card, portable
+from tunewright.export import card, export, portable
 from tunewright.export.consumers.openai_server import Server
-from tunewright.export.kind import Dtype
+from tunewright.export.kind import Dtype, TrainedRun
 from tunewright.runtime import inputs, receipt, verification
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Context, Setup, Work
@@ -71,6 +71,7 @@ class Runner:
         with crowding.giving_way(), _remove_folder_on_user_error(self.context), run_folder.writing(run):
             if run.plan.exists():
                 self._check_inputs()
+            self._store_export_settings()
             with follow.following(run, self.context.config.track, self.context.console):
                 self._advance(until)
 
@@ -84,6 +85,22 @@ class Runner:
                     run.event(f"{stage.name}_finished")
             if stage.name == until:
                 return
+
+    def _store_export_settings(self) -> None:
+        """Of a run that is continued with others, once it is known that they can be met. Exports and report are then
+        written again."""
+        context = self.context
+        if not context.export_settings:
+            return
+        if context.run.plan.exists():
+            work = self.work()
+            export.require_supported(
+                TrainedRun(work.run, work.config, work.plan, work.inputs.facts, work.inputs.template)
+            )
+        run_folder.write_atomic(context.run.config, to_yaml(context.config))
+        context.run.event("export_settings", settings=list(context.export_settings))
+        for file in (context.run.export, context.run.report):
+            file.unlink(missing_ok=True)
 
     def adopt(self, plan: Plan) -> None:
         """Instead of planning, take over the plan of another run."""
@@ -189,17 +206,12 @@ def start(
 
 
 def resume(run: Run, console: Console, command: str, export: Sequence[str] = ()) -> Context:
-    """An existing run, with the config that it started with. ``export``: new `export` settings, which are stored; its
-    exports and report are then written again."""
+    """An existing run, with the config that it started with. ``export``: new `export` settings, with paths relative to
+    the working directory."""
     config = load(run.config)
-    changed = load(run.config, [*export])
-    if changed != config:
-        with run_folder.writing(run):
-            run_folder.write_atomic(run.config, to_yaml(changed))
-            run.event("export_settings", settings=list(export))
-            for file in (run.export, run.verify, run.report):
-                file.unlink(missing_ok=True)
-    return Context(run, changed, console, command, dataset.load(changed))
+    changed = config.model_copy(update={"export": absolute(load(run.config, [*export])).export})
+    new = tuple(export) if changed != config else ()
+    return Context(run, changed, console, command, dataset.load(changed), export_settings=new)
 
 
 def _same_config(run: Run, config: Config) -> Config:

@@ -344,7 +344,8 @@ class ExportConfig(Frozen):
     gguf: Auto | Annotated[list[GgufType], Field(min_length=1)] = Field(
         "auto",
         description="Types of the weights in GGUF files, one file each, e.g. [f16, q8_0]; auto: f16 below a billion "
-        "parameters, otherwise q8_0. Those that end in k or k_m need the package llama-cpp-python.",
+        "parameters, q8_0 up to four billion, otherwise q4_k_m, and a more precise one where that loses too much. "
+        "Those that end in k or k_m need the package llama-cpp-python.",
     )
     llama_cpp: FilePath | None = Field(
         None,

@@ -14,6 +14,7 @@ from tunewright.export.bundles.ollama import OLLAMA
 from tunewright.export.bundles.onnx import ONNX
 from tunewright.export.bundles.serve import SERVE
 from tunewright.export.kind import TrainedRun
+from tunewright.export.portable import let_others_read
 from tunewright.export.templating import render
 
 BUNDLES = {bundle.kind: bundle for bundle in (OLLAMA, SERVE, MLX, ONNX)}
@@ -39,6 +40,7 @@ def write(source: TrainedRun, stop: Sequence[int]) -> None:
         with replacing(folder) as temporary, disk_errors(folder):
             readme = bundle.write(gather(source, stop), temporary)
             write_atomic(temporary / "README.md", render("bundle.md", **readme._asdict()))
+            let_others_read(temporary)
 
 
 def _wanted(config: Config) -> list[Bundle]:

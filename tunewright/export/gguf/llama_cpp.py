@@ -79,7 +79,11 @@ def tokenizer(file: Path) -> Callable[[Sequence[str]], list[list[int]]] | None:
     """Texts -> token ids, by llama.cpp and the vocabulary of a GGUF file. None if llama.cpp is not installed."""
     if not installed():
         return None
-    from llama_cpp import Llama
 
-    model = Llama(str(file), vocab_only=True, verbose=False)
-    return lambda texts: [model.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        from llama_cpp import Llama
+
+        model = Llama(str(file), vocab_only=True, verbose=False)
+        return [model.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
+
+    return encode
