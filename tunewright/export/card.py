@@ -24,6 +24,7 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
 def text(run: Run, checks: Sequence[ExportCheck]) -> str:
     """The card of one kind of export. ``checks``: one for its folder, or one for each file."""
     receipt, kind = records.read(run.receipt, Receipt), checks[0].kind
+    consumer_checks = records.existing(run.verify, CONSUMER_CHECKS) or ()
     return render(
         "card.md",
         name=run.name,
@@ -34,7 +35,7 @@ def text(run: Run, checks: Sequence[ExportCheck]) -> str:
         base=base_name(receipt.model.name),
         chat=records.read(run.audit, Audit).task.kind != "text",
         checks=checks,
-        consumer_checks=records.existing(run.verify, CONSUMER_CHECKS) or (),
+        consumer_checks=consumer_checks,
         verdict=records.read(run.verdict, Verdict),
         receipt=receipt,
         plan=records.read(run.plan, Plan),
