@@ -198,9 +198,9 @@ def test_the_config_fields() -> None:
         "cost.price_per_hour",
         "export.to",
         "export.dtype",
+        "export.rows",
         "export.gguf",
         "export.llama_cpp",
-        "export.rows",
     ]
     assert all(meaning for *_, meaning in config.fields())
 

@@ -38,7 +38,7 @@ from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
 from tunewright.export import bundles, export
 from tunewright.export.kind import Export, TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel

@@ -252,11 +252,10 @@ def test_settings_that_single_functions_read() -> None:
     assert verdicts[0] != verdicts[1]
     with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
         config.load(None, train__method="dpo")
-    plan: Any = SimpleNamespace(dtype="float32")
-    assert [merged.stored_dtype(config.load(None, export__dtype=d), plan) for d in ("float16", "auto")] == [
-        "float16",
-        "float32",
-    ]
+    for dtype, stored in (("float16", "float16"), ("auto", "float32")):
+        chosen, plan = config.load(None, export__dtype=dtype), SimpleNamespace(dtype="float32")
+        source: Any = SimpleNamespace(config=chosen, plan=plan)
+        assert merged.stored_dtypes(source) == [stored]
 
 
 def test_flags_of_one_run(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Folder) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from build import cli, tiny_model
+from build import byte_tokenizer, cli, tiny_model
 from export.tiny_server import TinyServer, serving
 
 from tunewright import api
 from tunewright.core import records
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError
-from tunewright.core.records import ASKED, Asked
+from tunewright.core.records import CONSUMER_CHECKS, ConsumerCheck
 from tunewright.core.run_folder import Run
 from tunewright.export import export
 from tunewright.export.consumers import answers, diagnosis, openai_server, suspects
@@ -53,15 +53,11 @@ def server(runner: Runner) -> TinyServer:
     return TinyServer({"tuned": module}, copy.deepcopy(template.tokenizer), stop)
 
 
-def ask(runner: Runner, server: TinyServer, model: str = "", dtype: Dtype = "float32", key: str = "") -> Asked:
+def ask(runner: Runner, server: TinyServer, model: str = "", dtype: Dtype = "float32", key: str = "") -> ConsumerCheck:
     work = runner.work()
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = work.inputs.template.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    with serving(server) as url, openai_server.connect(Endpoint(url, model, key), encode) as connected:
-        return verification.ask(work, check_prompts(work)[:3], connected, None, dtype)
+    tokenizer = work.inputs.template.tokenizer
+    with serving(server) as url, openai_server.connect(Endpoint(url, model, key), lambda: tokenizer) as connected:
+        return verification.check(work, check_prompts(work)[:3], connected, None, dtype)
 
 
 @pytest.mark.parametrize("manner", ["vllm", "llamacpp", "other"])
@@ -74,7 +70,7 @@ def test_a_server_with_the_trained_model_agrees(runner: Runner, server: TinyServ
     assert asked.base_difference > 0.1, "the base model would not have passed"
     assert asked.same_texts == asked.prompts == 4
     assert asked.tokens >= 12
-    assert asked.encoded == (3 if server.renders else 0)
+    assert asked.encoded == (3 if server.renders else None)
     version = {"vllm": "vLLM 0.32.0", "llamacpp": "llama-server b7000-abc", "other": "other"}
     assert asked.program == version[manner]
 
@@ -273,7 +269,10 @@ def test_another_model_name_is_refused_with_the_names_that_exist(runner: Runner,
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:9", "http://", "nonsense"])
 def test_a_server_that_is_down_is_one_line(url: str) -> None:
-    with pytest.raises(RunError, match="cannot be reached") as caught, openai_server.connect(Endpoint(url, ""), list):
+    with (
+        pytest.raises(RunError, match="cannot be reached") as caught,
+        openai_server.connect(Endpoint(url, ""), byte_tokenizer),
+    ):
         pass
     assert caught.value.code == "REMOTE_FAILED"
 
@@ -283,8 +282,8 @@ def test_a_server_that_is_down_is_one_line(url: str) -> None:
 
 def test_the_command_stores_what_it_asked_and_says_it_in_one_line(runner: Runner, server: TinyServer) -> None:
     run = runner.context.run
-    assert "not yet asked" in (run.merged / "README.md").read_text()
-    assert "written, not yet asked" in run.report.read_text()
+    assert "written, not yet checked in another program" in (run.merged / "README.md").read_text()
+    assert "written, not yet checked in another program" in run.report.read_text()
     with serving(server) as url:
         agreed = cli("verify", str(run.path), "--at", f"{url}/v1", "--export", "merged", cwd=run.path)
         adapters.scale_in_place(tuned(server), 0.0)
@@ -295,12 +294,15 @@ def test_the_command_stores_what_it_asked_and_says_it_in_one_line(runner: Runner
     assert differs.returncode == 1
     assert json.loads(differs.stdout)["cause"] == "adapter"
     assert differs.stderr.splitlines()[-1].startswith("error[CONSUMER_DIFFERS] tuned: vLLM 0.32.0 does not give")
-    assert [(a.kind, a.cause) for a in records.read(run.verify, ASKED)] == [("merged", None), ("adapter", "adapter")]
+    assert [(c.path, c.cause) for c in records.read(run.verify, CONSUMER_CHECKS)] == [
+        ("merged", None),
+        ("adapter", "adapter"),
+    ]
     card = (run.merged / "README.md").read_text()
     assert "- vLLM 0.32.0 (2" in card
-    assert "not yet asked" not in card
+    assert "not yet checked" not in card
     assert "**not** the trained model's answers (cause: adapter)" in (run.adapter / "README.md").read_text()
-    assert "written, not yet asked" not in run.report.read_text()
+    assert "not yet checked" not in run.report.read_text()
     assert "its answers are the base model&#39;s" in run.report.read_text()
 
 
@@ -347,7 +349,7 @@ def test_a_mistake_is_made_only_within_its_context() -> None:
     ids = torch.tensor([list(range(40))])
     before = module(ids).logits
     for suspect in suspects.suspects(module, bos=None):
-        with suspect.planted():
+        with suspect.simulated():
             changed = not torch.equal(module(ids).logits, before)
         assert changed is (
             "10,000" not in suspect.what and "adapter" not in suspect.what and "scaling" not in suspect.what

@@ -28,7 +28,7 @@ from tunewright.export import EXPORTS, export
 from tunewright.export.gguf import architecture, llama_cpp, lora, tensors, vocabulary
 from tunewright.export.gguf.model import GGUF
 from tunewright.export.kind import Base, TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.tokens import rendering
 from tunewright.tokens.template import Template

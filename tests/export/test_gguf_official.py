@@ -25,7 +25,7 @@ from tunewright.export import export, merged
 from tunewright.export.gguf.lora import LORA_GGUF
 from tunewright.export.gguf.model import GGUF
 from tunewright.export.kind import TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import loading, peft_format
 
 pytestmark = pytest.mark.slow

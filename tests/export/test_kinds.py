@@ -21,7 +21,7 @@ from tunewright.data.messages import question
 from tunewright.export import EXPORTS, card, export, merged
 from tunewright.export.kind import Place, TrainedRun, served_context
 from tunewright.export.merged import MERGED
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters
 from tunewright.model.facts import read_facts
 from tunewright.model.loading import load as load_model
@@ -163,7 +163,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
         kind == "adapter"
     )
     assert ("- vLLM 0.32.0 (2026-11-28): the trained model's answers; 9 of 9 texts" in body) is (kind == "merged")
-    assert ("written, not yet asked" in body) is (kind != "merged")
+    assert ("written, not yet checked in another program" in body) is (kind != "merged")
     assert ("the weights contain 0.5 of the trained update" in body) is measured
     assert ("not shown to be better than zero_shot." in body) is not measured
     assert ("the day of training" in body) is measured

@@ -17,12 +17,14 @@ import torch
 
 @dataclass
 class TinyServer:
-    """``models``: by the name that is asked for. The other fields are mistakes, or the lack of something."""
+    """``models``: by the name that is asked for; ``file``: the file or folder that it says it serves. The other fields
+    are mistakes, or the lack of something."""
 
     models: dict[str, Any]
     tokenizer: Any
     stop: tuple[int, ...]
     manner: str = "vllm"
+    file: str = "/models/x.gguf"
     chat_template: str | None = None
     before: list[int] = field(default_factory=list)  # ids before every prompt
     before_chat: list[int] = field(default_factory=list)
@@ -62,17 +64,22 @@ class TinyServer:
         if path == "/tokenize" and self.renders:
             ids = self.ids(given["content"]) if "content" in given else self.chat_ids(given)
             return 200, {"tokens": [*self.before_chat, *ids] if "content" in given else ids}
+        if path == "/completions" and self.manner == "llamacpp":  # its own protocol, not OpenAI's
+            return 200, {"content": "no", "tokens": [], "stop": True}
         if path == "/apply-template" and self.renders and self.manner == "llamacpp":
             return 200, {"prompt": self.text(given)}
         return 404, {"error": {"message": "not here"}}
 
     def facts(self, path: str) -> tuple[int, Any]:
-        if path == "/v1/models":
-            return 200, {"data": [{"id": name, "owned_by": self.manner} for name in self.models]}
+        if path == "/v1/models" or (path == "/models" and self.manner == "llamacpp"):
+            root = {"root": self.file} if self.manner == "vllm" else {}
+            return 200, {"data": [{"id": name, "owned_by": self.manner, **root} for name in self.models]}
+        if path == "/health":
+            return 200, {"status": "ok"}
         if path == "/version" and self.manner == "vllm":
             return 200, {"version": "0.32.0"}
         if path == "/props" and self.manner == "llamacpp":
-            return 200, {"build_info": "b7000-abc", "model_path": "/models/x.gguf"}
+            return 200, {"build_info": "b7000-abc", "model_path": self.file}
         return 404, "<html>no such page</html>"
 
     def ids(self, text: str) -> list[int]:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tunewright.core.config import Plan
 from tunewright.core.records import (
-    ASKED,
+    CONSUMER_CHECKS,
     EXPORTS,
     METRICS,
     Audit,
@@ -371,9 +371,9 @@ def training() -> dict[str, Any]:
     return {"steps": 20, "stopped_early": False, **losses, **figures, "weights_sha256": "43e32b5f"}
 
 
-def asked(**changed: Any) -> dict[str, Any]:
+def consumer_check(**changed: Any) -> dict[str, Any]:
     figures = {"prompts": 9, "same_texts": 9, "tokens": 203, "largest_difference": 2.2e-05, "allowed": 0.001}
-    names = {"kind": "merged", "consumer": "vLLM", "consumer_version": "0.32.0", "model": "one"}
+    names = {"path": "merged", "consumer": "vLLM", "consumer_version": "0.32.0", "model": "one"}
     result = {"base_difference": 3.1, "encoded": 8, "cause": None, "finding": None}
     return {**names, "time": "2026-11-28T12:00:00+00:00", **figures, **result, **changed}
 
@@ -442,7 +442,7 @@ def everything() -> dict[str, Any]:
         "protocol": protocol(),
         "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "result": "4 turns of 4 rows", "passed": True}]},
         "export": exports(),
-        "verify": [asked()],
+        "verify": [consumer_check()],
         "metrics": [step(s) for s in range(21)],
         "events": [{"time": "", "event": "resumed_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
         "scores/tuned": scores(0.9),
@@ -476,7 +476,7 @@ def files(records: dict[str, Any]) -> Files:
         protocol=typed(ProtocolRecord, records["protocol"]),
         selftest=typed(SelfTest, records["selftest"]) if records["selftest"] else None,
         exports=typed(EXPORTS, records["export"]) if records["export"] else None,
-        asked=typed(ASKED, records["verify"]),
+        consumer_checks=typed(CONSUMER_CHECKS, records["verify"]),
         metrics=[typed(METRICS, x) for x in records["metrics"]],
         moved=records["events"][0]["what"] if records["events"] else [],
         scores=tuple([typed(ScoreLine, x) for x in records[f"scores/{arm}"]] for arm in ("tuned", "nearest")),  # type: ignore[arg-type]

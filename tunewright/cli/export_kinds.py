@@ -17,10 +17,10 @@ PUSHED = "hub"
 def settings(to: str, before: Sequence[str]) -> list[str]:
     """The settings for ``to``, such as ``gguf:f16,q8_0,ollama``: its exports and bundles, what these are made from, and
     ``before``. Raises CONFIG_RANGE."""
-    kinds, types = list(before), []
+    kinds, types = list(before), list[str]()
     for word in map(str.strip, to.split(",")):
         name, _, type_ = word.partition(":")
-        if types and word in get_args(GgufType):  # the list goes on
+        if types and word in get_args(GgufType):  # the list continues
             types.append(word)
         elif name == "gguf" and type_ in get_args(GgufType):
             types.append(type_)

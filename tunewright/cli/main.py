@@ -299,25 +299,32 @@ def verify(
     model: Annotated[str, typer.Option("--model", "-m", help="Name of its model; default: the only one.")] = "",
     api_key_env: Annotated[str, typer.Option(metavar="VAR", help="Environment variable with its API key.")] = "",
     export: Annotated[
-        str, typer.Option(metavar="KIND", help="The export that it serves; default: the one whose files it names.")
+        str,
+        typer.Option(
+            metavar="KIND|FILE",
+            help="The export that it serves: its kind, or its file in the run folder; default: what it names itself.",
+        ),
     ] = "",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Dtype of its weights and cache; differences of the size of its rounding pass."),
-    ] = "float32",
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            help="Dtype of its weights and cache, whose rounding it may show; default: that of the export's file, or "
+            "float32.",
+        ),
+    ] = None,
     root: Root = RUNS,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask a server (vLLM, llama-server, SGLang, ...) for answers, and compare them with the run's model.
+    """Compare the answers of a server (vLLM, llama-server, SGLang, ...) with those of the run's model.
 
     Held-out prompts are sent as token ids and as messages. Exits with status 1 if the answers differ, with the cause.
     """
-    from tunewright.cli import verify as asking
+    from tunewright.cli import verify as checking
     from tunewright.core import run_folder
 
-    target = asking.Target(at, model, api_key_env, export, dtype)
-    asking.verify(run_folder.find(root, run), target, as_json, quiet)
+    target = checking.Target(at, model, api_key_env, export, dtype)
+    checking.verify(run_folder.find(root, run), target, as_json, quiet)
 
 
 app.command()(chat)

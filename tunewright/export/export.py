@@ -18,10 +18,10 @@ from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, chosen_scale, disk_errors, replacing
-from tunewright.export import EXPORTS, bundles, verify
+from tunewright.export import EXPORTS, bundles, reload_check
 from tunewright.export.gguf import tensors
 from tunewright.export.kind import QUANTISED, Export, TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
@@ -54,7 +54,7 @@ class Expected:
     """The request that the fresh process gets, and the trained model's answers to it."""
 
     source: TrainedRun
-    request: verify.VerifyRequest
+    request: reload_check.CheckRequest
     answers: Answers
 
 
@@ -131,7 +131,7 @@ def _write(row: Export, model: LanguageModel, expected: Expected, finish: Finish
             with disk_errors(folder):
                 path = row.write(source, module, temporary, dtype)
             stored = None if row.stored is None else row.stored(source, dtype)
-            weights = {} if stored is None else verify.weights(module, stored)
+            weights = {} if stored is None else reload_check.weights(module, stored)
             check = _check(row, path, dtype, replace(expected, answers=replace(expected.answers, weights=weights)))
             checks.append(check.model_copy(update={"file": None if path.is_dir() else tensors.described(path)}))
         checks = finish(temporary, checks, model)
@@ -146,7 +146,7 @@ def _expected(
     texts: Sequence[str],
 ) -> Expected:
     given = [(p.conversation, p.ids) for p in prompts if p.conversation is not None]
-    request = verify.VerifyRequest(
+    request = reload_check.CheckRequest(
         prompts=[list(p.ids)[-CHECK_PROMPT_TOKENS:] for p in prompts],
         new_tokens=NEW_TOKENS,
         stop=list(stop),
@@ -157,8 +157,8 @@ def _expected(
         template=source.template.kwargs,
         texts=list(texts),
     )
-    hashes = verify.hashes(verify.token_ids(source.template.tokenizer, texts))
-    answers = Answers(*verify.answers(model, request), [list(ids) for _, ids in given], hashes)
+    hashes = reload_check.hashes(reload_check.token_ids(source.template.tokenizer, texts))
+    answers = Answers(*reload_check.answers(model, request), [list(ids) for _, ids in given], hashes)
     return Expected(source, request, answers)
 
 
@@ -175,7 +175,7 @@ def _check(row: Export, path: Path, dtype: str, expected: Expected) -> ExportChe
         unequal = sum(a != b for a, b in zip(actual.texts, trained.texts, strict=True))
         raise _mismatch(row, expected, f"{actual.program} splits {unequal} of {len(trained.texts)} rows differently.")
     gap = float((actual.logits_NV - trained.logits_NV).abs().max())
-    kl = verify.mean_kl(trained.logits_NV, actual.logits_NV)
+    kl = reload_check.mean_kl(trained.logits_NV, actual.logits_NV)
     same = sum(a == b for a, b in zip(actual.greedy, trained.greedy, strict=True))
     distance, limit = kl if dtype in QUANTISED else gap, row.tolerance[dtype]
     if not distance <= limit:  # also if it is NaN
@@ -219,7 +219,7 @@ def _reloaded(row: Export, path: Path, expected: Expected) -> Answers:
     with tempfile.TemporaryDirectory() as scratch:
         request_file, out = Path(scratch) / "request.json", Path(scratch) / "out.safetensors"
         request_file.write_text(expected.request.to_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "tunewright.export.verify", row.kind, str(path), str(request_file), str(out)]
+        command = [sys.executable, "-m", reload_check.__name__, row.kind, str(path), str(request_file), str(out)]
         if (last := programs.failure(command)) is not None:
             raise _mismatch(row, expected, f"a fresh process could not load it: {last}")
         with safe_open(out, "pt") as file:

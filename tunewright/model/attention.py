@@ -268,7 +268,7 @@ def over_prefix(
     tokens, and one row for all queries."""
     scores = torch.bmm(q_NmD, key_NKD.transpose(1, 2))
     if hidden_B1mK is not None:
-        scores_BGmK = scores.unflatten(0, (len(hidden_B1mK), -1))
+        scores_BGmK = scores.view(len(hidden_B1mK), -1, *scores.shape[1:])
         scores_BGmK[..., : hidden_B1mK.shape[-1]].masked_fill_(hidden_B1mK, float("-inf"))
     if prefix is not None:
         key_GPD, value_GPD = prefix
@@ -283,8 +283,8 @@ def over_prefix(
 def _with_prefix(x_NmI: Tensor, prefix_GIO: Tensor) -> Tensor:
     """(N, m, O): one product for all rows of a key-value head."""
     groups, m = len(prefix_GIO), x_NmI.shape[1]
-    x_GnI = x_NmI.unflatten(0, (-1, groups)).transpose(0, 1).flatten(1, 2)
-    return (x_GnI @ prefix_GIO).unflatten(1, (-1, m)).transpose(0, 1).flatten(0, 1)
+    x_GnI = x_NmI.reshape(-1, groups, *x_NmI.shape[1:]).transpose(0, 1).flatten(1, 2)
+    return (x_GnI @ prefix_GIO).view(groups, -1, m, prefix_GIO.shape[2]).transpose(0, 1).flatten(0, 1)
 
 
 def register() -> None:

@@ -102,20 +102,25 @@ class Layer:
     def of(cls, part: Any) -> Layer:
         attend, mlp = part.self_attn, part.mlp
         return cls(
-            norm(part.input_layernorm),
-            *map(linear, (attend.q_proj, attend.k_proj, attend.v_proj, attend.o_proj)),
-            norm(part.post_attention_layernorm),
-            *map(linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
-            mlp.act_fn,
-            (norm(attend.q_norm), norm(attend.k_norm)) if hasattr(attend, "q_norm") else None,
-            attend.scaling,
-            attend.num_key_value_groups,
+            before=norm(part.input_layernorm),
+            query=linear(attend.q_proj),
+            key=linear(attend.k_proj),
+            value=linear(attend.v_proj),
+            out=linear(attend.o_proj),
+            after=norm(part.post_attention_layernorm),
+            gate=linear(mlp.gate_proj),
+            up=linear(mlp.up_proj),
+            down=linear(mlp.down_proj),
+            activation=mlp.act_fn,
+            head_norms=(norm(attend.q_norm), norm(attend.k_norm)) if hasattr(attend, "q_norm") else None,
+            scaling=attend.scaling,
+            per_group=attend.num_key_value_groups,
         )
 
 
-def norm(module: Any) -> Function:
+def norm(module: nn.Module) -> Function:
     """A root mean square norm of the last axis."""
-    weight = module.weight
+    weight = torch.as_tensor(module.weight)
     # As tensors, because torch converts a number anew in every call.
     eps, width = (weight.new_tensor(x, dtype=torch.float32) for x in (module.variance_epsilon, len(weight)))
 
@@ -127,16 +132,16 @@ def norm(module: Any) -> Function:
     return normed
 
 
-def linear(layer: Any) -> Function:
+def linear(layer: nn.Module) -> Function:
     """``layer`` for inputs (B, I) or (I,), the factors of its adapter cast once."""
     base = layer.base if isinstance(layer, LoRALinear) else layer
-    if type(base) is not nn.Linear or getattr(layer, "magnitude", None) is not None:
+    if not isinstance(base, nn.Linear) or type(base) is not nn.Linear or getattr(layer, "magnitude", None) is not None:
         return lambda x: torch.as_tensor(layer(x.view(-1, x.shape[-1]))).view(*x.shape[:-1], -1)
     weight, bias = base.weight, base.bias
     if layer is base and bias is not None:
         return lambda x: torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
     product: Function = partial(_product, weight)
-    if layer is not base and layer.on:
+    if isinstance(layer, LoRALinear) and layer.on:
         product = _updated(product, layer.lora_A.to(weight.dtype), layer.lora_B.to(weight.dtype), layer.scaling)
     return product if bias is None else lambda x: product(x) + bias
 
@@ -226,7 +231,7 @@ class FusedState:
         """Factors (B, H + 2G, 2, K / 2) of queries, keys and values, and of their other halves. Values are not
         turned."""
         groups, heads = self.cache[0].shape[2], self.cache[0].shape[2] * self.layers[0].per_group
-        cos, sin = (x.unflatten(2, (2, -1)) for x in (cos_B1K, sin_B1K))
+        cos, sin = (x.view(*x.shape[:2], 2, -1) for x in (cos_B1K, sin_B1K))
         sin = torch.stack((-sin[:, :, 0], sin[:, :, 1]), 2)
         turned, rest = (-1, heads + groups, -1, -1), (-1, groups, -1, -1)
         return (
@@ -241,7 +246,10 @@ class FusedState:
         q, k, v = layer.query(x), layer.key(x), layer.value(x)
         if layer.head_norms is not None:
             of_q, of_k = layer.head_norms
-            q, k = of_q(q.unflatten(-1, (heads, width))).flatten(-2), of_k(k.unflatten(-1, (groups, width))).flatten(-2)
+            q, k = (
+                of_q(q.view(*q.shape[:-1], heads, width)).flatten(-2),
+                of_k(k.view(*k.shape[:-1], groups, width)).flatten(-2),
+            )
         all_BH2k = torch.cat((q, k, v), -1).view(rows, -1, 2, width // 2)
         all_BH2k = all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
         new_B2GK = all_BH2k[:, heads:].reshape(rows, 2, groups, width)

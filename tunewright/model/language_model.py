@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -36,10 +36,9 @@ class LanguageModel:
         return where
 
     @property
-    def decoder(self) -> torch.nn.Module:
+    def decoder(self) -> Any:
         """The module without its output head."""
-        decoder: torch.nn.Module = self.module.get_decoder()
-        return decoder
+        return self.module.get_decoder()
 
     @property
     def head(self) -> torch.nn.Module:

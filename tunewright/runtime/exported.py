@@ -32,7 +32,7 @@ def measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCh
 
 
 def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCheck:
-    facts, found = work.inputs.facts, dict[str, object]()
+    facts, results = work.inputs.facts, dict[str, object]()
     rows, lossy = work.inputs.test[: work.config.export.rows], check.kind == "gguf" and bool(work.inputs.dev)
     if not rows and not lossy:
         return check
@@ -40,14 +40,14 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
     if lossy:
         for both in (model, trained):
             both.module.to(work.inputs.machine.device)
-        found["loss"] = _loss(work, model, trained)
+        results["loss"] = _loss(work, model, trained)
         trained.module.to("cpu")
     if rows:
         dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
         model.module.to(work.inputs.machine.device, loading.torch_dtype(dtype))
         work.run.event("test_read", rows=len(rows), export=check.kind)
-        found["reproduced"] = _reproduced(work, model, rows, dtype)
-    return check.model_copy(update=found)
+        results["reproduced"] = _reproduced(work, model, rows, dtype)
+    return check.model_copy(update=results)
 
 
 def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str) -> Reproduced:
@@ -73,8 +73,8 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel) -> Loss:
     with work.console.bar("predictions of the GGUF file", len(sequences), unit="rows") as tick:
         d = kl.measure(model, sequences, [1.0], work.plan.layout, tick, trained)
     answered, judged = _scores(work, model, rows), work.answers.of(work.inputs.tuned, "dev", tuned)
-    clusters, own, of_run = [work.data.cluster[i] for i in rows], *([s.score for s in x] for x in (answered, judged))
-    compared, tokens = work.protocol.compare(own, of_run, clusters), int(d.tokens_R.sum())
+    clusters, tokens = [work.data.cluster[i] for i in rows], int(d.tokens_R.sum())
+    compared = work.protocol.compare([s.score for s in answered], [s.score for s in judged], clusters)
     return Loss(
         tokens=tokens,
         kl=float(d.kl_SR[0].sum() / tokens),

@@ -1,11 +1,10 @@
-"""Asks a program that serves a run's export for answers, and finds out whether they are the trained model's."""
+"""Checks a program that serves a run's export: are its answers to held-out prompts the trained model's?"""
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +12,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tunewright.core.errors import RunError
-from tunewright.core.records import Asked
-from tunewright.core.run_folder import now
-from tunewright.export import EXPORTS, export
+from tunewright.core.errors import ConfigError, RunError
+from tunewright.core.records import ConsumerCheck, ExportCheck
+from tunewright.core.run_folder import Run, now
+from tunewright.export import export
 from tunewright.export.consumers import answers, diagnosis
 from tunewright.export.consumers.answers import Answered, Difference
 from tunewright.export.consumers.diagnosis import Encoded, Evidence, Finding
 from tunewright.export.consumers.openai_server import Server
-from tunewright.export.consumers.suspects import likeliest_factor, suspects
+from tunewright.export.consumers.suspects import likeliest_factor, rounded, suspects
+from tunewright.export.gguf.model import FLOATS
 from tunewright.export.kind import Dtype
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.generate import stop_ids
 from tunewright.runtime.context import Work
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LONG = 768  # tokens of the prompt that shows wrong positions
 CHATS = 2
 OTHERS = 4
+ROUNDED: Sequence[Dtype] = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -55,50 +56,75 @@ class Comparison:
         return answers.compare([answer for _, answer in pairs], expected)
 
     def rounding(self, dtype: Dtype) -> float:
-        """How much computing in ``dtype`` changes the log probability of a token, at most; 0 if it overflows."""
-        rounded = copy.deepcopy(self.module).to(loading.torch_dtype(dtype))
+        """How much computing in ``dtype`` changes the log probability of a token, at most; not finite if it
+        overflows."""
         exact = [
             replace(answer, logprobs=answers.expect(self.module, prompt, answer, self.stop).logprobs)
             for prompt, answer in zip(self.prompts, self._known(), strict=True)
         ]
-        change = replace(self, answers=exact).against(rounded).largest
-        return change if math.isfinite(change) else 0.0
+        with rounded(self.module, loading.torch_dtype(dtype)):
+            return replace(self, answers=exact).against(self.module).largest
 
     def _known(self) -> list[Answered]:
         return [answers.known(answer, self.work.inputs.facts.vocabulary) for answer in self.answers]
 
 
-def ask(work: Work, checks: Sequence[CheckPrompt], server: Server, kind: str | None, dtype: Dtype) -> Asked:
-    """The record of one server. ``checks``: held-out prompts; ``kind``: the export that it serves, if it is known;
-    ``dtype``: rounding to it is allowed. Raises REMOTE_FAILED."""
-    work.console.say(f"verify: {server.name} {server.version} answers {len(checks) + 1} prompts")
-    ids = [list(p.ids)[-export.CHECK_PROMPT_TOKENS :] for p in checks]
+def served(run: Run, exports: Sequence[ExportCheck], server: Server) -> ExportCheck | None:
+    """The export that contains the files that the server names. The scripts of the serve bundle start servers in the
+    run folder, so that names may be relative to it."""
+    for name in server.files:
+        for file in (Path(name).resolve(), (run.path / name).resolve()):
+            for check in exports:
+                if file.is_relative_to((run.path / check.relative_path).resolve()):
+                    return check
+    return None
+
+
+def stored_dtype(exported: ExportCheck | None) -> Dtype:
+    """The dtype to which a server of an export may round: float32 also for what is quantised, or not known."""
+    stored = exported and FLOATS.get(exported.dtype, exported.dtype)
+    return next((dtype for dtype in ROUNDED if dtype == stored), "float32")
+
+
+def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str | None, dtype: Dtype) -> ConsumerCheck:
+    """The record of one server. ``path``: of the export that it serves, relative to the run folder, if it is known;
+    ``dtype``: rounding to it is allowed. Raises REMOTE_FAILED, and CONFIG_CONFLICT if the model overflows in
+    ``dtype``."""
+    work.console.say(f"verify: {server.name} {server.version} answers {len(held_out) + 1} prompts")
+    ids = [list(p.ids)[-export.CHECK_PROMPT_TOKENS :] for p in held_out]
     room = work.inputs.facts.context - export.NEW_TOKENS
     prompts = [*ids, list(itertools.islice(itertools.cycle(itertools.chain(*ids)), min(LONG, room)))]
     answered = [server.complete(prompt, export.NEW_TOKENS) for prompt in prompts]
-    conversations = list(_encoded(work, server, zip(checks, answered, strict=False)))
+    conversations = list(_encoded(work, server, zip(held_out, answered, strict=False)))
     work.console.say("verify: comparing with the trained model, in float32")
     model = export.trained_model(work.run, work.plan, work.inputs.facts, torch.float32)
     stop = stop_ids(model, work.inputs.template.eos)
     comparison = Comparison(work, model.module, prompts, answered, stop)
     with _base(work, model.module) as base:
         from_base = comparison.against(base)
+    rounding = {} if dtype == "float32" else {dtype: comparison.rounding(dtype)}
+    if not all(map(math.isfinite, rounding.values())):
+        fix = "--dtype bfloat16 allows more; or serve in float32, and give --dtype float32."
+        what = f"the model overflows in {dtype}, so what rounding to it changes is unknown."
+        raise ConfigError("CONFIG_CONFLICT", what, where="--dtype", fix=fix)
     evidence = Evidence(
         answers=answered,
         lengths=[len(prompt) for prompt in prompts],
         trained=comparison.against(model.module),
         base=from_base,
-        allowed=diagnosis.FLOAT32 if dtype == "float32" else diagnosis.ROUNDING * comparison.rounding(dtype),
+        allowed=diagnosis.allowed(max(rounding.values(), default=0.0)),
         stop=stop,
         bos=work.inputs.template.bos,
         vocabulary=work.inputs.facts.vocabulary,
+        rounding=rounding,
         encoded=conversations,
     )
     if not evidence.trained.within(evidence.allowed):
         evidence = _investigated(comparison, server, evidence)
     finding = diagnosis.diagnose(evidence)
-    return Asked(
-        kind=kind or _served(work, server),
+    shown = [c.theirs == c.ours for c in conversations if c.theirs is not None]
+    return ConsumerCheck(
+        path=path,
         consumer=server.name,
         consumer_version=server.version or None,
         model=server.endpoint.model,
@@ -109,26 +135,26 @@ def ask(work: Work, checks: Sequence[CheckPrompt], server: Server, kind: str | N
         largest_difference=evidence.trained.largest,
         allowed=evidence.allowed,
         base_difference=from_base.largest,
-        encoded=sum(c.theirs == c.ours for c in conversations),
+        encoded=sum(shown) if shown or not conversations else None,
         cause=finding.cause if finding else None,
         finding=finding.what if finding else None,
     )
 
 
-def _encoded(work: Work, server: Server, checks: Iterator[tuple[CheckPrompt, Answered]]) -> Iterator[Encoded]:
+def _encoded(work: Work, server: Server, answered: Iterator[tuple[CheckPrompt, Answered]]) -> Iterator[Encoded]:
     """The check prompts that are conversations, as the server encodes them; it also answers the first ones."""
     template, chats = work.inputs.template, CHATS
-    for check, answer in checks:
-        if check.conversation is None:
+    for prompt, answer in answered:
+        if prompt.conversation is None:
             continue
-        given = {**check.conversation, **({"chat_template_kwargs": template.kwargs} if template.kwargs else {})}
+        given = {**prompt.conversation, **({"chat_template_kwargs": template.kwargs} if template.kwargs else {})}
         theirs = server.encoded(given)
-        asked = chats > 0 and len(check.ids) <= export.CHECK_PROMPT_TOKENS
+        asked = chats > 0 and len(prompt.ids) <= export.CHECK_PROMPT_TOKENS
         chats -= asked
         yield Encoded(
-            ours=tuple(check.ids),
+            ours=tuple(prompt.ids),
             theirs=None if theirs is None else tuple(theirs),
-            texts=(template.tokenizer.decode(check.ids), template.tokenizer.decode(theirs or [])),
+            texts=(template.tokenizer.decode(prompt.ids), template.tokenizer.decode(theirs or [])),
             by_ids=answer,
             by_chat=server.chat(given, export.NEW_TOKENS) if asked else None,
         )
@@ -140,7 +166,7 @@ def _investigated(comparison: Comparison, server: Server, evidence: Evidence) ->
     base = Finding("adapter", "its answers are the base model's: the trained weights are not applied")
     mistakes = [(base, evidence.base)]
     for suspect in suspects(module, comparison.work.inputs.template.bos):
-        with suspect.planted():
+        with suspect.simulated():
             mistakes.append((Finding(suspect.cause, suspect.what), comparison.against(module, suspect.prefix)))
     if config.kind != "none":
 
@@ -159,8 +185,8 @@ def _investigated(comparison: Comparison, server: Server, evidence: Evidence) ->
             answered = [other.complete(prompt, export.NEW_TOKENS) for prompt in comparison.prompts[:2]]
             if comparison.first(2, answered).against(module).within(evidence.allowed):
                 names.append(other.endpoint.model)
-    sizes: Sequence[Dtype] = ("float16", "bfloat16")
-    rounding: Mapping[str, float] = {dtype: comparison.rounding(dtype) for dtype in sizes}
+    more = {dtype: comparison.rounding(dtype) for dtype in ROUNDED if dtype not in evidence.rounding}
+    rounding = {dtype: change for dtype, change in (evidence.rounding | more).items() if math.isfinite(change)}
     return replace(evidence, mistakes=mistakes, names=names, rounding=rounding)
 
 
@@ -171,12 +197,3 @@ def _base(work: Work, module: PreTrainedModel) -> Iterator[PreTrainedModel]:
         return
     with adapters.off(module):
         yield module
-
-
-def _served(work: Work, server: Server) -> str | None:
-    """The kind of the export whose folder contains the files that the server names."""
-    for file in map(Path, server.files):
-        for kind in EXPORTS:
-            if file.resolve().is_relative_to((work.run.path / kind).resolve()):
-                return kind
-    return None

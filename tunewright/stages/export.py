@@ -15,7 +15,7 @@ from tunewright.export import bundles, card, portable
 from tunewright.export import export as exporting
 from tunewright.export.gguf.model import MORE_PRECISE
 from tunewright.export.kind import TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model.generate import stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import exported, weights

@@ -15,12 +15,12 @@ from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
 from tunewright.core.locations import listed, searched_folder, title
-from tunewright.core.records import ASKED, EXPORTS, Asked, NotMeasured, Profile
+from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, ConsumerCheck, ExportCheck, NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
 from tunewright.data.remedies.prepared import pinned
-from tunewright.export import card, export
+from tunewright.export import card, export, portable
 from tunewright.export.consumers.openai_server import Server
 from tunewright.export.kind import Dtype, TrainedRun
 from tunewright.runtime import inputs, receipt, verification
@@ -127,18 +127,26 @@ class Runner:
             if run.report.exists():
                 write_report(run)
 
-    def verify(self, server: Server, kind: str | None, dtype: Dtype) -> Asked:
-        """Ask a program that serves the run's model, and update the cards and the report."""
+    def verify(self, server: Server, served: ExportCheck | None, dtype: Dtype | None) -> ConsumerCheck:
+        """Check a program that serves the run's model, and update the cards and the report. ``served``: the export;
+        None: the one whose files it names. ``dtype``: None for that of the export."""
         work, run = self.work(), self.context.run
-        asked = verification.ask(work, check_prompts(work), server, kind, dtype)
         with run_folder.writing(run):
-            before = records.existing(run.verify, ASKED) or ()
-            same = (asked.kind, asked.consumer)
-            records.write(run.verify, [*(a for a in before if (a.kind, a.consumer) != same), asked])
-            card.write(run, records.read(run.export, EXPORTS))
+            self._check_inputs()
+        exports = records.read(run.export, EXPORTS)
+        served = served or verification.served(run, exports, server)
+        path, dtype = served.relative_path if served else None, dtype or verification.stored_dtype(served)
+        check = verification.check(work, check_prompts(work), server, path, dtype)
+        with run_folder.writing(run):
+            before = records.existing(run.verify, CONSUMER_CHECKS) or ()
+            others = [c for c in before if (c.path, c.consumer) != (check.path, check.consumer)]
+            records.write(run.verify, [*others, check])
+            card.write(run, exports)
+            for kind in {export.kind for export in exports}:
+                portable.let_others_read(run.path / kind)
             if run.report.exists():
                 write_report(run)
-        return asked
+        return check
 
     def _do(self, stage: Stage) -> None:
         if self.separate and stage.run_separately is not None:

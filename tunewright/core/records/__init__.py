@@ -61,7 +61,16 @@ from tunewright.core.records.evidence import (
     TextKL,
     TextSuspect,
 )
-from tunewright.core.records.export import ASKED, EXPORTS, AdapterNote, Asked, ExportCheck, GgufFile, Loss, Reproduced
+from tunewright.core.records.export import (
+    CONSUMER_CHECKS,
+    EXPORTS,
+    AdapterNote,
+    ConsumerCheck,
+    ExportCheck,
+    GgufFile,
+    Loss,
+    Reproduced,
+)
 from tunewright.core.records.files import (
     FILES,
     RunFile,
@@ -114,8 +123,8 @@ from tunewright.core.records.verdict import (
 
 __all__ = [
     "ANY_TRAINING",
-    "ASKED",
     "CLEANING",
+    "CONSUMER_CHECKS",
     "COST",
     "CROSSFIT",
     "CURVE",
@@ -133,7 +142,6 @@ __all__ = [
     "AnyCurve",
     "AnyTraining",
     "ArmResult",
-    "Asked",
     "Audit",
     "AuditFinding",
     "AuditTask",
@@ -145,6 +153,7 @@ __all__ = [
     "CheckpointState",
     "Cleaning",
     "Comparator",
+    "ConsumerCheck",
     "Contrast",
     "CorpusComparison",
     "Cost",

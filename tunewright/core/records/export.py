@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 from pydantic import Field, TypeAdapter
 
 from tunewright.core.records.common import Interval, Record, Value, VerdictWord
@@ -66,18 +68,26 @@ class ExportCheck(Record):
     file: GgufFile | None = Field(None, description="Of a GGUF file: what it contains.")
     loss: Loss | None = Field(None, description="Of a GGUF file of the merged model: absent without dev rows.")
 
+    @property
+    def relative_path(self) -> str:
+        """Its path in the run folder, wherever that is now."""
+        name = PurePath(self.path).name
+        return name if name == self.kind else f"{self.kind}/{name}"
+
 
 EXPORTS: TypeAdapter[tuple[ExportCheck, ...]] = TypeAdapter(tuple[ExportCheck, ...])
 
 
-class Asked(Record):
+class ConsumerCheck(Record):
     """Another program that serves the run's model, given held-out prompts as token ids and compared with the trained
     model in float32. Differences of log probabilities in nats."""
 
-    kind: str | None = Field(description="The kind of export that it serves; null if it does not say.")
+    path: str | None = Field(
+        description="The folder or file that it serves, relative to the run folder; null if it does not say."
+    )
     consumer: str = Field(description="Name of the program.")
     consumer_version: str | None = Field(None, description="Its version; absent if it does not say.")
-    model: str = Field(description="Name of the model that was asked.")
+    model: str = Field(description="Name of the model in that program.")
     time: str = Field(description="ISO 8601, UTC, to the second.")
     prompts: int = Field(description="Number of prompts, one of them long.")
     same_texts: int = Field(description="How many answers are the trained model's own.")
@@ -85,7 +95,9 @@ class Asked(Record):
     largest_difference: float = Field(description="Largest difference of the log probability of one of them.")
     allowed: float = Field(description="The largest difference that passes.")
     base_difference: float = Field(description="Largest difference from the base model: without the update.")
-    encoded: int = Field(description="Conversations given as messages that became the same token ids.")
+    encoded: int | None = Field(
+        description="Conversations given as messages that became the same token ids; null if it does not show them."
+    )
     cause: str | None = Field(description="A word for what is wrong; null if nothing is.")
     finding: str | None = Field(description="The same as a sentence.")
 
@@ -95,7 +107,7 @@ class Asked(Record):
         return f"{self.consumer} {self.consumer_version}" if self.consumer_version else self.consumer
 
 
-ASKED: TypeAdapter[tuple[Asked, ...]] = TypeAdapter(tuple[Asked, ...])
+CONSUMER_CHECKS: TypeAdapter[tuple[ConsumerCheck, ...]] = TypeAdapter(tuple[ConsumerCheck, ...])
 
 
 class AdapterNote(Record):

@@ -61,6 +61,8 @@ def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
         commands["vllm-lora"] = ["vllm", "serve", base, *lora, *vllm]
     if gguf is not None:
         llama = ["llama-server", "-m", f"gguf/{gguf.name}", "--alias", name, "--jinja", "--temp", "0", "-c", context]
+        # Keys and values are cached in F16 otherwise, and flash attention rounds them to F16 on a GPU.
+        llama += ["-ctk", "f32", "-ctv", "f32", "-fa", "off"] if gguf.stem.endswith("-F32") else []
         commands["llama-server"] = [*llama, *(["--chat-template-kwargs", *arguments] if arguments else []), "-np", "1"]
     return commands
 

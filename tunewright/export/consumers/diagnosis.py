@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tunewright.core.errors import TrainError
-from tunewright.core.records import Asked
+from tunewright.core.records import ConsumerCheck
 from tunewright.export.consumers.answers import Answered, Difference
 
 FLOAT32 = 1e-3  # largest difference of a log probability that orders of summation make, and short decimal numbers
@@ -59,7 +59,8 @@ class Evidence:
     ``allowed``: the largest that passes. ``stop``, ``bos``, ``vocabulary``: of the run's tokenizer and model.
 
     Needed only if the answers differ: ``mistakes``, with the difference from a model that makes each; ``rounding``:
-    what a dtype changes in torch; ``names``: other models of the consumer, which give the trained model's answers.
+    what a dtype changes in torch, if it does not overflow; ``names``: other models of the consumer, which give the
+    trained model's answers.
     """
 
     answers: Sequence[Answered]
@@ -71,9 +72,14 @@ class Evidence:
     bos: int | None
     vocabulary: int
     mistakes: Sequence[tuple[Finding, Difference]] = ()
-    rounding: Mapping[str, float] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
     names: Sequence[str] = ()
     encoded: Sequence[Encoded] = ()
+
+
+def allowed(rounding: float) -> float:
+    """The largest difference that passes, if computing in the consumer's dtype changes a log probability by so much."""
+    return max(FLOAT32, ROUNDING * rounding)
 
 
 def diagnose(e: Evidence) -> Finding | None:
@@ -159,13 +165,13 @@ def _apart(theirs: Sequence[object], ours: Sequence[object]) -> str:
     return f"...{theirs[start : at + 8]!r} instead of ...{ours[start : at + 8]!r}"
 
 
-def error(asked: Asked) -> TrainError | None:
+def error(check: ConsumerCheck) -> TrainError | None:
     """CONSUMER_DIFFERS, with the cause, unless the consumer agrees."""
-    if asked.cause is None:
+    if check.cause is None:
         return None
     what = (
-        f"{asked.program} does not give the trained model's answers: {asked.finding}. {asked.same_texts} of "
-        f"{asked.prompts} texts are equal; a log probability differs by {asked.largest_difference:.2g} (allowed: "
-        f"{asked.allowed:.2g}; from the base model: {asked.base_difference:.2g})."
+        f"{check.program} does not give the trained model's answers: {check.finding}. {check.same_texts} of "
+        f"{check.prompts} texts are equal; a log probability differs by {check.largest_difference:.2g} (allowed: "
+        f"{check.allowed:.2g}; from the base model: {check.base_difference:.2g})."
     )
-    return TrainError("CONSUMER_DIFFERS", what, where=asked.model, fix=FIXES[asked.cause])
+    return TrainError("CONSUMER_DIFFERS", what, where=check.model, fix=FIXES[check.cause])

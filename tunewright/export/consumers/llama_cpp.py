@@ -8,39 +8,30 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 from tunewright.core.errors import MissingExtra, RunError
-from tunewright.export.kind import Dtype
+from tunewright.core.records import ExportCheck
+from tunewright.export.gguf.model import FLOATS
 
 START_SECONDS = 300.0
-FILE_TYPES: dict[int, Dtype] = {
-    0: "float32",
-    1: "float16",
-    32: "bfloat16",
-}  # general.file_type of files that are not quantised
 
 
-def exported(run: Path) -> tuple[Path, Dtype]:
-    """(the GGUF file of a run that is rounded least, the dtype of its weights). Raises RUN_INCOMPLETE if there is none
-    that is not quantised."""
-    from gguf import GGUFReader
-
-    for dtype in FILE_TYPES.values():
-        for file in sorted((run / "gguf").glob("*.gguf")):
-            fields = GGUFReader(file).fields
-            kind = fields["general.type"].contents() if "general.type" in fields else "model"
-            if kind == "model" and FILE_TYPES.get(fields["general.file_type"].contents()) == dtype:
-                return file, dtype
+def exported(run: Path, exports: Sequence[ExportCheck]) -> ExportCheck:
+    """The GGUF file of a run that is rounded least. Raises RUN_INCOMPLETE if there is none that is not quantised."""
+    files = {check.dtype: check for check in exports if check.kind == "gguf"}
+    for kind in FLOATS:
+        if kind in files:
+            return files[kind]
     raise RunError(
         "RUN_INCOMPLETE",
         "the run has no GGUF file in float32, float16 or bfloat16 for llama.cpp on this machine.",
         where=str(run),
-        fix=f"`tunewright export {run} export.to=[gguf]`, or name a running server: --at URL.",
+        fix=f"`tunewright export {run} --to gguf:f16`, or name a running server: --at URL.",
     )
 
 
@@ -76,5 +67,5 @@ def serving(file: Path, threads: int, context: int) -> Iterator[str]:
 
 def _ready(url: str) -> bool:
     with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200  # without a proxy
     return False

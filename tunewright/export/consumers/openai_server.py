@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import httpx
 from pydantic import BaseModel, FiniteFloat, ValidationError
@@ -16,9 +17,13 @@ from tunewright.data.messages import Json
 from tunewright.export.consumers.answers import Answered
 from tunewright.judge.arms.openai_endpoint import TIMEOUT_SECONDS, Endpoint
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 NAMES = {"llamacpp": "llama-server", "vllm": "vLLM", "sglang": "SGLang"}
 # Beside OpenAI's parameters: vLLM shows token ids, llama-server does not answer from its cache.
 EXTRAS: dict[str, Json] = {"return_token_ids": True, "cache_prompt": False}
+LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # where no proxy can reach a server of this machine
 
 
 class Listed(BaseModel):
@@ -31,6 +36,7 @@ class Listed(BaseModel):
 
 class _Token(BaseModel):
     id: int | None = None
+    token: str = ""
     logprob: FiniteFloat
     top_logprobs: list[_Token] = []
 
@@ -39,6 +45,7 @@ class _Logprobs(BaseModel):
     """In OpenAI's form (`token_logprobs`), or in that of chat completions (`content`), which llama-server always
     uses."""
 
+    tokens: list[str] = []
     token_logprobs: list[FiniteFloat] = []
     top_logprobs: list[dict[str, float]] = []
     content: list[_Token] | None = None
@@ -69,11 +76,11 @@ class _Reply(BaseModel):
 @dataclass(frozen=True)
 class Server:
     """``name``, ``version``: of the program, as far as it says so. ``models``: what it serves; ``files``: the files and
-    folders that it names. ``encode``: text to token ids, for servers that show no ids."""
+    folders that it names. ``tokenizer``: the run's, for servers that show no token ids."""
 
     endpoint: Endpoint
     client: httpx.Client
-    encode: Callable[[str], list[int]]
+    tokenizer: Callable[[], PreTrainedTokenizerBase]
     models: tuple[Listed, ...] = ()
     name: str = "the server"
     version: str = ""
@@ -123,21 +130,37 @@ class Server:
         logprobs = choice.logprobs or _Logprobs()
         given = logprobs.content or []
         values = logprobs.token_logprobs or [t.logprob for t in given]
-        best = [max(top.values()) for top in logprobs.top_logprobs if top]
+        best = [max(top.values(), default=v) for top, v in zip(logprobs.top_logprobs, values, strict=False)]
         best = best or [max(top.logprob for top in t.top_logprobs or [t]) for t in given]
         if not values and (choice.text or choice.message):
             raise failed(self.endpoint.url, "it gives no log probabilities")
-        ids = choice.token_ids or [t.id for t in given if t.id is not None] or self.encode(choice.text)
-        counted, count = usage.get("prompt_tokens"), min(len(ids), len(values))
+        ids, complete = choice.token_ids or [t.id for t in given if t.id is not None], True
         if choice.message is not None:  # a chat answer is compared by its log probabilities alone
-            ids, count = [], len(values)
+            ids = []
+        elif not ids:
+            ids, complete = self._ids(choice.text, logprobs.tokens or [t.token for t in given], len(values))
+        counted, count = usage.get("prompt_tokens"), len(ids) if choice.message is None else len(values)
         return Answered(
-            ids=tuple(ids[:count]),
+            ids=tuple(ids[: len(values)]),
             logprobs=tuple(values[:count]),
-            ended=choice.finish_reason == "stop",
+            ended=complete and choice.finish_reason == "stop",
             prompt_tokens=counted if isinstance(counted, int) else None,
             regret=max((b - v for b, v in zip(best, values, strict=False)), default=0.0),
         )
+
+    def _ids(self, text: str, shown: Sequence[str], count: int) -> tuple[list[int], bool]:
+        """Token ids of an answer of ``count`` tokens, of which the server gives only the text: those of the run's
+        tokenizer, up to the first one that is not the token ``shown``; and whether these are all, except for a stop
+        token. A greedy answer may be spelled in other tokens than its text. Raises REMOTE_FAILED if none is certain."""
+        tokenizer = self.tokenizer()
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        differ = (t for t, (i, s) in enumerate(zip(ids, shown, strict=False)) if not _is_shown_as(tokenizer, i, s))
+        same = next(differ, min(len(ids), len(shown))) if shown else len(ids)
+        complete = same == len(ids) and count - same in (0, 1)
+        if not complete and not (shown and same):
+            what = "its answer cannot be compared, because it shows no token ids, and its text has other tokens"
+            raise failed(self.endpoint.url, what, "check a server that shows them, such as llama-server or vLLM.")
+        return ids[:same], complete
 
     def _refused(self, response: httpx.Response, prompt: Sequence[int] = ()) -> RunError:
         """Why a request was refused."""
@@ -157,15 +180,17 @@ class Server:
 
 
 @contextmanager
-def connect(endpoint: Endpoint, encode: Callable[[str], list[int]]) -> Iterator[Server]:
+def connect(endpoint: Endpoint, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Iterator[Server]:
     """The server at a URL, with or without its /v1. If no model is named, its only one. Raises REMOTE_FAILED."""
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    with httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS) as client:
+    with httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS, trust_env=not _is_local(endpoint.url)) as client:
+        # /v1 first: llama-server also lists its models at its root, where /completions is not OpenAI's.
+        given, endpoint = endpoint, replace(endpoint, url=f"{endpoint.url.removesuffix('/v1')}/v1")
         response = send(client, "GET", f"{endpoint.url}/models")
-        if response.status_code == 404 and not endpoint.url.endswith("/v1"):
-            endpoint = replace(endpoint, url=f"{endpoint.url}/v1")
-            response = send(client, "GET", f"{endpoint.url}/models")
-        server = Server(endpoint, client, encode)
+        if response.status_code == 404:
+            other = send(client, "GET", f"{given.url}/models")
+            endpoint, response = (given, other) if other.status_code != 404 else (endpoint, response)
+        server = Server(endpoint, client, tokenizer)
         if response.status_code in (401, 403):
             raise server._refused(response)
         models = read(response).data if response.status_code == 200 else []
@@ -174,6 +199,19 @@ def connect(endpoint: Endpoint, encode: Callable[[str], list[int]]) -> Iterator[
             what = f"it has several models: {', '.join(names)}" if names else "it does not list its models"
             raise failed(endpoint.url, what, "name the one with this run's export: --model NAME.")
         yield _recognised(replace(server.named(endpoint.model or names[0]), models=tuple(models)))
+
+
+def _is_local(url: str) -> bool:
+    with suppress(httpx.InvalidURL):
+        return httpx.URL(url).host in LOCAL
+    return False
+
+
+def _is_shown_as(tokenizer: PreTrainedTokenizerBase, token: int, shown: str) -> bool:
+    """Whether a server may show a token like this; SentencePiece leaves out a first space. A part of a character has no
+    text of its own."""
+    text = str(tokenizer.decode([token]))
+    return shown == tokenizer.convert_ids_to_tokens(token) or ("\ufffd" not in text and shown in (text, f" {text}"))
 
 
 def _recognised(server: Server) -> Server:

@@ -26,12 +26,12 @@ ROPE_BASES = (10_000.0, 100_000.0, 500_000.0, 1_000_000.0)  # the first is what 
 
 @dataclass(frozen=True)
 class Suspect:
-    """``cause``: a key of `diagnosis.FIXES`; ``what``: the mistake in words; ``planted``: within, the model makes it.
-    ``prefix``: tokens before every prompt."""
+    """``cause``: a key of `diagnosis.FIXES`; ``what``: the mistake in words; ``simulated``: within, the model makes
+    it. ``prefix``: tokens before every prompt."""
 
     cause: str
     what: str
-    planted: Callable[[], AbstractContextManager[None]] = nullcontext
+    simulated: Callable[[], AbstractContextManager[None]] = nullcontext
     prefix: tuple[int, ...] = ()
 
 
@@ -67,6 +67,21 @@ def rope_base(module: nn.Module, base: float) -> Iterator[None]:
     finally:
         for owner, name, buffer in buffers:
             setattr(owner, name, buffer)
+
+
+@contextmanager
+def rounded(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within, the model computes in this dtype, as if it had been stored and loaded in it: what files do not contain,
+    such as the frequencies of the rotary embedding, remains as it is. The weights are in memory twice."""
+    stored = {id(t): t for t in module.state_dict(keep_vars=True).values() if t.is_floating_point()}  # tied: once
+    before = [(t, t.data) for t in stored.values()]
+    try:
+        for t, data in before:
+            t.data = data.to(dtype)
+        yield
+    finally:
+        for t, data in before:
+            t.data = data
 
 
 @contextmanager

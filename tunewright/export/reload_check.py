@@ -1,6 +1,6 @@
 """Load an export in a separate process, as its users would, and save its answers to the check prompts.
 
-`export.py` runs ``python -m tunewright.export.verify KIND PATH REQUEST OUT``; KIND is a key of EXPORTS.
+`export.py` runs ``python -m tunewright.export.reload_check KIND PATH REQUEST OUT``; KIND is a key of EXPORTS.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CheckPrompt:
 
 
 @dataclass(frozen=True)
-class VerifyRequest:
+class CheckRequest:
     """What both processes compute: answers to the prompts, and when these end. ``conversations``: of the prompts that
     have one. ``template``: arguments of the chat template. ``texts``: what is split into tokens."""
 
@@ -56,7 +56,7 @@ class VerifyRequest:
 
 
 @torch.inference_mode()
-def answers(model: LanguageModel, request: VerifyRequest) -> tuple[Tensor, list[list[int]]]:
+def answers(model: LanguageModel, request: CheckRequest) -> tuple[Tensor, list[list[int]]]:
     """(logits_NV in float32 after each prompt, greedy continuations), one prompt at a time."""
     forward = model.module
     logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.prompts]
@@ -96,7 +96,7 @@ def mean_kl(expected_NV: Tensor, actual_NV: Tensor) -> float:
 def main(kind: str, path: str, request_file: str, out: str) -> None:
     from safetensors.torch import save_file
 
-    request = VerifyRequest(**json.loads(Path(request_file).read_text(encoding="utf-8")))
+    request = CheckRequest(**json.loads(Path(request_file).read_text(encoding="utf-8")))
     torch.set_num_threads(request.threads)
     row = EXPORTS[kind]
     reloaded = row.reload(Path(path), Base(request.base, request.base_sha256))
