@@ -30,8 +30,7 @@ def linear_ones() -> dict[str, tuple[Template, Linear]]:
         **{p.stem: p.read_text(encoding="utf-8") for p in STOCK},
     }
     templates = {name: Template(stock_tokenizer(text)) for name, text in texts.items()}
-    found = {name: (template, linear_template.find(template)) for name, template in templates.items()}
-    return {name: (template, linear) for name, (template, linear) in found.items() if linear is not None}
+    return {name: (t, linear) for name, t in templates.items() if (linear := linear_template.find(t)) is not None}
 
 
 LINEAR = linear_ones()

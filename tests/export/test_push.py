@@ -250,7 +250,7 @@ def test_a_path_of_this_machine_is_not_pushed(tmp_path: Path, labelled: api.Resu
     assert caught.value.code == "PUSH_PRIVATE"
 
 
-def test_a_path_in_the_card_is_found_and_no_url(tmp_path: Path, labelled: api.Result) -> None:
+def test_a_path_in_the_card_is_not_pushed_but_a_url_is(tmp_path: Path, labelled: api.Result) -> None:
     """Also one with a space. The card that we write has none: see `portable.without_folders`."""
     readme = own(run_of(labelled, tmp_path), "adapter") / "README.md"
     (tmp_path / "secret project.jsonl").touch()

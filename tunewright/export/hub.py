@@ -18,10 +18,11 @@ from tunewright.core.records import EXPORTS, AdapterNote, Receipt, Verdict
 from tunewright.core.run_folder import Run
 from tunewright.export import card
 
-COMMON = ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
-FILES = {  # beside the card; of gguf, those that export.json lists
+COMMON = ("README.md", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
+FILES = {  # also those that export.json lists
     "adapter": ("adapter_config.json", "adapter_model.safetensors", "tunewright.json", *COMMON),
     "merged": ("config.json", "generation_config.json", "model*.safetensors*", *COMMON),
+    "gguf": ("README.md",),
 }
 OLLAMA = ("template", "params", "system")  # of that bundle, for `ollama run hf.co/OWNER/NAME`
 UNREAD = ("*.safetensors", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
@@ -35,14 +36,14 @@ def staged(run: Run, kind: str, repo: str, base: str | None, license_: str | Non
     id on the Hub, if the config does not name it. Raises RUN_INCOMPLETE and PUSH_BASE."""
     source, receipt = run.path / kind, records.read(run.receipt, Receipt)
     checks = [check for check in records.existing(run.export, EXPORTS) or () if check.kind == kind]
-    names = {"README.md", *(Path(check.path).name for check in checks)} - {kind}
-    if not checks or not all((source / name).is_file() for name in names):
+    listed = [run.path / check.relative_path for check in checks]
+    if not checks or not all(path.exists() for path in (*listed, source / "README.md")):
         fix = f"write it: `tunewright export {run.path} --to {kind}`."
         raise RunError("RUN_INCOMPLETE", f"the run has no {kind} export.", where=str(run.path), fix=fix)
     base = base or _hub_base(receipt.model.name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        files = [file for file in source.iterdir() if file.name in names or _matches(file, FILES.get(kind, ()))]
+        files = [file for file in source.iterdir() if file in listed or _matches(file, FILES[kind])]
         if kind == "gguf" and "ollama" in load(run.config).export.to:
             files += filter(Path.is_file, (run.path / "ollama" / file for file in OLLAMA))
         for file in files:
