@@ -22,7 +22,7 @@ import torch  # here, because torch reads the environment when it is imported
 from build import FLAGS, byte_tokenizer, cli, tiny_model, write_chat_rows
 
 from tunewright import api
-from tunewright.export import verify
+from tunewright.export import reload_check
 from tunewright.stages import process, worker
 from tunewright.train import machine
 
@@ -45,21 +45,21 @@ def _one_core() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_process() -> None:
-    """A command starts processes that train and that verify exports, each of which spends seconds importing torch. Here
+    """A command starts processes that train and that check exports, each of which spends seconds importing torch. Here
     the same functions are called in this process. A command that is itself a process (`build.process`) starts real
     ones: `cli/test_run.py`, `stages/test_resume.py`."""
     run = subprocess.run
 
-    def verified(command: Any, *args: Any, **more: Any) -> Any:
-        if not isinstance(command, list) or command[1:3] != ["-m", "tunewright.export.verify"]:
+    def checked(command: Any, *args: Any, **more: Any) -> Any:
+        if not isinstance(command, list) or command[1:3] != ["-m", "tunewright.export.reload_check"]:
             return run(command, *args, **more)
         try:
-            verify.main(*command[3:])
+            reload_check.main(*command[3:])
         except Exception:
             return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    subprocess.run = verified
+    subprocess.run = checked
     process.train = lambda context: worker.work(context.run, under_lock=True)
 
 

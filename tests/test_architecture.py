@@ -26,6 +26,7 @@ FOLDERS = [
     "judge",
     "export",
     "report",
+    "track",
     "runtime",
     "stages",
     "api",
@@ -36,6 +37,7 @@ TORCH_FREE = [
     "data",
     "tokens",
     "report",
+    "track",
     "api",
     "cli.main",
     "judge.statistics",
@@ -118,6 +120,7 @@ def test_the_config_fields() -> None:
         "date",
         "seed",
         "threads",
+        "track",
         "data.train",
         "data.dev",
         "data.test",
@@ -195,6 +198,9 @@ def test_the_config_fields() -> None:
         "cost.price_per_hour",
         "export.to",
         "export.dtype",
+        "export.rows",
+        "export.gguf",
+        "export.llama_cpp",
     ]
     assert all(meaning for *_, meaning in config.fields())
 
@@ -250,10 +256,12 @@ def test_the_command_line() -> None:
         "plan",
         "preview",
         "prove",
+        "push",
         "report",
         "run",
         "runs",
         "train",
+        "verify",
     ]
     assert commands["runs"] == ["diff", "list", "reproduce", "rm", "show"]
 
@@ -295,7 +303,7 @@ def test_every_file_that_is_mentioned_exists() -> None:
 
 
 CODE = re.compile(
-    r'"((?:ADAPTER|CONFIG|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
+    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
     r'_[A-Z_]+)"'
 )
 
@@ -305,15 +313,15 @@ def test_every_error_code_is_used_and_listed() -> None:
     for path in FILES:
         if path.name != "errors.py":
             used |= set(CODE.findall(path.read_text(encoding="utf-8")))
-    findings = {"LABELS_RARE", "LABELS_NEAR_DUPLICATE", "PRIVATE_DATA"}
+    findings = {"LABELS_RARE", "LABELS_NEAR_DUPLICATE", "PRIVATE_DATA", "CONSUMER_CHECKS"}  # the last is a record
     assert used - findings <= set(errors.CODES), used - set(errors.CODES)
     assert set(errors.CODES) <= used, set(errors.CODES) - used
 
 
 UNPICKLING = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "zipfile"}
 NETWORK = {"httpx", "requests", "urllib", "http", "socket", "aiohttp", "fsspec", "datasets"}
-# They contact the host that a setting names, and no other.
-CONTACTS = {"openai_endpoint.py", "remote.py", "hub.py"}
+# They contact the host that a setting or --at names, or a program that they started on this machine, and no other.
+CONTACTS = {"openai_endpoint.py", "openai_server.py", "llama_cpp.py", "remote.py", "hub.py"}
 RUNNING = {
     "eval",
     "exec",

@@ -36,9 +36,9 @@ from tunewright.core.config import AdapterConfig, Plan, load
 from tunewright.core.errors import TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
-from tunewright.export import export
+from tunewright.export import bundles, export
 from tunewright.export.kind import Export, TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
@@ -257,26 +257,30 @@ def _tortured(
 def export_killed(path: Path) -> tuple[int, int]:
     """(kills, unequal): the export of a trained run is killed before or after every call that changes the disk, then
     repeated. The fresh process that checks an export writes nothing, and is omitted."""
-    run, whole = Run(path), Run(path.with_name("whole"))
+    run, whole = Run(path), Run(path.parent / "whole" / path.name)
     shutil.copytree(run.path, whole.path)
-    facts = read_facts(load(run.config).model)
+    config = load(run.config, ["export.to=[adapter, merged, mlx]"])
+    facts = read_facts(config.model)
     template, plan = load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
 
     def unchecked(row: Export, folder: Path, *_: Any) -> ExportCheck:
         same = {"largest_difference": 0.0, "same_texts": 1, "prompts": 1, "encoded": 1, "loaded_with": ""}
-        return ExportCheck(kind=row.kind, path=folder.name, dtype="float32", **same)
+        return ExportCheck(kind=row.kind, path=str(folder), dtype="float32", **same)
 
     def work(run: Run) -> int:
         export._check = unchecked
         with writing(run):
-            export.export(
-                TrainedRun(run, load(run.config), plan, facts, template), [CheckPrompt([1, 2, 3])], [template.eos]
-            )
+            source = TrainedRun(run, config, plan, facts, template)
+            export.export(source, [CheckPrompt([1, 2, 3])], [template.eos])
+            bundles.write(source, [template.eos])
         return FINISHED
 
     def actual(run: Run) -> dict[str, str]:
-        of = [run.export, *run.adapter.rglob("*"), *run.merged.rglob("*"), *run.path.glob(".[am]*-*")]
-        own = [p for p in of if p.name != "tunewright.json"]  # contains the run's name
+        kinds = ("adapter", "merged", "serve", "mlx")
+        own = [
+            run.export,
+            *(p for kind in kinds for p in [*(run.path / kind).rglob("*"), *run.path.glob(f".{kind}-*")]),
+        ]
         return {str(p.relative_to(run.path)): sha256(p) if p.is_file() else "" for p in own}
 
     kills, unequal, calls = 0, 0, failpoints(whole.path, lambda: work(whole))

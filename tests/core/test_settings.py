@@ -106,8 +106,12 @@ ELSEWHERE = {
     "prove.target_accuracy": "below",
     "train.method": "below",
     "forget.margin": "below",
+    "track": "track/test_follow.py",
     "export.to": "below",
     "export.dtype": "below",
+    "export.gguf": "export/test_gguf.py",
+    "export.llama_cpp": "export/test_gguf_official.py",
+    "export.rows": "export: the verdict's answers",
 }
 
 
@@ -248,11 +252,10 @@ def test_settings_that_single_functions_read() -> None:
     assert verdicts[0] != verdicts[1]
     with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
         config.load(None, train__method="dpo")
-    facts: Any = SimpleNamespace(parameters=10, dtype="F32")
-    assert [merged.stored_dtype(config.load(None, export__dtype=d), facts) for d in ("float16", "auto")] == [
-        "float16",
-        "float32",
-    ]
+    for dtype, stored in (("float16", "float16"), ("auto", "float32")):
+        chosen, plan = config.load(None, export__dtype=dtype), SimpleNamespace(dtype="float32")
+        source: Any = SimpleNamespace(config=chosen, plan=plan)
+        assert merged.stored_dtypes(source) == [stored]
 
 
 def test_flags_of_one_run(tmp_path: Path, chat_rows: Callable[..., Path], model_folder: Folder) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from build import cli, copied, process
+from build import QUICK, Folder, Rows, cli, copied, process
 
 from tunewright import api
 from tunewright.core.config import load
@@ -77,3 +77,27 @@ def test_the_code_of_the_card_runs_on_another_machine(
     monkeypatch.chdir(folder)
     exec(code.replace('"..."', '"lot 5 of fire and flame"'), {})
     assert capsys.readouterr().out.strip() == "warm"
+
+
+def test_an_export_answers_rows_of_the_verdict_again(labelled: api.Result) -> None:
+    lines = [json.loads(x) for x in (labelled.path / "scores" / "tuned.jsonl").read_text().splitlines()]
+    for check in json.loads((labelled.path / "export.json").read_text()):
+        again = check["reproduced"]
+        assert again["rows"] == again["same"] == min(32, len(lines))
+        assert again["score"] == again["verdict"] == sum(x["score"] for x in lines[:32]) / again["rows"]
+        assert again["dtype"] == again["judged"] == "float32"
+
+
+def test_a_run_that_was_judged_in_bfloat16_is_exported_in_it(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    settings = {**QUICK, "train__dtype": "bfloat16", "export__rows": 3, "prove__evidence": "plain"}
+    run = api.run(chat_rows(), model=str(model_folder("llama")), name="x", root=tmp_path, **settings)
+    adapter, merged = json.loads((run.path / "export.json").read_text())
+    assert (adapter["dtype"], merged["dtype"]) == ("float32", "bfloat16")
+    assert (adapter["reproduced"]["dtype"], merged["reproduced"]["dtype"]) == ("float32", "bfloat16")
+    assert {c["reproduced"]["rows"] for c in (adapter, merged)} == {3}
+    card = (run.path / "adapter" / "README.md").read_text()
+    assert "In float32, it was given 3 of the held-out rows again (the verdict was computed in bfloat16)" in card
+    done = cli("export", str(run.path), "export.rows=0", "--json", cwd=tmp_path)
+    assert all("reproduced" not in check for check in json.loads(done.stdout))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.run_folder import Run, write_json
 from tunewright.data.messages import question
 from tunewright.export import EXPORTS, card, export, merged
-from tunewright.export.kind import TrainedRun
+from tunewright.export.kind import Place, TrainedRun, served_context
 from tunewright.export.merged import MERGED
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters
 from tunewright.model.facts import read_facts
 from tunewright.model.loading import load as load_model
@@ -65,7 +66,7 @@ def check_prompts(source: TrainedRun) -> list[CheckPrompt]:
 
 def test_every_wanted_export_is_written_and_answers_as_the_model_does(trained: Made) -> None:
     checks = export.export(trained.source, check_prompts(trained.source), STOP)
-    assert [c.kind for c in checks] == list(EXPORTS) == ["adapter", "merged"]
+    assert [c.kind for c in checks] == ["adapter", "merged"]
     assert checks[0].largest_difference == 0.0, "our loader computes what training computed"
     assert all(c.largest_difference < 1e-4 and c.same_texts == c.prompts == 2 for c in checks)
     assert all(c.loaded_with == EXPORTS[c.kind].loaded_with and c.dtype == "float32" for c in checks)
@@ -85,9 +86,7 @@ def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch:
     """A wrong merge: the folder loads, but contains the base model."""
     monkeypatch.setattr(adapters, "merged_weight", None, raising=False)
     monkeypatch.setattr(adapters.LoRALinear, "merged_weight", lambda layer: layer.base.weight)
-    with pytest.raises(
-        TrainError, match="the merged export is rejected: a logit of the reloaded model differs"
-    ) as caught:
+    with pytest.raises(TrainError, match="the merged export is rejected: the reloaded model differs") as caught:
         export.export(trained.source, check_prompts(trained.source), STOP)
     assert caught.value.code == "EXPORT_MISMATCH"
     assert not trained.source.run.export.exists()
@@ -97,13 +96,14 @@ def test_an_export_that_answers_otherwise_is_refused(trained: Made, monkeypatch:
 def test_an_export_with_another_tokenizer_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its logits are right, but it would read every prompt differently."""
 
-    def write(source: TrainedRun, module: object, folder: Path, dtype: str) -> None:
+    def write(source: TrainedRun, module: object, folder: Path, dtype: str) -> Path:
         MERGED.write(source, module, folder, dtype)  # type: ignore[arg-type]
         file = folder / "tokenizer.json"
         content = json.loads(file.read_text())
         vocabulary = content["model"]["vocab"]
         content["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
         file.write_text(json.dumps(content))
+        return folder
 
     monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, write=write))
     with pytest.raises(TrainError, match="its tokenizer or chat template encodes a prompt differently"):
@@ -113,26 +113,25 @@ def test_an_export_with_another_tokenizer_is_refused(trained: Made, monkeypatch:
 def test_an_export_that_the_model_does_not_support_is_refused_before_training(
     trained: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, unsupported=lambda facts: "this architecture is unknown"))
+    monkeypatch.setitem(EXPORTS, "merged", replace(MERGED, unsupported=lambda source: "this architecture is unknown"))
     with pytest.raises(ConfigError, match="the merged export cannot be written") as caught:
-        export.require_supported(trained.source.config, trained.source.plan, trained.source.facts)
+        export.require_supported(trained.source)
     assert caught.value.where == "export.to"
 
 
 def test_an_export_that_does_not_load_is_refused(trained: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: None)
+    broken = replace(EXPORTS["merged"], write=lambda source, module, folder, dtype: folder)
     monkeypatch.setitem(EXPORTS, "merged", broken)
     with pytest.raises(TrainError, match="a fresh process could not load it"):
         export.export(trained.source, check_prompts(trained.source), STOP)
 
 
-def test_merged_weights_of_a_small_model_are_float32(trained: Made) -> None:
-    small = trained.source.facts
-    large = replace(small, parameters=10**9, dtype="BF16")
-    assert merged.stored_dtype(load(None), small) == "float32"
-    assert merged.stored_dtype(load(None), large) == "bfloat16"
-    assert merged.stored_dtype(load(None), replace(large, dtype="F64")) == "float32"
-    assert merged.stored_dtype(load(None, export__dtype="float16"), small) == "float16"
+def test_merged_weights_have_the_dtype_in_which_the_run_was_judged(trained: Made) -> None:
+    source = trained.source
+    judged = replace(source, plan=source.plan.model_copy(update={"dtype": "bfloat16"}))
+    assert merged.stored_dtypes(source) == ["float32"]
+    assert merged.stored_dtypes(judged) == ["bfloat16"]
+    assert merged.stored_dtypes(replace(judged, config=load(None, export__dtype="float16"))) == ["float16"]
 
 
 @pytest.mark.parametrize("measured", [True, False])
@@ -143,7 +142,8 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     everything["verdict"]["unbeaten"] = [] if measured else ["zero_shot"]
     everything["receipt"]["template"]["day"] = "2026-01-01" if measured else ""
     run = records.write(tmp_path / "one", everything)
-    card.write(run, records.typed(typed.EXPORTS, records.exports()))
+    checks = records.typed(typed.EXPORTS, records.exports())
+    card.write(run, checks)
     row = EXPORTS[kind]
     text = (run.path / kind / "README.md").read_text(encoding="utf-8")
     head, body = text.removeprefix("---\n").split("\n---\n")
@@ -154,8 +154,16 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert "| tuned | 0.7000 | [0.6000, 0.8000] |" in body
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body
     code = body.split("```python\n")[1].split("\n```")[0]
-    assert code.startswith("\n".join(row.snippet("smollm2-135m")))
+    mine = [check for check in checks if check.kind == kind]
+    assert code.startswith("\n".join(row.snippet(Place("smollm2-135m", Path(mine[0].path).name, served_context(run)))))
+    assert re.findall(r"Stored as (\w+)\.", body) == [check.dtype for check in mine]
+    assert ("llama.cpp splits all 12 rows of the run into the trained model's tokens." in body) is (kind == "gguf")
     compile(code, "card", "exec")
+    assert ("**18 of 20** answers are those of the verdict; accuracy 0.6500, in the verdict 0.7000" in body) is (
+        kind == "adapter"
+    )
+    assert ("- vLLM 0.32.0 (2026-11-28): the trained model's answers; 9 of 9 texts" in body) is (kind == "merged")
+    assert ("written, not yet checked in another program" in body) is (kind != "merged")
     assert ("the weights contain 0.5 of the trained update" in body) is measured
     assert ("not shown to be better than zero_shot." in body) is not measured
     assert ("the day of training" in body) is measured

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from tunewright.core.config import Plan
 from tunewright.core.records import (
+    CONSUMER_CHECKS,
     EXPORTS,
     METRICS,
     Audit,
@@ -370,7 +371,17 @@ def training() -> dict[str, Any]:
     return {"steps": 20, "stopped_early": False, **losses, **figures, "weights_sha256": "43e32b5f"}
 
 
+def consumer_check(**changed: Any) -> dict[str, Any]:
+    figures = {"prompts": 9, "same_texts": 9, "tokens": 203, "largest_difference": 2.2e-05, "allowed": 0.001}
+    names = {"path": "merged", "consumer": "vLLM", "consumer_version": "0.32.0", "model": "one"}
+    result = {"base_difference": 3.1, "encoded": 8, "cause": None, "finding": None}
+    return {**names, "time": "2026-11-28T12:00:00+00:00", **figures, **result, **changed}
+
+
 def exports() -> list[dict[str, Any]]:
+    again = {"rows": 20, "same": 18, "score": 0.65, "verdict": 0.7, "dtype": "float32", "judged": "bfloat16"}
+    loss = {"tokens": 812, "same_likeliest": 0.97, "rows": 20, "score": 0.66, "verdict": "CANNOT TELL"}
+    loss |= {"difference": -0.01, "interval": [-0.05, 0.03]}
     figures = {"dtype": "float32", "largest_difference": 3.8e-05, "same_texts": 8, "prompts": 8, "encoded": 8}
     return [
         {
@@ -378,8 +389,30 @@ def exports() -> list[dict[str, Any]]:
             "path": "runs/one/adapter",
             **figures,
             "loaded_with": "tunewright (base model and adapter)",
+            "reproduced": again,
         },
         {"kind": "merged", "path": "runs/one/merged", **figures, "loaded_with": "transformers alone"},
+        *(
+            {
+                "kind": "gguf",
+                "path": f"runs/one/gguf/one-{kind.upper()}.gguf",
+                **figures,
+                "dtype": kind,
+                "kl": 0.004,
+                "rows": 12,
+                "tokenizer": "llama.cpp",
+                "loaded_with": "transformers' GGUF reader",
+                "file": {"bytes": 145_000_000, "tensors": {kind.upper(): 211, "F32": 61}},
+                "loss": {**loss, "kl": 0.004 if kind == "q8_0" else 1e-6},
+            }
+            for kind in ("f16", "q8_0")
+        ),
+        {
+            "kind": "lora-gguf",
+            "path": "runs/one/lora-gguf/one-lora-F32.gguf",
+            **figures,
+            "loaded_with": "tunewright (base model and the file's matrices)",
+        },
     ]
 
 
@@ -409,6 +442,7 @@ def everything() -> dict[str, Any]:
         "protocol": protocol(),
         "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "result": "4 turns of 4 rows", "passed": True}]},
         "export": exports(),
+        "verify": [consumer_check()],
         "metrics": [step(s) for s in range(21)],
         "events": [{"time": "", "event": "resumed_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
         "scores/tuned": scores(0.9),
@@ -442,6 +476,7 @@ def files(records: dict[str, Any]) -> Files:
         protocol=typed(ProtocolRecord, records["protocol"]),
         selftest=typed(SelfTest, records["selftest"]) if records["selftest"] else None,
         exports=typed(EXPORTS, records["export"]) if records["export"] else None,
+        consumer_checks=typed(CONSUMER_CHECKS, records["verify"]),
         metrics=[typed(METRICS, x) for x in records["metrics"]],
         moved=records["events"][0]["what"] if records["events"] else [],
         scores=tuple([typed(ScoreLine, x) for x in records[f"scores/{arm}"]] for arm in ("tuned", "nearest")),  # type: ignore[arg-type]

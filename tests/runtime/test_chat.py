@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import builtins
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from build import QUICK, Folder, cli, read
+import torch
+from build import QUICK, Folder, byte_tokenizer, cli, read, tiny_lm
 from transformers import AutoTokenizer
 
 from tunewright import api
@@ -17,6 +19,7 @@ from tunewright.data import dataset
 from tunewright.data.messages import Chat, Message, ToolCall, question
 from tunewright.runtime import chat
 from tunewright.tokens import rendering
+from tunewright.tokens.template import Template
 
 WEATHER = {
     "type": "function",
@@ -40,6 +43,36 @@ def test_chat_serves_what_was_trained(labelled: api.Result) -> None:
     assert list(sequence.ids[: len(prompt)]) == prompt
     assert labelled.chat("lot 5 of fire and flame", max_new_tokens=6) == "warm"
     assert labelled.chat("lot 5 of ice and snow", max_new_tokens=6) == "cold"
+
+
+def by_generate(model: chat.TunedModel, turns: list[Message], new: int) -> str:
+    """The reply of transformers' own `generate` to the prompt of `chat`."""
+    ids = torch.tensor([rendering.for_generation(model.template, chat.prompt_of(model, turns))])
+    out = model.model.module.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, use_cache=True
+    )[0, ids.shape[1] :].tolist()
+    stop = model.template.eos
+    return rendering.read_answer(model.template, out[: out.index(stop)] if stop in out else out).text
+
+
+def test_a_conversation_is_that_of_the_modules(labelled: api.Result) -> None:
+    """Several turns, each after the model's own replies: by steps without modules, by modules, by `generate`."""
+    model = chat.load_run(run_folder.Run(labelled.path))
+    assert model.model.decoding == "vector"
+    modules = replace(model, model=replace(model.model, decoding="modules"))
+    turns: list[Message] = []
+    for text in ("lot 5 of fire", "what of ice?", "and now?", "x" * 90):
+        turns.append(Message("user", text))
+        answer = chat.reply(model, turns, max_new_tokens=80)
+        assert answer == chat.reply(modules, turns, max_new_tokens=80)
+        assert answer.text == by_generate(model, turns, 80)
+        turns.append(answer)
+
+
+def test_a_conversation_longer_than_the_sliding_window() -> None:
+    model = chat.TunedModel(tiny_lm("gemma3_text"), Template(byte_tokenizer()), None, (), packable=True, window=16)
+    turns = [Message("user", "a text that is longer than the window of the model")]
+    assert chat.reply(model, turns, max_new_tokens=20).text == by_generate(model, turns, 20)
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,20 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tunewright.cli.chat import chat
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
+from tunewright.cli.push import push
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.core.errors import TunewrightError
 from tunewright.core.words import counted
 
 if TYPE_CHECKING:
-    from tunewright.data.messages import Message
+    from tunewright.core.run_folder import Run
     from tunewright.stages.runner import Runner
 
 app = typer.Typer(
@@ -255,66 +257,77 @@ def learning_curve(
         typer.echo(str(folder.learning_curve))
 
 
-_stage("export", "Run up to the exports: write, reload and verify them.")
+@app.command()
+def export(
+    source: Source,
+    settings: Settings = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Also write these: gguf, gguf:TYPE,TYPE, lora-gguf, ollama, vllm, sglang, llama-server, mlx, onnx.",
+        ),
+    ] = None,
+    model: Model = None,
+    name: Name = None,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run up to the exports: write, reload and verify them."""
+    given = settings or []
+    if to is not None:
+        from tunewright.cli import export_kinds
+
+        existing = _existing(source, root)
+        before = config_of(str(existing.path) if existing else source, given, None)
+        given = [*given, *export_kinds.settings(to, before.export.to)]
+    _print_record("export", _advance(source, given, model, name, root, quiet or as_json, "export"), as_json)
+
+
 _stage("report", "Run up to the report.")
+
+app.command()(push)
 
 
 @app.command()
-def chat(
+def verify(
     run: RunName,
-    message: Annotated[
-        str | None, typer.Argument(help="A single message; default: an interactive conversation.")
+    at: Annotated[
+        str, typer.Option(metavar="URL", help="A running server; default: a llama-server of the run's GGUF file.")
+    ] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="Name of its model; default: the only one.")] = "",
+    api_key_env: Annotated[str, typer.Option(metavar="VAR", help="Environment variable with its API key.")] = "",
+    export: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND|FILE",
+            help="The export that it serves, or its file in the run folder; default: the one whose files it names.",
+        ),
+    ] = "",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            help="Dtype of its weights and cache, whose rounding it may show; default: that of the export's file, or "
+            "float32.",
+        ),
     ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System message; default: the instruction of the training rows.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Maximum answer length in tokens.")] = 256,
     root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Chat with the tuned model of a run, with the tools of its training rows; you enter the results of its calls."""
+    """Compare the answers of a server (vLLM, llama-server, SGLang, ...) with those of the run's model.
+
+    Held-out prompts are sent as token ids and as messages. Exits with status 1 if the answers differ, with the cause.
+    """
+    from tunewright.cli import verify as checking
     from tunewright.core import run_folder
-    from tunewright.runtime import chat as runtime
 
-    model = runtime.load_run(run_folder.find(root, run))
-    if message is not None:
-        typer.echo(runtime.answer(model, message, system=system, max_new_tokens=max_new_tokens))
-        return
-    typer.secho(
-        "enter an empty line or Ctrl-D to end the conversation"
-        + (f"; system: {model.instruction}" if model.instruction and system is None else "")
-        + (f"; tools: {', '.join(t['function']['name'] for t in model.tools)}" if model.tools else ""),
-        dim=True,
-        err=True,
-    )
-    turns: list[Message] = []
-    while asked := _asked(turns):
-        turns += asked
-        reply = runtime.reply(model, turns, system=system, max_new_tokens=max_new_tokens)
-        if reply.reasoning:
-            typer.secho(reply.reasoning, dim=True, err=True)
-        typer.echo(reply.text)
-        turns.append(reply)
+    target = checking.Target(at, model, api_key_env, export, dtype)
+    checking.verify(run_folder.find(root, run), target, as_json, quiet)
 
 
-def _asked(turns: Sequence[Message]) -> list[Message]:
-    """What the user enters next: the result of every call of the last reply, or a question. Empty: the end."""
-    from tunewright.data.messages import Message
-
-    calls = turns[-1].tool_calls if turns else ()
-    entered = [_line(f"result of {call.name}> ") for call in calls] or [_line("> ")]
-    if not all(entered):
-        return []
-    if not calls:
-        return [Message("user", entered[0])]
-    return [Message("tool", text, name=call.name, call_id=call.id) for text, call in zip(entered, calls, strict=True)]
-
-
-def _line(prompt: str) -> str:
-    """A line of the user; empty at the end of the input."""
-    try:
-        return input(prompt if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
+app.command()(chat)
 
 
 @app.command()
@@ -356,14 +369,8 @@ def _advance(
     """Runs all stages up to ``until``, of a new or an existing run. ``separate``: train in a separate process."""
     from tunewright.core.console import Console
     from tunewright.core.errors import ConfigError
-    from tunewright.core.run_folder import Run, find
 
-    console = Console(quiet)
-    existing = None
-    if (Path(source) / "config.yaml").is_file():
-        existing = Run(Path(source))
-    elif not Path(source).exists() and (root / source / "config.yaml").is_file():
-        existing = find(root, source)
+    console, existing = Console(quiet), _existing(source, root)
     fixed = [s for s in settings or [] if not s.startswith("export.")]
     if existing is not None and (fixed or model or name):
         raise ConfigError(
@@ -389,6 +396,17 @@ def _advance(
     runner = runners.Runner(context, separate)
     runner.advance(until)
     return runner
+
+
+def _existing(source: str, root: Path) -> Run | None:
+    """The run that the argument names, by its folder or its name."""
+    from tunewright.core.run_folder import Run, find
+
+    if (Path(source) / "config.yaml").is_file():
+        return Run(Path(source))
+    if not Path(source).exists() and (root / source / "config.yaml").is_file():
+        return find(root, source)
+    return None
 
 
 def _command() -> str:

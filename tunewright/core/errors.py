@@ -4,9 +4,9 @@
     ├── ConfigError            CONFIG_*                a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
-    ├── RunError               RUN_* RESUME_* PATH_* REMOTE_*   a run folder, an endpoint
+    ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
-    └── TrainError             TRAIN_* EXPORT_* RUN_DISK   exit status 1: not caused by wrong input
+    └── TrainError             TRAIN_* EXPORT_* CONSUMER_* RUN_DISK   exit status 1: not caused by wrong input
 
 A user's mistake raises one of these; our own mistake fails an ``assert``; the impossible is not handled.
 Codes are stable API: ``CODES`` lists them, and a test keeps the table and the code in sync.
@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "CONFIG_TOO_LARGE": "a config file is larger than 256 KiB or nested too deeply",
     "CONFIG_UNKNOWN_KEY": "a key that is not a setting",
     "CONFIG_UNSAFE_TAG": "a YAML tag, anchor or alias; configs must not use them",
+    "CONSUMER_DIFFERS": "a server that `tunewright verify` checked does not give the trained model's answers",
     "DATA_COMPRESSED": "a compressed file that is damaged or ends early",
     "DATA_CONTROL_CHAR": "text contains NUL or another control character",
     "DATA_CSV": "a CSV file with an unclosed quote, a row of the wrong length, or an unusable header",
@@ -69,6 +70,7 @@ CODES: dict[str, str] = {
     "DATA_UNICODE": "a lone surrogate, which UTF-8 cannot encode",
     "DATA_UNREADABLE": "the file cannot be opened, or permission is denied",
     "DATA_WEIGHT": "a weight of a message other than 0 and 1",
+    "EXPORT_FAILED": "a program that writes an export for us, such as llama.cpp's converter, failed",
     "EXPORT_MISMATCH": "the exported model does not reproduce the trained model's outputs",
     "LABELS_ONE_CLASS": "a classification data set with only one label",
     "LORA_NO_TARGET": "adapter.targets or adapter.rank does not fit the model's layers",
@@ -81,7 +83,10 @@ CODES: dict[str, str] = {
     "MODEL_UNSAFE_FORMAT": "the weights exist only as pickle files",
     "MODEL_UNSUPPORTED": "an architecture that transformers does not support",
     "PATH_OUTSIDE": "a name that would escape the runs folder or the model folder",
-    "REMOTE_FAILED": "a request to the endpoint of prove.remote failed",
+    "PUSH_BASE": "the id of the base model on the Hub is needed for the card, and is unknown",
+    "PUSH_FAILED": "the Hub refused a push, or cannot be reached",
+    "PUSH_PRIVATE": "what would be pushed contains private data or a path of this machine",
+    "REMOTE_FAILED": "a request to the endpoint of prove.remote, or to the server of `tunewright verify`, failed",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
     "RUN_DAMAGED": "a file of the run was modified or damaged",
     "RUN_DISK": "the run folder cannot be written to",
@@ -179,7 +184,7 @@ class MissingExtra(TunewrightError):
 
 
 class TrainError(TunewrightError):
-    """Training, export or writing failed although the input was valid."""
+    """Training, export or writing failed, or an export answers differently, although the input was valid."""
 
     exit_code = 1
 

@@ -25,6 +25,12 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
+def is_hub_model(name: str) -> bool:
+    """Whether a model is named by its id on the Hub: OWNER/NAME[@REVISION]."""
+    path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or Path(name).is_dir()
+    return name.count("/") == 1 and not path
+
+
 def is_local(name: str) -> bool:
     return not is_url(name) and not name.startswith(HUB)
 
@@ -76,9 +82,11 @@ def searched_folder(name: str) -> Path | None:
 
 
 def anchored(name: str, base: Path) -> str:
-    """A relative path or pattern, as one that begins with ``base``; anything else unchanged."""
+    """A relative path or pattern, as one that begins with ``base``; ~ as the home folder; anything else unchanged."""
     if not is_local(name):
         return name
+    if name.startswith("~/"):
+        return str(Path(name).expanduser())
     if is_pattern(name) and not (base / name).exists():
         return str(Path(glob.escape(str(base))) / name)
     return str(base / name)

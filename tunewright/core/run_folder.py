@@ -1,7 +1,7 @@
 """The run folder: file names, atomic writes, the single-writer lock. The only channel between the stages of a run.
 
 A file that exists is complete: it is written under a temporary name, flushed, and renamed. Only one process at a time
-writes to a folder (`writing`).
+writes to a folder (`writing`). Only its owner can read it, whatever the umask: rows, prompts and answers are in it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ class Run:
     adapter = File("adapter")
     merged = File("merged")
     export = File("export.json")
+    verify = File("verify.json")
     scores = File("scores")
     forgetting = File("forgetting.json")
     cost = File("cost.json")
@@ -73,7 +75,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.path.absolute().name
 
     def branch(self, name: str) -> Run:
         """The folder of a branch: an extra training run that belongs to this run."""
@@ -87,7 +89,7 @@ class Run:
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to events.jsonl."""
-        append_line(self.events, {"time": _now(), "event": kind, **facts})
+        append_line(self.events, {"time": now(), "event": kind, **facts})
 
 
 def chosen_scale(run: Run) -> float:
@@ -101,7 +103,9 @@ def create(root: Path, name: str | None, stem: str) -> Run:
     for candidate in [name] if name is not None else _names(stem):
         run = Run(contained(root, candidate))
         with disk_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
+            if not root.is_dir():
+                make_folder(root)
+                root.chmod(0o711)  # exports can be read by others, see `portable.let_others_read`
         if _new_folder(run.path):
             for folder in ("data", "scores"):
                 _new_folder(run.path / folder)
@@ -207,7 +211,7 @@ def writing(run: Run) -> Iterator[None]:
             for file in run.path.rglob(".*"):
                 if TEMPORARY.fullmatch(file.name):
                     file.unlink()
-        write_json(owner, {"process": os.getpid(), "host": host, "since": _now(), "command": " ".join(sys.argv)})
+        write_json(owner, {"process": os.getpid(), "host": host, "since": now(), "command": " ".join(sys.argv)})
         try:
             yield
         finally:
@@ -230,18 +234,31 @@ def _locked(run: Run, owner: dict[str, Any], fix: str) -> RunError:
     return RunError("RUN_LOCKED", f"the run is locked by {who}.", where=str(run.path), fix=fix)
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: a new file can be read by its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those that it lies in, where there are none: only their owner can enter them."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write to a temporary file, flush, rename: readers see the old file or the new one. Raises RUN_DISK."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
-            with open(temporary, "xb") as file:
+            with open(temporary, "xb", opener=private) as file:
                 file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
@@ -263,6 +280,31 @@ def disk_errors(path: Path) -> Iterator[None]:
             where=str(path),
             fix="check space and permissions, then rerun the same command; existing files are complete.",
         ) from None
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder, which takes the place of ``folder`` when the block ends: a killed process leaves the old one,
+    the new one or none, and no half; an error leaves the old one. Raises RUN_DISK."""
+    with disk_errors(folder):
+        for leftover in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed here
+            shutil.rmtree(leftover)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = temporary.with_name(f"{temporary.name}-old")
+    try:
+        yield temporary
+        with disk_errors(folder):
+            if folder.exists():
+                folder.rename(old)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sha256(file: Path) -> str:
@@ -295,7 +337,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Append a line and flush it, replacing an incomplete last line (full disk, killed writer). Raises RUN_DISK."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with disk_errors(path), open(path, "a+b") as file:
+    with disk_errors(path), open(path, "a+b", opener=private) as file:
         file.truncate(_end_of_last_line(file))
         file.write(line.encode())
         file.flush()

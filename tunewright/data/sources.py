@@ -15,7 +15,7 @@ from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.locations import HUB, is_local, shown, title, without_query
 from tunewright.data.files import compression, content, csv_rows, documents, encoding, hub, json_rows, parquet, paths
 from tunewright.data.files.rows import FileSettings, Item, Row
-from tunewright.data.remedies.change import Change, drop
+from tunewright.data.remedies.change import Change, dropped
 
 __all__ = ["Change", "FileSettings", "Row", "Source", "read"]
 
@@ -79,12 +79,12 @@ def _read_file(name: str, how: FileSettings) -> Source:
     except DataError as error:
         # A document is a row: one that cannot be read is left out like a row.
         if documents.is_document(name) and all(p.code in how.drop for p in error.problems):
-            changes = tuple(drop(p, how.drop[p.code]) for p in error.problems)
+            changes = tuple(dropped(p, how.drop[p.code]) for p in error.problems)
             return Source((), hashlib.sha256().hexdigest(), changes=changes)
         raise
 
 
-def _items(actual: content.Content, file: str, how: FileSettings) -> Iterator[Item]:
+def _items(actual: content.FileContent, file: str, how: FileSettings) -> Iterator[Item]:
     """The rows, problems, changes and notices of a file."""
     place, name = shown(file), without_query(file).lower()
     for suffix in compression.SUFFIXES:
@@ -117,7 +117,7 @@ def _collected(items: Iterable[Item], sha256: str, place: str, how: FileSettings
         sha256=sha256,
         notices=tuple(item for item in every if isinstance(item, str)),
         changes=tuple(
-            drop(item, how.drop[item.code]) if isinstance(item, Problem) else item
+            dropped(item, how.drop[item.code]) if isinstance(item, Problem) else item
             for item in every
             if isinstance(item, Problem | Change)
         ),

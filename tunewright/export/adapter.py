@@ -6,23 +6,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.config import Config
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import disk_errors
 from tunewright.export import portable
-from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
+from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tunewright.model.facts import Facts
+
+def stored_dtypes(source: TrainedRun) -> list[str]:
+    return ["float32"]
 
 
-def stored_dtype(config: Config, facts: Facts) -> Dtype:
-    return "float32"
-
-
-def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
     from tunewright.model import peft_format
 
     facts = source.facts
@@ -40,6 +37,7 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtyp
         source.template.tokenizer.save_pretrained(folder)
         portable.make_portable(folder)
     peft_format.save(module, source.plan.adapter, folder, base, note)
+    return folder
 
 
 def reload(folder: Path, base: Base) -> Reloaded:
@@ -54,10 +52,10 @@ def reload(folder: Path, base: Base) -> Reloaded:
     return Reloaded(model, tokenizer)
 
 
-def snippet(name: str) -> list[str]:
+def snippet(place: Place) -> list[str]:
     from tunewright.model.loading import EMBEDDED
 
-    base = portable.base_name(name)
+    base = portable.base_name(place.base)
     hub_id, _, revision = base.partition("@")
     if base == EMBEDDED or base.endswith(".gguf"):
         imports, arguments = ["from tunewright.model.loading import resolve"], f'resolve("{base}")'
@@ -70,7 +68,7 @@ def snippet(name: str) -> list[str]:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         *imports,
         f'model = AutoModelForCausalLM.from_pretrained({arguments}, dtype="float32")',
-        'model = PeftModel.from_pretrained(model, ".")',
+        f'model = PeftModel.from_pretrained(model, "{place.folder}")',
     ]
 
 
@@ -80,7 +78,7 @@ ADAPTER = Export(
     loaded_with="tunewright (base model and adapter)",
     merged=False,
     tolerance=TOLERANCE,
-    dtype=stored_dtype,
+    dtypes=stored_dtypes,
     write=write,
     reload=reload,
     snippet=snippet,

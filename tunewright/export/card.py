@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import re
 from collections.abc import Sequence
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
+from pathlib import Path
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
+from tunewright.export.kind import Place, served_context
 from tunewright.export.portable import base_name, without_folders
+from tunewright.export.templating import render
 
 
 def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     """Write README.md into the folder of every export."""
-    receipt = records.read(run.receipt, Receipt)
-    facts = {
-        "name": run.name,
-        "command": without_folders(receipt.command),
-        "base": base_name(receipt.model.name),
+    for kind in EXPORTS:
+        if own := [check for check in checks if check.kind == kind]:
+            write_atomic(run.path / kind / "README.md", text(run, own))
+
+
+def text(run: Run, checks: Sequence[ExportCheck]) -> str:
+    """The card of one kind of export. ``checks``: one for its folder, or one for each file."""
+    receipt, kind = records.read(run.receipt, Receipt), checks[0].kind
+    consumer_checks = records.existing(run.verify, CONSUMER_CHECKS)
+    return render(
+        "card.md",
+        **_loading(run, checks),
+        name=run.name,
+        kind=kind,
+        command=without_folders(receipt.command),
+        base=base_name(receipt.model.name),
+        checks=checks,
+        consumer_checks=consumer_checks or (),
+        verdict=records.read(run.verdict, Verdict),
+        training=records.read(run.training, Training),
+        forgetting=records.read(run.forgetting, FORGETTING),
+    )
+
+
+def for_hub(run: Run, checks: Sequence[ExportCheck], card: str, base: str, repo: str) -> str:
+    """A card whose section Load is for those who have only the Hub. ``base``, ``repo``: ids on the Hub."""
+    section = render("load.md", **_loading(run, checks, base, repo))
+    return re.sub(r"^## Load\n.*?(?=^## |\Z)", lambda _: section, card, count=1, flags=re.DOTALL | re.MULTILINE)
+
+
+def _loading(
+    run: Run, checks: Sequence[ExportCheck], base: str | None = None, repo: str | None = None
+) -> dict[str, object]:
+    """What the section Load is rendered from."""
+    receipt, row = records.read(run.receipt, Receipt), EXPORTS[checks[0].kind]
+    place = Place(base or receipt.model.name, Path(checks[0].path).name, served_context(run), repo)
+    return {
+        "library": row.library,
+        "snippet": row.snippet(place),
+        "folder": place.folder,
         "chat": records.read(run.audit, Audit).task.kind != "text",
-        "verdict": records.read(run.verdict, Verdict),
         "receipt": receipt,
         "plan": records.read(run.plan, Plan),
-        "training": records.read(run.training, Training),
-        "forgetting": records.read(run.forgetting, FORGETTING),
     }
-    for check in checks:
-        row = EXPORTS[check.kind]
-        snippet = row.snippet(receipt.model.name)
-        text = render(**facts, check=check, library=row.library, snippet=snippet)
-        write_atomic(run.path / row.kind / "README.md", text)
-
-
-def render(**values: object) -> str:
-    """The card as Markdown. A name missing from ``values`` is an error, never an empty string."""
-    return _environment().get_template("card.md.j2").render(**values)
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("tunewright.export"),
-        autoescape=False,  # Markdown
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
-    environment.filters["python"] = repr
-    environment.tests["given"] = lambda value: value is not None and not isinstance(value, Undefined)
-    return environment

@@ -4,33 +4,32 @@ the same answers."""
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tunewright.core import programs
 from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run, chosen_scale, disk_errors
-from tunewright.export import EXPORTS, verify
-from tunewright.export.kind import Dtype, Export, TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.core.run_folder import Run, chosen_scale, disk_errors, replacing
+from tunewright.export import EXPORTS, bundles, reload_check
+from tunewright.export.gguf import tensors
+from tunewright.export.kind import QUANTISED, Export, TrainedRun
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.train import checkpoints
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+# (temporary folder of an export, its checks, the trained model, merged if the export is) -> the checks, with what else
+# was found out. Writes what else belongs into the folder.
+Finish = Callable[[Path, list[ExportCheck], LanguageModel], list[ExportCheck]]
 CHECK_PROMPTS = 8
 CHECK_PROMPT_TOKENS = 512
 NEW_TOKENS = 24
@@ -38,18 +37,24 @@ NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Answers:
-    """logits_NV after each prompt, greedy token ids, and token ids of the prompts that were given as messages."""
+    """logits_NV after each prompt, greedy token ids, token ids of the prompts that were given as messages, and hashes
+    of those of the texts. ``program``: what read the texts; "" if the export has no tokenizer, so none were read.
+    ``weights``: hash of each parameter, where they are compared."""
 
     logits_NV: Tensor
     greedy: list[list[int]]
     encoded: list[list[int]]
+    texts: list[str]
+    program: str = ""
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Expected:
     """The request that the fresh process gets, and the trained model's answers to it."""
 
-    request: verify.VerifyRequest
+    source: TrainedRun
+    request: reload_check.CheckRequest
     answers: Answers
 
 
@@ -64,28 +69,43 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     return model
 
 
-def export(source: TrainedRun, prompts: Sequence[CheckPrompt], stop: Sequence[int]) -> list[ExportCheck]:
-    """Writes the exports. ``prompts``: held-out ones; ``stop``: tokens that end an answer.
+def accepted(folder: Path, checks: list[ExportCheck], model: LanguageModel) -> list[ExportCheck]:
+    """For an export that needs nothing more."""
+    return checks
 
-    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently; it is then removed.
+
+def export(
+    source: TrainedRun,
+    prompts: Sequence[CheckPrompt],
+    stop: Sequence[int],
+    texts: Sequence[str] = (),
+    finish: Finish = accepted,
+) -> list[ExportCheck]:
+    """Writes the exports. ``prompts``: held-out ones; ``stop``: tokens that end an answer; ``texts``: what an export
+    must split into the same tokens; ``finish``: see `Finish`.
+
+    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently. What was there before then stays.
     """
-    require_supported(source.config, source.plan, source.facts)
+    require_supported(source)
     model = trained_model(source.run, source.plan, source.facts, torch.float32)
-    expected = _expected(source, model, prompts[:CHECK_PROMPTS], stop)
-    checks, merged = [], False
+    expected = _expected(source, model, prompts[:CHECK_PROMPTS], stop, texts)
+    checks: list[ExportCheck] = []
+    merged = False
     # Merging changes the module permanently, so exports of merged weights come last.
     for row in sorted(wanted(source.config, source.plan), key=lambda row: row.merged):
         if row.merged and not merged:
             adapters.merge(model.module)
             merged = True
-        checks.append(_write(row, source, model.module, expected))
+        checks += _write(row, model, expected, finish)
     return checks
 
 
-def require_supported(config: Config, plan: Plan, facts: Facts) -> None:
-    """Raises CONFIG_CONFLICT for an export that cannot be written for this model."""
-    for row in wanted(config, plan):
-        if (reason := row.unsupported(facts)) is not None:
+def require_supported(source: TrainedRun) -> None:
+    """Raises CONFIG_CONFLICT for an export or a bundle that cannot be written for this model, and MISSING_PACKAGE."""
+    exports = wanted(source.config, source.plan)
+    bundles.require_supported(source, {row.kind for row in exports})
+    for row in exports:
+        if (reason := row.unsupported(source)) is not None:
             raise ConfigError(
                 "CONFIG_CONFLICT",
                 f"the {row.kind} export cannot be written: {reason}.",
@@ -102,30 +122,31 @@ def wanted(config: Config, plan: Plan) -> list[Export]:
     return chosen
 
 
-def _write(row: Export, source: TrainedRun, module: PreTrainedModel, expected: Expected) -> ExportCheck:
-    """Write an export into a temporary folder, check it, and rename the folder: what a run contains is complete and
-    was checked."""
-    folder, dtype = source.run.path / row.kind, row.dtype(source.config, source.facts)
-    for leftover in folder.parent.glob(f".{row.kind}-*"):  # of a process that was killed here
-        shutil.rmtree(leftover)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{row.kind}-", dir=folder.parent))
-    try:
-        with disk_errors(folder):
-            row.write(source, module, temporary, dtype)
-        check = _check(row, temporary, dtype, expected)
-        with disk_errors(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return check.model_copy(update={"path": str(folder)})
+def _write(row: Export, model: LanguageModel, expected: Expected, finish: Finish) -> list[ExportCheck]:
+    """Write an export and check it: what a run contains is complete and was checked."""
+    source, module, checks = expected.source, model.module, []
+    folder = source.run.path / row.kind
+    with replacing(folder) as temporary:
+        for dtype in row.dtypes(source):
+            with disk_errors(folder):
+                path = row.write(source, module, temporary, dtype)
+            stored = None if row.stored is None else row.stored(source, dtype)
+            weights = {} if stored is None else reload_check.weights(module, stored)
+            check = _check(row, path, dtype, replace(expected, answers=replace(expected.answers, weights=weights)))
+            checks.append(check.model_copy(update={"file": None if path.is_dir() else tensors.described(path)}))
+        checks = finish(temporary, checks, model)
+    return [c.model_copy(update={"path": str(folder / Path(c.path).relative_to(temporary))}) for c in checks]
 
 
 def _expected(
-    source: TrainedRun, model: LanguageModel, prompts: Sequence[CheckPrompt], stop: Sequence[int]
+    source: TrainedRun,
+    model: LanguageModel,
+    prompts: Sequence[CheckPrompt],
+    stop: Sequence[int],
+    texts: Sequence[str],
 ) -> Expected:
     given = [(p.conversation, p.ids) for p in prompts if p.conversation is not None]
-    request = verify.VerifyRequest(
+    request = reload_check.CheckRequest(
         prompts=[list(p.ids)[-CHECK_PROMPT_TOKENS:] for p in prompts],
         new_tokens=NEW_TOKENS,
         stop=list(stop),
@@ -134,58 +155,72 @@ def _expected(
         threads=source.plan.threads,
         conversations=[conversation for conversation, _ in given],
         template=source.template.kwargs,
+        texts=list(texts),
     )
-    return Expected(request, Answers(*verify.answers(model, request), [list(ids) for _, ids in given]))
+    hashes = reload_check.hashes(reload_check.token_ids(source.template.tokenizer, texts))
+    answers = Answers(*reload_check.answers(model, request), [list(ids) for _, ids in given], hashes)
+    return Expected(source, request, answers)
 
 
-def _check(row: Export, folder: Path, dtype: Dtype, expected: Expected) -> ExportCheck:
-    """Raises EXPORT_MISMATCH if the export cannot be reloaded, encodes a prompt differently or answers differently."""
-    actual, trained = _reloaded(row, folder, expected.request), expected.answers
-    if actual.encoded != trained.encoded:
-        raise _mismatch(row, folder, "its tokenizer or chat template encodes a prompt differently.")
+def _check(row: Export, path: Path, dtype: str, expected: Expected) -> ExportCheck:
+    """Raises EXPORT_MISMATCH if the export cannot be reloaded, has other weights, encodes a text differently or answers
+    differently."""
+    actual, trained = _reloaded(row, path, expected), expected.answers
+    if trained.weights and actual.weights != trained.weights:
+        name = min(k for k, _ in actual.weights.items() ^ trained.weights.items())
+        raise _mismatch(row, expected, f"its {name}, as {dtype}, is not the trained one.")
+    if actual.program and actual.encoded != trained.encoded:
+        raise _mismatch(row, expected, "its tokenizer or chat template encodes a prompt differently.")
+    if actual.program and actual.texts != trained.texts:
+        unequal = sum(a != b for a, b in zip(actual.texts, trained.texts, strict=True))
+        raise _mismatch(row, expected, f"{actual.program} splits {unequal} of {len(trained.texts)} rows differently.")
     gap = float((actual.logits_NV - trained.logits_NV).abs().max())
+    kl = reload_check.mean_kl(trained.logits_NV, actual.logits_NV)
     same = sum(a == b for a, b in zip(actual.greedy, trained.greedy, strict=True))
-    if not gap <= row.tolerance[dtype]:  # also if it is NaN
+    distance, limit = kl if dtype in QUANTISED else gap, row.tolerance[dtype]
+    if not distance <= limit:  # also if it is NaN
+        unit = "nats on average (KL)" if dtype in QUANTISED else "in a logit"
         what = (
-            f"a logit of the reloaded model differs from the trained model's by {gap:.2e} (allowed: "
-            f"{row.tolerance[dtype]:g}); {same} of {len(trained.greedy)} greedy texts agree."
+            f"the reloaded model differs from the trained one by {distance:.2e} {unit} (allowed: {limit:g}); "
+            f"{same} of {len(trained.greedy)} greedy texts agree."
         )
-        raise _mismatch(row, folder, what)
+        raise _mismatch(row, expected, what)
     return ExportCheck(
         kind=row.kind,
-        path=str(folder),
+        path=str(path),
         dtype=dtype,
         largest_difference=gap,
+        kl=kl,
         same_texts=same,
         prompts=len(trained.greedy),
-        encoded=len(trained.encoded),
+        encoded=len(trained.encoded) if actual.program else 0,
+        rows=len(trained.texts) if actual.program else 0,
+        tokenizer=actual.program or None,
         loaded_with=row.loaded_with,
     )
 
 
-def _mismatch(row: Export, folder: Path, what: str) -> TrainError:
-    run = folder.parent
-    others = [kind for kind in EXPORTS if kind != row.kind]
+def _mismatch(row: Export, expected: Expected, what: str) -> TrainError:
+    source = expected.source
+    others = [other.kind for other in wanted(source.config, source.plan) if other.kind != row.kind]
+    command = f"`tunewright export {source.run.path} export.to='[{', '.join(others)}]'` writes the others; "
     return TrainError(
         "EXPORT_MISMATCH",
         f"the {row.kind} export is rejected: {what}",
-        where=str(run),
-        fix=f"`tunewright export {run} export.to='[{', '.join(others)}]'` writes the others; please report this one.",
+        where=str(source.run.path),
+        fix=f"{command if others else ''}please report this one.",
     )
 
 
-def _reloaded(row: Export, folder: Path, request: verify.VerifyRequest) -> Answers:
+def _reloaded(row: Export, path: Path, expected: Expected) -> Answers:
     """The answers of the export, from a fresh process."""
     from safetensors import safe_open
 
     with tempfile.TemporaryDirectory() as scratch:
         request_file, out = Path(scratch) / "request.json", Path(scratch) / "out.safetensors"
-        request_file.write_text(request.to_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "tunewright.export.verify", row.kind, str(folder), str(request_file), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise _mismatch(row, folder, f"a fresh process could not load it: {last}")
+        request_file.write_text(expected.request.to_json(), encoding="utf-8")
+        command = [sys.executable, "-m", reload_check.__name__, row.kind, str(path), str(request_file), str(out)]
+        if (last := programs.failure(command)) is not None:
+            raise _mismatch(row, expected, f"a fresh process could not load it: {last}")
         with safe_open(out, "pt") as file:
-            facts = file.metadata()
-            return Answers(file.get_tensor("logits"), json.loads(facts["greedy"]), json.loads(facts["encoded"]))
+            return Answers(file.get_tensor("logits"), **json.loads(file.metadata()["facts"]))

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.config import Config
 from tunewright.export import portable
-from tunewright.export.kind import TOLERANCE, Base, Dtype, Export, Reloaded, TrainedRun
+from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
-    from tunewright.model.facts import Facts
     from tunewright.tokens.template import Template
 
-LARGEST_FLOAT32 = 2e9  # bytes
+
+def stored_dtypes(source: TrainedRun) -> list[str]:
+    """As configured, or the dtype in which the model was judged."""
+    dtype = source.config.export.dtype
+    return [source.plan.dtype if dtype == "auto" else dtype]
 
 
-def stored_dtype(config: Config, facts: Facts) -> Dtype:
-    """As configured. Auto is float32, because an update is often smaller than the bfloat16 precision of the weight that
-    it changes; above 2 GB, the base model's own dtype."""
-    if config.export.dtype != "auto":
-        return config.export.dtype
-    of_base: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
-    return "float32" if facts.parameters * 4 <= LARGEST_FLOAT32 else of_base.get(facts.dtype, "float32")
-
-
-def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: Dtype) -> None:
+def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
     save(module, source.template, folder, dtype)
+    return folder
 
 
-def save(module: PreTrainedModel, template: Template, folder: Path, dtype: Dtype) -> None:
+def save(module: PreTrainedModel, template: Template, folder: Path, dtype: str) -> None:
     from tunewright.model import arch_probe, loading
 
     stored = module if dtype == "float32" else copy.deepcopy(module).to(loading.torch_dtype(dtype))
@@ -40,6 +36,12 @@ def save(module: PreTrainedModel, template: Template, folder: Path, dtype: Dtype
         stored.save_pretrained(folder)
         template.tokenizer.save_pretrained(folder)
     portable.make_portable(folder)
+
+
+def stored(source: TrainedRun, dtype: str) -> Callable[[Tensor], Tensor]:
+    from tunewright.model import loading
+
+    return lambda weight: weight.to(loading.torch_dtype(dtype))
 
 
 def reload(folder: Path, base: Base) -> Reloaded:
@@ -58,10 +60,10 @@ def reload(folder: Path, base: Base) -> Reloaded:
     return Reloaded(LanguageModel(module, plain_head=False), tokenizer)
 
 
-def snippet(name: str) -> list[str]:
+def snippet(place: Place) -> list[str]:
     return [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")',
+        f'model = AutoModelForCausalLM.from_pretrained("{place.folder}", dtype="auto")',
     ]
 
 
@@ -71,8 +73,9 @@ MERGED = Export(
     loaded_with="transformers alone",
     merged=True,
     tolerance=TOLERANCE,
-    dtype=stored_dtype,
+    dtypes=stored_dtypes,
     write=write,
     reload=reload,
     snippet=snippet,
+    stored=stored,
 )

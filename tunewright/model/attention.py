@@ -236,8 +236,8 @@ def prefixed_attention(
     ``prefix``: for each layer the keys and values (H_kv, P, D) that all rows share: held once, and met by all rows in
     one product. ``seen`` (B, Q, K): which own tokens a new token sees; it sees all of the prefix.
     """
-    assert seen is not None
-    assert attention_mask is None
+    if seen is None or attention_mask is not None:
+        raise ValueError("the architecture does not pass on which tokens are seen")
     if softcap is not None:
         raise ValueError("soft-capped attention cannot share a prefix")
     rows, heads, new, width = query.shape
@@ -248,21 +248,43 @@ def prefixed_attention(
     parts = []
     for start in range(0, rows, together):
         part = slice(start, start + together)
-        q = (query[part] * scale).reshape(-1, groups, heads // groups * new, width)
-        scores = (q @ key[part].transpose(-1, -2)).reshape(-1, groups, heads // groups, new, own)
-        scores = scores.masked_fill(~seen[part, None, None], float("-inf")).flatten(2, 3)
-        if prefix:
-            k_HPD, v_HPD = prefix[module.layer_idx]
-            to_prefix = q.transpose(0, 1).flatten(1, 2) @ k_HPD.transpose(-1, -2)
-            scores = torch.cat([to_prefix.unflatten(1, (q.shape[0], -1)).transpose(0, 1), scores], -1)
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-        out = weights[..., shared:] @ value[part]
-        if prefix:
-            out = out + (weights[..., :shared].transpose(0, 1).flatten(1, 2) @ v_HPD).unflatten(
-                1, (q.shape[0], -1)
-            ).transpose(0, 1)
-        parts.append(out.reshape(-1, heads, new, width).transpose(1, 2))
+        q_NmD = (query[part] * scale).reshape(-1, heads // groups * new, width)
+        hidden_B1mK = ~seen[part].repeat(1, heads // groups, 1)[:, None]
+        held = prefix[module.layer_idx] if prefix else None
+        out_NmD = over_prefix(q_NmD, key[part].flatten(0, 1), value[part].flatten(0, 1), hidden_B1mK, held)
+        parts.append(out_NmD.reshape(-1, heads, new, width).transpose(1, 2))
     return torch.cat(parts), None
+
+
+def over_prefix(
+    q_NmD: Tensor,
+    key_NKD: Tensor,
+    value_NKD: Tensor,
+    hidden_B1mK: Tensor | None,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """out_NmD: scaled queries, m for each key-value head (N = B * G), on the rows' own keys and those of the prefix
+    (G, P, D). ``hidden_B1mK``: own tokens that must not be attended to; it may have fewer columns than there are
+    tokens, and one row for all queries."""
+    scores = torch.bmm(q_NmD, key_NKD.transpose(1, 2))
+    if hidden_B1mK is not None:
+        scores_BGmK = scores.view(len(hidden_B1mK), -1, *scores.shape[1:])
+        scores_BGmK[..., : hidden_B1mK.shape[-1]].masked_fill_(hidden_B1mK, float("-inf"))
+    if prefix is not None:
+        key_GPD, value_GPD = prefix
+        scores = torch.cat([_with_prefix(q_NmD, key_GPD.transpose(1, 2)), scores], -1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value_NKD.dtype)
+    if prefix is None:
+        return torch.bmm(weights, value_NKD)
+    shared = key_GPD.shape[1]
+    return torch.bmm(weights[..., shared:], value_NKD) + _with_prefix(weights[..., :shared], value_GPD)
+
+
+def _with_prefix(x_NmI: Tensor, prefix_GIO: Tensor) -> Tensor:
+    """(N, m, O): one product for all rows of a key-value head."""
+    groups, m = len(prefix_GIO), x_NmI.shape[1]
+    x_GnI = x_NmI.reshape(-1, groups, *x_NmI.shape[1:]).transpose(0, 1).flatten(1, 2)
+    return (x_GnI @ prefix_GIO).view(groups, -1, m, prefix_GIO.shape[2]).transpose(0, 1).flatten(0, 1)
 
 
 def register() -> None:

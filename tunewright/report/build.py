@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import (
+    CONSUMER_CHECKS,
     EXPORTS,
     METRICS,
     Audit,
+    ConsumerCheck,
     Event,
     ExportCheck,
     ProtocolRecord,
@@ -41,6 +43,7 @@ class Files:
     protocol: ProtocolRecord
     selftest: SelfTest | None
     exports: Sequence[ExportCheck] | None
+    consumer_checks: tuple[ConsumerCheck, ...]
     metrics: Sequence[StartLine | StepLine]
     moved: Sequence[str]
     scores: tuple[Sequence[ScoreLine], Sequence[ScoreLine]]
@@ -60,6 +63,7 @@ def read(run: Run) -> Files:
         protocol=records.read(run.protocol, ProtocolRecord),
         selftest=records.existing(run.selftest, SelfTest),
         exports=records.existing(run.export, EXPORTS),
+        consumer_checks=records.existing(run.verify, CONSUMER_CHECKS) or (),
         metrics=list(records.read_lines(run.metrics, METRICS)),
         moved=_moved(run),
         scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),

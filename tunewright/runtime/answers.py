@@ -21,6 +21,7 @@ from tunewright.judge.arms.arm import Arm
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import score_arm
 from tunewright.model.generate import Decoding, stop_ids
+from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models
 from tunewright.runtime.weights import Weights, base
@@ -89,12 +90,13 @@ class Answers:
     def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:
         """A model with these weights that answers as in every arm: greedily, in the plan's batches."""
         with self.models.at(weights) as model:
-            yield ChatModel(
-                model,
-                self.inputs.template,
-                self._decoding(stop_ids(model, self.inputs.template.eos), max_new_tokens),
-                self.plan,
-            )
+            yield self.answering(model, max_new_tokens)
+
+    def answering(self, model: LanguageModel, max_new_tokens: int | None = None) -> ChatModel:
+        """The same for a given model, of whatever weights."""
+        template = self.inputs.template
+        decoding = self._decoding(stop_ids(model, template.eos), max_new_tokens)
+        return ChatModel(model, template, decoding, self.plan)
 
     def _decoding(self, stop: tuple[int, ...], max_new_tokens: int | None) -> Decoding:
         facts, limit = self.inputs.facts, self.plan.max_new_tokens

@@ -23,13 +23,15 @@ from tunewright.tokens.template import Template, fitted, load_template
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A run's model, ready to answer. ``instruction`` and ``tools`` are the most frequent ones of its training rows."""
+    """A run's model, ready to answer. ``instruction`` and ``tools`` are the most frequent ones of its training rows;
+    ``packable`` and ``window`` are those of its `Facts`."""
 
     model: LanguageModel
     template: Template
     instruction: str | None
     tools: tuple[Tool, ...]
     packable: bool
+    window: int | None
 
 
 def load_run(run: Run) -> TunedModel:
@@ -47,7 +49,7 @@ def load_run(run: Run) -> TunedModel:
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
     template = _trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
-    return TunedModel(model, template, receipt.instruction, receipt.tools or (), facts.packable)
+    return TunedModel(model, template, receipt.instruction, receipt.tools or (), facts.packable, facts.window)
 
 
 def _trained_with(receipt: Receipt, template: Template) -> Template:
@@ -73,7 +75,8 @@ def reply(
 ) -> Message:
     """The greedy answer to a conversation without its system message: content, thoughts and tool calls."""
     prompt = rendering.for_generation(model.template, prompt_of(model, turns, system))
-    decoding = Decoding(max_new_tokens, stop_ids(model.model, model.template.eos), batchable=model.packable)
+    stop = stop_ids(model.model, model.template.eos)
+    decoding = Decoding(max_new_tokens, stop, batchable=model.packable, window=model.window)
     message = rendering.read_answer(model.template, greedy(model.model, [prompt], decoding)[0], model.tools)
     # Texts have no ids; some templates require them, of nine letters and digits.
     before = sum(len(turn.tool_calls) for turn in turns)

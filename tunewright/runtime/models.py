@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from tunewright.core.config import AdapterConfig, Plan
 from tunewright.model import adapters, fused_llama, language_model, loading
 from tunewright.model.facts import Facts
@@ -62,6 +64,11 @@ class Models:
         adapters.scale_in_place(model.module, weights.scale)
         adapters.merge(model.module)
         return dataclasses.replace(model, kernels="transformers")
+
+    def release(self) -> None:
+        """Free the memory of the modules; they are loaded again when they are needed."""
+        self._adapted = self._base = self._kind = self._loaded = None
+        torch.cuda.empty_cache()
 
     @contextmanager
     def _at_base(self, plan: Plan) -> Iterator[LanguageModel]:

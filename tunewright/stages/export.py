@@ -3,40 +3,74 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from tunewright.core.records import ExportCheck
-from tunewright.data.messages import Prompt
-from tunewright.export import card, portable
+from tunewright.core.records import ExportCheck, Loss, Reproduced
+from tunewright.core.run_folder import write_atomic
+from tunewright.core.words import counted
+from tunewright.data.messages import Prompt, Text
+from tunewright.export import bundles, card, portable
 from tunewright.export import export as exporting
+from tunewright.export.gguf.model import MORE_PRECISE
 from tunewright.export.kind import TrainedRun
-from tunewright.export.verify import CheckPrompt
+from tunewright.export.reload_check import CheckPrompt
 from tunewright.model.generate import stop_ids
-from tunewright.runtime import weights
+from tunewright.model.language_model import LanguageModel
+from tunewright.runtime import exported, weights
 from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
 from tunewright.tokens.sequences import flat
-from tunewright.tokens.template import Template
+from tunewright.tokens.template import Template, render
 
 DOCUMENT_TOKENS = 128
 
 
 def export(work: Work) -> list[ExportCheck]:
-    """Writes a folder for each export, with its card."""
+    """Writes a folder for each export, with its card, and one for each bundle."""
     work.console.say("export: writing, reloading in a fresh process, comparing")
     template = work.inputs.template
     with work.models.at(weights.base(work.plan)) as model:
         stop = stop_ids(model, template.eos)
+    work.models.release()
     source = TrainedRun(work.run, work.config, work.plan, work.inputs.facts, template)
-    checks = exporting.export(source, _check_prompts(work), stop)
-    card.write(work.run, checks)
-    for check in checks:
-        portable.let_others_read(work.run.path / check.kind)
+    prompts, texts = check_prompts(work), _texts(work)
+
+    def finish(folder: Path, checks: list[ExportCheck], model: LanguageModel) -> list[ExportCheck]:
+        measured = [exported.measured(work, check, model) for check in checks]
+        write_atomic(folder / "README.md", card.text(work.run, measured))
+        portable.let_others_read(folder)
+        return measured
+
+    def write(source: TrainedRun) -> list[ExportCheck]:
+        return exporting.export(source, prompts, stop, texts, finish)
+
+    work.run.verify.unlink(missing_ok=True)  # what other programs answered with the exports before
+    checks = _in_a_type_that_passes(work, source, write)
+    bundles.write(source, stop)
     return checks
 
 
-def _check_prompts(work: Work) -> list[CheckPrompt]:
+def _in_a_type_that_passes(
+    work: Work, source: TrainedRun, write: Callable[[TrainedRun], list[ExportCheck]]
+) -> list[ExportCheck]:
+    """The checks of ``write``. If the GGUF type that `auto` chose changes too much, a more precise one is written."""
+    checks, settings = write(source), source.config.export
+    while settings.gguf == "auto" and (lossy := [c for c in checks if c.loss is not None and not c.loss.passes]):
+        (check,) = lossy
+        if check.dtype not in MORE_PRECISE:
+            break
+        other = MORE_PRECISE[check.dtype]
+        work.console.warn(f"export: {check.dtype} changes too much ({_lost(check.loss)}), so {other} is written")
+        only = settings.model_copy(update={"to": ["gguf"], "gguf": [other]})
+        again = write(replace(source, config=source.config.model_copy(update={"export": only})))
+        checks = [*(c for c in checks if c is not check), *again]
+    return checks
+
+
+def check_prompts(work: Work) -> list[CheckPrompt]:
     """Held-out prompts, or the beginnings of held-out documents."""
     rows, template = work.data.sample(exporting.CHECK_PROMPTS), work.inputs.template
     if work.data.task.kind.prompted:
@@ -56,12 +90,38 @@ def _conversation(prompt: Prompt, template: Template) -> dict[str, object] | Non
     return None if any(token in text for token in special) else given
 
 
+def _texts(work: Work) -> list[str]:
+    """Every row as one text: its document, or its conversation as the chat template writes it."""
+    template = work.inputs.template
+    return [
+        e.text if isinstance(e, Text) else render(template, e.before(len(e.messages)), False)
+        for e in work.data.examples
+    ]
+
+
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     return [
         f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} greedy texts "
-        f"identical; {c.path}"
+        f"identical; {_answers(c.reproduced)}{_lost(c.loss)}{'; ' if c.loss else ''}{c.path}"
         for c in checks
     ]
+
+
+def _answers(r: Reproduced | None) -> str:
+    if r is None:
+        return ""
+    same = "" if r.same is None else f"{r.same} of {r.rows} answers of the verdict, "
+    return f"{same}score {r.score:.4f} (verdict: {r.verdict:.4f}); "
+
+
+def _lost(loss: Loss | None) -> str:
+    if loss is None:
+        return ""
+    low, high = loss.interval
+    return (
+        f"on {counted(loss.rows, 'dev row')}: KL {loss.kl:.1e} nats, {loss.same_likeliest:.1%} of likeliest tokens the "
+        f"same, score {loss.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+    )
 
 
 STAGE = Stage(name="export", run=lambda inputs: export(inputs.work()), lines=lines)

@@ -10,6 +10,7 @@ from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted
 from tunewright.data.remedies.change import summaries
 from tunewright.export import export
+from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
 from tunewright.runtime import receipt
@@ -25,7 +26,7 @@ def make_plan(setup: Setup) -> Plan:
     sizes = planning.RowStats.of(inputs.rows["train"])
     task = context.data.task.kind.name
     plan = planning.make_plan(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
-    export.require_supported(context.config, plan, inputs.facts)
+    export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb)
     plan = after_self_test(setup, plan)
     speed = profile.calibrate(setup.models.untrained(plan), inputs.rows["train"], plan)

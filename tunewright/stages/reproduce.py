@@ -17,7 +17,7 @@ def reproduce(run: Run, console: Console) -> dict[str, Any]:
     RUN_INCOMPLETE before training is done."""
     run_folder.require(run, run.training, "run")
     plan = records.read(run.plan, Plan)
-    config = load(run.config).model_copy(update={"threads": plan.threads})
+    config = load(run.config).model_copy(update={"threads": plan.threads, "track": []})
     context = start(config, _name(run), run.path.parent, console, f"tunewright runs reproduce {run.path}")
     rerun = Runner(context)
     rerun.advance("check")

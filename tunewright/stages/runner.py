@@ -15,20 +15,25 @@ from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
 from tunewright.core.locations import listed, searched_folder, title
-from tunewright.core.records import NotMeasured, Profile
+from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, ConsumerCheck, ExportCheck, NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
 from tunewright.data.remedies.prepared import pinned
-from tunewright.runtime import inputs, receipt
+from tunewright.export import card, export, portable
+from tunewright.export.consumers.openai_server import Server
+from tunewright.export.kind import Dtype, TrainedRun
+from tunewright.runtime import inputs, receipt, verification
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Context, Setup, Work
 from tunewright.runtime.models import Models
 from tunewright.stages import STAGES
 from tunewright.stages.experiments import learning_curve
+from tunewright.stages.export import check_prompts
 from tunewright.stages.plan import adopt, protocol_of
 from tunewright.stages.report import write as write_report
 from tunewright.stages.stage import Result, Stage
+from tunewright.track import follow
 from tunewright.train import crowding, machine, profile
 
 
@@ -66,14 +71,36 @@ class Runner:
         with crowding.giving_way(), _remove_folder_on_user_error(self.context), run_folder.writing(run):
             if run.plan.exists():
                 self._check_inputs()
-            for stage in STAGES:
-                with error_codes(run, stage.name):  # includes writing the events, which waits for the disk
-                    if not stage.file(run).exists():
-                        run.event(f"{stage.name}_started")
-                        self._do(stage)
-                        run.event(f"{stage.name}_finished")
-                if stage.name == until:
-                    return
+            self._store_export_settings()
+            with follow.following(run, self.context.config.track, self.context.console):
+                self._advance(until)
+
+    def _advance(self, until: str) -> None:
+        run = self.context.run
+        for stage in STAGES:
+            with error_codes(run, stage.name):  # includes writing the events, which waits for the disk
+                if not stage.file(run).exists():
+                    run.event(f"{stage.name}_started")
+                    self._do(stage)
+                    run.event(f"{stage.name}_finished")
+            if stage.name == until:
+                return
+
+    def _store_export_settings(self) -> None:
+        """Of a run that is continued with others, once it is known that they can be met. Exports and report are then
+        written again."""
+        context = self.context
+        if not context.export_settings:
+            return
+        if context.run.plan.exists():
+            work = self.work()
+            export.require_supported(
+                TrainedRun(work.run, work.config, work.plan, work.inputs.facts, work.inputs.template)
+            )
+        run_folder.write_atomic(context.run.config, to_yaml(context.config))
+        context.run.event("export_settings", settings=list(context.export_settings))
+        for file in (context.run.export, context.run.report):
+            file.unlink(missing_ok=True)
 
     def adopt(self, plan: Plan) -> None:
         """Instead of planning, take over the plan of another run."""
@@ -99,6 +126,27 @@ class Runner:
             self._print(learning_curve.STAGE, curve)
             if run.report.exists():
                 write_report(run)
+
+    def verify(self, server: Server, served: ExportCheck | None, dtype: Dtype | None) -> ConsumerCheck:
+        """Check a program that serves the run's model, and update the cards and the report. ``served``: the export;
+        None: the one whose files it names. ``dtype``: None for that of the export."""
+        work, run = self.work(), self.context.run
+        with run_folder.writing(run):
+            self._check_inputs()
+        exports = records.read(run.export, EXPORTS)
+        served = served or verification.served(run, exports, server)
+        path, dtype = served.relative_path if served else None, dtype or verification.stored_dtype(served)
+        check = verification.check(work, check_prompts(work), server, path, dtype)
+        with run_folder.writing(run):
+            before = records.existing(run.verify, CONSUMER_CHECKS) or ()
+            others = [c for c in before if (c.path, c.consumer) != (check.path, check.consumer)]
+            records.write(run.verify, [*others, check])
+            card.write(run, exports)
+            for kind in {export.kind for export in exports}:
+                portable.let_others_read(run.path / kind)
+            if run.report.exists():
+                write_report(run)
+        return check
 
     def _do(self, stage: Stage) -> None:
         if self.separate and stage.run_separately is not None:
@@ -158,17 +206,12 @@ def start(
 
 
 def resume(run: Run, console: Console, command: str, export: Sequence[str] = ()) -> Context:
-    """An existing run, with the config that it started with. ``export``: new `export` settings, which are stored; its
-    exports and report are then written again."""
+    """An existing run, with the config that it started with. ``export``: new `export` settings, with paths relative to
+    the working directory."""
     config = load(run.config)
-    changed = load(run.config, [*export])
-    if changed != config:
-        with run_folder.writing(run):
-            run_folder.write_atomic(run.config, to_yaml(changed))
-            run.event("export_settings", settings=list(export))
-            for file in (run.export, run.report):
-                file.unlink(missing_ok=True)
-    return Context(run, changed, console, command, dataset.load(changed))
+    changed = config.model_copy(update={"export": absolute(load(run.config, [*export])).export})
+    new = tuple(export) if changed != config else ()
+    return Context(run, changed, console, command, dataset.load(changed), export_settings=new)
 
 
 def _same_config(run: Run, config: Config) -> Config:

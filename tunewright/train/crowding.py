@@ -26,7 +26,7 @@ from tunewright.train import machine
 ENOUGH = 0.2  # seconds that a measurement must span: /proc counts in hundredths
 MARGIN = 0.6  # of a core: what others must use more, or less, than assumed before the threads change
 POLL = 0.3  # seconds
-CROWDED, FREE = 0.25, 0.15  # cores used by others: from here waiting threads sleep, and below here they spin again
+CROWDED, CALM = 0.25, 0.15  # cores used by others: from here waiting threads sleep, and below here they spin again
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def giving_way() -> Iterator[None]:
 
 
 def is_crowded(was: bool, others: float) -> bool:
-    return others > (FREE if was else CROWDED)
+    return others > (CALM if was else CROWDED)
 
 
 def _watch(over: threading.Event) -> None:

@@ -48,6 +48,7 @@ class NamedIn:
 
 Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
 PATH = "path"
 FilePath = Annotated[str, PATH]  # a file or folder; a relative path in a config file is relative to that file
@@ -330,12 +331,26 @@ class CostConfig(Frozen):
 
 
 class ExportConfig(Frozen):
-    to: list[Annotated[str, NamedIn("tunewright.export:EXPORTS", auto=False)]] = Field(
+    to: list[Annotated[str, NamedIn("tunewright.export:KINDS", auto=False)]] = Field(
         ["adapter", "merged"],
         description="Exports to write. Where all weights are trained there is no adapter, only a merged model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Dtype of the merged weights; auto: float32 up to 2 GB, otherwise the base model's dtype."
+        "auto", description="Dtype of the merged weights; auto: the one in which the verdict's answers were computed."
+    )
+    rows: Annotated[int, Field(ge=0)] = Field(
+        32, description="Rows of the verdict that each export answers again, to compare answers and score; 0: none."
+    )
+    gguf: Auto | Annotated[list[GgufType], Field(min_length=1)] = Field(
+        "auto",
+        description="Types of the weights in GGUF files, one file each, e.g. [f16, q8_0]; auto: f16 below a billion "
+        "parameters, q8_0 up to four billion, otherwise q4_k_m, and a more precise one where that loses too much. "
+        "Those that end in k or k_m need the package llama-cpp-python.",
+    )
+    llama_cpp: FilePath | None = Field(
+        None,
+        description="Folder of llama.cpp's source, whose convert_hf_to_gguf.py then writes GGUF files of models that "
+        "tunewright cannot write.",
     )
 
 
@@ -358,6 +373,11 @@ class Config(Frozen):
         "auto",
         description="CPU threads; auto: one per core, and fewer in training steps while other processes use the cores. "
         "A number is kept whatever else the machine does, so that a run repeated there has the same bits.",
+    )
+    track: list[Annotated[str, NamedIn("tunewright.track:TRACKERS", auto=False)]] = Field(
+        [],
+        description="Trackers that follow the run: trackio, mlflow, wandb, tensorboard. They get the curves, the plan, "
+        "the verdict and report.html, which quotes rows; where they send it is set in their own way.",
     )
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()

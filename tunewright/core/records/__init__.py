@@ -61,7 +61,16 @@ from tunewright.core.records.evidence import (
     TextKL,
     TextSuspect,
 )
-from tunewright.core.records.export import EXPORTS, AdapterNote, ExportCheck
+from tunewright.core.records.export import (
+    CONSUMER_CHECKS,
+    EXPORTS,
+    AdapterNote,
+    ConsumerCheck,
+    ExportCheck,
+    GgufFile,
+    Loss,
+    Reproduced,
+)
 from tunewright.core.records.files import (
     FILES,
     RunFile,
@@ -115,6 +124,7 @@ from tunewright.core.records.verdict import (
 __all__ = [
     "ANY_TRAINING",
     "CLEANING",
+    "CONSUMER_CHECKS",
     "COST",
     "CROSSFIT",
     "CURVE",
@@ -143,6 +153,7 @@ __all__ = [
     "CheckpointState",
     "Cleaning",
     "Comparator",
+    "ConsumerCheck",
     "Contrast",
     "CorpusComparison",
     "Cost",
@@ -158,6 +169,7 @@ __all__ = [
     "Forecast",
     "Forgetting",
     "GenericKL",
+    "GgufFile",
     "Handover",
     "InstructionKind",
     "InstructionProbe",
@@ -168,6 +180,7 @@ __all__ = [
     "LearningCurve",
     "Lengths",
     "Line",
+    "Loss",
     "MachineFacts",
     "Measured",
     "MetricsLine",
@@ -194,6 +207,7 @@ __all__ = [
     "Refusal",
     "RegressionLine",
     "RegressionRows",
+    "Reproduced",
     "RequestCost",
     "Rerun",
     "RunFile",

@@ -16,7 +16,7 @@ PIECE = 1 << 20
 MAX_MEMORY = 1 << 28  # of a decoder: the largest window of `xz -9` and `zstd --ultra -22` is half of it
 # No file of rows is compressed to less than a thousandth, however much its rows have in common.
 MAX_RATIO = 1000
-FREE = 1 << 26  # bytes that any file may expand to
+ALWAYS_ALLOWED = 1 << 26  # bytes that any file may expand to
 MAX_EXPANDED = 1 << 32
 
 
@@ -126,7 +126,7 @@ def _limited(chunks: Iterator[bytes], kind: str, new: Callable[[], Decoder], nam
                     decoder = new() if data else decoder
                 for piece in _pieces(decoder, data):
                     made, line = made + len(piece), line + piece.count(b"\n")
-                    if made > min(MAX_EXPANDED, max(FREE, MAX_RATIO * read)):
+                    if made > min(MAX_EXPANDED, max(ALWAYS_ALLOWED, MAX_RATIO * read)):
                         raise _bomb(kind, read, made, name)
                     yield piece
                 data = decoder.unused_data if data and decoder.eof else b""

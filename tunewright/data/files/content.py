@@ -23,7 +23,7 @@ _ARRAY = re.compile(rb'[\xef\xbb\xbf\xff\xfe\0\s]*(?:\[|\{\s*"(?!messages"|conve
 
 
 @dataclass(frozen=True)
-class Content:
+class FileContent:
     """``raw``: the content of a file, decompressed; ``sha256``: of ``raw`` as it was before lines were dropped."""
 
     raw: bytearray
@@ -31,7 +31,7 @@ class Content:
     dropped: tuple[Problem, ...] = ()
 
 
-def content(name: str, how: FileSettings) -> Content:
+def content(name: str, how: FileSettings) -> FileContent:
     """Reads a file. Raises DataError; MissingExtra if a package is needed to open or decompress it."""
     source = remote.chunks(name) if is_url(name) else _chunks(Path(name))
     head = next(source, b"")
@@ -72,7 +72,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         ) from None
 
 
-def _everything(chunks: Iterator[bytes], name: str) -> Content:
+def _everything(chunks: Iterator[bytes], name: str) -> FileContent:
     raw = bytearray()
     for chunk in chunks:
         raw += chunk
@@ -80,10 +80,10 @@ def _everything(chunks: Iterator[bytes], name: str) -> Content:
             message = f"the file is larger than {compression.MAX_EXPANDED >> 30} GiB."
             fix = "split it into several files, or write one row per line (JSON Lines)."
             raise data_error("DATA_TOO_LARGE", message, where=shown(name), fix=fix)
-    return Content(raw, hashlib.sha256(raw).hexdigest())
+    return FileContent(raw, hashlib.sha256(raw).hexdigest())
 
 
-def _lines(chunks: Iterator[bytes], name: str, how: FileSettings) -> Content:
+def _lines(chunks: Iterator[bytes], name: str, how: FileSettings) -> FileContent:
     """A file of lines. A line over the limit is an error, or is left empty if such rows are dropped."""
     raw, digest = bytearray(), hashlib.sha256()
     dropped: list[Problem] = []
@@ -106,7 +106,7 @@ def _lines(chunks: Iterator[bytes], name: str, how: FileSettings) -> Content:
         if (last := raw.rfind(b"\n", start)) >= 0:
             number += raw.count(b"\n", start)
             start = last + 1
-    return Content(raw, digest.hexdigest(), tuple(dropped))
+    return FileContent(raw, digest.hexdigest(), tuple(dropped))
 
 
 def _too_long(where: str) -> Problem:

@@ -34,7 +34,7 @@ class Change:
         }
 
 
-def drop(problem: Problem, setting: str) -> Change:
+def dropped(problem: Problem, setting: str) -> Change:
     """The row of a problem is left out."""
     return Change(problem.where, problem.code, setting, problem.message, dropped=True)
 

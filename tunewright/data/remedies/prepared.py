@@ -18,7 +18,7 @@ from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.formats.fields import cleaned_row
 from tunewright.data.near_duplicates import Clusters
 from tunewright.data.remedies import labels, repetitions
-from tunewright.data.remedies.change import Change, drop
+from tunewright.data.remedies.change import Change, dropped
 from tunewright.data.remedies.labels import Sides
 from tunewright.data.sources import Source
 from tunewright.data.task import detect_task
@@ -103,7 +103,7 @@ def read(names: str | Sequence[str], config: Config, how: RowSettings) -> FileRo
         first = parsed.dropped[0]
         message = f"none of the {len(source.rows)} rows can be read; the first: {first.message}"
         raise data_error("DATA_EMPTY", message, where=first.where, fix=first.fix)
-    changes = [drop(p, files.drop[p.code]) for p in parsed.dropped]
+    changes = [dropped(p, files.drop[p.code]) for p in parsed.dropped]
     control = dict.fromkeys(("DATA_CONTROL_CHAR", "DATA_UNICODE"), f"data.control={how.control}")
     changes += [
         Change(p.where, p.code, control.get(p.code, "data.turns=fix"), p.message, dropped=False) for p in parsed.fixed

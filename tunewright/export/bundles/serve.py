@@ -1,0 +1,70 @@
+"""Scripts that start vLLM, SGLang and llama-server with the run's exports, and a compose file, with the numbers filled
+in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from tunewright.core.locations import is_hub_model
+from tunewright.core.run_folder import write_atomic
+from tunewright.export.bundles import ollama
+from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
+from tunewright.export.templating import render
+
+PORTS = {"vllm": 8000, "vllm-lora": 8000, "sglang": 30000, "llama-server": 8080}
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+NOTES = (
+    "`PORT=... ./vllm.sh` chooses a port; further arguments are passed on. `vllm-lora` serves the adapter on its base.",
+    "Start one llama-server for each adapter in GGUF: with several `--lora`, a request that names none gets their sum.",
+    "The model was evaluated with greedy answers. Requests must send what the last command sends.",
+)
+
+
+def write(inputs: BundleInputs, folder: Path) -> Readme:
+    name, template = inputs.name, inputs.source.template
+    for script, words in _commands(inputs).items():
+        command = f'exec {shlex.join(words)} --port "${{PORT:-{PORTS[script]}}}" "$@"'
+        write_atomic(folder / f"{script}.sh", f'#!/bin/sh\ncd "$(dirname "$0")/.." || exit 1\n{command}\n')
+        (folder / f"{script}.sh").chmod(0o755)
+    gguf = ollama.gguf_file(inputs.source) is not None
+    write_atomic(folder / "compose.yaml", render("compose.yaml", gguf=gguf))
+    chat = bool(template.tokenizer.chat_template)
+    body: dict[str, object] = {"messages": inputs.messages("...")} if chat else {"prompt": "..."}
+    body |= {"model": name, "temperature": 0, **({"chat_template_kwargs": template.kwargs} if template.kwargs else {})}
+    url = f"http://localhost:8000/v1/{'chat/completions' if chat else 'completions'}"
+    request = f"curl -s {url} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    scripts = [f"./{file.name}" for file in sorted(folder.glob("*.sh"))]
+    return Readme(f"{name}: servers", [*scripts, "docker compose --profile vllm up", request], NOTES)
+
+
+def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
+    """The command of each script, to be run in the run folder, without its port."""
+    name, context, source = inputs.name, str(inputs.context), inputs.source
+    adapter, gguf = source.plan.adapter, ollama.gguf_file(source)
+    arguments = [json.dumps(source.template.kwargs)] if source.template.kwargs else []
+    greedy = ["--generation-config", "vllm", "--override-generation-config", '{"temperature": 0}']
+    vllm = ["--max-model-len", context, *greedy, *(["--default-chat-template-kwargs", *arguments] if arguments else [])]
+    sglang = ["python3", "-m", "sglang.launch_server", "--model-path", "merged", "--sampling-defaults", "openai"]
+    commands = {
+        "vllm": ["vllm", "serve", "merged", "--served-model-name", name, *vllm],
+        "sglang": [*sglang, "--served-model-name", name, "--context-length", context],
+    }
+    base, _, revision = source.facts.name.partition("@")
+    rank = next((rank for rank in VLLM_RANKS if rank >= adapter.rank), None)
+    # With a base that the Hub lacks, only the merged model is certain to be the one that was evaluated.
+    if is_hub_model(base) and rank and adapter.kind in ("lora", "rslora") and "adapter" in source.config.export.to:
+        lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}=adapter"]
+        lora += ["--revision", revision] if revision else []
+        lora += ["--chat-template", "adapter/chat_template.jinja"] if source.template.tokenizer.chat_template else []
+        commands["vllm-lora"] = ["vllm", "serve", base, *lora, *vllm]
+    if gguf is not None:
+        llama = ["llama-server", "-m", f"gguf/{gguf.name}", "--alias", name, "--jinja", "--temp", "0", "-c", context]
+        # Keys and values are cached in F16 otherwise, and flash attention rounds them to F16 on a GPU.
+        llama += ["-ctk", "f32", "-ctv", "f32", "-fa", "off"] if gguf.stem.endswith("-F32") else []
+        commands["llama-server"] = [*llama, *(["--chat-template-kwargs", *arguments] if arguments else []), "-np", "1"]
+    return commands
+
+
+SERVE = Bundle(kind="serve", needs=("merged",), write=write)

@@ -1,0 +1,113 @@
+"""The merged model as GGUF files, for llama.cpp and the programs built on it: one file for each type of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunewright.export.gguf import architecture, llama_cpp, tensors, vocabulary
+from tunewright.export.kind import QUANTISED, TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+# The type that `auto` writes: up to so many parameters. Larger models lose less by rounding.
+SIZES = ((1e9, "f16"), (4e9, "q8_0"), (math.inf, "q4_k_m"))
+# What is written instead of a type that changes too much.
+MORE_PRECISE = {"q4_k_m": "q8_0", "q8_0": "f16"}
+FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+def types(source: TrainedRun) -> list[str]:
+    if source.config.export.gguf != "auto":
+        return list(dict.fromkeys(source.config.export.gguf))
+    kind = next(kind for limit, kind in SIZES if source.facts.parameters < limit)
+    made = kind not in llama_cpp.FILE_TYPES or llama_cpp.installed()
+    return [kind if made else MORE_PRECISE[kind]]
+
+
+def unsupported(source: TrainedRun) -> str | None:
+    """Raises MISSING_PACKAGE for a type that only llama.cpp can make."""
+    for kind in types(source):
+        llama_cpp.require(kind)
+    folder, reason = source.config.export.llama_cpp, _unsupported_by_us(source)
+    if reason is None or (folder is not None and llama_cpp.converter(folder).is_file()):
+        return None
+    return f"{reason}; export.llama_cpp=FOLDER, with llama.cpp's source, may help"
+
+
+def _unsupported_by_us(source: TrainedRun) -> str | None:
+    return architecture.unsupported(source.facts.path) or vocabulary.unsupported(source)
+
+
+def write(source: TrainedRun, module: PreTrainedModel, folder: Path, kind: str) -> Path:
+    file = folder / f"{source.run.name}-{kind.upper()}.gguf"
+    if kind in llama_cpp.FILE_TYPES:
+        unquantised = write(source, module, folder, "f32").rename(folder / "unquantised.gguf")
+        llama_cpp.quantise(unquantised, file, kind)
+        unquantised.unlink()
+    elif _unsupported_by_us(source) is not None:
+        llama_cpp.convert(source, module, file, kind)
+    else:
+        _write(source, module, file, kind)
+    return file
+
+
+def _write(source: TrainedRun, module: PreTrainedModel, file: Path, kind: str) -> None:
+    """Our own writer."""
+    import gguf
+
+    config, name_of = module.config, tensors.names(module.config)
+    with tensors.writing(file, config, gguf.GGUFType.MODEL) as writer:
+        writer.add_file_type(gguf.LlamaFileType[tensors.TYPES[kind.upper()]])
+        architecture.write(writer, config)
+        vocabulary.write(writer, source, config)
+        if (factors := architecture.rope_factors(config)) is not None:
+            writer.add_tensor("rope_freqs.weight", factors.numpy())
+        for name, parameter in module.named_parameters():
+            data, chosen = tensors.encode(tensors.interleaved(name, parameter.detach().float(), config), kind)
+            writer.add_tensor(name_of(name), data, raw_dtype=chosen)
+
+
+def stored(source: TrainedRun, kind: str) -> Callable[[Tensor], Tensor] | None:
+    """What our own writer makes of a weight; what llama.cpp makes of it is not known."""
+    known = kind.upper() in tensors.TYPES and _unsupported_by_us(source) is None
+    return partial(tensors.decoded, kind=kind) if known else None
+
+
+def reload(file: Path, base: Base) -> Reloaded:
+    """Load it with transformers' own reader of GGUF files; texts are split by llama.cpp where it is installed."""
+    from tunewright.model import loading
+    from tunewright.model.language_model import LanguageModel
+
+    module, tokenizer = loading.read_gguf(file)
+    encode = llama_cpp.tokenizer(file)
+    model = LanguageModel(module.eval(), plain_head=False)
+    return Reloaded(model, tokenizer, encode, "transformers" if encode is None else "llama.cpp", has_arguments=True)
+
+
+def snippet(place: Place) -> list[str]:
+    loaded = f'Llama.from_pretrained("{place.repo}", ' if place.repo else "Llama("
+    return [
+        "from llama_cpp import Llama  # pip install llama-cpp-python",
+        f'model = {loaded}"{place.file}", n_ctx={place.context}, verbose=False)',
+    ]
+
+
+GGUF = Export(
+    kind="gguf",
+    library="gguf",
+    loaded_with="transformers' GGUF reader",
+    merged=True,
+    tolerance=QUANTISED | {kind: TOLERANCE[dtype] for kind, dtype in FLOATS.items()},
+    dtypes=types,
+    write=write,
+    reload=reload,
+    snippet=snippet,
+    unsupported=unsupported,
+    stored=stored,
+)

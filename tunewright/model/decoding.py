@@ -1,0 +1,304 @@
+"""A batch in the middle of decoding: `State` computes new tokens with transformers' modules, `FusedState` without.
+
+At 135M parameters, modules and a cache that is copied for every token take longer than the arithmetic of a step.
+`FusedState` does the same operations on the same numbers as the modules of the Llama family, so its logits are equal
+bit for bit (`step_kernel` asks the model whether they are), and writes into its cache in place.
+
+Axes: B rows, Q new tokens, T tokens of the cache, V vocabulary, D width, I inputs, O outputs, R rank, H heads, G
+key-value heads, K head width. In a step, one row may be a vector: (D,) instead of (B, D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunewright.model import attention
+from tunewright.model.adapters import LoRALinear, adapted
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+    from tunewright.model.language_model import LanguageModel
+
+ROOM = 64  # tokens that a cache grows by
+Function = Callable[[Tensor], Tensor]
+Pair = tuple[Tensor, Tensor]
+# How steps are computed: by modules, or without them, one row as a matrix ("matrix") or as a vector.
+StepKernel = Literal["modules", "matrix", "vector"]
+
+
+@dataclass
+class State:
+    """A batch's cache of own tokens, and the prefix that its rows share (held once).
+
+    ``real_BT`` marks the cache's tokens that are not padding; ``next_B`` is each row's next position.
+    """
+
+    model: LanguageModel
+    cache: DynamicCache
+    prefix: tuple[Pair, ...]
+    prefixed: bool
+    real_BT: Tensor
+    next_B: Tensor
+
+    def feed(self, ids_BQ: Tensor, real_BQ: Tensor, last_only: bool = False) -> Tensor:
+        """Append tokens; logits (B, Q, V) after each of them, or (B, 1, V) after the last. Padding is left or
+        right."""
+        position_BQ = self.next_B[:, None] + (real_BQ.cumsum(1) - 1).clamp(min=0)
+        self.next_B = position_BQ[:, -1] + 1
+        self.real_BT = torch.cat([self.real_BT, real_BQ], 1)
+        given = {"position_ids": position_BQ, "past_key_values": self.cache, "use_cache": True}
+        if self.prefixed:
+            new, own = ids_BQ.shape[1], self.real_BT.shape[1]
+            order = torch.arange(own, device=ids_BQ.device)
+            back_QT = order[own - new :, None] - order[None, :]
+            # A padding token sees itself: seeing nothing would be NaN, and NaN times a weight of zero is NaN.
+            given |= {"prefix": self.prefix, "seen": (self.real_BT.bool()[:, None] & (back_QT >= 0)) | (back_QT == 0)}
+        else:
+            given["attention_mask"] = self.real_BT
+        if not self.model.plain_head:
+            return torch.as_tensor(self.model.module(ids_BQ, logits_to_keep=1 if last_only else 0, **given).logits)
+        hidden_BQD = self.model.decoder(ids_BQ, **given).last_hidden_state
+        # A view of the last position is not contiguous, and torch would then copy the head's weights for every row.
+        return torch.as_tensor(self.model.head(hidden_BQD[:, -1:].contiguous() if last_only else hidden_BQD))
+
+    def step(self, token_B: Tensor) -> Tensor:
+        """Append a token to every row; logits_BV after it."""
+        return self.feed(token_B[:, None], torch.ones_like(token_B)[:, None])[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.real_BT, self.next_B = self.real_BT[rows], self.next_B[rows]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The functions of a decoder layer. ``head_norms``: of queries and keys, for models that have them (Qwen3).
+    ``per_group``: heads for each key-value head."""
+
+    before: Function
+    query: Function
+    key: Function
+    value: Function
+    out: Function
+    after: Function
+    gate: Function
+    up: Function
+    down: Function
+    activation: Function
+    head_norms: tuple[Function, Function] | None
+    scaling: float
+    per_group: int
+
+    @classmethod
+    def of(cls, part: Any) -> Layer:
+        attend, mlp = part.self_attn, part.mlp
+        return cls(
+            before=norm(part.input_layernorm),
+            query=linear(attend.q_proj),
+            key=linear(attend.k_proj),
+            value=linear(attend.v_proj),
+            out=linear(attend.o_proj),
+            after=norm(part.post_attention_layernorm),
+            gate=linear(mlp.gate_proj),
+            up=linear(mlp.up_proj),
+            down=linear(mlp.down_proj),
+            activation=mlp.act_fn,
+            head_norms=(norm(attend.q_norm), norm(attend.k_norm)) if hasattr(attend, "q_norm") else None,
+            scaling=attend.scaling,
+            per_group=attend.num_key_value_groups,
+        )
+
+
+def norm(module: nn.Module) -> Function:
+    """A root mean square norm of the last axis."""
+    weight = torch.as_tensor(module.weight)
+    # As tensors, because torch converts a number anew in every call.
+    eps, width = (weight.new_tensor(x, dtype=torch.float32) for x in (module.variance_epsilon, len(weight)))
+
+    def normed(x: Tensor) -> Tensor:
+        wide = x.float()
+        variance = torch.addcdiv(eps, (wide * wide).sum(-1, keepdim=True), width)
+        return torch.as_tensor(weight * (wide * variance.rsqrt_()).to(x.dtype))
+
+    return normed
+
+
+def linear(layer: nn.Module) -> Function:
+    """``layer`` for inputs (B, I) or (I,), the factors of its adapter cast once."""
+    base = layer.base if isinstance(layer, LoRALinear) else layer
+    if not isinstance(base, nn.Linear) or type(base) is not nn.Linear or getattr(layer, "magnitude", None) is not None:
+        return lambda x: torch.as_tensor(layer(x.view(-1, x.shape[-1]))).view(*x.shape[:-1], -1)
+    weight, bias = base.weight, base.bias
+    if layer is base and bias is not None:
+        return lambda x: torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
+    product: Function = partial(_product, weight)
+    if isinstance(layer, LoRALinear) and layer.on:
+        product = _updated(product, layer.lora_A.to(weight.dtype), layer.lora_B.to(weight.dtype), layer.scaling)
+    return product if bias is None else lambda x: product(x) + bias
+
+
+def _product(weight_OI: Tensor, x: Tensor) -> Tensor:
+    return torch.mv(weight_OI, x) if x.ndim == 1 else F.linear(x, weight_OI)
+
+
+def _updated(product: Function, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Function:
+    """``product`` plus a low-rank update."""
+    b_RO = b_OR.T
+    exact = abs(math.frexp(scaling)[0]) == 0.5  # multiplying by a power of two commutes with rounding
+    a_RI = a_RI * scaling if exact else a_RI
+
+    def updated(x: Tensor) -> Tensor:
+        y, small = product(x), _product(a_RI, x)
+        if not exact:
+            small.mul_(scaling)
+        return y.addmv_(b_OR, small) if x.ndim == 1 else y.addmm_(small, b_RO)
+
+    return updated
+
+
+@cache
+def _same_as_vector(outputs: int, inputs: int, rank: int) -> bool:
+    """Whether, on this machine, the float32 update of one row is the same as a vector and as a matrix: kernels are
+    chosen by shape."""
+    random = torch.Generator().manual_seed(0)
+    x_I, y_O = torch.randn(inputs, generator=random), torch.randn(outputs, generator=random)
+    a_RI, b_OR = torch.randn(rank, inputs, generator=random), torch.randn(outputs, rank, generator=random)
+    update = _updated(lambda x: y_O.expand(*x.shape[:-1], -1).clone(), a_RI, b_OR, 1.0)
+    return torch.equal(update(x_I), update(x_I[None])[0])
+
+
+@dataclass
+class FusedState:
+    """As `State`. ``cache``: keys and values (2, B, G, T, K) of each layer, of which ``used`` tokens are filled.
+    ``padding_B11T``: the padding of the prompts, if there is any. ``as_vector``: one row is computed as a vector."""
+
+    model: LanguageModel
+    layers: list[Layer]
+    norm: Function
+    head: Function
+    cache: list[Tensor]
+    prefix: tuple[Pair, ...]
+    used: int
+    padding_B11T: Tensor | None
+    next_B: Tensor
+    as_vector: bool
+
+    @classmethod
+    def after(cls, state: State, kernel: StepKernel) -> FusedState:
+        """The state after the same tokens."""
+        decoder = state.model.decoder
+        updates = [layer for layer in adapted(state.model.module).values() if layer.on]
+        return cls(
+            state.model,
+            [Layer.of(part) for part in decoder.layers],
+            norm(decoder.norm),
+            linear(state.model.head),
+            [torch.stack((layer.keys, layer.values)) for layer in state.cache.layers],
+            state.prefix,
+            state.real_BT.shape[1],
+            _if_any(~state.real_BT.bool()[:, None, None]),
+            state.next_B,
+            kernel == "vector" and all(_same_as_vector(*x.base.weight.shape, len(x.lora_A)) for x in updates),
+        )
+
+    def step(self, token_B: Tensor) -> Tensor:
+        """Append a token to every row; logits_BV after it."""
+        if self.used == self.cache[0].shape[3]:
+            self.cache = [_grown(cache) for cache in self.cache]
+        decoder, rows = self.model.decoder, len(token_B)
+        hidden = decoder.embed_tokens(token_B)
+        turn = self._turn(*decoder.rotary_emb(hidden[:, None], self.next_B[:, None]))
+        if self.as_vector and rows == 1:
+            hidden = hidden[0]
+        for number, layer in enumerate(self.layers):
+            hidden = hidden + self._attended(number, layer.before(hidden), turn)
+            x = layer.after(hidden)
+            hidden = hidden + layer.down(layer.activation(layer.gate(x)) * layer.up(x))
+        self.used += 1
+        self.next_B = self.next_B + 1
+        return self.head(self.norm(hidden)).view(rows, -1)
+
+    def _turn(self, cos_B1K: Tensor, sin_B1K: Tensor) -> Pair:
+        """Factors (B, H + 2G, 2, K / 2) of queries, keys and values, and of their other halves. Values are not
+        turned."""
+        groups, heads = self.cache[0].shape[2], self.cache[0].shape[2] * self.layers[0].per_group
+        cos, sin = (x.view(*x.shape[:2], 2, -1) for x in (cos_B1K, sin_B1K))
+        sin = torch.stack((-sin[:, :, 0], sin[:, :, 1]), 2)
+        turned, rest = (-1, heads + groups, -1, -1), (-1, groups, -1, -1)
+        return (
+            torch.cat((cos.expand(turned), torch.ones_like(cos).expand(rest)), 1),
+            torch.cat((sin.expand(turned), torch.zeros_like(sin).expand(rest)), 1),
+        )
+
+    def _attended(self, number: int, x: Tensor, turn: Pair) -> Tensor:
+        layer, cache_2BGTK = self.layers[number], self.cache[number]
+        _, rows, groups, _, width = cache_2BGTK.shape
+        heads = groups * layer.per_group
+        q, k, v = layer.query(x), layer.key(x), layer.value(x)
+        if layer.head_norms is not None:
+            of_q, of_k = layer.head_norms
+            q, k = (
+                of_q(q.view(*q.shape[:-1], heads, width)).flatten(-2),
+                of_k(k.view(*k.shape[:-1], groups, width)).flatten(-2),
+            )
+        all_BH2k = torch.cat((q, k, v), -1).view(rows, -1, 2, width // 2)
+        all_BH2k = all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
+        new_B2GK = all_BH2k[:, heads:].reshape(rows, 2, groups, width)
+        cache_2BGTK.select(3, self.used).copy_(new_B2GK.transpose(0, 1))
+        keys_NTK, values_NTK = cache_2BGTK.narrow(3, 0, self.used + 1).flatten(1, 2)
+        q_NmK = (all_BH2k[:, :heads] * layer.scaling).view(rows * groups, -1, width)
+        held = self.prefix[number] if self.prefix else None
+        out_NmK = attention.over_prefix(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
+        return layer.out(out_NmK.view(*x.shape[:-1], heads * width))
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache = [cache[:, rows] for cache in self.cache]
+        self.next_B = self.next_B[rows]
+        if self.padding_B11T is not None:
+            self.padding_B11T = _if_any(self.padding_B11T[rows])
+
+
+def _if_any(padding: Tensor) -> Tensor | None:
+    return padding if padding.any() else None
+
+
+def _grown(cache_2BGTK: Tensor) -> Tensor:
+    *shape, _, width = cache_2BGTK.shape
+    return torch.cat((cache_2BGTK, cache_2BGTK.new_empty(*shape, ROOM, width)), 3)
+
+
+@torch.no_grad()
+def step_kernel(model: LanguageModel) -> StepKernel:
+    """The fastest kernel to compute steps that gives the logits of the model's own modules, bit for bit; asked of the
+    model itself."""
+    from transformers import DynamicCache
+
+    config = model.module.config.get_text_config()
+    ids_BT = torch.arange(1, 7, device=model.device)[None] % config.vocab_size
+    kernels: list[StepKernel] = ["vector", "matrix"] if model.head_VD.dtype == torch.float32 else ["matrix"]
+    try:
+        for part in model.decoder.layers:  # most models of another form end here
+            Layer.of(part)
+        # Also near the end: some architectures scale by position only there.
+        for start in (0, max(0, config.max_position_embeddings - 8)):
+            next_B = torch.full_like(ids_BT[:, 0], start)
+            state = State(model, DynamicCache(config=model.module.config), (), True, ids_BT[:, :0], next_B)
+            with attention.attending(model.module, attention.PREFIXED):
+                state.feed(ids_BT, torch.ones_like(ids_BT))
+                logits = {kernel: FusedState.after(state, kernel).step(ids_BT[:, 0]) for kernel in kernels}
+                own = state.step(ids_BT[:, 0])
+            kernels = [kernel for kernel in kernels if torch.equal(logits[kernel], own)]
+        return next(iter(kernels), "modules")
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError):
+        return "modules"

@@ -1,0 +1,93 @@
+"""What exports answer, once they are written: rows of the verdict again; and what the types of GGUF files cost, on dev
+rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunewright.core.records import ExportCheck, Loss, Reproduced
+from tunewright.data.scores import Score, mean
+from tunewright.export import EXPORTS
+from tunewright.export.kind import Base
+from tunewright.judge.evaluate import score_arm
+from tunewright.model import kl, loading
+from tunewright.model.language_model import LanguageModel
+from tunewright.runtime import weights
+from tunewright.runtime.context import Work
+from tunewright.tokens.sequences import flat
+
+
+def measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCheck:
+    """The check, with what the export answered. ``trained``: the run's model in float32, for what GGUF files lost."""
+    import torch
+
+    try:
+        return _measured(work, check, trained)
+    except torch.OutOfMemoryError:
+        work.console.warn(f"export: the memory of the GPU is too small to answer rows with {check.kind}: not measured")
+        return check
+    finally:
+        trained.module.to("cpu")
+
+
+def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCheck:
+    facts, results = work.inputs.facts, dict[str, object]()
+    rows, lossy = work.inputs.test[: work.config.export.rows], check.kind == "gguf" and bool(work.inputs.dev)
+    if not rows and not lossy:
+        return check
+    model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256)).model
+    if lossy:
+        for both in (model, trained):
+            both.module.to(work.inputs.machine.device)
+        results["loss"] = _loss(work, model, trained)
+        trained.module.to("cpu")
+    if rows:
+        dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
+        model.module.to(work.inputs.machine.device, loading.torch_dtype(dtype))
+        work.run.event("test_read", rows=len(rows), export=check.kind)
+        results["reproduced"] = _reproduced(work, model, rows, dtype)
+    return check.model_copy(update=results)
+
+
+def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str) -> Reproduced:
+    """Its answers, compared with those of the verdict to the same rows."""
+    tuned = weights.at_chosen_scale(work.run, work.plan)
+    judged = work.answers.of(work.inputs.tuned, "test", tuned)[: len(rows)]
+    answered = _scores(work, model, rows)
+    same = sum(a.answer.text == b.answer.text for a, b in zip(answered, judged, strict=True))
+    return Reproduced(
+        rows=len(rows),
+        same=same if work.data.task.kind.prompted else None,
+        score=mean(answered),
+        verdict=mean(judged),
+        dtype=dtype,
+        judged=work.plan.dtype,
+    )
+
+
+def _loss(work: Work, model: LanguageModel, trained: LanguageModel) -> Loss:
+    rows, tuned = work.inputs.dev, weights.at_chosen_scale(work.run, work.plan)
+    chosen = set(rows)
+    sequences = [sequence for sequence in flat(work.inputs.rows["dev"]) if sequence.row in chosen]
+    with work.console.bar("predictions of the GGUF file", len(sequences), unit="rows") as tick:
+        d = kl.measure(model, sequences, [1.0], work.plan.layout, tick, trained)
+    answered, judged = _scores(work, model, rows), work.answers.of(work.inputs.tuned, "dev", tuned)
+    clusters, tokens = [work.data.cluster[i] for i in rows], int(d.tokens_R.sum())
+    compared = work.protocol.compare([s.score for s in answered], [s.score for s in judged], clusters)
+    return Loss(
+        tokens=tokens,
+        kl=float(d.kl_SR[0].sum() / tokens),
+        same_likeliest=float(d.same_SR[0].sum() / tokens),
+        rows=len(rows),
+        score=mean(answered),
+        difference=compared.difference,
+        interval=compared.interval,
+        verdict=compared.verdict,
+    )
+
+
+def _scores(work: Work, model: LanguageModel, rows: Sequence[int]) -> list[Score]:
+    examples = [work.data.examples[i] for i in rows]
+    with work.console.bar("answers of the export", len(rows), unit="rows") as tick:
+        return score_arm(work.inputs.tuned, examples, work.data.task, work.answers.answering(model), tick)
