@@ -23,7 +23,7 @@ from tunewright.cli.verify import sentence
 from tunewright.core import records
 from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError, RunError
-from tunewright.core.records import CONSUMERS, EXPORTS, ConsumerCheck
+from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, ConsumerCheck
 from tunewright.core.run_folder import Run, read_json, write_json
 from tunewright.export import export
 from tunewright.export.consumers import answers, diagnosis, llama_cpp, openai_server, suspects
@@ -476,7 +476,7 @@ def test_the_command_stores_what_it_asked_and_says_it_in_one_line(runner: Runner
     assert differs.returncode == 1
     assert json.loads(differs.stdout)["cause"] == "adapter"
     assert differs.stderr.splitlines()[-1].startswith("error[CONSUMER_DIFFERS] tuned: vLLM 0.32.0 does not give")
-    assert [(c.path, c.cause) for c in records.read(run.verify, CONSUMERS)] == [
+    assert [(c.path, c.cause) for c in records.read(run.verify, CONSUMER_CHECKS)] == [
         ("merged", None),
         ("adapter", "adapter"),
     ]
@@ -506,7 +506,7 @@ def test_what_is_shown_of_one_file_is_not_shown_of_another(own: Run, server: Tin
             assert ">gguf/labels-Q8_0.gguf</td><td colspan" in own.report.read_text()
     assert "`labels-Q8_0.gguf` in llama-server b7000-abc" in card
     assert card.count("**not** the trained model's answers") == 1
-    stored = [(c.path, c.cause) for c in records.read(own.verify, CONSUMERS)]
+    stored = [(c.path, c.cause) for c in records.read(own.verify, CONSUMER_CHECKS)]
     assert stored == [("gguf/labels-F16.gguf", None), ("gguf/labels-Q8_0.gguf", "precision")]
 
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tunewright.core.config import Plan
 from tunewright.core.records import (
-    CONSUMERS,
+    CONSUMER_CHECKS,
     EXPORTS,
     METRICS,
     Audit,
@@ -476,7 +476,7 @@ def files(records: dict[str, Any]) -> Files:
         protocol=typed(ProtocolRecord, records["protocol"]),
         selftest=typed(SelfTest, records["selftest"]) if records["selftest"] else None,
         exports=typed(EXPORTS, records["export"]) if records["export"] else None,
-        consumer_checks=typed(CONSUMERS, records["verify"]),
+        consumer_checks=typed(CONSUMER_CHECKS, records["verify"]),
         metrics=[typed(METRICS, x) for x in records["metrics"]],
         moved=records["events"][0]["what"] if records["events"] else [],
         scores=tuple([typed(ScoreLine, x) for x in records[f"scores/{arm}"]] for arm in ("tuned", "nearest")),  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import CONSUMERS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
+from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
 from tunewright.export.portable import base_name, without_folders
@@ -24,7 +24,7 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
 def text(run: Run, checks: Sequence[ExportCheck]) -> str:
     """The card of one kind of export. ``checks``: one for its folder, or one for each file."""
     receipt, kind = records.read(run.receipt, Receipt), checks[0].kind
-    consumer_checks = records.existing(run.verify, CONSUMERS) or ()
+    consumer_checks = records.existing(run.verify, CONSUMER_CHECKS) or ()
     return render(
         "card.md",
         name=run.name,

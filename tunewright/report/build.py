@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import (
-    CONSUMERS,
+    CONSUMER_CHECKS,
     EXPORTS,
     METRICS,
     Audit,
@@ -63,7 +63,7 @@ def read(run: Run) -> Files:
         protocol=records.read(run.protocol, ProtocolRecord),
         selftest=records.existing(run.selftest, SelfTest),
         exports=records.existing(run.export, EXPORTS),
-        consumer_checks=records.existing(run.verify, CONSUMERS) or (),
+        consumer_checks=records.existing(run.verify, CONSUMER_CHECKS) or (),
         metrics=list(records.read_lines(run.metrics, METRICS)),
         moved=_moved(run),
         scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),

@@ -15,7 +15,7 @@ from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import RunError, TrainError, TunewrightError
 from tunewright.core.locations import listed, searched_folder, title
-from tunewright.core.records import CONSUMERS, EXPORTS, ConsumerCheck, ExportCheck, NotMeasured, Profile
+from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, ConsumerCheck, ExportCheck, NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
@@ -138,7 +138,7 @@ class Runner:
         path, dtype = served.relative_path if served else None, dtype or verification.stored_dtype(served)
         check = verification.check(work, check_prompts(work), server, path, dtype)
         with run_folder.writing(run):
-            before = records.existing(run.verify, CONSUMERS) or ()
+            before = records.existing(run.verify, CONSUMER_CHECKS) or ()
             others = [c for c in before if (c.path, c.consumer) != (check.path, check.consumer)]
             records.write(run.verify, [*others, check])
             card.write(run, exports)

@@ -62,7 +62,7 @@ from tunewright.core.records.evidence import (
     TextSuspect,
 )
 from tunewright.core.records.export import (
-    CONSUMERS,
+    CONSUMER_CHECKS,
     EXPORTS,
     AdapterNote,
     ConsumerCheck,
@@ -124,7 +124,7 @@ from tunewright.core.records.verdict import (
 __all__ = [
     "ANY_TRAINING",
     "CLEANING",
-    "CONSUMERS",
+    "CONSUMER_CHECKS",
     "COST",
     "CROSSFIT",
     "CURVE",

@@ -107,7 +107,7 @@ class ConsumerCheck(Record):
         return f"{self.consumer} {self.consumer_version}" if self.consumer_version else self.consumer
 
 
-CONSUMERS: TypeAdapter[tuple[ConsumerCheck, ...]] = TypeAdapter(tuple[ConsumerCheck, ...])
+CONSUMER_CHECKS: TypeAdapter[tuple[ConsumerCheck, ...]] = TypeAdapter(tuple[ConsumerCheck, ...])
 
 
 class AdapterNote(Record):
