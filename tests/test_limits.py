@@ -19,6 +19,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "tunewright").rglob("*.py"))
 RATCHETS = Path(__file__).parent / "ratchets.json"
+COMMANDS = ROOT / "tunewright" / "cli"
+MAIN = (COMMANDS / "main.py").read_text(encoding="utf-8")
 FUNCTION_STATEMENTS = 40
 FILE_STATEMENTS = 250
 PARAMETERS = 6
@@ -44,9 +46,11 @@ def functions(path: Path) -> Iterator[Function]:
     yield from (node for node in ast.walk(parsed(path)) if isinstance(node, Function))
 
 
-def is_command(function: Function) -> bool:
+def is_command(function: Function, path: Path) -> bool:
     """Whether this is a command of the command line, whose parameters are its flags."""
-    return any(ast.unparse(d).split("(")[0].endswith(".command") for d in function.decorator_list)
+    decorated = any(ast.unparse(d).split("(")[0].endswith(".command") for d in function.decorator_list)
+    added = path == COMMANDS / f"{function.name}.py" and f"app.command()({function.name})" in MAIN
+    return decorated or added
 
 
 def parameters(function: Function) -> int:
@@ -116,16 +120,16 @@ def written_by_us() -> dict[str, list[Path]]:
 
 
 def present() -> dict[str, tuple[dict[str, int], int]]:
-    by_function = [(f"{module(p)}.{f.name}", f) for p in FILES for f in functions(p)]
+    by_function = [(f"{module(p)}.{f.name}", f, p) for p in FILES for f in functions(p)]
     any_count: dict[str, int] = {}
     for path in FILES:
         folder = module(path).split(".")[0]
         uses = sum(isinstance(n, ast.Name) and n.id == "Any" for n in ast.walk(parsed(path)))
         any_count[folder] = any_count.get(folder, 0) + uses
     return {
-        "statements of a function": ({name: statements(f) for name, f in by_function}, FUNCTION_STATEMENTS),
+        "statements of a function": ({name: statements(f) for name, f, _ in by_function}, FUNCTION_STATEMENTS),
         "statements of a file": ({module(p): statements(parsed(p)) for p in FILES}, FILE_STATEMENTS),
-        "parameters": ({name: parameters(f) for name, f in by_function if not is_command(f)}, PARAMETERS),
+        "parameters": ({name: parameters(f) for name, f, p in by_function if not is_command(f, p)}, PARAMETERS),
         "Any in a folder": (any_count, 0),
         "retired words": (
             {key: sum(len(retired_words(p)) for p in files) for key, files in written_by_us().items()},

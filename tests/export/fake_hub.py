@@ -32,8 +32,14 @@ class FakeHub:
             asked = json.loads(body)
             if self.refuse:
                 return self.refuse, {"error": "no right to create a repository there"}
-            self.repos[f"{asked['organization']}/{asked['name']}"] = asked
-            return 200, {"url": f"{self.url}/{asked['organization']}/{asked['name']}"}
+            name = f"{asked['organization']}/{asked['name']}"
+            if name in self.repos:  # as it is: what is asked for does not change it
+                return 409, {"error": "You already created this model repo", "url": f"{self.url}/{name}"}
+            self.repos[name] = asked
+            return 200, {"url": f"{self.url}/{name}"}
+        if method == "GET" and path.removeprefix("/api/models/") in self.repos:
+            name = path.removeprefix("/api/models/")
+            return 200, {"id": name, "private": self.repos[name].get("visibility") == "private"}
         if path == "/api/validate-yaml":
             head = json.loads(body)["content"].removeprefix("---\n").split("\n---\n")[0]
             return (200, {}) if isinstance(yaml.safe_load(head), dict) else (400, {"errors": [{"message": "no head"}]})

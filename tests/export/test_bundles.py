@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from tunewright import api
 from tunewright.core import records
-from tunewright.core.config import AdapterConfig, Config, Plan, load
+from tunewright.core.config import AdapterConfig, Plan, load
 from tunewright.core.errors import ConfigError, MissingExtra, TrainError
 from tunewright.core.records import ProtocolRecord, Receipt
 from tunewright.core.run_folder import Run, read_json, write_json
@@ -43,8 +43,7 @@ def source_of(result: api.Result, folder: Path, *kinds: str) -> TrainedRun:
     (run.path / "gguf").mkdir()
     (run.path / "gguf" / GGUF).write_bytes(b"GGUF" * 9)
     (run.path / "gguf" / "labels-Q8_0.gguf").write_bytes(b"GGUF")
-    (run.path / "gguf" / "labels-lora-F32.gguf").write_bytes(b"GGUF" * 99)
-    config = load(result.path / "config.yaml", [f"export.to=[{', '.join(kinds)}]"])
+    config = load(result.path / "config.yaml", [f"export.to=[{', '.join(('adapter', 'merged', 'gguf', *kinds))}]"])
     facts = read_facts(config.model)
     plan = records.read(run.plan, Plan)
     return TrainedRun(run, config, plan, facts, load_template(Path(facts.path), config.template, config.date))
@@ -178,12 +177,24 @@ def test_the_compose_file_runs_the_scripts(tmp_path: Path, labelled: api.Result)
     assert services["vllm"]["volumes"] == [".:/run-folder/serve:ro", "../merged:/run-folder/merged:ro"], "no rows"
     assert "/run-folder/serve/vllm.sh" in text
     assert "/run-folder/serve/llama-server.sh" in text
-    (source.run.path / "gguf" / "labels-lora-F32.gguf").unlink()
-    for file in (source.run.path / "gguf").iterdir():
-        file.unlink()
+    narrowed = load(None, export__to=["merged", "serve"])
+    bundles.write(replace(source, config=narrowed, facts=replace(source.facts, name="A/B")), [])
+    assert (source.run.path / "gguf" / GGUF).exists()
+    assert "llama-server" not in (folder / "compose.yaml").read_text(encoding="utf-8"), "an older export's file"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"vllm.sh", "sglang.sh", "compose.yaml", "README.md"}, "the folder is written anew"
+
+
+@pytest.mark.parametrize("bundle", ["ollama", "serve"])
+def test_the_name_of_the_run_does_not_matter(tmp_path: Path, labelled: api.Result, bundle: str) -> None:
+    """A GGUF file is called after its run; that of an adapter lies in another folder."""
+    source = source_of(labelled, tmp_path, bundle)
+    folder = source.run.path / "gguf"
+    for file in folder.iterdir():
+        file.rename(folder / file.name.replace("labels", "support-lora-r16"))
     bundles.write(source, [])
-    assert "llama-server" not in (folder / "compose.yaml").read_text(encoding="utf-8")
-    assert not (folder / "llama-server.sh").exists(), "the folder is written anew"
+    texts = [path.read_text() for path in (source.run.path / bundle).iterdir() if path.suffix != ".gguf"]
+    assert any("support-lora-r16-F16.gguf" in text for text in texts)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
@@ -223,25 +234,25 @@ def test_the_mlx_adapter_changes_the_weights_as_ours_does(tmp_path: Path, labell
         np.testing.assert_allclose(weight, merged[f"{layer}.weight"], atol=1e-5)
 
 
-def requires(plan: Plan, *kinds: str, architecture: str = "llama") -> None:
-    config: Config = load(None, export__to=list(kinds))
-    bundles.require_supported(config, [kind for kind in kinds if kind in EXPORTS], plan, architecture)
+def requires(source: TrainedRun, *kinds: str) -> None:
+    config = load(None, export__to=list(kinds))
+    bundles.require_supported(replace(source, config=config), [kind for kind in kinds if kind in EXPORTS])
 
 
 def test_what_cannot_be_written_is_refused_before_training(tmp_path: Path, labelled: api.Result) -> None:
     source = source_of(labelled, tmp_path)
-    full = source.plan.model_copy(update={"adapter": AdapterConfig(kind="none")})
-    requires(source.plan, "adapter", "mlx", "merged", "serve")
+    full = replace(source, plan=source.plan.model_copy(update={"adapter": AdapterConfig(kind="none")}))
+    requires(source, "adapter", "mlx", "merged", "serve")
     with pytest.raises(ConfigError, match="mlx bundle cannot be written: it is made from the adapter export") as caught:
-        requires(source.plan, "merged", "mlx")
+        requires(source, "merged", "mlx")
     assert caught.value.where == "export.to"
     assert "add adapter to export.to" in str(caught.value)
     with pytest.raises(ConfigError, match="ollama bundle cannot be written: it is made from the gguf export"):
-        requires(source.plan, "merged", "ollama")
+        requires(source, "merged", "ollama")
     with pytest.raises(ConfigError, match="there is no adapter"):
         requires(full, "merged", "mlx")
     with pytest.raises(ConfigError, match="only of llama"):
-        requires(source.plan, "adapter", "mlx", architecture="gpt2")
+        requires(replace(source, facts=replace(source.facts, model_type="gpt2")), "adapter", "mlx")
     assert set(KINDS) == {*EXPORTS, *bundles.BUNDLES}
 
 
@@ -249,7 +260,7 @@ def test_onnx_needs_its_builder(tmp_path: Path, labelled: api.Result, monkeypatc
     source = source_of(labelled, tmp_path, "onnx")
     monkeypatch.setattr(onnx, "PACKAGES", ("no-such-builder",))
     with pytest.raises(MissingExtra, match="the onnx bundle requires the package no-such-builder"):
-        requires(source.plan, "merged", "onnx")
+        requires(source, "merged", "onnx")
     half = "import sys; open(sys.argv[5] + '/model.onnx', 'w').close(); sys.exit('bad')"
     monkeypatch.setattr(onnx, "BUILDER", ["-c", half])
     with pytest.raises(TrainError, match="the builder of onnxruntime-genai failed"):

@@ -17,6 +17,8 @@ from build import stock_templates
 from export import families
 from export.families import FAMILIES, bpe, run_of, trained_run
 from gguf import GGUFReader
+from hypothesis import example, given
+from hypothesis import strategies as st
 from jinja2 import TemplateError
 
 from tunewright.core.config import AdapterConfig
@@ -156,7 +158,9 @@ def test_a_split_is_known_by_what_it_does(split: str, saved: Saved, tmp_path: Pa
     assert vocabulary.unsupported(run) is None
 
 
-def test_an_unknown_split_is_refused_unless_the_base_s_file_names_it(saved: Saved, tmp_path: Path) -> None:
+def test_an_unknown_split_is_refused_unless_the_base_s_file_names_it(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tokenizers import pre_tokenizers
 
     run = run_of(saved("smollm"), tmp_path)
@@ -170,6 +174,8 @@ def test_an_unknown_split_is_refused_unless_the_base_s_file_names_it(saved: Save
     of_gguf = replace(run, facts=replace(run.facts, name=str(file)))
     assert vocabulary.split_name(of_gguf) == "smollm"
     assert vocabulary.unsupported(of_gguf) is None
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert vocabulary.split_name(replace(run, facts=replace(run.facts, name=f"~/{file.name}"))) == "smollm"
 
 
 def test_tokens_have_the_types_that_llama_cpp_expects(saved: Saved, tmp_path: Path) -> None:
@@ -188,7 +194,7 @@ def test_tokens_have_the_types_that_llama_cpp_expects(saved: Saved, tmp_path: Pa
     assert (value("eos_token_id"), value("add_bos_token")) == (run.template.eos, False)
 
 
-def with_template(text: str | None, **arguments: bool) -> Template:
+def with_template(text: str | None, **arguments: Any) -> Template:
     return Template(SimpleNamespace(chat_template=text), arguments)
 
 
@@ -212,6 +218,25 @@ def test_what_is_put_before_a_chat_template_changes_no_text(path: Path) -> None:
                 compiled(stored).render(**given)
         else:
             assert compiled(stored).render(**given) == expected
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3),
+    )
+)
+@example("🚀 %} {{ \\ \" ' \n\x00")
+@example({"null": None, "none": [None, True]})
+def test_arguments_of_a_template_keep_their_values(value: Any) -> None:
+    """The oracle is Jinja, which is also where they go."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template as compiled
+
+    seen: list[Any] = []
+    stored = vocabulary.chat_template(with_template("{{ look(value) }}", value=value))
+    assert stored is not None
+    compiled(stored).render(look=seen.append)
+    assert seen == [value]
 
 
 def test_a_template_that_begins_with_white_space_gets_no_comment() -> None:

@@ -19,7 +19,7 @@ from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.run_folder import Run, write_json
 from tunewright.data.messages import question
 from tunewright.export import EXPORTS, card, export, merged
-from tunewright.export.kind import TrainedRun
+from tunewright.export.kind import Place, TrainedRun, served_context
 from tunewright.export.merged import MERGED
 from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters
@@ -155,7 +155,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body
     code = body.split("```python\n")[1].split("\n```")[0]
     mine = [check for check in checks if check.kind == kind]
-    assert code.startswith("\n".join(row.snippet("smollm2-135m", Path(mine[0].path).name)))
+    assert code.startswith("\n".join(row.snippet(Place("smollm2-135m", Path(mine[0].path).name, served_context(run)))))
     assert re.findall(r"Stored as (\w+)\.", body) == [check.dtype for check in mine]
     assert ("llama.cpp splits all 12 rows of the run into the trained model's tokens." in body) is (kind == "gguf")
     compile(code, "card", "exec")

@@ -7,9 +7,9 @@ import re
 import pytest
 from build import CHATML, byte_tokenizer, stock_templates, stock_tokenizer
 
-from tunewright.core.errors import ModelError
 from tunewright.data.messages import Message, Prompt
 from tunewright.export.bundles import linear_template
+from tunewright.export.bundles.linear_template import Linear
 from tunewright.tokens.template import Template, render
 
 SYSTEM = "<|im_start|>system\nBe {{ '{{' }}brief.<|im_end|>\n"
@@ -20,6 +20,20 @@ INSTRUCT = (
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
 STOCK = stock_templates()
+
+
+def linear_ones() -> dict[str, tuple[Template, Linear]]:
+    texts = {
+        "chatml": CHATML,
+        "default": DEFAULT,
+        "instruct": INSTRUCT,
+        **{p.stem: p.read_text(encoding="utf-8") for p in STOCK},
+    }
+    templates = {name: Template(stock_tokenizer(text)) for name, text in texts.items()}
+    return {name: (t, linear) for name, t in templates.items() if (linear := linear_template.find(t)) is not None}
+
+
+LINEAR = linear_ones()
 
 
 def go(text: str, messages: list[Message]) -> str:
@@ -68,25 +82,25 @@ def test_a_template_that_is_not_linear_is_not_taken_for_one(jinja: str | None) -
 
 
 def test_thoughts_removed_from_earlier_turns_are_no_obstacle_but_changed_turns_are() -> None:
+    earlier = "m['content'] if loop.last or m['role'] != 'assistant' else m['content'].split('</think>')[-1]"
+    template = Template(byte_tokenizer(CHATML.replace("m['content']", earlier)))
+    answer = Message("assistant", "<think>hm</think>text")
+    turns = (Message("user", "one"), answer, Message("user", "two"))
+    assert "hm" not in render(template, Prompt(turns), True), "it does remove them"
+    assert linear_template.find(template) == linear_template.find(Template(byte_tokenizer(CHATML))) is not None
     numbered = CHATML.replace("{{ m['role'] }}", "{{ m['role'] }} {{ loop.index }}")
     assert linear_template.find(Template(byte_tokenizer(numbered))) is None
 
 
-@pytest.mark.parametrize("jinja", [CHATML, DEFAULT, INSTRUCT, *(p.read_text(encoding="utf-8") for p in STOCK)])
-def test_the_go_form_renders_the_same(jinja: str) -> None:
-    template = Template(stock_tokenizer(jinja))
-    linear = linear_template.find(template)
-    if linear is None:
-        return
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_go_form_renders_the_same(name: str) -> None:
+    template, linear = LINEAR[name]
     bos = template.tokenizer.bos_token or ""
     for messages in conversations():
-        try:
-            expected = render(template, Prompt(tuple(messages)), True)
-        except ModelError:
-            continue
+        expected = render(template, Prompt(tuple(messages)), True)
         assert go(linear.as_go(bos), messages) == expected.removeprefix(bos)
 
 
 def test_most_stock_templates_are_linear() -> None:
-    linear = [p.stem for p in STOCK if linear_template.find(Template(stock_tokenizer(p.read_text(encoding="utf-8"))))]
-    assert len(linear) >= len(STOCK) // 3, linear
+    assert {"chatml", "default"} <= set(LINEAR)
+    assert len(LINEAR.keys() & {p.stem for p in STOCK}) >= len(STOCK) // 3, LINEAR.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 import torch
 from build import ARCHITECTURES, byte_tokenizer, tiny_model
 
+from tunewright import api
+from tunewright.core import run_folder
+from tunewright.core.run_folder import write_json
 from tunewright.export import portable
 
 OLD = "transformers==4.57.6"  # the last of version 4
@@ -65,6 +69,61 @@ def test_a_command_without_folders_of_this_machine() -> None:
     command = "tunewright run /home/me/my.data/rows.jsonl --model ~/models/x out=runs/a forget.rows='/srv/k.csv' a/b"
     expected = "tunewright run rows.jsonl --model x out=runs/a forget.rows='k.csv' a/b"
     assert portable.without_folders(command) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("https://h/d/rows.jsonl?sv=1&sig=SECRET", "https://h/d/rows.jsonl?"),
+        ("https://me:SECRET@h/rows.jsonl", "https://h/rows.jsonl"),
+        ("s3://bucket/rows.jsonl", "s3://bucket/rows.jsonl"),
+        ("[https://h/a,https://me:SECRET@h/b?k=SECRET]", "[https://h/a,https://h/b?"),
+        ("file:///home/me/rows.jsonl", "file:rows.jsonl"),
+    ],
+)
+def test_a_command_without_secrets_in_urls(name: str, expected: str) -> None:
+    """Quoted as the shell and as Python would."""
+    for command in (shlex.join(["tunewright", "run", f"data.dev={name}"]), f"tw.run({name!r}, root='/home/me')"):
+        written = portable.without_folders(command)
+        assert expected in written
+        assert "SECRET" not in written
+        assert "home" not in written
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_only_exports_can_be_read_by_others(tmp_path: Path, umask: int) -> None:
+    """Whatever the umask, and in a run that an older version wrote too."""
+    before = os.umask(umask)
+    try:
+        run = run_folder.create(tmp_path / "runs", "one", "rows")
+        run.event("created")
+        write_json(run.verdict, {})
+        write_json(run.branch("half").training, {})
+        old = run.path / "report.html"
+        old.touch(0o644)
+        (run.path / "merged").mkdir()
+        (run.path / "merged" / "run.sh").touch(0o755)
+        (run.path / "merged" / "README.md").touch()
+        portable.let_others_read(run.path / "merged")
+    finally:
+        os.umask(before)
+    modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+    assert {name: mode for name, mode in modes.items() if mode & 0o077} == {
+        "runs": 0o711,
+        "runs/one": 0o711,
+        "runs/one/merged": 0o755,
+        "runs/one/merged/run.sh": 0o755,
+        "runs/one/merged/README.md": 0o644,
+    }
+    assert {mode for mode in modes.values() if not mode & 0o077} == {0o600, 0o700}
+
+
+def test_a_run_from_python_is_as_private_as_one_of_the_command_line(full: api.Result) -> None:
+    """Its rows, answers and branches; this process has the usual umask."""
+    kinds = ("adapter", "merged")
+    exports = {p for kind in kinds for p in [full.path / kind, *(full.path / kind).rglob("*")]}
+    assert {p for p in full.path.rglob("*") if p.stat().st_mode & 0o077} == exports
+    assert all(p.stat().st_mode & 0o777 == (0o755 if p.is_dir() else 0o644) for p in exports)
 
 
 def saved(folder: Path, kind: str) -> Path:

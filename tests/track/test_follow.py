@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import struct
@@ -171,6 +172,26 @@ def test_a_tracker_that_fails_is_a_warning(run: Run, capsys: pytest.CaptureFixtu
     with follow.following(run, ["tunewright.track"], console.Console(quiet=True)):
         pass
     assert "track: tunewright.track failed: KeyError" in capsys.readouterr().err
+    assert (run.path / "track" / "tunewright.track.log").stat().st_mode & 0o077 == 0
+
+
+def test_the_makers_of_trackers_get_no_reports(run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user's own environment says otherwise."""
+    for variable in trackers.NO_TELEMETRY:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "true")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    seen: list[str | None] = []
+
+    def opened(tracked: TrackedRun) -> Tracker:
+        seen.extend(os.environ.get(variable) for variable in trackers.NO_TELEMETRY)
+        return recorder.open(tracked)
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", opened)
+    log(run, range(2))
+    follow.main(str(run.path), "wandb")
+    assert seen == ["true", "true", "1"]
+    assert len(recorder.steps) == 2
 
 
 def test_a_missing_package_is_an_error_before_training(tmp_path: Path, proved: Path) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import tarfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from tunewright.core import programs
 from tunewright.core.errors import data_error
 from tunewright.core.run_folder import write_atomic
 from tunewright.model.loading import cache_folder
@@ -51,13 +51,12 @@ def fetch(spec: str, folder: Path, *, sdist: bool = True) -> Path:
     kind = ["--no-binary", name] if sdist else ["--only-binary", ":all:"]
     download = ["pip", "download", "--no-deps", *kind, "-d", str(folder), spec]
     command = [sys.executable, "-m", *download, "-q", "--disable-pip-version-check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    failure = programs.failure(command)
     archives = sorted(folder.glob(pattern))
-    if done.returncode or not archives:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    if failure or not archives:
         raise data_error(
             "DATA_UNREADABLE",
-            f"pip could not download {spec}: {last}",
+            f"pip could not download {spec}: {failure or 'it wrote no file'}",
             where=str(folder),
             fix=f"run `{' '.join(download)}` on a machine with network access.",
         )

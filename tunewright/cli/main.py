@@ -18,7 +18,7 @@ import typer
 from tunewright.cli.chat import chat
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
-from tunewright.cli.push import push_app
+from tunewright.cli.push import push
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.core.errors import TunewrightError
 from tunewright.core.words import counted
@@ -287,7 +287,7 @@ def export(
 
 _stage("report", "Run up to the report.")
 
-app.add_typer(push_app)
+app.command()(push)
 
 
 @app.command()

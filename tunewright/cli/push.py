@@ -17,10 +17,6 @@ License = Annotated[str | None, typer.Option(help="License for the card, such as
 Allow = Annotated[bool, typer.Option("--allow-private", help="Push even if private data or local paths are found.")]
 
 
-push_app = typer.Typer()
-
-
-@push_app.command()
 def push(
     run: RunName,
     repo: Repo,
@@ -39,7 +35,7 @@ def push(
     from tunewright.core import run_folder
     from tunewright.export import hub
 
-    with hub.staged(run_folder.find(root, run), kind, base, license) as folder:
+    with hub.staged(run_folder.find(root, run), kind, repo, base, license) as folder:
         if not allow_private:
             hub.require_public(folder)
         if not dry_run:

@@ -1,7 +1,7 @@
 """The run folder: file names, atomic writes, the single-writer lock. The only channel between the stages of a run.
 
 A file that exists is complete: it is written under a temporary name, flushed, and renamed. Only one process at a time
-writes to a folder (`writing`).
+writes to a folder (`writing`). Only its owner can read it, whatever the umask: rows, prompts and answers are in it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def create(root: Path, name: str | None, stem: str) -> Run:
     for candidate in [name] if name is not None else _names(stem):
         run = Run(contained(root, candidate))
         with disk_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
+            if not root.is_dir():
+                make_folder(root)
+                root.chmod(0o711)  # exports can be read by others, see `portable.let_others_read`
         if _new_folder(run.path):
             for folder in ("data", "scores"):
                 _new_folder(run.path / folder)
@@ -237,14 +239,26 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: a new file can be read by its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those that it lies in, where there are none: only their owner can enter them."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write to a temporary file, flush, rename: readers see the old file or the new one. Raises RUN_DISK."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
-            with open(temporary, "xb") as file:
+            with open(temporary, "xb", opener=private) as file:
                 file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
@@ -323,7 +337,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Append a line and flush it, replacing an incomplete last line (full disk, killed writer). Raises RUN_DISK."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with disk_errors(path), open(path, "a+b") as file:
+    with disk_errors(path), open(path, "a+b", opener=private) as file:
         file.truncate(_end_of_last_line(file))
         file.write(line.encode())
         file.flush()

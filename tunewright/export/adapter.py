@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import disk_errors
 from tunewright.export import portable
-from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
+from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,10 +52,10 @@ def reload(folder: Path, base: Base) -> Reloaded:
     return Reloaded(model, tokenizer)
 
 
-def snippet(name: str, folder: str) -> list[str]:
+def snippet(place: Place) -> list[str]:
     from tunewright.model.loading import EMBEDDED
 
-    base = portable.base_name(name)
+    base = portable.base_name(place.base)
     hub_id, _, revision = base.partition("@")
     if base == EMBEDDED or base.endswith(".gguf"):
         imports, arguments = ["from tunewright.model.loading import resolve"], f'resolve("{base}")'
@@ -68,7 +68,7 @@ def snippet(name: str, folder: str) -> list[str]:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         *imports,
         f'model = AutoModelForCausalLM.from_pretrained({arguments}, dtype="float32")',
-        'model = PeftModel.from_pretrained(model, ".")',
+        f'model = PeftModel.from_pretrained(model, "{place.folder}")',
     ]
 
 

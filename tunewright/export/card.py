@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tunewright.core.config import Plan
 from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
+from tunewright.export.kind import Place, served_context
 from tunewright.export.portable import base_name, without_folders
 from tunewright.export.templating import render
 
@@ -24,21 +26,39 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
 def text(run: Run, checks: Sequence[ExportCheck]) -> str:
     """The card of one kind of export. ``checks``: one for its folder, or one for each file."""
     receipt, kind = records.read(run.receipt, Receipt), checks[0].kind
-    consumer_checks = records.existing(run.verify, CONSUMER_CHECKS) or ()
+    consumer_checks = records.existing(run.verify, CONSUMER_CHECKS)
     return render(
         "card.md",
+        **_loading(run, checks),
         name=run.name,
         kind=kind,
-        library=EXPORTS[kind].library,
-        snippet=EXPORTS[kind].snippet(receipt.model.name, Path(checks[0].path).name),
         command=without_folders(receipt.command),
         base=base_name(receipt.model.name),
-        chat=records.read(run.audit, Audit).task.kind != "text",
         checks=checks,
-        consumer_checks=consumer_checks,
+        consumer_checks=consumer_checks or (),
         verdict=records.read(run.verdict, Verdict),
-        receipt=receipt,
-        plan=records.read(run.plan, Plan),
         training=records.read(run.training, Training),
         forgetting=records.read(run.forgetting, FORGETTING),
     )
+
+
+def for_hub(run: Run, checks: Sequence[ExportCheck], card: str, base: str, repo: str) -> str:
+    """A card whose section Load is for those who have only the Hub. ``base``, ``repo``: ids on the Hub."""
+    section = render("load.md", **_loading(run, checks, base, repo))
+    return re.sub(r"^## Load\n.*?(?=^## |\Z)", lambda _: section, card, count=1, flags=re.DOTALL | re.MULTILINE)
+
+
+def _loading(
+    run: Run, checks: Sequence[ExportCheck], base: str | None = None, repo: str | None = None
+) -> dict[str, object]:
+    """What the section Load is rendered from."""
+    receipt, row = records.read(run.receipt, Receipt), EXPORTS[checks[0].kind]
+    place = Place(base or receipt.model.name, Path(checks[0].path).name, served_context(run), repo)
+    return {
+        "library": row.library,
+        "snippet": row.snippet(place),
+        "folder": place.folder,
+        "chat": records.read(run.audit, Audit).task.kind != "text",
+        "receipt": receipt,
+        "plan": records.read(run.plan, Plan),
+    }

@@ -4,7 +4,6 @@ the same answers."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tunewright.core import programs
 from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
@@ -220,9 +220,7 @@ def _reloaded(row: Export, path: Path, expected: Expected) -> Answers:
         request_file, out = Path(scratch) / "request.json", Path(scratch) / "out.safetensors"
         request_file.write_text(expected.request.to_json(), encoding="utf-8")
         command = [sys.executable, "-m", reload_check.__name__, row.kind, str(path), str(request_file), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        if (last := programs.failure(command)) is not None:
             raise _mismatch(row, expected, f"a fresh process could not load it: {last}")
         with safe_open(out, "pt") as file:
             return Answers(file.get_tensor("logits"), **json.loads(file.metadata()["facts"]))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tunewright.core import records
 from tunewright.core.config import Config, Plan
+from tunewright.core.records import ProtocolRecord, Receipt
 from tunewright.core.run_folder import Run
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from tunewright.tokens.template import Template
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+LEAST_CONTEXT = 4096  # Ollama's own default, in tokens
 # Largest allowed difference of a logit, by stored dtype: a different order of summation in float32 changes a logit by
 # about 1e-5, rounding to 16 bits by about 0.1.
 TOLERANCE: dict[str, float] = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.5}
@@ -58,6 +61,30 @@ class Reloaded:
     has_arguments: bool = False
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the code of a card finds an export. ``base``: name of the base model; ``file``: name of the export's folder
+    or file; ``context``: what it is served with, in tokens; ``repo``: its id on the Hub, or None if the code runs in
+    its folder."""
+
+    base: str
+    file: str
+    context: int
+    repo: str | None = None
+
+    @property
+    def folder(self) -> str:
+        return self.repo or "."
+
+
+def served_context(run: Run) -> int:
+    """Tokens that fit the longest row of a run with the longest answer, in steps of 1024; no more than the model has,
+    and, where it has them, no fewer than `LEAST_CONTEXT`."""
+    receipt, protocol = records.read(run.receipt, Receipt), records.read(run.protocol, ProtocolRecord)
+    needed = int(max(side.tokens_longest for side in receipt.lengths.values())) + protocol.max_new_tokens
+    return min(receipt.model.context, max(LEAST_CONTEXT, -(-needed // 1024) * 1024))
+
+
 def supported(source: TrainedRun) -> None:
     """For an export that can be written for every model."""
 
@@ -77,8 +104,7 @@ class Export:
                  returns what its users load, which is the folder or a file in it
     reload       loads what ``write`` returned in float32, as its users would, in a process that knows nothing about the
                  run
-    snippet      (name of the base, name of the folder or file) -> lines of Python that load it as ``model`` from the
-                 current folder, for the card
+    snippet      lines of Python that load it as ``model``, for the card
     unsupported  why it cannot be written for this model, or None; asked before training
     stored       what makes of a weight of the module the one that is loaded if it was stored in a dtype, bit for bit;
                  None if that is not known
@@ -92,6 +118,6 @@ class Export:
     dtypes: Callable[[TrainedRun], Sequence[str]]
     write: Callable[[TrainedRun, PreTrainedModel, Path, str], Path]
     reload: Callable[[Path, Base], Reloaded]
-    snippet: Callable[[str, str], list[str]]
+    snippet: Callable[[Place], list[str]]
     unsupported: Callable[[TrainedRun], str | None] = supported
     stored: Callable[[TrainedRun, str], Callable[[Tensor], Tensor] | None] | None = None

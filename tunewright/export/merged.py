@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.export import portable
-from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
+from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,10 +60,10 @@ def reload(folder: Path, base: Base) -> Reloaded:
     return Reloaded(LanguageModel(module, plain_head=False), tokenizer)
 
 
-def snippet(name: str, folder: str) -> list[str]:
+def snippet(place: Place) -> list[str]:
     return [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")',
+        f'model = AutoModelForCausalLM.from_pretrained("{place.folder}", dtype="auto")',
     ]
 
 

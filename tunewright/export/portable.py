@@ -13,9 +13,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from tunewright.core.locations import is_hub_model
+from tunewright.core.locations import is_hub_model, is_url, shown
 from tunewright.core.run_folder import read_json, write_json
 
+_URL = r"\b(?!file:)[A-Za-z][A-Za-z0-9+.-]+://"
+_URL_OR_FOLDER = re.compile(rf"""{_URL}(?:(?!,\s*{_URL})[^\s'"])*|(?<![\w.])[~/][^\s'"]*/(?=[^\s'"])""")
 _MACHINE = ("_model_name_or_path", "_name_or_path", "is_local", "local_files_only")  # of the machine that wrote it
 
 
@@ -74,13 +76,22 @@ def base_name(name: str) -> str:
 
 
 def without_folders(command: str) -> str:
-    """A command with the last part of each absolute path: no folder of this machine."""
-    return re.sub(r"(?<![\w.])[~/][^\s'\"]*/(?=[^\s'\"])", "", command)
+    """A command with the last part of each absolute path, and with URLs as they may be shown: no folder of this
+    machine, and no secret."""
+
+    def replaced(match: re.Match[str]) -> str:
+        url = match[0].rstrip("])")
+        return shown(url) + match[0][len(url) :] if is_url(url) else ""
+
+    return _URL_OR_FOLDER.sub(replaced, command)
 
 
 def let_others_read(folder: Path) -> None:
     """Let every user of the machine read an export. The run's folder can then be passed through, but not listed: its
     rows and answers stay private."""
+    for path in folder.parent.iterdir():
+        if path.is_file() or path.name == "branches":  # older versions left their modes to the umask
+            path.chmod(path.stat().st_mode & 0o700)
     folder.parent.chmod(0o711)
     folder.chmod(0o755)
     for path in folder.rglob("*"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import BranchTraining, Side
-from tunewright.core.run_folder import chosen_scale
+from tunewright.core.run_folder import chosen_scale, make_folder
 from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.model import adapters
@@ -88,7 +88,7 @@ def trained(work: Work, branch: Branch) -> Weights:
 
 def _train(work: Work, branch: Branch) -> None:
     run = work.run.branch(branch.name)
-    run.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(run.checkpoints)
     content = hashlib.sha256(digest(branch.rows).encode())
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
     hashes = {**input_hashes(work.data, work.inputs, work.plan), "branch": content.hexdigest()}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from tunewright.core import records
+from tunewright.core import programs, records
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError, TunewrightError
 from tunewright.core.records import METRICS, StartLine
@@ -71,7 +71,7 @@ def _signals_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def _error(worker: subprocess.Popen[bytes], text: str, where: str) -> TunewrightError:
     """The worker's error, with its exit status, if the last line is its JSON; anything else is a crash."""
-    last = (text.strip().splitlines() or ["no output"])[-1]
+    last = programs.last_line(text)
     kind = TunewrightError if worker.returncode == TunewrightError.exit_code else TrainError
     try:
         first = json.loads(last)["error"][0]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from tunewright.core import records
 from tunewright.core.records import Receipt, Training
+from tunewright.core.run_folder import make_folder
 from tunewright.model import adapters
 from tunewright.runtime.context import Context, Work
 from tunewright.runtime.receipt import input_hashes
@@ -18,7 +19,7 @@ from tunewright.train import checkpoints, loop, machine
 def train(work: Work) -> Training:
     """Writes metrics.jsonl and checkpoints/, with the trained weights in checkpoints/final.safetensors."""
     run, plan, inputs, console = work.run, work.plan, work.inputs, work.console
-    run.checkpoints.mkdir(mode=0o700, exist_ok=True)
+    make_folder(run.checkpoints)
     newest = checkpoints.newest(run.checkpoints)
     resumed_from = newest.folder
     step = int(resumed_from.name.removeprefix("step-")) if resumed_from else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,11 +82,8 @@ def cached_rows(
     rendered = _read(file)
     if rendered is None:
         rendered = render_rows(renderer, examples, chosen)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(TunewrightError):  # a full or read-only disk costs the cache, not the run
             write_atomic(file, _to_bytes(rendered))
-        except (OSError, TunewrightError):  # a full or read-only disk costs the cache, not the run
-            pass
     return rendered
 
 

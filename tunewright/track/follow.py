@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import threading
@@ -17,13 +18,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tunewright.core import records, run_folder
+from tunewright.core import programs, records, run_folder
 from tunewright.core.config import Plan, flat
 from tunewright.core.console import Console
 from tunewright.core.errors import MissingExtra
 from tunewright.core.records import METRICS, StartLine, StepLine, Verdict
 from tunewright.core.run_folder import Run
-from tunewright.track.trackers import TRACKERS, TrackedRun, Tracker
+from tunewright.track.trackers import NO_TELEMETRY, TRACKERS, TrackedRun, Tracker
 
 POLL_SECONDS = 1.0
 LAST_SECONDS = 60.0
@@ -38,9 +39,9 @@ def following(run: Run, names: Sequence[str], console: Console) -> Iterator[None
         if importlib.util.find_spec(name) is None:
             raise MissingExtra(name, f"track={name}", f"pip install {name}", where="track")
     for name in names:
-        folder.mkdir(exist_ok=True)
+        run_folder.make_folder(folder)
         command = [sys.executable, "-m", "tunewright.track.follow", str(run.path), name]
-        with open(folder / f"{name}.log", "wb") as log:
+        with open(folder / f"{name}.log", "wb", opener=run_folder.private) as log:
             started[name] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
@@ -54,7 +55,7 @@ def following(run: Run, names: Sequence[str], console: Console) -> Iterator[None
                 console.warn(f"track: {name} is still sending, in process {process.pid}")
             if process.returncode:
                 file = folder / f"{name}.log"
-                last = (file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"])[-1]
+                last = programs.last_line(file.read_text(encoding="utf-8", errors="replace"))
                 console.warn(f"track: {name} failed: {last} ({file}); every number is in {run.metrics}")
 
 
@@ -118,6 +119,8 @@ def _conclusion(verdict: Verdict) -> dict[str, float | str]:
 
 
 def main(folder: str, name: str) -> None:
+    for variable, value in NO_TELEMETRY.items():
+        os.environ.setdefault(variable, value)
     ended = threading.Event()
 
     def wait() -> None:

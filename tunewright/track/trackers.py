@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 PROJECT = "tunewright"
+# Otherwise these packages (trackio through gradio_client) report how they are used, or their errors, to their makers.
+NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True)

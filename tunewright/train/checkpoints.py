@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from tunewright.core import records
 from tunewright.core.errors import RunError, TrainError
 from tunewright.core.records import CheckpointState, Training
-from tunewright.core.run_folder import Run, disk_errors, read_json, sha256, sync_folder, write_atomic, write_json
+from tunewright.core.run_folder import (
+    Run,
+    disk_errors,
+    make_folder,
+    read_json,
+    sha256,
+    sync_folder,
+    write_atomic,
+    write_json,
+)
 from tunewright.model import adapters
 
 MARKER = "COMPLETE"
@@ -46,7 +55,7 @@ def save(
     }
     try:
         with disk_errors(final):
-            temporary.mkdir(parents=True)
+            make_folder(temporary)
             for name, content in contents.items():
                 write_atomic(temporary / name, content)
             write_json(

@@ -10,21 +10,19 @@ from typing import NamedTuple
 
 from tunewright.core import records
 from tunewright.core.config import Plan
-from tunewright.core.records import ProtocolRecord, Receipt
+from tunewright.core.records import Receipt
 from tunewright.export.bundles import linear_template
 from tunewright.export.bundles.linear_template import Linear
-from tunewright.export.kind import TrainedRun
-
-LEAST_CONTEXT = 4096  # Ollama's own default, in tokens
+from tunewright.export.kind import TrainedRun, served_context
 
 
 @dataclass(frozen=True)
 class BundleInputs:
     """A run with its exports, and what servers are configured with.
 
-    ``name``: under which the model is served. ``context``: tokens that fit the longest row with the longest answer.
-    ``stop``: texts of the tokens that end an answer. ``linear``: the chat template, if it is linear. ``system``: the
-    instruction of the training rows, or else the default of the chat template, if it has one.
+    ``name``: under which the model is served. ``context``: see `served_context`. ``stop``: texts of the tokens that
+    end an answer. ``linear``: the chat template, if it is linear. ``system``: the instruction of the training rows, or
+    else the default of the chat template, if it has one.
     """
 
     source: TrainedRun
@@ -66,12 +64,10 @@ class Bundle:
 
 def gather(source: TrainedRun, stop: Sequence[int]) -> BundleInputs:
     receipt, linear = records.read(source.run.receipt, Receipt), linear_template.find(source.template)
-    longest = max(side.tokens_longest for side in receipt.lengths.values())
-    needed = int(longest) + records.read(source.run.protocol, ProtocolRecord).max_new_tokens
     return BundleInputs(
         source,
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", source.run.name),
-        context=min(source.facts.context, max(LEAST_CONTEXT, -(-needed // 1024) * 1024)),
+        context=served_context(source.run),
         stop=tuple(source.template.tokenizer.convert_ids_to_tokens(list(stop))),
         linear=linear,
         system=receipt.instruction or (linear.default_system if linear else None),

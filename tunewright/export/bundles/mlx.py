@@ -26,9 +26,8 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
         layer, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
         tensors[f"{layer}.{PARTS[part]}"] = value.T.copy()
         layers.add(re.sub(r"^model\.layers\.\d+\.", "", layer))
-    rank = config["r"]
-    scale = config["lora_alpha"] / (rank**0.5 if config["use_rslora"] else rank)
-    parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted(layers)}
+    scale = config["lora_alpha"] / config["r"]  # of rsLoRA too: see `peft_format.save`
+    parameters = {"rank": config["r"], "scale": scale, "dropout": 0.0, "keys": sorted(layers)}
     described = {"fine_tune_type": "dora" if config["use_dora"] else "lora", "lora_parameters": parameters}
     write_json(folder / "adapter_config.json", {**described, "num_layers": inputs.source.facts.layers})
     write_atomic(folder / "adapters.safetensors", save(tensors, metadata={"format": "mlx"}))

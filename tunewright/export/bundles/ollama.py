@@ -13,16 +13,17 @@ import shlex
 import shutil
 from pathlib import Path
 
-from tunewright.core.run_folder import Run, write_atomic
+from tunewright.core.run_folder import write_atomic
 from tunewright.data.messages import Message, Prompt
 from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
+from tunewright.export.kind import TrainedRun
 from tunewright.tokens import template
 
 API = "curl -s http://localhost:11434/api"
 
 
 def write(inputs: BundleInputs, folder: Path) -> Readme:
-    file, name, system = gguf_file(inputs.source.run), inputs.name, inputs.system
+    file, name, system = gguf_file(inputs.source), inputs.name, inputs.system
     assert file is not None
     try:
         os.link(file, folder / file.name)
@@ -53,9 +54,9 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
     return Readme(f"{name} in Ollama", commands, notes)
 
 
-def gguf_file(run: Run) -> Path | None:
-    """The model in GGUF, if it is exported; of several types, the most precise."""
-    files = [file for file in (run.path / "gguf").glob("*.gguf") if "-lora-" not in file.name]
+def gguf_file(source: TrainedRun) -> Path | None:
+    """The model in GGUF, if it is exported (the folder may be an older one's); of several types, the most precise."""
+    files = (source.run.path / "gguf").glob("*.gguf") if "gguf" in source.config.export.to else ()
     return max(files, key=lambda file: file.stat().st_size, default=None)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from tunewright.core import programs
 from tunewright.core.config import Plan
 from tunewright.core.errors import MissingExtra, TrainError
 from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
@@ -21,10 +21,8 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
     merged = inputs.source.run.merged.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         options = ["-i", str(merged), "-o", str(folder), "-c", scratch, "--extra_options", "hf_remote=false"]
-        command = [sys.executable, *BUILDER, "fp32", *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        last = programs.failure([sys.executable, *BUILDER, "fp32", *options])
+    if last is not None:
         fix = "leave onnx out of export.to, or try other versions of the packages."
         raise TrainError("EXPORT_FAILED", f"the builder of onnxruntime-genai failed: {last}", where="onnx", fix=fix)
     smaller = f"python {' '.join(BUILDER)} int4 -i ../merged -o FOLDER"

@@ -28,7 +28,7 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
         command = f'exec {shlex.join(words)} --port "${{PORT:-{PORTS[script]}}}" "$@"'
         write_atomic(folder / f"{script}.sh", f'#!/bin/sh\ncd "$(dirname "$0")/.." || exit 1\n{command}\n')
         (folder / f"{script}.sh").chmod(0o755)
-    gguf = ollama.gguf_file(inputs.source.run) is not None
+    gguf = ollama.gguf_file(inputs.source) is not None
     write_atomic(folder / "compose.yaml", render("compose.yaml", gguf=gguf))
     chat = bool(template.tokenizer.chat_template)
     body: dict[str, object] = {"messages": inputs.messages("...")} if chat else {"prompt": "..."}
@@ -42,7 +42,7 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
 def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
     """The command of each script, to be run in the run folder, without its port."""
     name, context, source = inputs.name, str(inputs.context), inputs.source
-    adapter, gguf = source.plan.adapter, ollama.gguf_file(source.run)
+    adapter, gguf = source.plan.adapter, ollama.gguf_file(source)
     arguments = [json.dumps(source.template.kwargs)] if source.template.kwargs else []
     greedy = ["--generation-config", "vllm", "--override-generation-config", '{"temperature": 0}']
     vllm = ["--max-model-len", context, *greedy, *(["--default-chat-template-kwargs", *arguments] if arguments else [])]
@@ -54,7 +54,7 @@ def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
     base, _, revision = source.facts.name.partition("@")
     rank = next((rank for rank in VLLM_RANKS if rank >= adapter.rank), None)
     # With a base that the Hub lacks, only the merged model is certain to be the one that was evaluated.
-    if is_hub_model(base) and rank and adapter.kind in ("lora", "rslora") and source.run.adapter.is_dir():
+    if is_hub_model(base) and rank and adapter.kind in ("lora", "rslora") and "adapter" in source.config.export.to:
         lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}=adapter"]
         lora += ["--revision", revision] if revision else []
         lora += ["--chat-template", "adapter/chat_template.jinja"] if source.template.tokenizer.chat_template else []

@@ -4,13 +4,13 @@ fewer bits, and it can be asked how it splits a text."""
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunewright.core import programs
 from tunewright.core.errors import MissingExtra, TrainError
 from tunewright.export import merged
 from tunewright.export.gguf.vocabulary import chat_template
@@ -68,9 +68,7 @@ def convert(source: TrainedRun, module: PreTrainedModel, to: Path, kind: str) ->
 
 
 def _run(command: Sequence[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
+    if (last := programs.failure(command)) is not None:
         fix = "update llama.cpp, or choose others in export.gguf or export.to."
         raise TrainError("EXPORT_FAILED", f"{what}: {last}", where="export.to", fix=fix)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tunewright.core.config import AdapterConfig
 from tunewright.export.adapter import stored_dtypes
 from tunewright.export.gguf import architecture, tensors
-from tunewright.export.kind import TOLERANCE, Base, Export, Reloaded, TrainedRun
+from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
 from tunewright.export.portable import base_name
 
 if TYPE_CHECKING:
@@ -62,10 +62,11 @@ def reload(file: Path, base: Base) -> Reloaded:
     return Reloaded(model, None)
 
 
-def snippet(name: str, file: str) -> list[str]:
+def snippet(place: Place) -> list[str]:
     return [
         "from llama_cpp import Llama  # pip install llama-cpp-python",
-        f'model = Llama("base.gguf", lora_path="{file}", n_ctx=4096, verbose=False)  # base.gguf: {base_name(name)}',
+        f"# base.gguf: {base_name(place.base)}",
+        f'model = Llama("base.gguf", lora_path="{place.file}", n_ctx={place.context}, verbose=False)',
     ]
 
 

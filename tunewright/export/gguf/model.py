@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.export.gguf import architecture, llama_cpp, tensors, vocabulary
-from tunewright.export.kind import QUANTISED, TOLERANCE, Base, Export, Reloaded, TrainedRun
+from tunewright.export.kind import QUANTISED, TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,10 +90,11 @@ def reload(file: Path, base: Base) -> Reloaded:
     return Reloaded(model, tokenizer, encode, "transformers" if encode is None else "llama.cpp", has_arguments=True)
 
 
-def snippet(name: str, file: str) -> list[str]:
+def snippet(place: Place) -> list[str]:
+    loaded = f'Llama.from_pretrained("{place.repo}", ' if place.repo else "Llama("
     return [
         "from llama_cpp import Llama  # pip install llama-cpp-python",
-        f'model = Llama("{file}", n_ctx=4096, verbose=False)',
+        f'model = {loaded}"{place.file}", n_ctx={place.context}, verbose=False)',
     ]
 
 

@@ -7,10 +7,12 @@ import hashlib
 import json
 import re
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import gguf
+    from pydantic import JsonValue
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from tunewright.export.kind import TrainedRun
@@ -42,7 +44,7 @@ def split_name(source: TrainedRun) -> str | None:
     if name is None and source.facts.name.endswith(".gguf"):
         from transformers.integrations.gguf import read_gguf_metadata
 
-        name = read_gguf_metadata(source.facts.name)[0].get("tokenizer.ggml.pre")
+        name = read_gguf_metadata(str(Path(source.facts.name).expanduser()))[0].get("tokenizer.ggml.pre")
     return name
 
 
@@ -107,9 +109,18 @@ def chat_template(template: Template) -> str | None:
     text = template.tokenizer.chat_template
     if not text:
         return None
-    arguments = "".join(f"{{% set {name} = {json.dumps(value)} %}}" for name, value in template.kwargs.items())
+    arguments = "".join(f"{{% set {name} = {_jinja(value)} %}}" for name, value in template.kwargs.items())
     mark = (
         f"{{# The chat template that the model was trained with, sha256 {hashlib.sha256(text.encode()).hexdigest()}. "
         "This comment makes it unlike any template that a program may know, so that it is not replaced by another. #}"
     )
     return f"{arguments}{text}" if text[0].isspace() else f"{mark}{arguments}{text}"
+
+
+def _jinja(value: JsonValue) -> str:
+    """A value as Jinja reads it: JSON, but for null, and for surrogate pairs, which it does not join."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_jinja(key)}: {_jinja(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_jinja, value))}]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
