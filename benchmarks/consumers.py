@@ -119,7 +119,8 @@ def table(name: str, run: Path, cases: list[Case], work: Path) -> str:
             program = f"{r['consumer']} {r.get('consumer_version', '')}".strip()
             result = "agrees" if r["cause"] is None else f"**{r['cause']}**: {r['finding']}"
             numbers = [f"{r['largest_difference']:.1e}", f"{r['base_difference']:.1e}"]
-            numbers += [f"{r['same_texts']} of {r['prompts']}", str(r["encoded"])]
+            chats = "not shown" if r["encoded"] is None else str(r["encoded"])
+            numbers += [f"{r['same_texts']} of {r['prompts']}", chats]
         refused = r["exit"] == 1 or "error" in r
         right += case.expected is None and not refused
         wrong += case.expected is not None and refused

@@ -147,6 +147,17 @@ def test_the_scripts_start_servers_with_the_numbers_of_the_run(tmp_path: Path, l
     assert body["chat_template_kwargs"] == {"enable_thinking": False}
 
 
+def test_what_is_stored_in_float32_is_also_cached_in_it(tmp_path: Path, labelled: api.Result) -> None:
+    """llama-server's cache is in F16 otherwise, which `tunewright verify` would show as another answer."""
+    source = source_of(labelled, tmp_path, "serve")
+    assert "-ctk" not in serve._commands(bundles.gather(source, []))["llama-server"]
+    for file in (source.run.path / "gguf").iterdir():
+        file.unlink()
+    (source.run.path / "gguf" / "labels-F32.gguf").write_bytes(b"GGUF")
+    command = serve._commands(bundles.gather(source, []))["llama-server"]
+    assert (value(command, "-ctk"), value(command, "-ctv"), value(command, "-fa")) == ("f32", "f32", "off")
+
+
 def test_an_adapter_is_not_served_on_a_base_that_the_hub_lacks(tmp_path: Path, labelled: api.Result) -> None:
     source = source_of(labelled, tmp_path, "serve")
     bundles.write(source, [])

@@ -7,22 +7,28 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from build import byte_tokenizer, cli, tiny_model
 from export.tiny_server import TinyServer, serving
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from tunewright import api
+from tunewright.cli.verify import sentence
 from tunewright.core import records
 from tunewright.core.console import Console
-from tunewright.core.errors import RunError
-from tunewright.core.records import CONSUMER_CHECKS, ConsumerCheck
-from tunewright.core.run_folder import Run
+from tunewright.core.errors import ConfigError, RunError
+from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, ConsumerCheck
+from tunewright.core.run_folder import Run, read_json, write_json
 from tunewright.export import export
-from tunewright.export.consumers import answers, diagnosis, openai_server, suspects
+from tunewright.export.consumers import answers, diagnosis, llama_cpp, openai_server, suspects
 from tunewright.export.consumers.answers import Answered, Expected
+from tunewright.export.consumers.openai_server import Server
 from tunewright.export.kind import Dtype
 from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.model import adapters, loading
@@ -39,6 +45,21 @@ def runner(labelled: api.Result, tmp_path_factory: pytest.TempPathFactory) -> Ru
     folder = tmp_path_factory.mktemp("verify") / "labels"
     shutil.copytree(labelled.path, folder)
     return Runner(runners.resume(Run(folder), Console(quiet=True), "test"))
+
+
+@pytest.fixture
+def own(labelled: api.Result, tmp_path: Path) -> Run:
+    """Another, with two GGUF files according to its export.json."""
+    run = Run(tmp_path / "labels")
+    shutil.copytree(labelled.path, run.path)
+    (run.path / "gguf").mkdir()
+    checks = read_json(run.export)
+    files = [{**checks[0], "kind": "gguf", "path": f"old/gguf/labels-{t.upper()}.gguf", "dtype": t} for t in TYPES]
+    write_json(run.export, [*checks, *({**file, "file": {"bytes": 9, "tensors": {}}} for file in files)])
+    return run
+
+
+TYPES = ("f16", "q8_0")
 
 
 def trained(runner: Runner) -> Any:
@@ -125,9 +146,12 @@ def adapter_unordered(server: TinyServer) -> None:
 
 
 def rounded_to(dtype: torch.dtype) -> Plant:
+    """As loaders do: the frequencies of the rotary embedding remain in float32."""
+
     def plant(server: TinyServer) -> None:
         adapters.merge(tuned(server))
-        tuned(server).to(dtype)
+        for p in tuned(server).parameters():
+            p.data = p.data.to(dtype)
 
     return plant
 
@@ -231,6 +255,109 @@ def test_without_ids_or_tokenize_a_changed_template_is_seen_in_the_answers(runne
     assert ask(runner, server).cause == "template"
 
 
+# -- how much a server may round
+
+
+def wrong_rope(server: TinyServer) -> None:
+    other_rope_base(server)
+    rounded_to(torch.float16)(server)
+
+
+def base_in_float16(server: TinyServer) -> None:
+    not_applied(server)
+    rounded_to(torch.float16)(server)
+
+
+@pytest.mark.parametrize(
+    ("plant", "cause"), [(rounded_to(torch.float16), None), (base_in_float16, "adapter"), (wrong_rope, "rope")]
+)
+def test_what_a_file_is_stored_in_may_be_rounded_to(
+    own: Run, server: TinyServer, plant: Plant, cause: str | None
+) -> None:
+    """As README's commands: an F16 file, named relative to the run folder, in which its script starts the server."""
+    server.manner, server.file = "llamacpp", "gguf/labels-F16.gguf"
+    plant(server)
+    with serving(server) as url:
+        done = cli("verify", str(own.path), "--at", url, "--json", cwd=own.path.parent)
+    check = json.loads(done.stdout)
+    assert (check["path"], check["cause"]) == (server.file, cause), check
+    assert done.returncode == (cause is not None)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [("f32", "float32"), ("f16", "float16"), ("bf16", "bfloat16"), ("q8_0", "float32"), ("bfloat16", "bfloat16")],
+)
+def test_only_floating_point_types_may_be_rounded_to(own: Run, stored: str, dtype: str) -> None:
+    check = records.read(own.export, EXPORTS)[-1]
+    assert verification.stored_dtype(check.model_copy(update={"dtype": stored})) == dtype
+    assert verification.stored_dtype(None) == "float32"
+
+
+def test_what_is_allowed_is_never_less_than_in_float32(
+    runner: Runner, server: TinyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification.Comparison, "rounding", lambda *_: 1e-9)
+    check = ask(runner, server, dtype="float16")
+    assert (check.allowed, check.cause) == (diagnosis.FLOAT32, None)
+
+
+def test_a_model_that_overflows_in_float16_is_not_blamed_on_the_server(
+    runner: Runner, server: TinyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same function as before, with activations that float16 does not have."""
+    load = export.trained_model
+
+    def large(*given: Any) -> Any:
+        model = load(*given)
+        for name, p in model.module.named_parameters():
+            if "up_proj" in name and "lora_A" not in name:
+                p.data *= 1e7
+            if "down_proj" in name and "lora_B" not in name:
+                p.data /= 1e7
+        return model
+
+    monkeypatch.setattr(export, "trained_model", large)
+    with pytest.raises(ConfigError, match="the model overflows in float16"):
+        ask(runner, server, dtype="float16")
+    assert ask(runner, server, dtype="bfloat16").cause is None
+    not_applied(server)
+    assert ask(runner, server).cause == "adapter"
+
+
+def test_rounding_is_measured_once_for_each_dtype_without_a_copy_of_the_model(
+    runner: Runner, server: TinyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deepcopy, rounding, seen = copy.deepcopy, verification.Comparison.rounding, []
+
+    def watched(comparison: verification.Comparison, dtype: Dtype) -> float:
+        seen.append(dtype)
+        return rounding(comparison, dtype)
+
+    def copied(value: Any, *given: Any) -> Any:
+        assert not isinstance(value, torch.nn.Module)
+        return deepcopy(value, *given)
+
+    not_applied(server)
+    monkeypatch.setattr(copy, "deepcopy", copied)
+    monkeypatch.setattr(verification.Comparison, "rounding", watched)
+    assert ask(runner, server, dtype="float16").cause == "adapter"
+    assert seen == ["float16", "bfloat16"]
+
+
+def test_rounding_is_undone_and_leaves_what_files_do_not_contain() -> None:
+    module = tiny_model(kind="llama")
+    module.lm_head.weight = module.model.embed_tokens.weight  # tied
+    ids = torch.tensor([list(range(40))])
+    before, frequencies = module(ids).logits, module.model.rotary_emb.inv_freq
+    with suspects.rounded(module, torch.float16):
+        assert {p.dtype for p in module.parameters()} == {torch.float16}
+        assert module.model.rotary_emb.inv_freq.dtype == torch.float32
+        assert 0 < (module(ids).logits.float() - before).abs().max() < 0.1
+    assert torch.equal(module(ids).logits, before)
+    assert module.model.rotary_emb.inv_freq is frequencies
+
+
 # -- servers that cannot be asked
 
 UNUSABLE: dict[str, tuple[Plant, str]] = {
@@ -277,6 +404,61 @@ def test_a_server_that_is_down_is_one_line(url: str) -> None:
     assert caught.value.code == "REMOTE_FAILED"
 
 
+def test_an_api_at_the_root_and_one_below_v1_are_used(runner: Runner, server: TinyServer) -> None:
+    for prefix in ("/v1", ""):
+        server.prefix = prefix
+        with serving(server) as url, openai_server.connect(Endpoint(url, ""), byte_tokenizer) as connected:
+            assert connected.endpoint.url == url + prefix
+    assert ask(runner, server).cause is None
+
+
+def test_no_proxy_is_used_for_a_server_of_this_machine(
+    runner: Runner, server: TinyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(server) as url:
+        assert llama_cpp._ready(url)
+        for host in ("127.0.0.1", "localhost"):
+            there = Endpoint(url.replace("127.0.0.1", host), "")
+            with openai_server.connect(there, byte_tokenizer) as connected:
+                assert connected.models
+    with pytest.raises(RunError), openai_server.connect(Endpoint("http://example.com", ""), byte_tokenizer):
+        pass  # through the proxy, which is down
+
+
+# -- servers that show no token ids
+
+PIECES = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"a": 0, "b": 1, "c": 2, "ab": 3}, [("a", "b")])))
+
+
+def answered(text: str, tokens: list[str], values: list[float], **more: Any) -> Answered:
+    logprobs = {"tokens": tokens, "token_logprobs": values, **more}
+    choice = {"text": text, "finish_reason": "stop", "logprobs": logprobs}
+    reply = openai_server._Reply.model_validate({"choices": [choice]})
+    return Server(Endpoint("http://x", ""), Any, lambda: PIECES)._answer(reply)  # type: ignore[arg-type]
+
+
+def test_an_answer_in_other_tokens_than_its_text_is_compared_as_far_as_these_agree() -> None:
+    """Otherwise every later log probability would be compared with that of another token."""
+    values = [-0.1, -0.2, -0.3, -0.4]
+    assert answered("cab", ["c", "ab", "<end>"], values[:3]) == Answered((2, 3), (-0.1, -0.2), ended=True)
+    assert answered("cabc", ["c", "a", "b", "c"], values) == Answered((2,), (-0.1,), ended=False)
+    assert answered("cab", [], values[:3]).ids == (2, 3)
+    assert answered("", ["<end>"], values[:1]) == Answered((), (), ended=True)
+    for text, tokens in (("abc", ["a", "b", "c", "<end>"]), ("cc", []), ("", ["<a>", "<b>", "<c>", "<end>"])):
+        with pytest.raises(RunError, match="cannot be compared, because it shows no token ids"):
+            answered(text, tokens, values)
+
+
+def test_a_token_without_alternatives_does_not_shift_the_others() -> None:
+    likeliest = [{}, {"c": -0.5}]
+    assert answered("cc", ["c", "c"], [-1.0, -0.5], top_logprobs=likeliest).regret == 0
+    assert answered("cc", ["c", "c"], [-1.0, -0.9], top_logprobs=likeliest).regret == pytest.approx(0.4)
+
+
 # -- the command, the records, the card and the report
 
 
@@ -298,12 +480,84 @@ def test_the_command_stores_what_it_asked_and_says_it_in_one_line(runner: Runner
         ("merged", None),
         ("adapter", "adapter"),
     ]
+    assert (run.merged / "README.md").stat().st_mode & 0o044 == 0o044, "every user can read a card"
     card = (run.merged / "README.md").read_text()
     assert "- vLLM 0.32.0 (2" in card
     assert "not yet checked" not in card
     assert "**not** the trained model's answers (cause: adapter)" in (run.adapter / "README.md").read_text()
     assert "not yet checked" not in run.report.read_text()
     assert "its answers are the base model&#39;s" in run.report.read_text()
+
+
+def test_what_is_shown_of_one_file_is_not_shown_of_another(own: Run, server: TinyServer) -> None:
+    server.manner = "llamacpp"
+    rounded_to(torch.float16)(server)
+    for kind in ("F16", "Q8_0"):
+        server.file = str(own.path / "gguf" / f"labels-{kind}.gguf")
+        if kind == "Q8_0":
+            quantised(server)
+        with serving(server) as url:
+            done = cli("verify", str(own.path), "--at", url, cwd=own.path)
+        card = (own.path / "gguf" / "README.md").read_text()
+        assert "- `labels-F16.gguf` in llama-server b7000-abc (2" in card
+        assert done.returncode == (kind == "Q8_0")
+        if kind == "F16":
+            assert "- `labels-Q8_0.gguf`: written, not yet checked in another program" in card
+            assert ">gguf/labels-Q8_0.gguf</td><td colspan" in own.report.read_text()
+    assert "`labels-Q8_0.gguf` in llama-server b7000-abc" in card
+    assert card.count("**not** the trained model's answers") == 1
+    stored = [(c.path, c.cause) for c in records.read(own.verify, CONSUMER_CHECKS)]
+    assert stored == [("gguf/labels-F16.gguf", None), ("gguf/labels-Q8_0.gguf", "precision")]
+
+
+@pytest.mark.parametrize(
+    ("file", "path"),
+    [
+        ("merged", "merged"),
+        ("{run}/merged", "merged"),
+        ("../labels/adapter", "adapter"),
+        ("gguf/labels-Q8_0.gguf", "gguf/labels-Q8_0.gguf"),
+        ("gguf/other.gguf", None),
+        ("{run}", None),
+        ("Qwen/Qwen2.5-0.5B", None),
+    ],
+)
+def test_the_export_is_the_one_whose_files_the_server_names(own: Run, file: str, path: str | None) -> None:
+    named = Server(Endpoint("http://x", ""), Any, byte_tokenizer, files=(file.format(run=own.path),))  # type: ignore[arg-type]
+    served = verification.served(own, records.read(own.export, EXPORTS), named)
+    assert (served and served.relative_path) == path
+
+
+def test_a_run_whose_inputs_have_changed_is_not_compared(own: Run, server: TinyServer) -> None:
+    """The server would be blamed for another base model."""
+    receipt = read_json(own.receipt)
+    write_json(own.receipt, {**receipt, "hashes": {**receipt["hashes"], "model": "0" * 64}})
+    with serving(server) as url:
+        done = cli("verify", str(own.path), "--at", url, cwd=own.path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error[RESUME_MISMATCH]")
+    assert not own.verify.exists()
+
+
+def test_the_sentence_says_what_a_server_does_not_show(runner: Runner, server: TinyServer) -> None:
+    check = ask(runner, server)
+    assert sentence(check).endswith("; 3 chat prompts became the same token ids")
+    assert sentence(check.model_copy(update={"encoded": None})).endswith("; chat prompts: not shown")
+    documents = sentence(check.model_copy(update={"encoded": 0}))
+    assert "chat prompts" not in documents
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--export", "gguf"], "there are several exports gguf. Fix: choose one of gguf/labels-F16.gguf, gguf/"),
+        (["--export", "gguf/labels-Q4.gguf"], "there is no export gguf/labels-Q4.gguf"),
+    ],
+)
+def test_an_export_that_is_not_one_is_refused(own: Run, words: list[str], message: str) -> None:
+    done = cli("verify", str(own.path), "--at", "http://127.0.0.1:9", *words, cwd=own.path)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

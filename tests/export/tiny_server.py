@@ -25,6 +25,7 @@ class TinyServer:
     stop: tuple[int, ...]
     manner: str = "vllm"
     file: str = "/models/x.gguf"
+    prefix: str = "/v1"
     chat_template: str | None = None
     before: list[int] = field(default_factory=list)  # ids before every prompt
     before_chat: list[int] = field(default_factory=list)
@@ -53,13 +54,13 @@ class TinyServer:
             return self.status, {"error": {"message": "something broke"}}
         if given is None:
             return self.facts(path)
-        if path == "/v1/completions":
+        if path == f"{self.prefix}/completions":
             prompt = given["prompt"]
             if not isinstance(prompt, str) and not self.takes_ids:
                 return 400, {"error": {"message": "invalid prompt type"}}
             ids = self.ids(prompt) if isinstance(prompt, str) else prompt
             return self.complete(given, [*self.before, *ids], chat=False)
-        if path == "/v1/chat/completions":
+        if path == f"{self.prefix}/chat/completions":
             return self.complete(given, self.chat_ids(given), chat=True)
         if path == "/tokenize" and self.renders:
             ids = self.ids(given["content"]) if "content" in given else self.chat_ids(given)
@@ -71,7 +72,7 @@ class TinyServer:
         return 404, {"error": {"message": "not here"}}
 
     def facts(self, path: str) -> tuple[int, Any]:
-        if path == "/v1/models" or (path == "/models" and self.manner == "llamacpp"):
+        if path == f"{self.prefix}/models" or (path == "/models" and self.manner == "llamacpp"):
             root = {"root": self.file} if self.manner == "vllm" else {}
             return 200, {"data": [{"id": name, "owned_by": self.manner, **root} for name in self.models]}
         if path == "/health":

@@ -302,7 +302,7 @@ def verify(
         str,
         typer.Option(
             metavar="KIND|FILE",
-            help="The export that it serves: its kind, or its file in the run folder; default: what it names itself.",
+            help="The export that it serves, or its file in the run folder; default: the one whose files it names.",
         ),
     ] = "",
     dtype: Annotated[

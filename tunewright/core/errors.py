@@ -33,7 +33,7 @@ CODES: dict[str, str] = {
     "CONFIG_TOO_LARGE": "a config file is larger than 256 KiB or nested too deeply",
     "CONFIG_UNKNOWN_KEY": "a key that is not a setting",
     "CONFIG_UNSAFE_TAG": "a YAML tag, anchor or alias; configs must not use them",
-    "CONSUMER_DIFFERS": "a server that `tunewright verify` asked does not give the trained model's answers",
+    "CONSUMER_DIFFERS": "a server that `tunewright verify` checked does not give the trained model's answers",
     "DATA_COMPRESSED": "a compressed file that is damaged or ends early",
     "DATA_CONTROL_CHAR": "text contains NUL or another control character",
     "DATA_CSV": "a CSV file with an unclosed quote, a row of the wrong length, or an unusable header",

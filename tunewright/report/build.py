@@ -43,7 +43,7 @@ class Files:
     protocol: ProtocolRecord
     selftest: SelfTest | None
     exports: Sequence[ExportCheck] | None
-    consumer_checks: Sequence[ConsumerCheck]
+    consumer_checks: tuple[ConsumerCheck, ...]
     metrics: Sequence[StartLine | StepLine]
     moved: Sequence[str]
     scores: tuple[Sequence[ScoreLine], Sequence[ScoreLine]]

@@ -102,7 +102,7 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
     comparison = Comparison(work, model.module, prompts, answered, stop)
     with _base(work, model.module) as base:
         from_base = comparison.against(base)
-    rounding = {} if dtype == "float32" else {dtype: comparison.rounding(dtype)}
+    rounding: dict[str, float] = {} if dtype == "float32" else {dtype: comparison.rounding(dtype)}
     if not all(map(math.isfinite, rounding.values())):
         fix = "--dtype bfloat16 allows more; or serve in float32, and give --dtype float32."
         what = f"the model overflows in {dtype}, so what rounding to it changes is unknown."

@@ -16,12 +16,13 @@ import httpx
 
 from tunewright.core.errors import MissingExtra, RunError
 from tunewright.core.records import ExportCheck
+from tunewright.core.run_folder import Run
 from tunewright.export.gguf.model import FLOATS
 
 START_SECONDS = 300.0
 
 
-def exported(run: Path, exports: Sequence[ExportCheck]) -> ExportCheck:
+def exported(run: Run, exports: Sequence[ExportCheck]) -> ExportCheck:
     """The GGUF file of a run that is rounded least. Raises RUN_INCOMPLETE if there is none that is not quantised."""
     files = {check.dtype: check for check in exports if check.kind == "gguf"}
     for kind in FLOATS:
@@ -30,8 +31,8 @@ def exported(run: Path, exports: Sequence[ExportCheck]) -> ExportCheck:
     raise RunError(
         "RUN_INCOMPLETE",
         "the run has no GGUF file in float32, float16 or bfloat16 for llama.cpp on this machine.",
-        where=str(run),
-        fix=f"`tunewright export {run} --to gguf:f16`, or name a running server: --at URL.",
+        where=str(run.path),
+        fix=f"`tunewright export {run.path} --to gguf:f16`, or name a running server: --at URL.",
     )
 
 
