@@ -30,7 +30,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--runs": ("elsewhere",), "--model": ("model",), "--name": ("n",), "--html": ("audit.html",),
     "--out": ("copy.jsonl",), "--row": ("2",),
     "--system": ("Say nothing but numbers.",), "--max-new-tokens": ("1",), "--config": ("bad.yaml",),
-    "--selftest": ("few.jsonl",),
+    "--selftest": ("few.jsonl",), "--to": ("lora-gguf",),
 }  # fmt: skip
 BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
     ("plan", "--name"): NEW, ("plan", "--quiet"): NEW, ("preview", "--model"): ("good.jsonl",),
@@ -38,8 +38,9 @@ BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
     ("train", "--quiet"): ("other",), ("train", "--profile"): ("other",),
     **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
 }  # fmt: skip
-# The demo downloads its rows from a package registry; apart from that it is `run`.
-LEFT_OUT = {"demo"}
+# The demo downloads its rows from a package registry; apart from that it is `run`. The others need a server
+# (tests/export/test_push.py, test_consumers.py).
+LEFT_OUT = {"demo", "push", "verify"}
 # It must not change any result (tests/stages/test_worker.py).
 UNSEEN = {"--separate"}
 

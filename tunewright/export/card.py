@@ -12,7 +12,7 @@ from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCh
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
 from tunewright.export.kind import Place, served_context
-from tunewright.export.portable import base_name, let_others_read, without_folders
+from tunewright.export.portable import base_name, without_folders
 from tunewright.export.templating import render
 
 
@@ -21,13 +21,12 @@ def write(run: Run, checks: Sequence[ExportCheck]) -> None:
     for kind in EXPORTS:
         if own := [check for check in checks if check.kind == kind]:
             write_atomic(run.path / kind / "README.md", text(run, own))
-            let_others_read(run.path / kind)
 
 
 def text(run: Run, checks: Sequence[ExportCheck]) -> str:
     """The card of one kind of export. ``checks``: one for its folder, or one for each file."""
     receipt, kind = records.read(run.receipt, Receipt), checks[0].kind
-    consumer_checks = records.existing(run.verify, CONSUMER_CHECKS) or ()
+    consumer_checks = records.existing(run.verify, CONSUMER_CHECKS)
     return render(
         "card.md",
         **_loading(run, checks),
@@ -36,7 +35,7 @@ def text(run: Run, checks: Sequence[ExportCheck]) -> str:
         command=without_folders(receipt.command),
         base=base_name(receipt.model.name),
         checks=checks,
-        consumer_checks=consumer_checks,
+        consumer_checks=consumer_checks or (),
         verdict=records.read(run.verdict, Verdict),
         training=records.read(run.training, Training),
         forgetting=records.read(run.forgetting, FORGETTING),
