@@ -4,8 +4,8 @@ weights, optimizer state and logged losses, bit for bit.
 python tests/torture.py [--kills 1000] [--minutes 60] [--real] [--out FILE]
 
 Every attempt is a fork of a process that has torch loaded. A failpoint is a call that changes the disk (write, fsync,
-rename, unlink, mkdir, rmdir). The child counts these calls and dies by SIGKILL before or after the given one (before an
-fsync, sometimes with half of the file cut off); or the call fails, as on a full disk.
+rename, unlink, mkdir, rmdir, link, chmod). The child counts these calls and dies by SIGKILL before or after the given
+one (before an fsync, sometimes with half of the file cut off); or the call fails, as on a full disk.
 """
 
 from __future__ import annotations
@@ -32,21 +32,16 @@ from typing import Any
 
 import torch
 
-from tunewright.core.config import AdapterConfig, Plan, load
+from tunewright.core.config import AdapterConfig, Plan
 from tunewright.core.errors import TrainError
-from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run, disk_errors, read_json, read_lines, sha256, writing
-from tunewright.export import bundles, export
-from tunewright.export.kind import Export, TrainedRun
-from tunewright.export.reload_check import CheckPrompt
+from tunewright.core.run_folder import Run, disk_errors, read_lines, writing
 from tunewright.model import adapters, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TokenSequence, TrainRow, single
-from tunewright.tokens.template import load_template
 from tunewright.train import checkpoints, loop
 
-CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
+CALLS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "link", "chmod")
 FINISHED, DISK_FULL = 0, 7
 
 
@@ -254,47 +249,6 @@ def _tortured(
     assert forked(folder, lambda: train(world, folder)) == FINISHED
 
 
-def export_killed(path: Path) -> tuple[int, int]:
-    """(kills, unequal): the export of a trained run is killed before or after every call that changes the disk, then
-    repeated. The fresh process that checks an export writes nothing, and is omitted."""
-    run, whole = Run(path), Run(path.parent / "whole" / path.name)
-    shutil.copytree(run.path, whole.path)
-    config = load(run.config, ["export.to=[adapter, merged, mlx]"])
-    facts = read_facts(config.model)
-    template, plan = load_template(Path(facts.path)), Plan.model_validate(read_json(run.plan))
-
-    def unchecked(row: Export, folder: Path, *_: Any) -> ExportCheck:
-        same = {"largest_difference": 0.0, "same_texts": 1, "prompts": 1, "encoded": 1, "loaded_with": ""}
-        return ExportCheck(kind=row.kind, path=str(folder), dtype="float32", **same)
-
-    def work(run: Run) -> int:
-        export._check = unchecked
-        with writing(run):
-            source = TrainedRun(run, config, plan, facts, template)
-            export.export(source, [CheckPrompt([1, 2, 3])], [template.eos])
-            bundles.write(source, [template.eos])
-        return FINISHED
-
-    def actual(run: Run) -> dict[str, str]:
-        kinds = ("adapter", "merged", "serve", "mlx")
-        own = [
-            run.export,
-            *(p for kind in kinds for p in [*(run.path / kind).rglob("*"), *run.path.glob(f".{kind}-*")]),
-        ]
-        return {str(p.relative_to(run.path)): sha256(p) if p.is_file() else "" for p in own}
-
-    kills, unequal, calls = 0, 0, failpoints(whole.path, lambda: work(whole))
-    for at in range(1, calls + 1):
-        how = ("before", "after")[at % 2]
-        status = forked(run.path, lambda at=at, how=how: (failing(at, how), work(run))[1])  # type: ignore[misc]
-        assert status in (-signal.SIGKILL, FINISHED), status  # what exists already needs fewer calls
-        kills += status == -signal.SIGKILL
-        if at % 4 == 0 or at == calls:  # otherwise the next one starts from what several killed ones left
-            assert forked(run.path, lambda: work(run)) == FINISHED
-            unequal += actual(run) != actual(whole)
-    return kills, unequal
-
-
 def _killed_in_time(world: World, folder: Path, after: float) -> int:
     def work() -> int:
         signal.setitimer(signal.ITIMER_REAL, max(after, 1e-3))
@@ -310,13 +264,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--real", action="store_true", help="the real 135M model instead of a tiny random one")
     parser.add_argument("--out", type=Path, help="JSON file to put the tally into")
-    parser.add_argument("--export", type=Path, metavar="RUN", help="kill the export of this trained run instead")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    if asked.export:
-        kills, unequal = export_killed(asked.export)
-        sys.stdout.write(f"{kills} kills of an export, {unequal} unequal\n")
-        sys.exit(unequal > 0)
     world = real() if asked.real else tiny()
     root = Path(tempfile.mkdtemp(prefix="tunewright-torture-"))
     tally = torture(world, root, asked.kills, 60 * asked.minutes)
