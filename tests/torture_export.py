@@ -116,7 +116,7 @@ def killed(root: Path, every: int = 1) -> Tally:
     shutil.copytree(run.path, root / "start")
     tally = Tally(points=torture.failpoints(run.path, lambda: exported(source)))
     new = states(run)
-    assert all(old[kind] and new[kind] and old[kind] != new[kind] for kind in TO), "each can be told from the other"
+    assert all(old[kind] and new[kind] and old[kind] != new[kind] for kind in TO), "old and new differ"
     places = [(at, how) for at in range(1, tally.points + 1) for how in ("before", "after")][::every]
     for number, (at, how) in enumerate(places):
         shutil.rmtree(run.path)
