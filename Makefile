@@ -38,11 +38,12 @@ test: install-dev lint
 test-all: install-dev lint
 	$(PYTEST) -m ''
 
-# MINUTES of killing a run on a tiny model, then of killing one on the real 135M model.
+# MINUTES of killing a run on a tiny model, then of killing one on the real 135M model; then kills of an export.
 MINUTES ?= 30
 torture: install-dev
 	$(BIN)/python tests/torture.py --kills 1000 --minutes $(MINUTES) --out benchmarks/results/torture.json
 	$(BIN)/python tests/torture.py --kills 100 --minutes $(MINUTES) --real --out benchmarks/results/torture.json
+	$(BIN)/python tests/torture_export.py
 
 # SECONDS of coverage-guided fuzzing of every reader of files.
 SECONDS ?= 300
