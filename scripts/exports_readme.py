@@ -19,14 +19,20 @@ MARK = "<!-- written by scripts/exports_readme.py: {} -->"
 END = "<!-- end -->"
 
 
-def accepted() -> list[str]:
-    """A row for every right export in every program, from the committed tables."""
+def accepted(run: Path) -> list[str]:
+    """A row for every program that gave the trained model's answers: of the run itself, and of the committed tables."""
     rows = [
         "| program | what it loads | largest difference (nats) | from the base model | equal texts |",
         "|---|---|---|---|---|",
     ]
-    for name in ("libraries", "vllm", "llama-server"):
-        text = (ROOT / "benchmarks" / "results" / f"consumers-{name}.md").read_text(encoding="utf-8")
+    checks = json.loads((run / "verify.json").read_text(encoding="utf-8")) if (run / "verify.json").exists() else []
+    for c in checks:
+        if c["cause"] is None:
+            program = f"{c['consumer']} {c.get('consumer_version', '')}".strip()
+            numbers = f"{c['largest_difference']:.1e} | {c['base_difference']:.1e}"
+            rows.append(f"| {program} | `{c['path']}` | {numbers} | {c['same_texts']} of {c['prompts']} |")
+    for table in sorted((ROOT / "benchmarks" / "results").glob("consumers-*.md")):
+        text = table.read_text(encoding="utf-8")
         (program,) = re.findall(r"^(\S+ ?\S*): \d+ of", text, re.MULTILINE) or [""]
         for line in text.splitlines():
             cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -59,7 +65,7 @@ def losses(run: Path) -> list[str]:
 def main(run: Path) -> None:
     file = ROOT / "README.md"
     text = file.read_text(encoding="utf-8")
-    for name, rows in (("programs", accepted()), ("types", losses(run))):
+    for name, rows in (("programs", accepted(run)), ("types", losses(run))):
         before, mark, rest = text.partition(MARK.format(name))
         assert mark, name
         text = "\n".join([before + mark, *rows, END + rest.partition(END)[2]])
