@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from build import CHATML, byte_tokenizer, stock_templates, stock_tokenizer
@@ -240,3 +241,33 @@ def test_documents_are_cut_without_losing_or_repeating_a_prediction() -> None:
     assert body.count(template.eos) == 1, "the spelled end token stays text"
     assert all(len(p.ids) <= 16 for p in pieces)
     assert all(p.ids[0] == q.ids[-1] for q, p in itertools.pairwise(pieces))
+
+
+def joining_tokenizer() -> Any:
+    """`byte_tokenizer` with tokens for two white-space characters, so that one may span the end of a prompt."""
+    from tokenizers import models
+
+    tokenizer = byte_tokenizer()
+    vocabulary = dict(tokenizer.get_vocab())
+    merges = [(a, b) for a in "ĊĠĉ" for b in "ĊĠĉ"]
+    for a, b in merges:
+        vocabulary[a + b] = len(vocabulary)
+    tokenizer.backend_tokenizer.model = models.BPE(vocab=vocabulary, merges=merges)
+    return tokenizer
+
+
+@pytest.mark.parametrize("answer", ["\n\nfine", "  text", " \ntext", "\t\ttext", "    return x", "\n\n<|im_end|> x"])
+@pytest.mark.parametrize("question", ["q", "a <|im_start|> b"])
+def test_an_answer_that_begins_with_white_space_is_learned_whole(answer: str, question: str) -> None:
+    """Where the prompt's last token and the answer's first would be one, and whether or not they spell special
+    tokens."""
+    template = Template(joining_tokenizer())
+    turns = tuple(Message(role, text) for role, text in [("user", question), ("assistant", answer)] * 2)
+    spanned = template.tokenizer(f"assistant\n{answer}", add_special_tokens=False)["input_ids"]
+    assert spanned[:10] != template.tokenizer("assistant\n", add_special_tokens=False)["input_ids"]
+    for chat in (Chat(turns[:2], "x:1"), Chat(turns, "x:1")):
+        learned = [
+            decode(template, [i for i, w in zip(s.ids, s.weights, strict=True) if w])
+            for s in for_training(template, chat)
+        ]
+        assert "".join(learned) == answer * (len(chat.messages) // 2)

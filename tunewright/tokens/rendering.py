@@ -135,8 +135,10 @@ def _turn(template: Template, example: Chat, k: int) -> RenderedTurn:
     prompt_ids, ids = _ids(template, prompt, pieces), _ids(template, full, full_pieces)
     if ids[: len(prompt_ids)] != prompt_ids:
         # A token of the full text spans the end of the prompt; serving splits there, so training must too.
-        tail, tail_pieces = full[len(prompt) :], full_pieces[len(pieces) :]
-        ids = prompt_ids + _ids(template, tail, tail_pieces)
+        rest, *others = full_pieces[len(pieces) - 1 :]
+        tail_pieces = [rest.removeprefix(pieces[-1]), *others]
+        assert "".join(tail_pieces) == turn
+        ids = prompt_ids + _ids(template, turn, tail_pieces)
     end = _end_of_turn(template, ids, len(prompt_ids))
     if end is None:
         ids, end = [*ids, template.eos], len(ids) + 1
