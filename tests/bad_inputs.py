@@ -15,6 +15,7 @@ import os
 import shlex
 import shutil
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,34 @@ def labels(*rows: tuple[str, object]) -> bytes:
     return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows).encode()
 
 
+def several(*rows: list[object]) -> bytes:
+    """Texts with lists of labels, these first."""
+    given = [*rows, *(["xy"[i % 2]] for i in range(len(NOUNS)))]
+    return "".join(json.dumps({"text": f"text {i}", "labels": row}) + "\n" for i, row in enumerate(given)).encode()
+
+
+TWO_RESULTS = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {}}}]},
+    {"role": "tool", "tool_call_id": "1", "content": "a"},
+    {"role": "tool", "tool_call_id": "1", "content": "b"},
+    {"role": "assistant", "content": "y"},
+]
+
+
+def tools(*given: dict[str, object]) -> bytes:
+    return (json.dumps({**json.loads(GOOD[0]), "tools": given}) + "\n").encode() + lines()
+
+
+def tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        info = tarfile.TarInfo("a.jsonl")
+        info.size = len(lines())
+        archive.addfile(info, io.BytesIO(lines()))
+    return out.getvalue()
+
+
 # -- data files: number, what, name, bytes, code, place
 
 DATA: list[tuple[int, str, str, bytes, str, str]] = [
@@ -138,7 +167,7 @@ DATA: list[tuple[int, str, str, bytes, str, str]] = [
     (14, "missing field", "a.jsonl", lines('{"prompt": "x"}'), "DATA_FIELD_MISSING", "a.jsonl:13"),
     (15, "mixed forms", "a.jsonl", lines(chat(("user", "a"), ("assistant", "b"))), "DATA_MIXED_SCHEMA", "a.jsonl:1"),
     (16, "number for text", "a.jsonl", lines('{"prompt": "x", "completion": 7}'), "DATA_FIELD_TYPE", "a.jsonl:13"),
-    (16, "null for text", "a.jsonl", lines('{"prompt": null, "completion": "y"}'), "DATA_FIELD_TYPE", "a.jsonl:13"),
+    (16, "null for text", "a.jsonl", lines('{"prompt": null, "completion": "y"}'), "DATA_EMPTY_TARGET", "a.jsonl:13"),
     (16, "content parts", "a.jsonl", chats((("user", ["x"]), ("assistant", "y"))), "DATA_FIELD_TYPE", "a.jsonl:11"),
     (17, "blank answer", "a.jsonl", lines('{"prompt": "x", "completion": "  "}'), "DATA_EMPTY_TARGET", "a.jsonl:13"),
     (18, "unknown role", "a.jsonl", chats((("user", "x"), ("asistant", "y"))), "DATA_ROLE_UNKNOWN", "a.jsonl:11"),
@@ -187,7 +216,23 @@ DATA: list[tuple[int, str, str, bytes, str, str]] = [
     (55, "control character in a cell", "a.csv", b"text,label\na\x1bb,x\n" + CELLS, "DATA_CONTROL_CHAR", "a.csv:2"),
     (55, "control character in a key", "a.jsonl", lines('{"pro\\u0000mpt": "a", "completion": "y"}'), "DATA_CONTROL_CHAR", "a.jsonl:13"),
     (56, "quote after the end of a cell", "a.csv", b'text,label\n"a" b,x\nc,y\n' + CELLS, "DATA_CSV", "a.csv:2"),
-    (56, "a column without a name", "a.csv", b"text,\na,b\n", "DATA_CSV", "a.csv:1"),
+    (56, "a column without a name", "a.csv", b"text,label,\na,b,c\n" + CELLS.replace(b"\n", b",\n"), "DATA_CSV", "a.csv:2"),
+    (67, "tar", "a.tar", tar(), "DATA_NOT_TEXT", "a.tar"),
+    (67, "tar.gz", "a.tar.gz", gzip.compress(tar()), "DATA_NOT_TEXT", "a.tar.gz"),
+    (67, "compressed twice", "a.gz", gzip.compress(gzip.compress(lines())), "DATA_COMPRESSED", "a.gz"),
+    (67, "UTF-16 without a mark", "a.jsonl", lines().decode().encode("utf-16-le"), "DATA_ENCODING", "a.jsonl:1"),
+    (67, "an array per line", "a.jsonl", b'["a", "b"]\n' * 20, "DATA_ROW_NOT_OBJECT", "a.jsonl:1"),
+    (67, "rows below train and test", "a.json", f'{{"train": [{", ".join(GOOD)}], "test": [{GOOD[0]}]}}'.encode(), "DATA_FIELD_MISSING", "a.json:1"),
+    (68, "a list that has a label twice", "a.jsonl", several(["a", "b"], ["a", "a"]), "DATA_LABEL", "a.jsonl:2"),
+    (68, "0 or 1 for each label", "a.jsonl", several([1, 0, 0, 1]), "DATA_LABEL", "a.jsonl:1"),
+    (68, "a comma in one of several labels", "a.jsonl", several(["a", "b, c"]), "DATA_LABEL", "a.jsonl:1"),
+    (68, "a list of lists of labels", "a.jsonl", several(["a", ["b"]]), "DATA_LABEL", "a.jsonl:1"),
+    (68, "annotations", "a.jsonl", b'{"text": "Anna sings", "entities": [{"text": "Anna", "label": "PER"}]}\n' * 20, "DATA_FORM_UNSUPPORTED", "a.jsonl:1"),
+    (69, "a completion that is null", "a.jsonl", lines('{"prompt": "x", "completion": null}'), "DATA_EMPTY_TARGET", "a.jsonl:13"),
+    (69, "no messages", "a.jsonl", chats(()), "DATA_EMPTY_TARGET", "a.jsonl:11"),
+    (69, "two results of one call", "a.jsonl", chats() + json.dumps({"messages": TWO_RESULTS}).encode(), "DATA_TURN_ORDER", "a.jsonl:11"),
+    (69, "two tools of one name", "a.jsonl", tools({"name": "f"}, {"name": "f"}), "DATA_TOOL_CALL", "a.jsonl:1"),
+    (69, "a tool that a server provides", "a.jsonl", tools({"type": "web_search"}), "DATA_TOOL_CALL", "a.jsonl:1"),
     (56, "Parquet, cut off", "a.parquet", parquet()[:-20], "DATA_NOT_TEXT", "a.parquet"),
     (56, "Parquet without rows", "a.parquet", parquet(0), "DATA_EMPTY", "a.parquet"),
     (57, "a call without a name", "a.jsonl", lines_of_chat({"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}), "DATA_TOOL_CALL", "a.jsonl:11"),
@@ -392,6 +437,32 @@ def schema(raw: bytes) -> Callable[[Path], object]:
     return lambda f: [(f / "a.jsonl").write_text("\n".join(answers)), (f / "s.json").write_bytes(raw)]
 
 
+def fifo(name: str) -> Callable[[Path], object]:
+    return lambda f: (schema(b"{}")(f), (f / name).unlink(), os.mkfifo(f / name))
+
+
+def doubled(levels: int) -> dict[str, object]:
+    """A schema that is two of itself, so many levels deep."""
+    inner: dict[str, object] = {"type": "object"}
+    for _ in range(levels):
+        inner = {"anyOf": [inner, inner]}
+    return inner
+
+
+def slow(folder: Path) -> None:
+    schema(b'{"properties": {"n": {"pattern": "^(a|aa)+$"}}}')(folder)
+    rows = [
+        {"prompt": f"question {i} of {w}", "completion": json.dumps({"n": "a" * 60 + "!"})} for i, w in enumerate(NOUNS)
+    ]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def broken_answer(folder: Path) -> None:
+    schema(b'{"type": "object"}')(folder)
+    text = (folder / "a.jsonl").read_text()
+    (folder / "a.jsonl").write_text(text.replace('{\\"n\\": 3}', '{\\"n\\": 3,}'))
+
+
 WITH_SCHEMA = ("check", "a.jsonl", "data.answer_schema=s.json")
 PLAN = ("plan", "good.jsonl", "--model", "model")
 OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str]] = [
@@ -419,7 +490,7 @@ OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str
     (66, "a copy over a file", nothing, ("fix", "good.jsonl", "--out", "good.jsonl"), "DATA_EXISTS", "good.jsonl"),
     (66, "a copy in CSV", nothing, ("fix", "good.jsonl", "--out", "b.csv"), "DATA_EXISTS", "b.csv"),
     (66, "a copy among the originals", nothing, ("fix", "./*.jsonl", "--out", "b.jsonl"), "DATA_EXISTS", "b.jsonl"),
-    (66, "nothing to repair with", write("a.jsonl", b"oops\n" * 20), ("fix", "a.jsonl", "--out", "b.jsonl"), "DATA_EMPTY", "a.jsonl"),
+    (66, "nothing to repair with", write("a.jsonl", b"oops\n" * 20), ("fix", "a.jsonl", "--out", "b.jsonl"), "DATA_EMPTY", "a.jsonl:1:1"),
     (28, "/dev/zero", nothing, ("check", "/dev/zero"), "DATA_NOT_A_FILE", "zero"),
     (28, "no such file", nothing, ("check", "a.jsonl"), "DATA_NOT_A_FILE", "a.jsonl"),
     (29, "unknown key after the file", nothing, ("check", "good.jsonl", "train.lrr=1"), "CONFIG_UNKNOWN_KEY", ""),
@@ -434,6 +505,21 @@ OTHERS: list[tuple[int, str, Callable[[Path], object], tuple[str, ...], str, str
     (39, "a schema that is not JSON", schema(b'{"type": }'), WITH_SCHEMA, "DATA_SCHEMA", "s.json:1:10"),
     (39, "a schema elsewhere", schema(b'{"items": {"$ref": "http://127.0.0.1/s.json"}}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
     (39, "a schema without end", schema(b'{"$ref": "#"}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema that is none", schema(b'{"typ": "object"}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema with a key twice", schema(b'{"type": "object", "type": "array"}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema with NaN", schema(b'{"properties": {"n": {"maximum": NaN}}}'), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema that is a pipe", fifo("s.json"), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema of two to the twelfth", schema(json.dumps(doubled(12)).encode()), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema with a slow pattern", slow, WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema of many choices", schema(json.dumps({"enum": [f"choice {i}" for i in range(90_000)]}).encode()), WITH_SCHEMA, "DATA_SCHEMA", "s.json"),
+    (39, "a schema, and an answer that is not JSON", broken_answer, WITH_SCHEMA, "DATA_FORMAT_MISMATCH", "data.answer_schema"),
+    (70, "a config that is a pipe", lambda f: os.mkfifo(f / "c.yaml"), ("check", "c.yaml"), "CONFIG_NOT_FOUND", "c.yaml"),
+    (70, "a template that is a pipe", lambda f: os.mkfifo(f / "t"), (*PLAN, "template=t"), "CONFIG_NOT_FOUND", "template"),
+    (70, "a page over the data", nothing, ("check", "good.jsonl", "--html", "good.jsonl"), "DATA_EXISTS", "good.jsonl"),
+    (70, "a page over a device", nothing, ("check", "good.jsonl", "--html", "/dev/null"), "DATA_EXISTS", "null"),
+    (70, "two files of rows", write("b.jsonl", lines()), ("check", "good.jsonl", "data.train=b.jsonl"), "CONFIG_CONFLICT", "command line"),
+    (70, "a column that is not there", write("b.jsonl", lines()), ("check", "b.jsonl", "data.columns={prompt: nope}"), "DATA_FIELD_MISSING", "b.jsonl:1"),
+    (70, "no row can be read, and bad ones are dropped", write("b.jsonl", b"oops\n" * 20), ("check", "b.jsonl", "data.invalid=drop"), "DATA_EMPTY", "b.jsonl:1:1"),
     (39, "no such schema", nothing, ("check", "good.jsonl", "data.answer_schema=s.json"), "DATA_FORMAT_MISMATCH", "data.answer_schema"),
     (45, "no such model", nothing, ("plan", "good.jsonl", "--model", "nowhere"), "MODEL_NOT_FOUND", "nowhere"),
 ]  # fmt: skip

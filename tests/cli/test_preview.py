@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from build import Folder, Rows, cli, process
 
 
@@ -36,7 +39,8 @@ def test_preview_shows_tools_calls_results_and_thoughts(tmp_path: Path, model_fo
     ]
     shown = cli(*command, cwd=tmp_path).stdout
     for text in ("Weather of a city.", "<tool_response>\ndry\n</tool_response>", *written):
-        assert text in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+        assert text in re.sub(r"[⟦⟧]", "", shown)
+    assert re.findall(r"⟦(.*?)⟧", shown, re.S) == written, "where there are no colours, brackets mark the targets"
     refused = cli(*command[:-1], cwd=tmp_path)
     assert refused.returncode == 2
     assert "TEMPLATE_LOSES_CONTENT" in refused.stderr
@@ -65,3 +69,30 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
     done = process("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "5000 rows" in done.stdout
+
+
+def test_the_page_of_an_audit_replaces_only_its_like(tmp_path: Path, chat_rows: Rows) -> None:
+    rows, page = chat_rows(), tmp_path / "page.html"
+    for _ in range(2):
+        done = cli("check", str(rows), "--html", str(page), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"page: {page}" in done.stdout
+        assert page.read_text().startswith("<!doctype html>")
+    before = rows.read_bytes()
+    assert "DATA_EXISTS" in cli("check", str(rows), "--html", str(rows), cwd=tmp_path).stderr
+    assert rows.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_full_disk_is_one_line(tmp_path: Path, chat_rows: Rows) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tunewright", "check", str(chat_rows())],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "error[RUN_DISK]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -5,10 +5,10 @@ Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 gate failed, 130 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tunewright.cli.chat import chat
+from tunewright.cli.check import check
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
 from tunewright.cli.push import push
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.core.errors import TunewrightError
-from tunewright.core.words import counted
 
 if TYPE_CHECKING:
     from tunewright.core.run_folder import Run
@@ -92,66 +92,8 @@ def demo(
     _verdict(_advance(str(rows_file()), chosen, None, name, root, quiet or as_json, "report"), as_json)
 
 
-@app.command()
-def check(
-    source: Source,
-    settings: Settings = None,
-    as_json: Json = False,
-    page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as an HTML page.")] = None,
-) -> None:
-    """Audit and split the data, without loading a model."""
-    from tunewright.cli import answer_schema
-    from tunewright.core.locations import title
-    from tunewright.data import dataset
-    from tunewright.data.remedies.change import changed_rows, summaries
-
-    data = dataset.load(config_of(source, settings, None))
-    if data.task.labels and not as_json:
-        typer.secho("looking for wrong labels (takes a few seconds for thousands of rows) ...", dim=True, err=True)
-    audit = data.audit_json()
-    if page is not None:
-        from tunewright.core import records, run_folder
-        from tunewright.report import build
-
-        typed = records.Audit.model_validate(audit, strict=False)
-        run_folder.write_atomic(page, build.audit_page(typed, title(source)))
-    if as_json:
-        out(audit)
-        return
-    task = audit["task"]
-    rows = f"{audit['rows']} rows{changed_rows(data.changes)}"
-    typer.echo(f"{rows}, format {audit['format']}, task {task['kind']}: {task['reason']}")
-    typer.echo("split: " + ", ".join(f"{n} {s}" for s, n in audit["sides"].items()))
-    for notice in audit["notices"]:
-        typer.echo(f"notice: {notice}")
-    for summary in summaries(data.changes):
-        typer.secho(summary.text, fg="yellow")
-        typer.echo("  " + _places(summary.places))
-    if audit["unused"]:
-        typer.echo("unused fields: " + ", ".join(f"{k} ({counted(n, 'row')})" for k, n in audit["unused"].items()))
-    for line in answer_schema.lines(data.answer_schema) if data.answer_schema else ():
-        typer.echo(line)
-    for finding in audit["findings"]:
-        colour = {"error": "red", "warning": "yellow"}.get(finding["level"])
-        typer.secho(f"{finding['level']} {finding['code']}: {finding['message']}", fg=colour)
-        typer.echo("  " + _places(finding["where"]))
-    for s in audit["suspects"][:10]:
-        where = s["where"].rsplit("/", 1)[-1]
-        typer.echo(
-            f"  {where}: {s['given']!r}, more likely {s['predicted']!r} "
-            f"(probability of being wrong: {s['prob_wrong']:.0%})"
-        )
-    if not audit["findings"]:
-        typer.echo("nothing flagged; this does not prove that the data is correct")
-
-
+app.command()(check)
 app.command()(fix)
-
-
-def _places(where: Sequence[str]) -> str:
-    return ", ".join(where[:8]) + (" ..." if len(where) > 8 else "")
-
-
 app.command()(preview)
 
 
@@ -440,7 +382,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers send SIGTERM; treat it like Ctrl-C
     os.umask(0o077)  # run folders contain rows, prompts and answers: keep them private
     try:
-        app(prog_name="tunewright")
+        try:
+            app(prog_name="tunewright")
+        finally:
+            sys.stdout.flush()
     except TunewrightError as error:
         if "--json" in sys.argv:
             out(error.to_json())
@@ -449,3 +394,9 @@ def main() -> None:
         sys.exit(130 if error.code == "TRAIN_INTERRUPTED" else error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what could not be written is not tried again
+        typer.secho("error[RUN_DISK] the output: no space is left on the device. Fix: free some.", fg="red", err=True)
+        sys.exit(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -18,7 +21,7 @@ def preview(
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Show a row as the model sees it, with the target tokens in green."""
+    """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
@@ -49,5 +52,15 @@ def preview(
         tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
         typer.secho(f"{example.where}, sequence {number} of {len(sequences)}: {tokens}", bold=True)
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
-        styles = [{"fg": "green", "underline": True} if w else {"dim": True} for _, w in pieces]
-        typer.echo("".join(typer.style(text, **style) for (text, _), style in zip(pieces, styles, strict=True)))
+        typer.echo("".join(_shown(pieces)))
+
+
+def _shown(pieces: Sequence[tuple[str, float]]) -> Iterator[str]:
+    """The texts of tokens, with the targets marked: by colour on a terminal, else by brackets."""
+    coloured = sys.stdout.isatty()
+    for is_target, group in itertools.groupby(pieces, key=lambda piece: bool(piece[1])):
+        text = "".join(piece for piece, _ in group)
+        if coloured:
+            yield typer.style(text, **({"fg": "green", "underline": True} if is_target else {"dim": True}))
+        else:
+            yield f"⟦{text}⟧" if is_target else text

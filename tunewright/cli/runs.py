@@ -32,6 +32,12 @@ def config_of(source: str, settings: list[str] | None, model: str | None) -> Any
         return config.load(source, settings or [], model=model)
     if (Path(source) / "config.yaml").is_file():
         return config.load(Path(source) / "config.yaml", settings or [], model=model)
+    if any(s.startswith("data.train=") and "[" not in s for s in settings or []):
+        from tunewright.core.errors import ConfigError
+
+        message = f"the rows are given twice: as {source} and as data.train."
+        fix = "give one of them; for several files, quote a pattern, or set data.train to a list: '[a.jsonl, b.jsonl]'."
+        raise ConfigError("CONFIG_CONFLICT", message, where="command line", fix=fix)
     return config.load(None, settings or [], model=model, data__train=source)
 
 

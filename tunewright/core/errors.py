@@ -15,9 +15,10 @@ Codes are stable API: ``CODES`` lists them, and a test keeps the table and the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunewright.core.pii import masked
+from tunewright.core.words import counted, on_one_line
 
 MAX_SHOWN_PROBLEMS = 20
 
@@ -131,7 +132,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         assert self.code in CODES, f"error code not in CODES: {self.code}"
-        object.__setattr__(self, "message", masked(self.message))
+        object.__setattr__(self, "message", on_one_line(masked(self.message)))
 
     def __str__(self) -> str:
         place = f" {self.where}:" if self.where else ""
@@ -190,15 +191,27 @@ class TrainError(TunewrightError):
 
 
 class DataError(TunewrightError):
-    """All problems of a data set; only the first 20 are shown."""
+    """All problems of a data set. Those of one cause are one line; only the first 20 lines are shown."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         assert problems
         self.problems = tuple(problems)
-        lines = [str(p) for p in self.problems[:MAX_SHOWN_PROBLEMS]]
-        if len(self.problems) > MAX_SHOWN_PROBLEMS:
-            lines.append(f"... and {len(self.problems) - MAX_SHOWN_PROBLEMS} more (use --json to see them all)")
+        alike: dict[tuple[str, str, str], list[Problem]] = {}
+        for p in self.problems:
+            alike.setdefault((p.code, p.message, p.fix), []).append(p)
+        lines = [_together(same) for same in list(alike.values())[:MAX_SHOWN_PROBLEMS]]
+        if hidden := sum(map(len, list(alike.values())[MAX_SHOWN_PROBLEMS:])):
+            lines.append(f"... and {hidden} more (use --json to see them all)")
         Exception.__init__(self, "\n".join(lines))
+
+
+def _together(same: Sequence[Problem]) -> str:
+    """Problems that differ in nothing but their places, as one line."""
+    if len(same) == 1:
+        return str(same[0])
+    others = ", ".join(p.where for p in same[1:4]) + (", ..." if len(same) > 4 else "")
+    message = same[0].message.removesuffix(".")
+    return str(replace(same[0], message=f"{message} (and in {counted(len(same) - 1, 'more row')}: {others})."))
 
 
 def data_error(code: str, message: str, *, where: str = "", fix: str = "") -> DataError:

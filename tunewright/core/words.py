@@ -1,8 +1,23 @@
-"""Counts in messages, with the noun in singular or plural."""
+"""Counts in messages, with the noun in singular or plural; and texts of users on one line."""
 
 from __future__ import annotations
+
+import re
+
+# Control characters, line ends, and what changes the direction of a text: in a name they could forge a line of output.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """``1 row``, ``2 rows``; ``plural``: if it is not ``noun`` with an s."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def on_one_line(text: str) -> str:
+    """The text with such characters written as escapes."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def listed_fields(unused: dict[str, int]) -> str:
+    """Fields with the number of rows that have them."""
+    return on_one_line(", ".join(f"{name} ({counted(rows, 'row')})" for name, rows in unused.items()))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import small_files
 from tunewright.core.errors import ConfigError
 
 MAX_BYTES = 256 * 1024
@@ -15,8 +16,7 @@ MAX_BYTES = 256 * 1024
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """(mapping, dotted key -> file:line) of a config file. Raises ConfigError."""
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        raw = small_files.read_bytes(path, MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             "CONFIG_NOT_FOUND", f"cannot read the config: {error.strerror}.", where=str(path), fix="check the path."

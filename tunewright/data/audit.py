@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from tunewright.core import pii
 from tunewright.core.errors import Problem, data_error
-from tunewright.core.words import counted
+from tunewright.core.words import counted, on_one_line
 from tunewright.data.messages import Example
 from tunewright.data.near_duplicates import Clusters
 from tunewright.data.remedies import repetitions
@@ -34,6 +35,9 @@ class Finding:
     message: str
     rows: tuple[int, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", on_one_line(self.message))  # messages quote labels
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
         *_labels(labels, examples),
         *_private(examples),
         *_long(examples),
+        *_suspicious(examples),
     ]
     sizes = np.array([len(q) + len(normalised(e.target)) for q, e in zip(questions, examples, strict=True)])
     characters = {
@@ -216,6 +221,43 @@ def _long(examples: Sequence[Example]) -> list[Finding]:
             rows,
         )
     ]
+
+
+# Marks of the turns of chat templates, as texts that were rendered before contain them.
+MARKS = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|user|assistant|system|end|message)\|>|</?s>\s*\[INST\]|\[/INST\]"
+    r"|<(?:start|end)_of_turn>|<｜(?:User|Assistant)｜>"
+)
+# Latin letters as which UTF-8 is read by programs that take it for Windows-1252, and what follows them.
+MOJIBAKE = re.compile("[\u00c2-\u00f4][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]{1,3}")
+
+
+def _suspicious(examples: Sequence[Example]) -> list[Finding]:
+    """Texts that would be trained on as they are, but were probably meant otherwise."""
+    marked = tuple(i for i, e in enumerate(examples) if MARKS.search(e.text))
+    garbled = tuple(i for i, e in enumerate(examples) if any(map(_is_mojibake, MOJIBAKE.findall(e.text))))
+    findings = []
+    if marked:
+        mark = next(iter(MARKS.findall(examples[marked[0]].text)))
+        message = (
+            f"{counted(len(marked), 'row contains', 'rows contain')} marks of a chat template ({mark}), which are read "
+            "as ordinary text; give the messages, not the text that a template made of them"
+        )
+        findings.append(Finding("warning", "TEMPLATE_MARKS", message, marked))
+    if garbled:
+        message = (
+            f"{counted(len(garbled), 'row seems', 'rows seem')} to be UTF-8 that was read as Windows-1252 (such as Ã© "
+            "for é); if data.encoding is set, leave it out or set it to auto"
+        )
+        findings.append(Finding("warning", "MOJIBAKE", message, garbled))
+    return findings
+
+
+def _is_mojibake(text: str) -> bool:
+    try:
+        return len(text.encode("cp1252").decode("utf-8")) < len(text)
+    except UnicodeError:
+        return False
 
 
 def too_few(rows: int, where: str) -> Problem | None:

@@ -19,6 +19,7 @@ Probs = dict[str, float]
 Predict = Callable[[Sequence[Chat]], list[Probs]]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 FOLDS = 5
+MOST_TUNED = 10_000  # rows on which the strength is chosen
 
 
 def constant(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
@@ -98,6 +99,9 @@ def _strength(x: Any, targets: Sequence[str]) -> float:
     smallest = min(Counter(targets).values())
     if smallest < 2:
         return 3.0
+    if len(targets) > MOST_TUNED:
+        some = np.random.default_rng(0).permutation(len(targets))[:MOST_TUNED]
+        return _strength(x[some], [targets[i] for i in some])
     splitter = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=0)
     scores = {
         c: cross_val_score(_regression(c), x, list(targets), cv=splitter, scoring="neg_log_loss").mean()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.locations import HUB, is_local, shown, title, without_query
+from tunewright.core.words import counted
 from tunewright.data.files import compression, content, csv_rows, documents, encoding, hub, json_rows, parquet, paths
 from tunewright.data.files.rows import FileSettings, Item, Row
 from tunewright.data.remedies.change import Change, dropped
@@ -37,12 +38,8 @@ def read(given: str | Path | Sequence[str], how: FileSettings = AS_WRITTEN) -> S
     names = [str(given)] if isinstance(given, str | Path) else list(given)
     files = _flat(paths.files_of(names))
     if files == names and documents.is_document(files[0]):
-        raise data_error(
-            "DATA_FORMAT_MISMATCH",
-            "a single document is not a data set.",
-            where=files[0],
-            fix="give the folder that contains your documents.",
-        )
+        fix = "give the folder that contains your documents, or, if it contains JSON rows, name it .jsonl."
+        raise data_error("DATA_FORMAT_MISMATCH", "a single document is not a data set.", where=files[0], fix=fix)
     parts: list[Source] = []
     problems: list[Problem] = []
     for file in files:
@@ -51,14 +48,15 @@ def read(given: str | Path | Sequence[str], how: FileSettings = AS_WRITTEN) -> S
         except DataError as error:
             problems += error.problems
     if not problems and not any(part.rows for part in parts):
-        problems.append(_empty(" and ".join(files[:3])))
+        changes = [change for part in parts for change in part.changes if change.dropped]
+        problems.append(nothing_left(changes) if changes else _empty(" and ".join(files[:3])))
     if problems:
         raise DataError(problems)
     hashes = b"".join(bytes.fromhex(part.sha256) for part in parts)
     return Source(
         rows=tuple(row for part in parts for row in part.rows),
         sha256=parts[0].sha256 if files == names[:1] or len(files) == 1 else hashlib.sha256(hashes).hexdigest(),
-        notices=tuple(_joined(files, parts)),
+        notices=(*_ignored(names), *_joined(files, parts)),
         changes=tuple(change for part in parts for change in part.changes),
     )
 
@@ -67,6 +65,14 @@ def _flat(files: Sequence[str]) -> list[str]:
     """The files, with a folder replaced by the documents in it."""
     folders = {f for f in files if is_local(f) and content.is_folder(Path(f))}
     return [inner for f in files for inner in (documents.in_folder(Path(f)) if f in folders else [f])]
+
+
+def _ignored(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        if is_local(name) and Path(name).is_dir() and (ignored := documents.ignored(Path(name))):
+            more = f" and {counted(len(ignored) - 1, 'more file')}" if len(ignored) > 1 else ""
+            what = f"only .txt and .md files are read, not {ignored[0]}{more}"
+            yield f"{title(name)}: {what}; give rows as '{name}/*.jsonl'"
 
 
 def _read_file(name: str, how: FileSettings) -> Source:
@@ -122,6 +128,14 @@ def _collected(items: Iterable[Item], sha256: str, place: str, how: FileSettings
             if isinstance(item, Problem | Change)
         ),
     )
+
+
+def nothing_left(changes: Sequence[Change]) -> Problem:
+    """The error for rows all of which a setting leaves out."""
+    first = changes[0]
+    message = f"none of {counted(len(changes), 'row')} can be read; the first: {first.message}"
+    fix = f"{first.setting} would leave out all of them; correct the file."
+    return Problem("DATA_EMPTY", message, first.where, fix)
 
 
 def _empty(place: str) -> Problem:

@@ -88,6 +88,9 @@ def report_page(files: Files) -> str:
     return page.render("report.html.j2", **vars(files), **_evidence(files.verdict), **_derived(files))
 
 
+AUDIT_MARK = '<meta name="generator" content="tunewright check">'
+
+
 def audit_page(audit: Audit, name: str) -> str:
     """The audit alone, as `tunewright check --html` writes it."""
     return page.render("audit.html.j2", audit=audit, name=name)

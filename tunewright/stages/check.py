@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunewright.core import records, run_folder
 from tunewright.core.locations import title
 from tunewright.core.records import Audit
-from tunewright.core.words import counted
+from tunewright.core.words import counted, listed_fields
 from tunewright.data.remedies.change import changed_rows, summaries
 from tunewright.runtime.context import Context
 from tunewright.stages.stage import Stage
@@ -25,7 +25,7 @@ def check(context: Context) -> None:
     for summary in summaries(data.changes):
         console.warn(f"  {summary.text}")
     if data.unused:
-        console.say("  unused fields: " + ", ".join(f"{k} ({counted(n, 'row')})" for k, n in data.unused.items()))
+        console.say(f"  unused fields: {listed_fields(data.unused)}")
     if not counts["dev"]:
         console.warn("  no dev rows: no early stopping; the last weights are kept")
     for finding in data.findings():

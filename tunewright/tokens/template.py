@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tunewright.core import small_files
 from tunewright.core.config.schema import TEMPLATES
 from tunewright.core.errors import ConfigError, ModelError
 from tunewright.data import tool_calls
@@ -119,7 +120,7 @@ def load_template(folder: Path, name: str | None = None, date: str = "auto") -> 
 def _template_text(name: str) -> str:
     file = BUILT_IN / f"{name}.jinja" if name in TEMPLATES else Path(name)
     try:
-        return file.read_text(encoding="utf-8")
+        return small_files.read_bytes(file, 4 * MAX_CHARACTERS).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         fix = f"check the path, or use {' or '.join(TEMPLATES)}."
         raise ConfigError("CONFIG_NOT_FOUND", f"{name} cannot be read: {error}.", where="template", fix=fix) from None

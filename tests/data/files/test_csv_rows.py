@@ -64,7 +64,7 @@ def test_a_quote_that_is_never_closed_costs_one_line_of_many() -> None:
     assert problem.where == "a.csv:12"
 
 
-@pytest.mark.parametrize("header", ["a,a", "a,", '"a,b'])
+@pytest.mark.parametrize("header", ["a,a", '"a,b'])
 def test_a_header_that_cannot_be_used_is_an_error(header: str) -> None:
     with pytest.raises(DataError, match="DATA_CSV"):
         items(f"{header}\nx,y\n")
@@ -72,3 +72,28 @@ def test_a_header_that_cannot_be_used_is_an_error(header: str) -> None:
 
 def test_every_cell_is_text() -> None:
     assert rows("text;label\n007;NA\n1e5;null\n") == [{"text": "007", "label": "NA"}, {"text": "1e5", "label": "null"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sep=;\ntext;label\na, b;c\n", [{"text": "a, b", "label": "c"}]),
+        ("sep=;\r\ntext;label\r\na;b\r\n", [{"text": "a", "label": "b"}]),
+        (",text,label\n0,a,b\n", [{"column 1": "0", "text": "a", "label": "b"}]),
+        ("text,label,,\na,b,,\nc,d,,e\n", [{"text": "a", "label": "b", "column 3": "", "column 4": ""}]),
+        ('text, label\nabc, "a, b"\n', [{"text": "abc", "label": "a, b"}]),
+        ("text,label\nabc, b\n", [{"text": "abc", "label": " b"}]),  # the header has no spaces, so they are the cell's
+    ],
+    ids=["Excel", "Excel on Windows", "pandas' index", "empty columns", "spaces", "a space"],
+)
+def test_what_programs_write(text: str, expected: list[dict[str, str]]) -> None:
+    assert rows(text) == expected
+
+
+def test_a_quote_that_a_later_one_closes_is_noticed() -> None:
+    lines = [f"text {i},{i}" for i in range(40)]
+    lines[10], lines[20] = '"text 10,10', 'text 20",20'
+    assert len(rows("text,label\n" + "\n".join(lines))) < 40
+    assert [i for i in items("text,label\n" + "\n".join(lines)) if isinstance(i, str) and "line 12" in i]
+    addresses = 'text,label\n"1 High Street\nOxford, UK\nOX1",address\n'
+    assert not [i for i in items(addresses) if isinstance(i, str)]

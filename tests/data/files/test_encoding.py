@@ -87,3 +87,21 @@ def test_any_bytes_are_text_or_an_error(raw: bytes, codec: str) -> None:
         assert isinstance(text, str)
         if codec == AUTO:
             assert text.count("\n") == raw.count(b"\n") or b"\0" in raw or raw[:1] in b"\xff\xfe"
+
+
+@pytest.mark.parametrize("at", [0, 5])
+def test_the_advice_for_some_lines_of_another_encoding(at: int) -> None:
+    """A line in Windows-1252 among those in UTF-8, wherever it is."""
+    utf_8, western = "in plain words and so on, a naïve café for 5 € or more", "seen: déjà vu"
+    lines = [f"{utf_8}\n".encode()] * 9
+    lines[at] = f"{western}\n".encode("cp1252")
+    (setting,) = re.findall(r"data\.encoding=([\w-]+)", advice(b"".join(lines)))
+    assert read(b"".join(lines), setting)[0].splitlines() == [western if i == at else utf_8 for i in range(9)]
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_valid_utf_8(codec: str) -> None:
+    raw = '{"text": "plain"}\n'.encode(codec) * 20
+    (setting,) = re.findall(r"data\.encoding=([\w-]+)", advice(raw))
+    assert read(raw, setting)[0] == read(raw, AUTO)[0] == '{"text": "plain"}\n' * 20
+    assert read(b"a\0\0\0\0\0\0b" * 20, "utf-8")[0] == "a\0\0\0\0\0\0b" * 20, "NULs that are no halves of characters"

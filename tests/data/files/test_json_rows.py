@@ -132,3 +132,46 @@ def test_an_object_with_one_list_of_rows(text: str, expected: list[dict[str, Any
 def test_two_lines_are_never_a_container() -> None:
     line = '{"data": [{"a": 1}]}'
     assert rows(f"{line}\n{line}") == [json.loads(line)] * 2
+
+
+TABLE = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(12)]
+COLUMNS = {name: [row[name] for row in TABLE] for name in ("prompt", "completion")}
+MESSAGES = [
+    [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}] for r in TABLE
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(COLUMNS),
+        json.dumps({name: {str(i): v for i, v in enumerate(values)} for name, values in COLUMNS.items()}),
+        json.dumps({"version": "1.0", "data": TABLE}),
+        "\n".join(json.dumps(row, indent=2) for row in TABLE),
+        "\r".join(map(json.dumps, TABLE)),
+        "\n\ufeff".join(map(json.dumps, TABLE)),
+    ],
+    ids=["columns", "pandas", "with a version", "on several lines", "old Mac", "two files with byte order marks"],
+)
+def test_the_rows_in_other_layouts(text: str) -> None:
+    assert rows(text) == TABLE
+
+
+def test_rows_on_several_lines_have_the_places_of_their_first() -> None:
+    text = "\n\n".join(json.dumps(row, indent=2) for row in TABLE)
+    assert [i.where for i in items(text) if isinstance(i, Row)] == [f"a:{1 + 5 * i}" for i in range(len(TABLE))]
+
+
+def test_a_mistake_in_rows_on_several_lines_has_a_place() -> None:
+    text = "\n".join(json.dumps(row, indent=2) for row in TABLE).replace('"answer 7"', "oops")
+    with pytest.raises(DataError) as caught:
+        items(text)
+    assert [(p.code, p.where) for p in caught.value.problems] == [("DATA_JSON_INVALID", "a:31:17")]
+
+
+def test_a_row_may_be_its_list_of_messages() -> None:
+    assert (
+        rows("\n".join(map(json.dumps, MESSAGES))) == [{"messages": m} for m in MESSAGES] == rows(json.dumps(MESSAGES))
+    )
+    row = {"messages": MESSAGES[0], "tools": [{"name": f"f{i}"} for i in range(12)]}
+    assert rows(json.dumps(row)) == [row], "an object with one list of messages is a row"

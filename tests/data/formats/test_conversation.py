@@ -339,3 +339,41 @@ def test_answers_of_two_weights_are_not_joined(fix_turns: bool) -> None:
         with pytest.raises(DataError, match="of which one is trained on and one is not") as caught:
             chat(USER, *pair, USER, ANSWER, fix_turns=fix_turns)
         assert "turns" not in caught.value.problems[0].fix
+
+
+def test_an_empty_system_message_is_none() -> None:
+    for content in ("", " ", None, []):
+        assert chat({"role": "system", "content": content}, USER, ANSWER) == chat(USER, ANSWER)
+    assert problem({"role": "system", "content": ""}).code == "DATA_EMPTY_TARGET"
+
+
+def test_turns_after_the_last_answer_are_counted() -> None:
+    rows = [Row({"messages": [USER, ANSWER, *rest]}, f"x:{i}") for i, rest in enumerate(([], [USER], [USER]))]
+    assert formats.parse(rows).unused == {"messages after the last answer": 2}
+
+
+ITEMS = [{"text": "Anna", "label": "PER"}], [{"from": "Linz", "to": "Graz"}], [{"model": "X2", "user": "Anna"}]
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, *ITEMS, [1, 2], []], ids=str)
+def test_an_answer_that_is_an_object_or_a_list_is_json(value: Any) -> None:
+    text = json.dumps(value)
+    for given_ in (value, text):
+        for row in (
+            {"prompt": "q", "completion": given_},
+            {"instruction": "q", "output": given_},
+            {"prompt": [USER], "completion": given_},
+            {"prompt": "q", "response": given_},
+        ):
+            parsed = formats.parse([Row(row, "x:1")])
+            assert parsed.examples[0].target == text
+            assert not parsed.unused, "no field of an answer is a field of a message"
+    assert chat(USER, {"role": "assistant", "content": {"a": 1}}).target == '{"a": 1}'
+
+
+def test_annotations_are_learned_as_json_by_the_setting_that_the_error_names() -> None:
+    row = {"text": "Anna sings", "entities": [{"text": "Anna", "label": "PER"}]}
+    with pytest.raises(DataError, match=r"\{prompt: text, completion: entities\}"):
+        read(row)
+    assert read(row, columns={"prompt": "text", "completion": "entities"}).target == json.dumps(row["entities"])
+    assert formats.parse([Row(row, "x:1")], RowSettings(format="text", as_asked=True)).examples[0].text == "Anna sings"

@@ -34,7 +34,7 @@ def answer(value: Any, names: list[str] | None = None) -> str:
         ("False", "False", "no"),
         ("maybe", "maybe", "maybe"),
         ([], "none", "none"),
-        ([1, 0], "0, 1", "no, yes"),
+        ([0], "0", "no"),
         (["b", "a"], "a, b", "a, b"),
         (["yes", "no", "Also"], "Also, no, yes", "no, yes, Also"),
     ],
@@ -103,3 +103,37 @@ def test_several_answers_to_a_question_are_not_joined(given: list[str], code: st
         formats.parse([Row({"question": "Who runs Apple?", "answer": given}, "x:1")])
     assert caught.value.code == code
     assert formats.parse([Row({"question": "q", "answer": True}, "x:1")]).examples[0].target == "true"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([1, 0, 0], "red"),
+        ([1.0, 0.0, 1.0], "red, blue"),
+        ([True, True, False], "red, green"),
+        ([0, 0, 0], "none"),
+        ([0, 1], "red, green"),
+        ([2, 0], "red, blue"),
+        ([0, 1, 2], "red, green, blue"),
+    ],
+    ids=str,
+)
+def test_a_list_with_a_0_or_a_1_for_each_name(value: Any, expected: str) -> None:
+    assert answer(value, ["red", "green", "blue"]) == expected
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 0, 0], ["red", "red"], ["red, green", "blue"], ["red", ["blue"]], [[1], [1]]], ids=str
+)
+def test_labels_that_could_not_be_distinguished(value: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        answer(value)
+    assert caught.value.code == "DATA_LABEL"
+    assert ("label_names" in str(caught.value)) == (value == [1, 0, 0])
+
+
+def test_one_of_two_or_both() -> None:
+    with pytest.raises(DataError, match="one label of two, or both"):
+        answer([1, 0], NAMES)
+    assert answer([1, 1], NAMES) == "no, yes"
+    assert answer([0, 0], NAMES) == "none"

@@ -313,7 +313,7 @@ def test_a_column_that_is_null_everywhere_does_not_exist() -> None:
     assert parsed.format == "label"
     with pytest.raises(DataError) as caught:
         formats.parse([Row({"text": "q", "label": None}, "x:1"), Row({"text": "q", "label": "a"}, "x:2")])
-    assert (caught.value.code, caught.value.where) == ("DATA_FIELD_TYPE", "x:1")
+    assert (caught.value.code, caught.value.where) == ("DATA_EMPTY_TARGET", "x:1")
 
 
 def test_names_in_another_case_are_read_if_nothing_fits_as_written() -> None:

@@ -204,7 +204,7 @@ def test_what_was_changed_is_in_the_audit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drop", ["data.invalid=drop", "data.empty=drop"])
 def test_when_all_rows_are_dropped_the_first_reason_is_shown(drop: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"DATA_EMPTY.*none of the 20 rows can be read; the first: 'label' is empty"):
+    with pytest.raises(DataError, match=r"DATA_EMPTY.*none of 20 rows can be read; the first: 'label' is empty"):
         load(tmp_path / "a.jsonl", [row(i, label="") for i in range(20)], drop)
 
 

@@ -88,7 +88,9 @@ TOO_LITTLE = {
     "54-an array that ends early",
     "54-rows below two keys",
     "54-a comma after each row",
-    "56-a column without a name",
+    "67-an array per line",
+    "67-rows below train and test",
+    "68-annotations",
 }
 
 

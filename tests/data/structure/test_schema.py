@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tunewright.core.errors import DataError
-from tunewright.data.structure import outline, schema
+from tunewright.data.structure import outline, schema, schema_file
 from tunewright.data.structure.schema import Schema, infer
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(-9, 9), st.sampled_from("abc"))
@@ -118,7 +118,7 @@ GOOD = {
 def test_a_schema_is_read(tmp_path: Path) -> None:
     file = tmp_path / "s.json"
     file.write_text(json.dumps(GOOD))
-    read = schema.load(str(file))
+    read = schema_file.load(str(file))
     assert read.accepts({"price": 1})
     assert read.violation({"price": -1}) == "$.price: minimum 0"
     assert read.violation({"price": "secret"}) == '$.price: type "number"'
@@ -130,7 +130,7 @@ def test_a_schema_is_read(tmp_path: Path) -> None:
     ("text", "place", "words"),
     [
         (None, "s.json", "cannot read the schema"),
-        (b"\xff", "s.json", "not JSON in UTF-8"),
+        (b"\xff", "s.json", "not UTF-8"),
         (b"{", "s.json:1:2", "Expecting property name"),
         (b'{"type":\n "object",}', "s.json:2:11", ""),
         (b"[]", "s.json", "not a JSON object"),
@@ -141,7 +141,7 @@ def test_a_schema_is_read(tmp_path: Path) -> None:
         (b'{"items": {"$ref": "http://localhost/a.json"}}', "s.json", "leads to nothing in this file"),
         (b'{"items": {"$ref": "other.json"}}', "s.json", "leads to nothing in this file"),
         (b'{"$ref": "#"}', "s.json", "without end"),
-        (b"[" * 100_000, "s.json", "not JSON"),
+        (b"[" * 100_000, "s.json", "nested too deeply"),
         (b'{"$schema": "http://localhost/draft"}', "s.json", 'the dialect "http://localhost/draft" is unknown'),
         (b'{"$schema": 7}', "s.json", "is unknown"),
         (b'{"unevaluatedProperties": false, "patternProperties": {"a": {}}}', "s.json", "not supported"),
@@ -154,7 +154,7 @@ def test_a_schema_that_cannot_be_used_is_an_error_with_its_place(
     if text is not None:
         file.write_bytes(text)
     with pytest.raises(DataError) as caught:
-        schema.load(str(file))
+        schema_file.load(str(file))
     assert caught.value.code == "DATA_SCHEMA"
     assert caught.value.where == str(tmp_path / place)
     assert words in str(caught.value)
@@ -215,3 +215,42 @@ def test_a_pattern_that_takes_exponential_time_is_stopped(keyword: str) -> None:
         assert not tested.accepts(value)
         assert "takes too long" in str(tested.violation(value))
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        {"type": "json_schema", "json_schema": {"name": "price", "strict": True, "schema": GOOD}},
+        {"name": "price", "strict": True, "schema": GOOD},
+        {"schema": GOOD},
+        GOOD,
+    ],
+    ids=["response_format", "json_schema", "schema", "plain"],
+)
+def test_a_schema_as_openai_wraps_it(tmp_path: Path, wrapped: dict[str, Any]) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(wrapped))
+    assert schema_file.load(str(tmp_path / "s.json")).value == GOOD
+
+
+def test_a_property_may_be_called_schema(tmp_path: Path) -> None:
+    value = {"type": "object", "properties": {"schema": {"type": "object"}}, "schema": {}}
+    (tmp_path / "s.json").write_text(json.dumps(value))
+    assert schema_file.load(str(tmp_path / "s.json")).value == value
+
+
+def test_how_many_schemas_apply_to_one_value() -> None:
+    def doubled(levels: int, through: str) -> dict[str, Any]:
+        inner: dict[str, Any] = {"type": "object"}
+        for _ in range(levels):
+            two = [inner, inner]
+            inner = {"anyOf": two} if through == "itself" else {"anyOf": [{"properties": {"a": s}} for s in two]}
+        return inner
+
+    assert "apply to one value" in str(schema.invalid(doubled(12, "itself")))
+    assert "apply to one value" in str(schema.invalid(doubled(12, "a property")))
+    wide = {"properties": {f"p{i}": {"anyOf": [{"type": "string"}, {"type": "null"}]} for i in range(2000)}}
+    assert schema.invalid(wide) is None, "many properties, of which each has a value of its own"
+    tree = {"properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}, "type": "object"}
+    assert schema.invalid(tree) is None, "as deep as its values"
+    chain = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(12)}
+    assert "apply to one value" in str(schema.invalid({"$ref": "#/$defs/d0", "$defs": {**chain, "d12": {}}}))

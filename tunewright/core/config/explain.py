@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
@@ -172,10 +173,10 @@ def _range_fix(key: str, kind: str, value: object) -> str:
         return f"put it in quotes: '{key}=\"...\"'."
     if isinstance(value, str) and any(word in kind for word in ("number", "integer")):
         try:
-            float(value)
+            finite = math.isfinite(float(value))
         except ValueError:
-            pass
-        else:
+            finite = False
+        if finite:
             return "write the number without quotes."
     default = next(default for name, _, default, _ in fields() if name == key)
     return f"choose an allowed value, or leave it out (default: {default})."

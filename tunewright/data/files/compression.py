@@ -109,8 +109,22 @@ def expanded(head: bytes, chunks: Iterator[bytes], name: str) -> Iterator[bytes]
             where=name,
             fix="unpack it and give the files in it; save a sheet of Excel as CSV.",
         )
-    kind = next((k for magic, k in KINDS.items() if head.startswith(magic)), None)
+    kind = _kind(head)
     return chunks if kind is None else _limited(chunks, *kind, name)
+
+
+def check_expanded(head: bytes, name: str) -> None:
+    """Raises DATA_NOT_TEXT or DATA_COMPRESSED if what a file expands to, or is, must be unpacked first."""
+    if head[257:262] == b"ustar":
+        fix = "unpack it and give the files in it."
+        raise data_error("DATA_NOT_TEXT", "the content is a tar archive.", where=name, fix=fix)
+    if kind := _kind(head):
+        message = f"the content is compressed twice (it expands to {kind[0]} data)."
+        raise data_error("DATA_COMPRESSED", message, where=name, fix="decompress it once.")
+
+
+def _kind(head: bytes) -> tuple[str, Callable[[], Decoder]] | None:
+    return next((kind for magic, kind in KINDS.items() if head.startswith(magic)), None)
 
 
 def _limited(chunks: Iterator[bytes], kind: str, new: Callable[[], Decoder], name: str) -> Iterator[bytes]:

@@ -37,6 +37,7 @@ def content(name: str, how: FileSettings) -> FileContent:
     head = next(source, b"")
     chunks = compression.expanded(head, itertools.chain([head], source), shown(name))
     first = next(chunks, b"")
+    compression.check_expanded(first, shown(name))
     chunks = itertools.chain([first], chunks)
     if first.startswith(PARQUET) or _ARRAY.match(first):
         return _everything(chunks, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 from tunewright.core.errors import DataError, Problem, data_error
@@ -15,12 +16,19 @@ MAX_CELL = 16 * 1024 * 1024
 
 def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
     """The rows of a file and the problems in it. Raises DATA_CSV if the header cannot be used."""
-    header_line = text.split("\n", 1)[0]
-    delimiter = max(",;\t|", key=header_line.count)
+    lines = list(io.StringIO(text, newline=""))
+    named = re.fullmatch(r"sep=(.)\s*", lines[0]) if lines else None  # Excel's first line
+    lines[:1] = ["\n"] if named else lines[:1]
+    header_line = next((line for line in lines if line.strip()), "")
+    delimiter = named[1] if named else max(",;\t|", key=header_line.count)
     if delimiter != "," and header_line.count(delimiter):
         yield f"columns are separated by {delimiter!r}"
+    spaced = header_line.count(delimiter) == header_line.count(f"{delimiter} ") > 0
+    if spaced:
+        yield f"spaces after {delimiter!r} are skipped, as in the header"
     header: list[str] | None = None
-    for record in _records(list(io.StringIO(text, newline="")), delimiter, name):
+    swallowed, unnamed = list[int](), list[int]()
+    for record in _records(lines, delimiter, name, spaced):
         if isinstance(record, Problem):
             if header is None:
                 raise DataError([record])
@@ -32,6 +40,13 @@ def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
         where = f"{name}:{line}"
         if header is None:
             header = _header(cells, where)
+            unnamed = [i for i, c in enumerate(cells) if i and not c.strip()]
+        elif extra := next((i for i in unnamed if cells[i : i + 1] and cells[i].strip()), None):
+            message = f"column {extra + 1} has no name in the first line."
+            yield Problem("DATA_CSV", message, where, f"name it, or {DROP.removeprefix('set ')}.")
+        elif len(cells) == len(header) > 1 and any(_looks_like_rows(c, delimiter, len(header)) for c in cells):
+            swallowed.append(line)
+            yield from rows_of(dict(zip(header, cells, strict=True)), where, how)
         elif len(cells) != len(header):
             message = f"the row has {len(cells)} cells, but the header has {len(header)}."
             fix = f"{DROP}, or quote cells that contain the separator."
@@ -39,24 +54,38 @@ def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
         else:
             yield from rows_of(dict(zip(header, cells, strict=True)), where, how)
 
+    if swallowed:
+        lines_named = ", ".join(map(str, swallowed[:5]))
+        yield f"a cell contains lines that look like rows; is a quote missing? See the rows at line {lines_named}"
+
+
+def _looks_like_rows(cell: str, delimiter: str, columns: int) -> bool:
+    """Whether most lines of a long cell have as many separators as a row."""
+    inner = cell.split("\n")[1:-1]
+    return len(inner) > 1 and sum(line.count(delimiter) == columns - 1 for line in inner) > len(inner) / 2
+
 
 def _header(cells: Sequence[str], where: str) -> list[str]:
-    header = [c.strip() for c in cells]
+    """The names of the columns. One without a name is named by its place: pandas writes its index so, Excel empty
+    columns."""
+    header = [c.strip() or f"column {i}" for i, c in enumerate(cells, 1)]
     duplicate = next((h for i, h in enumerate(header) if h in header[:i]), None)
-    if "" in header or duplicate is not None:
-        what = f"the column {duplicate!r} occurs twice" if duplicate else "a column has no name"
+    if duplicate is not None:
         fix = "give every column a unique name in the first line."
-        raise data_error("DATA_CSV", f"{what}.", where=where, fix=fix)
+        raise data_error("DATA_CSV", f"the column {duplicate!r} occurs twice.", where=where, fix=fix)
     return header
 
 
-def _records(lines: Sequence[str], delimiter: str, name: str) -> Iterator[tuple[int, list[str]] | Problem]:
+def _records(
+    lines: Sequence[str], delimiter: str, name: str, spaced: bool
+) -> Iterator[tuple[int, list[str]] | Problem]:
     """The records with the numbers of their first lines. After a wrong line, reading resumes at the next: a quote that
     is never closed costs one line, not the rest of the file."""
     csv.field_size_limit(MAX_CELL)
     start = 0
     while start < len(lines):
-        reader = csv.reader((lines[i] for i in range(start, len(lines))), delimiter=delimiter, strict=True)
+        rest = (lines[i] for i in range(start, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, skipinitialspace=spaced, strict=True)
         first = start
         try:
             for cells in reader:

@@ -10,6 +10,7 @@ from tunewright.data.files.rows import FileSettings, Item, Row
 from tunewright.data.files.values import FIXES, BadValue, changes_of, clean_text
 
 SUFFIXES = (".txt", ".md")
+ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def in_folder(folder: Path) -> list[str]:
@@ -23,6 +24,11 @@ def in_folder(folder: Path) -> list[str]:
             fix=f"give a folder of documents, or the data files in it: '{folder}/*.jsonl'.",
         )
     return [str(p) for p in files]
+
+
+def ignored(folder: Path) -> list[str]:
+    """The files of rows in a folder of documents, which are not read."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ROWS)
 
 
 def is_document(name: str) -> bool:

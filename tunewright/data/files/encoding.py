@@ -20,15 +20,17 @@ MOST_WESTERN = 0.15
 def decode(raw: bytearray, name: str, how: FileSettings) -> tuple[str, list[Change]]:
     """The text of a file, and what "auto" made of its lines. Raises DATA_ENCODING with the line and the setting."""
     codec = "utf-8" if how.encoding == AUTO else how.encoding
+    wide = codec == "utf-8" and _wide(raw)  # UTF-16 of ASCII is also valid UTF-8
     try:
-        return raw.decode(codec), []
+        if not wide:
+            return raw.decode(codec), []
+        at = 0
     except UnicodeError as error:
         at = error.start if isinstance(error, UnicodeDecodeError) else 0
-        if how.encoding == AUTO and (repaired := _repaired(raw, name)):
-            return repaired
-        message, fix = _advice(raw, codec, at)
-        where = f"{name}:{raw.count(NEWLINE, 0, at) + 1}"
-        raise data_error("DATA_ENCODING", message, where=where, fix=fix) from None
+    if how.encoding == AUTO and (repaired := _repaired(raw, name)):
+        return repaired
+    message, fix = _advice(raw, codec, at)
+    raise data_error("DATA_ENCODING", message, where=f"{name}:{raw.count(NEWLINE, 0, at) + 1}", fix=fix)
 
 
 def _advice(raw: bytearray, codec: str, at: int) -> tuple[str, str]:
@@ -36,24 +38,30 @@ def _advice(raw: bytearray, codec: str, at: int) -> tuple[str, str]:
     message, guess = f"byte {at} is not valid {codec.upper()}", _guess(raw)
     if not guess or guess == codec:
         return f"{message}.", "set data.encoding=... to the encoding of the file."
-    message += f"; the file looks like {guess}"
-    if guess == WESTERN and not raw[:at].isascii():
-        return f"{message}, but not in every line.", f"set data.encoding={AUTO}, which decides line by line."
-    return f"{message}.", f"set data.encoding={guess}."
+    if guess == WESTERN:  # other lines, and other files, may be UTF-8
+        return f"{message}; it looks like {guess}.", f"set data.encoding={AUTO}, which decides line by line."
+    return f"the file looks like {guess.upper()}.", f"set data.encoding={guess}."
+
+
+def _wide(raw: bytearray) -> str:
+    """The codec of a text whose characters seem to have two bytes; empty for others."""
+    head = bytes(raw[:4000])
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    zeros = [head[k::2].count(0) for k in (0, 1)]
+    if len(head) < 16 or max(zeros) <= max(len(head) / 4, 4 * min(zeros)):
+        return ""
+    return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
 
 
 def _guess(raw: bytearray) -> str:
     """The codec that a text seems to have; empty if it is none that can be recognised."""
-    head = bytes(raw[:4000])
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
+    if wide := _wide(raw):
+        return wide
     with suppress(UnicodeDecodeError):
         return raw.decode("utf-8") and "utf-8"
-    zeros = [head[k::2].count(0) for k in (0, 1)]
-    if max(zeros) > len(head) / 4:
-        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     high = len(re.findall(rb"[\x80-\xff]", raw))
-    return WESTERN if high <= MOST_WESTERN * len(raw) and 0 not in head else ""
+    return WESTERN if high <= MOST_WESTERN * len(raw) and 0 not in raw[:4000] else ""
 
 
 def _repaired(raw: bytearray, name: str) -> tuple[str, list[Change]] | None:

@@ -1,10 +1,11 @@
-"""JSON -> rows: one object per line, an array of objects, or an object whose only value is such an array.
+"""JSON -> rows: one object per line, an array of objects, an object that contains one such array, or columns.
 
 Strict where Python's own reader is lax: duplicate keys, NaN, huge integers and deep nesting are problems.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -17,7 +18,9 @@ from tunewright.data.files.values import DROP, FIXES, BadValue, rows_of
 from tunewright.data.remedies.change import Change
 
 MAX_DIGITS = 300
+FEWEST = 10  # values in a column: with fewer, the object is a row
 MESSAGE = ("role", "from", "human")  # a list of such objects is a conversation, not a list of rows
+NEWLINE = "\n"
 _VISIBLE = re.compile(r"\S")
 
 
@@ -61,20 +64,27 @@ STRICT, LENIENT = _decoder(True), _decoder(False)
 def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
     """The rows of a file and the problems in it. Raises DataError if the file as such is not valid."""
     first = _VISIBLE.search(text)
-    if first and first[0] == "[":
+    if first and first[0] == "[" and not _begins_with_row(text):
         yield "the file is one JSON array; its elements are the rows (located as `[index]`)"
         yield from _array(text, name, how)
         return
-    key, values = _contained(text, first.start()) if first and first[0] == "{" else ("", [])
-    if key:
-        yield f"the rows are the elements of {key!r}, the only key of the file's JSON object (located as `[index]`)"
+    value = _whole(text, first.start()) if first and first[0] == "{" else None
+    what, values = _contained(value) or ("", []) if value else ("", [])
+    if what:
+        yield f"{what} (located as `[index]`)"
         yield from _elements(values, name, how)
         return
+    if first and first[0] == "{" and (rows := _pretty(text, name)):
+        yield "rows are written on several lines"
+        for line, row in rows:
+            yield from rows_of(row, f"{name}:{line}", how)
+        return
+    text = text if NEWLINE in text else text.replace("\r", NEWLINE)  # line ends of old Macs
     # Only "\n" ends a row: a JSON string may contain U+2028 and the like, at which str.splitlines would split.
-    lines = text.split("\n")
+    lines = text.split(NEWLINE)
     nonempty = [i for i, line in enumerate(lines) if _VISIBLE.search(line)]
     for i in nonempty:
-        yield from _line(lines[i].strip("\r"), f"{name}:{i + 1}", i == nonempty[-1], how)
+        yield from _line(lines[i].strip("\r\ufeff"), f"{name}:{i + 1}", i == nonempty[-1], how)
 
 
 def _line(text: str, where: str, last: bool, how: FileSettings) -> Iterator[Item]:
@@ -171,16 +181,59 @@ def _elements(values: list[object], name: str, how: FileSettings) -> Iterator[It
         yield from rows_of(value, f"{name}[{i}]", how)
 
 
-def _contained(text: str, start: int) -> tuple[str, list[object]]:
-    """The key and the rows of a file that is one object with one list of rows; an empty key for any other file."""
+def _begins_with_row(text: str) -> bool:
+    """Whether the first line is an array and more follow: each is a row that should be an object."""
+    first, _, rest = text.lstrip().partition(NEWLINE)
+    if not rest.strip():
+        return False
+    with contextlib.suppress(json.JSONDecodeError, RecursionError):
+        return isinstance(STRICT.decode(first.strip()), list)
+    return False
+
+
+def _whole(text: str, start: int) -> dict[str, object] | None:
+    """The object that the file is; None if it is none, or more."""
     try:
         value, end = STRICT.raw_decode(text, start)
     except (json.JSONDecodeError, RecursionError):
-        return "", []
-    if not isinstance(value, dict) or len(value) != 1 or _VISIBLE.search(text, end):
-        return "", []
-    ((key, rows),) = value.items()
-    first = rows[0] if isinstance(rows, list) and rows else None
-    if not isinstance(first, dict) or any(name in first for name in MESSAGE):
-        return "", []
-    return key, rows
+        return None
+    return value if isinstance(value, dict) and not _VISIBLE.search(text, end) else None
+
+
+def _contained(value: dict[str, object]) -> tuple[str, list[object]] | None:
+    """How the rows are contained in a file that is one object, and the rows; None if the object is a row itself."""
+    lists = {k: v for k, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    others = [v for k, v in value.items() if k not in lists]
+    ((key, rows),) = lists.items() if len(lists) == 1 else (("", []),)
+    is_row = any(name in rows[0] for name in MESSAGE) if key else True
+    if not is_row and not any(isinstance(v, list | dict) for v in others) and (not others or len(rows) >= FEWEST):
+        return f"the rows are the elements of {key!r} in the file's JSON object", rows
+    columns = [list(v.values()) if isinstance(v, dict) else v for v in value.values()]
+    sizes = {len(c) if isinstance(c, list) else 0 for c in columns}
+    if len(columns) > 1 and len(sizes) == 1 and min(sizes) >= FEWEST and not lists:
+        table: list[object] = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+        return "the file is one JSON object of columns", table
+    return None
+
+
+def _pretty(text: str, name: str) -> list[tuple[int, object]]:
+    """(line, value) of values that are written on several lines each, one after another; empty for any other file."""
+    rows: list[tuple[int, object]] = []
+    at, line = 0, 1
+    try:
+        while start := _VISIBLE.search(text, at):
+            line += text.count(NEWLINE, at, start.start())
+            value, at = STRICT.raw_decode(text, start.start())
+            if not rows and NEWLINE not in text[start.start() : at]:
+                return []
+            rows.append((line, value))
+            line += text.count(NEWLINE, start.start(), at)
+    except RecursionError:
+        return []
+    except json.JSONDecodeError as error:
+        if not rows:
+            return []
+        fix = "correct it, or write one row per line, so that data.invalid=drop can leave lines out."
+        place = f"{name}:{error.lineno}:{error.colno}"
+        raise data_error("DATA_JSON_INVALID", _around(text, error), where=place, fix=fix) from None
+    return rows

@@ -15,6 +15,7 @@ from tunewright.data.files.rows import Control, FileSettings, Item, Row
 from tunewright.data.remedies.change import Change
 
 MAX_DEPTH = 100
+ROLES = {"role", "from"}
 BAD = re.compile("[\x00-\x08\x0b\x0e-\x1f\ud800-\udfff]")
 DROP = "set data.invalid=drop to leave such rows out"
 STRIP = "set data.control=strip to remove such characters, or data.control=space to replace them by spaces."
@@ -44,6 +45,8 @@ def rows_of(value: object, where: str, how: FileSettings) -> Iterator[Item]:
     except BadValue as error:
         yield Problem(error.code, error.message, where, FIXES[error.code])
         return
+    if isinstance(clean, list) and clean and all(isinstance(m, dict) and ROLES & set(m) for m in clean):
+        clean = {"messages": clean}  # a row that is its list of messages
     if not isinstance(clean, dict):
         message = f"a row must be a JSON object, not {type_name(value)}."
         yield Problem("DATA_ROW_NOT_OBJECT", message, where, f'{DROP}, or write {{"field": ...}}.')

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunewright.core.errors import DataError, Problem, data_error
-from tunewright.data.formats import message
+from tunewright.data.formats import message, notation
 from tunewright.data.formats.fields import decoded
 from tunewright.data.formats.notation import CALL_ROLES, ROLE, first
 from tunewright.data.formats.row_format import RowSettings
@@ -27,12 +27,16 @@ def chat(messages: Sequence[Message], how: RowSettings, where: str, given: Seque
 def read(value: Json, name: str, where: str) -> list[Message]:
     """The messages of a list, or of the JSON text of one. Raises DataError with all that is wrong in it."""
     value = decoded(value, name, where, "DATA_FIELD_TYPE")
-    if not isinstance(value, list) or not value:
+    if value in notation.EMPTY:
+        raise _empty(name, where)
+    if not isinstance(value, list):
         fix = 'write [{"role": "user", "content": "..."}, ...].'
         raise data_error("DATA_FIELD_TYPE", f"{name!r} must be a list of messages.", where=where, fix=fix)
     messages: list[Message] = []
     problems: list[Problem] = []
     for i, item in enumerate(value):
+        if isinstance(item, dict) and notation.is_empty_system(item):
+            continue
         try:
             read_here = message.read(item, f"{name}[{i}]", where)
         except DataError as error:
@@ -45,7 +49,14 @@ def read(value: Json, name: str, where: str) -> list[Message]:
             messages += read_here
     if problems:
         raise DataError(problems)
+    if not messages:
+        raise _empty(name, where)
     return messages
+
+
+def _empty(name: str, where: str) -> DataError:
+    fix = "fill it in, or set data.empty=drop."
+    return data_error("DATA_EMPTY_TARGET", f"{name!r} is empty.", where=where, fix=fix)
 
 
 def _with_calls(before: Message, more: Message) -> Message:
@@ -150,6 +161,8 @@ def _unpaired(messages: Sequence[Message]) -> tuple[str, str]:
         results = [r.call_id for r in itertools.takewhile(lambda r: r.role == "tool", messages[i + 1 :])]
         if not ids or not results or not all(results):
             continue
+        if twice := next((r for i, r in enumerate(results) if r in results[:i]), None):
+            return f"the tool call {twice!r} has two results.", fix
         if unknown := next((r for r in results if r not in ids), None):
             return f"no tool call has the id {unknown!r} of a result.", fix
         if missing := next((c for c in ids if c not in results), None):

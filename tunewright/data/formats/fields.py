@@ -16,14 +16,19 @@ from tunewright.data.sources import Row
 
 def text(value: Json, name: str, where: str) -> str:
     """A text that is not blank."""
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         message = f"{name!r} must be text, not {type_name(value)} ({excerpt(str(value), 0, 40)!r})."
         raise data_error("DATA_FIELD_TYPE", message, where=where, fix="write it as text, in quotes.")
-    if not value.strip():
+    if value is None or not value.strip():
         raise data_error(
             "DATA_EMPTY_TARGET", f"{name!r} is empty.", where=where, fix="fill it in, or set data.empty=drop."
         )
     return value
+
+
+def answer(value: Json, name: str, where: str) -> str:
+    """An answer: a text, or an object or a list, which is written as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else text(value, name, where)
 
 
 def as_text(value: Json) -> str:
@@ -97,7 +102,8 @@ def decoded(value: Json, name: str, where: str, code: str = "DATA_TOOL_CALL") ->
     except BadValue as error:
         fix = values.FIXES[error.code]
         raise data_error(error.code, f"{name}: {error.message}", where=where, fix=fix) from None
-    except (ValueError, RecursionError):
-        message = f"{name} is not valid JSON: {excerpt(value, 0, 40)!r}."
+    except (ValueError, RecursionError) as error:
+        wrong = "nested too deeply" if isinstance(error, RecursionError) else "not valid JSON"
+        message = f"{name} is {wrong}: {excerpt(value, 0, 40)!r}."
         raise data_error(code, message, where=where, fix="write it as JSON, or set data.invalid=drop.") from None
     return decoded_value

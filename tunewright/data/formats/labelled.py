@@ -32,7 +32,9 @@ WORDS = {"false": 0, "true": 1}
 def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
     """The answer for a label. Raises DATA_FIELD_TYPE, DATA_EMPTY_TARGET or DATA_LABEL."""
     if isinstance(value, list):
+        value = _indices(value, name, names, where)
         given = [label(item, f"{name}[{i}]", names, where) for i, item in enumerate(value)]
+        _check_several(given, value, name, where)
         order = {known: place for place, known in enumerate(names)}
         given.sort(key=lambda item: (order.get(item, len(order)), item.casefold(), item))
         return ", ".join(given) or NO_LABEL
@@ -48,6 +50,33 @@ def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
         fix = "round it, or name its ranges: models are not trained to predict numbers."
         raise data_error("DATA_LABEL", message, where=where, fix=fix)
     return text(value, name, where)
+
+
+def _indices(value: list[Json], name: str, names: Sequence[str], where: str) -> list[Json]:
+    """The labels of a list; of one with a 0 or a 1 for each of the names, the places of the ones."""
+    if len(value) < 2 or len(value) != len(names) or not all(isinstance(v, int | float) and v in (0, 1) for v in value):
+        return value
+    if value in ([0, 1], [1, 0]):
+        message = f"{name!r} is {value}, which may be one label of two, or both."
+        raise data_error("DATA_LABEL", message, where=where, fix="write the names of the labels.")
+    return [i for i, v in enumerate(value) if v]
+
+
+def _check_several(given: Sequence[str], value: list[Json], name: str, where: str) -> None:
+    """Raises DATA_LABEL for labels that could not be distinguished in one answer."""
+    fix = "correct the list, or set data.invalid=drop."
+    if inner := next((v for v in value if isinstance(v, list)), None):
+        message = f"{name!r} contains a list ({str(inner)[:40]})."
+    elif twice := next((g for i, g in enumerate(given) if g in given[:i]), None):
+        message = f"{name!r} has the label {twice!r} twice."
+        if set(given) <= {"0", "1"}:
+            fix = "if it has a 0 or a 1 for each label, set data.label_names to the names of all labels, in order."
+    elif comma := next((g for g in given if "," in g), None):
+        message = f"the label {comma!r} of {name!r} contains a comma, which separates the labels of an answer."
+        fix = "write it without the comma, or set data.invalid=drop."
+    else:
+        return
+    raise data_error("DATA_LABEL", message, where=where, fix=fix)
 
 
 def _named(number: int, name: str, names: Sequence[str], where: str) -> str:

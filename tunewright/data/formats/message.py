@@ -66,6 +66,8 @@ def _content(item: Item, role: str, name: str, where: str) -> Content:
         return parts.read(value, f"{name}.{field}", where)
     if value is None or (isinstance(value, str) and not value.strip()):
         return Content("")
+    if role == "assistant" and isinstance(value, dict):
+        return Content(as_text(value))  # an answer that is an object
     return Content(text(value, f"{name}.{field}", where))
 
 

@@ -49,6 +49,19 @@ def role_of(item: dict[str, Json]) -> str | None:
     return "assistant" if named in CALL_ROLES else ROLES.get(named)
 
 
+def is_messages(value: Json) -> bool:
+    """Whether a value is a list of messages, and not an answer that is a list of objects."""
+    contents = {*CONTENT, *CALLS, REFUSAL}
+    items = value if isinstance(value, list) else []
+    return bool(items) and all(isinstance(m, dict) and first(m, ROLE) and contents & set(m) for m in items)
+
+
+def is_empty_system(item: dict[str, Json]) -> bool:
+    """Whether an item is a system message without a text: many exports have one in every row."""
+    content = first(item, CONTENT)
+    return role_of(item) == "system" and (content in EMPTY or (isinstance(content, str) and not content.strip()))
+
+
 def given(item: dict[str, Json], fields: tuple[str, ...]) -> str | None:
     """The first of the fields that has a value that is not empty."""
     return next((f for f in fields if item.get(f) not in EMPTY), None)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from tunewright.core.errors import DataError, data_error
 from tunewright.core.words import counted
 from tunewright.data.files.values import type_name
-from tunewright.data.formats import conversation, tools
+from tunewright.data.formats import conversation, notation, tools
 from tunewright.data.formats.chats import with_system
-from tunewright.data.formats.fields import decoded, optional, required, text
+from tunewright.data.formats.fields import answer, decoded, optional, required, text
 from tunewright.data.formats.labelled import label
 from tunewright.data.formats.row_format import Build, RowFormat, RowSettings
 from tunewright.data.messages import Chat, Json, Message
@@ -40,35 +40,37 @@ def _history(row: Row) -> list[Message]:
 
 def _completion(row: Row, how: RowSettings) -> Chat:
     """Texts, or lists of messages (TRL). Only the completion is trained on."""
-    prompt, answer = row.data["prompt"], row.data["completion"]
-    if isinstance(prompt, str) and isinstance(answer, str):
-        return _chat(row, how, required(row, "prompt"), required(row, "completion"))
+    prompt, given = row.data["prompt"], row.data["completion"]
+    if isinstance(prompt, str) and not notation.is_messages(given):
+        return _chat(row, how, required(row, "prompt"), answer(given, "completion", row.where))
     before = conversation.untrained(_messages(prompt, "prompt", row.where))
-    messages = [*before, *_messages(answer, "completion", row.where)]
+    messages = [*before, *_messages(given, "completion", row.where)]
     return conversation.chat(with_system(row, messages), how, row.where, tools.of_row(row))
 
 
 def _messages(value: Json, name: str, where: str) -> list[Message]:
     if isinstance(value, str):
         return [Message("user" if name == "prompt" else "assistant", text(value, name, where))]
+    if name == "completion" and not notation.is_messages(value):
+        return [Message("assistant", answer(value, name, where))]
     return conversation.read(value, name, where)
 
 
-def _pair(prompt: str, answer: str) -> Build:
+def _pair(prompt: str, target: str) -> Build:
     """The user message and the answer are one field each."""
 
     def build(row: Row, how: RowSettings) -> Chat:
-        return _chat(row, how, required(row, prompt), required(row, answer))
+        return _chat(row, how, required(row, prompt), answer(row.data[target], target, row.where))
 
     return build
 
 
-def _instruction(answer: str) -> Build:
+def _instruction(target: str) -> Build:
     """Alpaca: an instruction, and an input that it refers to."""
 
     def build(row: Row, how: RowSettings) -> Chat:
         parts = [required(row, "instruction"), optional(row, "input", "context")]
-        return _chat(row, how, "\n\n".join(filter(None, parts)), required(row, answer))
+        return _chat(row, how, "\n\n".join(filter(None, parts)), answer(row.data[target], target, row.where))
 
     return build
 
@@ -84,10 +86,12 @@ def _question(row: Row, how: RowSettings) -> Chat:
     """A question, after the text that it is about, if there is one. Answers may be yes/no or numbers."""
     about = optional(row, *ABOUT)
     user = f"{about}\n\n{required(row, 'question')}" if about else required(row, "question")
-    answer = row.data["answer"]
-    if isinstance(answer, list):
-        raise _answers(answer, row.where)
-    return _chat(row, how, user, label(answer, "answer", how.label_names, row.where))
+    given = row.data["answer"]
+    if isinstance(given, dict) or (isinstance(given, list) and given and all(isinstance(v, dict) for v in given)):
+        return _chat(row, how, user, answer(given, "answer", row.where))
+    if isinstance(given, list):
+        raise _answers(given, row.where)
+    return _chat(row, how, user, label(given, "answer", how.label_names, row.where))
 
 
 def _answers(given: list[Json], where: str) -> DataError:

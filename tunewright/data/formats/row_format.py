@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,9 +94,19 @@ class RowFormat:
     def unused(self, data: Fields) -> set[str]:
         """Fields of a row, and of its messages, that have a value but that `read` did not use."""
         fields = {k for k, v in data.items() if v not in notation.EMPTY and k not in data.used}
-        lists = [(name, value) for name in self.lists if isinstance(value := _in_string(data.get(name)), list)]
-        items = [(name, item) for name, value in lists for item in value if isinstance(item, dict)]
-        return fields | {f"{name}[].{k}" for name, item in items for k in notation.unread(item)}
+        items = [(n, item) for n in self.lists for item in self._messages(data.get(n)) if isinstance(item, dict)]
+        late = {f"{self.lists[-1]} after the last answer"} if self._ends_unanswered(items) else set()
+        return fields | late | {f"{name}[].{k}" for name, item in items for k in notation.unread(item)}
+
+    def _messages(self, value: Json) -> list[Json]:
+        """The messages of a field. A prompt or a completion that is a string is a text, and a completion may be a list
+        of something else."""
+        value = _in_string(value) if len(self.lists) == 1 else value
+        return value if isinstance(value, list) and (len(self.lists) == 1 or notation.is_messages(value)) else []
+
+    def _ends_unanswered(self, items: list[tuple[str, Data]]) -> bool:
+        role = notation.role_of(items[-1][1]) if items and items[-1][0] == self.lists[-1] else "assistant"
+        return self.condition is None and role in ("system", "user", "tool")
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ class Parsed:
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
     candidates = [f for f in formats if how.format in ("auto", f.name)]
+    _check_columns(rows, how.columns)
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
     reader = functools.partial(_reader, formats, how)
@@ -199,6 +211,15 @@ def _renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
     ]
 
 
+def _check_columns(rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+    """Raises DATA_FIELD_MISSING for a column of data.columns that no row has."""
+    for name, column in columns.items():
+        if rows and not any(column in row.data for row in rows):
+            message = f"no row has the field {column!r}, which data.columns maps to {name!r}; the first has"
+            message = f"{message} {list(rows[0].data)[:8]}."
+            raise data_error("DATA_FIELD_MISSING", message, where=rows[0].where, fix="correct data.columns.")
+
+
 def _with_values(rows: Sequence[Row]) -> list[Row]:
     """The rows without the fields that are null in all of them: tables of mixed origin have such columns."""
     used = {name for row in rows for name, value in row.data.items() if value is not None}
@@ -240,10 +261,11 @@ def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
     close = [
         (f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f
     ]
+    table = " The first line of a CSV file names the columns." if re.search(r"\.[ct]sv\b", row.where) else ""
     guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
     return data_error(
         "DATA_FIELD_MISSING",
         f"no known format has the fields {fields[:8]}.{guess}",
         where=row.where,
-        fix="rename them, or map them: data.columns='{prompt: your_field, completion: other_field}'.",
+        fix=f"rename them, or map them: data.columns='{{prompt: your_field, completion: other_field}}'.{table}",
     )

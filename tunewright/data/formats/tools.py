@@ -24,13 +24,21 @@ def of_row(row: Row) -> tuple[Tool, ...]:
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list):
         raise _problem(f"'tools' must be a list, not {type_name(value)}.", row.where, "write a list of functions.")
-    return tuple(_tool(decoded(item, f"tools[{i}]", row.where), i, row.where) for i, item in enumerate(value))
+    tools = tuple(_tool(decoded(item, f"tools[{i}]", row.where), i, row.where) for i, item in enumerate(value))
+    names = [tool["function"]["name"] for tool in tools]
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise _problem(f"two tools have the name {twice!r}.", row.where, "remove one, or set data.invalid=drop.")
+    return tools
 
 
 def _tool(item: Json, i: int, where: str) -> Tool:
     function = item.get("function", item) if isinstance(item, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         fix = 'write {"type": "function", "function": {"name": ..., "parameters": {...}}}.'
+        kind = item.get("type") if isinstance(item, dict) else None
+        if isinstance(kind, str) and kind not in ("function", "custom"):
+            message = f"tools[{i}] is of type {kind[:40]!r}, which a server provides; only functions are supported."
+            raise _problem(message, where, "leave it out of the tools, or set data.invalid=drop.")
         raise _problem(f"tools[{i}] has no function name.", where, fix)
     name = "input_schema" if "input_schema" in function else "parameters"
     parameters = decoded(function.get(name), f"tools[{i}].{name}", where)

@@ -29,6 +29,7 @@ PREFERENCE = {
     "preferred_output": "a preferred and a rejected answer",
     "kto_tag": "a rating of the answer",
 }
+ANNOTATIONS = ("entities", "spans", "ents", "annotations", "relations", "ner_tags")
 PREFERRED = ("chosen", "preferred_output")
 TARGETS = ("messages", "completion", "output", "response", "answer")  # what a preferred answer may stand for
 Columns = Mapping[str, str]
@@ -51,9 +52,21 @@ def _problem(row: Row, columns: Columns, reader: Reader) -> Problem | None:
             return _unsupported(row, TOKENS[name], name, fix)
         if name in PREFERENCE:
             return _unsupported(row, PREFERENCE[name], name, _preferring(row, columns, reader))
+    if set(row.data) & {"text", "tokens"} and not set(row.data) & {*ANSWERS, "label", "labels", "prompt"}:
+        for name in (n for n in ANNOTATIONS if isinstance(row.data.get(n), list) and row.data[n]):
+            return _unsupported(row, "annotations of a text", name, _annotated(row, name, columns, reader))
     if isinstance(row.data.get("label"), bool) and _has_answer(row):
         return _unsupported(row, "a rating of the answer", "label", _ignoring(row, reader))
     return None
+
+
+def _annotated(row: Row, name: str, columns: Columns, reader: Reader) -> str:
+    """The settings that train on the annotations, as JSON."""
+    wanted = {**columns, "prompt": "text", "completion": name}
+    if not reader(row, wanted):
+        return _ignoring(row, reader)
+    named = ", ".join(f"{k}: {v}" for k, v in wanted.items())
+    return f"data.columns='{{{named}}}' trains on them as JSON; data.format=text ignores them."
 
 
 def _ignoring(row: Row, reader: Reader) -> str:

@@ -100,9 +100,7 @@ def read(names: str | Sequence[str], config: Config, how: RowSettings) -> FileRo
     source = sources.read(names, files)
     parsed = formats.parse(source.rows, how)
     if not parsed.examples:
-        first = parsed.dropped[0]
-        message = f"none of the {len(source.rows)} rows can be read; the first: {first.message}"
-        raise data_error("DATA_EMPTY", message, where=first.where, fix=first.fix)
+        raise DataError([sources.nothing_left([dropped(p, files.drop[p.code]) for p in parsed.dropped])])
     changes = [dropped(p, files.drop[p.code]) for p in parsed.dropped]
     control = dict.fromkeys(("DATA_CONTROL_CHAR", "DATA_UNICODE"), f"data.control={how.control}")
     changes += [

@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core import pii
-from tunewright.core.errors import DataError, data_error
 from tunewright.data.messages import Json
 from tunewright.data.structure import bounded_patterns
 from tunewright.data.structure.bounded_patterns import SlowPattern
@@ -27,6 +25,8 @@ INFERRED = "inferred"
 FEWEST = 20
 FEWEST_OF_EACH = 5
 MAX_CHOICES = 20
+COMBINING = ("anyOf", "oneOf", "allOf", "not", "if", "then", "else")  # schemas for the value itself, not for a part
+MOST_AT_ONCE = 1000
 MAP_KEYS = 50  # with more keys, most of which occur once, an object is a map: its keys are data
 
 
@@ -52,12 +52,17 @@ class Schema:
 
     def violation(self, value: Json) -> str | None:
         """What is wrong with a value, without quoting it; None if nothing is."""
+        try:
+            return self.checked(value)
+        except SlowPattern as slow:
+            return f"the pattern {_short(str(slow))} takes too long"
+
+    def checked(self, value: Json) -> str | None:
+        """`violation`, but raises SlowPattern."""
         from jsonschema.exceptions import best_match
 
         try:
             error = best_match(self._validator.iter_errors(value))
-        except SlowPattern as slow:
-            return f"the pattern {_short(str(slow))} takes too long"
         except RecursionError:
             return "the schema refers to itself too often"
         if error is None:
@@ -98,28 +103,9 @@ def _short(value: Json) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-# -- a user's schema
-
-
-def load(path: str) -> Schema:
-    """The JSON Schema in a file. Raises DATA_SCHEMA."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise _problem(f"cannot read the schema: {error.strerror}.", path, "check data.answer_schema.") from None
-    except json.JSONDecodeError as error:
-        raise _problem(f"{error.msg}.", f"{path}:{error.lineno}:{error.colno}", "write it as JSON.") from None
-    except (ValueError, RecursionError):
-        raise _problem("the schema is not JSON in UTF-8.", path, "write it as JSON.") from None
-    if not isinstance(value, dict):
-        raise _problem("the schema is not a JSON object.", path, 'write {"type": "object", "properties": {...}}.')
-    if (wrong := invalid(value)) is not None:
-        raise _problem(f"not a valid JSON Schema: {wrong}", path, "correct it, or leave data.answer_schema out.")
-    return Schema(path, value)
-
-
-def _problem(message: str, where: str, fix: str) -> DataError:
-    return data_error("DATA_SCHEMA", message, where=where, fix=fix)
+def keywords(value: dict[str, Json]) -> set[str]:
+    """The keys of a schema that restrict a value, or that define what does."""
+    return set(value) & {*_dialect({}).VALIDATORS, "$schema", "$defs", "definitions"}
 
 
 def invalid(value: dict[str, Json]) -> str | None:
@@ -141,6 +127,8 @@ def invalid(value: dict[str, Json]) -> str | None:
                     resolver.lookup(reference)
             if {"unevaluatedProperties", "patternProperties"} <= set(inner):
                 return "unevaluatedProperties beside patternProperties is not supported."
+        if (at_once := _at_once(value, lambda name: resolver.lookup(name).contents, {}, ())) > MOST_AT_ONCE:
+            return f"{at_once:,} schemas of anyOf, oneOf, allOf and $ref apply to one value, which takes too long."
         Schema(INFERRED, value)._validator.is_valid({})
     except SchemaError as error:
         return f"{error.json_path}: {error.message[:200]}."
@@ -151,6 +139,28 @@ def invalid(value: dict[str, Json]) -> str | None:
     except SlowPattern:
         pass
     return None
+
+
+def _at_once(schema: Json, look_up: Callable[[str], Json], known: dict[int, int], within: tuple[int, ...]) -> int:
+    """How many schemas are tried on one value: those that combine are added, of those for its parts the most counts."""
+    if not isinstance(schema, dict) or id(schema) in within:
+        return 0
+    if id(schema) not in known:
+        inner = (*within, id(schema))
+        combined = [s for key in COMBINING for s in _schemas(schema.get(key))]
+        if isinstance(reference := schema.get("$ref"), str):
+            combined += _schemas(look_up(reference))
+        parts = [s for key, value in schema.items() if key not in (*COMBINING, "$defs") for s in _schemas(value)]
+        parts += [s for value in schema.values() if isinstance(value, dict) for s in _schemas(list(value.values()))]
+        most = max((_at_once(s, look_up, known, inner) for s in parts), default=0)
+        known[id(schema)] = 1 + sum(_at_once(s, look_up, known, inner) for s in combined) + most
+    return known[id(schema)]
+
+
+def _schemas(value: Json) -> list[dict[str, Json]]:
+    """The schemas that the value of a keyword is, or lists."""
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, dict)]
 
 
 def _objects(value: Json) -> Iterator[dict[str, Json]]:

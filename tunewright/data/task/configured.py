@@ -9,9 +9,11 @@ from tunewright.core.config import Config
 from tunewright.core.errors import data_error
 from tunewright.core.words import counted
 from tunewright.data.messages import Example
-from tunewright.data.structure import schema
+from tunewright.data.structure import schema, schema_file
+from tunewright.data.structure.bounded_patterns import SlowPattern
 from tunewright.data.structure.comparison import Rules
 from tunewright.data.structure.schema import INFERRED, Schema
+from tunewright.data.task import structured
 from tunewright.data.task.kind import Task
 from tunewright.data.task.tool_calls import TOOL_CALLS, has_valid_parameters, problem
 
@@ -26,8 +28,12 @@ def configured(config: Config, task: Task, train: Sequence[Example]) -> Task:
         "data.answer_schema": config.data.answer_schema and task.kind.value is None,
     }
     for name in (name for name, has_no_effect in given.items() if has_no_effect):
-        message = f"{name} has no effect for a {task.kind.name} task ({task.reason})."
-        raise data_error("DATA_FORMAT_MISMATCH", message, where=name, fix="leave it out.")
+        message, fix = f"{name} has no effect for a {task.kind.name} task ({task.reason}).", "leave it out."
+        if broken := structured.not_json(train) if task.kind.prompted else {}:
+            row, why = next(iter(broken.items()))
+            message = f"{len(broken)} of {len(train)} answers are not valid JSON, the first {train[row].where}: {why}."
+            fix = f"correct them; {name} has no effect on other answers."
+        raise data_error("DATA_FORMAT_MISMATCH", message, where=name, fix=fix)
     return replace(task, rules=rules, schema=_schema(config, task, train))
 
 
@@ -35,9 +41,12 @@ def _schema(config: Config, task: Task, train: Sequence[Example]) -> Schema | No
     if task.kind.value is None:
         return None
     if config.data.answer_schema:
-        return schema.load(config.data.answer_schema)
+        return schema_file.load(config.data.answer_schema)
     values = [value for e in train if (value := task.kind.value(e)) is not None]
     return Schema(INFERRED, schema.infer(values)) if values else None
+
+
+MOST_SLOW = 5  # answers on which a pattern may take too long
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,38 @@ class Violation:
 def violations(task: Task, examples: Sequence[Example]) -> list[Violation]:
     """Reference answers that violate the user's schema, or call tools in a way that their row does not allow."""
     if task.kind is TOOL_CALLS:
-        return [*_calls(examples), *_tools(examples)]
+        return [*_calls(examples), *_tools(examples), *_undeclared(examples)]
+    not_json = _not_json(task, examples)
     if task.schema is None or task.schema.source == INFERRED or task.kind.value is None:
-        return []
-    wrong = {i: text for i, e in enumerate(examples) if (text := task.schema.violation(task.kind.value(e)))}
+        return not_json
+    wrong: dict[int, str] = {}
+    slow = 0
+    for i, e in enumerate(examples):
+        try:
+            text = task.schema.checked(task.kind.value(e))
+        except SlowPattern as pattern:
+            slow, text = slow + 1, f"the pattern {pattern} takes too long"
+            if slow == MOST_SLOW:
+                message = f"the pattern {pattern} takes too long on {slow} answers, the last of them {e.where}."
+                fix = "avoid repetitions within repetitions in it."
+                raise data_error("DATA_SCHEMA", message, where=task.schema.source, fix=fix) from None
+        if text:
+            wrong[i] = text
     what = counted(len(wrong), "answer does not satisfy", "answers do not satisfy")
-    return _violation("SCHEMA_VIOLATED", f"{what} data.answer_schema; the first:", wrong)
+    return [*not_json, *_violation("SCHEMA_VIOLATED", f"{what} data.answer_schema; the first:", wrong)]
+
+
+def _not_json(task: Task, examples: Sequence[Example]) -> list[Violation]:
+    """The answers that are not JSON, where most are or look like it."""
+    wrong = structured.not_json(examples) if task.kind.prompted else {}
+    if not wrong:
+        return []
+    what = f"{len(wrong)} of {len(examples)} are not valid JSON"
+    if task.kind is not structured.JSON:
+        what = f"most answers look like JSON, but {what}, so all are compared as a {task.kind.name} task"
+    else:
+        what = f"of the answers, {what}"
+    return _violation("ANSWERS_NOT_JSON", f"{what}; the first:", wrong)
 
 
 def _calls(examples: Sequence[Example]) -> list[Violation]:
@@ -82,7 +117,14 @@ def _tools(examples: Sequence[Example]) -> list[Violation]:
     return _violation("TOOLS_INVALID", message, wrong)
 
 
+def _undeclared(examples: Sequence[Example]) -> list[Violation]:
+    rows = {i: "" for i, e in enumerate(examples) if e.messages[-1].tool_calls and not e.prompt.tools}
+    what = counted(len(rows), "row calls", "rows call")
+    message = f"{what} tools without declaring any (field tools): the prompt does not offer them, and arguments are not"
+    return _violation("TOOLS_MISSING", f"{message} checked", rows)
+
+
 def _violation(code: str, message: str, wrong: dict[int, str]) -> list[Violation]:
     if not wrong:
         return []
-    return [Violation(code, f"{message} {next(iter(wrong.values()))}", tuple(wrong))]
+    return [Violation(code, f"{message} {next(iter(wrong.values()))}".rstrip(), tuple(wrong))]

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from tunewright.core import pii
 from tunewright.data import corpus_metrics, metrics
 from tunewright.data.messages import Chat, Example, Json
 from tunewright.data.metrics import METRICS, Kind
@@ -107,6 +108,24 @@ def _detect_json(examples: Sequence[Example]) -> Task | None:
         return None
     names = " or ".join(sorted(kinds, reverse=True))
     return Task(JSON, METRICS["field_f1"], f"{kinds.total()} of {len(examples)} answers are JSON {names}")
+
+
+def not_json(examples: Sequence[Example]) -> dict[int, str]:
+    """The rows whose answer is not JSON, with the reason, if at least half of the answers are or look like it."""
+    texts = [unfenced(e.target).strip() for e in examples]
+    if sum(text[:1] + text[-1:] in ("{}", "[]") for text in texts) < len(texts) / 2:
+        return {}
+    return {i: _why_not_json(text) for i, text in enumerate(texts) if JSON_NOTATION.strict(text) is None}
+
+
+def _why_not_json(text: str) -> str:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"{error.msg.lower()} at `{pii.excerpt(text, error.pos)}`"
+    except (ValueError, RecursionError):
+        pass
+    return "neither an object nor a list, or nested too deeply, or with NaN"
 
 
 def _detect_yaml(examples: Sequence[Example]) -> Task | None:
