@@ -20,7 +20,9 @@ def test_problems_of_one_cause_are_one_line() -> None:
         "Fix: write a text.",
         "[DATA_FIELD_TYPE] a.jsonl:50: it is a number. Fix: write a text.",
     ]
-    different = [Problem("DATA_LABEL", f"label {i}.", f"a.jsonl:{i}") for i in range(30)]
+    different = [Problem("DATA_LABEL", f"label {'abcdefghijklmnopqrstuvwxyzäöüß'[i]}.", f"a:{i}") for i in range(30)]
+    numbers = [Problem("DATA_LABEL", f"'a' is {n / 7} ({n}).", f"a:{n}") for n in range(1, 30)]
+    assert len(str(DataError(numbers)).splitlines()) == 1, "values of rows make no difference"
     assert str(DataError([*different, *same])).endswith("... and 50 more (use --json to see them all)")
 
 

@@ -34,7 +34,7 @@ def check(
         _check_page(page)
     data = dataset.load(config_of(source, settings, None))
     if data.task.labels and not as_json:
-        time = "takes seconds for thousands of rows, about a minute for 50,000"
+        time = "takes seconds for thousands of rows, minutes for tens of thousands"
         typer.secho(f"looking for wrong labels ({time}) ...", dim=True, err=True)
     audit = data.audit_json()
     record = Audit.model_validate(audit, strict=False)

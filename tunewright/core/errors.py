@@ -14,6 +14,7 @@ Codes are stable API: ``CODES`` lists them, and a test keeps the table and the c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -198,15 +199,18 @@ class DataError(TunewrightError):
         self.problems = tuple(problems)
         alike: dict[tuple[str, str, str], list[Problem]] = {}
         for p in self.problems:
-            alike.setdefault((p.code, p.message, p.fix), []).append(p)
+            alike.setdefault((p.code, _QUOTED.sub("", p.message), p.fix), []).append(p)
         lines = [_together(same) for same in list(alike.values())[:MAX_SHOWN_PROBLEMS]]
         if hidden := sum(map(len, list(alike.values())[MAX_SHOWN_PROBLEMS:])):
             lines.append(f"... and {hidden} more (use --json to see them all)")
         Exception.__init__(self, "\n".join(lines))
 
 
+_QUOTED = re.compile(r"\(.*?\)|`[^`]*`|\d[\d.]*")  # values of rows in messages
+
+
 def _together(same: Sequence[Problem]) -> str:
-    """Problems that differ in nothing but their places, as one line."""
+    """Problems that differ in nothing but their places and the values that they quote, as one line: the first's."""
     if len(same) == 1:
         return str(same[0])
     others = ", ".join(p.where for p in same[1:4]) + (", ..." if len(same) > 4 else "")

@@ -39,7 +39,8 @@ def _advice(raw: bytearray, codec: str, at: int) -> tuple[str, str]:
     if not guess or guess == codec:
         return f"{message}.", "set data.encoding=... to the encoding of the file."
     if guess == WESTERN:  # other lines, and other files, may be UTF-8
-        return f"{message}; it looks like {guess}.", f"set data.encoding={AUTO}, which decides line by line."
+        message = f"the line is not valid {codec.upper()}; it looks like {guess}."
+        return message, f"set data.encoding={AUTO}, which decides line by line."
     return f"the file looks like {guess.upper()}.", f"set data.encoding={guess}."
 
 

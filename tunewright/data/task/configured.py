@@ -87,11 +87,9 @@ def _not_json(task: Task, examples: Sequence[Example]) -> list[Violation]:
     wrong = structured.not_json(examples) if task.kind.prompted else {}
     if not wrong:
         return []
-    what = f"{len(wrong)} of {len(examples)} are not valid JSON"
+    what = f"{len(wrong)} of {len(examples)} answers are not valid JSON"
     if task.kind is not structured.JSON:
-        what = f"most answers look like JSON, but {what}, so all are compared as a {task.kind.name} task"
-    else:
-        what = f"of the answers, {what}"
+        what = f"most answers look like JSON, but {what}, so this is a {task.kind.name} task"
     return _violation("ANSWERS_NOT_JSON", f"{what}; the first:", wrong)
 
 
