@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from judging import transformers_generate
 from workloads import Workload, rows
 
@@ -73,7 +74,21 @@ def timed(model: LanguageModel, prompts: list[list[int]], rounds: int) -> dict[s
     return seconds
 
 
-def speed_line(label: str, seconds: dict[str, dict[str, list[float]]], batch: int) -> str:
+def products(model: LanguageModel, batch: int) -> float:
+    """CPU time, in milliseconds, of the products of a step with the base weights alone: a step cannot take less."""
+    weights = [layer.base.weight for layer in adapters.adapted(model.module).values()] + [model.head_VD]
+    inputs = {w.shape[1]: torch.randn(batch, w.shape[1], dtype=w.dtype) for w in weights}
+    times: list[float] = []
+    for _ in range(8):
+        start = time.process_time()
+        for w in weights:
+            x = inputs[w.shape[1]]
+            torch.mv(w, x[0]) if batch == 1 and w.dtype == torch.float32 else F.linear(x, w)
+        times.append(1e3 * (time.process_time() - start))
+    return statistics.median(times[1:])
+
+
+def speed_line(label: str, seconds: dict[str, dict[str, list[float]]], batch: int, least: float) -> str:
     def rate(name: str) -> float:
         return statistics.median(batch * NEW / t for t in seconds[name]["all"])
 
@@ -85,7 +100,8 @@ def speed_line(label: str, seconds: dict[str, dict[str, list[float]]], batch: in
         return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
     rates = " | ".join(f"{rate(name):.1f}" for name in (THEIRS, BEFORE, AFTER))
-    return f"| {label} | {rates} | {ratio(BEFORE)} | {ratio(THEIRS)} | {step(BEFORE):.1f} | {step(AFTER):.1f} |"
+    steps = f"{step(BEFORE):.1f} | {step(AFTER):.1f} | {least:.1f}"
+    return f"| {label} | {rates} | {ratio(BEFORE)} | {ratio(THEIRS)} | {steps} |"
 
 
 def speeds(models: dict[str, LanguageModel], rounds: int) -> None:
@@ -95,15 +111,17 @@ def speeds(models: dict[str, LanguageModel], rounds: int) -> None:
     prompts = [r["ids"][:100] for r in rows(PROMPTS, 8, tokenizer)]
     print(
         "Tokens per second of CPU time, prompt included (median), its ratio to the others (median and range of the "
-        "rounds), and CPU time of a step after the first token (milliseconds).\n\n"
-        "| dtype, rows, threads | generate | modules | fused | over modules | over generate | step, modules | fused |\n"
-        "|---|---|---|---|---|---|---|---|"
+        "rounds); CPU time of a step after the first token, and of its products with the base weights alone, below "
+        "which no step is (milliseconds).\n\n"
+        "| dtype, rows, threads | generate | modules | fused | over modules | over generate | step, modules | fused | "
+        "products |\n|---|---|---|---|---|---|---|---|---|"
     )
     for dtype, model in models.items():
         for batch, threads in ((1, 1), (8, 1), (1, 2), (8, 2)):
             torch.set_num_threads(threads)
             seconds = timed(model, prompts[:batch], rounds)
-            print(speed_line(f"{dtype}, {batch}, {threads}", seconds, batch), flush=True)
+            least = products(model, batch)
+            print(speed_line(f"{dtype}, {batch}, {threads}", seconds, batch, least), flush=True)
 
 
 def answers(models: dict[str, LanguageModel], count: int) -> None:
