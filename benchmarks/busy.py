@@ -3,8 +3,9 @@ installer and a compiler, and with little memory left.
 
     python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--ways NAME ...]
 
-"training" and "decoding" are what a run does (`tunewright.train.crowding`). Times are divided by the median of the
-undisturbed steps of the same round.
+"training" and "decoding" are what a run does (`tunewright.train.crowding`). "one thread" never waits for another, so it
+shows what the part of the cores that the scheduler gives to this process allows. Times are divided by the median of the
+undisturbed steps of the same round, of all threads.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def setup(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     if not file.exists():
         file.write_text(json.dumps(rows(WORKLOAD, 64, AutoTokenizer.from_pretrained(model))))
     base = {"name": name, "folder": str(folder), "rows": str(file), "model": str(model), "batch": WORKLOAD.batch}
-    return {**base, "lr": 1e-4, "dtype": "bfloat16", "layout": "shared", "threads": machine.cores(), **more}
+    return {**base, "lr": 1e-4, "dtype": "bfloat16", "layout": "shared", **more}
 
 
 def taken(subject: Subject, steps: int) -> Iterator[float]:
@@ -110,21 +111,27 @@ def taken(subject: Subject, steps: int) -> Iterator[float]:
             return
 
 
-def measure(start: Callable[[], Subject], steps: int, rounds: int, only: list[str]) -> dict[str, list[float]]:
-    """Seconds of each step over the undisturbed median of its round, by neighbours."""
-    ratios: dict[str, list[float]] = {name: [] for name in ("nothing", *only)}
-    subject = start()
-    subject.step()
+Ratios = dict[str, list[float]]
+
+
+def measure(start: Callable[[int], Subject], steps: int, rounds: int, only: list[str]) -> tuple[Ratios, Ratios]:
+    """Seconds of each step over the undisturbed median of its round, by neighbours: of all threads, and of one."""
+    ratios: tuple[Ratios, Ratios] = ({}, {})
+    subjects = (start(machine.cores()), start(1))
+    for subject in subjects:
+        subject.step()
     for _ in range(rounds):
-        quiet = list(taken(subject, steps))
-        middle = statistics.median(quiet)
-        ratios["nothing"] += [s / middle for s in quiet]
-        for name in only:
-            with beside(NEIGHBOURS[name]):
-                ratios[name] += [seconds / middle for seconds in taken(subject, steps)]
-            subject.step()
-            subject.step()
-    subject.end()
+        middle = 0.0
+        for name in ("nothing", *only):
+            with beside(NEIGHBOURS.get(name, [])):
+                for subject, its in zip(subjects, ratios, strict=True):
+                    seconds = list(taken(subject, steps))
+                    middle = middle or statistics.median(seconds)
+                    its.setdefault(name, []).extend(s / middle for s in seconds)
+            subjects[0].step()
+            subjects[0].step()
+    for subject in subjects:
+        subject.end()
     return ratios
 
 
@@ -137,16 +144,14 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tunewright-busy-") as scratch:
         folder = Path(scratch)
-        results = {
-            way: measure(
-                lambda more=more, way=way: Subject(Path(sys.executable), HERE / "ours.py", setup(folder, way, **more)),
-                asked.steps,
-                asked.rounds,
-                asked.only,
-            )
-            for way, more in WAYS.items()
-            if way in asked.ways
-        }
+        results: dict[str, Ratios] = {}
+        for way in asked.ways:
+
+            def start(threads: int, way: str = way) -> Subject:
+                given = setup(folder, f"{way}-{threads}", **WAYS[way], threads=threads)
+                return Subject(Path(sys.executable), HERE / "ours.py", given)
+
+            results[way], results[f"{way}, one thread"] = measure(start, asked.steps, asked.rounds, asked.only)
     print("| beside | " + " | ".join(results) + " |\n" + "|---" * (len(results) + 1) + "|")
     for name in ("nothing", *asked.only):
         cells = [f"{statistics.median(r[name]):.2f} (worst {max(r[name]):.2f})" for r in results.values()]

@@ -15,11 +15,13 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 from tunewright.core.errors import RunError
 from tunewright.data.messages import Json
 from tunewright.export.consumers.answers import Answered
-from tunewright.judge.arms.openai_endpoint import TIMEOUT_SECONDS, Endpoint
+from tunewright.judge.arms.openai_endpoint import Endpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TIMEOUT_SECONDS = 600.0  # some programs write a token per second on a CPU that others use
+CONNECT_SECONDS = 30.0
 NAMES = {"llamacpp": "llama-server", "vllm": "vLLM", "sglang": "SGLang"}
 # Beside OpenAI's parameters: vLLM shows token ids, llama-server does not answer from its cache.
 EXTRAS: dict[str, Json] = {"return_token_ids": True, "cache_prompt": False}
@@ -183,7 +185,8 @@ class Server:
 def connect(endpoint: Endpoint, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Iterator[Server]:
     """The server at a URL, with or without its /v1. If no model is named, its only one. Raises REMOTE_FAILED."""
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    with httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS, trust_env=not _is_local(endpoint.url)) as client:
+    timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
+    with httpx.Client(headers=headers, timeout=timeout, trust_env=not _is_local(endpoint.url)) as client:
         # /v1 first: llama-server also lists its models at its root, where /completions is not OpenAI's.
         given, endpoint = endpoint, replace(endpoint, url=f"{endpoint.url.removesuffix('/v1')}/v1")
         response = send(client, "GET", f"{endpoint.url}/models")
