@@ -46,7 +46,7 @@ def losses(run: Path) -> list[str]:
     checks: list[dict[str, Any]] = json.loads((run / "export.json").read_text(encoding="utf-8"))
     metric = json.loads((run / "verdict.json").read_text(encoding="utf-8"))["metric"]
     rows = [
-        f"| type | MB | tensors | KL (nats) | same likeliest token | {metric} on dev, difference |",
+        f"| type | MB | tensors | KL (nats) | top-1 agreement | {metric} on dev, difference |",
         "|---|---|---|---|---|---|",
     ]
     for check in checks:

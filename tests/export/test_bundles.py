@@ -72,7 +72,8 @@ def test_the_ollama_bundle_serves_the_run(tmp_path: Path, labelled: api.Result) 
     parameters = json.loads((folder / "params").read_text())
     assert parameters == {"temperature": 0, "num_ctx": int(values["num_ctx"]), "stop": ["<|im_end|>"]}
     assert (folder / "system").read_text(encoding="utf-8") == "warm or cold?"
-    assert "{{ .System }}" in (folder / "template").read_text(encoding="utf-8")
+    go = (folder / "template").read_text(encoding="utf-8")
+    assert go.startswith("{{ if .System }}<|im_start|>system"), "the BOS token that nobody else writes"
     readme = (folder / "README.md").read_text(encoding="utf-8")
     rendered = render(source.template, Prompt((Message("system", "warm or cold?"), Message("user", "Ping?"))), True)
     assert json.dumps(rendered) in readme
@@ -141,7 +142,10 @@ def test_the_scripts_start_servers_with_the_numbers_of_the_run(tmp_path: Path, l
     assert value(lora, "--max-lora-rank") == "16", "the next rank that vLLM accepts"
     for path in (value(lora, "--chat-template"), value(llama, "-m"), "merged", "adapter"):
         assert (source.run.path / path).exists()
-    request = (folder / "README.md").read_text(encoding="utf-8").split(" -d ")[1]
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert "http://localhost:8080/" in readme, "the port of the first script"
+    assert "adapter, merged, gguf" in readme, "what the scripts read"
+    request = readme.split(" -d ")[1]
     body = json.loads(shlex.split(request.split("\n```")[0])[0])
     assert body["messages"][0] == {"role": "system", "content": "warm or cold?"}
     assert body["chat_template_kwargs"] == {"enable_thinking": False}

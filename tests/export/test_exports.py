@@ -63,6 +63,30 @@ def test_export_settings_of_a_run_can_be_changed_and_no_others(tmp_path: Path, p
     assert "CONFIG_CONFLICT" in refused.stderr
 
 
+def test_a_run_whose_rows_have_moved_continues(tmp_path: Path, proved: Path) -> None:
+    """If their content is the same; the report is written again after other exports."""
+    run = copied(proved, tmp_path)
+    rows = Path(str(load(run / "config.yaml").data.train))
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_bytes(rows.read_bytes())
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(str(rows), "/nowhere/rows.jsonl"))
+    lost = cli("report", "r", cwd=tmp_path)
+    assert (lost.returncode, "data.train=FILE" in lost.stderr) == (2, True)
+    other = tmp_path / "other.jsonl"
+    first, *rest = rows.read_text().splitlines()
+    other.write_text("\n".join([first, *rest[:-1]]) + "\n")
+    assert "RESUME_MISMATCH" in cli("report", "r", f"data.train={other}", cwd=tmp_path).stderr
+    done = cli("report", "r", "data.train=elsewhere.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load(run / "config.yaml").data.train == str(elsewhere)
+    written = (run / "export.json").stat().st_mtime_ns
+    assert cli("export", "r", cwd=tmp_path).returncode == 0
+    assert (run / "export.json").stat().st_mtime_ns == written, "exports do not depend on where the rows are"
+    assert cli("export", "r", "export.to=[adapter]", cwd=tmp_path).returncode == 0
+    assert (run / "report.html").exists()
+
+
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_the_code_of_the_card_runs_on_another_machine(
     tmp_path: Path, labelled: api.Result, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -99,6 +123,6 @@ def test_a_run_that_was_judged_in_bfloat16_is_exported_in_it(
     assert (adapter["reproduced"]["dtype"], merged["reproduced"]["dtype"]) == ("float32", "bfloat16")
     assert {c["reproduced"]["rows"] for c in (adapter, merged)} == {3}
     card = (run.path / "adapter" / "README.md").read_text()
-    assert "In float32, it was given 3 of the held-out rows again (the verdict was computed in bfloat16)" in card
+    assert "Rerun in float32 on 3 held-out rows (the verdict was computed in bfloat16)" in card
     done = cli("export", str(run.path), "export.rows=0", "--json", cwd=tmp_path)
     assert all("reproduced" not in check for check in json.loads(done.stdout))

@@ -159,7 +159,7 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert re.findall(r"Stored as (\w+)\.", body) == [check.dtype for check in mine]
     assert ("llama.cpp splits all 12 rows of the run into the trained model's tokens." in body) is (kind == "gguf")
     compile(code, "card", "exec")
-    assert ("**18 of 20** answers are those of the verdict; accuracy 0.6500, in the verdict 0.7000" in body) is (
+    assert ("**18 of 20** answers equal those behind the verdict; accuracy 0.6500, in the verdict 0.7000" in body) is (
         kind == "adapter"
     )
     assert ("- vLLM 0.32.0 (2026-11-28): the trained model's answers; 9 of 9 texts" in body) is (kind == "merged")

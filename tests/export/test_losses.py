@@ -122,9 +122,16 @@ def test_to_adds_exports_and_what_they_are_made_from(to: str, settings: list[str
         ("ggfu", "'ggfu'.*gguf:f16,q8_0"),
         ("mlx:f16", "'mlx:f16'"),
         ("f16", "'f16'"),
-        ("gguf:f17", "'gguf:f17'"),
+        ("gguf:f17", "'f17' is not a type of GGUF.*q4_k_m"),
+        ("llama_server", "did you mean llama-server"),
+        ("GGUF", "did you mean gguf"),
     ],
 )
 def test_an_unknown_name_is_refused_with_what_to_do(to: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         export_kinds.settings(to, BEFORE)
+
+
+def test_a_type_is_added_to_those_that_were_written() -> None:
+    assert export_kinds.settings("gguf:q8_0", BEFORE, ["f16"])[1] == "export.gguf=[f16, q8_0]"
+    assert export_kinds.settings("gguf", BEFORE, ["f16"]) == ["export.to=[adapter, merged, gguf]"]

@@ -280,6 +280,9 @@ def test_what_is_missing_or_refused_is_one_line(tmp_path: Path, labelled: api.Re
             True,
             False,
         )
+    for name in ("lots", "me/lo ts", "a/b/c"):
+        wrong = cli("push", "labels", name, "--dry-run", *BASE, cwd=tmp_path)
+        assert (wrong.returncode, "[CONFIG_RANGE] REPO:" in wrong.stderr) == (2, True)
     local = cli("push", "labels", "me/lots", cwd=tmp_path)
     assert (local.returncode, "[PUSH_BASE]" in local.stderr, "--base OWNER/NAME" in local.stderr) == (2, True, True)
     absent = cli("push", "labels", "me/lots", "--kind", "gguf", *BASE, cwd=tmp_path)

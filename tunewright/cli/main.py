@@ -129,6 +129,9 @@ def _print_record(name: str, runner: Runner, as_json: bool) -> None:
         typer.echo(f"next: tunewright run {run.path}")
     else:
         typer.echo(str(file if name == "report" else run.path))
+        if name == "export" and (run.path / "serve" / "llama-server.sh").exists():
+            typer.echo(f"next: sh {run.path}/serve/llama-server.sh")
+            typer.echo(f"then: tunewright verify {run.path} --at http://localhost:8080")
 
 
 _stage("plan", "Run up to the plan: every number that training uses, with its reason.")
@@ -217,14 +220,17 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Run up to the exports: write, reload and verify them."""
-    given = settings or []
+    given, existing = settings or [], _existing(source, root)
     if to is not None:
         from tunewright.cli import export_kinds
+        from tunewright.core import records
 
-        existing = _existing(source, root)
         before = config_of(str(existing.path) if existing else source, given, None)
-        given = [*given, *export_kinds.settings(to, before.export.to)]
-    _print_record("export", _advance(source, given, model, name, root, quiet or as_json, "export"), as_json)
+        checks = (records.existing(existing.export, records.EXPORTS) if existing else None) or ()
+        written = [check.dtype for check in checks if check.kind == "gguf"]
+        given = [*given, *export_kinds.settings(to, before.export.to, written)]
+    until = "report" if existing and given and existing.report.exists() else "export"
+    _print_record("export", _advance(source, given, model, name, root, quiet or as_json, until), as_json)
 
 
 _stage("report", "Run up to the report.")
@@ -298,6 +304,9 @@ def doctor(
             typer.echo(f"{key:<22}{value}")
 
 
+CHANGEABLE = ("export.", "data.train=", "data.dev=", "data.test=")  # settings of an existing run: its files may move
+
+
 def _advance(
     source: str,
     settings: list[str] | None,
@@ -313,11 +322,11 @@ def _advance(
     from tunewright.core.errors import ConfigError
 
     console, existing = Console(quiet), _existing(source, root)
-    fixed = [s for s in settings or [] if not s.startswith("export.")]
+    fixed = [s for s in settings or [] if not s.startswith(CHANGEABLE)]
     if existing is not None and (fixed or model or name):
         raise ConfigError(
             "CONFIG_CONFLICT",
-            "of an existing run, only the export settings can be changed.",
+            "of an existing run, only the export settings and the names of its data files can be changed.",
             where=source,
             fix="omit the other settings, or start a new run from its config.yaml.",
         )

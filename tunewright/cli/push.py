@@ -35,6 +35,7 @@ def push(
     from tunewright.core import run_folder
     from tunewright.export import hub
 
+    hub.require_name(repo)
     with hub.staged(run_folder.find(root, run), kind, repo, base, license) as folder:
         if not allow_private:
             hub.require_public(folder)

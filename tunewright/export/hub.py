@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tunewright.core import pii, records, run_folder
 from tunewright.core.config import Config, load
-from tunewright.core.errors import RunError
+from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.locations import is_hub_model
 from tunewright.core.records import EXPORTS, AdapterNote, Receipt, Verdict
 from tunewright.core.run_folder import Run
@@ -53,6 +53,20 @@ def staged(run: Run, kind: str, repo: str, base: str | None, license_: str | Non
         text = card.for_hub(run, checks, (source / "README.md").read_text(encoding="utf-8"), base, repo)
         run_folder.write_atomic(folder / "README.md", _card(run, kind, base.partition("@")[0], license_, text))
         yield folder
+
+
+def require_name(repo: str) -> None:
+    """Raises CONFIG_RANGE unless the name is OWNER/NAME."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        valid = "/" in repo
+    except HFValidationError:
+        valid = False
+    if not valid:
+        fix = "write OWNER/NAME, with letters, digits, - _ and . in both."
+        raise ConfigError("CONFIG_RANGE", f"{repo!r} is not the name of a repository.", where="REPO", fix=fix)
 
 
 def upload(folder: Path, repo: str, kind: str, private: bool) -> str:

@@ -18,7 +18,7 @@ from tunewright.runtime.models import Models
 @dataclass(frozen=True)
 class Context:
     """An open run. ``command``: the command that started it, for the receipt. ``created``: the folders that it
-    created. ``export_settings``: settings of ``config`` that its config file does not have yet."""
+    created. ``new_settings``: settings of ``config`` that its config file does not have yet."""
 
     run: Run
     config: Config
@@ -26,7 +26,7 @@ class Context:
     command: str
     data: Dataset
     created: tuple[Path, ...] = ()
-    export_settings: tuple[str, ...] = ()
+    new_settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

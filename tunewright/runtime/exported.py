@@ -37,24 +37,25 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
     if not rows and not lossy:
         return check
     model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256)).model
+    name = f"{check.kind} {check.dtype}"
     if lossy:
         for both in (model, trained):
             both.module.to(work.inputs.machine.device)
-        results["loss"] = _loss(work, model, trained)
+        results["loss"] = _loss(work, model, trained, name)
         trained.module.to("cpu")
     if rows:
         dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
         model.module.to(work.inputs.machine.device, loading.torch_dtype(dtype))
         work.run.event("test_read", rows=len(rows), export=check.kind)
-        results["reproduced"] = _reproduced(work, model, rows, dtype)
+        results["reproduced"] = _reproduced(work, model, rows, dtype, name)
     return check.model_copy(update=results)
 
 
-def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str) -> Reproduced:
+def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str, name: str) -> Reproduced:
     """Its answers, compared with those of the verdict to the same rows."""
     tuned = weights.at_chosen_scale(work.run, work.plan)
     judged = work.answers.of(work.inputs.tuned, "test", tuned)[: len(rows)]
-    answered = _scores(work, model, rows)
+    answered = _scores(work, model, rows, name)
     same = sum(a.answer.text == b.answer.text for a, b in zip(answered, judged, strict=True))
     return Reproduced(
         rows=len(rows),
@@ -66,13 +67,13 @@ def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: st
     )
 
 
-def _loss(work: Work, model: LanguageModel, trained: LanguageModel) -> Loss:
+def _loss(work: Work, model: LanguageModel, trained: LanguageModel, name: str) -> Loss:
     rows, tuned = work.inputs.dev, weights.at_chosen_scale(work.run, work.plan)
     chosen = set(rows)
     sequences = [sequence for sequence in flat(work.inputs.rows["dev"]) if sequence.row in chosen]
-    with work.console.bar("predictions of the GGUF file", len(sequences), unit="rows") as tick:
+    with work.console.bar(f"{name}, predictions", len(sequences), unit="rows") as tick:
         d = kl.measure(model, sequences, [1.0], work.plan.layout, tick, trained)
-    answered, judged = _scores(work, model, rows), work.answers.of(work.inputs.tuned, "dev", tuned)
+    answered, judged = _scores(work, model, rows, name), work.answers.of(work.inputs.tuned, "dev", tuned)
     clusters, tokens = [work.data.cluster[i] for i in rows], int(d.tokens_R.sum())
     compared = work.protocol.compare([s.score for s in answered], [s.score for s in judged], clusters)
     return Loss(
@@ -87,7 +88,7 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel) -> Loss:
     )
 
 
-def _scores(work: Work, model: LanguageModel, rows: Sequence[int]) -> list[Score]:
+def _scores(work: Work, model: LanguageModel, rows: Sequence[int], name: str) -> list[Score]:
     examples = [work.data.examples[i] for i in rows]
-    with work.console.bar("answers of the export", len(rows), unit="rows") as tick:
+    with work.console.bar(f"{name}, answers", len(rows), unit="rows") as tick:
         return score_arm(work.inputs.tuned, examples, work.data.task, work.answers.answering(model), tick)

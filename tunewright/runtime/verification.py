@@ -90,11 +90,15 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
     """The record of one server. ``path``: of the export that it serves, relative to the run folder, if it is known;
     ``dtype``: rounding to it is allowed. Raises REMOTE_FAILED, and CONFIG_CONFLICT if the model overflows in
     ``dtype``."""
-    work.console.say(f"verify: {server.name} {server.version} answers {len(held_out) + 1} prompts")
+    work.console.say(f"verify: asking {server.name} {server.version}".rstrip())
     ids = [list(p.ids)[-export.CHECK_PROMPT_TOKENS :] for p in held_out]
     room = work.inputs.facts.context - export.NEW_TOKENS
     prompts = [*ids, list(itertools.islice(itertools.cycle(itertools.chain(*ids)), min(LONG, room)))]
-    answered = [server.complete(prompt, export.NEW_TOKENS) for prompt in prompts]
+    answered: list[Answered] = []
+    with work.console.bar("verify", len(prompts), unit="prompts") as tick:
+        for prompt in prompts:
+            answered.append(server.complete(prompt, export.NEW_TOKENS))
+            tick(1)
     conversations = list(_encoded(work, server, zip(held_out, answered, strict=False)))
     work.console.say("verify: comparing with the trained model, in float32")
     model = export.trained_model(work.run, work.plan, work.inputs.facts, torch.float32)

@@ -110,7 +110,7 @@ def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
 def _answers(r: Reproduced | None) -> str:
     if r is None:
         return ""
-    same = "" if r.same is None else f"{r.same} of {r.rows} answers of the verdict, "
+    same = "" if r.same is None else f"{r.same} of {r.rows} answers equal to the verdict's, "
     return f"{same}score {r.score:.4f} (verdict: {r.verdict:.4f}); "
 
 
@@ -119,8 +119,8 @@ def _lost(loss: Loss | None) -> str:
         return ""
     low, high = loss.interval
     return (
-        f"on {counted(loss.rows, 'dev row')}: KL {loss.kl:.1e} nats, {loss.same_likeliest:.1%} of likeliest tokens the "
-        f"same, score {loss.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+        f"on {counted(loss.rows, 'dev row')}: KL {loss.kl:.1e} nats, top-1 agreement {loss.same_likeliest:.1%}, "
+        f"score {loss.difference:+.4f} [{low:+.4f}, {high:+.4f}]"
     )
 
 

@@ -8,18 +8,19 @@ import datetime
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tunewright.core import records, run_folder
 from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
-from tunewright.core.errors import RunError, TrainError, TunewrightError
+from tunewright.core.errors import DataError, RunError, TrainError, TunewrightError
 from tunewright.core.locations import listed, searched_folder, title
 from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, ConsumerCheck, ExportCheck, NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
-from tunewright.data.remedies.prepared import pinned
+from tunewright.data.remedies.prepared import SIDES, pinned
 from tunewright.export import card, export, portable
 from tunewright.export.consumers.openai_server import Server
 from tunewright.export.kind import Dtype, TrainedRun
@@ -71,7 +72,7 @@ class Runner:
         with crowding.giving_way(), _remove_folder_on_user_error(self.context), run_folder.writing(run):
             if run.plan.exists():
                 self._check_inputs()
-            self._store_export_settings()
+            self._store_settings()
             with follow.following(run, self.context.config.track, self.context.console):
                 self._advance(until)
 
@@ -86,20 +87,21 @@ class Runner:
             if stage.name == until:
                 return
 
-    def _store_export_settings(self) -> None:
-        """Of a run that is continued with others, once it is known that they can be met. Exports and report are then
-        written again."""
+    def _store_settings(self) -> None:
+        """Of a run that is continued with others, once it is known that they can be met. After others of exports,
+        exports and report are written again."""
         context = self.context
-        if not context.export_settings:
+        if not context.new_settings:
             return
-        if context.run.plan.exists():
+        exports = load(context.run.config).export != context.config.export
+        if exports and context.run.plan.exists():
             work = self.work()
             export.require_supported(
                 TrainedRun(work.run, work.config, work.plan, work.inputs.facts, work.inputs.template)
             )
         run_folder.write_atomic(context.run.config, to_yaml(context.config))
-        context.run.event("export_settings", settings=list(context.export_settings))
-        for file in (context.run.export, context.run.report):
+        context.run.event("new_settings", settings=list(context.new_settings))
+        for file in (context.run.export, context.run.report) if exports else ():
             file.unlink(missing_ok=True)
 
     def adopt(self, plan: Plan) -> None:
@@ -205,13 +207,20 @@ def start(
     return Context(run, config, console, command, data, created=(*parents, run.path))
 
 
-def resume(run: Run, console: Console, command: str, export: Sequence[str] = ()) -> Context:
-    """An existing run, with the config that it started with. ``export``: new `export` settings, with paths relative to
-    the working directory."""
+def resume(run: Run, console: Console, command: str, settings: Sequence[str] = ()) -> Context:
+    """An existing run, with the config that it started with. ``settings``: new ones, of `export` or the names of files
+    that have moved, with paths relative to the working directory; receipt.check compares the files' content."""
     config = load(run.config)
-    changed = config.model_copy(update={"export": absolute(load(run.config, [*export])).export})
-    new = tuple(export) if changed != config else ()
-    return Context(run, changed, console, command, dataset.load(changed), export_settings=new)
+    given = absolute(load(run.config, [*settings]))
+    data = config.data.model_copy(update={side: getattr(given.data, side) for side in SIDES})
+    changed = config.model_copy(update={"export": given.export, "data": data})
+    new = tuple(settings) if changed != config else ()
+    try:
+        loaded = dataset.load(changed)
+    except DataError as error:
+        fix = f"if the file has moved: `tunewright report {run.path} data.train=FILE` (or data.dev, data.test)."
+        raise DataError([replace(p, fix=fix) if p.code == "DATA_NOT_A_FILE" else p for p in error.problems]) from None
+    return Context(run, changed, console, command, loaded, new_settings=new)
 
 
 def _same_config(run: Run, config: Config) -> Config:

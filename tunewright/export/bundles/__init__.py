@@ -1,4 +1,4 @@
-"""Bundles: folders for the programs of others, each made from a run's exports. A new one is a module with a `Bundle`,
+"""Bundles: folders for third-party programs, each made from a run's exports. A new one is a module with a `Bundle`,
 listed here."""
 
 from __future__ import annotations

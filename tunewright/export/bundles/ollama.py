@@ -38,7 +38,7 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
         write_atomic(folder / "system.json", json.dumps({"model": name, "from": name, "system": system}))
         commands.insert(1, f"{API}/create -d @system.json")
     parameters = {"temperature": 0, "num_ctx": inputs.context, "stop": inputs.stop}
-    go = inputs.linear.as_go(inputs.source.template.tokenizer.bos_token) if inputs.linear else ""
+    go = inputs.linear.as_go(_added_bos(inputs.source)) if inputs.linear else ""
     for title, content in {"params": json.dumps(parameters), "system": system, "template": go}.items():
         if content:
             write_atomic(folder / title, content)
@@ -52,6 +52,13 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
         rendered = json.dumps(template.render(inputs.source.template, prompt, True))
         notes.append(f"The last command must print `{rendered}`, the prompt that the model was trained on.")
     return Readme(f"{name} in Ollama", commands, notes)
+
+
+def _added_bos(source: TrainedRun) -> str:
+    """What Ollama itself puts before the text: the BOS token, if the GGUF file says so (add_bos_token)."""
+    tokenizer = source.template.tokenizer
+    ids = tokenizer("").input_ids
+    return str(tokenizer.bos_token) if ids and ids[0] == tokenizer.bos_token_id else ""
 
 
 def gguf_file(source: TrainedRun) -> Path | None:

@@ -15,11 +15,7 @@ from tunewright.export.templating import render
 
 PORTS = {"vllm": 8000, "vllm-lora": 8000, "sglang": 30000, "llama-server": 8080}
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-NOTES = (
-    "`PORT=... ./vllm.sh` chooses a port; further arguments are passed on. `vllm-lora` serves the adapter on its base.",
-    "Start one llama-server for each adapter in GGUF: with several `--lora`, a request that names none gets their sum.",
-    "The model was evaluated with greedy answers. Requests must send what the last command sends.",
-)
+ADAPTER_NOTE = "`vllm-lora.sh` serves the adapter on its base model, `vllm.sh` the merged weights."
 
 
 def write(inputs: BundleInputs, folder: Path) -> Readme:
@@ -33,10 +29,25 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
     chat = bool(template.tokenizer.chat_template)
     body: dict[str, object] = {"messages": inputs.messages("...")} if chat else {"prompt": "..."}
     body |= {"model": name, "temperature": 0, **({"chat_template_kwargs": template.kwargs} if template.kwargs else {})}
-    url = f"http://localhost:8000/v1/{'chat/completions' if chat else 'completions'}"
+    scripts = [file.name for file in sorted(folder.glob("*.sh"))]
+    first = scripts[0].removesuffix(".sh")
+    url = f"http://localhost:{PORTS[first]}/v1/{'chat/completions' if chat else 'completions'}"
     request = f"curl -s {url} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
-    scripts = [f"./{file.name}" for file in sorted(folder.glob("*.sh"))]
-    return Readme(f"{name}: servers", [*scripts, "docker compose --profile vllm up", request], NOTES)
+    ports = ", ".join(f"`{script}` listens on port {PORTS[script.removesuffix('.sh')]}" for script in scripts)
+    notes = (
+        f"Start one of them; each stays in the foreground. {ports}; `PORT=... ./{scripts[0]}` chooses another. Further "
+        "arguments are passed on.",
+        f"The scripts read the folders beside this one ({', '.join(_needed(inputs))}): copy these too.",
+        *((ADAPTER_NOTE,) if "vllm-lora.sh" in scripts else ()),
+        "The model was evaluated with greedy answers. Send requests in the form of the curl command above: the same "
+        "system message, temperature 0.",
+    )
+    commands = [*(f"./{script}" for script in scripts), "docker compose --profile vllm up", request]
+    return Readme(f"{name}: servers", commands, notes)
+
+
+def _needed(inputs: BundleInputs) -> list[str]:
+    return [kind for kind in ("adapter", "merged", "gguf") if kind in inputs.source.config.export.to]
 
 
 def _commands(inputs: BundleInputs) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ EXPLAINED = 0.1  # a mistake is the cause if this part of the difference is left
 
 # Cause -> what to do about it.
 FIXES = {
-    "adapter": "load the adapter, and ask for its name: --model NAME.",
+    "adapter": "serve the run's own export; if the server loads an adapter, ask for its name: --model NAME.",
     "bos": "write the BOS token once: in the chat template, or by the tokenizer (add_bos_token).",
     "context": "start the server with a longer context (llama-server -c, vLLM --max-model-len).",
     "model": "start the server with this run's export, or name its model: --model NAME.",

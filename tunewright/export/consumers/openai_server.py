@@ -201,6 +201,9 @@ def connect(endpoint: Endpoint, tokenizer: Callable[[], PreTrainedTokenizerBase]
         if not endpoint.model and len(names) != 1:
             what = f"it has several models: {', '.join(names)}" if names else "it does not list its models"
             raise failed(endpoint.url, what, "name the one with this run's export: --model NAME.")
+        if endpoint.model and names and endpoint.model not in names:  # llama-server answers to every name
+            fix = f"choose another --model: {', '.join(names)}."
+            raise failed(endpoint.url, f"it lists no model {endpoint.model}", fix)
         yield _recognised(replace(server.named(endpoint.model or names[0]), models=tuple(models)))
 
 
@@ -238,8 +241,11 @@ def send(client: httpx.Client, method: str, url: str, body: Mapping[str, Json] |
         return client.request(method, url, json=body)
     except httpx.TimeoutException:
         raise failed(url, f"no answer within {TIMEOUT_SECONDS:g} s") from None
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise failed(url, f"it cannot be reached: {error}", "start it, or check the address and the port.") from None
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        fix = "write the address with its protocol, such as http://localhost:8080."
+        raise failed(url, str(error).rstrip("."), fix) from None
+    except httpx.TransportError as error:
+        raise failed(url, str(error).rstrip("."), "start it, or check the address and the port.") from None
 
 
 def read(response: httpx.Response) -> _Reply:

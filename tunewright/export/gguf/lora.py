@@ -65,7 +65,7 @@ def reload(file: Path, base: Base) -> Reloaded:
 def snippet(place: Place) -> list[str]:
     return [
         "from llama_cpp import Llama  # pip install llama-cpp-python",
-        f"# base.gguf: {base_name(place.base)}",
+        f"# base.gguf: {base_name(place.base)}, made by llama.cpp's convert_hf_to_gguf.py",
         f'model = Llama("base.gguf", lora_path="{place.file}", n_ctx={place.context}, verbose=False)',
     ]
 
