@@ -140,3 +140,12 @@ def test_steps_are_taken_without_modules(monkeypatch: pytest.MonkeyPatch) -> Non
         fed.clear()
         greedy(model, [[1, 2, 3]], how)
         assert len(fed) == count
+
+
+def test_the_cache_is_passed_under_the_name_that_the_model_knows() -> None:
+    """transformers 5.24 renamed it, and warns about the old name."""
+
+    def old(self: object, past_key_values: object = None) -> None: ...
+    def new(self: object, cache: object = None) -> None: ...
+
+    assert (decoding.cache_argument(old), decoding.cache_argument(new)) == ("past_key_values", "cache")

@@ -10,6 +10,7 @@ key-value heads, K head width. In a step, one row may be a vector: (D,) instead 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ Pair = tuple[Tensor, Tensor]
 StepKernel = Literal["modules", "matrix", "vector"]
 
 
+@cache
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """The name of the argument of a transformers model that is its cache, which 5.24 renamed."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
 @dataclass
 class State:
     """A batch's cache of own tokens, and the prefix that its rows share (held once).
@@ -55,7 +62,8 @@ class State:
         position_BQ = self.next_B[:, None] + (real_BQ.cumsum(1) - 1).clamp(min=0)
         self.next_B = position_BQ[:, -1] + 1
         self.real_BT = torch.cat([self.real_BT, real_BQ], 1)
-        given = {"position_ids": position_BQ, "past_key_values": self.cache, "use_cache": True}
+        cache = cache_argument(type(self.model.decoder if self.model.plain_head else self.model.module).forward)
+        given = {"position_ids": position_BQ, cache: self.cache, "use_cache": True}
         if self.prefixed:
             new, own = ids_BQ.shape[1], self.real_BT.shape[1]
             order = torch.arange(own, device=ids_BQ.device)

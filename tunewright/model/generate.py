@@ -11,6 +11,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunewright.model import attention, forward
-from tunewright.model.decoding import FusedState, State
+from tunewright.model.decoding import FusedState, State, cache_argument
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import prompt_then_answer
@@ -64,7 +65,8 @@ def prefill(model: LanguageModel, ids: Sequence[int]) -> Prefix:
 
     cache = DynamicCache(config=model.module.config)
     device = model.device
-    model.decoder(torch.tensor([list(ids)], device=device), past_key_values=cache, use_cache=True)
+    given: dict[str, Any] = {cache_argument(type(model.decoder).forward): cache, "use_cache": True}
+    model.decoder(torch.tensor([list(ids)], device=device), **given)
     return Prefix(tuple(ids), tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))
 
 
