@@ -37,7 +37,7 @@ StepKernel = Literal["modules", "matrix", "vector"]
 
 
 @cache
-def cache_argument(forward: Callable[..., Any]) -> str:
+def cache_argument(forward: Callable[..., object]) -> str:
     """The name of the argument of a transformers model that is its cache, which 5.24 renamed."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +64,8 @@ def prefill(model: LanguageModel, ids: Sequence[int]) -> Prefix:
 
     cache = DynamicCache(config=model.module.config)
     device = model.device
-    given: dict[str, Any] = {cache_argument(type(model.decoder).forward): cache, "use_cache": True}
-    model.decoder(torch.tensor([list(ids)], device=device), **given)
+    own_name = cache_argument(type(model.decoder).forward)
+    model.decoder(torch.tensor([list(ids)], device=device), use_cache=True, **{own_name: cache})
     return Prefix(tuple(ids), tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))
 
 
