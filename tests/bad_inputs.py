@@ -234,6 +234,7 @@ DATA: list[tuple[int, str, str, bytes, str, str]] = [
     (69, "two tools of one name", "a.jsonl", tools({"name": "f"}, {"name": "f"}), "DATA_TOOL_CALL", "a.jsonl:1"),
     (69, "a tool that a server provides", "a.jsonl", tools({"type": "web_search"}), "DATA_TOOL_CALL", "a.jsonl:1"),
     (56, "Parquet, cut off", "a.parquet", parquet()[:-20], "DATA_NOT_TEXT", "a.parquet"),
+    (56, "Parquet, a name that is not UTF-8", "a.parquet", parquet().replace(b"label", b"labe\xec"), "DATA_NOT_TEXT", "a.parquet"),
     (56, "Parquet without rows", "a.parquet", parquet(0), "DATA_EMPTY", "a.parquet"),
     (57, "a call without a name", "a.jsonl", lines_of_chat({"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}), "DATA_TOOL_CALL", "a.jsonl:11"),
     (57, "arguments that are a list", "a.jsonl", lines_of_chat({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}), "DATA_TOOL_CALL", "a.jsonl:11"),

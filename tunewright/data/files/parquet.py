@@ -28,7 +28,7 @@ def items(raw: bytearray, name: str, how: FileSettings) -> Iterator[Item]:
     try:
         # in batches: a few bytes can stand for billions of equal values
         yield from of_batches(pq.ParquetFile(io.BytesIO(raw)).iter_batches(BATCH), name, how)
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeError) as error:  # the last: names and cells that are not UTF-8
         raise data_error(
             "DATA_NOT_TEXT",
             f"this is not a valid Parquet file: {(str(error).splitlines() or ['damaged'])[0]}",
