@@ -24,11 +24,8 @@ def check(
     page: Annotated[Path | None, typer.Option("--html", help="Also write the audit as an HTML page.")] = None,
 ) -> None:
     """Audit and split the data, without loading a model."""
-    from tunewright.core import run_folder
-    from tunewright.core.locations import title
     from tunewright.core.records import Audit
     from tunewright.data import dataset
-    from tunewright.report import build
 
     if page is not None:
         _check_page(page)
@@ -43,7 +40,7 @@ def check(
     else:
         _print(record, data)
     if page is not None:
-        run_folder.write_atomic(page, build.audit_page(record, title(source)))
+        _write_page(page, record, source)
         typer.echo(f"page: {page}", err=as_json)
 
 
@@ -62,6 +59,14 @@ def _check_page(page: Path) -> None:
     if not ours:
         message = "the file exists and is not a page of `tunewright check`; it is not overwritten."
         raise data_error("DATA_EXISTS", message, where=str(page), fix="choose another name.")
+
+
+def _write_page(page: Path, audit: Audit, source: str) -> None:
+    from tunewright.core import run_folder
+    from tunewright.core.locations import title
+    from tunewright.report import build
+
+    run_folder.write_atomic(page, build.audit_page(audit, title(source)))
 
 
 def _print(audit: Audit, data: Dataset) -> None:

@@ -1,8 +1,9 @@
-"""Counts in messages, with the noun in singular or plural; and texts of users on one line."""
+"""Counts in messages, with the noun in singular or plural; texts and names that users wrote."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Control characters, line ends, and what changes the direction of a text: in a name they could forge a line of output.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -16,6 +17,11 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 def on_one_line(text: str) -> str:
     """The text with such characters written as escapes."""
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first name that occurred before."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
 def listed_fields(unused: dict[str, int]) -> str:

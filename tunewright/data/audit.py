@@ -234,16 +234,17 @@ MOJIBAKE = re.compile("[\u00c2-\u00f4][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š�
 
 def _suspicious(examples: Sequence[Example]) -> list[Finding]:
     """Texts that would be trained on as they are, but were probably meant otherwise."""
-    marked = tuple(i for i, e in enumerate(examples) if MARKS.search(e.text))
-    garbled = tuple(i for i, e in enumerate(examples) if any(map(_is_mojibake, MOJIBAKE.findall(e.text))))
+    texts = [e.text for e in examples]
+    marks = {i: mark[0] for i, text in enumerate(texts) if (mark := MARKS.search(text))}
+    garbled = tuple(i for i, text in enumerate(texts) if any(map(_is_mojibake, MOJIBAKE.findall(text))))
     findings = []
-    if marked:
-        mark = next(iter(MARKS.findall(examples[marked[0]].text)))
+    if marks:
+        first = next(iter(marks.values()))
         message = (
-            f"{counted(len(marked), 'row contains', 'rows contain')} marks of a chat template ({mark}), which are read "
+            f"{counted(len(marks), 'row contains', 'rows contain')} marks of a chat template ({first}), which are read "
             "as ordinary text; give the messages, not the text that a template made of them"
         )
-        findings.append(Finding("warning", "TEMPLATE_MARKS", message, marked))
+        findings.append(Finding("warning", "TEMPLATE_MARKS", message, tuple(marks)))
     if garbled:
         message = (
             f"{counted(len(garbled), 'row seems', 'rows seem')} to be UTF-8 that was read as Windows-1252 (such as Ã© "

@@ -93,7 +93,7 @@ AUDIT_MARK = '<meta name="generator" content="tunewright check">'
 
 def audit_page(audit: Audit, name: str) -> str:
     """The audit alone, as `tunewright check --html` writes it."""
-    return page.render("audit.html.j2", audit=audit, name=name)
+    return page.render("audit.html.j2", audit=audit, name=name, mark=AUDIT_MARK)
 
 
 def _evidence(verdict: Verdict) -> dict[str, object]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.core.words import first_repeated
 from tunewright.data.files.rows import FileSettings, Item
 from tunewright.data.files.values import DROP, rows_of
 
@@ -44,16 +45,14 @@ def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
         elif extra := next((i for i in unnamed if cells[i : i + 1] and cells[i].strip()), None):
             message = f"column {extra + 1} has no name in the first line."
             yield Problem("DATA_CSV", message, where, f"name it, or {DROP.removeprefix('set ')}.")
-        elif len(cells) == len(header) > 1 and any(_looks_like_rows(c, delimiter, len(header)) for c in cells):
-            swallowed.append(line)
-            yield from rows_of(dict(zip(header, cells, strict=True)), where, how)
         elif len(cells) != len(header):
             message = f"the row has {len(cells)} cells, but the header has {len(header)}."
             fix = f"{DROP}, or quote cells that contain the separator."
             yield Problem("DATA_CSV", message, where, fix)
         else:
+            if len(header) > 1 and any(_looks_like_rows(c, delimiter, len(header)) for c in cells):
+                swallowed.append(line)
             yield from rows_of(dict(zip(header, cells, strict=True)), where, how)
-
     if swallowed:
         lines_named = ", ".join(map(str, swallowed[:5]))
         yield f"a cell contains lines that look like rows; is a quote missing? See the rows at line {lines_named}"
@@ -69,7 +68,7 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
     """The names of the columns. One without a name is named by its place: pandas writes its index so, Excel empty
     columns."""
     header = [c.strip() or f"column {i}" for i, c in enumerate(cells, 1)]
-    duplicate = next((h for i, h in enumerate(header) if h in header[:i]), None)
+    duplicate = first_repeated(header)
     if duplicate is not None:
         fix = "give every column a unique name in the first line."
         raise data_error("DATA_CSV", f"the column {duplicate!r} occurs twice.", where=where, fix=fix)

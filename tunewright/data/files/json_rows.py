@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.pii import excerpt
+from tunewright.core.words import first_repeated
 from tunewright.data.files.rows import FileSettings, Item
 from tunewright.data.files.values import DROP, FIXES, BadValue, rows_of
 from tunewright.data.remedies.change import Change
@@ -28,7 +29,7 @@ def _pairs(items: list[tuple[str, object]]) -> dict[str, object] | BadValue:
     value = dict(items)
     if len(value) == len(items):
         return value
-    duplicate = next(k for i, (k, _) in enumerate(items) if k in dict(items[:i]))
+    duplicate = first_repeated([k for k, _ in items]) or ""
     return BadValue("DATA_DUPLICATE_KEY", f"the key {duplicate[:40]!r} occurs twice in one object.")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunewright.core.errors import DataError, Problem, data_error
+from tunewright.core.words import first_repeated
 from tunewright.data.formats import message, notation
 from tunewright.data.formats.fields import decoded
 from tunewright.data.formats.notation import CALL_ROLES, ROLE, first
@@ -161,7 +162,7 @@ def _unpaired(messages: Sequence[Message]) -> tuple[str, str]:
         results = [r.call_id for r in itertools.takewhile(lambda r: r.role == "tool", messages[i + 1 :])]
         if not ids or not results or not all(results):
             continue
-        if twice := next((r for i, r in enumerate(results) if r in results[:i]), None):
+        if twice := first_repeated(results):
             return f"the tool call {twice!r} has two results.", fix
         if unknown := next((r for r in results if r not in ids), None):
             return f"no tool call has the id {unknown!r} of a result.", fix

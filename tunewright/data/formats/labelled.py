@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunewright.core.errors import data_error
+from tunewright.core.words import first_repeated
 from tunewright.data.formats import conversation, tools
 from tunewright.data.formats.chats import with_system
 from tunewright.data.formats.fields import required, text
@@ -67,7 +68,7 @@ def _check_several(given: Sequence[str], value: list[Json], name: str, where: st
     fix = "correct the list, or set data.invalid=drop."
     if inner := next((v for v in value if isinstance(v, list)), None):
         message = f"{name!r} contains a list ({str(inner)[:40]})."
-    elif twice := next((g for i, g in enumerate(given) if g in given[:i]), None):
+    elif twice := first_repeated(given):
         message = f"{name!r} has the label {twice!r} twice."
         if set(given) <= {"0", "1"}:
             fix = "if it has a 0 or a 1 for each label, set data.label_names to the names of all labels, in order."

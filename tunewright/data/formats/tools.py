@@ -9,6 +9,7 @@ arguments    an object, or the text of one
 from __future__ import annotations
 
 from tunewright.core.errors import DataError, data_error
+from tunewright.core.words import first_repeated
 from tunewright.data.files.values import type_name
 from tunewright.data.formats.fields import decoded
 from tunewright.data.messages import Json, Tool, ToolCall
@@ -25,8 +26,7 @@ def of_row(row: Row) -> tuple[Tool, ...]:
     if not isinstance(value, list):
         raise _problem(f"'tools' must be a list, not {type_name(value)}.", row.where, "write a list of functions.")
     tools = tuple(_tool(decoded(item, f"tools[{i}]", row.where), i, row.where) for i, item in enumerate(value))
-    names = [tool["function"]["name"] for tool in tools]
-    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+    if twice := first_repeated([tool["function"]["name"] for tool in tools]):
         raise _problem(f"two tools have the name {twice!r}.", row.where, "remove one, or set data.invalid=drop.")
     return tools
 
