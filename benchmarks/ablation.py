@@ -17,7 +17,7 @@ from peers import HERE, Bench
 from tables import ablation_table
 from workloads import CURVE, WORKLOADS, Workload
 
-from tunewright.train import machine
+from tunewright.system import machine
 
 # Each variant includes those above it. Passes are small where that is faster, and so that all fit into memory at once.
 SMALL = {"capacity": 1024}

@@ -3,9 +3,9 @@ installer and a compiler, and with little memory left.
 
     python benchmarks/busy.py [--steps 10] [--rounds 2] [--only NAME ...] [--ways NAME ...]
 
-"training" and "decoding" are what a run does (`tunewright.train.crowding`). "one thread" never waits for another, so it
-shows what the part of the cores that the scheduler gives to this process allows. Times are divided by the median of the
-undisturbed steps of the same round, of all threads.
+"training" and "decoding" are what a run does (`tunewright.system.crowding`). "one thread" never waits for another, so
+it shows what the part of the cores that the scheduler gives to this process allows. Times are divided by the median of
+the undisturbed steps of the same round, of all threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 from subject import Subject
 from workloads import Workload, rows
 
-from tunewright.train import machine
+from tunewright.system import machine
 
 HERE = Path(__file__).parent
 # Eight rows like those of the demo: some thirty common tokens, then eighty of their own, two thirds of them targets.

@@ -19,7 +19,7 @@ from peers import Bench
 from subject import Subject
 from workloads import WORKLOADS, Workload
 
-from tunewright.train import machine
+from tunewright.system import machine
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = ["classify-200", "tools-1500", "diverse", "equal"]

@@ -24,11 +24,11 @@ from tunewright.cli.demo import rows_file
 from tunewright.core.config import AdapterConfig, load
 from tunewright.data import dataset
 from tunewright.model import adapters, loading
-from tunewright.model.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, greedy
 from tunewright.model.language_model import LanguageModel
+from tunewright.system import machine
 from tunewright.tokens import rendering
 from tunewright.tokens.template import load_template
-from tunewright.train import machine
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m"

@@ -22,8 +22,8 @@ from workloads import WORKLOADS, rows
 
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, fused_llama, loading
-from tunewright.model.generate import Decoding, greedy, label_logprobs
-from tunewright.train import machine
+from tunewright.model.decoding.generate import Decoding, greedy, label_logprobs
+from tunewright.system import machine
 
 HERE = Path(__file__).parent
 CHUNK = 125

@@ -17,12 +17,13 @@ from tunewright.core.records import AdapterNote
 from tunewright.methods import METHODS, sft
 from tunewright.methods.method import Loss
 from tunewright.model import adapters, forward, fused_llama, loading, peft_format
-from tunewright.model.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, greedy
 from tunewright.model.language_model import LanguageModel
+from tunewright.system import crowding, machine
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow, single
-from tunewright.train import crowding, machine, profile
+from tunewright.train import profile
 from tunewright.train.step import make_learner, take_step
 
 
@@ -106,7 +107,7 @@ def main() -> None:
         nonlocal crowd
         if setup.get("adaptive"):
             crowd = crowding.adapted(crowd)
-            crowding.use(crowd)
+            crowding.use(crowd.threads)
         return take_step(student, rows, plan, number).loss
 
     with crowding.giving_way() if setup.get("give_way") else contextlib.nullcontext():

@@ -17,8 +17,8 @@ from workloads import WORKLOADS, rendered, rows
 
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, attention, forward, fused_llama, loading
+from tunewright.system import machine
 from tunewright.tokens.packing import to_microbatch
-from tunewright.train import machine
 
 HEADS, GROUPS, WIDTH = 9, 3, 64
 

@@ -25,7 +25,7 @@ from subject import Subject
 from tables import curves_disagree, peers_table
 from workloads import CURVE, WORKLOADS, Workload, rendered, rows
 
-from tunewright.train import machine
+from tunewright.system import machine
 
 HERE = Path(__file__).parent
 PEERS = HERE / ".venv" / "bin" / "python"

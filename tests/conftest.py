@@ -24,7 +24,7 @@ from build import FLAGS, byte_tokenizer, cli, tiny_model, write_chat_rows
 from tunewright import api
 from tunewright.export import reload_check
 from tunewright.stages import process, worker
-from tunewright.train import machine
+from tunewright.system import machine
 
 Shared = Callable[[str, Callable[[Path], object]], Path]
 

@@ -20,6 +20,7 @@ FOLDERS = [
     "core",
     "data",
     "tokens",
+    "system",
     "model",
     "methods",
     "train",

@@ -10,7 +10,7 @@ import torch
 from build import gradients, with_adapter
 
 from tunewright.model import fused_llama
-from tunewright.model.generate import Decoding, greedy, label_logprobs
+from tunewright.model.decoding.generate import Decoding, greedy, label_logprobs
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TokenSequence
 

@@ -16,8 +16,8 @@ import torch
 from tunewright.core.errors import ModelError
 from tunewright.data.messages import Chat, Message, question
 from tunewright.model import forward, loading
+from tunewright.model.decoding.generate import Decoding, greedy
 from tunewright.model.facts import read_facts
-from tunewright.model.generate import Decoding, greedy
 from tunewright.tokens import packing, rendering
 from tunewright.tokens.template import load_template
 

@@ -26,8 +26,9 @@ from tunewright.model.facts import Facts, read_facts
 from tunewright.runtime import inputs
 from tunewright.stages import plan
 from tunewright.stages.probes import paired
+from tunewright.system import machine
 from tunewright.tokens.packing import step_rows
-from tunewright.train import machine, planning
+from tunewright.train import planning
 
 Folder = Callable[[str], Path]
 BASE = {"threads": 1, "train.dtype": "float32", "train.batch_size": 4, "data.train": "labels.csv"}

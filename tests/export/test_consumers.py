@@ -32,7 +32,7 @@ from tunewright.export.consumers.openai_server import Server
 from tunewright.export.kind import Dtype
 from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.model import adapters, loading
-from tunewright.model.generate import stop_ids
+from tunewright.model.decoding.generate import stop_ids
 from tunewright.runtime import verification
 from tunewright.stages import runner as runners
 from tunewright.stages.export import check_prompts

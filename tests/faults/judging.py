@@ -22,8 +22,8 @@ from tunewright.data.scores import Answer, LabelProbs
 from tunewright.data.task import LABEL, Task
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.probes import bank as probes
-from tunewright.model import generate
-from tunewright.model.generate import Decoding
+from tunewright.model.decoding import generate
+from tunewright.model.decoding.generate import Decoding
 from tunewright.runtime import answers
 from tunewright.runtime.weights import Weights
 from tunewright.stages.experiments import mitigation

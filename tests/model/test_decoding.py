@@ -13,9 +13,12 @@ import torch
 from build import tiny_lm, tiny_model
 
 from tunewright.core.config import AdapterConfig
-from tunewright.model import adapters, attention, decoding, generate, language_model
-from tunewright.model.decoding import FusedState, State
-from tunewright.model.generate import Decoding, greedy
+from tunewright.model import adapters, attention, language_model
+from tunewright.model.decoding import fused as decoding
+from tunewright.model.decoding import generate
+from tunewright.model.decoding.fused import FusedState
+from tunewright.model.decoding.generate import Decoding, greedy
+from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.language_model import LanguageModel
 
 FAMILY: dict[str, dict[str, Any]] = {
@@ -148,4 +151,4 @@ def test_the_cache_is_passed_under_the_name_that_the_model_knows() -> None:
     def old(self: object, past_key_values: object = None) -> None: ...
     def new(self: object, cache: object = None) -> None: ...
 
-    assert (decoding.cache_argument(old), decoding.cache_argument(new)) == ("past_key_values", "cache")
+    assert (cache_argument(old), cache_argument(new)) == ("past_key_values", "cache")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from build import tiny_lm
 
-from tunewright.model.generate import Decoding, common_prefix, greedy, label_logprobs
+from tunewright.model.decoding.generate import Decoding, common_prefix, greedy, label_logprobs
 
 
 def prompts(count: int, shared: int, seed: int = 0) -> list[list[int]]:

@@ -93,7 +93,7 @@ def test_what_is_free_at_the_moment_changes_no_number_of_the_plan(
     free: float, tmp_path: Path, chat_rows: Rows, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last bits of an answer depend on the decode batch, so other processes must not change its size."""
-    from tunewright.train import machine
+    from tunewright.system import machine
 
     measured = machine.measure(1)
     numbers = []

@@ -17,7 +17,7 @@ from tunewright.core.console import Console
 from tunewright.core.errors import ModelError
 from tunewright.model import loading
 from tunewright.stages import runner
-from tunewright.train import machine
+from tunewright.system import machine
 
 
 def dry_run(config: Config) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from tunewright.export import EXPORTS
 from tunewright.export.kind import Base
-from tunewright.model.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, greedy
 from tunewright.model.language_model import LanguageModel
-from tunewright.train import crowding
+from tunewright.system import crowding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

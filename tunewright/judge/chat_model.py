@@ -16,7 +16,7 @@ from tunewright.data.messages import Example, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
 from tunewright.judge.arms.arm import Progress, silent
 from tunewright.model import forward
-from tunewright.model.generate import Decoding, greedy, label_logprobs
+from tunewright.model.decoding.generate import Decoding, greedy, label_logprobs
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from tunewright.model.decoding import StepKernel, step_kernel
+from tunewright.model.decoding.fused import StepKernel, step_kernel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ Kernels = Literal["fused", "transformers"]
 class LanguageModel:
     """``kernels``: who computes the decoder of a flat microbatch, `fused_llama` or the module itself. ``plain_head``:
     logits are just head(hidden), with no scale, cap or bias (`has_plain_head`). ``decoding``: how steps of decoding are
-    computed (`decoding.step_kernel`).
+    computed (`decoding.fused.step_kernel`).
 
     The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
     kernels makes another value with `dataclasses.replace`, over the same module.

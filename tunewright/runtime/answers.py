@@ -20,7 +20,7 @@ from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import score_arm
-from tunewright.model.generate import Decoding, stop_ids
+from tunewright.model.decoding.generate import Decoding, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models

@@ -14,8 +14,8 @@ from tunewright.core.run_folder import Run
 from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
 from tunewright.model import loading
+from tunewright.model.decoding.generate import Decoding, greedy, stop_ids
 from tunewright.model.facts import read_facts
-from tunewright.model.generate import Decoding, greedy, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.template import Template, fitted, load_template

@@ -22,12 +22,13 @@ from tunewright.judge.arms.families import ArmInputs, Families
 from tunewright.methods import METHODS
 from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts
+from tunewright.system import machine
+from tunewright.system.machine import Machine
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids, flat
 from tunewright.tokens.template import Template, for_rows, load_template
-from tunewright.train import machine, planning
-from tunewright.train.machine import Machine
+from tunewright.train import planning
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tunewright.export.gguf.model import FLOATS
 from tunewright.export.kind import Dtype
 from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
-from tunewright.model.generate import stop_ids
+from tunewright.model.decoding.generate import stop_ids
 from tunewright.runtime.context import Work
 
 if TYPE_CHECKING:

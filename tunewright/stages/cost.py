@@ -20,8 +20,9 @@ from scipy import stats
 from tunewright.core import records
 from tunewright.core.records import Cost, Event, Money, Quantile, Quantiles, RequestCost, Training, Verdict
 from tunewright.data.messages import Chat
-from tunewright.model import adapters, generate
-from tunewright.model.generate import Decoding, Prefix
+from tunewright.model import adapters
+from tunewright.model.decoding import generate
+from tunewright.model.decoding.generate import Decoding, Prefix
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work

@@ -16,7 +16,7 @@ from tunewright.export import export as exporting
 from tunewright.export.gguf.model import MORE_PRECISE
 from tunewright.export.kind import TrainedRun
 from tunewright.export.reload_check import CheckPrompt
-from tunewright.model.generate import stop_ids
+from tunewright.model.decoding.generate import stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import exported, weights
 from tunewright.runtime.context import Work

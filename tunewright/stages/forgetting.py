@@ -19,7 +19,8 @@ from tunewright.core.records import Forgetting, GenericKL, Interval, Sweep, Text
 from tunewright.data.messages import Chat
 from tunewright.judge import statistics
 from tunewright.judge.probes import bank
-from tunewright.model import generate, kl
+from tunewright.model import kl
+from tunewright.model.decoding import generate
 from tunewright.model.kl import Divergence
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work

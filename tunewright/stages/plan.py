@@ -16,7 +16,8 @@ from tunewright.judge.protocol import Protocol
 from tunewright.runtime import receipt
 from tunewright.runtime.context import Setup
 from tunewright.stages.stage import Stage
-from tunewright.train import machine, planning, profile, selftest
+from tunewright.system import machine
+from tunewright.train import planning, profile, selftest
 
 
 def make_plan(setup: Setup) -> Plan:

@@ -26,7 +26,7 @@ from tunewright.data.task import detect_task
 from tunewright.judge import evaluate, statistics
 from tunewright.judge.arms import families
 from tunewright.judge.probes import bank
-from tunewright.model import generate
+from tunewright.model.decoding import generate
 from tunewright.runtime.context import Work
 from tunewright.runtime.weights import Weights, base
 from tunewright.tokens import rendering

@@ -34,8 +34,9 @@ from tunewright.stages.export import check_prompts
 from tunewright.stages.plan import adopt, protocol_of
 from tunewright.stages.report import write as write_report
 from tunewright.stages.stage import Result, Stage
+from tunewright.system import crowding, machine
 from tunewright.track import follow
-from tunewright.train import crowding, machine, profile
+from tunewright.train import profile
 
 
 class Runner:

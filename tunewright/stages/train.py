@@ -13,7 +13,8 @@ from tunewright.runtime.context import Context, Work
 from tunewright.runtime.receipt import input_hashes
 from tunewright.stages import process
 from tunewright.stages.stage import Stage
-from tunewright.train import checkpoints, loop, machine
+from tunewright.system import machine
+from tunewright.train import checkpoints, loop
 
 
 def train(work: Work) -> Training:

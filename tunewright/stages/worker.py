@@ -20,7 +20,7 @@ from tunewright.core.errors import ConfigError, TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.stages import train
 from tunewright.stages.runner import Runner, error_codes, resume
-from tunewright.train import crowding
+from tunewright.system import crowding
 
 
 def work(run: Run, under_lock: bool) -> None:

@@ -20,9 +20,10 @@ from tunewright.core.errors import TrainError
 from tunewright.core.records import METRICS, CheckpointState, StartLine, StepLine
 from tunewright.core.run_folder import Run
 from tunewright.model.language_model import LanguageModel
+from tunewright.system import crowding
+from tunewright.system.crowding import Crowd
 from tunewright.tokens.sequences import TrainRow, digest
-from tunewright.train import checkpoints, crowding
-from tunewright.train.crowding import Crowd
+from tunewright.train import checkpoints
 from tunewright.train.step import Learner, dev_loss, learning_rate, make_learner, take_step
 
 
@@ -133,7 +134,7 @@ def _one_step(
 ) -> CheckpointState:
     """Take the next step with the threads of ``crowd``, measure the dev loss where it is due, and log both."""
     plan, run = training.plan, training.run
-    crowding.use(crowd)
+    crowding.use(crowd.threads)
     start = time.monotonic()
     done = take_step(student, training.rows, plan, state.step)
     seconds, step = round(time.monotonic() - start, 4), state.step + 1

@@ -12,9 +12,9 @@ from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import Kernels
+from tunewright.system.machine import Machine
 from tunewright.tokens.packing import Layout
 from tunewright.tokens.sequences import TrainRow
-from tunewright.train.machine import Machine
 
 Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.1, 256  # fraction of the machine's memory; rows

@@ -21,7 +21,8 @@ from tunewright.core.words import counted
 from tunewright.data import messages
 from tunewright.data.messages import Chat, Example
 from tunewright.methods import METHODS, precomputed
-from tunewright.model import adapters, generate
+from tunewright.model import adapters
+from tunewright.model.decoding import generate
 from tunewright.model.language_model import Kernels, LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import Layout

@@ -18,7 +18,7 @@ from tunewright.core.run_folder import chosen_scale
 from tunewright.data.messages import question
 from tunewright.judge.probes import bank
 from tunewright.methods import distill
-from tunewright.model import generate
+from tunewright.model.decoding import generate
 from tunewright.runtime import branches, weights
 from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work

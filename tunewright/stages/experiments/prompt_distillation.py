@@ -17,7 +17,7 @@ from tunewright.data.scores import mean, mean_prompt_tokens
 from tunewright.judge.arms import families
 from tunewright.judge.arms.prompts import Recipe
 from tunewright.methods import distill
-from tunewright.model import generate
+from tunewright.model.decoding import generate
 from tunewright.runtime import branches
 from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work

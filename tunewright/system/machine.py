@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tunewright.train.memory import available
+from tunewright.system.memory import available
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunewright.model import attention, forward
-from tunewright.model.decoding import FusedState, State, cache_argument
+from tunewright.model.decoding.fused import FusedState
+from tunewright.model.decoding.state import State, cache_argument
+from tunewright.model.decoding.threads import StepThreads
 from tunewright.model.language_model import LanguageModel
+from tunewright.system import crowding
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import prompt_then_answer
 
@@ -83,9 +86,13 @@ def greedy(
     cache of a prefix of all prompts.
     """
     answers: list[list[int]] = [[] for _ in prompts]
+    threads = StepThreads(crowding.alone(torch.get_num_threads()))
     for rows in _decode_batches(prompts, decoding):
         alive = list(rows)
-        with _decoding(model, [prompts[r] for r in rows], decoding, prefix_cache) as (state, logits_BV):
+        with (
+            _decoding(model, [prompts[r] for r in rows], decoding, prefix_cache) as (state, logits_BV),
+            crowding.restored(),
+        ):
             for _ in range(decoding.max_new_tokens):
                 token_B = logits_BV.argmax(-1)
                 unfinished = []
@@ -101,7 +108,7 @@ def greedy(
                     keep = torch.tensor(unfinished, device=token_B.device)
                     alive, token_B = [alive[b] for b in unfinished], token_B[keep]
                     state.keep(keep)
-                logits_BV = state.step(token_B)
+                logits_BV = threads.step(state, token_B)
     return answers
 
 

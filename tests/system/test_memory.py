@@ -10,7 +10,8 @@ from build import plan_of
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TrainError
 from tunewright.model.facts import Facts
-from tunewright.train import memory, planning
+from tunewright.system import memory
+from tunewright.train import planning
 
 GB = 10**9
 

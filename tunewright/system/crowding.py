@@ -3,8 +3,7 @@
 Threads of one computation wait for each other many times in a step, and OpenMP lets them spin while they wait. Beside
 other processes the kernel suspends one of them while the other spins for it, and a step takes thirty times as long
 (benchmarks/busy.py). There are two remedies. Within `giving_way`, waiting threads sleep instead of spinning while
-others use the cores; this changes no result. Between training steps, `adapted` leaves other processes the cores they
-use.
+others use the cores; this changes no result. Between steps, `adapted` leaves other processes the cores they use.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from tunewright.train import machine
+from tunewright.system import machine
 
 ENOUGH = 0.2  # seconds that a measurement must span: /proc counts in hundredths
 MARGIN = 0.6  # of a core: what others must use more, or less, than assumed before the threads change
@@ -77,14 +76,15 @@ def used_by_others(before: Usage, now: Usage) -> float:
 
 def adapted(crowd: Crowd) -> Crowd:
     """The threads for the next step, from what others used since the last measurement."""
-    now, before = usage(), crowd.usage
-    if now is None or before is None or now.clock - before.clock < ENOUGH:
+    before = crowd.usage
+    if before is None or time.monotonic() - before.clock < ENOUGH or (now := usage()) is None:
         return crowd
     return replace(crowd, threads=threads(crowd, used_by_others(before, now)), usage=now)
 
 
-def use(crowd: Crowd) -> None:
-    torch.set_num_threads(crowd.threads)
+def use(threads: int) -> None:
+    if threads != torch.get_num_threads():  # setting them makes torch forget its prepared products
+        torch.set_num_threads(threads)
 
 
 @contextmanager

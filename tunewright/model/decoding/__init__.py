@@ -1,0 +1,1 @@
+"""Greedy decoding and label scoring, in batches whose prompts begin alike."""
