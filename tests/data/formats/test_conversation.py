@@ -182,12 +182,13 @@ def test_fields_of_messages_in_a_string_that_are_not_read_are_counted() -> None:
 
 
 def test_an_excerpt_of_a_field_is_masked_before_it_is_cut() -> None:
-    for value in ("[0, 'this is of john.doe@example.com', 1]", ["something of john.doe@example.com"]):
+    answer = {"role": "assistant", "content": "a"}
+    for data in (
+        {"messages": [USER, answer], "tools": "[0, 'this is of john.doe@example.com', 1]"},
+        {"messages": [{"role": "user", "content": {"": "something of john.doe@example.com"}}, answer]},
+    ):
         with pytest.raises(DataError) as caught:
-            read(
-                {"messages": [USER, {"role": "assistant", "content": value if isinstance(value, str) else "a"}]}
-                | ({"tools": value} if isinstance(value, str) else {"system": value})
-            )
+            read(data)
         assert "john" not in str(caught.value)
         assert "*" in str(caught.value)
 

@@ -24,6 +24,7 @@ SAME = {
     "chat": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
     "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     "conversation": {"conversation": [{"human": "q", "assistant": "a"}]},
+    "contents": {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]},
     "labelled_chat": {"messages": [{"role": "user", "content": "q"}], "label": "a"},
     "completion": {"prompt": "q", "completion": "a"},
     "instruction": {"instruction": "q", "input": "", "output": "a"},
@@ -110,6 +111,7 @@ ORDER = [
     "chat",
     "sharegpt",
     "conversation",
+    "contents",
     "completion",
     "reflection",
     "instruction",
@@ -141,6 +143,7 @@ VALUES = {
     "messages": SAME["chat"]["messages"],
     "conversations": SAME["sharegpt"]["conversations"],
     "conversation": SAME["conversation"]["conversation"],
+    "contents": SAME["contents"]["contents"],
     "choices": ["answer", "answer2", "solution", "solution2", "b"],
 }
 

@@ -26,13 +26,24 @@ ROLES = {
 }
 CALL_ROLES = ("function_call", "tool_call")  # an assistant message whose content is its calls
 ROLE = ("role", "from")
-CONTENT = ("content", "value")
+CONTENT = ("content", "value", "parts")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 TRAINED = ("weight", "train", "training", "loss", "loss_scale")  # OpenAI, Axolotl (two names), ms-swift (two)
 CALLS = ("tool_calls", "function_call")
 RESULT = ("name", "tool_call_id")
 REFUSAL = "refusal"  # OpenAI: the answer of a model that refuses
-MEDIA = ("image_url", "image", "input_image", "input_audio", "audio", "video", "video_url", "file")
+MEDIA = (
+    "image_url",
+    "image",
+    "input_image",
+    "input_audio",
+    "audio",
+    "video",
+    "video_url",
+    "file",
+    "inlineData",
+    "fileData",
+)
 EMPTY: tuple[Json, ...] = (None, "", [], {})
 
 

@@ -34,7 +34,7 @@ def read(parts: Sequence[Json], name: str, where: str) -> Content:
     results: list[Message] = []
     for i, part in enumerate(parts):
         place = f"{name}[{i}]"
-        kind = part.get("type", "text") if isinstance(part, dict) else None
+        kind = _kind(part) if isinstance(part, dict) else None
         if not isinstance(part, dict) or not isinstance(kind, str):
             message = f"{place} is not a part of a message, but {type_name(part)}."
             raise data_error("DATA_FIELD_TYPE", message, where=where, fix='write {"type": "text", "text": "..."}.')
@@ -49,6 +49,11 @@ def read(parts: Sequence[Json], name: str, where: str) -> Content:
         else:
             raise _unsupported(kind, place, where)
     return Content("\n".join(texts), "\n".join(thoughts), tuple(calls), tuple(results), _trained(parts, name, where))
+
+
+def _kind(part: dict[str, Json]) -> Json:
+    """The type of a part. Those of Gemini and Bedrock are named by their field."""
+    return part.get("type", "text" if "text" in part else next(iter(part), "text"))
 
 
 def _text(part: dict[str, Json], field: str, name: str, where: str) -> str:
