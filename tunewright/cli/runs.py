@@ -32,7 +32,8 @@ def config_of(source: str, settings: list[str] | None, model: str | None) -> Any
         return config.load(source, settings or [], model=model)
     if (Path(source) / "config.yaml").is_file():
         return config.load(Path(source) / "config.yaml", settings or [], model=model)
-    if any(s.startswith("data.train=") and "[" not in s for s in settings or []):
+    given = [value for name, _, value in (s.partition("=") for s in settings or []) if name == "data.train"]
+    if any(not value.lstrip().startswith("[") for value in given):
         from tunewright.core.errors import ConfigError
 
         message = f"the rows are given twice: as {source} and as data.train."

@@ -116,13 +116,13 @@ def _tools(examples: Sequence[Example]) -> list[Violation]:
 
 
 def _undeclared(examples: Sequence[Example]) -> list[Violation]:
-    rows = {i: "" for i, e in enumerate(examples) if e.messages[-1].tool_calls and not e.prompt.tools}
-    what = counted(len(rows), "row calls", "rows call")
-    message = f"{what} tools without declaring any (field tools): the prompt does not offer them, and arguments are not"
-    return _violation("TOOLS_MISSING", f"{message} checked", rows)
+    rows = tuple(i for i, e in enumerate(examples) if e.messages[-1].tool_calls and not e.prompt.tools)
+    what = f"{counted(len(rows), 'row calls', 'rows call')} tools without declaring any (field tools)"
+    message = f"{what}: the prompt does not offer them, and arguments are not checked"
+    return [Violation("TOOLS_MISSING", message, rows)] if rows else []
 
 
 def _violation(code: str, message: str, wrong: dict[int, str]) -> list[Violation]:
     if not wrong:
         return []
-    return [Violation(code, f"{message} {next(iter(wrong.values()))}".rstrip(), tuple(wrong))]
+    return [Violation(code, f"{message} {next(iter(wrong.values()))}", tuple(wrong))]
