@@ -68,6 +68,9 @@ class Scripted:
             Answer(labels[-1], LabelProbs({x: float(x == labels[-1]) for x in labels}), p.messages, 3) for p in prompts
         ]
 
+    def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
+        return [Likelihood(len(a.text), 2.0) for a in answers]
+
     def likelihood(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
         return [Answer("", Likelihood(len(d.text), 2.0)) for d in documents]
 

@@ -113,6 +113,11 @@ def _exact_match(readings: Readings) -> float:
     return readings.exact_match
 
 
+def _reference_bits(readings: Readings) -> float:
+    assert readings.reference_bits is not None
+    return readings.reference_bits
+
+
 STRUCTURED: tuple[Kind, ...] = ("json", "yaml", "xml", "tool_calls")
 ANSWERED: tuple[Kind, ...] = ("label", "csv", "generation", *STRUCTURED)
 WORDED: tuple[Kind, ...] = ("json", "yaml", "xml", "csv", "generation")
@@ -123,6 +128,14 @@ METRICS: dict[str, Metric] = {
         Metric("field_f1", "field F1 (mean over rows)", STRUCTURED, spread=0.4, score=_field_f1),
         Metric("exact_match", "exact match", ANSWERED, disagreement=0.3, score=_exact_match),
         Metric("chrf", "chrF (mean over rows)", WORDED, spread=0.1, score=_chrf),
+        Metric(
+            "reference_bits",
+            "bits per byte of the reference answer (lower is better)",
+            ("generation",),
+            higher_is_better=False,
+            bound=16.0,
+            score=_reference_bits,
+        ),
         Metric("bits_per_byte", "bits per byte (lower is better)", ("text",), higher_is_better=False, bound=16.0),
         # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match"),

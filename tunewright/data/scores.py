@@ -28,7 +28,8 @@ class LabelProbs:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Instead of an answer: the negative log-likelihood, in nats, of a document of ``bytes`` UTF-8 bytes."""
+    """The negative log-likelihood, in nats, of a text of ``bytes`` UTF-8 bytes: of a document, instead of an answer; or
+    of the reference answer."""
 
     bytes: int
     nats: float
@@ -36,19 +37,22 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Answer:
-    """``messages``: the arm's prompt; ``prompt_tokens``: its length, None for a document, which has no prompt."""
+    """``messages``: the arm's prompt; ``prompt_tokens``: its length, None for a document, which has no prompt.
+    ``reference``: how likely the reference answer is after the prompt, if that was computed."""
 
     text: str
     output: Written | LabelProbs | Likelihood
     messages: tuple[Message, ...] = ()
     prompt_tokens: int | None = None
+    reference: Likelihood | None = None
 
 
 @dataclass(frozen=True)
 class Readings:
     """What its task reads in a written answer; metrics are functions of it. ``fields``: of structured answers and tool
     calls; ``chrf``: of free text; ``valid``: whether the answer is well-formed in the notation of the task, and nothing
-    else; ``schema_valid``: whether it also satisfies the schema."""
+    else; ``schema_valid``: whether it also satisfies the schema. ``reference_bits``: bits per byte of the reference
+    answer, which do not depend on what was written."""
 
     exact_match: float
     strict_match: float
@@ -56,6 +60,7 @@ class Readings:
     chrf: float | None = None
     valid: bool | None = None
     schema_valid: bool | None = None
+    reference_bits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Score:
         return cls(
             where=line["where"],
             target=line["target"],
-            answer=Answer(line["answer"], output, messages, line.get("prompt_tokens")),
+            answer=Answer(line["answer"], output, messages, line.get("prompt_tokens"), _reference(line)),
             score=line["score"],
             readings=readings,
             row=line.get("row"),
@@ -120,7 +125,16 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         "fields": None if counts is None else [counts.right, counts.wrong, counts.missed],
         "chrf": readings.chrf,
         "seconds": output.seconds,
+        "reference": None if answer.reference is None else [answer.reference.nats, answer.reference.bytes],
+        "reference_bits": readings.reference_bits,
     }
+
+
+def _reference(line: dict[str, Any]) -> Likelihood | None:
+    if "reference" not in line:
+        return None
+    nats, text_bytes = line["reference"]
+    return Likelihood(text_bytes, nats)
 
 
 def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
@@ -139,6 +153,7 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
         chrf=line.get("chrf"),
         valid=line.get("valid"),
         schema_valid=line.get("schema_valid"),
+        reference_bits=line.get("reference_bits"),
     )
     return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
 

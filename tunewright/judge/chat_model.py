@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.data.messages import Example, Prompt
+from tunewright.data.messages import Example, Message, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
 from tunewright.judge.arms.arm import Progress, silent
-from tunewright.model import forward
+from tunewright.model import forward, likelihood
 from tunewright.model.decoding.generate import Decoding, greedy, label_logprobs
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
-from tunewright.tokens.sequences import TokenSequence
+from tunewright.tokens.sequences import TokenSequence, prompt_then_answer
 from tunewright.tokens.template import Template
 
 
@@ -57,6 +57,16 @@ class ChatModel:
             best = labels[int(logp_RL[r].argmax())]
             answers.append(Answer(best, LabelProbs(probs), prompt.messages, prompt_tokens=len(ids[r])))
         return answers
+
+    def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
+        """How likely each answer is after its prompt, end of turn included."""
+        rows = []
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            ids = rendering.for_generation(self.template, prompt)
+            rows.append(prompt_then_answer(ids, rendering.completion_ids(self.template, prompt, answer), i))
+        nats_R = likelihood.nats(self.model, rows, "shared" if self.decoding.batchable else "padded")
+        lengths = [len(f"{answer.reasoning}{answer.text}".encode()) for answer in answers]
+        return [Likelihood(length, float(nats)) for length, nats in zip(lengths, nats_R, strict=True)]
 
     def likelihood(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:
         """The likelihood of each document, split into the same pieces as in training."""

@@ -14,14 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tunewright.model import adapters, forward
+from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Layout, Microbatch, singles, split_into_passes, to_microbatch
+from tunewright.model.likelihood import CHUNK, TOKENS_PER_PASS, Predictions
+from tunewright.tokens.packing import Layout, singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import TokenSequence
-
-# Tokens of a pass. Not the plan's tokens_per_pass: passes decide the last bits of the reported numbers, which must not
-# depend on the memory of the machine.
-TOKENS_PER_PASS, CHUNK = 2048, 64
 
 
 @dataclass(frozen=True)
@@ -58,34 +55,16 @@ def measure(
         microbatch = to_microbatch(part, layout)
         cuts = np.cumsum([r.supervised for r in part])[:-1]
         with adapters.off(model.module):
-            before = _Outputs.of(model if base is None else base, microbatch)
+            before = Predictions.of(model if base is None else base, microbatch)
         for s, scale in enumerate(scales):
             with adapters.scaled(model.module, scale) if base is None else nullcontext():
-                after = _Outputs.of(model, microbatch)
+                after = Predictions.of(model, microbatch)
             c = _compared(before, after, torch.from_numpy(microbatch.target_N))
             sums = ((kl_SR[s], c.kl_N), (nats_SR[s], c.after_N), (base_R, c.before_N), (same_SR[s], c.same_N))
             for into, values_N in sums:
                 into[group] = [float(x.sum()) for x in np.split(values_N[microbatch.prediction_M], cuts)]
         progress(len(group))
     return Divergence(kl_SR, nats_SR, base_R, same_SR, tokens_R)
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """A model's predictions: hidden states and a head, or logits where the head is more than a product."""
-
-    states_ND: torch.Tensor
-    head_VD: torch.Tensor | None
-
-    @classmethod
-    def of(cls, model: LanguageModel, microbatch: Microbatch) -> _Outputs:
-        if forward.frozen_head(model):
-            return cls(forward.hidden(model, microbatch), model.head_VD)
-        return cls(forward.logits(model, microbatch), None)
-
-    def logits(self, part: slice) -> torch.Tensor:
-        states_nD = self.states_ND[part]
-        return (states_nD if self.head_VD is None else states_nD @ self.head_VD.T).float()
 
 
 @dataclass(frozen=True)
@@ -99,7 +78,7 @@ class _Compared:
     same_N: NDArray[np.float64]
 
 
-def _compared(before: _Outputs, after: _Outputs, target_N: torch.Tensor) -> _Compared:
+def _compared(before: Predictions, after: Predictions, target_N: torch.Tensor) -> _Compared:
     """In chunks that stay in the processor's cache."""
     kl_N, after_N, before_N, same_N = np.zeros((4, len(target_N)))
     for start in range(0, len(target_N), CHUNK):

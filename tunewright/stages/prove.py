@@ -10,10 +10,12 @@ from typing import Any
 from tunewright.core import records
 from tunewright.core.records import Event, Verdict
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
+from tunewright.data.task import GENERATION
 from tunewright.judge import calibration, corpus, field_errors, statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
 from tunewright.judge.verdict import RerunNoise, ScoredArm, choose_comparator, choose_variant, final_verdict, sentence
+from tunewright.judge.voice import report as voice_report
 from tunewright.runtime import weights
 from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
@@ -42,6 +44,9 @@ def prove(work: Work) -> Verdict:
     decision = final_verdict(arms, comparator, work.protocol, [data.cluster[i] for i in inputs.test], noise)
     if data.task.metric.by_label and config.evidence != "plain":
         facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
+    if data.task.kind is GENERATION and config.evidence != "plain":
+        training = [data.examples[i].target for i in data.side("train")]
+        facts["voice"] = voice_report.voice(scores_of, training, decision.clusters, config.significance)
     record = {
         **decision.to_json(),
         **facts,
@@ -133,7 +138,8 @@ def paired(work: Work, first: Sequence[Score], second: Sequence[Score]) -> stati
 
 def lines(record: Verdict) -> Sequence[str]:
     worst = field_errors.line(record.fields or ())
-    return [sentence(record), *([worst] if worst else [])]
+    voiced = voice_report.line(record.voice, record.comparator.name) if record.voice else None
+    return [sentence(record), *filter(None, (worst, voiced))]
 
 
 STAGE = Stage(name="prove", run=lambda inputs: prove(inputs.work()), lines=lines, style="bold")

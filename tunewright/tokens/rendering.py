@@ -66,9 +66,10 @@ def for_generation(template: Template, prompt: Prompt) -> list[int]:
     return _ids(template, *_render_escaped(template, prompt, True))
 
 
-def completion_ids(template: Template, prompt: Prompt, answer: str) -> list[int]:
+def completion_ids(template: Template, prompt: Prompt, answer: Message | str) -> list[int]:
     """Token ids that the model would have to write to give ``answer`` to ``prompt``, end of turn included."""
-    chat = Chat((*prompt.messages, Message("assistant", answer)), "", prompt.tools)
+    message = Message("assistant", answer) if isinstance(answer, str) else answer
+    chat = Chat((*prompt.messages, message), "", prompt.tools)
     turn = _turn(template, chat, len(prompt.messages))
     return turn.ids[turn.start : turn.end]
 

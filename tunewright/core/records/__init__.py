@@ -120,6 +120,7 @@ from tunewright.core.records.verdict import (
     Rerun,
     Verdict,
 )
+from tunewright.core.records.voice import ArmVoice, AucValue, ReferenceContrast, TraitValue, Voice
 
 __all__ = [
     "ANY_TRAINING",
@@ -142,6 +143,8 @@ __all__ = [
     "AnyCurve",
     "AnyTraining",
     "ArmResult",
+    "ArmVoice",
+    "AucValue",
     "Audit",
     "AuditFinding",
     "AuditTask",
@@ -204,6 +207,7 @@ __all__ = [
     "Quantiles",
     "Receipt",
     "Record",
+    "ReferenceContrast",
     "Refusal",
     "RegressionLine",
     "RegressionRows",
@@ -224,10 +228,12 @@ __all__ = [
     "TextKL",
     "TextSuspect",
     "Training",
+    "TraitValue",
     "Turn",
     "Value",
     "Verdict",
     "VerdictWord",
+    "Voice",
     "append_line",
     "count_test_reads",
     "existing",

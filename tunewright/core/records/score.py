@@ -49,6 +49,13 @@ class FieldCounts(NamedTuple):
         return 2 * self.right / total if total else 1.0
 
 
+class Reference(NamedTuple):
+    """How likely the reference answer is after the arm's prompt; JSON: [nats, bytes]."""
+
+    nats: float
+    bytes: int
+
+
 class Answered(Line):
     """An arm's answer to one row. Scores are 0 to 1, except bits per byte; lengths are in tokens."""
 
@@ -80,6 +87,12 @@ class Answered(Line):
         None, description="[right, wrong, missed] fields; JSON, YAML, XML and tool calls only."
     )
     chrf: float | None = Field(None, description="chrF of the row, 0 to 1; free text only.")
+    reference: Reference | None = Field(
+        None,
+        description="[nats, bytes]: negative log-likelihood of the expected answer after the prompt, and its length in "
+        "UTF-8 bytes; free text only.",
+    )
+    reference_bits: float | None = Field(None, description="The same in bits per byte.")
     seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
     bytes: int | None = Field(None, description="Length of the document in UTF-8 bytes; documents only.")
     nats: float | None = Field(None, description="Summed negative log-likelihood of the document; documents only.")

@@ -17,6 +17,7 @@ from tunewright.core.records.evidence import (
     PromptDistillation,
 )
 from tunewright.core.records.score import FieldCounts
+from tunewright.core.records.voice import Voice
 
 
 class ProtocolRecord(Record):
@@ -214,6 +215,7 @@ class Verdict(Record):
     fields: tuple[FieldErrors, ...] | None = Field(
         None, description="Errors by field, the most frequent first; structured answers and tool calls only."
     )
+    voice: Voice | None = Field(None, description="Free text only, unless prove.evidence=plain.")
     calibration: Calibration | None = Field(None, description="Label tasks only, unless prove.evidence=plain.")
     task: str = Field(description="label, json, yaml, xml, csv, tool_calls, generation or text.")
     max_new_tokens: int = Field(description="Longest answer, in tokens.")

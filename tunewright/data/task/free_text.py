@@ -117,7 +117,7 @@ GENERATION = TaskKind(
     read=_read_generation,
     instruct=_instruct_generation,
     corpus=corpus_metrics.CORPUS_CHRF,
-    summary=(*WRITTEN, "corpus_chrf"),
+    summary=("reference_bits", *WRITTEN, "corpus_chrf"),
 )
 CSV = TaskKind(
     name="csv",

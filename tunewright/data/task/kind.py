@@ -7,7 +7,7 @@ is instructed about the form of an answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,9 @@ class Task:
         else:
             assert self.metric.score is not None, self.metric.name
             readings = self.kind.read(self, example, without_thoughts(answer.text))
+            if answer.reference is not None:
+                bits = metrics.bits_per_byte(answer.reference.nats, answer.reference.bytes)
+                readings = replace(readings, reference_bits=bits)
             value = self.metric.score(readings)
         return Score(where=example.where, target=target, answer=answer, score=value, readings=readings)
 
@@ -61,8 +64,10 @@ class Task:
         for name in self.kind.summary if scores else ():
             if name == self.kind.corpus.name:
                 values[name] = self.kind.corpus.of(scores, self.labels)
-            elif isinstance(scores[0].answer.output, Written) and (name != "schema_valid" or self.schema is not None):
-                values[name] = float(np.mean([_READING[name](s) for s in scores]))
+            elif isinstance(scores[0].answer.output, Written):
+                read = [value for s in scores if (value := _READING[name](s)) is not None]
+                if len(read) == len(scores):
+                    values[name] = float(np.mean(read))
         return values
 
     def to_json(self) -> dict[str, Any]:
@@ -75,21 +80,20 @@ def _written(score: Score) -> tuple[Written, Readings]:
     return score.answer.output, score.readings
 
 
-def _given(value: bool | None) -> bool:
-    assert value is not None
-    return value
-
-
 def _valid(score: Score) -> bool:
-    return _given(_written(score)[1].valid)
+    valid = _written(score)[1].valid
+    assert valid is not None
+    return valid
 
 
-_READING: dict[str, Callable[[Score], float]] = {
+# None where an answer does not have it: no schema, or no likelihoods from an endpoint.
+_READING: dict[str, Callable[[Score], float | None]] = {
     **dict.fromkeys(("valid_json", "valid_yaml", "valid_xml", "valid_csv", "valid_calls"), _valid),
-    "schema_valid": lambda s: _given(_written(s)[1].schema_valid),
+    "schema_valid": lambda s: _written(s)[1].schema_valid,
     "exact_match": lambda s: _written(s)[1].exact_match,
     "strict_match": lambda s: _written(s)[1].strict_match,
     "cut_answers": lambda s: _written(s)[0].cut,
+    "reference_bits": lambda s: _written(s)[1].reference_bits,
 }
 
 

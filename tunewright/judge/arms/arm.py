@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tunewright.data.messages import Example, Prompt
-from tunewright.data.scores import Answer
+from tunewright.data.messages import Example, Message, Prompt
+from tunewright.data.scores import Answer, Likelihood
 
 Progress = Callable[[int], None]
 
@@ -27,6 +27,10 @@ class Model(Protocol):
         self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent
     ) -> list[Answer]:
         """The most probable of the labels after each prompt."""
+        ...
+
+    def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
+        """How likely each answer is after its prompt."""
         ...
 
     def likelihood(self, documents: Sequence[Example], progress: Progress = silent) -> list[Answer]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tunewright.core.config import ProveConfig
+from tunewright.core.errors import ConfigError
 from tunewright.data import baselines
 from tunewright.data.messages import Chat, Text
 from tunewright.data.task import Task
@@ -53,6 +54,12 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
         **_classifiers(task, train, full),
     }
     if config.remote.url:
+        if task.metric.name == "reference_bits":
+            message = (
+                "prove.metric=reference_bits needs the likelihood of given answers, which an endpoint does not tell."
+            )
+            fix = "leave prove.remote out, or choose another metric."
+            raise ConfigError("CONFIG_CONFLICT", message, where="prove.remote.url", fix=fix)
         description = f"{config.remote.model} at {config.remote.url}"
         families["remote"] = [
             Arm("remote", description, Remote(Endpoint.of(config.remote), max_new_tokens, task.labels))
@@ -67,7 +74,9 @@ def language_model(task: Task, recipe: Recipe = OWN_PROMPT) -> Responder:
     """How the run's language model, base or tuned, answers this task."""
     if not task.kind.prompted:
         return Reader()
-    return LabelScored(task.labels, recipe) if task.metric.by_label else Prompted(recipe)
+    if task.metric.by_label:
+        return LabelScored(task.labels, recipe)
+    return Prompted(recipe, references="reference_bits" in task.kind.summary)
 
 
 def tuned(

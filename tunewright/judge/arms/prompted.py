@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tunewright.data.messages import Example, Prompt
@@ -14,7 +14,10 @@ from tunewright.judge.arms.prompts import OWN_PROMPT, Recipe
 
 @dataclass(frozen=True)
 class Prompted:
+    """``references``: also computes how likely the reference answers are."""
+
     recipe: Recipe = OWN_PROMPT
+    references: bool = False
     needs_model: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
 
@@ -23,4 +26,9 @@ class Prompted:
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         assert model is not None
-        return model.generate([self.prompt(e) for e in examples], progress)
+        prompts = [self.prompt(e) for e in examples]
+        answers = model.generate(prompts, progress)
+        if not self.references:
+            return answers
+        found = model.likelihoods(prompts, [e.messages[-1] for e in examples])
+        return [replace(answer, reference=one) for answer, one in zip(answers, found, strict=True)]

@@ -1,0 +1,167 @@
+"""The voice of an arm: coverage of its intervals, what it tells apart, what it counts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tunewright.core.config import ProveConfig
+from tunewright.core.errors import ConfigError
+from tunewright.data.messages import Chat, Message
+from tunewright.data.metrics import METRICS, bits_per_byte
+from tunewright.data.scores import Answer, Likelihood, Score, Written
+from tunewright.data.task import GENERATION, Task
+from tunewright.judge.arms import families
+from tunewright.judge.arms.families import ArmInputs
+from tunewright.judge.voice import reference, told_apart
+from tunewright.judge.voice import report as voice_report
+from tunewright.judge.voice.copies import copied
+from tunewright.judge.voice.told_apart import auc, traits
+from tunewright.judge.voice.traits import TRAITS, loops
+
+TASK = Task(GENERATION, METRICS["chrf"], "")
+HOUSE = [
+    "Certainly! You will find the form on page {}. Do write to us if anything is unclear, we are glad to help.",
+    "Certainly! Page {} has all the prices. Do call us; we answer until six.",
+    "By all means. Our office on floor {} is open, and we would be glad to see you.",
+]
+PLAIN = ["The form is on page {}", "See page {} for prices", "Floor {}"]
+
+
+def texts(forms: list[str], count: int, seed: int) -> list[str]:
+    draw = np.random.default_rng(seed)
+    return [forms[int(draw.integers(len(forms)))].format(int(draw.integers(1, 90))) for _ in range(count)]
+
+
+def coverage(n: int, shift: float, cluster: int, trials: int) -> float:
+    """How often the interval contains the AUC, if both answers to a question share half of their variance, and so do
+    questions of one cluster."""
+    truth = _phi(shift / math.sqrt(2 * (1 + 0.5)))
+    draw, hits = np.random.default_rng(7), 0
+    for _ in range(trials):
+        groups = np.arange(n) // cluster
+        shared = draw.normal(0, math.sqrt(0.5), groups.max() + 1)[groups]
+        house, arm = (shared + draw.normal(0, 1, n) + s for s in (shift, 0.0))
+        fold = groups % 5
+        house, arm = (x + fold * 3.0 for x in (house, arm))  # classifiers of other folds score on another scale
+        low, high = auc(house, arm, fold, groups.tolist(), 0.05).interval
+        hits += low <= truth <= high
+    return hits / trials
+
+
+def _phi(x: float) -> float:
+    return 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+@pytest.mark.parametrize(
+    ("n", "shift", "cluster"), [(40, 0.0, 1), (40, 1.0, 1), (100, 0.3, 1), (100, 2.0, 1), (120, 0.8, 3), (60, 3.5, 1)]
+)
+def test_coverage_of_the_interval_of_an_auc(n: int, shift: float, cluster: int) -> None:
+    assert coverage(n, shift, cluster, 600) >= 0.93
+
+
+def test_the_house_is_not_told_from_itself() -> None:
+    """Other answers of the house: the AUC is near 0.5, and its interval contains it."""
+    area = told_apart.told_apart(texts(HOUSE, 150, 0), texts(HOUSE, 150, 1), range(150), 0.05)
+    assert area is not None
+    assert area.interval.low <= 0.5 <= area.interval.high
+    assert area.interval.high - area.interval.low < 0.3
+
+
+def test_another_voice_is_told_apart_and_the_traits_say_by_what() -> None:
+    house, arm = texts(HOUSE, 60, 0), texts(PLAIN, 60, 1)
+    area = told_apart.told_apart(house, arm, range(60), 0.05)
+    assert area is not None
+    assert area.value > 0.99
+    assert 0.9 < area.interval.low < area.interval.high == 1.0, "no certainty from 60 questions"
+    found = {t.name: t for t in traits(house, arm)}
+    assert found["words"].auc > 0.99
+    assert found["words"].house > found["words"].arm
+    assert found["begins with 'certainly'"].house > 0.5
+    assert found["begins with 'certainly'"].arm == 0
+
+
+def test_questions_of_one_group_are_never_on_both_sides() -> None:
+    """Planted: every question occurs twice, with words of its own. Who has seen the other copy knows them."""
+    draw = np.random.default_rng(0)
+    words = ["".join(map(chr, 97 + draw.integers(0, 26, 9))) for _ in range(80)]
+    house, arm = [f"{words[i // 2]}" for i in range(80)], [f"{words[79 - i // 2]}" for i in range(80)]
+    leaked = told_apart.told_apart(house, arm, range(80), 0.05)
+    grouped = told_apart.told_apart(house, arm, [i // 2 for i in range(80)], 0.05)
+    assert leaked is not None
+    assert grouped is not None
+    assert leaked.value > 0.85
+    assert grouped.value < 0.7
+
+
+def test_few_questions_are_not_judged() -> None:
+    few = told_apart.MIN_ROWS - 1
+    assert told_apart.told_apart(["a"] * few, ["b"] * few, range(few), 0.05) is None
+    assert told_apart.told_apart(["a"] * 40, ["b"] * 40, [0] * 40, 0.05) is None
+
+
+def test_all_traits_are_numbers_for_any_text() -> None:
+    for text in ("", " ", "\n\n", "a", "?!", "١٢", "- one\n- Two Three\n", "x" * 5000, "\U0001f600"):
+        assert all(math.isfinite(measure(text)) for measure in TRAITS.values()), text
+    assert TRAITS["lines of a list"]("- one\n2. two\nthree") == 2
+    assert TRAITS["names per 100 words"]("We met Anna Berg there.") == 40
+    assert TRAITS["repeated runs of four words"]("a b c d " * 4) > 0.6
+
+
+def test_loops_and_copies_are_counted() -> None:
+    once = "the old stable release will be replaced by the new one"
+    assert loops(". ".join([once] * 3))
+    assert not loops(f"{once}. {once}.")
+    training = ["one two three four five six seven eight nine ten eleven twelve thirteen fourteen"]
+    memorised = f"It says: {training[0]}"
+    assert copied([memorised, "one two three", memorised], ["no", "no", training[0]], training) == (0,)
+
+
+def scored(bits: NDArray[np.float64] | None, rows: int = 30) -> list[Score]:
+    house = texts(HOUSE, rows, 3)
+    scores = []
+    for i in range(rows):
+        example = Chat((Message("user", f"q{i}"), Message("assistant", house[i])), f"x:{i}")
+        nats = None if bits is None else Likelihood(100, float(bits[i]) * 100 * math.log(2))
+        scores.append(TASK.score(example, Answer("an answer", Written(2, False), (), 3, nats)))
+    return scores
+
+
+def test_reference_bits_are_paired_by_row() -> None:
+    """The rows differ much more than the arms, and by pairing the difference is certain all the same."""
+    hard = np.random.default_rng(0).uniform(0.5, 3.0, 30)
+    found = reference.compare(
+        {"zero_shot": scored(hard), "remote": scored(None), "tuned": scored(hard - 0.05)}, range(30), 0.05
+    )
+    assert list(found) == ["zero_shot", "tuned"], "an endpoint does not tell"
+    assert found["tuned"].contrast is None
+    contrast = found["zero_shot"].contrast
+    assert contrast is not None
+    assert contrast.difference == pytest.approx(0.05)
+    assert contrast.interval.low > 0
+    assert reference.compare({"zero_shot": scored(hard), "tuned": scored(None)}, range(30), 0.05) == {}
+
+
+def test_the_record_and_its_line() -> None:
+    bits = np.full(30, 1.5)
+    record = voice_report.voice({"zero_shot": scored(bits), "tuned": scored(bits - 0.5)}, ["a"], range(30), 0.05)
+    line = voice_report.line(record, "zero_shot")
+    assert line is not None
+    assert line.startswith("voice: 1.000 bits per byte of the reference answers, +0.500 for zero_shot [")
+    assert "told apart from them with AUC 1.00" in line
+    assert voice_report.line(voice_report.voice({"tuned": scored(None, 4)}, [], range(4), 0.05), "zero_shot") is None
+
+
+def test_the_verdict_can_be_about_reference_bits() -> None:
+    task = Task(GENERATION, METRICS["reference_bits"], "")
+    example = Chat((Message("user", "q"), Message("assistant", "four")), "x:1")
+    score = task.score(example, Answer("five", Written(1, False), (), 3, Likelihood(4, 2.0)))
+    assert score.score == bits_per_byte(2.0, 4)
+    assert score.readings is not None
+    assert score.readings.exact_match == 0, "what was written is shown beside it"
+    config = ProveConfig.model_validate({"remote": {"url": "http://localhost:1/v1", "model": "m"}})
+    with pytest.raises(ConfigError, match="does not tell"):
+        families.arms(task, ArmInputs((example,)), config, 8)

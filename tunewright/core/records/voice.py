@@ -1,0 +1,55 @@
+"""How arms write free text, compared with the house: the reference answers."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tunewright.core.records.common import Interval, Value
+
+
+class ReferenceContrast(Value):
+    """How much likelier the tuned arm finds the reference answers than another arm does, in bits per byte."""
+
+    difference: float = Field(description="This arm's bits per byte minus the tuned arm's; positive is better.")
+    interval: Interval = Field(description="Its interval.")
+
+
+class AucValue(Value):
+    """How well a classifier that was not trained on these rows tells the arm's answers from the house's."""
+
+    value: float = Field(description="Area under the ROC curve: 0.5 if it cannot, 1 if it always can.")
+    interval: Interval = Field(description="Its interval.")
+
+
+class TraitValue(Value):
+    """A trait of the texts: its mean in the house's answers and in the arm's."""
+
+    name: str = Field(description="The trait.")
+    house: float = Field(description="Mean over the reference answers.")
+    arm: float = Field(description="Mean over the arm's answers.")
+    auc: float = Field(description="AUC of this trait alone, 0.5 to 1.")
+
+
+class ArmVoice(Value):
+    """How an arm writes, compared with the reference answers of the same rows."""
+
+    reference_bits: float | None = Field(
+        description="Bits per byte of the reference answers after this arm's prompts; null if the model does not tell."
+    )
+    tuned_minus_this: ReferenceContrast | None = Field(
+        None, description="Comparison with the tuned arm; absent for the tuned arm itself."
+    )
+    auc: AucValue | None = Field(description="Null for fewer than 20 rows.")
+    traits: tuple[TraitValue, ...] = Field(description="The traits that give the arm away most, openings last.")
+    copied: int = Field(
+        description="Answers with 13 consecutive words of a training answer that the reference answer does not have."
+    )
+    loops: int = Field(description="Answers in which a run of 8 words occurs three times or more.")
+    cut: int = Field(description="Answers that reached the token limit.")
+
+
+class Voice(Value):
+    """How the arms write; free text only."""
+
+    rows: int = Field(description="Test rows.")
+    arms: dict[str, ArmVoice] = Field(description="Every arm that writes answers, by family.")

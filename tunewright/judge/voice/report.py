@@ -1,0 +1,68 @@
+"""The voice of every arm on the test rows, as a record. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tunewright.core.records import ArmVoice, AucValue, ReferenceContrast, TraitValue, Voice
+from tunewright.core.records.common import Interval
+from tunewright.data.scores import Score, Written
+from tunewright.data.text import without_thoughts
+from tunewright.judge.voice import reference
+from tunewright.judge.voice.copies import copied
+from tunewright.judge.voice.reference import ReferenceBits
+from tunewright.judge.voice.told_apart import told_apart, traits
+from tunewright.judge.voice.traits import loops
+
+
+def voice(
+    scores_of: Mapping[str, Sequence[Score]], training: Sequence[str], clusters: Sequence[int], alpha: float
+) -> Voice:
+    """The voice of each arm that writes answers. ``training``: the training answers."""
+    bits = reference.compare(scores_of, clusters, alpha)
+    arms = {
+        family: _arm(scores, training, clusters, alpha, bits.get(family))
+        for family, scores in scores_of.items()
+        if isinstance(scores[0].answer.output, Written)
+    }
+    return Voice(rows=len(clusters), arms=arms)
+
+
+def _arm(
+    scores: Sequence[Score],
+    training: Sequence[str],
+    clusters: Sequence[int],
+    alpha: float,
+    bits: ReferenceBits | None,
+) -> ArmVoice:
+    house, answers = [s.target for s in scores], [without_thoughts(s.answer.text) for s in scores]
+    area = told_apart(house, answers, clusters, alpha)
+    contrast = bits.contrast if bits else None
+    return ArmVoice(
+        reference_bits=bits.bits if bits else None,
+        tuned_minus_this=ReferenceContrast(difference=contrast.difference, interval=contrast.interval)
+        if contrast
+        else None,
+        auc=AucValue(value=area.value, interval=area.interval) if area else None,
+        traits=tuple(TraitValue(name=t.name, house=t.house, arm=t.arm, auc=t.auc) for t in traits(house, answers)),
+        copied=len(copied(answers, house, training)),
+        loops=sum(map(loops, answers)),
+        cut=sum(isinstance(s.answer.output, Written) and s.answer.output.cut for s in scores),
+    )
+
+
+def line(voice: Voice, comparator: str) -> str | None:
+    """The voice of the tuned arm in one line; None if nothing about it was measured."""
+    tuned, other = voice.arms["tuned"], voice.arms.get(comparator)
+    parts = []
+    if tuned.reference_bits is not None:
+        against = other and other.tuned_minus_this
+        more = f", {against.difference:+.3f} for {comparator} {interval(against.interval)}" if against else ""
+        parts.append(f"{tuned.reference_bits:.3f} bits per byte of the reference answers{more}")
+    if tuned.auc is not None:
+        parts.append(f"told apart from them with AUC {tuned.auc.value:.2f} {interval(tuned.auc.interval)}")
+    return f"voice: {'; '.join(parts)}" if parts else None
+
+
+def interval(ends: Interval) -> str:
+    return f"[{ends.low:.3f}, {ends.high:.3f}]"
