@@ -5,6 +5,8 @@ python benchmarks/consumers.py llama-server RUN      (needs llama-server on PATH
 python benchmarks/consumers.py vllm RUN              (makes an environment of 3.4 GB, unless --program PYTHON)
 python benchmarks/consumers.py libraries RUN         (makes an environment for each, 10 minutes)
 
+The rows are kept under --root, and a command that was stopped continues; delete NAME.json there to begin anew.
+
 RUN needs the exports adapter and merged in float32; for libraries, also gguf (f32, f16), lora-gguf and mlx. For
 llama-server, llama.cpp's own converter, from the source of llama-cpp-python, makes the GGUF files, so that they do not
 depend on ours.
@@ -29,7 +31,9 @@ from typing import Any
 
 import httpx
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 HERE = Path(__file__).parent
 CONVERTER = "llama-cpp-python==0.3.36"
@@ -100,7 +104,34 @@ def verified(run: Path, url: str, flags: tuple[str, ...]) -> dict[str, Any]:
     return record | {"exit": result.returncode}
 
 
-def table(name: str, run: Path, cases: list[Case], work: Path) -> str:
+def row(name: str, run: Path, case: Case, log: Path) -> dict[str, Any]:
+    """A row of the table, and what it counts as. ``name``: as for `table`."""
+    with serving(case.command(), log) as url:
+        r = verified(run, url, case.flags)
+    program = f"{r.get('consumer', '')} {r.get('consumer_version', '')}".strip()
+    if "error" in r:
+        result, numbers = r["error"][0]["message"], ["", "", "", ""]
+    else:
+        result = "agrees" if r["cause"] is None else f"**{r['cause']}**: {r['finding']}"
+        numbers = [f"{r['largest_difference']:.1e}", f"{r['base_difference']:.1e}"]
+        chats = "not shown" if r["encoded"] is None else str(r["encoded"])
+        numbers += [f"{r['same_texts']} of {r['prompts']}", chats]
+    flags = f" (`{' '.join(case.flags)}`)" if case.flags else ""
+    flags += f" in {program}" if name == "libraries" else ""
+    cells = [f"{case.name}{flags}", case.expected or "agrees", result, *numbers]
+    return {
+        "program": program,
+        "line": f"| {' | '.join(cells)} |",
+        "refused": r["exit"] == 1 or "error" in r,
+        "named": r.get("cause", "error") == case.expected,
+    }
+
+
+def key(case: Case) -> str:
+    return " ".join((case.name, *case.flags))
+
+
+def table(name: str, run: Path, cases: list[Case], rows: dict[str, dict[str, Any]]) -> str:
     """``name``: the consumer of the command; for libraries, each row names its own."""
     lines = [
         f"# `tunewright verify` and {name}\n",
@@ -109,30 +140,14 @@ def table(name: str, run: Path, cases: list[Case], work: Path) -> str:
         "| served | expected | `tunewright verify` | largest difference | from the base | equal texts | chat prompts |",
         "|---|---|---|---|---|---|---|",
     ]
-    program, right, named, wrong = "", 0, 0, 0
-    for case in cases:
-        with serving(case.command(), work / "server.log") as url:
-            r = verified(run, url, case.flags)
-        if "error" in r:
-            result, numbers = r["error"][0]["message"], ["", "", "", ""]
-        else:
-            program = f"{r['consumer']} {r.get('consumer_version', '')}".strip()
-            result = "agrees" if r["cause"] is None else f"**{r['cause']}**: {r['finding']}"
-            numbers = [f"{r['largest_difference']:.1e}", f"{r['base_difference']:.1e}"]
-            chats = "not shown" if r["encoded"] is None else str(r["encoded"])
-            numbers += [f"{r['same_texts']} of {r['prompts']}", chats]
-        refused = r["exit"] == 1 or "error" in r
-        right += case.expected is None and not refused
-        wrong += case.expected is not None and refused
-        named += case.expected is not None and r.get("cause", "error") == case.expected
-        flags = f" (`{' '.join(case.flags)}`)" if case.flags else ""
-        flags += f" in {program}" if name == "libraries" else ""
-        lines.append(f"| {case.name}{flags} | {case.expected or 'agrees'} | {result} | {' | '.join(numbers)} |")
-        print(lines[-1], flush=True)
-    mistakes = sum(case.expected is not None for case in cases)
+    lines += [rows[key(case)]["line"] for case in cases]
+    wrong = [rows[key(case)] for case in cases if case.expected is not None]
+    right = [rows[key(case)] for case in cases if case.expected is None]
+    program = "" if name == "libraries" else f"{next(r['program'] for r in rows.values() if r['program'])}: "
     lines.append(
-        f"\n{'' if name == 'libraries' else f'{program}: '}{right} of {len(cases) - mistakes} right ones accepted, "
-        f"{wrong} of {mistakes} mistakes refused, {named} of them with the expected cause."
+        f"\n{program}{sum(not r['refused'] for r in right)} of {len(right)} right ones accepted, "
+        f"{sum(r['refused'] for r in wrong)} of {len(wrong)} mistakes refused, "
+        f"{sum(r['named'] for r in wrong)} of them with the expected cause."
     )
     return "\n".join(lines) + "\n"
 
@@ -181,8 +196,10 @@ def rope_base(config: dict[str, Any]) -> None:
 def newline(folder: Path) -> None:
     file = folder / "chat_template.jinja"
     text = file.read_text()
-    assert "assistant\n" in text or "assistant\\n" in text
-    file.write_text(text.replace("assistant\\n", "assistant\\n\\n").replace("assistant\n", "assistant\n\n"))
+    more = text.replace("assistant\\n", "assistant\\n\\n").replace("assistant\n", "assistant\n\n")
+    assert more != text
+    file.write_text(more)
+    json_changed("tokenizer_config.json", lambda config: config.update(chat_template=more))(folder)  # read first
 
 
 def unordered(config: dict[str, Any]) -> Callable[[dict[str, torch.Tensor]], None]:
@@ -254,26 +271,18 @@ def llama_cases(run: Path, root: Path, program: str) -> list[Case]:
 
         return command
 
-    def metadata(name: str, *words: str) -> Callable[[], list[str]]:
-        def command() -> list[str]:
-            file = work / f"{name}.gguf"
-            scripts = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force"]
-            done(*scripts, *words, model("right", run / "merged"), file)
-            return serve(str(file))
-
-        return command
+    def mark_as_text() -> list[str]:
+        file = model("mark", run / "merged")
+        types = GGUFReader(file, "r+").fields["tokenizer.ggml.token_type"]
+        (mark,) = AutoTokenizer.from_pretrained(run / "merged").encode("<|im_start|>", add_special_tokens=False)
+        types.parts[types.data[mark]][0] = 1
+        return serve(file)
 
     def bos() -> list[str]:
         file = model("bos", run / "merged")
-        done(
-            sys.executable,
-            "-m",
-            "gguf.scripts.gguf_set_metadata",
-            "--force",
-            file,
-            "tokenizer.ggml.add_bos_token",
-            "true",
-        )
+        for key, value in (("add_bos_token", "true"), ("bos_token_id", "0")):
+            change = [sys.executable, "-m", "gguf.scripts.gguf_set_metadata", "--force", file]
+            done(*change, f"tokenizer.ggml.{key}", value)
         return serve(file)
 
     def serve(file: str, cache: str = "f32") -> list[str]:
@@ -319,9 +328,9 @@ def llama_cases(run: Path, root: Path, program: str) -> list[Case]:
         ),
         Case("rope base 10,000", "rope", merged("rope", json_changed("config.json", rope_base))),
         Case("two layers exchanged", "model", merged("layers", tensors_changed("model.safetensors", layers_exchanged))),
-        Case("another pre-tokenizer", "tokenizer", metadata("pre", "--pre-tokenizer", "llama-bpe")),
+        Case("the mark of a turn is text (its token type)", "tokenizer", mark_as_text),
         Case("a newline more in the chat template", "template", merged("newline", newline)),
-        Case("add_bos_token", "bos", bos),
+        Case("a token is added in front (add_bos_token)", "bos", bos),
     ]
 
 
@@ -458,7 +467,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--program", help="llama-server, or the Python of an environment with vLLM")
     parser.add_argument("--root", type=Path, default=HERE.parent / "build" / "consumers")
-    parser.add_argument("--only", default="", help="only the cases whose name contains this; nothing is written")
+    parser.add_argument("--only", default="", help="only the cases whose name contains this, again")
     given = parser.parse_args()
     root, name = given.root.resolve(), given.consumer
     shutil.rmtree(root / "work", ignore_errors=True)
@@ -470,11 +479,14 @@ def main() -> None:
         cases = library_cases(run, root)
     else:
         cases = llama_cases(run, root, given.program or shutil.which(name) or name)
-    chosen = [case for case in cases if given.only in case.name]
-    text = table(name, run, chosen, root / "work")
-    print(text)
-    if not given.only:
-        (HERE / "results" / f"consumers-{name}.md").write_text(text, encoding="utf-8")
+    file = root / f"{name}.json"  # the rows so far: a run that was stopped continues
+    rows: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    for case in cases:
+        if key(case) not in rows or (given.only and given.only in case.name):
+            rows[key(case)] = row(name, run, case, root / "work" / "server.log")
+            file.write_text(json.dumps(rows, indent=1))
+        print(rows[key(case)]["line"], flush=True)
+    (HERE / "results" / f"consumers-{name}.md").write_text(table(name, run, cases, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

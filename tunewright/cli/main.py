@@ -17,6 +17,7 @@ import typer
 
 from tunewright.cli.chat import chat
 from tunewright.cli.check import check
+from tunewright.cli.compare import compare
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
 from tunewright.cli.push import push
@@ -275,6 +276,7 @@ def verify(
     checking.verify(run_folder.find(root, run), target, as_json, quiet)
 
 
+app.command()(compare)
 app.command()(chat)
 
 

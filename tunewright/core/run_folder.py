@@ -63,6 +63,7 @@ class Run:
     export = File("export.json")
     verify = File("verify.json")
     scores = File("scores")
+    people = File("people.jsonl")
     forgetting = File("forgetting.json")
     cost = File("cost.json")
     mitigation = File("mitigation.json")

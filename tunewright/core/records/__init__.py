@@ -84,6 +84,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
+from tunewright.core.records.people import Choice, Preferences, WinRate
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.training import (
     ANY_TRAINING,
@@ -154,6 +155,7 @@ __all__ = [
     "CalibrationErrors",
     "Characters",
     "CheckpointState",
+    "Choice",
     "Cleaning",
     "Comparator",
     "ConsumerCheck",
@@ -197,6 +199,7 @@ __all__ = [
     "NotMeasured",
     "Overlap",
     "Paired",
+    "Preferences",
     "Probe",
     "Probes",
     "Profile",
@@ -234,6 +237,7 @@ __all__ = [
     "Verdict",
     "VerdictWord",
     "Voice",
+    "WinRate",
     "append_line",
     "count_test_reads",
     "existing",

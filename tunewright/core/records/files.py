@@ -27,6 +27,7 @@ from tunewright.core.records.evidence import (
     PROMPT_DISTILLATION,
 )
 from tunewright.core.records.export import CONSUMER_CHECKS, EXPORTS, AdapterNote
+from tunewright.core.records.people import Choice
 from tunewright.core.records.score import RegressionLine, ScoreLine
 from tunewright.core.records.training import (
     ANY_TRAINING,
@@ -89,6 +90,7 @@ FILES: tuple[RunFile, ...] = (
     _file("cost.json", COST, "what a request costs"),
     _file("export.json", EXPORTS, "each export, reloaded and compared"),
     _file("verify.json", CONSUMER_CHECKS, "what other programs answered that serve an export (`tunewright verify`)"),
+    _file("people.jsonl", Choice, "what people preferred (`tunewright compare`)", lines=True),
     _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not record"),
     _file("events.jsonl", Event, "what happened in the run, in order", lines=True),
     _file("branches/*/metrics.jsonl", METRICS, "as above, of a branch", lines=True),

@@ -122,7 +122,7 @@ def _weights(e: Evidence) -> Iterator[Finding]:
             yield Finding("precision", f"differences are of the size of {dtype} rounding, of weights or cache")
     numbers = f"{trained.likeliest:.0%} of its tokens are the trained model's likeliest"
     if trained.likeliest >= 0.8:
-        yield Finding("precision", f"{numbers}: its weights or cache seem to be quantised")
+        yield Finding("precision", f"{numbers}: its weights or cache seem to be quantised, or a few weights are wrong")
     if max(trained.likeliest, e.base.likeliest) < 0.3:
         yield Finding("model", f"{numbers}: it serves another model, or damaged weights")
     yield Finding("unknown", f"the cause is not known; {numbers} (the base model's: {e.base.likeliest:.0%})")

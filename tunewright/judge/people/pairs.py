@@ -1,0 +1,77 @@
+"""Pairs of answers to the same test rows, shown without their authors. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tunewright.core.records import Choice, ScoreLine
+from tunewright.core.records.people import Side
+from tunewright.data.text import content_hash
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one row. ``key`` identifies them, and decides which is on the left."""
+
+    row: int
+    where: str
+    question: tuple[tuple[str, str], ...]
+    tuned: str
+    other: str
+    key: str
+
+    @property
+    def tuned_is_left(self) -> bool:
+        return int(self.key[0], 16) % 2 == 0
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """The answer on the left, and the one on the right."""
+        return (self.tuned, self.other) if self.tuned_is_left else (self.other, self.tuned)
+
+    @property
+    def same(self) -> bool:
+        """Whether both answers are the same, so that nobody needs to be asked."""
+        return self.tuned.strip() == self.other.strip()
+
+    def value(self, chosen: Side) -> float:
+        """1 if the tuned answer was chosen, 0 if the other one, 0.5 for a tie."""
+        if chosen == "tie":
+            return 0.5
+        return float((chosen == "left") == self.tuned_is_left)
+
+
+def pairs(tuned: Sequence[ScoreLine], other: Sequence[ScoreLine], count: int) -> list[Pair]:
+    """At most ``count`` pairs, chosen and ordered by the hash of their prompts, so that nobody picks them."""
+    made = [_pair(a, b) for a, b in zip(tuned, other, strict=True)]
+    return sorted(made, key=lambda pair: content_hash("\n".join(text for _, text in pair.question)))[:count]
+
+
+def _pair(tuned: ScoreLine, other: ScoreLine) -> Pair:
+    assert tuned.row == other.row
+    shown = tuple((m.role, m.content) for m in tuned.messages if m.content and m.role != "system")
+    key = hashlib.sha256("\0".join((str(tuned.row), tuned.answer, other.answer)).encode("utf-8", "surrogatepass"))
+    return Pair(tuned.row, tuned.where, shown, tuned.answer, other.answer, key.hexdigest()[:16])
+
+
+def chosen(shown: Sequence[Pair], choices: Iterable[Choice], against: str) -> dict[int, Side]:
+    """The choice for each row that has one: the last, if it was between these answers and not taken back."""
+    key_of, last = {pair.row: pair.key for pair in shown}, dict[int, Side]()
+    for choice in choices:
+        if choice.against != against or key_of.get(choice.row) != choice.key:
+            continue
+        last.pop(choice.row, None)
+        if choice.chosen is not None:
+            last[choice.row] = _as_shown(choice, next(p for p in shown if p.row == choice.row))
+    return last
+
+
+def _as_shown(choice: Choice, pair: Pair) -> Side:
+    """The side on which the chosen answer is now; the line says on which it was."""
+    assert choice.chosen is not None
+    flip: dict[Side, Side] = {"left": "right", "right": "left", "tie": "tie"}
+    was_left: Literal["tuned", "other"] = "tuned" if pair.tuned_is_left else "other"
+    return choice.chosen if choice.left == was_left else flip[choice.chosen]

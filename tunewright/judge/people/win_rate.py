@@ -1,0 +1,47 @@
+"""The rate at which the tuned answers win. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tunewright.core.records import WinRate
+from tunewright.core.records.common import Interval
+from tunewright.core.records.people import Side
+from tunewright.judge.people.pairs import Pair
+from tunewright.judge.statistics import clustered_interval
+
+
+def win_rate(
+    shown: Sequence[Pair], chosen: Mapping[int, Side], clusters: Mapping[int, int], alpha: float
+) -> WinRate | None:
+    """Over the pairs that were compared. A tie counts half, and so does a pair of equal answers. None before the first
+    choice. ``clusters``: the group of near-duplicates of each row."""
+    asked = [pair for pair in shown if not pair.same]
+    compared = [pair for pair in asked if pair.row in chosen]
+    if not compared:
+        return None
+    # Pairs are shown in an order that does not depend on their content: equal ones count as far as people have come.
+    last = max(shown.index(pair) for pair in compared)
+    same = [pair for pair in shown[: last + 1] if pair.same]
+    values = [pair.value(chosen[pair.row]) for pair in compared] + [0.5] * len(same)
+    rows = [*compared, *same]
+    low, high, _ = clustered_interval([v - 0.5 for v in values], [clusters[pair.row] for pair in rows], alpha, 0.5)
+    return WinRate(
+        rate=sum(values) / len(values),
+        interval=Interval(0.5 + low, 0.5 + high),
+        rows=len(rows),
+        won=values.count(1.0),
+        tied=values.count(0.5),
+        same=len(same),
+        lost=values.count(0.0),
+    )
+
+
+def sentence(rate: WinRate, against: str) -> str:
+    """One line."""
+    low, high = rate.interval
+    same = f" ({rate.same} with the same answer)" if rate.same else ""
+    return (
+        f"people prefer tuned to {against.replace('_', ' ')} in {rate.rate:.0%} [{low:.0%}, {high:.0%}] of {rate.rows} "
+        f"rows: {rate.won} won, {rate.tied} tied{same}, {rate.lost} lost"
+    )
