@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -259,6 +260,17 @@ def test_every_type_is_a_file_with_a_check_of_its_own(source: Callable[..., Trai
     assert all(c.rows == len(TEXTS) and c.encoded == 1 and c.tokenizer is not None for c in files)
     assert 0 <= files[0].kl < 1e-8 < files[2].kl < 0.02
     assert (lora.kind, lora.tokenizer, lora.largest_difference) == ("lora-gguf", None, 0.0)
+
+
+def test_a_type_that_is_made_from_the_float32_file_leaves_that_file(
+    source: Callable[..., TrainedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without llama.cpp, which only quantises: a copy stands for what it makes."""
+    monkeypatch.setattr(llama_cpp, "require", lambda kind: None)
+    monkeypatch.setattr(llama_cpp, "quantise", lambda file, to, kind: shutil.copy(file, to))
+    run = source(export__to=["gguf"], export__gguf=["f32", "q6_k", "f16"])
+    assert [Path(c.path).name for c in exported(run)] == ["one-F32.gguf", "one-Q6_K.gguf", "one-F16.gguf"]
+    assert len(list((run.run.path / "gguf").iterdir())) == 3, "nothing is left over"
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora"])

@@ -34,8 +34,8 @@ def line(row: int, answer: str) -> ScoreLine:
 def comparing(tmp_path: Path) -> Comparing:
     tuned = [line(i, f"tuned {i}" if i != 3 else "the same") for i in range(8)]
     other = [line(i, f"<script>other {i}</script>" if i != 3 else "the same ") for i in range(8)]
-    shown = tuple(pairs(tuned, other, 8))
-    return Comparing(Run(tmp_path), "zero_shot", shown, {i: i for i in range(8)}, 0.05)
+    shown = tuple(pairs(tuned, other))
+    return Comparing(Run(tmp_path), "zero_shot", shown, 8, {i: i for i in range(8)}, 0.05)
 
 
 def prefer_tuned(pair: Pair) -> people.Side:
@@ -44,12 +44,11 @@ def prefer_tuned(pair: Pair) -> people.Side:
 
 def test_sides_are_shuffled_and_the_order_has_nothing_to_do_with_the_answers() -> None:
     tuned, other = [line(i, f"a{i}") for i in range(400)], [line(i, f"b{i}") for i in range(400)]
-    shown = pairs(tuned, other, 400)
+    shown = pairs(tuned, other)
     left = [pair.tuned_is_left for pair in shown]
     assert 150 < sum(left) < 250
     assert [p.row for p in shown] != list(range(400))
-    assert [p.row for p in pairs(tuned, [line(i, f"c{i}") for i in range(400)], 400)] == [p.row for p in shown]
-    assert [p.row for p in pairs(tuned, other, 30)] == [p.row for p in shown[:30]]
+    assert [p.row for p in pairs(tuned, [line(i, f"c{i}") for i in range(400)])] == [p.row for p in shown]
 
 
 def test_a_choice_survives_a_restart_and_can_be_taken_back(comparing: Comparing) -> None:
@@ -57,7 +56,7 @@ def test_a_choice_survives_a_restart_and_can_be_taken_back(comparing: Comparing)
     first = comparing.next()
     assert first is not None
     comparing.choose(first.row, prefer_tuned(first))
-    again = people.Comparing(comparing.run, "zero_shot", comparing.shown, comparing.clusters, 0.05)
+    again = people.Comparing(comparing.run, "zero_shot", comparing.pairs, 8, comparing.clusters, 0.05)
     second = again.next()
     assert second is not None
     assert second.row != first.row
@@ -74,9 +73,9 @@ def test_a_choice_survives_a_restart_and_can_be_taken_back(comparing: Comparing)
 def test_choices_between_other_answers_do_not_count(comparing: Comparing) -> None:
     for pair in comparing.asked:
         comparing.choose(pair.row, prefer_tuned(pair))
-    changed = pairs([line(i, f"tuned {i}") for i in range(8)], [line(i, f"new {i}") for i in range(8)], 8)
-    assert Comparing(comparing.run, "zero_shot", tuple(changed), comparing.clusters, 0.05).choices() == {}
-    assert Comparing(comparing.run, "few_shot", comparing.shown, comparing.clusters, 0.05).choices() == {}
+    changed = pairs([line(i, f"tuned {i}") for i in range(8)], [line(i, f"new {i}") for i in range(8)])
+    assert Comparing(comparing.run, "zero_shot", tuple(changed), 8, comparing.clusters, 0.05).choices() == {}
+    assert Comparing(comparing.run, "few_shot", comparing.pairs, 8, comparing.clusters, 0.05).choices() == {}
 
 
 def test_the_win_rate_is_of_the_tuned_answers_whatever_their_side(comparing: Comparing) -> None:
@@ -95,7 +94,7 @@ def test_the_win_rate_is_of_the_tuned_answers_whatever_their_side(comparing: Com
 def test_coverage_of_the_win_rate() -> None:
     draw, hits, trials = np.random.default_rng(3), 0, 0
     for n, p in ((30, 0.5), (30, 0.85), (60, 0.65), (100, 0.95)):
-        shown = pairs([line(i, "a") for i in range(n)], [line(i, "b") for i in range(n)], n)
+        shown = pairs([line(i, "a") for i in range(n)], [line(i, "b") for i in range(n)])
         clusters = {i: i for i in range(n)}
         for _ in range(150):
             won = draw.random(n) < p

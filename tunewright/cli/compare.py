@@ -11,7 +11,9 @@ import typer
 from tunewright.cli.runs import RUNS, Json, Root, RunName, out
 
 if TYPE_CHECKING:
+    from tunewright.core.records import Preferences
     from tunewright.core.records.people import Side
+    from tunewright.judge.people.judge import Judge
     from tunewright.judge.people.pairs import Pair
     from tunewright.runtime.people import Comparing
 
@@ -25,6 +27,16 @@ def compare(
     terminal: Annotated[bool, typer.Option("--terminal", help="Ask here instead of on a page.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; default: any free one.")] = 0,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the page in a browser.")] = False,
+    judge: Annotated[
+        str, typer.Option(metavar="URL", help="Also ask a model behind an OpenAI-compatible endpoint, about all rows.")
+    ] = "",
+    judge_model: Annotated[str, typer.Option(metavar="NAME", help="Name of that model.")] = "",
+    rubric: Annotated[
+        str, typer.Option(metavar="TEXT", help="For the judge: which answer is better, in your words.")
+    ] = "",
+    api_key_env: Annotated[
+        str, typer.Option(metavar="VAR", help="Environment variable with the judge's API key.")
+    ] = "OPENAI_API_KEY",
     result: Annotated[bool, typer.Option("--result", help="Only print what was preferred so far.")] = False,
     root: Root = RUNS,
     as_json: Json = False,
@@ -34,26 +46,54 @@ def compare(
     Can be stopped at any time: the same command continues.
     """
     from tunewright.core import records, run_folder
-    from tunewright.judge.people.win_rate import sentence
+    from tunewright.core.console import Console
     from tunewright.report import build
     from tunewright.runtime import people
 
     folder = run_folder.find(root, run)
     comparing = people.comparing(folder, against, rows)
+    asked = _judge(judge, judge_model, rubric, api_key_env)
     if not result:
         with people.alone(folder):
-            (_here if terminal else _on_page)(comparing, port, no_open)
+            if asked is not None:
+                comparing.ask(asked, Console(as_json))
+            else:
+                (_here if terminal else _on_page)(comparing, port, no_open)
         if folder.report.exists():
             build.write(folder)
-    found = comparing.result()
+    found = comparing.result(asked)
     if as_json:
         out(records.to_json(found))
-    elif found.people is None:
-        typer.echo("nothing was chosen" if comparing.asked else "all answers are the same: nothing to choose")
-    else:
-        left = len(comparing.asked) - len(comparing.choices())
-        more = f"; {left} left, the same command continues" if left else ""
-        typer.echo(f"{sentence(found.people, found.against)}{more}")
+        return
+    for line in _lines(found, len(comparing.left())):
+        typer.echo(line)
+
+
+def _judge(url: str, model: str, rubric: str, api_key_env: str) -> Judge | None:
+    """Raises CONFIG_CONFLICT if only a part of what a judge needs is given."""
+    import os
+
+    from tunewright.core.errors import ConfigError
+    from tunewright.judge.arms.openai_endpoint import Endpoint
+    from tunewright.judge.people.judge import RUBRIC, Judge
+
+    if not url and not model and not rubric:
+        return None
+    if not url or not model:
+        what = "a judge needs an endpoint and the name of its model."
+        raise ConfigError("CONFIG_CONFLICT", what, where="--judge", fix="give --judge URL and --judge-model NAME.")
+    return Judge(Endpoint(url.rstrip("/"), model, os.environ.get(api_key_env, "")), rubric or RUBRIC)
+
+
+def _lines(found: Preferences, left: int) -> list[str]:
+    from tunewright.judge.people import judge
+    from tunewright.judge.people.win_rate import sentence
+
+    lines = ["no choices by people yet"]
+    if found.people is not None:
+        more = f"; {left} left, the same command without --judge continues" if left else ""
+        lines = [sentence(found.people, found.against) + more]
+    return lines + (judge.lines(found.judge, found.people, found.against) if found.judge else [])
 
 
 def _on_page(comparing: Comparing, port: int, no_open: bool) -> None:

@@ -64,6 +64,7 @@ class Run:
     verify = File("verify.json")
     scores = File("scores")
     people = File("people.jsonl")
+    judge = File("judge.jsonl")
     forgetting = File("forgetting.json")
     cost = File("cost.json")
     mitigation = File("mitigation.json")

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunewright.core import records, run_folder
+from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError, RunError
-from tunewright.core.records import Choice, Preferences, ScoreLine, Verdict
+from tunewright.core.records import Choice, JudgeLine, Preferences, ScoreLine, Verdict
 from tunewright.core.records.people import Side
 from tunewright.core.run_folder import Run
+from tunewright.judge.people import judge as judging
+from tunewright.judge.people.judge import Judge
 from tunewright.judge.people.pairs import Pair, chosen, pairs
 from tunewright.judge.people.win_rate import win_rate
 
@@ -20,13 +23,19 @@ REFERENCE = "reference"  # instead of an arm: the reference answers
 
 @dataclass(frozen=True)
 class Comparing:
-    """``shown``: all pairs, in order; ``clusters``: the group of near-duplicates of each row."""
+    """``pairs``: of all test rows, of which people see the first ``count``; ``clusters``: the group of near-duplicates
+    of each row."""
 
     run: Run
     against: str
-    shown: tuple[Pair, ...]
+    pairs: tuple[Pair, ...]
+    count: int
     clusters: dict[int, int]
     alpha: float
+
+    @property
+    def shown(self) -> tuple[Pair, ...]:
+        return self.pairs[: self.count]
 
     @property
     def asked(self) -> list[Pair]:
@@ -35,12 +44,16 @@ class Comparing:
 
     def choices(self) -> dict[int, Side]:
         """What was chosen so far, by row."""
-        return chosen(self.shown, records.read_lines(self.run.people, Choice), self.against)
+        return chosen(self.pairs, records.read_lines(self.run.people, Choice), self.against)
+
+    def left(self) -> list[Pair]:
+        """The pairs without a choice."""
+        known = self.choices()
+        return [pair for pair in self.asked if pair.row not in known]
 
     def next(self) -> Pair | None:
         """The first pair without a choice."""
-        known = self.choices()
-        return next((pair for pair in self.asked if pair.row not in known), None)
+        return next(iter(self.left()), None)
 
     def choose(self, row: int, side: Side | None) -> None:
         """Adds a line. ``side``: None takes the last choice for the row back. Raises KeyError for a row that nobody is
@@ -55,10 +68,24 @@ class Comparing:
         if known := self.choices():
             self.choose(list(known)[-1], None)
 
-    def result(self) -> Preferences:
-        """What people preferred so far."""
-        rate = win_rate(self.shown, self.choices(), self.clusters, self.alpha)
-        return Preferences(against=self.against, asked=len(self.shown), people=rate)
+    def result(self, judge: Judge | None = None) -> Preferences:
+        """What people preferred so far, and the judge, if it was asked about all rows."""
+        known = self.choices()
+        found = None
+        if judge is not None:
+            choices = judging.known(judge, self.pairs, records.read_lines(self.run.judge, JudgeLine))
+            found = judging.result(judge, self.pairs, choices, known, self.clusters, self.alpha)
+        rate = win_rate(self.pairs, known, self.clusters, self.alpha)
+        return Preferences(against=self.against, asked=len(self.shown), people=rate, judge=found)
+
+    def ask(self, judge: Judge, console: Console) -> None:
+        """Asks the judge what it was not asked before. Raises REMOTE_FAILED."""
+        known = judging.known(judge, self.pairs, records.read_lines(self.run.judge, JudgeLine))
+        orders: tuple[judging.Order, ...] = ("tuned", "other")
+        todo = [(p, first) for p in self.pairs if not p.same for first in orders if (p.row, first) not in known]
+        if todo:
+            with console.bar("judge", len(todo), unit="choices") as tick:
+                judging.judged(judge, self.against, todo, lambda line: records.append_line(self.run.judge, line), tick)
 
 
 def comparing(run: Run, against: str, count: int) -> Comparing:
@@ -77,8 +104,7 @@ def comparing(run: Run, against: str, count: int) -> Comparing:
         what = f"{name} is not an arm with written answers."
         raise ConfigError("CONFIG_RANGE", what, where="--against", fix=f"choose one of {', '.join(others)}.")
     clusters = {line.row: group for line, group in zip(tuned, verdict.groups, strict=True)}
-    shown = pairs(tuned, others[name], count)
-    return Comparing(run, name, tuple(shown), clusters, verdict.alpha)
+    return Comparing(run, name, tuple(pairs(tuned, others[name])), count, clusters, verdict.alpha)
 
 
 def _answers(run: Run, arm: str) -> list[ScoreLine]:

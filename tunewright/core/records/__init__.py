@@ -84,7 +84,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
-from tunewright.core.records.people import Choice, Preferences, WinRate
+from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, WinRate
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.training import (
     ANY_TRAINING,
@@ -137,6 +137,7 @@ __all__ = [
     "MITIGATION",
     "PROMPT_DISTILLATION",
     "AdapterNote",
+    "Agreement",
     "AnswerSchema",
     "Answered",
     "AnyCleaning",
@@ -179,6 +180,8 @@ __all__ = [
     "InstructionKind",
     "InstructionProbe",
     "Interval",
+    "JudgeLine",
+    "JudgeResult",
     "Judged",
     "LabelCrossfit",
     "LabelSuspect",

@@ -34,9 +34,47 @@ class WinRate(Value):
     lost: int = Field(description="Rows on which the other answer was preferred.")
 
 
+class JudgeLine(Line):
+    """One line of judge.jsonl: a judge model's choice between two answers to a test row, in one order."""
+
+    row: int = Field(description="Row number, from 0.")
+    against: str = Field(description="The arm whose answer the tuned model's is compared with.")
+    key: str = Field(description="Hash of both answers, of the judge's name and of its instruction.")
+    first: Literal["tuned", "other"] = Field(description="Whose answer came first.")
+    chosen: Literal["first", "second", "tie"] | None = Field(description="Null if the reply names none.")
+    reply: str = Field(description="What the judge wrote, at most 500 characters.")
+
+
+class Agreement(Value):
+    """How often a judge and people prefer the same answer, where both prefer one."""
+
+    rate: float = Field(description="0 to 1; 0.5 is chance.")
+    interval: Interval = Field(description="Its interval.")
+    rows: int = Field(description="Rows on which both prefer an answer.")
+
+
+class JudgeResult(Value):
+    """What a judge model preferred. Fractions are 0 to 1."""
+
+    model: str = Field(description="Name of the judge.")
+    alone: WinRate = Field(description="The win rate by the judge, both orders averaged.")
+    contradicted: float = Field(description="Fraction of rows on which its choice depends on the order.")
+    first: float = Field(description="Fraction of its choices for the answer that came first.")
+    longer: float | None = Field(description="Fraction of its choices for the longer answer; null if there are none.")
+    unreadable: int = Field(description="Replies that name no answer; they count as ties.")
+    agreement: Agreement | None = Field(description="With people; null without common choices.")
+    corrected: Interval | None = Field(
+        description="Interval of the win rate by people, from people's choices and the judge's on all rows (PPI++); "
+        "null for fewer than 20 rows by people."
+    )
+    corrected_rate: float | None = Field(description="The win rate that it is about.")
+    weight: float | None = Field(description="How much the judge's choices count in it, 0 to 1.")
+
+
 class Preferences(Value):
     """What people preferred so far."""
 
     against: str = Field(description="The arm whose answers the tuned model's are compared with.")
     asked: int = Field(description="Rows that people are asked about, those with the same answer included.")
     people: WinRate | None = Field(description="Null before the first choice.")
+    judge: JudgeResult | None = Field(description="Null unless a judge was asked.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,9 +48,8 @@ def _unsupported_by_us(source: TrainedRun) -> str | None:
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, kind: str) -> Path:
     file = folder / f"{source.run.name}-{kind.upper()}.gguf"
     if kind in llama_cpp.FILE_TYPES:
-        unquantised = write(source, module, folder, "f32").rename(folder / "unquantised.gguf")
-        llama_cpp.quantise(unquantised, file, kind)
-        unquantised.unlink()
+        with tempfile.TemporaryDirectory(dir=folder) as aside:  # the float32 file may itself be wanted
+            llama_cpp.quantise(write(source, module, Path(aside), "f32"), file, kind)
     elif _unsupported_by_us(source) is not None:
         llama_cpp.convert(source, module, file, kind)
     else:

@@ -44,10 +44,10 @@ class Pair:
         return float((chosen == "left") == self.tuned_is_left)
 
 
-def pairs(tuned: Sequence[ScoreLine], other: Sequence[ScoreLine], count: int) -> list[Pair]:
-    """At most ``count`` pairs, chosen and ordered by the hash of their prompts, so that nobody picks them."""
+def pairs(tuned: Sequence[ScoreLine], other: Sequence[ScoreLine]) -> list[Pair]:
+    """The pairs of all rows, in the order of the hash of their prompts, so that nobody picks the first ones."""
     made = [_pair(a, b) for a, b in zip(tuned, other, strict=True)]
-    return sorted(made, key=lambda pair: content_hash("\n".join(text for _, text in pair.question)))[:count]
+    return sorted(made, key=lambda pair: content_hash("\n".join(text for _, text in pair.question)))
 
 
 def _pair(tuned: ScoreLine, other: ScoreLine) -> Pair:

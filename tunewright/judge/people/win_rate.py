@@ -22,18 +22,22 @@ def win_rate(
         return None
     # Pairs are shown in an order that does not depend on their content: equal ones count as far as people have come.
     last = max(shown.index(pair) for pair in compared)
-    same = [pair for pair in shown[: last + 1] if pair.same]
-    values = [pair.value(chosen[pair.row]) for pair in compared] + [0.5] * len(same)
-    rows = [*compared, *same]
-    low, high, _ = clustered_interval([v - 0.5 for v in values], [clusters[pair.row] for pair in rows], alpha, 0.5)
+    counted = [pair for pair in shown[: last + 1] if pair.same or pair.row in chosen]
+    return rate_of(counted, {p.row: p.value(chosen[p.row]) for p in compared}, clusters, alpha)
+
+
+def rate_of(pairs: Sequence[Pair], value: Mapping[int, float], clusters: Mapping[int, int], alpha: float) -> WinRate:
+    """``value``: of each row whose answers differ, from 0 (lost) to 1 (won)."""
+    values = [0.5 if pair.same else value[pair.row] for pair in pairs]
+    low, high, _ = clustered_interval([v - 0.5 for v in values], [clusters[pair.row] for pair in pairs], alpha, 0.5)
     return WinRate(
         rate=sum(values) / len(values),
         interval=Interval(0.5 + low, 0.5 + high),
-        rows=len(rows),
-        won=values.count(1.0),
+        rows=len(pairs),
+        won=sum(v > 0.5 for v in values),
         tied=values.count(0.5),
-        same=len(same),
-        lost=values.count(0.0),
+        same=sum(pair.same for pair in pairs),
+        lost=sum(v < 0.5 for v in values),
     )
 
 
