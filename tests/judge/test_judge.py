@@ -1,0 +1,219 @@
+"""A judge model: its intervals cover what people prefer, and a judge that follows length or order is found out."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tunewright.core import records
+from tunewright.core.console import Console
+from tunewright.core.errors import RunError
+from tunewright.core.records import JudgeLine, JudgeResult, ScoreLine
+from tunewright.core.records.people import Side
+from tunewright.core.records.score import Turn
+from tunewright.core.run_folder import Run
+from tunewright.judge.arms.openai_endpoint import Endpoint
+from tunewright.judge.people import judge as judging
+from tunewright.judge.people import ppi
+from tunewright.judge.people.judge import Chosen, Judge, Order
+from tunewright.judge.people.pairs import Pair, pairs
+from tunewright.runtime.people import Comparing
+
+JUDGE = Judge(Endpoint("http://localhost:1/v1", "m"))
+
+
+def line(row: int, answer: str) -> ScoreLine:
+    question = Turn(role="user", content=f"question {row}")
+    return ScoreLine(row=row, key="k", where=f"x:{row}", messages=(question,), target="t", answer=answer, score=0.5)
+
+
+def made(count: int, seed: int = 0) -> list[Pair]:
+    draw = np.random.default_rng(seed)
+    tuned, other = (
+        [line(i, f"{who} {i} " + "word " * int(n)) for i, n in enumerate(draw.integers(1, 40, count))] for who in "to"
+    )
+    return pairs(tuned, other)
+
+
+def coverage(n: int, rest: int, agrees: float, prefers: float, trials: int = 400) -> tuple[float, float, float]:
+    """(how often the interval contains people's rate, its mean width, the mean weight), if the judge's choice is
+    people's with probability ``agrees``, and a coin's otherwise."""
+    draw, hits, widths, weights = np.random.default_rng(1), 0, 0.0, 0.0
+    for _ in range(trials):
+        y = (draw.random(n + rest) < prefers).astype(float)
+        f = np.where(draw.random(n + rest) < agrees, y, (draw.random(n + rest) < 0.7).astype(float))
+        found = ppi.mean(y[:n], f[:n], f[n:], (range(n), range(rest)), 0.05)
+        assert found is not None
+        hits += found.interval.low <= prefers <= found.interval.high
+        widths += found.interval.high - found.interval.low
+        weights += found.weight
+    return hits / trials, widths / trials, weights / trials
+
+
+@pytest.mark.parametrize("prefers", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize(("n", "rest", "agrees"), [(30, 300, 0.9), (40, 60, 0.0), (100, 1000, 0.6), (25, 0, 0.9)])
+def test_coverage_whatever_the_judge(n: int, rest: int, agrees: float, prefers: float) -> None:
+    """A judge that agrees, one that is a biased coin, and no rows but people's."""
+    assert coverage(n, rest, agrees, prefers)[0] >= 0.93
+
+
+def test_a_good_judge_narrows_the_interval_and_a_bad_one_does_not_widen_it() -> None:
+    alone = coverage(40, 0, 0.0, 0.7)
+    good, bad = coverage(40, 800, 0.95, 0.7), coverage(40, 800, 0.0, 0.7)
+    assert good[1] < 0.7 * alone[1]
+    assert good[2] > 0.7
+    assert bad[1] < 1.03 * alone[1]
+    assert bad[2] < 0.15
+
+
+def test_rows_of_a_cluster_widen_the_interval() -> None:
+    draw = np.random.default_rng(0)
+    y = np.repeat((draw.random(20) < 0.6).astype(float), 4)
+    apart = ppi.mean(y, y, [], (range(80), []), 0.05)
+    together = ppi.mean(y, y, [], (np.arange(80) // 4, []), 0.05)
+    assert apart is not None
+    assert together is not None
+    widths = [e.interval.high - e.interval.low for e in (apart, together)]
+    assert widths[1] > 1.6 * widths[0]
+
+
+def test_few_labels_are_no_basis() -> None:
+    assert ppi.mean([1.0] * 19, [1.0] * 19, [0.5] * 100, (range(19), range(100)), 0.05) is None
+
+
+# -- judges that follow something else than what people want
+
+
+def judged_by(choose: Callable[[Pair, Order], Chosen], people: int = 40, agree: float = 0.5) -> JudgeResult:
+    """300 rows. People, who have seen 40, prefer the tuned answer in ``agree`` of them, whatever its length."""
+    shown, draw = made(300), np.random.default_rng(5)
+    chosen: dict[int, Side] = {}
+    for pair in shown[:people]:
+        wins = draw.random() < agree
+        chosen[pair.row] = "left" if wins == pair.tuned_is_left else "right"
+    orders: tuple[Order, ...] = ("tuned", "other")
+    choices: dict[tuple[int, Order], Chosen | None] = {(p.row, o): choose(p, o) for p in shown for o in orders}
+    found = judging.result(JUDGE, shown, choices, chosen, {p.row: p.row for p in shown}, 0.05)
+    assert found is not None
+    return found
+
+
+def longer(pair: Pair, first: Order) -> Chosen:
+    return "first" if (len(pair.tuned) > len(pair.other)) == (first == "tuned") else "second"
+
+
+def test_a_judge_that_prefers_the_longer_answer_is_found_out_by_people() -> None:
+    found = judged_by(longer, agree=0.8)
+    assert found.longer == 1
+    assert found.agreement is not None
+    assert found.agreement.interval.low < 0.5
+    assert any("not shown to agree more often than chance" in text for text in judging.lines(found, None, "few_shot"))
+    assert found.corrected is not None
+    assert found.weight is not None
+    assert found.weight < 0.3
+    assert found.corrected.low <= 0.8 <= found.corrected.high, "the estimate is people's, not the judge's"
+
+
+def test_a_judge_that_prefers_the_first_answer_decides_nothing() -> None:
+    found = judged_by(lambda pair, first: "first")
+    assert (found.first, found.contradicted) == (1, 1)
+    assert (found.alone.rate, found.alone.tied) == (0.5, 300)
+    assert found.agreement is None
+
+
+def test_a_judge_that_agrees_is_used() -> None:
+    found = judged_by(lambda pair, first: "first" if first == "tuned" else "second", agree=1.0)
+    assert found.agreement is not None
+    assert found.agreement.rate == 1
+    assert found.contradicted == 0
+    assert found.corrected_rate is not None
+    assert found.corrected_rate > 0.9
+
+
+def test_a_judge_alone_is_said_to_be_no_evidence() -> None:
+    found = judged_by(longer, people=0)
+    assert found.agreement is None
+    assert found.corrected is None
+    assert "this is no evidence of what people prefer" in judging.lines(found, None, "few_shot")[1]
+
+
+@pytest.mark.parametrize(
+    ("reply", "chosen"),
+    [
+        ("1", "first"),
+        (" 2.\n", "second"),
+        ("Tie", "tie"),
+        ("**1**", "first"),
+        ("<think>1 is longer</think>2", "second"),
+        ("Answer 1 is vague, so 2", "second"),
+        ("Score: 1.5", None),
+        ("10", None),
+        ("neither", None),
+        ("", None),
+    ],
+)
+def test_replies(reply: str, chosen: Chosen | None) -> None:
+    assert judging.read(reply) == chosen
+
+
+# -- a real endpoint
+
+
+@contextmanager
+def endpoint(reply: Callable[[str], str], fail_after: int = 10**9) -> Iterator[tuple[str, list[Any]]]:
+    seen: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            seen.append(body)
+            choice = {"message": {"content": reply(body["messages"][-1]["content"])}, "finish_reason": "stop"}
+            data = json.dumps({"choices": [choice], "usage": {}}).encode()
+            self.send_response(200 if len(seen) <= fail_after else 400)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_every_pair_is_asked_about_once_in_both_orders_and_an_interrupted_command_continues(tmp_path: Path) -> None:
+    shown = made(10)
+    comparing = Comparing(Run(tmp_path), "few_shot", tuple(shown), 4, {p.row: p.row for p in shown}, 0.05)
+    with endpoint(lambda asked: "1" if asked.index("t ") < asked.index("o ") else "2", fail_after=7) as (url, seen):
+        judge = Judge(Endpoint(url, "m", concurrency=2), "the politer one")
+        with pytest.raises(RunError, match="REMOTE_FAILED"):
+            comparing.ask(judge, Console(quiet=True))
+        written = len(list(records.read_lines(comparing.run.judge, JudgeLine)))
+        assert 4 <= written <= 7
+        assert comparing.result(judge).judge is None, "a part of the rows is no result"
+    with endpoint(lambda asked: "1" if asked.index("t ") < asked.index("o ") else "2") as (url, seen):
+        judge = Judge(Endpoint(url, "m", concurrency=2), "the politer one")
+        comparing.ask(judge, Console(quiet=True))
+        assert len(seen) == 20 - written
+        comparing.ask(judge, Console(quiet=True))
+        assert len(seen) == 20 - written, "nothing is asked twice"
+    assert "the politer one" in seen[0]["messages"][0]["content"]
+    found = comparing.result(judge).judge
+    assert found is not None
+    assert found.unreadable == 0
+    other = Judge(Endpoint(url, "m"), "the shorter one")
+    assert comparing.result(other).judge is None, "another rubric is another judge"
