@@ -30,7 +30,7 @@ from tunewright.core import records
 from tunewright.core.config import AdapterConfig
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, read_json, sha256, write_atomic, write_json, writing
-from tunewright.export import KINDS, bundles, card, export, portable
+from tunewright.export import KINDS, bundles, card, export, portable, unchanged
 from tunewright.export.kind import Export, TrainedRun
 from tunewright.export.reload_check import CheckPrompt
 from tunewright.model.language_model import LanguageModel
@@ -83,12 +83,15 @@ def exported(source: TrainedRun) -> int:
         portable.let_others_read(folder)
         return checks
 
-    stop = [source.template.eos]
-    with writing(source.run):
-        source.run.export.unlink(missing_ok=True)
-        checks = export.export(source, [CheckPrompt([1, 2, 3])], stop, finish=finish)
+    stop, run = [source.template.eos], source.run
+    with writing(run):
+        if run.export.exists():
+            run.export.replace(run.earlier_exports)
+        origin = unchanged.made_from(source, [], "code")
+        checks = export.export(source, [CheckPrompt([1, 2, 3])], stop, finish=finish, origin=origin)
         bundles.write(source, stop)
-        records.write(source.run.export, checks)
+        run.earlier_exports.unlink(missing_ok=True)
+        records.write(run.export, checks)
     return FINISHED
 
 
@@ -102,6 +105,7 @@ def states(run: Run) -> dict[str, State]:
 
 
 def leftovers(run: Run) -> list[str]:
+    """Besides what a later export needs."""
     return [path.name for path in run.path.glob(".*") if path.name != ".lock"]
 
 

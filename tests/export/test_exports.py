@@ -63,6 +63,30 @@ def test_export_settings_of_a_run_can_be_changed_and_no_others(tmp_path: Path, p
     assert "CONFIG_CONFLICT" in refused.stderr
 
 
+def test_an_export_is_written_again_only_if_it_would_be_another(tmp_path: Path, proved: Path) -> None:
+    run = copied(proved, tmp_path)
+    weights = run / "adapter" / "adapter_model.safetensors"
+
+    def written(*settings: str) -> int:
+        done = cli("export", "r", *settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert not (run / ".exports.json").exists()
+        return weights.stat().st_ino
+
+    first, content = written("export.to=[adapter]"), weights.read_bytes()
+    assert written("export.to=[adapter, merged]") == first
+    assert [x["kind"] for x in json.loads((run / "export.json").read_text())] == ["adapter", "merged"]
+    assert written("export.to=[adapter]") == first
+    assert written("export.to=[adapter]", "export.rows=1") != first, "another setting"
+    (run / "adapter" / "chat_template.jinja").write_text("changed by hand")
+    again = written("export.to=[adapter, merged]", "export.rows=1")
+    assert again != first
+    assert weights.read_bytes() == content
+    weights.unlink()
+    assert written("export.to=[adapter]", "export.rows=1") != again
+    assert weights.read_bytes() == content
+
+
 def test_a_run_whose_rows_have_moved_continues(tmp_path: Path, proved: Path) -> None:
     """If their content is the same; the report is written again after other exports."""
     run = copied(proved, tmp_path)

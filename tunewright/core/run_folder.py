@@ -61,6 +61,7 @@ class Run:
     adapter = File("adapter")
     merged = File("merged")
     export = File("export.json")
+    earlier_exports = File(".exports.json")
     verify = File("verify.json")
     scores = File("scores")
     people = File("people.jsonl")

@@ -18,7 +18,7 @@ from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, chosen_scale, disk_errors, replacing
-from tunewright.export import EXPORTS, bundles, reload_check
+from tunewright.export import EXPORTS, bundles, reload_check, unchanged
 from tunewright.export.gguf import tensors
 from tunewright.export.kind import QUANTISED, Export, TrainedRun
 from tunewright.export.reload_check import CheckPrompt
@@ -80,24 +80,30 @@ def export(
     stop: Sequence[int],
     texts: Sequence[str] = (),
     finish: Finish = accepted,
+    origin: str | None = None,
 ) -> list[ExportCheck]:
     """Writes the exports. ``prompts``: held-out ones; ``stop``: tokens that end an answer; ``texts``: what an export
-    must split into the same tokens; ``finish``: see `Finish`.
+    must split into the same tokens; ``finish``: see `Finish`; ``origin``: see `unchanged.made_from`.
 
-    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently. What was there before then stays.
+    Raises EXPORT_MISMATCH if an export cannot be reloaded or answers differently. What was there before then stays. An
+    export that is there already, made from the same and itself the same, is not written again.
     """
     require_supported(source)
-    model = trained_model(source.run, source.plan, source.facts, torch.float32)
-    expected = _expected(source, model, prompts[:CHECK_PROMPTS], stop, texts)
-    checks: list[ExportCheck] = []
-    merged = False
     # Merging changes the module permanently, so exports of merged weights come last.
-    for row in sorted(wanted(source.config, source.plan), key=lambda row: row.merged):
+    rows = sorted(wanted(source.config, source.plan), key=lambda row: row.merged)
+    checks = {row.kind: unchanged.kept(row, source, origin) for row in rows}
+    todo = [row for row in rows if not checks[row.kind]]
+    if todo:
+        model = trained_model(source.run, source.plan, source.facts, torch.float32)
+        expected = _expected(source, model, prompts[:CHECK_PROMPTS], stop, texts)
+    merged = False
+    for row in todo:
         if row.merged and not merged:
             adapters.merge(model.module)
             merged = True
-        checks += _write(row, model, expected, finish)
-    return checks
+        checks[row.kind] = _write(row, model, expected, finish, origin)
+        unchanged.remember(source.run, checks[row.kind])
+    return [check for row in rows for check in checks[row.kind]]
 
 
 def require_supported(source: TrainedRun) -> None:
@@ -122,7 +128,9 @@ def wanted(config: Config, plan: Plan) -> list[Export]:
     return chosen
 
 
-def _write(row: Export, model: LanguageModel, expected: Expected, finish: Finish) -> list[ExportCheck]:
+def _write(
+    row: Export, model: LanguageModel, expected: Expected, finish: Finish, origin: str | None
+) -> list[ExportCheck]:
     """Write an export and check it: what a run contains is complete and was checked."""
     source, module, checks = expected.source, model.module, []
     folder = source.run.path / row.kind
@@ -135,6 +143,9 @@ def _write(row: Export, model: LanguageModel, expected: Expected, finish: Finish
             check = _check(row, path, dtype, replace(expected, answers=replace(expected.answers, weights=weights)))
             checks.append(check.model_copy(update={"file": None if path.is_dir() else tensors.described(path)}))
         checks = finish(temporary, checks, model)
+        checks = [
+            c.model_copy(update={"made_from": origin, "content": unchanged.content(Path(c.path))}) for c in checks
+        ]
     return [c.model_copy(update={"path": str(folder / Path(c.path).relative_to(temporary))}) for c in checks]
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tunewright.core import records
 from tunewright.core.records import ExportCheck, Loss, Reproduced
 from tunewright.core.run_folder import write_atomic
 from tunewright.core.words import counted
 from tunewright.data.messages import Prompt, Text
-from tunewright.export import bundles, card, portable
+from tunewright.export import bundles, card, portable, unchanged
 from tunewright.export import export as exporting
 from tunewright.export.gguf.model import MORE_PRECISE
 from tunewright.export.kind import TrainedRun
@@ -20,6 +21,7 @@ from tunewright.model.decoding.generate import stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import exported, weights
 from tunewright.runtime.context import Work
+from tunewright.runtime.receipt import code_sha256
 from tunewright.stages.stage import Stage
 from tunewright.tokens import rendering
 from tunewright.tokens.sequences import flat
@@ -44,12 +46,20 @@ def export(work: Work) -> list[ExportCheck]:
         portable.let_others_read(folder)
         return measured
 
-    def write(source: TrainedRun) -> list[ExportCheck]:
-        return exporting.export(source, prompts, stop, texts, finish)
+    origin = unchanged.made_from(source, [p.ids for p in prompts], code_sha256())
 
-    work.run.verify.unlink(missing_ok=True)  # what other programs answered with the exports before
+    def write(source: TrainedRun) -> list[ExportCheck]:
+        return exporting.export(source, prompts, stop, texts, finish, origin)
+
+    before = unchanged.recorded(work.run)
     checks = _in_a_type_that_passes(work, source, write)
+    if work.run.verify.exists():  # what other programs answered with exports that are no longer the same is over
+        records.write(work.run.verify, unchanged.answered(work.run, before, checks))
     bundles.write(source, stop)
+    card.write(work.run, checks)
+    for kind in {check.kind for check in checks}:
+        portable.let_others_read(work.run.path / kind)
+    work.run.earlier_exports.unlink(missing_ok=True)
     return checks
 
 

@@ -102,8 +102,10 @@ class Runner:
             )
         run_folder.write_atomic(context.run.config, to_yaml(context.config))
         context.run.event("new_settings", settings=list(context.new_settings))
-        for file in (context.run.export, context.run.report) if exports else ():
-            file.unlink(missing_ok=True)
+        if exports:
+            if context.run.export.exists():
+                context.run.export.replace(context.run.earlier_exports)
+            context.run.report.unlink(missing_ok=True)
 
     def adopt(self, plan: Plan) -> None:
         """Instead of planning, take over the plan of another run."""

@@ -67,6 +67,8 @@ class ExportCheck(Record):
     reproduced: Reproduced | None = Field(None, description="Absent if export.rows is 0.")
     file: GgufFile | None = Field(None, description="Of a GGUF file: what it contains.")
     loss: Loss | None = Field(None, description="Of a GGUF file of the merged model: absent without dev rows.")
+    made_from: str | None = Field(None, description="Hash of weights, settings and code that it was made from.")
+    content: str | None = Field(None, description="Hash of its files, without the card.")
 
     @property
     def relative_path(self) -> str:
