@@ -15,6 +15,7 @@ from tunewright.core.records import (
     EXPORTS,
     METRICS,
     Audit,
+    Preferences,
     ProtocolRecord,
     Receipt,
     ScoreLine,
@@ -257,6 +258,7 @@ def verdict() -> dict[str, Any]:
             "interval": [0.05, 0.29],
         },
         "fields": fields(),
+        "voice": voice(),
         "calibration": calibration(),
         "forgetting": forgetting(),
         "cost": cost(),
@@ -378,6 +380,37 @@ def consumer_check(**changed: Any) -> dict[str, Any]:
     return {**names, "time": "2026-11-28T12:00:00+00:00", **figures, **result, **changed}
 
 
+def voice() -> dict[str, Any]:
+    arm = {"reference_bits": 1.25, "auc": {"value": 0.75, "interval": [0.6, 0.9]}, "copied": 1, "loops": 2, "cut": 3}
+    traits = [{"name": "begins with 'certainly'", "house": 0.4, "arm": 0.1, "auc": 0.65}]
+    contrast = {"difference": 0.125, "interval": [0.05, 0.2]}
+    return {
+        "rows": ROWS,
+        "arms": {
+            "zero_shot": {**arm, "traits": traits, "tuned_minus_this": contrast},
+            "remote": {**arm, "traits": [], "reference_bits": None, "auc": None},
+            "tuned": {**arm, "traits": traits},
+        },
+    }
+
+
+def preferences() -> dict[str, Any]:
+    rate = {"rate": 0.625, "interval": [0.5, 0.75], "rows": 40, "won": 20, "tied": 10, "same": 2, "lost": 10}
+    judge = {
+        "model": "judge-1",
+        "alone": rate,
+        "contradicted": 0.25,
+        "first": 0.6,
+        "longer": 0.7,
+        "unreadable": 1,
+        "agreement": {"rate": 0.6, "interval": [0.45, 0.75], "rows": 30},
+        "corrected": [0.55, 0.7],
+        "corrected_rate": 0.61,
+        "weight": 0.4,
+    }
+    return {"against": "nearest", "asked": 40, "people": rate, "judge": judge}
+
+
 def exports() -> list[dict[str, Any]]:
     again = {"rows": 20, "same": 18, "score": 0.65, "verdict": 0.7, "dtype": "float32", "judged": "bfloat16"}
     loss = {"tokens": 812, "same_likeliest": 0.97, "rows": 20, "score": 0.66, "verdict": "CANNOT TELL"}
@@ -443,6 +476,7 @@ def everything() -> dict[str, Any]:
         "selftest": {"seconds": 4.1, "findings": [{"check": "prompts", "result": "4 turns of 4 rows", "passed": True}]},
         "export": exports(),
         "verify": [consumer_check()],
+        "people": preferences(),
         "metrics": [step(s) for s in range(21)],
         "events": [{"time": "", "event": "resumed_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
         "scores/tuned": scores(0.9),
@@ -477,6 +511,7 @@ def files(records: dict[str, Any]) -> Files:
         selftest=typed(SelfTest, records["selftest"]) if records["selftest"] else None,
         exports=typed(EXPORTS, records["export"]) if records["export"] else None,
         consumer_checks=typed(CONSUMER_CHECKS, records["verify"]),
+        preferences=typed(Preferences, records["people"]) if records["people"] else None,
         metrics=[typed(METRICS, x) for x in records["metrics"]],
         moved=records["events"][0]["what"] if records["events"] else [],
         scores=tuple([typed(ScoreLine, x) for x in records[f"scores/{arm}"]] for arm in ("tuned", "nearest")),  # type: ignore[arg-type]

@@ -70,6 +70,7 @@ SECTIONS = {
     "rerun": "dev rows a second time",
     "fields": "rows.csv:3: expected 12.5, answered nothing",
     "overlap": "share a run of 13 words",
+    "voice": "0.40 0.10 0.65",
 }
 NOT_MEASURED = {
     "cost": "Not measured. prove.evidence=full",
@@ -85,7 +86,7 @@ NO = {"measured": False}
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_is_present_exactly_with_its_record(name: str) -> None:
     assert SECTIONS[name] in text_of(rendered())
-    nothing: list[Any] = [None] if name in ("calibration", "rerun", "overlap", "fields") else [None, NO]
+    nothing: list[Any] = [None] if name in ("calibration", "rerun", "overlap", "fields", "voice") else [None, NO]
     for absent in nothing:
         changed = {**absent, "flagged": {}} if absent and name == "cleaning" else absent
         shown = text_of(with_verdict(**{name: changed}))
@@ -94,9 +95,24 @@ def test_a_section_is_present_exactly_with_its_record(name: str) -> None:
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_what_people_and_a_judge_prefer() -> None:
+    shown = text_of(rendered())
+    assert "people 62% 50% to 75% 40 20 10 10" in shown
+    assert "60% (45% to 75%) of 30 rows: not shown to agree more often than chance" in shown
+    assert "people prefer the tuned model in 61% (55% to 70%) of all rows" in shown
+    only_judge = {"agreement": None, "corrected": None, "corrected_rate": None, "weight": None}
+    people = records.preferences()
+    alone = rendered({"people": {**people, "people": None, "judge": {**people["judge"], **only_judge}}})
+    assert "this is no evidence of what people prefer" in text_of(alone)
+    assert "Which answers do people prefer?" not in text_of(rendered({"people": None}))
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_sections_come_in_the_order_of_decisions() -> None:
     assert re.findall(r"<h2>(.*?)</h2>", rendered()) == [
         "Better than what?",
+        "Does it sound like you?",
+        "Which answers do people prefer?",
         "What does a request cost?",
         "What was forgotten?",
         "Was there enough data?",

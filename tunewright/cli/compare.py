@@ -59,9 +59,11 @@ def compare(
                 comparing.ask(asked, Console(as_json))
             else:
                 (_here if terminal else _on_page)(comparing, port, no_open)
+    found = comparing.result(asked)
+    if not result:
+        records.write(folder.preferences, found)
         if folder.report.exists():
             build.write(folder)
-    found = comparing.result(asked)
     if as_json:
         out(records.to_json(found))
         return

@@ -66,6 +66,7 @@ class Run:
     scores = File("scores")
     people = File("people.jsonl")
     judge = File("judge.jsonl")
+    preferences = File("people.json")
     forgetting = File("forgetting.json")
     cost = File("cost.json")
     mitigation = File("mitigation.json")

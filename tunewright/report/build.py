@@ -16,6 +16,7 @@ from tunewright.core.records import (
     ConsumerCheck,
     Event,
     ExportCheck,
+    Preferences,
     ProtocolRecord,
     Receipt,
     ScoreLine,
@@ -44,6 +45,7 @@ class Files:
     selftest: SelfTest | None
     exports: Sequence[ExportCheck] | None
     consumer_checks: tuple[ConsumerCheck, ...]
+    preferences: Preferences | None
     metrics: Sequence[StartLine | StepLine]
     moved: Sequence[str]
     scores: tuple[Sequence[ScoreLine], Sequence[ScoreLine]]
@@ -64,6 +66,7 @@ def read(run: Run) -> Files:
         selftest=records.existing(run.selftest, SelfTest),
         exports=records.existing(run.export, EXPORTS),
         consumer_checks=records.existing(run.verify, CONSUMER_CHECKS) or (),
+        preferences=records.existing(run.preferences, Preferences),
         metrics=list(records.read_lines(run.metrics, METRICS)),
         moved=_moved(run),
         scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),

@@ -27,7 +27,7 @@ from tunewright.core.records.evidence import (
     PROMPT_DISTILLATION,
 )
 from tunewright.core.records.export import CONSUMER_CHECKS, EXPORTS, AdapterNote
-from tunewright.core.records.people import Choice, JudgeLine
+from tunewright.core.records.people import Choice, JudgeLine, Preferences
 from tunewright.core.records.score import RegressionLine, ScoreLine
 from tunewright.core.records.training import (
     ANY_TRAINING,
@@ -90,8 +90,9 @@ FILES: tuple[RunFile, ...] = (
     _file("cost.json", COST, "what a request costs"),
     _file("export.json", EXPORTS, "each export, reloaded and compared"),
     _file("verify.json", CONSUMER_CHECKS, "what other programs answered that serve an export (`tunewright verify`)"),
-    _file("people.jsonl", Choice, "what people preferred (`tunewright compare`)", lines=True),
-    _file("judge.jsonl", JudgeLine, "what a judge model preferred (`tunewright compare --judge`)", lines=True),
+    _file("people.jsonl", Choice, "each choice of a person (`tunewright compare`)", lines=True),
+    _file("judge.jsonl", JudgeLine, "each choice of a judge model (`tunewright compare --judge`)", lines=True),
+    _file("people.json", Preferences, "what people, and the judge that was asked last, preferred"),
     _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not record"),
     _file("events.jsonl", Event, "what happened in the run, in order", lines=True),
     _file("branches/*/metrics.jsonl", METRICS, "as above, of a branch", lines=True),

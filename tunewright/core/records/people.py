@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tunewright.core.records.common import Interval, Line, Value
+from tunewright.core.records.common import Interval, Line, Record, Value
 
 Side = Literal["left", "right", "tie"]
 
@@ -71,8 +71,8 @@ class JudgeResult(Value):
     weight: float | None = Field(description="How much the judge's choices count in it, 0 to 1.")
 
 
-class Preferences(Value):
-    """What people preferred so far."""
+class Preferences(Record):
+    """What people, and a judge model, preferred so far."""
 
     against: str = Field(description="The arm whose answers the tuned model's are compared with.")
     asked: int = Field(description="Rows that people are asked about, those with the same answer included.")
