@@ -174,7 +174,7 @@ def lines(found: JudgeResult, people: WinRate | None, against: str) -> list[str]
         f"rows; its choice depends on the order in {found.contradicted:.0%}, "
         f"and is the first answer in {found.first:.0%}"
         + (f", the longer one in {found.longer:.0%}" if found.longer is not None else "")
-        + (f"; {found.unreadable} replies could not be read" if found.unreadable else "")
+        + (f"; {found.unreadable} of its replies could not be read" if found.unreadable else "")
     ]
     if found.agreement is None:
         said.append("no choices by people to compare it with: this is no evidence of what people prefer")
