@@ -209,6 +209,7 @@ PLANTED: dict[str, tuple[Plant, str]] = {
     "another model": (another_model, "model"),
     "BOS before token ids": (change(before=[65]), "bos"),
     "BOS before chat prompts": (change(before_chat=[65]), "bos"),
+    "another token before chat prompts": (change(before_chat=[66]), "bos"),
     "a newline more in the template": (newline_in_template, "template"),
     "special tokens read as text": (special_tokens_as_text, "tokenizer"),
     "the second likeliest token": (change(rank=1), "sampling"),

@@ -140,14 +140,18 @@ def _encoding(e: Evidence) -> Iterator[Finding]:
         if theirs is None or theirs == ours:
             if one.by_chat is not None and one.by_ids is not None and not _alike(one.by_chat, one.by_ids, e.allowed):
                 yield Finding("template", "a chat message gets another answer than the token ids that it should become")
-        elif e.bos is not None and theirs == (e.bos, *ours):
-            yield Finding("bos", "it writes one BOS token more before a chat prompt")
-        elif e.bos is not None and (e.bos, *theirs) == ours:
-            yield Finding("bos", "it leaves out the BOS token of a chat prompt")
+        elif theirs[1:] == ours:
+            yield Finding("bos", f"it writes {_named(theirs[0], e.bos)} more before a chat prompt")
+        elif theirs == ours[1:]:
+            yield Finding("bos", f"it leaves out {_named(ours[0], e.bos)} of a chat prompt")
         elif one.texts[0] == one.texts[1]:
             yield Finding("tokenizer", f"it splits the same text into other tokens, {_apart(theirs, ours)}")
         else:
             yield Finding("template", f"it renders a chat prompt differently, {_apart(*reversed(one.texts))}")
+
+
+def _named(token: int, bos: int | None) -> str:
+    return "one BOS token" if token == bos else f"one token ({token})"
 
 
 def _alike(first: Answered, second: Answered, allowed: float) -> bool:
