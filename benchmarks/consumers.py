@@ -116,7 +116,8 @@ def row(name: str, run: Path, case: Case, log: Path) -> dict[str, Any]:
         numbers = [f"{r['largest_difference']:.1e}", f"{r['base_difference']:.1e}"]
         chats = "not shown" if r["encoded"] is None else str(r["encoded"])
         numbers += [f"{r['same_texts']} of {r['prompts']}", chats]
-    flags = f" (`{' '.join(case.flags)}`)" if case.flags else ""
+    shown = [Path(flag).name if Path(flag).is_absolute() else flag for flag in case.flags]
+    flags = f" (`{' '.join(shown)}`)" if shown else ""
     flags += f" in {program}" if name == "libraries" else ""
     cells = [f"{case.name}{flags}", case.expected or "agrees", result, *numbers]
     return {

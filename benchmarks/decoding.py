@@ -24,7 +24,7 @@ from tunewright.cli.demo import rows_file
 from tunewright.core.config import AdapterConfig, load
 from tunewright.data import dataset
 from tunewright.model import adapters, loading
-from tunewright.model.decoding.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.language_model import LanguageModel
 from tunewright.system import machine
 from tunewright.tokens import rendering
@@ -51,7 +51,7 @@ def tuned(dtype: torch.dtype) -> LanguageModel:
 
 def ways(model: LanguageModel, batch: int, stop: int) -> dict[str, Answer]:
     def ours(way: LanguageModel) -> Answer:
-        return lambda prompts, new: greedy(way, prompts, Decoding(new, (stop,), batch_size=batch))
+        return lambda prompts, new: complete(way, prompts, Decoding(new, (stop,), batch_size=batch))
 
     def theirs(prompts: list[list[int]], new: int) -> list[list[int]]:
         model.module.generation_config.eos_token_id = None if stop == NEVER else stop

@@ -22,7 +22,7 @@ from workloads import WORKLOADS, rows
 
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, fused_llama, loading
-from tunewright.model.decoding.generate import Decoding, greedy, label_logprobs
+from tunewright.model.decoding.generate import Decoding, complete, label_logprobs
 from tunewright.system import machine
 
 HERE = Path(__file__).parent
@@ -87,7 +87,7 @@ def main() -> None:
             "transformers": lambda part: transformers_generate(theirs, part, longest, size["labels"], eos),
         },
         "greedy 60": {
-            "tunewright": lambda part: greedy(ours, part, Decoding(60, (eos,), batch_size=CHUNK)),
+            "tunewright": lambda part: complete(ours, part, Decoding(60, (eos,), batch_size=CHUNK)),
             "transformers": lambda part: transformers_generate(theirs, part, 60, size["greedy 60"], eos),
         },
     }

@@ -17,7 +17,7 @@ from tunewright.core.records import AdapterNote
 from tunewright.methods import METHODS, sft
 from tunewright.methods.method import Loss
 from tunewright.model import adapters, forward, fused_llama, loading, peft_format
-from tunewright.model.decoding.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.language_model import LanguageModel
 from tunewright.system import crowding, machine
 from tunewright.tokens import packing
@@ -79,7 +79,7 @@ class AllLogits:
 def decode(model: LanguageModel, rows: list[TrainRow]) -> float:
     """Greedy answers of 16 tokens to the beginnings of eight rows; returns the number of tokens."""
     prompts = [list(r.sequences[0].ids[:60]) for r in rows[:8]]
-    return float(sum(map(len, greedy(model, prompts, Decoding(16, (-1,), 8)))))
+    return float(sum(map(len, complete(model, prompts, Decoding(16, (-1,), 8)))))
 
 
 def main() -> None:

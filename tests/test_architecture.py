@@ -179,6 +179,7 @@ def test_the_config_fields() -> None:
         "prove.max_dev_rows",
         "prove.max_new_tokens",
         "prove.batch_size",
+        "prove.decoding",
         "prove.margin",
         "prove.significance",
         "prove.target_accuracy",
@@ -249,6 +250,7 @@ def test_the_command_line() -> None:
     assert commands[""] == [
         "chat",
         "check",
+        "compare",
         "demo",
         "doctor",
         "export",
@@ -328,7 +330,7 @@ def test_every_error_code_is_used_and_listed() -> None:
 UNPICKLING = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "zipfile"}
 NETWORK = {"httpx", "requests", "urllib", "http", "socket", "aiohttp", "fsspec", "datasets"}
 # They contact the host that a setting or --at names, or a program that they started on this machine, and no other.
-CONTACTS = {"openai_endpoint.py", "openai_server.py", "llama_cpp.py", "remote.py", "hub.py"}
+CONTACTS = {"openai_endpoint.py", "openai_server.py", "llama_cpp.py", "remote.py", "hub.py", "people_page.py"}
 RUNNING = {
     "eval",
     "exec",

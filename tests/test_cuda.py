@@ -10,7 +10,7 @@ import torch
 from build import gradients, with_adapter
 
 from tunewright.model import fused_llama
-from tunewright.model.decoding.generate import Decoding, greedy, label_logprobs
+from tunewright.model.decoding.generate import Decoding, complete, label_logprobs
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TokenSequence
 
@@ -59,7 +59,7 @@ def test_decoding_and_label_scores_on_the_gpu_are_those_of_the_cpu() -> None:
     asked = [list(r.ids[:45]) for r in relatives()]
     labels = [[[5, 256], [5, 6, 7, 256], [9, 256]]] * len(asked)
     how = Decoding(20, (256,), batch_size=4)
-    texts, scores = greedy(model, asked, how), label_logprobs(model, asked, labels, how)
+    texts, scores = complete(model, asked, how), label_logprobs(model, asked, labels, how)
     model.module.to("cuda")
-    assert greedy(model, asked, how) == texts
+    assert complete(model, asked, how) == texts
     assert abs(label_logprobs(model, asked, labels, how) - scores).max() < 1e-3

@@ -16,7 +16,7 @@ import torch
 from tunewright.core.errors import ModelError
 from tunewright.data.messages import Chat, Message, question
 from tunewright.model import forward, loading
-from tunewright.model.decoding.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.facts import read_facts
 from tunewright.tokens import packing, rendering
 from tunewright.tokens.template import load_template
@@ -52,7 +52,7 @@ def test_the_embedded_model_is_the_published_one(folder: Path) -> None:
     model = loading.load(folder, torch.float32)
     assert model.plain_head
     prompt = rendering.for_generation(template, question("What is the capital of France?"))
-    (answer,) = greedy(model, [prompt], Decoding(16, (template.eos,)))
+    (answer,) = complete(model, [prompt], Decoding(16, (template.eos,)))
     assert rendering.decode(template, answer) == "The capital of France is Paris."
     rows = [
         rendering.for_training(template, Chat((Message("user", q), Message("assistant", a)), "x"))[0]

@@ -104,6 +104,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
 ELSEWHERE = {
     "forget.apply_best_scale": "stages/test_forget.py: the chosen scale",
     "prove.embedder": "judge: embedding index",
+    "prove.decoding": "stages/test_voice.py",
     "prove.target_accuracy": "below",
     "train.method": "below",
     "forget.margin": "below",

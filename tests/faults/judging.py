@@ -60,10 +60,10 @@ def keyed_by_name_alone(patch: Patch) -> None:
 def decoding_is_ours() -> None:
     """The base's generation config sets sampling and a repetition penalty; no arm uses them."""
     model = tiny_lm()
-    plain = generate.greedy(model, PROMPTS, HOW)
+    plain = generate.complete(model, PROMPTS, HOW)
     model.module.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=3.0)
-    assert generate.greedy(model, PROMPTS, HOW) == plain
-    answer = generate.greedy(tiny_lm(), [PROMPTS[0]], HOW)[0]
+    assert generate.complete(model, PROMPTS, HOW) == plain
+    answer = generate.complete(tiny_lm(), [PROMPTS[0]], HOW)[0]
     ids = list(PROMPTS[0])
     for token in answer:  # by hand: the most probable token, one after another
         with torch.no_grad():
@@ -87,7 +87,7 @@ def by_transformers(patch: Patch, mask: bool = True) -> None:
 
 def together_as_alone() -> None:
     model = tiny_lm()
-    assert generate.greedy(model, PROMPTS, HOW) == [generate.greedy(model, [p], HOW)[0] for p in PROMPTS]
+    assert generate.complete(model, PROMPTS, HOW) == [generate.complete(model, [p], HOW)[0] for p in PROMPTS]
 
 
 def padding_is_seen(patch: Patch) -> None:

@@ -17,7 +17,7 @@ from tunewright.model import adapters, attention, language_model
 from tunewright.model.decoding import fused as decoding
 from tunewright.model.decoding import generate
 from tunewright.model.decoding.fused import FusedState
-from tunewright.model.decoding.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.language_model import LanguageModel
 
@@ -97,8 +97,8 @@ def test_answers_are_those_of_transformers_generate(kind: str) -> None:
         asked = prompts(7, 20 * (seed % 2), seed)
         for scale in (1.0, 0.0):
             with adapters.scaled(model.module, scale):
-                answers = greedy(model, asked, Decoding(40, tuple(stop), batch_size=4))
-                assert answers == [greedy(model, [ids], Decoding(40, tuple(stop)))[0] for ids in asked]
+                answers = complete(model, asked, Decoding(40, tuple(stop), batch_size=4))
+                assert answers == [complete(model, [ids], Decoding(40, tuple(stop)))[0] for ids in asked]
                 for ids, actual in zip(asked, answers, strict=True):
                     out = model.module.generate(
                         torch.tensor([ids]),
@@ -141,7 +141,7 @@ def test_steps_are_taken_without_modules(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     for how, count in ((Decoding(9, ()), 1), (Decoding(9, (), window=8), 9), (Decoding(9, (), batchable=False), 9)):
         fed.clear()
-        greedy(model, [[1, 2, 3]], how)
+        complete(model, [[1, 2, 3]], how)
         assert len(fed) == count
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from build import tiny_lm
 
-from tunewright.model.decoding.generate import Decoding, common_prefix, greedy, label_logprobs
+from tunewright.model.decoding.generate import Decoding, common_prefix, complete, label_logprobs
 
 
 def prompts(count: int, shared: int, seed: int = 0) -> list[list[int]]:
@@ -25,8 +25,8 @@ def test_batched_equals_single_equals_transformers(kind: str, shared: int) -> No
     asked = prompts(9, shared)
     window = 16 if kind == "gemma3_text" else None
     stop = tuple(range(40))  # many stop tokens, so that rows end at different steps
-    batched = greedy(model, asked, Decoding(24, stop, batch_size=4, window=window))
-    single = greedy(model, asked, Decoding(24, stop, batchable=False, window=window))
+    batched = complete(model, asked, Decoding(24, stop, batch_size=4, window=window))
+    single = complete(model, asked, Decoding(24, stop, batchable=False, window=window))
     assert batched == single
     for ids, actual in zip(asked, batched, strict=True):
         out = model.module.generate(
@@ -68,5 +68,5 @@ def test_the_shared_prefix_leaves_every_row_a_token() -> None:
 
 def test_the_limit_cuts_and_an_immediate_stop_is_an_empty_answer() -> None:
     model = tiny_lm()
-    assert all(len(a) == 3 for a in greedy(model, prompts(4, 0), Decoding(3, (999,))))
-    assert greedy(model, prompts(4, 0), Decoding(3, tuple(range(260)))) == [[], [], [], []]
+    assert all(len(a) == 3 for a in complete(model, prompts(4, 0), Decoding(3, (999,))))
+    assert complete(model, prompts(4, 0), Decoding(3, tuple(range(260)))) == [[], [], [], []]

@@ -12,7 +12,7 @@ from build import tiny_lm
 from torch import Tensor
 
 from tunewright.model.decoding.fused import FusedState
-from tunewright.model.decoding.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.decoding.state import State
 from tunewright.system import crowding
 from tunewright.system.crowding import Crowd
@@ -55,11 +55,11 @@ def threads_of_steps(monkeypatch: pytest.MonkeyPatch, state: type[State] | type[
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_answers_are_the_same_while_others_come_and_go(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_lm("llama", dtype)
-    alone = greedy(model, prompts(5), DECODING)
+    alone = complete(model, prompts(5), DECODING)
     turns = iter(range(10_000))
     crowded(monkeypatch, lambda: next(turns) % 7 > 2)
     seen = threads_of_steps(monkeypatch, FusedState)
-    assert greedy(model, prompts(5), DECODING) == alone
+    assert complete(model, prompts(5), DECODING) == alone
     assert set(seen) == {1, 2}
     assert torch.get_num_threads() == 2
 
@@ -76,10 +76,10 @@ def test_all_threads_where_a_bit_depends_on_their_number(monkeypatch: pytest.Mon
     monkeypatch.setattr(FusedState, "logits_after", logits_after)
     crowded(monkeypatch)
     seen = threads_of_steps(monkeypatch, FusedState)
-    greedy(model, prompts(3), Decoding(4, ()))
+    complete(model, prompts(3), Decoding(4, ()))
     assert set(seen) == {2}
     seen.clear()
-    greedy(model, prompts(2), Decoding(4, ()))
+    complete(model, prompts(2), Decoding(4, ()))
     assert set(seen) == {1}
 
 
@@ -95,7 +95,7 @@ def test_a_shape_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FusedState, "logits_after", logits_after)
     crowded(monkeypatch)
     steps = 30
-    greedy(model, prompts(2), Decoding(steps + 1, ()))
+    complete(model, prompts(2), Decoding(steps + 1, ()))
     assert len(calls) == steps + 2 * len(set(calls))
 
 
@@ -104,5 +104,5 @@ def test_steps_with_modules_keep_their_threads(monkeypatch: pytest.MonkeyPatch) 
     model = dataclasses.replace(tiny_lm("llama"), decoding="modules")
     crowded(monkeypatch)
     seen = threads_of_steps(monkeypatch, State)
-    greedy(model, prompts(2), Decoding(4, ()))
+    complete(model, prompts(2), Decoding(4, ()))
     assert set(seen) == {2}

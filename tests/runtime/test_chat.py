@@ -147,7 +147,7 @@ def test_a_reply_of_the_model_is_a_message(with_tools: api.Result, monkeypatch: 
     called = '{"name": "get_weather", "arguments": {"city": "Linz"}}'
     written = f"<think>\nHm.\n</think>\n\nI look.\n<tool_call>\n{called}\n</tool_call>"
     ids = model.template.tokenizer(written, add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(chat, "greedy", lambda *_: [ids])
+    monkeypatch.setattr(chat, "complete", lambda *_: [ids])
     message = chat.reply(model, [Message("user", "Rain in Linz?")])
     call = ToolCall("get_weather", {"city": "Linz"}, "call00001")
     assert message == Message("assistant", "I look.", (call,), reasoning="Hm.")

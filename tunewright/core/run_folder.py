@@ -102,6 +102,13 @@ def chosen_scale(run: Run) -> float:
     return float(read_json(run.forgetting).get("chosen", 1.0)) if run.forgetting.exists() else 1.0
 
 
+def chosen_decoding(run: Run) -> str:
+    """How the tuned model's tokens are chosen, read from verdict.json: greedy, unless dev chose otherwise."""
+    if not run.verdict.exists():
+        return "greedy"
+    return str(read_json(run.verdict)["arms"]["tuned"].get("decoding", "greedy"))
+
+
 def create(root: Path, name: str | None, stem: str) -> Run:
     """Creates a run folder that only its owner can read. Raises RUN_EXISTS if the run exists."""
     for candidate in [name] if name is not None else _names(stem):

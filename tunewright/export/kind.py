@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from tunewright.core import records
 from tunewright.core.config import Config, Plan
 from tunewright.core.records import ProtocolRecord, Receipt
-from tunewright.core.run_folder import Run
+from tunewright.core.run_folder import Run, chosen_decoding
+from tunewright.core.sampling import DECODINGS, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,11 @@ def served_context(run: Run) -> int:
     receipt, protocol = records.read(run.receipt, Receipt), records.read(run.protocol, ProtocolRecord)
     needed = int(max(side.tokens_longest for side in receipt.lengths.values())) + protocol.max_new_tokens
     return min(receipt.model.context, max(LEAST_CONTEXT, -(-needed // 1024) * 1024))
+
+
+def sampling(run: Run) -> Sampling:
+    """How the tuned model's tokens are chosen, as dev chose it."""
+    return DECODINGS[chosen_decoding(run)]
 
 
 def supported(source: TrainedRun) -> None:

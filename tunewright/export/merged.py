@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import JsonValue
+
+from tunewright.core.run_folder import read_json, write_json
 from tunewright.export import portable
-from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
+from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +28,16 @@ def stored_dtypes(source: TrainedRun) -> list[str]:
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
     save(module, source.template, folder, dtype)
+    file = folder / "generation_config.json"
+    if file.is_file():  # programs decode by it, unless they are asked otherwise
+        write_json(file, {**_without_sampling(read_json(file)), **sampling(source.run).generation_config})
     return folder
+
+
+def _without_sampling(written: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The generation config without what chooses tokens: the base model's has its own values."""
+    choosing = ("do_sample", "temperature", "repetition_penalty", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    return {k: v for k, v in written.items() if k not in choosing and not k.startswith(("top_", "min_p"))}
 
 
 def save(module: PreTrainedModel, template: Template, folder: Path, dtype: str) -> None:

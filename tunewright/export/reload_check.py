@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tunewright.export import EXPORTS
 from tunewright.export.kind import Base
-from tunewright.model.decoding.generate import Decoding, greedy
+from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.language_model import LanguageModel
 from tunewright.system import crowding
 
@@ -61,7 +61,7 @@ def answers(model: LanguageModel, request: CheckRequest) -> tuple[Tensor, list[l
     forward = model.module
     logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.prompts]
     decoding = Decoding(request.new_tokens, tuple(request.stop), batchable=False)
-    return torch.stack(logits), greedy(model, request.prompts, decoding)
+    return torch.stack(logits), complete(model, request.prompts, decoding)
 
 
 def rendered(

@@ -10,7 +10,7 @@ from pathlib import Path
 from tunewright.core import records, run_folder
 from tunewright.core.records import CONSUMER_CHECKS, ConsumerCheck, ExportCheck
 from tunewright.core.records import EXPORTS as RECORDED
-from tunewright.core.run_folder import Run, chosen_scale
+from tunewright.core.run_folder import Run, chosen_decoding, chosen_scale
 from tunewright.export.kind import Export, TrainedRun
 
 CARD = "README.md"
@@ -22,6 +22,7 @@ def made_from(source: TrainedRun, prompts: Sequence[Sequence[int]], code: str) -
     facts = {
         "weights": run_folder.sha256(source.run.weights),
         "scale": chosen_scale(source.run),
+        "decoding": chosen_decoding(source.run),
         "base": source.facts.sha256,
         "template": source.template.sha256,
         "adapter": source.plan.adapter.model_dump(mode="json"),

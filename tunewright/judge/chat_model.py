@@ -6,17 +6,18 @@ Axes: R rows, L labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from tunewright.core.config import Plan
+from tunewright.core.sampling import GREEDY, Sampling
 from tunewright.data.messages import Example, Message, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
 from tunewright.judge.arms.arm import Progress, silent
 from tunewright.model import forward, likelihood
-from tunewright.model.decoding.generate import Decoding, greedy, label_logprobs
+from tunewright.model.decoding.generate import Decoding, complete, label_logprobs
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
@@ -33,11 +34,15 @@ class ChatModel:
     decoding: Decoding
     plan: Plan
 
-    def generate(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
-        """Greedy answers."""
+    def generate(
+        self, prompts: Sequence[Prompt], progress: Progress = silent, sampling: Sampling = GREEDY
+    ) -> list[Answer]:
+        """Written answers."""
         ids = [rendering.for_generation(self.template, p) for p in prompts]
         answers = []
-        for prompt, before, tokens in zip(prompts, ids, greedy(self.model, ids, self.decoding, progress), strict=True):
+        for prompt, before, tokens in zip(
+            prompts, ids, complete(self.model, ids, replace(self.decoding, sampling=sampling), progress), strict=True
+        ):
             written = Written(len(tokens), cut=len(tokens) >= self.decoding.max_new_tokens)
             text = rendering.read_answer(self.template, tokens, prompt.tools).text
             answers.append(Answer(text, written, prompt.messages, prompt_tokens=len(before)))

@@ -27,6 +27,7 @@ class ScoredArm:
     trained: bool
     scores: tuple[float, ...]
     variant: str = ""
+    decoding: str = "greedy"
     on_dev: float | None = None
     summary: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
@@ -64,6 +65,7 @@ class ComparedArm:
             "description": arm.description,
             "trained": arm.trained,
             "variant": arm.variant,
+            "decoding": arm.decoding if arm.decoding != "greedy" else None,
             "on_dev": arm.on_dev,
             "score": arm.score,
             "summary": dict(arm.summary),

@@ -15,6 +15,7 @@ from tunewright.core.config import Plan
 from tunewright.core.console import Console
 from tunewright.core.records import Side
 from tunewright.core.run_folder import Run
+from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.dataset import Dataset
 from tunewright.data.scores import Score
 from tunewright.judge.arms.arm import Arm
@@ -55,7 +56,7 @@ class Answers:
         """One score per row, in the order of the rows. The caller records reads of test as an event."""
         arm, rows = request.arm, list(request.rows)
         answering = weights if arm.uses_adapter else base(self.plan)
-        key = self._key(answering)
+        key = self._key(answering, DECODINGS[arm.decoding])
         lines = list(run_folder.read_lines(request.file))
         if lines and [(line["row"], line.get("key")) for line in lines] == [(i, key) for i in rows]:
             return [Score.from_json(line) for line in lines]
@@ -103,9 +104,9 @@ class Answers:
         limit = limit if max_new_tokens is None else max_new_tokens
         return Decoding(limit, stop, self.plan.decode_batch_size, facts.packable, facts.window)
 
-    def _key(self, weights: Weights) -> str:
+    def _key(self, weights: Weights, sampling: Sampling) -> str:
         """Hash of everything that an answer depends on, except its row and its arm."""
         facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256]
         facts += [self.plan.max_new_tokens, self.plan.decode_batch_size, self.plan.dtype, self.data.task.metric.name]
-        facts += [self.data.task.rules, self.data.task.schema]
+        facts += [self.data.task.rules, self.data.task.schema, *([] if sampling == GREEDY else [sampling])]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

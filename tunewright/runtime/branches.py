@@ -69,7 +69,7 @@ def scores(
 ) -> list[Score]:
     """The branch's answers to dev or test, or to some ``rows`` of train, prompted by ``arm`` (default: the tuned arm).
     Trains the branch first if necessary."""
-    arm = arm or work.inputs.tuned
+    arm = arm or work.tuned
     rows = work.inputs.evaluated(side) if rows is None else rows
     file = work.run.branch(branch.name).scores / f"{side}-{arm.name}.jsonl"
     branch_weights = trained(work, branch)

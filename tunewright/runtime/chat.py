@@ -11,10 +11,11 @@ from tunewright.core.config import Plan, load
 from tunewright.core.errors import RunError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
+from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
 from tunewright.model import loading
-from tunewright.model.decoding.generate import Decoding, greedy, stop_ids
+from tunewright.model.decoding.generate import Decoding, complete, stop_ids
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
@@ -32,6 +33,7 @@ class TunedModel:
     tools: tuple[Tool, ...]
     packable: bool
     window: int | None
+    sampling: Sampling = GREEDY
 
 
 def load_run(run: Run) -> TunedModel:
@@ -49,7 +51,8 @@ def load_run(run: Run) -> TunedModel:
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
     template = _trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
-    return TunedModel(model, template, receipt.instruction, receipt.tools or (), facts.packable, facts.window)
+    sampling = DECODINGS[run_folder.chosen_decoding(run)]
+    return TunedModel(model, template, receipt.instruction, receipt.tools or (), facts.packable, facts.window, sampling)
 
 
 def _trained_with(receipt: Receipt, template: Template) -> Template:
@@ -65,7 +68,7 @@ def answer(
     system: str | None = None,
     max_new_tokens: int = 256,
 ) -> str:
-    """The greedy answer to ``message`` after ``history`` (all turns but the system message), as text."""
+    """The answer to ``message`` after ``history`` (all turns but the system message), as text."""
     turns = (*history, Message("user", message))
     return reply(model, turns, system=system, max_new_tokens=max_new_tokens).text
 
@@ -73,11 +76,11 @@ def answer(
 def reply(
     model: TunedModel, turns: Sequence[Message], *, system: str | None = None, max_new_tokens: int = 256
 ) -> Message:
-    """The greedy answer to a conversation without its system message: content, thoughts and tool calls."""
+    """The answer to a conversation without its system message: content, thoughts and tool calls."""
     prompt = rendering.for_generation(model.template, prompt_of(model, turns, system))
     stop = stop_ids(model.model, model.template.eos)
-    decoding = Decoding(max_new_tokens, stop, batchable=model.packable, window=model.window)
-    message = rendering.read_answer(model.template, greedy(model.model, [prompt], decoding)[0], model.tools)
+    decoding = Decoding(max_new_tokens, stop, batchable=model.packable, window=model.window, sampling=model.sampling)
+    message = rendering.read_answer(model.template, complete(model.model, [prompt], decoding)[0], model.tools)
     # Texts have no ids; some templates require them, of nine letters and digits.
     before = sum(len(turn.tool_calls) for turn in turns)
     calls = tuple(replace(c, id=f"call{before + n:05d}") for n, c in enumerate(message.tool_calls, 1))

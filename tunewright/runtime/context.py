@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tunewright.core.config import Config, Plan
 from tunewright.core.console import Console
-from tunewright.core.run_folder import Run
+from tunewright.core.run_folder import Run, chosen_decoding
 from tunewright.data.dataset import Dataset
+from tunewright.judge.arms import decodings
+from tunewright.judge.arms.arm import Arm
 from tunewright.judge.protocol import Protocol
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.inputs import Inputs
@@ -70,3 +72,8 @@ class Work:
     @property
     def models(self) -> Models:
         return self.setup.models
+
+    @property
+    def tuned(self) -> Arm:
+        """The tuned arm of the verdict: it decodes as dev chose."""
+        return decodings.candidates(self.inputs.tuned, self.data.task, [chosen_decoding(self.run)])[0]

@@ -54,7 +54,7 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
 def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str, name: str) -> Reproduced:
     """Its answers, compared with those of the verdict to the same rows."""
     tuned = weights.at_chosen_scale(work.run, work.plan)
-    judged = work.answers.of(work.inputs.tuned, "test", tuned)[: len(rows)]
+    judged = work.answers.of(work.tuned, "test", tuned)[: len(rows)]
     answered = _scores(work, model, rows, name)
     same = sum(a.answer.text == b.answer.text for a, b in zip(answered, judged, strict=True))
     return Reproduced(
@@ -73,7 +73,7 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel, name: str) -
     sequences = [sequence for sequence in flat(work.inputs.rows["dev"]) if sequence.row in chosen]
     with work.console.bar(f"{name}, predictions", len(sequences), unit="rows") as tick:
         d = kl.measure(model, sequences, [1.0], work.plan.layout, tick, trained)
-    answered, judged = _scores(work, model, rows, name), work.answers.of(work.inputs.tuned, "dev", tuned)
+    answered, judged = _scores(work, model, rows, name), work.answers.of(work.tuned, "dev", tuned)
     clusters, tokens = [work.data.cluster[i] for i in rows], int(d.tokens_R.sum())
     compared = work.protocol.compare([s.score for s in answered], [s.score for s in judged], clusters)
     return Loss(
@@ -91,4 +91,4 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel, name: str) -
 def _scores(work: Work, model: LanguageModel, rows: Sequence[int], name: str) -> list[Score]:
     examples = [work.data.examples[i] for i in rows]
     with work.console.bar(f"{name}, answers", len(rows), unit="rows") as tick:
-        return score_arm(work.inputs.tuned, examples, work.data.task, work.answers.answering(model), tick)
+        return score_arm(work.tuned, examples, work.data.task, work.answers.answering(model), tick)

@@ -19,6 +19,7 @@ from scipy import stats
 
 from tunewright.core import records
 from tunewright.core.records import Cost, Event, Money, Quantile, Quantiles, RequestCost, Training, Verdict
+from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.messages import Chat
 from tunewright.model import adapters
 from tunewright.model.decoding import generate
@@ -43,6 +44,7 @@ class TimedSetup:
     is_base: bool
     prompts: list[list[int]]
     prefix_cache: Prefix | None = None
+    sampling: Sampling = GREEDY
 
     def enabled(self) -> AbstractContextManager[None]:
         """Within, the model computes as this setup does: an adapter is off for the base."""
@@ -98,22 +100,24 @@ def _setups(
         return [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in chats]
 
     tuned_prompts, has_adapter = prompts("tuned", ""), work.plan.adapter.kind != "none"
-    setups = [TimedSetup("tuned, separate adapter", tuned, False, tuned_prompts)] if has_adapter else []
+    own = DECODINGS[work.tuned.decoding]
+    setups = [TimedSetup("tuned, separate adapter", tuned, False, tuned_prompts, None, own)] if has_adapter else []
     merged = work.models.merged(weights.at_chosen_scale(work.run, work.plan)) if has_adapter else tuned
-    setups.append(TimedSetup("tuned, merged" if has_adapter else "tuned", merged, False, tuned_prompts))
+    setups.append(TimedSetup("tuned, merged" if has_adapter else "tuned", merged, False, tuned_prompts, None, own))
     if "tuned_short" in arms:
         name = "tuned, merged, without the long instruction"
-        setups.append(TimedSetup(name, merged, False, prompts("tuned_short", "")))
+        setups.append(TimedSetup(name, merged, False, prompts("tuned_short", ""), None, own))
     other = verdict.comparator
     if arms[other.name][0].needs_model:
         base_prompts = prompts(other.name, other.variant)
         name = f"base, {other.name.replace('_', ' ')}"
-        setups.append(TimedSetup(name, untuned, True, base_prompts))
+        theirs = DECODINGS[verdict.comparator_arm.decoding or "greedy"]
+        setups.append(TimedSetup(name, untuned, True, base_prompts, None, theirs))
         same, facts = generate.common_prefix(base_prompts), work.inputs.facts
         if same >= generate.MIN_SHARED and facts.packable and facts.window is None:
             with adapters.off(untuned.module):
                 prefix_cache = generate.prefill(untuned, base_prompts[0][:same])
-            setups.append(TimedSetup(f"{name}, prompt cached", untuned, True, base_prompts, prefix_cache))
+            setups.append(TimedSetup(f"{name}, prompt cached", untuned, True, base_prompts, prefix_cache, theirs))
     return setups
 
 
@@ -128,10 +132,11 @@ def _one_by_one(work: Work, setups: Sequence[TimedSetup], decoding: Decoding) ->
         for i in turns:
             for k in rng.permutation(len(setups)):
                 s = setups[k]
-                for into, limit in ((first, first_only), (seconds, decoding)):
+                for into, how in ((first, first_only), (seconds, decoding)):
+                    limit = dataclasses.replace(how, sampling=s.sampling)
                     with s.enabled():
                         start = time.perf_counter()
-                        (answer,) = generate.greedy(s.model, [s.prompts[i]], limit, prefix_cache=s.prefix_cache)
+                        (answer,) = generate.complete(s.model, [s.prompts[i]], limit, prefix_cache=s.prefix_cache)
                         into[s.name][i] = time.perf_counter() - start
                 tokens[s.name][i] = len(answer)
             tick(1)
@@ -144,7 +149,8 @@ def _batched(setups: Sequence[TimedSetup], batched: Decoding) -> dict[str, float
     for s in setups:
         with s.enabled():
             start = time.perf_counter()
-            generate.greedy(s.model, s.prompts, batched, prefix_cache=s.prefix_cache)
+            how = dataclasses.replace(batched, sampling=s.sampling)
+            generate.complete(s.model, s.prompts, how, prefix_cache=s.prefix_cache)
             throughput[s.name] = len(s.prompts) / (time.perf_counter() - start)
     return throughput
 

@@ -86,7 +86,7 @@ def own_answers(work: Work) -> list[TokenSequence]:
         work.answers.chat_model(base(work.plan), limit) as model,
         work.console.bar("base answers", len(prompts), unit="rows") as tick,
     ):
-        answers = generate.greedy(model.model, prompts, model.decoding, tick)
+        answers = generate.complete(model.model, prompts, model.decoding, tick)
     return [prompt_then_answer(p, a, row) for row, p, a in zip(rows, prompts, answers, strict=True) if a]
 
 

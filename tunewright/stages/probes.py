@@ -90,7 +90,7 @@ def _ask(work: Work, weights: Weights, who: str) -> ProbeAnswers:
         asked = [*(o.prompt for o in instructions), *(p for p, _ in bank.refusals())]
         prompts = [rendering.for_generation(template, p) for p in asked]
         with work.console.bar(f"{who} instructions", len(prompts), unit="prompts") as tick:
-            answers = generate.greedy(model.model, prompts, model.decoding, tick)
+            answers = generate.complete(model.model, prompts, model.decoding, tick)
     texts = [rendering.decode(template, a) for a in answers]
     return ProbeAnswers(
         right=[float(logp[i].argmax() == q.answer) for i, q in enumerate(questions)],

@@ -12,6 +12,7 @@ from tunewright.core.records import Event, Verdict
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
 from tunewright.data.task import GENERATION
 from tunewright.judge import calibration, corpus, field_errors, statistics
+from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
 from tunewright.judge.verdict import RerunNoise, ScoredArm, choose_comparator, choose_variant, final_verdict, sentence
@@ -64,7 +65,8 @@ def prove(work: Work) -> Verdict:
 
 
 def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, Arm]]:
-    """Dev scores of the untrained variants, and the variant of each family that answers test."""
+    """Dev scores of the untrained variants, and the variant of each family that answers test, in the decoding that dev
+    prefers."""
     inputs, metric = work.inputs, work.data.task.metric
     untrained = [arm for variants in inputs.arms.values() for arm in variants if arm.can_be_comparator]
     on_dev: dict[str, float] = {}
@@ -73,6 +75,14 @@ def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, A
         if inputs.dev and variants[0].can_be_comparator and len(untrained) > 1:
             on_dev |= {arm.name: mean(work.answers.of(arm, "dev", trained)) for arm in variants}
         chosen[family] = choose_variant(variants, on_dev, metric.higher_is_better)
+    for family, arm in chosen.items() if inputs.dev and work.config.prove.evidence != "plain" else ():
+        candidates = decodings.candidates(arm, work.data.task, work.config.prove.decoding)
+        if candidates != [arm]:
+            scores = {c.name: work.answers.of(c, "dev", trained) for c in candidates}
+            values = {name: decodings.value(of) for name, of in scores.items()}
+            chosen[family] = choose_variant(candidates, values, higher_is_better=True)
+            if arm.can_be_comparator and len(untrained) > 1:
+                on_dev |= {name: mean(of) for name, of in scores.items()}
     return on_dev, chosen
 
 
@@ -87,6 +97,7 @@ def _scored_arms(
             trained=chosen[family].trained,
             scores=tuple(s.score for s in scores),
             variant=chosen[family].variant,
+            decoding=chosen[family].decoding,
             on_dev=on_dev.get(chosen[family].name),
             summary=work.data.task.summary(scores),
             seconds=seconds.get(chosen[family].name),

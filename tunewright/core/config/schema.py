@@ -270,6 +270,13 @@ class ProveConfig(Frozen):
         description="Rows decoded together; auto: about as many as fit in a tenth of the machine's memory (a power of "
         "two, at most 256).",
     )
+    decoding: Annotated[
+        list[Annotated[str, NamedIn("tunewright.core.sampling:DECODINGS", auto=False)]], Field(min_length=1)
+    ] = Field(
+        ["greedy", "penalty", "sampled"],
+        description="Free text: ways to choose tokens, of which dev chooses one for each arm; chat and exports follow. "
+        "greedy: the most probable; penalty: with a repetition penalty of 1.1; sampled: at temperature 0.7.",
+    )
     margin: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="Smallest difference that matters to you, in units of the metric (0.02 = 2 points)."
     )

@@ -62,6 +62,9 @@ class ArmResult(Value):
         description="Whether its model was trained on the training rows; such an arm cannot be the comparator."
     )
     variant: str = Field(description="The variant that dev chose; empty if there is only one.")
+    decoding: str | None = Field(
+        None, description="How dev chose that tokens are chosen (prove.decoding); absent if greedily."
+    )
     on_dev: float | None = Field(description="Its dev score; null if dev did not choose.")
     score: float = Field(description="Mean score on the test rows.")
     summary: dict[str, float] = Field(description="Other metrics of the same answers.")

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import Receipt
+from tunewright.core.sampling import Sampling
 from tunewright.export.bundles import linear_template
 from tunewright.export.bundles.linear_template import Linear
-from tunewright.export.kind import TrainedRun, served_context
+from tunewright.export.kind import TrainedRun, sampling, served_context
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class BundleInputs:
 
     ``name``: under which the model is served. ``context``: see `served_context`. ``stop``: texts of the tokens that
     end an answer. ``linear``: the chat template, if it is linear. ``system``: the instruction of the training rows, or
-    else the default of the chat template, if it has one.
+    else the default of the chat template, if it has one. ``sampling``: how its tokens are chosen.
     """
 
     source: TrainedRun
@@ -31,6 +32,7 @@ class BundleInputs:
     stop: tuple[str, ...]
     linear: Linear | None
     system: str | None
+    sampling: Sampling
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """A conversation as it is served."""
@@ -71,4 +73,5 @@ def gather(source: TrainedRun, stop: Sequence[int]) -> BundleInputs:
         stop=tuple(source.template.tokenizer.convert_ids_to_tokens(list(stop))),
         linear=linear,
         system=receipt.instruction or (linear.default_system if linear else None),
+        sampling=sampling(source.run),
     )

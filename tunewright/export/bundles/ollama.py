@@ -30,14 +30,21 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
     except OSError:  # another file system, or one without links
         shutil.copy2(file, folder / file.name)
     commands = [f"ollama create {name} -f Modelfile", f"ollama run {name}"]
-    values = [("temperature", "0"), ("num_ctx", str(inputs.context)), *(("stop", text) for text in inputs.stop)]
+    how = inputs.sampling
+    choosing: dict[str, float] = {"temperature": how.temperature}
+    if how.temperature:
+        choosing |= {"top_k": 0, "top_p": 1, "min_p": 0}
+    if how.repetition_penalty != 1:
+        choosing |= {"repeat_penalty": how.repetition_penalty, "repeat_last_n": -1}
+    values = [*((k, f"{v:g}") for k, v in choosing.items()), ("num_ctx", str(inputs.context))]
+    values += [("stop", text) for text in inputs.stop]
     lines = [f"FROM ./{file.name}", *(f"PARAMETER {key} {quoted(value)}" for key, value in values)]
     if system and (text := quoted(system)):
         lines.append(f"SYSTEM {text}")
     elif system:  # the same, through Ollama's API
         write_atomic(folder / "system.json", json.dumps({"model": name, "from": name, "system": system}))
         commands.insert(1, f"{API}/create -d @system.json")
-    parameters = {"temperature": 0, "num_ctx": inputs.context, "stop": inputs.stop}
+    parameters = {**choosing, "num_ctx": inputs.context, "stop": inputs.stop}
     go = inputs.linear.as_go(_added_bos(inputs.source)) if inputs.linear else ""
     for title, content in {"params": json.dumps(parameters), "system": system, "template": go}.items():
         if content:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunewright.core.locations import is_hub_model
 from tunewright.core.run_folder import write_atomic
+from tunewright.core.sampling import Sampling
 from tunewright.export.bundles import ollama
 from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
 from tunewright.export.templating import render
@@ -28,7 +29,11 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
     write_atomic(folder / "compose.yaml", render("compose.yaml", gguf=gguf))
     chat = bool(template.tokenizer.chat_template)
     body: dict[str, object] = {"messages": inputs.messages("...")} if chat else {"prompt": "..."}
-    body |= {"model": name, "temperature": 0, **({"chat_template_kwargs": template.kwargs} if template.kwargs else {})}
+    body |= {
+        "model": name,
+        **_choosing(inputs.sampling),
+        **({"chat_template_kwargs": template.kwargs} if template.kwargs else {}),
+    }
     scripts = [file.name for file in sorted(folder.glob("*.sh"))]
     first = scripts[0].removesuffix(".sh")
     url = f"http://localhost:{PORTS[first]}/v1/{'chat/completions' if chat else 'completions'}"
@@ -39,11 +44,18 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
         "arguments are passed on.",
         f"The scripts read the folders beside this one ({', '.join(_needed(inputs))}): copy these too.",
         *((ADAPTER_NOTE,) if "vllm-lora.sh" in scripts else ()),
-        "The model was evaluated with greedy answers. Send requests in the form of the curl command above: the same "
-        "system message, temperature 0.",
+        "Send requests in the form of the curl command above: the same system message, and the values with which the "
+        "model was evaluated.",
     )
     commands = [*(f"./{script}" for script in scripts), "docker compose --profile vllm up", request]
     return Readme(f"{name}: servers", commands, notes)
+
+
+def _choosing(how: Sampling) -> dict[str, float]:
+    """How tokens are chosen, in a request."""
+    drawn = {"top_p": 1.0} if how.temperature else {}
+    penalty = {"repetition_penalty": how.repetition_penalty} if how.repetition_penalty != 1 else {}
+    return {"temperature": how.temperature or 0, **drawn, **penalty}
 
 
 def _needed(inputs: BundleInputs) -> list[str]:
@@ -55,8 +67,9 @@ def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
     name, context, source = inputs.name, str(inputs.context), inputs.source
     adapter, gguf = source.plan.adapter, ollama.gguf_file(source)
     arguments = [json.dumps(source.template.kwargs)] if source.template.kwargs else []
-    greedy = ["--generation-config", "vllm", "--override-generation-config", '{"temperature": 0}']
-    vllm = ["--max-model-len", context, *greedy, *(["--default-chat-template-kwargs", *arguments] if arguments else [])]
+    how = inputs.sampling
+    chosen = ["--generation-config", "vllm", "--override-generation-config", json.dumps(_choosing(how))]
+    vllm = ["--max-model-len", context, *chosen, *(["--default-chat-template-kwargs", *arguments] if arguments else [])]
     sglang = ["python3", "-m", "sglang.launch_server", "--model-path", "merged", "--sampling-defaults", "openai"]
     commands = {
         "vllm": ["vllm", "serve", "merged", "--served-model-name", name, *vllm],
@@ -71,7 +84,21 @@ def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
         lora += ["--chat-template", "adapter/chat_template.jinja"] if source.template.tokenizer.chat_template else []
         commands["vllm-lora"] = ["vllm", "serve", base, *lora, *vllm]
     if gguf is not None:
-        llama = ["llama-server", "-m", f"gguf/{gguf.name}", "--alias", name, "--jinja", "--temp", "0", "-c", context]
+        llama = [
+            "llama-server",
+            "-m",
+            f"gguf/{gguf.name}",
+            "--alias",
+            name,
+            "--jinja",
+            "--temp",
+            f"{how.temperature:g}",
+            "-c",
+            context,
+        ]
+        llama += ["--top-k", "0", "--top-p", "1", "--min-p", "0"] if how.temperature else []
+        if how.repetition_penalty != 1:
+            llama += ["--repeat-penalty", f"{how.repetition_penalty:g}", "--repeat-last-n", "-1"]
         # Keys and values are cached in F16 otherwise, and flash attention rounds them to F16 on a GPU.
         llama += ["-ctk", "f32", "-ctv", "f32", "-fa", "off"] if gguf.stem.endswith("-F32") else []
         commands["llama-server"] = [*llama, *(["--chat-template-kwargs", *arguments] if arguments else []), "-np", "1"]

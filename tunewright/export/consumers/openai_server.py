@@ -24,7 +24,13 @@ TIMEOUT_SECONDS = 600.0  # some programs write a token per second on a CPU that 
 CONNECT_SECONDS = 30.0
 NAMES = {"llamacpp": "llama-server", "vllm": "vLLM", "sglang": "SGLang"}
 # Beside OpenAI's parameters: vLLM shows token ids, llama-server does not answer from its cache.
-EXTRAS: dict[str, Json] = {"return_token_ids": True, "cache_prompt": False}
+# Without penalties that the server may have been started with.
+EXTRAS: dict[str, Json] = {
+    "return_token_ids": True,
+    "cache_prompt": False,
+    "repetition_penalty": 1.0,
+    "repeat_penalty": 1.0,
+}
 LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # where no proxy can reach a server of this machine
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tunewright.core.sampling import GREEDY, Sampling
 from tunewright.data.messages import Example, Message, Prompt
 from tunewright.data.scores import Answer, Likelihood
 
@@ -19,8 +20,10 @@ def silent(count: int) -> None:
 class Model(Protocol):
     """What arms need from a language model; `judge.chat_model.ChatModel` implements it. Answers are in input order."""
 
-    def generate(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
-        """Greedy answers."""
+    def generate(
+        self, prompts: Sequence[Prompt], progress: Progress = silent, sampling: Sampling = GREEDY
+    ) -> list[Answer]:
+        """Written answers."""
         ...
 
     def choose_label(
@@ -51,6 +54,11 @@ class Responder(Protocol):
         """Whether a row is certain to get the same answer again, so that answering twice would measure nothing."""
         ...
 
+    @property
+    def decoding(self) -> str:
+        """How tokens of written answers are chosen: a key of `DECODINGS`."""
+        ...
+
     def prompt(self, example: Example) -> Prompt:
         """The prompt for one row."""
         ...
@@ -75,7 +83,8 @@ class Arm:
 
     @property
     def name(self) -> str:
-        return f"{self.family}-{self.variant}" if self.variant else self.family
+        decoding = self.decoding if self.decoding != "greedy" else ""
+        return "-".join(filter(None, (self.family, self.variant, decoding)))
 
     @property
     def can_be_comparator(self) -> bool:
@@ -89,6 +98,11 @@ class Arm:
     @property
     def deterministic(self) -> bool:
         return self.responder.deterministic
+
+    @property
+    def decoding(self) -> str:
+        """How tokens of written answers are chosen: a key of `DECODINGS`."""
+        return self.responder.decoding
 
     def prompt(self, example: Example) -> Prompt:
         return self.responder.prompt(example)

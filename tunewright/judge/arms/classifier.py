@@ -20,6 +20,7 @@ class Classifier:
     labels: tuple[str, ...]
     needs_model: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    decoding: ClassVar[str] = "greedy"
 
     def prompt(self, example: Example) -> Prompt:
         return example.prompt

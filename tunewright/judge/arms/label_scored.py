@@ -18,6 +18,7 @@ class LabelScored:
     recipe: Recipe = OWN_PROMPT
     needs_model: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    decoding: ClassVar[str] = "greedy"
 
     def prompt(self, example: Example) -> Prompt:
         return self.recipe.prompt(example)

@@ -45,6 +45,7 @@ class Remote:
     labels: tuple[str, ...] = ()
     needs_model: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
+    decoding: ClassVar[str] = "greedy"
 
     def prompt(self, example: Example) -> Prompt:
         return example.prompt

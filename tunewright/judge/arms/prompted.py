@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from tunewright.core.sampling import DECODINGS
 from tunewright.data.messages import Example, Prompt
 from tunewright.data.scores import Answer
 from tunewright.judge.arms.arm import Model, Progress
@@ -14,10 +15,11 @@ from tunewright.judge.arms.prompts import OWN_PROMPT, Recipe
 
 @dataclass(frozen=True)
 class Prompted:
-    """``references``: also computes how likely the reference answers are."""
+    """``references``: also computes how likely the reference answers are. ``decoding``: a key of `DECODINGS`."""
 
     recipe: Recipe = OWN_PROMPT
     references: bool = False
+    decoding: str = "greedy"
     needs_model: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
 
@@ -27,7 +29,7 @@ class Prompted:
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         assert model is not None
         prompts = [self.prompt(e) for e in examples]
-        answers = model.generate(prompts, progress)
+        answers = model.generate(prompts, progress, DECODINGS[self.decoding])
         if not self.references:
             return answers
         found = model.likelihoods(prompts, [e.messages[-1] for e in examples])

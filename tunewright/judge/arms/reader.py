@@ -15,6 +15,7 @@ from tunewright.judge.arms.arm import Model, Progress
 class Reader:
     needs_model: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    decoding: ClassVar[str] = "greedy"
 
     def prompt(self, example: Example) -> Prompt:
         return Prompt()

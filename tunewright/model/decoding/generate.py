@@ -1,4 +1,4 @@
-"""Greedy decoding and label scoring in batches, with the prompts' common prefix computed once.
+"""Answers and label scores in batches, with the prompts' common prefix computed once.
 
 Finished rows leave the batch. In float32 the results equal those of one row at a time (tested); architectures whose
 state cannot be batched exactly (`Facts.packable` is false) are decoded one by one. Axes: B rows, T tokens, V
@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tunewright.core.sampling import GREEDY, Sampling
 from tunewright.model import attention, forward
+from tunewright.model.decoding.choice import TokenChoice
 from tunewright.model.decoding.fused import FusedState
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.decoding.threads import StepThreads
@@ -35,13 +37,14 @@ TOKENS_PER_PASS = 4096
 @dataclass(frozen=True)
 class Decoding:
     """How answers are decoded, the same for every arm. ``stop``: the tokens that end an answer. ``batchable``: rows
-    may share a batch. ``window``: the model's sliding window, in tokens."""
+    may share a batch. ``window``: the model's sliding window, in tokens. ``sampling``: how tokens are chosen."""
 
     max_new_tokens: int
     stop: tuple[int, ...]
     batch_size: int = 32
     batchable: bool = True
     window: int | None = None
+    sampling: Sampling = GREEDY
 
 
 def stop_ids(model: LanguageModel, eos: int) -> tuple[int, ...]:
@@ -73,19 +76,19 @@ def prefill(model: LanguageModel, ids: Sequence[int]) -> Prefix:
 
 
 @torch.inference_mode()
-def greedy(
+def complete(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     progress: Callable[[int], None] = lambda _: None,
     prefix_cache: Prefix | None = None,
 ) -> list[list[int]]:
-    """The likeliest next token, repeatedly, until a stop token (which is not returned) or the limit.
+    """The next token, chosen as `Decoding` says, repeatedly, until a stop token (which is not returned) or the limit.
 
     ``progress(n)`` is called as rows finish. An answer of ``max_new_tokens`` tokens was cut off. ``prefix_cache``: the
     cache of a prefix of all prompts.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
+    written: list[list[int]] = [[] for _ in prompts]
     threads = StepThreads(crowding.alone(torch.get_num_threads()))
     for rows in _decode_batches(prompts, decoding):
         alive = list(rows)
@@ -93,13 +96,14 @@ def greedy(
             _decoding(model, [prompts[r] for r in rows], decoding, prefix_cache) as (state, logits_BV),
             crowding.restored(),
         ):
+            choice = TokenChoice.of(decoding.sampling, [prompts[r] for r in rows], logits_BV)
             for _ in range(decoding.max_new_tokens):
-                token_B = logits_BV.argmax(-1)
+                token_B = choice.next(logits_BV)
                 unfinished = []
                 for b, token in enumerate(token_B.tolist()):
                     if token not in decoding.stop:
-                        answers[alive[b]].append(token)
-                        if len(answers[alive[b]]) < decoding.max_new_tokens:
+                        written[alive[b]].append(token)
+                        if len(written[alive[b]]) < decoding.max_new_tokens:
                             unfinished.append(b)
                 if len(unfinished) < len(alive):
                     progress(len(alive) - len(unfinished))
@@ -108,8 +112,9 @@ def greedy(
                     keep = torch.tensor(unfinished, device=token_B.device)
                     alive, token_B = [alive[b] for b in unfinished], token_B[keep]
                     state.keep(keep)
+                    choice.keep(keep)
                 logits_BV = threads.step(state, token_B)
-    return answers
+    return written
 
 
 @torch.inference_mode()

@@ -30,7 +30,7 @@ def cleaning(work: Work) -> Cleaning | NotCleaned:
     kept = tuple(i for i in train if i not in dropped)
     branch = branches.of_rows(work, "cleaned", kept, len(kept) / len(train), work.plan.seed)
     cleaned = branches.scores(work, branch, "test")
-    as_is = work.answers.of(work.inputs.tuned, "test", weights.at_chosen_scale(work.run, work.plan))
+    as_is = work.answers.of(work.tuned, "test", weights.at_chosen_scale(work.run, work.plan))
     c = paired(work, cleaned, as_is)
     return Cleaning(
         flagged=counts,

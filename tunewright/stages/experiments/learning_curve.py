@@ -50,7 +50,7 @@ def learning_curve(work: Work, full: bool = False) -> LearningCurve:
 
 def _scores(work: Work, rows: tuple[int, ...], fraction: float, seed: int) -> list[Score]:
     if fraction == 1.0 and seed == work.plan.seed:  # the run itself
-        return work.answers.of(work.inputs.tuned, "test", weights.at_chosen_scale(work.run, work.plan))
+        return work.answers.of(work.tuned, "test", weights.at_chosen_scale(work.run, work.plan))
     branch = branches.of_rows(work, f"{len(rows)}-rows-seed-{seed}", rows, fraction, seed)
     return branches.scores(work, branch, "test")
 

@@ -52,7 +52,7 @@ class MeasuredVariant:
 
 def mitigation(work: Work) -> Mitigation:
     """Trains two branches and compares them with the run on dev."""
-    tuned, plan = work.inputs.tuned, work.plan
+    tuned, plan = work.tuned, work.plan
     variants: dict[str, Weights] = {UNCHANGED: weights.at_chosen_scale(work.run, plan)}
     dev = {UNCHANGED: work.answers.of(tuned, "dev", variants[UNCHANGED])}
     for name, branch in _branches(work).items():
@@ -111,7 +111,7 @@ def replay(work: Work) -> list[TrainRow]:
     prompts = [rendering.for_generation(work.inputs.template, question(t)) for t in texts]
     with work.answers.chat_model(base(work.plan), REPLAY_TOKENS) as model:
         with work.console.bar("replay answers", len(prompts), unit="rows") as tick:
-            answers = generate.greedy(model.model, prompts, model.decoding, tick)
+            answers = generate.complete(model.model, prompts, model.decoding, tick)
         rows = [prompt_then_answer(p, a, -1 - i) for i, (p, a) in enumerate(zip(prompts, answers, strict=True)) if a]
         return distill.with_teacher(model.model, rows, rows, work.plan.layout)
 

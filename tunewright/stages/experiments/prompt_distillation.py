@@ -73,7 +73,7 @@ def distill_rows(work: Work, rows: Sequence[int], side: Side) -> list[TrainRow]:
     short = [rendering.for_generation(template, without_system(e.prompt)) for e in chats]
     with work.answers.chat_model(base(work.plan)) as model:
         with work.console.bar(f"teacher's {side} answers", len(long), unit="rows") as tick:
-            answers = generate.greedy(model.model, long, model.decoding, tick)
+            answers = generate.complete(model.model, long, model.decoding, tick)
         ended = [[*a, template.eos] if len(a) < work.plan.max_new_tokens else a for a in answers]
         teacher_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, long, ended, strict=True)]
         student_rows = [prompt_then_answer(p, a, i) for i, p, a in zip(rows, short, ended, strict=True)]

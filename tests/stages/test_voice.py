@@ -1,0 +1,100 @@
+"""A run on free text: the voice in the verdict, and a decoding for every arm, pinned in chat and exports."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from build import QUICK, Folder, cli, read
+
+from tunewright import api
+from tunewright.core.run_folder import Run
+from tunewright.judge.arms import decodings
+from tunewright.runtime import chat
+
+WORDS = ("river", "stone", "marsh", "heron", "reed", "mill", "ford", "barley")
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> api.Result:
+    """Answers of a dozen words. The penalty is made to win on dev, whatever the answers of a random model are."""
+    root = tmp_path_factory.mktemp("free")
+    rows = [
+        {
+            "prompt": f"tell of lot {i * 37 % 1009}",
+            "completion": f"lot {i * 37 % 1009} lies by the {WORDS[i % 8]} and has {i % 7} stones of the {WORDS[i % 5]}",
+        }
+        for i in range(150)
+    ]
+    data = root / "free.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decodings, "value", _the_second())
+        settings: dict[str, Any] = {**QUICK, "prove__max_new_tokens": 12, "prove__decoding": ["greedy", "penalty"]}
+        return api.run(data, model=str(model_folder("llama")), name="free", root=root, **settings)
+
+
+def _the_second() -> Any:
+    calls: list[object] = []
+
+    def value(scores: object) -> float:
+        calls.append(scores)
+        return float(len(calls) % 2 == 0)
+
+    return value
+
+
+def test_dev_chooses_a_decoding_for_every_arm_that_writes(free: api.Result) -> None:
+    arms = free.verdict["arms"]
+    assert {name: arm.get("decoding") for name, arm in arms.items()} == dict.fromkeys(arms, "penalty")
+    dev = {p.stem for p in (free.path / "scores" / "dev").glob("*.jsonl")}
+    assert {"tuned", "tuned-penalty", "zero_shot-penalty"} <= dev
+    assert free.verdict["variants_on_dev"]["zero_shot-penalty"] == free.verdict["arms"]["zero_shot"]["on_dev"]
+
+
+def test_the_answers_of_the_verdict_are_those_of_chat_and_exports(free: api.Result) -> None:
+    """With the penalty; greedy answers are others."""
+    first = json.loads((free.path / "scores" / "tuned.jsonl").read_text().splitlines()[0])
+    model = chat.load_run(Run(free.path))
+    assert chat.answer(model, first["messages"][-1]["content"], max_new_tokens=12) == first["answer"]
+    config = read(free.path / "merged", "generation_config")
+    assert (config["do_sample"], config["repetition_penalty"]) == (False, 1.1)
+    assert "temperature" not in config
+    for check in json.loads((free.path / "export.json").read_text()):
+        assert check["reproduced"]["same"] == check["reproduced"]["rows"]
+
+
+def test_the_voice_of_every_arm_is_in_the_verdict_and_the_report(free: api.Result) -> None:
+    voice = free.verdict["voice"]
+    assert list(voice["arms"]) == list(free.verdict["arms"])
+    assert voice["rows"] == free.verdict["n"]
+    tuned, other = voice["arms"]["tuned"], voice["arms"]["zero_shot"]
+    assert other["tuned_minus_this"]["difference"] == pytest.approx(other["reference_bits"] - tuned["reference_bits"])
+    assert free.verdict["arms"]["tuned"]["summary"]["reference_bits"] == pytest.approx(tuned["reference_bits"])
+    assert "Does it sound like you?" in free.report.read_text()
+
+
+def test_people_are_asked_about_a_finished_run(
+    free: api.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n2\n0\n"))
+    words = ("compare", str(free.path), "--rows", "3", "--against", "reference")
+    done = cli(*words, "--terminal", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "people prefer tuned to reference in" in done.stdout
+    assert "Which answers do people prefer?" in free.report.read_text()
+    again = cli(*words, "--result", "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["people"]["rows"] == 3
+    wrong = cli("compare", str(free.path), "--judge", "http://127.0.0.1:9/v1", cwd=tmp_path)
+    assert (wrong.returncode, "--judge-model NAME" in wrong.stderr) == (2, True)
+
+
+def test_the_verdict_can_be_about_the_reference_answers(free: api.Result, model_folder: Folder) -> None:
+    settings: dict[str, Any] = {**QUICK, "prove__max_new_tokens": 4, "prove__metric": "reference_bits"}
+    data = free.path.parent / "free.jsonl"
+    run = api.run(data, model=str(model_folder("llama")), name="bits", root=free.path.parent, **settings)
+    assert run.verdict["metric"] == "reference_bits"
+    assert run.verdict["tuned"] == pytest.approx(run.verdict["voice"]["arms"]["tuned"]["reference_bits"])

@@ -1,0 +1,34 @@
+"""How the next token is chosen from a model's predictions, and the ways among which dev chooses for free text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """``repetition_penalty``: divides positive logits, and multiplies negative ones, of the tokens that prompt or
+    answer have already (Keskar et al. 2019, 1909.05858); 1 for none. ``temperature``: 0 for the most probable token;
+    otherwise tokens are drawn, from noise that is a function of ``seed``, prompt and place, so the same prompt gets the
+    same answer."""
+
+    repetition_penalty: float = 1.0
+    temperature: float = 0.0
+    seed: int = 0
+
+    @property
+    def generation_config(self) -> dict[str, float | bool]:
+        """As transformers, vLLM and others read it from generation_config.json."""
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
+        values: dict[str, float | bool] = drawn if self.temperature else {"do_sample": False}
+        if self.repetition_penalty != 1:
+            values["repetition_penalty"] = self.repetition_penalty
+        return values
+
+
+GREEDY = Sampling()
+DECODINGS: dict[str, Sampling] = {
+    "greedy": GREEDY,
+    "penalty": Sampling(repetition_penalty=1.1),
+    "sampled": Sampling(temperature=0.7),
+}
