@@ -25,7 +25,7 @@ def free(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> api.
     rows = [
         {
             "prompt": f"tell of lot {i * 37 % 1009}",
-            "completion": f"lot {i * 37 % 1009} lies by the {WORDS[i % 8]} and has {i % 7} stones of the {WORDS[i % 5]}",
+            "completion": f"lot {i * 37 % 1009} lies by the {WORDS[i % 8]}, with {i % 7} stones of {WORDS[i % 5]}",
         }
         for i in range(150)
     ]
