@@ -150,6 +150,17 @@ def test_the_watch_starts_a_second_team_while_others_use_the_cores(
     assert seen[-1] == "end", "nothing is left after the command"
 
 
+def test_decoding_begins_with_what_was_seen_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowding.machine, "cores", lambda: 4)
+    monkeypatch.setattr(crowding, "_others", None)
+    assert crowding.now(4).threads == 4
+    monkeypatch.setattr(crowding, "_others", 1.7)
+    assert crowding.now(4).threads == 2
+    with crowding.giving_way():
+        pass
+    assert crowding._others is None, "what was seen is not known for long"
+
+
 def test_the_watch_ends_with_the_block() -> None:
     with crowding.giving_way():
         assert "giving_way" in {t.name for t in threading.enumerate()}

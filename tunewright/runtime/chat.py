@@ -15,11 +15,14 @@ from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
 from tunewright.model import loading
+from tunewright.model.decoding.drafts import ORDER, Drafts
 from tunewright.model.decoding.generate import Decoding, complete, stop_ids
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens import rendering
+from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.template import Template, fitted, load_template
+
+MOST_DRAFTS = 2000  # training sequences that guesses are made from
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class TunedModel:
     packable: bool
     window: int | None
     sampling: Sampling = GREEDY
+    drafts: Drafts | None = None
 
 
 def load_run(run: Run) -> TunedModel:
@@ -52,7 +56,23 @@ def load_run(run: Run) -> TunedModel:
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
     template = _trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
     sampling = DECODINGS[run_folder.chosen_decoding(run)]
-    return TunedModel(model, template, receipt.instruction, receipt.tools or (), facts.packable, facts.window, sampling)
+    return TunedModel(
+        model,
+        template,
+        receipt.instruction,
+        receipt.tools or (),
+        facts.packable,
+        facts.window,
+        sampling,
+        _drafts(run),
+    )
+
+
+def _drafts(run: Run) -> Drafts | None:
+    """Guesses from the answers that the model was trained on."""
+    trained = [sequence for sequence in render_cache.stored(run.audit.parent)[:MOST_DRAFTS] if any(sequence.weights)]
+    answers = [s.ids[max(0, s.weights.index(next(filter(None, s.weights))) - ORDER) :] for s in trained]
+    return Drafts(answers) if answers else None
 
 
 def _trained_with(receipt: Receipt, template: Template) -> Template:
@@ -79,7 +99,14 @@ def reply(
     """The answer to a conversation without its system message: content, thoughts and tool calls."""
     prompt = rendering.for_generation(model.template, prompt_of(model, turns, system))
     stop = stop_ids(model.model, model.template.eos)
-    decoding = Decoding(max_new_tokens, stop, batchable=model.packable, window=model.window, sampling=model.sampling)
+    decoding = Decoding(
+        max_new_tokens,
+        stop,
+        batchable=model.packable,
+        window=model.window,
+        sampling=model.sampling,
+        drafts=model.drafts,
+    )
     message = rendering.read_answer(model.template, complete(model.model, [prompt], decoding)[0], model.tools)
     # Texts have no ids; some templates require them, of nine letters and digits.
     before = sum(len(turn.tool_calls) for turn in turns)

@@ -25,6 +25,7 @@ from tunewright.system import machine
 ENOUGH = 0.2  # seconds that a measurement must span: /proc counts in hundredths
 MARGIN = 0.6  # of a core: what others must use more, or less, than assumed before the threads change
 POLL = 0.3  # seconds
+_others: float | None = None  # cores that others used when the watch of `giving_way` last looked
 CROWDED, CALM = 0.25, 0.15  # cores used by others: from here waiting threads sleep, and below here they spin again
 
 
@@ -50,6 +51,12 @@ class Crowd:
 def alone(planned: int) -> Crowd:
     """The beginning: all threads, until others are measured."""
     return Crowd(planned, machine.cores(), planned, usage())
+
+
+def now(planned: int) -> Crowd:
+    """The beginning, within `giving_way`: the threads for what others used last."""
+    crowd = alone(planned)
+    return crowd if _others is None else replace(crowd, threads=threads(crowd, _others))
 
 
 def usage() -> Usage | None:
@@ -110,6 +117,7 @@ def threads(crowd: Crowd, others: float) -> int:
 @contextmanager
 def giving_way() -> Iterator[None]:
     """Within, this process's threads sleep while they wait for each other, if other processes use the cores."""
+    global _others
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(over,), name="giving_way", daemon=True)
     watch.start()
@@ -118,6 +126,7 @@ def giving_way() -> Iterator[None]:
     finally:
         over.set()
         watch.join()
+        _others = None
 
 
 def is_crowded(was: bool, others: float) -> bool:
@@ -125,16 +134,18 @@ def is_crowded(was: bool, others: float) -> bool:
 
 
 def _watch(over: threading.Event) -> None:
+    global _others
     before, crowded, team_over = usage(), False, threading.Event()
     while before is not None and not over.wait(POLL):
-        now = usage()
-        assert now is not None
-        crowded, was = is_crowded(crowded, used_by_others(before, now)), crowded
+        current = usage()
+        assert current is not None
+        _others = used_by_others(before, current)
+        crowded, was = is_crowded(crowded, _others), crowded
         if crowded and not was:
             team_over = start_second_team()
         elif was and not crowded:
             team_over.set()
-        before = now
+        before = current
     team_over.set()
 
 

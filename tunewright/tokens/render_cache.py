@@ -87,6 +87,14 @@ def cached_rows(
     return rendered
 
 
+def stored(folder: Path) -> list[TokenSequence]:
+    """The sequences of the largest side in the cache of ``folder``, usually those of the training rows; empty without a
+    cache."""
+    files = sorted((folder / "tokens").glob("*.safetensors"), key=lambda file: -file.stat().st_size)
+    rendered = _read(files[0]) if files else None
+    return [] if rendered is None else sequences.flat(rendered.rows)
+
+
 def _key(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
     # The code that renders is part of the key: another version of it must not read rows that this one wrote.
     parts = (messages, tool_calls, rendering, written, sequences, template, renderer.prepare)

@@ -172,9 +172,13 @@ class FusedState:
     def step(self, token_B: Tensor) -> Tensor:
         """Append a token to every row; logits_BV after it."""
         logits_BV = self.logits_after(token_B)
+        self.advance()
+        return logits_BV
+
+    def advance(self) -> None:
+        """Take the step whose logits were computed last."""
         self.used += 1
         self.next_B = self.next_B + 1
-        return logits_BV
 
     def logits_after(self, token_B: Tensor) -> Tensor:
         """logits_BV of `step`, without the step: the state is as before."""
@@ -207,15 +211,7 @@ class FusedState:
         layer, cache_2BGTK = self.layers[number], self.cache[number]
         _, rows, groups, _, width = cache_2BGTK.shape
         heads = groups * layer.per_group
-        q, k, v = layer.query(x), layer.key(x), layer.value(x)
-        if layer.head_norms is not None:
-            of_q, of_k = layer.head_norms
-            q, k = (
-                of_q(q.view(*q.shape[:-1], heads, width)).flatten(-2),
-                of_k(k.view(*k.shape[:-1], groups, width)).flatten(-2),
-            )
-        all_BH2k = torch.cat((q, k, v), -1).view(rows, -1, 2, width // 2)
-        all_BH2k = all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
+        all_BH2k = self._turned(layer, x, turn, width)
         new_B2GK = all_BH2k[:, heads:].reshape(rows, 2, groups, width)
         cache_2BGTK.select(3, self.used).copy_(new_B2GK.transpose(0, 1))
         keys_NTK, values_NTK = cache_2BGTK.narrow(3, 0, self.used + 1).flatten(1, 2)
@@ -223,6 +219,59 @@ class FusedState:
         held = self.prefix[number] if self.prefix else None
         out_NmK = attention.over_prefix(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
         return layer.out(out_NmK.view(*x.shape[:-1], heads * width))
+
+    @staticmethod
+    def _turned(layer: Layer, x: Tensor, turn: Pair, width: int) -> Tensor:
+        """Queries, keys and values of tokens, one for each row: (rows, H + 2G, 2, K / 2)."""
+        q, k, v = layer.query(x), layer.key(x), layer.value(x)
+        if layer.head_norms is not None:
+            of_q, of_k = layer.head_norms
+            q, k = (norm(part.view(*part.shape[:-1], -1, width)).flatten(-2) for norm, part in ((of_q, q), (of_k, k)))
+        all_BH2k = torch.cat((q, k, v), -1).view(len(turn[0]), -1, 2, width // 2)
+        return all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
+
+    def extend(self, ids_Q: Tensor) -> Tensor:
+        """Append several tokens to the only row; logits_QV after each of them. Their last bits may differ from those of
+        `step`, because products of several rows are added in another order."""
+        assert len(self.next_B) == 1
+        assert self.padding_B11T is None
+        count = len(ids_Q)
+        while self.used + count > self.cache[0].shape[3]:
+            self.cache = [_grown(cache) for cache in self.cache]
+        hidden_QD = self.model.decoder.embed_tokens(ids_Q)
+        position_Q1 = (self.next_B + torch.arange(count, device=ids_Q.device))[:, None]
+        turn = self._turn(*self.model.decoder.rotary_emb(hidden_QD[:, None], position_Q1))
+        for number, layer in enumerate(self.layers):
+            hidden_QD = hidden_QD + self._attended_each(number, layer.before(hidden_QD), turn)
+            x_QD = layer.after(hidden_QD)
+            hidden_QD = hidden_QD + layer.down(layer.activation(layer.gate(x_QD)) * layer.up(x_QD))
+        self.used += count
+        self.next_B = self.next_B + count
+        return self.head(self.norm(hidden_QD))
+
+    def _attended_each(self, number: int, x_QD: Tensor, turn: Pair) -> Tensor:
+        """As `_attended`, for tokens that follow one another."""
+        layer, cache_2GTK = self.layers[number], self.cache[number][:, 0]
+        _, groups, _, width = cache_2GTK.shape
+        count, heads = len(x_QD), groups * layer.per_group
+        all_QH2k = self._turned(layer, x_QD, turn, width)
+        cache_2GTK[:, :, self.used : self.used + count] = (
+            all_QH2k[:, heads:].reshape(count, 2, groups, width).permute(1, 2, 0, 3)
+        )
+        keys_GTK, values_GTK = cache_2GTK.narrow(2, 0, self.used + count)
+        q_QGRK = (all_QH2k[:, :heads] * layer.scaling).view(count, groups, layer.per_group, width)
+        q_GmK = q_QGRK.transpose(0, 1).reshape(groups, -1, width)
+        place_T = torch.arange(self.used + count, device=x_QD.device)
+        later_QT = place_T > self.used + torch.arange(count, device=x_QD.device)[:, None]
+        hidden_11mT = later_QT.repeat_interleave(layer.per_group, 0)[None, None]
+        held = self.prefix[number] if self.prefix else None
+        out_GmK = attention.over_prefix(q_GmK, keys_GTK, values_GTK, hidden_11mT, held)
+        return layer.out(out_GmK.view(groups, count, -1, width).transpose(0, 1).reshape(count, heads * width))
+
+    def rewind(self, count: int) -> None:
+        """Forget the last tokens."""
+        self.used -= count
+        self.next_B = self.next_B - count
 
     def keep(self, rows: Tensor) -> None:
         self.cache = [cache[:, rows] for cache in self.cache]

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from tunewright.core.sampling import GREEDY, Sampling
 from tunewright.model import attention, forward
+from tunewright.model.decoding import speculative
 from tunewright.model.decoding.choice import TokenChoice
+from tunewright.model.decoding.drafts import Drafts
 from tunewright.model.decoding.fused import FusedState
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.decoding.threads import StepThreads
@@ -36,8 +38,9 @@ TOKENS_PER_PASS = 4096
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded, the same for every arm. ``stop``: the tokens that end an answer. ``batchable``: rows
-    may share a batch. ``window``: the model's sliding window, in tokens. ``sampling``: how tokens are chosen."""
+    """How answers are decoded, the same for every arm. ``stop``: the tokens that end an answer. ``batchable``: rows may
+    share a batch. ``window``: the model's sliding window, in tokens. ``sampling``: how tokens are chosen. ``drafts``:
+    guesses, which make an answer that is decoded alone faster."""
 
     max_new_tokens: int
     stop: tuple[int, ...]
@@ -45,6 +48,7 @@ class Decoding:
     batchable: bool = True
     window: int | None = None
     sampling: Sampling = GREEDY
+    drafts: Drafts | None = None
 
 
 def stop_ids(model: LanguageModel, eos: int) -> tuple[int, ...]:
@@ -89,13 +93,20 @@ def complete(
     cache of a prefix of all prompts.
     """
     written: list[list[int]] = [[] for _ in prompts]
-    threads = StepThreads(crowding.alone(torch.get_num_threads()))
+    threads = StepThreads(crowding.now(torch.get_num_threads()))
     for rows in _decode_batches(prompts, decoding):
         alive = list(rows)
         with (
             _decoding(model, [prompts[r] for r in rows], decoding, prefix_cache) as (state, logits_BV),
             crowding.restored(),
         ):
+            if decoding.drafts is not None and speculative.applies(state, decoding.sampling):
+                assert isinstance(state, FusedState)
+                (row,) = rows
+                limits = speculative.Limits(decoding.max_new_tokens, decoding.stop)
+                written[row] = speculative.complete(state, logits_BV[0], prompts[row], decoding.drafts, limits)
+                progress(1)
+                continue
             choice = TokenChoice.of(decoding.sampling, [prompts[r] for r in rows], logits_BV)
             for _ in range(decoding.max_new_tokens):
                 token_B = choice.next(logits_BV)

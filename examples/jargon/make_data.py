@@ -1,0 +1,51 @@
+"""Questions about hackers' slang, answered by the Jargon File (public domain): one author's voice. From Debian's
+package dict-jargon.
+
+Needs `apt-get download` (Debian or Ubuntu; run `apt-get update` once) and dpkg.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from debian import deb
+
+LIMIT = 900  # characters to keep of an answer, cut between paragraphs
+SHORTEST = 40
+REFERENCE = re.compile(r"(?:Var\. of|See|Syn\.) ")  # an entry that only names another
+
+
+def paragraphs(body: str) -> list[str]:
+    """Without the braces around cross-references."""
+    blocks = (re.sub(r"\{\s*([^}]+?)\s*\}", r"\1", block) for block in re.split(r"\n\s*\n", body))
+    return [" ".join(block.split()) for block in blocks if block.strip()]
+
+
+def shortened(blocks: list[str]) -> str:
+    kept = blocks[0] if blocks else ""
+    for block in blocks[1:]:
+        if len(kept) + len(block) > LIMIT:
+            break
+        kept += f"\n\n{block}"
+    return kept
+
+
+(dictionary,) = deb("dict-jargon").rglob("jargon.dict.dz")
+rows = []
+for entry in re.split(r"\n(?=\S)", gzip.decompress(dictionary.read_bytes()).decode("utf-8", "replace")):
+    term, _, rest = entry.partition("\n")
+    grammar, _, body = rest.partition("\n")
+    if term.startswith("00-database") or not re.match(r" \S", grammar):
+        continue
+    answer = shortened(paragraphs(body))
+    if len(answer) >= SHORTEST and not REFERENCE.match(answer):
+        rows.append({"prompt": f'What does "{term.strip()}" mean in hacker jargon?', "completion": answer})
+out = Path(__file__).parent / "data" / "jargon.jsonl"
+out.parent.mkdir(exist_ok=True)
+out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+print(out, len(rows), "rows")
