@@ -16,14 +16,14 @@ from tunewright.data.scores import Answer, Likelihood, Score, Written
 from tunewright.data.task import GENERATION, Task
 from tunewright.judge.arms import families
 from tunewright.judge.arms.families import ArmInputs
-from tunewright.judge.voice import reference, told_apart
+from tunewright.judge.voice import reference, separability
 from tunewright.judge.voice import report as voice_report
 from tunewright.judge.voice.copies import copied
-from tunewright.judge.voice.told_apart import auc, traits
+from tunewright.judge.voice.separability import auc, traits
 from tunewright.judge.voice.traits import TRAITS, loops
 
 TASK = Task(GENERATION, METRICS["chrf"], "")
-HOUSE = [
+REFERENCE = [
     "Certainly! You will find the form on page {}. Do write to us if anything is unclear, we are glad to help.",
     "Certainly! Page {} has all the prices. Do call us; we answer until six.",
     "By all means. Our office on floor {} is open, and we would be glad to see you.",
@@ -44,10 +44,10 @@ def coverage(n: int, shift: float, cluster: int, trials: int) -> float:
     for _ in range(trials):
         groups = np.arange(n) // cluster
         shared = draw.normal(0, math.sqrt(0.5), groups.max() + 1)[groups]
-        house, arm = (shared + draw.normal(0, 1, n) + s for s in (shift, 0.0))
+        reference, arm = (shared + draw.normal(0, 1, n) + s for s in (shift, 0.0))
         fold = groups % 5
-        house, arm = (x + fold * 3.0 for x in (house, arm))  # classifiers of other folds score on another scale
-        low, high = auc(house, arm, fold, groups.tolist(), 0.05).interval
+        reference, arm = (x + fold * 3.0 for x in (reference, arm))  # classifiers of other folds score on another scale
+        low, high = auc(reference, arm, fold, groups.tolist(), 0.05).interval
         hits += low <= truth <= high
     return hits / trials
 
@@ -63,24 +63,24 @@ def test_coverage_of_the_interval_of_an_auc(n: int, shift: float, cluster: int) 
     assert coverage(n, shift, cluster, 600) >= 0.93
 
 
-def test_the_house_is_not_told_from_itself() -> None:
-    """Other answers of the house: the AUC is near 0.5, and its interval contains it."""
-    area = told_apart.told_apart(texts(HOUSE, 150, 0), texts(HOUSE, 150, 1), range(150), 0.05)
+def test_reference_answers_are_not_distinguished_from_others_of_the_same_voice() -> None:
+    """Other answers of the same voice: the AUC is near 0.5, and its interval contains it."""
+    area = separability.separability(texts(REFERENCE, 150, 0), texts(REFERENCE, 150, 1), range(150), 0.05)
     assert area is not None
     assert area.interval.low <= 0.5 <= area.interval.high
     assert area.interval.high - area.interval.low < 0.3
 
 
-def test_another_voice_is_told_apart_and_the_traits_say_by_what() -> None:
-    house, arm = texts(HOUSE, 60, 0), texts(PLAIN, 60, 1)
-    area = told_apart.told_apart(house, arm, range(60), 0.05)
+def test_another_voice_is_distinguished_and_the_traits_say_by_what() -> None:
+    reference, arm = texts(REFERENCE, 60, 0), texts(PLAIN, 60, 1)
+    area = separability.separability(reference, arm, range(60), 0.05)
     assert area is not None
     assert area.value > 0.99
     assert 0.9 < area.interval.low < area.interval.high == 1.0, "no certainty from 60 questions"
-    found = {t.name: t for t in traits(house, arm)}
+    found = {t.name: t for t in traits(reference, arm)}
     assert found["words"].auc > 0.99
-    assert found["words"].house > found["words"].arm
-    assert found["begins with 'certainly'"].house > 0.5
+    assert found["words"].reference > found["words"].arm
+    assert found["begins with 'certainly'"].reference > 0.5
     assert found["begins with 'certainly'"].arm == 0
 
 
@@ -88,9 +88,9 @@ def test_questions_of_one_group_are_never_on_both_sides() -> None:
     """Planted: every question occurs twice, with words of its own. Who has seen the other copy knows them."""
     draw = np.random.default_rng(0)
     words = ["".join(map(chr, 97 + draw.integers(0, 26, 9))) for _ in range(80)]
-    house, arm = [f"{words[i // 2]}" for i in range(80)], [f"{words[79 - i // 2]}" for i in range(80)]
-    leaked = told_apart.told_apart(house, arm, range(80), 0.05)
-    grouped = told_apart.told_apart(house, arm, [i // 2 for i in range(80)], 0.05)
+    reference, arm = [f"{words[i // 2]}" for i in range(80)], [f"{words[79 - i // 2]}" for i in range(80)]
+    leaked = separability.separability(reference, arm, range(80), 0.05)
+    grouped = separability.separability(reference, arm, [i // 2 for i in range(80)], 0.05)
     assert leaked is not None
     assert grouped is not None
     assert leaked.value > 0.85
@@ -98,9 +98,9 @@ def test_questions_of_one_group_are_never_on_both_sides() -> None:
 
 
 def test_few_questions_are_not_judged() -> None:
-    few = told_apart.MIN_ROWS - 1
-    assert told_apart.told_apart(["a"] * few, ["b"] * few, range(few), 0.05) is None
-    assert told_apart.told_apart(["a"] * 40, ["b"] * 40, [0] * 40, 0.05) is None
+    few = separability.MIN_ROWS - 1
+    assert separability.separability(["a"] * few, ["b"] * few, range(few), 0.05) is None
+    assert separability.separability(["a"] * 40, ["b"] * 40, [0] * 40, 0.05) is None
 
 
 def test_all_traits_are_numbers_for_any_text() -> None:
@@ -121,10 +121,10 @@ def test_loops_and_copies_are_counted() -> None:
 
 
 def scored(bits: NDArray[np.float64] | None, rows: int = 30) -> list[Score]:
-    house = texts(HOUSE, rows, 3)
+    reference = texts(REFERENCE, rows, 3)
     scores = []
     for i in range(rows):
-        example = Chat((Message("user", f"q{i}"), Message("assistant", house[i])), f"x:{i}")
+        example = Chat((Message("user", f"q{i}"), Message("assistant", reference[i])), f"x:{i}")
         nats = None if bits is None else Likelihood(100, float(bits[i]) * 100 * math.log(2))
         scores.append(TASK.score(example, Answer("an answer", Written(2, False), (), 3, nats)))
     return scores
@@ -151,7 +151,7 @@ def test_the_record_and_its_line() -> None:
     line = voice_report.line(record, "zero_shot")
     assert line is not None
     assert line.startswith("voice: 1.000 bits per byte of the reference answers, +0.500 for zero_shot [")
-    assert "told apart from them with AUC 1.00" in line
+    assert "distinguished from them with AUC 1.00" in line
     assert voice_report.line(voice_report.voice({"tuned": scored(None, 4)}, [], range(4), 0.05), "zero_shot") is None
 
 

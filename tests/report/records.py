@@ -382,7 +382,7 @@ def consumer_check(**changed: Any) -> dict[str, Any]:
 
 def voice() -> dict[str, Any]:
     arm = {"reference_bits": 1.25, "auc": {"value": 0.75, "interval": [0.6, 0.9]}, "copied": 1, "loops": 2, "cut": 3}
-    traits = [{"name": "begins with 'certainly'", "house": 0.4, "arm": 0.1, "auc": 0.65}]
+    traits = [{"name": "begins with 'certainly'", "reference": 0.4, "arm": 0.1, "auc": 0.65}]
     contrast = {"difference": 0.125, "interval": [0.05, 0.2]}
     return {
         "rows": ROWS,

@@ -1,4 +1,4 @@
-"""How arms write free text, compared with the house: the reference answers."""
+"""How arms write free text, compared with the reference answers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class ReferenceContrast(Value):
 
 
 class AucValue(Value):
-    """How well a classifier that was not trained on these rows tells the arm's answers from the house's."""
+    """How well a classifier, not trained on these rows, distinguishes the arm's answers from the reference answers."""
 
     value: float = Field(description="Area under the ROC curve: 0.5 if it cannot, 1 if it always can.")
     interval: Interval = Field(description="Its interval.")
 
 
 class TraitValue(Value):
-    """A trait of the texts: its mean in the house's answers and in the arm's."""
+    """A trait of the texts: its mean in the reference answers and in the arm's."""
 
     name: str = Field(description="The trait.")
-    house: float = Field(description="Mean over the reference answers.")
+    reference: float = Field(description="Mean over the reference answers.")
     arm: float = Field(description="Mean over the arm's answers.")
     auc: float = Field(description="AUC of this trait alone, 0.5 to 1.")
 

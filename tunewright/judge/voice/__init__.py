@@ -1,2 +1,1 @@
-"""How an arm writes, compared with the house: the people whose answers are in the rows. For free text, where chrF says
-little about it."""
+"""How an arm writes, compared with the reference answers: for free text, about which chrF says little."""

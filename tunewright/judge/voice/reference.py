@@ -1,5 +1,4 @@
-"""How likely each arm finds the reference answers: what the house would have said. A proper score that needs neither
-decoding nor a judge. No torch."""
+"""How likely each arm finds the reference answers: a proper score that needs neither decoding nor a judge. No torch."""
 
 from __future__ import annotations
 

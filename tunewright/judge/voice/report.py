@@ -11,7 +11,7 @@ from tunewright.data.text import without_thoughts
 from tunewright.judge.voice import reference
 from tunewright.judge.voice.copies import copied
 from tunewright.judge.voice.reference import ReferenceBits
-from tunewright.judge.voice.told_apart import told_apart, traits
+from tunewright.judge.voice.separability import separability, traits
 from tunewright.judge.voice.traits import loops
 
 
@@ -35,8 +35,8 @@ def _arm(
     alpha: float,
     bits: ReferenceBits | None,
 ) -> ArmVoice:
-    house, answers = [s.target for s in scores], [without_thoughts(s.answer.text) for s in scores]
-    area = told_apart(house, answers, clusters, alpha)
+    targets, answers = [s.target for s in scores], [without_thoughts(s.answer.text) for s in scores]
+    area = separability(targets, answers, clusters, alpha)
     contrast = bits.contrast if bits else None
     return ArmVoice(
         reference_bits=bits.bits if bits else None,
@@ -44,8 +44,10 @@ def _arm(
         if contrast
         else None,
         auc=AucValue(value=area.value, interval=area.interval) if area else None,
-        traits=tuple(TraitValue(name=t.name, house=t.house, arm=t.arm, auc=t.auc) for t in traits(house, answers)),
-        copied=len(copied(answers, house, training)),
+        traits=tuple(
+            TraitValue(name=t.name, reference=t.reference, arm=t.arm, auc=t.auc) for t in traits(targets, answers)
+        ),
+        copied=len(copied(answers, targets, training)),
         loops=sum(map(loops, answers)),
         cut=sum(isinstance(s.answer.output, Written) and s.answer.output.cut for s in scores),
     )
@@ -60,7 +62,7 @@ def line(voice: Voice, comparator: str) -> str | None:
         more = f", {against.difference:+.3f} for {comparator} {interval(against.interval)}" if against else ""
         parts.append(f"{tuned.reference_bits:.3f} bits per byte of the reference answers{more}")
     if tuned.auc is not None:
-        parts.append(f"told apart from them with AUC {tuned.auc.value:.2f} {interval(tuned.auc.interval)}")
+        parts.append(f"distinguished from them with AUC {tuned.auc.value:.2f} {interval(tuned.auc.interval)}")
     return f"voice: {'; '.join(parts)}" if parts else None
 
 

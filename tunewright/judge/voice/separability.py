@@ -1,10 +1,10 @@
-"""How well a classifier tells an arm's answers from the house's own answers to the same questions. No torch.
+"""How well a classifier distinguishes an arm's answers from the reference answers to the same questions. No torch.
 
 The classifier (logistic regression on character n-grams and traits) is cross-fitted: it never sees the questions whose
-answers it judges. Its area under the ROC curve (AUC) is the probability that it finds a house answer more like the
-house than an arm's answer: 0.5 if it cannot tell them apart. The interval follows from the influence of each question
-on the AUC (LeDell, Petersen & van der Laan 2015, Electron. J. Stat. 9:1583), with one pseudo-question for and one
-against, and is about the classifiers as fitted.
+answers it judges. Its area under the ROC curve (AUC) is the probability that it scores a reference answer higher than
+an arm's answer: 0.5 if it cannot distinguish them. The interval follows from the influence of each question on the AUC
+(LeDell, Petersen & van der Laan 2015, Electron. J. Stat. 9:1583), with one pseudo-question for and one against, and is
+about the classifiers as fitted.
 
 Axes: R questions.
 """
@@ -40,43 +40,43 @@ class Auc:
 
 @dataclass(frozen=True)
 class Trait:
-    """A trait that gives an arm away: its mean in the house's and in the arm's answers, and the AUC of it alone, 0.5 or
-    more."""
+    """A trait that gives an arm away: its mean in the reference answers and in the arm's, and the AUC of it alone, 0.5
+    or more."""
 
     name: str
-    house: float
+    reference: float
     arm: float
     auc: float
 
 
-def told_apart(
-    house: Sequence[str], arm: Sequence[str], clusters: Sequence[int], alpha: float, features: Any = None
+def separability(
+    reference: Sequence[str], arm: Sequence[str], clusters: Sequence[int], alpha: float, features: Any = None
 ) -> Auc | None:
-    """The AUC of answers to the same questions; None for fewer than `MIN_ROWS` questions, or if they are fewer than two
-    clusters. ``features``: texts -> a matrix of features, fitted on the training texts of a fold; by default character
+    """The AUC of answers to the same questions; None for fewer than `MIN_ROWS` questions, or fewer clusters than
+    folds. ``features``: texts -> a matrix of features, fitted on the training texts of a fold; by default character
     n-grams and traits."""
-    if len(house) < MIN_ROWS or len(set(clusters)) < FOLDS:
+    if len(reference) < MIN_ROWS or len(set(clusters)) < FOLDS:
         return None
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
-    folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(np.zeros(len(house)), groups=list(clusters))
-    house_R, arm_R, fold_R = np.zeros(len(house)), np.zeros(len(house)), np.zeros(len(house), int)
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(np.zeros(len(reference)), groups=list(clusters))
+    reference_R, arm_R, fold_R = np.zeros(len(reference)), np.zeros(len(reference)), np.zeros(len(reference), int)
     for number, (train, held_out) in enumerate(folds):
-        known = [texts[i] for texts in (house, arm) for i in train]
+        known = [texts[i] for texts in (reference, arm) for i in train]
         made = _features() if features is None else features()
         model = LogisticRegression(C=STRENGTH, max_iter=2000, solver="newton-cg")
         model.fit(made.fit_transform(known), np.repeat([1, 0], len(train)))
-        for texts, into in ((house, house_R), (arm, arm_R)):
+        for texts, into in ((reference, reference_R), (arm, arm_R)):
             into[held_out] = model.decision_function(made.transform([texts[i] for i in held_out]))
         fold_R[held_out] = number
-    return auc(house_R, arm_R, fold_R, clusters, alpha)
+    return auc(reference_R, arm_R, fold_R, clusters, alpha)
 
 
-def auc(house_R: ArrayLike, arm_R: ArrayLike, fold_R: ArrayLike, clusters: Sequence[int], alpha: float) -> Auc:
-    """The probability that a house answer has the higher score, within folds, as ties are half. Each question
+def auc(reference_R: ArrayLike, arm_R: ArrayLike, fold_R: ArrayLike, clusters: Sequence[int], alpha: float) -> Auc:
+    """The probability that a reference answer has the higher score, within folds, as ties are half. Each question
     contributes how often its two answers are on the right side of the other questions' answers."""
-    h, a, folds = np.asarray(house_R, float), np.asarray(arm_R, float), np.asarray(fold_R)
+    h, a, folds = np.asarray(reference_R, float), np.asarray(arm_R, float), np.asarray(fold_R)
     placed = np.zeros(len(h))
     for fold in np.unique(folds):
         part = folds == fold
@@ -89,22 +89,22 @@ def auc(house_R: ArrayLike, arm_R: ArrayLike, fold_R: ArrayLike, clusters: Seque
     return Auc(float(0.5 + placed.mean() / 2), Interval(*ends))
 
 
-def traits(house: Sequence[str], arm: Sequence[str]) -> tuple[Trait, ...]:
+def traits(reference: Sequence[str], arm: Sequence[str]) -> tuple[Trait, ...]:
     """The traits that give the arm away most, and the openings that one of the two uses much more often."""
     found = []
     for name, measure in TRAITS.items():
-        h, a = np.array([measure(t) for t in house]), np.array([measure(t) for t in arm])
+        h, a = np.array([measure(t) for t in reference]), np.array([measure(t) for t in arm])
         wins = float(((h[:, None] > a[None]) + 0.5 * (h[:, None] == a[None])).mean())
         found.append(Trait(name, float(h.mean()), float(a.mean()), max(wins, 1 - wins)))
     found.sort(key=lambda t: -t.auc)
-    return (*found[:MOST_TRAITS], *_openings(house, arm))
+    return (*found[:MOST_TRAITS], *_openings(reference, arm))
 
 
-def _openings(house: Sequence[str], arm: Sequence[str]) -> list[Trait]:
-    first, second = openings(house), openings(arm)
+def _openings(reference: Sequence[str], arm: Sequence[str]) -> list[Trait]:
+    first, second = openings(reference), openings(arm)
     gaps = []
     for opening in {*first, *second}:
-        h, a = first[opening] / len(house), second[opening] / len(arm)
+        h, a = first[opening] / len(reference), second[opening] / len(arm)
         if abs(h - a) >= OPENING:
             gaps.append(Trait(f"begins with {opening!r}", h, a, 0.5 + abs(h - a) / 2))
     return sorted(gaps, key=lambda t: (-t.auc, t.name))[:MOST_TRAITS]
