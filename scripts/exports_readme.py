@@ -34,10 +34,15 @@ def accepted(run: Path) -> list[str]:
     for table in sorted((ROOT / "benchmarks" / "results").glob("consumers-*.md")):
         text = table.read_text(encoding="utf-8")
         (program,) = re.findall(r"^(\S+ ?\S*): \d+ of", text, re.MULTILINE) or [""]
+        before = ""
         for line in text.splitlines():
             cells = [cell.strip() for cell in line.strip("|").split("|")]
+            cells[0] = cells[0].replace("the same", before, 1)
+            before = cells[0]
             if len(cells) == 7 and cells[1:3] == ["agrees", "agrees"]:
-                served, _, own = cells[0].partition(" in ")
+                served, own = cells[0], ""
+                if not program:  # of a library, which each row names
+                    served, _, own = cells[0].rpartition(" in ")
                 rows.append(f"| {own or program} | {served} | {cells[3]} | {cells[4]} | {cells[5]} |")
     return rows
 
