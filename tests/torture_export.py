@@ -86,11 +86,11 @@ def exported(source: TrainedRun) -> int:
     stop, run = [source.template.eos], source.run
     with writing(run):
         if run.export.exists():
-            run.export.replace(run.earlier_exports)
+            run.export.replace(unchanged.earlier(run))
         origin = unchanged.made_from(source, [], "code")
         checks = export.export(source, [CheckPrompt([1, 2, 3])], stop, finish=finish, origin=origin)
         bundles.write(source, stop)
-        run.earlier_exports.unlink(missing_ok=True)
+        unchanged.earlier(run).unlink(missing_ok=True)
         records.write(run.export, checks)
     return FINISHED
 

@@ -39,8 +39,8 @@ BESIDE: dict[tuple[str, str], tuple[str, ...]] = {
     **{(verb, "--quiet"): ("half",) for verb in ("run", "prove", "export", "report")},
 }  # fmt: skip
 # The demo downloads its rows from a package registry; apart from that it is `run`. The others need a server
-# (tests/export/test_push.py, test_consumers.py).
-LEFT_OUT = {"demo", "push", "verify"}
+# (tests/export/test_push.py, test_consumers.py), or a run on free text (tests/stages/test_voice.py).
+LEFT_OUT = {"demo", "push", "verify", "compare"}
 # It must not change any result (tests/stages/test_worker.py).
 UNSEEN = {"--separate"}
 

@@ -42,7 +42,7 @@ def another_weight_answers_anew() -> None:
             asked.append(len(examples))
             return [Answer("a", LabelProbs({"a": 1.0, "b": 0.0}), prompt_tokens=0) for _ in examples]
 
-        arm = Arm("tuned", "", SimpleNamespace(needs_model=False, answer=answer), uses_adapter=True)  # type: ignore[arg-type]
+        arm = Arm("tuned", "", SimpleNamespace(needs_model=False, answer=answer, decoding="greedy"), uses_adapter=True)  # type: ignore[arg-type]
         example = Chat((Message("user", "q"), Message("assistant", "a")), "x:1")
         data = SimpleNamespace(examples=[example], task=task)
         inputs = SimpleNamespace(facts=SimpleNamespace(sha256="f"), template=SimpleNamespace(sha256="t"))
@@ -72,7 +72,7 @@ def decoding_is_ours() -> None:
 
 
 def by_transformers(patch: Patch, mask: bool = True) -> None:
-    def greedy(model: Any, prompts: Any, how: Decoding, *_: Any) -> list[list[int]]:
+    def complete(model: Any, prompts: Any, how: Decoding, *_: Any) -> list[list[int]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]) if mask else torch.ones_like(ids)
@@ -82,7 +82,7 @@ def by_transformers(patch: Patch, mask: bool = True) -> None:
         )
         return [[t for t in row[width:].tolist() if t != 256] for row in out]
 
-    patch.setattr(generate, "greedy", greedy)
+    patch.setattr(generate, "complete", complete)
 
 
 def together_as_alone() -> None:
@@ -150,7 +150,7 @@ def a_probe_is_replayed(patch: Patch) -> None:
 FAULTS = [
     Fault(28, "cached scores of other weights are used", "", "a cached score is used only for the weights, scale, template and token limit that it was computed with",
           another_weight_answers_anew, keyed_by_name_alone),
-    Fault(29, "one arm decodes with the base's generation config", "", "all arms decode greedily; only the stop tokens of that config are used",
+    Fault(29, "one arm decodes with the base's generation config", "", "all arms decode as declared; only the stop tokens of that config are used",
           decoding_is_ours, by_transformers),
     Fault(30, "answers in a batch differ from answers one by one", "", "greedy answers in a batch equal those computed alone, token by token", together_as_alone, padding_is_seen),
     Fault(31, "a label is matched inside a word, or in an echo of the prompt", "Soup", "a label must be a whole word, and the only label in the answer", labels_are_words, labels_are_letters),

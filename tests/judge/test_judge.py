@@ -1,17 +1,13 @@
-"""A judge model: its intervals cover what people prefer, and a judge that follows length or order is found out."""
+"""A judge model: its intervals cover what people prefer, and a judge that follows length or order is outcome out."""
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from endpoints import endpoint
 
 from tunewright.core import records
 from tunewright.core.console import Console
@@ -50,11 +46,11 @@ def coverage(n: int, rest: int, agrees: float, prefers: float, trials: int = 400
     for _ in range(trials):
         y = (draw.random(n + rest) < prefers).astype(float)
         f = np.where(draw.random(n + rest) < agrees, y, (draw.random(n + rest) < 0.7).astype(float))
-        found = ppi.mean(y[:n], f[:n], f[n:], (range(n), range(rest)), 0.05)
-        assert found is not None
-        hits += found.interval.low <= prefers <= found.interval.high
-        widths += found.interval.high - found.interval.low
-        weights += found.weight
+        outcome = ppi.mean(y[:n], f[:n], f[n:], (range(n), range(rest)), 0.05)
+        assert outcome is not None
+        hits += outcome.interval.low <= prefers <= outcome.interval.high
+        widths += outcome.interval.high - outcome.interval.low
+        weights += outcome.weight
     return hits / trials, widths / trials, weights / trials
 
 
@@ -101,48 +97,48 @@ def judged_by(choose: Callable[[Pair, Order], Chosen], people: int = 40, agree: 
         chosen[pair.row] = "left" if wins == pair.tuned_is_left else "right"
     orders: tuple[Order, ...] = ("tuned", "other")
     choices: dict[tuple[int, Order], Chosen | None] = {(p.row, o): choose(p, o) for p in shown for o in orders}
-    found = judging.result(JUDGE, shown, choices, chosen, {p.row: p.row for p in shown}, 0.05)
-    assert found is not None
-    return found
+    outcome = judging.result(JUDGE, shown, choices, chosen, {p.row: p.row for p in shown}, 0.05)
+    assert outcome is not None
+    return outcome
 
 
 def longer(pair: Pair, first: Order) -> Chosen:
     return "first" if (len(pair.tuned) > len(pair.other)) == (first == "tuned") else "second"
 
 
-def test_a_judge_that_prefers_the_longer_answer_is_found_out_by_people() -> None:
-    found = judged_by(longer, agree=0.8)
-    assert found.longer == 1
-    assert found.agreement is not None
-    assert found.agreement.interval.low < 0.5
-    assert any("not shown to agree more often than chance" in text for text in judging.lines(found, None, "few_shot"))
-    assert found.corrected is not None
-    assert found.weight is not None
-    assert found.weight < 0.3
-    assert found.corrected.low <= 0.8 <= found.corrected.high, "the estimate is people's, not the judge's"
+def test_a_judge_that_prefers_the_longer_answer_is_detected_by_people() -> None:
+    outcome = judged_by(longer, agree=0.8)
+    assert outcome.longer == 1
+    assert outcome.agreement is not None
+    assert outcome.agreement.interval.low < 0.5
+    assert any("not shown to agree more often than chance" in text for text in judging.lines(outcome, None, "few_shot"))
+    assert outcome.corrected is not None
+    assert outcome.weight is not None
+    assert outcome.weight < 0.3
+    assert outcome.corrected.low <= 0.8 <= outcome.corrected.high, "the estimate is people's, not the judge's"
 
 
 def test_a_judge_that_prefers_the_first_answer_decides_nothing() -> None:
-    found = judged_by(lambda pair, first: "first")
-    assert (found.first, found.contradicted) == (1, 1)
-    assert (found.alone.rate, found.alone.tied) == (0.5, 300)
-    assert found.agreement is None
+    outcome = judged_by(lambda pair, first: "first")
+    assert (outcome.first, outcome.contradicted) == (1, 1)
+    assert (outcome.alone.rate, outcome.alone.tied) == (0.5, 300)
+    assert outcome.agreement is None
 
 
 def test_a_judge_that_agrees_is_used() -> None:
-    found = judged_by(lambda pair, first: "first" if first == "tuned" else "second", agree=1.0)
-    assert found.agreement is not None
-    assert found.agreement.rate == 1
-    assert found.contradicted == 0
-    assert found.corrected_rate is not None
-    assert found.corrected_rate > 0.9
+    outcome = judged_by(lambda pair, first: "first" if first == "tuned" else "second", agree=1.0)
+    assert outcome.agreement is not None
+    assert outcome.agreement.rate == 1
+    assert outcome.contradicted == 0
+    assert outcome.corrected_rate is not None
+    assert outcome.corrected_rate > 0.9
 
 
-def test_a_judge_alone_is_said_to_be_no_evidence() -> None:
-    found = judged_by(longer, people=0)
-    assert found.agreement is None
-    assert found.corrected is None
-    assert "this is no evidence of what people prefer" in judging.lines(found, None, "few_shot")[1]
+def test_a_judge_alone_is_no_evidence() -> None:
+    outcome = judged_by(longer, people=0)
+    assert outcome.agreement is None
+    assert outcome.corrected is None
+    assert "this is no evidence of what people prefer" in judging.lines(outcome, None, "few_shot")[1]
 
 
 @pytest.mark.parametrize(
@@ -167,34 +163,6 @@ def test_replies(reply: str, chosen: Chosen | None) -> None:
 # -- a real endpoint
 
 
-@contextmanager
-def endpoint(reply: Callable[[str], str], fail_after: int = 10**9) -> Iterator[tuple[str, list[Any]]]:
-    seen: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            seen.append(body)
-            choice = {"message": {"content": reply(body["messages"][-1]["content"])}, "finish_reason": "stop"}
-            data = json.dumps({"choices": [choice], "usage": {}}).encode()
-            self.send_response(200 if len(seen) <= fail_after else 400)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", seen
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 def test_every_pair_is_asked_about_once_in_both_orders_and_an_interrupted_command_continues(tmp_path: Path) -> None:
     shown = made(10)
     comparing = Comparing(Run(tmp_path), "few_shot", tuple(shown), 4, {p.row: p.row for p in shown}, 0.05)
@@ -212,8 +180,8 @@ def test_every_pair_is_asked_about_once_in_both_orders_and_an_interrupted_comman
         comparing.ask(judge, Console(quiet=True))
         assert len(seen) == 20 - written, "nothing is asked twice"
     assert "the politer one" in seen[0]["messages"][0]["content"]
-    found = comparing.result(judge).judge
-    assert found is not None
-    assert found.unreadable == 0
+    outcome = comparing.result(judge).judge
+    assert outcome is not None
+    assert outcome.unreadable == 0
     other = Judge(Endpoint(url, "m"), "the shorter one")
     assert comparing.result(other).judge is None, "another rubric is another judge"

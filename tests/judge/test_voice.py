@@ -77,11 +77,11 @@ def test_another_voice_is_distinguished_and_the_traits_say_by_what() -> None:
     assert area is not None
     assert area.value > 0.99
     assert 0.9 < area.interval.low < area.interval.high == 1.0, "no certainty from 60 questions"
-    found = {t.name: t for t in traits(reference, arm)}
-    assert found["words"].auc > 0.99
-    assert found["words"].reference > found["words"].arm
-    assert found["begins with 'certainly'"].reference > 0.5
-    assert found["begins with 'certainly'"].arm == 0
+    outcome = {t.name: t for t in traits(reference, arm)}
+    assert outcome["words"].auc > 0.99
+    assert outcome["words"].reference > outcome["words"].arm
+    assert outcome["begins with 'certainly'"].reference > 0.5
+    assert outcome["begins with 'certainly'"].arm == 0
 
 
 def test_questions_of_one_group_are_never_on_both_sides() -> None:
@@ -133,12 +133,12 @@ def scored(bits: NDArray[np.float64] | None, rows: int = 30) -> list[Score]:
 def test_reference_bits_are_paired_by_row() -> None:
     """The rows differ much more than the arms, and by pairing the difference is certain all the same."""
     hard = np.random.default_rng(0).uniform(0.5, 3.0, 30)
-    found = reference.compare(
+    outcome = reference.compare(
         {"zero_shot": scored(hard), "remote": scored(None), "tuned": scored(hard - 0.05)}, range(30), 0.05
     )
-    assert list(found) == ["zero_shot", "tuned"], "an endpoint does not tell"
-    assert found["tuned"].contrast is None
-    contrast = found["zero_shot"].contrast
+    assert list(outcome) == ["zero_shot", "tuned"], "an endpoint does not tell"
+    assert outcome["tuned"].contrast is None
+    contrast = outcome["zero_shot"].contrast
     assert contrast is not None
     assert contrast.difference == pytest.approx(0.05)
     assert contrast.interval.low > 0

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from build import QUICK, Folder, cli, read
+from endpoints import endpoint
 
 from tunewright import api
 from tunewright.core.run_folder import Run
 from tunewright.judge.arms import decodings
-from tunewright.runtime import chat
+from tunewright.runtime import chat, people_page
 
 WORDS = ("river", "stone", "marsh", "heron", "reed", "mill", "ford", "barley")
 
@@ -90,6 +92,47 @@ def test_people_are_asked_about_a_finished_run(
     assert json.loads(again.stdout)["people"]["rows"] == 3
     wrong = cli("compare", str(free.path), "--judge", "http://127.0.0.1:9/v1", cwd=tmp_path)
     assert (wrong.returncode, "--judge-model NAME" in wrong.stderr) == (2, True)
+
+
+def test_a_judge_is_asked_about_all_rows_in_the_user_s_words(
+    free: api.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    with endpoint(lambda asked: "1") as (url, seen):
+        words = ("compare", "free", "--runs", str(free.path.parent), "--judge", url, "--judge-model", "m")
+        done = cli(*words, "--rubric", "the drier one", "--api-key-env", "JUDGE_KEY", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "m prefers tuned to" in done.stdout
+    assert "its choice depends on the order in 100%" in done.stdout
+    assert len(seen) <= 2 * free.verdict["n"]
+    assert all("the drier one" in body["messages"][0]["content"] for body in seen)
+    assert {body["authorization"] for body in seen} == {"Bearer secret"}
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-open"]])
+def test_the_page_is_opened_unless_asked_not_to(
+    flags: list[str], free: api.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class Done:
+        url = "http://127.0.0.1:1/x"
+
+        def __init__(self, comparing: object, port: int) -> None:
+            assert port == 4711
+            self.done = threading.Event()
+            self.done.set()
+
+        def close(self) -> None:
+            opened.append("closed")
+
+    monkeypatch.setattr(people_page, "Page", Done)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    done = cli("compare", str(free.path), "--rows", "20", "--port", "4711", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert opened == ([] if flags else [Done.url]) + ["closed"]
+    assert Done.url in done.stderr
 
 
 def test_the_verdict_can_be_about_the_reference_answers(free: api.Result, model_folder: Folder) -> None:

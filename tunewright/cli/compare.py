@@ -59,15 +59,15 @@ def compare(
                 comparing.ask(asked, Console(as_json))
             else:
                 (_here if terminal else _on_page)(comparing, port, no_open)
-    found = comparing.result(asked)
+    preferences = comparing.result(asked)
     if not result:
-        records.write(folder.preferences, found)
+        records.write(folder.preferences, preferences)
         if folder.report.exists():
             build.write(folder)
     if as_json:
-        out(records.to_json(found))
+        out(records.to_json(preferences))
         return
-    for line in _lines(found, len(comparing.left())):
+    for line in _lines(preferences, len(comparing.left())):
         typer.echo(line)
 
 
@@ -87,15 +87,17 @@ def _judge(url: str, model: str, rubric: str, api_key_env: str) -> Judge | None:
     return Judge(Endpoint(url.rstrip("/"), model, os.environ.get(api_key_env, "")), rubric or RUBRIC)
 
 
-def _lines(found: Preferences, left: int) -> list[str]:
+def _lines(preferences: Preferences, left: int) -> list[str]:
     from tunewright.judge.people import judge
     from tunewright.judge.people.win_rate import sentence
 
     lines = ["no choices by people yet"]
-    if found.people is not None:
+    if preferences.people is not None:
         more = f"; {left} left, the same command without --judge continues" if left else ""
-        lines = [sentence(found.people, found.against) + more]
-    return lines + (judge.lines(found.judge, found.people, found.against) if found.judge else [])
+        lines = [sentence(preferences.people, preferences.against) + more]
+    return lines + (
+        judge.lines(preferences.judge, preferences.people, preferences.against) if preferences.judge else []
+    )
 
 
 def _on_page(comparing: Comparing, port: int, no_open: bool) -> None:

@@ -61,7 +61,6 @@ class Run:
     adapter = File("adapter")
     merged = File("merged")
     export = File("export.json")
-    earlier_exports = File(".exports.json")
     verify = File("verify.json")
     scores = File("scores")
     people = File("people.jsonl")
@@ -100,13 +99,6 @@ def chosen_scale(run: Run) -> float:
     """The factor by which the tuned model's trained update is multiplied, read from forgetting.json: 1.0, unless the
     stage `forgetting` chose a smaller one; also 1.0 before that stage."""
     return float(read_json(run.forgetting).get("chosen", 1.0)) if run.forgetting.exists() else 1.0
-
-
-def chosen_decoding(run: Run) -> str:
-    """How the tuned model's tokens are chosen, read from verdict.json: greedy, unless dev chose otherwise."""
-    if not run.verdict.exists():
-        return "greedy"
-    return str(read_json(run.verdict)["arms"]["tuned"].get("decoding", "greedy"))
 
 
 def create(root: Path, name: str | None, stem: str) -> Run:

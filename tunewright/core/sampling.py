@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunewright.core.run_folder import Run, read_json
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -32,3 +34,10 @@ DECODINGS: dict[str, Sampling] = {
     "penalty": Sampling(repetition_penalty=1.1),
     "sampled": Sampling(temperature=0.7),
 }
+
+
+def chosen_decoding(run: Run) -> str:
+    """How the tuned model's tokens are chosen, read from verdict.json: greedy, unless dev chose otherwise."""
+    if not run.verdict.exists():
+        return "greedy"
+    return str(read_json(run.verdict)["arms"]["tuned"].get("decoding", "greedy"))

@@ -95,10 +95,12 @@ class Score:
     def from_json(cls, line: dict[str, Any]) -> Score:
         output, readings = _output_from_json(line)
         messages = tuple(Message.from_json(m) for m in line["messages"])
+        nats, text_bytes = line.get("reference", (None, None))
+        reference = None if nats is None else Likelihood(text_bytes, nats)
         return cls(
             where=line["where"],
             target=line["target"],
-            answer=Answer(line["answer"], output, messages, line.get("prompt_tokens"), _reference(line)),
+            answer=Answer(line["answer"], output, messages, line.get("prompt_tokens"), reference),
             score=line["score"],
             readings=readings,
             row=line.get("row"),
@@ -128,13 +130,6 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         "reference": None if answer.reference is None else [answer.reference.nats, answer.reference.bytes],
         "reference_bits": readings.reference_bits,
     }
-
-
-def _reference(line: dict[str, Any]) -> Likelihood | None:
-    if "reference" not in line:
-        return None
-    nats, text_bytes = line["reference"]
-    return Likelihood(text_bytes, nats)
 
 
 def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:

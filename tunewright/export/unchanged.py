@@ -10,7 +10,8 @@ from pathlib import Path
 from tunewright.core import records, run_folder
 from tunewright.core.records import CONSUMER_CHECKS, ConsumerCheck, ExportCheck
 from tunewright.core.records import EXPORTS as RECORDED
-from tunewright.core.run_folder import Run, chosen_decoding, chosen_scale
+from tunewright.core.run_folder import Run, chosen_scale
+from tunewright.core.sampling import chosen_decoding
 from tunewright.export.kind import Export, TrainedRun
 
 CARD = "README.md"
@@ -44,9 +45,14 @@ def content(path: Path) -> str:
     return digest.hexdigest()
 
 
+def earlier(run: Run) -> Path:
+    """The file that takes export.json's place while exports are written."""
+    return run.path / ".exports.json"
+
+
 def recorded(run: Run) -> list[ExportCheck]:
     """The exports that were written and checked, also by a command that did not finish."""
-    file = run.export if run.export.exists() else run.earlier_exports
+    file = run.export if run.export.exists() else earlier(run)
     exports: tuple[ExportCheck, ...] = records.read(file, RECORDED) if file.exists() else ()
     return list(exports)
 
@@ -54,7 +60,7 @@ def recorded(run: Run) -> list[ExportCheck]:
 def remember(run: Run, checks: Sequence[ExportCheck]) -> None:
     """Notes exports that are complete, for a command that may not finish."""
     kinds = {check.kind for check in checks}
-    records.write(run.earlier_exports, [*(c for c in recorded(run) if c.kind not in kinds), *checks])
+    records.write(earlier(run), [*(c for c in recorded(run) if c.kind not in kinds), *checks])
 
 
 def answered(run: Run, before: Sequence[ExportCheck], checks: Sequence[ExportCheck]) -> list[ConsumerCheck]:

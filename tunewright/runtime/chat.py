@@ -11,7 +11,7 @@ from tunewright.core.config import Plan, load
 from tunewright.core.errors import RunError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
-from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
+from tunewright.core.sampling import DECODINGS, GREEDY, Sampling, chosen_decoding
 from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
 from tunewright.model import loading
@@ -55,7 +55,7 @@ def load_run(run: Run) -> TunedModel:
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
     template = _trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
-    sampling = DECODINGS[run_folder.chosen_decoding(run)]
+    sampling = DECODINGS[chosen_decoding(run)]
     return TunedModel(
         model,
         template,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tunewright.core.config import Config, Plan
 from tunewright.core.console import Console
-from tunewright.core.run_folder import Run, chosen_decoding
+from tunewright.core.run_folder import Run
+from tunewright.core.sampling import chosen_decoding
 from tunewright.data.dataset import Dataset
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm

@@ -71,12 +71,12 @@ class Comparing:
     def result(self, judge: Judge | None = None) -> Preferences:
         """What people preferred so far, and the judge, if it was asked about all rows."""
         known = self.choices()
-        found = None
+        judged = None
         if judge is not None:
             choices = judging.known(judge, self.pairs, records.read_lines(self.run.judge, JudgeLine))
-            found = judging.result(judge, self.pairs, choices, known, self.clusters, self.alpha)
+            judged = judging.result(judge, self.pairs, choices, known, self.clusters, self.alpha)
         rate = win_rate(self.pairs, known, self.clusters, self.alpha)
-        return Preferences(against=self.against, asked=len(self.shown), people=rate, judge=found)
+        return Preferences(against=self.against, asked=len(self.shown), people=rate, judge=judged)
 
     def ask(self, judge: Judge, console: Console) -> None:
         """Asks the judge what it was not asked before. Raises REMOTE_FAILED."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, get_args
+from typing import get_args
 from urllib.parse import parse_qs
 
 from tunewright.core.records.people import Side
@@ -44,58 +44,59 @@ def _handler(comparing: Comparing, path: str, finish: Callable[[], None]) -> typ
 
         def do_GET(self) -> None:
             if not secrets.compare_digest(self.path.encode(), path.encode()):
-                self._answer(HTTPStatus.NOT_FOUND, "not found")
+                _answer(self, HTTPStatus.NOT_FOUND, "not found")
                 return
             nonce = secrets.token_urlsafe(16)
             with lock:
                 text = page.render("compare.html.j2", nonce=nonce, path=path, **_shown(comparing))
-            self._answer(HTTPStatus.OK, text, nonce)
+            _answer(self, HTTPStatus.OK, text, nonce)
             if comparing.next() is None:
                 finish()
 
         def do_POST(self) -> None:
             if not secrets.compare_digest(self.path.encode(), path.encode()):
-                self._answer(HTTPStatus.NOT_FOUND, "not found")
+                _answer(self, HTTPStatus.NOT_FOUND, "not found")
                 return
             size = self.headers.get("content-length", "")
             if not size.isascii() or not size.isdigit() or int(size) > MOST_BYTES:
-                self._answer(HTTPStatus.BAD_REQUEST, "a choice has a length of at most 4096 bytes")
+                _answer(self, HTTPStatus.BAD_REQUEST, "a choice has a length of at most 4096 bytes")
                 return
             sent = parse_qs(self.rfile.read(int(size)).decode("utf-8", "replace"))
             with lock:
                 known = _choose(comparing, sent)
             if not known:
-                self._answer(HTTPStatus.BAD_REQUEST, "no such choice")
+                _answer(self, HTTPStatus.BAD_REQUEST, "no such choice")
                 return
             self.send_response(HTTPStatus.SEE_OTHER)
             self.send_header("location", path)
             self.send_header("content-length", "0")
             self.end_headers()
 
-        def _answer(self, status: HTTPStatus, text: str, nonce: str = "") -> None:
-            body = text.encode("utf-8", "replace")
-            self.send_response(status)
-            script = f"; script-src 'nonce-{nonce}'" if nonce else ""
-            headers = {
-                "content-type": "text/html; charset=utf-8" if nonce else "text/plain; charset=utf-8",
-                "content-length": str(len(body)),
-                "content-security-policy": f"{POLICY}{script}",
-                "cache-control": "no-store",
-                "referrer-policy": "no-referrer",
-                "x-content-type-options": "nosniff",
-            }
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, *_: object) -> None:
             """The terminal is for the result."""
 
     return Handler
 
 
-def _shown(comparing: Comparing) -> dict[str, Any]:
+def _answer(handler: BaseHTTPRequestHandler, status: HTTPStatus, text: str, nonce: str = "") -> None:
+    body = text.encode("utf-8", "replace")
+    handler.send_response(status)
+    script = f"; script-src 'nonce-{nonce}'" if nonce else ""
+    headers = {
+        "content-type": "text/html; charset=utf-8" if nonce else "text/plain; charset=utf-8",
+        "content-length": str(len(body)),
+        "content-security-policy": f"{POLICY}{script}",
+        "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def _shown(comparing: Comparing) -> dict[str, object]:
     known, pair = comparing.choices(), comparing.next()
     return {
         "pair": pair,

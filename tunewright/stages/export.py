@@ -59,7 +59,7 @@ def export(work: Work) -> list[ExportCheck]:
     card.write(work.run, checks)
     for kind in {check.kind for check in checks}:
         portable.let_others_read(work.run.path / kind)
-    work.run.earlier_exports.unlink(missing_ok=True)
+    unchanged.earlier(work.run).unlink(missing_ok=True)
     return checks
 
 

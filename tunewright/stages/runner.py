@@ -21,7 +21,7 @@ from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
 from tunewright.data.remedies.prepared import SIDES, pinned
-from tunewright.export import card, export, portable
+from tunewright.export import card, export, portable, unchanged
 from tunewright.export.consumers.openai_server import Server
 from tunewright.export.kind import Dtype, TrainedRun
 from tunewright.runtime import inputs, receipt, verification
@@ -104,7 +104,7 @@ class Runner:
         context.run.event("new_settings", settings=list(context.new_settings))
         if exports:
             if context.run.export.exists():
-                context.run.export.replace(context.run.earlier_exports)
+                context.run.export.replace(unchanged.earlier(context.run))
             context.run.report.unlink(missing_ok=True)
 
     def adopt(self, plan: Plan) -> None:

@@ -8,7 +8,6 @@ import platform
 import resource
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
@@ -28,7 +27,7 @@ class Machine:
     bf16_gflops: float
     processor: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tunewright.data.messages import Chat, Message, Text, ToolCall
-from tunewright.data.scores import Answer, Written
+from tunewright.data.scores import Answer, Likelihood, Written
 from tunewright.data.structure import csv_lines, xml_notation, yaml_notation
 from tunewright.data.task import KINDS, Task, detect_task
 
@@ -153,7 +153,8 @@ def test_every_kind_has_rows_here() -> None:
 @pytest.mark.parametrize("kind", ROWS)
 def test_a_summary_has_every_metric_that_its_kind_names(kind: str) -> None:
     task = task_of(kind)
-    scores = [task.score(e, Answer("yes", Written(1, False), (), 1)) for e in ROWS[kind]]
+    likely = Likelihood(4, 2.0)
+    scores = [task.score(e, Answer("yes", Written(1, False), (), 1, likely)) for e in ROWS[kind]]
     assert tuple(task.summary(scores)) == tuple(n for n in task.kind.summary if n != "schema_valid")
     assert task.summary([]) == {}
 
@@ -220,8 +221,9 @@ def test_every_verdict_metric_scores_every_answer(kind: str) -> None:
 
     task = task_of(kind)
     for metric in task.kind.metrics:
-        scored = dataclasses.replace(task, metric=metric).score(ROWS[kind][0], Answer("x", Written(1, False), (), 1))
-        assert 0.0 <= scored.score <= 1.0
+        answer = Answer("x", Written(1, False), (), 1, Likelihood(4, 2.0))
+        scored = dataclasses.replace(task, metric=metric).score(ROWS[kind][0], answer)
+        assert 0.0 <= scored.score <= metric.bound
 
 
 @pytest.mark.parametrize("kind", ROWS)

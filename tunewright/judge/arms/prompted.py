@@ -32,5 +32,5 @@ class Prompted:
         answers = model.generate(prompts, progress, DECODINGS[self.decoding])
         if not self.references:
             return answers
-        found = model.likelihoods(prompts, [e.messages[-1] for e in examples])
-        return [replace(answer, reference=one) for answer, one in zip(answers, found, strict=True)]
+        likelihoods = model.likelihoods(prompts, [e.messages[-1] for e in examples])
+        return [replace(answer, reference=one) for answer, one in zip(answers, likelihoods, strict=True)]

@@ -165,31 +165,31 @@ def _corrected(
     return ppi.mean(labels, [value[p.row] for p in labelled], [value[p.row] for p in rest], groups, alpha)
 
 
-def lines(found: JudgeResult, people: WinRate | None, against: str) -> list[str]:
+def lines(outcome: JudgeResult, people: WinRate | None, against: str) -> list[str]:
     """What the judge preferred, what its choices depend on, and whether it may speak for people."""
     against = against.replace("_", " ")
-    alone = found.alone
-    said = [
-        f"{found.model} prefers tuned to {against} in {alone.rate:.0%} {_percent(alone.interval)} of {alone.rows} "
-        f"rows; its choice depends on the order in {found.contradicted:.0%}, "
-        f"and is the first answer in {found.first:.0%}"
-        + (f", the longer one in {found.longer:.0%}" if found.longer is not None else "")
-        + (f"; {found.unreadable} of its replies could not be read" if found.unreadable else "")
+    alone = outcome.alone
+    sentences = [
+        f"{outcome.model} prefers tuned to {against} in {alone.rate:.0%} {_percent(alone.interval)} of {alone.rows} "
+        f"rows; its choice depends on the order in {outcome.contradicted:.0%}, "
+        f"and is the first answer in {outcome.first:.0%}"
+        + (f", the longer one in {outcome.longer:.0%}" if outcome.longer is not None else "")
+        + (f"; {outcome.unreadable} of its replies could not be read" if outcome.unreadable else "")
     ]
-    if found.agreement is None:
-        said.append("no choices by people to compare it with: this is no evidence of what people prefer")
+    if outcome.agreement is None:
+        sentences.append("no choices by people to compare it with: this is no evidence of what people prefer")
     else:
-        a = found.agreement
+        a = outcome.agreement
         trust = "" if a.interval.low > 0.5 else ": not shown to agree more often than chance"
-        said.append(f"it agrees with people on {a.rate:.0%} {_percent(a.interval)} of {a.rows} rows{trust}")
-    if found.corrected is not None:
-        said.append(
-            f"people prefer tuned in {found.corrected_rate:.0%} {_percent(found.corrected)} of all rows, estimated "
-            f"from people's choices and, with weight {found.weight:.2f}, the judge's"
+        sentences.append(f"it agrees with people on {a.rate:.0%} {_percent(a.interval)} of {a.rows} rows{trust}")
+    if outcome.corrected is not None:
+        sentences.append(
+            f"people prefer tuned in {outcome.corrected_rate:.0%} {_percent(outcome.corrected)} of all rows, estimated "
+            f"from people's choices and, with weight {outcome.weight:.2f}, the judge's"
         )
-    elif people is not None and found.agreement is not None:
-        said.append(f"choose on at least {ppi.MIN_LABELLED} rows for an estimate that also uses the judge")
-    return said
+    elif people is not None and outcome.agreement is not None:
+        sentences.append(f"choose on at least {ppi.MIN_LABELLED} rows for an estimate that also uses the judge")
+    return sentences
 
 
 def _percent(ends: Interval) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from tunewright.core.records.common import Interval
 from tunewright.judge.statistics import clustered_interval
 from tunewright.judge.voice.traits import TRAITS, openings
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import FeatureUnion
 
 MIN_ROWS = 20  # questions
 FOLDS = 5
@@ -49,12 +52,9 @@ class Trait:
     auc: float
 
 
-def separability(
-    reference: Sequence[str], arm: Sequence[str], clusters: Sequence[int], alpha: float, features: Any = None
-) -> Auc | None:
+def separability(reference: Sequence[str], arm: Sequence[str], clusters: Sequence[int], alpha: float) -> Auc | None:
     """The AUC of answers to the same questions; None for fewer than `MIN_ROWS` questions, or fewer clusters than
-    folds. ``features``: texts -> a matrix of features, fitted on the training texts of a fold; by default character
-    n-grams and traits."""
+    folds."""
     if len(reference) < MIN_ROWS or len(set(clusters)) < FOLDS:
         return None
     from sklearn.linear_model import LogisticRegression
@@ -64,7 +64,7 @@ def separability(
     reference_R, arm_R, fold_R = np.zeros(len(reference)), np.zeros(len(reference)), np.zeros(len(reference), int)
     for number, (train, held_out) in enumerate(folds):
         known = [texts[i] for texts in (reference, arm) for i in train]
-        made = _features() if features is None else features()
+        made = _features()
         model = LogisticRegression(C=STRENGTH, max_iter=2000, solver="newton-cg")
         model.fit(made.fit_transform(known), np.repeat([1, 0], len(train)))
         for texts, into in ((reference, reference_R), (arm, arm_R)):
@@ -91,13 +91,13 @@ def auc(reference_R: ArrayLike, arm_R: ArrayLike, fold_R: ArrayLike, clusters: S
 
 def traits(reference: Sequence[str], arm: Sequence[str]) -> tuple[Trait, ...]:
     """The traits that give the arm away most, and the openings that one of the two uses much more often."""
-    found = []
+    measured = []
     for name, measure in TRAITS.items():
         h, a = np.array([measure(t) for t in reference]), np.array([measure(t) for t in arm])
         wins = float(((h[:, None] > a[None]) + 0.5 * (h[:, None] == a[None])).mean())
-        found.append(Trait(name, float(h.mean()), float(a.mean()), max(wins, 1 - wins)))
-    found.sort(key=lambda t: -t.auc)
-    return (*found[:MOST_TRAITS], *_openings(reference, arm))
+        measured.append(Trait(name, float(h.mean()), float(a.mean()), max(wins, 1 - wins)))
+    measured.sort(key=lambda t: -t.auc)
+    return (*measured[:MOST_TRAITS], *_openings(reference, arm))
 
 
 def _openings(reference: Sequence[str], arm: Sequence[str]) -> list[Trait]:
@@ -110,7 +110,7 @@ def _openings(reference: Sequence[str], arm: Sequence[str]) -> list[Trait]:
     return sorted(gaps, key=lambda t: (-t.auc, t.name))[:MOST_TRAITS]
 
 
-def _features() -> Any:
+def _features() -> FeatureUnion:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline, make_union
     from sklearn.preprocessing import FunctionTransformer, StandardScaler

@@ -52,7 +52,7 @@ class TokenChoice:
         return token_B
 
     def keep(self, rows: Tensor) -> None:
-        """Only these rows go on."""
+        """Only these rows continue."""
         if self.seen_BV is not None:
             self.seen_BV = self.seen_BV[rows]
         if self.noise is not None:

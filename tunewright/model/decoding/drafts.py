@@ -14,7 +14,7 @@ from collections.abc import Sequence
 ORDER = 6  # tokens that a guess looks back
 # Of all guesses so far being right, as far as these answers tell: a further token makes a step about a sixth slower.
 LIKELY = 0.2
-COPIED = 2  # tokens in a row from the prompt, from where copying is guessed to go on
+COPIED = 2  # tokens in a row from the prompt, from where copying is guessed to continue
 
 
 class Drafts:
@@ -37,8 +37,8 @@ class Drafts:
         copied = _copied(prompt, tokens[-COPIED:], most)
         tail, guessed, likely = list(tokens[-ORDER:]), list[int](), 1.0
         while len(guessed) < most:
-            token, share = self._after(tail)
-            likely *= share
+            token, prob = self._after(tail)
+            likely *= prob
             if likely < LIKELY:
                 break
             guessed.append(token)
@@ -48,8 +48,8 @@ class Drafts:
     def _after(self, tail: Sequence[int]) -> tuple[int, float]:
         """The most frequent token after as many of the last tokens as occurred before."""
         for n in range(min(ORDER, len(tail)), 0, -1):
-            if (found := self._next.get(tuple(tail[-n:]))) is not None:
-                return found
+            if (known := self._next.get(tuple(tail[-n:]))) is not None:
+                return known
         return 0, 0.0
 
 
