@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from build import (
@@ -66,3 +68,21 @@ def test_patterns_choose_layers_and_a_wrong_one_lists_them() -> None:
     assert "lm_head" not in adapters.targets(model, ["all-linear"])
     with pytest.raises(Exception, match=r"LORA_NO_TARGET.*q_proj"):
         adapters.targets(model, ["c_attn"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+def test_switched_off_it_is_the_base_bit_for_bit_also_with_a_bias(
+    kind: Literal["lora", "rslora", "dora"], dtype: torch.dtype
+) -> None:
+    """Qwen2 has biases. Added after the product, a bias is rounded once more."""
+    model = tiny_model("qwen2", dtype, num_key_value_heads=1)
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p, std=3.0, generator=torch.Generator().manual_seed(p.numel()))
+    ids = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model(ids).logits
+        adapters.attach(model, AdapterConfig(kind=kind, rank=4), 0)
+        with adapters.off(model):
+            assert torch.equal(model(ids).logits, plain)

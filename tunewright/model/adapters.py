@@ -42,9 +42,9 @@ class LoRALinear(nn.Module):
         self.train(base.training)  # a new module is in training mode: dropout would be active in evaluation
 
     def forward(self, x: Tensor) -> Tensor:
-        base = F.linear(x, self.base.weight)
         if not self.on:
-            return base if self.base.bias is None else base + self.base.bias
+            return torch.as_tensor(self.base(x))  # a bias that is added later is rounded once more
+        base = F.linear(x, self.base.weight)
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         # The factor multiplies the R numbers of a token in the middle, and B is added as it is multiplied: no pass over
         # the output.

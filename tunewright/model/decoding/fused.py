@@ -92,7 +92,7 @@ def linear(layer: nn.Module) -> Function:
     if not isinstance(base, nn.Linear) or type(base) is not nn.Linear or getattr(layer, "magnitude", None) is not None:
         return lambda x: torch.as_tensor(layer(x.view(-1, x.shape[-1]))).view(*x.shape[:-1], -1)
     weight, bias = base.weight, base.bias
-    if layer is base and bias is not None:
+    if bias is not None and not (isinstance(layer, LoRALinear) and layer.on):
         return lambda x: torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
     product: Function = partial(_product, weight)
     if isinstance(layer, LoRALinear) and layer.on:
