@@ -48,9 +48,10 @@ def _handler(comparing: Comparing, path: str, finish: Callable[[], None]) -> typ
                 return
             nonce = secrets.token_urlsafe(16)
             with lock:
-                text = page.render("compare.html.j2", nonce=nonce, path=path, **_shown(comparing))
+                shown = _shown(comparing)
+            text = page.render("compare.html.j2", nonce=nonce, path=path, **shown)
             _answer(self, HTTPStatus.OK, text, nonce)
-            if comparing.next() is None:
+            if shown["pair"] is None:
                 finish()
 
         def do_POST(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from tunewright.core.records import Choice, ScoreLine
 from tunewright.core.records.people import Side
@@ -65,13 +64,5 @@ def chosen(shown: Sequence[Pair], choices: Iterable[Choice], against: str) -> di
             continue
         last.pop(choice.row, None)
         if choice.chosen is not None:
-            last[choice.row] = _as_shown(choice, next(p for p in shown if p.row == choice.row))
+            last[choice.row] = choice.chosen  # the key also decides the sides, so they are as they were
     return last
-
-
-def _as_shown(choice: Choice, pair: Pair) -> Side:
-    """The side on which the chosen answer is now; the line says on which it was."""
-    assert choice.chosen is not None
-    flip: dict[Side, Side] = {"left": "right", "right": "left", "tie": "tie"}
-    was_left: Literal["tuned", "other"] = "tuned" if pair.tuned_is_left else "other"
-    return choice.chosen if choice.left == was_left else flip[choice.chosen]

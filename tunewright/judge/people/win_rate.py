@@ -21,7 +21,7 @@ def win_rate(
     if not compared:
         return None
     # Pairs are shown in an order that does not depend on their content: equal ones count as far as people have come.
-    last = max(shown.index(pair) for pair in compared)
+    last = max(place for place, pair in enumerate(shown) if not pair.same and pair.row in chosen)
     counted = [pair for pair in shown[: last + 1] if pair.same or pair.row in chosen]
     return rate_of(counted, {p.row: p.value(chosen[p.row]) for p in compared}, clusters, alpha)
 

@@ -189,10 +189,7 @@ class FusedState:
         turn = self._turn(*decoder.rotary_emb(hidden[:, None], self.next_B[:, None]))
         if self.as_vector and rows == 1:
             hidden = hidden[0]
-        for number, layer in enumerate(self.layers):
-            hidden = hidden + self._attended(number, layer.before(hidden), turn)
-            x = layer.after(hidden)
-            hidden = hidden + layer.down(layer.activation(layer.gate(x)) * layer.up(x))
+        hidden = self._through_layers(hidden, turn, self._attended)
         return self.head(self.norm(hidden)).view(rows, -1)
 
     def _turn(self, cos_B1K: Tensor, sin_B1K: Tensor) -> Pair:
@@ -220,6 +217,14 @@ class FusedState:
         out_NmK = attention.over_prefix(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
         return layer.out(out_NmK.view(*x.shape[:-1], heads * width))
 
+    def _through_layers(self, hidden: Tensor, turn: Pair, attended: Callable[[int, Tensor, Pair], Tensor]) -> Tensor:
+        """Hidden states after all layers. ``attended``: the output of a layer's attention."""
+        for number, layer in enumerate(self.layers):
+            hidden = hidden + attended(number, layer.before(hidden), turn)
+            x = layer.after(hidden)
+            hidden = hidden + layer.down(layer.activation(layer.gate(x)) * layer.up(x))
+        return hidden
+
     @staticmethod
     def _turned(layer: Layer, x: Tensor, turn: Pair, width: int) -> Tensor:
         """Queries, keys and values of tokens, one for each row: (rows, H + 2G, 2, K / 2)."""
@@ -241,10 +246,7 @@ class FusedState:
         hidden_QD = self.model.decoder.embed_tokens(ids_Q)
         position_Q1 = (self.next_B + torch.arange(count, device=ids_Q.device))[:, None]
         turn = self._turn(*self.model.decoder.rotary_emb(hidden_QD[:, None], position_Q1))
-        for number, layer in enumerate(self.layers):
-            hidden_QD = hidden_QD + self._attended_each(number, layer.before(hidden_QD), turn)
-            x_QD = layer.after(hidden_QD)
-            hidden_QD = hidden_QD + layer.down(layer.activation(layer.gate(x_QD)) * layer.up(x_QD))
+        hidden_QD = self._through_layers(hidden_QD, turn, self._attended_each)
         self.used += count
         self.next_B = self.next_B + count
         return self.head(self.norm(hidden_QD))
