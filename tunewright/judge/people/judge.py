@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunewright.core.records import Agreement, JudgeLine, JudgeResult, WinRate
-from tunewright.core.records.common import Interval
 from tunewright.core.records.people import Side
 from tunewright.data.messages import Message, Prompt
 from tunewright.data.text import without_thoughts
@@ -17,7 +16,7 @@ from tunewright.judge import statistics
 from tunewright.judge.arms.openai_endpoint import Endpoint, ask
 from tunewright.judge.people import ppi
 from tunewright.judge.people.pairs import Pair
-from tunewright.judge.people.win_rate import rate_of
+from tunewright.judge.people.win_rate import percent, rate_of
 
 RUBRIC = "the one that a careful person who knows the subject would rather send"
 LIMIT = 512  # tokens of a reply: a model that thinks first needs some
@@ -170,7 +169,7 @@ def lines(outcome: JudgeResult, people: WinRate | None, against: str) -> list[st
     against = against.replace("_", " ")
     alone = outcome.alone
     sentences = [
-        f"{outcome.model} prefers tuned to {against} in {alone.rate:.0%} {_percent(alone.interval)} of {alone.rows} "
+        f"{outcome.model} prefers tuned to {against} in {alone.rate:.0%} {percent(alone.interval)} of {alone.rows} "
         f"rows; its choice depends on the order in {outcome.contradicted:.0%}, "
         f"and is the first answer in {outcome.first:.0%}"
         + (f", the longer one in {outcome.longer:.0%}" if outcome.longer is not None else "")
@@ -181,16 +180,12 @@ def lines(outcome: JudgeResult, people: WinRate | None, against: str) -> list[st
     else:
         a = outcome.agreement
         trust = "" if a.interval.low > 0.5 else ": not shown to agree more often than chance"
-        sentences.append(f"it agrees with people on {a.rate:.0%} {_percent(a.interval)} of {a.rows} rows{trust}")
+        sentences.append(f"it agrees with people on {a.rate:.0%} {percent(a.interval)} of {a.rows} rows{trust}")
     if outcome.corrected is not None:
         sentences.append(
-            f"people prefer tuned in {outcome.corrected_rate:.0%} {_percent(outcome.corrected)} of all rows, estimated "
+            f"people prefer tuned in {outcome.corrected_rate:.0%} {percent(outcome.corrected)} of all rows, estimated "
             f"from people's choices and, with weight {outcome.weight:.2f}, the judge's"
         )
     elif people is not None and outcome.agreement is not None:
         sentences.append(f"choose on at least {ppi.MIN_LABELLED} rows for an estimate that also uses the judge")
     return sentences
-
-
-def _percent(ends: Interval) -> str:
-    return f"[{ends.low:.0%}, {ends.high:.0%}]"

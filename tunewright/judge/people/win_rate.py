@@ -43,9 +43,12 @@ def rate_of(pairs: Sequence[Pair], value: Mapping[int, float], clusters: Mapping
 
 def sentence(rate: WinRate, against: str) -> str:
     """One line."""
-    low, high = rate.interval
     same = f" ({rate.same} with the same answer)" if rate.same else ""
     return (
-        f"people prefer tuned to {against.replace('_', ' ')} in {rate.rate:.0%} [{low:.0%}, {high:.0%}] of {rate.rows} "
-        f"rows: {rate.won} won, {rate.tied} tied{same}, {rate.lost} lost"
+        f"people prefer tuned to {against.replace('_', ' ')} in {rate.rate:.0%} {percent(rate.interval)} "
+        f"of {rate.rows} rows: {rate.won} won, {rate.tied} tied{same}, {rate.lost} lost"
     )
+
+
+def percent(ends: Interval) -> str:
+    return f"[{ends.low:.0%}, {ends.high:.0%}]"
