@@ -8,15 +8,17 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from build import byte_tokenizer, cli, tiny_model
 from export.tiny_server import TinyServer, serving
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tunewright import api
 from tunewright.cli.verify import sentence
@@ -577,16 +579,43 @@ def test_mistakes_in_the_command_are_one_line(runner: Runner, words: list[str], 
 
 # -- the pure functions
 
+NOTHING = (0.0, 0.0, 0.0)
+
+
+class OneToken:
+    """A model that always gives these logits."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, logits_V: torch.Tensor) -> None:
+        self.logits_V = logits_V
+
+    def __call__(self, ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits_V.expand(1, 2, -1))
+
+
+def test_a_sum_over_the_vocabulary_in_float32_is_no_difference_of_weights() -> None:
+    """llama-server adds up 151,936 probabilities one by one, the smallest last, and finds each token 0.001 more
+    probable; so may any program, but no token is less probable by that."""
+    logits_V = torch.cat([torch.tensor([0.0]), -17 - torch.rand(150_000, generator=torch.Generator().manual_seed(0))])
+    added = np.add.accumulate(np.sort(logits_V.exp().numpy())[::-1], dtype=np.float32)[-1]
+    theirs = -float(np.log(added))
+    ours = answers.expect(cast(PreTrainedModel, OneToken(logits_V)), [0], Answered((0,), (theirs,)), [0])
+    assert theirs - ours.logprobs[0] > 2e-3
+    for shift, largest in ((0.0, 1e-5), (2e-3, 1.9e-3), (ours.logprobs[0] - theirs - 2e-3, 2e-3)):
+        found = answers.compare([Answered((0,), (theirs + shift,))], [ours]).largest
+        assert found == pytest.approx(largest, rel=0.2, abs=1e-4)
+
 
 def test_a_difference_counts_other_tokens_only_beyond_what_rounding_explains() -> None:
     answer = Answered((1, 2, 3), (-0.1, -0.2, -0.3))
-    exact = answers.compare([answer], [Expected((-0.1, -0.2, -0.3), (0.0, 0.0, 0.0))])
+    exact = answers.compare([answer], [Expected((-0.1, -0.2, -0.3), (0.0, 0.0, 0.0), NOTHING)])
     assert (exact.largest, exact.same_texts, exact.likeliest, exact.tokens) == (0, 1, 1, 3)
-    tie = answers.compare([answer], [Expected((-0.1, -0.2005, -0.3), (0.0, 0.001, 0.0))])
+    tie = answers.compare([answer], [Expected((-0.1, -0.2005, -0.3), (0.0, 0.001, 0.0), NOTHING)])
     assert tie.same_texts == 0
     assert tie.within(1e-3)
-    assert not answers.compare([answer], [Expected((-0.1, -0.2, -0.3), (0.0, 0.1, 0.0))]).within(1e-3)
-    assert not answers.compare([answer], [Expected((-0.1, -0.2, float("nan")), (0.0, 0.0, 0.0))]).within(1e-3)
+    assert not answers.compare([answer], [Expected((-0.1, -0.2, -0.3), (0.0, 0.1, 0.0), NOTHING)]).within(1e-3)
+    assert not answers.compare([answer], [Expected((-0.1, -0.2, float("nan")), (0.0, 0.0, 0.0), NOTHING)]).within(1e-3)
 
 
 def test_ending_early_is_a_difference() -> None:

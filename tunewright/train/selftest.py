@@ -30,6 +30,7 @@ from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
 from tunewright.tokens.template import Template
 
 ROWS, SHORT, COMPARED = 4, 128, 64
+UPDATE = 0.1  # norm of the adapter's update over the weight's, while the checks run
 # How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference:
 # several times the effect of another order of summation. A row that sees another, or a wrong label, has a larger one.
 TOLERANCE = {"float32": (1e-4, 1e-3, 5e-3), "bfloat16": (2e-2, 0.2, 0.25)}
@@ -250,14 +251,18 @@ def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 @contextmanager
 def _nonzero_adapter(model: LanguageModel) -> Iterator[None]:
-    """Within, the adapter has an effect: an untrained B is zero, and so is half of the gradient."""
+    """Within, the adapter has an effect, UPDATE of each weight's norm: an untrained B is zero, and so is half of the
+    gradient. An update as large as the weight, which a fixed size of B gives where the rank or the LoRA scaling factor
+    is large, makes noise of the model, and then rounding alone changes the loss of a row by tenths of a nat."""
     layers = list(adapters.adapted(model.module).values())
     before = [layer.lora_B.detach().clone() for layer in layers]
     generator = torch.Generator().manual_seed(0)
     try:
         with torch.no_grad():
             for layer in layers:
-                layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator) * 0.02)
+                drawn = torch.randn(layer.lora_B.shape, generator=generator)
+                spread = layer.scaling * float(layer.lora_A.norm()) * layer.base.out_features**0.5
+                layer.lora_B.copy_(drawn * (UPDATE * float(layer.base.weight.float().norm()) / spread))
         yield
     finally:
         with torch.no_grad():

@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+SMALLEST = 2.0**-24  # the part of a float32 sum that is its last bit, rounded
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,13 @@ class Answered:
 @dataclass(frozen=True)
 class Expected:
     """A model's log probability of each token of an answer, and how much more probable its likeliest token is. One more
-    regret if the consumer ended without a stop token: that of ending there."""
+    regret if the consumer ended without a stop token: that of ending there. ``lost``: how much larger the log
+    probability is if the sum over the vocabulary is made in float32, and loses what is smaller than its last bit, as
+    llama-server's does (0.001 with 150,000 tokens)."""
 
     logprobs: tuple[float, ...]
     regrets: tuple[float, ...]
+    lost: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Difference:
 
 def compare(answers: Sequence[Answered], expected: Sequence[Expected]) -> Difference:
     regrets = np.concatenate([e.regrets for e in expected])
-    apart = [np.subtract(a.logprobs, e.logprobs) for a, e in zip(answers, expected, strict=True)]
+    apart = [_apart(a, e) for a, e in zip(answers, expected, strict=True)]
     return Difference(
         tokens=sum(len(a.ids) for a in answers),
         by_prompt=tuple(float(np.abs(x_T).max(initial=0.0)) for x_T in apart),
@@ -66,6 +72,12 @@ def compare(answers: Sequence[Answered], expected: Sequence[Expected]) -> Differ
         same_texts=sum(not any(e.regrets) for e in expected),
         likeliest=float(np.mean(regrets == 0)) if len(regrets) else 0.0,
     )
+
+
+def _apart(answer: Answered, expected: Expected) -> NDArray[np.float64]:
+    """How far each log probability is from the model's, exact or with the loss of a sum in float32."""
+    exact_T = np.subtract(answer.logprobs, expected.logprobs)
+    return exact_T - np.clip(exact_T, 0, expected.lost)
 
 
 def known(answer: Answered, vocabulary: int) -> Answered:
@@ -85,7 +97,9 @@ def expect(module: PreTrainedModel, prompt: Sequence[int], answer: Answered, sto
         best_T = logp_TV.max(-1).values.tolist()
         own_T = logp_TV[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
         ending = logp_TV[-1, list(stop)].max().item()
+        p_TV = logp_TV[:-1].exp()
+        lost_T = (-torch.log1p(-p_TV.where(p_TV < SMALLEST, 0).sum(-1))).tolist()
     regrets = [best - own for best, own in zip(best_T, own_T, strict=False)]
     if answer.ended and not (answer.ids and answer.ids[-1] in stop):
         regrets.append(best_T[-1] - ending)
-    return Expected(tuple(own_T), tuple(regrets))
+    return Expected(tuple(own_T), tuple(regrets), tuple(lost_T))
