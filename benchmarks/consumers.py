@@ -5,6 +5,7 @@ python benchmarks/consumers.py llama-server RUN      (needs llama-server on PATH
 python benchmarks/consumers.py vllm RUN              (makes an environment of 3.4 GB, unless --program PYTHON)
 python benchmarks/consumers.py libraries RUN         (makes an environment for each, 10 minutes)
 
+With --right, only right exports are served, and the table is named after the model too.
 The rows are kept under --root, and a command that was stopped continues; delete NAME.json there to begin anew.
 
 RUN needs the exports adapter and merged in float32; for libraries, also gguf (f32, f16), lora-gguf and mlx. For
@@ -469,6 +470,7 @@ def main() -> None:
     parser.add_argument("--program", help="llama-server, or the Python of an environment with vLLM")
     parser.add_argument("--root", type=Path, default=HERE.parent / "build" / "consumers")
     parser.add_argument("--only", default="", help="only the cases whose name contains this, again")
+    parser.add_argument("--right", action="store_true", help="only the cases without a mistake, for a second model")
     given = parser.parse_args()
     root, name = given.root.resolve(), given.consumer
     shutil.rmtree(root / "work", ignore_errors=True)
@@ -480,14 +482,18 @@ def main() -> None:
         cases = library_cases(run, root)
     else:
         cases = llama_cases(run, root, given.program or shutil.which(name) or name)
-    file = root / f"{name}.json"  # the rows so far: a run that was stopped continues
+    to = name
+    if given.right:
+        cases = [case for case in cases if case.expected is None]
+        to += f"-{json.loads((run / 'receipt.json').read_text())['model']['name']}"
+    file = root / f"{to}.json"  # the rows so far: a run that was stopped continues
     rows: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     for case in cases:
         if key(case) not in rows or (given.only and given.only in case.name):
             rows[key(case)] = row(name, run, case, root / "work" / "server.log")
             file.write_text(json.dumps(rows, indent=1))
         print(rows[key(case)]["line"], flush=True)
-    (HERE / "results" / f"consumers-{name}.md").write_text(table(name, run, cases, rows), encoding="utf-8")
+    (HERE / "results" / f"consumers-{to}.md").write_text(table(name, run, cases, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def errors_page() -> str:
     lines = [
         HEAD + "# Error codes\n",
         "Codes are stable. Every message has the form `error[CODE] place: what is wrong. Fix: what to do.`",
-        "Exit status: 130 for `TRAIN_INTERRUPTED`; 1 for other `TRAIN_*`, `EXPORT_*`, `CONSUMER_*` and",
+        "Exit status: 130 for `RUN_INTERRUPTED`; 1 for other `TRAIN_*`, `EXPORT_*`, `CONSUMER_*` and",
         "`RUN_DISK`; 2 for the rest.\n",
         "The examples are the messages for the wrong inputs in `tests/bad_inputs.py`;",
         "`python tests/bad_inputs.py FOLDER` writes all of these inputs, each with its command.\n",

@@ -50,7 +50,7 @@ def test_an_interrupted_run_says_how_to_resume_and_ends_equal(
     stopped.send_signal(signal.SIGINT)
     _, stderr = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, stderr
-    assert "TRAIN_INTERRUPTED" in stderr
+    assert "RUN_INTERRUPTED" in stderr
     assert "tunewright run" in stderr
     assert not (tmp_path / "runs" / "stopped" / "training.json").exists()
     assert cli("train", "runs/stopped", cwd=tmp_path).returncode == 0
@@ -79,7 +79,7 @@ def test_stopped_while_proving_it_resumes_to_the_same_verdict(
     stopped.send_signal(number)
     _, stderr = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, stderr
-    assert re.search(r"error\[TRAIN_INTERRUPTED\].*during `prove`.*Fix: `tunewright run", stderr), stderr
+    assert re.search(r"error\[RUN_INTERRUPTED\].*during `prove`.*Fix: `tunewright run", stderr), stderr
     assert "Traceback" not in stderr
     assert not (run / "verdict.json").exists()
     assert cli("prove", "r", cwd=tmp_path).returncode == 0

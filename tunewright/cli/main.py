@@ -402,7 +402,7 @@ def main() -> None:
             out(error.to_json())
         for line in str(error).splitlines():
             typer.secho(f"error{line}" if line.startswith("[") else line, fg="red", err=True)
-        sys.exit(130 if error.code == "TRAIN_INTERRUPTED" else error.exit_code)
+        sys.exit(130 if error.code == "RUN_INTERRUPTED" else error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:

@@ -27,6 +27,13 @@ class Sampling:
             values["repetition_penalty"] = self.repetition_penalty
         return values
 
+    @property
+    def llama_cpp(self) -> dict[str, float]:
+        """As llama-cpp-python's arguments, which cut the tail of the distribution by default."""
+        drawn = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": self.seed} if self.temperature else {}
+        penalty = {"repeat_penalty": self.repetition_penalty} if self.repetition_penalty != 1 else {}
+        return {"temperature": self.temperature, **drawn, **penalty}
+
 
 GREEDY = Sampling()
 DECODINGS: dict[str, Sampling] = {

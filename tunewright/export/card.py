@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from tunewright.core.config import Plan
 from tunewright.core.records import CONSUMER_CHECKS, FORGETTING, Audit, ExportCheck, Receipt, Training, Verdict
 from tunewright.core.run_folder import Run, write_atomic
 from tunewright.export import EXPORTS
-from tunewright.export.kind import Place, served_context
+from tunewright.export.bundles import serve
+from tunewright.export.kind import Place, sampling, served_context
 from tunewright.export.portable import base_name, without_folders
 from tunewright.export.templating import render
 
@@ -53,10 +55,13 @@ def _loading(
 ) -> dict[str, object]:
     """What the section Load is rendered from."""
     receipt, row = records.read(run.receipt, Receipt), EXPORTS[checks[0].kind]
-    place = Place(base or receipt.model.name, Path(checks[0].path).name, served_context(run), repo)
+    how = sampling(run)
+    place = Place(base or receipt.model.name, Path(checks[0].path).name, served_context(run), how, repo)
     return {
         "library": row.library,
         "snippet": row.snippet(place),
+        "server": row.llama_server and shlex.join(serve.llama_server(row.llama_server(place), how, place.context)),
+        "choosing": how.llama_cpp if row.library == "gguf" else how.generation_config,
         "folder": place.folder,
         "chat": records.read(run.audit, Audit).task.kind != "text",
         "receipt": receipt,

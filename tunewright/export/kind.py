@@ -65,13 +65,20 @@ class Reloaded:
 @dataclass(frozen=True)
 class Place:
     """Where the code of a card finds an export. ``base``: name of the base model; ``file``: name of the export's folder
-    or file; ``context``: what it is served with, in tokens; ``repo``: its id on the Hub, or None if the code runs in
-    its folder."""
+    or file; ``context``: what it is served with, in tokens; ``how``: the way its tokens are chosen; ``repo``: its id on
+    the Hub, or None if the code runs in its folder."""
 
     base: str
     file: str
     context: int
+    how: Sampling
     repo: str | None = None
+
+    @property
+    def llama_cpp(self) -> str:
+        """What llama-cpp-python's class needs besides the files."""
+        penalised = f", last_n_tokens_size={self.context}" if self.how.repetition_penalty != 1 else ""
+        return f"n_ctx={self.context}{penalised}, verbose=False"
 
     @property
     def folder(self) -> str:
@@ -111,6 +118,7 @@ class Export:
     reload       loads what ``write`` returned in float32, as its users would, in a process that knows nothing about the
                  run
     snippet      lines of Python that load it as ``model``, for the card
+    llama_server  what names it in a command of llama-server, for the card; None if that program does not read it
     unsupported  why it cannot be written for this model, or None; asked before training
     stored       what makes of a weight of the module the one that is loaded if it was stored in a dtype, bit for bit;
                  None if that is not known
@@ -125,5 +133,6 @@ class Export:
     write: Callable[[TrainedRun, PreTrainedModel, Path, str], Path]
     reload: Callable[[Path, Base], Reloaded]
     snippet: Callable[[Place], list[str]]
+    llama_server: Callable[[Place], list[str]] | None = None
     unsupported: Callable[[TrainedRun], str | None] = supported
     stored: Callable[[TrainedRun, str], Callable[[Tensor], Tensor] | None] | None = None

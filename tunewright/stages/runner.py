@@ -266,7 +266,7 @@ def error_codes(run: Run, stage: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise TrainError(
-            "TRAIN_INTERRUPTED",
+            "RUN_INTERRUPTED",
             f"stopped during `{stage}`; everything before it is kept.",
             where=str(run.path),
             fix=f"`tunewright run {run.path}` continues from there.",

@@ -54,7 +54,7 @@ def main() -> None:
         work(Run(given.run), given.under_lock)
     except TunewrightError as error:
         print(json.dumps(error.to_json()), file=sys.stderr)  # noqa: T201
-        sys.exit(130 if error.code == "TRAIN_INTERRUPTED" else error.exit_code)
+        sys.exit(130 if error.code == "RUN_INTERRUPTED" else error.exit_code)
 
 
 if __name__ == "__main__":

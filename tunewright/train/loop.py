@@ -81,7 +81,7 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
     """Train the model in place from the newest checkpoint of the run (or from the start) to the end of the plan.
     ``progress`` is called after each step.
 
-    Raises TRAIN_NOT_FINITE (nothing of that step is kept), TRAIN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
+    Raises TRAIN_NOT_FINITE (nothing of that step is kept), RUN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
     plan, run, hashes = training.plan, training.run, training.hashes
     crowd = crowding.alone(plan.threads)
@@ -105,7 +105,7 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
                 checkpoints.save(run.checkpoints, student.parameters, student.optimizer, state, plan.checkpoint_keep)
             if interrupted.is_set() and not over:
                 raise TrainError(
-                    "TRAIN_INTERRUPTED",
+                    "RUN_INTERRUPTED",
                     f"stopped after step {state.step} of {plan.steps}; progress is saved.",
                     where=str(run.path),
                     fix=f"`tunewright run {run.path}` continues from there.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunewright.core.locations import is_hub_model
@@ -84,25 +85,20 @@ def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
         lora += ["--chat-template", "adapter/chat_template.jinja"] if source.template.tokenizer.chat_template else []
         commands["vllm-lora"] = ["vllm", "serve", base, *lora, *vllm]
     if gguf is not None:
-        llama = [
-            "llama-server",
-            "-m",
-            f"gguf/{gguf.name}",
-            "--alias",
-            name,
-            "--jinja",
-            "--temp",
-            f"{how.temperature:g}",
-            "-c",
-            context,
-        ]
-        llama += ["--top-k", "0", "--top-p", "1", "--min-p", "0"] if how.temperature else []
-        if how.repetition_penalty != 1:
-            llama += ["--repeat-penalty", f"{how.repetition_penalty:g}", "--repeat-last-n", "-1"]
-        # Keys and values are cached in F16 otherwise, and flash attention rounds them to F16 on a GPU.
-        llama += ["-ctk", "f32", "-ctv", "f32", "-fa", "off"] if gguf.stem.endswith("-F32") else []
+        llama = [*llama_server(["-m", f"gguf/{gguf.name}"], how, inputs.context), "--alias", name]
         commands["llama-server"] = [*llama, *(["--chat-template-kwargs", *arguments] if arguments else []), "-np", "1"]
     return commands
+
+
+def llama_server(files: Sequence[str], how: Sampling, context: int) -> list[str]:
+    """The command that serves a model as it was evaluated. ``files``: the arguments that name them, such as
+    `-m FILE`."""
+    command = ["llama-server", *files, "-c", str(context), "--jinja", "--temp", f"{how.temperature:g}"]
+    command += ["--top-k", "0", "--top-p", "1", "--min-p", "0"] if how.temperature else []
+    if how.repetition_penalty != 1:
+        command += ["--repeat-penalty", f"{how.repetition_penalty:g}", "--repeat-last-n", "-1"]
+    # Keys and values are cached in F16 otherwise, and flash attention rounds them to F16 on a GPU.
+    return [*command, *(["-ctk", "f32", "-ctv", "f32", "-fa", "off"] if files[-1].endswith("F32.gguf") else [])]
 
 
 SERVE = Bundle(kind="serve", needs=("merged",), write=write)

@@ -76,8 +76,9 @@ def compare(answers: Sequence[Answered], expected: Sequence[Expected]) -> Differ
 
 def _apart(answer: Answered, expected: Expected) -> NDArray[np.float64]:
     """How far each log probability is from the model's, exact or with the loss of a sum in float32."""
-    exact_T = np.subtract(answer.logprobs, expected.logprobs)
-    return exact_T - np.clip(exact_T, 0, expected.lost)
+    exact_T = np.asarray(answer.logprobs, np.float64) - np.asarray(expected.logprobs, np.float64)
+    beyond_T: NDArray[np.float64] = exact_T - exact_T.clip(0, np.asarray(expected.lost, np.float64))
+    return beyond_T
 
 
 def known(answer: Answered, vocabulary: int) -> Answered:

@@ -66,8 +66,12 @@ def snippet(place: Place) -> list[str]:
     return [
         "from llama_cpp import Llama  # pip install llama-cpp-python",
         f"# base.gguf: {base_name(place.base)}, made by llama.cpp's convert_hf_to_gguf.py",
-        f'model = Llama("base.gguf", lora_path="{place.file}", n_ctx={place.context}, verbose=False)',
+        f'model = Llama("base.gguf", lora_path="{place.file}", {place.llama_cpp})',
     ]
+
+
+def llama_server(place: Place) -> list[str]:
+    return ["-m", "base.gguf", "--lora", place.file]
 
 
 LORA_GGUF = Export(
@@ -80,5 +84,6 @@ LORA_GGUF = Export(
     write=write,
     reload=reload,
     snippet=snippet,
+    llama_server=llama_server,
     unsupported=unsupported,
 )

@@ -94,8 +94,12 @@ def snippet(place: Place) -> list[str]:
     loaded = f'Llama.from_pretrained("{place.repo}", ' if place.repo else "Llama("
     return [
         "from llama_cpp import Llama  # pip install llama-cpp-python",
-        f'model = {loaded}"{place.file}", n_ctx={place.context}, verbose=False)',
+        f'model = {loaded}"{place.file}", {place.llama_cpp})',
     ]
+
+
+def llama_server(place: Place) -> list[str]:
+    return ["-hf", place.repo, "-hff", place.file] if place.repo else ["-m", place.file]
 
 
 GGUF = Export(
@@ -108,6 +112,7 @@ GGUF = Export(
     write=write,
     reload=reload,
     snippet=snippet,
+    llama_server=llama_server,
     unsupported=unsupported,
     stored=stored,
 )
