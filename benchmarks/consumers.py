@@ -157,7 +157,7 @@ def table(name: str, run: Path, cases: list[Case], rows: dict[str, dict[str, Any
 def described(run: Path) -> str:
     plan, receipt = (json.loads((run / f"{name}.json").read_text()) for name in ("plan", "receipt"))
     adapter = plan["adapter"]
-    return f"{receipt['model']['name']}, {adapter['kind']} of rank {adapter['rank']}, {plan['steps']} steps"
+    return f"{Path(receipt['model']['name']).name}, {adapter['kind']} of rank {adapter['rank']}, {plan['steps']} steps"
 
 
 # -- exports with planted mistakes
@@ -485,7 +485,7 @@ def main() -> None:
     to = name
     if given.right:
         cases = [case for case in cases if case.expected is None]
-        to += f"-{json.loads((run / 'receipt.json').read_text())['model']['name']}"
+        to += f"-{Path(json.loads((run / 'receipt.json').read_text())['model']['name']).stem}"
     file = root / f"{to}.json"  # the rows so far: a run that was stopped continues
     rows: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     for case in cases:

@@ -28,11 +28,14 @@ from tunewright.judge.statistics import wilson
 
 HERE = Path(__file__).parent
 TWEETS = HERE.parent / "examples" / "sentiment" / "data" / "tweets.csv"
+JARGON = HERE.parent / "examples" / "jargon"
 INSTRUCTION = (
     'data.instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral."'
 )
 Rows = list[tuple[str, str]]
 PLAIN = ["prove.evidence=plain", "prove.few_shot=[4]"]
+SMALL = ["prove.evidence=plain", "prove.few_shot=[]", "prove.metric=reference_bits", "prove.max_new_tokens=8"]
+SMALL += ["train.steps=24", "train.batch_size=4"]
 
 
 def tweets() -> Rows:
@@ -47,6 +50,16 @@ def distinct(rows: Rows) -> Rows:
     return [rows[i] for i in sorted(set(near_duplicates.cluster([normalised(text) for text, _ in rows], 0.8).cluster))]
 
 
+def jargon(seed: int) -> Rows:
+    """180 questions about hackers' slang and their answers of 60 to 300 characters."""
+    file = JARGON / "data" / "jargon.jsonl"
+    if not file.exists():
+        subprocess.run([sys.executable, str(JARGON / "make_data.py")], check=True)
+    rows = [(r["prompt"], r["completion"]) for r in map(json.loads, file.read_text(encoding="utf-8").splitlines())]
+    drawn = random.Random(seed).sample([r for r in rows if 60 <= len(r[1]) <= 300], 260)
+    return distinct(drawn)[:180]
+
+
 class Bench:
     def __init__(self, folder: Path, shuffles: int) -> None:
         self.folder, self.shuffles, self.rows = folder, shuffles, distinct(tweets())
@@ -57,6 +70,12 @@ class Bench:
         with open(file, "w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out)
             writer.writerows([("text", "label"), *rows])
+        return str(file)
+
+    def write_chats(self, name: str, rows: Rows) -> str:
+        file = self.folder / f"{name}.jsonl"
+        lines = [json.dumps({"prompt": question, "completion": answer}) for question, answer in rows]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return str(file)
 
     def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -125,6 +144,36 @@ class Bench:
             "BETTER in at most 5 % of runs",
             f"{counts}; rate {better / len(words):.1%} [{low:.1%}, {high:.1%}]",
             better <= 0.05 * len(words),
+        )
+
+    def shuffled_answers(self) -> tuple[str, str, bool]:
+        """Free text in one voice (the Jargon File), each answer given to another question; and, as a control of the
+        control, a few runs of the same size in which it is not."""
+        words: dict[bool, list[str]] = {True: [], False: []}
+        dependence: dict[bool, list[float]] = {True: [], False: []}
+        for seed in [*range(self.shuffles), *range(-1, -4, -1)]:
+            shuffle = seed >= 0
+            rows = jargon(seed)
+            if shuffle:
+                answers = [answer for _, answer in rows]
+                random.Random(seed).shuffle(answers)
+                rows = [(question, answer) for (question, _), answer in zip(rows, answers, strict=True)]
+            name = f"answers-{seed}"
+            sides = {"train": rows[:96], "dev": rows[96:110], "test": rows[110:]}
+            files = {side: self.write_chats(f"{name}-{side}", part) for side, part in sides.items()}
+            held_out = [f"data.{side}={files[side]}" for side in ("dev", "test")]
+            self.ensure_run(name, "prove", files["train"], *held_out, *SMALL)
+            v = self.run_file(name, "verdict.json")
+            words[shuffle].append(v["verdict"])
+            dependence[shuffle].append(v["topic"]["difference"])
+            print(f"  answers {seed}: {_line(v)}; topic {v['topic']}", file=sys.stderr, flush=True)
+        better = [words[shuffle].count("BETTER") for shuffle in (True, False)]
+        means = [f"{np.mean(dependence[shuffle]):+.3f}" for shuffle in (True, False)]
+        return (
+            "BETTER in none of the shuffled runs, and in all of the others",
+            f"{better[0]} of {len(words[True])} shuffled, {better[1]} of {len(words[False])} others; after its own "
+            f"question, a reference answer is cheaper by {means[0]} and {means[1]} bits per byte (means)",
+            better == [0, len(words[False])],
         )
 
     def leak(self) -> tuple[str, str, bool]:
@@ -242,7 +291,7 @@ class Bench:
 
 CASES: dict[str, Callable[[Bench], tuple[str, str, bool]]] = {
     name: getattr(Bench, name)
-    for name in ("leak", "contradictions", "noise", "learnable", "null", "forgetful", "shuffled")
+    for name in ("leak", "contradictions", "noise", "learnable", "null", "forgetful", "shuffled", "shuffled_answers")
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tunewright.core.records import Verdict
+from tunewright.core.records.common import Interval
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.protocol import RULE, Protocol
@@ -21,6 +22,7 @@ from tunewright.judge.verdict import (
     final_verdict,
     sentence,
 )
+from tunewright.judge.voice.topic import Topic
 
 PROTOCOL = Protocol(
     rule=RULE,
@@ -43,16 +45,17 @@ def decided(
     on_dev: dict[str, float],
     protocol: Protocol = PROTOCOL,
     noise: RerunNoise | None = None,
+    topic: Topic | None = None,
 ) -> Decision:
     arms = {
         name: ScoredArm(description="", trained=name == "tuned", scores=tuple(map(float, s)), on_dev=on_dev.get(name))
         for name, s in scores.items()
     }
     comparator = choose_comparator(arms, protocol.higher_is_better)
-    return final_verdict(arms, comparator, protocol, range(len(scores["tuned"])), noise)
+    return final_verdict(arms, comparator, protocol, range(len(scores["tuned"])), noise, topic)
 
 
-def recorded(decision: Decision, noise: RerunNoise | None = None) -> Verdict:
+def recorded(decision: Decision, noise: RerunNoise | None = None, topic: Topic | None = None) -> Verdict:
     """As verdict.json."""
     rest = {
         "variants_on_dev": {},
@@ -64,6 +67,7 @@ def recorded(decision: Decision, noise: RerunNoise | None = None) -> Verdict:
         "dev_rows": 4,
         "protocol": "",
         "rerun": noise and dataclasses.asdict(noise),
+        "topic": topic and dataclasses.asdict(topic),
     }
     return Verdict.model_validate({**decision.to_json(), **rest}, strict=False)
 
@@ -120,6 +124,15 @@ def test_a_difference_within_rerun_noise_does_not_count(floor: float, word: str)
     record = recorded(verdict, noise)
     assert record.is_better is (word == "BETTER")
     assert record.within_rerun_noise is ("within re-run noise" in sentence(record)) is (word == "CANNOT TELL")
+
+
+@pytest.mark.parametrize(("low", "word"), [(0.01, "BETTER"), (-0.01, "CANNOT TELL")])
+def test_answers_that_do_not_depend_on_the_question_are_not_better(low: float, word: str) -> None:
+    topic = Topic(30, 0.02, Interval(low, 0.05))
+    decision = decided({"zero_shot": [0.0] * 30, "tuned": [1.0] * 30}, {}, topic=topic)
+    record = recorded(decision, topic=topic)
+    assert (decision.verdict, decision.rows_needed) == (word, None)
+    assert record.off_topic is ("do not depend on the question" in sentence(record)) is (word == "CANNOT TELL")
 
 
 def test_rerun_noise_leaves_equality_alone() -> None:

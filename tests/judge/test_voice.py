@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import ConfigError
-from tunewright.data.messages import Chat, Message
+from tunewright.data.messages import Chat, Message, Prompt
 from tunewright.data.metrics import METRICS, bits_per_byte
 from tunewright.data.scores import Answer, Likelihood, Score, Written
 from tunewright.data.task import GENERATION, Task
 from tunewright.judge.arms import families
 from tunewright.judge.arms.families import ArmInputs
-from tunewright.judge.voice import reference, separability
+from tunewright.judge.voice import reference, separability, topic
 from tunewright.judge.voice import report as voice_report
 from tunewright.judge.voice.copies import copied
 from tunewright.judge.voice.separability import auc, traits
@@ -165,3 +165,50 @@ def test_the_verdict_can_be_about_reference_bits() -> None:
     config = ProveConfig.model_validate({"remote": {"url": "http://localhost:1/v1", "model": "m"}})
     with pytest.raises(ConfigError, match="does not tell"):
         families.arms(task, ArmInputs((example,)), config, 8)
+
+
+# -- whether answers depend on the question
+
+
+def prompt(text: str) -> Prompt:
+    return Prompt((Message("user", text),))
+
+
+def test_a_partner_has_another_question_of_another_cluster() -> None:
+    prompts = [prompt(t) for t in "abcab"]
+    assert topic.partners(prompts, [0, 1, 2, 0, 4]) == [1, 2, 3, 4, 0]
+    assert topic.partners(prompts, [0, 0, 2, 0, 0]) == [2, 2, 3, 2, 2]
+    assert topic.partners([prompt("same")] * 3, [0, 1, 2]) == [None] * 3
+
+
+def test_answers_to_other_questions_rarely_seem_to_depend_on_theirs() -> None:
+    """1 in 1,000 at most; answers that do depend on their question are recognised."""
+    draw = np.random.default_rng(0)
+    alarms, seen = 0, 0
+    for _ in range(1000):
+        style, noise = draw.gamma(4, 0.4, 60), draw.normal(0, 0.1, (2, 60)) * draw.gamma(1, 1, 60)
+        null = topic.topic(style + noise[0], style + noise[1], range(60))
+        real = topic.topic(style + noise[0], style + noise[1] + draw.gamma(1, 0.15, 60), range(60))
+        assert null is not None
+        assert real is not None
+        alarms += null.depends_on_question
+        seen += real.depends_on_question
+    assert alarms <= 4
+    assert seen >= 850
+
+
+def test_nothing_is_said_of_rows_that_all_ask_the_same() -> None:
+    assert topic.topic([1.0] * 9, [2.0] * 9, range(9)) is None
+
+
+def test_an_encoder_is_one_more_thing_that_the_classifier_reads() -> None:
+    """Two sides with the same words in the same order of lengths; only the encoder knows which is which."""
+    first, second = texts(REFERENCE, 60, 1), texts(REFERENCE, 60, 2)
+    plain = separability.separability(first, second, range(60), 0.05)
+    known = set(first) - set(second)
+    encoded = separability.separability(
+        first, second, range(60), 0.05, lambda given: [[3.0 * (t in known), 1.0] for t in given]
+    )
+    assert plain is not None
+    assert encoded is not None
+    assert encoded.value > plain.value + 0.2

@@ -76,6 +76,9 @@ def test_the_voice_of_every_arm_is_in_the_verdict_and_the_report(free: api.Resul
     tuned, other = voice["arms"]["tuned"], voice["arms"]["zero_shot"]
     assert other["tuned_minus_this"]["difference"] == pytest.approx(other["reference_bits"] - tuned["reference_bits"])
     assert free.verdict["arms"]["tuned"]["summary"]["reference_bits"] == pytest.approx(tuned["reference_bits"])
+    topic = free.verdict["topic"]
+    assert topic["rows"] <= free.verdict["n"]
+    assert topic["interval"][0] < topic["difference"] < topic["interval"][1]
     assert "Does it sound like you?" in free.report.read_text()
 
 

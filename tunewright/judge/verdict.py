@@ -16,6 +16,7 @@ from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.protocol import Protocol
 from tunewright.judge.statistics import Comparison
+from tunewright.judge.voice.topic import Topic
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def final_verdict(
     protocol: Protocol,
     clusters: Sequence[int],
     noise: RerunNoise | None = None,
+    topic: Topic | None = None,
 ) -> Decision:
     """The verdict of a run: what the comparison of tuned with ``comparator`` shows, unless
 
@@ -164,6 +166,7 @@ def final_verdict(
       adjustment (Berger 1982, Technometrics 24:295).
     - it is BETTER or WORSE, but the difference is within the re-run ``noise``: CANNOT TELL. More test rows do not
       reduce that noise, so no number of rows is given.
+    - it is BETTER, but the answers of free text do not depend on the question (``topic``): CANNOT TELL.
 
     All other comparisons with tuned are exploratory.
     """
@@ -179,6 +182,8 @@ def final_verdict(
     if verdict == "BETTER" and unbeaten:
         verdict, rows_needed = "CANNOT TELL", max(against[name].rows_needed or 0 for name in unbeaten) or None
     if noise is not None and verdict in ("BETTER", "WORSE") and abs(comparison.difference) <= noise.floor:
+        verdict, rows_needed = "CANNOT TELL", None
+    if topic is not None and verdict == "BETTER" and not topic.depends_on_question:
         verdict, rows_needed = "CANNOT TELL", None
     return Decision(
         metric=protocol.metric,
@@ -216,4 +221,5 @@ def sentence(verdict: Verdict) -> str:
         f"difference {verdict.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {verdict.n} held-out rows"
         + (f"; not shown to be better than {', '.join(also)}" if also else "")
         + ("; the difference is within re-run noise" if verdict.within_rerun_noise else "")
+        + ("; its answers do not depend on the question" if verdict.off_topic else "")
     )

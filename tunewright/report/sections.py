@@ -101,6 +101,11 @@ def _sentence(verdict: Verdict) -> str:
     more = f" About {needed:,} rows would." if needed else ""
     if verdict.within_rerun_noise and not needed:
         more = " The difference is within re-run noise, which more rows do not reduce."
+    if verdict.off_topic:
+        return (
+            f"On {rows} held-out rows the tuned model scores better than {other}, but your answers are as likely after "
+            "another row's question as after their own: it has learned how they are written, not what they answer."
+        )
     return f"{rows} held-out rows do not show which is better, the tuned model or {other}.{more}"
 
 

@@ -256,7 +256,8 @@ class ProveConfig(Frozen):
     documents: FilePath | None = Field(None, description="Folder of .txt/.md documents for the retrieval arms.")
     embedder: FilePath | None = Field(
         None,
-        description="Folder of a local encoder (BERT-like, safetensors) for retrieval, instead of BM25.",
+        description="Folder of a local encoder (BERT-like, safetensors) for retrieval, instead of BM25; for free "
+        "text, also for the classifier that distinguishes an arm's answers from the reference answers.",
     )
     max_test_rows: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Evaluate at most this many test rows; also limits the dev rows that choose variants."

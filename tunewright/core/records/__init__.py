@@ -121,7 +121,7 @@ from tunewright.core.records.verdict import (
     Rerun,
     Verdict,
 )
-from tunewright.core.records.voice import ArmVoice, AucValue, ReferenceContrast, TraitValue, Voice
+from tunewright.core.records.voice import ArmVoice, AucValue, ReferenceContrast, TopicContrast, TraitValue, Voice
 
 __all__ = [
     "ANY_TRAINING",
@@ -233,6 +233,7 @@ __all__ = [
     "TextCrossfit",
     "TextKL",
     "TextSuspect",
+    "TopicContrast",
     "Training",
     "TraitValue",
     "Turn",

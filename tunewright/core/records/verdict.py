@@ -17,7 +17,7 @@ from tunewright.core.records.evidence import (
     PromptDistillation,
 )
 from tunewright.core.records.score import FieldCounts
-from tunewright.core.records.voice import Voice
+from tunewright.core.records.voice import TopicContrast, Voice
 
 
 class ProtocolRecord(Record):
@@ -189,8 +189,8 @@ class Verdict(Record):
         description="For each test row, the number of its group: the first row that it is a near-duplicate of."
     )
     verdict: VerdictWord = Field(
-        description="BETTER also requires that every untrained arm is beaten; BETTER and WORSE, that the difference "
-        "exceeds the re-run noise."
+        description="BETTER also requires that every untrained arm is beaten, and, of free text, that the reference "
+        "answers are likelier after their own question; BETTER and WORSE, that the difference exceeds the re-run noise."
     )
     difference: float = Field(description="tuned - comparator.")
     interval: Interval = Field(description="Its interval, at 1 - alpha.")
@@ -218,6 +218,7 @@ class Verdict(Record):
     fields: tuple[FieldErrors, ...] | None = Field(
         None, description="Errors by field, the most frequent first; structured answers and tool calls only."
     )
+    topic: TopicContrast | None = Field(None, description="Free text only, judged by chrF or reference_bits.")
     voice: Voice | None = Field(None, description="Free text only, unless prove.evidence=plain.")
     calibration: Calibration | None = Field(None, description="Label tasks only, unless prove.evidence=plain.")
     task: str = Field(description="label, json, yaml, xml, csv, tool_calls, generation or text.")
@@ -255,6 +256,11 @@ class Verdict(Record):
         """Whether re-run noise prevents BETTER or WORSE although the interval excludes 0."""
         excludes_zero = self.interval.low > 0 or self.interval.high < 0
         return self.rerun is not None and excludes_zero and abs(self.difference) <= self.rerun.floor
+
+    @property
+    def off_topic(self) -> bool:
+        """Whether BETTER is prevented because the reference answers are as likely after other questions."""
+        return self.topic is not None and self.interval.low > 0 and self.topic.interval.low <= 0
 
     @property
     def untrained_arms(self) -> tuple[str, ...]:

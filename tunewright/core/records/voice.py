@@ -48,8 +48,20 @@ class ArmVoice(Value):
     cut: int = Field(description="Answers that reached the token limit.")
 
 
+class TopicContrast(Value):
+    """How much likelier the tuned model finds the reference answers after their own question than after that of another
+    test row, in bits per byte."""
+
+    rows: int = Field(description="Test rows whose prompt differs from another's.")
+    difference: float = Field(description="Bits per byte after other questions minus those after their own.")
+    interval: Interval = Field(description="Its interval, at 99.8%.")
+
+
 class Voice(Value):
     """How the arms write; free text only."""
 
     rows: int = Field(description="Test rows.")
+    encoded: bool = Field(
+        False, description="Whether the classifier of the AUC also reads the vectors of prove.embedder."
+    )
     arms: dict[str, ArmVoice] = Field(description="Every arm that writes answers, by family.")

@@ -37,6 +37,12 @@ class EmbeddingIndex:
 
 def indexer(folder: str | Path) -> Callable[[Sequence[str]], EmbeddingIndex]:
     """A function that indexes texts with the encoder in ``folder``. Raises MODEL_* if that is unsafe or incomplete."""
+    encode = encoder(folder)
+    return lambda texts: EmbeddingIndex(tuple(texts), encode(texts), encode)
+
+
+def encoder(folder: str | Path) -> Callable[[Sequence[str]], Tensor]:
+    """vector_ND of texts, by the encoder in ``folder``. Raises MODEL_* if that is unsafe or incomplete."""
     from transformers import AutoModel, AutoTokenizer
 
     model_files.check(Path(folder))
@@ -45,8 +51,7 @@ def indexer(folder: str | Path) -> Callable[[Sequence[str]], EmbeddingIndex]:
         model = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
-    encode = functools.partial(embed, model.eval(), tokenizer)
-    return lambda texts: EmbeddingIndex(tuple(texts), encode(texts), encode)
+    return functools.partial(embed, model.eval(), tokenizer)
 
 
 @torch.inference_mode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from numpy.typing import ArrayLike
 
 from tunewright.core.records import ArmVoice, AucValue, ReferenceContrast, TraitValue, Voice
 from tunewright.core.records.common import Interval
@@ -14,18 +16,24 @@ from tunewright.judge.voice.reference import ReferenceBits
 from tunewright.judge.voice.separability import separability, traits
 from tunewright.judge.voice.traits import loops
 
+Encode = Callable[[Sequence[str]], ArrayLike]
+
 
 def voice(
-    scores_of: Mapping[str, Sequence[Score]], training: Sequence[str], clusters: Sequence[int], alpha: float
+    scores_of: Mapping[str, Sequence[Score]],
+    training: Sequence[str],
+    clusters: Sequence[int],
+    alpha: float,
+    encode: Encode | None = None,
 ) -> Voice:
-    """The voice of each arm that writes answers. ``training``: the training answers."""
+    """The voice of each arm that writes answers. ``training``: the training answers. ``encode``: of an encoder."""
     bits = reference.compare(scores_of, clusters, alpha)
     arms = {
-        family: _arm(scores, training, clusters, alpha, bits.get(family))
+        family: _arm(scores, training, clusters, alpha, bits.get(family), encode)
         for family, scores in scores_of.items()
         if isinstance(scores[0].answer.output, Written)
     }
-    return Voice(rows=len(clusters), arms=arms)
+    return Voice(rows=len(clusters), encoded=encode is not None, arms=arms)
 
 
 def _arm(
@@ -34,9 +42,10 @@ def _arm(
     clusters: Sequence[int],
     alpha: float,
     bits: ReferenceBits | None,
+    encode: Encode | None,
 ) -> ArmVoice:
     targets, answers = [s.target for s in scores], [without_thoughts(s.answer.text) for s in scores]
-    area = separability(targets, answers, clusters, alpha)
+    area = separability(targets, answers, clusters, alpha, encode)
     contrast = bits.contrast if bits else None
     return ArmVoice(
         reference_bits=bits.bits if bits else None,

@@ -1,17 +1,18 @@
 """How well a classifier distinguishes an arm's answers from the reference answers to the same questions. No torch.
 
-The classifier (logistic regression on character n-grams and traits) is cross-fitted: it never sees the questions whose
+The classifier (logistic regression on character n-grams and traits, and an encoder's vectors where one is given) is
+cross-fitted: it never sees the questions whose
 answers it judges. Its area under the ROC curve (AUC) is the probability that it scores a reference answer higher than
 an arm's answer: 0.5 if it cannot distinguish them. The interval follows from the influence of each question on the AUC
 (LeDell, Petersen & van der Laan 2015, Electron. J. Stat. 9:1583), with one pseudo-question for and one against, and is
 about the classifiers as fitted.
 
-Axes: R questions.
+Axes: N texts, R questions, D width of the encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,9 +53,15 @@ class Trait:
     auc: float
 
 
-def separability(reference: Sequence[str], arm: Sequence[str], clusters: Sequence[int], alpha: float) -> Auc | None:
+def separability(
+    reference: Sequence[str],
+    arm: Sequence[str],
+    clusters: Sequence[int],
+    alpha: float,
+    encode: Callable[[Sequence[str]], ArrayLike] | None = None,
+) -> Auc | None:
     """The AUC of answers to the same questions; None for fewer than `MIN_ROWS` questions, or fewer clusters than
-    folds."""
+    folds. ``encode``: vector_ND of texts."""
     if len(reference) < MIN_ROWS or len(set(clusters)) < FOLDS:
         return None
     from sklearn.linear_model import LogisticRegression
@@ -64,7 +71,7 @@ def separability(reference: Sequence[str], arm: Sequence[str], clusters: Sequenc
     reference_R, arm_R, fold_R = np.zeros(len(reference)), np.zeros(len(reference)), np.zeros(len(reference), int)
     for number, (train, held_out) in enumerate(folds):
         known = [texts[i] for texts in (reference, arm) for i in train]
-        made = _features()
+        made = _features(encode)
         model = LogisticRegression(C=STRENGTH, max_iter=2000, solver="newton-cg")
         model.fit(made.fit_transform(known), np.repeat([1, 0], len(train)))
         for texts, into in ((reference, reference_R), (arm, arm_R)):
@@ -110,14 +117,16 @@ def _openings(reference: Sequence[str], arm: Sequence[str]) -> list[Trait]:
     return sorted(gaps, key=lambda t: (-t.auc, t.name))[:MOST_TRAITS]
 
 
-def _features() -> FeatureUnion:
+def _features(encode: Callable[[Sequence[str]], ArrayLike] | None) -> FeatureUnion:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline, make_union
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+    encoded = [FunctionTransformer(lambda texts: np.asarray(encode(list(texts))))] if encode else []
     return make_union(
         TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), sublinear_tf=True, max_features=50_000),
         make_pipeline(FunctionTransformer(_measured), StandardScaler()),
+        *encoded,
     )
 
 
