@@ -1,6 +1,6 @@
 """Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
-for e in addresses tools entities sentiment support docs; do
+for e in addresses tools entities sentiment support jargon docs; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
 python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
 
@@ -47,10 +47,16 @@ INTRODUCTIONS = {
     "support": (
         "A support assistant",
         "310 real questions and answers from the Python, Debian and SQLite FAQs; the retrieval arms search the Python "
-        "tutorial and HOWTOs and SQLite's pages. chrF measures whether the answer uses the words of the reference, not "
-        "whether it is true. Read the verdict together with the other numbers: the dev loss falls, so the model does "
-        "learn the style of such answers, but a 135M model cannot know the facts, and chrF weights recall twice, which "
-        "favours the base model's longer answers. A tool that shows only the loss curve would call it a success.",
+        "tutorial and HOWTOs and SQLite's pages. The verdict is about how likely each arm finds the answers that the "
+        "projects gave (reference_bits: bits per byte, lower is better). That is tone, form and choice of words; a 135M "
+        "model does not know the facts. The report shows beside it what a reader would notice: chrF, answers that loop "
+        "or were cut, and how easily a classifier tells the answers from the projects' own.",
+    ),
+    "jargon": (
+        "The voice of one author",
+        "Hackers' slang as the Jargon File explains it (public domain): 1,925 terms, one unmistakable author. The "
+        "verdict is about how likely each arm finds his answers (reference_bits: bits per byte, lower is better), and "
+        "whether they are likelier after their own question than after another one.",
     ),
     "docs": (
         "Domain language from raw pages",
