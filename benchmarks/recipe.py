@@ -49,7 +49,7 @@ OURS = "tunewright"
 
 @dataclass(frozen=True)
 class Recipe:
-    """``source``: where it stands. ``settings``: of a config, given the number of training rows. ``dev``: whether it
+    """``source``: where it is documented. ``settings``: of a config, by number of training rows. ``dev``: whether it
     stops early and keeps the best checkpoint by dev loss."""
 
     source: str

@@ -603,8 +603,8 @@ def test_a_sum_over_the_vocabulary_in_float32_is_no_difference_of_weights() -> N
     ours = answers.expect(cast(PreTrainedModel, OneToken(logits_V)), [0], Answered((0,), (theirs,)), [0])
     assert theirs - ours.logprobs[0] > 2e-3
     for shift, largest in ((0.0, 1e-5), (2e-3, 1.9e-3), (ours.logprobs[0] - theirs - 2e-3, 2e-3)):
-        found = answers.compare([Answered((0,), (theirs + shift,))], [ours]).largest
-        assert found == pytest.approx(largest, rel=0.2, abs=1e-4)
+        difference = answers.compare([Answered((0,), (theirs + shift,))], [ours]).largest
+        assert difference == pytest.approx(largest, rel=0.2, abs=1e-4)
 
 
 def test_a_difference_counts_other_tokens_only_beyond_what_rounding_explains() -> None:

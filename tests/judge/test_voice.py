@@ -197,7 +197,7 @@ def test_answers_to_other_questions_rarely_seem_to_depend_on_theirs() -> None:
     assert seen >= 850
 
 
-def test_nothing_is_said_of_rows_that_all_ask_the_same() -> None:
+def test_rows_that_all_ask_the_same_are_not_judged_by_it() -> None:
     assert topic.topic([1.0] * 9, [2.0] * 9, range(9)) is None
 
 

@@ -258,6 +258,7 @@ def verdict() -> dict[str, Any]:
             "interval": [0.05, 0.29],
         },
         "fields": fields(),
+        "topic": {"rows": ROWS, "difference": 0.13, "interval": [0.09, 0.17]},
         "voice": voice(),
         "calibration": calibration(),
         "forgetting": forgetting(),
@@ -386,6 +387,7 @@ def voice() -> dict[str, Any]:
     contrast = {"difference": 0.125, "interval": [0.05, 0.2]}
     return {
         "rows": ROWS,
+        "encoder": "minilm",
         "arms": {
             "zero_shot": {**arm, "traits": traits, "tuned_minus_this": contrast},
             "remote": {**arm, "traits": [], "reference_bits": None, "auc": None},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tunewright.core import records
@@ -53,8 +54,9 @@ def prove(work: Work) -> Verdict:
         facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
     if data.task.kind is GENERATION and config.evidence != "plain":
         training = [data.examples[i].target for i in data.side("train")]
-        encode = embedding_index.encoder(config.embedder) if config.embedder else None
-        facts["voice"] = voice_report.voice(scores_of, training, decision.clusters, config.significance, encode)
+        folder = config.embedder
+        encoder = (Path(folder).name, embedding_index.encoder(folder)) if folder else None
+        facts["voice"] = voice_report.voice(scores_of, training, decision.clusters, config.significance, encoder)
     record = {
         **decision.to_json(),
         **facts,

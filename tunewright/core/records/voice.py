@@ -61,7 +61,7 @@ class Voice(Value):
     """How the arms write; free text only."""
 
     rows: int = Field(description="Test rows.")
-    encoded: bool = Field(
-        False, description="Whether the classifier of the AUC also reads the vectors of prove.embedder."
+    encoder: str | None = Field(
+        None, description="Folder name of the encoder that the classifier of the AUC also reads; absent if none."
     )
     arms: dict[str, ArmVoice] = Field(description="Every arm that writes answers, by family.")

@@ -24,16 +24,18 @@ def voice(
     training: Sequence[str],
     clusters: Sequence[int],
     alpha: float,
-    encode: Encode | None = None,
+    encoder: tuple[str, Encode] | None = None,
 ) -> Voice:
-    """The voice of each arm that writes answers. ``training``: the training answers. ``encode``: of an encoder."""
+    """The voice of each arm that writes answers. ``training``: the training answers. ``encoder``: its name, and its
+    vectors of texts."""
     bits = reference.compare(scores_of, clusters, alpha)
+    name, encode = encoder or (None, None)
     arms = {
         family: _arm(scores, training, clusters, alpha, bits.get(family), encode)
         for family, scores in scores_of.items()
         if isinstance(scores[0].answer.output, Written)
     }
-    return Voice(rows=len(clusters), encoded=encode is not None, arms=arms)
+    return Voice(rows=len(clusters), encoder=name, arms=arms)
 
 
 def _arm(
