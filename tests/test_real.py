@@ -154,7 +154,7 @@ import json, sys, torch
 sys.modules["tunewright"] = None
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-base = json.load(open("{run}/adapter/adapter_config.json"))["base_model_name_or_path"]
+base = json.load(open("{run}/receipt.json"))["model"]["path"]
 tok = AutoTokenizer.from_pretrained(base)
 plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 tuned = PeftModel.from_pretrained(plain, "{run}/adapter").eval()
@@ -176,6 +176,7 @@ print(json.dumps([same, len(rows), gap]))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_the_demo_beats_fixed_examples(tmp_path: Path) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "tunewright", "demo", "--json"],

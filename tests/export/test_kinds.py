@@ -19,7 +19,7 @@ from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.run_folder import Run, write_json
 from tunewright.data.messages import question
 from tunewright.export import EXPORTS, card, export, merged
-from tunewright.export.kind import Place, TrainedRun, served_context
+from tunewright.export.kind import Place, TrainedRun, sampling, served_context
 from tunewright.export.merged import MERGED
 from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters
@@ -155,7 +155,9 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert f"with {row.loaded_with}; 8 held-out prompts in float32" in body
     code = body.split("```python\n")[1].split("\n```")[0]
     mine = [check for check in checks if check.kind == kind]
-    assert code.startswith("\n".join(row.snippet(Place("smollm2-135m", Path(mine[0].path).name, served_context(run)))))
+    place = Place("smollm2-135m", Path(mine[0].path).name, served_context(run), sampling(run))
+    assert code.startswith("\n".join(row.snippet(place)))
+    assert ("Or serve it in this folder" in body) is ("\nllama-server " in body) is kind.endswith("gguf")
     assert re.findall(r"Stored as (\w+)\.", body) == [check.dtype for check in mine]
     assert ("llama.cpp splits all 12 rows of the run into the trained model's tokens." in body) is (kind == "gguf")
     compile(code, "card", "exec")
@@ -169,3 +171,28 @@ def test_the_card_says_what_was_proven_and_how_to_load_it(tmp_path: Path, kind: 
     assert ("the day of training" in body) is measured
     assert not [line for line in body.splitlines() if line != line.rstrip()]
     assert "\n\n\n" not in body
+
+
+@pytest.mark.parametrize(
+    ("decoding", "library", "words", "command"),
+    [
+        ("greedy", "transformers", ["do_sample=False"], ""),
+        ("sampled", "transformers", ["do_sample=True", "temperature=0.7", "top_k=0", "top_p=1.0"], ""),
+        ("penalty", "gguf", ["temperature=0.0", "repeat_penalty=1.1", "last_n_tokens_size="], "--repeat-last-n -1"),
+        ("sampled", "gguf", ["temperature=0.7", "min_p=0.0", "top_k=0"], "--temp 0.7 --top-k 0 --top-p 1 --min-p 0"),
+    ],
+)
+def test_the_card_chooses_tokens_as_the_verdict_did(
+    tmp_path: Path, decoding: str, library: str, words: list[str], command: str
+) -> None:
+    """llama.cpp cuts the tail of a distribution by default, and looks back 64 tokens for repetitions."""
+    everything = records.everything()
+    everything["verdict"]["arms"]["tuned"]["decoding"] = decoding
+    run = records.write(tmp_path / "one", everything)
+    card.write(run, records.typed(typed.EXPORTS, records.exports()))
+    kind = {"transformers": "merged", "gguf": "gguf"}[library]
+    text = (run.path / kind / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("\n```")[0]
+    compile(code, "card", "exec")
+    assert [word for word in words if word not in code] == []
+    assert command in text
