@@ -15,6 +15,7 @@ import torch
 
 from tunewright.core.errors import ModelError
 from tunewright.data.messages import Chat, Message, question
+from tunewright.export.kind import TOLERANCE
 from tunewright.model import forward, loading
 from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.facts import read_facts
@@ -172,7 +173,7 @@ print(json.dumps([same, len(rows), gap]))
     same, count, gap = json.loads(actual.stdout.splitlines()[-1])
     assert count == 50
     assert same == count
-    assert gap < 1e-4
+    assert gap < TOLERANCE["float32"]  # merging rounds the weights once; the first token has the largest hidden states
 
 
 @pytest.mark.slow
