@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import recipe_tasks
 
 from tunewright.cli.demo import rows_file
-from tunewright.data import near_duplicates
 from tunewright.data.text import normalised
 from tunewright.judge.statistics import wilson
 
 HERE = Path(__file__).parent
-TWEETS = HERE.parent / "examples" / "sentiment" / "data" / "tweets.csv"
-JARGON = HERE.parent / "examples" / "jargon"
 INSTRUCTION = (
     'data.instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral."'
 )
@@ -39,23 +37,16 @@ SMALL += ["train.steps=24", "train.batch_size=4"]
 
 
 def tweets() -> Rows:
-    if not TWEETS.exists():
-        subprocess.run([sys.executable, str(TWEETS.parent.parent / "make_data.py")], check=True)
-    with open(TWEETS, encoding="utf-8", newline="") as file:
-        return [(r["text"], r["label"]) for r in csv.DictReader(file)]
+    return [(row["text"], row["label"]) for row in recipe_tasks.tweets()]
 
 
 def distinct(rows: Rows) -> Rows:
-    """One row of each group of near-duplicates, so that rows may be put on any side."""
-    return [rows[i] for i in sorted(set(near_duplicates.cluster([normalised(text) for text, _ in rows], 0.8).cluster))]
+    return [rows[i] for i in recipe_tasks.distinct([normalised(text) for text, _ in rows])]
 
 
 def jargon(seed: int) -> Rows:
     """180 questions about hackers' slang and their answers of 60 to 300 characters."""
-    file = JARGON / "data" / "jargon.jsonl"
-    if not file.exists():
-        subprocess.run([sys.executable, str(JARGON / "make_data.py")], check=True)
-    rows = [(r["prompt"], r["completion"]) for r in map(json.loads, file.read_text(encoding="utf-8").splitlines())]
+    rows = [(row["prompt"], row["completion"]) for row in recipe_tasks.lines("jargon", "jargon.jsonl")]
     drawn = random.Random(seed).sample([r for r in rows if 60 <= len(r[1]) <= 300], 260)
     return distinct(drawn)[:180]
 

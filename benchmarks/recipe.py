@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import recipe_tables
+from recipe_tables import OURS
 from recipe_tasks import TASKS, Task, write
 
 from tunewright.core import config as configuration
@@ -44,7 +45,6 @@ from tunewright.train.planning import RowStats
 HERE = Path(__file__).parent
 ROOT = HERE.parent / "build" / "recipe"
 POINTS = 8  # of a curve
-OURS = "tunewright"
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,8 @@ def seconds_to(cell: Mapping[str, Any], bits: float) -> float | None:
 
 def best_peer(cells: Cells, model: str, task: str, recipes: list[str]) -> str | None:
     """The peer with the best mean score."""
-    peers = [r for r in recipes if r in PEERS and of(cells, model, task, r)]
+    peers = [r for r in recipes if r != OURS and of(cells, model, task, r)]
     return max(peers, key=lambda r: statistics.mean(values(cells, model, task, r)), default=None)
-
-
-PEERS = ("trl", "llama-factory", "axolotl", "unsloth", "openai")
 
 
 def text(cells: Cells, tasks: Mapping[str, Task], sources: Mapping[str, str]) -> str:

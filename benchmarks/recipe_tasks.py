@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,11 @@ def key(row: Row) -> str:
     return normalised(row["text"][:2000])
 
 
+def distinct(texts: Sequence[str]) -> list[int]:
+    """One of each group of near-duplicates, so that rows may be put on any side."""
+    return sorted(set(near_duplicates.cluster(texts, 0.8).cluster))
+
+
 def write(task: Task, folder: Path, train: int | None = None) -> dict[str, str]:
     """The files of a task, by setting: data.train, data.dev and data.test. ``train``: rows, if not the task's."""
     count = train or task.train
@@ -186,8 +191,7 @@ def write(task: Task, folder: Path, train: int | None = None) -> dict[str, str]:
         random.Random(0).shuffle(rows)
         dev = min(DEV, count // 4)
         rows = rows[: 2 * (count + dev + task.test)]
-        kept = sorted(set(near_duplicates.cluster([key(row) for row in rows], 0.8).cluster))
-        rows = [rows[i] for i in kept]
+        rows = [rows[i] for i in distinct([key(row) for row in rows])]
         if len(rows) < count + dev + task.test:
             raise SystemExit(f"{task.name}: only {len(rows)} rows that are no near-duplicates")
         folder.mkdir(parents=True, exist_ok=True)

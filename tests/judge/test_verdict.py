@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tunewright.core.records import Verdict
+from tunewright.core.records import TopicContrast, Verdict
 from tunewright.core.records.common import Interval
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.prompted import Prompted
@@ -22,7 +22,6 @@ from tunewright.judge.verdict import (
     final_verdict,
     sentence,
 )
-from tunewright.judge.voice.topic import Topic
 
 PROTOCOL = Protocol(
     rule=RULE,
@@ -45,7 +44,7 @@ def decided(
     on_dev: dict[str, float],
     protocol: Protocol = PROTOCOL,
     noise: RerunNoise | None = None,
-    topic: Topic | None = None,
+    topic: TopicContrast | None = None,
 ) -> Decision:
     arms = {
         name: ScoredArm(description="", trained=name == "tuned", scores=tuple(map(float, s)), on_dev=on_dev.get(name))
@@ -55,7 +54,7 @@ def decided(
     return final_verdict(arms, comparator, protocol, range(len(scores["tuned"])), noise, topic)
 
 
-def recorded(decision: Decision, noise: RerunNoise | None = None, topic: Topic | None = None) -> Verdict:
+def recorded(decision: Decision, noise: RerunNoise | None = None, topic: TopicContrast | None = None) -> Verdict:
     """As verdict.json."""
     rest = {
         "variants_on_dev": {},
@@ -67,7 +66,7 @@ def recorded(decision: Decision, noise: RerunNoise | None = None, topic: Topic |
         "dev_rows": 4,
         "protocol": "",
         "rerun": noise and dataclasses.asdict(noise),
-        "topic": topic and dataclasses.asdict(topic),
+        "topic": topic,
     }
     return Verdict.model_validate({**decision.to_json(), **rest}, strict=False)
 
@@ -128,7 +127,7 @@ def test_a_difference_within_rerun_noise_does_not_count(floor: float, word: str)
 
 @pytest.mark.parametrize(("low", "word"), [(0.01, "BETTER"), (-0.01, "CANNOT TELL")])
 def test_answers_that_do_not_depend_on_the_question_are_not_better(low: float, word: str) -> None:
-    topic = Topic(30, 0.02, Interval(low, 0.05))
+    topic = TopicContrast(rows=30, difference=0.02, interval=Interval(low, 0.05))
     decision = decided({"zero_shot": [0.0] * 30, "tuned": [1.0] * 30}, {}, topic=topic)
     record = recorded(decision, topic=topic)
     assert (decision.verdict, decision.rows_needed) == (word, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -212,3 +213,18 @@ def test_an_encoder_is_one_more_thing_that_the_classifier_reads() -> None:
     assert plain is not None
     assert encoded is not None
     assert encoded.value > plain.value + 0.2
+
+
+def test_the_encoder_reads_each_text_once() -> None:
+    """Though every fold of every arm asks for it."""
+    read: list[str] = []
+
+    def encode(given: Sequence[str]) -> list[list[float]]:
+        read.extend(given)
+        return [[float(len(text)), 1.0] for text in given]
+
+    scores = scored(None)
+    record = voice_report.voice({"zero_shot": scores, "tuned": scores}, [], range(30), 0.05, ("tiny", encode))
+    assert record.encoder == "tiny"
+    assert sorted(read) == sorted({s.target for s in scores} | {"an answer"})
+    assert record.arms["tuned"].auc is not None

@@ -58,10 +58,8 @@ def snippet(place: Place) -> list[str]:
     base = portable.base_name(place.base)
     hub_id, _, revision = base.partition("@")
     if base == EMBEDDED or base.endswith(".gguf"):
-        imports, arguments = (
-            ["from tunewright.model.loading import resolve  # pip install tunewright"],
-            f'resolve("{base}")',
-        )
+        imports = ["from tunewright.model.loading import resolve  # pip install tunewright"]
+        arguments = f'resolve("{base}")'
     elif "/" in base:
         imports, arguments = [], f'"{hub_id}", revision="{revision}"' if revision else f'"{hub_id}"'
     else:

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tunewright.core.records import Verdict
+from tunewright.core.records import TopicContrast, Verdict
 from tunewright.core.records.common import Interval, VerdictWord
 from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.protocol import Protocol
 from tunewright.judge.statistics import Comparison
-from tunewright.judge.voice.topic import Topic
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def final_verdict(
     protocol: Protocol,
     clusters: Sequence[int],
     noise: RerunNoise | None = None,
-    topic: Topic | None = None,
+    topic: TopicContrast | None = None,
 ) -> Decision:
     """The verdict of a run: what the comparison of tuned with ``comparator`` shows, unless
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import records
-from tunewright.core.records import Event, Verdict
+from tunewright.core.records import Event, TopicContrast, Verdict
 from tunewright.data import metrics
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
 from tunewright.data.task import GENERATION
@@ -20,7 +20,6 @@ from tunewright.judge.calibration import Predictions
 from tunewright.judge.verdict import RerunNoise, ScoredArm, choose_comparator, choose_variant, final_verdict, sentence
 from tunewright.judge.voice import report as voice_report
 from tunewright.judge.voice import topic as topics
-from tunewright.judge.voice.topic import Topic
 from tunewright.runtime import weights
 from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
@@ -46,9 +45,8 @@ def prove(work: Work) -> Verdict:
     if config.evidence != "plain" and inputs.dev:
         noise = _rerun(work, [chosen["tuned"], chosen[comparator.name]], trained)
         facts["rerun"] = dataclasses.asdict(noise)
-    topic = _topic(work, chosen["tuned"], trained, tuned)
-    facts["topic"] = topic and dataclasses.asdict(topic)
     clusters = [data.cluster[i] for i in inputs.test]
+    topic = facts["topic"] = _topic(work, chosen["tuned"], trained, tuned, clusters)
     decision = final_verdict(arms, comparator, work.protocol, clusters, noise, topic)
     if data.task.metric.by_label and config.evidence != "plain":
         facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
@@ -129,20 +127,22 @@ def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
     return RerunNoise(rows=len(rows), changed=changed, floor=floor)
 
 
-def _topic(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score]) -> Topic | None:
+def _topic(
+    work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score], clusters: Sequence[int]
+) -> TopicContrast | None:
     """Reads the reference answers of free text after other rows' questions."""
     data = work.data
     if data.task.kind is not GENERATION or data.task.metric.name not in decodings.DECIDED_BY:
         return None
     rows = [data.examples[i] for i in work.inputs.test]
-    prompts, groups = [tuned.prompt(e) for e in rows], [data.cluster[i] for i in work.inputs.test]
-    pairs = [(i, j) for i, j in enumerate(topics.partners(prompts, groups)) if j is not None]
+    prompts = [tuned.prompt(e) for e in rows]
+    pairs = [(i, j) for i, j in enumerate(topics.partners(prompts, clusters)) if j is not None]
     with work.answers.chat_model(trained) as model:
         other = model.likelihoods([prompts[j] for _, j in pairs], [rows[i].messages[-1] for i, _ in pairs])
     own = [r.reference_bits for i, _ in pairs if (r := on_test[i].readings) and r.reference_bits is not None]
     assert len(own) == len(pairs)
     bits = [metrics.bits_per_byte(one.nats, one.bytes) for one in other]
-    return topics.topic(own, bits, [groups[i] for i, _ in pairs])
+    return topics.topic(own, bits, [clusters[i] for i, _ in pairs])
 
 
 def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score]) -> dict[str, Any]:

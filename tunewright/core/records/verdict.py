@@ -260,7 +260,7 @@ class Verdict(Record):
     @property
     def off_topic(self) -> bool:
         """Whether BETTER is prevented because the reference answers are as likely after other questions."""
-        return self.topic is not None and self.interval.low > 0 and self.topic.interval.low <= 0
+        return self.topic is not None and self.interval.low > 0 and not self.topic.depends_on_question
 
     @property
     def untrained_arms(self) -> tuple[str, ...]:

@@ -56,6 +56,11 @@ class TopicContrast(Value):
     difference: float = Field(description="Bits per byte after other questions minus those after their own.")
     interval: Interval = Field(description="Its interval, at 99.8%.")
 
+    @property
+    def depends_on_question(self) -> bool:
+        """Whether they are shown to be likelier after their own question."""
+        return self.interval.low > 0
+
 
 class Voice(Value):
     """How the arms write; free text only."""

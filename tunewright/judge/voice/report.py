@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from numpy.typing import ArrayLike
+import numpy as np
 
 from tunewright.core.records import ArmVoice, AucValue, ReferenceContrast, TraitValue, Voice
 from tunewright.core.records.common import Interval
@@ -13,10 +13,8 @@ from tunewright.data.text import without_thoughts
 from tunewright.judge.voice import reference
 from tunewright.judge.voice.copies import copied
 from tunewright.judge.voice.reference import ReferenceBits
-from tunewright.judge.voice.separability import separability, traits
+from tunewright.judge.voice.separability import Encode, separability, traits
 from tunewright.judge.voice.traits import loops
-
-Encode = Callable[[Sequence[str]], ArrayLike]
 
 
 def voice(
@@ -30,12 +28,20 @@ def voice(
     vectors of texts."""
     bits = reference.compare(scores_of, clusters, alpha)
     name, encode = encoder or (None, None)
+    written = {f: scores for f, scores in scores_of.items() if isinstance(scores[0].answer.output, Written)}
+    if encode is not None:
+        encode = _read_once(encode, [s for scores in written.values() for s in scores])
     arms = {
-        family: _arm(scores, training, clusters, alpha, bits.get(family), encode)
-        for family, scores in scores_of.items()
-        if isinstance(scores[0].answer.output, Written)
+        family: _arm(scores, training, clusters, alpha, bits.get(family), encode) for family, scores in written.items()
     }
     return Voice(rows=len(clusters), encoder=name, arms=arms)
+
+
+def _read_once(encode: Encode, scores: Sequence[Score]) -> Encode:
+    """``encode`` for the texts of these scores: an encoder is slow, and the folds of every arm ask for each again."""
+    texts = list(dict.fromkeys(text for s in scores for text in (s.target, without_thoughts(s.answer.text))))
+    vector_of = dict(zip(texts, np.asarray(encode(texts)), strict=True))
+    return lambda asked: np.stack([vector_of[text] for text in asked])
 
 
 def _arm(

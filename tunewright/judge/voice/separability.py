@@ -1,11 +1,10 @@
 """How well a classifier distinguishes an arm's answers from the reference answers to the same questions. No torch.
 
 The classifier (logistic regression on character n-grams and traits, and an encoder's vectors where one is given) is
-cross-fitted: it never sees the questions whose
-answers it judges. Its area under the ROC curve (AUC) is the probability that it scores a reference answer higher than
-an arm's answer: 0.5 if it cannot distinguish them. The interval follows from the influence of each question on the AUC
-(LeDell, Petersen & van der Laan 2015, Electron. J. Stat. 9:1583), with one pseudo-question for and one against, and is
-about the classifiers as fitted.
+cross-fitted: it never sees the questions whose answers it judges. Its area under the ROC curve (AUC) is the probability
+that it scores a reference answer higher than an arm's answer: 0.5 if it cannot distinguish them. The interval follows
+from the influence of each question on the AUC (LeDell, Petersen & van der Laan 2015, Electron. J. Stat. 9:1583), with
+one pseudo-question for and one against, and is about the classifiers as fitted.
 
 Axes: N texts, R questions, D width of the encoder.
 """
@@ -32,6 +31,7 @@ STRENGTH = 10.0  # inverse regularisation
 MOST_TRAITS = 5  # shown
 OPENING = 0.1  # difference in frequency from which an opening is shown
 Floats = NDArray[np.float64]
+Encode = Callable[[Sequence[str]], ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def separability(
     arm: Sequence[str],
     clusters: Sequence[int],
     alpha: float,
-    encode: Callable[[Sequence[str]], ArrayLike] | None = None,
+    encode: Encode | None = None,
 ) -> Auc | None:
     """The AUC of answers to the same questions; None for fewer than `MIN_ROWS` questions, or fewer clusters than
-    folds. ``encode``: vector_ND of texts."""
+    folds. ``encode``: vector_ND of texts; it is asked in every fold."""
     if len(reference) < MIN_ROWS or len(set(clusters)) < FOLDS:
         return None
     from sklearn.linear_model import LogisticRegression
@@ -117,7 +117,7 @@ def _openings(reference: Sequence[str], arm: Sequence[str]) -> list[Trait]:
     return sorted(gaps, key=lambda t: (-t.auc, t.name))[:MOST_TRAITS]
 
 
-def _features(encode: Callable[[Sequence[str]], ArrayLike] | None) -> FeatureUnion:
+def _features(encode: Encode | None) -> FeatureUnion:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline, make_union
     from sklearn.preprocessing import FunctionTransformer, StandardScaler

@@ -11,10 +11,10 @@ Axes: R test rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from tunewright.core.records import TopicContrast
 from tunewright.core.records.common import Interval
 from tunewright.data.messages import Prompt
 from tunewright.data.metrics import METRICS
@@ -22,20 +22,6 @@ from tunewright.judge.statistics import clustered_interval
 
 ALPHA = 0.002  # a verdict that a false alarm could make must be rare: 1 in 1,000 if answers don't depend on questions
 MIN_ROWS = 10
-
-
-@dataclass(frozen=True)
-class Topic:
-    """``difference``: bits per byte of the reference answers after other rows' questions, minus those after their own;
-    the mean over ``rows``. ``interval``: at 1 - `ALPHA`."""
-
-    rows: int
-    difference: float
-    interval: Interval
-
-    @property
-    def depends_on_question(self) -> bool:
-        return self.interval.low > 0
 
 
 def partners(prompts: Sequence[Prompt], clusters: Sequence[int]) -> list[int | None]:
@@ -49,11 +35,11 @@ def partners(prompts: Sequence[Prompt], clusters: Sequence[int]) -> list[int | N
     return [partner(i) for i in range(count)]
 
 
-def topic(own_R: Sequence[float], other_R: Sequence[float], clusters: Sequence[int]) -> Topic | None:
+def topic(own_R: Sequence[float], other_R: Sequence[float], clusters: Sequence[int]) -> TopicContrast | None:
     """``own_R``, ``other_R``: bits per byte after the row's own question, and after its partner's. None for fewer than
     `MIN_ROWS` rows: where most rows have the same prompt, an answer cannot depend on it."""
     if len(own_R) < MIN_ROWS:
         return None
     gap_R = np.subtract(other_R, own_R)
     low, high, _ = clustered_interval(gap_R, clusters, ALPHA, METRICS["reference_bits"].bound)
-    return Topic(len(gap_R), float(gap_R.mean()), Interval(low, high))
+    return TopicContrast(rows=len(gap_R), difference=float(gap_R.mean()), interval=Interval(low, high))
