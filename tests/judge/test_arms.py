@@ -14,14 +14,13 @@ import pytest
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import RunError
 from tunewright.core.records.score import ScoreLine
-from tunewright.core.sampling import GREEDY, Sampling
 from tunewright.data.messages import Chat, Example, Message, Prompt, Text, ToolCall
 from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Score, Written
 from tunewright.data.task import GENERATION, LABEL, TEXT, Task, detect_task
 from tunewright.judge import chat_model, evaluate
 from tunewright.judge.arms import families, openai_endpoint
-from tunewright.judge.arms.arm import Arm, Progress, silent
+from tunewright.judge.arms.arm import Arm, Progress, Writing, silent
 from tunewright.judge.arms.families import ArmInputs
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
@@ -60,10 +59,11 @@ def test_shots_come_from_train_and_cover_the_labels() -> None:
 class Scripted:
     """A language model that answers with its prompt's last word, and prefers the last label."""
 
-    def generate(
-        self, prompts: Sequence[Prompt], progress: Progress = silent, sampling: Sampling = GREEDY
-    ) -> list[Answer]:
-        return [Answer(p.messages[-1].content.split()[-1], Written(1, False), p.messages, 3) for p in prompts]
+    def generate(self, writings: Sequence[Writing], progress: Progress = silent) -> list[list[Answer]]:
+        return [
+            [Answer(p.messages[-1].content.split()[-1], Written(1, False), p.messages, 3) for p in writing.prompts]
+            for writing in writings
+        ]
 
     def choose_label(
         self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent
@@ -184,7 +184,7 @@ def test_a_label_is_read_from_a_remote_answer(endpoint: tuple[str, list[Any]], m
 def test_a_broken_generator_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     template = type("T", (), {"eos": 0})()
     monkeypatch.setattr(chat_model.rendering, "for_generation", lambda *_: [1, 2])
-    monkeypatch.setattr(chat_model, "complete", lambda *_: [])  # no answers and no error
+    monkeypatch.setattr(chat_model, "complete_all", lambda *_: [[]])  # no answers and no error
     rows, task = [chat("q", "a"), chat("r", "b")], Task(GENERATION, METRICS["exact_match"], "")
     with pytest.raises(ValueError, match="shorter"):
         evaluate.score_arm(families.tuned(task), rows, task, ChatModel(None, template, Decoding(1, ()), None))  # type: ignore[arg-type]

@@ -13,11 +13,12 @@ import torch
 from build import tiny_lm, tiny_model
 
 from tunewright.core.config import AdapterConfig
+from tunewright.core.sampling import DECODINGS, GREEDY
 from tunewright.model import adapters, attention, language_model
 from tunewright.model.decoding import fused as decoding
 from tunewright.model.decoding import generate
 from tunewright.model.decoding.fused import FusedState
-from tunewright.model.decoding.generate import Decoding, complete
+from tunewright.model.decoding.generate import Decoding, Request, complete, complete_all
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.language_model import LanguageModel
 
@@ -57,10 +58,10 @@ def both(model: LanguageModel, asked: list[list[int]]) -> Iterator[tuple[State, 
     """The same prompts, read twice; the second state takes steps without modules."""
     modules, same = dataclasses.replace(model, decoding="modules"), generate.common_prefix(asked)
     prefix = generate.prefill(model, asked[0][:same]) if len(asked) > 1 and same else None
-    first, second = (generate._decoding(modules, asked, Decoding(1, ()), prefix) for _ in range(2))
-    with first as (state, _), second as (again, _):
-        assert isinstance(state, State)
-        assert isinstance(again, State)
+    state, again = (generate._after_prompts(modules, asked, Decoding(1, ()), prefix)[0] for _ in range(2))
+    assert isinstance(state, State)
+    assert isinstance(again, State)
+    with generate._stepping(modules, state):
         yield state, FusedState.after(again, model.decoding)
 
 
@@ -109,6 +110,26 @@ def test_answers_are_those_of_transformers_generate(kind: str) -> None:
                         use_cache=True,
                     )[0, len(ids) :].tolist()
                     assert [t for t in out if t not in stop] == actual
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "olmo2", "gpt2"])
+def test_requests_that_are_decoded_together_get_the_answers_that_each_gets_alone(kind: str) -> None:
+    """Requests with beginnings of their own, of which some end early, in batches that hold several or a part of one."""
+    model, stop = tiny_lm(kind, **FAMILY.get(kind, {})), tuple(range(20))
+    samplings = [DECODINGS["penalty"], GREEDY, DECODINGS["sampled"], GREEDY]
+    sizes = [(6, 25), (1, 0), (4, 0), (3, 12)]
+    requests = [
+        Request(prompts(count, shared, n), sampling)
+        for n, ((count, shared), sampling) in enumerate(zip(sizes, samplings, strict=True))
+    ]
+    for batch_size in (256, 5, 1):
+        how, ticks = Decoding(30, stop, batch_size), list[int]()
+        together = complete_all(model, requests, how, ticks.append)
+        assert sum(ticks) == 14
+        for request, answers in zip(requests, together, strict=True):
+            alone = dataclasses.replace(how, sampling=request.sampling)
+            assert answers == complete(model, request.prompts, alone)
+            assert answers == [complete(model, [prompt], alone)[0] for prompt in request.prompts]
 
 
 def test_modules_are_used_where_steps_without_them_would_differ(monkeypatch: pytest.MonkeyPatch) -> None:

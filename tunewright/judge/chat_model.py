@@ -6,18 +6,17 @@ Axes: R rows, L labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.core.sampling import GREEDY, Sampling
 from tunewright.data.messages import Example, Message, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
-from tunewright.judge.arms.arm import Progress, silent
+from tunewright.judge.arms.arm import Progress, Writing, silent
 from tunewright.model import forward, likelihood
-from tunewright.model.decoding.generate import Decoding, complete, label_logprobs
+from tunewright.model.decoding.generate import Decoding, Request, complete_all, label_logprobs
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
@@ -34,19 +33,20 @@ class ChatModel:
     decoding: Decoding
     plan: Plan
 
-    def generate(
-        self, prompts: Sequence[Prompt], progress: Progress = silent, sampling: Sampling = GREEDY
-    ) -> list[Answer]:
-        """Written answers."""
-        ids = [rendering.for_generation(self.template, p) for p in prompts]
-        answers = []
-        for prompt, before, tokens in zip(
-            prompts, ids, complete(self.model, ids, replace(self.decoding, sampling=sampling), progress), strict=True
-        ):
-            written = Written(len(tokens), cut=len(tokens) >= self.decoding.max_new_tokens)
-            text = rendering.read_answer(self.template, tokens, prompt.tools).text
-            answers.append(Answer(text, written, prompt.messages, prompt_tokens=len(before)))
-        return answers
+    def generate(self, writings: Sequence[Writing], progress: Progress = silent) -> list[list[Answer]]:
+        """Written answers, all decoded together."""
+        ids = [[rendering.for_generation(self.template, p) for p in writing.prompts] for writing in writings]
+        requests = [Request(own, writing.sampling) for own, writing in zip(ids, writings, strict=True)]
+        written = complete_all(self.model, requests, self.decoding, progress)
+        return [
+            [self._answer(*row) for row in zip(writing.prompts, before, tokens, strict=True)]
+            for writing, before, tokens in zip(writings, ids, written, strict=True)
+        ]
+
+    def _answer(self, prompt: Prompt, ids: Sequence[int], tokens: list[int]) -> Answer:
+        written = Written(len(tokens), cut=len(tokens) >= self.decoding.max_new_tokens)
+        text = rendering.read_answer(self.template, tokens, prompt.tools).text
+        return Answer(text, written, prompt.messages, prompt_tokens=len(ids))
 
     def choose_label(
         self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent

@@ -17,10 +17,11 @@ from tunewright.core.records import Side
 from tunewright.core.run_folder import Run
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.dataset import Dataset
+from tunewright.data.messages import Example
 from tunewright.data.scores import Score
-from tunewright.judge.arms.arm import Arm
+from tunewright.judge.arms.arm import Arm, Progress
 from tunewright.judge.chat_model import ChatModel
-from tunewright.judge.evaluate import score_arm
+from tunewright.judge.evaluate import decoded_together, score_arm, score_writers
 from tunewright.model.decoding.generate import Decoding, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
@@ -54,38 +55,60 @@ class Answers:
 
     def scores(self, request: AnswerRequest, weights: Weights) -> list[Score]:
         """One score per row, in the order of the rows. The caller records reads of test as an event."""
-        arm, rows = request.arm, list(request.rows)
-        answering = weights if arm.uses_adapter else base(self.plan)
-        key = self._key(answering, DECODINGS[arm.decoding])
-        lines = list(run_folder.read_lines(request.file))
-        if lines and [(line["row"], line.get("key")) for line in lines] == [(i, key) for i in rows]:
-            return [Score.from_json(line) for line in lines]
-        chosen, started = [self.data.examples[i] for i in rows], time.monotonic()
-        title = f"{request.side} {request.branch or arm.name}".replace("_", " ")
-        with self.console.bar(title, len(chosen), unit="rows") as tick:
-            if arm.needs_model:
-                with self.chat_model(answering) as model:
-                    scores = score_arm(arm, chosen, self.data.task, model, tick)
-            else:
-                scores = score_arm(arm, chosen, self.data.task, None, tick)
-        stored = [dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)]
-        run_folder.write_lines(request.file, [s.to_json() for s in stored])
-        seconds = round(time.monotonic() - started, 1)
-        facts = {
-            "arm": arm.name,
-            "side": request.side,
-            "branch": request.branch,
-            "rows": len(rows),
-            "seconds": seconds,
-        }
-        self.run.event("judged", **facts)
-        return stored
+        (scores,) = self._scores([request], weights)
+        return scores
 
     def of(self, arm: Arm, side: Side, weights: Weights) -> list[Score]:
         """The scores of an arm on dev or test, cached in scores/."""
+        return self.scores(self._request(arm, side), weights)
+
+    def of_all(self, arms: Sequence[Arm], side: Side, weights: Weights) -> list[list[Score]]:
+        """`of` for each arm. Those that write their answers with the same weights are decoded together, so that a step
+        reads the weights once for all of them."""
+        found: dict[int, list[Score]] = {}
+        for group in _groups(arms):
+            requests = [self._request(arms[n], side) for n in group]
+            found |= dict(zip(group, self._scores(requests, weights), strict=True))
+        return [found[n] for n in range(len(arms))]
+
+    def _request(self, arm: Arm, side: Side) -> AnswerRequest:
         name = f"dev/{arm.name}" if side == "dev" else arm.family
-        file = self.run.scores / f"{name}.jsonl"
-        return self.scores(AnswerRequest(arm, side, self.inputs.evaluated(side), file), weights)
+        return AnswerRequest(arm, side, self.inputs.evaluated(side), self.run.scores / f"{name}.jsonl")
+
+    def _scores(self, requests: Sequence[AnswerRequest], weights: Weights) -> list[list[Score]]:
+        """For requests of the same rows. Of several, all are cached or all are computed, because the last bits of an
+        answer depend on what shares its batch; a single one takes cached answers of whatever batch."""
+        first, arms = requests[0], [request.arm for request in requests]
+        rows = list(first.rows)
+        answering = weights if first.arm.uses_adapter else base(self.plan)
+        batch = f"+{_hash(*(arm.name for arm in arms))[:8]}" if len(arms) > 1 else ""
+        keys = [self._key(answering, DECODINGS[arm.decoding]) + batch for arm in arms]
+        cached = [_cached(request, key) for request, key in zip(requests, keys, strict=True)]
+        if all(scores is not None for scores in cached):
+            return [scores for scores in cached if scores is not None]
+        chosen, started = [self.data.examples[i] for i in rows], time.monotonic()
+        title = first.branch or first.arm.name if len(arms) == 1 else f"{len(arms)} arms"
+        with self.console.bar(f"{first.side} {title}".replace("_", " "), len(arms) * len(rows), unit="rows") as tick:
+            found = self._computed(arms, chosen, answering, tick)
+        seconds = round((time.monotonic() - started) / len(arms), 1)
+        stored = []
+        for request, key, scores in zip(requests, keys, found, strict=True):
+            stored.append([dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)])
+            run_folder.write_lines(request.file, [s.to_json() for s in stored[-1]])
+            facts = {"arm": request.arm.name, "side": request.side, "branch": request.branch}
+            self.run.event("judged", **facts, rows=len(rows), seconds=seconds)
+        return stored
+
+    def _computed(
+        self, arms: Sequence[Arm], examples: Sequence[Example], answering: Weights, tick: Progress
+    ) -> list[list[Score]]:
+        task = self.data.task
+        if not arms[0].needs_model:
+            return [score_arm(arm, examples, task, None, tick) for arm in arms]
+        with self.chat_model(answering) as model:
+            if len(arms) > 1:
+                return score_writers(arms, examples, task, model, tick)
+            return [score_arm(arms[0], examples, task, model, tick)]
 
     @contextmanager
     def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:
@@ -105,8 +128,27 @@ class Answers:
         return Decoding(limit, stop, self.plan.decode_batch_size, facts.packable, facts.window)
 
     def _key(self, weights: Weights, sampling: Sampling) -> str:
-        """Hash of everything that an answer depends on, except its row and its arm."""
+        """Hash of everything that an answer depends on, except its row, its arm and its batch."""
         facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256]
         facts += [self.plan.max_new_tokens, self.plan.decode_batch_size, self.plan.dtype, self.data.task.metric.name]
         facts += [self.data.task.rules, self.data.task.schema, *([] if sampling == GREEDY else [sampling])]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        return _hash(*facts)[:16]
+
+
+def _hash(*facts: object) -> str:
+    return hashlib.sha256(repr(list(facts)).encode()).hexdigest()
+
+
+def _groups(arms: Sequence[Arm]) -> list[list[int]]:
+    """The numbers of the arms that are decoded together."""
+    groups: dict[object, list[int]] = {}
+    for n, arm in enumerate(arms):
+        groups.setdefault(arm.uses_adapter if decoded_together(arm) else arm.name, []).append(n)
+    return list(groups.values())
+
+
+def _cached(request: AnswerRequest, key: str) -> list[Score] | None:
+    """The cached answers under ``key``; if that names no batch, of whatever batch."""
+    scores = [Score.from_json(line) for line in run_folder.read_lines(request.file)]
+    keys = {s.key if s.key is None or "+" in key else s.key.partition("+")[0] for s in scores}
+    return scores if keys == {key} and [s.row for s in scores] == list(request.rows) else None

@@ -36,7 +36,7 @@ def prove(work: Work) -> Verdict:
     trained = weights.at_chosen_scale(work.run, work.plan)
     on_dev, chosen = _choose(work, trained)
     work.run.event("test_read", rows=len(inputs.test))
-    scores_of = {family: work.answers.of(arm, "test", trained) for family, arm in chosen.items()}
+    scores_of = dict(zip(chosen, work.answers.of_all(list(chosen.values()), "test", trained), strict=True))
     arms = _scored_arms(work, chosen, scores_of, on_dev)
     comparator = choose_comparator(arms, data.task.metric.higher_is_better)
     tuned, other = scores_of["tuned"], scores_of[comparator.name]
@@ -76,20 +76,29 @@ def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, A
     prefers."""
     inputs, metric = work.inputs, work.data.task.metric
     untrained = [arm for variants in inputs.arms.values() for arm in variants if arm.can_be_comparator]
-    on_dev: dict[str, float] = {}
-    chosen: dict[str, Arm] = {}
-    for family, variants in inputs.arms.items():
-        if inputs.dev and variants[0].can_be_comparator and len(untrained) > 1:
-            on_dev |= {arm.name: mean(work.answers.of(arm, "dev", trained)) for arm in variants}
-        chosen[family] = choose_variant(variants, on_dev, metric.higher_is_better)
-    for family, arm in chosen.items() if inputs.dev and work.config.prove.evidence != "plain" else ():
-        candidates = decodings.candidates(arm, work.data.task, work.config.prove.decoding)
-        if candidates != [arm]:
-            scores = {c.name: work.answers.of(c, "dev", trained) for c in candidates}
-            values = {name: decodings.value(of) for name, of in scores.items()}
+    known: dict[str, list[Score]] = {}
+
+    def ask(arms: Sequence[Arm]) -> None:
+        new = [arm for arm in arms if arm.name not in known]
+        known.update(zip((arm.name for arm in new), work.answers.of_all(new, "dev", trained), strict=True))
+
+    if inputs.dev and len(untrained) > 1:
+        ask(untrained)
+    on_dev = {arm.name: mean(known[arm.name]) for arm in untrained if arm.name in known}
+    chosen = {
+        family: choose_variant(variants, on_dev, metric.higher_is_better) for family, variants in inputs.arms.items()
+    }
+    if inputs.dev and work.config.prove.evidence != "plain":
+        decoded = {
+            f: decodings.candidates(arm, work.data.task, work.config.prove.decoding) for f, arm in chosen.items()
+        }
+        several = {family: candidates for family, candidates in decoded.items() if candidates != [chosen[family]]}
+        ask([c for candidates in several.values() for c in candidates])
+        values = {name: decodings.value(scores) for name, scores in known.items()} if several else {}
+        for family, candidates in several.items():
             chosen[family] = choose_variant(candidates, values, higher_is_better=True)
-            if arm.can_be_comparator and len(untrained) > 1:
-                on_dev |= {name: mean(of) for name, of in scores.items()}
+            if chosen[family].can_be_comparator and len(untrained) > 1:
+                on_dev |= {c.name: mean(known[c.name]) for c in candidates}
     return on_dev, chosen
 
 

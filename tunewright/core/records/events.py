@@ -31,7 +31,7 @@ class Judged(Value):
     side: Side = Field(description="Which rows.")
     branch: str = Field(description="The branch that answered; empty for the run itself.")
     rows: int = Field(description="Number of rows.")
-    seconds: float = Field(description="How long it took, in seconds.")
+    seconds: float = Field(description="How long it took, in seconds; of arms decoded together, an equal part.")
 
 
 def judged(events: Iterable[Event]) -> list[Judged]:

@@ -68,7 +68,9 @@ class ArmResult(Value):
     on_dev: float | None = Field(description="Its dev score; null if dev did not choose.")
     score: float = Field(description="Mean score on the test rows.")
     summary: dict[str, float] = Field(description="Other metrics of the same answers.")
-    seconds: float | None = Field(description="How long the test rows took, in seconds.")
+    seconds: float | None = Field(
+        description="How long the test rows took, in seconds; of arms that were decoded together, an equal part."
+    )
     prompt_tokens: float = Field(description="Mean length of a prompt, in tokens.")
     interval: Interval = Field(description="Interval of the score.")
     tuned_minus_this: Contrast | None = Field(

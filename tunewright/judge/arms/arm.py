@@ -17,13 +17,19 @@ def silent(count: int) -> None:
     """A progress callback that shows nothing."""
 
 
+@dataclass(frozen=True)
+class Writing:
+    """Prompts to answer in writing, the tokens chosen as in ``sampling``."""
+
+    prompts: Sequence[Prompt]
+    sampling: Sampling = GREEDY
+
+
 class Model(Protocol):
     """What arms need from a language model; `judge.chat_model.ChatModel` implements it. Answers are in input order."""
 
-    def generate(
-        self, prompts: Sequence[Prompt], progress: Progress = silent, sampling: Sampling = GREEDY
-    ) -> list[Answer]:
-        """Written answers."""
+    def generate(self, writings: Sequence[Writing], progress: Progress = silent) -> list[list[Answer]]:
+        """Written answers, all decoded together."""
         ...
 
     def choose_label(

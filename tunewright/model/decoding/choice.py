@@ -59,5 +59,35 @@ class TokenChoice:
             self.noise = [self.noise[i] for i in rows.tolist()]
 
 
+@dataclass
+class TokenChoices:
+    """Several choices, each for ``sizes`` of the rows, in order."""
+
+    parts: list[TokenChoice]
+    sizes: list[int]
+
+    @classmethod
+    def of(
+        cls, samplings: Sequence[Sampling], prompts: Sequence[Sequence[Sequence[int]]], like_BV: Tensor
+    ) -> TokenChoices:
+        sizes = [len(part) for part in prompts]
+        given = zip(samplings, prompts, torch.split(like_BV, sizes), strict=True)
+        return cls([TokenChoice.of(*part) for part in given], sizes)
+
+    def next(self, logits_BV: Tensor) -> Tensor:
+        """token_B."""
+        given = zip(self.parts, torch.split(logits_BV, self.sizes), strict=True)
+        return torch.cat([part.next(logits) for part, logits in given if len(logits)])
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows continue; they are in increasing order."""
+        start = 0
+        for n, (part, size) in enumerate(zip(self.parts, self.sizes, strict=True)):
+            own = rows[(rows >= start) & (rows < start + size)] - start
+            if len(own) < size:
+                part.keep(own)
+            start, self.sizes[n] = start + size, len(own)
+
+
 def _key(seed: int, prompt: Sequence[int]) -> int:
     return int.from_bytes(hashlib.sha256(repr((seed, list(prompt))).encode()).digest()[:8], "big")

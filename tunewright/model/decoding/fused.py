@@ -11,8 +11,8 @@ head width. In a step, one row may be a vector: (D,) instead of (B, D).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,43 +131,99 @@ def _same_as_vector(outputs: int, inputs: int, rank: int) -> bool:
 
 
 @dataclass
-class FusedState:
-    """As `State`. ``cache``: keys and values (2, B, G, T, K) of each layer, of which ``used`` tokens are filled.
-    ``padding_B11T``: the padding of the prompts, if there is any. ``as_vector``: one row is computed as a vector."""
+class Part:
+    """Rows of a `FusedState` that have the prefix ``prefix`` in common. ``cache``: their own keys and values
+    (2, B, G, T, K) of each layer, of which ``used`` tokens are filled. ``padding_B11T``: the padding of the prompts, if
+    there is any. ``next_B``: each row's next position."""
 
-    model: LanguageModel
-    layers: list[Layer]
-    norm: Function
-    head: Function
     cache: list[Tensor]
     prefix: tuple[Pair, ...]
     used: int
     padding_B11T: Tensor | None
     next_B: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and the tokens that the cache has room for."""
+        return len(self.next_B), self.cache[0].shape[3]
+
+    def make_room(self, count: int) -> None:
+        while self.used + count > self.cache[0].shape[3]:
+            self.cache = [_grown(cache) for cache in self.cache]
+
+    def advance(self, count: int) -> None:
+        """Take the next ``count`` tokens, whose keys and values are in the cache; if negative, forget the last."""
+        self.used += count
+        self.next_B = self.next_B + count
+
+    def keep(self, rows: Tensor) -> None:
+        if len(rows) < len(self.next_B):
+            self.cache = [cache[:, rows] for cache in self.cache]
+            self.next_B = self.next_B[rows]
+            if self.padding_B11T is not None:
+                self.padding_B11T = _if_any(self.padding_B11T[rows])
+
+    def attended(self, number: int, all_BH2k: Tensor, per_group: int) -> Tensor:
+        """out_NmK (N = B * G) of scaled queries, keys and values (B, H + 2G, 2, K / 2), after adding the latter to the
+        cache of layer ``number``."""
+        cache_2BGTK = self.cache[number]
+        _, rows, groups, _, width = cache_2BGTK.shape
+        heads = groups * per_group
+        new_B2GK = all_BH2k[:, heads:].reshape(rows, 2, groups, width)
+        cache_2BGTK.select(3, self.used).copy_(new_B2GK.transpose(0, 1))
+        keys_NTK, values_NTK = cache_2BGTK.narrow(3, 0, self.used + 1).flatten(1, 2)
+        q_NmK = all_BH2k[:, :heads].reshape(rows * groups, -1, width)
+        held = self.prefix[number] if self.prefix else None
+        return attention.over_prefix(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
+
+
+@dataclass
+class FusedState:
+    """As `State`, of rows that are in one or several parts. ``as_vector``: one row is computed as a vector."""
+
+    model: LanguageModel
+    layers: list[Layer]
+    norm: Function
+    head: Function
     as_vector: bool
+    parts: list[Part]
 
     @classmethod
     def after(cls, state: State, kernel: StepKernel) -> FusedState:
         """The state after the same tokens."""
         decoder = state.model.decoder
         updates = [layer for layer in adapted(state.model.module).values() if layer.on]
-        return cls(
-            state.model,
-            [Layer.of(part) for part in decoder.layers],
-            norm(decoder.norm),
-            linear(state.model.head),
+        part = Part(
             [torch.stack((layer.keys, layer.values)) for layer in state.cache.layers],
             state.prefix,
             state.real_BT.shape[1],
             _if_any(~state.real_BT.bool()[:, None, None]),
             state.next_B,
+        )
+        return cls(
+            state.model,
+            [Layer.of(part) for part in decoder.layers],
+            norm(decoder.norm),
+            linear(state.model.head),
             kernel == "vector" and all(_same_as_vector(*x.base.weight.shape, len(x.lora_A)) for x in updates),
+            [part],
         )
 
+    @classmethod
+    def together(cls, states: Sequence[FusedState]) -> FusedState:
+        """The rows of all states of one model, in order. Only attention is computed part by part: the weights are read
+        once for all."""
+        return replace(states[0], parts=[part for state in states for part in state.parts])
+
     @property
-    def shape(self) -> tuple[int, int]:
-        """Rows, and the tokens that the cache has room for."""
-        return len(self.next_B), self.cache[0].shape[3]
+    def shape(self) -> tuple[tuple[int, int], ...]:
+        """Of each part: rows, and the tokens that its cache has room for."""
+        return tuple(part.shape for part in self.parts)
+
+    @property
+    def is_plain_row(self) -> bool:
+        """Whether there is one row, without padding: what `extend` needs."""
+        return len(self.parts) == 1 and len(self.parts[0].next_B) == 1 and self.parts[0].padding_B11T is None
 
     def step(self, token_B: Tensor) -> Tensor:
         """Append a token to every row; logits_BV after it."""
@@ -177,16 +233,17 @@ class FusedState:
 
     def advance(self) -> None:
         """Take the step whose logits were computed last."""
-        self.used += 1
-        self.next_B = self.next_B + 1
+        for part in self.parts:
+            part.advance(1)
 
     def logits_after(self, token_B: Tensor) -> Tensor:
         """logits_BV of `step`, without the step: the state is as before."""
-        if self.used == self.cache[0].shape[3]:
-            self.cache = [_grown(cache) for cache in self.cache]
+        for part in self.parts:
+            part.make_room(1)
         decoder, rows = self.model.decoder, len(token_B)
         hidden = decoder.embed_tokens(token_B)
-        turn = self._turn(*decoder.rotary_emb(hidden[:, None], self.next_B[:, None]))
+        next_B = torch.cat([part.next_B for part in self.parts])
+        turn = self._turn(*decoder.rotary_emb(hidden[:, None], next_B[:, None]))
         if self.as_vector and rows == 1:
             hidden = hidden[0]
         hidden = self._through_layers(hidden, turn, self._attended)
@@ -195,7 +252,8 @@ class FusedState:
     def _turn(self, cos_B1K: Tensor, sin_B1K: Tensor) -> Pair:
         """Factors (B, H + 2G, 2, K / 2) of queries, keys and values, and of their other halves. Values are not
         turned."""
-        groups, heads = self.cache[0].shape[2], self.cache[0].shape[2] * self.layers[0].per_group
+        groups = self.parts[0].cache[0].shape[2]
+        heads = groups * self.layers[0].per_group
         cos, sin = (x.view(*x.shape[:2], 2, -1) for x in (cos_B1K, sin_B1K))
         sin = torch.stack((-sin[:, :, 0], sin[:, :, 1]), 2)
         turned, rest = (-1, heads + groups, -1, -1), (-1, groups, -1, -1)
@@ -205,17 +263,12 @@ class FusedState:
         )
 
     def _attended(self, number: int, x: Tensor, turn: Pair) -> Tensor:
-        layer, cache_2BGTK = self.layers[number], self.cache[number]
-        _, rows, groups, _, width = cache_2BGTK.shape
-        heads = groups * layer.per_group
+        layer, width = self.layers[number], self.parts[0].cache[0].shape[4]
         all_BH2k = self._turned(layer, x, turn, width)
-        new_B2GK = all_BH2k[:, heads:].reshape(rows, 2, groups, width)
-        cache_2BGTK.select(3, self.used).copy_(new_B2GK.transpose(0, 1))
-        keys_NTK, values_NTK = cache_2BGTK.narrow(3, 0, self.used + 1).flatten(1, 2)
-        q_NmK = (all_BH2k[:, :heads] * layer.scaling).view(rows * groups, -1, width)
-        held = self.prefix[number] if self.prefix else None
-        out_NmK = attention.over_prefix(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
-        return layer.out(out_NmK.view(*x.shape[:-1], heads * width))
+        rows = torch.split(all_BH2k, [len(part.next_B) for part in self.parts])
+        out_NmK = [part.attended(number, own, layer.per_group) for part, own in zip(self.parts, rows, strict=True)]
+        out = torch.cat(out_NmK) if len(out_NmK) > 1 else out_NmK[0]
+        return layer.out(out.view(*x.shape[:-1], -1))
 
     def _through_layers(self, hidden: Tensor, turn: Pair, attended: Callable[[int, Tensor, Pair], Tensor]) -> Tensor:
         """Hidden states after all layers. ``attended``: the output of a layer's attention."""
@@ -227,59 +280,65 @@ class FusedState:
 
     @staticmethod
     def _turned(layer: Layer, x: Tensor, turn: Pair, width: int) -> Tensor:
-        """Queries, keys and values of tokens, one for each row: (rows, H + 2G, 2, K / 2)."""
+        """Scaled queries, keys and values of tokens, one for each row: (rows, H + 2G, 2, K / 2)."""
         q, k, v = layer.query(x), layer.key(x), layer.value(x)
         if layer.head_norms is not None:
             of_q, of_k = layer.head_norms
             q, k = (norm(part.view(*part.shape[:-1], -1, width)).flatten(-2) for norm, part in ((of_q, q), (of_k, k)))
         all_BH2k = torch.cat((q, k, v), -1).view(len(turn[0]), -1, 2, width // 2)
-        return all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
+        all_BH2k = all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
+        all_BH2k[:, : q.shape[-1] // width].mul_(layer.scaling)
+        return all_BH2k
 
     def extend(self, ids_Q: Tensor) -> Tensor:
         """Append several tokens to the only row; logits_QV after each of them. Their last bits may differ from those of
         `step`, because products of several rows are added in another order."""
-        assert len(self.next_B) == 1
-        assert self.padding_B11T is None
-        count = len(ids_Q)
-        while self.used + count > self.cache[0].shape[3]:
-            self.cache = [_grown(cache) for cache in self.cache]
+        assert self.is_plain_row
+        (part,), count = self.parts, len(ids_Q)
+        part.make_room(count)
         hidden_QD = self.model.decoder.embed_tokens(ids_Q)
-        position_Q1 = (self.next_B + torch.arange(count, device=ids_Q.device))[:, None]
+        position_Q1 = (part.next_B + torch.arange(count, device=ids_Q.device))[:, None]
         turn = self._turn(*self.model.decoder.rotary_emb(hidden_QD[:, None], position_Q1))
         hidden_QD = self._through_layers(hidden_QD, turn, self._attended_each)
-        self.used += count
-        self.next_B = self.next_B + count
+        part.advance(count)
         return self.head(self.norm(hidden_QD))
 
     def _attended_each(self, number: int, x_QD: Tensor, turn: Pair) -> Tensor:
         """As `_attended`, for tokens that follow one another."""
-        layer, cache_2GTK = self.layers[number], self.cache[number][:, 0]
+        layer, (part,) = self.layers[number], self.parts
+        cache_2GTK = part.cache[number][:, 0]
         _, groups, _, width = cache_2GTK.shape
         count, heads = len(x_QD), groups * layer.per_group
         all_QH2k = self._turned(layer, x_QD, turn, width)
-        cache_2GTK[:, :, self.used : self.used + count] = (
+        cache_2GTK[:, :, part.used : part.used + count] = (
             all_QH2k[:, heads:].reshape(count, 2, groups, width).permute(1, 2, 0, 3)
         )
-        keys_GTK, values_GTK = cache_2GTK.narrow(2, 0, self.used + count)
-        q_QGRK = (all_QH2k[:, :heads] * layer.scaling).view(count, groups, layer.per_group, width)
+        keys_GTK, values_GTK = cache_2GTK.narrow(2, 0, part.used + count)
+        q_QGRK = all_QH2k[:, :heads].reshape(count, groups, layer.per_group, width)
         q_GmK = q_QGRK.transpose(0, 1).reshape(groups, -1, width)
-        place_T = torch.arange(self.used + count, device=x_QD.device)
-        later_QT = place_T > self.used + torch.arange(count, device=x_QD.device)[:, None]
+        place_T = torch.arange(part.used + count, device=x_QD.device)
+        later_QT = place_T > part.used + torch.arange(count, device=x_QD.device)[:, None]
         hidden_11mT = later_QT.repeat_interleave(layer.per_group, 0)[None, None]
-        held = self.prefix[number] if self.prefix else None
+        held = part.prefix[number] if part.prefix else None
         out_GmK = attention.over_prefix(q_GmK, keys_GTK, values_GTK, hidden_11mT, held)
         return layer.out(out_GmK.view(groups, count, -1, width).transpose(0, 1).reshape(count, heads * width))
 
     def rewind(self, count: int) -> None:
         """Forget the last tokens."""
-        self.used -= count
-        self.next_B = self.next_B - count
+        for part in self.parts:
+            part.advance(-count)
 
     def keep(self, rows: Tensor) -> None:
-        self.cache = [cache[:, rows] for cache in self.cache]
-        self.next_B = self.next_B[rows]
-        if self.padding_B11T is not None:
-            self.padding_B11T = _if_any(self.padding_B11T[rows])
+        """Only these rows, in increasing order."""
+        kept, start = [], 0
+        for part in self.parts:
+            end = start + len(part.next_B)
+            own = rows[(rows >= start) & (rows < end)] - start
+            start = end
+            if len(own):
+                part.keep(own)
+                kept.append(part)
+        self.parts = kept
 
 
 def _if_any(padding: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from tunewright.core.sampling import GREEDY, Sampling
 from tunewright.model import attention, forward
 from tunewright.model.decoding import speculative
-from tunewright.model.decoding.choice import TokenChoice
+from tunewright.model.decoding.choice import TokenChoices
 from tunewright.model.decoding.drafts import Drafts
 from tunewright.model.decoding.fused import FusedState
 from tunewright.model.decoding.state import State, cache_argument
@@ -79,7 +79,17 @@ def prefill(model: LanguageModel, ids: Sequence[int]) -> Prefix:
     return Prefix(tuple(ids), tuple((layer.keys[0], layer.values[0]) for layer in cache.layers))
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Request:
+    """Prompts to complete, the tokens chosen as in ``sampling``."""
+
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling = GREEDY
+
+
+Chunk = tuple[int, list[int]]  # the number of a request, and some of its rows
+
+
 def complete(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -87,34 +97,51 @@ def complete(
     progress: Callable[[int], None] = lambda _: None,
     prefix_cache: Prefix | None = None,
 ) -> list[list[int]]:
-    """The next token, chosen as `Decoding` says, repeatedly, until a stop token (which is not returned) or the limit.
+    """`complete_all` of one request."""
+    (written,) = complete_all(model, [Request(prompts, decoding.sampling)], decoding, progress, prefix_cache)
+    return written
 
-    ``progress(n)`` is called as rows finish. An answer of ``max_new_tokens`` tokens was cut off. ``prefix_cache``: the
-    cache of a prefix of all prompts.
+
+@torch.inference_mode()
+def complete_all(
+    model: LanguageModel,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    progress: Callable[[int], None] = lambda _: None,
+    prefix_cache: Prefix | None = None,
+) -> list[list[list[int]]]:
+    """For each prompt of each request the next token, chosen as its sampling says, repeatedly, until a stop token
+    (which is not returned) or the limit.
+
+    Requests share batches, so that a step reads the weights once for all of them; their prompts are computed request by
+    request, because they have their beginnings in common. ``progress(n)`` is called as rows finish. An answer of
+    ``max_new_tokens`` tokens was cut off. ``prefix_cache``: the cache of a prefix of all prompts.
     """
-    written: list[list[int]] = [[] for _ in prompts]
+    written: list[list[list[int]]] = [[[] for _ in request.prompts] for request in requests]
     threads = StepThreads(crowding.now(torch.get_num_threads()))
-    for rows in _decode_batches(prompts, decoding):
-        alive = list(rows)
-        with (
-            _decoding(model, [prompts[r] for r in rows], decoding, prefix_cache) as (state, logits_BV),
-            crowding.restored(),
-        ):
-            if decoding.drafts is not None and speculative.applies(state, decoding.sampling):
+    mergeable = decoding.batchable and decoding.window is None and _is_fused(model)
+    for batch in _decode_batches([request.prompts for request in requests], decoding, mergeable):
+        prompts = [[requests[i].prompts[r] for r in rows] for i, rows in batch]
+        begun = [_after_prompts(model, part, decoding, prefix_cache) for part in prompts]
+        state, logits_BV = _together([part for part, _ in begun]), torch.cat([logits for _, logits in begun])
+        samplings = [requests[i].sampling for i, _ in batch]
+        with _stepping(model, state), crowding.restored():
+            if decoding.drafts is not None and speculative.applies(state, samplings[0]):
                 assert isinstance(state, FusedState)
-                (row,) = rows
+                ((i, (row,)),) = batch
                 limits = speculative.Limits(decoding.max_new_tokens, decoding.stop)
-                written[row] = speculative.complete(state, logits_BV[0], prompts[row], decoding.drafts, limits)
+                written[i][row] = speculative.complete(state, logits_BV[0], prompts[0][0], decoding.drafts, limits)
                 progress(1)
                 continue
-            choice = TokenChoice.of(decoding.sampling, [prompts[r] for r in rows], logits_BV)
+            choice = TokenChoices.of(samplings, prompts, logits_BV)
+            alive = [written[i][r] for i, rows in batch for r in rows]
             for _ in range(decoding.max_new_tokens):
                 token_B = choice.next(logits_BV)
                 unfinished = []
                 for b, token in enumerate(token_B.tolist()):
                     if token not in decoding.stop:
-                        written[alive[b]].append(token)
-                        if len(written[alive[b]]) < decoding.max_new_tokens:
+                        alive[b].append(token)
+                        if len(alive[b]) < decoding.max_new_tokens:
                             unfinished.append(b)
                 if len(unfinished) < len(alive):
                     progress(len(alive) - len(unfinished))
@@ -166,11 +193,23 @@ def label_logprobs(
     return total
 
 
-def _decode_batches(prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
-    """Rows of similar length together, longest first (what does not fit in memory fails at once)."""
-    order = sorted(range(len(prompts)), key=lambda r: (-len(prompts[r]), r))
+def _decode_batches(
+    requests: Sequence[Sequence[Sequence[int]]], decoding: Decoding, mergeable: bool
+) -> list[list[Chunk]]:
+    """Rows of similar length together, longest first (what does not fit in memory fails at once); of several requests,
+    if they are ``mergeable``."""
     size = decoding.batch_size if decoding.batchable else 1
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    batches: list[list[Chunk]] = []
+    room = 0
+    for number, prompts in enumerate(requests):
+        order = sorted(range(len(prompts)), key=lambda r: (-len(prompts[r]), r))
+        for rows in (order[i : i + size] for i in range(0, len(order), size)):
+            if len(rows) > room or not mergeable:
+                batches.append([])
+                room = size
+            batches[-1].append((number, rows))
+            room -= len(rows)
+    return batches
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -180,10 +219,15 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return min(same, min(len(p) for p in prompts) - 1)
 
 
-@contextlib.contextmanager
-def _decoding(
-    model: LanguageModel, prompts: list[Sequence[int]], decoding: Decoding, prefix_cache: Prefix | None = None
-) -> Iterator[tuple[State | FusedState, Tensor]]:
+def _is_fused(model: LanguageModel) -> bool:
+    """Whether steps are computed by `FusedState`. `step_kernel` was asked on the CPU; a GPU's kernels may round
+    differently."""
+    return model.decoding != "modules" and model.device.type == "cpu"
+
+
+def _after_prompts(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], decoding: Decoding, prefix_cache: Prefix | None
+) -> tuple[State | FusedState, Tensor]:
     """(state after the prompts, logits_BV of the first new token).
 
     Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count
@@ -207,10 +251,17 @@ def _decoding(
     start = torch.full((len(own),), shared, device=device)
     held = prefix_cache.layers if prefix_cache is not None and shared else ()
     state = State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
-    with contextlib.nullcontext() if plain else attention.attending(model.module, attention.PREFIXED):
+    with _stepping(model, state):
         logits_BV = state.feed(ids, real, last_only=True)[:, -1]
-        # `step_kernel` was asked on the CPU; a GPU's kernels may round differently.
-        if plain or model.decoding == "modules" or device.type != "cpu":
-            yield state, logits_BV
-        else:
-            yield FusedState.after(state, model.decoding), logits_BV
+    return (state if plain or not _is_fused(model) else FusedState.after(state, model.decoding)), logits_BV
+
+
+def _together(states: Sequence[State | FusedState]) -> State | FusedState:
+    fused = [state for state in states if isinstance(state, FusedState)]
+    return FusedState.together(fused) if fused else states[0]
+
+
+def _stepping(model: LanguageModel, state: State | FusedState) -> contextlib.AbstractContextManager[None]:
+    """Within, the model's own modules compute steps of ``state``, if they do."""
+    prefixed = isinstance(state, State) and state.prefixed
+    return attention.attending(model.module, attention.PREFIXED) if prefixed else contextlib.nullcontext()

@@ -32,7 +32,7 @@ class Limits:
 
 def applies(state: State | FusedState, sampling: Sampling) -> bool:
     """Whether `complete` can answer. In 16 bits, rounding is too large for any margin."""
-    alone = isinstance(state, FusedState) and len(state.next_B) == 1 and state.padding_B11T is None
+    alone = isinstance(state, FusedState) and state.is_plain_row
     return alone and sampling == GREEDY and state.model.head_VD.dtype == torch.float32
 
 

@@ -13,8 +13,8 @@ from tunewright.model.decoding.state import State
 from tunewright.system import crowding
 from tunewright.system.crowding import Crowd
 
-# Whether a step of (threads, rows, room of the cache) gives the logits of all threads, by model: asked once.
-_Asked = dict[tuple[int, int, int], bool]
+# Whether a step of (threads, shape of the state) gives the logits of all threads, by model: asked once.
+_Asked = dict[tuple[int, tuple[tuple[int, int], ...]], bool]
 _same: WeakKeyDictionary[nn.Module, _Asked] = WeakKeyDictionary()
 
 
@@ -32,7 +32,7 @@ class StepThreads:
         if few == planned or not isinstance(state, FusedState):
             crowding.use(planned)
             return state.step(token_B)
-        known, shape = _same.setdefault(state.model.module, {}), (few, *state.shape)
+        known, shape = _same.setdefault(state.model.module, {}), (few, state.shape)
         if shape in known:
             crowding.use(few if known[shape] else planned)
             return state.step(token_B)
