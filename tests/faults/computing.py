@@ -211,7 +211,8 @@ def step_by_hand() -> None:
 
 def decay_on_everything(patch: Patch) -> None:
     def optimizer(parameters: Any, plan: Plan) -> Any:
-        return torch.optim.AdamW(parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay)
+        group = {"params": list(parameters.values()), "lr_ratio": 1.0}
+        return torch.optim.AdamW([group], lr=plan.lr, weight_decay=plan.weight_decay)
 
     patch.setattr(step, "make_optimizer", optimizer)
 

@@ -22,13 +22,20 @@ from tunewright.tokens import packing
 from tunewright.train.step import FLOOR, learning_rate
 
 
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "none"])
-def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
-    """Padded batches, PEFT's layers, torch's clipping and AdamW, our schedule by its formula: float64, within 1e-9."""
+def test_five_steps_equal_transformers_peft_and_adamw(kind: str, ratio: float) -> None:
+    """Padded batches, PEFT's layers, torch's clipping and AdamW, or PEFT's LoRA+, our schedule by its formula: float64,
+    within 1e-9."""
     import peft
+    from peft.optimizers import create_loraplus_optimizer
 
+    if ratio != 1 and kind in ("dora", "none"):
+        pytest.skip("LoRA+ is about A and B; PEFT's moves magnitudes at the rate of B, too")
     data = train_rows(12)
-    config = AdapterConfig(kind=kind, rank=4, alpha=8.0) if kind != "none" else AdapterConfig(kind="none")
+    config = AdapterConfig(kind="none")
+    if kind != "none":
+        config = AdapterConfig(kind=kind, rank=4, alpha=8.0, loraplus_lr_ratio=ratio)
     plan = plan_of(adapter=config, weight_decay=0.1, lr=1e-2 if kind != "none" else 1e-3)
     ours = tiny_model(dtype=torch.float64)
     adapters.attach(ours, config, plan.seed)
@@ -61,6 +68,12 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.lr)
+    if ratio != 1:
+        more = {"weight_decay": 0.1, "loraplus_weight_decay": 0.1}
+        optimizer = create_loraplus_optimizer(
+            theirs, torch.optim.AdamW, lr=plan.lr, loraplus_lr_ratio=ratio, loraplus_lr_embedding=plan.lr, **more
+        )
+    shares = [group["lr"] / plan.lr for group in optimizer.param_groups]
     expected = []
     for step in range(plan.steps):
         chosen = [data[i].sequences[0] for i in packing.step_rows(len(data), plan.batch_size, plan.seed, step)]
@@ -80,8 +93,8 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
         done = (step - 2) / 2
         rate = plan.lr * (step + 1) / 2 if step < 2 else plan.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = rate * share
         optimizer.step()
         expected.append(float(loss.detach()))
     assert max(abs(a - b) for a, b in zip(actual, expected, strict=True)) < 1e-9

@@ -55,11 +55,19 @@ def make_learner(model: LanguageModel, plan: Plan) -> Learner:
 
 
 def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> torch.optim.AdamW:
-    """AdamW (betas 0.9, 0.999; eps 1e-8); decay on matrices only, never on norms, biases or magnitudes."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    others = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=plan.lr, betas=(0.9, 0.999), eps=1e-8)
+    """AdamW (betas 0.9, 0.999; eps 1e-8); decay on matrices only, never on norms, biases or magnitudes. ``lr_ratio`` of
+    a group: its rate over `learning_rate`."""
+    ratio = plan.adapter.loraplus_lr_ratio
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, p in parameters.items():
+        key = (plan.weight_decay if p.ndim >= 2 else 0.0, ratio if name.endswith("lora_B") else 1.0)
+        groups.setdefault(key, []).append(p)
+    return torch.optim.AdamW(
+        [{"params": own, "weight_decay": decay, "lr_ratio": of} for (decay, of), own in groups.items()],
+        lr=plan.lr,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
 
 
 def learning_rate(plan: Plan, step: int) -> float:
@@ -101,7 +109,7 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int)
             fix="lower train.lr, or set train.dtype=float32; earlier checkpoints are still valid.",
         )
     for group in learner.optimizer.param_groups:
-        group["lr"] = learning_rate(plan, step)
+        group["lr"] = learning_rate(plan, step) * group["lr_ratio"]
     learner.optimizer.step()
     return Step(
         loss=loss,

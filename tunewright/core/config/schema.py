@@ -162,6 +162,15 @@ class AdapterConfig(Frozen):
     targets: list[str] = Field(
         ["all-linear"], description="Layers to adapt: all-linear, or name patterns such as q_proj or 'layers.*.mlp.*'."
     )
+    loraplus_lr_ratio: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.0,
+        description="Learning rate of B over that of A, which has train.lr (LoRA+, Hayou et al. 2024).",
+    )
+
+    @model_serializer(mode="wrap")
+    def _chosen(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Without a ratio of 1, so that plans made before there was one, and their hashes, stay as they are."""
+        return {k: v for k, v in serialize(self).items() if k != "loraplus_lr_ratio" or v != 1}
 
 
 class MethodOptions(Frozen):
