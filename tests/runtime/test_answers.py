@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,3 +94,12 @@ def test_another_group_does_not_take_the_answers_of_one(bench: tuple[Answers, Mo
     assert model.calls == [1, 2, 3]
     own.of_all(BASE[:2], "dev", weights)
     assert model.calls == [1, 2, 3, 2]
+
+
+def test_variants_of_an_arm_do_not_take_each_others_answers(bench: tuple[Answers, Model, Weights]) -> None:
+    """On test, they have one file. Prompt distillation took the answers to another instruction for its teacher's."""
+    own, model, weights = bench
+    other = replace(BASE[0], variant="wording2")
+    assert texts(own.of(other, "test", weights))[0] == "call 1 arm 0"
+    assert texts(own.of(BASE[0], "test", weights))[0] == "call 2 arm 0"
+    assert model.calls == [1, 1]

@@ -15,7 +15,7 @@ from tunewright.core.config import Plan
 from tunewright.core.console import Console
 from tunewright.core.records import Side
 from tunewright.core.run_folder import Run
-from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
+from tunewright.core.sampling import DECODINGS
 from tunewright.data.dataset import Dataset
 from tunewright.data.messages import Example
 from tunewright.data.scores import Score
@@ -82,7 +82,7 @@ class Answers:
         rows = list(first.rows)
         answering = weights if first.arm.uses_adapter else base(self.plan)
         batch = f"+{_hash(*(arm.name for arm in arms))[:8]}" if len(arms) > 1 else ""
-        keys = [self._key(answering, DECODINGS[arm.decoding]) + batch for arm in arms]
+        keys = [self._key(answering, arm) + batch for arm in arms]
         cached = [_cached(request, key) for request, key in zip(requests, keys, strict=True)]
         if all(scores is not None for scores in cached):
             return [scores for scores in cached if scores is not None]
@@ -127,11 +127,11 @@ class Answers:
         limit = limit if max_new_tokens is None else max_new_tokens
         return Decoding(limit, stop, self.plan.decode_batch_size, facts.packable, facts.window)
 
-    def _key(self, weights: Weights, sampling: Sampling) -> str:
-        """Hash of everything that an answer depends on, except its row, its arm and its batch."""
+    def _key(self, weights: Weights, arm: Arm) -> str:
+        """Hash of everything that an answer depends on, except its row and its batch."""
         facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256]
         facts += [self.plan.max_new_tokens, self.plan.decode_batch_size, self.plan.dtype, self.data.task.metric.name]
-        facts += [self.data.task.rules, self.data.task.schema, *([] if sampling == GREEDY else [sampling])]
+        facts += [self.data.task.rules, self.data.task.schema, arm.name, DECODINGS[arm.decoding]]
         return _hash(*facts)[:16]
 
 

@@ -19,6 +19,7 @@ from tunewright.judge.arms.prompts import Recipe
 from tunewright.methods import distill
 from tunewright.model.decoding import generate
 from tunewright.runtime import branches
+from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work
 from tunewright.runtime.weights import base
@@ -50,7 +51,9 @@ def prompt_distillation(work: Work) -> PromptDistillation:
     # The scale that the run chose is for its own update; the student's is used in full.
     branch = Branch("prompt-distillation", plan, tuple(rows), tuple(dev), scale=1.0)
     student = branches.scores(work, branch, "test", student_arm)
-    teacher = work.answers.of(work.inputs.arms["zero_shot"][0], "test", base(work.plan))
+    # In a file of its own: dev may have chosen another instruction for the arm of this family.
+    own = AnswerRequest(work.inputs.arms["zero_shot"][0], "test", work.inputs.test, work.run.scores / "teacher.jsonl")
+    teacher = work.answers.scores(own, base(work.plan))
     c = paired(work, student, teacher)
     same = sum(x.answer.text == y.answer.text for x, y in zip(student, teacher, strict=True))
     return PromptDistillation(
