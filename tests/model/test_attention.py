@@ -51,3 +51,24 @@ def test_tree_attention_is_masked_attention(
     weigh = torch.randn(actual.shape, generator=generator, dtype=torch.float64)
     ours, theirs = (torch.autograd.grad((x * weigh).sum(), leaves) for x in (actual, expected))
     assert all(torch.allclose(a, b, atol=1e-11, rtol=0) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("shared", [0, 17])
+@pytest.mark.parametrize("padded", [False, True])
+def test_one_token_in_16_bits_attends_as_in_float64(padded: bool, shared: int) -> None:
+    """Five rows of two key-value heads; keys in the middle of a larger cache give the bits of keys by themselves."""
+    rows, groups, m, used, width = 5, 2, 3, 150, 16
+    generator = torch.Generator().manual_seed(shared)
+    q = torch.randn(rows * groups, m, width, generator=generator).bfloat16()
+    cache = torch.randn(2, rows * groups, used + 40, width, generator=generator).bfloat16()
+    held = torch.randn(2, groups, shared, width, generator=generator).bfloat16()
+    hidden = torch.zeros(rows, 1, 1, 100, dtype=torch.bool)
+    hidden[1, ..., :99], hidden[3, ..., :40] = True, True
+    given_ = (hidden if padded else None, (held[0], held[1]) if shared else None)
+    key, value = cache.narrow(2, 0, used)
+    actual = attention.one_token(q, key, value, *given_)
+    assert torch.equal(actual, attention.one_token(q, key.contiguous(), value.contiguous(), *given_))
+    prefix = (held[0].double(), held[1].double()) if shared else None
+    expected = attention.over_prefix(q.double(), key.double(), value.double(), given_[0], prefix)
+    assert torch.allclose(actual.double(), expected, atol=0.02)
+    assert not torch.allclose(actual.double(), expected.roll(1, 0), atol=0.02)

@@ -132,6 +132,15 @@ def test_requests_that_are_decoded_together_get_the_answers_that_each_gets_alone
             assert answers == [complete(model, [prompt], alone)[0] for prompt in request.prompts]
 
 
+@pytest.mark.parametrize("shared", [0, 20])
+def test_prompts_that_are_computed_in_parts_get_the_same_answers(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = family_model("llama", torch.float32, None), prompts(9, shared, 0)
+    together = complete(model, asked, Decoding(40, ()))
+    monkeypatch.setattr(generate, "PREFILL_TOKENS", 24)
+    assert len(generate._parts([p[shared:] for p in asked])) > 2
+    assert complete(model, asked, Decoding(40, ())) == together
+
+
 def test_modules_are_used_where_steps_without_them_would_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other norms, factors of residuals, layers without positions, heads with a cap, other names; and our own bugs."""
     others: list[tuple[str, dict[str, Any]]] = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -251,7 +251,8 @@ def prefixed_attention(
         q_NmD = (query[part] * scale).reshape(-1, heads // groups * new, width)
         hidden_B1mK = ~seen[part].repeat(1, heads // groups, 1)[:, None]
         held = prefix[module.layer_idx] if prefix else None
-        out_NmD = over_prefix(q_NmD, key[part].flatten(0, 1), value[part].flatten(0, 1), hidden_B1mK, held)
+        attend = over_prefix if new > 1 else one_token
+        out_NmD = attend(q_NmD, key[part].flatten(0, 1), value[part].flatten(0, 1), hidden_B1mK, held)
         parts.append(out_NmD.reshape(-1, heads, new, width).transpose(1, 2))
     return torch.cat(parts), None
 
@@ -278,6 +279,40 @@ def over_prefix(
         return torch.bmm(weights, value_NKD)
     shared = key_GPD.shape[1]
     return torch.bmm(weights[..., shared:], value_NKD) + _with_prefix(weights[..., :shared], value_GPD)
+
+
+def one_token(
+    q_NmD: Tensor,
+    key_NKD: Tensor,
+    value_NKD: Tensor,
+    hidden_B1mK: Tensor | None,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """`over_prefix` where all queries of a key-value head are of one new token.
+
+    In 16 bits, a matrix product first copies keys and values that are a part of a larger cache, for every token.
+    torch's flash kernel does not, and gives the same bits wherever they are.
+    """
+    if q_NmD.dtype == torch.float32 or q_NmD.device.type != "cpu":
+        return over_prefix(q_NmD, key_NKD, value_NKD, hidden_B1mK, prefix)
+    mask = None
+    rows, m = (1 if hidden_B1mK is None else len(hidden_B1mK)), q_NmD.shape[1]
+    if hidden_B1mK is not None:
+        mask = q_NmD.new_zeros(rows, 1, hidden_B1mK.shape[2], key_NKD.shape[1])
+        mask[..., : hidden_B1mK.shape[-1]].masked_fill_(hidden_B1mK, float("-inf"))
+        mask = mask.expand(-1, len(q_NmD) // rows, m, -1)
+    q, key, value = (x.view(rows, -1, *x.shape[1:]) for x in (q_NmD, key_NKD, value_NKD))
+    flash: Callable[..., tuple[Tensor, Tensor]] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, own = flash(q, key, value, 0.0, False, attn_mask=mask, scale=1.0)
+    out_NmD, own_Nm1 = out.reshape(q_NmD.shape), own.reshape(-1, m, 1)
+    if prefix is None:
+        return out_NmD
+    key_GPD, value_GPD = prefix
+    scores_NmP = _with_prefix(q_NmD, key_GPD.transpose(1, 2)).float()
+    shared_Nm1 = scores_NmP.logsumexp(-1, keepdim=True)
+    shared_NmD = _with_prefix((scores_NmP - shared_Nm1).exp().to(q_NmD.dtype), value_GPD)
+    part_Nm1 = (shared_Nm1 - own_Nm1).sigmoid()  # of the attention that goes to the prefix
+    return (out_NmD * (1 - part_Nm1) + shared_NmD * part_Nm1).to(q_NmD.dtype)
 
 
 def _with_prefix(x_NmI: Tensor, prefix_GIO: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ head width. In a step, one row may be a vector: (D,) instead of (B, D).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -142,6 +142,26 @@ class Part:
     padding_B11T: Tensor | None
     next_B: Tensor
 
+    @classmethod
+    def after(cls, states: Iterable[State], rows: int, used: int) -> Part:
+        """The ``rows`` of all states, which have the same prefix, padded on the left to ``used`` own tokens. Each state
+        may be dropped when the next is made, so that their caches are not in memory together."""
+        cache: list[Tensor] = []
+        prefix: tuple[Pair, ...] = ()
+        real, positions, start = [], [], 0
+        for state in states:
+            prefix, left = state.prefix, used - state.real_BT.shape[1]
+            for n, layer in enumerate(state.cache.layers):
+                if start == 0:
+                    _, groups, _, width = layer.keys.shape
+                    cache.append(layer.keys.new_zeros(2, rows, groups, used + ROOM, width))
+                own = cache[n][:, start : start + len(state.next_B), :, left:used]
+                own[0], own[1] = layer.keys, layer.values
+            start += len(state.next_B)
+            real.append(F.pad(state.real_BT, (left, 0)))
+            positions.append(state.next_B)
+        return cls(cache, prefix, used, _if_any(~torch.cat(real).bool()[:, None, None]), torch.cat(positions))
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows, and the tokens that the cache has room for."""
@@ -149,7 +169,8 @@ class Part:
 
     def make_room(self, count: int) -> None:
         while self.used + count > self.cache[0].shape[3]:
-            self.cache = [_grown(cache) for cache in self.cache]
+            for n, full in enumerate(self.cache):  # one after another, so that there are never two of all
+                self.cache[n] = _grown(full)
 
     def advance(self, count: int) -> None:
         """Take the next ``count`` tokens, whose keys and values are in the cache; if negative, forget the last."""
@@ -158,7 +179,8 @@ class Part:
 
     def keep(self, rows: Tensor) -> None:
         if len(rows) < len(self.next_B):
-            self.cache = [cache[:, rows] for cache in self.cache]
+            for n, every in enumerate(self.cache):
+                self.cache[n] = every[:, rows]
             self.next_B = self.next_B[rows]
             if self.padding_B11T is not None:
                 self.padding_B11T = _if_any(self.padding_B11T[rows])
@@ -174,7 +196,7 @@ class Part:
         keys_NTK, values_NTK = cache_2BGTK.narrow(3, 0, self.used + 1).flatten(1, 2)
         q_NmK = all_BH2k[:, :heads].reshape(rows * groups, -1, width)
         held = self.prefix[number] if self.prefix else None
-        return attention.over_prefix(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
+        return attention.one_token(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
 
 
 @dataclass
@@ -189,25 +211,21 @@ class FusedState:
     parts: list[Part]
 
     @classmethod
-    def after(cls, state: State, kernel: StepKernel) -> FusedState:
-        """The state after the same tokens."""
-        decoder = state.model.decoder
-        updates = [layer for layer in adapted(state.model.module).values() if layer.on]
-        part = Part(
-            [torch.stack((layer.keys, layer.values)) for layer in state.cache.layers],
-            state.prefix,
-            state.real_BT.shape[1],
-            _if_any(~state.real_BT.bool()[:, None, None]),
-            state.next_B,
-        )
+    def of(cls, model: LanguageModel, part: Part, kernel: StepKernel) -> FusedState:
+        updates = [layer for layer in adapted(model.module).values() if layer.on]
         return cls(
-            state.model,
-            [Layer.of(part) for part in decoder.layers],
-            norm(decoder.norm),
-            linear(state.model.head),
+            model,
+            [Layer.of(part) for part in model.decoder.layers],
+            norm(model.decoder.norm),
+            linear(model.head),
             kernel == "vector" and all(_same_as_vector(*x.base.weight.shape, len(x.lora_A)) for x in updates),
             [part],
         )
+
+    @classmethod
+    def after(cls, state: State, kernel: StepKernel) -> FusedState:
+        """The state after the same tokens."""
+        return cls.of(state.model, Part.after([state], *state.real_BT.shape), kernel)
 
     @classmethod
     def together(cls, states: Sequence[FusedState]) -> FusedState:

@@ -22,7 +22,7 @@ from tunewright.model import attention, forward
 from tunewright.model.decoding import speculative
 from tunewright.model.decoding.choice import TokenChoices
 from tunewright.model.decoding.drafts import Drafts
-from tunewright.model.decoding.fused import FusedState
+from tunewright.model.decoding.fused import FusedState, Part
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.decoding.threads import StepThreads
 from tunewright.model.language_model import LanguageModel
@@ -31,6 +31,7 @@ from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import prompt_then_answer
 
 MIN_SHARED = 8
+PREFILL_TOKENS = 4096
 # Tokens of a pass of label scoring. Not the plan's tokens_per_pass: passes decide the last bits of the scores, which
 # must not depend on the memory of the machine.
 TOKENS_PER_PASS = 4096
@@ -244,16 +245,38 @@ def _after_prompts(
     assert all(
         tuple(p[:shared]) == prefix_cache.ids[:shared] and len(p) > shared for p in prompts if prefix_cache is not None
     )
-    own = [list(p[shared:]) for p in prompts]
-    width = max(map(len, own))
-    ids = torch.tensor([[0] * (width - len(o)) + o for o in own], device=device)
-    real = torch.tensor([[0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
-    start = torch.full((len(own),), shared, device=device)
     held = prefix_cache.layers if prefix_cache is not None and shared else ()
-    state = State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
-    with _stepping(model, state):
-        logits_BV = state.feed(ids, real, last_only=True)[:, -1]
-    return (state if plain or not _is_fused(model) else FusedState.after(state, model.decoding)), logits_BV
+    own = [p[shared:] for p in prompts]
+    logits: list[Tensor] = []
+
+    def fed(part: Sequence[Sequence[int]]) -> State:
+        width = max(map(len, part))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in part], device=device)
+        real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
+        start = torch.full((len(part),), shared, device=device)
+        state = State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
+        with _stepping(model, state):
+            logits.append(state.feed(ids, real, last_only=True)[:, -1])
+        return state
+
+    if plain or not _is_fused(model):
+        return fed(own), logits[0]
+    rows = Part.after(map(fed, _parts(own)), len(own), max(map(len, own)))
+    return FusedState.of(model, rows, model.decoding), torch.cat(logits)
+
+
+def _parts(prompts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """The prompts in order, in parts of at most about `PREFILL_TOKENS`: longer passes are not faster, and take memory
+    in proportion to their tokens."""
+    parts: list[list[Sequence[int]]] = []
+    width = 0
+    for prompt in prompts:
+        width = max(width, len(prompt))
+        if not parts or (len(parts[-1]) + 1) * width > PREFILL_TOKENS:
+            parts.append([])
+            width = len(prompt)
+        parts[-1].append(prompt)
+    return parts
 
 
 def _together(states: Sequence[State | FusedState]) -> State | FusedState:
