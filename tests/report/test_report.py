@@ -67,7 +67,7 @@ SECTIONS = {
     "cleaning": "Trained without the flagged rows (3 duplicates, 12 suspect rows)",
     "calibration": "Does it know when it is wrong?",
     "prompt_distillation": "Prompt distillation",
-    "rerun": "dev rows a second time",
+    "rerun": "test rows a second time",
     "fields": "rows.csv:3: expected 12.5, answered nothing",
     "overlap": "share a run of 13 words",
     "voice": "0.40 0.10 0.65",

@@ -164,6 +164,7 @@ def _expected(
         base=source.facts.path,
         base_sha256=source.facts.sha256,
         threads=source.plan.threads,
+        batchable=source.facts.packable and source.facts.window is None,
         conversations=[conversation for conversation, _ in given],
         template=source.template.kwargs,
         texts=list(texts),

@@ -39,7 +39,8 @@ class CheckPrompt:
 @dataclass(frozen=True)
 class CheckRequest:
     """What both processes compute: answers to the prompts, and when these end. ``conversations``: of the prompts that
-    have one. ``template``: arguments of the chat template. ``texts``: what is split into tokens."""
+    have one. ``template``: arguments of the chat template. ``texts``: what is split into tokens. ``batchable``: as
+    `Decoding`."""
 
     prompts: list[list[int]]
     new_tokens: int
@@ -47,6 +48,7 @@ class CheckRequest:
     base: str
     base_sha256: str
     threads: int
+    batchable: bool = False
     conversations: list[dict[str, object]] = field(default_factory=list)
     template: dict[str, object] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
@@ -57,10 +59,10 @@ class CheckRequest:
 
 @torch.inference_mode()
 def answers(model: LanguageModel, request: CheckRequest) -> tuple[Tensor, list[list[int]]]:
-    """(logits_NV in float32 after each prompt, greedy continuations), one prompt at a time."""
+    """(logits_NV in float32 after each prompt alone, greedy continuations)."""
     forward = model.module
     logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.prompts]
-    decoding = Decoding(request.new_tokens, tuple(request.stop), batchable=False)
+    decoding = Decoding(request.new_tokens, tuple(request.stop), batchable=request.batchable, plain=True)
     return torch.stack(logits), complete(model, request.prompts, decoding)
 
 

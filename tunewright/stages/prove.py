@@ -42,8 +42,8 @@ def prove(work: Work) -> Verdict:
     tuned, other = scores_of["tuned"], scores_of[comparator.name]
     facts: dict[str, Any] = {}
     noise = None
-    if config.evidence != "plain" and inputs.dev:
-        noise = _rerun(work, [chosen["tuned"], chosen[comparator.name]], trained)
+    if config.evidence != "plain":
+        noise = _rerun(work, [(chosen["tuned"], tuned), (chosen[comparator.name], other)], trained)
         facts["rerun"] = dataclasses.asdict(noise)
     clusters = [data.cluster[i] for i in inputs.test]
     topic = facts["topic"] = _topic(work, chosen["tuned"], trained, tuned, clusters)
@@ -123,14 +123,13 @@ def _scored_arms(
     }
 
 
-def _rerun(work: Work, arms: Sequence[Arm], trained: Weights) -> RerunNoise:
-    """Estimates evaluation noise by re-running some dev rows."""
-    floor, changed, rows = 0.0, 0, work.inputs.dev[:REPEATED]
-    for arm in arms:
+def _rerun(work: Work, on_test: Sequence[tuple[Arm, Sequence[Score]]], trained: Weights) -> RerunNoise:
+    """Estimates evaluation noise: the arms answer some test rows again, which now share a batch with other rows."""
+    floor, changed, rows = 0.0, 0, work.inputs.test[:REPEATED]
+    for arm, scores in on_test:
         if not arm.deterministic:
-            first = work.answers.of(arm, "dev", trained)[: len(rows)]
             file = work.run.scores / "rerun" / f"{arm.name}.jsonl"
-            second = work.answers.scores(AnswerRequest(arm, "dev", rows, file), trained)
+            first, second = scores[: len(rows)], work.answers.scores(AnswerRequest(arm, "test", rows, file), trained)
             floor += abs(mean(first) - mean(second))
             changed += sum(a.answer.text != b.answer.text for a, b in zip(first, second, strict=True))
     return RerunNoise(rows=len(rows), changed=changed, floor=floor)

@@ -79,7 +79,7 @@ FILES: tuple[RunFile, ...] = (
     _file("scores/regression.jsonl", RegressionLine, "the regression rows, before and after training", lines=True),
     _file("scores/*.jsonl", ScoreLine, "answers of the chosen arms to the test rows", lines=True),
     _file("scores/dev/*.jsonl", ScoreLine, "answers to the dev rows", lines=True),
-    _file("scores/rerun/*.jsonl", ScoreLine, "answers to some dev rows, a second time", lines=True),
+    _file("scores/rerun/*.jsonl", ScoreLine, "answers to some test rows, a second time", lines=True),
     _file("forgetting.json", FORGETTING, "what was forgotten"),
     _file("verdict.json", Verdict, "the verdict, with every number behind it"),
     _file("crossfit.json", CROSSFIT, "rows that look wrong to models not trained on them"),

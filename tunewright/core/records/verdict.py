@@ -91,9 +91,9 @@ class Comparator(Value):
 
 
 class Rerun(Value):
-    """Evaluation noise: some dev rows, answered a second time."""
+    """Evaluation noise: some test rows, answered a second time."""
 
-    rows: int = Field(description="Dev rows.")
+    rows: int = Field(description="Rows.")
     changed: int = Field(description="Answers that changed, over both arms.")
     floor: float = Field(description="Sum of the changes in both arms' mean scores; smaller differences are noise.")
 
@@ -213,7 +213,7 @@ class Verdict(Record):
         description="Dev score of every untrained variant; empty if dev did not choose."
     )
     rerun: Rerun | None = Field(
-        None, description="Evaluation noise; absent for prove.evidence=plain and without dev rows."
+        None, description="Evaluation noise; absent for prove.evidence=plain."
     )
     overlap: Overlap | None = Field(description="Without overlapping test rows; null if none or all overlap.")
     corpus: CorpusComparison = Field(description="The comparison by a metric of all rows together.")

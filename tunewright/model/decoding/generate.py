@@ -41,7 +41,8 @@ TOKENS_PER_PASS = 4096
 class Decoding:
     """How answers are decoded, the same for every arm. ``stop``: the tokens that end an answer. ``batchable``: rows may
     share a batch. ``window``: the model's sliding window, in tokens. ``sampling``: how tokens are chosen. ``drafts``:
-    guesses, which make an answer that is decoded alone faster."""
+    guesses, which make an answer that is decoded alone faster. ``plain``: by transformers' modules and attention alone,
+    as most users of a model compute."""
 
     max_new_tokens: int
     stop: tuple[int, ...]
@@ -50,6 +51,13 @@ class Decoding:
     window: int | None = None
     sampling: Sampling = GREEDY
     drafts: Drafts | None = None
+    plain: bool = False
+
+    @property
+    def keeps_attention(self) -> bool:
+        """Whether steps keep transformers' own attention. A sliding window counts cache places, and would count the
+        padding of rows behind a common prefix."""
+        return self.plain or not self.batchable or self.window is not None
 
 
 def stop_ids(model: LanguageModel, eos: int) -> tuple[int, ...]:
@@ -120,7 +128,7 @@ def complete_all(
     """
     written: list[list[list[int]]] = [[[] for _ in request.prompts] for request in requests]
     threads = StepThreads(crowding.now(torch.get_num_threads()))
-    mergeable = decoding.batchable and decoding.window is None and _is_fused(model)
+    mergeable = not decoding.keeps_attention and _is_fused(model)
     for batch in _decode_batches([request.prompts for request in requests], decoding, mergeable):
         prompts = [[requests[i].prompts[r] for r in rows] for i, rows in batch]
         begun = [_after_prompts(model, part, decoding, prefix_cache) for part in prompts]
@@ -231,14 +239,12 @@ def _after_prompts(
 ) -> tuple[State | FusedState, Tensor]:
     """(state after the prompts, logits_BV of the first new token).
 
-    Prompts are padded on the left, behind their common prefix. A sliding window counts cache places, and would count
-    that padding: models with one, and those that cannot be batched exactly, share nothing and keep transformers' own
-    attention.
+    Prompts are padded on the left, behind their common prefix. With transformers' own attention they share nothing.
     """
     from transformers import DynamicCache
 
     device = model.device
-    plain = not decoding.batchable or decoding.window is not None
+    plain = decoding.keeps_attention
     if prefix_cache is None and len(prompts) > 1 and not plain and (same := common_prefix(prompts)) >= MIN_SHARED:
         prefix_cache = prefill(model, prompts[0][:same])
     shared = 0 if prefix_cache is None or plain else len(prefix_cache.ids)
