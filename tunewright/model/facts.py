@@ -15,6 +15,7 @@ class Facts:
 
     ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared,
     give equal logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in training.
+    ``cached``: numbers that a cache keeps for each token and layer, keys and values.
     ``fused``: its layers can be run by `fused_llama`. ``sha256``: over config and weight files.
     """
 
@@ -24,6 +25,7 @@ class Facts:
     hidden: int
     layers: int
     heads: int
+    cached: int
     vocabulary: int
     context: int
     parameters: int
@@ -59,13 +61,16 @@ def read_facts(name: str) -> Facts:
     text = config.get_text_config()
     parameters, dtypes = model_files.sizes(folder)
     probed = arch_probe.probe(config)
+    heads = int(getattr(text, "num_attention_heads", 0) or 1)
+    cached_heads = int(getattr(text, "num_key_value_heads", 0) or heads)
     return Facts(
         name=name,
         path=str(folder),
         model_type=config.model_type,
         hidden=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
-        heads=int(getattr(text, "num_attention_heads", 0) or 1),
+        heads=heads,
+        cached=2 * cached_heads * int(getattr(text, "head_dim", 0) or text.hidden_size // heads),
         vocabulary=int(text.vocab_size),
         context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000),
         parameters=parameters,
