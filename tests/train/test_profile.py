@@ -33,7 +33,7 @@ def test_the_profile_accounts_for_the_step_and_puts_the_weights_back(layout: str
     assert all(torch.equal(p, before[n]) for n, p in adapters.trainable(model).items())
     assert actual.seconds_by_kind["matrix products"] > 0
     assert abs(sum(actual.seconds_by_kind.values()) - actual.seconds) < 0.01 * actual.seconds + 1e-3
-    assert actual.of_peak == pytest.approx(actual.gflop / actual.seconds / 100.0, abs=1e-4, rel=1e-2)
+    assert actual.of_peak == pytest.approx(actual.gflop / actual.seconds / 100.0, abs=3e-4, rel=1e-2)
     assert len(profile.lines(actual)) >= 8
 
 

@@ -1,4 +1,4 @@
-"""Counts in messages, with the noun in singular or plural; texts and names that users wrote."""
+"""Counts in messages, with the noun in singular or plural; durations; texts and names that users wrote."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]
 def counted(number: int, noun: str, plural: str = "") -> str:
     """``1 row``, ``2 rows``; ``plural``: if it is not ``noun`` with an s."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``8 min``, ``2 h 10 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def on_one_line(text: str) -> str:

@@ -7,16 +7,16 @@ from dataclasses import asdict
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
-from tunewright.core.words import counted
+from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
 from tunewright.export import export
 from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
-from tunewright.runtime import receipt
-from tunewright.runtime.context import Setup
+from tunewright.runtime import forecast, receipt
+from tunewright.runtime.answers import Answers
+from tunewright.runtime.context import Setup, Work
 from tunewright.stages.stage import Stage
-from tunewright.system import machine
 from tunewright.train import planning, profile, selftest
 
 
@@ -31,8 +31,9 @@ def make_plan(setup: Setup) -> Plan:
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb)
     plan = after_self_test(setup, plan)
     speed = profile.calibrate(setup.models.untrained(plan), inputs.rows["train"], plan)
-    plan = planning.with_estimate(plan, speed.tokens_per_second, machine.peak_gb(), speed.passes)
     protocol = protocol_of(setup)
+    answers = Answers(context.run, context.console, context.data, inputs, plan, setup.models)
+    plan = plan.model_copy(update={"estimate": forecast.estimate(Work(setup, plan, protocol, answers), speed)})
     _describe(setup, plan, protocol)
     _write(setup, plan, protocol)
     return plan
@@ -96,10 +97,9 @@ def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
         f"plan: {counted(plan.steps, 'step')} of {counted(plan.batch_size, 'row')} ({plan.epochs:g} epochs), "
         f"lr {plan.lr:g}, {kind}"
     )
-    say(
-        f"      about {estimate.train_seconds:.0f} s of training at {estimate.tokens_per_second:.0f} tokens/s, "
-        f"{estimate.peak_gb:.1f} GB"
-    )
+    longest = sorted(estimate.stages.items(), key=lambda stage: -stage[1])[:3]
+    parts = ", ".join(f"{name.replace('_', ' ')} {duration(seconds)}" for name, seconds in longest)
+    say(f"      about {duration(sum(estimate.stages.values()))} in all ({parts}), {estimate.peak_gb:.1f} GB")
     if setup.inputs.machine.free_gb < estimate.peak_gb:
         setup.context.console.warn(f"      only {setup.inputs.machine.free_gb:.1f} GB of memory is free now")
     if protocol.detectable is not None:

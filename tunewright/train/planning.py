@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from tunewright.core.config import Config, Estimate, MethodOptions, Plan, Recompute
+from tunewright.core.config import Config, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.model.facts import Facts
@@ -94,7 +94,7 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, recompute: Reco
 
 
 def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
-    """The plan without its estimate (see `with_estimate`). Raises CONFIG_CONFLICT and CONFIG_RANGE."""
+    """The plan without its estimate. Raises CONFIG_CONFLICT and CONFIG_RANGE."""
     given, t = PlanInputs(config, facts, sizes, machine), config.train
     dtype, layout, batch = _dtype(given), _layout(given), _batch(given)
     per_epoch = -(-sizes.rows // batch.value)
@@ -335,20 +335,3 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> No
         where="train.tokens_per_pass",
         fix=fix,
     )
-
-
-def with_estimate(plan: Plan, tokens_per_second: float, peak_gb: float, passes: int) -> Plan:
-    """The plan with what the calibration passes predict for training; evaluation is not included."""
-    total = plan.tokens * plan.epochs
-    seconds = total / tokens_per_second if tokens_per_second else 0.0
-    reason = (
-        f"{passes} forward and backward passes on real rows at {tokens_per_second:.0f} tokens/s; "
-        f"{total:.0f} tokens to train on; dev losses add about a tenth"
-    )
-    estimate = Estimate(
-        tokens_per_second=round(tokens_per_second, 1),
-        train_seconds=round(seconds * 1.1, 1),
-        peak_gb=round(peak_gb, 2),
-        reason=reason,
-    )
-    return plan.model_copy(update={"estimate": estimate})

@@ -18,9 +18,10 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing, prefix_tree
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow, flat
-from tunewright.train.step import make_learner, take_step
+from tunewright.train.step import make_learner, make_optimizer, take_step
 
-STEPS = 3
+STEPS, CALIBRATION_STEPS = 3, 8
+SOME = 5_000_000
 # torch's operations by purpose, as torch 2.13 names them; all others count as `REST`.
 REST = "Python, dispatch, the rest"
 TORCH, LARGEST_REST = "2.13", 0.2  # a larger rest means that this table no longer fits the installed torch
@@ -98,22 +99,25 @@ def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> floa
 
 @dataclass(frozen=True)
 class Speed:
-    """Forward and backward on real rows, measured over ``passes`` passes."""
+    """Forward and backward on real rows, measured over ``passes`` passes. Seconds: ``read`` of a token without the
+    backward pass, ``update`` of the optimizer."""
 
     tokens_per_second: float
     passes: int
+    read: float
+    update: float
 
 
 def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, seconds: float = 4.0) -> Speed:
-    """The speed of the first two steps' passes, for at most about ``seconds``, after one pass to warm up. Leaves no
+    """The speed of the first steps' passes, for at most about ``seconds``, after one pass to warm up. Leaves no
     gradient."""
     method = METHODS[plan.method]
-    chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in (0, 1)]
+    chosen = [packing.step_rows(len(rows), plan.batch_size, plan.seed, step) for step in range(CALIBRATION_STEPS)]
     rows = _precomputed(model, rows, plan, chosen)
-    first, second = (method.microbatches(model, rows, c, plan, step) for step, c in enumerate(chosen))
+    passes = [b for step, c in enumerate(chosen) for b in method.microbatches(model, rows, c, plan, step)]
     model.module.train()
     tokens, spent, count = 0, 0.0, 0
-    for i, microbatch in enumerate([first[0], *first[1:], *second]):
+    for i, microbatch in enumerate([passes[0], *passes]):
         start = time.monotonic()
         method.loss(model, microbatch, plan).sum.backward()  # type: ignore[no-untyped-call]
         model.module.zero_grad(set_to_none=True)
@@ -122,7 +126,29 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
         if spent > seconds:
             break
     model.module.eval()
-    return Speed(tokens / max(spent, 1e-9), count)
+    start = time.monotonic()
+    with torch.no_grad():
+        method.loss(model, passes[0], plan)
+    read = (time.monotonic() - start) / passes[0].tokens
+    return Speed(tokens / max(spent, 1e-9), count, read, _update_seconds(model, plan))
+
+
+def _update_seconds(model: LanguageModel, plan: Plan) -> float:
+    """Of the optimizer: measured on copies of some parameters, of `SOME` numbers or little more."""
+    every = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+    some: dict[str, torch.nn.Parameter] = {}
+    while len(some) < len(every) and sum(p.numel() for p in some.values()) < SOME:
+        name = list(every)[len(some)]
+        some[name] = torch.nn.Parameter(every[name].detach().clone())
+        some[name].grad = torch.zeros_like(some[name])
+    optimizer = make_optimizer(some, plan)
+    start = time.monotonic()
+    for turn in range(2):  # the first makes the moments
+        start = time.monotonic() if turn else start
+        torch.nn.utils.clip_grad_norm_(some.values(), plan.max_grad_norm)
+        optimizer.step()
+    share = sum(p.numel() for p in some.values()) / sum(p.numel() for p in every.values())
+    return float((time.monotonic() - start) / share)
 
 
 def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gflops: float) -> Profile:

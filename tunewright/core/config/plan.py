@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from tunewright.core.config.schema import AdapterConfig, Frozen, MethodOptions, Recompute
 
 
 class Estimate(Frozen):
-    """Time and memory, extrapolated from a few calibration passes on this machine."""
+    """Time and memory, extrapolated from a few training rows on this machine. ``stages``: seconds of each stage that
+    takes long, by name."""
 
     tokens_per_second: float
     train_seconds: float
     peak_gb: float
     reason: str
+    stages: dict[str, float] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Without ``stages`` in plans that were made before there were any."""
+        return {k: v for k, v in serialize(self).items() if k != "stages" or v}
 
 
 class Plan(Frozen):

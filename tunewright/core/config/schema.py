@@ -277,8 +277,8 @@ class ProveConfig(Frozen):
     max_new_tokens: Auto | Positive = Field("auto", description="Maximum answer length of every arm, in tokens.")
     batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
         "auto",
-        description="Rows decoded together; auto: about as many as fit in a tenth of the machine's memory (a power of "
-        "two, at most 256).",
+        description="Rows decoded together; auto: about as many as fit in a fifth of the machine's memory (a power of "
+        "two, at most 512).",
     )
     decoding: Annotated[
         list[Annotated[str, NamedIn("tunewright.core.sampling:DECODINGS", auto=False)]], Field(min_length=1)

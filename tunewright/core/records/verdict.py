@@ -212,9 +212,7 @@ class Verdict(Record):
     variants_on_dev: dict[str, float] = Field(
         description="Dev score of every untrained variant; empty if dev did not choose."
     )
-    rerun: Rerun | None = Field(
-        None, description="Evaluation noise; absent for prove.evidence=plain."
-    )
+    rerun: Rerun | None = Field(None, description="Evaluation noise; absent for prove.evidence=plain.")
     overlap: Overlap | None = Field(description="Without overlapping test rows; null if none or all overlap.")
     corpus: CorpusComparison = Field(description="The comparison by a metric of all rows together.")
     fields: tuple[FieldErrors, ...] | None = Field(
