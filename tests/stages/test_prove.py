@@ -30,7 +30,9 @@ def test_every_arm_answers_the_same_rows(full: api.Result) -> None:
         assert v["arms"][name]["score"] == pytest.approx(sum(x["score"] for x in lines) / v["n"])
     assert v["comparator"]["name"] not in ("classical", "tuned_short", "tuned_retrieval")
     assert v["comparator"]["chosen_on"] == "dev"
-    assert v["rerun"] == {"rows": 16, "changed": 0, "floor": 0.0}, "greedy decoding on a CPU gives the same answer twice"
+    assert v["rerun"] == {"rows": 16, "changed": 0, "floor": 0.0}, (
+        "greedy decoding on a CPU gives the same answer twice"
+    )
     shown = (full.path / "scores" / "retrieval.jsonl").read_text()
     assert "Ice and snow are cold." in shown
     short = json.loads((full.path / "scores" / "tuned_short.jsonl").read_text().splitlines()[0])

@@ -59,7 +59,15 @@ def test_a_limit_below_the_machines_memory_is_what_there_is(monkeypatch: pytest.
 
 
 def test_a_run_that_would_be_killed_is_refused_with_settings_that_fit() -> None:
-    shape = {"hidden": 576, "layers": 30, "heads": 9, "cached": 384, "vocabulary": 49_152, "context": 8192, "parameters": 135_000_000}
+    shape = {
+        "hidden": 576,
+        "layers": 30,
+        "heads": 9,
+        "cached": 384,
+        "vocabulary": 49_152,
+        "context": 8192,
+        "parameters": 135_000_000,
+    }
     names = {"name": "m", "path": "m", "model_type": "llama", "dtype": "F32", "sha256": "0", "leak": "", "window": None}
     facts = Facts(**names, **shape, shareable=True, packable=True, draws=False, fused=True)
     sizes = planning.RowStats(rows=100, tokens=100_000, supervised=30_000, longest=800)

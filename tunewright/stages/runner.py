@@ -84,6 +84,7 @@ class Runner:
                 if not stage.file(run).exists():
                     run.event(f"{stage.name}_started")
                     self._do(stage)
+                    machine.return_pages()
                     run.event(f"{stage.name}_finished", peak_gb=round(machine.peak_gb(), 2))
             if stage.name == until:
                 return

@@ -61,6 +61,13 @@ def keep_pages() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
+def return_pages() -> None:
+    """Return the freed memory that `keep_pages` has kept. Between stages, whose tensors have other sizes and do not fit
+    into what is left between those that stay."""
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out; torch's allocator on the CPU raises a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

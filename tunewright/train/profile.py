@@ -126,10 +126,11 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
         if spent > seconds:
             break
     model.module.eval()
+    longest = method.microbatches(model, rows, sorted({i for step in chosen for i in step}), plan, 0)[0]
     start = time.monotonic()
     with torch.no_grad():
-        method.loss(model, passes[0], plan)
-    read = (time.monotonic() - start) / passes[0].tokens
+        method.loss(model, longest, plan)
+    read = (time.monotonic() - start) / longest.tokens
     return Speed(tokens / max(spent, 1e-9), count, read, _update_seconds(model, plan))
 
 

@@ -80,7 +80,7 @@ class TokenChoices:
         return torch.cat([part.next(logits) for part, logits in given if len(logits)])
 
     def keep(self, rows: Tensor) -> None:
-        """Only these rows continue; they are in increasing order."""
+        """Only these rows continue; those of each part stay together."""
         start = 0
         for n, (part, size) in enumerate(zip(self.parts, self.sizes, strict=True)):
             own = rows[(rows >= start) & (rows < start + size)] - start

@@ -143,9 +143,10 @@ class Part:
     next_B: Tensor
 
     @classmethod
-    def after(cls, states: Iterable[State], rows: int, used: int) -> Part:
-        """The ``rows`` of all states, which have the same prefix, padded on the left to ``used`` own tokens. Each state
-        may be dropped when the next is made, so that their caches are not in memory together."""
+    def after(cls, states: Iterable[State], rows: int, used: int, room: int = ROOM) -> Part:
+        """The ``rows`` of all states, which have the same prefix, padded on the left to ``used`` own tokens, with
+        ``room`` for as many more. Each state may be dropped when the next is made, so that their caches are not in
+        memory together."""
         cache: list[Tensor] = []
         prefix: tuple[Pair, ...] = ()
         real, positions, start = [], [], 0
@@ -154,9 +155,10 @@ class Part:
             for n, layer in enumerate(state.cache.layers):
                 if start == 0:
                     _, groups, _, width = layer.keys.shape
-                    cache.append(layer.keys.new_zeros(2, rows, groups, used + ROOM, width))
-                own = cache[n][:, start : start + len(state.next_B), :, left:used]
-                own[0], own[1] = layer.keys, layer.values
+                    cache.append(layer.keys.new_empty(2, rows, groups, used + room, width))
+                own = cache[n][:, start : start + len(state.next_B)]
+                own[..., :left, :] = 0  # a weight of zero times whatever was there might be NaN
+                own[0, ..., left:used, :], own[1, ..., left:used, :] = layer.keys, layer.values
             start += len(state.next_B)
             real.append(F.pad(state.real_BT, (left, 0)))
             positions.append(state.next_B)
@@ -177,13 +179,20 @@ class Part:
         self.used += count
         self.next_B = self.next_B + count
 
-    def keep(self, rows: Tensor) -> None:
-        if len(rows) < len(self.next_B):
-            for n, every in enumerate(self.cache):
-                self.cache[n] = every[:, rows]
-            self.next_B = self.next_B[rows]
-            if self.padding_B11T is not None:
-                self.padding_B11T = _if_any(self.padding_B11T[rows])
+    def keep(self, rows: Tensor) -> Tensor:
+        """Only these rows, given in increasing order; returns them in their new order, in which the last fill the
+        places of those that leave: copying the others would take longer than a step."""
+        count = len(rows)
+        order = torch.arange(count, device=rows.device)
+        places = order[~torch.isin(order, rows)]
+        order[places] = moved = rows[rows >= count]
+        for n, every in enumerate(self.cache):
+            every[:, places] = every[:, moved]
+            self.cache[n] = every[:, :count]
+        self.next_B = self.next_B[order]
+        if self.padding_B11T is not None:
+            self.padding_B11T = _if_any(self.padding_B11T[order])
+        return order
 
     def attended(self, number: int, all_BH2k: Tensor, per_group: int) -> Tensor:
         """out_NmK (N = B * G) of scaled queries, keys and values (B, H + 2G, 2, K / 2), after adding the latter to the
@@ -346,17 +355,18 @@ class FusedState:
         for part in self.parts:
             part.advance(-count)
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows, in increasing order."""
-        kept, start = [], 0
+    def keep(self, rows: Tensor) -> Tensor:
+        """As `State.keep`."""
+        kept, orders, start = [], [], 0
         for part in self.parts:
             end = start + len(part.next_B)
             own = rows[(rows >= start) & (rows < end)] - start
-            start = end
             if len(own):
-                part.keep(own)
+                orders.append(start + (part.keep(own) if len(own) < len(part.next_B) else own))
                 kept.append(part)
+            start = end
         self.parts = kept
+        return torch.cat(orders)
 
 
 def _if_any(padding: Tensor) -> Tensor | None:

@@ -26,7 +26,7 @@ from tunewright.model.decoding.fused import FusedState, Part
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.decoding.threads import StepThreads
 from tunewright.model.language_model import LanguageModel
-from tunewright.system import crowding
+from tunewright.system import crowding, machine
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import prompt_then_answer
 
@@ -129,7 +129,8 @@ def complete_all(
     written: list[list[list[int]]] = [[[] for _ in request.prompts] for request in requests]
     threads = StepThreads(crowding.now(torch.get_num_threads()))
     mergeable = not decoding.keeps_attention and _is_fused(model)
-    for batch in _decode_batches([request.prompts for request in requests], decoding, mergeable):
+    batches = _decode_batches([request.prompts for request in requests], decoding, mergeable)
+    for batch in batches:
         prompts = [[requests[i].prompts[r] for r in rows] for i, rows in batch]
         begun = [_after_prompts(model, part, decoding, prefix_cache) for part in prompts]
         state, logits_BV = _together([part for part, _ in begun]), torch.cat([logits for _, logits in begun])
@@ -156,11 +157,13 @@ def complete_all(
                     progress(len(alive) - len(unfinished))
                     if not unfinished:
                         break
-                    keep = torch.tensor(unfinished, device=token_B.device)
-                    alive, token_B = [alive[b] for b in unfinished], token_B[keep]
-                    state.keep(keep)
-                    choice.keep(keep)
+                    order = state.keep(torch.tensor(unfinished, device=token_B.device))
+                    choice.keep(order)
+                    alive, token_B = [alive[b] for b in order.tolist()], token_B[order]
                 logits_BV = threads.step(state, token_B)
+        if batch is not batches[-1]:
+            del state, begun
+            machine.return_pages()  # the next batch's cache has another size
     return written
 
 
@@ -267,7 +270,7 @@ def _after_prompts(
 
     if plain or not _is_fused(model):
         return fed(own), logits[0]
-    rows = Part.after(map(fed, _parts(own)), len(own), max(map(len, own)))
+    rows = Part.after(map(fed, _parts(own)), len(own), max(map(len, own)), decoding.max_new_tokens)
     return FusedState.of(model, rows, model.decoding), torch.cat(logits)
 
 

@@ -68,6 +68,8 @@ class State:
         """Append a token to every row; logits_BV after it."""
         return self.feed(token_B[:, None], torch.ones_like(token_B)[:, None])[:, -1]
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor) -> Tensor:
+        """Only these rows, given in increasing order, continue; returns them in the order that they now have."""
         self.cache.batch_select_indices(rows)
         self.real_BT, self.next_B = self.real_BT[rows], self.next_B[rows]
+        return rows
