@@ -149,6 +149,7 @@ def test_the_config_fields() -> None:
         "adapter.alpha",
         "adapter.dropout",
         "adapter.targets",
+        "adapter.loraplus_lr_ratio",
         "train.method",
         "train.epochs",
         "train.steps",

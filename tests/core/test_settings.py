@@ -66,6 +66,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "adapter.alpha": (3.0, {}),
     "adapter.dropout": (0.2, {}),
     "adapter.targets": (["q_proj"], {}),
+    "adapter.loraplus_lr_ratio": (4.0, {}),
     "train.epochs": (7.0, {}),
     "train.steps": (3, {}),
     "train.batch_size": (2, {}),

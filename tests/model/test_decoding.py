@@ -19,6 +19,7 @@ from tunewright.model.decoding import fused as decoding
 from tunewright.model.decoding import generate
 from tunewright.model.decoding.fused import FusedState
 from tunewright.model.decoding.generate import Decoding, Request, complete, complete_all
+from tunewright.model.decoding.part import ROOM
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.language_model import LanguageModel
 
@@ -79,7 +80,7 @@ def test_logits_are_those_of_the_modules_bit_for_bit(kind: str, adapter: str, dt
             both(model, prompts(count, shared, count)) as (state, fused),
         ):
             rows = count
-            for step in range(decoding.ROOM + 6):
+            for step in range(ROOM + 6):
                 token_B = torch.randint(0, 256, (rows,), generator=draw)
                 assert torch.equal(state.step(token_B), fused.step(token_B)), (count, shared, step)
                 if step % 5 == 4 and rows > 1:

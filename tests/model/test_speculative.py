@@ -17,8 +17,9 @@ from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters
 from tunewright.model.decoding import generate, speculative
 from tunewright.model.decoding.drafts import Drafts
-from tunewright.model.decoding.fused import ROOM, FusedState
+from tunewright.model.decoding.fused import FusedState
 from tunewright.model.decoding.generate import Decoding, complete
+from tunewright.model.decoding.part import ROOM
 from tunewright.model.language_model import LanguageModel
 
 NEW = ROOM + 20

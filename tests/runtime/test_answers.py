@@ -68,11 +68,11 @@ def test_arms_with_the_same_weights_are_decoded_together(bench: tuple[Answers, M
     classifier = Arm("constant", "", Classifier(lambda _: [], ("a",)))
     arms = [BASE[0], TUNED, BASE[1], BASE[2]]
     assert answers._groups([*arms, classifier]) == [[0, 2, 3], [1], [4]]
-    found = own.of_all(arms, "test", weights)
+    scores = own.of_all(arms, "test", weights)
     assert model.calls == [3, 1]
-    assert [texts(scores)[0] for scores in found] == ["call 1 arm 0", "call 2 arm 0", "call 1 arm 1", "call 1 arm 2"]
-    assert own.of_all(arms, "test", weights) == found
-    assert [own.of(arm, "test", weights) for arm in arms] == found, "one arm reads what the group has computed"
+    assert [texts(of)[0] for of in scores] == ["call 1 arm 0", "call 2 arm 0", "call 1 arm 1", "call 1 arm 2"]
+    assert own.of_all(arms, "test", weights) == scores
+    assert [own.of(arm, "test", weights) for arm in arms] == scores, "one arm reads what the group has computed"
     assert len(model.calls) == 2
 
 
@@ -80,9 +80,9 @@ def test_an_interrupted_group_is_computed_as_a_whole(bench: tuple[Answers, Model
     own, model, weights = bench
     own.of_all(BASE, "dev", weights)
     (own.run.scores / "dev" / "nearest-k4.jsonl").unlink()
-    found = own.of_all(BASE, "dev", weights)
+    scores = own.of_all(BASE, "dev", weights)
     assert model.calls == [3, 3]
-    assert {texts(scores)[0][:6] for scores in found} == {"call 2"}
+    assert {texts(of)[0][:6] for of in scores} == {"call 2"}
 
 
 def test_another_group_does_not_take_the_answers_of_one(bench: tuple[Answers, Model, Weights]) -> None:

@@ -70,7 +70,9 @@ def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_fo
         mine = f"base_model.model.{name}.weight"
         assert torch.equal(exported[mine], expected), name
         assert torch.equal(served[mine], expected), name
-    chosen, swept = (list(read_lines(run.scores / "dev" / f"{name}.jsonl")) for name in ("tuned", "tuned-scale0.25"))
-    assert [{**line, "key": ""} for line in chosen] == [{**line, "key": ""} for line in swept], (
-        "calibration reads the same model"
+    calibrated, swept = (
+        {line["row"]: (line["answer"], line["probs"]) for line in read_lines(run.scores / "dev" / f"{name}.jsonl")}
+        for name in ("calibration", "tuned-scale0.25")
     )
+    assert swept
+    assert {row: calibrated[row] for row in swept} == swept, "calibration reads the same model"

@@ -65,11 +65,11 @@ class Answers:
     def of_all(self, arms: Sequence[Arm], side: Side, weights: Weights) -> list[list[Score]]:
         """`of` for each arm. Those that write their answers with the same weights are decoded together, so that a step
         reads the weights once for all of them."""
-        found: dict[int, list[Score]] = {}
+        scores: dict[int, list[Score]] = {}
         for group in _groups(arms):
             requests = [self._request(arms[n], side) for n in group]
-            found |= dict(zip(group, self._scores(requests, weights), strict=True))
-        return [found[n] for n in range(len(arms))]
+            scores |= dict(zip(group, self._scores(requests, weights), strict=True))
+        return [scores[n] for n in range(len(arms))]
 
     def _request(self, arm: Arm, side: Side) -> AnswerRequest:
         name = f"dev/{arm.name}" if side == "dev" else arm.family
@@ -77,7 +77,7 @@ class Answers:
 
     def _scores(self, requests: Sequence[AnswerRequest], weights: Weights) -> list[list[Score]]:
         """For requests of the same rows. Of several, all are cached or all are computed, because the last bits of an
-        answer depend on what shares its batch; a single one takes cached answers of whatever batch."""
+        answer depend on its batch; a single one takes cached answers of whatever batch."""
         first, arms = requests[0], [request.arm for request in requests]
         rows = list(first.rows)
         answering = weights if first.arm.uses_adapter else base(self.plan)
@@ -89,13 +89,14 @@ class Answers:
         chosen, started = [self.data.examples[i] for i in rows], time.monotonic()
         title = first.branch or first.arm.name if len(arms) == 1 else f"{len(arms)} arms"
         with self.console.bar(f"{first.side} {title}".replace("_", " "), len(arms) * len(rows), unit="rows") as tick:
-            found = self._computed(arms, chosen, answering, tick)
+            computed = self._computed(arms, chosen, answering, tick)
         seconds = round((time.monotonic() - started) / len(arms), 1)
         stored = []
-        for request, key, scores in zip(requests, keys, found, strict=True):
+        for request, key, scores in zip(requests, keys, computed, strict=True):
             stored.append([dataclasses.replace(s, row=i, key=key) for i, s in zip(rows, scores, strict=True)])
             run_folder.write_lines(request.file, [s.to_json() for s in stored[-1]])
-            facts = {"arm": request.arm.name, "side": request.side, "branch": request.branch}
+            file = str(request.file.relative_to(self.run.path))
+            facts = {"arm": request.arm.name, "side": request.side, "branch": request.branch, "file": file}
             self.run.event("judged", **facts, rows=len(rows), seconds=seconds)
         return stored
 

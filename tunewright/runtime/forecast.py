@@ -1,4 +1,4 @@
-"""How long the whole run will take, told before training: from what a few training rows took on this machine.
+"""How long the whole run will take, predicted before training from what a few training rows took on this machine.
 
 Times in seconds, lengths in tokens. A forecast counts what each stage reads, writes and trains on; it does not know how
 long answers will be, except from the pilot's.
@@ -114,75 +114,110 @@ def _written(pilot: Pilot, arms: Sequence[Arm], rows: Sequence[Example], model: 
     return replace(pilot, step=step, row=row)
 
 
-def stages(work: Work, pilot: Pilot) -> dict[str, float]:
-    """The seconds of each stage that takes long, by name."""
-    config, plan, inputs = work.config, work.plan, work.inputs
-    full, plain = config.prove.evidence == "full", config.prove.evidence == "plain"
-    read, tuned = pilot.read, _tuned(work, pilot)
-    dev, test, train = len(inputs.dev), len(inputs.test), plan.rows
-    dev_tokens = sum(r.tokens for r in inputs.rows["dev"])
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of what stages do, from the pilot's."""
 
-    def written(lengths: Sequence[Lengths], rows: int) -> float:
+    work: Work
+    pilot: Pilot
+    tuned: Lengths | None
+
+    def written(self, lengths: Sequence[Lengths], rows: int) -> float:
+        """Of the answers of arms that are decoded together."""
         if not lengths or not rows:
             return 0.0
-        batches = ceil(len(lengths) * rows / plan.decode_batch_size)
+        batches = ceil(len(lengths) * rows / self.work.plan.decode_batch_size)
         tokens = sum(each.prefix + rows * each.own for each in lengths)
-        decoded = batches * max(each.longest for each in lengths) * pilot.step
-        return tokens * read + decoded + rows * sum(each.mean for each in lengths) * pilot.row
+        decoded = batches * max(each.longest for each in lengths) * self.pilot.step
+        return tokens * self.pilot.read + decoded + rows * sum(each.mean for each in lengths) * self.pilot.row
 
-    def judged(arms: Sequence[Arm], rows: int) -> float:
-        lengths = [
-            tuned if arm.trained else pilot.lengths[arm.name] for arm in arms if isinstance(arm.responder, Prompted)
-        ]
-        return written([x for x in lengths if x], rows) + rows * sum(_other(pilot, arm) for arm in arms)
+    def judged(self, arms: Sequence[Arm], rows: int) -> float:
+        """Of the answers of arms with the same weights."""
+        writers = [arm for arm in arms if isinstance(arm.responder, Prompted)]
+        lengths = [self.tuned if arm.trained else self.pilot.lengths[arm.name] for arm in writers]
+        return self.written([x for x in lengths if x], rows) + rows * sum(map(self._other, arms))
 
-    def trained(fraction: float) -> float:
-        losses = (plan.steps * fraction / plan.eval_every + 1) * dev_tokens * read
-        return fraction * (plan.tokens * plan.epochs * pilot.train + plan.steps * pilot.update) + losses
+    def _other(self, arm: Arm) -> float:
+        """Of a row of an arm that does not write; a trained one takes what the base takes."""
+        if isinstance(arm.responder, Prompted) or not arm.needs_model:
+            return 0.0
+        return self.pilot.others.get(arm.name, next(iter(self.pilot.others.values()), 0.0))
 
-    families = list(inputs.arms.values())
-    untrained = [arm for family in families for arm in family if arm.can_be_comparator]
-    chosen = [family[0] for family in families]
-    tuned_on_test = judged([inputs.tuned], test)
-    seconds = {"train": trained(1.0)}
-    if not plain:
-        own = next(iter(pilot.lengths.values()), None)
-        drift = (2 + (len(config.forget.scales) if full else 0)) * GENERIC * read
-        seconds["forgetting"] = drift + (written([own.cut(OWN_ANSWER)], dev) if own else 0.0)
+    def by_tuned(self, rows: int) -> float:
+        return self.judged([self.work.inputs.tuned], rows)
+
+    def trained(self, fraction: float = 1.0) -> float:
+        """Of training on a fraction of the rows, dev losses included."""
+        plan, dev = self.work.plan, sum(r.tokens for r in self.work.inputs.rows["dev"])
+        losses = (plan.steps * fraction / plan.eval_every + 1) * dev * self.pilot.read
+        return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
+
+    def forgetting(self) -> float:
+        config, pilot = self.work.config, self.pilot
+        full, scales = config.prove.evidence == "full", len(config.forget.scales)
+        seconds = (2 + (scales if full else 0)) * GENERIC * pilot.read
+        if pilot.lengths:
+            own = next(iter(pilot.lengths.values())).cut(OWN_ANSWER)
+            seconds += self.written([own], len(self.work.inputs.dev))
         if full:
-            seconds["forgetting"] += len(config.forget.scales) * judged([inputs.tuned], dev)
             probe = Lengths(0, 30, PROBE_TOKENS, PROBE_TOKENS)
-            seconds["forgetting"] += 2 * (PROBES * read + written([probe], PROBE_ROWS))
-    seconds["prove"] = judged([a for a in chosen if not a.uses_adapter], test) + judged(
-        [a for a in chosen if a.uses_adapter], test
-    )
-    seconds["prove"] += judged(untrained, dev) if len(untrained) > 1 else 0.0
-    if not plain:
-        ways = len(decodings.candidates(inputs.tuned, work.data.task, config.prove.decoding))
-        seconds["prove"] += (ways - 1) * judged(chosen, dev) + (judged([inputs.tuned], dev) if ways > 1 else 0.0)
-        seconds["prove"] += judged([inputs.tuned], RERUN) + max((judged([a], RERUN) for a in untrained), default=0.0)
+            seconds += scales * self.by_tuned(len(self.work.inputs.dev))
+            seconds += 2 * (PROBES * pilot.read + self.written([probe], PROBE_ROWS))
+        return seconds
+
+    def prove(self) -> float:
+        work, config = self.work, self.work.config.prove
+        families, dev, test = list(work.inputs.arms.values()), len(work.inputs.dev), len(work.inputs.test)
+        untrained = [arm for family in families for arm in family if arm.can_be_comparator]
+        chosen = [family[0] for family in families]
+        seconds = sum(self.judged([a for a in chosen if a.uses_adapter is own], test) for own in (False, True))
+        seconds += self.judged(untrained, dev) if len(untrained) > 1 else 0.0
+        if config.evidence == "plain":
+            return seconds
+        ways = len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding))
+        seconds += (ways - 1) * self.judged(chosen, dev) + (self.by_tuned(dev) if ways > 1 else 0.0)
+        seconds += self.by_tuned(RERUN) + max((self.judged([a], RERUN) for a in untrained), default=0.0)
         if work.data.task.metric.by_label:
-            seconds["prove"] += judged([inputs.tuned], min(CALIBRATED, len(inputs.rows["dev"])))
-    experiments = config.experiments
-    if experiments.crossfit:
-        seconds["crossfit"] = 4 * (trained(0.5) + judged([inputs.tuned], train // 2))
-    if experiments.cleaning:
-        seconds["cleaning"] = trained(1.0) + tuned_on_test
-    if experiments.mitigation:
-        seconds["mitigation"] = 2 * (trained(1.0) + judged([inputs.tuned], dev)) + 6 * GENERIC * read
-    if count := experiments.prompt_distillation:
-        share = (count + dev) / train
-        seconds["prompt_distillation"] = (
-            judged([chosen[0]], count + dev) + trained(share) + 2 * judged([chosen[0]], test)
-        )
-    if full:
-        seconds["learning_curve"] = trained(0.5) + tuned_on_test
-        if tuned:
-            alone = 2 * (tuned.prefix + tuned.own) * read + tuned.mean * pilot.step
-            seconds["cost"] = 4 * (config.cost.requests + 1) * alone
-    rows = min(test, config.export.rows)
-    seconds["export"] = len(config.export.to) * (LOADING + judged([inputs.tuned], rows))
-    return seconds
+            seconds += self.by_tuned(min(CALIBRATED, len(work.inputs.rows["dev"])))
+        return seconds
+
+    def experiments(self) -> dict[str, float]:
+        work, config = self.work, self.work.config.experiments
+        dev, test = len(work.inputs.dev), len(work.inputs.test)
+        seconds: dict[str, float] = {}
+        if config.crossfit:
+            seconds["crossfit"] = 4 * (self.trained(0.5) + self.by_tuned(work.plan.rows // 2))
+        if config.cleaning:
+            seconds["cleaning"] = self.trained() + self.by_tuned(test)
+        if config.mitigation:
+            seconds["mitigation"] = 2 * (self.trained() + self.by_tuned(dev)) + 6 * GENERIC * self.pilot.read
+        if count := config.prompt_distillation:
+            teacher = next(iter(work.inputs.arms.values()))[:1]
+            seconds["prompt_distillation"] = self.judged(teacher, count + dev + 2 * test)
+            seconds["prompt_distillation"] += self.trained((count + dev) / work.plan.rows)
+        if work.config.prove.evidence == "full":
+            seconds["learning_curve"] = self.trained(0.5) + self.by_tuned(test)
+        return seconds
+
+    def cost(self) -> float:
+        if self.work.config.prove.evidence != "full" or self.tuned is None:
+            return 0.0
+        alone = 2 * (self.tuned.prefix + self.tuned.own) * self.pilot.read + self.tuned.mean * self.pilot.step
+        return 4 * (self.work.config.cost.requests + 1) * alone
+
+    def export(self) -> float:
+        config = self.work.config.export
+        return len(config.to) * (LOADING + self.by_tuned(min(config.rows, len(self.work.inputs.test))))
+
+
+def stages(work: Work, pilot: Pilot) -> dict[str, float]:
+    """The seconds of each stage that takes long, by name."""
+    f = Forecast(work, pilot, _tuned(work))
+    seconds = {"train": f.trained()}
+    if work.config.prove.evidence != "plain":
+        seconds["forgetting"] = f.forgetting()
+    seconds |= {"prove": f.prove(), **f.experiments(), "cost": f.cost(), "export": f.export()}
+    return {name: s for name, s in seconds.items() if s}
 
 
 def decoding_gb(work: Work, pilot: Pilot) -> float:
@@ -195,8 +230,8 @@ def decoding_gb(work: Work, pilot: Pilot) -> float:
     return 1e-9 * (size * facts.parameters + OVERHEAD * size * facts.layers * facts.cached * tokens) + PYTHON_GB
 
 
-def _tuned(work: Work, pilot: Pilot) -> Lengths | None:
-    """Of the tuned arm: the prompts of the rows, and answers as long as those that it learns."""
+def _tuned(work: Work) -> Lengths | None:
+    """Of the tuned arm, if it writes: the prompts of the rows, and answers as long as those that it learns."""
     arm = work.inputs.tuned
     if not isinstance(arm.responder, Prompted):
         return None
@@ -204,13 +239,6 @@ def _tuned(work: Work, pilot: Pilot) -> Lengths | None:
     prompts = [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in examples]
     answers = [min(r.supervised, work.plan.max_new_tokens) for r in work.inputs.rows["train"]]
     return Lengths(*_prompts(prompts), sum(answers) / len(answers), max(answers))
-
-
-def _other(pilot: Pilot, arm: Arm) -> float:
-    """Seconds for a row of an arm that does not write; a trained one takes what the base takes."""
-    if isinstance(arm.responder, Prompted) or not arm.needs_model:
-        return 0.0
-    return pilot.others.get(arm.name, next(iter(pilot.others.values()), 0.0))
 
 
 def _prompts(prompts: Sequence[Sequence[int]]) -> tuple[int, float]:

@@ -94,8 +94,8 @@ def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, A
         }
         several = {family: candidates for family, candidates in decoded.items() if candidates != [chosen[family]]}
         ask([c for candidates in several.values() for c in candidates])
-        values = {name: decodings.value(scores) for name, scores in known.items()} if several else {}
         for family, candidates in several.items():
+            values = {c.name: decodings.value(known[c.name]) for c in candidates}
             chosen[family] = choose_variant(candidates, values, higher_is_better=True)
             if chosen[family].can_be_comparator and len(untrained) > 1:
                 on_dev |= {c.name: mean(known[c.name]) for c in candidates}
@@ -106,7 +106,7 @@ def _scored_arms(
     work: Work, chosen: Mapping[str, Arm], scores_of: Mapping[str, list[Score]], on_dev: Mapping[str, float]
 ) -> dict[str, ScoredArm]:
     judged = records.judged(records.read_lines(work.run.events, Event))
-    seconds = {j.arm: j.seconds for j in judged if j.side == "test"}
+    seconds = {j.file: j.seconds for j in judged}
     return {
         family: ScoredArm(
             description=chosen[family].description,
@@ -116,7 +116,7 @@ def _scored_arms(
             decoding=chosen[family].decoding,
             on_dev=on_dev.get(chosen[family].name),
             summary=work.data.task.summary(scores),
-            seconds=seconds.get(chosen[family].name),
+            seconds=seconds.get(f"scores/{family}.jsonl"),
             prompt_tokens=round(mean_prompt_tokens(scores), 1),
         )
         for family, scores in scores_of.items()

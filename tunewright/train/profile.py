@@ -148,8 +148,8 @@ def _update_seconds(model: LanguageModel, plan: Plan) -> float:
         start = time.monotonic() if turn else start
         torch.nn.utils.clip_grad_norm_(some.values(), plan.max_grad_norm)
         optimizer.step()
-    share = sum(p.numel() for p in some.values()) / sum(p.numel() for p in every.values())
-    return float((time.monotonic() - start) / share)
+    fraction = sum(p.numel() for p in some.values()) / sum(p.numel() for p in every.values())
+    return float((time.monotonic() - start) / fraction)
 
 
 def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gflops: float) -> Profile:

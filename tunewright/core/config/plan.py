@@ -70,6 +70,10 @@ class Plan(Frozen):
 
     @model_serializer(mode="wrap")
     def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Without ``options`` and ``adapt_threads`` where they are not set, so that other plans, and their hashes, stay
-        as they are."""
-        return {k: v for k, v in serialize(self).items() if k not in ("options", "adapt_threads") or v}
+        """Without what was added to plans later, where it is not set, so that earlier plans, and their hashes, stay as
+        they are."""
+        content = {k: v for k, v in serialize(self).items() if k not in ("options", "adapt_threads") or v}
+        if self.adapter.loraplus_lr_ratio == 1:
+            adapter = self.adapter.model_dump(exclude={"loraplus_lr_ratio"})
+            content["adapter"] = adapter
+        return content

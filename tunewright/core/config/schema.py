@@ -167,11 +167,6 @@ class AdapterConfig(Frozen):
         description="Learning rate of B over that of A, which has train.lr (LoRA+, Hayou et al. 2024).",
     )
 
-    @model_serializer(mode="wrap")
-    def _chosen(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Without a ratio of 1, so that plans made before there was one, and their hashes, stay as they are."""
-        return {k: v for k, v in serialize(self).items() if k != "loraplus_lr_ratio" or v != 1}
-
 
 class MethodOptions(Frozen):
     """Settings that only some training methods read. One that has its default value is not written, so a new one leaves

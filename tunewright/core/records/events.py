@@ -30,6 +30,7 @@ class Judged(Value):
     arm: str = Field(description="Name of the arm, its variant included.")
     side: Side = Field(description="Which rows.")
     branch: str = Field(description="The branch that answered; empty for the run itself.")
+    file: str = Field("", description="Where the scores are, within the run.")
     rows: int = Field(description="Number of rows.")
     seconds: float = Field(description="How long it took, in seconds; of arms decoded together, an equal part.")
 

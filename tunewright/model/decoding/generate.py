@@ -22,7 +22,8 @@ from tunewright.model import attention, forward
 from tunewright.model.decoding import speculative
 from tunewright.model.decoding.choice import TokenChoices
 from tunewright.model.decoding.drafts import Drafts
-from tunewright.model.decoding.fused import FusedState, Part
+from tunewright.model.decoding.fused import FusedState
+from tunewright.model.decoding.part import Part
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.decoding.threads import StepThreads
 from tunewright.model.language_model import LanguageModel
