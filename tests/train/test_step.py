@@ -73,7 +73,7 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str, ratio: float) -
         optimizer = create_loraplus_optimizer(
             theirs, torch.optim.AdamW, lr=plan.lr, loraplus_lr_ratio=ratio, loraplus_lr_embedding=plan.lr, **more
         )
-    shares = [group["lr"] / plan.lr for group in optimizer.param_groups]
+    ratios = [group["lr"] / plan.lr for group in optimizer.param_groups]
     expected = []
     for step in range(plan.steps):
         chosen = [data[i].sequences[0] for i in packing.step_rows(len(data), plan.batch_size, plan.seed, step)]
@@ -93,8 +93,8 @@ def test_five_steps_equal_transformers_peft_and_adamw(kind: str, ratio: float) -
         torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
         done = (step - 2) / 2
         rate = plan.lr * (step + 1) / 2 if step < 2 else plan.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        for group, share in zip(optimizer.param_groups, shares, strict=True):
-            group["lr"] = rate * share
+        for group, own_ratio in zip(optimizer.param_groups, ratios, strict=True):
+            group["lr"] = rate * own_ratio
         optimizer.step()
         expected.append(float(loss.detach()))
     assert max(abs(a - b) for a, b in zip(actual, expected, strict=True)) < 1e-9
