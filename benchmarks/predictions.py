@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     lines = [
         "# Predictions of the plan\n",
-        "`python benchmarks/predictions.py RUN...`: seconds of the stages that the plan predicted; peak memory in GB.\n",
+        "`python benchmarks/predictions.py RUN...`: seconds of the stages that the plan predicted; memory in GB.\n",
         "| run | predicted | took | error | predicted GB | peak GB | error | stages: predicted/took |",
         "|---|---|---|---|---|---|---|---|",
         *map(row, parser.parse_args().runs),

@@ -1,0 +1,66 @@
+"""Predictions of time: what is counted, on pilots of known speed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from build import plan_of, read
+
+from tunewright import api
+from tunewright.core.stage_names import BY_NAME
+from tunewright.core.words import duration
+from tunewright.judge.arms.arm import Arm
+from tunewright.judge.arms.prompted import Prompted
+from tunewright.runtime.forecast import Forecast, Lengths, Pilot
+
+SHORT, LONG = Lengths(100, 10.0, 5.0, 8), Lengths(0, 300.0, 50.0, 96)
+PILOT = Pilot(0.002, 0.001, 0.01, 0.05, 0.001, {"zero_shot": SHORT, "few_shot": LONG}, {})
+
+
+def forecast(**plan: Any) -> Forecast:
+    inputs = SimpleNamespace(rows={"dev": [SimpleNamespace(tokens=50)] * 4})
+    work = SimpleNamespace(plan=plan_of(**plan), inputs=inputs)
+    return Forecast(work, PILOT, SHORT)  # type: ignore[arg-type]
+
+
+def test_a_batch_takes_as_many_steps_as_its_longest_answer() -> None:
+    f = forecast(decode_batch_size=256)
+    read, rows = (100 + 20 * 10 + 20 * 300) * 0.001, 20 * (5 + 50) * 0.001
+    assert f.written([SHORT, LONG], 20) == pytest.approx(read + 96 * 0.05 + rows)
+    apart = f.written([SHORT], 20) + f.written([LONG], 20)
+    assert apart - f.written([SHORT, LONG], 20) == pytest.approx(8 * 0.05), "the steps of the short ones are free"
+    small = forecast(decode_batch_size=10)
+    assert small.written([SHORT, LONG], 20) == pytest.approx(read + 4 * 96 * 0.05 + rows)
+
+
+def test_arms_are_counted_as_they_answer() -> None:
+    f = forecast(decode_batch_size=256)
+    zero, few = (Arm(name, "", Prompted()) for name in ("zero_shot", "few_shot"))
+    tuned = replace(zero, family="tuned", uses_adapter=True, trained=True)
+    assert f.judged([zero, few], 7) == f.written([SHORT, LONG], 7)
+    assert f.judged([tuned], 7) == f.written([SHORT], 7)
+    scored = Arm("zero_shot", "", SimpleNamespace(needs_model=True, decoding="greedy"))  # type: ignore[arg-type]
+    by_row = replace(f, pilot=replace(PILOT, others={"zero_shot": 0.2}))
+    assert by_row.judged([scored], 7) == pytest.approx(1.4)
+    assert by_row.judged([replace(scored, family="tuned", trained=True)], 7) == pytest.approx(1.4)
+    assert f.judged([Arm("constant", "", SimpleNamespace(needs_model=False, decoding="greedy"))], 7) == 0  # type: ignore[arg-type]
+
+
+def test_training_is_counted_with_its_dev_losses() -> None:
+    f = forecast(tokens=1000, epochs=2.0, steps=10, eval_every=5)
+    losses = 3 * 200 * 0.001
+    assert f.trained() == pytest.approx(2000 * 0.002 + 10 * 0.01 + losses)
+    assert f.trained(0.5) == pytest.approx(1000 * 0.002 + 5 * 0.01 + 2 * 200 * 0.001)
+
+
+def test_a_run_predicts_all_stages_that_take_long(full: api.Result) -> None:
+    stages = read(full.path, "plan")["estimate"]["stages"]
+    assert {"train", "forgetting", "prove", "crossfit", "learning_curve", "export"} <= set(stages) <= set(BY_NAME)
+    assert all(seconds > 0 for seconds in stages.values())
+
+
+def test_durations_are_given_in_units_that_people_use() -> None:
+    assert [duration(s) for s in (0.4, 89.4, 91, 3000, 7800)] == ["0 s", "89 s", "2 min", "50 min", "2 h 10 min"]
