@@ -134,6 +134,23 @@ def test_requests_that_are_decoded_together_get_the_answers_that_each_gets_alone
             assert answers == [complete(model, [prompt], alone)[0] for prompt in request.prompts]
 
 
+def test_batches_are_limited_in_rows_and_in_tokens() -> None:
+    """Rows are padded to the longest of their chunk, so one long row must not make all others as long."""
+    short, long = [[1] * 9 + [n] for n in range(6)], [[2] * 90 + [n] for n in range(2)]
+    how = Decoding(10, (), batch_size=5)
+    assert generate._decode_batches([short, long], how, True) == [
+        [(0, [0, 1, 2, 3, 4])],
+        [(0, [5]), (1, [0, 1])],
+    ]
+    assert generate._decode_batches([short, long], how, False) == [[(0, [0, 1, 2, 3, 4])], [(0, [5])], [(1, [0, 1])]]
+    mixed = [*short[:3], long[0]]
+    few = dataclasses.replace(how, batch_tokens=101 + 2 * 20)
+    assert generate._decode_batches([mixed], few, True) == [[(0, [3])], [(0, [0, 1, 2])]]
+    assert generate._decode_batches([mixed], dataclasses.replace(few, batch_tokens=1), True) == [
+        [(0, [r])] for r in (3, 0, 1, 2)
+    ]
+
+
 @pytest.mark.parametrize("shared", [0, 20])
 def test_prompts_that_are_computed_in_parts_get_the_same_answers(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = family_model("llama", torch.float32, None), prompts(9, shared, 0)

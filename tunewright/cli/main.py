@@ -85,7 +85,7 @@ def demo(
 ) -> None:
     """Run every stage on real rows with the embedded model.
 
-    Extracts JSON from US addresses; takes about 15 minutes on two cores.
+    Extracts JSON from US addresses; takes about 8 minutes on two cores.
     """
     from tunewright.cli.demo import SETTINGS, rows_file
 

@@ -40,7 +40,7 @@ class CheckPrompt:
 class CheckRequest:
     """What both processes compute: answers to the prompts, and when these end. ``conversations``: of the prompts that
     have one. ``template``: arguments of the chat template. ``texts``: what is split into tokens. ``batchable``: as
-    `Decoding`."""
+    in `Decoding`."""
 
     prompts: list[list[int]]
     new_tokens: int

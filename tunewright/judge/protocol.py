@@ -18,8 +18,9 @@ from tunewright.judge.statistics import Comparison
 
 RULE = (
     "dev chooses one variant of every family of arms, and the best untrained arm as comparator; every chosen arm "
-    "answers test once; the verdict compares tuned with the comparator, and is BETTER only if tuned is shown to be "
-    "better than every other untrained arm too; all other comparisons are exploratory and adjusted by Holm's method"
+    "answers test once (and two of them some rows again, to measure noise); the verdict compares tuned with the "
+    "comparator, and is BETTER only if tuned is shown to be better than every other untrained arm too; all other "
+    "comparisons are exploratory and adjusted by Holm's method"
 )
 
 

@@ -27,6 +27,7 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models
 from tunewright.runtime.weights import Weights, base
+from tunewright.train import planning
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Answers:
         first, arms = requests[0], [request.arm for request in requests]
         rows = list(first.rows)
         answering = weights if first.arm.uses_adapter else base(self.plan)
-        batch = f"+{_hash(*(arm.name for arm in arms))[:8]}" if len(arms) > 1 else ""
-        keys = [self._key(answering, arm) + batch for arm in arms]
+        suffix = f"+{_hash(*(arm.name for arm in arms))[:8]}" if len(arms) > 1 else ""
+        keys = [self._key(answering, arm) + suffix for arm in arms]
         cached = [_cached(request, key) for request, key in zip(requests, keys, strict=True)]
         if all(scores is not None for scores in cached):
             return [scores for scores in cached if scores is not None]
@@ -113,7 +114,7 @@ class Answers:
 
     @contextmanager
     def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:
-        """A model with these weights that answers as in every arm: greedily, in the plan's batches."""
+        """A model with these weights that answers as in every arm: in the plan's batches."""
         with self.models.at(weights) as model:
             yield self.answering(model, max_new_tokens)
 
@@ -126,7 +127,10 @@ class Answers:
     def _decoding(self, stop: tuple[int, ...], max_new_tokens: int | None) -> Decoding:
         facts, limit = self.inputs.facts, self.plan.max_new_tokens
         limit = limit if max_new_tokens is None else max_new_tokens
-        return Decoding(limit, stop, self.plan.decode_batch_size, facts.packable, facts.window)
+        plan = self.plan
+        tokens = plan.decode_batch_size * (planning.LONGER * plan.tokens // plan.rows + plan.max_new_tokens)
+        how = Decoding(limit, stop, plan.decode_batch_size, facts.packable, facts.window)
+        return dataclasses.replace(how, batch_tokens=tokens)
 
     def _key(self, weights: Weights, arm: Arm) -> str:
         """Hash of everything that an answer depends on, except its row and its batch."""
@@ -150,6 +154,8 @@ def _groups(arms: Sequence[Arm]) -> list[list[int]]:
 
 def _cached(request: AnswerRequest, key: str) -> list[Score] | None:
     """The cached answers under ``key``; if that names no batch, of whatever batch."""
-    scores = [Score.from_json(line) for line in run_folder.read_lines(request.file)]
-    keys = {s.key if s.key is None or "+" in key else s.key.partition("+")[0] for s in scores}
-    return scores if keys == {key} and [s.row for s in scores] == list(request.rows) else None
+    lines = list(run_folder.read_lines(request.file))
+    keys = {str(line.get("key")) if "+" in key else str(line.get("key")).partition("+")[0] for line in lines}
+    if keys != {key} or [line["row"] for line in lines] != list(request.rows):
+        return None
+    return [Score.from_json(line) for line in lines]

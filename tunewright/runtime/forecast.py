@@ -28,10 +28,11 @@ from tunewright.tokens import rendering
 from tunewright.train.profile import Speed
 
 PILOT, PILOT_TOKENS = 4, 128  # training rows that every untrained arm answers, and how far
+PILOT_SECONDS = 15.0  # at most, about
 OWN_ANSWER, GENERIC, PROBES, PROBE_ROWS, PROBE_TOKENS = 64, 5_000, 32_000, 360, 32  # of `forgetting`
 LOADING = 6.0  # writing an export, and a process that loads it
 RERUN, CALIBRATED = 16, 400  # rows of `prove`
-OVERHEAD, PYTHON_GB = 1.7, 0.7  # of a cache, while it is copied; of torch and the data
+OVERHEAD, PYTHON_GB = 1.7, 0.7  # padding, and what an earlier batch left; torch and the data
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Pilot:
-    """``train``, ``read``: of a token, with and without a backward pass; ``update``: of the optimizer. A decoding step
-    of n rows takes ``step`` + n * ``row``. ``lengths``: of the arms that write, by name; ``others``: seconds for a row
-    of the other arms."""
+    """Seconds: ``train`` and ``read`` of a token, with and without a backward pass, ``update`` of the optimizer. A step
+    of decoding n rows takes ``step`` + n * ``row``. ``others``: of a row of arms that do not write, by name.
+    ``lengths``: of those that do."""
 
     train: float
     read: float
@@ -80,7 +81,7 @@ def estimate(work: Work, speed: Speed) -> Estimate:
 
 def measure(work: Work, speed: Speed) -> Pilot:
     """Let the untrained arms answer some training rows."""
-    rows = [work.data.examples[i] for i in work.data.side("train")[:PILOT]]
+    rows = _pilot_rows(work)
     arms = [arm for variants in work.inputs.arms.values() for arm in variants if not arm.trained]
     pilot = Pilot(1 / speed.tokens_per_second, speed.read, speed.update, 0.0, 0.0, {}, {})
     with work.answers.chat_model(base(work.plan), min(PILOT_TOKENS, work.plan.max_new_tokens)) as model:
@@ -89,8 +90,21 @@ def measure(work: Work, speed: Speed) -> Pilot:
                 start = time.monotonic()
                 score_arm(arm, rows, work.data.task, model)
                 pilot.others[arm.name] = (time.monotonic() - start) / len(rows)
-        writers = [arm for arm in arms if isinstance(arm.responder, Prompted)]
-        return _written(pilot, writers, rows, model, work.plan.max_new_tokens) if writers else pilot
+        writers = [arm for arm in arms if isinstance(arm.responder, Prompted) and _fits(work, model, arm, rows)]
+        pilot = _written(pilot, writers, rows, model, work.plan.max_new_tokens) if writers else pilot
+    if work.plan.adapter.kind == "none":
+        work.models.release()  # the base is a second model there
+    return pilot
+
+
+def _pilot_rows(work: Work) -> list[Example]:
+    """Training rows that are not too long."""
+    return [work.data.examples[r.row] for r in work.inputs.rows["train"][:PILOT]]
+
+
+def _fits(work: Work, model: ChatModel, arm: Arm, rows: Sequence[Example]) -> bool:
+    longest = max(len(rendering.for_generation(model.template, arm.prompt(e))) for e in rows)
+    return longest + model.decoding.max_new_tokens <= work.inputs.facts.context
 
 
 def _written(pilot: Pilot, arms: Sequence[Arm], rows: Sequence[Example], model: ChatModel, limit: int) -> Pilot:
@@ -103,20 +117,23 @@ def _written(pilot: Pilot, arms: Sequence[Arm], rows: Sequence[Example], model: 
         return time.monotonic() - start, answers
 
     cut, one = model.decoding.max_new_tokens, [prompts[0][:1]]
-    (before_one, _), (before, _) = timed(one, 1), timed(prompts, 1)
-    (total_one, ((answer,),)), (total, answers) = timed(one, min(16, cut)), timed(prompts, cut)
-    written = [[len(a) for a in of] for of in answers]
+    timed(one, 1)  # to warm up
+    (before_one, _), (before, _), (total_one, ((answer,),)) = timed(one, 1), timed(prompts, 1), timed(one, min(16, cut))
     step = max(0.0, total_one - before_one) / max(1, len(answer) - 1)
-    row = max(0.0, total - before - step * max(map(max, written))) / max(1, sum(map(sum, written)))
-    for arm, own, of in zip(arms, prompts, written, strict=True):
-        lengths = [limit if n >= cut else n for n in of]
+    batches = 1 if model.model.decoding != "modules" else len(arms) * (1 if model.decoding.batchable else len(rows))
+    cut = min(cut, max(4, int(PILOT_SECONDS / max(1e-6, step * batches))))
+    total, answers = timed(prompts, cut)
+    written = [[len(a) for a in arm_answers] for arm_answers in answers]
+    row = max(0.0, total - before - batches * step * max(map(max, written))) / max(1, sum(map(sum, written)))
+    for arm, own, tokens in zip(arms, prompts, written, strict=True):
+        lengths = [limit if n >= cut else n for n in tokens]
         pilot.lengths[arm.name] = Lengths(*_prompts(own), sum(lengths) / len(lengths), max(lengths))
     return replace(pilot, step=step, row=row)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of what stages do, from the pilot's."""
+    """Predicts each stage's duration, in seconds, from the pilot."""
 
     work: Work
     pilot: Pilot
@@ -134,7 +151,7 @@ class Forecast:
     def judged(self, arms: Sequence[Arm], rows: int) -> float:
         """Of the answers of arms with the same weights."""
         writers = [arm for arm in arms if isinstance(arm.responder, Prompted)]
-        lengths = [self.tuned if arm.trained else self.pilot.lengths[arm.name] for arm in writers]
+        lengths = [self.tuned if arm.trained else self.pilot.lengths.get(arm.name) for arm in writers]
         return self.written([x for x in lengths if x], rows) + rows * sum(map(self._other, arms))
 
     def _other(self, arm: Arm) -> float:
@@ -154,14 +171,17 @@ class Forecast:
 
     def forgetting(self) -> float:
         config, pilot = self.work.config, self.pilot
-        full, scales = config.prove.evidence == "full", len(config.forget.scales)
-        seconds = (2 + (scales if full else 0)) * GENERIC * pilot.read
+        full, scales = config.prove.evidence == "full", 1
+        if (full or config.forget.apply_best_scale) and self.work.plan.adapter.kind != "none":
+            scales = len({*config.forget.scales, 1.0})
+        seconds = (1 + scales) * GENERIC * pilot.read
         if pilot.lengths:
             own = next(iter(pilot.lengths.values())).cut(OWN_ANSWER)
             seconds += self.written([own], len(self.work.inputs.dev))
+        if scales > 1:
+            seconds += scales * self.by_tuned(len(self.work.inputs.dev))
         if full:
             probe = Lengths(0, 30, PROBE_TOKENS, PROBE_TOKENS)
-            seconds += scales * self.by_tuned(len(self.work.inputs.dev))
             seconds += 2 * (PROBES * pilot.read + self.written([probe], PROBE_ROWS))
         return seconds
 
@@ -185,11 +205,15 @@ class Forecast:
         work, config = self.work, self.work.config.experiments
         dev, test = len(work.inputs.dev), len(work.inputs.test)
         seconds: dict[str, float] = {}
-        if config.crossfit:
-            seconds["crossfit"] = 4 * (self.trained(0.5) + self.by_tuned(work.plan.rows // 2))
+        adapter = work.plan.adapter.kind != "none"
+        if config.crossfit and adapter:
+            half = work.plan.tokens / 2 * 2 * self.pilot.read
+            if work.data.task.metric.by_label:
+                half = self.by_tuned(work.plan.rows // 2)
+            seconds["crossfit"] = 4 * (self.trained(0.5) + half)
         if config.cleaning:
             seconds["cleaning"] = self.trained() + self.by_tuned(test)
-        if config.mitigation:
+        if config.mitigation and adapter:
             seconds["mitigation"] = 2 * (self.trained() + self.by_tuned(dev)) + 6 * GENERIC * self.pilot.read
         if count := config.prompt_distillation:
             teacher = next(iter(work.inputs.arms.values()))[:1]
@@ -235,8 +259,7 @@ def _tuned(work: Work) -> Lengths | None:
     arm = work.inputs.tuned
     if not isinstance(arm.responder, Prompted):
         return None
-    examples = [work.data.examples[i] for i in work.data.side("train")[:PILOT]]
-    prompts = [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in examples]
+    prompts = [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in _pilot_rows(work)]
     answers = [min(r.supervised, work.plan.max_new_tokens) for r in work.inputs.rows["train"]]
     return Lengths(*_prompts(prompts), sum(answers) / len(answers), max(answers))
 

@@ -125,7 +125,9 @@ def _scored_arms(
 
 def _rerun(work: Work, on_test: Sequence[tuple[Arm, Sequence[Score]]], trained: Weights) -> RerunNoise:
     """Estimates evaluation noise: the arms answer some test rows again, which now share a batch with other rows."""
-    floor, changed, rows = 0.0, 0, work.inputs.test[:REPEATED]
+    # Fewer than all, so that the batch is another.
+    floor, changed, rows = 0.0, 0, work.inputs.test[: min(REPEATED, max(1, len(work.inputs.test) // 2))]
+    work.run.event("rerun", side="test", rows=len(rows))
     for arm, scores in on_test:
         if not arm.deterministic:
             file = work.run.scores / "rerun" / f"{arm.name}.jsonl"

@@ -85,7 +85,7 @@ class Runner:
                     run.event(f"{stage.name}_started")
                     self._do(stage)
                     machine.return_pages()
-                    run.event(f"{stage.name}_finished", peak_gb=round(machine.peak_gb(), 2))
+                    run.event(f"{stage.name}_finished", process_peak_gb=round(machine.peak_gb(), 2))
             if stage.name == until:
                 return
 

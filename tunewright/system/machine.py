@@ -62,8 +62,8 @@ def keep_pages() -> None:
 
 
 def return_pages() -> None:
-    """Return the freed memory that `keep_pages` has kept. Between stages, whose tensors have other sizes and do not fit
-    into what is left between those that stay."""
+    """Return the freed memory that `keep_pages` has kept: between stages and large batches, whose tensors have other
+    sizes and do not fit into what is left between those that stay."""
     if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

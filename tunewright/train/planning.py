@@ -18,6 +18,7 @@ from tunewright.tokens.sequences import TrainRow
 
 Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.2, 512  # fraction of the machine's memory; rows
+LONGER = 4  # a prompt with examples than a row, about
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 TRAIN_MEMORY = 0.35  # fraction of the machine's memory for the activations of one pass
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
@@ -148,7 +149,7 @@ def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
     facts, sizes, machine = given.facts, given.sizes, given.machine
     if given.config.prove.batch_size != "auto":
         return Choice(given.config.prove.batch_size, CONFIGURED)
-    tokens = 4 * sizes.tokens // sizes.rows + answer
+    tokens = LONGER * sizes.tokens // sizes.rows + answer
     row = facts.layers * facts.cached * (2 if dtype == "bfloat16" else 4) * tokens
     fits = max(1, int(DECODE_MEMORY * machine.memory_gb * 1e9 / row))
     batch = min(MOST_DECODED, 1 << (fits.bit_length() - 1))

@@ -118,38 +118,45 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
     model.module.train()
     tokens, spent, count = 0, 0.0, 0
     for i, microbatch in enumerate([passes[0], *passes]):
-        start = time.monotonic()
+        start = _now()
         method.loss(model, microbatch, plan).sum.backward()  # type: ignore[no-untyped-call]
         model.module.zero_grad(set_to_none=True)
         if i:
-            tokens, spent, count = tokens + microbatch.tokens, spent + time.monotonic() - start, count + 1
+            tokens, spent, count = tokens + microbatch.tokens, spent + _now() - start, count + 1
         if spent > seconds:
             break
     model.module.eval()
     longest = method.microbatches(model, rows, sorted({i for step in chosen for i in step}), plan, 0)[0]
-    start = time.monotonic()
+    start = _now()
     with torch.no_grad():
         method.loss(model, longest, plan)
-    read = (time.monotonic() - start) / longest.tokens
+    read = (_now() - start) / longest.tokens
     return Speed(tokens / max(spent, 1e-9), count, read, _update_seconds(model, plan))
 
 
+def _now() -> float:
+    """The time when everything asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
 def _update_seconds(model: LanguageModel, plan: Plan) -> float:
-    """Of the optimizer: measured on copies of some parameters, of `SOME` numbers or little more."""
+    """Of the optimizer: measured on copies of some parameters, of about `SOME` numbers in all."""
     every = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
     some: dict[str, torch.nn.Parameter] = {}
-    while len(some) < len(every) and sum(p.numel() for p in some.values()) < SOME:
-        name = list(every)[len(some)]
-        some[name] = torch.nn.Parameter(every[name].detach().clone())
-        some[name].grad = torch.zeros_like(some[name])
+    for name, p in every.items():
+        if sum(copy.numel() for copy in some.values()) < SOME:
+            some[name] = torch.nn.Parameter(p.detach()[: max(1, SOME * len(p) // p.numel())].clone())
+            some[name].grad = torch.zeros_like(some[name])
     optimizer = make_optimizer(some, plan)
-    start = time.monotonic()
+    start = _now()
     for turn in range(2):  # the first makes the moments
-        start = time.monotonic() if turn else start
+        start = _now() if turn else start
         torch.nn.utils.clip_grad_norm_(some.values(), plan.max_grad_norm)
         optimizer.step()
     fraction = sum(p.numel() for p in some.values()) / sum(p.numel() for p in every.values())
-    return float((time.monotonic() - start) / fraction)
+    return float((_now() - start) / fraction)
 
 
 def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gflops: float) -> Profile:

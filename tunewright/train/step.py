@@ -63,7 +63,7 @@ def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> tor
         key = (plan.weight_decay if p.ndim >= 2 else 0.0, ratio if name.endswith("lora_B") else 1.0)
         groups.setdefault(key, []).append(p)
     return torch.optim.AdamW(
-        [{"params": own, "weight_decay": decay, "lr_ratio": of} for (decay, of), own in groups.items()],
+        [{"params": own, "weight_decay": decay, "lr_ratio": lr_ratio} for (decay, lr_ratio), own in groups.items()],
         lr=plan.lr,
         betas=(0.9, 0.999),
         eps=1e-8,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tunewright.model import attention
 from tunewright.model.adapters import LoRALinear, adapted
-from tunewright.model.decoding.part import Part
+from tunewright.model.decoding.part import ROOM, Part
 from tunewright.model.decoding.state import Pair, State
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class FusedState:
         updates = [layer for layer in adapted(model.module).values() if layer.on]
         return cls(
             model,
-            [Layer.of(part) for part in model.decoder.layers],
+            [Layer.of(layer) for layer in model.decoder.layers],
             norm(model.decoder.norm),
             linear(model.head),
             kernel == "vector" and all(_same_as_vector(*x.base.weight.shape, len(x.lora_A)) for x in updates),
@@ -165,9 +165,13 @@ class FusedState:
         return replace(states[0], parts=[part for state in states for part in state.parts])
 
     @property
-    def shape(self) -> tuple[tuple[int, int], ...]:
-        """Of each part: rows, and the tokens that its cache has room for."""
-        return tuple(part.shape for part in self.parts)
+    def shape(self) -> tuple[int, ...]:
+        """What decides the kernels of a step: rows and (in steps of `ROOM`) tokens of each part."""
+        return tuple(n for part in self.parts for n in (len(part.next_B), part.used // ROOM))
+
+    @property
+    def rows(self) -> int:
+        return sum(len(part.next_B) for part in self.parts)
 
     @property
     def is_plain_row(self) -> bool:

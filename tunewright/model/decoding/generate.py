@@ -33,6 +33,7 @@ from tunewright.tokens.sequences import prompt_then_answer
 
 MIN_SHARED = 8
 PREFILL_TOKENS = 4096
+MODULES_TOKENS = 32_768  # of a batch whose prompts the modules read in one pass
 # Tokens of a pass of label scoring. Not the plan's tokens_per_pass: passes decide the last bits of the scores, which
 # must not depend on the memory of the machine.
 TOKENS_PER_PASS = 4096
@@ -43,7 +44,8 @@ class Decoding:
     """How answers are decoded, the same for every arm. ``stop``: the tokens that end an answer. ``batchable``: rows may
     share a batch. ``window``: the model's sliding window, in tokens. ``sampling``: how tokens are chosen. ``drafts``:
     guesses, which make an answer that is decoded alone faster. ``plain``: by transformers' modules and attention alone,
-    as most users of a model compute."""
+    as most users of a model compute. ``batch_size`` and ``batch_tokens``: most rows of a batch, and most tokens of its
+    cache."""
 
     max_new_tokens: int
     stop: tuple[int, ...]
@@ -53,6 +55,7 @@ class Decoding:
     sampling: Sampling = GREEDY
     drafts: Drafts | None = None
     plain: bool = False
+    batch_tokens: int = 1 << 30
 
     @property
     def keeps_attention(self) -> bool:
@@ -135,6 +138,7 @@ def complete_all(
         prompts = [[requests[i].prompts[r] for r in rows] for i, rows in batch]
         begun = [_after_prompts(model, part, decoding, prefix_cache) for part in prompts]
         state, logits_BV = _together([part for part, _ in begun]), torch.cat([logits for _, logits in begun])
+        del begun
         samplings = [requests[i].sampling for i, _ in batch]
         with _stepping(model, state), crowding.restored():
             if decoding.drafts is not None and speculative.applies(state, samplings[0]):
@@ -162,8 +166,8 @@ def complete_all(
                     choice.keep(order)
                     alive, token_B = [alive[b] for b in order.tolist()], token_B[order]
                 logits_BV = threads.step(state, token_B)
-        if batch is not batches[-1]:
-            del state, begun
+        if batch is not batches[-1] and len(batch) > 1:
+            del state
             machine.return_pages()  # the next batch's cache has another size
     return written
 
@@ -210,18 +214,26 @@ def _decode_batches(
     requests: Sequence[Sequence[Sequence[int]]], decoding: Decoding, mergeable: bool
 ) -> list[list[Chunk]]:
     """Rows of similar length together, longest first (what does not fit in memory fails at once); of several requests,
-    if they are ``mergeable``."""
+    if they are ``mergeable``. Rows are padded to the longest of their chunk."""
     size = decoding.batch_size if decoding.batchable else 1
+    most = decoding.batch_tokens if mergeable else min(decoding.batch_tokens, MODULES_TOKENS)
     batches: list[list[Chunk]] = []
-    room = 0
+    rows_left = tokens_left = 0
     for number, prompts in enumerate(requests):
-        order = sorted(range(len(prompts)), key=lambda r: (-len(prompts[r]), r))
-        for rows in (order[i : i + size] for i in range(0, len(order), size)):
-            if len(rows) > room or not mergeable:
+        same = common_prefix(prompts) if len(prompts) > 1 and not decoding.keeps_attention else 0
+        same = same if same >= MIN_SHARED else 0
+        chunk: list[int] = []
+        tokens = 0  # of each row of the chunk
+        for row in sorted(range(len(prompts)), key=lambda r: (-len(prompts[r]), r)):
+            tokens = tokens if chunk else len(prompts[row]) - same + decoding.max_new_tokens
+            if rows_left == 0 or tokens_left < tokens or not (chunk or mergeable):
                 batches.append([])
-                room = size
-            batches[-1].append((number, rows))
-            room -= len(rows)
+                rows_left, tokens_left, chunk = size, most, []
+                tokens = len(prompts[row]) - same + decoding.max_new_tokens
+            if not chunk:
+                batches[-1].append((number, chunk))
+            chunk.append(row)
+            rows_left, tokens_left = rows_left - 1, tokens_left - tokens
     return batches
 
 
@@ -295,6 +307,6 @@ def _together(states: Sequence[State | FusedState]) -> State | FusedState:
 
 
 def _stepping(model: LanguageModel, state: State | FusedState) -> contextlib.AbstractContextManager[None]:
-    """Within, the model's own modules compute steps of ``state``, if they do."""
+    """Switches the module to `PREFIXED` attention, if its own modules compute the steps of ``state``."""
     prefixed = isinstance(state, State) and state.prefixed
     return attention.attending(model.module, attention.PREFIXED) if prefixed else contextlib.nullcontext()

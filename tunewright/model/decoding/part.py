@@ -50,12 +50,8 @@ class Part:
             start += len(state.next_B)
             real.append(F.pad(state.real_BT, (left, 0)))
             positions.append(state.next_B)
+            del state, layer, own
         return cls(cache, prefix, used, _if_any(~torch.cat(real).bool()[:, None, None]), torch.cat(positions))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows, and the tokens that the cache has room for."""
-        return len(self.next_B), self.cache[0].shape[3]
 
     def make_room(self, count: int) -> None:
         while self.used + count > self.cache[0].shape[3]:

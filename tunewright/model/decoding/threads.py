@@ -14,7 +14,8 @@ from tunewright.system import crowding
 from tunewright.system.crowding import Crowd
 
 # Whether a step of (threads, shape of the state) gives the logits of all threads, by model: asked once.
-_Asked = dict[tuple[int, tuple[tuple[int, int], ...]], bool]
+_Asked = dict[tuple[int, tuple[int, ...]], bool]
+MOST_ASKED = 32  # rows: of more, nearly every step has a shape of its own, and asking would take as long as it saves
 _same: WeakKeyDictionary[nn.Module, _Asked] = WeakKeyDictionary()
 
 
@@ -29,7 +30,7 @@ class StepThreads:
         """`state.step`."""
         self.crowd = crowding.adapted(self.crowd)
         few, planned = self.crowd.threads, self.crowd.planned
-        if few == planned or not isinstance(state, FusedState):
+        if few == planned or not isinstance(state, FusedState) or state.rows > MOST_ASKED:
             crowding.use(planned)
             return state.step(token_B)
         known, shape = _same.setdefault(state.model.module, {}), (few, state.shape)

@@ -52,7 +52,9 @@ def prompt_distillation(work: Work) -> PromptDistillation:
     branch = Branch("prompt-distillation", plan, tuple(rows), tuple(dev), scale=1.0)
     student = branches.scores(work, branch, "test", student_arm)
     # In a file of its own: dev may have chosen another instruction for the arm of this family.
-    own = AnswerRequest(work.inputs.arms["zero_shot"][0], "test", work.inputs.test, work.run.scores / "teacher.jsonl")
+    file = work.run.branch(branch.name).scores / "test-teacher.jsonl"
+    work.run.event("test_read", rows=len(work.inputs.test), experiment=branch.name)
+    own = AnswerRequest(work.inputs.arms["zero_shot"][0], "test", work.inputs.test, file, branch.name)
     teacher = work.answers.scores(own, base(work.plan))
     c = paired(work, student, teacher)
     same = sum(x.answer.text == y.answer.text for x, y in zip(student, teacher, strict=True))
