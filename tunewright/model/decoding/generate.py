@@ -136,9 +136,7 @@ def complete_all(
     batches = _decode_batches([request.prompts for request in requests], decoding, mergeable)
     for batch in batches:
         prompts = [[requests[i].prompts[r] for r in rows] for i, rows in batch]
-        begun = [_after_prompts(model, part, decoding, prefix_cache) for part in prompts]
-        state, logits_BV = _together([part for part, _ in begun]), torch.cat([logits for _, logits in begun])
-        del begun
+        state, logits_BV = _begun(model, prompts, decoding, prefix_cache)
         samplings = [requests[i].sampling for i, _ in batch]
         with _stepping(model, state), crowding.restored():
             if decoding.drafts is not None and speculative.applies(state, samplings[0]):
@@ -301,9 +299,17 @@ def _parts(prompts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
     return parts
 
 
-def _together(states: Sequence[State | FusedState]) -> State | FusedState:
+def _begun(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[Sequence[int]]],
+    decoding: Decoding,
+    prefix_cache: Prefix | None,
+) -> tuple[State | FusedState, Tensor]:
+    """`_after_prompts` of every chunk, together."""
+    parts = [_after_prompts(model, chunk, decoding, prefix_cache) for chunk in prompts]
+    states = [state for state, _ in parts]
     fused = [state for state in states if isinstance(state, FusedState)]
-    return FusedState.together(fused) if fused else states[0]
+    return (FusedState.together(fused) if fused else states[0]), torch.cat([logits for _, logits in parts])
 
 
 def _stepping(model: LanguageModel, state: State | FusedState) -> contextlib.AbstractContextManager[None]:
