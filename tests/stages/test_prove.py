@@ -45,7 +45,7 @@ def test_the_protocol_is_fixed_before_training(full: api.Result) -> None:
     assert names.index("plan_finished") < names.index("train_started")
     assert read(full.path, "receipt")["hashes"]["protocol"] == full.verdict["protocol"]
     assert (full.path / "protocol.json").stat().st_mtime <= (full.path / "metrics.jsonl").stat().st_mtime
-    # The arms read it once; branches (cleaned, half of the rows, distilled), a teacher and both exports do too, and each
+    # The arms read it once; branches (cleaned, half of the rows, distilled), a teacher and both exports do too; each
     # read is counted.
     assert full.verdict["test_reads"] == names.count("test_read") == 7
     assert "have been read 7 times" in full.report.read_text()
