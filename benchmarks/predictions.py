@@ -28,7 +28,7 @@ def took(events: list[Event]) -> tuple[dict[str, float], float]:
             started[stage] = datetime.fromisoformat(event.time)
         elif what == "finished" and stage in started:
             seconds[stage] = (datetime.fromisoformat(event.time) - started.pop(stage)).total_seconds()
-            peak = max(peak, float(str(event.facts.get("process_peak_gb", event.facts.get("peak_gb", 0.0)))))
+            peak = max(peak, float(str(event.facts.get("process_peak_gb", 0.0))))
     return seconds, peak
 
 

@@ -27,7 +27,7 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models
 from tunewright.runtime.weights import Weights, base
-from tunewright.train import planning
+from tunewright.train.planning import decoded_tokens
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,12 @@ class Answers:
     def _computed(
         self, arms: Sequence[Arm], examples: Sequence[Example], answering: Weights, tick: Progress
     ) -> list[list[Score]]:
-        task = self.data.task
         if not arms[0].needs_model:
-            return [score_arm(arm, examples, task, None, tick) for arm in arms]
+            return [score_arm(arm, examples, self.data.task, None, tick) for arm in arms]
         with self.chat_model(answering) as model:
-            if len(arms) > 1:
-                return score_writers(arms, examples, task, model, tick)
-            return [score_arm(arms[0], examples, task, model, tick)]
+            if decoded_together(arms[0]):
+                return score_writers(arms, examples, self.data.task, model, tick)
+            return [score_arm(arm, examples, self.data.task, model, tick) for arm in arms]
 
     @contextmanager
     def chat_model(self, weights: Weights, max_new_tokens: int | None = None) -> Iterator[ChatModel]:
@@ -125,12 +124,15 @@ class Answers:
         return ChatModel(model, template, decoding, self.plan)
 
     def _decoding(self, stop: tuple[int, ...], max_new_tokens: int | None) -> Decoding:
-        facts, limit = self.inputs.facts, self.plan.max_new_tokens
-        limit = limit if max_new_tokens is None else max_new_tokens
-        plan = self.plan
-        tokens = plan.decode_batch_size * (planning.LONGER * plan.tokens // plan.rows + plan.max_new_tokens)
-        how = Decoding(limit, stop, plan.decode_batch_size, facts.packable, facts.window)
-        return dataclasses.replace(how, batch_tokens=tokens)
+        plan, facts = self.plan, self.inputs.facts
+        return Decoding(
+            plan.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            stop,
+            plan.decode_batch_size,
+            facts.packable,
+            facts.window,
+            batch_tokens=plan.decode_batch_size * decoded_tokens(plan.tokens, plan.rows, plan.max_new_tokens),
+        )
 
     def _key(self, weights: Weights, arm: Arm) -> str:
         """Hash of everything that an answer depends on, except its row and its batch."""

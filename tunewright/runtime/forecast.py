@@ -7,7 +7,7 @@ long answers will be, except from the pilot's.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -16,12 +16,12 @@ from tunewright.core.words import counted
 from tunewright.data.messages import Example
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
-from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.chat_model import ChatModel
-from tunewright.judge.evaluate import score_arm
+from tunewright.judge.evaluate import decoded_together, score_arm
 from tunewright.model.decoding import generate
 from tunewright.model.decoding.generate import Request
 from tunewright.runtime.context import Work
+from tunewright.runtime.sizes import CALIBRATED, OWN_ANSWER_TOKENS, PROBE_TOKENS, REPEATED
 from tunewright.runtime.weights import base
 from tunewright.system import machine
 from tunewright.tokens import rendering
@@ -29,9 +29,8 @@ from tunewright.train.profile import Speed
 
 PILOT, PILOT_TOKENS = 4, 128  # training rows that every untrained arm answers, and how far
 PILOT_SECONDS = 15.0  # at most, about
-OWN_ANSWER, GENERIC, PROBES, PROBE_ROWS, PROBE_TOKENS = 64, 5_000, 32_000, 360, 32  # of `forgetting`
+GENERIC, PROBES, PROBE_ROWS = 5_000, 32_000, 360  # of `forgetting`: tokens, tokens that each model reads, prompts
 LOADING = 6.0  # writing an export, and a process that loads it
-RERUN, CALIBRATED = 16, 400  # rows of `prove`
 OVERHEAD, PYTHON_GB = 1.7, 0.7  # padding, and what an earlier batch left; torch and the data
 
 
@@ -86,12 +85,14 @@ def measure(work: Work, speed: Speed) -> Pilot:
     pilot = Pilot(1 / speed.tokens_per_second, speed.read, speed.update, 0.0, 0.0, {}, {})
     with work.answers.chat_model(base(work.plan), min(PILOT_TOKENS, work.plan.max_new_tokens)) as model:
         for arm in arms:
-            if arm.needs_model and not isinstance(arm.responder, Prompted):
+            if arm.needs_model and not decoded_together(arm):
                 start = time.monotonic()
                 score_arm(arm, rows, work.data.task, model)
                 pilot.others[arm.name] = (time.monotonic() - start) / len(rows)
-        writers = [arm for arm in arms if isinstance(arm.responder, Prompted) and _fits(work, model, arm, rows)]
-        pilot = _written(pilot, writers, rows, model, work.plan.max_new_tokens) if writers else pilot
+        most = work.inputs.facts.context - model.decoding.max_new_tokens
+        prompts = {arm.name: _rendered(work, arm) for arm in arms if decoded_together(arm)}
+        prompts = {name: own for name, own in prompts.items() if max(map(len, own)) <= most}
+        pilot = _written(pilot, prompts, model, work.plan.max_new_tokens) if prompts else pilot
     if work.plan.adapter.kind == "none":
         work.models.release()  # the base is a second model there
     return pilot
@@ -102,14 +103,15 @@ def _pilot_rows(work: Work) -> list[Example]:
     return [work.data.examples[r.row] for r in work.inputs.rows["train"][:PILOT]]
 
 
-def _fits(work: Work, model: ChatModel, arm: Arm, rows: Sequence[Example]) -> bool:
-    longest = max(len(rendering.for_generation(model.template, arm.prompt(e))) for e in rows)
-    return longest + model.decoding.max_new_tokens <= work.inputs.facts.context
+def _rendered(work: Work, arm: Arm) -> list[list[int]]:
+    """The prompts of an arm for the pilot's rows."""
+    return [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in _pilot_rows(work)]
 
 
-def _written(pilot: Pilot, arms: Sequence[Arm], rows: Sequence[Example], model: ChatModel, limit: int) -> Pilot:
-    """With the times and lengths of what ``arms`` wrote. ``limit``: of an answer that the pilot has cut."""
-    prompts = [[rendering.for_generation(model.template, arm.prompt(e)) for e in rows] for arm in arms]
+def _written(pilot: Pilot, prompts_of: Mapping[str, list[list[int]]], model: ChatModel, limit: int) -> Pilot:
+    """With the times and lengths of what arms wrote after their prompts, by name. ``limit``: of an answer that the
+    pilot has cut."""
+    prompts = list(prompts_of.values())
 
     def timed(prompts: Sequence[Sequence[Sequence[int]]], tokens: int) -> tuple[float, list[list[list[int]]]]:
         start, how = time.monotonic(), replace(model.decoding, max_new_tokens=tokens)
@@ -120,14 +122,16 @@ def _written(pilot: Pilot, arms: Sequence[Arm], rows: Sequence[Example], model: 
     timed(one, 1)  # to warm up
     (before_one, _), (before, _), (total_one, ((answer,),)) = timed(one, 1), timed(prompts, 1), timed(one, min(16, cut))
     step = max(0.0, total_one - before_one) / max(1, len(answer) - 1)
-    batches = 1 if model.model.decoding != "modules" else len(arms) * (1 if model.decoding.batchable else len(rows))
+    batches = (
+        1 if model.model.decoding != "modules" else len(prompts) * (1 if model.decoding.batchable else len(prompts[0]))
+    )
     cut = min(cut, max(4, int(PILOT_SECONDS / max(1e-6, step * batches))))
     total, answers = timed(prompts, cut)
     written = [[len(a) for a in arm_answers] for arm_answers in answers]
     row = max(0.0, total - before - batches * step * max(map(max, written))) / max(1, sum(map(sum, written)))
-    for arm, own, tokens in zip(arms, prompts, written, strict=True):
+    for (name, own), tokens in zip(prompts_of.items(), written, strict=True):
         lengths = [limit if n >= cut else n for n in tokens]
-        pilot.lengths[arm.name] = Lengths(*_prompts(own), sum(lengths) / len(lengths), max(lengths))
+        pilot.lengths[name] = Lengths(*_prompts(own), sum(lengths) / len(lengths), max(lengths))
     return replace(pilot, step=step, row=row)
 
 
@@ -150,13 +154,13 @@ class Forecast:
 
     def judged(self, arms: Sequence[Arm], rows: int) -> float:
         """Of the answers of arms with the same weights."""
-        writers = [arm for arm in arms if isinstance(arm.responder, Prompted)]
+        writers = [arm for arm in arms if decoded_together(arm)]
         lengths = [self.tuned if arm.trained else self.pilot.lengths.get(arm.name) for arm in writers]
         return self.written([x for x in lengths if x], rows) + rows * sum(map(self._other, arms))
 
     def _other(self, arm: Arm) -> float:
         """Of a row of an arm that does not write; a trained one takes what the base takes."""
-        if isinstance(arm.responder, Prompted) or not arm.needs_model:
+        if decoded_together(arm) or not arm.needs_model:
             return 0.0
         return self.pilot.others.get(arm.name, next(iter(self.pilot.others.values()), 0.0))
 
@@ -176,7 +180,7 @@ class Forecast:
             scales = len({*config.forget.scales, 1.0})
         seconds = (1 + scales) * GENERIC * pilot.read
         if pilot.lengths:
-            own = next(iter(pilot.lengths.values())).cut(OWN_ANSWER)
+            own = next(iter(pilot.lengths.values())).cut(OWN_ANSWER_TOKENS)
             seconds += self.written([own], len(self.work.inputs.dev))
         if scales > 1:
             seconds += scales * self.by_tuned(len(self.work.inputs.dev))
@@ -196,7 +200,7 @@ class Forecast:
             return seconds
         ways = len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding))
         seconds += (ways - 1) * self.judged(chosen, dev) + (self.by_tuned(dev) if ways > 1 else 0.0)
-        seconds += self.by_tuned(RERUN) + max((self.judged([a], RERUN) for a in untrained), default=0.0)
+        seconds += self.by_tuned(REPEATED) + max((self.judged([a], REPEATED) for a in untrained), default=0.0)
         if work.data.task.metric.by_label:
             seconds += self.by_tuned(min(CALIBRATED, len(work.inputs.rows["dev"])))
         return seconds
@@ -207,9 +211,9 @@ class Forecast:
         seconds: dict[str, float] = {}
         adapter = work.plan.adapter.kind != "none"
         if config.crossfit and adapter:
-            half = work.plan.tokens / 2 * 2 * self.pilot.read
-            if work.data.task.metric.by_label:
-                half = self.by_tuned(work.plan.rows // 2)
+            # The half that is left out: answered, or read by both models.
+            by_label = work.data.task.metric.by_label
+            half = self.by_tuned(work.plan.rows // 2) if by_label else work.plan.tokens * self.pilot.read
             seconds["crossfit"] = 4 * (self.trained(0.5) + half)
         if config.cleaning:
             seconds["cleaning"] = self.trained() + self.by_tuned(test)
@@ -257,11 +261,10 @@ def decoding_gb(work: Work, pilot: Pilot) -> float:
 def _tuned(work: Work) -> Lengths | None:
     """Of the tuned arm, if it writes: the prompts of the rows, and answers as long as those that it learns."""
     arm = work.inputs.tuned
-    if not isinstance(arm.responder, Prompted):
+    if not decoded_together(arm):
         return None
-    prompts = [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in _pilot_rows(work)]
     answers = [min(r.supervised, work.plan.max_new_tokens) for r in work.inputs.rows["train"]]
-    return Lengths(*_prompts(prompts), sum(answers) / len(answers), max(answers))
+    return Lengths(*_prompts(_rendered(work, arm)), sum(answers) / len(answers), max(answers))
 
 
 def _prompts(prompts: Sequence[Sequence[int]]) -> tuple[int, float]:

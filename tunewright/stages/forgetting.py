@@ -24,6 +24,7 @@ from tunewright.model.decoding import generate
 from tunewright.model.kl import Divergence
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work
+from tunewright.runtime.sizes import OWN_ANSWER_TOKENS
 from tunewright.runtime.weights import Weights, base
 from tunewright.stages import probes
 from tunewright.stages.stage import Stage
@@ -33,7 +34,6 @@ from tunewright.tokens.sequences import TokenSequence, prompt_then_answer
 RULE = "the smallest scale whose dev score lies within one standard error of the best scale's"
 PIECE = 512  # tokens of a piece of bundled text
 STANDARD_TOKENS, FULL_TOKENS = 4_000, 6_000
-OWN_ANSWER_TOKENS = 64
 TITLES = {"task": "the base model's own answers to dev prompts", "generic": "bundled text of four kinds"}
 
 

@@ -23,11 +23,9 @@ from tunewright.judge.voice import topic as topics
 from tunewright.runtime import weights
 from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
+from tunewright.runtime.sizes import CALIBRATED, REPEATED
 from tunewright.runtime.weights import Weights
 from tunewright.stages.stage import Stage
-
-REPEATED = 16
-CALIBRATED = 400  # dev rows for temperature and hand-over: scoring labels is cheap, and 40 rows are too few
 
 
 def prove(work: Work) -> Verdict:

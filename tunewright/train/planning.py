@@ -143,13 +143,18 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
     )
 
 
+def decoded_tokens(tokens: int, rows: int, answer: int) -> int:
+    """Tokens of a row in a batch of decoding, about. ``tokens``: of all training ``rows``; ``answer``: the longest."""
+    return LONGER * tokens // rows + answer
+
+
 def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
     """Rows decoded together. It follows from the machine's memory, not from what is free at the moment: an answer's
     last bits depend on its batch, and a repeated run must give the same answers."""
     facts, sizes, machine = given.facts, given.sizes, given.machine
     if given.config.prove.batch_size != "auto":
         return Choice(given.config.prove.batch_size, CONFIGURED)
-    tokens = LONGER * sizes.tokens // sizes.rows + answer
+    tokens = decoded_tokens(sizes.tokens, sizes.rows, answer)
     row = facts.layers * facts.cached * (2 if dtype == "bfloat16" else 4) * tokens
     fits = max(1, int(DECODE_MEMORY * machine.memory_gb * 1e9 / row))
     batch = min(MOST_DECODED, 1 << (fits.bit_length() - 1))

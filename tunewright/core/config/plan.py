@@ -74,6 +74,5 @@ class Plan(Frozen):
         they are."""
         content = {k: v for k, v in serialize(self).items() if k not in ("options", "adapt_threads") or v}
         if self.adapter.loraplus_lr_ratio == 1:
-            adapter = self.adapter.model_dump(exclude={"loraplus_lr_ratio"})
-            content["adapter"] = adapter
+            content["adapter"] = self.adapter.model_dump(exclude={"loraplus_lr_ratio"})
         return content

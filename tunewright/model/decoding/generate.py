@@ -132,8 +132,7 @@ def complete_all(
     """
     written: list[list[list[int]]] = [[[] for _ in request.prompts] for request in requests]
     threads = StepThreads(crowding.now(torch.get_num_threads()))
-    mergeable = not decoding.keeps_attention and _is_fused(model)
-    batches = _decode_batches([request.prompts for request in requests], decoding, mergeable)
+    batches = _decode_batches([request.prompts for request in requests], decoding, _is_fused(model, decoding))
     for batch in batches:
         prompts = [[requests[i].prompts[r] for r in rows] for i, rows in batch]
         state, logits_BV = _begun(model, prompts, decoding, prefix_cache)
@@ -223,11 +222,11 @@ def _decode_batches(
         chunk: list[int] = []
         tokens = 0  # of each row of the chunk
         for row in sorted(range(len(prompts)), key=lambda r: (-len(prompts[r]), r)):
-            tokens = tokens if chunk else len(prompts[row]) - same + decoding.max_new_tokens
+            own = len(prompts[row]) - same + decoding.max_new_tokens
+            tokens = tokens if chunk else own
             if rows_left == 0 or tokens_left < tokens or not (chunk or mergeable):
                 batches.append([])
-                rows_left, tokens_left, chunk = size, most, []
-                tokens = len(prompts[row]) - same + decoding.max_new_tokens
+                rows_left, tokens_left, chunk, tokens = size, most, [], own
             if not chunk:
                 batches[-1].append((number, chunk))
             chunk.append(row)
@@ -242,10 +241,10 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return min(same, min(len(p) for p in prompts) - 1)
 
 
-def _is_fused(model: LanguageModel) -> bool:
+def _is_fused(model: LanguageModel, decoding: Decoding) -> bool:
     """Whether steps are computed by `FusedState`. `step_kernel` was asked on the CPU; a GPU's kernels may round
     differently."""
-    return model.decoding != "modules" and model.device.type == "cpu"
+    return not decoding.keeps_attention and model.decoding != "modules" and model.device.type == "cpu"
 
 
 def _after_prompts(
@@ -279,7 +278,7 @@ def _after_prompts(
             logits.append(state.feed(ids, real, last_only=True)[:, -1])
         return state
 
-    if plain or not _is_fused(model):
+    if not _is_fused(model, decoding):
         return fed(own), logits[0]
     rows = Part.after(map(fed, _parts(own)), len(own), max(map(len, own)), decoding.max_new_tokens)
     return FusedState.of(model, rows, model.decoding), torch.cat(logits)
