@@ -26,7 +26,7 @@ from tunewright.data import dataset
 from tunewright.model import adapters, loading
 from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.language_model import LanguageModel
-from tunewright.system import machine
+from tunewright.system import heap, machine
 from tunewright.tokens import rendering
 from tunewright.tokens.template import load_template
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--answers", type=int, default=100)
     asked = parser.parse_args()
-    machine.keep_pages()
+    heap.keep()
     models = {name: tuned(dtype) for name, dtype in DTYPES.items()}
     print(
         f"`python benchmarks/decoding.py --rounds {asked.rounds} --answers {asked.answers}`: SmolLM2-135M, LoRA of "

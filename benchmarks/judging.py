@@ -23,7 +23,7 @@ from workloads import WORKLOADS, rows
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, fused_llama, loading
 from tunewright.model.decoding.generate import Decoding, complete, label_logprobs
-from tunewright.system import machine
+from tunewright.system import heap, machine
 
 HERE = Path(__file__).parent
 CHUNK = 125
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "judging.json")
     asked = parser.parse_args()
-    machine.keep_pages()
+    heap.keep()
     threads = machine.cores()
     torch.set_num_threads(threads)
     folder = loading.resolve("smollm2-135m")

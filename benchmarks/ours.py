@@ -19,7 +19,7 @@ from tunewright.methods.method import Loss
 from tunewright.model import adapters, forward, fused_llama, loading, peft_format
 from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.language_model import LanguageModel
-from tunewright.system import crowding, machine
+from tunewright.system import crowding, heap
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow, single
@@ -85,7 +85,7 @@ def decode(model: LanguageModel, rows: list[TrainRow]) -> float:
 def main() -> None:
     wire = Wire()
     setup = wire.setup
-    machine.keep_pages()
+    heap.keep()
     torch.set_num_threads(setup["threads"])
     rows = [single(r) for r in rendered(json.loads(Path(setup["rows"]).read_text(encoding="utf-8")))]
     METHODS["all_logits"] = AllLogits()

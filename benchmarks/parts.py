@@ -17,7 +17,7 @@ from workloads import WORKLOADS, rendered, rows
 
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, attention, forward, fused_llama, loading
-from tunewright.system import machine
+from tunewright.system import heap, machine
 from tunewright.tokens.packing import to_microbatch
 
 HEADS, GROUPS, WIDTH = 9, 3, 64
@@ -133,7 +133,7 @@ def steps() -> None:
 
 
 def main() -> None:
-    machine.keep_pages()
+    heap.keep()
     torch.set_num_threads(machine.cores())
     torch.manual_seed(0)
     products()

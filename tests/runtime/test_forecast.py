@@ -14,9 +14,9 @@ from tunewright.core.stage_names import BY_NAME
 from tunewright.core.words import duration
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.prompted import Prompted
-from tunewright.runtime.forecast import Forecast, Lengths, Pilot
+from tunewright.runtime.forecast import PROCESS_GB, Forecast, Lengths, Pilot, decoding_gb
 
-SHORT, LONG = Lengths(100, 10.0, 5.0, 8), Lengths(0, 300.0, 50.0, 96)
+SHORT, LONG = Lengths(100, 10.0, 20, 5.0, 8), Lengths(0, 300.0, 400, 50.0, 96)
 PILOT = Pilot(0.002, 0.001, 0.01, 0.05, 0.001, {"zero_shot": SHORT, "few_shot": LONG}, {})
 
 
@@ -47,6 +47,18 @@ def test_arms_are_counted_as_they_answer() -> None:
     assert by_row.judged([scored], 7) == pytest.approx(1.4)
     assert by_row.judged([replace(scored, family="tuned", trained=True)], 7) == pytest.approx(1.4)
     assert f.judged([Arm("constant", "", SimpleNamespace(needs_model=False, decoding="greedy"))], 7) == 0  # type: ignore[arg-type]
+
+
+def test_memory_is_that_of_the_widest_batch() -> None:
+    facts = SimpleNamespace(layers=10, cached=1000, parameters=0, hidden=0, vocabulary=0)
+    inputs = SimpleNamespace(facts=facts, test=range(20))
+    plan = plan_of(dtype="bfloat16", decode_batch_size=30, max_new_tokens=100, tokens=10_000, rows=1)
+    work: Any = SimpleNamespace(inputs=inputs, plan=plan)
+    cached = 20 * (400 + 100) + 10 * (20 + 100)  # the batch has no room for the other ten
+    assert decoding_gb(work, PILOT) == pytest.approx(PROCESS_GB + 1e-9 * 2 * 10 * 1000 * cached)
+    work.plan = plan_of(dtype="bfloat16", decode_batch_size=30, max_new_tokens=100, tokens=50, rows=1)
+    limited = 30 * (4 * 50 + 100)
+    assert decoding_gb(work, PILOT) == pytest.approx(PROCESS_GB + 1e-9 * 2 * 10 * 1000 * limited)
 
 
 def test_training_is_counted_with_its_dev_losses() -> None:

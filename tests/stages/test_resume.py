@@ -98,6 +98,20 @@ def test_resuming_with_changed_data_is_refused(tmp_path: Path, proved: Path) -> 
     assert "data was" in done.stderr
 
 
+def test_resuming_with_changed_documents_is_refused(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    """Half of the answers would be from the old ones."""
+    documents = tmp_path / "notes"
+    documents.mkdir()
+    (documents / "a.txt").write_text("The cup is on the table.")
+    flags = ["--model", str(model_folder("llama")), *FLAGS, f"prove.documents={documents}", "--name", "r"]
+    assert cli("train", str(chat_rows()), *flags, cwd=tmp_path).returncode == 0
+    (documents / "a.txt").write_text("The cup is on the shelf.")
+    done = cli("prove", "r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "RESUME_MISMATCH" in done.stderr
+    assert "documents was" in done.stderr
+
+
 def test_a_changed_protocol_is_refused_field_by_field(tmp_path: Path, proved: Path) -> None:
     file = copied(proved, tmp_path) / "config.yaml"
     file.write_text(file.read_text().replace("margin: 0.02", "margin: 0.2"))

@@ -27,7 +27,7 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models
 from tunewright.runtime.weights import Weights, base
-from tunewright.train.planning import decoded_tokens
+from tunewright.train import planning
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Answers:
             plan.decode_batch_size,
             facts.packable,
             facts.window,
-            batch_tokens=plan.decode_batch_size * decoded_tokens(plan.tokens, plan.rows, plan.max_new_tokens),
+            batch_tokens=planning.batch_tokens(plan),
         )
 
     def _key(self, weights: Weights, arm: Arm) -> str:

@@ -7,7 +7,7 @@ long answers will be, except from the pilot's.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -23,24 +23,28 @@ from tunewright.model.decoding.generate import Request
 from tunewright.runtime.context import Work
 from tunewright.runtime.sizes import CALIBRATED, OWN_ANSWER_TOKENS, PROBE_TOKENS, REPEATED
 from tunewright.runtime.weights import base
-from tunewright.system import machine
+from tunewright.system import heap, machine
 from tunewright.tokens import rendering
+from tunewright.train import planning
 from tunewright.train.profile import Speed
 
 PILOT, PILOT_TOKENS = 4, 128  # training rows that every untrained arm answers, and how far
 PILOT_SECONDS = 15.0  # at most, about
 GENERIC, PROBES, PROBE_ROWS = 5_000, 32_000, 360  # of `forgetting`: tokens, tokens that each model reads, prompts
 LOADING = 6.0  # writing an export, and a process that loads it
-OVERHEAD, PYTHON_GB = 1.7, 0.7  # padding, and what an earlier batch left; torch and the data
+SAMPLED = 64  # held-out rows whose prompts are measured
+PROCESS_GB = 1.0  # torch, oneDNN's code, the data
+ACTIVATIONS, LOGITS = 20, 10  # bytes: of a token of a prompt for each unit of width and byte of dtype; of a logit
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of an arm's prompts and answers: what the prompts have in common, what each has of its own, the mean answer, the
-    longest."""
+    """Of an arm's prompts: what they have in common, what each has of its own, the most that one has of its own. Of its
+    answers: the mean, the longest."""
 
     prefix: int
     own: float
+    widest: int
     mean: float
     longest: int
 
@@ -71,7 +75,7 @@ def estimate(work: Work, speed: Speed) -> Estimate:
     return Estimate(
         tokens_per_second=round(speed.tokens_per_second, 1),
         train_seconds=seconds["train"],
-        peak_gb=round(max(machine.peak_gb(), decoding_gb(work, pilot)), 2),
+        peak_gb=round(max(machine.peak_gb(), training_gb(work, speed), decoding_gb(work, pilot)), 2),
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {PILOT} answers of each untrained arm",
         stages=seconds,
@@ -90,9 +94,9 @@ def measure(work: Work, speed: Speed) -> Pilot:
                 score_arm(arm, rows, work.data.task, model)
                 pilot.others[arm.name] = (time.monotonic() - start) / len(rows)
         most = work.inputs.facts.context - model.decoding.max_new_tokens
-        prompts = {arm.name: _rendered(work, arm) for arm in arms if decoded_together(arm)}
-        prompts = {name: own for name, own in prompts.items() if max(map(len, own)) <= most}
-        pilot = _written(pilot, prompts, model, work.plan.max_new_tokens) if prompts else pilot
+        asked = [(arm, _rendered(work, arm, rows)) for arm in arms if decoded_together(arm)]
+        asked = [(arm, own) for arm, own in asked if max(map(len, own)) <= most]
+        pilot = _written(work, pilot, asked, model) if asked else pilot
     if work.plan.adapter.kind == "none":
         work.models.release()  # the base is a second model there
     return pilot
@@ -103,15 +107,14 @@ def _pilot_rows(work: Work) -> list[Example]:
     return [work.data.examples[r.row] for r in work.inputs.rows["train"][:PILOT]]
 
 
-def _rendered(work: Work, arm: Arm) -> list[list[int]]:
-    """The prompts of an arm for the pilot's rows."""
-    return [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in _pilot_rows(work)]
+def _rendered(work: Work, arm: Arm, rows: Sequence[Example]) -> list[list[int]]:
+    return [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in rows]
 
 
-def _written(pilot: Pilot, prompts_of: Mapping[str, list[list[int]]], model: ChatModel, limit: int) -> Pilot:
-    """With the times and lengths of what arms wrote after their prompts, by name. ``limit``: of an answer that the
-    pilot has cut."""
-    prompts = list(prompts_of.values())
+def _written(work: Work, pilot: Pilot, asked: Sequence[tuple[Arm, list[list[int]]]], model: ChatModel) -> Pilot:
+    """With the times and lengths of what arms wrote after their prompts. An answer that the pilot has cut may become as
+    long as the plan allows."""
+    prompts = [own for _, own in asked]
 
     def timed(prompts: Sequence[Sequence[Sequence[int]]], tokens: int) -> tuple[float, list[list[list[int]]]]:
         start, how = time.monotonic(), replace(model.decoding, max_new_tokens=tokens)
@@ -129,9 +132,9 @@ def _written(pilot: Pilot, prompts_of: Mapping[str, list[list[int]]], model: Cha
     total, answers = timed(prompts, cut)
     written = [[len(a) for a in arm_answers] for arm_answers in answers]
     row = max(0.0, total - before - batches * step * max(map(max, written))) / max(1, sum(map(sum, written)))
-    for (name, own), tokens in zip(prompts_of.items(), written, strict=True):
-        lengths = [limit if n >= cut else n for n in tokens]
-        pilot.lengths[name] = Lengths(*_prompts(own), sum(lengths) / len(lengths), max(lengths))
+    for (arm, _), tokens in zip(asked, written, strict=True):
+        lengths = [work.plan.max_new_tokens if n >= cut else n for n in tokens]
+        pilot.lengths[arm.name] = Lengths(*_prompts(work, arm), sum(lengths) / len(lengths), max(lengths))
     return replace(pilot, step=step, row=row)
 
 
@@ -185,7 +188,7 @@ class Forecast:
         if scales > 1:
             seconds += scales * self.by_tuned(len(self.work.inputs.dev))
         if full:
-            probe = Lengths(0, 30, PROBE_TOKENS, PROBE_TOKENS)
+            probe = Lengths(0, 30, 0, PROBE_TOKENS, PROBE_TOKENS)
             seconds += 2 * (PROBES * pilot.read + self.written([probe], PROBE_ROWS))
         return seconds
 
@@ -248,25 +251,36 @@ def stages(work: Work, pilot: Pilot) -> dict[str, float]:
     return {name: s for name, s in seconds.items() if s}
 
 
+def training_gb(work: Work, speed: Speed) -> float:
+    """Memory while the model trains: that of the first passes, and what `heap.bounded` lets pile up."""
+    return heap.GROWTH * speed.held_gb if work.inputs.machine.device == "cpu" else machine.peak_gb()
+
+
 def decoding_gb(work: Work, pilot: Pilot) -> float:
-    """Memory while the arms write: weights, and a cache for each row of a batch."""
+    """Memory while the arms write: weights, a cache for each row of the widest batch, and what a pass needs."""
     facts, plan = work.inputs.facts, work.plan
     size = 2 if plan.dtype == "bfloat16" else 4
-    lengths = sorted((x.own + x.longest for x in pilot.lengths.values()), reverse=True)
-    rows = max(1, min(plan.decode_batch_size, len(work.inputs.test)))  # of an arm in a batch
-    tokens = rows * sum(lengths[: max(1, plan.decode_batch_size // rows)])
-    return 1e-9 * (size * facts.parameters + OVERHEAD * size * facts.layers * facts.cached * tokens) + PYTHON_GB
+    rows = len(work.inputs.test)
+    widths = sorted((x.widest + plan.max_new_tokens for x in pilot.lengths.values() for _ in range(rows)), reverse=True)
+    widths = widths[: plan.decode_batch_size]
+    cache = size * facts.layers * facts.cached * min(sum(widths), planning.batch_tokens(plan))
+    passes = ACTIVATIONS * size * facts.hidden * generate.PREFILL_TOKENS + LOGITS * facts.vocabulary * len(widths)
+    return 1e-9 * (size * facts.parameters + cache + passes) + PROCESS_GB
 
 
 def _tuned(work: Work) -> Lengths | None:
-    """Of the tuned arm, if it writes: the prompts of the rows, and answers as long as those that it learns."""
+    """Of the tuned arm, if it writes: answers as long as those that it learns."""
     arm = work.inputs.tuned
     if not decoded_together(arm):
         return None
     answers = [min(r.supervised, work.plan.max_new_tokens) for r in work.inputs.rows["train"]]
-    return Lengths(*_prompts(_rendered(work, arm)), sum(answers) / len(answers), max(answers))
+    return Lengths(*_prompts(work, arm), sum(answers) / len(answers), max(answers))
 
 
-def _prompts(prompts: Sequence[Sequence[int]]) -> tuple[int, float]:
+def _prompts(work: Work, arm: Arm) -> tuple[int, float, int]:
+    """Of held-out rows: what the prompts have in common, and the mean and the most of what each has of its own."""
+    rows = [work.data.examples[i] for i in (*work.inputs.dev, *work.inputs.test)[:SAMPLED]]
+    prompts = _rendered(work, arm, rows)
     same = generate.common_prefix(prompts) if len(prompts) > 1 else 0
-    return same, sum(map(len, prompts)) / len(prompts) - same
+    lengths = [len(p) - same for p in prompts]
+    return same, sum(lengths) / len(lengths), max(lengths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from tunewright.judge.arms.families import ArmInputs, Families
 from tunewright.methods import METHODS
 from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts
-from tunewright.system import machine
+from tunewright.system import heap, machine
 from tunewright.system.machine import Machine
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
@@ -35,8 +37,8 @@ from tunewright.train import planning
 class Inputs:
     """``rows``: training rows by side; test is rendered too, so that a row that cannot be evaluated is reported before
     training. ``too_long``: rows dropped for exceeding ``limit`` tokens. ``arms``: by family; ``left_out``: names of
-    those whose prompts do not fit the model's context. ``document_changes``: in prove.documents. ``dev``: rows for
-    choosing; ``test``: rows for the verdict."""
+    those whose prompts do not fit the model's context. ``document_changes``: in prove.documents, and
+    ``documents_sha256`` of those that are left. ``dev``: rows for choosing; ``test``: rows for the verdict."""
 
     facts: Facts
     machine: Machine
@@ -47,6 +49,7 @@ class Inputs:
     arms: Families
     left_out: tuple[str, ...]
     document_changes: tuple[Change, ...]
+    documents_sha256: str
     max_new_tokens: int
     dev: tuple[int, ...]
     test: tuple[int, ...]
@@ -67,7 +70,7 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
 
     Raises ModelError, or DataError with every row that the template or the model cannot process.
     """
-    machine.keep_pages()
+    heap.keep()
     hardware = machine.measure(None if config.threads == "auto" else config.threads)
     return on_machine(config, run, data, read_facts(config.model), hardware)
 
@@ -101,6 +104,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         arms=arms,
         left_out=left_out,
         document_changes=changes,
+        documents_sha256=hashlib.sha256(json.dumps([d.text for d in documents]).encode()).hexdigest(),
         max_new_tokens=max_new_tokens,
         dev=dev,
         test=test,

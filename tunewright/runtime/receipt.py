@@ -46,6 +46,7 @@ def make(context: Context, inputs: Inputs, plan: Plan, protocol: Protocol) -> Re
         hashes={
             **input_hashes(context.data, inputs, plan),
             "protocol": protocol.sha256,
+            "documents": inputs.documents_sha256,
             "code": code_sha256(),
             "config": run_folder.sha256(context.run.config),
         },
@@ -64,10 +65,12 @@ def check(work: Work) -> list[str]:
     """Compares a resumed run's inputs with its receipt. Returns the changes that may affect the last bits of further
     results: versions, code, processor, threads.
 
-    Raises RESUME_MISMATCH, listing the changes, if data, model, template, plan or protocol have changed.
+    Raises RESUME_MISMATCH, listing the changes, if data, model, template, plan, protocol or documents have changed.
     """
     receipt = records.read(work.run.receipt, Receipt)
     now = {**input_hashes(work.data, work.inputs, work.plan), "protocol": work.protocol.sha256}
+    if "documents" in receipt.hashes:  # which older ones do not have
+        now["documents"] = work.inputs.documents_sha256
     changed = [k for k in now if now[k] != receipt.hashes.get(k)]
     if changed:
         detail = "; ".join(f"{k} was {receipt.hashes.get(k, '')[:12]}, is {now[k][:12]}" for k in changed)

@@ -34,7 +34,7 @@ from tunewright.stages.export import check_prompts
 from tunewright.stages.plan import adopt, protocol_of
 from tunewright.stages.report import write as write_report
 from tunewright.stages.stage import Result, Stage
-from tunewright.system import crowding, machine
+from tunewright.system import crowding, heap, machine
 from tunewright.track import follow
 from tunewright.train import profile
 
@@ -84,7 +84,7 @@ class Runner:
                 if not stage.file(run).exists():
                     run.event(f"{stage.name}_started")
                     self._do(stage)
-                    machine.return_pages()
+                    heap.release()
                     run.event(f"{stage.name}_finished", process_peak_gb=round(machine.peak_gb(), 2))
             if stage.name == until:
                 return

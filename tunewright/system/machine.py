@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import resource
@@ -50,25 +49,6 @@ def measure(threads: int | None = None) -> Machine:
 def cores() -> int:
     """Processor cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_pages() -> None:
-    """Have glibc keep freed memory instead of returning it to the operating system after every step: the page faults
-    cost more than the arithmetic. Does nothing elsewhere (musl, macOS)."""
-    if (libc := _glibc()) is not None:
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-
-
-def return_pages() -> None:
-    """Return the freed memory that `keep_pages` has kept: between stages and large batches, whose tensors have other
-    sizes and do not fit into what is left between those that stay."""
-    if (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc" else None
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from tunewright.core.errors import TrainError
 from tunewright.core.records import METRICS, CheckpointState, StartLine, StepLine
 from tunewright.core.run_folder import Run
 from tunewright.model.language_model import LanguageModel
-from tunewright.system import crowding
+from tunewright.system import crowding, heap
 from tunewright.system.crowding import Crowd
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
@@ -84,7 +84,7 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), RUN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
     plan, run, hashes = training.plan, training.run, training.hashes
-    crowd = crowding.alone(plan.threads)
+    crowd, kept = crowding.alone(plan.threads), heap.Kept()
     student = make_learner(training.model, plan)
     state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
     state = state or _initial(hashes, None)
@@ -100,6 +100,7 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
             if plan.adapt_threads:
                 crowd = crowding.adapted(crowd)
             state = _one_step(training, student, state, crowd, progress)
+            kept = heap.bounded(kept)
             over = state.step == plan.steps or _out_of_patience(state, plan)
             if over or interrupted.is_set() or state.step % plan.checkpoint_every == 0:
                 checkpoints.save(run.checkpoints, student.parameters, student.optimizer, state, plan.checkpoint_keep)

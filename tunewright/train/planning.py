@@ -148,6 +148,11 @@ def decoded_tokens(tokens: int, rows: int, answer: int) -> int:
     return LONGER * tokens // rows + answer
 
 
+def batch_tokens(plan: Plan) -> int:
+    """Tokens of a whole batch of decoding, at most."""
+    return plan.decode_batch_size * decoded_tokens(plan.tokens, plan.rows, plan.max_new_tokens)
+
+
 def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
     """Rows decoded together. It follows from the machine's memory, not from what is free at the moment: an answer's
     last bits depend on its batch, and a repeated run must give the same answers."""

@@ -13,8 +13,9 @@ from torch import Tensor
 from tunewright.core.config import Plan
 from tunewright.core.records import Profile
 from tunewright.methods import METHODS, precomputed
-from tunewright.model.adapters import LoRALinear
+from tunewright.model.adapters import LoRALinear, trainable
 from tunewright.model.language_model import LanguageModel
+from tunewright.system import heap
 from tunewright.tokens import packing, prefix_tree
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow, flat
@@ -22,6 +23,7 @@ from tunewright.train.step import make_learner, make_optimizer, take_step
 
 STEPS, CALIBRATION_STEPS = 3, 8
 SOME = 5_000_000
+MOMENTS_BYTES = 8  # of AdamW, for each trained number
 # torch's operations by purpose, as torch 2.13 names them; all others count as `REST`.
 REST = "Python, dispatch, the rest"
 TORCH, LARGEST_REST = "2.13", 0.2  # a larger rest means that this table no longer fits the installed torch
@@ -100,12 +102,14 @@ def flops(model: LanguageModel, tokens: int, pairs: int, predicted: int) -> floa
 @dataclass(frozen=True)
 class Speed:
     """Forward and backward on real rows, measured over ``passes`` passes. Seconds: ``read`` of a token without the
-    backward pass, ``update`` of the optimizer."""
+    backward pass, ``update`` of the optimizer. ``held_gb``: memory of this process after
+    the first passes, and of the optimizer's moments."""
 
     tokens_per_second: float
     passes: int
     read: float
     update: float
+    held_gb: float
 
 
 def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, seconds: float = 4.0) -> Speed:
@@ -116,6 +120,7 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
     rows = _precomputed(model, rows, plan, chosen)
     passes = [b for step, c in enumerate(chosen) for b in method.microbatches(model, rows, c, plan, step)]
     model.module.train()
+    heap.release()
     tokens, spent, count = 0, 0.0, 0
     for i, microbatch in enumerate([passes[0], *passes]):
         start = _now()
@@ -126,12 +131,13 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
         if spent > seconds:
             break
     model.module.eval()
+    held = heap.resident_gb() + MOMENTS_BYTES * sum(p.numel() for p in trainable(model.module).values()) / 1e9
     longest = method.microbatches(model, rows, sorted({i for step in chosen for i in step}), plan, 0)[0]
     start = _now()
     with torch.no_grad():
         method.loss(model, longest, plan)
     read = (_now() - start) / longest.tokens
-    return Speed(tokens / max(spent, 1e-9), count, read, _update_seconds(model, plan))
+    return Speed(tokens / max(spent, 1e-9), count, read, _update_seconds(model, plan), held)
 
 
 def _now() -> float:

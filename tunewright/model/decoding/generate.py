@@ -27,7 +27,7 @@ from tunewright.model.decoding.part import Part
 from tunewright.model.decoding.state import State, cache_argument
 from tunewright.model.decoding.threads import StepThreads
 from tunewright.model.language_model import LanguageModel
-from tunewright.system import crowding, machine
+from tunewright.system import crowding, heap
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import prompt_then_answer
 
@@ -165,7 +165,7 @@ def complete_all(
                 logits_BV = threads.step(state, token_B)
         if batch is not batches[-1] and len(batch) > 1:
             del state
-            machine.return_pages()  # the next batch's cache has another size
+            heap.release()  # the next batch's cache has another size
     return written
 
 
