@@ -14,10 +14,12 @@ from tunewright.core.stage_names import BY_NAME
 from tunewright.core.words import duration
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.prompted import Prompted
-from tunewright.runtime.forecast import PROCESS_GB, Forecast, Lengths, Pilot, decoding_gb
+from tunewright.runtime.forecast import PROCESS_GB, Forecast, decoding_gb
+from tunewright.runtime.pilot import Lengths, Pilot, Steps
 
 SHORT, LONG = Lengths(100, 10.0, 20, 5.0, 8), Lengths(0, 300.0, 400, 50.0, 96)
-PILOT = Pilot(0.002, 0.001, 0.01, 0.05, 0.001, {"zero_shot": SHORT, "few_shot": LONG}, {})
+STEPS = Steps(0.05, 0.001, 0.0001, adapter=1.5)
+PILOT = Pilot(0.002, 0.001, 0.01, STEPS, {"zero_shot": SHORT, "few_shot": LONG}, {})
 
 
 def forecast(**plan: Any) -> Forecast:
@@ -29,6 +31,7 @@ def forecast(**plan: Any) -> Forecast:
 def test_a_batch_takes_as_many_steps_as_its_longest_answer() -> None:
     f = forecast(decode_batch_size=256)
     read, rows = (100 + 20 * 10 + 20 * 300) * 0.001, 20 * (5 + 50) * 0.001
+    rows += 20 * (5 * (10 + 2.5) + 50 * (300 + 25)) * 0.0001  # attention to what is in the caches
     assert f.written([SHORT, LONG], 20) == pytest.approx(read + 96 * 0.05 + rows)
     apart = f.written([SHORT], 20) + f.written([LONG], 20)
     assert apart - f.written([SHORT, LONG], 20) == pytest.approx(8 * 0.05), "the steps of the short ones are free"
@@ -41,7 +44,8 @@ def test_arms_are_counted_as_they_answer() -> None:
     zero, few = (Arm(name, "", Prompted()) for name in ("zero_shot", "few_shot"))
     tuned = replace(zero, family="tuned", uses_adapter=True, trained=True)
     assert f.judged([zero, few], 7) == f.written([SHORT, LONG], 7)
-    assert f.judged([tuned], 7) == f.written([SHORT], 7)
+    base, read = f.written([SHORT], 7), (100 + 7 * 10) * 0.001
+    assert f.judged([tuned], 7) == pytest.approx(read + 1.5 * (base - read)), "the adapter's products take time, too"
     scored = Arm("zero_shot", "", SimpleNamespace(needs_model=True, decoding="greedy"))  # type: ignore[arg-type]
     by_row = replace(f, pilot=replace(PILOT, others={"zero_shot": 0.2}))
     assert by_row.judged([scored], 7) == pytest.approx(1.4)

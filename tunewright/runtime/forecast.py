@@ -6,136 +6,42 @@ long answers will be, except from the pilot's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 from tunewright.core.config import Estimate
 from tunewright.core.words import counted
-from tunewright.data.messages import Example
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
-from tunewright.judge.chat_model import ChatModel
-from tunewright.judge.evaluate import decoded_together, score_arm
+from tunewright.judge.evaluate import decoded_together
 from tunewright.model.decoding import generate
-from tunewright.model.decoding.generate import Request
+from tunewright.runtime import pilot
 from tunewright.runtime.context import Work
+from tunewright.runtime.pilot import Lengths, Pilot
 from tunewright.runtime.sizes import CALIBRATED, OWN_ANSWER_TOKENS, PROBE_TOKENS, REPEATED
-from tunewright.runtime.weights import base
 from tunewright.system import heap, machine
-from tunewright.tokens import rendering
 from tunewright.train import planning
 from tunewright.train.profile import Speed
 
-PILOT, PILOT_TOKENS = 4, 128  # training rows that every untrained arm answers, and how far
-PILOT_SECONDS = 15.0  # at most, about
 GENERIC, PROBES, PROBE_ROWS = 5_000, 32_000, 360  # of `forgetting`: tokens, tokens that each model reads, prompts
 LOADING = 6.0  # writing an export, and a process that loads it
-SAMPLED = 64  # held-out rows whose prompts are measured
 PROCESS_GB = 1.0  # torch, oneDNN's code, the data
 ACTIVATIONS, LOGITS = 20, 10  # bytes: of a token of a prompt for each unit of width and byte of dtype; of a logit
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Of an arm's prompts: what they have in common, what each has of its own, the most that one has of its own. Of its
-    answers: the mean, the longest."""
-
-    prefix: int
-    own: float
-    widest: int
-    mean: float
-    longest: int
-
-    def cut(self, limit: int) -> Lengths:
-        """With answers of at most ``limit``."""
-        return replace(self, mean=min(self.mean, limit), longest=min(self.longest, limit))
-
-
-@dataclass(frozen=True)
-class Pilot:
-    """Seconds: ``train`` and ``read`` of a token, with and without a backward pass, ``update`` of the optimizer. A step
-    of decoding n rows takes ``step`` + n * ``row``. ``others``: of a row of arms that do not write, by name.
-    ``lengths``: of those that do."""
-
-    train: float
-    read: float
-    update: float
-    step: float
-    row: float
-    lengths: dict[str, Lengths]
-    others: dict[str, float]
-
-
 def estimate(work: Work, speed: Speed) -> Estimate:
     """Of the whole run. ``speed``: of training, measured."""
-    pilot = measure(work, speed)
-    seconds = {name: round(s, 1) for name, s in stages(work, pilot).items()}
+    measured = pilot.measure(work, speed)
+    seconds = {name: round(s, 1) for name, s in stages(work, measured).items()}
     return Estimate(
         tokens_per_second=round(speed.tokens_per_second, 1),
         train_seconds=seconds["train"],
-        peak_gb=round(max(machine.peak_gb(), training_gb(work, speed), decoding_gb(work, pilot)), 2),
+        peak_gb=round(max(machine.peak_gb(), training_gb(work, speed), decoding_gb(work, measured)), 2),
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
-        f"{speed.tokens_per_second:.0f} tokens/s, and up to {PILOT} answers of each untrained arm",
+        f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
     )
-
-
-def measure(work: Work, speed: Speed) -> Pilot:
-    """Let the untrained arms answer some training rows."""
-    rows = _pilot_rows(work)
-    arms = [arm for variants in work.inputs.arms.values() for arm in variants if not arm.trained]
-    pilot = Pilot(1 / speed.tokens_per_second, speed.read, speed.update, 0.0, 0.0, {}, {})
-    with work.answers.chat_model(base(work.plan), min(PILOT_TOKENS, work.plan.max_new_tokens)) as model:
-        for arm in arms:
-            if arm.needs_model and not decoded_together(arm):
-                start = time.monotonic()
-                score_arm(arm, rows, work.data.task, model)
-                pilot.others[arm.name] = (time.monotonic() - start) / len(rows)
-        most = work.inputs.facts.context - model.decoding.max_new_tokens
-        asked = [(arm, _rendered(work, arm, rows)) for arm in arms if decoded_together(arm)]
-        asked = [(arm, own) for arm, own in asked if max(map(len, own)) <= most]
-        pilot = _written(work, pilot, asked, model) if asked else pilot
-    if work.plan.adapter.kind == "none":
-        work.models.release()  # the base is a second model there
-    return pilot
-
-
-def _pilot_rows(work: Work) -> list[Example]:
-    """Training rows that are not too long."""
-    return [work.data.examples[r.row] for r in work.inputs.rows["train"][:PILOT]]
-
-
-def _rendered(work: Work, arm: Arm, rows: Sequence[Example]) -> list[list[int]]:
-    return [rendering.for_generation(work.inputs.template, arm.prompt(e)) for e in rows]
-
-
-def _written(work: Work, pilot: Pilot, asked: Sequence[tuple[Arm, list[list[int]]]], model: ChatModel) -> Pilot:
-    """With the times and lengths of what arms wrote after their prompts. An answer that the pilot has cut may become as
-    long as the plan allows."""
-    prompts = [own for _, own in asked]
-
-    def timed(prompts: Sequence[Sequence[Sequence[int]]], tokens: int) -> tuple[float, list[list[list[int]]]]:
-        start, how = time.monotonic(), replace(model.decoding, max_new_tokens=tokens)
-        answers = generate.complete_all(model.model, [Request(own) for own in prompts], how)
-        return time.monotonic() - start, answers
-
-    cut, one = model.decoding.max_new_tokens, [prompts[0][:1]]
-    timed(one, 1)  # to warm up
-    (before_one, _), (before, _), (total_one, ((answer,),)) = timed(one, 1), timed(prompts, 1), timed(one, min(16, cut))
-    step = max(0.0, total_one - before_one) / max(1, len(answer) - 1)
-    batches = (
-        1 if model.model.decoding != "modules" else len(prompts) * (1 if model.decoding.batchable else len(prompts[0]))
-    )
-    cut = min(cut, max(4, int(PILOT_SECONDS / max(1e-6, step * batches))))
-    total, answers = timed(prompts, cut)
-    written = [[len(a) for a in arm_answers] for arm_answers in answers]
-    row = max(0.0, total - before - batches * step * max(map(max, written))) / max(1, sum(map(sum, written)))
-    for (arm, _), tokens in zip(asked, written, strict=True):
-        lengths = [work.plan.max_new_tokens if n >= cut else n for n in tokens]
-        pilot.lengths[arm.name] = Lengths(*_prompts(work, arm), sum(lengths) / len(lengths), max(lengths))
-    return replace(pilot, step=step, row=row)
 
 
 @dataclass(frozen=True)
@@ -146,20 +52,24 @@ class Forecast:
     pilot: Pilot
     tuned: Lengths | None
 
-    def written(self, lengths: Sequence[Lengths], rows: int) -> float:
+    def written(self, lengths: Sequence[Lengths], rows: int, adapter: bool = False) -> float:
         """Of the answers of arms that are decoded together."""
         if not lengths or not rows:
             return 0.0
+        steps = self.pilot.steps
         batches = ceil(len(lengths) * rows / self.work.plan.decode_batch_size)
         tokens = sum(each.prefix + rows * each.own for each in lengths)
-        decoded = batches * max(each.longest for each in lengths) * self.pilot.step
-        return tokens * self.pilot.read + decoded + rows * sum(each.mean for each in lengths) * self.pilot.row
+        decoded = batches * max(each.longest for each in lengths) * steps.step
+        for each in lengths:
+            decoded += rows * each.mean * (steps.row + steps.cached * (each.own + each.mean / 2))
+        return tokens * self.pilot.read + decoded * (steps.adapter if adapter else 1.0)
 
     def judged(self, arms: Sequence[Arm], rows: int) -> float:
         """Of the answers of arms with the same weights."""
         writers = [arm for arm in arms if decoded_together(arm)]
         lengths = [self.tuned if arm.trained else self.pilot.lengths.get(arm.name) for arm in writers]
-        return self.written([x for x in lengths if x], rows) + rows * sum(map(self._other, arms))
+        adapter = any(arm.uses_adapter for arm in writers)
+        return self.written([x for x in lengths if x], rows, adapter) + rows * sum(map(self._other, arms))
 
     def _other(self, arm: Arm) -> float:
         """Of a row of an arm that does not write; a trained one takes what the base takes."""
@@ -233,7 +143,8 @@ class Forecast:
     def cost(self) -> float:
         if self.work.config.prove.evidence != "full" or self.tuned is None:
             return 0.0
-        alone = 2 * (self.tuned.prefix + self.tuned.own) * self.pilot.read + self.tuned.mean * self.pilot.step
+        steps, tuned = self.pilot.steps, self.tuned
+        alone = 2 * (tuned.prefix + tuned.own) * self.pilot.read + tuned.mean * steps.step * steps.adapter
         return 4 * (self.work.config.cost.requests + 1) * alone
 
     def export(self) -> float:
@@ -241,9 +152,9 @@ class Forecast:
         return len(config.to) * (LOADING + self.by_tuned(min(config.rows, len(self.work.inputs.test))))
 
 
-def stages(work: Work, pilot: Pilot) -> dict[str, float]:
+def stages(work: Work, measured: Pilot) -> dict[str, float]:
     """The seconds of each stage that takes long, by name."""
-    f = Forecast(work, pilot, _tuned(work))
+    f = Forecast(work, measured, _tuned(work))
     seconds = {"train": f.trained()}
     if work.config.prove.evidence != "plain":
         seconds["forgetting"] = f.forgetting()
@@ -256,13 +167,12 @@ def training_gb(work: Work, speed: Speed) -> float:
     return heap.GROWTH * speed.held_gb if work.inputs.machine.device == "cpu" else machine.peak_gb()
 
 
-def decoding_gb(work: Work, pilot: Pilot) -> float:
+def decoding_gb(work: Work, measured: Pilot) -> float:
     """Memory while the arms write: weights, a cache for each row of the widest batch, and what a pass needs."""
     facts, plan = work.inputs.facts, work.plan
     size = 2 if plan.dtype == "bfloat16" else 4
-    rows = len(work.inputs.test)
-    widths = sorted((x.widest + plan.max_new_tokens for x in pilot.lengths.values() for _ in range(rows)), reverse=True)
-    widths = widths[: plan.decode_batch_size]
+    widths = [x.widest + plan.max_new_tokens for x in measured.lengths.values() for _ in work.inputs.test]
+    widths = sorted(widths, reverse=True)[: plan.decode_batch_size]
     cache = size * facts.layers * facts.cached * min(sum(widths), planning.batch_tokens(plan))
     passes = ACTIVATIONS * size * facts.hidden * generate.PREFILL_TOKENS + LOGITS * facts.vocabulary * len(widths)
     return 1e-9 * (size * facts.parameters + cache + passes) + PROCESS_GB
@@ -274,13 +184,4 @@ def _tuned(work: Work) -> Lengths | None:
     if not decoded_together(arm):
         return None
     answers = [min(r.supervised, work.plan.max_new_tokens) for r in work.inputs.rows["train"]]
-    return Lengths(*_prompts(work, arm), sum(answers) / len(answers), max(answers))
-
-
-def _prompts(work: Work, arm: Arm) -> tuple[int, float, int]:
-    """Of held-out rows: what the prompts have in common, and the mean and the most of what each has of its own."""
-    rows = [work.data.examples[i] for i in (*work.inputs.dev, *work.inputs.test)[:SAMPLED]]
-    prompts = _rendered(work, arm, rows)
-    same = generate.common_prefix(prompts) if len(prompts) > 1 else 0
-    lengths = [len(p) - same for p in prompts]
-    return same, sum(lengths) / len(lengths), max(lengths)
+    return Lengths(*pilot.prompts(work, arm), sum(answers) / len(answers), max(answers))
