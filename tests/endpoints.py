@@ -11,7 +11,7 @@ from typing import Any
 
 
 @contextmanager
-def endpoint(reply: Callable[[str], str], fail_after: int = 10**9) -> Iterator[tuple[str, list[Any]]]:
+def endpoint(reply: Callable[[str], str], fail_after: int = 10**9, port: int = 0) -> Iterator[tuple[str, list[Any]]]:
     """(URL, the requests so far); after ``fail_after`` requests, it refuses."""
     seen: list[Any] = []
 
@@ -28,7 +28,7 @@ def endpoint(reply: Callable[[str], str], fail_after: int = 10**9) -> Iterator[t
 
         def log_message(self, *_: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -156,7 +156,29 @@ def test_a_remote_arm(endpoint: tuple[str, list[Any]], monkeypatch: pytest.Monke
         openai_endpoint.ask(Endpoint(url, "m"), [asked("secret")], 7)
     with pytest.raises(RunError, match=r"REMOTE_FAILED"):
         openai_endpoint.ask(Endpoint("http://127.0.0.1:9/v1", "m"), [asked("x")], 7)
-    assert "key" not in repr(Endpoint(url, "m", "key")).replace("key=", "")
+    assert "s3cret" not in repr(Endpoint(url, "m", "s3cret"))
+
+
+def test_a_key_of_openai_goes_to_openai_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
+    monkeypatch.setenv("OTHER", "another")
+    keys = [openai_endpoint.api_key(url, "") for url in ("https://api.openai.com/v1", "http://api.openai.com.evil.org")]
+    assert keys == ["s3cret", ""]
+    assert openai_endpoint.api_key("http://localhost:8000/v1", "OTHER") == "another"
+
+
+def test_a_request_is_reworded_for_models_that_refuse_its_parameters() -> None:
+    """As OpenAI's reasoning models say it."""
+    body: dict[str, object] = {"model": "m", "temperature": 0, "max_tokens": 7}
+    refusal = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    )
+    second = openai_endpoint._accepted(body, refusal)
+    assert second == {"model": "m", "temperature": 0, "max_completion_tokens": 7}
+    assert second is not None
+    refusal = "Unsupported value: 'temperature' does not support 0 with this model."
+    assert openai_endpoint._accepted(second, refusal) == {"model": "m", "max_completion_tokens": 7}
+    assert openai_endpoint._accepted(body, "no such model") is None
 
 
 def test_a_remote_arm_gets_tools_and_its_calls_are_text() -> None:

@@ -61,6 +61,44 @@ def test_coverage_whatever_the_judge(n: int, rest: int, agrees: float, prefers: 
     assert coverage(n, rest, agrees, prefers)[0] >= 0.93
 
 
+@pytest.mark.parametrize(("same", "differ", "labelled"), [(0.5, 100, 20), (0.67, 300, 30), (0.1, 120, 40)])
+@pytest.mark.parametrize("agrees", [0.0, 0.9])
+def test_coverage_where_many_answers_are_the_same(same: float, differ: int, labelled: int, agrees: float) -> None:
+    """People choose between some of the pairs that differ, the judge between all of these; the others are ties."""
+    draw, hits, trials, prefers = np.random.default_rng(2), 0, 150, 0.8
+    orders: tuple[Order, ...] = ("tuned", "other")
+    for _ in range(trials):
+        ties = draw.random(differ) < same
+        tuned = [line(i, "the same" if tie else f"t {i}") for i, tie in enumerate(ties)]
+        other = [line(i, "the same" if tie else f"o {i}") for i, tie in enumerate(ties)]
+        shown = pairs(tuned, other)
+        asked = [p for p in shown if not p.same]
+        wins = {p.row: bool(draw.random() < prefers) for p in asked}
+        by_judge = {r: w if draw.random() < agrees else bool(draw.random() < 0.5) for r, w in wins.items()}
+        choices: dict[tuple[int, Order], Chosen | None] = {
+            (p.row, o): "first" if by_judge[p.row] == (o == "tuned") else "second" for p in asked for o in orders
+        }
+        people: dict[int, Side] = {
+            p.row: "left" if wins[p.row] == p.tuned_is_left else "right" for p in asked[:labelled]
+        }
+        outcome = judging.result(JUDGE, shown, choices, people, {i: i for i in range(differ)}, 0.05)
+        assert outcome is not None
+        assert outcome.corrected is not None
+        hits += outcome.corrected.low <= 0.5 * same + prefers * (1 - same) <= outcome.corrected.high
+    assert hits / trials >= 0.91  # of 150 trials: 0.95 minus two standard errors
+
+
+def test_coverage_where_each_row_has_a_near_duplicate_that_only_the_judge_saw() -> None:
+    draw, hits, trials = np.random.default_rng(4), 0, 400
+    for _ in range(trials):
+        y = (draw.random(60) < 0.6).astype(float)
+        f = np.where(draw.random(60) < 0.95, y, 1 - y)
+        outcome = ppi.mean(y, f, f, (range(60), range(60)), 0.05)
+        assert outcome is not None
+        hits += outcome.interval.low <= 0.6 <= outcome.interval.high
+    assert hits / trials >= 0.93
+
+
 def test_a_good_judge_narrows_the_interval_and_a_bad_one_does_not_widen_it() -> None:
     alone = coverage(40, 0, 0.0, 0.7)
     good, bad = coverage(40, 800, 0.95, 0.7), coverage(40, 800, 0.0, 0.7)
@@ -110,7 +148,7 @@ def test_a_judge_that_prefers_the_longer_answer_is_detected_by_people() -> None:
     outcome = judged_by(longer, agree=0.8)
     assert outcome.longer == 1
     assert outcome.agreement is not None
-    assert outcome.agreement.interval.low < 0.5
+    assert not outcome.agreement.above_chance
     assert any("not shown to agree more often than chance" in text for text in judging.lines(outcome, None, "few_shot"))
     assert outcome.corrected is not None
     assert outcome.weight is not None
@@ -125,13 +163,51 @@ def test_a_judge_that_prefers_the_first_answer_decides_nothing() -> None:
     assert outcome.agreement is None
 
 
+def test_a_judge_that_always_says_tuned_agrees_by_chance() -> None:
+    """Where people prefer tuned on nine rows of ten, it agrees on nine of ten, and knows nothing."""
+    outcome = judged_by(lambda pair, first: "first" if first == "tuned" else "second", agree=0.9)
+    assert outcome.agreement is not None
+    assert outcome.agreement.interval.low > 0.7
+    assert outcome.agreement.expected == pytest.approx(outcome.agreement.rate)
+    assert not outcome.agreement.above_chance
+    assert any("not shown to agree more often than chance" in text for text in judging.lines(outcome, None, "few_shot"))
+    assert outcome.weight == 0
+
+
 def test_a_judge_that_agrees_is_used() -> None:
-    outcome = judged_by(lambda pair, first: "first" if first == "tuned" else "second", agree=1.0)
+    shown = made(300)
+    even: dict[int, Side] = {p.row: "left" if (p.row % 3 > 0) == p.tuned_is_left else "right" for p in shown[:60]}
+    orders: tuple[Order, ...] = ("tuned", "other")
+    choices: dict[tuple[int, Order], Chosen | None] = {
+        (p.row, o): "first" if (p.row % 3 > 0) == (o == "tuned") else "second" for p in shown for o in orders
+    }
+    outcome = judging.result(JUDGE, shown, choices, even, {p.row: p.row for p in shown}, 0.05)
+    assert outcome is not None
     assert outcome.agreement is not None
     assert outcome.agreement.rate == 1
+    assert outcome.agreement.above_chance
     assert outcome.contradicted == 0
-    assert outcome.corrected_rate is not None
-    assert outcome.corrected_rate > 0.9
+    assert outcome.weight is not None
+    assert outcome.weight > 0.7
+    assert outcome.corrected_rate == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_a_judge_whose_replies_cannot_be_read_has_no_win_rate() -> None:
+    shown = made(100)
+    orders: tuple[Order, ...] = ("tuned", "other")
+    choices: dict[tuple[int, Order], Chosen | None] = {
+        (p.row, o): None if n % 4 == 0 else "first" for n, p in enumerate(shown) for o in orders
+    }
+    people: dict[int, Side] = {p.row: "left" for p in shown[:40]}
+    outcome = judging.result(JUDGE, shown, choices, people, {p.row: p.row for p in shown}, 0.05)
+    assert outcome is not None
+    assert (outcome.unreadable, outcome.usable, outcome.corrected, outcome.agreement) == (50, False, None, None)
+    (text,) = judging.lines(outcome, None, "few_shot")
+    assert text.startswith("50 of the 200 replies of m name no answer, so it has no win rate")
+
+
+def test_a_tie_in_one_order_only_depends_on_the_order() -> None:
+    assert judged_by(lambda pair, first: "tie" if first == "tuned" else "first").contradicted == 1
 
 
 def test_a_judge_alone_is_no_evidence() -> None:
@@ -149,10 +225,18 @@ def test_a_judge_alone_is_no_evidence() -> None:
         ("Tie", "tie"),
         ("**1**", "first"),
         ("<think>1 is longer</think>2", "second"),
-        ("Answer 1 is vague, so 2", "second"),
+        ("answer 2", "second"),
+        ("The better answer is 2, by far.", "second"),
+        ("1\n\nAnswer 1 is friendlier than answer 2.", "first"),
+        ("Both are polite. Answer 1 is longer.\n\n**Answer 2**", "second"),
+        ("1. Answer 2 is too long.", None),
+        ("Answer 1 is better than answer 2.", None),
+        ("2 - it gives 1 example", None),
+        ("Neither 1 nor 2 is better", None),
+        ("Answer 1 is vague, so 2", None),
         ("Score: 1.5", None),
         ("10", None),
-        ("neither", None),
+        ("Neither.", "tie"),
         ("", None),
     ],
 )
@@ -173,7 +257,8 @@ def test_every_pair_is_asked_about_once_in_both_orders_and_an_interrupted_comman
         written = len(list(records.read_lines(comparing.run.judge, JudgeLine)))
         assert 4 <= written <= 7
         assert comparing.result(judge).judge is None, "a part of the rows is no result"
-    with endpoint(lambda asked: "1" if asked.index("t ") < asked.index("o ") else "2") as (url, seen):
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    with endpoint(lambda asked: "1" if asked.index("t ") < asked.index("o ") else "2", port=port) as (url, seen):
         judge = Judge(Endpoint(url, "m", concurrency=2), "the politer one")
         comparing.ask(judge, Console(quiet=True))
         assert len(seen) == 20 - written

@@ -130,8 +130,9 @@ def test_answers_that_do_not_depend_on_the_question_are_not_better(low: float, w
     topic = TopicContrast(rows=30, difference=0.02, interval=Interval(low, 0.05))
     decision = decided({"zero_shot": [0.0] * 30, "tuned": [1.0] * 30}, {}, topic=topic)
     record = recorded(decision, topic=topic)
-    assert (decision.verdict, decision.rows_needed) == (word, None)
-    assert record.off_topic is ("do not depend on the question" in sentence(record)) is (word == "CANNOT TELL")
+    rows = None if word == "BETTER" else 68  # of 30 rows, the half width is 0.03: 30 * (0.03 / 0.02)^2
+    assert (decision.verdict, decision.rows_needed) == (word, rows)
+    assert record.off_topic is ("not shown to depend on the question" in sentence(record)) is (word == "CANNOT TELL")
 
 
 def test_rerun_noise_leaves_equality_alone() -> None:

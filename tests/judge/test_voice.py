@@ -78,11 +78,17 @@ def test_another_voice_is_distinguished_and_the_traits_say_by_what() -> None:
     assert area is not None
     assert area.value > 0.99
     assert 0.9 < area.interval.low < area.interval.high == 1.0, "no certainty from 60 questions"
-    outcome = {t.name: t for t in traits(reference, arm)}
+    outcome = {t.name: t for t in traits(reference, arm, range(60), 0.05)}
     assert outcome["words"].auc > 0.99
     assert outcome["words"].reference > outcome["words"].arm
     assert outcome["begins with 'certainly'"].reference > 0.5
     assert outcome["begins with 'certainly'"].arm == 0
+
+
+def test_traits_of_the_same_voice_are_no_news() -> None:
+    """Without the intervals, some of the traits would always be listed."""
+    listed = [traits(texts(REFERENCE, 40, s), texts(REFERENCE, 40, 100 + s), range(40), 0.05) for s in range(20)]
+    assert sum(map(len, listed)) <= 4
 
 
 def test_questions_of_one_group_are_never_on_both_sides() -> None:
@@ -151,8 +157,8 @@ def test_the_record_and_its_line() -> None:
     record = voice_report.voice({"zero_shot": scored(bits), "tuned": scored(bits - 0.5)}, ["a"], range(30), 0.05)
     line = voice_report.line(record, "zero_shot")
     assert line is not None
-    assert line.startswith("voice: 1.000 bits per byte of the reference answers, +0.500 for zero_shot [")
-    assert "distinguished from them with AUC 1.00" in line
+    assert line.startswith("voice: the reference answers cost 1.000 bits per byte (zero_shot: +0.500 [+")
+    assert "a classifier tells the tuned answers from them with AUC 1.00" in line
     assert voice_report.line(voice_report.voice({"tuned": scored(None, 4)}, [], range(4), 0.05), "zero_shot") is None
 
 

@@ -389,7 +389,7 @@ def voice() -> dict[str, Any]:
         "rows": ROWS,
         "encoder": "minilm",
         "arms": {
-            "zero_shot": {**arm, "traits": traits, "tuned_minus_this": contrast},
+            "zero_shot": {**arm, "traits": traits, "extra_bits": contrast},
             "remote": {**arm, "traits": [], "reference_bits": None, "auc": None},
             "tuned": {**arm, "traits": traits},
         },
@@ -405,12 +405,12 @@ def preferences() -> dict[str, Any]:
         "first": 0.6,
         "longer": 0.7,
         "unreadable": 1,
-        "agreement": {"rate": 0.6, "interval": [0.45, 0.75], "rows": 30},
+        "agreement": {"rate": 0.6, "interval": [0.45, 0.75], "rows": 30, "expected": 0.55, "beyond": [-0.1, 0.2]},
         "corrected": [0.55, 0.7],
         "corrected_rate": 0.61,
         "weight": 0.4,
     }
-    return {"against": "nearest", "asked": 40, "people": rate, "judge": judge}
+    return {"comparisons": [{"against": "nearest", "asked": 40, "people": rate, "judge": judge}]}
 
 
 def exports() -> list[dict[str, Any]]:

@@ -97,14 +97,23 @@ def test_a_section_is_present_exactly_with_its_record(name: str) -> None:
 @pytest.mark.usefixtures("no_charts")
 def test_what_people_and_a_judge_prefer() -> None:
     shown = text_of(rendered())
-    assert "people 62% 50% to 75% 40 20 10 10" in shown
-    assert "60% (45% to 75%) of 30 rows: not shown to agree more often than chance" in shown
-    assert "people prefer the tuned model in 61% (55% to 70%) of all rows" in shown
+    assert "people 62.5% 50.0% to 75.0% 40 20 10 10" in shown
+    assert "People preferred its answers in 62% of 40 rows (50% to 75%; no clear preference)." in shown
+    assert "60% (45% to 75%) of 30 rows; 55% would be by chance: not shown to agree more often than chance" in shown
+    assert "people prefer the tuned model in 61.0% (55.0% to 70.0%) of all rows" in shown
     only_judge = {"agreement": None, "corrected": None, "corrected_rate": None, "weight": None}
-    people = records.preferences()
-    alone = rendered({"people": {**people, "people": None, "judge": {**people["judge"], **only_judge}}})
-    assert "this is no evidence of what people prefer" in text_of(alone)
-    assert "Which answers do people prefer?" not in text_of(rendered({"people": None}))
+    (compared,) = records.preferences()["comparisons"]
+    by_judge = {**compared, "people": None, "judge": {**compared["judge"], **only_judge}}
+    alone = text_of(rendered({"people": {"comparisons": [by_judge]}}))
+    assert "this is no evidence of what people prefer" in alone
+    assert "Tuned or nearest: which answers does the judge prefer?" in alone
+    both = text_of(rendered({"people": {"comparisons": [compared, {**compared, "against": "reference"}]}}))
+    assert "Tuned or nearest: which answers do people prefer?" in both
+    assert "Tuned or reference: which answers do people prefer?" in both
+    garbled = {**by_judge, "judge": {**by_judge["judge"], "unreadable": 30, "asked": 40, "usable": False}}
+    unusable = text_of(rendered({"people": {"comparisons": [garbled]}}))
+    assert "30 of the 80 replies of judge-1 name no answer, so it has no win rate" in unusable
+    assert "which answers" not in text_of(rendered({"people": None}))
 
 
 @pytest.mark.usefixtures("no_charts")
@@ -112,7 +121,7 @@ def test_sections_come_in_the_order_of_decisions() -> None:
     assert re.findall(r"<h2>(.*?)</h2>", rendered()) == [
         "Better than what?",
         "Does it sound like you?",
-        "Which answers do people prefer?",
+        "Tuned or nearest: which answers do people prefer?",
         "What does a request cost?",
         "What was forgotten?",
         "Was there enough data?",

@@ -14,8 +14,8 @@ from tunewright.core.stage_names import BY_NAME
 from tunewright.core.words import duration
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.prompted import Prompted
-from tunewright.runtime.forecast import PROCESS_GB, Forecast, decoding_gb
-from tunewright.runtime.pilot import Lengths, Pilot, Steps
+from tunewright.runtime.forecast.estimate import PROCESS_GB, Forecast, decoding_gb
+from tunewright.runtime.forecast.pilot import Lengths, Pilot, Steps
 
 SHORT, LONG = Lengths(100, 10.0, 20, 5.0, 8), Lengths(0, 300.0, 400, 50.0, 96)
 STEPS = Steps(0.05, 0.001, 0.0001, adapter=1.5)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tunewright.core import records, run_folder
-from tunewright.core.errors import RunError
+from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.records import Choice, ScoreLine
 from tunewright.core.records.score import Turn
 from tunewright.core.run_folder import Run
@@ -88,7 +88,7 @@ def test_the_win_rate_is_of_the_tuned_answers_whatever_their_side(comparing: Com
     assert rate is not None
     assert (rate.won, rate.tied, rate.same, rate.lost, rate.rows) == (5, 2, 1, 1, 8)
     assert rate.rate == pytest.approx((5 + 1) / 8)
-    assert "people prefer tuned to zero shot in 75% [" in sentence(rate, "zero_shot")
+    assert "by people, the win rate of tuned over zero shot is 75.0% [" in sentence(rate, "zero_shot")
 
 
 def test_coverage_of_the_win_rate() -> None:
@@ -129,7 +129,7 @@ def page(comparing: Comparing) -> Iterator[Page]:
 def ask(url: str, method: str = "GET", body: str = "", **headers: str) -> tuple[int, str, dict[str, str]]:
     parts = urlsplit(url)
     with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)) as connection:
-        connection.request(method, parts.path, body or None, headers)
+        connection.request(method, parts.path + (f"?{parts.query}" if parts.query else ""), body or None, headers)
         response = connection.getresponse()
         return response.status, response.read().decode(), {k.lower(): v for k, v in response.getheaders()}
 
@@ -195,9 +195,35 @@ def test_choosing_by_form_ends_with_the_result(page: Page, comparing: Comparing)
     for pair in comparing.asked:
         status, _, headers = ask(page.url, "POST", urlencode({"row": pair.row, "choice": prefer_tuned(pair)}))
         assert (status, headers["location"]) == (303, urlsplit(page.url).path)
-    assert not page.done.is_set(), "until the last page was fetched"
     assert "94%" in ask(page.url)[1]  # 7 of 7, and one with the same answer
+    assert not page.done.is_set(), "the last choice can still be changed"
+    status, text, _ = ask(page.url, "POST", urlencode({"choice": "finish"}))
+    assert (status, "Finished" in text) == (200, True)
     assert page.done.wait(5)
+
+
+def test_a_choice_is_shown_again_and_changed(page: Page, comparing: Comparing) -> None:
+    first, second = comparing.asked[:2]
+    for pair in (first, second):
+        ask(page.url, "POST", urlencode({"row": pair.row, "choice": "left"}))
+    again = ask(f"{page.url}?row={first.row}")[1]
+    assert "1 of 7" in again
+    assert re.findall(r'value="(\w+)" data-key="\d" aria-pressed="true"', again) == ["left"]
+    assert comparing.choices() == {first.row: "left", second.row: "left"}, "going back changes nothing"
+    ask(page.url, "POST", urlencode({"row": first.row, "choice": "tie", "again": 1}))
+    assert comparing.choices() == {second.row: "left", first.row: "tie"}
+
+
+def test_another_tab_does_not_replace_a_choice(page: Page, comparing: Comparing) -> None:
+    row = comparing.asked[0].row
+    for choice in ("left", "right"):
+        assert ask(page.url, "POST", urlencode({"row": row, "choice": choice, "again": 0}))[0] == 303
+    assert comparing.choices() == {row: "left"}
+
+
+def test_a_port_that_is_in_use_is_an_error_of_ours(page: Page, comparing: Comparing) -> None:
+    with pytest.raises(ConfigError, match=r"CONFIG_RANGE.*port \d+ cannot be used"):
+        Page(comparing, urlsplit(page.url).port or 0)
 
 
 def chromium() -> str | None:
@@ -222,21 +248,31 @@ def test_the_keyboard_is_enough(page: Page, comparing: Comparing) -> None:
         assert first is not None
 
         def press(key: str) -> None:
+            tab.wait_for_timeout(300)  # keys at once are meant for the pair before
             with tab.expect_navigation():
                 tab.keyboard.press(key)
 
         press("1")
         assert comparing.choices() == {first.row: "left"}
         press("b")
-        assert comparing.choices() == {}
-        for _ in range(2):  # with the Tab key: the first two buttons
+        assert comparing.choices() == {first.row: "left"}
+        for _ in range(3):  # with the Tab key: the reference answer, the first two buttons
             tab.keyboard.press("Tab")
         press("Enter")
         assert comparing.choices() == {first.row: "tie"}
-        for key in ("ArrowRight", "0", "2", "1", "ArrowLeft", "ArrowDown"):
+        tab.wait_for_timeout(300)
+        tab.keyboard.press("ArrowDown")
+        tab.wait_for_timeout(200)
+        assert len(comparing.choices()) == 1, "it scrolls"
+        for key in ("2", "0", "2", "1", "1", "0"):
             press(key)
         assert tab.locator("h1").inner_text() == "Done"
         assert len(comparing.choices()) == 7
+        press("b")
+        press("1")
+        press("f")
+        assert tab.locator("h1").inner_text() == "Finished"
+        assert page.done.wait(5)
         browser.close()
 
 

@@ -74,7 +74,7 @@ def test_the_voice_of_every_arm_is_in_the_verdict_and_the_report(free: api.Resul
     assert list(voice["arms"]) == list(free.verdict["arms"])
     assert voice["rows"] == free.verdict["n"]
     tuned, other = voice["arms"]["tuned"], voice["arms"]["zero_shot"]
-    assert other["tuned_minus_this"]["difference"] == pytest.approx(other["reference_bits"] - tuned["reference_bits"])
+    assert other["extra_bits"]["difference"] == pytest.approx(other["reference_bits"] - tuned["reference_bits"])
     assert free.verdict["arms"]["tuned"]["summary"]["reference_bits"] == pytest.approx(tuned["reference_bits"])
     topic = free.verdict["topic"]
     assert topic["rows"] <= free.verdict["n"]

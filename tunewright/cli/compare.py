@@ -11,7 +11,7 @@ import typer
 from tunewright.cli.runs import RUNS, Json, Root, RunName, out
 
 if TYPE_CHECKING:
-    from tunewright.core.records import Preferences
+    from tunewright.core.records import Preferred
     from tunewright.core.records.people import Side
     from tunewright.judge.people.judge import Judge
     from tunewright.judge.people.pairs import Pair
@@ -27,16 +27,24 @@ def compare(
     terminal: Annotated[bool, typer.Option("--terminal", help="Ask here instead of on a page.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; default: any free one.")] = 0,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the page in a browser.")] = False,
+    rubric: Annotated[str, typer.Option(metavar="TEXT", help="Which answer is better, in your words.")] = "",
     judge: Annotated[
-        str, typer.Option(metavar="URL", help="Also ask a model behind an OpenAI-compatible endpoint, about all rows.")
+        str,
+        typer.Option(
+            metavar="URL", help="Instead of people, ask a model behind an OpenAI-compatible endpoint, about all rows."
+        ),
     ] = "",
     judge_model: Annotated[str, typer.Option(metavar="NAME", help="Name of that model.")] = "",
-    rubric: Annotated[
-        str, typer.Option(metavar="TEXT", help="For the judge: which answer is better, in your words.")
-    ] = "",
+    judge_max_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a reply, at most; a model that thinks first needs more.")
+    ] = 512,
     api_key_env: Annotated[
-        str, typer.Option(metavar="VAR", help="Environment variable with the judge's API key.")
-    ] = "OPENAI_API_KEY",
+        str,
+        typer.Option(
+            metavar="VAR",
+            help="Environment variable with its API key; default for api.openai.com: OPENAI_API_KEY.",
+        ),
+    ] = "",
     result: Annotated[bool, typer.Option("--result", help="Only print what was preferred so far.")] = False,
     root: Root = RUNS,
     as_json: Json = False,
@@ -52,88 +60,101 @@ def compare(
 
     folder = run_folder.find(root, run)
     comparing = people.comparing(folder, against, rows)
-    asked = _judge(judge, judge_model, rubric, api_key_env)
+    asked = _judge(judge, judge_model, rubric, api_key_env, judge_max_tokens)
     if not result:
         with people.alone(folder):
             if asked is not None:
                 comparing.ask(asked, Console(as_json))
+            elif terminal:
+                _here(comparing, rubric)
             else:
-                (_here if terminal else _on_page)(comparing, port, no_open)
-    preferences = comparing.result(asked)
+                _on_page(comparing, port, no_open, rubric)
+    preferred = comparing.result(asked)
     if not result:
-        records.write(folder.preferences, preferences)
+        comparing.save(preferred)
         if folder.report.exists():
             build.write(folder)
     if as_json:
-        out(records.to_json(preferences))
+        out(records.to_json(preferred))
         return
-    for line in _lines(preferences, len(comparing.left())):
+    for line in _lines(preferred, len(comparing.left()), asked is not None):
         typer.echo(line)
+    if asked is not None and preferred.judge is None:
+        pairs = 2 * sum(not pair.same for pair in comparing.pairs)
+        answered = pairs - len(comparing.unjudged(asked))
+        typer.echo(f"with this rubric, {judge_model} has answered {answered} of {pairs} questions")
 
 
-def _judge(url: str, model: str, rubric: str, api_key_env: str) -> Judge | None:
+def _judge(url: str, model: str, rubric: str, api_key_env: str, max_tokens: int) -> Judge | None:
     """Raises CONFIG_CONFLICT if only a part of what a judge needs is given."""
-    import os
-
     from tunewright.core.errors import ConfigError
-    from tunewright.judge.arms.openai_endpoint import Endpoint
+    from tunewright.judge.arms.openai_endpoint import Endpoint, api_key
     from tunewright.judge.people.judge import RUBRIC, Judge
 
-    if not url and not model and not rubric:
+    if not url and not model:
         return None
     if not url or not model:
         what = "a judge needs an endpoint and the name of its model."
         raise ConfigError("CONFIG_CONFLICT", what, where="--judge", fix="give --judge URL and --judge-model NAME.")
-    return Judge(Endpoint(url.rstrip("/"), model, os.environ.get(api_key_env, "")), rubric or RUBRIC)
+    fix = "check --judge, --judge-model, and the variable that --api-key-env names."
+    return Judge(Endpoint(url.rstrip("/"), model, api_key(url, api_key_env), fix=fix), rubric or RUBRIC, max_tokens)
 
 
-def _lines(preferences: Preferences, left: int) -> list[str]:
+def _lines(preferred: Preferred, left: int, judging: bool) -> list[str]:
     from tunewright.judge.people import judge
     from tunewright.judge.people.win_rate import sentence
 
     lines = ["no choices by people yet"]
-    if preferences.people is not None:
-        more = f"; {left} left, the same command without --judge continues" if left else ""
-        lines = [sentence(preferences.people, preferences.against) + more]
-    return lines + (
-        judge.lines(preferences.judge, preferences.people, preferences.against) if preferences.judge else []
-    )
+    if preferred.people is not None:
+        without = " without --judge" if judging else ""
+        more = f"; {left} left: the same command{without} continues" if left else ""
+        lines = [sentence(preferred.people, preferred.against) + more]
+    return lines + (judge.lines(preferred.judge, preferred.people, preferred.against) if preferred.judge else [])
 
 
-def _on_page(comparing: Comparing, port: int, no_open: bool) -> None:
+def _question(rubric: str) -> str:
+    from tunewright.judge.people.judge import RUBRIC
+
+    return f"Better is {rubric or RUBRIC}." if not rubric.endswith((".", "?", "!")) else rubric
+
+
+def _on_page(comparing: Comparing, port: int, no_open: bool, rubric: str) -> None:
     import time
     import webbrowser
 
     from tunewright.runtime.people_page import Page
 
-    if comparing.next() is None:
+    if not comparing.asked:
         return
-    page = Page(comparing, port)
-    typer.echo(f"open {page.url} (only on this machine; Ctrl-C ends it)", err=True)
+    page = Page(comparing, port, _question(rubric))
+    typer.echo(f"open {page.url} (only on this machine; Finish on the last page, or Ctrl-C here, ends it)", err=True)
     try:
         if not no_open:
             webbrowser.open(page.url)
         page.done.wait()
-        time.sleep(1.0)  # the browser fetches nothing else; let it receive the last page
+        time.sleep(0.5)  # let the browser receive the last page
     except KeyboardInterrupt:
         typer.echo("", err=True)
     finally:
         page.close()
 
 
-def _here(comparing: Comparing, port: int, no_open: bool) -> None:
+def _here(comparing: Comparing, rubric: str) -> None:
     sides: dict[str, Side] = {"1": "left", "2": "right", "0": "tie"}
-    while (pair := comparing.next()) is not None:
-        _print(pair, len(comparing.choices()) + 1, len(comparing.asked))
-        entered = _entered()
+    typer.echo(_question(rubric))
+    while comparing.asked:
+        pair = comparing.next()
+        if pair is not None:
+            _print(pair, len(comparing.choices()) + 1, len(comparing.asked))
+        entered = _entered("better [1, 2, 0 equal, b back, q stop]" if pair else "all are compared [b back, q stop]")
         if entered == "q":
             return
         if entered == "b":
             comparing.take_back()
-        elif entered in sides:
+        elif pair is not None and entered in sides:
             comparing.choose(pair.row, sides[entered])
         else:
-            typer.echo("enter 1, 2, 0 (neither), b (back) or q (stop)", err=True)
+            typer.echo("enter 1, 2, 0 (equal, or you cannot tell), b (back: choose again) or q (stop)", err=True)
 
 
 def _print(pair: Pair, number: int, count: int) -> None:
@@ -141,13 +162,13 @@ def _print(pair: Pair, number: int, count: int) -> None:
     for role, text in pair.question:
         typer.secho(f"{role}: ", dim=True, nl=False)
         typer.echo(text)
-    for name, text in zip(("1", "2"), pair.sides, strict=True):
+    for name, text, cut in zip(("1", "2"), pair.sides, pair.cut, strict=True):
         typer.secho(f"\nanswer {name}", bold=True)
-        typer.echo(text or "(nothing)")
+        typer.echo((text or "(nothing)") + (" (cut off at the token limit)" if cut else ""))
 
 
-def _entered() -> str:
+def _entered(question: str) -> str:
     try:
-        return input("\nbetter [1, 2, 0 neither, b back, q stop]: " if sys.stdin.isatty() else "").strip().lower()
+        return input(f"\n{question}: " if sys.stdin.isatty() else "").strip().lower()
     except (EOFError, KeyboardInterrupt):
         return "q"

@@ -9,18 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from tunewright.core.config import ProveConfig
+from tunewright.core.sampling import DECODINGS
 from tunewright.data.dataset import Dataset
 from tunewright.data.metrics import METRICS, Metric
 from tunewright.data.text import content_hash
 from tunewright.judge import statistics
+from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.statistics import Comparison
 
 RULE = (
-    "dev chooses one variant of every family of arms, and the best untrained arm as comparator; every chosen arm "
-    "answers test once (and two of them some rows again, to measure noise); the verdict compares tuned with the "
-    "comparator, and is BETTER only if tuned is shown to be better than every other untrained arm too; all other "
-    "comparisons are exploratory and adjusted by Holm's method"
+    "dev chooses one variant of every family of arms, for free text the decoding of each, and the best untrained arm "
+    "as comparator; every chosen arm answers test once (and two of them some rows again, to measure noise); the "
+    "verdict compares tuned with the comparator; it is BETTER only if tuned is shown to be better than every other "
+    "untrained arm too, if the difference is larger than that noise, and, for free text with at least 10 rows, if the "
+    "answers are shown to be likelier after their own question than after another; all other comparisons are "
+    "exploratory and adjusted by Holm's method"
 )
 
 
@@ -28,7 +32,8 @@ RULE = (
 class Protocol:
     """``arms``: the descriptions of each family's variants. ``detectable``: the difference that the test rows detect
     with power 0.8 (1.0 if none) if ``assumed`` holds; None if nothing can be assumed. ``list_order`` and
-    ``number_tolerance``: how structured answers are compared; None for other tasks."""
+    ``number_tolerance``: how structured answers are compared; None for other tasks. ``decoding``: of free text, the
+    settings among which dev chooses, by name."""
 
     rule: str
     metric: str
@@ -44,6 +49,7 @@ class Protocol:
     assumed: str
     list_order: str | None = None
     number_tolerance: float | None = None
+    decoding: dict[str, dict[str, float]] | None = None
 
     @property
     def sha256(self) -> str:
@@ -97,6 +103,9 @@ def make(
         assumed=assumed,
         list_order=config.list_order if data.task.kind.compare else None,
         number_tolerance=config.number_tolerance if data.task.kind.compare else None,
+        decoding={name: asdict(DECODINGS[name]) for name in config.decoding}
+        if decodings.candidates(families["tuned"][0], data.task, config.decoding)
+        else None,
     )
 
 

@@ -6,12 +6,14 @@ alone decides it: nothing changes the verdict after it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tunewright.core.records import TopicContrast, Verdict
 from tunewright.core.records.common import Interval, VerdictWord
+from tunewright.data.metrics import METRICS
 from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.protocol import Protocol
@@ -165,7 +167,7 @@ def final_verdict(
       adjustment (Berger 1982, Technometrics 24:295).
     - it is BETTER or WORSE, but the difference is within the re-run ``noise``: CANNOT TELL. More test rows do not
       reduce that noise, so no number of rows is given.
-    - it is BETTER, but the answers of free text do not depend on the question (``topic``): CANNOT TELL.
+    - it is BETTER, but the answers of free text are not shown to depend on the question (``topic``): CANNOT TELL.
 
     All other comparisons with tuned are exploratory.
     """
@@ -183,7 +185,7 @@ def final_verdict(
     if noise is not None and verdict in ("BETTER", "WORSE") and abs(comparison.difference) <= noise.floor:
         verdict, rows_needed = "CANNOT TELL", None
     if topic is not None and verdict == "BETTER" and not topic.depends_on_question:
-        verdict, rows_needed = "CANNOT TELL", None
+        verdict, rows_needed = "CANNOT TELL", _rows_for(topic)
     return Decision(
         metric=protocol.metric,
         verdict=verdict,
@@ -203,6 +205,14 @@ def final_verdict(
     )
 
 
+def _rows_for(topic: TopicContrast) -> int | None:
+    """Test rows whose interval would exclude 0, if the difference stays; its width falls with their square root."""
+    if topic.difference <= 0:
+        return None
+    half = topic.difference - topic.interval.low
+    return math.ceil(topic.rows * (half / topic.difference) ** 2)
+
+
 def choose_variant(variants: Sequence[Arm], on_dev: Mapping[str, float], higher_is_better: bool) -> Arm:
     """The variant that scored best on dev (``on_dev``: by arm name); the first of equals, or if there are no scores."""
     if variants[0].name not in on_dev:
@@ -214,11 +224,12 @@ def choose_variant(variants: Sequence[Arm], on_dev: Mapping[str, float], higher_
 def sentence(verdict: Verdict) -> str:
     """The verdict of a run in one line."""
     other, (low, high) = verdict.comparator, verdict.interval
+    difference = "difference" if METRICS[verdict.metric].higher_is_better else "lower by"
     also = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.doubts]
     return (
         f"{verdict.verdict}: {verdict.metric} tuned {verdict.tuned:.3f}, {other.name} {other.score:.3f}, "
-        f"difference {verdict.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {verdict.n} held-out rows"
+        f"{difference} {verdict.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {verdict.n} held-out rows"
         + (f"; not shown to be better than {', '.join(also)}" if also else "")
         + ("; the difference is within re-run noise" if verdict.within_rerun_noise else "")
-        + ("; its answers do not depend on the question" if verdict.off_topic else "")
+        + ("; its answers are not shown to depend on the question" if verdict.off_topic else "")
     )

@@ -27,6 +27,7 @@ from tunewright.core.records import (
     Verdict,
 )
 from tunewright.core.run_folder import Run, write_atomic
+from tunewright.data import metrics
 from tunewright.report import page, sections
 
 
@@ -117,8 +118,11 @@ def _derived(files: Files) -> dict[str, object]:
     """What `sections` derives from the records: sentences, ordered rows, charts."""
     verdict, metric = files.verdict, files.verdict.metric
     return {
-        "head": sections.head(verdict, files.plan),
+        "head": sections.head(verdict, files.plan, files.preferences),
         "tfidf_unbeaten": sections.tfidf_unbeaten(verdict),
+        "higher_is_better": metrics.METRICS[metric].higher_is_better,
+        "decodings": sections.decodings(verdict),
+        "closer_arms": sections.closer_arms(verdict),
         "other_metrics": sections.other_metrics(verdict),
         "changes": sections.changes(*files.scores, metric),
         "settings": sections.settings(files.plan),

@@ -15,6 +15,7 @@ from tunewright.core.records import (
     Forecast,
     Forgetting,
     LearningCurve,
+    Preferences,
     Probe,
     ScoreLine,
     StartLine,
@@ -27,28 +28,34 @@ from tunewright.report.page import fixed, interval, line, metric, percent, signe
 
 MAX_CUT_FRACTION = 0.2  # fraction of cut answers above which the verdict comes with a caution
 MAX_SHOWN_ROWS = 20  # with the largest losses, and with the largest gains
+DECODING_WORDS = {"greedy": "greedy", "penalty": "greedy with a repetition penalty", "sampled": "sampled"}
+FEW_CHOICES = 30  # by people, below which more would help
 COLOURS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
 
 
 @dataclass(frozen=True)
 class Head:
-    """The first screen: the verdict as a sentence, cautions about it, and the key figures (value, caption)."""
+    """The first screen: the verdict as a sentence, what it means and does not mean, cautions about it, and the key
+    figures (value, caption)."""
 
     colour: str
     sentence: str
+    meaning: str
     cautions: tuple[str, ...]
     tiles: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One test row: the tuned model's answer and the comparator's, each with its score."""
+    """One test row: the tuned model's answer and the comparator's. ``notes``: the score of each, and whether it was
+    cut."""
 
     where: str
     question: str
     expected: str
     other: str
     tuned: str
+    notes: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -62,18 +69,20 @@ class Changes:
     gains: tuple[Change, ...]
 
 
-def head(verdict: Verdict, plan: Plan) -> Head:
+def head(verdict: Verdict, plan: Plan, preferences: Preferences | None = None) -> Head:
     """The top of the page, above its first section."""
     other, difference = verdict.comparator.name, signed(verdict.difference)
     confidence = percent(verdict.confidence)
+    by = "minus" if METRICS[verdict.metric].higher_is_better else "lower than"
     return Head(
         colour=COLOURS[verdict.verdict],
         sentence=_sentence(verdict) + _margin_note(verdict),
+        meaning=_meaning(verdict) + _people(verdict, preferences),
         cautions=tuple(cautions(verdict)),
         tiles=(
             (fixed(verdict.tuned), f"tuned, {metric(verdict.metric)}"),
             (fixed(verdict.comparator.score), spaced(other)),
-            (difference, f"{confidence} interval {interval(verdict.interval, sign=True)}"),
+            (difference, f"{by} {spaced(other)}; {confidence} interval {interval(verdict.interval, sign=True)}"),
             (f"{plan.rows:,}", f"training sequences, {plan.steps} steps planned"),
         ),
     )
@@ -103,10 +112,47 @@ def _sentence(verdict: Verdict) -> str:
         more = " The difference is within re-run noise, which more rows do not reduce."
     if verdict.off_topic:
         return (
-            f"On {rows} held-out rows the tuned model scores better than {other}, but your answers are as likely after "
-            "another row's question as after their own: it has learned how they are written, not what they answer."
+            f"On {rows} held-out rows the tuned model scores better than {other}, but your answers are not shown to "
+            f"be likelier after their own question than after another row's{_topic(verdict)}: it may have learned only "
+            "how they are written."
         )
     return f"{rows} held-out rows do not show which is better, the tuned model or {other}.{more}"
+
+
+def _meaning(verdict: Verdict) -> str:
+    """Of free text: what was measured, and what was not."""
+    measured = {
+        "reference_bits": "Measured is how likely the model finds your answers: their form, tone and choice of words",
+        "chrf": "Measured is how much of your answers' wording the model's answers share",
+    }.get(verdict.metric)
+    if measured is None:
+        return ""
+    area = verdict.voice.arms["tuned"].auc if verdict.voice else None
+    apart = ""
+    if area is not None:
+        still = "still tells" if area.interval.low > 0.5 else "is not shown to tell"
+        apart = f" A classifier {still} its answers from yours (AUC {fixed(area.value, 2)}; 0.5 is a coin toss)."
+    return f"{measured}. Whether what it writes is true was not measured.{apart}"
+
+
+def _people(verdict: Verdict, preferences: Preferences | None) -> str:
+    """How often people preferred the tuned model to the comparator."""
+    compared = preferences.comparisons if preferences else ()
+    rate = next((c.people for c in compared if c.against == verdict.comparator.name), None)
+    if rate is None:
+        return ""
+    low, high = rate.interval
+    shown = "more often" if low > 0.5 else "less often" if high < 0.5 else "no clear preference"
+    few = f"; {FEW_CHOICES} to 100 rows give a usable interval" if rate.rows < FEW_CHOICES else ""
+    how_often = f"{percent(rate.rate)} of {rate.rows} rows ({percent(low)} to {percent(high)}; {shown}{few})"
+    return f" People preferred its answers in {how_often}."
+
+
+def _topic(verdict: Verdict) -> str:
+    topic = verdict.topic
+    assert topic is not None
+    ends = interval(topic.interval, sign=True)
+    return f" (difference {signed(topic.difference)} bits per byte, 99.8% interval {ends})"
 
 
 def _margin_note(verdict: Verdict) -> str:
@@ -131,7 +177,12 @@ def cautions(verdict: Verdict) -> list[str]:
     if max(cut.values()) > MAX_CUT_FRACTION:
         counts = " and ".join(f"{percent(fraction)} of {spaced(name)} answers" for name, fraction in cut.items())
         limit = f"cut off at {verdict.max_new_tokens} tokens"
-        sentences.append(f"{counts} were {limit}; only the text before the cut is scored (prove.max_new_tokens).")
+        affects = (
+            "this affects chrF and the answers below, not the verdict"
+            if verdict.metric == "reference_bits"
+            else "only the text before the cut is scored"
+        )
+        sentences.append(f"{counts} were {limit}; {affects} (prove.max_new_tokens).")
     return sentences
 
 
@@ -156,6 +207,21 @@ def tfidf_unbeaten(verdict: Verdict) -> bool:
     classical = verdict.arms.get("classical")
     against = classical and classical.tuned_minus_this
     return against is not None and against.interval.low <= 0
+
+
+def decodings(verdict: Verdict) -> str:
+    """How the arms' tokens were chosen."""
+    used = {arm.decoding or "greedy" for name, arm in verdict.arms.items() if name != "remote"}
+    chosen = "" if used == {"greedy"} else ", chosen on dev by chrF for each arm"
+    return f"{' or '.join(DECODING_WORDS[name] for name in sorted(used))}{chosen}"
+
+
+def closer_arms(verdict: Verdict) -> list[str]:
+    """Untrained arms whose chrF is higher than the tuned model's, where it is not the verdict's metric."""
+    tuned = verdict.tuned_arm.summary.get("corpus_chrf")
+    if verdict.metric != "reference_bits" or tuned is None:
+        return []
+    return [name for name in verdict.untrained_arms if verdict.arms[name].summary.get("corpus_chrf", 0.0) > tuned]
 
 
 def other_metrics(verdict: Verdict) -> list[str]:
@@ -183,9 +249,14 @@ def _change(tuned: ScoreLine, other: ScoreLine) -> Change:
         where=line(tuned.where),
         question=next((m.content for m in reversed(messages) if m.role == "user"), ""),
         expected=tuned.target,
-        other=f"{other.answer}  [{fixed(other.score)}]",
-        tuned=f"{tuned.answer}  [{fixed(tuned.score)}]",
+        other=other.answer,
+        tuned=tuned.answer,
+        notes=(_note(other), _note(tuned)),
     )
+
+
+def _note(answered: ScoreLine) -> str:
+    return f"{fixed(answered.score)}{', cut' if answered.cut else ''}"
 
 
 def settings(plan: Plan) -> list[tuple[str, str, str]]:

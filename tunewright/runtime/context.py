@@ -77,4 +77,5 @@ class Work:
     @property
     def tuned(self) -> Arm:
         """The tuned arm of the verdict: it decodes as dev chose."""
-        return decodings.candidates(self.inputs.tuned, self.data.task, [chosen_decoding(self.run)])[0]
+        arm = self.inputs.tuned
+        return next(iter(decodings.candidates(arm, self.data.task, [chosen_decoding(self.run)])), arm)

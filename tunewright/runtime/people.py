@@ -10,9 +10,10 @@ from typing import Literal
 from tunewright.core import records, run_folder
 from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError, RunError
-from tunewright.core.records import Choice, JudgeLine, Preferences, ScoreLine, Verdict
+from tunewright.core.records import Choice, JudgeLine, Preferences, Preferred, ScoreLine, Verdict
 from tunewright.core.records.people import Side
 from tunewright.core.run_folder import Run
+from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.judge.people import judge as judging
 from tunewright.judge.people.judge import Judge
 from tunewright.judge.people.pairs import Pair, chosen, pairs
@@ -55,6 +56,10 @@ class Comparing:
         """The first pair without a choice."""
         return next(iter(self.left()), None)
 
+    def pair_of(self, row: int) -> Pair | None:
+        """The pair of a row that people are asked about."""
+        return next((pair for pair in self.asked if pair.row == row), None)
+
     def choose(self, row: int, side: Side | None) -> None:
         """Adds a line. ``side``: None takes the last choice for the row back. Raises KeyError for a row that nobody is
         asked about, RUN_DISK."""
@@ -68,22 +73,37 @@ class Comparing:
         if known := self.choices():
             self.choose(list(known)[-1], None)
 
-    def result(self, judge: Judge | None = None) -> Preferences:
-        """What people preferred so far, and the judge, if it was asked about all rows."""
-        known = self.choices()
-        judged = None
+    def result(self, judge: Judge | None = None) -> Preferred:
+        """What people preferred so far, and the judge, if it was asked about all rows. Without one, the judge that was
+        asked before."""
+        known, judged = self.choices(), None
+        judge = judge or self._earlier_judge()
         if judge is not None:
             choices = judging.known(judge, self.pairs, records.read_lines(self.run.judge, JudgeLine))
             judged = judging.result(judge, self.pairs, choices, known, self.clusters, self.alpha)
         rate = win_rate(self.pairs, known, self.clusters, self.alpha)
-        return Preferences(against=self.against, asked=len(self.shown), people=rate, judge=judged)
+        return Preferred(against=self.against, asked=len(self.shown), people=rate, judge=judged)
 
-    def ask(self, judge: Judge, console: Console) -> None:
-        """Asks the judge what it was not asked before. Raises REMOTE_FAILED."""
+    def _earlier_judge(self) -> Judge | None:
+        before = records.existing(self.run.preferences, Preferences)
+        done = next((c.judge for c in before.comparisons if c.against == self.against), None) if before else None
+        return Judge(Endpoint(done.url, done.model), done.rubric) if done else None
+
+    def save(self, result: Preferred) -> None:
+        """Writes people.json, with the other comparisons after this one."""
+        before = records.existing(self.run.preferences, Preferences)
+        others = [c for c in before.comparisons if c.against != result.against] if before else []
+        records.write(self.run.preferences, Preferences(comparisons=(result, *others)))
+
+    def unjudged(self, judge: Judge) -> list[tuple[Pair, judging.Order]]:
+        """What the judge was not asked, or answered with no choice."""
         known = judging.known(judge, self.pairs, records.read_lines(self.run.judge, JudgeLine))
         orders: tuple[judging.Order, ...] = ("tuned", "other")
-        todo = [(p, first) for p in self.pairs if not p.same for first in orders if (p.row, first) not in known]
-        if todo:
+        return [(p, o) for p in self.pairs if not p.same for o in orders if known.get((p.row, o)) is None]
+
+    def ask(self, judge: Judge, console: Console) -> None:
+        """Asks the judge `unjudged`. Raises REMOTE_FAILED."""
+        if todo := self.unjudged(judge):
             with console.bar("judge", len(todo), unit="choices") as tick:
                 judging.judged(judge, self.against, todo, lambda line: records.append_line(self.run.judge, line), tick)
 

@@ -13,9 +13,10 @@ from tunewright.export import export
 from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
-from tunewright.runtime import forecast, receipt
+from tunewright.runtime import receipt
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
+from tunewright.runtime.forecast import estimate
 from tunewright.stages.stage import Stage
 from tunewright.train import planning, profile, selftest
 
@@ -33,7 +34,7 @@ def make_plan(setup: Setup) -> Plan:
     speed = profile.calibrate(setup.models.untrained(plan), inputs.rows["train"], plan)
     protocol = protocol_of(setup)
     answers = Answers(context.run, context.console, context.data, inputs, plan, setup.models)
-    plan = plan.model_copy(update={"estimate": forecast.estimate(Work(setup, plan, protocol, answers), speed)})
+    plan = plan.model_copy(update={"estimate": estimate.whole_run(Work(setup, plan, protocol, answers), speed)})
     _describe(setup, plan, protocol)
     _write(setup, plan, protocol)
     return plan
@@ -89,18 +90,16 @@ def _warn_about_left_out(setup: Setup) -> None:
 
 
 def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
-    say, estimate = setup.context.console.say, plan.estimate
-    assert estimate is not None
+    say, predicted = setup.context.console.say, plan.estimate
+    assert predicted is not None
     rank = f" rank {plan.adapter.rank}" if plan.adapter.kind != "none" else ""
+    epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"
     kind = f"{plan.dtype}, {plan.layout}, {plan.adapter.kind}{rank}"
-    say(
-        f"plan: {counted(plan.steps, 'step')} of {counted(plan.batch_size, 'row')} ({plan.epochs:g} epochs), "
-        f"lr {plan.lr:g}, {kind}"
-    )
-    longest = sorted(estimate.stages.items(), key=lambda stage: -stage[1])[:3]
+    say(f"plan: {counted(plan.steps, 'step')} of {counted(plan.batch_size, 'row')} ({epochs}), lr {plan.lr:g}, {kind}")
+    longest = sorted(predicted.stages.items(), key=lambda stage: -stage[1])[:3]
     parts = ", ".join(f"{name.replace('_', ' ')} {duration(seconds)}" for name, seconds in longest)
-    say(f"      about {duration(sum(estimate.stages.values()))} in all ({parts}), {estimate.peak_gb:.1f} GB")
-    if setup.inputs.machine.free_gb < estimate.peak_gb:
+    say(f"      about {duration(sum(predicted.stages.values()))} in all ({parts}), {predicted.peak_gb:.1f} GB")
+    if setup.inputs.machine.free_gb < predicted.peak_gb:
         setup.context.console.warn(f"      only {setup.inputs.machine.free_gb:.1f} GB of memory is free now")
     if protocol.detectable is not None:
         say(f"      {_detectable(protocol, protocol.detectable)}")

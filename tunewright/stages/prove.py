@@ -11,6 +11,7 @@ from typing import Any
 from tunewright.core import records
 from tunewright.core.records import Event, TopicContrast, Verdict
 from tunewright.data import metrics
+from tunewright.data.messages import Chat
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
 from tunewright.data.task import GENERATION
 from tunewright.judge import calibration, corpus, field_errors, statistics
@@ -49,7 +50,8 @@ def prove(work: Work) -> Verdict:
     if data.task.metric.by_label and config.evidence != "plain":
         facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
     if data.task.kind is GENERATION and config.evidence != "plain":
-        training = [data.examples[i].target for i in data.side("train")]
+        chats = [e for i in data.side("train") if isinstance(e := data.examples[i], Chat)]
+        training = [m.text for chat in chats for m in chat.messages if m.role == "assistant" and m.trained]
         folder = config.embedder
         encoder = (Path(folder).name, embedding_index.encoder(folder)) if folder else None
         facts["voice"] = voice_report.voice(scores_of, training, decision.clusters, config.significance, encoder)
@@ -71,7 +73,7 @@ def prove(work: Work) -> Verdict:
 
 def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, Arm]]:
     """Dev scores of the untrained variants, and the variant of each family that answers test, in the decoding that dev
-    prefers."""
+    prefers (with plain evidence or without dev rows, in the first of prove.decoding)."""
     inputs, metric = work.inputs, work.data.task.metric
     untrained = [arm for variants in inputs.arms.values() for arm in variants if arm.can_be_comparator]
     known: dict[str, list[Score]] = {}
@@ -86,17 +88,17 @@ def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, A
     chosen = {
         family: choose_variant(variants, on_dev, metric.higher_is_better) for family, variants in inputs.arms.items()
     }
-    if inputs.dev and work.config.prove.evidence != "plain":
-        decoded = {
-            f: decodings.candidates(arm, work.data.task, work.config.prove.decoding) for f, arm in chosen.items()
-        }
-        several = {family: candidates for family, candidates in decoded.items() if candidates != [chosen[family]]}
-        ask([c for candidates in several.values() for c in candidates])
-        for family, candidates in several.items():
-            values = {c.name: decodings.value(known[c.name]) for c in candidates}
-            chosen[family] = choose_variant(candidates, values, higher_is_better=True)
-            if chosen[family].can_be_comparator and len(untrained) > 1:
-                on_dev |= {c.name: mean(known[c.name]) for c in candidates}
+    decoded = {f: decodings.candidates(arm, work.data.task, work.config.prove.decoding) for f, arm in chosen.items()}
+    several = inputs.dev and work.config.prove.evidence != "plain"
+    tried = {f: candidates if several else candidates[:1] for f, candidates in decoded.items() if candidates}
+    comparable = [f for f in tried if chosen[f].can_be_comparator and len(untrained) > 1]
+    if inputs.dev:
+        ask([c for f, candidates in tried.items() if len(candidates) > 1 or f in comparable for c in candidates])
+    for family, candidates in tried.items():
+        answered = {c.name: known[c.name] for c in candidates if c.name in known}
+        values = {name: decodings.value(scores) for name, scores in answered.items()}
+        chosen[family] = choose_variant(candidates, values, higher_is_better=True)
+        on_dev |= {name: mean(scores) for name, scores in answered.items() if family in comparable}
     return on_dev, chosen
 
 

@@ -227,7 +227,11 @@ class RemoteConfig(Frozen):
         "", description="Base URL of an OpenAI-compatible endpoint to compare with, e.g. http://host/v1; empty: none."
     )
     model: str = Field("", description="Model name to request from the endpoint.")
-    api_key_env: str = Field("OPENAI_API_KEY", description="Environment variable that contains the API key.")
+    api_key_env: str = Field(
+        "",
+        description="Environment variable that contains the API key; if empty, OPENAI_API_KEY for api.openai.com, and "
+        "none for others.",
+    )
     concurrency: Annotated[int, Field(ge=1, le=256)] = Field(8, description="Maximum number of concurrent requests.")
 
 

@@ -84,7 +84,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
-from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, WinRate
+from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.training import (
     ANY_TRAINING,
@@ -203,6 +203,7 @@ __all__ = [
     "Overlap",
     "Paired",
     "Preferences",
+    "Preferred",
     "Probe",
     "Probes",
     "Profile",

@@ -92,7 +92,7 @@ FILES: tuple[RunFile, ...] = (
     _file("verify.json", CONSUMER_CHECKS, "what other programs answered that serve an export (`tunewright verify`)"),
     _file("people.jsonl", Choice, "each choice of a person (`tunewright compare`)", lines=True),
     _file("judge.jsonl", JudgeLine, "each choice of a judge model (`tunewright compare --judge`)", lines=True),
-    _file("people.json", Preferences, "what people, and the judge that was asked last, preferred"),
+    _file("people.json", Preferences, "what people, and judge models, preferred"),
     _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not record"),
     _file("events.jsonl", Event, "what happened in the run, in order", lines=True),
     _file("branches/*/metrics.jsonl", METRICS, "as above, of a branch", lines=True),

@@ -39,7 +39,7 @@ class JudgeLine(Line):
 
     row: int = Field(description="Row number, from 0.")
     against: str = Field(description="The arm whose answer the tuned model's is compared with.")
-    key: str = Field(description="Hash of both answers, of the judge's name and of its instruction.")
+    key: str = Field(description="Hash of both answers, of what was asked, and of the judge's name and address.")
     first: Literal["tuned", "other"] = Field(description="Whose answer came first.")
     chosen: Literal["first", "second", "tie"] | None = Field(description="Null if the reply names none.")
     reply: str = Field(description="What the judge wrote, at most 500 characters.")
@@ -48,20 +48,33 @@ class JudgeLine(Line):
 class Agreement(Value):
     """How often a judge and people prefer the same answer, where both prefer one."""
 
-    rate: float = Field(description="0 to 1; 0.5 is chance.")
+    rate: float = Field(description="0 to 1.")
     interval: Interval = Field(description="Its interval.")
     rows: int = Field(description="Rows on which both prefer an answer.")
+    expected: float | None = Field(
+        None, description="The rate by chance, if each prefers the tuned answer as often as it does."
+    )
+    beyond: Interval | None = Field(None, description="Interval of the rate minus the rate by chance.")
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether they are shown to agree more often than by chance."""
+        return self.beyond is not None and self.beyond.low > 0
 
 
 class JudgeResult(Value):
     """What a judge model preferred. Fractions are 0 to 1."""
 
     model: str = Field(description="Name of the judge.")
+    url: str = Field("", description="Address of its endpoint.")
+    rubric: str = Field("", description="Which answer is better, as it was asked.")
     alone: WinRate = Field(description="The win rate by the judge, both orders averaged.")
-    contradicted: float = Field(description="Fraction of rows on which its choice depends on the order.")
+    asked: int = Field(0, description="Rows that it was asked about: those whose answers differ.")
+    contradicted: float = Field(description="Fraction of these rows on which its choice depends on the order.")
     first: float = Field(description="Fraction of its choices for the answer that came first.")
     longer: float | None = Field(description="Fraction of its choices for the longer answer; null if there are none.")
-    unreadable: int = Field(description="Replies that name no answer; they count as ties.")
+    unreadable: int = Field(description="Replies that name no answer, or several; they count as ties.")
+    usable: bool = Field(True, description="Whether at most a tenth of its replies are such.")
     agreement: Agreement | None = Field(description="With people; null without common choices.")
     corrected: Interval | None = Field(
         description="Interval of the win rate by people, from people's choices and the judge's on all rows (PPI++); "
@@ -71,10 +84,16 @@ class JudgeResult(Value):
     weight: float | None = Field(description="How much the judge's choices count in it, 0 to 1.")
 
 
-class Preferences(Record):
-    """What people, and a judge model, preferred so far."""
+class Preferred(Value):
+    """What people, and a judge model, preferred so far: the tuned model's answers, or another arm's."""
 
     against: str = Field(description="The arm whose answers the tuned model's are compared with.")
     asked: int = Field(description="Rows that people are asked about, those with the same answer included.")
     people: WinRate | None = Field(description="Null before the first choice.")
     judge: JudgeResult | None = Field(description="Null unless a judge was asked.")
+
+
+class Preferences(Record):
+    """What people, and judge models, preferred so far."""
+
+    comparisons: tuple[Preferred, ...] = Field(description="With each arm that was compared, the last one first.")

@@ -43,6 +43,9 @@ class ProtocolRecord(Record):
     number_tolerance: float | None = Field(
         None, description="Largest relative difference of equal numbers; structured answers only."
     )
+    decoding: dict[str, dict[str, float]] | None = Field(
+        None, description="Decoding settings among which dev chooses, by name; free text only."
+    )
 
 
 class Contrast(Value):
@@ -259,7 +262,8 @@ class Verdict(Record):
 
     @property
     def off_topic(self) -> bool:
-        """Whether BETTER is prevented because the reference answers are as likely after other questions."""
+        """Whether BETTER is prevented because the reference answers are not shown to be likelier after their own
+        question."""
         return self.topic is not None and self.interval.low > 0 and not self.topic.depends_on_question
 
     @property

@@ -15,7 +15,8 @@ class ReferenceContrast(Value):
 
 
 class AucValue(Value):
-    """How well a classifier, not trained on these rows, distinguishes the arm's answers from the reference answers."""
+    """How well a classifier distinguishes the arm's answers from the reference answers. It is cross-fitted on the test
+    rows: each is scored by one that was not fitted to it."""
 
     value: float = Field(description="Area under the ROC curve: 0.5 if it cannot, 1 if it always can.")
     interval: Interval = Field(description="Its interval.")
@@ -36,11 +37,13 @@ class ArmVoice(Value):
     reference_bits: float | None = Field(
         description="Bits per byte of the reference answers after this arm's prompts; null if the model does not tell."
     )
-    tuned_minus_this: ReferenceContrast | None = Field(
+    extra_bits: ReferenceContrast | None = Field(
         None, description="Comparison with the tuned arm; absent for the tuned arm itself."
     )
     auc: AucValue | None = Field(description="Null for fewer than 20 rows.")
-    traits: tuple[TraitValue, ...] = Field(description="The traits that give the arm away most, openings last.")
+    traits: tuple[TraitValue, ...] = Field(
+        description="The traits that are shown to give the arm away, the strongest first, openings last."
+    )
     copied: int = Field(
         description="Answers with 13 consecutive words of a training answer that the reference answer does not have."
     )

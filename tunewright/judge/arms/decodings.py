@@ -1,5 +1,5 @@
-"""Ways to choose the tokens of free text, among which dev chooses for every arm alike: whether greedy answers loop says
-little about what was learned. No torch."""
+"""Decoding settings that are tried on dev for each arm that writes free text, so that no arm is penalised merely
+because greedy decoding makes it loop. No torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DECIDED_BY = ("chrf", "reference_bits")  # metrics of the verdict for answers of
 
 
 def candidates(arm: Arm, task: Task, names: Sequence[str]) -> list[Arm]:
-    """The arm with each decoding, in order; the arm alone if it does not write free text."""
+    """The arm with each decoding, in order; none if it does not write free text."""
     responder = arm.responder
     if not isinstance(responder, Prompted) or task.kind is not GENERATION or task.metric.name not in DECIDED_BY:
-        return [arm]
+        return []
     return [replace(arm, responder=replace(responder, decoding=name)) for name in names]
 
 

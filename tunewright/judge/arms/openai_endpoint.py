@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from tunewright.core.config import RemoteConfig
 from tunewright.core.errors import RunError
@@ -25,15 +26,25 @@ TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Endpoint:
+    """``fix``: what to do if a request fails."""
+
     url: str
     model: str
     key: str = field(default="", repr=False)
     concurrency: int = 8
+    fix: str = "check prove.remote and its API key, or leave prove.remote out."
 
     @classmethod
     def of(cls, config: RemoteConfig) -> Endpoint:
-        key = os.environ.get(config.api_key_env, "")
+        key = api_key(config.url, config.api_key_env)
         return cls(url=config.url.rstrip("/"), model=config.model, key=key, concurrency=config.concurrency)
+
+
+def api_key(url: str, variable: str) -> str:
+    """The API key in an environment variable. Unless one is named, a key of OpenAI goes to OpenAI only."""
+    if variable:
+        return os.environ.get(variable, "")
+    return os.environ.get("OPENAI_API_KEY", "") if urlsplit(url).hostname == "api.openai.com" else ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Pro
                 "temperature": 0,
                 "max_tokens": limit,
             }
-            reply = _post(client, f"{endpoint.url}/chat/completions", body)
+            reply = _post(client, f"{endpoint.url}/chat/completions", body, endpoint.fix)
             progress(1)
             return reply
 
@@ -115,7 +126,18 @@ def _call(function: Json) -> ToolCall:
     return ToolCall(str(function["name"]), arguments if isinstance(arguments, dict) else {"": arguments})
 
 
-def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
+def _accepted(body: dict[str, object], refusal: str) -> dict[str, object] | None:
+    """The request without the parameters that a refusal names and that OpenAI's reasoning models do not take; None if
+    it names none of them."""
+    other = dict(body)
+    if "max_completion_tokens" in refusal and "max_tokens" in other:
+        other["max_completion_tokens"] = other.pop("max_tokens")
+    if "temperature" in refusal:
+        other.pop("temperature", None)
+    return other if other != body else None
+
+
+def _post(client: Any, url: str, body: dict[str, object], fix: str) -> Reply:
     import httpx
 
     reason = ""
@@ -130,6 +152,9 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
             continue
         if response.status_code == 429 or response.status_code >= 500:
             reason = f"status {response.status_code}"
+            continue
+        if response.status_code == 400 and (other := _accepted(body, response.text)) is not None:
+            body, reason = other, f"status 400: {response.text[:200]}"
             continue
         if response.status_code != 200:
             reason = f"status {response.status_code}: {response.text[:200]}"
@@ -151,5 +176,5 @@ def _post(client: Any, url: str, body: dict[str, Any]) -> Reply:
         "REMOTE_FAILED",
         f"request to {url} failed: {reason}.",
         where=url,
-        fix="check prove.remote and its API key, or leave prove.remote out.",
+        fix=fix,
     )

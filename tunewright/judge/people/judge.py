@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from tunewright.core.records import Agreement, JudgeLine, JudgeResult, WinRate
+from tunewright.core.records.common import Interval
 from tunewright.core.records.people import Side
 from tunewright.data.messages import Message, Prompt
 from tunewright.data.text import without_thoughts
@@ -16,34 +19,40 @@ from tunewright.judge import statistics
 from tunewright.judge.arms.openai_endpoint import Endpoint, ask
 from tunewright.judge.people import ppi
 from tunewright.judge.people.pairs import Pair
-from tunewright.judge.people.win_rate import percent, rate_of
+from tunewright.judge.people.win_rate import percent, rate_of, rate_text
 
 RUBRIC = "the one that a careful person who knows the subject would rather send"
 LIMIT = 512  # tokens of a reply: a model that thinks first needs some
+UNREADABLE = 0.1  # fraction of the replies from which there is no win rate
 Order = Literal["tuned", "other"]
 Chosen = Literal["first", "second", "tie"]
 
 
 @dataclass(frozen=True)
 class Judge:
-    """``rubric``: which answer is better, in the user's words."""
+    """``rubric``: which answer is better, in the user's words. ``max_tokens``: of a reply."""
 
     endpoint: Endpoint
     rubric: str = RUBRIC
+    max_tokens: int = LIMIT
 
     def prompt(self, pair: Pair, first: Order) -> Prompt:
         answers = (pair.tuned, pair.other) if first == "tuned" else (pair.other, pair.tuned)
-        asked = "\n\n".join(f"[{role}]\n{text}" for role, text in pair.question)
+        turns = [("system", pair.instruction)] if pair.instruction else []
+        turns += [turn for turn in pair.question if turn[0] != "system"]
+        asked = "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
         shown = "\n\n".join(f"[answer {n}]\n{text or '(nothing)'}" for n, text in enumerate(answers, 1))
         system = (
             f"You compare two answers to the same question. Choose the better answer: {self.rubric}. "
-            "Neither length nor order is a merit. Reply with 1, 2 or tie, and nothing else."
+            "Ignore the order of the answers, and ignore their length unless the criterion is about length. "
+            "Reply with 1, 2 or tie, and nothing else."
         )
         return Prompt((Message("system", system), Message("user", f"{asked}\n\n{shown}")))
 
     def key(self, pair: Pair) -> str:
-        """Of all that a choice depends on, except the row and the order."""
-        parts = (pair.key, self.endpoint.model, self.rubric)
+        """Of all that a choice depends on, except the order."""
+        asked = (message.content for message in self.prompt(pair, "tuned").messages)
+        parts = (pair.key, self.endpoint.url, self.endpoint.model, *asked)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -59,24 +68,31 @@ def judged(
     step = judge.endpoint.concurrency
     for start in range(0, len(todo), step):
         part = todo[start : start + step]
-        replies = ask(judge.endpoint, [judge.prompt(pair, first) for pair, first in part], LIMIT, progress)
+        replies = ask(judge.endpoint, [judge.prompt(pair, first) for pair, first in part], judge.max_tokens, progress)
         for (pair, first), reply in zip(part, replies, strict=True):
             line = JudgeLine(
                 row=pair.row,
                 against=against,
                 key=judge.key(pair),
                 first=first,
-                chosen=read(reply.text),
+                chosen=None if reply.cut else read(reply.text),
                 reply=reply.text[:500],
             )
             write(line)
 
 
 def read(reply: str) -> Chosen | None:
-    """The last choice that a reply names; None if it names none."""
-    named = re.findall(r"(?<![\w.])(1|2|tie)(?!\w|\.\d)", without_thoughts(reply).lower())
-    choices: dict[str, Chosen] = {"1": "first", "2": "second", "tie": "tie"}
-    return choices[named[-1]] if named else None
+    """The choice that a reply, its first or its last line consists of; otherwise the only one that it names. None if it
+    names several, as in "answer 1 is better than answer 2", or none."""
+    choices: dict[str, Chosen] = {"1": "first", "2": "second", "tie": "tie", "neither": "tie", "both": "tie"}
+    text = without_thoughts(reply).lower().strip()
+    lines = [line for line in text.splitlines() if line.strip()]
+    for part in (text, *lines[:1], *lines[-1:]):
+        alone = part.strip(" \t*_`'\".:()[]").removeprefix("answer").strip(" *:")
+        if alone in choices:
+            return choices[alone]
+    named = {choices[name] for name in re.findall(r"(?<![\w.])(1|2|tie|neither|both)(?!\w|\.\d)", text)}
+    return named.pop() if len(named) == 1 else None
 
 
 def known(judge: Judge, shown: Sequence[Pair], lines: Iterable[JudgeLine]) -> dict[tuple[int, Order], Chosen | None]:
@@ -99,16 +115,24 @@ def result(
         return None
     by_row = {pair.row: [_value(choices, pair, first) for first in ("tuned", "other")] for pair in asked}
     value = {pair.row: 0.5 if pair.same else sum(by_row[pair.row]) / 2 for pair in shown}
-    decided = [c for c in choices.values() if c in ("first", "second")]
-    corrected = _corrected(shown, people, value, clusters, alpha)
+    replies = [(choices[pair.row, "tuned"], choices[pair.row, "other"]) for pair in asked]
+    decided = [c for both in replies for c in both if c in ("first", "second")]
+    readable = [pair for pair, both in zip(asked, replies, strict=True) if None not in both]
+    unreadable = sum(c is None for both in replies for c in both)
+    usable = unreadable <= UNREADABLE * 2 * len(asked)
+    corrected = _corrected(shown, people, value, clusters, alpha) if usable else None
     return JudgeResult(
         model=judge.endpoint.model,
+        url=judge.endpoint.url,
+        rubric=judge.rubric,
         alone=rate_of(shown, value, clusters, alpha),
-        contradicted=sum(abs(a - b) == 1 for a, b in by_row.values()) / len(asked),
+        asked=len(asked),
+        contradicted=sum(len(set(by_row[p.row])) > 1 for p in readable) / max(1, len(readable)),
         first=decided.count("first") / len(decided) if decided else 0.5,
         longer=_longer(asked, value),
-        unreadable=sum(c is None for c in choices.values()),
-        agreement=_agreement(asked, people, value, clusters, alpha),
+        unreadable=unreadable,
+        usable=usable,
+        agreement=_agreement(asked, people, value, clusters, alpha) if usable else None,
         corrected=corrected.interval if corrected else None,
         corrected_rate=corrected.mean if corrected else None,
         weight=corrected.weight if corrected else None,
@@ -142,9 +166,21 @@ def _agreement(
     both = [p for p in asked if p.row in people and people[p.row] != "tie" and value[p.row] != 0.5]
     if not both:
         return None
-    same = [float((p.value(people[p.row]) > 0.5) == (value[p.row] > 0.5)) for p in both]
-    interval = statistics.mean_interval(same, [clusters[p.row] for p in both], alpha)
-    return Agreement(rate=sum(same) / len(same), interval=interval, rows=len(both))
+    groups = [clusters[p.row] for p in both]
+    y = np.array([p.value(people[p.row]) > 0.5 for p in both], float)
+    f = np.array([value[p.row] > 0.5 for p in both], float)
+    same, prefers, judges = (y == f).astype(float), y.mean(), f.mean()
+    expected = prefers * judges + (1 - prefers) * (1 - judges)
+    # The influence of each row on the difference of both rates, of which the second depends on all rows.
+    beyond = same - expected - (2 * judges - 1) * (y - prefers) - (2 * prefers - 1) * (f - judges)
+    low, high, _ = statistics.clustered_interval(beyond, groups, alpha)
+    return Agreement(
+        rate=float(same.mean()),
+        interval=statistics.mean_interval(same, groups, alpha),
+        rows=len(both),
+        expected=float(expected),
+        beyond=Interval(low, high),
+    )
 
 
 def _corrected(
@@ -154,37 +190,40 @@ def _corrected(
     clusters: Mapping[int, int],
     alpha: float,
 ) -> ppi.Estimate | None:
-    """Pairs with the same answer are ties by anyone's choice."""
-    labelled = [p for p in shown if p.same or p.row in people]
-    rest = [p for p in shown if not p.same and p.row not in people]
-    if sum(not p.same for p in labelled) < ppi.MIN_LABELLED:
-        return None
-    labels = [0.5 if p.same else p.value(people[p.row]) for p in labelled]
+    """Of the pairs that differ, those that people have seen are a random part; the others are ties, and known."""
+    asked = [p for p in shown if not p.same]
+    labelled, rest = [p for p in asked if p.row in people], [p for p in asked if p.row not in people]
+    labels = [p.value(people[p.row]) for p in labelled]
     groups = ([clusters[p.row] for p in labelled], [clusters[p.row] for p in rest])
-    return ppi.mean(labels, [value[p.row] for p in labelled], [value[p.row] for p in rest], groups, alpha)
+    estimate = ppi.mean(labels, [value[p.row] for p in labelled], [value[p.row] for p in rest], groups, alpha)
+    return estimate and ppi.with_ties(estimate, len(shown) - len(asked), len(asked), alpha)
 
 
 def lines(outcome: JudgeResult, people: WinRate | None, against: str) -> list[str]:
     """What the judge preferred, what its choices depend on, and whether it may speak for people."""
-    against = against.replace("_", " ")
-    alone = outcome.alone
+    name, alone = outcome.model, outcome.alone
+    if not outcome.usable:
+        return [
+            f"{outcome.unreadable} of the {2 * outcome.asked} replies of {name} name no answer, so it has no win rate; "
+            "the same command asks for these again (--judge-max-tokens: a model that thinks first may need more)"
+        ]
     sentences = [
-        f"{outcome.model} prefers tuned to {against} in {alone.rate:.0%} {percent(alone.interval)} of {alone.rows} "
-        f"rows; its choice depends on the order in {outcome.contradicted:.0%}, "
-        f"and is the first answer in {outcome.first:.0%}"
+        f"by {name}, {rate_text(alone, against)}; of the {outcome.asked} rows that it was asked about, its choice "
+        f"depends on the order in {outcome.contradicted:.0%}; it is the first answer in {outcome.first:.0%}"
         + (f", the longer one in {outcome.longer:.0%}" if outcome.longer is not None else "")
-        + (f"; {outcome.unreadable} of its replies could not be read" if outcome.unreadable else "")
+        + (f"; {outcome.unreadable} of its replies name no answer" if outcome.unreadable else "")
     ]
     if outcome.agreement is None:
         sentences.append("no choices by people to compare it with: this is no evidence of what people prefer")
     else:
         a = outcome.agreement
-        trust = "" if a.interval.low > 0.5 else ": not shown to agree more often than chance"
-        sentences.append(f"it agrees with people on {a.rate:.0%} {percent(a.interval)} of {a.rows} rows{trust}")
+        trust = "" if a.above_chance else ": not shown to agree more often than chance"
+        chance = f"; {a.expected:.0%} would be by chance" if a.expected is not None else ""
+        sentences.append(f"it agrees with people on {a.rate:.0%} {percent(a.interval)} of {a.rows} rows{chance}{trust}")
     if outcome.corrected is not None:
         sentences.append(
-            f"people prefer tuned in {outcome.corrected_rate:.0%} {percent(outcome.corrected)} of all rows, estimated "
-            f"from people's choices and, with weight {outcome.weight:.2f}, the judge's"
+            f"by people, the win rate over all rows is {outcome.corrected_rate:.1%} {percent(outcome.corrected)}, "
+            f"estimated from their choices and, with weight {outcome.weight:.2f}, the judge's"
         )
     elif people is not None and outcome.agreement is not None:
         sentences.append(f"choose on at least {ppi.MIN_LABELLED} rows for an estimate that also uses the judge")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunewright.core.records import Choice, ScoreLine
 from tunewright.core.records.people import Side
-from tunewright.data.text import content_hash
+from tunewright.data.text import content_hash, without_thoughts
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one row. ``key`` identifies them, and decides which is on the left."""
+    """Two answers to one row. ``key`` identifies them, and decides which is on the left. ``question``: (role, text) of
+    what people are shown; ``instruction``: the system message, which is in it only if rows differ in it. ``reference``:
+    the answer of the row."""
 
     row: int
     where: str
@@ -21,6 +23,10 @@ class Pair:
     tuned: str
     other: str
     key: str
+    instruction: str = ""
+    reference: str = ""
+    tuned_cut: bool = False
+    other_cut: bool = False
 
     @property
     def tuned_is_left(self) -> bool:
@@ -30,6 +36,11 @@ class Pair:
     def sides(self) -> tuple[str, str]:
         """The answer on the left, and the one on the right."""
         return (self.tuned, self.other) if self.tuned_is_left else (self.other, self.tuned)
+
+    @property
+    def cut(self) -> tuple[bool, bool]:
+        """Of the `sides`, which ended at the token limit."""
+        return (self.tuned_cut, self.other_cut) if self.tuned_is_left else (self.other_cut, self.tuned_cut)
 
     @property
     def same(self) -> bool:
@@ -46,14 +57,21 @@ class Pair:
 def pairs(tuned: Sequence[ScoreLine], other: Sequence[ScoreLine]) -> list[Pair]:
     """The pairs of all rows, in the order of the hash of their prompts, so that nobody picks the first ones."""
     made = [_pair(a, b) for a, b in zip(tuned, other, strict=True)]
-    return sorted(made, key=lambda pair: content_hash("\n".join(text for _, text in pair.question)))
+    made.sort(key=lambda pair: content_hash("\n".join(text for _, text in pair.question)))
+    if len({pair.instruction for pair in made}) == 1:
+        return made
+    return [replace(p, question=(("system", p.instruction), *p.question)) if p.instruction else p for p in made]
 
 
 def _pair(tuned: ScoreLine, other: ScoreLine) -> Pair:
     assert tuned.row == other.row
-    shown = tuple((m.role, m.content) for m in tuned.messages if m.content and m.role != "system")
+    turns = [(m.role, m.content) for m in tuned.messages if m.content]
+    shown = tuple(turn for turn in turns if turn[0] != "system")
+    instruction = "\n".join(text for role, text in turns if role == "system")
     key = hashlib.sha256("\0".join((str(tuned.row), tuned.answer, other.answer)).encode("utf-8", "surrogatepass"))
-    return Pair(tuned.row, tuned.where, shown, tuned.answer, other.answer, key.hexdigest()[:16])
+    answers = (without_thoughts(tuned.answer), without_thoughts(other.answer))
+    cut = bool(tuned.cut), bool(other.cut)
+    return Pair(tuned.row, tuned.where, shown, *answers, key.hexdigest()[:16], instruction, tuned.target, *cut)
 
 
 def chosen(shown: Sequence[Pair], choices: Iterable[Choice], against: str) -> dict[int, Side]:

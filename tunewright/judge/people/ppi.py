@@ -1,8 +1,9 @@
 """A mean over rows of which people have seen some and a judge all: prediction-powered inference, with the weight of the
 judge chosen from the data (PPI++: Angelopoulos, Duchi & Zrnic 2023, 2311.01453; Angelopoulos et al. 2023, 2301.09633).
 
-If the judge agrees with people, its choices on the other rows narrow the interval; if it does not, its weight goes to
-0, and the interval is that of people alone. Whatever the judge, the interval is about what people prefer.
+If the judge agrees with people, its choices on the other rows narrow the interval; if it does not, its weight is near
+0, and the interval is that of people alone. Whatever the judge, the interval is about what people prefer, as long as
+the rows that people have seen are a random part of all.
 
 Axes: L rows with a label by people, U rows without.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import hypot, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,27 +41,42 @@ def mean(
     alpha: float,
 ) -> Estimate | None:
     """The mean of people's values, all from 0 to 1, over both kinds of rows. None for fewer than `MIN_LABELLED` labels.
-    ``clusters``: of the rows with and without a label.
+    ``clusters``: of the rows with and without a label, which may have some in common.
 
     One pseudo-label for and one against, as in `judge.statistics`: few labels say little about rare choices.
     """
     y, f, rest = (np.asarray(x, float) for x in (people_L, judge_L, judge_U))
     if len(y) < MIN_LABELLED:
         return None
-    y, f = np.r_[y, 0.0, 1.0], np.r_[f, 0.5, 0.5]
-    groups = [*clusters[0], max(clusters[0]) + 1, max(clusters[0]) + 2]
     weight = _weight(y, f, rest)
+    y, f = np.r_[y, 0.0, 1.0], np.r_[f, 0.5, 0.5]
+    unused = max([*clusters[0], *clusters[1]]) + 1
+    labelled = [*clusters[0], unused, unused + 1]
     fixed = y - weight * f
-    variance = _variance(fixed, groups)
-    total = float(fixed.mean())
-    if len(rest) and weight:
-        total += weight * float(rest.mean())
-        variance += weight**2 * _variance(rest, clusters[1])
-    else:
-        total += weight * float(f.mean())
-    half = float(stats.t.isf(alpha / 2, len(set(groups)) - 1)) * float(np.sqrt(variance))
-    ends = (float(np.clip(x, 0.0, 1.0)) for x in (total - half, total + half))
-    return Estimate(float(np.clip(total, 0.0, 1.0)), Interval(*ends), weight)
+    total = float(fixed.mean()) + (weight * float(rest.mean()) if weight else 0.0)
+    influence = (fixed - fixed.mean()) / len(fixed)
+    if weight:
+        influence = np.r_[influence, weight * (rest - rest.mean()) / len(rest)]
+    groups = np.unique([*labelled, *(clusters[1] if weight else ())], return_inverse=True)[1]
+    count = len(set(labelled))
+    variance = float((np.bincount(groups, weights=influence) ** 2).sum()) * count / (count - 1)
+    half = float(stats.t.isf(alpha / 2, count - 1)) * sqrt(variance)
+    return _estimate(total, half, half, weight)
+
+
+def with_ties(estimate: Estimate, ties: int, rows: int, alpha: float) -> Estimate:
+    """The mean of the same rows and ``ties`` more, whose value is 0.5 whoever is asked. ``rows``: how many the estimate
+    is about. Of rows like these, another fraction may be ties."""
+    part, away = rows / (rows + ties), estimate.mean - 0.5
+    low, high = estimate.interval
+    drawn = float(stats.norm.isf(alpha / 2)) * abs(away) * sqrt(part * (1 - part) / (rows + ties))
+    ends = (hypot(part * (estimate.mean - low), drawn), hypot(part * (high - estimate.mean), drawn))
+    return _estimate(0.5 + part * away, *ends, estimate.weight)
+
+
+def _estimate(middle: float, below: float, above: float, weight: float) -> Estimate:
+    low, middle, high = (float(np.clip(x, 0.0, 1.0)) for x in (middle - below, middle, middle + above))
+    return Estimate(middle, Interval(low, high), weight)
 
 
 def _weight(y: Floats, f: Floats, rest: Floats) -> float:
@@ -69,11 +86,3 @@ def _weight(y: Floats, f: Floats, rest: Floats) -> float:
         return 0.0
     covariance = float(np.mean((y - y.mean()) * (f - f.mean())))
     return float(np.clip(covariance / (spread * (1 + len(y) / len(rest))), 0.0, 1.0))
-
-
-def _variance(values: Floats, clusters: Sequence[int]) -> float:
-    """Of the mean, if rows of one cluster depend on each other."""
-    _, group = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(group, weights=values - values.mean())
-    count = len(sums)
-    return float((sums**2).sum()) * count / max(1, count - 1) / len(values) ** 2

@@ -43,12 +43,16 @@ def rate_of(pairs: Sequence[Pair], value: Mapping[int, float], clusters: Mapping
 
 def sentence(rate: WinRate, against: str) -> str:
     """One line."""
+    return f"by people, {rate_text(rate, against)}"
+
+
+def rate_text(rate: WinRate, against: str) -> str:
     same = f" ({rate.same} with the same answer)" if rate.same else ""
     return (
-        f"people prefer tuned to {against.replace('_', ' ')} in {rate.rate:.0%} {percent(rate.interval)} "
-        f"of {rate.rows} rows: {rate.won} won, {rate.tied} tied{same}, {rate.lost} lost"
+        f"the win rate of tuned over {against.replace('_', ' ')} is {rate.rate:.1%} {percent(rate.interval)}, a tie "
+        f"counting half; {rate.rows} rows: {rate.won} won, {rate.tied} tied{same}, {rate.lost} lost"
     )
 
 
 def percent(ends: Interval) -> str:
-    return f"[{ends.low:.0%}, {ends.high:.0%}]"
+    return f"[{ends.low:.1%}, {ends.high:.1%}]"

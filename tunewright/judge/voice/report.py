@@ -57,12 +57,11 @@ def _arm(
     contrast = bits.contrast if bits else None
     return ArmVoice(
         reference_bits=bits.bits if bits else None,
-        tuned_minus_this=ReferenceContrast(difference=contrast.difference, interval=contrast.interval)
-        if contrast
-        else None,
+        extra_bits=ReferenceContrast(difference=contrast.difference, interval=contrast.interval) if contrast else None,
         auc=AucValue(value=area.value, interval=area.interval) if area else None,
         traits=tuple(
-            TraitValue(name=t.name, reference=t.reference, arm=t.arm, auc=t.auc) for t in traits(targets, answers)
+            TraitValue(name=t.name, reference=t.reference, arm=t.arm, auc=t.auc)
+            for t in traits(targets, answers, clusters, alpha)
         ),
         copied=len(copied(answers, targets, training)),
         loops=sum(map(loops, answers)),
@@ -75,13 +74,14 @@ def line(voice: Voice, comparator: str) -> str | None:
     tuned, other = voice.arms["tuned"], voice.arms.get(comparator)
     parts = []
     if tuned.reference_bits is not None:
-        against = other and other.tuned_minus_this
-        more = f", {against.difference:+.3f} for {comparator} {interval(against.interval)}" if against else ""
-        parts.append(f"{tuned.reference_bits:.3f} bits per byte of the reference answers{more}")
+        extra = other and other.extra_bits
+        more = f" ({comparator}: {extra.difference:+.3f} {interval(extra.interval, '+')})" if extra else ""
+        parts.append(f"the reference answers cost {tuned.reference_bits:.3f} bits per byte{more}")
     if tuned.auc is not None:
-        parts.append(f"distinguished from them with AUC {tuned.auc.value:.2f} {interval(tuned.auc.interval)}")
+        area = f"AUC {tuned.auc.value:.2f} {interval(tuned.auc.interval)}"
+        parts.append(f"a classifier tells the tuned answers from them with {area}")
     return f"voice: {'; '.join(parts)}" if parts else None
 
 
-def interval(ends: Interval) -> str:
-    return f"[{ends.low:.3f}, {ends.high:.3f}]"
+def interval(ends: Interval, sign: str = "") -> str:
+    return f"[{ends.low:{sign}.3f}, {ends.high:{sign}.3f}]"

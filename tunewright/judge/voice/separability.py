@@ -11,7 +11,7 @@ Axes: N texts, R questions, D width of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,6 @@ MIN_ROWS = 20  # questions
 FOLDS = 5
 STRENGTH = 10.0  # inverse regularisation
 MOST_TRAITS = 5  # shown
-OPENING = 0.1  # difference in frequency from which an opening is shown
 Floats = NDArray[np.float64]
 Encode = Callable[[Sequence[str]], ArrayLike]
 
@@ -44,8 +43,8 @@ class Auc:
 
 @dataclass(frozen=True)
 class Trait:
-    """A trait that gives an arm away: its mean in the reference answers and in the arm's, and the AUC of it alone, 0.5
-    or more."""
+    """A trait that gives an arm away: its mean in the reference answers and in the arm's, and the AUC of this trait
+    alone, 0.5 or more."""
 
     name: str
     reference: float
@@ -96,25 +95,25 @@ def auc(reference_R: ArrayLike, arm_R: ArrayLike, fold_R: ArrayLike, clusters: S
     return Auc(float(0.5 + placed.mean() / 2), Interval(*ends))
 
 
-def traits(reference: Sequence[str], arm: Sequence[str]) -> tuple[Trait, ...]:
-    """The traits that give the arm away most, and the openings that one of the two uses much more often."""
-    measured = []
-    for name, measure in TRAITS.items():
-        h, a = np.array([measure(t) for t in reference]), np.array([measure(t) for t in arm])
-        wins = float(((h[:, None] > a[None]) + 0.5 * (h[:, None] == a[None])).mean())
-        measured.append(Trait(name, float(h.mean()), float(a.mean()), max(wins, 1 - wins)))
-    measured.sort(key=lambda t: -t.auc)
-    return (*measured[:MOST_TRAITS], *_openings(reference, arm))
+def traits(reference: Sequence[str], arm: Sequence[str], clusters: Sequence[int], alpha: float) -> tuple[Trait, ...]:
+    """The traits that are shown to give the arm away, the strongest first, and the openings that one of the two uses
+    more often. ``alpha``: of all traits together, and of all openings (Bonferroni)."""
+    counted, kinds = [openings([text]) for text in (*reference, *arm)], openings([*reference, *arm])
+    opened = {f"begins with {name!r}": [float(own[name]) for own in counted] for name, n in kinds.items() if n > 1}
+    measured = {name: [measure(text) for text in (*reference, *arm)] for name, measure in TRAITS.items()}
+    shown = _telling(measured, clusters, alpha)[:MOST_TRAITS]
+    return (*shown, *_telling(opened, clusters, alpha)[:MOST_TRAITS])
 
 
-def _openings(reference: Sequence[str], arm: Sequence[str]) -> list[Trait]:
-    first, second = openings(reference), openings(arm)
-    gaps = []
-    for opening in {*first, *second}:
-        h, a = first[opening] / len(reference), second[opening] / len(arm)
-        if abs(h - a) >= OPENING:
-            gaps.append(Trait(f"begins with {opening!r}", h, a, 0.5 + abs(h - a) / 2))
-    return sorted(gaps, key=lambda t: (-t.auc, t.name))[:MOST_TRAITS]
+def _telling(measured: Mapping[str, Sequence[float]], clusters: Sequence[int], alpha: float) -> list[Trait]:
+    """Those whose AUC is shown not to be 0.5. ``measured``: by name, of the reference answers and then of the arm's."""
+    traits, rows = [], len(clusters)
+    for name, values in measured.items():
+        h, a = np.array(values[:rows]), np.array(values[rows:])
+        alone = auc(h, a, np.zeros(rows), clusters, alpha / len(measured))
+        if not alone.interval.low <= 0.5 <= alone.interval.high:
+            traits.append(Trait(name, float(h.mean()), float(a.mean()), max(alone.value, 1 - alone.value)))
+    return sorted(traits, key=lambda t: (-t.auc, t.name))
 
 
 def _features(encode: Encode | None) -> FeatureUnion:

@@ -16,9 +16,9 @@ from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.evaluate import decoded_together
 from tunewright.model.decoding import generate
-from tunewright.runtime import pilot
 from tunewright.runtime.context import Work
-from tunewright.runtime.pilot import Lengths, Pilot
+from tunewright.runtime.forecast import pilot
+from tunewright.runtime.forecast.pilot import Lengths, Pilot
 from tunewright.runtime.sizes import CALIBRATED, OWN_ANSWER_TOKENS, PROBE_TOKENS, REPEATED
 from tunewright.system import heap, machine
 from tunewright.train import planning
@@ -30,8 +30,8 @@ PROCESS_GB = 1.0  # torch, oneDNN's code, the data
 ACTIVATIONS, LOGITS = 20, 10  # bytes: of a token of a prompt for each unit of width and byte of dtype; of a logit
 
 
-def estimate(work: Work, speed: Speed) -> Estimate:
-    """Of the whole run. ``speed``: of training, measured."""
+def whole_run(work: Work, speed: Speed) -> Estimate:
+    """The time and memory of the whole run. ``speed``: of training, measured."""
     measured = pilot.measure(work, speed)
     seconds = {name: round(s, 1) for name, s in stages(work, measured).items()}
     return Estimate(
@@ -111,7 +111,7 @@ class Forecast:
         seconds += self.judged(untrained, dev) if len(untrained) > 1 else 0.0
         if config.evidence == "plain":
             return seconds
-        ways = len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding))
+        ways = max(1, len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding)))
         seconds += (ways - 1) * self.judged(chosen, dev) + (self.by_tuned(dev) if ways > 1 else 0.0)
         seconds += self.by_tuned(REPEATED) + max((self.judged([a], REPEATED) for a in untrained), default=0.0)
         if work.data.task.metric.by_label:

@@ -1,0 +1,1 @@
+"""The time and memory of a whole run, predicted before it trains."""
