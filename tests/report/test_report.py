@@ -64,7 +64,7 @@ SECTIONS = {
     "mitigation": "rate / 3",
     "learning_curve": "more data of this kind",
     "crossfit": "A model trained on the other rows flags 3 rows",
-    "cleaning": "Trained without the flagged rows (3 duplicates, 12 suspect rows)",
+    "cleaning": "Trained without the flagged rows (duplicates: 3, suspect rows: 12)",
     "calibration": "Does it know when it is wrong?",
     "prompt_distillation": "Prompt distillation",
     "rerun": "test rows a second time",

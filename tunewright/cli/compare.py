@@ -115,7 +115,7 @@ def _lines(preferred: Preferred, left: int, judging: bool) -> list[str]:
 def _question(rubric: str) -> str:
     from tunewright.judge.people.judge import RUBRIC
 
-    return f"Better is {rubric or RUBRIC}." if not rubric.endswith((".", "?", "!")) else rubric
+    return f"The better answer is {rubric or RUBRIC}." if not rubric.endswith((".", "?", "!")) else rubric
 
 
 def _on_page(comparing: Comparing, port: int, no_open: bool, rubric: str) -> None:
