@@ -122,7 +122,7 @@ def _sentence(verdict: Verdict) -> str:
 def _meaning(verdict: Verdict) -> str:
     """Of free text: what was measured, and what was not."""
     measured = {
-        "reference_bits": "What was measured: how likely the model finds your answers, in form, tone and choice of words",
+        "reference_bits": "What was measured: how likely the model finds your answers, their form, tone and words",
         "chrf": "What was measured: how much of your answers' wording is in the model's answers",
     }.get(verdict.metric)
     if measured is None:
