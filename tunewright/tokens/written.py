@@ -121,7 +121,8 @@ def _after(value: Json, text: str, at: int) -> int | None:
 def _forms(value: Json) -> set[str]:
     if isinstance(value, str):
         bare = value.strip()
-        return {bare, json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1], repr(bare)[1:-1]}
+        single = repr(bare + '"')[1:-2]  # in single quotes whatever it contains, as LFM2's templates write it
+        return {bare, json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1], repr(bare)[1:-1], single}
     return {json.dumps(value), str(value)}
 
 
