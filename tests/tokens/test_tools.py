@@ -223,9 +223,11 @@ def test_any_call_is_read_back_from_the_trained_tokens_or_refused(
     assert outcome(name, chat) in ("1" if name in AS_JSON else "1T")
 
 
-def test_a_value_with_an_apostrophe_is_not_refused() -> None:
-    """LFM2's template writes it in single quotes, with a backslash; Python's repr would take double quotes."""
-    call = ToolCall("a", {"a": "0'"}, "call00001")
+@pytest.mark.parametrize("value", ["0'", "\U00018cd6'", "'\"\\", "a'\nb"])
+def test_a_value_with_an_apostrophe_is_not_refused(value: str) -> None:
+    """LFM2's template writes it in single quotes, with a backslash; Python's repr would take double quotes, or escape
+    characters that cannot be printed."""
+    call = ToolCall("a", {"a": value}, "call00001")
     assert outcome("lfm2_2_5_vl", chat_of((USER, calling(call)), [declared(call)])) == "1"
 
 

@@ -16,6 +16,8 @@ from tunewright.data.messages import THOUGHT_END, Chat, Json, Message, Tool, Too
 
 TOOLS_FIX = "use a template that has tools: template=chatml-tools."
 THOUGHTS_FIX = "use a template that prints thoughts: template=chatml-tools."
+# As LFM2's templates write a text: in single quotes whatever it contains, and nothing else is escaped.
+SINGLE_QUOTED = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"})
 
 
 def check_turn(chat: Chat, k: int, prompt: str, turn: str) -> None:
@@ -121,8 +123,8 @@ def _after(value: Json, text: str, at: int) -> int | None:
 def _forms(value: Json) -> set[str]:
     if isinstance(value, str):
         bare = value.strip()
-        single = repr(bare + '"')[1:-2]  # in single quotes whatever it contains, as LFM2's templates write it
-        return {bare, json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1], repr(bare)[1:-1], single}
+        quoted = bare.translate(SINGLE_QUOTED)
+        return {bare, json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1], repr(bare)[1:-1], quoted}
     return {json.dumps(value), str(value)}
 
 
