@@ -156,8 +156,12 @@ def find(root: Path, name: str) -> Run:
     for path in (Path(name), root / name):
         if (path / "config.yaml").is_file():
             return Run(path)
-    what = f"`{name}` is a folder, but not a run." if Path(name).is_dir() else f"there is no run `{name}`."
-    raise RunError("RUN_NOT_FOUND", what, where=str(root), fix="list the runs with `tunewright runs list`.")
+    raise RunError(
+        "RUN_NOT_FOUND",
+        f"`{name}` is a folder, but not a run." if Path(name).is_dir() else f"there is no run `{name}`.",
+        where=str(root),
+        fix="list the runs with `tunewright runs list`.",
+    )
 
 
 def require(run: Run, file: Path, verb: str) -> None:
