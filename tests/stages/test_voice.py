@@ -16,7 +16,7 @@ from tunewright import api
 from tunewright.core.run_folder import Run
 from tunewright.judge.arms import decodings
 from tunewright.judge.people import judge
-from tunewright.runtime import chat, people_page
+from tunewright.runtime import chat, people, people_page
 
 WORDS = ("river", "stone", "marsh", "heron", "reed", "mill", "ford", "barley")
 
@@ -94,6 +94,9 @@ def test_people_are_asked_about_a_finished_run(
     assert "Tuned or reference: which answers do people prefer?" in free.report.read_text()
     again = cli(*words, "--result", "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["people"]["rows"] == 3
+    assert not any(p.other_cut for p in people.comparing(Run(free.path), "reference", 3).pairs), (
+        "nobody cut the reference"
+    )
     wrong = cli("compare", str(free.path), "--judge", "http://127.0.0.1:9/v1", cwd=tmp_path)
     assert (wrong.returncode, "--judge-model NAME" in wrong.stderr) == (2, True)
 

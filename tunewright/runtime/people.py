@@ -84,15 +84,18 @@ class Comparing:
         rate = win_rate(self.pairs, known, self.clusters, self.alpha)
         return Preferred(against=self.against, asked=len(self.shown), people=rate, judge=judged)
 
-    def _earlier_judge(self) -> Judge | None:
+    def _compared(self) -> tuple[Preferred, ...]:
+        """The results in people.json."""
         before = records.existing(self.run.preferences, Preferences)
-        done = next((c.judge for c in before.comparisons if c.against == self.against), None) if before else None
+        return before.comparisons if before else ()
+
+    def _earlier_judge(self) -> Judge | None:
+        done = next((c.judge for c in self._compared() if c.against == self.against), None)
         return Judge(Endpoint(done.url, done.model), done.rubric) if done else None
 
     def save(self, result: Preferred) -> None:
         """Writes people.json, with the other comparisons after this one."""
-        before = records.existing(self.run.preferences, Preferences)
-        others = [c for c in before.comparisons if c.against != result.against] if before else []
+        others = [c for c in self._compared() if c.against != result.against]
         records.write(self.run.preferences, Preferences(comparisons=(result, *others)))
 
     def unjudged(self, judge: Judge) -> list[tuple[Pair, judging.Order]]:
@@ -119,7 +122,7 @@ def comparing(run: Run, against: str, count: int) -> Comparing:
         raise RunError("RUN_INCOMPLETE", what, where=str(run.path), fix="compare runs whose models write answers.")
     name = against or verdict.comparator.name
     others = {arm: lines for arm in verdict.arms if (lines := _answers(run, arm))[0].answer_tokens is not None}
-    others[REFERENCE] = [line.model_copy(update={"answer": line.target}) for line in others.pop("tuned")]
+    others[REFERENCE] = [line.model_copy(update={"answer": line.target, "cut": None}) for line in others.pop("tuned")]
     if name not in others:
         what = f"{name} is not an arm with written answers."
         raise ConfigError("CONFIG_RANGE", what, where="--against", fix=f"choose one of {', '.join(others)}.")

@@ -134,12 +134,12 @@ def _shown(comparing: Comparing, row: int | None) -> dict[str, object]:
     before it."""
     known = comparing.choices()
     rows = list(known)
-    again = row is not None and row in known
-    pair = comparing.pair_of(row) if again and row is not None else comparing.next()
-    place = rows.index(row) if again and row is not None else len(rows)
+    pair, chosen, place = comparing.next(), None, len(rows)
+    if row is not None and row in known:
+        pair, chosen, place = comparing.pair_of(row), known[row], rows.index(row)
     return {
         "pair": pair,
-        "chosen": known.get(row) if again and row is not None else None,
+        "chosen": chosen,
         "with_reference": comparing.against != REFERENCE,
         "against": comparing.against,
         "number": place + 1,

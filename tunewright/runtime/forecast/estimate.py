@@ -163,8 +163,9 @@ def stages(work: Work, measured: Pilot) -> dict[str, float]:
 
 
 def training_gb(work: Work, speed: Speed) -> float:
-    """Memory while the model trains: that of the first passes, and what `heap.bounded` lets pile up."""
-    return heap.GROWTH * speed.held_gb if work.inputs.machine.device == "cpu" else machine.peak_gb()
+    """Memory while the model trains: that of the first passes, and what `heap.bounded` lets pile up. Of a GPU, nothing
+    but the peak so far is known."""
+    return heap.GROWTH * speed.held_gb if work.inputs.machine.device == "cpu" else 0.0
 
 
 def decoding_gb(work: Work, measured: Pilot) -> float:
