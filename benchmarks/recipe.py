@@ -211,24 +211,25 @@ class Bench:
 
 
 def filled(
-    file_name: str, tasks: Sequence[Task], recipes: Mapping[str, Recipe], given: argparse.Namespace
+    file_name: str, tasks: Sequence[Task], recipes: Mapping[str, Recipe | None], given: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """The cells of a file in results/, after measuring those that it lacks. ``given``: model, seeds and hours."""
+    """The cells of a file in results/, after measuring those that it lacks. A recipe of None: the untrained model.
+    ``given``: model, seeds and hours."""
     file, end = HERE / "results" / file_name, time.monotonic() + 3600 * given.hours
     cells: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     benches: dict[str, Bench] = {}
     model = Path(given.model).stem
     for seed in range(given.seeds):
         for task in tasks:
-            for name in [*(["base"] if seed == 0 else []), *recipes]:
+            for name, recipe in recipes.items():
                 key = f"{model} {task.name} {name} {seed}"
-                if key in cells or time.monotonic() > end:
+                if key in cells or time.monotonic() > end or (recipe is None and seed):
                     continue
                 if task.name not in benches:
                     benches.clear()  # one model in memory
                     benches[task.name] = Bench(task, given.model, ROOT / model)
                 bench = benches[task.name]
-                cells[key] = bench.base() if name == "base" else bench.cell(recipes[name], seed)
+                cells[key] = bench.base() if recipe is None else bench.cell(recipe, seed)
                 print(key, json.dumps({k: v for k, v in cells[key].items() if k != "curve"}), flush=True)
                 file.write_text(json.dumps(cells, indent=0) + "\n", encoding="utf-8")
     return cells
@@ -244,7 +245,7 @@ def main() -> None:
     parser.add_argument("--aside", action="store_true", help="the tasks kept aside, too")
     given = parser.parse_args()
     tasks = [t for t in TASKS.values() if (t.name in given.only if given.only else given.aside or not t.aside)]
-    cells = filled("recipe.json", tasks, {name: RECIPES[name] for name in given.recipes}, given)
+    cells = filled("recipe.json", tasks, {"base": None} | {name: RECIPES[name] for name in given.recipes}, given)
     sources = {name: recipe.source for name, recipe in RECIPES.items()}
     (HERE / "results" / "recipe.md").write_text(recipe_tables.text(cells, TASKS, sources), encoding="utf-8")
 

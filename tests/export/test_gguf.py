@@ -24,6 +24,7 @@ from jinja2 import TemplateError
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ConfigError, MissingExtra, ModelError, TrainError
+from tunewright.core.sampling import DECODINGS
 from tunewright.data.messages import question
 from tunewright.export import EXPORTS, export
 from tunewright.export.gguf import architecture, llama_cpp, lora, tensors, vocabulary
@@ -197,6 +198,18 @@ def test_tokens_have_the_types_that_llama_cpp_expects(saved: Saved, tmp_path: Pa
 
 def with_template(text: str | None, **arguments: Any) -> Template:
     return Template(SimpleNamespace(chat_template=text), arguments)
+
+
+@pytest.mark.parametrize("name", DECODINGS)
+def test_a_file_says_how_its_tokens_are_chosen(name: str, saved: Saved, tmp_path: Path) -> None:
+    run = run_of(saved("smollm"), tmp_path)
+    run.run.verdict.write_text(json.dumps({"arms": {"tuned": {"decoding": name}}}))
+    reader = GGUFReader(written(run, load_module(run), "f16", tmp_path / "out"))
+    written_as = {key: field for key, field in reader.fields.items() if key.startswith("general.sampling.")}
+    values = {key.removeprefix("general.sampling."): field.contents() for key, field in written_as.items()}
+    assert values == pytest.approx(DECODINGS[name].gguf)
+    whole = {key for key, value in values.items() if isinstance(value, int)}
+    assert whole == {"top_k", "penalty_last_n"} & values.keys()
 
 
 @pytest.mark.parametrize("path", stock_templates(), ids=lambda p: p.stem)

@@ -78,5 +78,8 @@ def test_greedy_is_the_most_probable_token_bit_for_bit() -> None:
 
 def test_what_other_programs_read() -> None:
     assert GREEDY.generation_config == {"do_sample": False}
+    assert GREEDY.gguf == {"temp": 0.0}
+    assert DECODINGS["penalty"].gguf == {"temp": 0.0, "penalty_repeat": 1.1, "penalty_last_n": -1}
+    assert DECODINGS["sampled"].gguf == {"temp": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     assert DECODINGS["penalty"].generation_config == {"do_sample": False, "repetition_penalty": 1.1}
     assert DECODINGS["sampled"].generation_config == {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0}

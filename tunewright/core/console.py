@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+KNOWN = 0.05  # of all items: the first of them say little about the rest, because a batch's prompts are read before
+
 
 class Tick(Protocol):
     """Advances a progress bar by ``more`` items; ``status`` is shown next to the count."""
@@ -77,7 +79,8 @@ class Console:
             current += more
             if current >= total or time.monotonic() - last > 15:
                 last = time.monotonic()
-                left = (last - start) / max(1, current - done) * (total - current)
-                self.say(f"{title}: {current}/{total} {status} ({last - start:.0f} s, {left:.0f} s left)")
+                seconds, finished = last - start, current - done
+                left = f", {seconds / finished * (total - current):.0f} s left" if finished >= KNOWN * total else ""
+                self.say(f"{title}: {current}/{total} {status} ({seconds:.0f} s{left})")
 
         yield tick

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunewright.core.run_folder import Run, read_json
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -28,6 +26,14 @@ class Sampling:
         return values
 
     @property
+    def gguf(self) -> dict[str, float]:
+        """As the keys general.sampling.* of a GGUF file, which llama-server and others take where a request says
+        nothing. Its own defaults are a temperature of 0.8 and a penalty on the last 64 tokens."""
+        drawn = {"top_k": 0, "top_p": 1.0, "min_p": 0.0} if self.temperature else {}
+        penalty = {"penalty_repeat": self.repetition_penalty, "penalty_last_n": -1}
+        return {"temp": self.temperature, **drawn, **(penalty if self.repetition_penalty != 1 else {})}
+
+    @property
     def llama_cpp(self) -> dict[str, float]:
         """As llama-cpp-python's arguments, which cut the tail of the distribution by default."""
         drawn = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": self.seed} if self.temperature else {}
@@ -41,10 +47,3 @@ DECODINGS: dict[str, Sampling] = {
     "penalty": Sampling(repetition_penalty=1.1),
     "sampled": Sampling(temperature=0.7),
 }
-
-
-def chosen_decoding(run: Run) -> str:
-    """How the tuned model's tokens are chosen, read from verdict.json: greedy, unless dev chose otherwise."""
-    if not run.verdict.exists():
-        return "greedy"
-    return str(read_json(run.verdict)["arms"]["tuned"].get("decoding", "greedy"))

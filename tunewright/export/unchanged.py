@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunewright.core import records, run_folder
+from tunewright.core.chosen_decoding import chosen_decoding
 from tunewright.core.records import CONSUMER_CHECKS, ConsumerCheck, ExportCheck
 from tunewright.core.records import EXPORTS as RECORDED
 from tunewright.core.run_folder import Run, chosen_scale
-from tunewright.core.sampling import chosen_decoding
 from tunewright.export.kind import Export, TrainedRun
 
 CARD = "README.md"

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunewright.core import records, run_folder
+from tunewright.core.chosen_decoding import chosen_decoding
 from tunewright.core.config import Plan, load
 from tunewright.core.errors import RunError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
-from tunewright.core.sampling import DECODINGS, GREEDY, Sampling, chosen_decoding
+from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
 from tunewright.model import loading

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunewright.core.chosen_decoding import chosen_decoding
 from tunewright.core.config import Config, Plan
 from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
-from tunewright.core.sampling import chosen_decoding
 from tunewright.data.dataset import Dataset
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.export.gguf import architecture, llama_cpp, tensors, vocabulary
-from tunewright.export.kind import QUANTISED, TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
+from tunewright.export.kind import QUANTISED, TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,9 @@ def _write(source: TrainedRun, module: PreTrainedModel, file: Path, kind: str) -
         writer.add_file_type(gguf.LlamaFileType[tensors.TYPES[kind.upper()]])
         architecture.write(writer, config)
         vocabulary.write(writer, source, config)
+        for key, value in sampling(source.run).gguf.items():
+            add = writer.add_int32 if isinstance(value, int) else writer.add_float32
+            add(f"general.sampling.{key}", value)
         if (factors := architecture.rope_factors(config)) is not None:
             writer.add_tensor("rope_freqs.weight", factors.numpy())
         for name, parameter in module.named_parameters():
