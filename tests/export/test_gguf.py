@@ -203,6 +203,7 @@ def with_template(text: str | None, **arguments: Any) -> Template:
 @pytest.mark.parametrize("name", DECODINGS)
 def test_a_file_says_how_its_tokens_are_chosen(name: str, saved: Saved, tmp_path: Path) -> None:
     run = run_of(saved("smollm"), tmp_path)
+    run.run.verdict.parent.mkdir()
     run.run.verdict.write_text(json.dumps({"arms": {"tuned": {"decoding": name}}}))
     reader = GGUFReader(written(run, load_module(run), "f16", tmp_path / "out"))
     written_as = {key: field for key, field in reader.fields.items() if key.startswith("general.sampling.")}

@@ -63,7 +63,8 @@ def test_answers_are_the_same_while_others_come_and_go(dtype: torch.dtype, monke
     crowded(monkeypatch, lambda: next(turns) % 7 > 2)
     seen = threads_of_steps(monkeypatch, FusedState)
     assert complete(model, prompts(5), DECODING) == alone
-    assert set(seen) == {1, 2}
+    (asked,) = threads._same.values()
+    assert (1 in seen) == any(asked.values()), "on some processors, the bits of every step depend on it"
     assert torch.get_num_threads() == 2
 
 

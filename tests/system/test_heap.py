@@ -17,8 +17,8 @@ import torch
 from tunewright.system import heap
 if sys.argv[1] == "kept":
     heap.keep()
-weight = torch.ones(576, 576, dtype=torch.bfloat16)
-for rows in range(64, 1000):
+weight = torch.ones(576, 96, dtype=torch.bfloat16)
+for rows in range(64, 700, 2):
     torch.ones(rows, 576, dtype=torch.bfloat16) @ weight
     if rows == 64:
         before = heap.resident_gb()
@@ -36,7 +36,7 @@ def test_products_of_many_shapes_take_little_memory() -> None:
         return float(done.stdout)
 
     by_default = grown("default")
-    if by_default < 0.1:
+    if by_default < 0.05:
         pytest.skip(f"this processor's products keep no code: {by_default:.2f} GB")
     assert grown("kept") < 0.6 * by_default
 

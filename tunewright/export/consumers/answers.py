@@ -93,8 +93,8 @@ def expect(module: PreTrainedModel, prompt: Sequence[int], answer: Answered, sto
 
     ids = torch.tensor([[*prompt, *answer.ids]], device=module.device)
     with torch.inference_mode():
-        logits_TV = module(ids, use_cache=False, logits_to_keep=len(answer.ids) + 1).logits[0].float()
-        logp_TV = logits_TV.log_softmax(-1)
+        logits_TV = module(ids, use_cache=False, logits_to_keep=len(answer.ids) + 1).logits[0]
+        logp_TV = logits_TV.double().log_softmax(-1)  # a sum in float32 loses such parts here too, by processor
         best_T = logp_TV.max(-1).values.tolist()
         own_T = logp_TV[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
         ending = logp_TV[-1, list(stop)].max().item()
