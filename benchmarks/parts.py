@@ -16,7 +16,8 @@ from torch import Tensor
 from workloads import WORKLOADS, rendered, rows
 
 from tunewright.core.config import AdapterConfig
-from tunewright.model import adapters, attention, forward, fused_llama, loading
+from tunewright.model import adapters, forward, fused_llama, loading
+from tunewright.model.attention import tree
 from tunewright.system import heap, machine
 from tunewright.tokens.packing import to_microbatch
 
@@ -117,9 +118,9 @@ def steps() -> None:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(6):
         for name in list(ways) if turn % 2 == 0 else list(ways)[::-1]:
-            fused, attention.LONG, attention.SHORT = ways[name]
+            fused, tree.LONG, tree.SHORT = ways[name]
             used = dataclasses.replace(model, kernels="fused" if fused else "transformers")
-            attention.blocks.cache_clear()
+            tree.blocks.cache_clear()
             start = time.perf_counter()
             forward.loss(used, microbatch).backward()
             times[name].append(time.perf_counter() - start)

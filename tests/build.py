@@ -24,10 +24,11 @@ import torch
 from hypothesis import strategies as st
 
 from tunewright.cli import main
-from tunewright.core.config import AdapterConfig, Plan
+from tunewright.core.config import AdapterConfig, Plan, Recompute
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import Run
-from tunewright.model import adapters, attention, forward, language_model
+from tunewright.model import adapters, forward, language_model
+from tunewright.model.attention import interface
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TokenSequence, TrainRow, single
@@ -139,7 +140,7 @@ def tiny_config(kind: str = "llama", vocabulary: int = 260, **more: Any) -> Any:
 def tiny_model(kind: str = "llama", dtype: Any = None, seed: int = 0, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    attention.register()
+    interface.register()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(kind, **more), dtype=torch.float32)
     for parameter in model.parameters():  # larger than usual initial weights, so that logits differ clearly
@@ -253,11 +254,13 @@ def exact_norms(model: Any) -> None:
             module.forward = functools.partial(exact, module)
 
 
-def gradients(model: LanguageModel, microbatches: list[packing.Microbatch]) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(
+    model: LanguageModel, microbatches: list[packing.Microbatch], recompute: Recompute = "none"
+) -> tuple[float, dict[str, torch.Tensor]]:
     model.module.zero_grad(set_to_none=True)
     total = 0.0
     for microbatch in microbatches:
-        loss = forward.loss(model, microbatch)
+        loss = forward.loss(model, microbatch, recompute)
         loss.backward()
         total += float(loss.detach())
     return total, {n: p.grad.clone() for n, p in adapters.trainable(model.module).items()}

@@ -163,6 +163,7 @@ def test_the_config_fields() -> None:
         "train.max_grad_norm",
         "train.dtype",
         "train.layout",
+        "train.kernels",
         "train.gradient_checkpointing",
         "train.eval_every",
         "train.patience",

@@ -79,6 +79,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.max_grad_norm": (0.5, {}),
     "train.dtype": ("bfloat16", {}),
     "train.layout": ("padded", {}),
+    "train.kernels": ("transformers", {}),
     "train.gradient_checkpointing": ("layers", {}),
     "train.eval_every": (2, {}),
     "train.patience": (0, {}),

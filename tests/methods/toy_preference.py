@@ -66,7 +66,7 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
         model.device
     )
     margin_P = BETA * (ratio_S[0::2] - ratio_S[1::2])
-    metrics = {"margin": float(margin_P.detach().sum()), "accuracy": float((margin_P.detach() > 0).sum())}
+    metrics = {"margin": margin_P.detach().sum(), "accuracy": (margin_P.detach() > 0).sum()}
     return Loss(-F.logsigmoid(margin_P).sum(), metrics)
 
 

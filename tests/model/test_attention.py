@@ -12,7 +12,7 @@ from build import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunewright.model import attention
+from tunewright.model.attention import prefixed, tree
 from tunewright.tokens import prefix_tree
 
 
@@ -24,9 +24,9 @@ def test_tree_attention_is_masked_attention(
     """Outputs and gradients against a dense mask and autograd, with and without window, soft cap and kept weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix_tree, "MIN_SHARED", 2)
-        patch.setattr(attention, "LONG", 32)
-        patch.setattr(attention, "SHORT", 24)
-        attention.blocks.cache_clear()
+        patch.setattr(tree, "LONG", 32)
+        patch.setattr(tree, "SHORT", 24)
+        tree.blocks.cache_clear()
         folded = prefix_tree.build(rows)
         total = len(folded.ids_T)
         generator = torch.Generator().manual_seed(total)
@@ -34,9 +34,7 @@ def test_tree_attention_is_masked_attention(
             torch.randn(1, h, total, 8, generator=generator, dtype=torch.float64).requires_grad_() for h in (4, 2, 2)
         ]
         given_: dict[str, Any] = {"sliding_window": window, "softcap": softcap, "keep_weights": keep}
-        actual, _ = attention.tree_attention(
-            torch.nn.Identity(), *leaves, None, 0.3, segments=folded.segments, **given_
-        )
+        actual, _ = tree.tree_attention(torch.nn.Identity(), *leaves, None, 0.3, segments=folded.segments, **given_)
     seen = torch.zeros(total, total, dtype=torch.bool)
     for segment in folded.segments:
         path = torch.cat([torch.arange(a, b) for a, b in segment.path])
@@ -66,9 +64,9 @@ def test_one_token_in_16_bits_attends_as_in_float64(padded: bool, shared: int) -
     hidden[1, ..., :99], hidden[3, ..., :40] = True, True
     given_ = (hidden if padded else None, (held[0], held[1]) if shared else None)
     key, value = cache.narrow(2, 0, used)
-    actual = attention.one_token(q, key, value, *given_)
-    assert torch.equal(actual, attention.one_token(q, key.contiguous(), value.contiguous(), *given_))
+    actual = prefixed.one_token(q, key, value, *given_)
+    assert torch.equal(actual, prefixed.one_token(q, key.contiguous(), value.contiguous(), *given_))
     prefix = (held[0].double(), held[1].double()) if shared else None
-    expected = attention.over_prefix(q.double(), key.double(), value.double(), given_[0], prefix)
+    expected = prefixed.over_prefix(q.double(), key.double(), value.double(), given_[0], prefix)
     assert torch.allclose(actual.double(), expected, atol=0.02)
     assert not torch.allclose(actual.double(), expected.roll(1, 0), atol=0.02)

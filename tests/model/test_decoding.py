@@ -14,7 +14,8 @@ from build import tiny_lm, tiny_model
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.sampling import DECODINGS, GREEDY
-from tunewright.model import adapters, attention, language_model
+from tunewright.model import adapters, language_model
+from tunewright.model.attention import interface
 from tunewright.model.decoding import fused as decoding
 from tunewright.model.decoding import generate
 from tunewright.model.decoding.fused import FusedState
@@ -174,7 +175,7 @@ def test_modules_are_used_where_steps_without_them_would_differ(monkeypatch: pyt
         assert tiny_lm(kind, **more).decoding == "modules", kind
     module = tiny_model()
     assert language_model.of(module).decoding == "vector"
-    assert module.config._attn_implementation != attention.PREFIXED
+    assert module.config._attn_implementation != interface.PREFIXED
     plain = decoding.Layer.of
     monkeypatch.setattr(decoding.Layer, "of", lambda part: dataclasses.replace(plain(part), scaling=0.36))
     assert language_model.of(module).decoding == "modules"

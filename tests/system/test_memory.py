@@ -64,6 +64,7 @@ def test_a_run_that_would_be_killed_is_refused_with_settings_that_fit() -> None:
         "layers": 30,
         "heads": 9,
         "cached": 384,
+        "head_width": 64,
         "vocabulary": 49_152,
         "context": 8192,
         "parameters": 135_000_000,

@@ -14,7 +14,8 @@ from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TunewrightError
 from tunewright.data.messages import Chat, Message
 from tunewright.methods import sft
-from tunewright.model import adapters, attention, fused_llama
+from tunewright.model import adapters, fused_llama
+from tunewright.model.attention import interface
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow, flat, single
 from tunewright.tokens.template import Template
@@ -32,7 +33,7 @@ def chats(count: int = 6) -> list[Chat]:
 
 
 def world(kind: str = "lora", **plan: Any) -> tuple[LanguageModel, list[Chat], list[TrainRow], Any]:
-    attention.register()
+    interface.register()
     module = tiny_model()
     module.config.get_text_config().use_cache = False
     config = AdapterConfig(kind="none") if kind == "none" else AdapterConfig(kind=kind, rank=4)  # type: ignore[arg-type]

@@ -113,7 +113,7 @@ def weight(microbatch: Microbatch) -> float:
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     soft_NK, prob_NK, weight_N = (
-        torch.from_numpy(x).to(model.device)
+        forward.on_device(model, x)
         for x in (microbatch.signal["soft_NK"], microbatch.signal["prob_NK"], microbatch.weight_N)
     )
     if forward.frozen_head(model):

@@ -19,10 +19,11 @@ from tunewright.tokens.template import Template
 @dataclass(frozen=True)
 class Loss:
     """The loss of one microbatch. ``sum`` and ``metrics`` are sums over what `Method.weight` counts; `train.step`
-    divides both by the weight of the whole batch. The metrics go into the step's line of metrics.jsonl."""
+    divides both by the weight of the whole batch. The metrics go into the step's line of metrics.jsonl; they are
+    tensors, so that a GPU need not be waited for."""
 
     sum: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):

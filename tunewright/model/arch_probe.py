@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunewright.model import attention, fused_llama
+from tunewright.model import fused_llama
+from tunewright.model.attention import interface
 from tunewright.tokens.prefix_tree import build
 
 
@@ -32,7 +33,7 @@ class Capabilities:
 def probe(config: Any, tolerance: float = 1e-4) -> Capabilities:
     """Probe a small model with the architecture's widths, one layer of each kind, and random weights. A state-space or
     linear attention layer, for example, carries its state from row to row, which shows as different logits."""
-    attention.register()
+    interface.register()
     try:
         module = _small(config)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
@@ -51,7 +52,7 @@ def _leak(module: Any, rows: list[list[int]], alone: list[Tensor], shared: bool,
     tree = build(rows, shared)
     ids, positions = torch.from_numpy(tree.ids_T)[None], torch.from_numpy(tree.positions_T)[None]
     try:
-        with attention.attending(module, attention.TREE):
+        with interface.attending(module, interface.TREE):
             logits = module(ids, position_ids=positions, segments=tree.segments, use_cache=False).logits[0]
     except (ValueError, TypeError, RuntimeError) as error:
         why = str(error).splitlines()[0][:80] if str(error) else ""

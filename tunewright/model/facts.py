@@ -15,7 +15,7 @@ class Facts:
 
     ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared,
     give equal logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in training.
-    ``cached``: numbers that a cache keeps for each token and layer, keys and values.
+    ``cached``: numbers that a cache keeps for each token and layer, keys and values; ``head_width``: numbers of a head.
     ``fused``: its layers can be run by `fused_llama`. ``sha256``: over config and weight files.
     """
 
@@ -26,6 +26,7 @@ class Facts:
     layers: int
     heads: int
     cached: int
+    head_width: int
     vocabulary: int
     context: int
     parameters: int
@@ -63,6 +64,7 @@ def read_facts(name: str) -> Facts:
     probed = arch_probe.probe(config)
     heads = int(getattr(text, "num_attention_heads", 0) or 1)
     cached_heads = int(getattr(text, "num_key_value_heads", 0) or heads)
+    head_width = int(getattr(text, "head_dim", 0) or text.hidden_size // heads)
     return Facts(
         name=name,
         path=str(folder),
@@ -70,7 +72,8 @@ def read_facts(name: str) -> Facts:
         hidden=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
         heads=heads,
-        cached=2 * cached_heads * int(getattr(text, "head_dim", 0) or text.hidden_size // heads),
+        cached=2 * cached_heads * head_width,
+        head_width=head_width,
         vocabulary=int(text.vocab_size),
         context=int(getattr(text, "max_position_embeddings", 0) or 1_000_000),
         parameters=parameters,

@@ -7,25 +7,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tunewright.core.config import Recompute
-from tunewright.model import attention, fused_llama, losses
+from tunewright.model import fused_llama, losses
+from tunewright.model.attention import flex, interface, tree
+from tunewright.model.fused_llama import LayerKernels
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
     """Sum over the predicted tokens of weight * negative log-likelihood, in nats, by the cheapest exact way."""
-    device = model.device
-    target_N, weight_N = (
-        torch.from_numpy(microbatch.target_N).to(device),
-        torch.from_numpy(microbatch.weight_N).to(device),
-    )
+    target_N, weight_N = on_device(model, microbatch.target_N), on_device(model, microbatch.weight_N)
     if frozen_head(model):
         return losses.head_cross_entropy(hidden(model, microbatch, recompute), model.head_VD, target_N, weight_N)
     return losses.cross_entropy(logits(model, microbatch, recompute), target_N, weight_N)
+
+
+def on_device(model: LanguageModel, array: NDArray[np.generic]) -> Tensor:
+    """An array where the model is. A GPU is not waited for: it may still be computing what came before."""
+    return torch.from_numpy(array).to(model.device, non_blocking=True)
 
 
 def frozen_head(model: LanguageModel) -> bool:
@@ -35,27 +40,34 @@ def frozen_head(model: LanguageModel) -> bool:
 
 def hidden(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
     """hidden_ND at the predicted tokens, before the output head."""
-    device = model.device
-    row_N, at_N = torch.from_numpy(microbatch.row_N).to(device), torch.from_numpy(microbatch.at_N).to(device)
-    if microbatch.segments and model.kernels == "fused":
-        ids_T, positions_T = (
-            torch.from_numpy(microbatch.ids_BT[0]).to(device),
-            torch.from_numpy(microbatch.positions_BT[0]).to(device),
-        )
-        return fused_llama.hidden(model.decoder, ids_T, positions_T, microbatch.segments, at_N, recompute)
+    row_N, at_N = on_device(model, microbatch.row_N), on_device(model, microbatch.at_N)
+    if microbatch.segments and model.kernels != "transformers":
+        ids_T, positions_T = microbatch.ids_BT[0], microbatch.positions_BT[0]
+        if model.kernels == "fused":
+            how = LayerKernels(tree.attend(microbatch.segments, keep_weights=recompute == "none"))
+        else:
+            laid = flex.layout(microbatch.segments, positions_T)
+            ids_T, positions_T = np.pad(ids_T, (0, laid.padding)), laid.position_T
+            whole = model.kernels == "compiled"
+            kernel = flex.uncompiled if whole else flex.kernel()
+            attend = flex.attend(laid, fused_llama.windows(model.decoder.layers), model.device, kernel)
+            how = LayerKernels(attend, fused_llama.compiled_layer() if whole else fused_llama.layer)
+        placed = on_device(model, ids_T), on_device(model, positions_T)
+        return fused_llama.hidden(model.decoder, *placed, at_N, how, recompute)
     hidden_ND: Tensor = call_module(model, model.decoder, microbatch, recompute).last_hidden_state[row_N, at_N]
     return hidden_ND
 
 
 def logits(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
     """logits_NV of the predicted tokens only: the head never multiplies a token that carries no loss."""
-    at_N = torch.from_numpy(microbatch.at_N).to(model.device)
     if microbatch.segments:
+        at_N = on_device(model, microbatch.at_N)
         logits_NV: Tensor = call_module(model, model.module, microbatch, recompute, logits_to_keep=at_N).logits[0]
         return logits_NV
-    columns, place_N = torch.unique(at_N, return_inverse=True)
-    logits_BnV: Tensor = call_module(model, model.module, microbatch, recompute, logits_to_keep=columns).logits
-    return logits_BnV[torch.from_numpy(microbatch.row_N).to(at_N.device), place_N]
+    columns, place_N = np.unique(microbatch.at_N, return_inverse=True)
+    keep = on_device(model, columns)
+    logits_BnV: Tensor = call_module(model, model.module, microbatch, recompute, logits_to_keep=keep).logits
+    return logits_BnV[on_device(model, microbatch.row_N), on_device(model, place_N)]
 
 
 def call_module(
@@ -65,9 +77,9 @@ def call_module(
 
     A flat microbatch runs under tree attention. A padded one needs no mask: padding is on the right of causal rows.
     """
-    ids_BT, positions_BT = (torch.from_numpy(x).to(model.device) for x in (microbatch.ids_BT, microbatch.positions_BT))
+    ids_BT, positions_BT = on_device(model, microbatch.ids_BT), on_device(model, microbatch.positions_BT)
     if not microbatch.segments:
         return part(ids_BT, position_ids=positions_BT, use_cache=False, **options)
     options |= {"segments": microbatch.segments, "keep_weights": recompute == "none"}
-    with attention.attending(model.module, attention.TREE):
+    with interface.attending(model.module, interface.TREE):
         return part(ids_BT, position_ids=positions_BT, use_cache=False, **options)

@@ -11,71 +11,85 @@ head width.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunewright.core.config import AdapterConfig, Recompute
 from tunewright.core.errors import ModelError
 from tunewright.model.adapters import LoRALinear, attach, trainable
-from tunewright.model.attention import TREE, attending, tree_attention
-from tunewright.tokens.prefix_tree import Segment, build
+from tunewright.model.attention import tree
+from tunewright.model.attention.interface import TREE, attending
+from tunewright.model.attention.tree import Attend
+from tunewright.tokens.prefix_tree import build
+
+
+def layer(
+    part: Any, hidden_TD: Tensor, turn: tuple[Tensor, Tensor], attend: Attend, at_N: Tensor | None = None
+) -> Tensor:
+    """One decoder layer, (T, D) -> (T, D); or, with ``at_N``, (N, D) of those tokens alone: the others are only
+    attended to."""
+    own, mlp = part.self_attn, part.mlp
+    x_TD = rms_norm(part.input_layernorm, hidden_TD)
+    q_THK, k_THK, v_THK = (y.view(len(y), -1, own.head_dim) for y in project(x_TD, own.q_proj, own.k_proj, own.v_proj))
+    if hasattr(own, "q_norm"):
+        q_THK, k_THK = rms_norm(own.q_norm, q_THK), rms_norm(own.k_norm, k_THK)
+    q_THK, k_THK = _Rotate.apply(q_THK, *turn), _Rotate.apply(k_THK, *turn)  # type: ignore[no-untyped-call]
+    q_1HTK, k_1HTK, v_1HTK = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
+    out_TD = attend(own, q_1HTK, k_1HTK, v_1HTK)[0].flatten(1)
+    if at_N is not None:
+        out_TD, hidden_TD = out_TD[at_N], hidden_TD[at_N]
+    hidden_TD = hidden_TD + project(out_TD, own.o_proj)[0]
+    gate_TO, up_TO = project(rms_norm(part.post_attention_layernorm, hidden_TD), mlp.gate_proj, mlp.up_proj)
+    gated_TO: Tensor = _SwiGLU.apply(gate_TO, up_TO)  # type: ignore[no-untyped-call]
+    return hidden_TD + project(gated_TO, mlp.down_proj)[0]
+
+
+@dataclass(frozen=True)
+class LayerKernels:
+    """``attend``: how the tokens of a layer attend; ``layer``: what computes it."""
+
+    attend: Attend
+    layer: Callable[..., Tensor] = layer
 
 
 def hidden(
     decoder: Any,
     ids_T: Tensor,
     positions_T: Tensor,
-    segments: tuple[Segment, ...],
     at_N: Tensor,
+    how: LayerKernels,
     recompute: Recompute = "none",
 ) -> Tensor:
-    """hidden_ND, after the last norm, of the tokens ``at_N``. ``recompute``: what the backward pass
-    computes again instead of keeping it: nothing, attention's weights, or all but each layer's input."""
+    """hidden_ND, after the last norm, of the tokens ``at_N``. ``recompute``: with "layers", the backward pass computes
+    again all but each layer's input."""
     hidden_TD = decoder.embed_tokens(ids_T)
     cos_1TK, sin_1TK = decoder.rotary_emb(hidden_TD[None], positions_T[None])
     turn = cos_1TK[0, :, None], sin_1TK[0, :, None]
     *body, last = decoder.layers
-    keep = recompute == "none"
     for part in body:
         if recompute == "layers" and torch.is_grad_enabled():
-            hidden_TD = checkpoint(layer, part, hidden_TD, turn, segments, keep, use_reentrant=False)
+            hidden_TD = checkpoint(how.layer, part, hidden_TD, turn, how.attend, use_reentrant=False)
         else:
-            hidden_TD = layer(part, hidden_TD, turn, segments, keep)
-    return rms_norm(decoder.norm, layer(last, hidden_TD, turn, segments, keep, at_N))
+            hidden_TD = how.layer(part, hidden_TD, turn, how.attend)
+    return rms_norm(decoder.norm, how.layer(last, hidden_TD, turn, how.attend, at_N))
 
 
-def layer(
-    part: Any,
-    hidden_TD: Tensor,
-    turn: tuple[Tensor, Tensor],
-    segments: tuple[Segment, ...],
-    keep: bool,
-    at_N: Tensor | None = None,
-) -> Tensor:
-    """One decoder layer, (T, D) -> (T, D); or, with ``at_N``, (N, D) of those tokens alone: the others are only
-    attended to."""
-    attend, mlp = part.self_attn, part.mlp
-    x_TD = rms_norm(part.input_layernorm, hidden_TD)
-    q_THK, k_THK, v_THK = (
-        y.view(len(y), -1, attend.head_dim) for y in project(x_TD, attend.q_proj, attend.k_proj, attend.v_proj)
-    )
-    if hasattr(attend, "q_norm"):
-        q_THK, k_THK = rms_norm(attend.q_norm, q_THK), rms_norm(attend.k_norm, k_THK)
-    q_THK, k_THK = _Rotate.apply(q_THK, *turn), _Rotate.apply(k_THK, *turn)  # type: ignore[no-untyped-call]
-    q_1HTK, k_1HTK, v_1HTK = (x_THK.transpose(0, 1)[None] for x_THK in (q_THK, k_THK, v_THK))
-    window = getattr(attend, "sliding_window", None)
-    out_1THK, _ = tree_attention(attend, q_1HTK, k_1HTK, v_1HTK, None, attend.scaling, 0.0, segments, keep, window)
-    out_TD = out_1THK[0].flatten(1)
-    if at_N is not None:
-        out_TD, hidden_TD = out_TD[at_N], hidden_TD[at_N]
-    hidden_TD = hidden_TD + project(out_TD, attend.o_proj)[0]
-    gate_TO, up_TO = project(rms_norm(part.post_attention_layernorm, hidden_TD), mlp.gate_proj, mlp.up_proj)
-    gated_TO: Tensor = _SwiGLU.apply(gate_TO, up_TO)  # type: ignore[no-untyped-call]
-    return hidden_TD + project(gated_TO, mlp.down_proj)[0]
+@functools.cache
+def compiled_layer() -> Callable[..., Tensor]:
+    """`layer`, compiled for any number of tokens; with FlexAttention inside, each layer is a few kernels."""
+    return torch.compile(layer, fullgraph=True, dynamic=True)
+
+
+def windows(layers: Iterable[nn.Module]) -> set[int | None]:
+    """Their sliding windows, in tokens."""
+    return {getattr(part.self_attn, "sliding_window", None) for part in layers}
 
 
 def project(x_TI: Tensor, *layers: LoRALinear) -> tuple[Tensor, ...]:
@@ -150,7 +164,9 @@ class _RMSNorm(torch.autograd.Function):
         dx, _, _ = torch.ops.aten.native_layer_norm_backward(
             g, x, shape, nought, inverse, scale, None, [True, False, False]
         )
-        return dx + ((g @ weight)[..., None] * (inverse / len(weight))).to(x.dtype), None, None
+        # Not g @ weight, whose rounding of a row depends on the number of rows.
+        along = (g * weight).sum(-1, keepdim=True, dtype=wide)
+        return dx + (along * (inverse / len(weight))).to(x.dtype), None, None
 
 
 class _Rotate(torch.autograd.Function):
@@ -212,8 +228,8 @@ def fits(module: Any, tolerance: float = 1e-3) -> bool:
     """Whether this file computes what the model's own modules do: hidden states and adapter gradients of a small
     float32 model of the architecture, which has its adapter on afterwards. Rounding alone moves a gradient by some 1e-4
     of its size on some processors, another formula by a tenth and more."""
-    tree = build([list(range(1, 24)), [*range(1, 20), 3, 5, 7]])
-    ids_T, positions_T = torch.from_numpy(tree.ids_T), torch.from_numpy(tree.positions_T)
+    folded = build([list(range(1, 24)), [*range(1, 20), 3, 5, 7]])
+    ids_T, positions_T = torch.from_numpy(folded.ids_T), torch.from_numpy(folded.positions_T)
     at_N = torch.arange(3, len(ids_T), 2)
     weigh_ND = torch.randn(
         len(at_N), module.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(0)
@@ -226,9 +242,10 @@ def fits(module: Any, tolerance: float = 1e-3) -> bool:
         if not applies(module):
             return False
         with attending(module, TREE):
-            given = {"position_ids": positions_T[None], "segments": tree.segments, "use_cache": False}
+            given = {"position_ids": positions_T[None], "segments": folded.segments, "use_cache": False}
             theirs_ND = module.get_decoder()(ids_T[None], **given).last_hidden_state[0, at_N]
-        ours_ND = hidden(module.get_decoder(), ids_T, positions_T, tree.segments, at_N)
+        how = LayerKernels(tree.attend(folded.segments, keep_weights=True))
+        ours_ND = hidden(module.get_decoder(), ids_T, positions_T, at_N, how)
         for out_ND in (theirs_ND, ours_ND):
             grads = torch.autograd.grad((out_ND * weigh_ND).sum(), list(trainable(module).values()))
             results.append([out_ND.detach(), *grads])

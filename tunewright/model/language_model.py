@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tunewright.core.config import Kernels
 from tunewright.model.decoding.fused import StepKernel, step_kernel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Kernels = Literal["fused", "transformers"]
-
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """``kernels``: who computes the decoder of a flat microbatch, `fused_llama` or the module itself. ``plain_head``:
+    """``kernels``: what computes the decoder of a flat microbatch: the module itself; `fused_llama`; that with
+    FlexAttention; or with its layers compiled too. ``plain_head``:
     logits are just head(hidden), with no scale, cap or bias (`has_plain_head`). ``decoding``: how steps of decoding are
     computed (`decoding.fused.step_kernel`).
 

@@ -19,8 +19,9 @@ import torch
 from tunewright.core import run_folder
 from tunewright.core.errors import ModelError
 from tunewright.core.locations import is_hub_model
-from tunewright.model import attention, language_model
+from tunewright.model import language_model
 from tunewright.model.arch_probe import quiet
+from tunewright.model.attention import interface
 from tunewright.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -178,14 +179,14 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
-def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
-    """The model in ``dtype``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH
-    where the weights lack a tensor or have one too many: transformers would draw the one at random and drop the
-    other."""
+def load(folder: str | Path, dtype: torch.dtype, device: str = "cpu") -> LanguageModel:
+    """The model in ``dtype`` on ``device``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and
+    MODEL_INDEX_MISMATCH where the weights lack a tensor or have one too many: transformers would draw the one at random
+    and drop the other."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    attention.register()
+    interface.register()
     try:
         with quiet():
             module, loaded = AutoModelForCausalLM.from_pretrained(
@@ -202,7 +203,7 @@ def load(folder: str | Path, dtype: torch.dtype) -> LanguageModel:
             "MODEL_CORRUPT", f"the weights cannot be loaded: {str(error).splitlines()[0][:200]}", where=str(folder)
         ) from None
     _as_configured(folder, loaded)
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.to(device).named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(
                 "MODEL_CORRUPT",

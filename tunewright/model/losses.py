@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 256
+CHUNK, CHUNK_NUMBERS = 256, 1 << 28  # rows of logits at a time on a CPU; numbers of them (1 GiB) on a GPU
 
 
 def cross_entropy(logits_NV: Tensor, target_N: Tensor, weight_N: Tensor) -> Tensor:
@@ -39,8 +39,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
         weight_N = weight_N.to(wide)
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         grad_ND = torch.empty_like(hidden_ND) if hidden_ND.requires_grad else None
-        for start in range(0, len(target_N), CHUNK):
-            part = slice(start, start + CHUNK)
+        rows = CHUNK if hidden_ND.device.type == "cpu" else max(CHUNK, CHUNK_NUMBERS // len(head_VD))
+        for start in range(0, len(target_N), rows):
+            part = slice(start, start + rows)
             logits_nV = (hidden_ND[part] @ head_VD.T).to(wide)
             at = target_N[part, None]
             norm_n = logits_nV.logsumexp(1, keepdim=True)

@@ -78,8 +78,7 @@ class Models:
                 yield model
             return
         if self._base is None:
-            self._base = loading.load(self._facts.path, loading.torch_dtype(plan.dtype))
-            self._base.module.to(self._device)
+            self._base = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device)
         yield self._base
 
     def _module(self, plan: Plan) -> LanguageModel:
@@ -88,13 +87,12 @@ class Models:
         if self._adapted is None or self._kind != kind:
             self._adapted, self._kind, self._loaded = self._load(plan), kind, None
         module = self._adapted.module
-        fused = plan.kernels == "fused" and fused_llama.applies(module)
-        if plan.gradient_checkpointing == "layers" and not fused:
+        kernels = plan.kernels if fused_llama.applies(module) else "transformers"
+        if plan.gradient_checkpointing == "layers" and kernels == "transformers":
             module.gradient_checkpointing_enable({"use_reentrant": False})
-        return dataclasses.replace(self._adapted, kernels="fused" if fused else "transformers")
+        return dataclasses.replace(self._adapted, kernels=kernels)
 
     def _load(self, plan: Plan) -> LanguageModel:
-        model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype))
+        model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device)
         adapters.attach(model.module, plan.adapter, plan.seed)
-        model.module.to(self._device)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model

@@ -15,8 +15,9 @@ from tunewright.system.memory import available
 
 @dataclass(frozen=True)
 class Machine:
-    """``fp32_gflops``, ``bf16_gflops``: of a (512, 1024) x (1024, 1024) product, the best of a quarter of a second.
-    Memory in GB (10^9 bytes); ``free_gb`` is what was free when it was measured."""
+    """``fp32_gflops``, ``bf16_gflops``: of a (512, 1024) x (1024, 1024) product, the best of a quarter of a second;
+    on a GPU of a (4096, 4096) x (4096, 4096) product, because a small one takes as long as its launch. Memory in GB
+    (10^9 bytes); ``free_gb`` is what was free when it was measured."""
 
     device: str
     cores: int
@@ -71,9 +72,8 @@ def _gflops(device: str, rounds: int = 6, seconds: float = 0.02) -> tuple[float,
     Without bfloat16 in hardware one product can take a second, so a dtype that is ten times slower than the other is
     not measured again: no neighbour explains that."""
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    operands = {
-        d: (torch.ones(512, 1024, dtype=d, device=device), torch.ones(1024, 1024, dtype=d, device=device)) for d in best
-    }
+    rows, width = (512, 1024) if device == "cpu" else (4096, 4096)
+    operands = {d: [torch.ones(n, width, dtype=d, device=device) for n in (rows, width)] for d in best}
     for _ in range(rounds):
         for dtype, (a, b) in operands.items():
             if 10 * min(best.values()) < best[dtype] < float("inf"):
@@ -83,7 +83,7 @@ def _gflops(device: str, rounds: int = 6, seconds: float = 0.02) -> tuple[float,
                 start = time.perf_counter()
                 (a @ b)[0, 0].item()
                 best[dtype] = min(best[dtype], time.perf_counter() - start)
-    fp32, bf16 = (round(2 * 512 * 1024 * 1024 / t / 1e9, 1) for t in best.values())
+    fp32, bf16 = (round(2 * rows * width * width / t / 1e9, 1) for t in best.values())
     return fp32, bf16
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from tunewright.core.config import Config, MethodOptions, Plan, Recompute
+from tunewright.core.config import Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
+from tunewright.model.attention import flex
 from tunewright.model.facts import Facts
-from tunewright.model.language_model import Kernels
 from tunewright.system.machine import Machine
 from tunewright.tokens.packing import Layout
 from tunewright.tokens.sequences import TrainRow
@@ -20,7 +20,9 @@ Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.2, 512  # fraction of the machine's memory; rows
 LONGER = 4  # a prompt with examples than a row, about
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
-TRAIN_MEMORY = 0.35  # fraction of the machine's memory for the activations of one pass
+# Fraction of the memory for the weights and the activations of one pass: of the machine's, and of a GPU's own.
+TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
+COMPILED_FROM = 200  # steps: compiling the layers takes up to a minute of the first (an estimate)
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 CONFIGURED = "as configured"
 
@@ -82,15 +84,16 @@ def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> Ch
     return Choice(facts.context, "the model's context; no row is cut")
 
 
-def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, recompute: Recompute) -> float:
+def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, kernels: Kernels, recompute: Recompute) -> float:
     """Memory of one token between forward and backward, in bytes.
 
-    A layer keeps about 16 numbers per unit of width (34 in transformers' own modules), and the attention weights of
-    a row as long as the longest; with ``layers`` recomputed, only its input.
+    A layer keeps about 16 numbers per unit of width (34 in transformers' own modules), and, unless it has
+    FlexAttention, the attention weights of a row as long as the longest; with ``layers`` recomputed, only its input.
     """
     size = 2 if dtype == "bfloat16" else 4
-    layer = facts.hidden * (1 if recompute == "layers" else 16 if facts.fused else 34)
-    weights = facts.heads * sizes.longest if recompute == "none" else 0
+    layer = facts.hidden * (1 if recompute == "layers" else 34 if kernels == "transformers" else 16)
+    kept = recompute == "none" and kernels in ("fused", "transformers")
+    weights = facts.heads * sizes.longest if kept else 0
     return facts.layers * size * (layer + weights) + 2 * size * facts.vocabulary * sizes.supervised / sizes.tokens
 
 
@@ -100,7 +103,8 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
     dtype, layout, batch = _dtype(given), _layout(given), _batch(given)
     per_epoch = -(-sizes.rows // batch.value)
     steps = _steps(given, per_epoch)
-    recompute = _recompute(given, dtype.value, batch.value)
+    kernels = _kernels(given, steps.value)
+    recompute = _recompute(given, dtype.value, kernels.value, batch.value)
     chosen: dict[str, Choice[Any]] = {
         "dtype": dtype,
         "layout": layout,
@@ -108,7 +112,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         "steps": steps,
         "lr": _learning_rate(given, steps.value),
         "gradient_checkpointing": recompute,
-        "tokens_per_pass": _tokens_per_pass(given, dtype.value, layout.value, recompute.value),
+        "tokens_per_pass": _tokens_per_pass(given, dtype.value, kernels.value, layout.value, recompute.value),
         "max_length": max_length(config, facts, machine, kind),
         "decode_batch_size": _decode_batch(given, dtype.value, max_new_tokens),
         "max_new_tokens": Choice(
@@ -117,7 +121,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
             if config.prove.max_new_tokens != "auto"
             else f"25% longer than the longest training answer, plus 8; at most {LONGEST_ANSWER} tokens",
         ),
-        "kernels": _kernels(facts),
+        "kernels": kernels,
         "warmup_steps": Choice(math.ceil(t.warmup * steps.value), f"{t.warmup:.0%} of {steps.value} steps"),
         "eval_every": _eval_every(config, steps.value),
         "checkpoint_every": _checkpoint_every(config, steps.value),
@@ -168,12 +172,27 @@ def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
     )
 
 
-def _kernels(facts: Facts) -> Choice[Kernels]:
-    if facts.fused:
-        return Choice(
-            "fused", "tunewright's fused kernels support this model's layers and gave equal results in the probe"
-        )
-    return Choice("transformers", "tunewright's fused kernels do not support this model's layers")
+def _kernels(given: PlanInputs, steps: int) -> Choice[Kernels]:
+    facts, asked = given.facts, given.config.train.kernels
+    unsupported = "tunewright's fused kernels do not support this model's layers"
+    no_flex = "FlexAttention needs a GPU and heads whose width is a power of two, 16 or more"
+    flexible = facts.fused and flex.supports(facts.head_width, given.machine.device)
+    if asked != "auto":
+        if asked != "transformers" and not (flexible if asked in ("flex", "compiled") else facts.fused):
+            raise ConfigError(
+                "CONFIG_CONFLICT",
+                f"train.kernels={asked}, but {no_flex if facts.fused else unsupported}.",
+                where="train.kernels",
+                fix="leave it at auto.",
+            )
+        return Choice(asked, CONFIGURED)
+    if not facts.fused:
+        return Choice("transformers", unsupported)
+    if flexible and steps >= COMPILED_FROM:
+        return Choice("compiled", f"on a GPU, {steps} steps win back the time that compiling the layers takes")
+    equal = "tunewright's fused kernels support this model's layers and gave equal results in the probe"
+    short = f"; {steps} steps would not win back the time that compiling the layers takes" if flexible else ""
+    return Choice("fused", equal + short)
 
 
 def _eval_every(config: Config, steps: int) -> Choice[int]:
@@ -276,10 +295,11 @@ def _learning_rate(given: PlanInputs, steps: int) -> Choice[float]:
     return Choice(float(f"{rate * boost:.2g}"), reason)
 
 
-def _fits(given: PlanInputs, dtype: Dtype, recompute: Recompute) -> int:
-    """Tokens of one pass that fit in `TRAIN_MEMORY` of the machine's memory, besides what is kept."""
-    room = TRAIN_MEMORY * given.machine.memory_gb * 1e9 - _kept(given.facts, dtype, given.config.adapter.kind)
-    return int(max(0.0, room) / bytes_per_token(given.facts, given.sizes, dtype, recompute))
+def _fits(given: PlanInputs, dtype: Dtype, kernels: Kernels, recompute: Recompute) -> int:
+    """Tokens of one pass that fit in `TRAIN_MEMORY`, besides what is kept."""
+    room = TRAIN_MEMORY[given.machine.device] * given.machine.memory_gb * 1e9
+    room -= _kept(given.facts, dtype, given.config.adapter.kind)
+    return int(max(0.0, room) / bytes_per_token(given.facts, given.sizes, dtype, kernels, recompute))
 
 
 def _kept(facts: Facts, dtype: Dtype, kind: str) -> float:
@@ -288,16 +308,16 @@ def _kept(facts: Facts, dtype: Dtype, kind: str) -> float:
     return facts.parameters * (2 if dtype == "bfloat16" else 4 if kind != "none" else 16)
 
 
-def _recompute(given: PlanInputs, dtype: Dtype, batch: int) -> Choice[Recompute]:
+def _recompute(given: PlanInputs, dtype: Dtype, kernels: Kernels, batch: int) -> Choice[Recompute]:
     """The least recomputing that fits: recomputing whole layers costs a third of the step."""
     sizes, machine = given.sizes, given.machine
     if given.config.train.gradient_checkpointing != "auto":
         return Choice(given.config.train.gradient_checkpointing, CONFIGURED)
     wanted = max(sizes.longest, min(_most(machine, "packed"), batch * sizes.tokens // sizes.rows))
-    memory = f"{TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB"
+    memory = f"{TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB"
     options: tuple[Recompute, ...] = ("none", "attention", "layers")
     for option in options:
-        fits = _fits(given, dtype, option)
+        fits = _fits(given, dtype, kernels, option)
         if fits >= wanted:
             return Choice(option, f"about {fits} tokens fit in {memory}, {wanted} are wanted per pass")
     return Choice("layers", f"even so, only about {fits} of the {wanted} tokens wanted per pass fit in {memory}")
@@ -308,14 +328,16 @@ def _most(machine: Machine, layout: Layout) -> int:
     return (2048 if machine.device == "cpu" else 16384) * (4 if layout == "shared" else 1)
 
 
-def _tokens_per_pass(given: PlanInputs, dtype: Dtype, layout: Layout, recompute: Recompute) -> Choice[int]:
+def _tokens_per_pass(
+    given: PlanInputs, dtype: Dtype, kernels: Kernels, layout: Layout, recompute: Recompute
+) -> Choice[int]:
     sizes, machine = given.sizes, given.machine
     if given.config.train.tokens_per_pass != "auto":
         return Choice(given.config.train.tokens_per_pass, CONFIGURED)
-    fits, most = _fits(given, dtype, recompute), _most(machine, layout)
+    fits, most = _fits(given, dtype, kernels, recompute), _most(machine, layout)
     return Choice(
         max(sizes.longest, 256, min(most, fits)),
-        f"about {fits} tokens fit in {TRAIN_MEMORY:.0%} of {machine.memory_gb:.0f} GB; "
+        f"about {fits} tokens fit in {TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB; "
         f"more than {most} in one pass bring no gain; the longest row has {sizes.longest}",
     )
 
@@ -325,7 +347,7 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> No
     killed by the system after minutes."""
 
     def needed(tokens: int, recompute: Recompute) -> float:
-        return kept + tokens * bytes_per_token(facts, sizes, plan.dtype, recompute)
+        return kept + tokens * bytes_per_token(facts, sizes, plan.dtype, plan.kernels, recompute)
 
     kept = _kept(facts, plan.dtype, plan.adapter.kind)
     need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, product
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from tunewright.core.config import Plan
+from tunewright.core.config import Kernels, Plan
 from tunewright.core.errors import ModelError, TrainError
 from tunewright.core.words import counted
 from tunewright.data import messages
@@ -23,7 +24,7 @@ from tunewright.data.messages import Chat, Example
 from tunewright.methods import METHODS, precomputed
 from tunewright.model import adapters
 from tunewright.model.decoding import generate
-from tunewright.model.language_model import Kernels, LanguageModel
+from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import Layout
 from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
@@ -34,6 +35,12 @@ UPDATE = 0.1  # norm of the adapter's update over the weight's, while the checks
 # How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference:
 # several times the effect of another order of summation. A row that sees another, or a wrong label, has a larger one.
 TOLERANCE = {"float32": (1e-4, 1e-3, 5e-3), "bfloat16": (2e-2, 0.2, 0.25)}
+COMPUTED: dict[Kernels, str] = {
+    "compiled": "compiled layers with FlexAttention",
+    "flex": "tunewright's fused kernels with FlexAttention",
+    "fused": "tunewright's fused kernels",
+    "transformers": "transformers' own modules",
+}
 ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one microbatch
 
 
@@ -72,7 +79,7 @@ def self_test(
     if chats:
         stop = generate.stop_ids(model, template.eos)
         checks += [check_prompts(template, chats), check_stop_tokens(template, chats, stop)]
-    if plan.kernels == "fused" and model.kernels != "fused":
+    if plan.kernels != "transformers" and model.kernels == "transformers":
         why = (
             "tunewright's fused kernels support plain LoRA on every linear layer without dropout; this adapter is "
             "different"
@@ -192,17 +199,17 @@ def fastest_exact_plan(
 ) -> tuple[Plan, CheckResult]:
     """The given plan, or the fastest slower one, whose loss and gradient match the reference, and how far it is from
     it. Raises SELFTEST_LOSS if there is none."""
-    kernels: tuple[Kernels, ...] = ("fused", "transformers") if plan.kernels == "fused" else ("transformers",)
+    every = get_args(Kernels)
+    kernels: tuple[Kernels, ...] = every[every.index(plan.kernels) :]
     relative, absolute, limit = TOLERANCE[plan.dtype]
     allowed = relative * reference.loss + absolute / reference.weight**0.5
     tried: list[str] = []
-    fused, modules = "tunewright's fused kernels", "transformers' own modules"
     layouts: dict[Layout, None] = dict.fromkeys((plan.layout, "padded"))
     for layout, kernel in product(layouts, kernels):
         result = loss_and_gradient(model, [list(rows)], plan, layout, kernel)
         gap, apart = abs(result.loss - reference.loss), _apart(result.gradient, reference.gradient)
-        computation = f"{layout} rows in {fused if kernel == 'fused' else modules}"
-        text = f"{computation}: loss {gap:.1e} nats and gradient {apart:.1e} (relative) from single rows in {modules}"
+        distance = f"loss {gap:.1e} nats and gradient {apart:.1e} (relative)"
+        text = f"{layout} rows in {COMPUTED[kernel]}: {distance} from single rows in {COMPUTED['transformers']}"
         if gap <= allowed and apart <= limit:
             if not tried:
                 return plan, CheckResult("loss and gradient", text)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
@@ -21,6 +22,7 @@ from tunewright.tokens import packing
 from tunewright.tokens.sequences import TrainRow
 
 FLOOR = 0.02
+LOSS = ""  # the loss among a step's sums; metrics have names
 # Dev losses are compared with each other, so whatever a method samples for them is sampled as in this step.
 DEV_STEP = 0
 
@@ -67,6 +69,7 @@ def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> tor
         lr=plan.lr,
         betas=(0.9, 0.999),
         eps=1e-8,
+        fused=all(p.device.type == "cuda" for p in parameters.values()),
     )
 
 
@@ -92,16 +95,19 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int)
     weight = sum(method.weight(b) for b in microbatches)
     learner.optimizer.zero_grad(set_to_none=True)
     module.train()
-    total, metrics = 0.0, dict[str, float]()
+    sums: dict[str, Tensor] = {}
     for microbatch in microbatches:
         part = method.loss(learner.model, microbatch, plan)
         (part.sum / weight).backward()  # type: ignore[no-untyped-call]
-        total += float(part.sum.detach())
-        for name, value in part.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value
+        for name, value in {LOSS: part.sum, **part.metrics}.items():
+            more = value.detach().double()
+            sums[name] = sums[name] + more if name in sums else more
     module.eval()
-    norm = float(torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm))
-    loss = total / weight
+    gradient = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm)
+    # Read all at once: a GPU is waited for once a step.
+    norm, *totals = torch.stack([gradient.double(), *sums.values()]).tolist()
+    means = {name: total / weight for name, total in zip(sums, totals, strict=True)}
+    loss = means.pop(LOSS)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainError(
             "TRAIN_NOT_FINITE",
@@ -117,7 +123,7 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int)
         tokens=sum(b.tokens for b in microbatches),
         computed=sum(b.ids_BT.size for b in microbatches),
         supervised=float(sum(b.weight_N.sum() for b in microbatches)),
-        metrics={name: value / weight for name, value in metrics.items()},
+        metrics=means,
     )
 
 

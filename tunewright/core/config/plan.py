@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from tunewright.core.config.schema import AdapterConfig, Frozen, MethodOptions, Recompute
+from tunewright.core.config.schema import AdapterConfig, Frozen, Kernels, MethodOptions, Recompute
 
 
 class Estimate(Frozen):
@@ -45,7 +45,7 @@ class Plan(Frozen):
     tokens_per_pass: int
     max_length: int
     layout: Literal["shared", "packed", "padded"]
-    kernels: Literal["fused", "transformers"]
+    kernels: Kernels
     gradient_checkpointing: Recompute
     dtype: Literal["float32", "bfloat16"]
     lr: float

@@ -48,6 +48,8 @@ class NamedIn:
 
 Auto = Literal["auto"]
 Recompute = Literal["none", "attention", "layers"]
+# From the fastest on.
+Kernels = Literal["compiled", "flex", "fused", "transformers"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
 PATH = "path"
@@ -206,6 +208,11 @@ class TrainConfig(MethodOptions):
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
         "auto",
         description="Layout of a pass: shared computes common prefixes of rows once, packed concatenates, padded pads.",
+    )
+    kernels: Auto | Kernels = Field(
+        "auto",
+        description="What computes the layers: transformers' modules; tunewright's fused kernels; those with "
+        "FlexAttention; or with whole layers compiled. The last two need a GPU.",
     )
     gradient_checkpointing: Auto | Recompute = Field(
         "auto",

@@ -19,6 +19,7 @@ class ModelFacts(Value):
     layers: int = Field(description="Number of layers.")
     heads: int = Field(description="Attention heads per layer.")
     cached: int | None = Field(None, description="Numbers that a cache keeps for each token and layer.")
+    head_width: int | None = Field(None, description="Numbers of an attention head.")
     vocabulary: int = Field(description="Rows of the embedding.")
     context: int = Field(description="Longest sequence, in tokens.")
     parameters: int = Field(description="Number of parameters.")

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunewright.model import attention
 from tunewright.model.adapters import LoRALinear, adapted
+from tunewright.model.attention import interface, prefixed
 from tunewright.model.decoding.part import ROOM, Part
 from tunewright.model.decoding.state import Pair, State
 
@@ -273,7 +273,7 @@ class FusedState:
         later_QT = place_T > part.used + torch.arange(count, device=x_QD.device)[:, None]
         hidden_11mT = later_QT.repeat_interleave(layer.per_group, 0)[None, None]
         held = part.prefix[number] if part.prefix else None
-        out_GmK = attention.over_prefix(q_GmK, keys_GTK, values_GTK, hidden_11mT, held)
+        out_GmK = prefixed.over_prefix(q_GmK, keys_GTK, values_GTK, hidden_11mT, held)
         return layer.out(out_GmK.view(groups, count, -1, width).transpose(0, 1).reshape(count, heads * width))
 
     def rewind(self, count: int) -> None:
@@ -311,7 +311,7 @@ def step_kernel(model: LanguageModel) -> StepKernel:
         for start in (0, max(0, config.max_position_embeddings - 8)):
             next_B = torch.full_like(ids_BT[:, 0], start)
             state = State(model, DynamicCache(config=model.module.config), (), True, ids_BT[:, :0], next_B)
-            with attention.attending(model.module, attention.PREFIXED):
+            with interface.attending(model.module, interface.PREFIXED):
                 state.feed(ids_BT, torch.ones_like(ids_BT))
                 logits = {kernel: FusedState.after(state, kernel).step(ids_BT[:, 0]) for kernel in kernels}
                 own = state.step(ids_BT[:, 0])

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunewright.core.sampling import GREEDY, Sampling
-from tunewright.model import attention, forward
+from tunewright.model import forward
+from tunewright.model.attention import interface
 from tunewright.model.decoding import speculative
 from tunewright.model.decoding.choice import TokenChoices
 from tunewright.model.decoding.drafts import Drafts
@@ -314,4 +315,4 @@ def _begun(
 def _stepping(model: LanguageModel, state: State | FusedState) -> contextlib.AbstractContextManager[None]:
     """Switches the module to `PREFIXED` attention, if its own modules compute the steps of ``state``."""
     prefixed = isinstance(state, State) and state.prefixed
-    return attention.attending(model.module, attention.PREFIXED) if prefixed else contextlib.nullcontext()
+    return interface.attending(model.module, interface.PREFIXED) if prefixed else contextlib.nullcontext()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunewright.model import attention
+from tunewright.model.attention import prefixed
 from tunewright.model.decoding.state import Pair, State
 
 ROOM = 64  # tokens that a cache grows by
@@ -89,7 +89,7 @@ class Part:
         keys_NTK, values_NTK = cache_2BGTK.narrow(3, 0, self.used + 1).flatten(1, 2)
         q_NmK = all_BH2k[:, :heads].reshape(rows * groups, -1, width)
         held = self.prefix[number] if self.prefix else None
-        return attention.one_token(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
+        return prefixed.one_token(q_NmK, keys_NTK, values_NTK, self.padding_B11T, held)
 
 
 def _if_any(padding: Tensor) -> Tensor | None:

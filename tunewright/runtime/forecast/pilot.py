@@ -15,7 +15,7 @@ from tunewright.data.messages import Example
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import decoded_together, score_arm
-from tunewright.model import attention
+from tunewright.model.attention import prefixed
 from tunewright.model.decoding import generate
 from tunewright.model.decoding.generate import Request
 from tunewright.model.language_model import LanguageModel
@@ -146,7 +146,7 @@ def _cached(model: LanguageModel) -> float:
     caches = [q_NmK.new_zeros(2, MANY * groups, CACHED, width) for _ in range(CACHES)]
     start = time.monotonic()
     for keys, values in caches:
-        attention.one_token(q_NmK, keys, values, None, None)
+        prefixed.one_token(q_NmK, keys, values, None, None)
     return (time.monotonic() - start) / CACHES * int(config.num_hidden_layers) / (MANY * CACHED)
 
 

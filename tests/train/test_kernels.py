@@ -1,0 +1,79 @@
+"""Which kernels a plan has, on a processor and on a GPU, and what becomes of kernels that compute something else."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention
+from train.test_selftest import run, world
+
+from tunewright.core import config
+from tunewright.core.errors import ConfigError
+from tunewright.model.attention import flex
+from tunewright.model.facts import Facts, read_facts
+from tunewright.system.machine import Machine
+from tunewright.train import planning
+
+CPU = Machine("cpu", 2, 24.0, 20.0, 300.0, 600.0, "processor")
+GPU = Machine("cuda", 16, 141.0, 140.0, 50_000.0, 700_000.0, "GPU")
+SIZES = planning.RowStats(rows=800, tokens=160_000, supervised=20_000, longest=400)
+
+
+@pytest.fixture
+def facts(model_folder: Any) -> Facts:
+    return dataclasses.replace(read_facts(str(model_folder("llama"))), head_width=64, heads=14, hidden=896, layers=24)
+
+
+def plan(facts: Facts, machine: Machine, *words: str) -> Any:
+    chosen = config.load(None, ["data.train=rows.csv", *words])
+    return planning.make_plan(chosen, facts, SIZES, machine, "label", 8)
+
+
+def test_layers_are_compiled_on_a_gpu_where_the_steps_win_it_back(facts: Facts) -> None:
+    assert plan(facts, GPU).kernels == "compiled"
+    assert plan(facts, GPU, "train.steps=20").kernels == "fused"
+    assert plan(facts, CPU).kernels == "fused"
+    assert plan(dataclasses.replace(facts, head_width=80), GPU).kernels == "fused"
+    assert plan(dataclasses.replace(facts, fused=False), GPU).kernels == "transformers"
+
+
+@pytest.mark.parametrize("asked", ["flex", "compiled"])
+def test_flex_attention_without_a_gpu_is_refused(asked: str, facts: Facts) -> None:
+    with pytest.raises(ConfigError, match=f"CONFIG_CONFLICT.*train.kernels={asked}.*needs a GPU"):
+        plan(facts, CPU, f"train.kernels={asked}")
+    assert plan(facts, GPU, f"train.kernels={asked}").kernels == asked
+
+
+def test_a_gpu_uses_its_memory_and_keeps_no_attention_weights(facts: Facts) -> None:
+    """On a GPU of 24 GB, a pass has more tokens than on a machine with as much memory."""
+    small = dataclasses.replace(GPU, memory_gb=24.0)
+    with_flex, plain = (plan(facts, small, f"train.kernels={k}") for k in ("flex", "fused"))
+    per_token = [planning.bytes_per_token(facts, SIZES, "bfloat16", p.kernels, "none") for p in (with_flex, plain)]
+    assert per_token[0] == per_token[1] - 2 * facts.layers * facts.heads * SIZES.longest
+    assert with_flex.tokens_per_pass > 3 * plan(facts, CPU).tokens_per_pass
+    assert with_flex.dtype == "bfloat16"
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("planted", [False, True])
+def test_flex_attention_that_sees_other_rows_falls_back(planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(flex, "kernel", lambda: flex.uncompiled)
+    if planted:
+        plain = flex.layout
+
+        def everyone(segments: Any, position_T: Any) -> flex.TreeLayout:
+            laid = plain(segments, position_T)
+            return dataclasses.replace(laid, end_T=torch.full((len(laid.end_T),), len(laid.end_T)).int().numpy())
+
+        monkeypatch.setattr(flex, "layout", everyone)
+    model, examples, rows, given = world(kernels="flex")
+    done = run(model, examples, rows, given)
+    assert done.plan.kernels == ("fused" if planted else "flex")
+    assert done.checks[-1].passed is not planted
+    if planted:
+        assert "FlexAttention: loss" in done.plan.reasons["kernels"]
