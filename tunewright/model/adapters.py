@@ -19,32 +19,31 @@ from torch import Tensor, nn
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ModelError
+from tunewright.model.frozen.packed import Linear, PackedLinear, device_of, replaced, weight_of
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a low-rank update: y = base(x) + scaling * B(A(x)), where ``scaling`` is the LoRA
     scaling factor; with magnitudes (DoRA), each output row of the updated weight is set to length ``magnitude``."""
 
-    def __init__(self, base: nn.Linear, config: AdapterConfig, generator: torch.Generator) -> None:
+    def __init__(self, base: Linear, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base
         self.scaling = lora_scaling(config)
         self.dropout = config.dropout
         self.on = True
-        a = initial_A(base.in_features, config.rank, generator)
-        self.lora_A = nn.Parameter(a.to(base.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=base.weight.device))
-        if base.weight.dtype == torch.float64:
+        a, device = initial_A(base.in_features, config.rank, generator), device_of(base)
+        self.lora_A = nn.Parameter(a.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
+        if isinstance(base, nn.Linear) and base.weight.dtype == torch.float64:
             self.lora_A.data, self.lora_B.data = self.lora_A.double(), self.lora_B.double()
-        self.magnitude = (
-            nn.Parameter(self.row_norm(base.weight.to(self.lora_A.dtype))) if config.kind == "dora" else None
-        )
+        self.magnitude = nn.Parameter(self.row_norm(self.base_weight())) if config.kind == "dora" else None
         self.train(base.training)  # a new module is in training mode: dropout would be active in evaluation
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.on:
             return torch.as_tensor(self.base(x))  # a bias that is added later is rounded once more
-        base = F.linear(x, self.base.weight)
+        base = F.linear(x, weight_of(self.base, x.dtype))
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         # The factor multiplies the R numbers of a token in the middle, and B is added as it is multiplied: no pass over
         # the output.
@@ -56,9 +55,13 @@ class LoRALinear(nn.Module):
             y = y * (self.magnitude / norm).to(x.dtype)
         return y if self.base.bias is None else y + self.base.bias
 
+    def base_weight(self) -> Tensor:
+        """W in the adapter's dtype (float32 or float64)."""
+        return weight_of(self.base, self.lora_A.dtype).to(self.lora_A.dtype)
+
     def merged_weight_before_norm(self) -> Tensor:
-        """W + scaling * BA in the adapter's dtype (float32 or float64)."""
-        return self.base.weight.to(self.lora_A.dtype) + self.scaling * (self.lora_B @ self.lora_A)
+        """W + scaling * BA in the adapter's dtype."""
+        return self.base_weight() + self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_weight(self) -> Tensor:
         merged = self.merged_weight_before_norm()
@@ -87,7 +90,7 @@ def targets(model: Any, patterns: list[str]) -> list[str]:
     """Names of the linear layers that match a pattern. A pattern matches a whole name or its end; `all-linear` leaves
     out the head."""
     head = model.get_output_embeddings()
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, Linear) and layer is not head]
     chosen = [
         n
         for n in linear
@@ -107,8 +110,10 @@ def targets(model: Any, patterns: list[str]) -> list[str]:
 def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
     """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed``
     alone."""
-    total = sum(p.numel() for p in model.parameters())
+    packed = sum(math.prod(m.shape) for m in model.modules() if isinstance(m, PackedLinear))
+    total = packed + sum(p.numel() for p in model.parameters())
     if config.kind == "none":
+        assert not packed, "packed weights are not trained"
         # The sum of many small updates is lost in bfloat16 (Zamirai et al. 2020), so trained weights are float32.
         if next(model.parameters()).dtype != torch.float64:
             model.float()
@@ -117,7 +122,8 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     names = targets(model, config.targets)
-    largest = min(min(model.get_submodule(n).weight.shape) for n in names)
+    layers = {n: model.get_submodule(n) for n in names}
+    largest = min(min(layer.out_features, layer.in_features) for layer in layers.values())
     if config.rank > largest:
         raise ModelError(
             "LORA_NO_TARGET",
@@ -125,9 +131,8 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
             where="adapter.rank",
             fix=f"use at most {largest}.",
         )
-    for name in names:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), config, generator))
+    for name, layer in layers.items():
+        replaced(model, name, LoRALinear(layer, config, generator))
     trained = sum(p.numel() for p in trainable(model).values())
     return AdapterSummary(tuple(names), trained, total + trained)
 
@@ -140,7 +145,7 @@ def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:
             layer.lora_A.copy_(initial_A(layer.base.in_features, config.rank, generator))
             layer.lora_B.zero_()
             if layer.magnitude is not None:
-                layer.magnitude.copy_(layer.row_norm(layer.base.weight.to(layer.lora_A.dtype)))
+                layer.magnitude.copy_(layer.row_norm(layer.base_weight()))
 
 
 def initial_A(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
@@ -175,18 +180,13 @@ def off(model: nn.Module) -> Iterator[None]:
 def detached(model: nn.Module) -> Iterator[None]:
     """Within, the base's own layers are back in their places, as before `attach`."""
     layers = adapted(model)
-
-    def put(name: str, layer: nn.Module) -> None:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-
     try:
         for name, layer in layers.items():
-            put(name, layer.base)
+            replaced(model, name, layer.base)
         yield
     finally:
         for name, layer in layers.items():
-            put(name, layer)
+            replaced(model, name, layer)
 
 
 @contextmanager
@@ -216,9 +216,25 @@ def scale_in_place(model: nn.Module, scale: float) -> None:
 
 
 def merge(model: Any) -> None:
-    """Fold the adapter into the base weights, in float32 before casting back to the weight's own dtype."""
+    """Fold the adapter into the base weights, in float32 before casting back to the weight's own dtype. Packed weights
+    are dense afterwards: packed again, they would lose the update."""
+    dtype = next(model.parameters()).dtype
     for name, layer in adapted(model).items():
-        parent, _, child = name.rpartition(".")
         with torch.no_grad():
-            layer.base.weight.copy_(layer.merged_weight())
-        setattr(model.get_submodule(parent), child, layer.base)
+            base = _dense(layer.base, dtype)
+            base.weight.copy_(layer.merged_weight())
+        replaced(model, name, base)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PackedLinear):
+            replaced(model, name, _dense(module, dtype))
+
+
+@torch.no_grad()
+def _dense(layer: Linear, dtype: torch.dtype) -> nn.Linear:
+    if not isinstance(layer, PackedLinear):
+        return layer
+    dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, layer.device, dtype)
+    dense.weight.copy_(layer.weight_in(dtype))
+    if layer.bias is not None:
+        dense.bias.copy_(layer.bias)
+    return dense.requires_grad_(False).train(layer.training)

@@ -27,6 +27,7 @@ from tunewright.model.adapters import LoRALinear, attach, trainable
 from tunewright.model.attention import tree
 from tunewright.model.attention.interface import TREE, attending
 from tunewright.model.attention.tree import Attend
+from tunewright.model.frozen.packed import Linear, weight_of
 from tunewright.tokens.prefix_tree import build
 
 
@@ -95,45 +96,45 @@ def windows(layers: Iterable[nn.Module]) -> set[int | None]:
 def project(x_TI: Tensor, *layers: LoRALinear) -> tuple[Tensor, ...]:
     """The outputs of several adapted layers for the same input."""
     if not all(one.on for one in layers):
-        return tuple(F.linear(x_TI, one.base.weight, one.base.bias) for one in layers)
-    given = [t for one in layers for t in (one.base.weight, one.base.bias, one.lora_A, one.lora_B)]
-    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, layers[0].scaling, *given)  # type: ignore[no-untyped-call]
+        return tuple(F.linear(x_TI, weight_of(one.base, x_TI.dtype), one.base.bias) for one in layers)
+    bases, trained = [one.base for one in layers], [t for one in layers for t in (one.lora_A, one.lora_B)]
+    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, layers[0].scaling, bases, *trained)  # type: ignore[no-untyped-call]
     return outputs
 
 
 class _Project(torch.autograd.Function):
     """y = xW' + s(xA')B' + bias for several (W, bias, A, B), W and bias frozen. The products with A, usually one
-    after another, are one product with the stacked A; W's product is accumulated onto B's."""
+    after another, are one product with the stacked A; W's product is accumulated onto B's. A packed W is made dense
+    here and again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, scaling: float, *given: Tensor) -> tuple[Tensor, ...]:
-        weights, biases, downs, ups = given[0::4], given[1::4], given[2::4], given[3::4]
+    def forward(ctx: Any, x_TI: Tensor, scaling: float, bases: list[Linear], *trained: Tensor) -> tuple[Tensor, ...]:
+        downs, ups = trained[0::2], trained[1::2]
         a_RI = torch.cat(downs).to(x_TI.dtype)
         b_OR = [b.to(x_TI.dtype) for b in ups]
         small_TR = (x_TI @ a_RI.T).mul_(scaling)
         outputs = []
         ranks = [len(a) for a in downs]
-        for weight, bias, b, small in zip(weights, biases, b_OR, torch.split(small_TR, ranks, 1), strict=True):
-            y = (small @ b.T).addmm_(x_TI, weight.T)
-            outputs.append(y if bias is None else y.add_(bias))
-        ctx.save_for_backward(x_TI, small_TR, a_RI, *b_OR, *weights)
-        ctx.given = (scaling, ranks, downs[0].dtype)
+        for base, b, small in zip(bases, b_OR, torch.split(small_TR, ranks, 1), strict=True):
+            y = (small @ b.T).addmm_(x_TI, weight_of(base, x_TI.dtype).T)
+            outputs.append(y if base.bias is None else y.add_(base.bias))
+        ctx.save_for_backward(x_TI, small_TR, a_RI, *b_OR)
+        ctx.given = (scaling, bases, ranks, downs[0].dtype)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, small_TR, a_RI, *rest = ctx.saved_tensors
-        scaling, ranks, dtype = ctx.given
-        b_OR, weights = rest[: len(ranks)], rest[len(ranks) :]
+        x_TI, small_TR, a_RI, *b_OR = ctx.saved_tensors
+        scaling, bases, ranks, dtype = ctx.given
         d_ups = [(g.T @ small).to(dtype) for g, small in zip(grads, torch.split(small_TR, ranks, 1), strict=True)]
         back_TR = torch.cat([g @ b for g, b in zip(grads, b_OR, strict=True)], 1).mul_(scaling)
         d_downs = torch.split((back_TR.T @ x_TI).to(dtype), ranks)
         dx_TI = None
         if ctx.needs_input_grad[0]:  # not for the first layer: embeddings are frozen
             dx_TI = back_TR @ a_RI
-            for g, weight in zip(grads, weights, strict=True):
-                dx_TI.addmm_(g, weight)
-        return (dx_TI, None, *(t for down, up in zip(d_downs, d_ups, strict=True) for t in (None, None, down, up)))
+            for g, base in zip(grads, bases, strict=True):
+                dx_TI.addmm_(g, weight_of(base, g.dtype))
+        return (dx_TI, None, None, *(t for pair in zip(d_downs, d_ups, strict=True) for t in pair))
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ def applies(model: Any) -> bool:
     """Whether every linear layer of the decoder has plain LoRA (no dropout, no magnitudes), and its layers are all
     alike, so that what was tested on two of them (`fits`) holds for all."""
     layers = model.get_decoder().layers
-    linear = [m for part in layers for m in part.modules() if isinstance(m, torch.nn.Linear | LoRALinear)]
+    linear = [m for part in layers for m in part.modules() if isinstance(m, Linear | LoRALinear)]
     inner = {id(m.base) for m in linear if isinstance(m, LoRALinear)}
     plain = all(m.dropout == 0 and m.magnitude is None if isinstance(m, LoRALinear) else id(m) in inner for m in linear)
     return plain and all(_form(part) == _form(layers[0]) for part in layers)

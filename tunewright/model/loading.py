@@ -22,6 +22,7 @@ from tunewright.core.locations import is_hub_model
 from tunewright.model import language_model
 from tunewright.model.arch_probe import quiet
 from tunewright.model.attention import interface
+from tunewright.model.frozen import packing
 from tunewright.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -41,20 +42,9 @@ def cache_folder() -> Path:
 def resolve(name: str) -> Path:
     """The folder of a model; converts a GGUF once, downloads a Hub id. Raises ModelError with the command that
     helps."""
-    if name == EMBEDDED:
-        spec = importlib.util.find_spec(_PACKAGE)
-        places = list(spec.submodule_search_locations or []) if spec else []
-        file = Path(places[0]) / _FILE if places else None
-        if file is None or not file.is_file():
-            raise ModelError(
-                "MODEL_NOT_FOUND", "the embedded model's package is not installed.", where=name, fix=f"`{_INSTALL}`."
-            )
-        return _from_gguf(file, _SHA256)
+    if (file := gguf_file(name)) is not None:
+        return _from_gguf(file, _SHA256 if name == EMBEDDED else None)
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError("MODEL_NOT_FOUND", "no such file.", where=name)
-        return _from_gguf(path, None)
     if path.is_dir():
         return path
     if is_hub_model(name):
@@ -65,6 +55,25 @@ def resolve(name: str) -> Path:
         where=name,
         fix=f"give a model folder, OWNER/NAME, or {EMBEDDED}.",
     )
+
+
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file of a model that comes from one. Raises MODEL_NOT_FOUND."""
+    if name == EMBEDDED:
+        spec = importlib.util.find_spec(_PACKAGE)
+        places = list(spec.submodule_search_locations or []) if spec else []
+        file = Path(places[0]) / _FILE if places else None
+        if file is None or not file.is_file():
+            raise ModelError(
+                "MODEL_NOT_FOUND", "the embedded model's package is not installed.", where=name, fix=f"`{_INSTALL}`."
+            )
+        return file
+    file = Path(name).expanduser()
+    if file.suffix != ".gguf":
+        return None
+    if not file.is_file():
+        raise ModelError("MODEL_NOT_FOUND", "no such file.", where=name)
+    return file
 
 
 def _from_hub(name: str) -> Path:
@@ -179,10 +188,10 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
-def load(folder: str | Path, dtype: torch.dtype, device: str = "cpu") -> LanguageModel:
-    """The model in ``dtype`` on ``device``, in eval mode, nothing requiring gradients. Raises MODEL_CORRUPT, and
-    MODEL_INDEX_MISMATCH where the weights lack a tensor or have one too many: transformers would draw the one at random
-    and drop the other."""
+def load(folder: str | Path, dtype: torch.dtype, device: str = "cpu", packed: str = "") -> LanguageModel:
+    """The model in ``dtype`` on ``device``, in eval mode, nothing requiring gradients. ``packed``: how the weights of
+    its linear layers are held, as in `packing.pack`; "" for dense. Raises MODEL_CORRUPT, and MODEL_INDEX_MISMATCH where
+    the weights lack a tensor or have one too many: transformers would draw the one at random and drop the other."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -191,7 +200,7 @@ def load(folder: str | Path, dtype: torch.dtype, device: str = "cpu") -> Languag
         with quiet():
             module, loaded = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=dtype,
+                dtype="auto" if packed else dtype,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -203,7 +212,9 @@ def load(folder: str | Path, dtype: torch.dtype, device: str = "cpu") -> Languag
             "MODEL_CORRUPT", f"the weights cannot be loaded: {str(error).splitlines()[0][:200]}", where=str(folder)
         ) from None
     _as_configured(folder, loaded)
-    for name, parameter in module.to(device).named_parameters():
+    if not packed:
+        module.to(device)
+    for name, parameter in module.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(
                 "MODEL_CORRUPT",
@@ -211,6 +222,9 @@ def load(folder: str | Path, dtype: torch.dtype, device: str = "cpu") -> Languag
                 where=str(folder),
                 fix="download the model again.",
             )
+    if packed:
+        packing.pack(module, packed, dtype)
+        module.to(device)
     module.requires_grad_(False)
     module.config.use_cache = False
     return language_model.of(module.eval())

@@ -269,7 +269,7 @@ def _nonzero_adapter(model: LanguageModel) -> Iterator[None]:
             for layer in layers:
                 drawn = torch.randn(layer.lora_B.shape, generator=generator)
                 spread = layer.scaling * float(layer.lora_A.norm()) * layer.base.out_features**0.5
-                layer.lora_B.copy_(drawn * (UPDATE * float(layer.base.weight.float().norm()) / spread))
+                layer.lora_B.copy_(drawn * (UPDATE * float(layer.base_weight().norm()) / spread))
         yield
     finally:
         with torch.no_grad():

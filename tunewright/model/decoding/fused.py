@@ -149,7 +149,7 @@ class FusedState:
             [Layer.of(layer) for layer in model.decoder.layers],
             norm(model.decoder.norm),
             linear(model.head),
-            kernel == "vector" and all(_same_as_vector(*x.base.weight.shape, len(x.lora_A)) for x in updates),
+            kernel == "vector" and all(_same_as_vector(len(x.lora_B), *x.lora_A.T.shape) for x in updates),
             [part],
         )
 

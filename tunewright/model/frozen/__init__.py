@@ -1,0 +1,1 @@
+"""Frozen weights that are kept in fewer bits than they compute in."""

@@ -1,0 +1,47 @@
+"""NF4 (QLoRA, Dettmers et al. 2023, 2305.14314): 4 bits a weight, and a float32 scale for each block of 64.
+
+Packed and unpacked by bitsandbytes, but held as plain tensors. The scales are not quantised in their turn: then the
+unpacked weights, packed again, give the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunewright.core.errors import MissingExtra
+from tunewright.model.frozen.packed import PackedLinear
+
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class NF4:
+    def unpack(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> Tensor:
+        scale = stored["scale"].view(torch.float32)
+        weight_OI: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
+            stored["packed"], scale, BLOCK, "nf4", list(shape), torch.float32
+        )
+        return weight_OI
+
+
+def pack(layer: nn.Linear) -> PackedLinear:
+    """The layer in NF4. Raises MISSING_PACKAGE."""
+    packed, state = bitsandbytes().quantize_4bit(
+        layer.weight.detach(), blocksize=BLOCK, quant_type="nf4", compress_statistics=False
+    )
+    stored = {"packed": packed, "scale": state.absmax}
+    return PackedLinear(NF4(), stored, (layer.out_features, layer.in_features), layer.bias)
+
+
+def bitsandbytes() -> Any:
+    """Its functions. Raises MISSING_PACKAGE."""
+    try:
+        return importlib.import_module("bitsandbytes.functional")
+    except ImportError:
+        raise MissingExtra("bitsandbytes", "quantise=nf4", "pip install 'tunewright[quantised]'") from None

@@ -1,0 +1,51 @@
+"""Pack the linear layers of a model's decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tunewright.model.frozen import gguf_blocks, nf4
+from tunewright.model.frozen.packed import PackedLinear, replaced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def pack(module: PreTrainedModel, how: str, dtype: torch.dtype) -> None:
+    """Pack every linear layer but the head, one after another, and turn all other parameters into ``dtype``. ``how``:
+    nf4, or a GGUF file whose blocks are kept where they are the layer's weight. What is packed are the weights as they
+    are loaded, so in their file's dtype, whatever the model then computes in."""
+    head = module.get_output_embeddings()
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    for name, packed in (_nf4(layers) if how == "nf4" else _blocks(module, layers, Path(how))).items():
+        replaced(module, name, packed)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for layer in module.modules():
+        if isinstance(layer, PackedLinear) and layer.bias is not None:
+            layer.bias = layer.bias.to(dtype)
+
+
+def _nf4(layers: dict[str, nn.Linear]) -> dict[str, PackedLinear]:
+    return {name: nf4.pack(layer) for name, layer in layers.items()}
+
+
+def _blocks(module: PreTrainedModel, layers: dict[str, nn.Linear], file: Path) -> dict[str, PackedLinear]:
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    config: Any = module.config.get_text_config()
+    metadata, _ = read_gguf_metadata(str(file))
+    architecture = next(k for k, v in MODEL_ARCH_NAMES.items() if v == metadata["general.architecture"])
+    names, stored = get_tensor_name_map(architecture, config.num_hidden_layers), gguf_blocks.tensors(file)
+    heads = (config.num_attention_heads, config.num_key_value_heads)
+    packed: dict[str, PackedLinear] = {}
+    for name, layer in layers.items():
+        tensor = stored.get(f"{names.get_name(name)}.weight")
+        if tensor is not None and (one := gguf_blocks.pack(layer, tensor, heads)) is not None:
+            packed[name] = one
+    return packed
