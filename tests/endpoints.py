@@ -11,18 +11,24 @@ from typing import Any
 
 
 @contextmanager
-def endpoint(reply: Callable[[str], str], fail_after: int = 10**9, port: int = 0) -> Iterator[tuple[str, list[Any]]]:
-    """(URL, the requests so far); after ``fail_after`` requests, it refuses."""
+def endpoint(
+    reply: Callable[[str], str | bytes | int], fail_after: int = 10**9, port: int = 0
+) -> Iterator[tuple[str, list[Any]]]:
+    """(URL, the requests so far). ``reply``: the text of an answer; or all that is sent, in bytes; or a status, without
+    an answer. After ``fail_after`` requests, it rejects the key."""
     seen: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             seen.append({**body, "authorization": self.headers.get("authorization")})
-            choice = {"message": {"content": reply(body["messages"][-1]["content"])}, "finish_reason": "stop"}
-            data = json.dumps({"choices": [choice], "usage": {}}).encode()
-            self.send_response(200 if len(seen) <= fail_after else 400)
+            answer = reply(body["messages"][-1]["content"]) if len(seen) <= fail_after else 401
+            choice = {"message": {"content": answer}, "finish_reason": "stop"}
+            data = answer if isinstance(answer, bytes) else json.dumps({"choices": [choice], "usage": {}}).encode()
+            self.send_response(answer if isinstance(answer, int) else 200)
             self.send_header("content-length", str(len(data)))
+            if answer == 429:
+                self.send_header("retry-after", "1")
             self.end_headers()
             self.wfile.write(data)
 

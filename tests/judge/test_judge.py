@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +13,13 @@ from endpoints import endpoint
 
 from tunewright.core import records
 from tunewright.core.console import Console
-from tunewright.core.errors import RunError
-from tunewright.core.records import JudgeLine, JudgeResult, ScoreLine
+from tunewright.core.errors import ConfigError, RunError
+from tunewright.core.records import JudgeLine, JudgeResult, ScoreLine, WinRate
+from tunewright.core.records.common import Interval
 from tunewright.core.records.people import Side
 from tunewright.core.records.score import Turn
 from tunewright.core.run_folder import Run
-from tunewright.judge.arms.openai_endpoint import Endpoint
+from tunewright.judge.arms.openai_endpoint import Endpoint, api_key, ask, ask_each
 from tunewright.judge.people import judge as judging
 from tunewright.judge.people import ppi
 from tunewright.judge.people.judge import Chosen, Judge, Order
@@ -210,6 +213,20 @@ def test_a_tie_in_one_order_only_depends_on_the_order() -> None:
     assert judged_by(lambda pair, first: "tie" if first == "tuned" else "first").contradicted == 1
 
 
+def test_a_judge_that_looks_at_the_place_alone_has_no_win_rate() -> None:
+    outcome = judged_by(lambda pair, first: "first")
+    assert (outcome.contradicted, outcome.usable, outcome.corrected, outcome.agreement) == (1, False, None, None)
+    (text,) = judging.lines(outcome, None, "few_shot")
+    assert text.startswith("the choice of m depends on the order of the answers in 100% of the rows, so it has no win")
+
+
+def test_people_who_never_prefer_what_the_judge_prefers_something_in_are_not_nobody() -> None:
+    outcome = judged_by(lambda pair, first: "tie", people=30)
+    rate = WinRate(rate=0.5, interval=Interval(0.4, 0.6), rows=30, won=15, tied=0, same=0, lost=15)
+    assert outcome.agreement is None
+    assert "no row on which both it and people prefer an answer" in judging.lines(outcome, rate, "few_shot")[1]
+
+
 def test_a_judge_alone_is_no_evidence() -> None:
     outcome = judged_by(longer, people=0)
     assert outcome.agreement is None
@@ -226,7 +243,18 @@ def test_a_judge_alone_is_no_evidence() -> None:
         ("**1**", "first"),
         ("<think>1 is longer</think>2", "second"),
         ("answer 2", "second"),
-        ("The better answer is 2, by far.", "second"),
+        ("The better answer is 2.", "second"),
+        ("The better answer is 2, by far.", None),
+        ("I prefer answer 1", "first"),
+        ("Verdict: **2**", "second"),
+        ("I'm sorry, I can't pick just 1.", None),
+        ("Answer 2 is worse.", None),
+        ("There is 1 clear winner: the second answer.", None),
+        ("Rate limit: 1 request left", None),
+        ("This is not a tie.", None),
+        ("I would give neither full marks, but the second is better", None),
+        ("1\n\nOn reflection, 2 is better.", None),
+        ("1\n2", None),
         ("1\n\nAnswer 1 is friendlier than answer 2.", "first"),
         ("Both are polite. Answer 1 is longer.\n\n**Answer 2**", "second"),
         ("1. Answer 2 is too long.", None),
@@ -270,3 +298,84 @@ def test_every_pair_is_asked_about_once_in_both_orders_and_an_interrupted_comman
     assert outcome.unreadable == 0
     other = Judge(Endpoint(url, "m"), "the shorter one")
     assert comparing.result(other).judge is None, "another rubric is another judge"
+
+
+BROKEN = {
+    "no message": b'{"choices": [{}]}',
+    "a null message": b'{"choices": [{"message": null}]}',
+    "no choices": b'{"choices": []}',
+    "usage as a text": b'{"choices": [{"message": {"content": "1"}}], "usage": "none"}',
+    "infinitely many tokens": b'{"choices": [{"message": {"content": "1"}}], "usage": {"prompt_tokens": Infinity}}',
+    "depth": b"[" * 100_000,
+    "a page": b"<html>busy</html>",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_reply_that_is_no_answer_costs_this_question_alone(what: str, tmp_path: Path) -> None:
+    """And neither do refused questions, unless none is answered."""
+    shown = made(6)
+    comparing = Comparing(Run(tmp_path), "few_shot", tuple(shown), 6, {p.row: p.row for p in shown}, 0.05)
+    odd = f"question {shown[2].row}"
+    with endpoint(lambda asked: BROKEN[what] if odd in asked else 400 if "question 1" in asked else "1") as (url, _):
+        comparing.ask(Judge(Endpoint(url, "m", concurrency=2)), Console(quiet=True))
+    lines = list(records.read_lines(comparing.run.judge, JudgeLine))
+    assert len(lines) == 12
+    assert {line.row for line in lines if line.chosen is None} == {shown[2].row, 1}
+
+
+def test_an_endpoint_that_refuses_everything_is_an_error_after_few_questions(tmp_path: Path) -> None:
+    shown = made(20)
+    comparing = Comparing(Run(tmp_path), "few_shot", tuple(shown), 20, {p.row: p.row for p in shown}, 0.05)
+    with endpoint(lambda asked: 422) as (url, seen), pytest.raises(RunError, match=r"REMOTE_FAILED.*status 422"):
+        comparing.ask(Judge(Endpoint(url, "m", concurrency=2)), Console(quiet=True))
+    assert len(seen) < 10
+
+
+def test_replies_with_half_a_character_or_in_parts_are_read() -> None:
+    half = b'{"choices": [{"message": {"content": "\\ud83d yes"}}], "usage": {"prompt_tokens": null}}'
+    parts = b'{"choices": [{"message": {"content": [{"type": "text", "text": "2"}, {"type": "text", "text": "!"}]}}]}'
+    sent = [half, parts]
+    with endpoint(lambda asked: sent.pop(0)) as (url, _):
+        replies = ask(Endpoint(url, "m", concurrency=1), [JUDGE.prompt(p, "tuned") for p in made(2)], 8)
+    assert [reply.text for reply in replies] == ["\ufffd yes", "2!"]
+    assert [reply.text.encode() for reply in replies]
+
+
+def test_an_endpoint_that_asks_to_wait_is_waited_for() -> None:
+    sent: list[str | int] = [429, "1"]
+    begun = time.monotonic()
+    with endpoint(lambda asked: sent.pop(0)) as (url, _):
+        (reply,) = ask(Endpoint(url, "m"), [JUDGE.prompt(made(1)[0], "tuned")], 8)
+    assert reply.text == "1"
+    assert time.monotonic() - begun >= 1
+
+
+def test_who_stops_asking_does_not_wait_for_a_server_that_does_not_answer() -> None:
+    answer = threading.Event()
+    with endpoint(lambda asked: "1" if answer.wait(60) else "2") as (url, seen):
+        replies = ask_each(Endpoint(url, "m"), [JUDGE.prompt(p, "tuned") for p in made(3)], 8)
+        waiting = threading.Thread(target=next, args=(replies,), daemon=True)
+        waiting.start()
+        while len(seen) < 3:
+            time.sleep(0.01)
+        assert all(t.daemon for t in threading.enumerate() if t is not threading.main_thread() and "work" in t.name)
+        answer.set()
+        waiting.join()
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@host/v1", "http://[::1", "host/v1", ""])
+def test_an_address_that_is_none_or_has_a_password_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="CONFIG_RANGE") as caught:
+        api_key(url, "")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_is_sent_as_it_was_meant_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "sk-abc\r\n")
+    assert api_key("http://host/v1", "KEY") == "sk-abc"
+    for key in ("sk-\nabc", "sk-ä"):
+        monkeypatch.setenv("KEY", key)
+        with pytest.raises(ConfigError, match="API key in KEY contains a character") as caught:
+            api_key("http://host/v1", "KEY")
+        assert "sk-" not in str(caught.value)

@@ -72,12 +72,25 @@ def test_reference_answers_are_not_distinguished_from_others_of_the_same_voice()
     assert area.interval.high - area.interval.low < 0.3
 
 
+@pytest.mark.slow
+def test_coverage_where_both_are_of_the_same_voice() -> None:
+    """With the classifiers fitted: the folds share training data, so their AUCs are not independent."""
+    draw, hits, trials = np.random.default_rng(0), 0, 300
+    vocabulary = ["".join(map(chr, 97 + draw.integers(0, 26, 5))) for _ in range(150)]
+    for _ in range(trials):
+        sides = [[" ".join(draw.choice(vocabulary, 12)) for _ in range(60)] for _ in range(2)]
+        area = separability.separability(*sides, range(60), 0.05)
+        assert area is not None
+        hits += area.interval.low <= 0.5 <= area.interval.high
+    assert hits / trials >= 0.93
+
+
 def test_another_voice_is_distinguished_and_the_traits_say_by_what() -> None:
     reference, arm = texts(REFERENCE, 60, 0), texts(PLAIN, 60, 1)
     area = separability.separability(reference, arm, range(60), 0.05)
     assert area is not None
     assert area.value > 0.99
-    assert 0.9 < area.interval.low < area.interval.high == 1.0, "no certainty from 60 questions"
+    assert 0.88 < area.interval.low < area.interval.high == 1.0, "no certainty from 60 questions"
     outcome = {t.name: t for t in traits(reference, arm, range(60), 0.05)}
     assert outcome["words"].auc > 0.99
     assert outcome["words"].reference > outcome["words"].arm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import re
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from tunewright.core import records, run_folder
-from tunewright.core.errors import ConfigError, RunError
+from tunewright.core.errors import ConfigError, RunError, TrainError
 from tunewright.core.records import Choice, ScoreLine
 from tunewright.core.records.score import Turn
 from tunewright.core.run_folder import Run
@@ -103,11 +104,62 @@ def test_coverage_of_the_win_rate() -> None:
                 pair.row: "tie" if t else "left" if w == pair.tuned_is_left else "right"
                 for pair, w, t in zip(shown, won, tie, strict=True)
             }
-            rate = win_rate(shown, chosen, clusters, 0.05)
+            rate = win_rate(shown, chosen, clusters, 0.05, n)
             assert rate is not None
             hits += rate.interval.low <= 0.8 * p + 0.1 <= rate.interval.high
             trials += 1
     assert hits / trials >= 0.93
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5])
+def test_equal_answers_count_wherever_they_are(fraction: float) -> None:
+    """Who answers all questions has seen all 50 pairs; without the equal ones at the end, a win would weigh more."""
+    draw, rates = np.random.default_rng(4), []
+    for _ in range(300):
+        differ = draw.random(80) < fraction
+        shown = pairs(
+            [line(i, f"a{i}") for i in range(80)], [line(i, "b" if d else f"a{i}") for i, d in enumerate(differ)]
+        )
+        asked = [pair for pair in shown[:50] if not pair.same]
+        chosen = {pair.row: prefer_tuned(pair) for pair in asked}
+        rate = win_rate(shown, chosen, {i: i for i in range(80)}, 0.05, 50)
+        if rate is not None:
+            assert (rate.rows, rate.won) == (50, len(asked))
+            partial = win_rate(shown, dict(list(chosen.items())[:1]), {i: i for i in range(80)}, 0.05, 50)
+            assert partial is not None
+            following = [place for place, pair in enumerate(shown[:50]) if not pair.same][1:]
+            assert partial.rows == (following[0] if following else 50)
+        rates.append(rate.rate if rate else 0.5)
+    assert np.mean(rates) == pytest.approx(0.5 + fraction / 2, abs=0.01)
+
+
+def test_choices_by_another_rubric_do_not_count(comparing: Comparing) -> None:
+    for pair in comparing.asked[:3]:
+        comparing.choose(pair.row, "tie")
+    other = dataclasses.replace(comparing, rubric="the shorter one")
+    assert other.choices() == {}
+    other.choose(other.asked[0].row, "left")
+    assert (len(comparing.choices()), len(other.choices())) == (3, 1)
+    assert other.result().rubric == "the shorter one"
+
+
+def test_a_choice_can_be_taken_back_when_fewer_rows_are_shown(comparing: Comparing) -> None:
+    for pair in comparing.asked:
+        comparing.choose(pair.row, "tie")
+    fewer = dataclasses.replace(comparing, count=2)
+    last = list(fewer.choices())[-1]
+    fewer.take_back()
+    assert last not in fewer.choices()
+    assert fewer.pair_of(last) is not None
+
+
+def test_a_damaged_line_is_to_be_removed_and_not_the_file(comparing: Comparing) -> None:
+    for pair in comparing.asked[:2]:
+        comparing.choose(pair.row, "tie")
+    text = comparing.run.people.read_text().splitlines()
+    comparing.run.people.write_text("\n".join([text[0], '{"row": 1', text[1], ""]))
+    with pytest.raises(RunError, match=r"people.jsonl:2: .*Fix: remove this line"):
+        comparing.choices()
 
 
 def test_only_one_process_asks(comparing: Comparing) -> None:
@@ -118,6 +170,18 @@ def test_only_one_process_asks(comparing: Comparing) -> None:
 
 
 # -- the page
+
+
+def test_a_choice_that_cannot_be_saved_is_said_on_the_page(
+    comparing: Comparing, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise TrainError("RUN_DISK", "no space left.", where="people.jsonl", fix="make room.")
+
+    monkeypatch.setattr(Comparing, "choose", full)
+    row = comparing.asked[0].row
+    status, text, _ = ask(page.url, "POST", f"row={row}&choice=left")
+    assert (status, "no space left" in text, "was not saved" in text) == (507, True, True)
 
 
 @pytest.fixture

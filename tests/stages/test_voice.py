@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,27 @@ from tunewright.judge.arms import decodings
 from tunewright.judge.people import judge
 from tunewright.runtime import chat, people, people_page
 
+OWN = {
+    "do_sample": True,
+    "temperature": 0.9,
+    "num_beams": 3,
+    "no_repeat_ngram_size": 2,
+    "min_new_tokens": 30,
+    "repetition_penalty": 1.5,
+    "suppress_tokens": [40, 41, 42],
+}
 WORDS = ("river", "stone", "marsh", "heron", "reed", "mill", "ford", "barley")
 
 
 @pytest.fixture(scope="module")
 def free(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> api.Result:
-    """Answers of a dozen words. The penalty is made to win on dev, whatever the answers of a random model are."""
+    """Answers of a dozen words. The penalty is made to win on dev, whatever the answers of a random model are. The base
+    model has settings of its own for `generate`, which no arm has."""
     root = tmp_path_factory.mktemp("free")
+    base = root / "base"
+    shutil.copytree(model_folder("llama"), base)
+    own = read(base, "generation_config") if (base / "generation_config.json").exists() else {}
+    (base / "generation_config.json").write_text(json.dumps(own | OWN))
     rows = [
         {
             "prompt": f"tell of lot {i * 37 % 1009}",
@@ -37,7 +53,7 @@ def free(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> api.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decodings, "value", _the_second())
         settings: dict[str, Any] = {**QUICK, "prove__max_new_tokens": 12, "prove__decoding": ["greedy", "penalty"]}
-        return api.run(data, model=str(model_folder("llama")), name="free", root=root, **settings)
+        return api.run(data, model=str(base), name="free", root=root, **settings)
 
 
 def _the_second() -> Any:
@@ -68,6 +84,24 @@ def test_the_answers_of_the_verdict_are_those_of_chat_and_exports(free: api.Resu
     assert "temperature" not in config
     for check in json.loads((free.path / "export.json").read_text()):
         assert check["reproduced"]["same"] == check["reproduced"]["rows"]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_generate_gives_the_answers_of_the_verdict_whatever_the_base_sets(
+    kind: str, free: api.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code of the card, in transformers alone; for the merged folder, `generate` without any setting too."""
+    folder = tmp_path / kind
+    shutil.copytree(free.path / kind, folder)
+    (folder / "base").symlink_to(free.path.parent / "base")
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    first = json.loads((free.path / "scores" / "tuned.jsonl").read_text().splitlines()[0])
+    monkeypatch.chdir(folder)
+    asked = code.replace('"..."', json.dumps(first["messages"][-1]["content"]))
+    variants = [asked] if kind == "adapter" else [asked, re.sub(r"(max_new_tokens=\d+)[^)]*", r"\1", asked)]
+    for variant in variants:
+        exec(variant, {})
+        assert capsys.readouterr().out.strip() == first["answer"].strip(), variant
 
 
 def test_the_voice_of_every_arm_is_in_the_verdict_and_the_report(free: api.Result) -> None:
@@ -109,8 +143,7 @@ def test_a_judge_is_asked_about_all_rows_in_the_user_s_words(
         words = ("compare", "free", "--runs", str(free.path.parent), "--judge", url, "--judge-model", "m")
         done = cli(*words, "--rubric", "the drier one", "--api-key-env", "JUDGE_KEY", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "by m, the win rate of tuned over" in done.stdout
-    assert "its choice depends on the order in 100%" in done.stdout
+    assert "the choice of m depends on the order of the answers in 100%" in done.stdout
     assert len(seen) <= 2 * free.verdict["n"]
     assert all("the drier one" in body["messages"][0]["content"] for body in seen)
     assert {body["authorization"] for body in seen} == {"Bearer secret"}
@@ -139,7 +172,9 @@ def test_the_page_is_opened_unless_asked_not_to(
     monkeypatch.setattr("time.sleep", lambda _: None)
     done = cli("compare", str(free.path), "--rows", "20", "--port", "4711", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert opened == ([] if flags else [Done.url]) + ["closed"]
+    page = free.path / ".compare.html"
+    assert opened == ([] if flags else [page.as_uri()]) + ["closed"]
+    assert not page.exists(), "it held the address"
     assert Done.url in done.stderr
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunewright.cli.runs import RUNS, Json, Root, RunName, out
+from tunewright.core.words import on_one_line
 
 if TYPE_CHECKING:
     from tunewright.core.records import Preferred
@@ -59,30 +60,30 @@ def compare(
     from tunewright.runtime import people
 
     folder = run_folder.find(root, run)
-    comparing = people.comparing(folder, against, rows)
+    comparing = people.comparing(folder, against, rows, rubric)
     asked = _judge(judge, judge_model, rubric, api_key_env, judge_max_tokens)
     if not result:
         with people.alone(folder):
             if asked is not None:
                 comparing.ask(asked, Console(as_json))
             elif terminal:
-                _here(comparing, rubric)
+                _here(comparing)
             else:
-                _on_page(comparing, port, no_open, rubric)
+                _on_page(comparing, port, no_open)
     preferred = comparing.result(asked)
+    if as_json:
+        out(records.to_json(preferred))
+    else:
+        for line in _lines(preferred, len(comparing.left()), asked is not None):
+            typer.echo(line)
+        if asked is not None and preferred.judge is None:
+            pairs = 2 * sum(not pair.same for pair in comparing.pairs)
+            answered = pairs - len(comparing.unjudged(asked))
+            typer.echo(f"with this rubric, {judge_model} has answered {answered} of {pairs} questions")
     if not result:
         comparing.save(preferred)
         if folder.report.exists():
             build.write(folder)
-    if as_json:
-        out(records.to_json(preferred))
-        return
-    for line in _lines(preferred, len(comparing.left()), asked is not None):
-        typer.echo(line)
-    if asked is not None and preferred.judge is None:
-        pairs = 2 * sum(not pair.same for pair in comparing.pairs)
-        answered = pairs - len(comparing.unjudged(asked))
-        typer.echo(f"with this rubric, {judge_model} has answered {answered} of {pairs} questions")
 
 
 def _judge(url: str, model: str, rubric: str, api_key_env: str, max_tokens: int) -> Judge | None:
@@ -118,7 +119,8 @@ def _question(rubric: str) -> str:
     return f"The better answer is {rubric or RUBRIC}." if not rubric.endswith((".", "?", "!")) else rubric
 
 
-def _on_page(comparing: Comparing, port: int, no_open: bool, rubric: str) -> None:
+def _on_page(comparing: Comparing, port: int, no_open: bool) -> None:
+    import os
     import time
     import webbrowser
 
@@ -126,22 +128,27 @@ def _on_page(comparing: Comparing, port: int, no_open: bool, rubric: str) -> Non
 
     if not comparing.asked:
         return
-    page = Page(comparing, port, _question(rubric))
+    page = Page(comparing, port, _question(comparing.rubric))
     typer.echo(f"open {page.url} (only on this machine; Finish on the last page, or Ctrl-C here, ends it)", err=True)
+    # A browser's arguments can be read by other users of the machine, this file cannot.
+    opened = comparing.run.path / ".compare.html"
     try:
         if not no_open:
-            webbrowser.open(page.url)
+            with os.fdopen(os.open(opened, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(f'<meta http-equiv="refresh" content="0; url={page.url}">')
+            webbrowser.open(opened.resolve().as_uri())
         page.done.wait()
         time.sleep(0.5)  # let the browser receive the last page
     except KeyboardInterrupt:
         typer.echo("", err=True)
     finally:
+        opened.unlink(missing_ok=True)
         page.close()
 
 
-def _here(comparing: Comparing, rubric: str) -> None:
+def _here(comparing: Comparing) -> None:
     sides: dict[str, Side] = {"1": "left", "2": "right", "0": "tie"}
-    typer.echo(_question(rubric))
+    typer.echo(_question(comparing.rubric))
     while comparing.asked:
         pair = comparing.next()
         if pair is not None:
@@ -161,10 +168,15 @@ def _print(pair: Pair, number: int, count: int) -> None:
     typer.secho(f"\n{number} of {count}", bold=True)
     for role, text in pair.question:
         typer.secho(f"{role}: ", dim=True, nl=False)
-        typer.echo(text)
+        typer.echo(_plain(text))
     for name, text, cut in zip(("1", "2"), pair.sides, pair.cut, strict=True):
         typer.secho(f"\nanswer {name}", bold=True)
-        typer.echo((text or "(nothing)") + (" (cut off at the token limit)" if cut else ""))
+        typer.echo((_plain(text) or "(nothing)") + (" (cut off at the token limit)" if cut else ""))
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "\n".join("\t".join(map(on_one_line, line.split("\t"))) for line in text.split("\n"))
 
 
 def _entered(question: str) -> str:

@@ -125,11 +125,13 @@ def runs_rm(
 ) -> None:
     """Delete a run folder and everything in it."""
     from tunewright.core import run_folder
+    from tunewright.runtime import people
 
     folder = run_folder.find(root, run)
     if not yes:
         typer.confirm(f"delete {folder.path} and everything in it?", abort=True, err=True)
-    run_folder.remove(folder)
+    with people.alone(folder):
+        run_folder.remove(folder)
 
 
 def _summary(run: Any) -> dict[str, Any]:

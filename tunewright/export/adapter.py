@@ -66,9 +66,11 @@ def snippet(place: Place) -> list[str]:
         imports, arguments = [f"# {base}: the folder of the base model"], f'"{base}"'
     return [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
         *imports,
         f'model = AutoModelForCausalLM.from_pretrained({arguments}, dtype="float32")',
+        "own = model.generation_config  # which may set penalties and beams; the run was evaluated without",
+        "model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)",
         f'model = PeftModel.from_pretrained(model, "{place.folder}")',
     ]
 

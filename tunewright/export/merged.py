@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
-
 from tunewright.core.run_folder import read_json, write_json
 from tunewright.export import portable
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
@@ -18,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tunewright.tokens.template import Template
+
+# What is kept of a generation config.
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
 
 
 def stored_dtypes(source: TrainedRun) -> list[str]:
@@ -29,15 +30,10 @@ def stored_dtypes(source: TrainedRun) -> list[str]:
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
     save(module, source.template, folder, dtype)
     file = folder / "generation_config.json"
-    if file.is_file():  # programs decode by it, unless they are asked otherwise
-        write_json(file, {**_without_sampling(read_json(file)), **sampling(source.run).generation_config})
+    if file.is_file():  # programs decode by it, unless they are asked otherwise; not by the base model's own settings
+        tokens = {key: value for key, value in read_json(file).items() if key in TOKENS}
+        write_json(file, {**tokens, **sampling(source.run).generation_config})
     return folder
-
-
-def _without_sampling(written: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """The generation config without what chooses tokens: the base model's has its own values."""
-    choosing = ("do_sample", "temperature", "repetition_penalty", "typical_p", "epsilon_cutoff", "eta_cutoff")
-    return {k: v for k, v in written.items() if k not in choosing and not k.startswith(("top_", "min_p"))}
 
 
 def save(module: PreTrainedModel, template: Template, folder: Path, dtype: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunewright.core import records, run_folder
 from tunewright.core.chosen_decoding import chosen_decoding
+from tunewright.core.errors import RunError
 from tunewright.core.records import CONSUMER_CHECKS, ConsumerCheck, ExportCheck
 from tunewright.core.records import EXPORTS as RECORDED
 from tunewright.core.run_folder import Run, chosen_scale
@@ -19,6 +20,9 @@ CARD = "README.md"
 
 def made_from(source: TrainedRun, prompts: Sequence[Sequence[int]], code: str) -> str:
     """Hash of what every export is made from and compared with. ``code``: of this package."""
+    if not source.run.weights.exists():
+        what, fix = "the trained weights are missing.", "restore them from a backup, or train again in a new run."
+        raise RunError("RUN_DAMAGED", what, where=str(source.run.weights), fix=fix)
     settings = source.config.export.model_dump(mode="json", exclude={"to", "gguf"})
     facts = {
         "weights": run_folder.sha256(source.run.weights),

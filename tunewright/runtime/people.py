@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 from tunewright.core import records, run_folder
 from tunewright.core.console import Console
@@ -25,7 +24,7 @@ REFERENCE = "reference"  # instead of an arm: the reference answers
 @dataclass(frozen=True)
 class Comparing:
     """``pairs``: of all test rows, of which people see the first ``count``; ``clusters``: the group of near-duplicates
-    of each row."""
+    of each row; ``rubric``: which answer is better, "" for the default. Choices by another rubric do not count."""
 
     run: Run
     against: str
@@ -33,6 +32,7 @@ class Comparing:
     count: int
     clusters: dict[int, int]
     alpha: float
+    rubric: str = ""
 
     @property
     def shown(self) -> tuple[Pair, ...]:
@@ -45,7 +45,8 @@ class Comparing:
 
     def choices(self) -> dict[int, Side]:
         """What was chosen so far, by row."""
-        return chosen(self.pairs, records.read_lines(self.run.people, Choice), self.against)
+        every = records.read_lines(self.run.people, Choice)
+        return chosen(self.pairs, (choice for choice in every if choice.rubric == self.rubric), self.against)
 
     def left(self) -> list[Pair]:
         """The pairs without a choice."""
@@ -57,15 +58,22 @@ class Comparing:
         return next(iter(self.left()), None)
 
     def pair_of(self, row: int) -> Pair | None:
-        """The pair of a row that people are asked about."""
-        return next((pair for pair in self.asked if pair.row == row), None)
+        """The pair of a row that people are, or were, asked about."""
+        return next((pair for pair in self.pairs if pair.row == row and not pair.same), None)
 
     def choose(self, row: int, side: Side | None) -> None:
-        """Adds a line. ``side``: None takes the last choice for the row back. Raises KeyError for a row that nobody is
-        asked about, RUN_DISK."""
-        pair = {pair.row: pair for pair in self.asked}[row]
-        left: Literal["tuned", "other"] = "tuned" if pair.tuned_is_left else "other"
-        line = Choice(row=row, against=self.against, key=pair.key, left=left, chosen=side, time=run_folder.now())
+        """Adds a line. ``side``: None takes the last choice for the row back. Raises RUN_DISK."""
+        pair = self.pair_of(row)
+        assert pair is not None, "nobody is asked about this row"
+        line = Choice(
+            row=row,
+            against=self.against,
+            key=pair.key,
+            left="tuned" if pair.tuned_is_left else "other",
+            chosen=side,
+            time=run_folder.now(),
+            rubric=self.rubric,
+        )
         records.append_line(self.run.people, line)
 
     def take_back(self) -> None:
@@ -81,8 +89,8 @@ class Comparing:
         if judge is not None:
             choices = judging.known(judge, self.pairs, records.read_lines(self.run.judge, JudgeLine))
             judged = judging.result(judge, self.pairs, choices, known, self.clusters, self.alpha)
-        rate = win_rate(self.pairs, known, self.clusters, self.alpha)
-        return Preferred(against=self.against, asked=len(self.shown), people=rate, judge=judged)
+        rate = win_rate(self.pairs, known, self.clusters, self.alpha, len(self.shown))
+        return Preferred(against=self.against, asked=len(self.shown), rubric=self.rubric, people=rate, judge=judged)
 
     def _compared(self) -> tuple[Preferred, ...]:
         """The results in people.json."""
@@ -111,27 +119,38 @@ class Comparing:
                 judging.judged(judge, self.against, todo, lambda line: records.append_line(self.run.judge, line), tick)
 
 
-def comparing(run: Run, against: str, count: int) -> Comparing:
-    """``against``: an arm, or `REFERENCE`; empty for the comparator. Raises RUN_INCOMPLETE without a verdict,
+def comparing(run: Run, against: str, count: int, rubric: str = "") -> Comparing:
+    """``against``: an arm, or `REFERENCE`; empty for the comparator. ``rubric``: as in `Comparing`; empty for that of
+    the last choice. Raises RUN_INCOMPLETE without a verdict,
     CONFIG_RANGE for an arm that has no written answers."""
     run_folder.require(run, run.verdict, "prove")
     verdict = records.read(run.verdict, Verdict)
-    tuned = _answers(run, "tuned")
+    tuned = _answers(run, "tuned", verdict.n)
     if tuned[0].answer_tokens is None:
         what = f"the answers of a {verdict.task} task are not texts to choose between."
         raise RunError("RUN_INCOMPLETE", what, where=str(run.path), fix="compare runs whose models write answers.")
     name = against or verdict.comparator.name
-    others = {arm: lines for arm in verdict.arms if (lines := _answers(run, arm))[0].answer_tokens is not None}
+    others = {
+        arm: lines for arm in verdict.arms if (lines := _answers(run, arm, verdict.n))[0].answer_tokens is not None
+    }
     others[REFERENCE] = [line.model_copy(update={"answer": line.target, "cut": None}) for line in others.pop("tuned")]
     if name not in others:
         what = f"{name} is not an arm with written answers."
         raise ConfigError("CONFIG_RANGE", what, where="--against", fix=f"choose one of {', '.join(others)}.")
     clusters = {line.row: group for line, group in zip(tuned, verdict.groups, strict=True)}
-    return Comparing(run, name, tuple(pairs(tuned, others[name])), count, clusters, verdict.alpha)
+    last = [c.rubric for c in records.read_lines(run.people, Choice) if c.against == name]
+    shown = tuple(pairs(tuned, others[name]))
+    return Comparing(run, name, shown, count, clusters, verdict.alpha, rubric or (last[-1] if last else ""))
 
 
-def _answers(run: Run, arm: str) -> list[ScoreLine]:
-    return list(records.read_lines(run.scores / f"{arm}.jsonl", ScoreLine))
+def _answers(run: Run, arm: str, rows: int) -> list[ScoreLine]:
+    """Raises RUN_DAMAGED if there is not one for each of the test ``rows``."""
+    file = run.scores / f"{arm}.jsonl"
+    lines = list(records.read_lines(file, ScoreLine))
+    if len(lines) != rows:
+        what = f"{len(lines)} answers, where the verdict is about {rows} rows."
+        raise RunError("RUN_DAMAGED", what, where=str(file), fix="restore it from a backup, or start a new run.")
+    return lines
 
 
 @contextmanager

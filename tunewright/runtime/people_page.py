@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
-from tunewright.core.errors import ConfigError
+from tunewright.core.errors import ConfigError, TunewrightError
 from tunewright.core.records.people import Side
 from tunewright.report import page
 from tunewright.runtime.people import REFERENCE, Comparing
@@ -73,8 +73,16 @@ def _handler(comparing: Comparing, path: str, better: str, finish: Callable[[], 
                 _answer(self, HTTPStatus.BAD_REQUEST, "a choice has a length of at most 4096 bytes")
                 return
             sent = {k: v[0] for k, v in parse_qs(self.rfile.read(int(size)).decode("utf-8", "replace")).items()}
-            with lock:
-                outcome = _choose(comparing, sent)
+            try:
+                with lock:
+                    outcome = _choose(comparing, sent)
+            except TunewrightError as error:  # a full disk: nothing is lost but this choice
+                _answer(
+                    self,
+                    HTTPStatus.INSUFFICIENT_STORAGE,
+                    f"{error}\n\nThe choice was not saved. Go back and repeat it.",
+                )
+                return
             if outcome == "finish":
                 self._page(pair=None, finished=True)
                 finish()

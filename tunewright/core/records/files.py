@@ -40,6 +40,9 @@ from tunewright.core.records.training import (
 )
 from tunewright.core.records.verdict import ProtocolRecord, Verdict
 
+RESTORE = "restore it from a backup; if there is none, delete it and rerun the same command, or start a new run."
+# Each of their lines stands alone, and cost somebody's time.
+BY_PEOPLE, REMOVE = ("people.jsonl", "judge.jsonl"), "remove this line; the others still count."
 T = TypeVar("T")
 Json = dict[str, object] | list[dict[str, object]]
 
@@ -132,7 +135,7 @@ def read_lines(path: Path, kind: type[T] | TypeAdapter[T]) -> Iterator[T]:
     adapter = _type_adapter(kind)
     for number, line in enumerate(_bytes(path).split(b"\n")[:-1] if path.exists() else [], 1):
         if line.strip():
-            yield _parsed(adapter, line, f"{path}:{number}")
+            yield _parsed(adapter, line, f"{path}:{number}", REMOVE if path.name in BY_PEOPLE else RESTORE)
 
 
 def write(path: Path, value: BaseModel | Sequence[BaseModel]) -> None:
@@ -197,7 +200,7 @@ def _bytes(path: Path) -> bytes:
         raise _damaged("the file is missing.", str(path)) from None
 
 
-def _parsed(adapter: TypeAdapter[T], text: bytes, where: str) -> T:
+def _parsed(adapter: TypeAdapter[T], text: bytes, where: str, fix: str = RESTORE) -> T:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
@@ -205,16 +208,13 @@ def _parsed(adapter: TypeAdapter[T], text: bytes, where: str) -> T:
         more = f" ({len(others)} more)" if others else ""
         if first["type"] == "newer_version":
             raise _damaged(f"it was {first['msg']}.", where, "upgrade tunewright.") from None
-        raise _damaged(f"{_field(first)}{first['msg']}{more}.", where) from None
+        raise _damaged(f"{_field(first)}{first['msg']}{more}.", where, fix) from None
 
 
 def _field(error: ErrorDetails) -> str:
     """Dotted path of a field, without the steps that pydantic adds for members of a union."""
     steps = [str(step) for step in error["loc"] if not str(step).startswith("<")]
     return f"`{'.'.join(steps)}`: " if steps else ""
-
-
-RESTORE = "restore it from a backup; if there is none, delete it and rerun the same command, or start a new run."
 
 
 def _damaged(message: str, where: str, fix: str = RESTORE) -> RunError:

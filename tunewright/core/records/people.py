@@ -20,6 +20,7 @@ class Choice(Line):
     left: Literal["tuned", "other"] = Field(description="Whose answer was on the left.")
     chosen: Side | None = Field(description="The better answer; null if the choice was taken back.")
     time: str = Field(description="ISO 8601, UTC, to the second.")
+    rubric: str = Field("", description="Which answer is better, in the words of --rubric.")
 
 
 class WinRate(Value):
@@ -74,7 +75,11 @@ class JudgeResult(Value):
     first: float = Field(description="Fraction of its choices for the answer that came first.")
     longer: float | None = Field(description="Fraction of its choices for the longer answer; null if there are none.")
     unreadable: int = Field(description="Replies that name no answer, or several; they count as ties.")
-    usable: bool = Field(True, description="Whether at most a tenth of its replies are such.")
+    usable: bool = Field(
+        True,
+        description="Whether at most a tenth of its replies are such, and its choice depends on the order on at most "
+        "half of the rows.",
+    )
     agreement: Agreement | None = Field(description="With people; null without common choices.")
     corrected: Interval | None = Field(
         description="Interval of the win rate by people, from people's choices and the judge's on all rows (PPI++); "
@@ -89,6 +94,7 @@ class Preferred(Value):
 
     against: str = Field(description="The arm whose answers the tuned model's are compared with.")
     asked: int = Field(description="Rows that people are asked about, those with the same answer included.")
+    rubric: str = Field("", description="Which answer is better, as people were asked; empty for the default.")
     people: WinRate | None = Field(description="Null before the first choice.")
     judge: JudgeResult | None = Field(description="Null unless a judge was asked.")
 

@@ -14,6 +14,10 @@ from tunewright.export.bundles.bundle import Bundle, BundleInputs, Readme
 # mlx-lm ignores tensors that it has no layer for; in these families its layers have the names of transformers' layers.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 NOTE = "The base must be the one that the adapter was trained on. `mlx_lm.fuse` writes both as one model."
+PENALTY = (
+    "The run was evaluated with a repetition penalty of {:g}, for which the command has no option; requests to "
+    "`mlx_lm.server` have `repetition_penalty`."
+)
 PARTS = {"A.weight": "lora_a", "B.weight": "lora_b", "magnitude_vector": "m"}
 
 
@@ -34,8 +38,10 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
     base, system = inputs.source.facts.name.partition("@")[0], inputs.system
     options = f" --system-prompt {shlex.quote(system)}" if system else ""
     model = base if is_hub_model(base) else "BASE"
-    command = f"mlx_lm.generate --model {model} --adapter-path . --temp 0 --prompt ...{options}"
-    return Readme(f"{inputs.name} in MLX", [command], [NOTE])
+    how = inputs.sampling
+    command = f"mlx_lm.generate --model {model} --adapter-path . --temp {how.temperature:g} --prompt ...{options}"
+    notes = [NOTE, *([PENALTY.format(how.repetition_penalty)] if how.repetition_penalty != 1 else [])]
+    return Readme(f"{inputs.name} in MLX", [command], notes)
 
 
 def unsupported(plan: Plan, architecture: str) -> str | None:

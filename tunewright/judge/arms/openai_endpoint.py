@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from tunewright.core.config import RemoteConfig
-from tunewright.core.errors import RunError
+from tunewright.core.errors import ConfigError, RunError
 from tunewright.data.messages import Example, Json, Message, Prompt, ToolCall
 from tunewright.data.metrics import read_label
 from tunewright.data.scores import Answer, Written
@@ -22,6 +23,12 @@ from tunewright.judge.arms.arm import Model, Progress, silent
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 120.0
+LONGEST_WAIT = 60.0  # seconds, whatever an endpoint asks for
+BUSY = "the endpoint limits requests: run the same command again later, or send fewer at once."
+
+
+class Refused(RunError):
+    """One question that an endpoint does not answer."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,22 @@ class Endpoint:
 
 
 def api_key(url: str, variable: str) -> str:
-    """The API key in an environment variable. Unless one is named, a key of OpenAI goes to OpenAI only."""
-    if variable:
-        return os.environ.get(variable, "")
-    return os.environ.get("OPENAI_API_KEY", "") if urlsplit(url).hostname == "api.openai.com" else ""
+    """The API key in an environment variable. Unless one is named, a key of OpenAI goes to OpenAI only. Raises
+    CONFIG_RANGE for an address that is none or contains a password, and for a key that a request cannot contain."""
+    try:
+        host, user = urlsplit(url).hostname, urlsplit(url).username
+    except ValueError:
+        host = user = None
+    if not host or user is not None:
+        what = "the endpoint's address contains a user name" if user is not None else f"{url!r} is no address"
+        fix = "give http(s)://HOST/v1; an API key belongs into an environment variable."
+        raise ConfigError("CONFIG_RANGE", f"{what}.", where="the endpoint", fix=fix)
+    name = variable or ("OPENAI_API_KEY" if host == "api.openai.com" else "")
+    key = os.environ.get(name, "").strip() if name else ""
+    if not key.isascii() or not key.isprintable():
+        what = f"the API key in {name} contains a character that a request cannot contain."
+        raise ConfigError("CONFIG_RANGE", what, where=name, fix="copy the key again.")
+    return key
 
 
 @dataclass(frozen=True)
@@ -86,27 +105,72 @@ class Reply:
 def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
     """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses a request or
     cannot be reached."""
+    replies: dict[int, Reply] = {}
+    for place, reply in ask_each(endpoint, prompts, limit):
+        if isinstance(reply, Refused):
+            raise reply
+        replies[place] = reply
+        progress(1)
+    return [replies[place] for place in range(len(prompts))]
+
+
+def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Iterator[tuple[int, Reply | Refused]]:
+    """(place of the prompt, reply) as replies come, several requests at a time. Raises REMOTE_FAILED, after the replies
+    that came, if the endpoint cannot be reached or rejects the key."""
     import httpx
 
+    todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, Reply | RunError]]()
+    for place in range(len(prompts)):
+        todo.put(place)
+    stopped, failed = threading.Event(), None
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    with (
-        httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS) as client,
-        ThreadPoolExecutor(endpoint.concurrency) as pool,
-    ):
 
-        def send(prompt: Prompt) -> Reply:
-            body = {
-                "model": endpoint.model,
-                "messages": [m.to_json(text_arguments=True) for m in prompt.messages],
-                **({"tools": list(prompt.tools)} if prompt.tools else {}),
-                "temperature": 0,
-                "max_tokens": limit,
-            }
-            reply = _post(client, f"{endpoint.url}/chat/completions", body, endpoint.fix)
-            progress(1)
-            return reply
+    def work(client: httpx.Client) -> None:
+        with contextlib.suppress(queue.Empty):
+            while not stopped.is_set():
+                place = todo.get_nowait()
+                try:
+                    done.put((place, _asked(client, endpoint, prompts[place], limit, stopped)))
+                except RunError as error:
+                    done.put((place, error))
+                    if not isinstance(error, Refused):
+                        stopped.set()
 
-        return list(pool.map(send, prompts))
+    with httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS) as client:
+        # Daemons: who interrupts the command need not wait for a server that does not answer.
+        workers = [
+            threading.Thread(target=work, args=(client,), daemon=True)
+            for _ in range(min(endpoint.concurrency, len(prompts)))
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            waiting = len(prompts)
+            while waiting and (any(worker.is_alive() for worker in workers) or not done.empty()):
+                try:
+                    place, reply = done.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+                waiting -= 1
+                if isinstance(reply, RunError) and not isinstance(reply, Refused):
+                    failed = failed or reply
+                else:
+                    yield place, reply
+        finally:
+            stopped.set()
+    if failed is not None:
+        raise failed
+
+
+def _asked(client: Any, endpoint: Endpoint, prompt: Prompt, limit: int, stopped: threading.Event) -> Reply:
+    body: dict[str, object] = {
+        "model": endpoint.model,
+        "messages": [m.to_json(text_arguments=True) for m in prompt.messages],
+        **({"tools": list(prompt.tools)} if prompt.tools else {}),
+        "temperature": 0,
+        "max_tokens": limit,
+    }
+    return _post(client, f"{endpoint.url}/chat/completions", body, endpoint.fix, stopped)
 
 
 def _text(reply: dict[str, Json]) -> str:
@@ -114,7 +178,10 @@ def _text(reply: dict[str, Json]) -> str:
     arguments that can be read, and is a wrong one."""
     content, given = reply.get("content"), reply.get("tool_calls")
     calls = [_call(c.get("function")) for c in (given if isinstance(given, list) else []) if isinstance(c, dict)]
-    return Message("assistant", content if isinstance(content, str) else "", tuple(calls)).text
+    if isinstance(content, list):  # of parts
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    text = Message("assistant", content if isinstance(content, str) else "", tuple(calls)).text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a character could not be stored
 
 
 def _call(function: Json) -> ToolCall:
@@ -137,44 +204,51 @@ def _accepted(body: dict[str, object], refusal: str) -> dict[str, object] | None
     return other if other != body else None
 
 
-def _post(client: Any, url: str, body: dict[str, object], fix: str) -> Reply:
+def _post(client: Any, url: str, body: dict[str, object], fix: str, stopped: threading.Event) -> Reply:
+    """Raises REMOTE_FAILED: `Refused` if it is about this question alone."""
     import httpx
 
-    reason = ""
+    reason, wait = "", 0.0
     for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(2.0**attempt / 2)
-        start = time.monotonic()
+        if attempt and stopped.wait(max(2.0**attempt / 2, wait)):
+            break
+        start, wait = time.monotonic(), 0.0
         try:
             response = client.post(url, json=body)
-        except httpx.TransportError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             reason = f"{type(error).__name__}: {error}"
             continue
         if response.status_code == 429 or response.status_code >= 500:
-            reason = f"status {response.status_code}"
+            reason, after = f"status {response.status_code}", response.headers.get("retry-after", "")
+            wait = min(LONGEST_WAIT, float(after)) if after.isascii() and after.isdigit() else 0.0
+            fix = BUSY if response.status_code == 429 else fix
             continue
         if response.status_code == 400 and (other := _accepted(body, response.text)) is not None:
             body, reason = other, f"status 400: {response.text[:200]}"
             continue
         if response.status_code != 200:
             reason = f"status {response.status_code}: {response.text[:200]}"
+            if response.status_code in (400, 413, 422):
+                raise Refused("REMOTE_FAILED", f"request to {url} was refused: {reason}.", where=url, fix=fix)
             break
-        try:
-            value = response.json()
-            choice, usage = value["choices"][0], value.get("usage") or {}
-            return Reply(
-                text=_text(choice["message"]),
-                prompt_tokens=int(usage.get("prompt_tokens", 0)),
-                answer_tokens=int(usage.get("completion_tokens", 0)),
-                cut=choice.get("finish_reason") == "length",
-                seconds=time.monotonic() - start,
-            )
-        except (ValueError, KeyError, IndexError, TypeError):
-            reason = f"the reply is not a chat completion: {response.text[:200]}"
-            break
-    raise RunError(
-        "REMOTE_FAILED",
-        f"request to {url} failed: {reason}.",
-        where=url,
-        fix=fix,
-    )
+        if (reply := _reply(response, time.monotonic() - start)) is not None:
+            return reply
+        reason = f"the reply is not a chat completion: {response.text[:200]}"
+        raise Refused("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
+    raise RunError("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
+
+
+def _reply(response: Any, seconds: float) -> Reply | None:
+    """None if it is not a chat completion."""
+    try:
+        value = response.json()
+        choice, usage = value["choices"][0], value.get("usage") or {}
+        return Reply(
+            text=_text(choice["message"]),
+            prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            answer_tokens=int(usage.get("completion_tokens") or 0),
+            cut=choice.get("finish_reason") == "length",
+            seconds=seconds,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None

@@ -16,14 +16,21 @@ from tunewright.core.records.people import Side
 from tunewright.data.messages import Message, Prompt
 from tunewright.data.text import without_thoughts
 from tunewright.judge import statistics
-from tunewright.judge.arms.openai_endpoint import Endpoint, ask
+from tunewright.judge.arms.openai_endpoint import Endpoint, Refused, ask_each
 from tunewright.judge.people import ppi
 from tunewright.judge.people.pairs import Pair
 from tunewright.judge.people.win_rate import percent, rate_of, rate_text
 
 RUBRIC = "the one that a careful person who knows the subject would rather send"
 LIMIT = 512  # tokens of a reply: a model that thinks first needs some
-UNREADABLE = 0.1  # fraction of the replies from which there is no win rate
+# Fractions of the replies that name no answer, and of the rows on which the order decides, from which there is no win
+# rate.
+UNREADABLE, CONTRADICTED = 0.1, 0.5
+MOST_REFUSED = 3  # questions, before any is answered
+CHOICE = re.compile(
+    r"(?:(?:i (?:choose|prefer|pick)|(?:the )?better(?: one| answer)?(?: is)?|(?:(?:my|the) )?(?:choice|verdict|winner)"
+    r"(?: is)?)[:*\s]+)?(?:the )?(?:answer[:*\s]*)?[\[(]?(1|2|tie|neither|both)[\])]?(?:[*\s]+(?:is better|wins))?"
+)
 Order = Literal["tuned", "other"]
 Chosen = Literal["first", "second", "tie"]
 
@@ -63,36 +70,47 @@ def judged(
     write: Callable[[JudgeLine], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Asks about each pair in the order given, and writes a line for each. Raises REMOTE_FAILED; lines that are written
-    stay."""
-    step = judge.endpoint.concurrency
-    for start in range(0, len(todo), step):
-        part = todo[start : start + step]
-        replies = ask(judge.endpoint, [judge.prompt(pair, first) for pair, first in part], judge.max_tokens, progress)
-        for (pair, first), reply in zip(part, replies, strict=True):
-            line = JudgeLine(
-                row=pair.row,
-                against=against,
-                key=judge.key(pair),
-                first=first,
-                chosen=None if reply.cut else read(reply.text),
-                reply=reply.text[:500],
-            )
-            write(line)
+    """Asks about each pair in the order given, and writes a line for each reply as it comes; a question that the
+    endpoint refuses is a reply that names no answer. Raises REMOTE_FAILED, after writing the replies that came."""
+    prompts, answered, refused = [judge.prompt(pair, first) for pair, first in todo], False, 0
+    for place, reply in ask_each(judge.endpoint, prompts, judge.max_tokens):
+        pair, first = todo[place]
+        line = JudgeLine(
+            row=pair.row, against=against, key=judge.key(pair), first=first, chosen=None, reply=str(reply)[:500]
+        )
+        if isinstance(reply, Refused):
+            refused += 1
+            if not answered and refused == MOST_REFUSED:
+                raise reply  # it refuses whatever it is asked
+        else:
+            answered = True
+            choice = None if reply.cut else read(reply.text)
+            line = line.model_copy(update={"chosen": choice, "reply": reply.text[:500]})
+        write(line)
+        progress(1)
 
 
 def read(reply: str) -> Chosen | None:
-    """The choice that a reply, its first or its last line consists of; otherwise the only one that it names. None if it
-    names several, as in "answer 1 is better than answer 2", or none."""
+    """The choice that a reply consists of; or its first or last line, if the others do not speak against it. None for
+    any other text: "answer 2 is worse" names an answer and does not choose it."""
+    lines = [line for line in without_thoughts(reply).strip().splitlines() if line.strip()]
+    named = [_choice(line) for line in lines]
+    distinct = {choice for choice in named if choice is not None}
+    if len(distinct) != 1 or (named[0] is None and named[-1] is None):
+        return None
+    (choice,) = distinct
+    if named[-1] is None:  # what follows the choice may take it back
+        rest = " ".join(line for line, choice in zip(lines, named, strict=True) if choice is None)
+        mentioned = set(re.findall(r"(?<![\w.])[12](?!\w|\.\d)", rest))
+        own = {"first": {"1"}, "second": {"2"}, "tie": set[str]()}[choice]
+        return choice if own <= mentioned or not mentioned else None
+    return choice
+
+
+def _choice(line: str) -> Chosen | None:
     choices: dict[str, Chosen] = {"1": "first", "2": "second", "tie": "tie", "neither": "tie", "both": "tie"}
-    text = without_thoughts(reply).lower().strip()
-    lines = [line for line in text.splitlines() if line.strip()]
-    for part in (text, *lines[:1], *lines[-1:]):
-        alone = part.strip(" \t*_`'\".:()[]").removeprefix("answer").strip(" *:")
-        if alone in choices:
-            return choices[alone]
-    named = {choices[name] for name in re.findall(r"(?<![\w.])(1|2|tie|neither|both)(?!\w|\.\d)", text)}
-    return named.pop() if len(named) == 1 else None
+    matched = CHOICE.fullmatch(line.strip(" \t*_`'\".:()[]").lower())
+    return choices[matched[1]] if matched else None
 
 
 def known(judge: Judge, shown: Sequence[Pair], lines: Iterable[JudgeLine]) -> dict[tuple[int, Order], Chosen | None]:
@@ -119,7 +137,8 @@ def result(
     decided = [c for both in replies for c in both if c in ("first", "second")]
     readable = [pair for pair, both in zip(asked, replies, strict=True) if None not in both]
     unreadable = sum(c is None for both in replies for c in both)
-    usable = unreadable <= UNREADABLE * 2 * len(asked)
+    contradicted = sum(len(set(by_row[p.row])) > 1 for p in readable) / max(1, len(readable))
+    usable = unreadable <= UNREADABLE * 2 * len(asked) and contradicted <= CONTRADICTED
     corrected = _corrected(shown, people, value, clusters, alpha) if usable else None
     return JudgeResult(
         model=judge.endpoint.model,
@@ -127,7 +146,7 @@ def result(
         rubric=judge.rubric,
         alone=rate_of(shown, value, clusters, alpha),
         asked=len(asked),
-        contradicted=sum(len(set(by_row[p.row])) > 1 for p in readable) / max(1, len(readable)),
+        contradicted=contradicted,
         first=decided.count("first") / len(decided) if decided else 0.5,
         longer=_longer(asked, value),
         unreadable=unreadable,
@@ -202,6 +221,10 @@ def _corrected(
 def lines(outcome: JudgeResult, people: WinRate | None, against: str) -> list[str]:
     """What the judge preferred, what its choices depend on, and whether it may speak for people."""
     name, alone = outcome.model, outcome.alone
+    many = outcome.unreadable > UNREADABLE * 2 * outcome.asked
+    if not outcome.usable and not many:
+        order = f"the choice of {name} depends on the order of the answers in {outcome.contradicted:.0%} of the rows"
+        return [f"{order}, so it has no win rate: use another judge, or another --rubric"]
     if not outcome.usable:
         return [
             f"{outcome.unreadable} of the {2 * outcome.asked} replies of {name} name no answer, so it has no win rate; "
@@ -214,7 +237,8 @@ def lines(outcome: JudgeResult, people: WinRate | None, against: str) -> list[st
         + (f"; {outcome.unreadable} of its replies name no answer" if outcome.unreadable else "")
     ]
     if outcome.agreement is None:
-        sentences.append("no choices by people to compare it with: this is no evidence of what people prefer")
+        none = "no row on which both it and people prefer an answer" if people else "no choices by people"
+        sentences.append(f"{none} to compare it with: this is no evidence of what people prefer")
     else:
         a = outcome.agreement
         trust = "" if a.above_chance else ": not shown to agree more often than chance"

@@ -12,18 +12,19 @@ from tunewright.judge.statistics import clustered_interval
 
 
 def win_rate(
-    shown: Sequence[Pair], chosen: Mapping[int, Side], clusters: Mapping[int, int], alpha: float
+    pairs: Sequence[Pair], chosen: Mapping[int, Side], clusters: Mapping[int, int], alpha: float, shown: int
 ) -> WinRate | None:
     """Over the pairs that were compared. A tie counts half, and so does a pair of equal answers. None before the first
-    choice. ``clusters``: the group of near-duplicates of each row."""
-    asked = [pair for pair in shown if not pair.same]
-    compared = [pair for pair in asked if pair.row in chosen]
-    if not compared:
+    choice. ``clusters``: the group of near-duplicates of each row; ``shown``: people are asked about so many pairs."""
+    places = [place for place, pair in enumerate(pairs) if not pair.same and pair.row in chosen]
+    if not places:
         return None
-    # Pairs are shown in an order that does not depend on their content: equal ones count as far as people have come.
-    last = max(place for place, pair in enumerate(shown) if not pair.same and pair.row in chosen)
-    counted = [pair for pair in shown[: last + 1] if pair.same or pair.row in chosen]
-    return rate_of(counted, {p.row: p.value(chosen[p.row]) for p in compared}, clusters, alpha)
+    # Pairs are shown in an order that does not depend on their content. Equal ones count up to the next question, and
+    # all that are shown once there is none; up to the last choice alone, a session would end with a pair that differs.
+    waiting = (place for place, pair in enumerate(pairs[:shown]) if not pair.same and pair.row not in chosen)
+    end = max(places[-1] + 1, next(waiting, shown))
+    counted = [pair for pair in pairs[:end] if pair.same or pair.row in chosen]
+    return rate_of(counted, {pairs[p].row: pairs[p].value(chosen[pairs[p].row]) for p in places}, clusters, alpha)
 
 
 def rate_of(pairs: Sequence[Pair], value: Mapping[int, float], clusters: Mapping[int, int], alpha: float) -> WinRate:

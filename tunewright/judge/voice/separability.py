@@ -4,7 +4,8 @@ The classifier (logistic regression on character n-grams and traits, and an enco
 cross-fitted: it never sees the questions whose answers it judges. Its area under the ROC curve (AUC) is the probability
 that it scores a reference answer higher than an arm's answer: 0.5 if it cannot distinguish them. The interval follows
 from the influence of each question on the AUC (LeDell, Petersen & van der Laan 2015, Electron. J. Stat. 9:1583), with
-one pseudo-question for and one against, and is about the classifiers as fitted.
+one pseudo-question for and one against, and is widened because a question is in the training data of the other folds'
+classifiers, so that the folds' AUCs are not independent (Nadeau & Bengio 2003, Mach. Learn. 52:239).
 
 Axes: N texts, R questions, D width of the encoder.
 """
@@ -76,7 +77,11 @@ def separability(
         for texts, into in ((reference, reference_R), (arm, arm_R)):
             into[held_out] = model.decision_function(made.transform([texts[i] for i in held_out]))
         fold_R[held_out] = number
-    return auc(reference_R, arm_R, fold_R, clusters, alpha)
+    plain = auc(reference_R, arm_R, fold_R, clusters, alpha)
+    # Of K folds, the variance of the mean is (1/K + 1/(K-1)) times that of one, and not 1/K times.
+    wider = (1 + FOLDS / (FOLDS - 1)) ** 0.5
+    middle, half = sum(plain.interval) / 2, wider * (plain.interval.high - plain.interval.low) / 2
+    return Auc(plain.value, Interval(max(0.0, middle - half), min(1.0, middle + half)))
 
 
 def auc(reference_R: ArrayLike, arm_R: ArrayLike, fold_R: ArrayLike, clusters: Sequence[int], alpha: float) -> Auc:
