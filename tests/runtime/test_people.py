@@ -172,7 +172,7 @@ def test_only_one_process_asks(comparing: Comparing) -> None:
 # -- the page
 
 
-def test_a_choice_that_cannot_be_saved_is_said_on_the_page(
+def test_a_choice_that_cannot_be_saved_is_an_error_on_the_page(
     comparing: Comparing, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:

@@ -41,7 +41,7 @@ from tunewright.core.records.training import (
 from tunewright.core.records.verdict import ProtocolRecord, Verdict
 
 RESTORE = "restore it from a backup; if there is none, delete it and rerun the same command, or start a new run."
-# Each of their lines stands alone, and cost somebody's time.
+# Each of their lines is a choice of its own, and cost somebody's time.
 BY_PEOPLE, REMOVE = ("people.jsonl", "judge.jsonl"), "remove this line; the others still count."
 T = TypeVar("T")
 Json = dict[str, object] | list[dict[str, object]]

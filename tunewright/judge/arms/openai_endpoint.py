@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 from tunewright.core.config import RemoteConfig
@@ -20,6 +20,9 @@ from tunewright.data.metrics import read_label
 from tunewright.data.scores import Answer, Written
 from tunewright.data.text import without_thoughts
 from tunewright.judge.arms.arm import Model, Progress, silent
+
+if TYPE_CHECKING:
+    import httpx
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 120.0
@@ -162,7 +165,7 @@ def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Itera
         raise failed
 
 
-def _asked(client: Any, endpoint: Endpoint, prompt: Prompt, limit: int, stopped: threading.Event) -> Reply:
+def _asked(client: httpx.Client, endpoint: Endpoint, prompt: Prompt, limit: int, stopped: threading.Event) -> Reply:
     body: dict[str, object] = {
         "model": endpoint.model,
         "messages": [m.to_json(text_arguments=True) for m in prompt.messages],
@@ -204,7 +207,7 @@ def _accepted(body: dict[str, object], refusal: str) -> dict[str, object] | None
     return other if other != body else None
 
 
-def _post(client: Any, url: str, body: dict[str, object], fix: str, stopped: threading.Event) -> Reply:
+def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, stopped: threading.Event) -> Reply:
     """Raises REMOTE_FAILED: `Refused` if it is about this question alone."""
     import httpx
 
@@ -238,7 +241,7 @@ def _post(client: Any, url: str, body: dict[str, object], fix: str, stopped: thr
     raise RunError("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
 
 
-def _reply(response: Any, seconds: float) -> Reply | None:
+def _reply(response: httpx.Response, seconds: float) -> Reply | None:
     """None if it is not a chat completion."""
     try:
         value = response.json()

@@ -91,7 +91,7 @@ def judged(
 
 
 def read(reply: str) -> Chosen | None:
-    """The choice that a reply consists of; or its first or last line, if the others do not speak against it. None for
+    """The choice that a reply consists of; or its first or last line, if the others do not contradict it. None for
     any other text: "answer 2 is worse" names an answer and does not choose it."""
     lines = [line for line in without_thoughts(reply).strip().splitlines() if line.strip()]
     named = [_choice(line) for line in lines]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def pack(layer: nn.Linear) -> PackedLinear:
     return PackedLinear(NF4(), stored, (layer.out_features, layer.in_features), layer.bias)
 
 
-def bitsandbytes() -> Any:
+def bitsandbytes() -> ModuleType:
     """Its functions. Raises MISSING_PACKAGE."""
     try:
         return importlib.import_module("bitsandbytes.functional")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -38,7 +38,7 @@ def _blocks(module: PreTrainedModel, layers: dict[str, nn.Linear], file: Path) -
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
     from transformers.integrations.gguf import read_gguf_metadata
 
-    config: Any = module.config.get_text_config()
+    config = module.config.get_text_config()
     metadata, _ = read_gguf_metadata(str(file))
     architecture = next(k for k, v in MODEL_ARCH_NAMES.items() if v == metadata["general.architecture"])
     names, stored = get_tensor_name_map(architecture, config.num_hidden_layers), gguf_blocks.tensors(file)
