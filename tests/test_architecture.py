@@ -117,6 +117,7 @@ def test_the_config_fields() -> None:
     """A setting is API: adding or removing one is a decision, recorded here."""
     assert [row[0] for row in config.fields()] == [
         "model",
+        "quantise",
         "template",
         "date",
         "seed",

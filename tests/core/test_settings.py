@@ -35,6 +35,7 @@ BASE = {"threads": 1, "train.dtype": "float32", "train.batch_size": 4, "data.tra
 # Each setting with a value other than the default, and the settings that it needs to have an effect.
 EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("MODEL qwen3", {}),
+    "quantise": ("nf4", {}),
     "template": ("other.jinja", {}),
     "date": ("2024-07-26", {"template": "dated.jinja"}),
     "seed": (5, {}),
@@ -181,9 +182,9 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
 def _observed(asked: Config, root: Path, known: dict[str, Facts]) -> str:
     run, data = Run(root / "run"), dataset.load(asked)
 
-    def facts(model: str) -> Facts:
+    def facts(*model: str) -> Facts:
         if model not in known:
-            known[model] = read_facts(model)
+            known[model] = read_facts(*model)
         return known[model]
 
     def hardware(threads: int | None) -> machine.Machine:

@@ -91,7 +91,7 @@ def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
 def test_the_weights_come_back_bit_for_bit(name: str, kind: str, saved: Saved, tmp_path: Path) -> None:
     run = run_of(saved(name), tmp_path)
     module = load_module(run)
-    reloaded = GGUF.reload(written(run, module, kind, tmp_path / "out"), Base("", "")).model.module
+    reloaded = GGUF.reload(written(run, module, kind, tmp_path / "out"), Base("", "", "")).model.module
     actual, expected = dict(reloaded.named_parameters()), dict(module.named_parameters())
     assert list(actual) == list(expected)
     for key, weight in expected.items():

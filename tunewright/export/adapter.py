@@ -46,7 +46,7 @@ def reload(folder: Path, base: Base) -> Reloaded:
 
     from tunewright.model import loading, peft_format
 
-    model = loading.load(base.path, torch.float32)
+    model = loading.load(base.path, torch.float32, packed=base.packed)
     peft_format.load(model.module, folder, base.sha256)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return Reloaded(model, tokenizer)
@@ -64,6 +64,10 @@ def snippet(place: Place) -> list[str]:
         imports, arguments = [], f'"{hub_id}", revision="{revision}"' if revision else f'"{hub_id}"'
     else:
         imports, arguments = [f"# {base}: the folder of the base model"], f'"{base}"'
+    if place.nf4:
+        imports = [*imports, "from transformers import BitsAndBytesConfig  # pip install bitsandbytes", "import torch"]
+        in_4_bits = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32'
+        arguments += f", quantization_config=BitsAndBytesConfig({in_4_bits})"
     return [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",

@@ -56,7 +56,14 @@ def _loading(
     """What the section Load is rendered from."""
     receipt, row = records.read(run.receipt, Receipt), EXPORTS[checks[0].kind]
     how = sampling(run)
-    place = Place(base or receipt.model.name, Path(checks[0].path).name, served_context(run), how, repo)
+    place = Place(
+        base or receipt.model.name,
+        Path(checks[0].path).name,
+        served_context(run),
+        how,
+        repo,
+        receipt.model.packed == "nf4",
+    )
     return {
         "library": row.library,
         "snippet": row.snippet(place),

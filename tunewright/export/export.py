@@ -60,7 +60,7 @@ class Expected:
 
 def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> LanguageModel:
     """The tuned model, from the run's own weights at its chosen scale, in ``dtype``."""
-    model = loading.load(facts.path, dtype)
+    model = loading.load(facts.path, dtype, packed=facts.packed)
     adapters.attach(model.module, plan.adapter, plan.seed)
     checkpoints.load_trained(run, model.module, chosen_scale(run))
     model.module.requires_grad_(False)
@@ -163,6 +163,7 @@ def _expected(
         stop=list(stop),
         base=source.facts.path,
         base_sha256=source.facts.sha256,
+        base_packed=source.facts.packed,
         threads=source.plan.threads,
         batchable=source.facts.packable and source.facts.window is None,
         conversations=[conversation for conversation, _ in given],

@@ -45,10 +45,12 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Base:
-    """The base model's folder and hash, for exports that contain only the trained weights."""
+    """The base model's folder and hash, for exports that contain only the trained weights. ``packed``: as in
+    `Facts`."""
 
     path: str
     sha256: str
+    packed: str
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,16 @@ class Reloaded:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the code of a card finds an export. ``base``: name of the base model; ``file``: name of the export's folder
-    or file; ``context``: what it is served with, in tokens; ``how``: the way its tokens are chosen; ``repo``: its id on
-    the Hub, or None if the code runs in its folder."""
+    """Where the code of a card finds an export. ``base``: name of the base model; ``nf4``: it is loaded in NF4;
+    ``file``: name of the export's folder or file; ``context``: what it is served with, in tokens; ``how``: the way its
+    tokens are chosen; ``repo``: its id on the Hub, or None if the code runs in its folder."""
 
     base: str
     file: str
     context: int
     how: Sampling
     repo: str | None = None
+    nf4: bool = False
 
     @property
     def llama_cpp(self) -> str:

@@ -47,6 +47,7 @@ class CheckRequest:
     stop: list[int]
     base: str
     base_sha256: str
+    base_packed: str
     threads: int
     batchable: bool = False
     conversations: list[dict[str, object]] = field(default_factory=list)
@@ -101,7 +102,7 @@ def main(kind: str, path: str, request_file: str, out: str) -> None:
     request = CheckRequest(**json.loads(Path(request_file).read_text(encoding="utf-8")))
     torch.set_num_threads(request.threads)
     row = EXPORTS[kind]
-    reloaded = row.reload(Path(path), Base(request.base, request.base_sha256))
+    reloaded = row.reload(Path(path), Base(request.base, request.base_sha256, request.base_packed))
     with crowding.giving_way():
         logits_NV, greedy_ids = answers(reloaded.model, request)
     facts: dict[str, object] = {"greedy": greedy_ids, "encoded": [], "texts": []}

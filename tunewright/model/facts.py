@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunewright.core.errors import ModelError
+from tunewright.core.errors import ConfigError, ModelError
 from tunewright.model import arch_probe, loading, model_files
+from tunewright.model.frozen import nf4
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Facts:
     ``packable``, ``shareable``: a row alone and the same row in one pass with others, or with its beginning shared,
     give equal logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in training.
     ``cached``: numbers that a cache keeps for each token and layer, keys and values; ``head_width``: numbers of a head.
-    ``fused``: its layers can be run by `fused_llama`. ``sha256``: over config and weight files.
+    ``fused``: its layers can be run by `fused_llama`. ``sha256``: over config and weight files, and how weights are
+    rounded. ``packed``: how its linear layers are held, as in `packing.pack`; "" for dense.
     """
 
     name: str
@@ -38,14 +40,16 @@ class Facts:
     draws: bool
     fused: bool
     sha256: str
+    packed: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def read_facts(name: str) -> Facts:
-    """Facts of a model by name. No weights are loaded; a small random model of its architecture is probed for leaks
-    between the rows of one pass. Raises MODEL_NOT_FOUND, MODEL_UNSUPPORTED and what `model_files.check` raises."""
+def read_facts(name: str, quantise: str = "none") -> Facts:
+    """Facts of a model by name. ``quantise``: as in the config. No weights are loaded; a small random model of its
+    architecture is probed for leaks between the rows of one pass. Raises MODEL_NOT_FOUND, MODEL_UNSUPPORTED,
+    CONFIG_CONFLICT, MISSING_PACKAGE and what `model_files.check` raises."""
     folder = loading.resolve(name)
     model_files.check(folder)
     from transformers import AutoConfig
@@ -61,6 +65,7 @@ def read_facts(name: str) -> Facts:
         ) from None
     text = config.get_text_config()
     parameters, dtypes = model_files.sizes(folder)
+    digest, packed = model_files.digest(folder), _packed(name, quantise)
     probed = arch_probe.probe(config)
     heads = int(getattr(text, "num_attention_heads", 0) or 1)
     cached_heads = int(getattr(text, "num_key_value_heads", 0) or heads)
@@ -84,8 +89,26 @@ def read_facts(name: str) -> Facts:
         leak=probed.leak["packed"] or probed.leak["shared"],
         draws=probed.draws,
         fused=probed.fused,
-        sha256=model_files.digest(folder),
+        sha256=nf4.digest(digest) if packed == "nf4" else digest,
+        packed=packed,
     )
+
+
+def _packed(name: str, quantise: str) -> str:
+    if quantise == "nf4":
+        nf4.bitsandbytes()
+        return "nf4"
+    if quantise == "none":
+        return ""
+    file = loading.gguf_file(name)
+    if file is None:
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            f"quantise=gguf keeps the blocks of a GGUF file, and {name} is none.",
+            where="quantise",
+            fix="give the model as FILE.gguf, or choose nf4.",
+        )
+    return str(file)
 
 
 def window_of(config: Any) -> int | None:

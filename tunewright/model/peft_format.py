@@ -16,6 +16,7 @@ from tunewright.core.errors import ModelError, RunError
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import sha256, write_atomic, write_json
 from tunewright.model.adapters import LoRALinear, adapted, attach
+from tunewright.model.frozen.packed import Linear
 
 _PREFIX = "base_model.model."
 _CONFIG, _TENSORS, _NOTE = "adapter_config.json", "adapter_model.safetensors", "tunewright.json"
@@ -91,7 +92,7 @@ def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
     config, tensors = _read(folder)
     _untouched(folder, base_sha256)
     names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
-    linear = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    linear = {name for name, layer in model.named_modules() if isinstance(layer, Linear)}
     for name in sorted(names - linear):
         raise _other_base(folder, f"the adapter is for a layer {name}, which this base does not have")
     wanted = _shapes(model, names, config)
@@ -164,7 +165,8 @@ def _shapes(model: Any, names: set[str], config: AdapterConfig) -> dict[str, tup
     """The shape that every tensor must have, and which of its axes is the rank."""
     shapes: dict[str, tuple[tuple[int, ...], int | None]] = {}
     for name in names:
-        outputs, inputs = model.get_submodule(name).weight.shape
+        layer = model.get_submodule(name)
+        outputs, inputs = layer.out_features, layer.in_features
         shapes[f"{_PREFIX}{name}.lora_A.weight"] = ((config.rank, inputs), 0)
         shapes[f"{_PREFIX}{name}.lora_B.weight"] = ((outputs, config.rank), 1)
         if config.kind == "dora":

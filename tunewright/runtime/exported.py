@@ -36,7 +36,7 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
     rows, lossy = work.inputs.test[: work.config.export.rows], check.kind == "gguf" and bool(work.inputs.dev)
     if not rows and not lossy:
         return check
-    model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256)).model
+    model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256, facts.packed)).model
     name = f"{check.kind} {check.dtype}"
     if lossy:
         for both in (model, trained):

@@ -72,7 +72,7 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
     """
     heap.keep()
     hardware = machine.measure(None if config.threads == "auto" else config.threads)
-    return on_machine(config, run, data, read_facts(config.model), hardware)
+    return on_machine(config, run, data, read_facts(config.model, config.quantise), hardware)
 
 
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:

@@ -93,6 +93,6 @@ class Models:
         return dataclasses.replace(self._adapted, kernels=kernels)
 
     def _load(self, plan: Plan) -> LanguageModel:
-        model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device)
+        model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
         adapters.attach(model.module, plan.adapter, plan.seed)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model

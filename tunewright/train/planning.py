@@ -22,6 +22,7 @@ LONGER = 4  # a prompt with examples than a row, about
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 # Fraction of the memory for the weights and the activations of one pass: of the machine's, and of a GPU's own.
 TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
+PACKED = 0.5625  # bytes of a packed weight: 4 bits, and 4 bytes for each 64
 COMPILED_FROM = 200  # steps: compiling the layers takes up to a minute of the first (an estimate)
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 CONFIGURED = "as configured"
@@ -305,7 +306,9 @@ def _fits(given: PlanInputs, dtype: Dtype, kernels: Kernels, recompute: Recomput
 def _kept(facts: Facts, dtype: Dtype, kind: str) -> float:
     """Bytes from step to step: the weights, and where all of them are trained, their gradients and AdamW's moments in
     float32. An adapter's are small beside the weights."""
-    return facts.parameters * (2 if dtype == "bfloat16" else 4 if kind != "none" else 16)
+    each = 2 if dtype == "bfloat16" else 4 if kind != "none" else 16
+    dense = 2 * facts.hidden * facts.vocabulary if facts.packed else facts.parameters  # embedding and head
+    return each * min(dense, facts.parameters) + PACKED * max(0, facts.parameters - dense)
 
 
 def _recompute(given: PlanInputs, dtype: Dtype, kernels: Kernels, batch: int) -> Choice[Recompute]:

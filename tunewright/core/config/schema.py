@@ -381,6 +381,11 @@ class Config(Frozen):
     """All settings of a run."""
 
     model: str = Field("smollm2-135m", description="Model folder, Hub id[@revision], .gguf file, or smollm2-135m.")
+    quantise: Literal["none", "nf4", "gguf"] = Field(
+        "none",
+        description="How the base's linear layers are held in memory: none: dense; nf4: in 4 bits, for every arm "
+        "(needs bitsandbytes); gguf: in the blocks of the model's .gguf file, which are the same numbers.",
+    )
     template: FilePath | None = Field(
         None,
         description="Chat template instead of the model's: a Jinja file, or chatml-tools (with tools and thoughts).",

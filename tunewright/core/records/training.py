@@ -30,7 +30,15 @@ class ModelFacts(Value):
     leak: str = Field(description="Why not, if either is false.")
     draws: bool = Field(description="Whether the model itself applies dropout during training.")
     fused: bool = Field(description="Whether the fused kernels support its layers.")
-    sha256: str = Field(description="Hash over config and weight files.")
+    sha256: str = Field(description="Hash over config and weight files, and how weights are rounded.")
+    packed: str | None = Field(
+        None, description="nf4, or the GGUF file whose blocks are kept; empty if layers are dense."
+    )
+
+    @property
+    def title(self) -> str:
+        """Its name; with its weights' type, if they are rounded."""
+        return f"{self.name} in NF4" if self.packed == "nf4" else self.name
 
 
 class TemplateFacts(Value):

@@ -20,6 +20,8 @@ ALPHA = "adapter.lora.alpha"
 def unsupported(source: TrainedRun) -> str | None:
     if source.plan.adapter.kind == "dora":
         return "llama.cpp has no DoRA; the gguf export contains it merged"
+    if source.facts.packed == "nf4":
+        return "llama.cpp has no NF4, so no file of the base has the weights that the adapter was trained on"
     return architecture.unsupported(source.facts.path)
 
 
@@ -46,11 +48,12 @@ def reload(file: Path, base: Base) -> Reloaded:
     from gguf import GGUFReader
 
     from tunewright.model import adapters, loading
+    from tunewright.model.frozen.packed import Linear
 
-    reader, model = GGUFReader(file), loading.load(base.path, torch.float32)
+    reader, model = GGUFReader(file), loading.load(base.path, torch.float32, packed=base.packed)
     data = {t.name: torch.from_numpy(t.data.copy()) for t in reader.tensors}
     config, name_of = model.module.config, tensors.names(model.module.config)
-    linear = [f"{n}.weight" for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear)]
+    linear = [f"{n}.weight" for n, m in model.module.named_modules() if isinstance(m, Linear)]
     names = {n.removesuffix(".weight"): name_of(n) for n in linear if f"{name_of(n)}.lora_a" in data}
     rank = next(matrix.shape[0] for name, matrix in data.items() if name.endswith(".lora_a"))
     alpha = float(reader.get_field(ALPHA).contents())

@@ -27,7 +27,7 @@ def types(source: TrainedRun) -> list[str]:
     if source.config.export.gguf != "auto":
         return list(dict.fromkeys(source.config.export.gguf))
     kind = next(kind for limit, kind in SIZES if source.facts.parameters < limit)
-    made = kind not in llama_cpp.FILE_TYPES or llama_cpp.installed()
+    made = (kind not in llama_cpp.FILE_TYPES or llama_cpp.installed()) and source.facts.packed != "nf4"
     return [kind if made else MORE_PRECISE[kind]]
 
 
@@ -35,6 +35,11 @@ def unsupported(source: TrainedRun) -> str | None:
     """Raises MISSING_PACKAGE for a type that only llama.cpp can make."""
     for kind in types(source):
         llama_cpp.require(kind)
+    if source.facts.packed == "nf4" and (kinds := [kind for kind in types(source) if kind.startswith("q4")]):
+        return (
+            f"{kinds[0]} has 4 bits: what was trained on a base in 4 bits is smaller than their rounding, and would be "
+            "lost (export.gguf=q8_0 keeps it)"
+        )
     folder, reason = source.config.export.llama_cpp, _unsupported_by_us(source)
     if reason is None or (folder is not None and llama_cpp.converter(folder).is_file()):
         return None

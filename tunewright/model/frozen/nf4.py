@@ -6,6 +6,7 @@ unpacked weights, packed again, give the same bits.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ def pack(layer: nn.Linear) -> PackedLinear:
     )
     stored = {"packed": packed, "scale": state.absmax}
     return PackedLinear(NF4(), stored, (layer.out_features, layer.in_features), layer.bias)
+
+
+def digest(dense: str) -> str:
+    """Hash of a model whose layers are packed, from that of the dense one."""
+    return hashlib.sha256(f"{dense} nf4 {BLOCK}".encode()).hexdigest()
 
 
 def bitsandbytes() -> ModuleType:
