@@ -47,15 +47,15 @@ def with_adapter(model: LanguageModel) -> LanguageModel:
     return dataclasses.replace(model, kernels="fused")
 
 
-def dense_twin(folder: Path, packed: LanguageModel, dtype: torch.dtype) -> LanguageModel:
-    twin = loading.load(folder, dtype)
+def dense_copy(folder: Path, packed: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    copy = loading.load(folder, dtype)
     for name, layer in packed.module.named_modules():
         if isinstance(layer, PackedLinear):
-            other: Any = twin.module.get_submodule(name)
+            other: Any = copy.module.get_submodule(name)
             with torch.no_grad():
                 other.weight.copy_(layer.weight_in(dtype))
-            replaced(twin.module, name, other)
-    return with_adapter(twin)
+            replaced(copy.module, name, other)
+    return with_adapter(copy)
 
 
 def step(model: LanguageModel, batch: packing.Microbatch) -> tuple[float, dict[str, torch.Tensor]]:
@@ -84,14 +84,14 @@ def main() -> None:
     rows = [single(s) for i, e in enumerate(examples) for s in for_training(template, e, i, None)]
     batch = packing.to_microbatch(flat(rows), "shared")
     models = {"dense": with_adapter(loading.load(folder, dtype))}
-    twins = {"dense": models["dense"]}
+    copies = {"dense": models["dense"]}
     for name, how in (("nf4", "nf4"), ("gguf (Q4_1)", str(file))):
         plain = loading.load(folder, dtype, packed=how)
-        twins[name] = dense_twin(folder, plain, dtype)
+        copies[name] = dense_copy(folder, plain, dtype)
         models[name] = with_adapter(plain)
     equal = {}
     for name, model in models.items():
-        ours, theirs = step(model, batch)[1], step(twins[name], batch)[1]
+        ours, theirs = step(model, batch)[1], step(copies[name], batch)[1]
         equal[name] = all(torch.equal(ours[key], theirs[key]) for key in theirs)
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(given.rounds):

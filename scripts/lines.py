@@ -20,7 +20,7 @@ PARTS = {
     "server": ("server",),
     "data": ("data",),
     "export": ("export", "track"),
-    "scale": ("model/attention/flex.py", "model/frozen", "parallel"),
+    "scale": ("model/attention/flex.py", "model/frozen", "train/ranks.py"),
 }
 SUFFIXES = {".py", ".j2", ".html", ".css", ".js"}
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -102,7 +102,7 @@ def test_few_lengths_are_few() -> None:
     assert len({flex.bucket(length) for length in range(1, 16_385)}) == 8 + 8 * 4
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("kind", ["qwen3", *(pytest.param(k, marks=pytest.mark.slow) for k in ("llama", "mistral"))])
 def test_a_model_computes_the_same_with_layers_compiled(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients of passes of several lengths, and with layers recomputed, against the plain products; not
     compiled again for each."""

@@ -6,7 +6,7 @@
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
-    └── TrainError             TRAIN_* EXPORT_* CONSUMER_* RUN_DISK   exit status 1: not caused by wrong input
+    └── TrainError             TRAIN_* RANKS_* EXPORT_* CONSUMER_* RUN_DISK   exit status 1: not caused by wrong input
 
 A user's mistake raises one of these; our own mistake fails an ``assert``; the impossible is not handled.
 Codes are stable API: ``CODES`` lists them, and a test keeps the table and the code in sync.
@@ -89,6 +89,8 @@ CODES: dict[str, str] = {
     "PUSH_FAILED": "the Hub refused a push, or cannot be reached",
     "PUSH_PRIVATE": "what would be pushed contains private data or a path of this machine",
     "REMOTE_FAILED": "a request to the endpoint of prove.remote, or to the server of `tunewright verify`, failed",
+    "RANKS_DIFFER": "the processes that train together have different models, data or programs",
+    "RANKS_LOST": "one of the processes that train together has ended, or cannot be reached",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
     "RUN_DAMAGED": "a file of the run was modified or damaged",
     "RUN_DISK": "the run folder cannot be written to",

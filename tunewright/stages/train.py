@@ -5,35 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch
+
 from tunewright.core import records
 from tunewright.core.records import Receipt, Training
 from tunewright.core.run_folder import make_folder
 from tunewright.model import adapters
 from tunewright.runtime.context import Context, Work
-from tunewright.runtime.receipt import input_hashes
+from tunewright.runtime.receipt import code_sha256, input_hashes
 from tunewright.stages import process
 from tunewright.stages.stage import Stage
 from tunewright.system import machine
 from tunewright.train import checkpoints, loop
+from tunewright.train.ranks import ALONE, Ranks
 
 
-def train(work: Work) -> Training:
-    """Writes metrics.jsonl and checkpoints/, with the trained weights in checkpoints/final.safetensors."""
+def train(work: Work, ranks: Ranks = ALONE) -> Training:
+    """Writes metrics.jsonl and checkpoints/, with the trained weights in checkpoints/final.safetensors. Of several
+    ``ranks``, the first does. Raises RANKS_DIFFER."""
     run, plan, inputs, console = work.run, work.plan, work.inputs, work.console
-    make_folder(run.checkpoints)
-    newest = checkpoints.newest(run.checkpoints)
-    resumed_from = newest.folder
-    step = int(resumed_from.name.removeprefix("step-")) if resumed_from else 0
-    for what in newest.damaged:
-        run.event("checkpoint_damaged", what=what)
-        console.warn(f"damaged checkpoint {what}; continuing from an older one, or from the start")
-    if resumed_from:
-        console.say(f"resuming at step {step + 1}, from {resumed_from}")
+    step = _begin(work) if ranks.first else 0
+    ranks.wait()
     model = work.models.untrained(plan)
     hashes = input_hashes(work.data, inputs, plan)
     training_inputs = loop.with_precomputed(
         loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes)
     )
+    same = {"model": inputs.facts.sha256, "torch": torch.__version__, "code": code_sha256(), **training_inputs.hashes}
+    ranks.require_same(same)
     with console.bar("train", plan.steps, step) as tick:
 
         def progress(p: loop.Progress) -> None:
@@ -43,18 +42,32 @@ def train(work: Work) -> Training:
             )
             tick(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s{crowded}")
 
-        result = loop.train(training_inputs, progress)
-    if result.crowded_steps:
+        result = loop.train(training_inputs, progress, ranks)
+    if result.crowded_steps and ranks.first:
         receipt = records.read(run.receipt, Receipt)
         records.write(run.receipt, receipt.model_copy(update={"crowded_steps": result.crowded_steps}))
     parameters = adapters.trainable(model.module)
     return Training(
         **asdict(result),
-        weights_sha256=checkpoints.save_weights(run.weights, parameters),
+        weights_sha256=checkpoints.save_weights(run.weights, parameters) if ranks.first else "",
         peak_gb=round(machine.peak_gb(), 2),
         trained=sum(p.numel() for p in parameters.values()),
         total=sum(p.numel() for p in model.module.parameters()),
     )
+
+
+def _begin(work: Work) -> int:
+    """The step that training starts after, said to the user."""
+    run, console = work.run, work.console
+    make_folder(run.checkpoints)
+    newest = checkpoints.newest(run.checkpoints)
+    step = int(newest.folder.name.removeprefix("step-")) if newest.folder else 0
+    for what in newest.damaged:
+        run.event("checkpoint_damaged", what=what)
+        console.warn(f"damaged checkpoint {what}; continuing from an older one, or from the start")
+    if newest.folder:
+        console.say(f"resuming at step {step + 1}, from {newest.folder}")
+    return step
 
 
 def train_separately(context: Context) -> Training:

@@ -16,29 +16,27 @@ from pathlib import Path
 
 from tunewright.core import records, run_folder
 from tunewright.core.console import Console
-from tunewright.core.errors import ConfigError, TunewrightError
+from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.stages import train
 from tunewright.stages.runner import Runner, error_codes, resume
 from tunewright.system import crowding
+from tunewright.train import ranks
 
 
 def work(run: Run, under_lock: bool) -> None:
-    """Trains the run to the end of its plan. Raises RUN_INCOMPLETE before there is a plan, RESUME_MISMATCH, TRAIN_*."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1:
-        raise ConfigError(
-            "CONFIG_CONFLICT",
-            f"{ranks} processes were started; training runs in only one.",
-            where="WORLD_SIZE",
-            fix="start one: torchrun --nproc-per-node 1.",
-        )
+    """Trains the run to the end of its plan, with the other processes that torchrun has started. Raises RUN_INCOMPLETE
+    before there is a plan, RESUME_MISMATCH, RANKS_*, TRAIN_*."""
     run_folder.require(run, run.plan, "plan")
     runner = Runner(resume(run, Console(quiet=True), "worker"))
-    lock = nullcontext() if under_lock else run_folder.writing(run)
-    with crowding.giving_way(), lock, error_codes(run, "train"):
-        if not run.training.exists():
-            records.write(run.training, train.train(runner.work()))
+    with crowding.giving_way(), ranks.joined() as together:
+        # The others write nothing, so one lock is enough.
+        lock = run_folder.writing(run) if together.first and not under_lock else nullcontext()
+        with lock, error_codes(run, "train"):
+            if not run.training.exists():
+                done = train.train(runner.work(), together)
+                if together.first:
+                    records.write(run.training, done)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from tunewright.system import crowding, heap
 from tunewright.system.crowding import Crowd
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
+from tunewright.train.ranks import ALONE, Ranks
 from tunewright.train.step import Learner, dev_loss, learning_rate, make_learner, take_step
 
 
@@ -77,9 +78,11 @@ def with_precomputed(training: TrainingInputs) -> TrainingInputs:
     return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": digest([*rows, *dev])})
 
 
-def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambda _: None) -> Trained:
+def train(
+    training: TrainingInputs, progress: Callable[[Progress], None] = lambda _: None, ranks: Ranks = ALONE
+) -> Trained:
     """Train the model in place from the newest checkpoint of the run (or from the start) to the end of the plan.
-    ``progress`` is called after each step.
+    ``progress`` is called after each step. Of several ``ranks``, all call it, with the same inputs; the first writes.
 
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), RUN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
@@ -88,29 +91,36 @@ def train(training: TrainingInputs, progress: Callable[[Progress], None] = lambd
     student = make_learner(training.model, plan)
     state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
     state = state or _initial(hashes, None)
-    checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
-    _drop_later_lines(run, state.step)
+    ranks.wait()  # until all have read what may now be removed
+    if ranks.first:
+        checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
+        _drop_later_lines(run, state.step)
     started = time.monotonic()
     if state.step == 0 and training.dev:
-        first = dev_loss(training.model, training.dev, plan)
-        records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
-        state = _with_best(run, student, _initial(hashes, first))
+        first = dev_loss(training.model, training.dev, plan, ranks)
+        state = _initial(hashes, first)
+        if ranks.first:
+            records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
+            state = _with_best(run, student, state)
     with _interrupts() as interrupted, crowding.restored():
         while state.step < plan.steps and not _out_of_patience(state, plan):
             if plan.adapt_threads:
                 crowd = crowding.adapted(crowd)
-            state = _one_step(training, student, state, crowd, progress)
+            state = _one_step(training, student, state, crowd, progress, ranks)
             kept = heap.bounded(kept)
             over = state.step == plan.steps or _out_of_patience(state, plan)
-            if over or interrupted.is_set() or state.step % plan.checkpoint_every == 0:
+            stop = ranks.any(interrupted.is_set())  # all after the same step, whoever was asked
+            if ranks.first and (over or stop or state.step % plan.checkpoint_every == 0):
                 checkpoints.save(run.checkpoints, student.parameters, student.optimizer, state, plan.checkpoint_keep)
-            if interrupted.is_set() and not over:
+            if stop and not over:
+                ranks.wait()
                 raise TrainError(
                     "RUN_INTERRUPTED",
                     f"stopped after step {state.step} of {plan.steps}; progress is saved.",
                     where=str(run.path),
                     fix=f"`tunewright run {run.path}` continues from there.",
                 )
+    ranks.wait()  # until everything is written
     if state.best_step is not None:
         checkpoints.load_weights(checkpoints.best_file(run.checkpoints, state.best_step), student.parameters)
     lines = list(records.read_lines(run.metrics, METRICS))
@@ -132,16 +142,17 @@ def _one_step(
     state: CheckpointState,
     crowd: Crowd,
     progress: Callable[[Progress], None],
+    ranks: Ranks,
 ) -> CheckpointState:
     """Take the next step with the threads of ``crowd``, measure the dev loss where it is due, and log both."""
     plan, run = training.plan, training.run
     crowding.use(crowd.threads)
     start = time.monotonic()
-    done = take_step(student, training.rows, plan, state.step)
+    done = take_step(student, training.rows, plan, state.step, ranks)
     seconds, step = round(time.monotonic() - start, 4), state.step + 1
     dev = None
     if training.dev and (step % plan.eval_every == 0 or step == plan.steps):
-        dev = dev_loss(training.model, training.dev, plan)
+        dev = dev_loss(training.model, training.dev, plan, ranks)
     line = StepLine(
         step=step,
         loss=done.loss,
@@ -156,9 +167,10 @@ def _one_step(
         threads=crowd.threads if crowd.threads < plan.threads else None,
     )
     state = _advanced(state, dev)
-    if state.best_step == state.step:
-        state = _with_best(run, student, state)
-    records.append_line(run.metrics, line)
+    if ranks.first:
+        if state.best_step == state.step:
+            state = _with_best(run, student, state)
+        records.append_line(run.metrics, line)
     progress(Progress(state.step, plan.steps, done.loss, dev, line.lr, done.tokens, seconds, crowd.threads))
     return state
 

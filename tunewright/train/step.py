@@ -7,7 +7,7 @@ loss. (The self-test divides the loss of its few rows in the same way.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ from tunewright.model.adapters import trainable
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TrainRow
+from tunewright.train.ranks import ALONE, Ranks
 
 FLOOR = 0.02
 LOSS = ""  # the loss among a step's sums; metrics have names
@@ -84,29 +85,42 @@ def learning_rate(plan: Plan, step: int) -> float:
     return plan.lr * (FLOOR + (1 - FLOOR) * shape)
 
 
-def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int) -> Step:
-    """Take global step ``step`` (from 0). On TRAIN_NOT_FINITE, the weights are unchanged."""
+def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int, ranks: Ranks = ALONE) -> Step:
+    """Take global step ``step`` (from 0), together with the other ``ranks``. On TRAIN_NOT_FINITE, the weights are
+    unchanged."""
     method, module = METHODS[plan.method], learner.model.module
     # Dropout, and what the method draws, are functions of (seed, step), so that a resumed run does the same.
-    torch.manual_seed(plan.seed * 1_000_003 + step)
+    torch.manual_seed(_seed(plan, step))
     chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
     microbatches = method.microbatches(learner.model, rows, chosen, plan, step)
     # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).
     weight = sum(method.weight(b) for b in microbatches)
     learner.optimizer.zero_grad(set_to_none=True)
     module.train()
-    sums: dict[str, Tensor] = {}
-    for microbatch in microbatches:
+    sums: dict[int, dict[str, Tensor]] = {}
+    gradients: dict[int, Tensor] = {}
+    for number, microbatch in enumerate(microbatches):
+        if not ranks.owns(number):
+            continue
+        if number:  # also of the pass, so that it does not matter who computes those before it
+            torch.manual_seed(_seed(plan, step, number))
         part = method.loss(learner.model, microbatch, plan)
         (part.sum / weight).backward()  # type: ignore[no-untyped-call]
-        for name, value in {LOSS: part.sum, **part.metrics}.items():
-            more = value.detach().double()
-            sums[name] = sums[name] + more if name in sums else more
+        sums[number] = {name: x.detach().double() for name, x in {LOSS: part.sum, **part.metrics}.items()}
+        if ranks.world > 1:
+            gradients[number] = _taken(learner.parameters)
     module.eval()
+    if ranks.world > 1:
+        _put(learner.parameters, ranks.ordered_sum(gradients, len(microbatches), _flat(learner.parameters)))
     gradient = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm)
     # Read all at once: a GPU is waited for once a step.
-    norm, *totals = torch.stack([gradient.double(), *sums.values()]).tolist()
-    means = {name: total / weight for name, total in zip(sums, totals, strict=True)}
+    norm, *values = torch.stack([gradient.double(), *(x for own in sums.values() for x in own.values())]).tolist()
+    read = iter(values)
+    totals: dict[str, float] = {}
+    for own in ranks.by_part({number: {name: next(read) for name in own} for number, own in sums.items()}):
+        for name, value in own.items():
+            totals[name] = totals.get(name, 0.0) + value
+    means = {name: total / weight for name, total in totals.items()}
     loss = means.pop(LOSS)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainError(
@@ -127,15 +141,41 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int)
     )
 
 
+def _seed(plan: Plan, step: int, number: int = 0) -> int:
+    """Of a step's pass."""
+    return plan.seed * 1_000_003 + step + number * 1_000_000_007
+
+
+def _flat(parameters: Mapping[str, Tensor]) -> Tensor:
+    """All numbers behind each other."""
+    return torch.cat([p.detach().flatten() for p in parameters.values()])
+
+
+def _taken(parameters: Mapping[str, torch.nn.Parameter]) -> Tensor:
+    """The gradient of all parameters, which have none afterwards."""
+    gradient = _flat({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()})
+    for p in parameters.values():
+        p.grad = None
+    return gradient
+
+
+def _put(parameters: Mapping[str, torch.nn.Parameter], gradient: Tensor) -> None:
+    sizes = [p.numel() for p in parameters.values()]
+    for p, own in zip(parameters.values(), torch.split(gradient, sizes), strict=True):
+        p.grad = own.view_as(p)
+
+
 @torch.no_grad()
-def dev_loss(model: LanguageModel, dev: Sequence[TrainRow], plan: Plan) -> float:
+def dev_loss(model: LanguageModel, dev: Sequence[TrainRow], plan: Plan, ranks: Ranks = ALONE) -> float:
     """Loss over all dev rows, divided as in a step; dropout off. Raises TRAIN_NOT_FINITE."""
     method, module = METHODS[plan.method], model.module
     was = module.training
     module.eval()
+    parts = method.microbatches(model, dev, range(len(dev)), plan, DEV_STEP)
+    own = {number: float(method.loss(model, b, plan).sum) for number, b in enumerate(parts) if ranks.owns(number)}
     total, weight = 0.0, 0.0  # not sum(), which compensates for rounding since Python 3.12: other bits by version
-    for microbatch in method.microbatches(model, dev, range(len(dev)), plan, DEV_STEP):
-        total, weight = total + float(method.loss(model, microbatch, plan).sum), weight + method.weight(microbatch)
+    for value, microbatch in zip(ranks.by_part(own), parts, strict=True):
+        total, weight = total + value, weight + method.weight(microbatch)
     module.train(was)
     if not math.isfinite(total):
         raise TrainError(

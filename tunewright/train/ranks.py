@@ -1,0 +1,117 @@
+"""The processes that train one run together, as torchrun starts them: each computes some of the passes of a step.
+
+All of them have the whole model, and take the same steps. A step's gradient is the sum of its passes' gradients in the
+order of the passes, whoever computed them: the weights do not depend on the number of processes, not in the last bit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tunewright.core.errors import TrainError
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=10)  # for a process that does not answer, longer than any step
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """``rank``: of this process, from 0; only the first one writes the run folder. ``world``: their number."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def owns(self, part: int) -> bool:
+        """Whether this process computes a part: a pass of a step, or of a dev loss."""
+        return part % self.world == self.rank
+
+    def ordered_sum(self, own: Mapping[int, Tensor], parts: int, like: Tensor) -> Tensor:
+        """The sum over all parts, in their order. ``own``: the terms of this process, which are used up; ``like``: a
+        tensor of their shape."""
+        total = torch.empty(0)
+        for part in range(parts):
+            term = own[part] if self.owns(part) else torch.empty_like(like)
+            dist.broadcast(term, part % self.world)
+            total = total.add_(term) if part else term
+        return total
+
+    def by_part(self, own: Mapping[int, T]) -> list[T]:
+        """A value for each part, in their order, from those of all processes. Values travel as pickles, between
+        processes that one user has started."""
+        if self.world == 1:
+            return [own[part] for part in sorted(own)]
+        gathered: list[Mapping[int, T]] = [{}] * self.world
+        dist.all_gather_object(gathered, dict(own))
+        every = {part: value for values in gathered for part, value in values.items()}
+        return [every[part] for part in sorted(every)]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in one of the processes."""
+        return flag if self.world == 1 else any(self.by_part({self.rank: flag}))
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """Raises RANKS_DIFFER unless all processes have the same facts."""
+        theirs = self.by_part({self.rank: (socket.gethostname(), dict(facts))})
+        for rank, (host, other) in enumerate(theirs):
+            differing = [name for name, value in theirs[0][1].items() if other.get(name) != value]
+            if differing:
+                name = differing[0]
+                raise TrainError(
+                    "RANKS_DIFFER",
+                    f"process {rank} on {host} has another {name} than process 0 on {theirs[0][0]}: "
+                    f"{other.get(name, '')[:40]}, not {theirs[0][1][name][:40]}.",
+                    where=name,
+                    fix="give all hosts the same tunewright, torch, model and data.",
+                )
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Within, this process is one of those that torchrun has started; alone without torchrun. Raises RANKS_LOST if
+    another one ends or does not answer."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield ALONE
+        return
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+        yield Ranks(dist.get_rank(), world)
+        dist.barrier()  # who ends while others still talk to it aborts them
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not re.search("gloo|nccl|socket|connection", str(error), re.I):
+            raise
+        raise TrainError(
+            "RANKS_LOST",
+            f"process {os.environ.get('RANK')} of {world} has lost another one: {str(error).splitlines()[0][:200]}",
+            where=socket.gethostname(),
+            fix="start the same command again on all hosts: training continues from the last checkpoint.",
+        ) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
