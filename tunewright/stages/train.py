@@ -57,7 +57,7 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
 
 
 def _begin(work: Work) -> int:
-    """The step that training starts after, said to the user."""
+    """The step that training starts after; reported to the user."""
     run, console = work.run, work.console
     make_folder(run.checkpoints)
     newest = checkpoints.newest(run.checkpoints)
