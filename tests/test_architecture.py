@@ -309,7 +309,7 @@ def test_every_file_that_is_mentioned_exists() -> None:
 
 
 CODE = re.compile(
-    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
+    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|RANKS|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
     r'_[A-Z_]+)"'
 )
 
@@ -333,7 +333,15 @@ def test_every_error_code_is_used_and_listed() -> None:
 UNPICKLING = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "zipfile"}
 NETWORK = {"httpx", "requests", "urllib", "http", "socket", "aiohttp", "fsspec", "datasets"}
 # They contact the host that a setting or --at names, or a program that they started on this machine, and no other.
-CONTACTS = {"openai_endpoint.py", "openai_server.py", "llama_cpp.py", "remote.py", "hub.py", "people_page.py"}
+CONTACTS = {
+    "openai_endpoint.py",
+    "openai_server.py",
+    "llama_cpp.py",
+    "remote.py",
+    "hub.py",
+    "people_page.py",
+    "ranks.py",
+}
 RUNNING = {
     "eval",
     "exec",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from tunewright.core.records.common import Interval
 from tunewright.core.records.people import Side
 from tunewright.core.records.score import Turn
 from tunewright.core.run_folder import Run
-from tunewright.judge.arms.openai_endpoint import Endpoint, api_key, ask, ask_each
+from tunewright.data.messages import Message, Prompt
+from tunewright.judge.arms import openai_endpoint
+from tunewright.judge.arms.openai_endpoint import Endpoint, Refused, api_key, ask, ask_each
 from tunewright.judge.people import judge as judging
 from tunewright.judge.people import ppi
 from tunewright.judge.people.judge import Chosen, Judge, Order
@@ -220,7 +223,7 @@ def test_a_judge_that_looks_at_the_place_alone_has_no_win_rate() -> None:
     assert text.startswith("the choice of m depends on the order of the answers in 100% of the rows, so it has no win")
 
 
-def test_people_who_never_prefer_what_the_judge_prefers_something_in_are_not_nobody() -> None:
+def test_no_common_preference_is_not_reported_as_no_choices() -> None:
     outcome = judged_by(lambda pair, first: "tie", people=30)
     rate = WinRate(rate=0.5, interval=Interval(0.4, 0.6), rows=30, won=15, tied=0, same=0, lost=15)
     assert outcome.agreement is None
@@ -353,15 +356,37 @@ def test_an_endpoint_that_asks_to_wait_is_waited_for() -> None:
 
 def test_who_stops_asking_does_not_wait_for_a_server_that_does_not_answer() -> None:
     answer = threading.Event()
-    with endpoint(lambda asked: "1" if answer.wait(60) else "2") as (url, seen):
-        replies = ask_each(Endpoint(url, "m"), [JUDGE.prompt(p, "tuned") for p in made(3)], 8)
-        waiting = threading.Thread(target=next, args=(replies,), daemon=True)
-        waiting.start()
+    first = iter(["1"])
+    with endpoint(lambda asked: next(first, None) or str(answer.wait(60))) as (url, seen):
+        replies = ask_each(Endpoint(url, "m", concurrency=2), [JUDGE.prompt(p, "tuned") for p in made(5)], 8)
+        assert next(replies)[1].text == "1"  # type: ignore[union-attr]
         while len(seen) < 3:
             time.sleep(0.01)
-        assert all(t.daemon for t in threading.enumerate() if t is not threading.main_thread() and "work" in t.name)
+        begun = time.monotonic()
+        replies.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - begun < 5
         answer.set()
-        waiting.join()
+
+
+def test_no_reply_is_lost_when_a_question_cannot_be_sent() -> None:
+    """Planted: a tool whose schema JSON cannot express; and a question with half a character, which can be sent."""
+    prompts = [JUDGE.prompt(p, "tuned") for p in made(4)]
+    prompts[1] = dataclasses.replace(prompts[1], tools=({"name": "f", "parameters": {"minimum": float("nan")}},))
+    prompts[2] = Prompt((Message("user", "half \ud83d"),))
+    with endpoint(lambda asked: "1") as (url, _):
+        for concurrency in (1, 2, 8):
+            replies = dict(ask_each(Endpoint(url, "m", concurrency=concurrency), prompts, 8))
+            assert sorted(replies) == [0, 1, 2, 3]
+            assert [isinstance(replies[place], Refused) for place in range(4)] == [False, True, False, False]
+
+
+def test_any_other_failure_of_a_request_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(openai_endpoint, "_reply", broken)
+    with endpoint(lambda asked: "1") as (url, _), pytest.raises(ZeroDivisionError):
+        ask(Endpoint(url, "m"), [JUDGE.prompt(p, "tuned") for p in made(3)], 8)
 
 
 @pytest.mark.parametrize("url", ["http://me:secret@host/v1", "http://[::1", "host/v1", ""])

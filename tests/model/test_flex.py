@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_block_mask
 
-from tunewright.model import fused_llama
+from tunewright.model import adapters, forward, fused_llama
 from tunewright.model.attention import flex, tree
 from tunewright.tokens import packing, prefix_tree
 from tunewright.tokens.sequences import TokenSequence
@@ -83,7 +83,7 @@ def test_outputs_and_gradients_are_those_of_plain_products(rows: list[Any], wind
     module: Any = SimpleNamespace(scaling=0.3, sliding_window=window, is_causal=True)
     padded = [torch.nn.functional.pad(x, (0, 0, 0, laid.padding), value=3.0) for x in leaves]
     results = []
-    flexible = flex.attend(laid, [window], CPU, flex.uncompiled)
+    flexible = flex.attend(laid, [window], CPU, flex.eager_kernel)
     for out in (tree.attend(rows_.segments, True)(module, *leaves), flexible(module, *padded)):
         results.append([out[:, :tokens], *torch.autograd.grad((out[:, :tokens] * weigh).sum(), leaves)])
     for ours, theirs in zip(*results, strict=True):
@@ -110,7 +110,7 @@ def test_a_model_computes_the_same_with_layers_compiled(kind: str, monkeypatch: 
     counted = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(fused_llama.layer, backend=counted, fullgraph=True, dynamic=True)
     monkeypatch.setattr(fused_llama, "compiled_layer", lambda: compiled)
-    monkeypatch.setattr(flex, "kernel", lambda: flex.uncompiled)
+    monkeypatch.setattr(flex, "kernel", lambda: flex.eager_kernel)
     model = with_adapter(kind, torch.float32, num_key_value_heads=2, head_dim=16)
     assert fused_llama.applies(model.module)
     for seed, recompute in ((0, "none"), (1, "none"), (2, "layers"), (3, "none"), (4, "none")):
@@ -124,4 +124,11 @@ def test_a_model_computes_the_same_with_layers_compiled(kind: str, monkeypatch: 
             assert actual == pytest.approx(loss, rel=1e-6)
             for name, gradient in expected.items():
                 assert torch.allclose(grads[name], gradient, atol=2e-5 * float(gradient.abs().max()), rtol=0), name
+        with torch.no_grad():
+            losses_ = [
+                forward.loss(dataclasses.replace(model, kernels=k), batch) for k in ("fused", "flex", "compiled")
+            ]
+            with adapters.off(model.module):
+                assert forward.loss(dataclasses.replace(model, kernels="compiled"), batch) != losses_[0]
+        assert torch.allclose(losses_[0].expand(2), torch.stack(losses_[1:]), rtol=1e-6)
     assert counted.frame_count <= 6

@@ -18,7 +18,7 @@ from tunewright.model import adapters, forward, fused_llama, loading
 from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.frozen import packing
 from tunewright.model.frozen.gguf_blocks import Blocks
-from tunewright.model.frozen.packed import PackedLinear, weight_of
+from tunewright.model.frozen.packed import PackedLinear, replace_module, weight_of
 from tunewright.tokens import packing as tokens
 
 KINDS = ["Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"]
@@ -32,7 +32,7 @@ def pair(kind: str = "llama", dtype: torch.dtype = torch.float32, adapter: Adapt
     dense = dataclasses.replace(packed, module=copy.deepcopy(packed.module))
     for name, layer in list(dense.module.named_modules()):
         if isinstance(layer, PackedLinear):
-            adapters.replaced(dense.module, name, adapters._dense(layer, dtype))
+            replace_module(dense.module, name, adapters._dense(layer, dtype))
     for model in (packed, dense):
         adapters.attach(model.module, adapter, 1)
         for p in adapters.trainable(model.module).values():
@@ -54,9 +54,16 @@ def test_losses_and_gradients_are_those_of_dense_weights(kind: str, dtype: torch
         assert all(torch.equal(grads[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("adapter", [LORA, AdapterConfig(kind="dora", rank=4), AdapterConfig(kind="rslora", rank=4)])
-def test_answers_and_merged_weights_are_those_of_dense_weights(adapter: AdapterConfig) -> None:
-    packed, dense = pair(adapter=adapter)
+def test_answers_gradients_and_merged_weights_are_those_of_dense_weights(
+    adapter: AdapterConfig, dtype: torch.dtype
+) -> None:
+    packed, dense = pair(dtype=dtype, adapter=adapter)
+    batch = tokens.to_microbatch(rows(4), "shared")
+    (loss, grads), (expected, theirs_) = (gradients(m, [batch]) for m in (packed, dense))
+    assert loss == expected
+    assert all(torch.equal(grads[name], theirs_[name]) for name in theirs_)
     prompts = [list(range(4, 20)), list(range(9, 40))]
     with adapters.off(packed.module), adapters.off(dense.module):
         assert complete(packed, prompts, Decoding(8, ())) == complete(dense, prompts, Decoding(8, ()))
@@ -69,9 +76,12 @@ def test_answers_and_merged_weights_are_those_of_dense_weights(adapter: AdapterC
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("recompute", ["none", "layers"])
-def test_no_dense_weight_is_kept_for_the_backward_pass(recompute: Any) -> None:
-    packed, _ = (dataclasses.replace(m, kernels="fused") for m in pair())
+@pytest.mark.parametrize("kernels", ["fused", "transformers"])
+@pytest.mark.parametrize("adapter", [LORA, AdapterConfig(rank=4, targets=["q_proj"])])
+def test_no_dense_weight_is_kept_for_the_backward_pass(adapter: AdapterConfig, kernels: Any) -> None:
+    """Of layers with and without an adapter."""
+    packed = pair(adapter=adapter)[0]
+    packed = dataclasses.replace(packed, kernels=kernels if fused_llama.applies(packed.module) else "transformers")
     shapes = {m.shape for m in packed.module.modules() if isinstance(m, PackedLinear)}
     kept: list[tuple[int, ...]] = []
 
@@ -81,7 +91,7 @@ def test_no_dense_weight_is_kept_for_the_backward_pass(recompute: Any) -> None:
 
     batch = tokens.to_microbatch(rows(3), "shared")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward.loss(packed, batch, recompute).backward()
+        forward.loss(packed, batch).backward()
     assert kept
     assert not shapes & set(kept)
 

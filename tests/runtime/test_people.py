@@ -16,7 +16,7 @@ import pytest
 
 from tunewright.core import records, run_folder
 from tunewright.core.errors import ConfigError, RunError, TrainError
-from tunewright.core.records import Choice, ScoreLine
+from tunewright.core.records import Choice, Preferences, ScoreLine
 from tunewright.core.records.score import Turn
 from tunewright.core.run_folder import Run
 from tunewright.judge.people.pairs import Pair, pairs
@@ -141,6 +141,10 @@ def test_choices_by_another_rubric_do_not_count(comparing: Comparing) -> None:
     other.choose(other.asked[0].row, "left")
     assert (len(comparing.choices()), len(other.choices())) == (3, 1)
     assert other.result().rubric == "the shorter one"
+    for one in (comparing, other):
+        one.save(one.result())
+    kept = records.read(comparing.run.preferences, Preferences).comparisons
+    assert [c.rubric for c in kept] == ["the shorter one", ""], "one does not replace the other"
 
 
 def test_a_choice_can_be_taken_back_when_fewer_rows_are_shown(comparing: Comparing) -> None:

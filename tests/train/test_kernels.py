@@ -32,8 +32,12 @@ def plan(facts: Facts, machine: Machine, *words: str) -> Any:
     return planning.make_plan(chosen, facts, SIZES, machine, "label", 8)
 
 
-def test_layers_are_compiled_on_a_gpu_where_the_steps_win_it_back(facts: Facts) -> None:
-    assert plan(facts, GPU).kernels == "compiled"
+def test_flex_attention_is_compiled_on_a_gpu_where_the_steps_win_it_back(facts: Facts) -> None:
+    assert plan(facts, GPU).kernels == "flex"
+    assert plan(facts, GPU, "adapter.kind=dora").kernels == "fused"
+    assert plan(facts, GPU, "train.layout=padded").kernels == "fused"
+    with pytest.raises(ConfigError, match=r"CONFIG_CONFLICT.*keep dense weights"):
+        plan(dataclasses.replace(facts, packed="nf4"), GPU, "train.kernels=compiled")
     assert plan(facts, GPU, "train.steps=20").kernels == "fused"
     assert plan(facts, CPU).kernels == "fused"
     assert plan(dataclasses.replace(facts, head_width=80), GPU).kernels == "fused"
@@ -62,7 +66,7 @@ def test_a_gpu_uses_its_memory_and_keeps_no_attention_weights(facts: Facts) -> N
 @pytest.mark.parametrize("planted", [False, True])
 def test_flex_attention_that_sees_other_rows_falls_back(planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
-    monkeypatch.setattr(flex, "kernel", lambda: flex.uncompiled)
+    monkeypatch.setattr(flex, "kernel", lambda: flex.eager_kernel)
     if planted:
         plain = flex.layout
 
@@ -77,3 +81,15 @@ def test_flex_attention_that_sees_other_rows_falls_back(planted: bool, monkeypat
     assert done.checks[-1].passed is not planted
     if planted:
         assert "FlexAttention: loss" in done.plan.reasons["kernels"]
+
+
+def test_a_kernel_that_cannot_be_compiled_here_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel() -> Any:
+        raise RuntimeError("no C compiler\nand a long trace")
+
+    monkeypatch.setattr(flex, "kernel", kernel)
+    model, examples, rows, given = world(kernels="flex")
+    done = run(model, examples, rows, given)
+    assert done.plan.kernels == "fused"
+    assert "FlexAttention: RuntimeError: no C compiler" in done.plan.reasons["kernels"]
+    assert not done.checks[-1].passed

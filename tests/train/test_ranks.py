@@ -124,8 +124,11 @@ def test_torchrun_trains_a_planned_run(tmp_path: Path, chat_rows: Rows, model_fo
     for name in ("one", "two"):
         plan = cli("plan", *words, "--name", name, cwd=tmp_path)
         assert plan.returncode == 0, plan.stderr
+    rows = process("-m", "tunewright", "train", words[0], cwd=tmp_path, WORLD_SIZE="2", RANK="0")
+    assert rows.returncode == 2
+    assert "is not a run with a plan. Fix: `tunewright plan" in rows.stderr
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = process(*launcher, "-m", "tunewright.stages.worker", "runs/two", cwd=tmp_path)
+    two = process(*launcher, "-m", "tunewright", "train", "two", cwd=tmp_path)
     assert two.returncode == 0, two.stderr[-3000:]
     one = cli("train", "runs/one", cwd=tmp_path)
     assert one.returncode == 0, one.stderr

@@ -28,7 +28,10 @@ def compare(
     terminal: Annotated[bool, typer.Option("--terminal", help="Ask here instead of on a page.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; default: any free one.")] = 0,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the page in a browser.")] = False,
-    rubric: Annotated[str, typer.Option(metavar="TEXT", help="Which answer is better, in your words.")] = "",
+    rubric: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help='Which answer is better, in your words; "" for the default; else as before.'),
+    ] = None,
     judge: Annotated[
         str,
         typer.Option(
@@ -61,7 +64,7 @@ def compare(
 
     folder = run_folder.find(root, run)
     comparing = people.comparing(folder, against, rows, rubric)
-    asked = _judge(judge, judge_model, rubric, api_key_env, judge_max_tokens)
+    asked = _judge(judge, judge_model, comparing.rubric, api_key_env, judge_max_tokens)
     if not result:
         with people.alone(folder):
             if asked is not None:

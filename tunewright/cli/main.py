@@ -152,7 +152,10 @@ def train(
     quiet: Quiet = False,
     separate: Separate = False,
 ) -> None:
-    """Run up to the end of training."""
+    """Run up to the end of training. Under torchrun: one of several processes that train a planned run together."""
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        _together(source, root, processes)
+        return
     runner = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train", separate)
     if profile:
         from tunewright.train.profile import lines
@@ -307,6 +310,22 @@ def doctor(
 
 
 CHANGEABLE = ("export.", "data.train=", "data.dev=", "data.test=")  # settings of an existing run: its files may move
+
+
+def _together(source: str, root: Path, processes: int) -> None:
+    """Trains a planned run, as one of so many processes; the first one writes."""
+    from tunewright.core.errors import ConfigError
+    from tunewright.stages import worker
+
+    run = _existing(source, root)
+    if run is None:
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            f"{processes} processes were started, and {source} is not a run with a plan.",
+            where="WORLD_SIZE",
+            fix=f"`tunewright plan {source} --name NAME`, then torchrun on `-m tunewright train runs/NAME`.",
+        )
+    worker.work(run, under_lock=False)
 
 
 def _advance(

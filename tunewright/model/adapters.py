@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ModelError
-from tunewright.model.frozen.packed import Linear, PackedLinear, device_of, replaced, weight_of
+from tunewright.model.frozen.packed import Linear, PackedLinear, device_of, product, replace_module
 
 
 class LoRALinear(nn.Module):
@@ -43,7 +43,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.on:
             return torch.as_tensor(self.base(x))  # a bias that is added later is rounded once more
-        base = F.linear(x, weight_of(self.base, x.dtype))
+        base = product(x, self.base)
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         # The factor multiplies the R numbers of a token in the middle, and B is added as it is multiplied: no pass over
         # the output.
@@ -56,8 +56,9 @@ class LoRALinear(nn.Module):
         return y if self.base.bias is None else y + self.base.bias
 
     def base_weight(self) -> Tensor:
-        """W in the adapter's dtype (float32 or float64)."""
-        return weight_of(self.base, self.lora_A.dtype).to(self.lora_A.dtype)
+        """W in the adapter's dtype (float32 or float64): the numbers that the model computes with."""
+        base = self.base
+        return (base.weight_in(base.dtype) if isinstance(base, PackedLinear) else base.weight).to(self.lora_A.dtype)
 
     def merged_weight_before_norm(self) -> Tensor:
         """W + scaling * BA in the adapter's dtype."""
@@ -132,7 +133,7 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
             fix=f"use at most {largest}.",
         )
     for name, layer in layers.items():
-        replaced(model, name, LoRALinear(layer, config, generator))
+        replace_module(model, name, LoRALinear(layer, config, generator))
     trained = sum(p.numel() for p in trainable(model).values())
     return AdapterSummary(tuple(names), trained, total + trained)
 
@@ -182,11 +183,11 @@ def detached(model: nn.Module) -> Iterator[None]:
     layers = adapted(model)
     try:
         for name, layer in layers.items():
-            replaced(model, name, layer.base)
+            replace_module(model, name, layer.base)
         yield
     finally:
         for name, layer in layers.items():
-            replaced(model, name, layer)
+            replace_module(model, name, layer)
 
 
 @contextmanager
@@ -215,7 +216,7 @@ def scale_in_place(model: nn.Module, scale: float) -> None:
             layer.lora_B.mul_(scale)
 
 
-def merge(model: Any) -> None:
+def merge(model: nn.Module) -> None:
     """Fold the adapter into the base weights, in float32 before casting back to the weight's own dtype. Packed weights
     are dense afterwards: packed again, they would lose the update."""
     dtype = next(model.parameters()).dtype
@@ -223,10 +224,10 @@ def merge(model: Any) -> None:
         with torch.no_grad():
             base = _dense(layer.base, dtype)
             base.weight.copy_(layer.merged_weight())
-        replaced(model, name, base)
+        replace_module(model, name, base)
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):
-            replaced(model, name, _dense(module, dtype))
+            replace_module(model, name, _dense(module, dtype))
 
 
 @torch.no_grad()

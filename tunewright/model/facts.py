@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import ConfigError, ModelError
@@ -18,7 +19,8 @@ class Facts:
     give equal logits on this machine (else ``leak`` says why not). ``draws``: it has dropout of its own in training.
     ``cached``: numbers that a cache keeps for each token and layer, keys and values; ``head_width``: numbers of a head.
     ``fused``: its layers can be run by `fused_llama`. ``sha256``: over config and weight files, and how weights are
-    rounded. ``packed``: how its linear layers are held, as in `packing.pack`; "" for dense.
+    rounded. ``packed``: how its linear layers are held, as in `packing.pack`; "" for dense; ``packed_bytes``: about the
+    memory that these take.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Facts:
     fused: bool
     sha256: str
     packed: str = ""
+    packed_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,6 +94,7 @@ def read_facts(name: str, quantise: str = "none") -> Facts:
         fused=probed.fused,
         sha256=nf4.digest(digest) if packed == "nf4" else digest,
         packed=packed,
+        packed_bytes=nf4.BYTES * parameters // 64 if packed == "nf4" else Path(packed).stat().st_size if packed else 0,
     )
 
 

@@ -17,6 +17,7 @@ from tunewright.model import fused_llama, losses
 from tunewright.model.attention import flex, interface, tree
 from tunewright.model.fused_llama import LayerKernels
 from tunewright.model.language_model import LanguageModel
+from tunewright.model.placed import placed
 from tunewright.tokens.packing import Microbatch
 
 
@@ -29,8 +30,8 @@ def loss(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "n
 
 
 def on_device(model: LanguageModel, array: NDArray[np.generic]) -> Tensor:
-    """An array where the model is. A GPU is not waited for: it may still be computing what came before."""
-    return torch.from_numpy(array).to(model.device, non_blocking=True)
+    """An array where the model is."""
+    return placed(array, model.device)
 
 
 def frozen_head(model: LanguageModel) -> bool:
@@ -48,12 +49,14 @@ def hidden(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = 
         else:
             laid = flex.layout(microbatch.segments, positions_T)
             ids_T, positions_T = np.pad(ids_T, (0, laid.padding)), laid.position_T
-            whole = model.kernels == "compiled"
-            kernel = flex.uncompiled if whole else flex.kernel()
-            attend = flex.attend(laid, fused_llama.windows(model.decoder.layers), model.device, kernel)
+            # Layers are compiled for training alone: dynamo cannot trace `_Project` without gradients, and each mode of
+            # calling a layer is compiled anew, up to torch's limit.
+            whole = model.kernels == "compiled" and torch.is_grad_enabled()
+            flexible = flex.eager_kernel if whole else flex.kernel()
+            attend = flex.attend(laid, fused_llama.windows(model.decoder.layers), model.device, flexible)
             how = LayerKernels(attend, fused_llama.compiled_layer() if whole else fused_llama.layer)
-        placed = on_device(model, ids_T), on_device(model, positions_T)
-        return fused_llama.hidden(model.decoder, *placed, at_N, how, recompute)
+        tokens = on_device(model, ids_T), on_device(model, positions_T)
+        return fused_llama.hidden(model.decoder, *tokens, at_N, how, recompute)
     hidden_ND: Tensor = call_module(model, model.decoder, microbatch, recompute).last_hidden_state[row_N, at_N]
     return hidden_ND
 

@@ -62,9 +62,9 @@ class Comparing:
         return next((pair for pair in self.pairs if pair.row == row and not pair.same), None)
 
     def choose(self, row: int, side: Side | None) -> None:
-        """Adds a line. ``side``: None takes the last choice for the row back. Raises RUN_DISK."""
-        pair = self.pair_of(row)
-        assert pair is not None, "nobody is asked about this row"
+        """Adds a line. ``side``: None takes the last choice for the row back. Raises KeyError for a row that
+        nobody is asked about, RUN_DISK."""
+        pair = {pair.row: pair for pair in self.pairs if not pair.same}[row]
         line = Choice(
             row=row,
             against=self.against,
@@ -98,12 +98,12 @@ class Comparing:
         return before.comparisons if before else ()
 
     def _earlier_judge(self) -> Judge | None:
-        done = next((c.judge for c in self._compared() if c.against == self.against), None)
+        done = next((c.judge for c in self._compared() if (c.against, c.rubric) == (self.against, self.rubric)), None)
         return Judge(Endpoint(done.url, done.model), done.rubric) if done else None
 
     def save(self, result: Preferred) -> None:
         """Writes people.json, with the other comparisons after this one."""
-        others = [c for c in self._compared() if c.against != result.against]
+        others = [c for c in self._compared() if (c.against, c.rubric) != (result.against, result.rubric)]
         records.write(self.run.preferences, Preferences(comparisons=(result, *others)))
 
     def unjudged(self, judge: Judge) -> list[tuple[Pair, judging.Order]]:
@@ -119,8 +119,8 @@ class Comparing:
                 judging.judged(judge, self.against, todo, lambda line: records.append_line(self.run.judge, line), tick)
 
 
-def comparing(run: Run, against: str, count: int, rubric: str = "") -> Comparing:
-    """``against``: an arm, or `REFERENCE`; empty for the comparator. ``rubric``: as in `Comparing`; empty for that of
+def comparing(run: Run, against: str, count: int, rubric: str | None = None) -> Comparing:
+    """``against``: an arm, or `REFERENCE`; empty for the comparator. ``rubric``: as in `Comparing`; None for that of
     the last choice. Raises RUN_INCOMPLETE without a verdict,
     CONFIG_RANGE for an arm that has no written answers."""
     run_folder.require(run, run.verdict, "prove")
@@ -138,9 +138,10 @@ def comparing(run: Run, against: str, count: int, rubric: str = "") -> Comparing
         what = f"{name} is not an arm with written answers."
         raise ConfigError("CONFIG_RANGE", what, where="--against", fix=f"choose one of {', '.join(others)}.")
     clusters = {line.row: group for line, group in zip(tuned, verdict.groups, strict=True)}
-    last = [c.rubric for c in records.read_lines(run.people, Choice) if c.against == name]
-    shown = tuple(pairs(tuned, others[name]))
-    return Comparing(run, name, shown, count, clusters, verdict.alpha, rubric or (last[-1] if last else ""))
+    if rubric is None:
+        before = [choice.rubric for choice in records.read_lines(run.people, Choice) if choice.against == name]
+        rubric = before[-1] if before else ""
+    return Comparing(run, name, tuple(pairs(tuned, others[name])), count, clusters, verdict.alpha, rubric)
 
 
 def _answers(run: Run, arm: str, rows: int) -> list[ScoreLine]:

@@ -22,7 +22,6 @@ LONGER = 4  # a prompt with examples than a row, about
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 # Fraction of the memory for the weights and the activations of one pass: of the machine's, and of a GPU's own.
 TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
-PACKED = 0.5625  # bytes of a packed weight: 4 bits, and 4 bytes for each 64
 COMPILED_FROM = 200  # steps: compiling the layers takes up to a minute of the first (an estimate)
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 CONFIGURED = "as configured"
@@ -104,7 +103,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
     dtype, layout, batch = _dtype(given), _layout(given), _batch(given)
     per_epoch = -(-sizes.rows // batch.value)
     steps = _steps(given, per_epoch)
-    kernels = _kernels(given, steps.value)
+    kernels = _kernels(given, layout.value, steps.value)
     recompute = _recompute(given, dtype.value, kernels.value, batch.value)
     chosen: dict[str, Choice[Any]] = {
         "dtype": dtype,
@@ -173,27 +172,32 @@ def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
     )
 
 
-def _kernels(given: PlanInputs, steps: int) -> Choice[Kernels]:
-    facts, asked = given.facts, given.config.train.kernels
+def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
+    facts, adapter, asked = given.facts, given.config.adapter, given.config.train.kernels
     unsupported = "tunewright's fused kernels do not support this model's layers"
-    no_flex = "FlexAttention needs a GPU and heads whose width is a power of two, 16 or more"
-    flexible = facts.fused and flex.supports(facts.head_width, given.machine.device)
-    if asked != "auto":
-        if asked != "transformers" and not (flexible if asked in ("flex", "compiled") else facts.fused):
-            raise ConfigError(
-                "CONFIG_CONFLICT",
-                f"train.kernels={asked}, but {no_flex if facts.fused else unsupported}.",
-                where="train.kernels",
-                fix="leave it at auto.",
-            )
-        return Choice(asked, CONFIGURED)
+    against: dict[Kernels, str] = {}
     if not facts.fused:
+        against = dict.fromkeys(("fused", "flex", "compiled"), unsupported)
+    elif not flex.supports(facts.head_width, given.machine.device):
+        no_flex = "FlexAttention needs a GPU and heads whose width is a power of two, 16 or more"
+        against = dict.fromkeys(("flex", "compiled"), no_flex)
+    elif layout == "padded" or adapter.kind not in ("lora", "rslora") or adapter.dropout:
+        no_flex = "FlexAttention is for plain LoRA and rows that are not padded"
+        against = dict.fromkeys(("flex", "compiled"), no_flex)
+    elif facts.packed:
+        against = {"compiled": "a compiled layer would keep dense weights for its backward pass"}
+    if asked != "auto":
+        if reason := against.get(asked):
+            fix, what = "leave it at auto.", f"train.kernels={asked}, but {reason}."
+            raise ConfigError("CONFIG_CONFLICT", what, where="train.kernels", fix=fix)
+        return Choice(asked, CONFIGURED)
+    if "fused" in against:
         return Choice("transformers", unsupported)
-    if flexible and steps >= COMPILED_FROM:
-        return Choice("compiled", f"on a GPU, {steps} steps win back the time that compiling the layers takes")
+    if "flex" not in against and steps >= COMPILED_FROM:
+        return Choice("flex", f"on a GPU, {steps} steps win back the time that compiling FlexAttention takes")
     equal = "tunewright's fused kernels support this model's layers and gave equal results in the probe"
-    short = f"; {steps} steps would not win back the time that compiling the layers takes" if flexible else ""
-    return Choice("fused", equal + short)
+    short = f"; {steps} steps would not win back the time that compiling FlexAttention takes"
+    return Choice("fused", equal + ("" if "flex" in against else short))
 
 
 def _eval_every(config: Config, steps: int) -> Choice[int]:
@@ -307,8 +311,9 @@ def _kept(facts: Facts, dtype: Dtype, kind: str) -> float:
     """Bytes from step to step: the weights, and where all of them are trained, their gradients and AdamW's moments in
     float32. An adapter's are small beside the weights."""
     each = 2 if dtype == "bfloat16" else 4 if kind != "none" else 16
-    dense = 2 * facts.hidden * facts.vocabulary if facts.packed else facts.parameters  # embedding and head
-    return each * min(dense, facts.parameters) + PACKED * max(0, facts.parameters - dense)
+    if facts.packed:  # and, dense, embedding and head
+        return facts.packed_bytes + each * min(2 * facts.hidden * facts.vocabulary, facts.parameters)
+    return each * facts.parameters
 
 
 def _recompute(given: PlanInputs, dtype: Dtype, kernels: Kernels, batch: int) -> Choice[Recompute]:

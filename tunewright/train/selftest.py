@@ -206,7 +206,17 @@ def fastest_exact_plan(
     tried: list[str] = []
     layouts: dict[Layout, None] = dict.fromkeys((plan.layout, "padded"))
     for layout, kernel in product(layouts, kernels):
-        result = loss_and_gradient(model, [list(rows)], plan, layout, kernel)
+        try:
+            result = loss_and_gradient(model, [list(rows)], plan, layout, kernel)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a kernel that cannot be compiled here must not end the run
+            if kernel == "transformers":
+                raise
+            what = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else type(error).__name__
+            tried.append(f"{layout} rows in {COMPUTED[kernel]}: {what}")
+            model.module.zero_grad(set_to_none=True)
+            continue
         gap, apart = abs(result.loss - reference.loss), _apart(result.gradient, reference.gradient)
         distance = f"loss {gap:.1e} nats and gradient {apart:.1e} (relative)"
         text = f"{layout} rows in {COMPUTED[kernel]}: {distance} from single rows in {COMPUTED['transformers']}"

@@ -43,7 +43,7 @@ class JudgeLine(Line):
     key: str = Field(description="Hash of both answers, of what was asked, and of the judge's name and address.")
     first: Literal["tuned", "other"] = Field(description="Whose answer came first.")
     chosen: Literal["first", "second", "tie"] | None = Field(description="Null if the reply names none.")
-    reply: str = Field(description="What the judge wrote, at most 500 characters.")
+    reply: str = Field(description="What the judge wrote, or why there is no reply; at most 500 characters.")
 
 
 class Agreement(Value):

@@ -34,6 +34,7 @@ class ModelFacts(Value):
     packed: str | None = Field(
         None, description="nf4, or the GGUF file whose blocks are kept; empty if layers are dense."
     )
+    packed_bytes: int | None = Field(None, description="Memory that these take, about; 0 if layers are dense.")
 
     @property
     def title(self) -> str:

@@ -24,8 +24,14 @@ def require_supported(source: TrainedRun, exports: Collection[str]) -> None:
     """``exports``: those of the run. Raises CONFIG_CONFLICT for a bundle that cannot be written, MISSING_PACKAGE."""
     for bundle in _wanted(source.config):
         missing = [kind for kind in bundle.needs if kind not in exports]
-        reason = bundle.unsupported(source.plan, source.facts.model_type) or (
-            missing and f"it is made from the {missing[0]} export"
+        reason = (
+            bundle.unsupported(source.plan, source.facts.model_type)
+            or (
+                bundle.kind == "mlx"
+                and source.facts.packed == "nf4"
+                and "mlx-lm has no NF4, so its base would not be the one that the adapter was trained on"
+            )
+            or (missing and f"it is made from the {missing[0]} export")
         )
         if reason:
             fix = f"add {missing[0]} to export.to, or leave out" if missing else "leave out"

@@ -79,7 +79,8 @@ def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
     base, _, revision = source.facts.name.partition("@")
     rank = next((rank for rank in VLLM_RANKS if rank >= adapter.rank), None)
     # With a base that the Hub lacks, only the merged model is certain to be the one that was evaluated.
-    if is_hub_model(base) and rank and adapter.kind in ("lora", "rslora") and "adapter" in source.config.export.to:
+    plain = adapter.kind in ("lora", "rslora") and source.facts.packed != "nf4"
+    if is_hub_model(base) and rank and plain and "adapter" in source.config.export.to:
         lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}=adapter"]
         lora += ["--revision", revision] if revision else []
         lora += ["--chat-template", "adapter/chat_template.jinja"] if source.template.tokenizer.chat_template else []

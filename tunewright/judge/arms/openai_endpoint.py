@@ -58,8 +58,8 @@ def api_key(url: str, variable: str) -> str:
     except ValueError:
         host = user = None
     if not host or user is not None:
-        what = "the endpoint's address contains a user name" if user is not None else f"{url!r} is no address"
-        fix = "give http(s)://HOST/v1; an API key belongs into an environment variable."
+        what = "the endpoint's address contains a user name" if user is not None else f"{url!r} is not a valid address"
+        fix = "give http(s)://HOST/v1; an API key belongs in an environment variable."
         raise ConfigError("CONFIG_RANGE", f"{what}.", where="the endpoint", fix=fix)
     name = variable or ("OPENAI_API_KEY" if host == "api.openai.com" else "")
     key = os.environ.get(name, "").strip() if name else ""
@@ -122,10 +122,11 @@ def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Itera
     that came, if the endpoint cannot be reached or rejects the key."""
     import httpx
 
-    todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, Reply | RunError]]()
+    todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, Reply | Exception]]()
     for place in range(len(prompts)):
         todo.put(place)
-    stopped, failed = threading.Event(), None
+    stopped = threading.Event()
+    failed: Exception | None = None
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
 
     def work(client: httpx.Client) -> None:
@@ -134,7 +135,7 @@ def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Itera
                 place = todo.get_nowait()
                 try:
                     done.put((place, _asked(client, endpoint, prompts[place], limit, stopped)))
-                except RunError as error:
+                except Exception as error:  # whatever it is, no reply may be missing without an error
                     done.put((place, error))
                     if not isinstance(error, Refused):
                         stopped.set()
@@ -155,14 +156,15 @@ def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Itera
                 except queue.Empty:
                     continue
                 waiting -= 1
-                if isinstance(reply, RunError) and not isinstance(reply, Refused):
-                    failed = failed or reply
-                else:
+                if isinstance(reply, Reply | Refused):
                     yield place, reply
+                else:
+                    failed = failed or reply
         finally:
             stopped.set()
     if failed is not None:
         raise failed
+    assert not waiting, "every question has a reply"
 
 
 def _asked(client: httpx.Client, endpoint: Endpoint, prompt: Prompt, limit: int, stopped: threading.Event) -> Reply:
@@ -212,12 +214,16 @@ def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, sto
     import httpx
 
     reason, wait = "", 0.0
+    try:
+        content = json.dumps(body, allow_nan=False)
+    except ValueError as error:
+        raise Refused("REMOTE_FAILED", f"the question cannot be sent: {error}.", where=url, fix=fix) from None
     for attempt in range(ATTEMPTS):
         if attempt and stopped.wait(max(2.0**attempt / 2, wait)):
             break
         start, wait = time.monotonic(), 0.0
         try:
-            response = client.post(url, json=body)
+            response = client.post(url, content=content, headers={"content-type": "application/json"})
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             reason = f"{type(error).__name__}: {error}"
             continue
@@ -227,7 +233,7 @@ def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, sto
             fix = BUSY if response.status_code == 429 else fix
             continue
         if response.status_code == 400 and (other := _accepted(body, response.text)) is not None:
-            body, reason = other, f"status 400: {response.text[:200]}"
+            body, content, reason = other, json.dumps(other), f"status 400: {response.text[:200]}"
             continue
         if response.status_code != 200:
             reason = f"status {response.status_code}: {response.text[:200]}"

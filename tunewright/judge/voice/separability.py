@@ -77,16 +77,22 @@ def separability(
         for texts, into in ((reference, reference_R), (arm, arm_R)):
             into[held_out] = model.decision_function(made.transform([texts[i] for i in held_out]))
         fold_R[held_out] = number
-    plain = auc(reference_R, arm_R, fold_R, clusters, alpha)
-    # Of K folds, the variance of the mean is (1/K + 1/(K-1)) times that of one, and not 1/K times.
-    wider = (1 + FOLDS / (FOLDS - 1)) ** 0.5
-    middle, half = sum(plain.interval) / 2, wider * (plain.interval.high - plain.interval.low) / 2
-    return Auc(plain.value, Interval(max(0.0, middle - half), min(1.0, middle + half)))
+    # Of K folds, the variance of the mean is taken as (1/K + 1/(K-1)) times that of one, and not 1/K times: a
+    # heuristic, whose coverage the tests simulate.
+    return auc(reference_R, arm_R, fold_R, clusters, alpha, wider=(1 + FOLDS / (FOLDS - 1)) ** 0.5)
 
 
-def auc(reference_R: ArrayLike, arm_R: ArrayLike, fold_R: ArrayLike, clusters: Sequence[int], alpha: float) -> Auc:
+def auc(
+    reference_R: ArrayLike,
+    arm_R: ArrayLike,
+    fold_R: ArrayLike,
+    clusters: Sequence[int],
+    alpha: float,
+    wider: float = 1.0,
+) -> Auc:
     """The probability that a reference answer has the higher score, within folds, as ties are half. Each question
-    contributes how often its two answers are on the right side of the other questions' answers."""
+    contributes how often its two answers are on the right side of the other questions' answers. ``wider``: factor of
+    the interval."""
     h, a, folds = np.asarray(reference_R, float), np.asarray(arm_R, float), np.asarray(fold_R)
     placed = np.zeros(len(h))
     for fold in np.unique(folds):
@@ -95,7 +101,7 @@ def auc(reference_R: ArrayLike, arm_R: ArrayLike, fold_R: ArrayLike, clusters: S
         placed[part] = wins.mean(1) + wins.mean(0) - 1
     # A question takes part with two answers: the mean of ``placed`` is 2 AUC - 1, but its standard error is the AUC's.
     low, high, _ = clustered_interval(placed, clusters, alpha, bound=2.0)
-    middle, half = 0.5 + (low + high) / 4, (high - low) / 2
+    middle, half = 0.5 + (low + high) / 4, wider * (high - low) / 2
     ends = (float(np.clip(x, 0.0, 1.0)) for x in (middle - half, middle + half))
     return Auc(float(0.5 + placed.mean() / 2), Interval(*ends))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from tunewright.model.attention.tree import Attend
+from tunewright.model.placed import placed
 from tunewright.tokens.prefix_tree import Ints, Segment
 
 BLOCK = 128
@@ -63,7 +64,7 @@ def block_mask(tree: TreeLayout, window: int | None, device: torch.device) -> Bl
         some_CC &= position_CB.min(1)[:, None] - position_CB.max(1) < window
         full_CC &= position_CB.max(1)[:, None] - position_CB.min(1) < window
     limit = window or 0
-    end_T, position_T = (torch.from_numpy(x).to(device, non_blocking=True) for x in (tree.end_T, tree.position_T))
+    end_T, position_T = placed(tree.end_T, device), placed(tree.position_T, device)
 
     def attended(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (end_T[k] > q)
@@ -84,15 +85,14 @@ def _ordered(chosen_CC: Bools, device: torch.device) -> tuple[Tensor, Tensor]:
     """As FlexAttention reads a set of blocks: for each block of queries, the number of key blocks, and these first."""
     count_C = chosen_CC.sum(1, dtype=np.int32)
     order_CC = np.argsort(~chosen_CC, axis=1, kind="stable").astype(np.int32)
-    number, order = (torch.from_numpy(x)[None, None].to(device, non_blocking=True) for x in (count_C, order_CC))
-    return number, order
+    return placed(count_C, device)[None, None], placed(order_CC, device)[None, None]
 
 
 def attend(
     tree: TreeLayout, windows: Iterable[int | None], device: torch.device, kernel: Callable[..., Tensor]
 ) -> Attend:
     """Attention over a tree whose tokens are padded as `TreeLayout` says, for the layers of `fused_llama`.
-    ``windows``: those of the model's layers; ``kernel``: `kernel()`, or what `uncompiled` says."""
+    ``windows``: those of the model's layers; ``kernel``: `kernel()`, or what `eager_kernel` says."""
     masks = {window: block_mask(tree, window, device) for window in set(windows)}
 
     def attended(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -106,11 +106,11 @@ def attend(
 @functools.cache
 def kernel() -> Callable[..., Tensor]:
     """FlexAttention, compiled once for all lengths."""
-    return torch.compile(uncompiled, dynamic=True)
+    return torch.compile(eager_kernel, dynamic=True)
 
 
 # For a layer that is compiled as a whole. By itself it computes and keeps all scores.
-uncompiled: Callable[..., Tensor] = flex_attention
+eager_kernel: Callable[..., Tensor] = flex_attention
 
 
 def supports(head_width: int, device: str) -> bool:

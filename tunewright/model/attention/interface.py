@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tunewright.model.attention.prefixed import prefixed_attention
 from tunewright.model.attention.tree import tree_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TREE, PREFIXED = "tunewright_tree", "tunewright_prefixed"
 
@@ -24,7 +27,7 @@ def register() -> None:
 
 
 @contextmanager
-def attending(model: Any, name: str) -> Iterator[None]:
+def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Within, the model attends as ``TREE`` or ``PREFIXED``; outside, as it was loaded."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)

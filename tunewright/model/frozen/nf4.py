@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tunewright.core.errors import MissingExtra
 from tunewright.model.frozen.packed import PackedLinear
 
-BLOCK = 64
+BLOCK, BYTES = 64, 36  # weights of a block, and its bytes
 
 
 @dataclass(frozen=True)

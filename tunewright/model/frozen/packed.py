@@ -7,7 +7,7 @@ nothing dense is kept between them. Axes: I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,10 @@ class Form(Protocol):
 
 class PackedLinear(nn.Module):
     """A linear layer with a weight of ``shape`` in ``form``. It has no parameters; its weight is in buffers of bytes,
-    so that changing a module's dtype leaves it as it is."""
+    so that changing a module's dtype leaves it as it is. ``dtype``: what the model computes in."""
 
     bias: Tensor | None
+    dtype: torch.dtype = torch.float32
 
     def __init__(self, form: Form, stored: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None) -> None:
         super().__init__()
@@ -46,10 +47,32 @@ class PackedLinear(nn.Module):
         return where
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight_in(x.dtype), self.bias)
+        y = product(x, self)
+        return y if self.bias is None else y + self.bias
 
 
 Linear = nn.Linear | PackedLinear
+
+
+def product(x: Tensor, layer: Linear) -> Tensor:
+    """x times the weight of a frozen layer, without its bias."""
+    if not isinstance(layer, PackedLinear):
+        return F.linear(x, layer.weight)
+    y: Tensor = _Product.apply(x, layer)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Product(torch.autograd.Function):
+    """Makes the weight again in the backward pass; autograd's own product would keep it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.weight_in(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        return grads[0] @ ctx.layer.weight_in(grads[0].dtype), None
 
 
 def weight_of(layer: Linear, dtype: torch.dtype) -> Tensor:
@@ -61,7 +84,7 @@ def device_of(layer: Linear) -> torch.device:
     return layer.device if isinstance(layer, PackedLinear) else layer.weight.device
 
 
-def replaced(module: nn.Module, name: str, layer: nn.Module) -> None:
+def replace_module(module: nn.Module, name: str, layer: nn.Module) -> None:
     """Put ``layer`` in the place of the module's ``name``."""
     parent, _, child = name.rpartition(".")
     setattr(module.get_submodule(parent), child, layer)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from tunewright.core.errors import ModelError
 from tunewright.model.frozen import gguf_blocks, nf4
-from tunewright.model.frozen.packed import PackedLinear, replaced
+from tunewright.model.frozen.packed import PackedLinear, replace_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,20 +23,26 @@ def pack(module: PreTrainedModel, how: str, dtype: torch.dtype) -> None:
     are loaded, so in their file's dtype, whatever the model then computes in."""
     head = module.get_output_embeddings()
     layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    for name, packed in (_nf4(layers) if how == "nf4" else _blocks(module, layers, Path(how))).items():
-        replaced(module, name, packed)
+    for name, layer in _nf4(layers) if how == "nf4" else _blocks(module, layers, Path(how)):
+        replace_module(module, name, layer)
+    packed = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
+    if not packed:
+        what = "none of the model's layers has its weights in blocks of this file."
+        raise ModelError("MODEL_UNSUPPORTED", what, where=how, fix="leave quantise out, or choose nf4.")
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
-    for layer in module.modules():
-        if isinstance(layer, PackedLinear) and layer.bias is not None:
-            layer.bias = layer.bias.to(dtype)
+    for layer in packed:
+        layer.dtype = dtype
+        layer.bias = None if layer.bias is None else layer.bias.to(dtype)
 
 
-def _nf4(layers: dict[str, nn.Linear]) -> dict[str, PackedLinear]:
-    return {name: nf4.pack(layer) for name, layer in layers.items()}
+def _nf4(layers: dict[str, nn.Linear]) -> Iterator[tuple[str, PackedLinear]]:
+    while layers:
+        name, layer = layers.popitem()  # so that nothing holds what was replaced
+        yield name, nf4.pack(layer)
 
 
-def _blocks(module: PreTrainedModel, layers: dict[str, nn.Linear], file: Path) -> dict[str, PackedLinear]:
+def _blocks(module: PreTrainedModel, layers: dict[str, nn.Linear], file: Path) -> Iterator[tuple[str, PackedLinear]]:
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
     from transformers.integrations.gguf import read_gguf_metadata
 
@@ -43,9 +51,8 @@ def _blocks(module: PreTrainedModel, layers: dict[str, nn.Linear], file: Path) -
     architecture = next(k for k, v in MODEL_ARCH_NAMES.items() if v == metadata["general.architecture"])
     names, stored = get_tensor_name_map(architecture, config.num_hidden_layers), gguf_blocks.tensors(file)
     heads = (config.num_attention_heads, config.num_key_value_heads)
-    packed: dict[str, PackedLinear] = {}
-    for name, layer in layers.items():
+    while layers:
+        name, layer = layers.popitem()
         tensor = stored.get(f"{names.get_name(name)}.weight")
-        if tensor is not None and (one := gguf_blocks.pack(layer, tensor, heads)) is not None:
-            packed[name] = one
-    return packed
+        if tensor is not None and (packed := gguf_blocks.pack(layer, tensor, heads)) is not None:
+            yield name, packed
