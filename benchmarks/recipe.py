@@ -187,7 +187,14 @@ class Bench:
             "bits": reached[done.steps],
             "score": self.score(model, plan),
             "minutes": round((time.monotonic() - started) / 60, 2),
+            "machine": self.machine(plan),
         }
+
+    def machine(self, plan: Plan) -> str:
+        """Seconds are compared only with those of a machine of the same kind."""
+        m = self.inputs.machine
+        speed = m.bf16_gflops if plan.dtype == "bfloat16" else m.fp32_gflops
+        return f"{plan.dtype}, {round(speed / 100) * 100:.0f} GFLOP/s"
 
     def base(self) -> dict[str, Any]:
         """The scores of the untrained model."""

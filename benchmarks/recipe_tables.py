@@ -81,6 +81,9 @@ def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[st
         ours, best = of(cells, model, name, OURS), best_peer(cells, model, name, recipes)
         if ours and best:
             theirs = of(cells, model, name, best)
+            if len({cell.get("machine", "") for cell in (*theirs, *ours)}) > 1:
+                lines.append(f"| {name} | {best} | measured on another machine | | |")
+                continue
             bits = statistics.mean(cell["bits"] for cell in theirs)
             reached = [seconds_to(cell, bits) for cell in ours]
             known = [r for r in reached if r is not None]
