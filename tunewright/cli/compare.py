@@ -123,10 +123,10 @@ def _question(rubric: str) -> str:
 
 
 def _on_page(comparing: Comparing, port: int, no_open: bool) -> None:
-    import os
     import time
     import webbrowser
 
+    from tunewright.core import run_folder
     from tunewright.runtime.people_page import Page
 
     if not comparing.asked:
@@ -137,8 +137,7 @@ def _on_page(comparing: Comparing, port: int, no_open: bool) -> None:
     opened = comparing.run.path / ".compare.html"
     try:
         if not no_open:
-            with os.fdopen(os.open(opened, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(f'<meta http-equiv="refresh" content="0; url={page.url}">')
+            run_folder.write_atomic(opened, f'<meta http-equiv="refresh" content="0; url={page.url}">')
             webbrowser.open(opened.resolve().as_uri())
         page.done.wait()
         time.sleep(0.5)  # let the browser receive the last page

@@ -64,7 +64,9 @@ class Comparing:
     def choose(self, row: int, side: Side | None) -> None:
         """Adds a line. ``side``: None takes the last choice for the row back. Raises KeyError for a row that
         nobody is asked about, RUN_DISK."""
-        pair = {pair.row: pair for pair in self.pairs if not pair.same}[row]
+        pair = self.pair_of(row)
+        if pair is None:
+            raise KeyError(row)
         line = Choice(
             row=row,
             against=self.against,
@@ -121,8 +123,8 @@ class Comparing:
 
 def comparing(run: Run, against: str, count: int, rubric: str | None = None) -> Comparing:
     """``against``: an arm, or `REFERENCE`; empty for the comparator. ``rubric``: as in `Comparing`; None for that of
-    the last choice. Raises RUN_INCOMPLETE without a verdict,
-    CONFIG_RANGE for an arm that has no written answers."""
+    the last choice. Raises RUN_INCOMPLETE without a verdict, RUN_DAMAGED, CONFIG_RANGE for an arm that has no written
+    answers."""
     run_folder.require(run, run.verdict, "prove")
     verdict = records.read(run.verdict, Verdict)
     tuned = _answers(run, "tuned", verdict.n)

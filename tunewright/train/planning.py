@@ -22,7 +22,7 @@ LONGER = 4  # a prompt with examples than a row, about
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 # Fraction of the memory for the weights and the activations of one pass: of the machine's, and of a GPU's own.
 TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
-COMPILED_FROM = 200  # steps: compiling the layers takes up to a minute of the first (an estimate)
+COMPILED_FROM = 200  # steps: compiling FlexAttention takes up to half a minute of the first (an estimate)
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 CONFIGURED = "as configured"
 

@@ -111,7 +111,7 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int,
             gradients[number] = _taken(learner.parameters)
     module.eval()
     if ranks.world > 1:
-        _put(learner.parameters, ranks.ordered_sum(gradients, len(microbatches), _flat(learner.parameters)))
+        _put(learner.parameters, ranks.ordered_sum(gradients, len(microbatches), _room(learner.parameters)))
     gradient = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm)
     # Read all at once: a GPU is waited for once a step.
     norm, *values = torch.stack([gradient.double(), *(x for own in sums.values() for x in own.values())]).tolist()
@@ -146,17 +146,17 @@ def _seed(plan: Plan, step: int, number: int = 0) -> int:
     return plan.seed * 1_000_003 + step + number * 1_000_000_007
 
 
-def _flat(parameters: Mapping[str, Tensor]) -> Tensor:
-    """All numbers behind each other."""
-    return torch.cat([p.detach().flatten() for p in parameters.values()])
+def _room(parameters: Mapping[str, torch.nn.Parameter]) -> Tensor:
+    """For the gradient of all parameters, uninitialised."""
+    return next(iter(parameters.values())).new_empty(sum(p.numel() for p in parameters.values()))
 
 
 def _taken(parameters: Mapping[str, torch.nn.Parameter]) -> Tensor:
     """The gradient of all parameters, which have none afterwards."""
-    gradient = _flat({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()})
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters.values()]
     for p in parameters.values():
         p.grad = None
-    return gradient
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def _put(parameters: Mapping[str, torch.nn.Parameter], gradient: Tensor) -> None:

@@ -214,14 +214,14 @@ def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, sto
     import httpx
 
     reason, wait = "", 0.0
-    try:
-        content = json.dumps(body, allow_nan=False)
-    except ValueError as error:
-        raise Refused("REMOTE_FAILED", f"the question cannot be sent: {error}.", where=url, fix=fix) from None
     for attempt in range(ATTEMPTS):
         if attempt and stopped.wait(max(2.0**attempt / 2, wait)):
             break
         start, wait = time.monotonic(), 0.0
+        try:
+            content = json.dumps(body, allow_nan=False)
+        except ValueError as error:
+            raise Refused("REMOTE_FAILED", f"the question cannot be sent: {error}.", where=url, fix=fix) from None
         try:
             response = client.post(url, content=content, headers={"content-type": "application/json"})
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
@@ -233,7 +233,7 @@ def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, sto
             fix = BUSY if response.status_code == 429 else fix
             continue
         if response.status_code == 400 and (other := _accepted(body, response.text)) is not None:
-            body, content, reason = other, json.dumps(other), f"status 400: {response.text[:200]}"
+            body, reason = other, f"status 400: {response.text[:200]}"
             continue
         if response.status_code != 200:
             reason = f"status {response.status_code}: {response.text[:200]}"

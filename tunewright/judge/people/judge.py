@@ -75,18 +75,16 @@ def judged(
     prompts, answered, refused = [judge.prompt(pair, first) for pair, first in todo], False, 0
     for place, reply in ask_each(judge.endpoint, prompts, judge.max_tokens):
         pair, first = todo[place]
-        line = JudgeLine(
-            row=pair.row, against=against, key=judge.key(pair), first=first, chosen=None, reply=str(reply)[:500]
-        )
         if isinstance(reply, Refused):
             refused += 1
             if not answered and refused == MOST_REFUSED:
                 raise reply  # it refuses whatever it is asked
+            text, choice = str(reply), None
         else:
             answered = True
-            choice = None if reply.cut else read(reply.text)
-            line = line.model_copy(update={"chosen": choice, "reply": reply.text[:500]})
-        write(line)
+            text, choice = reply.text, None if reply.cut else read(reply.text)
+        key = judge.key(pair)
+        write(JudgeLine(row=pair.row, against=against, key=key, first=first, chosen=choice, reply=text[:500]))
         progress(1)
 
 

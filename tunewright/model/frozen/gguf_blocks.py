@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tunewright.model.frozen.packed import PackedLinear
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader, ReaderTensor
+    from gguf import ReaderTensor
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,15 @@ def tensors(file: Path) -> dict[str, ReaderTensor]:
     from gguf import GGMLQuantizationType, GGUFReader
 
     plain = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
-    reader: GGUFReader = GGUFReader(file)
-    return {str(t.name): t for t in reader.tensors if t.tensor_type not in plain}
+    return {str(t.name): t for t in GGUFReader(file).tensors if t.tensor_type not in plain}
 
 
 def pack(layer: nn.Linear, stored: ReaderTensor, heads: tuple[int, ...]) -> PackedLinear | None:
     """The layer in the blocks of ``stored``; None if they are another weight. ``heads``: numbers of heads by which
     llama.cpp may have interleaved the rows of a query or key projection."""
-    shape = (layer.out_features, layer.in_features)
+    shape, blocks = (layer.out_features, layer.in_features), torch.from_numpy(stored.data.copy())
     for rows_O in _orders(layer.out_features, heads):
-        blocks = torch.from_numpy(stored.data.copy())[rows_O]
-        packed = PackedLinear(Blocks(int(stored.tensor_type)), {"blocks": blocks}, shape, layer.bias)
+        packed = PackedLinear(Blocks(int(stored.tensor_type)), {"blocks": blocks[rows_O]}, shape, layer.bias)
         if torch.equal(packed.weight_in(layer.weight.dtype), layer.weight):
             return packed
     return None
