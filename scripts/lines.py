@@ -17,11 +17,26 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # time and memory of the whole run; 15,500 until training and planning knew packed weights, GPUs and several processes,
 # whose own files have a budget of their own.
 BUDGET = {"server": 3_000, "data": 5_500, "export": 2_500, "scale": 2_500, "all else": 15_800}
+SWEEPS = (
+    "runtime/branches.py",
+    "judge/recipes.py",
+    "core/records/sweep.py",
+    "core/config/sweeps.py",
+    "runtime/swept.py",
+)
 PARTS = {
     "server": ("server",),
     "data": ("data",),
     "export": ("export", "track"),
-    "scale": ("model/attention/flex.py", "model/frozen", "train/ranks.py"),
+    "scale": (
+        "model/attention/flex.py",
+        "model/frozen",
+        "train/ranks.py",
+        "fan",
+        "cli/fan_out.py",
+        "stages/experiments/sweep.py",
+        *SWEEPS,
+    ),
 }
 SUFFIXES = {".py", ".j2", ".html", ".css", ".js"}
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

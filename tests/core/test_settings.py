@@ -105,6 +105,9 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 ELSEWHERE = {
+    "sweep.grid": "stages/test_sweep.py",
+    "sweep.halve": "stages/test_sweep.py",
+    "sweep.seeds": "stages/test_sweep.py",
     "forget.apply_best_scale": "stages/test_forget.py: the chosen scale",
     "prove.embedder": "judge: embedding index",
     "prove.decoding": "stages/test_voice.py",

@@ -18,6 +18,7 @@ from tunewright.core.records import (
     Preferences,
     ProtocolRecord,
     Receipt,
+    RecipeSweep,
     ScoreLine,
     SelfTest,
     Training,
@@ -413,6 +414,36 @@ def preferences() -> dict[str, Any]:
     return {"comparisons": [{"against": "nearest", "asked": 40, "people": rate, "judge": judge}]}
 
 
+def sweep() -> dict[str, Any]:
+    def recipe(lr: float, losses: list[float], seeds: int, **more: Any) -> dict[str, Any]:
+        settings = {"train.lr": lr} if lr != 2e-3 else {}
+        rungs = [
+            {"fraction": f, "loss": x, **({"difference": x - 0.5, "interval": [x - 0.6, x - 0.4]} if settings else {})}
+            for f, x in zip((0.25, 0.5, 1.0), losses, strict=False)
+        ]
+        facts = {"settings": settings, "branch": f"recipe-{lr:g}", "lr": lr, "steps": 40, "rungs": rungs}
+        return {**facts, "seeds": seeds, **more}
+
+    return {
+        "measured": True,
+        "tried": 4,
+        "dev_rows": 30,
+        "recipes": [
+            recipe(2e-3, [0.9, 0.7, 0.5], 2),
+            recipe(1e-2, [0.8, 0.6, 0.3], 2),
+            recipe(1e-5, [1.5], 0),
+            recipe(0.9, [], 0, error="[TRAIN_NOT_FINITE] the loss became NaN"),
+        ],
+        "challenger": 1,
+        "difference": -0.2,
+        "interval": [-0.35, -0.05],
+        "chosen": 1,
+        "steps": 130,
+        "full_steps": 320,
+        "seconds": 65.0,
+    }
+
+
 def exports() -> list[dict[str, Any]]:
     again = {"rows": 20, "same": 18, "score": 0.65, "verdict": 0.7, "dtype": "float32", "judged": "bfloat16"}
     loss = {"tokens": 812, "same_likeliest": 0.97, "rows": 20, "score": 0.66, "verdict": "CANNOT TELL"}
@@ -479,6 +510,7 @@ def everything() -> dict[str, Any]:
         "export": exports(),
         "verify": [consumer_check()],
         "people": preferences(),
+        "sweep": sweep(),
         "metrics": [step(s) for s in range(21)],
         "events": [{"time": "", "event": "resumed_elsewhere", "what": ["torch was 2.12, is 2.13"]}],
         "scores/tuned": scores(0.9),
@@ -514,6 +546,7 @@ def files(records: dict[str, Any]) -> Files:
         exports=typed(EXPORTS, records["export"]) if records["export"] else None,
         consumer_checks=typed(CONSUMER_CHECKS, records["verify"]),
         preferences=typed(Preferences, records["people"]) if records["people"] else None,
+        sweep=typed(RecipeSweep, records["sweep"]) if records["sweep"] else None,
         metrics=[typed(METRICS, x) for x in records["metrics"]],
         moved=records["events"][0]["what"] if records["events"] else [],
         scores=tuple([typed(ScoreLine, x) for x in records[f"scores/{arm}"]] for arm in ("tuned", "nearest")),  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 @pytest.fixture
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("losses", "arms", "pareto", "curve", "risk_coverage"):
+    for name in ("losses", "arms", "pareto", "curve", "risk_coverage", "rungs"):
         monkeypatch.setattr(plots, name, lambda *_: Markup("<svg></svg>"))
 
 
@@ -95,6 +95,18 @@ def test_a_section_is_present_exactly_with_its_record(name: str) -> None:
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_a_sweep_says_how_many_recipes_were_tried_and_claims_no_dev_loss() -> None:
+    shown = text_of(rendered())
+    assert "4 recipes were tried and compared by the loss of 30 dev rows; test was asked once" in shown
+    assert "is -0.2000 nats per token (-0.3500 to -0.0500, over dev rows and 2 seeds" in shown
+    assert "it is not a result" in shown
+    assert "TRAIN_NOT_FINITE" in shown
+    kept = text_of(rendered({"sweep": {**records.sweep(), "chosen": 0}}))
+    assert "train.lr=0.01, is not shown to beat the default" in kept
+    assert "Which recipe?" not in text_of(rendered({"sweep": None}))
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_what_people_and_a_judge_prefer() -> None:
     shown = text_of(rendered())
     assert "people 62.5% 50.0% to 75.0% 40 20 10 10" in shown
@@ -130,6 +142,7 @@ def test_sections_come_in_the_order_of_decisions() -> None:
         "Row by row",
         "Does it know when it is wrong?",
         "Prompt distillation",
+        "Which recipe?",
         "Training",
         "Exports, reloaded and compared",
         "The plan",
@@ -144,7 +157,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
         html = file.read_text(encoding="utf-8")
         assert not re.search(r'(?:src|href)="https?:|<script|@import|url\((?!#)', html)
         assert html.startswith("<!doctype html>")
-    assert run.report.read_text(encoding="utf-8").count("<svg") == 5, "every chart"
+    assert run.report.read_text(encoding="utf-8").count("<svg") == 6, "every chart"
 
 
 @pytest.mark.usefixtures("no_charts")

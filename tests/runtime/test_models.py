@@ -49,6 +49,16 @@ def facts(model_folder: Folder) -> Facts:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_an_earlier_training_is_left(kind: str, facts: Facts) -> None:
+    models, made = Models(facts, "cpu"), plan(kind)
+    for _ in range(2):
+        trained = adapters.trainable(models.untrained(made).module)
+        assert all(p.grad is None for p in trained.values())
+        for p in trained.values():
+            p.grad = torch.ones_like(p)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_order_of_requests_gives_the_same_logits(kind: str, facts: Facts, tmp_path: Path) -> None:
     """Several weights in turn in one process, and each in a fresh process: equal, bit for bit."""
     shared, made = Models(facts, "cpu"), plan(kind)

@@ -10,7 +10,8 @@ from build import Folder, read
 from safetensors.torch import load_file
 
 from tunewright import api
-from tunewright.core.run_folder import Run, chosen_scale, read_lines
+from tunewright.core.chosen import chosen_scale
+from tunewright.core.run_folder import Run, read_lines
 from tunewright.model import peft_format
 from tunewright.runtime import chat
 from tunewright.stages import forgetting

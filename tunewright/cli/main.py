@@ -1,10 +1,12 @@
 """The command line: one short function per command. Results go to stdout, everything else to stderr.
 
-Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 gate failed, 130 interrupted (completed work is saved).
+Exit status: 0 success, 1 failure, 2 a mistake in the input, 3 gate failed, 4 waits for trainings whose command lines
+were printed, 130 interrupted (completed work is saved).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -18,11 +20,13 @@ import typer
 from tunewright.cli.chat import chat
 from tunewright.cli.check import check
 from tunewright.cli.compare import compare
+from tunewright.cli.fan_out import AtOnce, GpusEach, On, swept_settings, where
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
 from tunewright.cli.push import push
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
-from tunewright.core.errors import TunewrightError
+from tunewright.core.errors import RunWaits, TunewrightError
+from tunewright.fan.jobs import HERE, Where
 
 if TYPE_CHECKING:
     from tunewright.core.run_folder import Run
@@ -69,12 +73,45 @@ def run(
     quiet: Quiet = False,
     gate: Gate = False,
     separate: Separate = False,
+    on: On = "here",
+    at_once: AtOnce = None,
+    gpus_each: GpusEach = 1,
 ) -> None:
     """Run every stage: check, plan, train, prove, export, report.
 
     Given a run folder, continue that run where it stopped.
     """
-    runner = _advance(source, settings, model, name, root, quiet or as_json, "report", separate)
+    place = where(on, at_once, gpus_each, separate)
+    runner = _advance(source, settings, model, name, root, quiet or as_json, "report", place)
+    _verdict(runner, as_json)
+    _gate(runner, gate)
+
+
+@app.command()
+def sweep(
+    source: Source,
+    settings: Settings = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds of the default and of the best of the others.")] = None,
+    halve: Annotated[
+        bool | None, typer.Option("--halve/--full", help="Drop half of the recipes at a quarter and half of the steps.")
+    ] = None,
+    model: Model = None,
+    name: Name = None,
+    root: Root = RUNS,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    gate: Gate = False,
+    on: On = "here",
+    at_once: AtOnce = None,
+    gpus_each: GpusEach = 1,
+) -> None:
+    """Compare recipes on the dev rows, then run every stage with the best, if it beats the default.
+
+    Values to try are separated by commas: train.lr=1e-4,3e-4 adapter.rank=8,32.
+    """
+    words = settings if _existing(source, root) else swept_settings(settings or [], seeds, halve)
+    place = where(on, at_once, gpus_each)
+    runner = _advance(source, words, model, name, root, quiet or as_json, "report", place)
     _verdict(runner, as_json)
     _gate(runner, gate)
 
@@ -156,7 +193,8 @@ def train(
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         _together(source, root, processes)
         return
-    runner = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train", separate)
+    place = Where(separate=separate)
+    runner = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train", place)
     if profile:
         from tunewright.train.profile import lines
 
@@ -193,12 +231,16 @@ def learning_curve(
     root: Root = RUNS,
     as_json: Json = False,
     quiet: Quiet = False,
+    on: On = "here",
+    at_once: AtOnce = None,
+    gpus_each: GpusEach = 1,
 ) -> None:
     """Measure whether more data would help: train on half of the rows and compare."""
     from tunewright.core import run_folder
 
     folder = run_folder.find(root, run)
-    runner = _advance(str(folder.path), None, None, None, root, quiet or as_json, "prove")
+    place = where(on, at_once, gpus_each)
+    runner = _advance(str(folder.path), None, None, None, root, quiet or as_json, "prove", place)
     runner.learning_curve(full)
     if as_json:
         out(run_folder.read_json(folder.learning_curve))
@@ -336,9 +378,9 @@ def _advance(
     root: Path,
     quiet: bool,
     until: str,
-    separate: bool = False,
+    place: Where = HERE,
 ) -> Runner:
-    """Runs all stages up to ``until``, of a new or an existing run. ``separate``: train in a separate process."""
+    """Runs all stages up to ``until``, of a new or an existing run; ``place``: where it is trained."""
     from tunewright.core.console import Console
     from tunewright.core.errors import ConfigError
 
@@ -365,7 +407,7 @@ def _advance(
         context = runners.resume(existing, console, _command(), settings or [])
     if until == "report":
         context.run.report.unlink(missing_ok=True)
-    runner = runners.Runner(context, separate)
+    runner = runners.Runner(dataclasses.replace(context, where=place))
     runner.advance(until)
     return runner
 
@@ -416,6 +458,9 @@ def main() -> None:
             app(prog_name="tunewright")
         finally:
             sys.stdout.flush()
+    except RunWaits as waits:
+        typer.echo(waits.problems[0].message, err=True)
+        sys.exit(waits.exit_code)
     except TunewrightError as error:
         if "--json" in sys.argv:
             out(error.to_json())

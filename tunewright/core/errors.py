@@ -5,6 +5,7 @@
     ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
+    │   └── RunWaits           RUN_WAITS              trainings were printed; exit status 4
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
     └── TrainError             TRAIN_* RANKS_* EXPORT_* CONSUMER_* RUN_DISK   exit status 1: not caused by wrong input
 
@@ -100,6 +101,7 @@ CODES: dict[str, str] = {
     "RUN_INTERRUPTED": "stopped by Ctrl-C or SIGTERM; completed work is saved",
     "RUN_LOCKED": "another process is writing to the run folder",
     "RUN_NOT_FOUND": "no run with that name",
+    "RUN_WAITS": "the run waits for trainings whose command lines were printed (`--on print`)",
     "SELFTEST_BASE": "with its adapter disabled, the model is not identical to the base model",
     "SELFTEST_GRADIENT": "a trainable tensor gets no gradient, or a frozen one does",
     "SELFTEST_LOSS": "rows computed together do not give the same loss and gradient as rows computed separately",
@@ -177,6 +179,12 @@ class ModelError(TunewrightError):
 
 class RunError(TunewrightError):
     """A run folder that is missing, locked, incomplete or modified."""
+
+
+class RunWaits(RunError):
+    """Trainings are to be run elsewhere before the run can continue; not a failure."""
+
+    exit_code = 4
 
 
 class MissingExtra(TunewrightError):

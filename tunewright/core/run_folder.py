@@ -58,6 +58,8 @@ class Run:
     checkpoints = File("checkpoints")
     weights = File("checkpoints/final.safetensors")
     training = File("training.json")
+    branch_file = File("branch.json")
+    sweep = File("sweep.json")
     adapter = File("adapter")
     merged = File("merged")
     export = File("export.json")
@@ -93,12 +95,6 @@ class Run:
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to events.jsonl."""
         append_line(self.events, {"time": now(), "event": kind, **facts})
-
-
-def chosen_scale(run: Run) -> float:
-    """The factor by which the tuned model's trained update is multiplied, read from forgetting.json: 1.0, unless the
-    stage `forgetting` chose a smaller one; also 1.0 before that stage."""
-    return float(read_json(run.forgetting).get("chosen", 1.0)) if run.forgetting.exists() else 1.0
 
 
 def create(root: Path, name: str | None, stem: str) -> Run:
@@ -192,8 +188,9 @@ def remove(run: Run) -> None:
 
 
 @contextmanager
-def writing(run: Run) -> Iterator[None]:
-    """Hold the run folder's write lock. Raises RUN_LOCKED, naming the process that holds it.
+def writing(run: Run, attempt: str = "") -> Iterator[None]:
+    """Hold the run folder's write lock. Raises RUN_LOCKED, naming the process that holds it. ``attempt``: names whoever
+    started this process, and starts it again, on another machine if need be, once it has ended.
 
     The operating system releases the lock when its process dies, however it dies, and keeps it while the process is
     merely suspended, so no timeout is needed. Some network drives lock per machine only; hence the check of the owner's
@@ -209,7 +206,7 @@ def writing(run: Run) -> Iterator[None]:
             raise _locked(run, _owner(owner), "wait for it to finish, or stop it.") from None
     try:
         before, host = _owner(owner), platform.node()
-        if before and before["host"] != host:
+        if before and before["host"] != host and not (attempt and before.get("attempt") == attempt):
             raise _locked(run, before, f"if that process no longer exists, remove {owner}.")
         if before:
             run.event("taken_over", from_process=before["process"])
@@ -217,7 +214,8 @@ def writing(run: Run) -> Iterator[None]:
             for file in run.path.rglob(".*"):
                 if TEMPORARY.fullmatch(file.name):
                     file.unlink()
-        write_json(owner, {"process": os.getpid(), "host": host, "since": now(), "command": " ".join(sys.argv)})
+        facts = {"process": os.getpid(), "host": host, "since": now(), "command": " ".join(sys.argv)}
+        write_json(owner, {**facts, "attempt": attempt})
         try:
             yield
         finally:

@@ -23,6 +23,7 @@ class StageName(NamedTuple):
 
 STAGE_NAMES = (
     StageName("check", "checked", "data/split.jsonl"),
+    StageName("sweep", "checked, recipes compared", "sweep.json"),
     StageName("plan", "planned", "plan.json"),
     StageName("train", "trained", "training.json"),
     StageName("forgetting", "trained, forgetting measured", "forgetting.json", evidence=True),

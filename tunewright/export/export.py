@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from tunewright.core import programs
+from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
-from tunewright.core.run_folder import Run, chosen_scale, disk_errors, replacing
+from tunewright.core.run_folder import Run, disk_errors, replacing
 from tunewright.export import EXPORTS, bundles, reload_check, unchanged
 from tunewright.export.gguf import tensors
 from tunewright.export.kind import QUANTISED, Export, TrainedRun

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tunewright.core import records
-from tunewright.core.chosen_decoding import chosen_decoding
+from tunewright.core.chosen import chosen_decoding
 from tunewright.core.config import Config, Plan
 from tunewright.core.records import ProtocolRecord, Receipt
 from tunewright.core.run_folder import Run

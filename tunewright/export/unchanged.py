@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunewright.core import records, run_folder
-from tunewright.core.chosen_decoding import chosen_decoding
+from tunewright.core.chosen import chosen_decoding, chosen_scale
 from tunewright.core.errors import RunError
 from tunewright.core.records import CONSUMER_CHECKS, ConsumerCheck, ExportCheck
 from tunewright.core.records import EXPORTS as RECORDED
-from tunewright.core.run_folder import Run, chosen_scale
+from tunewright.core.run_folder import Run
 from tunewright.export.kind import Export, TrainedRun
 
 CARD = "README.md"

@@ -12,6 +12,7 @@ from tunewright.core.records import (
     CONSUMER_CHECKS,
     EXPORTS,
     METRICS,
+    SWEEP,
     Audit,
     ConsumerCheck,
     Event,
@@ -19,6 +20,7 @@ from tunewright.core.records import (
     Preferences,
     ProtocolRecord,
     Receipt,
+    RecipeSweep,
     ScoreLine,
     SelfTest,
     StartLine,
@@ -47,6 +49,7 @@ class Files:
     exports: Sequence[ExportCheck] | None
     consumer_checks: tuple[ConsumerCheck, ...]
     preferences: Preferences | None
+    sweep: RecipeSweep | None
     metrics: Sequence[StartLine | StepLine]
     moved: Sequence[str]
     scores: tuple[Sequence[ScoreLine], Sequence[ScoreLine]]
@@ -68,10 +71,16 @@ def read(run: Run) -> Files:
         exports=records.existing(run.export, EXPORTS),
         consumer_checks=records.existing(run.verify, CONSUMER_CHECKS) or (),
         preferences=records.existing(run.preferences, Preferences),
+        sweep=_sweep(run),
         metrics=list(records.read_lines(run.metrics, METRICS)),
         moved=_moved(run),
         scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),
     )
+
+
+def _sweep(run: Run) -> RecipeSweep | None:
+    sweep = records.existing(run.sweep, SWEEP)
+    return sweep if isinstance(sweep, RecipeSweep) else None
 
 
 def _moved(run: Run) -> list[str]:
@@ -130,5 +139,6 @@ def _derived(files: Files) -> dict[str, object]:
         "pareto_chart": sections.pareto_chart(sections.forgetting(verdict), metric),
         "curve_chart": sections.curve_chart(verdict, files.audit.ceiling),
         "coverage_chart": sections.coverage_chart(verdict.calibration),
+        "sweep_chart": files.sweep and sections.sweep_chart(files.sweep),
         "loss_chart": sections.loss_chart(files.metrics, files.training.best_step),
     }

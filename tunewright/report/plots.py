@@ -50,6 +50,14 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Path:
+    """A recipe: its dev loss after fractions of its steps."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Reference:
     """Reference lines of a learning curve: the best untrained arm, and the ceiling set by contradictory labels."""
 
@@ -150,6 +158,21 @@ def curve(
     axes.margins(y=0.2)
     _legend(figure)
     return _svg(figure, "Score by training rows")
+
+
+def rungs(paths: Sequence[Path], chosen: int) -> Markup:
+    """Dev loss by the fraction of the steps, a line for each recipe that a sweep tried; the first is the default."""
+    figure, axes = _figure(6.4, 3.2)
+    for n, path in enumerate(paths):
+        colour = _ACCENT if n == chosen else _OTHER if n == 0 else _SOFT
+        label = path.name if n in (0, chosen) else "dropped or not used" if n == max(1, len(paths) - 1) else None
+        width = 2 if n in (0, chosen) else 1
+        x, y = [100 * fraction for fraction, _ in path.points], [loss for _, loss in path.points]
+        axes.plot(x, y, color=colour, linewidth=width, marker="o", markersize=4, label=label)
+    axes.set_xlabel("percent of the steps")
+    axes.set_ylabel("dev loss, nats per token")
+    _legend(figure)
+    return _svg(figure, "Dev loss of each recipe")
 
 
 def risk_coverage(points: Sequence[Sequence[float]], threshold: float | None) -> Markup:

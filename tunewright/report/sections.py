@@ -17,6 +17,7 @@ from tunewright.core.records import (
     LearningCurve,
     Preferences,
     Probe,
+    RecipeSweep,
     ScoreLine,
     StartLine,
     StepLine,
@@ -303,6 +304,12 @@ def curve_chart(verdict: Verdict, ceiling: float | None) -> Markup | None:
         ahead = plots.ForecastPoint(curve.forecast.rows, curve.forecast.score, *curve.forecast.interval)
     against = plots.Reference(verdict.comparator.score, ceiling)
     return plots.curve(rows, seeds, against, ahead, metric(verdict.metric))
+
+
+def sweep_chart(sweep: RecipeSweep) -> Markup:
+    """Dev loss of every recipe by the fraction of its steps."""
+    paths = [plots.Path(r.words, [(rung.fraction, rung.loss) for rung in r.rungs]) for r in sweep.recipes]
+    return plots.rungs(paths, sweep.chosen)
 
 
 def loss_chart(lines: Sequence[StartLine | StepLine], best_step: int | None) -> Markup:

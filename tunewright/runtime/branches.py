@@ -1,6 +1,7 @@
 """Branches: extra training runs that belong to a run, on other rows or with another seed, learning rate or teacher.
 
-A branch has its own folder, branches/NAME; it is trained once, and resumed if interrupted.
+A branch has its own folder, branches/NAME. All that it is trained on is written there first: then any process can train
+it, this one, another of this machine or one of a cluster. It is trained once, and resumed if interrupted.
 """
 
 from __future__ import annotations
@@ -9,33 +10,42 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tunewright.core import records
+from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import Plan
-from tunewright.core.records import BranchTraining, Side
-from tunewright.core.run_folder import chosen_scale, make_folder
+from tunewright.core.errors import RunError, TunewrightError
+from tunewright.core.records import BranchFile, BranchTraining, DevNats, Side
+from tunewright.core.run_folder import Run, make_folder, write_atomic
+from tunewright.core.run_folder import require as require_file
 from tunewright.data.scores import Score
+from tunewright.fan import out
+from tunewright.fan.jobs import Job
 from tunewright.judge.arms.arm import Arm
-from tunewright.model import adapters
+from tunewright.model import adapters, likelihood
 from tunewright.runtime import weights
 from tunewright.runtime.answers import AnswerRequest
-from tunewright.runtime.context import Work
+from tunewright.runtime.context import Context, Setup, Work
 from tunewright.runtime.receipt import input_hashes
 from tunewright.runtime.weights import Weights
-from tunewright.tokens.sequences import TrainRow, digest
+from tunewright.tokens import render_cache
+from tunewright.tokens.render_cache import RenderedRows
+from tunewright.tokens.sequences import TrainRow, digest, flat
 from tunewright.train import checkpoints, loop
 
 
 @dataclass(frozen=True)
 class Branch:
     """``rows`` are trained on, ``dev`` decides when to stop. ``scale``: its trained update is multiplied by it for its
-    answers."""
+    answers. ``measured``: whether the loss of each dev row is measured wherever its training pauses or ends."""
 
     name: str
     plan: Plan
     rows: tuple[TrainRow, ...]
     dev: tuple[TrainRow, ...]
     scale: float
+    measured: bool = False
 
 
 def of_rows(work: Work, name: str, rows: Sequence[int], fraction: float, seed: int) -> Branch:
@@ -80,23 +90,109 @@ def scores(
 
 def trained(work: Work, branch: Branch) -> Weights:
     """The branch's weights, trained first if necessary."""
-    run = work.run.branch(branch.name)
-    if not run.training.exists():
-        _train(work, branch)
-    return weights.at_scale(run, branch.plan, branch.scale)
+    require(work.setup, [branch])
+    return weights.at_scale(work.run.branch(branch.name), branch.plan, branch.scale)
 
 
-def _train(work: Work, branch: Branch) -> None:
-    run = work.run.branch(branch.name)
+def require(setup: Setup, branches: Sequence[Branch]) -> None:
+    """Trains those that are not trained yet, several at a time where the run's place allows it. Raises the error of the
+    first that fails."""
+    for error in advance(setup, branches).values():
+        raise error
+
+
+def advance(setup: Setup, branches: Sequence[Branch], fraction: float = 1.0) -> dict[str, TunewrightError]:
+    """Trains branches to the end, or to a ``fraction`` of their steps. Returns the errors of those that fail."""
+    context, failed = setup.context, dict[str, TunewrightError]()
+    waiting = [branch for branch in branches if not _is_done(context.run.branch(branch.name), branch.plan, fraction)]
+    for branch in waiting:
+        _write(context, branch)
+    if context.where.on != "here":
+        setup.models.release()  # this process only waits
+        return out.run([_job(context, b, fraction) for b in waiting], context.where, context.console)
+    for branch in waiting:
+        try:
+            train(setup, branch.name, fraction)
+        except TunewrightError as error:
+            if error.code == "RUN_INTERRUPTED":
+                raise
+            failed[branch.name] = error
+    return failed
+
+
+def train(setup: Setup, name: str, fraction: float = 1.0) -> None:
+    """Trains a branch in this process, from its files and no others, so that it does not matter which process it is."""
+    run = setup.context.run.branch(name)
+    branch = _read(run, name)
+    if _is_done(run, branch.plan, fraction):
+        return
     make_folder(run.checkpoints)
     content = hashlib.sha256(digest(branch.rows).encode())
     content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
-    hashes = {**input_hashes(work.data, work.inputs, work.plan), "branch": content.hexdigest()}
-    model = work.models.untrained(branch.plan)
-    training_inputs = loop.with_precomputed(
-        loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes)
-    )
-    with work.console.bar(f"train {branch.name}", branch.plan.steps) as tick:
-        result = loop.train(training_inputs, lambda p: tick(1, f"loss {p.loss:.3f}"))
-    sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
-    records.write(run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))
+    hashes = {**input_hashes(setup.context.data, setup.inputs, branch.plan), "branch": content.hexdigest()}
+    model, until = setup.models.untrained(branch.plan), step_at(branch.plan, fraction)
+    inputs = loop.with_precomputed(loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes))
+    with setup.context.console.bar(f"train {name}", until, _step(run)) as tick:
+        result = loop.train(inputs, lambda p: tick(1, f"loss {p.loss:.3f}"), until=until)
+    if branch.measured:
+        model.module.eval()
+        nats_R = likelihood.nats(model, flat(branch.dev), branch.plan.layout)
+        records.write(dev_file(run, until), DevNats(step=result.steps, nats=tuple(map(float, nats_R))))
+    if until == branch.plan.steps:
+        sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
+        records.write(run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))
+
+
+def dev_file(run: Run, step: int) -> Path:
+    """The loss of each dev row after so many steps of a branch."""
+    return run.path / f"dev-{step}.json"
+
+
+def step_at(plan: Plan, fraction: float) -> int:
+    """The step at which a branch pauses: one at which the dev loss is measured."""
+    if fraction == 1.0:
+        return plan.steps
+    return min(plan.steps, max(1, round(fraction * plan.steps / plan.eval_every)) * plan.eval_every)
+
+
+def _is_done(run: Run, plan: Plan, fraction: float) -> bool:
+    return run.training.exists() if fraction == 1.0 else dev_file(run, step_at(plan, fraction)).exists()
+
+
+def _step(run: Run) -> int:
+    newest = checkpoints.newest(run.checkpoints).folder
+    return int(newest.name.removeprefix("step-")) if newest else 0
+
+
+def _write(context: Context, branch: Branch) -> None:
+    """What another process needs to train the branch. A branch that was begun keeps its number of threads, because its
+    last bits depend on it."""
+    run = context.run.branch(branch.name)
+    if not run.branch_file.exists():
+        threads = context.where.threads(branch.plan.threads)
+        plan = branch.plan.model_copy(update={"threads": threads})
+        for side, rows in (("train", branch.rows), ("dev", branch.dev)):
+            write_atomic(run.path / f"{side}.safetensors", render_cache.to_bytes(RenderedRows(list(rows), [])))
+        records.write(run.branch_file, BranchFile(plan=plan, scale=branch.scale, measured=branch.measured))
+
+
+def _read(run: Run, name: str) -> Branch:
+    """Raises RUN_DAMAGED, RUN_INCOMPLETE."""
+    require_file(run, run.branch_file, "run")
+    file = records.read(run.branch_file, BranchFile)
+    rows, dev = (render_cache.read(run.path / f"{side}.safetensors") for side in ("train", "dev"))
+    if rows is None or dev is None:
+        raise RunError(
+            "RUN_DAMAGED", f"the rows of branch {name} cannot be read.", where=str(run.path), fix="delete this folder."
+        )
+    return Branch(name, file.plan, tuple(rows.rows), tuple(dev.rows), file.scale, file.measured)
+
+
+def _job(context: Context, branch: Branch, fraction: float) -> Job:
+    run = context.run.branch(branch.name)
+    plan, where = records.read(run.branch_file, BranchFile).plan, context.where
+    words = [str(context.run.path.absolute()), "--branch", branch.name]
+    words += ["--fraction", f"{fraction:g}"] if fraction < 1 else []
+    words += ["--attempt", where.attempt] if where.attempt else []
+    step = step_at(plan, fraction)
+    return Job(branch.name, "tunewright.stages.worker", tuple(words), run.path.absolute(), step, plan.threads)

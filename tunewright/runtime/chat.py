@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunewright.core import records, run_folder
-from tunewright.core.chosen_decoding import chosen_decoding
+from tunewright.core.chosen import chosen_decoding
 from tunewright.core.config import Plan, load
 from tunewright.core.errors import RunError
 from tunewright.core.records import Receipt

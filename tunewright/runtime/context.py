@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunewright.core.chosen_decoding import chosen_decoding
+from tunewright.core.chosen import chosen_decoding
 from tunewright.core.config import Config, Plan
 from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
+from tunewright.fan.jobs import HERE, Where
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.protocol import Protocol
@@ -21,7 +22,8 @@ from tunewright.runtime.models import Models
 @dataclass(frozen=True)
 class Context:
     """An open run. ``command``: the command that started it, for the receipt. ``created``: the folders that it
-    created. ``new_settings``: settings of ``config`` that its config file does not have yet."""
+    created. ``new_settings``: settings of ``config`` that its config file does not have yet. ``where``: the place where
+    branches are trained."""
 
     run: Run
     config: Config
@@ -30,6 +32,7 @@ class Context:
     data: Dataset
     created: tuple[Path, ...] = ()
     new_settings: tuple[str, ...] = ()
+    where: Where = HERE
 
 
 @dataclass(frozen=True)

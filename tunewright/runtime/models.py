@@ -52,6 +52,7 @@ class Models:
             self._adapted = None  # all weights may have been trained: only the file still has the base's
         model = self._module(plan)
         adapters.initialise(model.module, plan.adapter, plan.seed)
+        model.module.zero_grad(set_to_none=True)  # what an earlier training has left
         self._loaded = None
         return model
 

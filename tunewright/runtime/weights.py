@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunewright.core import records
+from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import Plan
 from tunewright.core.records import ANY_TRAINING
-from tunewright.core.run_folder import Run, chosen_scale
+from tunewright.core.run_folder import Run
 
 
 @dataclass(frozen=True)

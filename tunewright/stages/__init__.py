@@ -1,11 +1,12 @@
 """The stages of a run, one module each, and what runs them; `STAGES` has their order."""
 
 from tunewright.stages import check, cost, export, forgetting, plan, prove, report, train
-from tunewright.stages.experiments import cleaning, crossfit, learning_curve, mitigation, prompt_distillation
+from tunewright.stages.experiments import cleaning, crossfit, learning_curve, mitigation, prompt_distillation, sweep
 from tunewright.stages.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
     check.STAGE,
+    sweep.STAGE,
     plan.STAGE,
     train.STAGE,
     forgetting.STAGE,

@@ -13,7 +13,7 @@ from tunewright.export import export
 from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
-from tunewright.runtime import receipt
+from tunewright.runtime import receipt, swept
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate
@@ -27,7 +27,9 @@ def make_plan(setup: Setup) -> Plan:
     _warn_about_left_out(setup)
     sizes = planning.RowStats.of(inputs.rows["train"])
     task = context.data.task.kind.name
-    plan = planning.make_plan(context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens)
+    plan = swept.plan_of(context.run) or planning.make_plan(
+        context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens
+    )
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb)
     plan = after_self_test(setup, plan)

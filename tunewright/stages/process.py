@@ -3,7 +3,6 @@ writes the run folder. Its files do not depend on which process wrote them."""
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 
 from tunewright.core import programs, records
 from tunewright.core.config import Plan
-from tunewright.core.errors import TrainError, TunewrightError
 from tunewright.core.records import METRICS, StartLine
 from tunewright.runtime.context import Context
 
@@ -39,7 +37,7 @@ def train(context: Context) -> None:
                     shown = step
         if worker.returncode:
             errors.seek(0)
-            raise _error(worker, errors.read().decode(errors="replace"), str(run.path))
+            raise programs.error_of(worker.returncode, errors.read().decode(errors="replace"), str(run.path))
 
 
 def _logged(context: Context) -> tuple[int, float]:
@@ -67,14 +65,3 @@ def _signals_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _error(worker: subprocess.Popen[bytes], text: str, where: str) -> TunewrightError:
-    """The worker's error, with its exit status, if the last line is its JSON; anything else is a crash."""
-    last = programs.last_line(text)
-    kind = TunewrightError if worker.returncode == TunewrightError.exit_code else TrainError
-    try:
-        first = json.loads(last)["error"][0]
-        return kind(first["code"], first["message"], where=first["where"], fix=first["fix"])
-    except (ValueError, KeyError, TypeError):
-        return TrainError("TRAIN_WORKER", f"the training process ended unexpectedly: {last}", where=where)

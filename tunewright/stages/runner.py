@@ -40,11 +40,10 @@ from tunewright.train import profile
 
 
 class Runner:
-    """One run in one process, with the inputs of its stages, each made when first needed. ``separate``: training runs
-    in a process of its own."""
+    """One run in one process, with the inputs of its stages, each made when first needed."""
 
-    def __init__(self, context: Context, separate: bool = False) -> None:
-        self.context, self.separate = context, separate
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self._setup: Setup | None = None
         self._work: Work | None = None
 
@@ -155,7 +154,7 @@ class Runner:
         return check
 
     def _do(self, stage: Stage) -> None:
-        if self.separate and stage.run_separately is not None:
+        if self.context.where.separate and stage.run_separately is not None:
             self._print(stage, stage.run_separately(self.context))
             return
         reason = stage.skip_reason(self.work()) if stage.skip_reason is not None else None

@@ -7,10 +7,12 @@ from dataclasses import asdict
 
 import torch
 
-from tunewright.core import records
-from tunewright.core.records import Receipt, Training
-from tunewright.core.run_folder import make_folder
+from tunewright.core import records, run_folder
+from tunewright.core.config import Plan
+from tunewright.core.records import METRICS, BranchTraining, Receipt, Training
+from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
+from tunewright.runtime import swept
 from tunewright.runtime.context import Context, Work
 from tunewright.runtime.receipt import code_sha256, input_hashes
 from tunewright.stages import process
@@ -24,6 +26,8 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     """Writes metrics.jsonl and checkpoints/, with the trained weights in checkpoints/final.safetensors. Of several
     ``ranks``, the first does. Raises RANKS_DIFFER."""
     run, plan, inputs, console = work.run, work.plan, work.inputs, work.console
+    if (branch := swept.branch_of(run)) and _is_of(plan, swept.plan_of(run)):
+        return _adopted(work, branch)
     step = _begin(work) if ranks.first else 0
     ranks.wait()
     model = work.models.untrained(plan)
@@ -47,14 +51,8 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     if result.crowded_steps and ranks.first:
         receipt = records.read(run.receipt, Receipt)
         records.write(run.receipt, receipt.model_copy(update={"crowded_steps": result.crowded_steps}))
-    parameters = adapters.trainable(model.module)
-    return Training(
-        **asdict(result),
-        weights_sha256=checkpoints.save_weights(run.weights, parameters) if ranks.first else "",
-        peak_gb=round(machine.peak_gb(), 2),
-        trained=sum(p.numel() for p in parameters.values()),
-        total=sum(p.numel() for p in model.module.parameters()),
-    )
+    sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module)) if ranks.first else ""
+    return _with_sizes(model.module, BranchTraining(**asdict(result), weights_sha256=sha256))
 
 
 def _begin(work: Work) -> int:
@@ -69,6 +67,34 @@ def _begin(work: Work) -> int:
     if newest.folder:
         console.say(f"resuming at step {step + 1}, from {newest.folder}")
     return step
+
+
+def _is_of(plan: Plan, other: Plan | None) -> bool:
+    """Whether they train the same."""
+    return other is not None and _content(plan) == _content(other)
+
+
+def _content(plan: Plan) -> dict[str, object]:
+    return plan.model_dump(exclude={"estimate", "reasons"})
+
+
+def _adopted(work: Work, branch: Run) -> Training:
+    """The training of the recipe that a sweep has chosen, which is this run's: nothing is trained again."""
+    run, done = work.run, records.read(branch.training, BranchTraining)
+    checkpoints.check_weights(branch.weights, done.weights_sha256)
+    run_folder.write_atomic(run.weights, branch.weights.read_bytes())
+    lines = list(records.read_lines(branch.metrics, METRICS))
+    records.write_lines(run.metrics, lines)
+    return _with_sizes(work.models.untrained(work.plan).module, done)
+
+
+def _with_sizes(module: torch.nn.Module, done: BranchTraining) -> Training:
+    return Training(
+        **dict(done),
+        peak_gb=round(machine.peak_gb(), 2),
+        trained=sum(p.numel() for p in adapters.trainable(module).values()),
+        total=sum(p.numel() for p in module.parameters()),
+    )
 
 
 def train_separately(context: Context) -> Training:

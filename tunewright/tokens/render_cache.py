@@ -79,11 +79,11 @@ def cached_rows(
 ) -> RenderedRows:
     """`render_rows` through a cache in ``folder``. A file that cannot be read is written again."""
     file = folder / "tokens" / f"{_key(renderer, examples, chosen)}.safetensors"
-    rendered = _read(file)
+    rendered = read(file)
     if rendered is None:
         rendered = render_rows(renderer, examples, chosen)
         with suppress(TunewrightError):  # a full or read-only disk costs the cache, not the run
-            write_atomic(file, _to_bytes(rendered))
+            write_atomic(file, to_bytes(rendered))
     return rendered
 
 
@@ -91,7 +91,7 @@ def stored(folder: Path) -> list[TokenSequence]:
     """The sequences of the largest side in the cache of ``folder``, usually those of the training rows; empty without a
     cache."""
     files = sorted((folder / "tokens").glob("*.safetensors"), key=lambda file: -file.stat().st_size)
-    rendered = _read(files[0]) if files else None
+    rendered = read(files[0]) if files else None
     return [] if rendered is None else sequences.flat(rendered.rows)
 
 
@@ -106,7 +106,7 @@ def _key(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[in
     return total.hexdigest()
 
 
-def _to_bytes(rendered: RenderedRows) -> bytes:
+def to_bytes(rendered: RenderedRows) -> bytes:
     """Sequences one after another; ``counts`` says how many belong to each row, and is left out where it is one for
     all. Signals are tensors ``signal/ROW/NAME``, ROW counting the rows of the file."""
     from safetensors.numpy import save
@@ -126,7 +126,8 @@ def _to_bytes(rendered: RenderedRows) -> bytes:
     return save(tensors)
 
 
-def _read(file: Path) -> RenderedRows | None:
+def read(file: Path) -> RenderedRows | None:
+    """What `to_bytes` wrote; None if the file is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

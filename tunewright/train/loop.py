@@ -79,14 +79,19 @@ def with_precomputed(training: TrainingInputs) -> TrainingInputs:
 
 
 def train(
-    training: TrainingInputs, progress: Callable[[Progress], None] = lambda _: None, ranks: Ranks = ALONE
+    training: TrainingInputs,
+    progress: Callable[[Progress], None] = lambda _: None,
+    ranks: Ranks = ALONE,
+    until: int | None = None,
 ) -> Trained:
-    """Train the model in place from the newest checkpoint of the run (or from the start) to the end of the plan.
-    ``progress`` is called after each step. Of several ``ranks``, all call it, with the same inputs; the first writes.
+    """Train the model in place from the newest checkpoint of the run (or from the start) to the end of the plan, or, to
+    be continued later, to step ``until``. ``progress`` is called after each step. Of several ``ranks``, all call it,
+    with the same inputs; the first writes.
 
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), RUN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
     plan, run, hashes = training.plan, training.run, training.hashes
+    last = min(until or plan.steps, plan.steps)
     crowd, kept = crowding.alone(plan.threads), heap.Kept()
     student = make_learner(training.model, plan)
     state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
@@ -103,12 +108,12 @@ def train(
             records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
             state = _with_best(run, student, state)
     with _interrupts() as interrupted, crowding.restored():
-        while state.step < plan.steps and not _out_of_patience(state, plan):
+        while state.step < last and not _out_of_patience(state, plan):
             if plan.adapt_threads:
                 crowd = crowding.adapted(crowd)
             state = _one_step(training, student, state, crowd, progress, ranks)
             kept = heap.bounded(kept)
-            over = state.step == plan.steps or _out_of_patience(state, plan)
+            over = state.step == last or _out_of_patience(state, plan)
             stop = ranks.any(interrupted.is_set())  # all after the same step, whoever was asked
             if ranks.first and (over or stop or state.step % plan.checkpoint_every == 0):
                 checkpoints.save(run.checkpoints, student.parameters, student.optimizer, state, plan.checkpoint_keep)

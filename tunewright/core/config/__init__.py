@@ -17,8 +17,10 @@ from tunewright.core.config.schema import (
     Recompute,
     RemoteConfig,
     SplitConfig,
+    SweepConfig,
     TrainConfig,
 )
+from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
     "AdapterConfig",
@@ -36,11 +38,14 @@ __all__ = [
     "Recompute",
     "RemoteConfig",
     "SplitConfig",
+    "SweepConfig",
     "TrainConfig",
     "absolute",
     "fields",
     "flat",
     "load",
+    "recipes",
     "to_yaml",
     "validate",
+    "with_settings",
 ]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tunewright.core import locations
+from tunewright.core.config import sweeps
 from tunewright.core.config.explain import explain
 from tunewright.core.config.schema import PATH, TEMPLATES, Config
 from tunewright.core.errors import ConfigError
@@ -80,6 +81,7 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
         raise conflict(
             "prove.remote.url", "prove.remote.url and prove.remote.model must be set together.", "set both, or neither."
         )
+    sweeps.check(config, (places or {}).get("sweep.grid", "sweep.grid"))
     _check_encoding(config.data.encoding, (places or {}).get("data.encoding", "data.encoding"))
     if config.data.instruction is not None and config.data.format == "text":
         raise conflict(

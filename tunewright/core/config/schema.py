@@ -341,6 +341,22 @@ class ExperimentsConfig(Frozen):
     )
 
 
+class SweepConfig(Frozen):
+    """Several recipes, of which the run uses the best by dev loss if it is shown to beat the default."""
+
+    grid: dict[str, list[bool | int | float | str | list[str]]] = Field(
+        {}, description="Settings of adapter and train -> values to try, in all combinations; empty: no sweep."
+    )
+    halve: bool = Field(
+        True,
+        description="Train all recipes to a quarter of their steps, the better half to the middle, half of these "
+        "to the end.",
+    )
+    seeds: Annotated[int, Field(ge=2, le=20)] = Field(
+        2, description="Seeds of the default and of the best of the others, whose difference decides."
+    )
+
+
 class CostConfig(Frozen):
     requests: Annotated[int, Field(ge=4, le=10_000)] = Field(
         8, description="Test prompts per timed arm, sent one at a time."
@@ -415,5 +431,6 @@ class Config(Frozen):
     prove: ProveConfig = ProveConfig()
     forget: ForgetConfig = ForgetConfig()
     experiments: ExperimentsConfig = ExperimentsConfig()
+    sweep: SweepConfig = SweepConfig()
     cost: CostConfig = CostConfig()
     export: ExportConfig = ExportConfig()

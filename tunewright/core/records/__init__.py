@@ -86,6 +86,7 @@ from tunewright.core.records.files import (
 )
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
+from tunewright.core.records.sweep import SWEEP, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
 from tunewright.core.records.training import (
     ANY_TRAINING,
     METRICS,
@@ -136,6 +137,7 @@ __all__ = [
     "METRICS",
     "MITIGATION",
     "PROMPT_DISTILLATION",
+    "SWEEP",
     "AdapterNote",
     "Agreement",
     "AnswerSchema",
@@ -151,6 +153,7 @@ __all__ = [
     "AuditFinding",
     "AuditTask",
     "BackTest",
+    "BranchFile",
     "BranchTraining",
     "Calibration",
     "CalibrationErrors",
@@ -165,6 +168,7 @@ __all__ = [
     "Cost",
     "CoveragePoint",
     "CurvePoint",
+    "DevNats",
     "Doubling",
     "Drift",
     "Event",
@@ -213,6 +217,7 @@ __all__ = [
     "Quantile",
     "Quantiles",
     "Receipt",
+    "RecipeSweep",
     "Record",
     "ReferenceContrast",
     "Refusal",
@@ -222,6 +227,7 @@ __all__ = [
     "RequestCost",
     "Rerun",
     "RunFile",
+    "Rung",
     "ScoreLine",
     "SelfTest",
     "SelfTestFinding",
@@ -230,6 +236,7 @@ __all__ = [
     "StartLine",
     "StepLine",
     "Sweep",
+    "SweptRecipe",
     "TemplateFacts",
     "TextCrossfit",
     "TextKL",

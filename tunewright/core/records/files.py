@@ -29,6 +29,7 @@ from tunewright.core.records.evidence import (
 from tunewright.core.records.export import CONSUMER_CHECKS, EXPORTS, AdapterNote
 from tunewright.core.records.people import Choice, JudgeLine, Preferences
 from tunewright.core.records.score import RegressionLine, ScoreLine
+from tunewright.core.records.sweep import SWEEP, BranchFile, DevNats
 from tunewright.core.records.training import (
     ANY_TRAINING,
     METRICS,
@@ -73,6 +74,7 @@ FILES: tuple[RunFile, ...] = (
     _file("data/split.jsonl", SplitRow, "the side of every row", lines=True),
     _file("selftest.json", SelfTest, "the self-test before the first step"),
     _file("protocol.json", ProtocolRecord, "how the test rows will be evaluated"),
+    _file("sweep.json", SWEEP, "recipes that were tried, and which the run uses (`tunewright sweep`)"),
     _file("receipt.json", Receipt, "what is needed to repeat the run"),
     _file("plan.json", Plan, "every number that training uses, with the reason for each"),
     _file("profile.json", Profile, "where the time of a training step goes (`tunewright train --profile`)"),
@@ -98,6 +100,8 @@ FILES: tuple[RunFile, ...] = (
     _file("people.json", Preferences, "what people, and judge models, preferred"),
     _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not record"),
     _file("events.jsonl", Event, "what happened in the run, in order", lines=True),
+    _file("branches/*/branch.json", BranchFile, "how a branch is trained, for another process"),
+    _file("branches/*/dev-*.json", DevNats, "the loss of each dev row after so many steps of a branch"),
     _file("branches/*/metrics.jsonl", METRICS, "as above, of a branch", lines=True),
     _file("branches/*/checkpoints/step-*/state.json", CheckpointState, "as above, of a branch"),
     _file("branches/*/training.json", ANY_TRAINING, "how the training of a branch ended"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,12 +45,16 @@ def _fold(cluster: int, cut: int) -> int:
     return int(hashlib.sha256(f"cut {cut} of {cluster}".encode()).hexdigest(), 16) % FOLDS
 
 
-def _halves(work: Work, folds: Folds) -> Iterator[tuple[Branch, list[int]]]:
-    """Each branch, and the rows that it leaves out."""
+def _halves(work: Work, folds: Folds) -> list[tuple[Branch, list[int]]]:
+    """Each branch, trained, and the rows that it leaves out."""
+    halves = []
     for cut, fold in enumerate(folds):
         for k in range(FOLDS):
             kept, held_out = ([i for i in fold if (fold[i] == k) is own] for own in (False, True))
-            yield branches.of_rows(work, f"cut-{cut}-fold-{k}", kept, len(kept) / len(fold), work.plan.seed), held_out
+            branch = branches.of_rows(work, f"cut-{cut}-fold-{k}", kept, len(kept) / len(fold), work.plan.seed)
+            halves.append((branch, held_out))
+    branches.require(work.setup, [branch for branch, _ in halves])
+    return halves
 
 
 def _labels(work: Work, folds: Folds) -> LabelCrossfit:

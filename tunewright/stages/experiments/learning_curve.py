@@ -12,6 +12,7 @@ from tunewright.core.records import LearningCurve, NotMeasured
 from tunewright.data.scores import Score
 from tunewright.judge import extrapolation
 from tunewright.runtime import branches, weights
+from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work
 from tunewright.stages.stage import Stage
 
@@ -25,20 +26,21 @@ def learning_curve(work: Work, full: bool = False) -> LearningCurve:
     fractions, seeds = (FRACTIONS, SEEDS) if full else ((1 / 2, 1.0), 1)
     data, config, train = work.data, work.config.prove, work.data.side("train")
     labels = [data.examples[i].target if data.task.labels else "" for i in train]
+    clusters = [data.cluster[i] for i in train]
+    parts = {(f, s): nested(train, clusters, labels, f, s) for f in fractions for s in range(seeds)}
+    trained = {key: _branch(work, rows, *key) for key, rows in parts.items()}
+    branches.require(work.setup, [branch for branch in trained.values() if branch])
     points = []
     for fraction in fractions:
-        per_seed = []
-        for seed in range(seeds):
-            rows = nested(train, [data.cluster[i] for i in train], labels, fraction, seed)
-            per_seed.append([s.score for s in _scores(work, rows, fraction, work.plan.seed + seed)])
-        points.append((len(rows), np.array(per_seed)))
+        per_seed = [[s.score for s in _scores(work, trained[fraction, seed])] for seed in range(seeds)]
+        points.append((len(parts[fraction, 0]), np.array(per_seed)))
     sizes, scores_PSR = [n for n, _ in points], [s for _, s in points]
     sign = 1.0 if data.task.metric.higher_is_better else -1.0
-    clusters = [data.cluster[i] for i in work.inputs.test]
+    tested = [data.cluster[i] for i in work.inputs.test]
     record = {
         "points": [{"rows": n, "seeds": [float(x) for x in s.mean(1)], "score": float(s.mean())} for n, s in points],
         "doubling": extrapolation.last_doubling(
-            sign * scores_PSR[-1], sign * scores_PSR[-2], clusters, config.significance, config.margin
+            sign * scores_PSR[-1], sign * scores_PSR[-2], tested, config.significance, config.margin
         ),
         "forecast": extrapolation.forecast(sizes, scores_PSR)
         if sign > 0
@@ -48,10 +50,17 @@ def learning_curve(work: Work, full: bool = False) -> LearningCurve:
     return LearningCurve.model_validate(record, strict=False)
 
 
-def _scores(work: Work, rows: tuple[int, ...], fraction: float, seed: int) -> list[Score]:
-    if fraction == 1.0 and seed == work.plan.seed:  # the run itself
+def _branch(work: Work, rows: Sequence[int], fraction: float, seed: int) -> Branch | None:
+    """``seed``: counted from the run's. None: the run itself."""
+    if fraction == 1.0 and seed == 0:
+        return None
+    own = work.plan.seed + seed
+    return branches.of_rows(work, f"{len(rows)}-rows-seed-{own}", rows, fraction, own)
+
+
+def _scores(work: Work, branch: Branch | None) -> list[Score]:
+    if branch is None:
         return work.answers.of(work.tuned, "test", weights.at_chosen_scale(work.run, work.plan))
-    branch = branches.of_rows(work, f"{len(rows)}-rows-seed-{seed}", rows, fraction, seed)
     return branches.scores(work, branch, "test")
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tunewright.core.chosen import chosen_scale
 from tunewright.core.records import Drift, Mitigation, MitigationVariant
-from tunewright.core.run_folder import chosen_scale
 from tunewright.data.messages import question
 from tunewright.judge.probes import bank
 from tunewright.methods import distill
@@ -55,7 +55,9 @@ def mitigation(work: Work) -> Mitigation:
     tuned, plan = work.tuned, work.plan
     variants: dict[str, Weights] = {UNCHANGED: weights.at_chosen_scale(work.run, plan)}
     dev = {UNCHANGED: work.answers.of(tuned, "dev", variants[UNCHANGED])}
-    for name, branch in _branches(work).items():
+    every = _branches(work)
+    branches.require(work.setup, list(every.values()))
+    for name, branch in every.items():
         dev[name] = branches.scores(work, branch, "dev", tuned)
         variants[name] = branches.trained(work, branch)
     own, passages = forgetting.own_answers(work), forgetting.generic(work, forgetting.STANDARD_TOKENS)[0]

@@ -1,0 +1,176 @@
+"""A sweep: the run uses the recipe that it chose, as if it had been configured, wherever the recipes were trained."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from build import FLAGS, Folder, Rows, cli, read, read_lines, write_chat_rows
+
+from tunewright.cli import fan_out
+from tunewright.core import config as configuration
+from tunewright.core.config import recipes
+from tunewright.core.errors import ConfigError
+from tunewright.core.run_folder import Run, sha256
+
+FAST = [f for f in FLAGS if not f.startswith(("train.eval_every", "train.steps", "adapter", "prove.few_shot"))]
+FAST += [
+    "train.steps=24",
+    "train.patience=0",
+    "prove.evidence=plain",
+    "export.rows=0",
+    "export.to=[adapter]",
+    "prove.significance=0.4",
+]
+GRID = ["train.lr=1e-6,3e-2", "adapter.rank=2,4"]
+
+
+def sweep(folder: Path, rows: Path, model: Path, name: str, *more: str) -> Any:
+    return cli("sweep", str(rows), "--model", str(model), *FAST, *GRID, "--name", name, *more, cwd=folder)
+
+
+@pytest.fixture(scope="session")
+def swept(shared: Callable[[str, Callable[[Path], object]], Path], model_folder: Folder) -> Path:
+    def make(folder: Path) -> None:
+        done = sweep(folder, write_chat_rows(folder / "rows.jsonl", 60), model_folder("llama"), "here")
+        assert done.returncode == 0, done.stderr
+
+    return shared("sweep", make) / "runs" / "here"
+
+
+def test_it_ends_with_one_read_of_test(swept: Path) -> None:
+    events = [e["event"] for e in read_lines(swept, "events")]
+    assert events.count("test_read") == 1
+    assert events.index("sweep_finished") < events.index("plan_started") < events.index("test_read")
+
+
+def test_every_recipe_is_recorded_and_half_are_dropped_at_each_rung(swept: Path) -> None:
+    record = read(swept, "sweep")
+    assert record["tried"] == len(record["recipes"]) == 5
+    assert record["recipes"][0]["settings"] == {}
+    at = [sum(len(r["rungs"]) > k for r in record["recipes"]) for k in range(3)]
+    assert at == [5, 3, 2]
+    assert record["recipes"][0]["seeds"] == 2
+    assert record["steps"] == 5 * 6 + 3 * 6 + 2 * 12 + 2 * 24
+    assert record["full_steps"] == 5 * 2 * 24
+
+
+def test_what_does_not_learn_is_dropped(swept: Path) -> None:
+    record = read(swept, "sweep")
+    slow = [r for r in record["recipes"] if r["settings"].get("train.lr") == 1e-6]
+    assert slow
+    assert all(r["seeds"] == 0 for r in slow)
+    assert record["challenger"] is not None
+    assert record["recipes"][record["challenger"]]["settings"]["train.lr"] == 3e-2
+
+
+def test_the_run_is_that_of_the_chosen_recipe(
+    swept: Path, tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    record = read(swept, "sweep")
+    chosen = record["recipes"][record["chosen"]]
+    words = [f"{key}={value}" for key, value in chosen["settings"].items()] + ["train.eval_every=3"]
+    done = cli("train", str(chat_rows()), "--model", str(model_folder("llama")), *FAST, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (alone,) = (tmp_path / "runs").iterdir()
+    assert sha256(Run(alone).weights) == sha256(Run(swept).weights) == read(swept, "training")["weights_sha256"]
+    assert [x["loss"] for x in read_lines(alone, "metrics")[1:]] == [
+        x["loss"] for x in read_lines(swept, "metrics")[1:]
+    ]
+
+
+def test_the_report_shows_it(swept: Path) -> None:
+    page = (swept / "report.html").read_text()
+    assert "5 recipes" in page
+    assert "1e-06" in page
+
+
+@pytest.mark.slow  # a dozen processes, each of which imports torch
+def test_killed_workers_and_a_killed_starter_change_no_bit(
+    swept: Path, tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    words = ["sweep", str(chat_rows()), "--model", str(model_folder("llama")), *FAST, *GRID, "--name", "killed"]
+    command = [sys.executable, "-m", "tunewright", *words, "--on", "local", "-q"]
+    started, branches = time.monotonic(), tmp_path / "runs" / "killed" / "branches"
+    starter = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    while not list(branches.glob("*/metrics.jsonl")) and time.monotonic() < started + 120:
+        time.sleep(0.02)
+    starter.send_signal(signal.SIGKILL)
+    starter.communicate()
+    done = sweep(tmp_path, chat_rows(), model_folder("llama"), "killed", "--on", "local")
+    assert done.returncode == 0, done.stderr
+    here, there = read(swept, "sweep"), read(tmp_path / "runs" / "killed", "sweep")
+    assert {**here, "seconds": 0} == {**there, "seconds": 0}
+    for branch in (swept / "branches").iterdir():
+        for file in branch.glob("dev-*.json"):
+            assert (branches / branch.name / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_recipe_that_diverges_is_reported_and_the_others_go_on(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    words = [*FAST, "train.lr=1e-2,1", "train.max_grad_norm=1e9", "train.warmup=0", "--full"]
+    done = cli("sweep", str(chat_rows()), "--model", str(model_folder("llama")), *words, "--name", "x", cwd=tmp_path)
+    record = read(tmp_path / "runs" / "x", "sweep")
+    assert done.returncode == 0, done.stderr
+    assert record["tried"] == 3
+    for recipe in record["recipes"]:  # a rate of 1 need not diverge
+        assert recipe["rungs"] or "TRAIN_NOT_FINITE" in recipe["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["data.instruction=a,b"], "CONFIG_CONFLICT", "cannot be swept"),
+        (["train.lr=1e-3,soon"], "CONFIG_RANGE", "train.lr is 'soon'"),
+        (["train.lr=1e-3"], "CONFIG_CONFLICT", "no setting has several values"),
+        (["train.lr=auto,auto"], "CONFIG_CONFLICT", "no recipe of the grid differs"),
+        (["sweep.seeds=1", "train.lr=1e-3,1e-2"], "CONFIG_RANGE", "sweep.seeds"),
+        (["train.lr=" + ",".join(f"{n}e-5" for n in range(1, 400))], "CONFIG_CONFLICT", "399 recipes"),
+        (["train.lr=1e-3,1e-2", "split.dev=0"], "CONFIG_CONFLICT", "there are none"),
+    ],
+)
+def test_a_grid_that_cannot_be_swept(
+    words: list[str], code: str, message: str, tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    done = cli("sweep", str(chat_rows()), "--model", str(model_folder("llama")), *FAST, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert code in done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_values_are_split_at_commas_outside_brackets() -> None:
+    assert fan_out.split("[q_proj, v_proj],all,'a,b'") == ["[q_proj, v_proj]", "all", "'a,b'"]
+    words = fan_out.swept_settings(["adapter.targets=[q_proj],[q_proj, v_proj]", "train.steps=4"], 3, False)
+    config = configuration.load(None, words, data__train="rows.jsonl")
+    assert config.sweep.grid == {"adapter.targets": [["q_proj"], ["q_proj", "v_proj"]]}
+    assert (config.sweep.seeds, config.sweep.halve, config.train.steps) == (3, False, 4)
+    assert recipes(config) == [{}, {"adapter.targets": ["q_proj"]}, {"adapter.targets": ["q_proj", "v_proj"]}]
+
+
+def test_the_grid_may_be_in_a_config_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("sweep:\n  grid:\n    train.lr: [0.1, 0.2]\n    train.moon: [1]\n")
+    with pytest.raises(ConfigError, match=r"c.yaml:2.*train.moon cannot be swept"):
+        configuration.load(tmp_path / "c.yaml")
+
+
+def test_a_sweep_can_be_trained_by_whoever_runs_the_printed_lines(
+    swept: Path, tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    done = sweep(tmp_path, chat_rows(), model_folder("llama"), "printed", "--on", "print")
+    assert done.returncode == 4
+    assert "waits for 5 trainings" in done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    subprocess.run(lines[0].replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    name = json.loads((swept / "sweep.json").read_text())["recipes"][0]["branch"]
+    first, same = (run / "branches" / name / "dev-6.json" for run in (swept, tmp_path / "runs" / "printed"))
+    assert first.read_bytes() == same.read_bytes()

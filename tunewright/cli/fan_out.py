@@ -1,0 +1,75 @@
+"""Many trainings on the command line: where they run, and the grid of a sweep."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import typer
+
+from tunewright.core.errors import ConfigError
+from tunewright.fan.jobs import Where
+
+On = Annotated[
+    Literal["here", "local", "ray", "print"],
+    typer.Option(
+        help="Where branches are trained: in this process, in several of this machine, on a Ray cluster; print: only "
+        "print their command lines."
+    ),
+]
+AtOnce = Annotated[
+    int | None,
+    typer.Option(min=1, max=4096, metavar="N", help="Branches at a time; default: one for each GPU, or one."),
+]
+GpusEach = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="GPUs of each branch.")]
+
+
+def where(
+    on: Literal["here", "local", "ray", "print"], at_once: int | None, gpus_each: int, separate: bool = False
+) -> Where:
+    """Raises CONFIG_CONFLICT if several at once are asked of this one process."""
+    if on == "here" and at_once not in (None, 1):
+        fix = "add --on local."
+        raise ConfigError("CONFIG_CONFLICT", "one process trains one branch at a time.", where="--at-once", fix=fix)
+    return Where(on, at_once, gpus_each, attempt="" if on == "print" else uuid.uuid4().hex, separate=separate)
+
+
+def swept_settings(given: Sequence[str], seeds: int | None, halve: bool | None) -> list[str]:
+    """The settings of the run: those with several values, separated by commas, become its grid. Raises
+    CONFIG_CONFLICT if there is none."""
+    values = {key: split(text) for key, _, text in (word.partition("=") for word in given)}
+    several = {key.strip(): parts for key, parts in values.items() if len(parts) > 1}
+    grid_is_given = any(key.strip().startswith("sweep.grid") for key in values)
+    if not several and not grid_is_given:
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "no setting has several values.",
+            where="command line",
+            fix="separate them by commas: train.lr=1e-4,3e-4 adapter.rank=8,32.",
+        )
+    words = [word for word in given if word.partition("=")[0].strip() not in several]
+    if several:
+        grid = ", ".join(f"{key}: [{', '.join(parts)}]" for key, parts in several.items())
+        words.append(f"sweep.grid={{{grid}}}")
+    words += [f"sweep.seeds={seeds}"] if seeds is not None else []
+    return words + ([f"sweep.halve={str(halve).lower()}"] if halve is not None else [])
+
+
+def split(text: str) -> list[str]:
+    """At commas outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character in "[{(":
+            depth += 1
+        elif character in "]})":
+            depth -= 1
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]

@@ -1,0 +1,81 @@
+"""Runs jobs in some place, as many at a time as fit there, and starts those again that are killed."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from tunewright.core import programs
+from tunewright.core.console import Console
+from tunewright.core.errors import TunewrightError
+from tunewright.core.words import counted
+from tunewright.fan import on_ray, printed
+from tunewright.fan.jobs import Ended, Job, Where
+from tunewright.fan.local import Local
+
+POLL_SECONDS = 0.5
+DEATHS = 3  # after the same step, until a job is given up
+
+
+class Place(Protocol):
+    """Where jobs run as processes."""
+
+    def has_room(self) -> bool: ...
+
+    def start(self, job: Job) -> None: ...
+
+    def ended(self) -> list[Ended]:
+        """Those that have ended since the last call."""
+        ...
+
+    def stop(self) -> None:
+        """Ask all that run to save and end, and wait for them."""
+        ...
+
+
+def run(jobs: Sequence[Job], where: Where, console: Console) -> dict[str, TunewrightError]:
+    """Runs all jobs, and returns the errors of those that failed, by name. Raises RUN_WAITS if they are printed."""
+    if not jobs:
+        return {}
+    if where.on == "print":
+        raise printed.shown(jobs)
+    place: Place = on_ray.Ray(where) if where.on == "ray" else Local(where)
+    try:
+        return _run(jobs, place, console)
+    finally:
+        place.stop()
+
+
+def _run(jobs: Sequence[Job], place: Place, console: Console) -> dict[str, TunewrightError]:
+    waiting, running = deque(jobs), list[Job]()
+    deaths: dict[str, list[int]] = {job.name: [] for job in jobs}
+    failed: dict[str, TunewrightError] = {}
+    shown = sum(job.step() for job in jobs)
+    with console.bar(f"train {len(jobs)}", sum(job.steps for job in jobs), shown) as tick:
+        while waiting or running:
+            while waiting and place.has_room():
+                running.append(waiting.popleft())
+                place.start(running[-1])
+            time.sleep(POLL_SECONDS)
+            for ended in place.ended():
+                running.remove(ended.job)
+                at = deaths[ended.job.name]
+                if ended.killed:
+                    at.append(ended.job.step())
+                    console.warn(f"  {ended.job.name} was killed after step {at[-1]}")
+                if ended.killed and at[-DEATHS:] != [at[-1]] * DEATHS:
+                    waiting.append(ended.job)
+                elif ended.status:
+                    error = (
+                        ended.lost()
+                        if ended.killed
+                        else programs.error_of(ended.status, ended.errors, str(ended.job.folder))
+                    )
+                    failed[ended.job.name] = error
+                    console.warn(f"  {ended.job.name}: {error}")
+            now = sum(job.step() for job in jobs)
+            tick(max(0, now - shown), f"steps, {counted(len(running), 'training')} running")
+            shown = max(shown, now)
+    return failed

@@ -1,0 +1,237 @@
+"""Which recipe? Trains several as branches, compares them by the loss of all dev rows, and lets the run use the best
+if it is shown to be better than the default.
+
+Successive halving (Jamieson and Talwalkar 2016, 1502.07943) at equal fractions of the steps. Test rows are not used:
+the run asks them once, for the chosen recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tunewright.core import records
+from tunewright.core.config import Plan, recipes, with_settings
+from tunewright.core.errors import ConfigError, TunewrightError
+from tunewright.core.records import METRICS, DevNats, NotMeasured, RecipeSweep, Rung, StepLine, SweptRecipe
+from tunewright.core.words import counted, duration
+from tunewright.judge import recipes as comparing
+from tunewright.judge.recipes import RUNGS, Nats
+from tunewright.runtime import branches
+from tunewright.runtime.branches import Branch
+from tunewright.runtime.context import Setup
+from tunewright.stages import plan as planned
+from tunewright.stages.stage import Stage, StageInputs
+from tunewright.train import planning, profile
+from tunewright.train.planning import RowStats
+
+COMPARISONS = 8  # dev losses of a training, at some of which recipes are compared
+
+
+@dataclass(frozen=True)
+class Race:
+    """The recipes of a run. ``settings``, ``plans``: of each; ``weight``: supervised tokens of a dev row, on average;
+    ``rungs``, ``failed``: by recipe, filled while they are trained."""
+
+    setup: Setup
+    settings: Sequence[Mapping[str, object]]
+    plans: Sequence[Plan]
+    weight: float
+    clusters: Sequence[int]
+    rungs: dict[int, list[Rung]] = field(default_factory=dict)
+    failed: dict[str, TunewrightError] = field(default_factory=dict)
+
+    def branch(self, recipe: int, seed: int = 0) -> Branch:
+        """``seed``: counted from the config's."""
+        plan, rows = self.plans[recipe], self.setup.inputs.rows
+        return Branch(
+            name=f"recipe-{recipe}-seed-{plan.seed + seed}",
+            plan=plan.model_copy(update={"seed": plan.seed + seed}),
+            rows=rows["train"],
+            dev=rows["dev"],
+            scale=1.0,
+            measured=True,
+        )
+
+    def trained(self, wanted: Sequence[tuple[int, int]], fraction: float = 1.0) -> None:
+        """Trains recipes with seeds. Raises the default's error."""
+        self.failed.update(branches.advance(self.setup, [self.branch(*pair) for pair in wanted], fraction))
+        if error := self.failed.get(self.branch(0).name):
+            raise error
+
+    def nats(self, recipe: int, seed: int = 0, fraction: float = 1.0) -> Nats:
+        """nats_R of the dev rows."""
+        branch = self.branch(recipe, seed)
+        run = self.setup.context.run.branch(branch.name)
+        file = branches.dev_file(run, branches.step_at(branch.plan, fraction))
+        return np.array(records.read(file, DevNats).nats)
+
+
+def sweep(inputs: StageInputs) -> RecipeSweep | NotMeasured:
+    """Trains the recipes of sweep.grid. Raises CONFIG_CONFLICT without dev rows."""
+    if not inputs.context.config.sweep.grid:
+        return NotMeasured(reason="sweep.grid is empty")
+    setup = inputs.setup()
+    race, settings = _race(setup), setup.context.config.sweep
+    alive = list(range(len(race.plans)))
+    for fraction in RUNGS if settings.halve else RUNGS[-1:]:
+        race.trained([(n, 0) for n in alive], fraction)
+        alive = [n for n in alive if race.branch(n).name not in race.failed]
+        losses = _compare(race, alive, fraction)
+        alive = comparing.kept(losses, 0) if fraction < 1.0 else alive
+    others = [n for n in alive if n]
+    if not others:
+        return _record(race, None, alive)
+    challenger = min(others, key=lambda n: losses[n])
+    race.trained([(n, seed) for seed in range(1, settings.seeds) for n in (0, challenger)])
+    return _record(race, challenger, alive)
+
+
+def _race(setup: Setup) -> Race:
+    context, inputs = setup.context, setup.inputs
+    config, dev = context.config, inputs.rows["dev"]
+    if not dev:
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "a sweep compares recipes on dev rows, and there are none.",
+            where="split.dev",
+            fix="set split.dev=0.1, or data.dev to a file.",
+        )
+    settings, sizes, kind = recipes(config), RowStats.of(inputs.rows["train"]), context.data.task.kind.name
+    plans = []
+    for recipe in settings:
+        wanted = with_settings(config, recipe)
+        plan = planning.make_plan(wanted, inputs.facts, sizes, inputs.machine, kind, inputs.max_new_tokens)
+        planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb)
+        plans.append(_for_comparison(plan, recipe, len(settings), wanted.train.eval_every == "auto"))
+    exact = planned.after_self_test(setup, plans[0])
+    slower = {name: getattr(exact, name) for name in ("layout", "kernels") if exact != plans[0]}
+    race = Race(
+        setup,
+        settings,
+        [plan.model_copy(update=slower) for plan in plans],
+        float(np.mean([row.supervised for row in dev])),
+        [context.data.cluster[row.row] for row in dev],
+    )
+    _announce(race)
+    return race
+
+
+def _for_comparison(plan: Plan, recipe: Mapping[str, object], tried: int, may_change: bool) -> Plan:
+    names = [key.removeprefix("train.") for key in recipe]
+    reasons = {name: f"one of {tried} recipes of a sweep" for name in names if name in Plan.model_fields}
+    changed: dict[str, object] = {}
+    if may_change:
+        changed["eval_every"] = math.ceil(plan.steps / COMPARISONS)
+        reasons["eval_every"] = f"{COMPARISONS} dev losses, at some of which the sweep compares recipes"
+    return plan.model_copy(update={**changed, "reasons": {**plan.reasons, **reasons}})
+
+
+def _announce(race: Race) -> None:
+    setup, settings = race.setup, race.setup.context.config.sweep
+    speed = profile.calibrate(setup.models.untrained(race.plans[0]), setup.inputs.rows["train"], race.plans[0])
+    tokens = sum(plan.steps * plan.batch_size * plan.tokens / plan.rows for plan in race.plans)
+    part = 0.5 if settings.halve else 1.0
+    more = 2 * (settings.seeds - 1) * tokens / len(race.plans)
+    seconds = (part * tokens + more) / speed.tokens_per_second
+    say = setup.context.console.say
+    say(f"sweep: {counted(len(race.plans), 'recipe')}, the default first; about {duration(seconds)} of training")
+    for n in range(len(race.plans)):
+        say(f"  {n}: {_recipe(race, n, 0).words}")
+
+
+def _compare(race: Race, alive: Sequence[int], fraction: float) -> dict[int, float]:
+    """Adds a rung to each recipe. Returns their losses."""
+    alpha = race.setup.context.config.prove.significance
+    nats = {n: race.nats(n, fraction=fraction) for n in alive}
+    losses = {n: float(nats_R.mean()) / race.weight for n, nats_R in nats.items()}
+    for n in alive:
+        rung = Rung(fraction=fraction, loss=losses[n])
+        if n:
+            d, (low, high) = comparing.difference(
+                nats[n][None], nats[0][None], race.clusters, alpha, max(1, len(race.plans) - 1)
+            )
+            ends = records.Interval(low / race.weight, high / race.weight)
+            rung = Rung(fraction=fraction, loss=losses[n], difference=d / race.weight, interval=ends)
+        race.rungs.setdefault(n, []).append(rung)
+    where = "the end" if fraction == 1.0 else f"{fraction:.0%} of the steps"
+    shown = ", ".join(f"{n}: {losses[n]:.4f}" for n in sorted(losses, key=lambda n: losses[n]))
+    race.setup.context.console.say(f"sweep: dev loss at {where}: {shown}")
+    return losses
+
+
+def _record(race: Race, challenger: int | None, finished: Sequence[int]) -> RecipeSweep:
+    config = race.setup.context.config
+    seeds = dict.fromkeys(finished, 1)
+    facts: dict[str, object] = {"chosen": 0}
+    if challenger is not None:
+        own, default = ([s for s in range(config.sweep.seeds) if _whole(race, n, s)] for n in (challenger, 0))
+        seeds |= {challenger: len(own), 0: len(default)}
+        d, (low, high) = comparing.difference(
+            np.array([race.nats(challenger, s) for s in own]),
+            np.array([race.nats(0, s) for s in default]),
+            race.clusters,
+            config.prove.significance,
+            len(race.plans) - 1,
+        )
+        ends = records.Interval(low / race.weight, high / race.weight)
+        beaten = high < 0 and min(len(own), len(default)) > 1
+        facts = {"challenger": challenger, "difference": d / race.weight, "interval": ends}
+        facts["chosen"] = challenger if beaten else 0
+    lines = _lines(race)
+    return RecipeSweep.model_validate(
+        {
+            **facts,
+            "tried": len(race.plans),
+            "dev_rows": len(race.clusters),
+            "recipes": tuple(_recipe(race, n, seeds.get(n, 0)) for n in range(len(race.plans))),
+            "steps": len(lines),
+            "full_steps": config.sweep.seeds * sum(plan.steps for plan in race.plans),
+            "seconds": round(sum(line.seconds for line in lines), 1),
+        }
+    )
+
+
+def _whole(race: Race, recipe: int, seed: int) -> bool:
+    return race.branch(recipe, seed).name not in race.failed
+
+
+def _recipe(race: Race, n: int, seeds: int) -> SweptRecipe:
+    branch, error = race.branch(n), race.failed.get(race.branch(n).name)
+    return SweptRecipe.model_validate(
+        {
+            "settings": dict(race.settings[n]),
+            "branch": branch.name,
+            "lr": branch.plan.lr,
+            "steps": branch.plan.steps,
+            "rungs": tuple(race.rungs.get(n, ())),
+            "seeds": seeds,
+            "error": str(error) if error else None,
+        }
+    )
+
+
+def _lines(race: Race) -> list[StepLine]:
+    """Every step of every branch."""
+    run, seeds = race.setup.context.run, range(race.setup.context.config.sweep.seeds)
+    files = [run.branch(race.branch(n, s).name).metrics for n in range(len(race.plans)) for s in seeds]
+    return [line for file in files for line in records.read_lines(file, METRICS) if isinstance(line, StepLine)]
+
+
+def lines(record: RecipeSweep) -> Sequence[str]:
+    cost = f"{record.steps} steps instead of {record.full_steps}"
+    if record.challenger is None or record.interval is None:
+        return [f"sweep: no other recipe could be trained; the default is kept ({cost})"]
+    low, high = record.interval
+    best = record.recipes[record.challenger].words
+    word = "chosen" if record.chosen else "the default is kept; best of the others"
+    return [
+        f"sweep of {record.tried} recipes: {word}: {best}; its dev loss minus the default's is "
+        f"{record.difference:+.4f} [{low:+.4f}, {high:+.4f}] nats per token ({cost})"
+    ]
+
+
+STAGE = Stage(name="sweep", run=sweep, lines=lines)
