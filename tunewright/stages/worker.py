@@ -16,6 +16,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from tunewright.core import records, run_folder
+from tunewright.core.config import Plan
 from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
@@ -31,9 +32,11 @@ def work(run: Run, under_lock: bool) -> None:
     before there is a plan, RESUME_MISMATCH, RANKS_*, TRAIN_*."""
     run_folder.require(run, run.plan, "plan")
     runner = Runner(resume(run, Console(quiet=True), "worker"))
-    with crowding.giving_way(), ranks.joined() as together:
+    plan = records.read(run.plan, Plan)
+    step_seconds = plan.estimate.train_seconds / plan.steps if plan.estimate else 0.0
+    with crowding.giving_way(), ranks.joined(step_seconds) as together:
         # The others write nothing, so one lock is enough.
-        lock = run_folder.writing(run) if together.first and not under_lock else nullcontext()
+        lock = run_folder.writing(run, ranks.attempt()) if together.first and not under_lock else nullcontext()
         with lock, error_codes(run, "train"):
             if not run.training.exists():
                 done = train.train(runner.work(), together)

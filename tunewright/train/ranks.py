@@ -22,7 +22,8 @@ from torch import Tensor
 from tunewright.core.errors import TrainError
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=10)  # for a process that does not answer, longer than any step
+PATIENCE = 600.0  # seconds for a process that does not answer, unless TUNEWRIGHT_RANKS_TIMEOUT is set
+STEPS = 20  # estimated durations of a step, if that is longer
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Within, this process is one of those that torchrun has started; alone without torchrun. Raises RANKS_LOST if
-    another one ends or does not answer."""
+def joined(step_seconds: float = 0.0) -> Iterator[Ranks]:
+    """Within, this process is one of those that torchrun has started; alone without torchrun. ``step_seconds``: of a
+    step, as estimated. Raises RANKS_LOST if another one ends or does not answer."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
@@ -100,7 +101,7 @@ def joined() -> Iterator[Ranks]:
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_patience(step_seconds))
         yield Ranks(dist.get_rank(), world)
         dist.barrier()  # who ends while others still talk to it aborts them
     except RuntimeError as error:
@@ -115,3 +116,14 @@ def joined() -> Iterator[Ranks]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def attempt() -> str:
+    """Names what torchrun starts, and starts again after a failure; empty if torchrun was given no --rdzv-id."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name
+
+
+def _patience(step_seconds: float) -> timedelta:
+    chosen = os.environ.get("TUNEWRIGHT_RANKS_TIMEOUT")
+    return timedelta(seconds=float(chosen) if chosen else max(PATIENCE, STEPS * step_seconds))
