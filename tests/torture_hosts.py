@@ -77,7 +77,7 @@ def main() -> None:
             kill = killed(both, run, 29600 + len(kills), draw)
             assert kill is not None, "the run ended before all kills; give it more --steps"
             kills.append(kill)
-            print(json.dumps(kill), flush=True)
+            print(json.dumps(kill), flush=True)  # noqa: T201
         ended = [p.communicate(timeout=3600)[0] for p in hosts.torchrun(both, run.path, 29599, **ENVIRONMENT)]
     assert run.training.exists(), ended
     losses = [[line.get("loss") for line in read_lines(r.metrics)] for r in (straight, run)]
@@ -89,7 +89,7 @@ def main() -> None:
         "same_losses": losses[0] == losses[1],
     }
     (HERE / "benchmarks" / "results" / "hosts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({**facts, "kills": len(kills)}))
+    print(json.dumps({**facts, "kills": len(kills)}))  # noqa: T201
     sys.exit(not (facts["same_weights"] and facts["same_losses"]))
 
 

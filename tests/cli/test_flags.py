@@ -6,11 +6,13 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 from bad_inputs import Case, ask, nothing, sound
-from build import FLAGS
+from build import FLAGS, Folder, Rows, cli
 from typer.main import get_command
 
 from tunewright.cli import main
@@ -96,3 +98,27 @@ def test_a_flag_is_read(verb: str, flag: str, finished: Path, tmp_path: Path, mo
         assert with_it[0] == without[0] == 0
     else:
         assert without != with_it
+
+
+def test_a_run_of_hours_begins_only_if_someone_agrees(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(chat_rows()), "--model", str(model_folder("llama")), *FLAGS, "--name", "long"]
+    assert cli("plan", *words, cwd=tmp_path).returncode == 0
+    file = tmp_path / "runs" / "long" / "plan.json"
+    plan = json.loads(file.read_text())
+    plan["estimate"]["stages"] = {"train": 5 * 3600.0, "prove": 600.0}
+    file.write_text(json.dumps(plan))
+    refused = cli("train", "runs/long", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "[RUN_LONG] runs/long: the run would take about 5 h 10 min (train 5 h 0 min, prove 10 min)" in refused.stderr
+    assert not (file.parent / "metrics.jsonl").exists()
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    for answer, status in ((False, 2), (True, 0)):
+        monkeypatch.setattr(typer, "confirm", lambda text, err, answer=answer: answer)
+        assert cli("train", "runs/long", cwd=tmp_path).returncode == status
+    monkeypatch.setattr(typer, "confirm", lambda text, err: pytest.fail("it has begun already"))
+    assert cli("train", "runs/long", cwd=tmp_path).returncode == 0
+    (file.parent / "metrics.jsonl").unlink()
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+    assert cli("train", "runs/long", "--yes", cwd=tmp_path).returncode == 0

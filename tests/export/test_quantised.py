@@ -37,6 +37,15 @@ def test_the_verdict_names_the_base_that_it_is_about(quantised: api.Result) -> N
     assert "base in NF4</h1>" in quantised.report.read_text()
 
 
+def test_the_base_that_is_not_quantised_is_an_arm_to_beat(quantised: api.Result) -> None:
+    arms = json.loads((quantised.path / "verdict.json").read_text())["arms"]
+    assert "full_precision" in arms
+    assert not arms["full_precision"]["trained"]
+    assert arms["full_precision"]["variant"] in ("zero_shot", "few_shot-k1", "few_shot-k2")
+    assert "not quantised" in arms["full_precision"]["description"]
+    assert "was not measured" not in quantised.report.read_text().split("<h2>")[0]
+
+
 def test_exports_answer_as_the_trained_model(quantised: api.Result) -> None:
     """The adapter on the base in NF4, in a process of its own, and the merged weights, which are dense."""
     checks = {check["kind"]: check for check in json.loads((quantised.path / "export.json").read_text())}

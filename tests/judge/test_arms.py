@@ -218,3 +218,22 @@ def test_conversations_of_several_turns_have_no_arms_with_examples() -> None:
     train = tuple(Chat(turns, f"x:{i}") for i in range(12))
     arms = families.arms(detect_task(train), ArmInputs(train), ProveConfig(), 8)
     assert set(arms) == {"zero_shot", "tuned"} or set(arms) == {"zero_shot", "constant", "classical", "tuned"}
+
+
+def test_every_prompt_is_also_asked_of_a_base_that_is_not_quantised() -> None:
+    train = [chat(f"q{i}", ("a", "b")[i % 2]) for i in range(12)]
+    task = detect_task(train)
+    arms = families.arms(task, ArmInputs(tuple(train), full_precision=True), ProveConfig(), 8)
+    (own, *others), asked = arms["zero_shot"], arms["full_precision"]
+    assert all(arm.full_precision and arm.can_be_comparator for arm in asked)
+    assert not any(
+        arm.full_precision for family, variants in arms.items() if family != "full_precision" for arm in variants
+    )
+    prompts = [arm for f in ("zero_shot", "few_shot", "nearest") for arm in arms[f]]
+    assert [arm.responder for arm in asked] == [arm.responder for arm in prompts]
+    assert (
+        len({arm.name for arm in asked})
+        == len(asked)
+        == len([own, *others]) + len(arms["few_shot"]) + len(arms["nearest"])
+    )
+    assert "full_precision" not in families.arms(task, ArmInputs(tuple(train)), ProveConfig(), 8)

@@ -25,10 +25,12 @@ KINDS = ["Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"]
 pytest.importorskip("bitsandbytes")
 
 
-def pair(kind: str = "llama", dtype: torch.dtype = torch.float32, adapter: AdapterConfig = LORA) -> tuple[Any, Any]:
-    """The same model twice: with its layers in NF4, and dense with the numbers that these stand for."""
-    packed = tiny_lm(kind, dtype, num_key_value_heads=2)
-    packing.pack(packed.module, "nf4", dtype)
+def pair(
+    kind: str = "llama", dtype: torch.dtype = torch.float32, adapter: AdapterConfig = LORA, how: str = "nf4"
+) -> tuple[Any, Any]:
+    """The same model twice: with its layers packed, and dense with the numbers that these stand for."""
+    packed = tiny_lm(kind, torch.bfloat16 if how == "stored" else dtype, num_key_value_heads=2)
+    packing.pack(packed.module, how, dtype)
     dense = dataclasses.replace(packed, module=copy.deepcopy(packed.module))
     for name, layer in list(dense.module.named_modules()):
         if isinstance(layer, PackedLinear):
@@ -43,9 +45,10 @@ def pair(kind: str = "llama", dtype: torch.dtype = torch.float32, adapter: Adapt
 @pytest.mark.parametrize("kernels", ["fused", "transformers"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_losses_and_gradients_are_those_of_dense_weights(kind: str, dtype: torch.dtype, kernels: str) -> None:
+@pytest.mark.parametrize("how", ["nf4", "stored"])
+def test_losses_and_gradients_are_those_of_dense_weights(how: str, kind: str, dtype: torch.dtype, kernels: str) -> None:
     """Bit for bit, with biases, and with layers recomputed."""
-    packed, dense = (dataclasses.replace(m, kernels=kernels) for m in pair(kind, dtype))
+    packed, dense = (dataclasses.replace(m, kernels=kernels) for m in pair(kind, dtype, how=how))
     assert fused_llama.applies(packed.module)
     batch = tokens.to_microbatch(rows(5), "shared")
     for recompute in ("none", "layers"):
@@ -142,3 +145,17 @@ def test_blocks_of_another_file_are_not_used(tmp_path: Path) -> None:
     packing.pack(module, str(loading.gguf_file(loading.EMBEDDED)), torch.float32)
     assert torch.equal(module.model.layers[3].self_attn.q_proj.weight, before)
     assert sum(isinstance(m, PackedLinear) for m in module.modules()) == 209
+
+
+def test_stored_weights_are_those_of_the_dense_model_and_stay_in_the_file(tmp_path: Path) -> None:
+    """In float32 from a file of 16 bits; loading touches memory for no layer."""
+    tiny_lm("llama", torch.bfloat16, num_key_value_heads=2).module.save_pretrained(tmp_path)
+    dense, stored = (loading.load(tmp_path, torch.float32, packed=how).module for how in ("", "stored"))
+    ids = torch.arange(20)[None]
+    assert torch.equal(dense(ids).logits, stored(ids).logits)
+    layers = {n: m for n, m in stored.named_modules() if isinstance(m, PackedLinear)}
+    assert len(layers) == 14
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "model.safetensors" in line]
+    ends = [tuple(int(x, 16) for x in line[0].split("-")) for line in maps]
+    for layer in layers.values():
+        assert any(low <= layer.weight.data_ptr() < high for low, high in ends), "not in the mapped file"

@@ -116,3 +116,16 @@ def test_weights_in_use_cannot_be_replaced(facts: Facts, tmp_path: Path) -> None
     first, second = (written(models, made, tmp_path, seed) for seed in (1, 2))
     with pytest.raises(AssertionError, match="in use"), models.at(first), models.at(second):
         pass
+
+
+def test_the_base_as_it_is_in_its_files_is_asked_beside_a_packed_one(model_folder: Folder) -> None:
+    pytest.importorskip("bitsandbytes")
+    made = plan("lora")
+    rounded, whole = (Models(read_facts(str(model_folder("llama")), how), "cpu") for how in ("nf4", "none"))
+    with whole.at(base(made)) as model:
+        expected = logits(model)
+    for _ in range(2):
+        with rounded.at(base(made)) as model:
+            assert not torch.equal(logits(model), expected)
+        with rounded.at(base(made, full_precision=True)) as model:
+            assert torch.equal(logits(model), expected)

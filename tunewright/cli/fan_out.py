@@ -1,18 +1,25 @@
-"""Many trainings on the command line: where they run, and the grid of a sweep."""
+"""Long runs and many trainings on the command line: whether they begin, where they run, the grid of a sweep."""
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from tunewright.core.errors import ConfigError
-from tunewright.fan.jobs import Where
+from tunewright.core import records
+from tunewright.core.config import Plan
+from tunewright.core.errors import ConfigError, RunError
+from tunewright.core.run_folder import Run
+from tunewright.core.words import duration
+from tunewright.fan.jobs import Place, Where
+
+LONG_HOURS = 4
 
 On = Annotated[
-    Literal["here", "local", "ray", "print"],
+    Place,
     typer.Option(
         help="Where branches are trained: in this process, in several of this machine, on a Ray cluster; print: only "
         "print their command lines."
@@ -25,14 +32,36 @@ AtOnce = Annotated[
 GpusEach = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="GPUs of each branch.")]
 
 
-def where(
-    on: Literal["here", "local", "ray", "print"], at_once: int | None, gpus_each: int, separate: bool = False
-) -> Where:
+Yes = Annotated[bool, typer.Option("--yes", help=f"Begin even if it will take more than {LONG_HOURS} hours.")]
+
+
+def where(on: Place, at_once: int | None, gpus_each: int, separate: bool = False, agreed: bool = False) -> Where:
     """Raises CONFIG_CONFLICT if several at once are asked of this one process."""
     if on == "here" and at_once not in (None, 1):
         fix = "add --on local."
         raise ConfigError("CONFIG_CONFLICT", "one process trains one branch at a time.", where="--at-once", fix=fix)
-    return Where(on, at_once, gpus_each, attempt="" if on == "print" else uuid.uuid4().hex, separate=separate)
+    return Where(
+        on, at_once, gpus_each, attempt="" if on == "print" else uuid.uuid4().hex, separate=separate, agreed=agreed
+    )
+
+
+def confirm_long(run: Run, agreed: bool) -> None:
+    """Asks whether a run may take hours. Raises RUN_LONG if nobody is there to agree, or does not."""
+    estimate = records.read(run.plan, Plan).estimate
+    total = sum(estimate.stages.values()) if estimate else 0.0
+    if agreed or total < 3600 * LONG_HOURS or estimate is None:
+        return
+    longest = sorted(estimate.stages.items(), key=lambda stage: -stage[1])[:2]
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in longest)
+    if sys.stdin.isatty() and typer.confirm(f"This will take about {duration(total)} ({parts}). Begin?", err=True):
+        return
+    raise RunError(
+        "RUN_LONG",
+        f"the run would take about {duration(total)} ({parts}).",
+        where=str(run.path),
+        fix=f"`tunewright run {run.path} --yes` begins it; a smaller model, fewer train.steps or fewer "
+        "prove.max_test_rows take less.",
+    )
 
 
 def swept_settings(given: Sequence[str], seeds: int | None, halve: bool | None) -> list[str]:

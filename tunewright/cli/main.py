@@ -20,7 +20,7 @@ import typer
 from tunewright.cli.chat import chat
 from tunewright.cli.check import check
 from tunewright.cli.compare import compare
-from tunewright.cli.fan_out import AtOnce, GpusEach, On, swept_settings, where
+from tunewright.cli.fan_out import AtOnce, GpusEach, On, Yes, confirm_long, swept_settings, where
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
 from tunewright.cli.push import push
@@ -73,6 +73,7 @@ def run(
     quiet: Quiet = False,
     gate: Gate = False,
     separate: Separate = False,
+    yes: Yes = False,
     on: On = "here",
     at_once: AtOnce = None,
     gpus_each: GpusEach = 1,
@@ -81,7 +82,7 @@ def run(
 
     Given a run folder, continue that run where it stopped.
     """
-    place = where(on, at_once, gpus_each, separate)
+    place = where(on, at_once, gpus_each, separate, yes)
     runner = _advance(source, settings, model, name, root, quiet or as_json, "report", place)
     _verdict(runner, as_json)
     _gate(runner, gate)
@@ -101,6 +102,7 @@ def sweep(
     as_json: Json = False,
     quiet: Quiet = False,
     gate: Gate = False,
+    yes: Yes = False,
     on: On = "here",
     at_once: AtOnce = None,
     gpus_each: GpusEach = 1,
@@ -110,7 +112,7 @@ def sweep(
     Values to try are separated by commas: train.lr=1e-4,3e-4 adapter.rank=8,32.
     """
     words = settings if _existing(source, root) else swept_settings(settings or [], seeds, halve)
-    place = where(on, at_once, gpus_each)
+    place = where(on, at_once, gpus_each, agreed=yes)
     runner = _advance(source, words, model, name, root, quiet or as_json, "report", place)
     _verdict(runner, as_json)
     _gate(runner, gate)
@@ -144,8 +146,10 @@ def _stage(name: str, description: str) -> None:
         root: Root = RUNS,
         as_json: Json = False,
         quiet: Quiet = False,
+        yes: Yes = False,
     ) -> None:
-        _print_record(name, _advance(source, settings, model, name_, root, quiet or as_json, name), as_json)
+        place = Where(agreed=yes)
+        _print_record(name, _advance(source, settings, model, name_, root, quiet or as_json, name, place), as_json)
 
     app.command(name, help=description)(stage)
 
@@ -188,12 +192,13 @@ def train(
     as_json: Json = False,
     quiet: Quiet = False,
     separate: Separate = False,
+    yes: Yes = False,
 ) -> None:
     """Run up to the end of training. Under torchrun: one of several processes that train a planned run together."""
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         _together(source, root, processes)
         return
-    place = Where(separate=separate)
+    place = Where(separate=separate, agreed=yes)
     runner = _advance(source, settings, model, name, root, quiet or as_json, "plan" if profile else "train", place)
     if profile:
         from tunewright.train.profile import lines
@@ -215,9 +220,10 @@ def prove(
     as_json: Json = False,
     quiet: Quiet = False,
     gate: Gate = False,
+    yes: Yes = False,
 ) -> None:
     """Run up to the verdict: evaluate all arms on the held-out rows."""
-    runner = _advance(source, settings, model, name, root, quiet or as_json, "prove")
+    runner = _advance(source, settings, model, name, root, quiet or as_json, "prove", Where(agreed=yes))
     _print_record("prove", runner, as_json)
     _gate(runner, gate)
 
@@ -408,6 +414,9 @@ def _advance(
     if until == "report":
         context.run.report.unlink(missing_ok=True)
     runner = runners.Runner(dataclasses.replace(context, where=place))
+    if until not in ("check", "sweep", "plan") and not context.run.metrics.exists():
+        runner.advance("plan")
+        confirm_long(context.run, place.agreed)
     runner.advance(until)
     return runner
 

@@ -100,6 +100,7 @@ CODES: dict[str, str] = {
     "RUN_INSIDE_DATA": "the runs folder is inside a folder that is read as data",
     "RUN_INTERRUPTED": "stopped by Ctrl-C or SIGTERM; completed work is saved",
     "RUN_LOCKED": "another process is writing to the run folder",
+    "RUN_LONG": "a run would take hours, and nobody has agreed to that (`--yes`)",
     "RUN_NOT_FOUND": "no run with that name",
     "RUN_WAITS": "the run waits for trainings whose command lines were printed (`--on print`)",
     "SELFTEST_BASE": "with its adapter disabled, the model is not identical to the base model",

@@ -25,13 +25,14 @@ class Where:
     their command lines are printed. ``at_once``: jobs at a time; None: as many as there are GPUs, otherwise one.
     ``gpus_each``: GPUs of each job, where there are any. ``attempt``: of the process that starts them; what it started
     itself it may start again, on whichever machine. ``separate``: whether the run's own training, too, is a process of
-    its own."""
+    its own; ``agreed``: whether it may take hours."""
 
     on: Place = "here"
     at_once: int | None = None
     gpus_each: int = 1
     attempt: str = ""
     separate: bool = False
+    agreed: bool = False
 
     def threads(self, cores: int) -> int:
         """CPU threads of each job."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunewright.core.errors import ConfigError, ModelError
 from tunewright.model import arch_probe, loading, model_files
-from tunewright.model.frozen import nf4
+from tunewright.model.frozen import nf4, stored
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def read_facts(name: str, quantise: str = "none") -> Facts:
         fused=probed.fused,
         sha256=nf4.digest(digest) if packed == "nf4" else digest,
         packed=packed,
-        packed_bytes=nf4.BYTES * parameters // 64 if packed == "nf4" else Path(packed).stat().st_size if packed else 0,
+        packed_bytes=_packed_bytes(packed, parameters),
     )
 
 
@@ -102,8 +102,8 @@ def _packed(name: str, quantise: str) -> str:
     if quantise == "nf4":
         nf4.bitsandbytes()
         return "nf4"
-    if quantise == "none":
-        return ""
+    if quantise in ("none", stored.NAME):
+        return "" if quantise == "none" else stored.NAME
     file = loading.gguf_file(name)
     if file is None:
         raise ConfigError(
@@ -113,6 +113,12 @@ def _packed(name: str, quantise: str) -> str:
             fix="give the model as FILE.gguf, or choose nf4.",
         )
     return str(file)
+
+
+def _packed_bytes(packed: str, parameters: int) -> int:
+    if packed in ("", stored.NAME):  # pages of files are dropped where memory is needed
+        return 0
+    return nf4.BYTES * parameters // nf4.BLOCK if packed == "nf4" else Path(packed).stat().st_size
 
 
 def window_of(config: Any) -> int | None:

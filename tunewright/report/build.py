@@ -127,7 +127,7 @@ def _derived(files: Files) -> dict[str, object]:
     """What `sections` derives from the records: sentences, ordered rows, charts."""
     verdict, metric = files.verdict, files.verdict.metric
     return {
-        "head": sections.head(verdict, files.plan, files.preferences),
+        "head": sections.head(verdict, files.plan, files.preferences, files.receipt.model.packed == "nf4"),
         "tfidf_unbeaten": sections.tfidf_unbeaten(verdict),
         "higher_is_better": metrics.METRICS[metric].higher_is_better,
         "decodings": sections.decodings(verdict),

@@ -70,8 +70,9 @@ class Changes:
     gains: tuple[Change, ...]
 
 
-def head(verdict: Verdict, plan: Plan, preferences: Preferences | None = None) -> Head:
-    """The top of the page, above its first section."""
+def head(verdict: Verdict, plan: Plan, preferences: Preferences | None = None, quantised: bool = False) -> Head:
+    """The top of the page, above its first section. ``quantised``: whether the run's base has fewer bits than its
+    files."""
     other, difference = verdict.comparator.name, signed(verdict.difference)
     confidence = percent(verdict.confidence)
     by = "minus" if METRICS[verdict.metric].higher_is_better else "lower than"
@@ -79,7 +80,7 @@ def head(verdict: Verdict, plan: Plan, preferences: Preferences | None = None) -
         colour=COLOURS[verdict.verdict],
         sentence=_sentence(verdict) + _margin_note(verdict),
         meaning=_meaning(verdict) + _people(verdict, preferences),
-        cautions=tuple(cautions(verdict)),
+        cautions=tuple(cautions(verdict, quantised)),
         tiles=(
             (fixed(verdict.tuned), f"tuned, {metric(verdict.metric)}"),
             (fixed(verdict.comparator.score), spaced(other)),
@@ -163,9 +164,14 @@ def _margin_note(verdict: Verdict) -> str:
     return f" The lower end of the interval is below {margin:g}, the margin for a useful difference (prove.margin)."
 
 
-def cautions(verdict: Verdict) -> list[str]:
+def cautions(verdict: Verdict, quantised: bool = False) -> list[str]:
     """What a reader must know beyond the verdict."""
     sentences = []
+    if quantised and "full_precision" not in verdict.arms:
+        sentences.append(
+            "All arms ran on the quantised base. Whether the tuned model beats the base in its own precision was not "
+            "measured: that does not fit in this machine's memory."
+        )
     for ability, probe in _probes(forgetting(verdict)).items():
         if probe is not None and probe.verdict == "WORSE":
             change = interval(probe.interval, sign=True)

@@ -81,7 +81,7 @@ class Answers:
         answer depend on its batch; a single one takes cached answers of whatever batch."""
         first, arms = requests[0], [request.arm for request in requests]
         rows = list(first.rows)
-        answering = weights if first.arm.uses_adapter else base(self.plan)
+        answering = weights if first.arm.uses_adapter else base(self.plan, first.arm.full_precision)
         suffix = f"+{_hash(*(arm.name for arm in arms))[:8]}" if len(arms) > 1 else ""
         keys = [self._key(answering, arm) + suffix for arm in arms]
         cached = [_cached(request, key) for request, key in zip(requests, keys, strict=True)]
@@ -150,7 +150,8 @@ def _groups(arms: Sequence[Arm]) -> list[list[int]]:
     """The numbers of the arms that are decoded together."""
     groups: dict[object, list[int]] = {}
     for n, arm in enumerate(arms):
-        groups.setdefault(arm.uses_adapter if decoded_together(arm) else arm.name, []).append(n)
+        together = (arm.uses_adapter, arm.full_precision) if decoded_together(arm) else arm.name
+        groups.setdefault(together, []).append(n)
     return list(groups.values())
 
 

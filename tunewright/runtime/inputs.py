@@ -93,7 +93,13 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         return all(len(rendering.for_generation(template, arm.prompt(e))) <= room for e in chats)
 
     documents, changes = _documents(config)
-    arms, left_out = _arms(config, data, documents, fits, max_new_tokens)
+    sources = ArmInputs(
+        tuple(e for i in data.side("train") if isinstance(e := data.examples[i], Chat)),
+        documents,
+        embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index,
+        planning.full_precision_fits(facts, hardware),
+    )
+    arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     return Inputs(
         facts=facts,
         machine=hardware,
@@ -142,12 +148,10 @@ def _documents(config: Config) -> tuple[tuple[Text, ...], tuple[Change, ...]]:
 
 
 def _arms(
-    config: Config, data: Dataset, documents: Sequence[Text], fits: Callable[[Arm], bool], max_new_tokens: int
+    config: Config, data: Dataset, sources: ArmInputs, fits: Callable[[Arm], bool], max_new_tokens: int
 ) -> tuple[Families, tuple[str, ...]]:
     """The arms, and the names of those left out because one of their prompts does not fit."""
-    train = tuple(e for i in data.side("train") if isinstance(e := data.examples[i], Chat))
-    indexer = embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index
-    every = families.arms(data.task, ArmInputs(train, tuple(documents), indexer), config.prove, max_new_tokens)
+    every = families.arms(data.task, sources, config.prove, max_new_tokens)
     kept = {family: [a for a in variants if not a.needs_model or fits(a)] for family, variants in every.items()}
     left_out = tuple(a.name for family, variants in every.items() for a in variants if a not in kept[family])
     return {family: variants for family, variants in kept.items() if variants}, left_out

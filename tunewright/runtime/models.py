@@ -31,6 +31,10 @@ class Models:
     @contextmanager
     def at(self, weights: Weights) -> Iterator[LanguageModel]:
         """A model that computes with exactly these weights. Raises RUN_DAMAGED if their file has changed."""
+        if weights.full_precision and self._facts.packed:
+            dtype = loading.torch_dtype(weights.plan.dtype)
+            yield loading.load(self._facts.path, dtype, self._device)  # too large to be kept
+            return
         if weights.file is None:
             with self._at_base(weights.plan) as model:
                 yield model

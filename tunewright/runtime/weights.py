@@ -16,17 +16,18 @@ from tunewright.core.run_folder import Run
 class Weights:
     """``plan``: the plan of the model that they belong to (adapter, dtype, kernels). ``file``: None for the base model.
     ``sha256``: of the file, as training recorded it. ``scale``: the trained update is multiplied by it; 1 is the
-    update as trained."""
+    update as trained. ``full_precision``: those of the base as they are in its files, whatever the run packs."""
 
     plan: Plan
     file: Path | None = None
     sha256: str = ""
     scale: float = 1.0
+    full_precision: bool = False
 
 
-def base(plan: Plan) -> Weights:
+def base(plan: Plan, full_precision: bool = False) -> Weights:
     """The base model, in the plan's dtype."""
-    return Weights(plan)
+    return Weights(plan, full_precision=full_precision)
 
 
 def at_scale(run: Run, plan: Plan, scale: float) -> Weights:

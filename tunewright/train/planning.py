@@ -22,6 +22,7 @@ LONGER = 4  # a prompt with examples than a row, about
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 # Fraction of the memory for the weights and the activations of one pass: of the machine's, and of a GPU's own.
 TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
+FULL_PRECISION_MEMORY = 0.7  # fraction of the machine's, for the base as it is and as the run holds it
 COMPILED_FROM = 200  # steps: compiling FlexAttention takes up to half a minute of the first (an estimate)
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
 CONFIGURED = "as configured"
@@ -307,10 +308,15 @@ def _fits(given: PlanInputs, dtype: Dtype, kernels: Kernels, recompute: Recomput
     return int(max(0.0, room) / bytes_per_token(given.facts, given.sizes, dtype, kernels, recompute))
 
 
+def each_of(dtype: Dtype) -> int:
+    """Bytes of a number."""
+    return 2 if dtype == "bfloat16" else 4
+
+
 def _kept(facts: Facts, dtype: Dtype, kind: str) -> float:
     """Bytes from step to step: the weights, and where all of them are trained, their gradients and AdamW's moments in
     float32. An adapter's are small beside the weights."""
-    each = 2 if dtype == "bfloat16" else 4 if kind != "none" else 16
+    each = 16 if kind == "none" else each_of(dtype)
     if facts.packed:  # and, dense, embedding and head
         return facts.packed_bytes + each * min(2 * facts.hidden * facts.vocabulary, facts.parameters)
     return each * facts.parameters
@@ -350,6 +356,14 @@ def _tokens_per_pass(
     )
 
 
+def full_precision_fits(facts: Facts, machine: Machine) -> bool:
+    """Whether a base whose weights the run rounds can be asked as it is in its files, too, beside the run's own."""
+    if facts.packed != "nf4":
+        return False  # the run's own base has the same numbers
+    dense = 4 * facts.parameters + _kept(facts, "float32", "lora")
+    return dense <= FULL_PRECISION_MEMORY * machine.memory_gb * 1e9
+
+
 def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> None:
     """Raises TRAIN_MEMORY if training cannot fit into ``free`` bytes, with settings that can, so that a run is not
     killed by the system after minutes."""
@@ -363,7 +377,9 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> No
         return
     smallest = max(sizes.longest, 256)
     less = needed(smallest, "layers")
-    if less <= free:
+    if not facts.packed and facts.parameters * each_of(plan.dtype) > free / 2:
+        fix = "set quantise=stored, which leaves the weights in their files, or end other programs."
+    elif less <= free:
         fix = f"set train.gradient_checkpointing=layers train.tokens_per_pass={smallest}, or end other programs."
     else:
         fix = (

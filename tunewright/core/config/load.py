@@ -61,7 +61,7 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
     if config.train.steps != "auto" and config.train.epochs != "auto":
         raise conflict("train.steps", "train.steps and train.epochs are both set.", "keep one of them.")
     if config.adapter.kind == "none" and config.quantise != "none":
-        message = f"quantise={config.quantise}, but adapter.kind is none: weights in few bits cannot be trained."
+        message = f"quantise={config.quantise}, but adapter.kind is none: such weights cannot be trained."
         raise conflict("quantise", message, "choose lora, rslora or dora.")
     if config.adapter.kind == "none" and "adapter" in data and set(data["adapter"]) - {"kind"}:
         extra = ", ".join(sorted(f"adapter.{k}" for k in set(data["adapter"]) - {"kind"}))

@@ -397,10 +397,11 @@ class Config(Frozen):
     """All settings of a run."""
 
     model: str = Field("smollm2-135m", description="Model folder, Hub id[@revision], .gguf file, or smollm2-135m.")
-    quantise: Literal["none", "nf4", "gguf"] = Field(
+    quantise: Literal["none", "stored", "nf4", "gguf"] = Field(
         "none",
-        description="How the base's linear layers are held in memory: none: dense; nf4: in 4 bits, for every arm "
-        "(needs bitsandbytes); gguf: in the blocks of the model's .gguf file, which are the same numbers.",
+        description="How the base's linear layers are held in memory: none: dense, in train.dtype; stored: in the "
+        "model's files, as these have them, and read from there; nf4: in 4 bits, for every arm (needs bitsandbytes); "
+        "gguf: in the blocks of the model's .gguf file. Only nf4 changes numbers.",
     )
     template: FilePath | None = Field(
         None,

@@ -78,7 +78,8 @@ class Responder(Protocol):
 class Arm:
     """``family`` is the arm's name in the report; ``variant`` names one of its variants, among which dev chooses.
     ``uses_adapter``: answers with the trained weights. ``trained``: what answers, a language model or a classifier, was
-    trained on the training rows. Showing some of them in a prompt is not training, nor is counting their labels."""
+    trained on the training rows. Showing some of them in a prompt is not training, nor is counting their labels.
+    ``full_precision``: answers with the base as it is in its files, where the run holds it in fewer bits."""
 
     family: str
     description: str
@@ -86,6 +87,7 @@ class Arm:
     variant: str = ""
     uses_adapter: bool = False
     trained: bool = False
+    full_precision: bool = False
 
     @property
     def name(self) -> str:

@@ -30,18 +30,21 @@ Families = dict[str, list[Arm]]
 
 @dataclass(frozen=True)
 class ArmInputs:
-    """What arms may use: the training rows, the user's documents, and a function that indexes texts."""
+    """What arms may use: the training rows, the user's documents, and a function that indexes texts.
+    ``full_precision``: whether the base that is not quantised answers, too."""
 
     train: tuple[Chat, ...]
     documents: tuple[Text, ...] = ()
     indexer: Callable[[Sequence[str]], Index] = bm25.index
+    full_precision: bool = False
 
 
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
     """Families in the order of the report, the tuned arm last. Documents have no prompt, so they have only two arms.
     ``max_new_tokens`` limits an endpoint's answers."""
     if not task.kind.prompted:
-        return {"base": [Arm("base", "the base model", language_model(task))], "tuned": [tuned(task)]}
+        base = {"base": [Arm("base", "the base model", language_model(task))]}
+        return {**base, **_full_precision(base, sources), "tuned": [tuned(task)]}
     train, full = sources.train, config.evidence != "plain"
     # Examples in a prompt are single turns; a data set of longer conversations has none.
     shots = config.few_shot if any(map(bm25.single_turn, train)) else []
@@ -53,6 +56,7 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
         **_retrieval(task, sources),
         **_classifiers(task, train, full),
     }
+    families |= _full_precision(families, sources)
     if config.remote.url:
         if task.metric.name == "reference_bits":
             message = (
@@ -128,6 +132,25 @@ def _retrieval(task: Task, sources: ArmInputs) -> Families:
     return {
         "retrieval": [Arm("retrieval", description, language_model(task, recipe))],
         "tuned_retrieval": [tuned(task, recipe, "tuned_retrieval", "the trained weights, given the same passages")],
+    }
+
+
+def _full_precision(families: Families, sources: ArmInputs) -> Families:
+    """Every prompt, asked of the base that is not quantised: what users could do instead, if it fits their machine."""
+    if not sources.full_precision:
+        return {}
+    asked = [arm for variants in families.values() for arm in variants if arm.needs_model and not arm.trained]
+    return {
+        "full_precision": [
+            replace(
+                arm,
+                family="full_precision",
+                variant="-".join(filter(None, (arm.family, arm.variant))),
+                description=arm.description.replace("the base model", "the base model, not quantised", 1),
+                full_precision=True,
+            )
+            for arm in asked
+        ]
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tunewright.core.errors import ModelError
-from tunewright.model.frozen import gguf_blocks, nf4
+from tunewright.model.frozen import gguf_blocks, nf4, stored
 from tunewright.model.frozen.packed import PackedLinear, replace_module
 
 if TYPE_CHECKING:
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 def pack(module: PreTrainedModel, how: str, dtype: torch.dtype) -> None:
     """Pack every linear layer but the head, one after another, and turn all other parameters into ``dtype``. ``how``:
-    nf4, or a GGUF file whose blocks are kept where they are the layer's weight. What is packed are the weights as they
-    are loaded, so in their file's dtype, whatever the model then computes in."""
+    nf4; stored; or a GGUF file, whose blocks are kept where they are the layer's weight. What is packed are the weights
+    as they are loaded, so in their file's dtype, whatever the model then computes in."""
     head = module.get_output_embeddings()
     layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    for name, layer in _nf4(layers) if how == "nf4" else _blocks(module, layers, Path(how)):
+    simple = {"nf4": nf4.pack, stored.NAME: stored.pack}
+    for name, layer in _each(layers, simple[how]) if how in simple else _blocks(module, layers, Path(how)):
         replace_module(module, name, layer)
     packed = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
     if not packed:
@@ -36,10 +37,12 @@ def pack(module: PreTrainedModel, how: str, dtype: torch.dtype) -> None:
         layer.bias = None if layer.bias is None else layer.bias.to(dtype)
 
 
-def _nf4(layers: dict[str, nn.Linear]) -> Iterator[tuple[str, PackedLinear]]:
+def _each(
+    layers: dict[str, nn.Linear], pack_one: Callable[[nn.Linear], PackedLinear]
+) -> Iterator[tuple[str, PackedLinear]]:
     while layers:
         name, layer = layers.popitem()  # so that nothing holds what was replaced
-        yield name, nf4.pack(layer)
+        yield name, pack_one(layer)
 
 
 def _blocks(module: PreTrainedModel, layers: dict[str, nn.Linear], file: Path) -> Iterator[tuple[str, PackedLinear]]:
