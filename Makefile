@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: bench bench-full demo test test-all torture fuzz lint docs install install-dev data clean
+.PHONY: gpu bench bench-full demo test test-all torture fuzz lint docs install install-dev data clean
 
 demo: install
 	$(BIN)/tunewright demo
@@ -57,6 +57,11 @@ lint: install-dev
 
 docs: install-dev
 	$(BIN)/python scripts/make_docs.py
+
+# On a machine with a GPU, in less than ten minutes: the tests that need one, then the tables of results/gpu.md.
+gpu: install-dev
+	$(BIN)/python -m pytest tests/test_cuda.py -m ''
+	$(BIN)/python benchmarks/gpu.py
 
 bench: install
 	$(BIN)/python benchmarks/peers.py

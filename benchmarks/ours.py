@@ -114,4 +114,5 @@ def main() -> None:
         serve(train if not setup.get("decode") else lambda _: decode(model, rows), wire)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,7 @@ from tunewright.cli.demo import rows_file
 from tunewright.core.run_folder import Run, read_lines, sha256
 
 HERE = Path(__file__).parent.parent
-SETTINGS = ["train.batch_size=4", "train.tokens_per_pass=400", "checkpoint.every=1", "threads=1", "train.patience=0"]
+SETTINGS = ["train.batch_size=4", "train.tokens_per_pass=400", "checkpoint.every=1", "threads=1", "split.dev=0"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 

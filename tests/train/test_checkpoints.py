@@ -90,6 +90,14 @@ def test_the_first_signal_finishes_the_step_and_the_second_stops_at_once() -> No
     signal.signal(signal.SIGINT, before)
 
 
+def test_a_second_sigterm_changes_nothing() -> None:
+    """Slurm sends it to torchrun and to its processes, and torchrun passes it on."""
+    with loop._interrupts() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.is_set()
+
+
 def test_resuming_with_other_inputs_names_what_changed(tmp_path: Any) -> None:
     model = tiny_model()
     adapters.attach(model, LORA, 0)

@@ -216,14 +216,15 @@ def _drop_later_lines(run: Run, step: int) -> None:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C (or SIGTERM) sets; the second ends the process as usual."""
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C ends the process as usual. SIGTERM may come twice: a batch
+    system sends it to torchrun and to what torchrun has started, and torchrun passes it on."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def handle(number: int, _: Any) -> None:
-        if event.is_set():
+        if event.is_set() and number == signal.SIGINT:
             signal.signal(number, before[signal.Signals(number)])
             signal.raise_signal(number)
         event.set()
