@@ -210,7 +210,7 @@ def step_table(clock: Clock, names: list[str], dtype: str) -> list[str]:
     out = [
         f"\n## Steps ({dtype}; large products: {peak / 1e12:.1f} TFLOP/s)\n",
         "Of peak: 4 operations for each weight and computed token. First: the first step, with all compiling.\n",
-        "| model | rows of a step | way | s a step | rows/s | times PEFT | computed tokens/s | of peak | GB | first, s |",
+        "| model | rows of a step | way | s a step | rows/s | x PEFT | computed tokens/s | of peak | GB | first, s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:

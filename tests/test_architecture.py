@@ -162,6 +162,7 @@ def test_the_config_fields() -> None:
         "train.schedule",
         "train.warmup",
         "train.weight_decay",
+        "train.optimizer",
         "train.max_grad_norm",
         "train.dtype",
         "train.layout",

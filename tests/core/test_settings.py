@@ -77,6 +77,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.schedule": ("linear", {}),
     "train.warmup": (0.5, {}),
     "train.weight_decay": (0.1, {}),
+    "train.optimizer": ("adamw8", {}),
     "train.max_grad_norm": (0.5, {}),
     "train.dtype": ("bfloat16", {}),
     "train.layout": ("padded", {}),

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from build import LORA, flip, learner_of, plan_of, process, tiny_model, train_rows, training_of, with_adapter
+from safetensors.torch import load_file
 
+from tunewright.core.config import AdapterConfig
 from tunewright.core.records import CheckpointState
 from tunewright.core.run_folder import Run
 from tunewright.model import adapters
 from tunewright.train import checkpoints, loop
 
+FULL = AdapterConfig(kind="none")
 TORTURE = Path(__file__).parent.parent / "torture.py"
 
 
@@ -37,8 +40,8 @@ def state_at(step: int, hashes: dict[str, str]) -> CheckpointState:
     return CheckpointState(step=step, hashes=hashes, best=None, best_step=None, best_sha256=None, stale_evals=0)
 
 
-def train(folder: Path, steps: int = 6) -> tuple[list[torch.Tensor], Run]:
-    run, plan = Run(folder), plan_of(steps=6, checkpoint_every=2, eval_every=3)
+def train(folder: Path, steps: int = 6, **settings: Any) -> tuple[list[torch.Tensor], Run]:
+    run, plan = Run(folder), plan_of(steps=6, checkpoint_every=2, eval_every=3, **settings)
     folder.mkdir(exist_ok=True)
     model = tiny_model()
     adapters.attach(model, plan.adapter, plan.seed)
@@ -78,6 +81,36 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_nothing_else(
     assert "step-000004" in damaged[0]
     again, _ = train(tmp_path / "stopped")
     assert all(torch.equal(a, b) for a, b in zip(straight, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_moments_in_8_bits_are_restored(tmp_path: Path, kind: Any) -> None:
+    """Tensors of less than 4,096 numbers keep theirs in float32; a full fine-tuning has some of either kind."""
+    pytest.importorskip("bitsandbytes")
+    settings = {
+        "optimizer": "adamw8",
+        "lr": 1e-3,
+        "adapter": AdapterConfig(kind=kind, rank=4) if kind == "lora" else FULL,
+    }
+    last = {}
+    for name, steps, more in (
+        ("straight", 6, {}),
+        ("stopped", 5, {}),
+        ("stopped", 6, {}),
+        ("wide", 6, {"optimizer": "adamw"}),
+    ):
+        _, run = train(tmp_path / name, steps, **{**settings, **more})
+        last[name] = run.checkpoints / "step-000006"
+    moments = load_file(last["straight"] / "optimizer.safetensors")
+    assert {value.dtype for key, value in moments.items() if key.endswith("/state1")} == (
+        {torch.float32} if kind == "lora" else {torch.float32, torch.uint8}
+    )
+    straight, resumed, wide = (
+        load_file(last[name] / "weights.safetensors") for name in ("straight", "stopped", "wide")
+    )
+    assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
+    apart = max(float((wide[name] - weight).abs().max()) for name, weight in straight.items())
+    assert 0 < apart < 0.01, "close to the optimizer with moments in 32 bits"
 
 
 def test_the_first_signal_finishes_the_step_and_the_second_stops_at_once() -> None:

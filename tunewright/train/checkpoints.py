@@ -33,7 +33,10 @@ from tunewright.core.run_folder import (
 from tunewright.model import adapters
 
 MARKER = "COMPLETE"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter
+MOMENTS = {"exp_avg", "exp_avg_sq", "step"}  # AdamW's state of a parameter
+# In 8 bits, if it is large enough; then also how its bytes are read.
+MOMENTS_8 = {"state1", "state2", "step"}
+BYTES_8 = {"qmap1", "qmap2", "absmax1", "absmax2"}
 
 
 def save(
@@ -174,15 +177,23 @@ def restore(
             where=str(checkpoint),
             fix="start a new run.",
         )
-    moments = load_file(checkpoint / "optimizer.safetensors")
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(checkpoint / "optimizer.safetensors").items():
+        name, _, part = key.rpartition("/")
+        moments.setdefault(name, {})[part] = value
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-            if f"{name}/step" in moments:  # the step count stays on the CPU, as AdamW keeps it
-                optimizer.state[parameter] = {
-                    key: moments[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device) for key in MOMENTS
-                }
+            if name in moments:
+                optimizer.state[parameter] = _on_device(moments[name], parameter.device)
     return state
+
+
+def _on_device(moments: dict[str, Tensor], device: torch.device) -> dict[str, Tensor | int]:
+    """The step count stays on the CPU, as AdamW keeps it, or is a number, as the optimizer of 8 bits has it."""
+    step = moments["step"]
+    counted = {"step": int(step) if "state1" in moments else step}
+    return {key: value.to(device) for key, value in moments.items()} | counted
 
 
 def save_weights(file: Path, parameters: dict[str, nn.Parameter]) -> str:
@@ -230,7 +241,9 @@ def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimiz
     for name, parameter in parameters.items():
         state: dict[str, Tensor] = optimizer.state.get(parameter, {})
         # Another optimizer's state would be lost here, and a resumed run would silently differ.
-        assert not state or set(state) == set(MOMENTS), f"unknown optimizer state {sorted(state)}"
+        known = MOMENTS if "exp_avg" in state else MOMENTS_8 | (BYTES_8 & set(state))
+        assert not state or set(state) == known, f"unknown optimizer state {sorted(state)}"
         for key, value in state.items():
-            tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().contiguous().cpu()
+            tensor = torch.as_tensor(value).detach().contiguous().cpu()
+            tensors[f"{name}/{key}"] = tensor.clone() if key.startswith("qmap") else tensor  # one for all parameters
     return tensors

@@ -136,6 +136,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         schedule=t.schedule,
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
+        optimizer=t.optimizer,
         patience=t.patience,
         checkpoint_keep=config.checkpoint.keep,
         adapter=config.adapter,
@@ -304,7 +305,7 @@ def _learning_rate(given: PlanInputs, steps: int) -> Choice[float]:
 def _fits(given: PlanInputs, dtype: Dtype, kernels: Kernels, recompute: Recompute) -> int:
     """Tokens of one pass that fit in `TRAIN_MEMORY`, besides what is kept."""
     room = TRAIN_MEMORY[given.machine.device] * given.machine.memory_gb * 1e9
-    room -= _kept(given.facts, dtype, given.config.adapter.kind)
+    room -= _kept(given.facts, dtype, given.config.adapter.kind, given.config.train.optimizer)
     return int(max(0.0, room) / bytes_per_token(given.facts, given.sizes, dtype, kernels, recompute))
 
 
@@ -313,10 +314,11 @@ def each_of(dtype: Dtype) -> int:
     return 2 if dtype == "bfloat16" else 4
 
 
-def _kept(facts: Facts, dtype: Dtype, kind: str) -> float:
+def _kept(facts: Facts, dtype: Dtype, kind: str, optimizer: str = "adamw") -> float:
     """Bytes from step to step: the weights, and where all of them are trained, their gradients and AdamW's moments in
-    float32. An adapter's are small beside the weights."""
-    each = 16 if kind == "none" else each_of(dtype)
+    float32, or in 8 bits. An adapter's are small beside the weights."""
+    trained = 10 if optimizer == "adamw8" else 16
+    each = trained if kind == "none" else each_of(dtype)
     if facts.packed:  # and, dense, embedding and head
         return facts.packed_bytes + each * min(2 * facts.hidden * facts.vocabulary, facts.parameters)
     return each * facts.parameters
@@ -371,7 +373,7 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> No
     def needed(tokens: int, recompute: Recompute) -> float:
         return kept + tokens * bytes_per_token(facts, sizes, plan.dtype, plan.kernels, recompute)
 
-    kept = _kept(facts, plan.dtype, plan.adapter.kind)
+    kept = _kept(facts, plan.dtype, plan.adapter.kind, plan.optimizer)
     need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)
     if need * CERTAIN <= free:
         return

@@ -17,6 +17,7 @@ from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
 from tunewright.methods import METHODS
 from tunewright.model.adapters import trainable
+from tunewright.model.frozen import nf4
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TrainRow
@@ -34,7 +35,7 @@ class Learner:
 
     model: LanguageModel
     parameters: dict[str, torch.nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,22 @@ def make_learner(model: LanguageModel, plan: Plan) -> Learner:
     return Learner(model, parameters, make_optimizer(parameters, plan))
 
 
-def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> torch.optim.AdamW:
+def make_optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
     """AdamW (betas 0.9, 0.999; eps 1e-8); decay on matrices only, never on norms, biases or magnitudes. ``lr_ratio`` of
-    a group: its rate over `learning_rate`."""
+    a group: its rate over `learning_rate`. adamw8: moments in 8 bits, in blocks (Dettmers et al. 2022, 2110.02861)."""
     ratio = plan.adapter.loraplus_lr_ratio
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, p in parameters.items():
         key = (plan.weight_decay if p.ndim >= 2 else 0.0, ratio if name.endswith("lora_B") else 1.0)
         groups.setdefault(key, []).append(p)
-    return torch.optim.AdamW(
-        [{"params": own, "weight_decay": decay, "lr_ratio": lr_ratio} for (decay, lr_ratio), own in groups.items()],
-        lr=plan.lr,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        fused=all(p.device.type == "cuda" for p in parameters.values()),
-    )
+    described = [{"params": own, "weight_decay": decay, "lr_ratio": ratio} for (decay, ratio), own in groups.items()]
+    if plan.optimizer == "adamw8":
+        eight_bit: torch.optim.Optimizer = nf4.bitsandbytes("optim", "train.optimizer=adamw8").AdamW8bit(
+            described, lr=plan.lr, betas=(0.9, 0.999), eps=1e-8
+        )
+        return eight_bit
+    fused = all(p.device.type == "cuda" for p in parameters.values())
+    return torch.optim.AdamW(described, lr=plan.lr, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
 def learning_rate(plan: Plan, step: int) -> float:

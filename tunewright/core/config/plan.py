@@ -61,6 +61,7 @@ class Plan(Frozen):
     seed: int
     threads: int
     options: MethodOptions = MethodOptions()
+    optimizer: Literal["adamw", "adamw8"] = "adamw"
     adapt_threads: bool = False
     max_new_tokens: int
     decode_batch_size: int
@@ -73,6 +74,8 @@ class Plan(Frozen):
         """Without what was added to plans later, where it is not set, so that earlier plans, and their hashes, stay as
         they are."""
         content = {k: v for k, v in serialize(self).items() if k not in ("options", "adapt_threads") or v}
+        if self.optimizer == "adamw":
+            del content["optimizer"]
         if self.adapter.loraplus_lr_ratio == 1:
             content["adapter"] = self.adapter.model_dump(exclude={"loraplus_lr_ratio"})
         return content

@@ -201,6 +201,11 @@ class TrainConfig(MethodOptions):
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="AdamW weight decay, applied to matrices only."
     )
+    optimizer: Literal["adamw", "adamw8"] = Field(
+        "adamw",
+        description="adamw8 keeps AdamW's moments in 8 bits (needs bitsandbytes): where all weights are trained, 10 "
+        "bytes a weight instead of 16.",
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are clipped to this global norm.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Dtype of the forward and backward passes; trained weights are always float32."

@@ -45,9 +45,9 @@ def digest(dense: str) -> str:
     return hashlib.sha256(f"{dense} nf4 {BLOCK}".encode()).hexdigest()
 
 
-def bitsandbytes() -> ModuleType:
-    """Its functions. Raises MISSING_PACKAGE."""
+def bitsandbytes(part: str = "functional", why: str = "quantise=nf4") -> ModuleType:
+    """A module of the package. Raises MISSING_PACKAGE."""
     try:
-        return importlib.import_module("bitsandbytes.functional")
+        return importlib.import_module(f"bitsandbytes.{part}")
     except ImportError:
-        raise MissingExtra("bitsandbytes", "quantise=nf4", "pip install 'tunewright[quantised]'") from None
+        raise MissingExtra("bitsandbytes", why, "pip install 'tunewright[quantised]'") from None
