@@ -3,7 +3,7 @@
 python benchmarks/gpu.py [--minutes 8] [--device cuda] [--shapes 0.5b 8b ...] [--out results/gpu.md]
 
 `make gpu` runs the tests that need a GPU, and then this. Begins no cell that would end after the given minutes; what is
-missing is said. All ways take the same rows in the same order, one after another, and medians of their steps count.
+missing is listed. All ways take the same rows in the same order, one after another, and medians of their steps count.
 """
 
 from __future__ import annotations

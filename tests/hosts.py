@@ -43,8 +43,8 @@ class Host:
 
     def processes(self) -> list[int]:
         """All that run on it, the trainers last."""
-        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
-        return sorted(map(int, found.stdout.split()))
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
+        return sorted(map(int, listed.stdout.split()))
 
     def set_cable(self, state: str) -> None:
         """``up`` or ``down``."""

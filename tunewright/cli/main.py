@@ -146,10 +146,8 @@ def _stage(name: str, description: str) -> None:
         root: Root = RUNS,
         as_json: Json = False,
         quiet: Quiet = False,
-        yes: Yes = False,
     ) -> None:
-        place = Where(agreed=yes)
-        _print_record(name, _advance(source, settings, model, name_, root, quiet or as_json, name, place), as_json)
+        _print_record(name, _advance(source, settings, model, name_, root, quiet or as_json, name), as_json)
 
     app.command(name, help=description)(stage)
 
