@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
 import hosts
 import pytest
-from build import FLAGS, Folder, cli, read_lines, write_chat_rows
+from build import FLAGS, Folder, cli, read, read_lines, write_chat_rows
 
 from tunewright.core.run_folder import Run, sha256
 
@@ -78,3 +79,27 @@ def test_a_lost_cable_is_an_error_in_time(planned: tuple[Run, str]) -> None:
         outputs = [p.communicate(timeout=300)[0] for p in hosts.torchrun(both, run.path, 29521, **ENVIRONMENT)]
         assert run.training.exists(), outputs
     assert sha256(run.weights) == straight
+
+
+def test_a_sweep_over_two_hosts_by_ray_is_that_of_one_process(tmp_path: Path, model_folder: Folder) -> None:
+    pytest.importorskip("ray")
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1", "--disable-usage-stats"]
+    words = ["sweep", str(write_chat_rows(tmp_path / "rows.jsonl", 60)), "--model", str(model_folder("llama")), *FLAGS]
+    words += ["train.lr=1e-6,3e-2", "prove.evidence=plain", "export.to=[adapter]", "export.rows=0"]
+    assert cli(*words, "--name", "here", cwd=tmp_path).returncode == 0
+    token = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    with hosts.two() as (first, second):
+        first.start([*ray, "--head", "--node-ip-address", first.address, "--port", "6379"], tmp_path, **token)
+        time.sleep(15)
+        second.start(
+            [*ray, "--address", f"{first.address}:6379", "--node-ip-address", second.address], tmp_path, **token
+        )
+        time.sleep(15)
+        command = [sys.executable, "-m", "tunewright", *words, "--name", "ray", "--on", "ray"]
+        driver = first.start(command, tmp_path, **token, RAY_ADDRESS=f"{first.address}:6379")
+        output = driver.communicate(timeout=900)[0]
+        assert driver.returncode == 0, output[-3000:]
+    here, there = (read(tmp_path / "runs" / name, "sweep") for name in ("here", "ray"))
+    assert {**here, "seconds": 0} == {**there, "seconds": 0}
+    weights = {sha256(Run(tmp_path / "runs" / name).weights) for name in ("here", "ray")}
+    assert len(weights) == 1
