@@ -64,7 +64,7 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     text = GUIDE.read_text(encoding="utf-8")
-    new = re.sub(r"(<!-- fits: .*?-->\n).*?(\n<!-- /fits -->)", lambda m: f"{m[1]}{table}{m[2]}", text, flags=re.S)
+    new = re.sub(r"(<!-- fits: .*?-->\n).*?(<!-- /fits -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
     GUIDE.write_text(new, encoding="utf-8")
 
 

@@ -125,8 +125,8 @@ def main() -> None:
         run = Path(temporary) / "runs" / "large"
         plan = json.loads((run / "plan.json").read_text())
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        size = 1e-9 * sum(f.stat().st_size for f in model.glob("*.safetensors"))
     steps = [line for line in lines if "seconds" in line]
-    size = 2e-9 * sum(f.stat().st_size / 2 for f in model.glob("*.safetensors")) if model.exists() else float("nan")
     write(given.shape, size, used, plan, steps)
 
 

@@ -15,7 +15,7 @@ import pytest
 from tunewright.core.console import Console
 from tunewright.core.errors import RunWaits
 from tunewright.fan import local, out
-from tunewright.fan.jobs import Job, Where
+from tunewright.fan.jobs import Ended, Job, Where
 
 HERE = Path(__file__).parent
 QUIET = Console(quiet=True)
@@ -69,12 +69,12 @@ def test_a_killed_job_continues_where_it_was(tmp_path: Path, capsys: pytest.Capt
     assert "job-0 was killed after step 2" in capsys.readouterr().err
 
 
-def test_a_job_that_dies_three_times_at_one_step_is_given_up_and_the_others_end(tmp_path: Path) -> None:
+def test_a_job_that_dies_three_times_without_a_checkpoint_is_given_up_and_the_others_end(tmp_path: Path) -> None:
     every = jobs(tmp_path, 3, killed_at=2)
     failed = out.run(every, Where("local", 1), QUIET)
     assert list(failed) == ["job-0"]
     assert failed["job-0"].code == "TRAIN_WORKER"
-    assert "three times after step 2" in str(failed["job-0"])
+    assert "three times between two checkpoints, last after step 2" in str(failed["job-0"])
     assert processes(every[0]) == 3
     assert [job.step() for job in every] == [2, 4, 4]
 
@@ -92,7 +92,7 @@ def test_jobs_save_and_end_when_their_starter_is_interrupted(tmp_path: Path) -> 
     jobs(tmp_path, 1, seconds=0.1)
     code = f"""
 import signal; signal.signal(signal.SIGTERM, signal.default_int_handler)
-from pathlib import Path; from tunewright.fan import out; from tunewright.fan.jobs import Job, Where
+from pathlib import Path; from tunewright.fan import out; from tunewright.fan.jobs import Ended, Job, Where
 from tunewright.core.console import Console
 f = Path({str(folder)!r})
 out.run([Job("job-0", "job", (str(f), "1000"), f, 1000, 1)], Where("local"), Console(quiet=True))"""
@@ -112,7 +112,7 @@ def test_printed_jobs_are_shell_lines_that_do_them(tmp_path: Path, capsys: pytes
     assert waits.value.exit_code == 4
     lines = capsys.readouterr().out.splitlines()
     for line in lines:
-        subprocess.run(line.replace("python", sys.executable, 1), shell=True, check=True)
+        subprocess.run(line, shell=True, check=True)
     assert [job.step() for job in every] == [4, 4]
 
 
@@ -120,10 +120,23 @@ def test_no_jobs_need_no_place() -> None:
     assert out.run([], Where("print"), QUIET) == {}
 
 
-def test_gpus_are_dealt_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_was_stopped_or_whose_folder_was_locked_is_started_again() -> None:
+    job = Job("a", "job", (), Path(), 1, 1)
+    assert Ended(job, 130, "").killed
+    assert Ended(job, 2, '{"error": [{"code": "RUN_LOCKED"}]}').killed
+    assert not Ended(job, 2, '{"error": [{"code": "CONFIG_RANGE"}]}').killed
+
+
+def test_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [room["CUDA_VISIBLE_DEVICES"] for room in local.rooms(Where("local", None, 2), 5)] == ["0,1", "2,3"]
+    assert [room["CUDA_VISIBLE_DEVICES"] for room in local.rooms(Where("local"), 3)] == ["0", "1", "2"]
     assert len(local.rooms(Where("local", 1), 4)) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     assert [room["CUDA_VISIBLE_DEVICES"] for room in local.rooms(Where("local"), 2)] == ["GPU-a", "GPU-b"]
     assert local.rooms(Where("local"), 0) == [{}]
+
+
+def test_the_cores_are_divided_among_jobs_of_this_machine() -> None:
+    assert out.threads(Where("local", 3), 8) == 2
+    assert out.threads(Where("local", 9), 8) == 1
+    assert out.threads(Where("ray", 3), 8) == out.threads(Where(), 8) == 8

@@ -97,9 +97,9 @@ def test_a_section_is_present_exactly_with_its_record(name: str) -> None:
 @pytest.mark.usefixtures("no_charts")
 def test_a_sweep_says_how_many_recipes_were_tried_and_claims_no_dev_loss() -> None:
     shown = text_of(rendered())
-    assert "4 recipes were tried and compared by the loss of 30 dev rows; test was asked once" in shown
+    assert "4 recipes were tried and compared by the loss of 30 dev rows; test was used once" in shown
     assert "is -0.2000 nats per token (-0.3500 to -0.0500, over dev rows and 2 seeds" in shown
-    assert "it is not a result" in shown
+    assert "do not report it as a result" in shown
     assert "TRAIN_NOT_FINITE" in shown
     kept = text_of(rendered({"sweep": {**records.sweep(), "chosen": 0}}))
     assert "train.lr=0.01, is not shown to beat the default" in kept

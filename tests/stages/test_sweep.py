@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from build import FLAGS, Folder, Rows, cli, read, read_lines, write_chat_rows
 from tunewright.cli import fan_out
 from tunewright.core import config as configuration
 from tunewright.core.config import recipes
-from tunewright.core.errors import ConfigError
+from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.run_folder import Run, sha256
+from tunewright.stages import worker
 
 FAST = [f for f in FLAGS if not f.startswith(("train.eval_every", "train.steps", "adapter", "prove.few_shot"))]
 FAST += [
@@ -128,9 +130,12 @@ def test_a_recipe_that_diverges_is_reported_and_the_others_go_on(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["data.instruction=a,b"], "CONFIG_CONFLICT", "cannot be swept"),
+        (["data.instruction=a,b"], "CONFIG_CONFLICT", "no setting of the recipe has several values"),
+        (["sweep.grid={data.instruction: [a, b]}"], "CONFIG_CONFLICT", "cannot be swept"),
+        (["train.epochs=1,3"], "CONFIG_CONFLICT", "train.steps and train.epochs are both set"),
+        (["adapter.kind=lora,none", "quantise=nf4"], "CONFIG_CONFLICT", "cannot be trained"),
         (["train.lr=1e-3,soon"], "CONFIG_RANGE", "train.lr is 'soon'"),
-        (["train.lr=1e-3"], "CONFIG_CONFLICT", "no setting has several values"),
+        (["train.lr=1e-3"], "CONFIG_CONFLICT", "no setting of the recipe has several values"),
         (["train.lr=auto,auto"], "CONFIG_CONFLICT", "no recipe of the grid differs"),
         (["sweep.seeds=1", "train.lr=1e-3,1e-2"], "CONFIG_RANGE", "sweep.seeds"),
         (["train.lr=" + ",".join(f"{n}e-5" for n in range(1, 400))], "CONFIG_CONFLICT", "399 recipes"),
@@ -170,7 +175,47 @@ def test_a_sweep_can_be_trained_by_whoever_runs_the_printed_lines(
     assert "waits for 5 trainings" in done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 5
-    subprocess.run(lines[0].replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    subprocess.run(lines[0], shell=True, check=True, cwd=tmp_path)
     name = json.loads((swept / "sweep.json").read_text())["recipes"][0]["branch"]
     first, same = (run / "branches" / name / "dev-6.json" for run in (swept, tmp_path / "runs" / "printed"))
     assert first.read_bytes() == same.read_bytes()
+
+
+def test_equal_recipes_are_one(tmp_path: Path) -> None:
+    config = configuration.load(None, ["sweep.grid={train.lr: [0.0001, 1.0e-4, 0.01]}"], data__train="rows.jsonl")
+    assert recipes(config) == [{}, {"train.lr": 0.0001}, {"train.lr": 0.01}]
+
+
+def test_a_recipe_that_cannot_be_trained_is_not_tried_again(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(swept, run)
+    for file in ("sweep.json", "plan.json", "training.json", "metrics.jsonl", "verdict.json"):
+        (run / file).unlink()
+    branch = run / "branches" / read(swept, "sweep")["recipes"][4]["branch"]
+    for file in branch.glob("dev-*.json"):
+        file.unlink()
+    failure = {"code": "TRAIN_NOT_FINITE", "message": "NaN", "where": "w", "fix": "f"}
+    (branch / "failed.json").write_text(json.dumps(failure))
+    assert cli("plan", str(run), cwd=tmp_path).returncode == 0
+    record = read(run, "sweep")
+    assert "NaN" in record["recipes"][4]["error"]
+    assert not record["recipes"][4]["rungs"]
+    assert not list(branch.glob("dev-*.json"))
+
+
+def test_rows_are_stored_once_for_all_recipes(swept: Path) -> None:
+    assert len(list((swept / "branches" / "rows").iterdir())) == 2
+
+
+def test_another_model_or_other_data_are_refused_by_a_worker(swept: Path, tmp_path: Path) -> None:
+    run = tmp_path / "copy"
+    shutil.copytree(swept, run)
+    branch = run / "branches" / read(swept, "sweep")["recipes"][0]["branch"]
+    (branch / "training.json").unlink()
+    file = json.loads((branch / "branch.json").read_text())
+    file["hashes"]["model"] = "0" * 64
+    (branch / "branch.json").write_text(json.dumps(file))
+    with pytest.raises(RunError, match=r"RESUME_MISMATCH.*the branch's model would be another"):
+        worker.branch(Run(run), branch.name, 1.0, "")

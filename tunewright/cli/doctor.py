@@ -12,7 +12,7 @@ from typing import Any
 
 from tunewright.core import config as settings
 from tunewright.core import run_folder
-from tunewright.core.config import Config
+from tunewright.core.config import Config, SweepConfig
 from tunewright.core.console import Console
 from tunewright.core.errors import ModelError
 from tunewright.model import loading
@@ -23,6 +23,7 @@ from tunewright.system import machine
 def dry_run(config: Config) -> dict[str, Any]:
     """The results of a run's self-test. The run stops after its plan, and its folder is deleted."""
     with tempfile.TemporaryDirectory(prefix="tunewright-doctor-") as folder:
+        config = config.model_copy(update={"sweep": SweepConfig()})
         context = runner.start(config, "doctor", Path(folder), Console(quiet=True), "tunewright doctor")
         runner.Runner(context).advance("plan")
         selftest = run_folder.read_json(context.run.selftest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from collections.abc import Sequence
@@ -10,13 +11,12 @@ from typing import Annotated
 import typer
 
 from tunewright.core import records
-from tunewright.core.config import Plan
+from tunewright.core.config import Config, Plan
+from tunewright.core.config.sweeps import SWEPT
 from tunewright.core.errors import ConfigError, RunError
-from tunewright.core.run_folder import Run
-from tunewright.core.words import duration
+from tunewright.core.run_folder import ATTEMPT, Run
+from tunewright.core.words import LONG_HOURS, duration
 from tunewright.fan.jobs import Place, Where
-
-LONG_HOURS = 4
 
 On = Annotated[
     Place,
@@ -29,20 +29,16 @@ AtOnce = Annotated[
     int | None,
     typer.Option(min=1, max=4096, metavar="N", help="Branches at a time; default: one for each GPU, or one."),
 ]
-GpusEach = Annotated[int, typer.Option(min=1, max=64, metavar="N", help="GPUs of each branch.")]
-
-
 Yes = Annotated[bool, typer.Option("--yes", help=f"Begin even if it will take more than {LONG_HOURS} hours.")]
 
 
-def where(on: Place, at_once: int | None, gpus_each: int, separate: bool = False, agreed: bool = False) -> Where:
+def where(on: Place, at_once: int | None, separate: bool = False, agreed: bool = False) -> Where:
     """Raises CONFIG_CONFLICT if several at once are asked of this one process."""
     if on == "here" and at_once not in (None, 1):
         fix = "add --on local."
         raise ConfigError("CONFIG_CONFLICT", "one process trains one branch at a time.", where="--at-once", fix=fix)
-    return Where(
-        on, at_once, gpus_each, attempt="" if on == "print" else uuid.uuid4().hex, separate=separate, agreed=agreed
-    )
+    attempt = os.environ.get(ATTEMPT) or ("" if on == "print" else uuid.uuid4().hex)
+    return Where(on, at_once, attempt, separate, agreed)
 
 
 def confirm_long(run: Run, agreed: bool) -> None:
@@ -59,30 +55,33 @@ def confirm_long(run: Run, agreed: bool) -> None:
         "RUN_LONG",
         f"the run would take about {duration(total)} ({parts}).",
         where=str(run.path),
-        fix=f"`tunewright run {run.path} --yes` begins it; a smaller model, fewer train.steps or fewer "
-        "prove.max_test_rows take less.",
+        fix=f"`tunewright run {run.path} --yes` begins it; a smaller model, fewer train.steps or "
+        "a lower prove.max_test_rows take less.",
     )
 
 
 def swept_settings(given: Sequence[str], seeds: int | None, halve: bool | None) -> list[str]:
-    """The settings of the run: those with several values, separated by commas, become its grid. Raises
-    CONFIG_CONFLICT if there is none."""
-    values = {key: split(text) for key, _, text in (word.partition("=") for word in given)}
-    several = {key.strip(): parts for key, parts in values.items() if len(parts) > 1}
-    grid_is_given = any(key.strip().startswith("sweep.grid") for key in values)
-    if not several and not grid_is_given:
-        raise ConfigError(
-            "CONFIG_CONFLICT",
-            "no setting has several values.",
-            where="command line",
-            fix="separate them by commas: train.lr=1e-4,3e-4 adapter.rank=8,32.",
-        )
+    """The settings of the run: those of a recipe with several values, separated by commas, become its grid."""
+    values = {key.strip(): split(text) for key, _, text in (word.partition("=") for word in given)}
+    several = {key: parts for key, parts in values.items() if key in SWEPT and len(parts) > 1}
     words = [word for word in given if word.partition("=")[0].strip() not in several]
     if several:
         grid = ", ".join(f"{key}: [{', '.join(parts)}]" for key, parts in several.items())
         words.append(f"sweep.grid={{{grid}}}")
     words += [f"sweep.seeds={seeds}"] if seeds is not None else []
     return words + ([f"sweep.halve={str(halve).lower()}"] if halve is not None else [])
+
+
+def require_grid(config: Config) -> None:
+    """Raises CONFIG_CONFLICT for a sweep of one recipe."""
+    if not config.sweep.grid:
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "no setting of the recipe has several values.",
+            where="command line",
+            fix="separate them by commas: train.lr=1e-4,3e-4 adapter.rank=8,32. "
+            f"A recipe's settings: {', '.join(SWEPT)}.",
+        )
 
 
 def split(text: str) -> list[str]:

@@ -20,7 +20,7 @@ import typer
 from tunewright.cli.chat import chat
 from tunewright.cli.check import check
 from tunewright.cli.compare import compare
-from tunewright.cli.fan_out import AtOnce, GpusEach, On, Yes, confirm_long, swept_settings, where
+from tunewright.cli.fan_out import AtOnce, On, Yes, confirm_long, require_grid, swept_settings, where
 from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
 from tunewright.cli.push import push
@@ -76,13 +76,12 @@ def run(
     yes: Yes = False,
     on: On = "here",
     at_once: AtOnce = None,
-    gpus_each: GpusEach = 1,
 ) -> None:
     """Run every stage: check, plan, train, prove, export, report.
 
     Given a run folder, continue that run where it stopped.
     """
-    place = where(on, at_once, gpus_each, separate, yes)
+    place = where(on, at_once, separate, yes)
     runner = _advance(source, settings, model, name, root, quiet or as_json, "report", place)
     _verdict(runner, as_json)
     _gate(runner, gate)
@@ -105,14 +104,15 @@ def sweep(
     yes: Yes = False,
     on: On = "here",
     at_once: AtOnce = None,
-    gpus_each: GpusEach = 1,
 ) -> None:
     """Compare recipes on the dev rows, then run every stage with the best, if it beats the default.
 
     Values to try are separated by commas: train.lr=1e-4,3e-4 adapter.rank=8,32.
     """
-    words = settings if _existing(source, root) else swept_settings(settings or [], seeds, halve)
-    place = where(on, at_once, gpus_each, agreed=yes)
+    words = swept_settings(settings or [], seeds, halve)
+    if _existing(source, root) is None:
+        require_grid(config_of(source, words, model))
+    place = where(on, at_once, agreed=yes)
     runner = _advance(source, words, model, name, root, quiet or as_json, "report", place)
     _verdict(runner, as_json)
     _gate(runner, gate)
@@ -237,13 +237,12 @@ def learning_curve(
     quiet: Quiet = False,
     on: On = "here",
     at_once: AtOnce = None,
-    gpus_each: GpusEach = 1,
 ) -> None:
     """Measure whether more data would help: train on half of the rows and compare."""
     from tunewright.core import run_folder
 
     folder = run_folder.find(root, run)
-    place = where(on, at_once, gpus_each)
+    place = where(on, at_once)
     runner = _advance(str(folder.path), None, None, None, root, quiet or as_json, "prove", place)
     runner.learning_curve(full)
     if as_json:

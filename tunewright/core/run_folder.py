@@ -27,6 +27,7 @@ from tunewright.core import stage_names
 from tunewright.core.errors import RunError, TrainError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ATTEMPT = "TUNEWRIGHT_ATTEMPT"
 TEMPORARY = re.compile(r"\..+\.\d+\.\d+")  # written by `write_atomic`; left behind if the process is killed
 
 
@@ -188,9 +189,10 @@ def remove(run: Run) -> None:
 
 
 @contextmanager
-def writing(run: Run, attempt: str = "") -> Iterator[None]:
-    """Hold the run folder's write lock. Raises RUN_LOCKED, naming the process that holds it. ``attempt``: names whoever
-    started this process, and starts it again, on another machine if need be, once it has ended.
+def writing(run: Run, started_by: str = "") -> Iterator[None]:
+    """Hold the run folder's write lock. Raises RUN_LOCKED, naming the process that holds it. ``started_by``:
+    names whoever starts this process, and starts it again, on another machine if need be, once it has ended; by
+    default TUNEWRIGHT_ATTEMPT, which a batch system or a cluster sets to the name of its job.
 
     The operating system releases the lock when its process dies, however it dies, and keeps it while the process is
     merely suspended, so no timeout is needed. Some network drives lock per machine only; hence the check of the owner's
@@ -198,7 +200,11 @@ def writing(run: Run, attempt: str = "") -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock, owner = FileLock(run.path / ".lock", mode=0o600), run.path / ".owner"
+    lock, owner, started_by = (
+        FileLock(run.path / ".lock", mode=0o600),
+        run.path / ".owner",
+        started_by or os.environ.get(ATTEMPT, ""),
+    )
     with disk_errors(run.path):
         try:
             lock.acquire(timeout=0)
@@ -206,16 +212,24 @@ def writing(run: Run, attempt: str = "") -> Iterator[None]:
             raise _locked(run, _owner(owner), "wait for it to finish, or stop it.") from None
     try:
         before, host = _owner(owner), platform.node()
-        if before and before["host"] != host and not (attempt and before.get("attempt") == attempt):
+        if before and before["host"] != host and not (started_by and before.get("attempt") == started_by):
             raise _locked(run, before, f"if that process no longer exists, remove {owner}.")
         if before:
             run.event("taken_over", from_process=before["process"])
         with disk_errors(run.path):
-            for file in run.path.rglob(".*"):
-                if TEMPORARY.fullmatch(file.name):
-                    file.unlink()
-        facts = {"process": os.getpid(), "host": host, "since": now(), "command": " ".join(sys.argv)}
-        write_json(owner, {**facts, "attempt": attempt})
+            for file in run.path.rglob(".*"):  # not those of branches, which other processes may be writing
+                if TEMPORARY.fullmatch(file.name) and "branches" not in file.relative_to(run.path).parts:
+                    file.unlink(missing_ok=True)
+        write_json(
+            owner,
+            {
+                "process": os.getpid(),
+                "host": host,
+                "since": now(),
+                "command": " ".join(sys.argv),
+                "attempt": started_by,
+            },
+        )
         try:
             yield
         finally:

@@ -14,6 +14,9 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+LONG_HOURS = 4  # a run of more begins only if somebody agrees
+
+
 def duration(seconds: float) -> str:
     """``45 s``, ``8 min``, ``2 h 10 min``."""
     if seconds < 90:

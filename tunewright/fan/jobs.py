@@ -6,37 +6,32 @@ is not started. So nothing is lost if the process that started them is killed, t
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tunewright.core import records
 from tunewright.core.errors import TrainError
-from tunewright.core.records import METRICS, StepLine
 from tunewright.core.run_folder import Run
 
 Place = Literal["here", "local", "ray", "print"]
-PLACES: tuple[Place, ...] = ("here", "local", "ray", "print")
+LAST = 65_536  # bytes of metrics.jsonl that certainly have a line
+STOPPED = 130  # exit status after SIGTERM: it has saved
 
 
 @dataclass(frozen=True)
 class Where:
     """``on``: in this process one after another ("here"), in processes of this machine, on a Ray cluster, or nowhere:
     their command lines are printed. ``at_once``: jobs at a time; None: as many as there are GPUs, otherwise one.
-    ``gpus_each``: GPUs of each job, where there are any. ``attempt``: of the process that starts them; what it started
-    itself it may start again, on whichever machine. ``separate``: whether the run's own training, too, is a process of
-    its own; ``agreed``: whether it may take hours."""
+    ``attempt``: names whoever starts them; what it has started it may start again, on whichever machine. ``separate``:
+    whether the run's own training, too, is a process of its own; ``agreed``: whether it may take hours."""
 
     on: Place = "here"
     at_once: int | None = None
-    gpus_each: int = 1
     attempt: str = ""
     separate: bool = False
     agreed: bool = False
-
-    def threads(self, cores: int) -> int:
-        """CPU threads of each job."""
-        return max(1, cores // (self.at_once or 1)) if self.on == "local" else cores
 
 
 HERE = Where()
@@ -55,8 +50,17 @@ class Job:
 
     def step(self) -> int:
         """The last step that it took."""
-        lines = records.read_lines(Run(self.folder).metrics, METRICS)
-        return max((line.step for line in lines if isinstance(line, StepLine)), default=0)
+        try:
+            with open(Run(self.folder).metrics, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LAST))
+                lines = file.read().split(b"\n")[:-1]  # without one that is not finished
+        except FileNotFoundError:
+            return 0
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+    def saved(self) -> int:
+        """The step from which it would continue."""
+        return max((int(p.name.removeprefix("step-")) for p in self.folder.glob("checkpoints/step-*")), default=0)
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,15 @@ class Ended:
 
     @property
     def killed(self) -> bool:
-        """Whether it may be started again: it did not end by itself."""
-        return self.status < 0
+        """Whether it may be started again: a signal ended it, or another process still held its folder."""
+        return self.status < 0 or self.status == STOPPED or '"RUN_LOCKED"' in self.errors
 
     def lost(self) -> TrainError:
         """The error of a job that is killed again and again at the same step."""
         return TrainError(
             "TRAIN_WORKER",
-            f"`{self.job.name}` was killed three times after step {self.job.step()} (signal {-self.status}).",
+            f"`{self.job.name}` was killed three times between two checkpoints, last after step {self.job.step()} "
+            f"(status {self.status}).",
             where=str(self.job.folder),
             fix="if memory ran out, run fewer at once (--at-once) or set a smaller train.tokens_per_pass.",
         )

@@ -74,6 +74,4 @@ def rooms(where: Where, gpus: int) -> list[Mapping[str, str]]:
     if not gpus:
         return [{} for _ in range(where.at_once or 1)]
     devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    names, each = devices.split(","), where.gpus_each
-    groups = [names[start : start + each] for start in range(0, len(names) - each + 1, each)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[: where.at_once or len(groups)]]
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in devices.split(",")[: where.at_once or gpus]]

@@ -11,7 +11,6 @@ import io
 import runpy
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import MissingExtra, RunError
@@ -45,30 +44,39 @@ class Ray:
             raise MissingExtra("ray", "--on ray", "pip install 'tunewright[ray]'", where="--on") from None
         self._ray: Any = ray
         self._started = not ray.is_initialized()
-        if self._started:
-            ray.init(log_to_driver=False, logging_level="ERROR")
-        gpus = where.gpus_each if ray.cluster_resources().get("GPU") else 0
-        self._task = ray.remote(max_calls=1, max_retries=0, num_gpus=gpus)(as_task)
+        try:
+            if self._started:
+                ray.init(log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            message = f"the Ray cluster cannot be reached: {str(error).splitlines()[0][:200]}"
+            fix = "check RAY_ADDRESS and the token (`ray get-auth-token`)."
+            raise RunError("REMOTE_FAILED", message, where="--on ray", fix=fix) from None
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        with_gpu = [node for node in nodes if node.get("GPU")]
+        # Of the largest machine, what is there for each GPU, or all of it.
+        self._cpus = max(int(node.get("CPU", 1) // max(1, node.get("GPU", 0))) for node in with_gpu or nodes)
+        self._task = ray.remote(max_calls=1, max_retries=0, num_gpus=1 if with_gpu else 0)(as_task)
         self._most, self._running = where.at_once, dict[Any, Job]()
 
     def has_room(self) -> bool:
         return self._most is None or len(self._running) < self._most
 
     def start(self, job: Job) -> None:
-        if not Path(job.folder).is_dir():
-            raise RunError("RUN_NOT_FOUND", f"{job.folder} does not exist.", where=str(job.folder))
-        self._running[self._task.options(num_cpus=job.threads, name=job.name).remote(job)] = job
+        task = self._task.options(num_cpus=max(1, min(job.threads, self._cpus)), name=job.name)
+        self._running[task.remote(job)] = job
 
     def ended(self) -> list[Ended]:
         over, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         return [self._ended(task, self._running.pop(task)) for task in over]
 
     def _ended(self, task: Any, job: Job) -> Ended:
-        crashed = (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.NodeDiedError)
+        errors = self._ray.exceptions
         try:
-            status, errors = self._ray.get(task)
-        except crashed:
+            status, words = self._ray.get(task)
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError):
             return Ended(job, KILLED, "")
+        except errors.RayError as error:
+            return Ended(job, 1, str(error).strip().splitlines()[-1])
         if status == NOT_SEEN:
             raise RunError(
                 "RUN_NOT_FOUND",
@@ -76,7 +84,7 @@ class Ray:
                 where=str(job.folder),
                 fix="put the runs on a disk that all of its machines see under this path: --runs FOLDER.",
             )
-        return Ended(job, status, errors)
+        return Ended(job, status, words)
 
     def stop(self) -> None:
         for task in self._running:

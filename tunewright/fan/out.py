@@ -7,16 +7,17 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
+
 from tunewright.core import programs
 from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.core.words import counted
-from tunewright.fan import on_ray, printed
+from tunewright.fan import local, on_ray, printed
 from tunewright.fan.jobs import Ended, Job, Where
-from tunewright.fan.local import Local
 
 POLL_SECONDS = 0.5
-DEATHS = 3  # after the same step, until a job is given up
+DEATHS = 3  # from the same checkpoint, until a job is given up
 
 
 class Place(Protocol):
@@ -35,13 +36,18 @@ class Place(Protocol):
         ...
 
 
+def threads(where: Where, cores: int) -> int:
+    """CPU threads of each job: the cores of this machine, divided among those that run on it at a time."""
+    return max(1, cores // len(local.rooms(where, torch.cuda.device_count()))) if where.on == "local" else cores
+
+
 def run(jobs: Sequence[Job], where: Where, console: Console) -> dict[str, TunewrightError]:
     """Runs all jobs, and returns the errors of those that failed, by name. Raises RUN_WAITS if they are printed."""
     if not jobs:
         return {}
     if where.on == "print":
         raise printed.shown(jobs)
-    place: Place = on_ray.Ray(where) if where.on == "ray" else Local(where)
+    place: Place = on_ray.Ray(where) if where.on == "ray" else local.Local(where)
     try:
         return _run(jobs, place, console)
     finally:
@@ -53,7 +59,7 @@ def _run(jobs: Sequence[Job], place: Place, console: Console) -> dict[str, Tunew
     deaths: dict[str, list[int]] = {job.name: [] for job in jobs}
     failed: dict[str, TunewrightError] = {}
     shown = sum(job.step() for job in jobs)
-    with console.bar(f"train {len(jobs)}", sum(job.steps for job in jobs), shown) as tick:
+    with console.bar(f"train {counted(len(jobs), 'branch')}", sum(job.steps for job in jobs), shown) as tick:
         while waiting or running:
             while waiting and place.has_room():
                 running.append(waiting.popleft())
@@ -63,8 +69,8 @@ def _run(jobs: Sequence[Job], place: Place, console: Console) -> dict[str, Tunew
                 running.remove(ended.job)
                 at = deaths[ended.job.name]
                 if ended.killed:
-                    at.append(ended.job.step())
-                    console.warn(f"  {ended.job.name} was killed after step {at[-1]}")
+                    at.append(ended.job.saved())
+                    console.warn(f"  {ended.job.name} was killed after step {ended.job.step()}")
                 if ended.killed and at[-DEATHS:] != [at[-1]] * DEATHS:
                     waiting.append(ended.job)
                 elif ended.status:
@@ -76,6 +82,6 @@ def _run(jobs: Sequence[Job], place: Place, console: Console) -> dict[str, Tunew
                     failed[ended.job.name] = error
                     console.warn(f"  {ended.job.name}: {error}")
             now = sum(job.step() for job in jobs)
-            tick(max(0, now - shown), f"steps, {counted(len(running), 'training')} running")
+            tick(max(0, now - shown), f"steps, {len(running)} started")
             shown = max(shown, now)
     return failed

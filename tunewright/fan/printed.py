@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 
 from tunewright.core.errors import RunWaits
@@ -13,10 +14,11 @@ from tunewright.fan.jobs import Job
 def shown(jobs: Sequence[Job]) -> RunWaits:
     """Prints a line for each job. Returns the exception by which the run ends until they are done."""
     for job in jobs:
-        print(shlex.join(["python", "-m", job.module, *job.arguments]))  # noqa: T201
+        print(shlex.join([sys.executable, "-m", job.module, *job.arguments]))  # noqa: T201
+    run = jobs[0].folder.parents[1]
     return RunWaits(
         "RUN_WAITS",
-        f"waits for {counted(len(jobs), 'training')}: run the lines above in any order, on any machine that sees "
-        f"{jobs[0].folder.parent}, then the same command again.",
-        where=str(jobs[0].folder.parent),
+        f"waits for {counted(len(jobs), 'training')}: run the lines above in any order, on any machine that has {run}, "
+        f"the model and the data under the same paths; then `tunewright run {run} --on print`.",
+        where=str(run),
     )

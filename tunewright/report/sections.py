@@ -170,7 +170,7 @@ def cautions(verdict: Verdict, quantised: bool = False) -> list[str]:
     if quantised and "full_precision" not in verdict.arms:
         sentences.append(
             "All arms ran on the quantised base. Whether the tuned model beats the base in its own precision was not "
-            "measured: that does not fit in this machine's memory."
+            "measured: it did not fit in the memory of the machine."
         )
     for ability, probe in _probes(forgetting(verdict)).items():
         if probe is not None and probe.verdict == "WORSE":

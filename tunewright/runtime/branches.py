@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunewright.core import records
+import torch
+
+from tunewright.core import records, run_folder
 from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import Plan
-from tunewright.core.errors import RunError, TunewrightError
-from tunewright.core.records import BranchFile, BranchTraining, DevNats, Side
+from tunewright.core.errors import RunError, TrainError, TunewrightError
+from tunewright.core.records import BranchFailure, BranchFile, BranchTraining, DevNats, Side
 from tunewright.core.run_folder import Run, make_folder, write_atomic
 from tunewright.core.run_folder import require as require_file
 from tunewright.data.scores import Score
@@ -29,10 +31,13 @@ from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Context, Setup, Work
 from tunewright.runtime.receipt import input_hashes
 from tunewright.runtime.weights import Weights
+from tunewright.system import crowding
 from tunewright.tokens import render_cache
 from tunewright.tokens.render_cache import RenderedRows
 from tunewright.tokens.sequences import TrainRow, digest, flat
 from tunewright.train import checkpoints, loop
+
+UNTRAINABLE = ("TRAIN_NOT_FINITE", "TRAIN_MEMORY", "TRAIN_WORKER")  # what may be wrong with one branch alone
 
 
 @dataclass(frozen=True)
@@ -102,37 +107,67 @@ def require(setup: Setup, branches: Sequence[Branch]) -> None:
 
 
 def advance(setup: Setup, branches: Sequence[Branch], fraction: float = 1.0) -> dict[str, TunewrightError]:
-    """Trains branches to the end, or to a ``fraction`` of their steps. Returns the errors of those that fail."""
+    """Trains branches to the end, or to a ``fraction`` of their steps. Returns the errors of those that cannot be
+    trained, by name; raises any other, once the rest is done."""
     context, failed = setup.context, dict[str, TunewrightError]()
-    waiting = [branch for branch in branches if not _is_done(context.run.branch(branch.name), branch.plan, fraction)]
-    for branch in waiting:
-        _write(context, branch)
+    for branch in branches:
+        _write(setup, branch)
+        if failure := records.existing(_failure(context.run.branch(branch.name)), BranchFailure):
+            failed[branch.name] = TrainError(failure.code, failure.message, where=failure.where, fix=failure.fix)
+    runs = [(b, context.run.branch(b.name)) for b in branches if b.name not in failed]
+    waiting = [branch for branch, run in runs if not _is_done(run, _plan(run), fraction)]
     if context.where.on != "here":
         setup.models.release()  # this process only waits
-        return out.run([_job(context, b, fraction) for b in waiting], context.where, context.console)
-    for branch in waiting:
+        failed |= out.run([_job(context, b, fraction) for b in waiting], context.where, context.console)
+    for branch in waiting if context.where.on == "here" else []:
         try:
-            train(setup, branch.name, fraction)
+            train(setup, branch.name, fraction, context.where.attempt)
         except TunewrightError as error:
-            if error.code == "RUN_INTERRUPTED":
+            if error.code not in UNTRAINABLE:
                 raise
             failed[branch.name] = error
+    for other in failed.values():
+        if other.code not in UNTRAINABLE:
+            raise other
     return failed
 
 
-def train(setup: Setup, name: str, fraction: float = 1.0) -> None:
-    """Trains a branch in this process, from its files and no others, so that it does not matter which process it is."""
+def train(setup: Setup, name: str, fraction: float = 1.0, attempt: str = "") -> None:
+    """Trains a branch in this process, from its files and no others, so that it does not matter which process it is.
+    ``attempt``: as in `run_folder.writing`. Raises RUN_LOCKED, RESUME_MISMATCH, TRAIN_*."""
     run = setup.context.run.branch(name)
-    branch = _read(run, name)
-    if _is_done(run, branch.plan, fraction):
-        return
+    branch, stored = _read(run, name)
+    with run_folder.writing(run, attempt):
+        if _is_done(run, branch.plan, fraction):
+            return
+        hashes = _hashes(setup, branch)
+        changed = [key for key, value in hashes.items() if stored.hashes.get(key) != value]
+        if changed:
+            raise RunError(
+                "RESUME_MISMATCH",
+                f"here, the branch's {' and '.join(changed)} would be another than where the run was started.",
+                where=str(run.path),
+                fix="give all machines the same model, data and tunewright.",
+            )
+        before = torch.get_num_threads()
+        crowding.use(branch.plan.threads)
+        try:
+            _train(setup, branch, hashes, fraction)
+        except TrainError as error:
+            if error.code == "TRAIN_NOT_FINITE":  # it would be so again
+                (problem,) = error.problems
+                records.write(_failure(run), BranchFailure.model_validate(problem))
+            raise
+        finally:
+            crowding.use(before)
+
+
+def _train(setup: Setup, branch: Branch, hashes: dict[str, str], fraction: float) -> None:
+    run, model = setup.context.run.branch(branch.name), setup.models.untrained(branch.plan)
     make_folder(run.checkpoints)
-    content = hashlib.sha256(digest(branch.rows).encode())
-    content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
-    hashes = {**input_hashes(setup.context.data, setup.inputs, branch.plan), "branch": content.hexdigest()}
-    model, until = setup.models.untrained(branch.plan), step_at(branch.plan, fraction)
+    until = step_at(branch.plan, fraction)
     inputs = loop.with_precomputed(loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes))
-    with setup.context.console.bar(f"train {name}", until, _step(run)) as tick:
+    with setup.context.console.bar(f"train {branch.name}", until, _step(run)) as tick:
         result = loop.train(inputs, lambda p: tick(1, f"loss {p.loss:.3f}"), until=until)
     if branch.measured:
         model.module.eval()
@@ -143,9 +178,24 @@ def train(setup: Setup, name: str, fraction: float = 1.0) -> None:
         records.write(run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))
 
 
+def _hashes(setup: Setup, branch: Branch) -> dict[str, str]:
+    """Of what its weights depend on."""
+    content = hashlib.sha256(digest(branch.rows).encode())
+    content.update(branch.plan.model_dump_json(exclude={"estimate", "reasons"}).encode())
+    return {**input_hashes(setup.context.data, setup.inputs, branch.plan), "branch": content.hexdigest()}
+
+
 def dev_file(run: Run, step: int) -> Path:
     """The loss of each dev row after so many steps of a branch."""
     return run.path / f"dev-{step}.json"
+
+
+def _failure(run: Run) -> Path:
+    return run.path / "failed.json"
+
+
+def _plan(run: Run) -> Plan:
+    return records.read(run.branch_file, BranchFile).plan
 
 
 def step_at(plan: Plan, fraction: float) -> int:
@@ -164,33 +214,44 @@ def _step(run: Run) -> int:
     return int(newest.name.removeprefix("step-")) if newest else 0
 
 
-def _write(context: Context, branch: Branch) -> None:
+def _write(setup: Setup, branch: Branch) -> None:
     """What another process needs to train the branch. A branch that was begun keeps its number of threads, because its
     last bits depend on it."""
-    run = context.run.branch(branch.name)
+    context, run = setup.context, setup.context.run.branch(branch.name)
     if not run.branch_file.exists():
-        threads = context.where.threads(branch.plan.threads)
-        plan = branch.plan.model_copy(update={"threads": threads})
-        for side, rows in (("train", branch.rows), ("dev", branch.dev)):
-            write_atomic(run.path / f"{side}.safetensors", render_cache.to_bytes(RenderedRows(list(rows), [])))
-        records.write(run.branch_file, BranchFile(plan=plan, scale=branch.scale, measured=branch.measured))
+        plan = branch.plan.model_copy(update={"threads": out.threads(context.where, branch.plan.threads)})
+        planned = dataclasses.replace(branch, plan=plan)
+        files = [_stored_rows(run, rows) for rows in (branch.rows, branch.dev)]
+        hashes = _hashes(setup, planned)
+        records.write(
+            run.branch_file,
+            BranchFile(plan=plan, train=files[0], dev=files[1], measured=branch.measured, hashes=hashes),
+        )
 
 
-def _read(run: Run, name: str) -> Branch:
+def _stored_rows(run: Run, rows: Sequence[TrainRow]) -> str:
+    """The name of their file, which all branches with these rows share."""
+    file = run.path.parent / "rows" / f"{digest(rows)[:32]}.safetensors"
+    if not file.exists():
+        write_atomic(file, render_cache.to_bytes(RenderedRows(list(rows), [])))
+    return file.name
+
+
+def _read(run: Run, name: str) -> tuple[Branch, BranchFile]:
     """Raises RUN_DAMAGED, RUN_INCOMPLETE."""
     require_file(run, run.branch_file, "run")
     file = records.read(run.branch_file, BranchFile)
-    rows, dev = (render_cache.read(run.path / f"{side}.safetensors") for side in ("train", "dev"))
+    rows, dev = (render_cache.read(run.path.parent / "rows" / stored) for stored in (file.train, file.dev))
     if rows is None or dev is None:
         raise RunError(
             "RUN_DAMAGED", f"the rows of branch {name} cannot be read.", where=str(run.path), fix="delete this folder."
         )
-    return Branch(name, file.plan, tuple(rows.rows), tuple(dev.rows), file.scale, file.measured)
+    return Branch(name, file.plan, tuple(rows.rows), tuple(dev.rows), 1.0, file.measured), file
 
 
 def _job(context: Context, branch: Branch, fraction: float) -> Job:
     run = context.run.branch(branch.name)
-    plan, where = records.read(run.branch_file, BranchFile).plan, context.where
+    plan, where = _plan(run), context.where
     words = [str(context.run.path.absolute()), "--branch", branch.name]
     words += ["--fraction", f"{fraction:g}"] if fraction < 1 else []
     words += ["--attempt", where.attempt] if where.attempt else []

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tunewright.core import records
 from tunewright.core.config import Config
-from tunewright.core.records import Side
+from tunewright.core.records import ProtocolRecord, Side
 from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
 from tunewright.data.formats import RowSettings
@@ -97,7 +98,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         tuple(e for i in data.side("train") if isinstance(e := data.examples[i], Chat)),
         documents,
         embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index,
-        planning.full_precision_fits(facts, hardware),
+        _asks_full_precision(run, facts, hardware),
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     return Inputs(
@@ -137,6 +138,14 @@ def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
         return config.prove.max_new_tokens
     longest = max(s.supervised for s in flat(train))
     return min(planning.LONGEST_ANSWER, longest + longest // 4 + 8)
+
+
+def _asks_full_precision(run: Run, facts: Facts, hardware: Machine) -> bool:
+    """Whether the base that is not quantised is an arm: as the run's protocol says, on whichever machine it is
+    continued."""
+    if run.protocol.exists():
+        return "full_precision" in records.read(run.protocol, ProtocolRecord).arms
+    return planning.full_precision_fits(facts, hardware)
 
 
 def _documents(config: Config) -> tuple[tuple[Text, ...], tuple[Change, ...]]:

@@ -57,7 +57,7 @@ def _signals_to(worker: subprocess.Popen[bytes]) -> Iterator[None]:
         return
 
     def forward(number: int, _: Any) -> None:
-        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(number)
 
     before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunewright.core import records, run_folder
-from tunewright.core.config import Plan, load
+from tunewright.core.config import Plan, SweepConfig, load
 from tunewright.core.console import Console
 from tunewright.core.run_folder import Run
 from tunewright.stages.runner import Runner, start
@@ -17,7 +17,8 @@ def reproduce(run: Run, console: Console) -> dict[str, Any]:
     RUN_INCOMPLETE before training is done."""
     run_folder.require(run, run.training, "run")
     plan = records.read(run.plan, Plan)
-    config = load(run.config).model_copy(update={"threads": plan.threads, "track": []})
+    without = {"threads": plan.threads, "track": [], "sweep": SweepConfig()}
+    config = load(run.config).model_copy(update=without)
     context = start(config, _name(run), run.path.parent, console, f"tunewright runs reproduce {run.path}")
     rerun = Runner(context)
     rerun.advance("check")

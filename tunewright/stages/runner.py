@@ -250,7 +250,8 @@ def _remove_folder_on_user_error(context: Context) -> Iterator[None]:
     try:
         yield
     except TunewrightError as error:
-        if error.exit_code == 2 and context.created and not context.run.plan.exists():
+        trained = (context.run.path / "branches").exists()  # branches of a sweep, which may have taken hours
+        if error.exit_code == 2 and context.created and not (context.run.plan.exists() or trained):
             *parents, run = context.created
             shutil.rmtree(run)
             with suppress(OSError):  # another process may have put a run there

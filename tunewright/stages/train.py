@@ -9,7 +9,7 @@ import torch
 
 from tunewright.core import records, run_folder
 from tunewright.core.config import Plan
-from tunewright.core.records import METRICS, BranchTraining, Receipt, Training
+from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, Training
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
 from tunewright.runtime import swept
@@ -27,7 +27,7 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     ``ranks``, the first does. Raises RANKS_DIFFER."""
     run, plan, inputs, console = work.run, work.plan, work.inputs, work.console
     if (branch := swept.branch_of(run)) and _is_of(plan, swept.plan_of(run)):
-        return _adopted(work, branch)
+        return _adopted(work, branch, ranks)
     step = _begin(work) if ranks.first else 0
     ranks.wait()
     model = work.models.untrained(plan)
@@ -78,14 +78,17 @@ def _content(plan: Plan) -> dict[str, object]:
     return plan.model_dump(exclude={"estimate", "reasons"})
 
 
-def _adopted(work: Work, branch: Run) -> Training:
+def _adopted(work: Work, branch: Run, ranks: Ranks) -> Training:
     """The training of the recipe that a sweep has chosen, which is this run's: nothing is trained again."""
     run, done = work.run, records.read(branch.training, BranchTraining)
     checkpoints.check_weights(branch.weights, done.weights_sha256)
-    run_folder.write_atomic(run.weights, branch.weights.read_bytes())
     lines = list(records.read_lines(branch.metrics, METRICS))
-    records.write_lines(run.metrics, lines)
-    return _with_sizes(work.models.untrained(work.plan).module, done)
+    if ranks.first:
+        run_folder.write_atomic(run.weights, branch.weights.read_bytes())
+        records.write_lines(run.metrics, lines)
+    seconds = sum(line.seconds for line in lines if isinstance(line, StepLine))  # of all the times it was continued
+    whole = done.model_copy(update={"seconds": round(seconds, 1)})
+    return _with_sizes(work.models.untrained(work.plan).module, whole)
 
 
 def _with_sizes(module: torch.nn.Module, done: BranchTraining) -> Training:

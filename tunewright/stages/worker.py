@@ -47,10 +47,8 @@ def work(run: Run, under_lock: bool) -> None:
 def branch(run: Run, name: str, fraction: float, attempt: str) -> None:
     """Trains a branch to the end, or to a ``fraction`` of its steps. Raises RUN_LOCKED, RUN_INCOMPLETE, TRAIN_*."""
     setup = Runner(resume(run, Console(quiet=True), "worker")).setup()
-    own = run.branch(name)
-    run_folder.require(own, own.branch_file, "run")
-    with crowding.giving_way(), run_folder.writing(own, attempt), error_codes(run, "train"):
-        branches.train(setup, name, fraction)
+    with crowding.giving_way(), error_codes(run, "train"):
+        branches.train(setup, name, fraction, attempt)
 
 
 def _end_with(parent: int) -> None:

@@ -117,7 +117,7 @@ def train(
             stop = ranks.any(interrupted.is_set())  # all after the same step, whoever was asked
             if ranks.first and (over or stop or state.step % plan.checkpoint_every == 0):
                 checkpoints.save(run.checkpoints, student.parameters, student.optimizer, state, plan.checkpoint_keep)
-            if stop and not over:
+            if stop and not (state.step == plan.steps or _out_of_patience(state, plan)):
                 ranks.wait()
                 raise TrainError(
                     "RUN_INTERRUPTED",

@@ -101,6 +101,9 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, kernels: Kernel
 def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
     """The plan without its estimate. Raises CONFIG_CONFLICT and CONFIG_RANGE."""
     given, t = PlanInputs(config, facts, sizes, machine), config.train
+    if facts.packed == "stored" and machine.device != "cpu":
+        message = "quantise=stored is for a CPU, which reads the weights from the model's files; a GPU cannot."
+        raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="use quantise=nf4, or none.")
     dtype, layout, batch = _dtype(given), _layout(given), _batch(given)
     per_epoch = -(-sizes.rows // batch.value)
     steps = _steps(given, per_epoch)
@@ -366,9 +369,10 @@ def full_precision_fits(facts: Facts, machine: Machine) -> bool:
     return dense <= FULL_PRECISION_MEMORY * machine.memory_gb * 1e9
 
 
-def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> None:
-    """Raises TRAIN_MEMORY if training cannot fit into ``free`` bytes, with settings that can, so that a run is not
+def require_memory(plan: Plan, facts: Facts, sizes: RowStats, machine: Machine) -> None:
+    """Raises TRAIN_MEMORY if training cannot fit into what is free, with settings that can, so that a run is not
     killed by the system after minutes."""
+    free, device = 1e9 * machine.free_gb, machine.device
 
     def needed(tokens: int, recompute: Recompute) -> float:
         return kept + tokens * bytes_per_token(facts, sizes, plan.dtype, plan.kernels, recompute)
@@ -379,7 +383,8 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float) -> No
         return
     smallest = max(sizes.longest, 256)
     less = needed(smallest, "layers")
-    if not facts.packed and facts.parameters * each_of(plan.dtype) > free / 2:
+    large = facts.parameters * each_of(plan.dtype) > free / 2
+    if large and not facts.packed and device == "cpu" and plan.adapter.kind != "none":
         fix = "set quantise=stored, which leaves the weights in their files, or end other programs."
     elif less <= free:
         fix = f"set train.gradient_checkpointing=layers train.tokens_per_pass={smallest}, or end other programs."

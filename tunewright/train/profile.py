@@ -23,7 +23,7 @@ from tunewright.train.step import make_learner, make_optimizer, take_step
 
 STEPS, CALIBRATION_STEPS = 3, 8
 SOME = 5_000_000
-MOMENTS_BYTES = 8  # of AdamW, for each trained number
+MOMENTS_BYTES = {"adamw": 8, "adamw8": 2}  # for each trained number
 # torch's operations by purpose, as torch 2.13 names them; all others count as `REST`.
 REST = "Python, dispatch, the rest"
 TORCH, LARGEST_REST = "2.13", 0.2  # a larger rest means that this table no longer fits the installed torch
@@ -131,7 +131,8 @@ def calibrate(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, second
         if spent > seconds:
             break
     model.module.eval()
-    held = heap.resident_gb() + MOMENTS_BYTES * sum(p.numel() for p in trainable(model.module).values()) / 1e9
+    trained = sum(p.numel() for p in trainable(model.module).values())
+    held = heap.resident_gb() + MOMENTS_BYTES[plan.optimizer] * trained / 1e9
     longest = method.microbatches(model, rows, sorted({i for step in chosen for i in step}), plan, 0)[0]
     start = _now()
     with torch.no_grad():

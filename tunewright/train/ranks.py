@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tunewright.core.errors import TrainError
+from tunewright.core.errors import ConfigError, TrainError
 
 T = TypeVar("T")
 PATIENCE = 600.0  # seconds for a process that does not answer, unless TUNEWRIGHT_RANKS_TIMEOUT is set
@@ -126,4 +126,8 @@ def attempt() -> str:
 
 def _patience(step_seconds: float) -> timedelta:
     chosen = os.environ.get("TUNEWRIGHT_RANKS_TIMEOUT")
-    return timedelta(seconds=float(chosen) if chosen else max(PATIENCE, STEPS * step_seconds))
+    try:
+        return timedelta(seconds=float(chosen) if chosen else max(PATIENCE, STEPS * step_seconds))
+    except (ValueError, OverflowError):
+        message, fix = f"TUNEWRIGHT_RANKS_TIMEOUT is {chosen!r}.", "give a number of seconds."
+        raise ConfigError("CONFIG_RANGE", message, where="TUNEWRIGHT_RANKS_TIMEOUT", fix=fix) from None

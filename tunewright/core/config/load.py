@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from tunewright.core import locations
 from tunewright.core.config import sweeps
-from tunewright.core.config.explain import explain
+from tunewright.core.config.explain import explain, fields
 from tunewright.core.config.schema import PATH, TEMPLATES, Config
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
@@ -55,16 +55,29 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
     except ValidationError as error:
         raise explain(error, places or {}) from None
 
+    _require_consistent(config, {*(data.get("adapter") or {})}, places or {})
+    sweeps.check(config, (places or {}).get("sweep.grid", "sweep.grid"))
+    for recipe in sweeps.recipes(config)[1:]:
+        adapter = {*(data.get("adapter") or {}), *(k.partition(".")[2] for k in recipe if k.startswith("adapter."))}
+        swept = dict.fromkeys((key for key, *_ in fields()), f"sweep.grid {', '.join(recipe)}")
+        _require_consistent(sweeps.with_settings(config, recipe), adapter, swept)
+    return config
+
+
+def _require_consistent(config: Config, adapter: set[str], places: dict[str, str]) -> None:
+    """Raises CONFIG_CONFLICT for settings that contradict each other. ``adapter``: the settings of adapter that are
+    given."""
+
     def conflict(key: str, message: str, fix: str) -> ConfigError:
-        return ConfigError("CONFIG_CONFLICT", message, where=(places or {}).get(key, key), fix=fix)
+        return ConfigError("CONFIG_CONFLICT", message, where=places.get(key, key), fix=fix)
 
     if config.train.steps != "auto" and config.train.epochs != "auto":
         raise conflict("train.steps", "train.steps and train.epochs are both set.", "keep one of them.")
     if config.adapter.kind == "none" and config.quantise != "none":
         message = f"quantise={config.quantise}, but adapter.kind is none: such weights cannot be trained."
         raise conflict("quantise", message, "choose lora, rslora or dora.")
-    if config.adapter.kind == "none" and "adapter" in data and set(data["adapter"]) - {"kind"}:
-        extra = ", ".join(sorted(f"adapter.{k}" for k in set(data["adapter"]) - {"kind"}))
+    if config.adapter.kind == "none" and adapter - {"kind"}:
+        extra = ", ".join(sorted(f"adapter.{name}" for name in adapter - {"kind"}))
         raise conflict(
             "adapter.kind",
             f"adapter.kind is none, so {extra} would have no effect.",
@@ -81,15 +94,13 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
         raise conflict(
             "prove.remote.url", "prove.remote.url and prove.remote.model must be set together.", "set both, or neither."
         )
-    sweeps.check(config, (places or {}).get("sweep.grid", "sweep.grid"))
-    _check_encoding(config.data.encoding, (places or {}).get("data.encoding", "data.encoding"))
+    _check_encoding(config.data.encoding, places.get("data.encoding", "data.encoding"))
     if config.data.instruction is not None and config.data.format == "text":
         raise conflict(
             "data.instruction",
             "data.instruction has no effect on raw text.",
             "remove data.instruction, or choose another data.format.",
         )
-    return config
 
 
 def _check_encoding(name: str, where: str) -> None:

@@ -26,9 +26,11 @@ Settings = Mapping[str, object]
 def recipes(config: Config) -> list[Settings]:
     """The settings of each recipe that differ from the config; the first is the config's own."""
     grid = config.sweep.grid
-    combinations = itertools.product(*grid.values()) if grid else ()
-    every = [dict(zip(grid, values, strict=True)) for values in combinations]
-    return [{}, *(recipe for recipe in every if with_settings(config, recipe) != config)]
+    different: dict[str, Settings] = {config.model_dump_json(): {}}
+    for values in itertools.product(*grid.values()) if grid else ():
+        recipe = dict(zip(grid, values, strict=True))
+        different.setdefault(with_settings(config, recipe).model_dump_json(), recipe)
+    return list(different.values())
 
 
 def with_settings(config: Config, recipe: Settings) -> Config:

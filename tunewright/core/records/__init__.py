@@ -86,7 +86,7 @@ from tunewright.core.records.files import (
 )
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
-from tunewright.core.records.sweep import SWEEP, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
+from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
 from tunewright.core.records.training import (
     ANY_TRAINING,
     METRICS,
@@ -153,6 +153,7 @@ __all__ = [
     "AuditFinding",
     "AuditTask",
     "BackTest",
+    "BranchFailure",
     "BranchFile",
     "BranchTraining",
     "Calibration",

@@ -29,7 +29,7 @@ from tunewright.core.records.evidence import (
 from tunewright.core.records.export import CONSUMER_CHECKS, EXPORTS, AdapterNote
 from tunewright.core.records.people import Choice, JudgeLine, Preferences
 from tunewright.core.records.score import RegressionLine, ScoreLine
-from tunewright.core.records.sweep import SWEEP, BranchFile, DevNats
+from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats
 from tunewright.core.records.training import (
     ANY_TRAINING,
     METRICS,
@@ -101,6 +101,7 @@ FILES: tuple[RunFile, ...] = (
     _file("adapter/tunewright.json", AdapterNote, "what PEFT's own config does not record"),
     _file("events.jsonl", Event, "what happened in the run, in order", lines=True),
     _file("branches/*/branch.json", BranchFile, "how a branch is trained, for another process"),
+    _file("branches/*/failed.json", BranchFailure, "why a branch cannot be trained"),
     _file("branches/*/dev-*.json", DevNats, "the loss of each dev row after so many steps of a branch"),
     _file("branches/*/metrics.jsonl", METRICS, "as above, of a branch", lines=True),
     _file("branches/*/checkpoints/step-*/state.json", CheckpointState, "as above, of a branch"),

@@ -11,13 +11,26 @@ from tunewright.core.records.common import Interval, Measured, Record, Value
 
 
 class BranchFile(Record):
-    """What a branch is trained on and how; its rows are in train.safetensors and dev.safetensors beside it."""
+    """What a branch is trained on and how."""
 
     plan: Plan = Field(description="The branch's plan.")
-    scale: float = Field(description="Its trained update is multiplied by this for its answers.")
+    train: str = Field(description="File of its training rows in branches/rows.")
+    dev: str = Field(description="File of its dev rows in branches/rows.")
+    hashes: dict[str, str] = Field(
+        description="sha256 of data, model, template, plan and rows, the same on all machines."
+    )
     measured: bool = Field(
         description="Whether the loss of each dev row is measured where its training pauses or ends."
     )
+
+
+class BranchFailure(Record):
+    """Why a branch cannot be trained, whatever the machine."""
+
+    code: str = Field(description="An error code.")
+    message: str = Field(description="What happened.")
+    where: str = Field(description="Where.")
+    fix: str = Field(description="What to do.")
 
 
 class DevNats(Record):

@@ -1,5 +1,5 @@
 """Weights that stay in the model's files, in the dtype that they have there: the system maps the files into memory, and
-reads, keeps and drops their pages as it sees fit. A model may so be larger than the memory of the machine.
+reads, keeps and drops their pages as it sees fit. So a model may be larger than the machine's memory.
 
 What is computed is what the model in the plan's dtype would give, because bfloat16 and float16 numbers are float32
 numbers, too.

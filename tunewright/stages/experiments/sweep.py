@@ -15,9 +15,12 @@ import numpy as np
 
 from tunewright.core import records
 from tunewright.core.config import Plan, recipes, with_settings
-from tunewright.core.errors import ConfigError, TunewrightError
-from tunewright.core.records import METRICS, DevNats, NotMeasured, RecipeSweep, Rung, StepLine, SweptRecipe
-from tunewright.core.words import counted, duration
+from tunewright.core.errors import ConfigError, RunError, TunewrightError, data_error
+from tunewright.core.records import METRICS, BranchFile, DevNats, NotMeasured, RecipeSweep, Rung, StepLine, SweptRecipe
+from tunewright.core.run_folder import Run
+from tunewright.core.words import LONG_HOURS, counted, duration
+from tunewright.export import export
+from tunewright.export.kind import TrainedRun
 from tunewright.judge import recipes as comparing
 from tunewright.judge.recipes import RUNGS, Nats
 from tunewright.runtime import branches
@@ -100,24 +103,38 @@ def _race(setup: Setup) -> Race:
             where="split.dev",
             fix="set split.dev=0.1, or data.dev to a file.",
         )
+    clusters = [context.data.cluster[row.row] for row in dev]
+    if len(set(clusters)) < 2:
+        raise data_error(
+            "DATA_TOO_FEW", "all dev rows are nearly the same, so they cannot compare recipes.", where="dev"
+        )
     settings, sizes, kind = recipes(config), RowStats.of(inputs.rows["train"]), context.data.task.kind.name
     plans = []
     for recipe in settings:
         wanted = with_settings(config, recipe)
         plan = planning.make_plan(wanted, inputs.facts, sizes, inputs.machine, kind, inputs.max_new_tokens)
-        planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb)
+        planning.require_memory(plan, inputs.facts, sizes, inputs.machine)
+        export.require_supported(TrainedRun(context.run, wanted, plan, inputs.facts, inputs.template))
         plans.append(_for_comparison(plan, recipe, len(settings), wanted.train.eval_every == "auto"))
     exact = planned.after_self_test(setup, plans[0])
     slower = {name: getattr(exact, name) for name in ("layout", "kernels") if exact != plans[0]}
     race = Race(
         setup,
         settings,
-        [plan.model_copy(update=slower) for plan in plans],
+        [_begun(context.run, n) or plan.model_copy(update=slower) for n, plan in enumerate(plans)],
         float(np.mean([row.supervised for row in dev])),
-        [context.data.cluster[row.row] for row in dev],
+        clusters,
     )
     _announce(race)
     return race
+
+
+def _begun(run: Run, recipe: int) -> Plan | None:
+    """The plan of a recipe that was begun earlier: a new one could differ, because it measures the machine."""
+    plans = [
+        records.read(f, BranchFile).plan for f in (run.path / "branches").glob(f"recipe-{recipe}-seed-*/branch.json")
+    ]
+    return min(plans, key=lambda plan: plan.seed, default=None)
 
 
 def _for_comparison(plan: Plan, recipe: Mapping[str, object], tried: int, may_change: bool) -> Plan:
@@ -138,6 +155,13 @@ def _announce(race: Race) -> None:
     more = 2 * (settings.seeds - 1) * tokens / len(race.plans)
     seconds = (part * tokens + more) / speed.tokens_per_second
     say = setup.context.console.say
+    if seconds > 3600 * LONG_HOURS and not setup.context.where.agreed:
+        raise RunError(
+            "RUN_LONG",
+            f"the sweep would take about {duration(seconds)}.",
+            where=str(setup.context.run.path),
+            fix="add --yes to begin it; fewer recipes or fewer train.steps take less.",
+        )
     say(f"sweep: {counted(len(race.plans), 'recipe')}, the default first; about {duration(seconds)} of training")
     for n in range(len(race.plans)):
         say(f"  {n}: {_recipe(race, n, 0).words}")
@@ -178,7 +202,7 @@ def _record(race: Race, challenger: int | None, finished: Sequence[int]) -> Reci
             len(race.plans) - 1,
         )
         ends = records.Interval(low / race.weight, high / race.weight)
-        beaten = high < 0 and min(len(own), len(default)) > 1
+        beaten = high < 0 and len(own) == len(default) == config.sweep.seeds
         facts = {"challenger": challenger, "difference": d / race.weight, "interval": ends}
         facts["chosen"] = challenger if beaten else 0
     lines = _lines(race)
