@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,10 @@ def test_a_run_that_would_be_killed_is_refused_with_settings_that_fit() -> None:
     planning.require_memory(smaller, facts, sizes, 2 * GB)
     with pytest.raises(TrainError, match="choose a smaller model or shorter rows"):
         planning.require_memory(plan, facts, sizes, 0.3 * GB)
+    large = dataclasses.replace(facts, parameters=8_000_000_000, hidden=4096, layers=32)
+    with pytest.raises(TrainError, match="set quantise=stored"):
+        planning.require_memory(plan, large, sizes, 20 * GB)
+    planning.require_memory(smaller, dataclasses.replace(large, packed="stored"), sizes, 20 * GB)
     full = smaller.model_copy(update={"adapter": AdapterConfig(kind="none")})
     planning.require_memory(full, facts, sizes, 4 * GB)
     with pytest.raises(TrainError, match=r"needs about 2\.\d GB"):  # gradients and AdamW's moments too

@@ -162,3 +162,24 @@ def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sft, "microbatches", shifted)
     with pytest.raises(TunewrightError, match="SELFTEST_LOSS"):
         run(model, examples, rows, plan)
+
+
+def test_the_reference_keeps_as_little_as_the_plan_does() -> None:
+    """Else the self-test of a large model would need the memory that its plan avoids."""
+    model, _, rows, plan = world()
+    results = []
+    for recompute in ("none", "layers"):
+        kept: list[int] = []
+
+        def keep(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            asked = plan.model_copy(update={"gradient_checkpointing": recompute})
+            results.append((selftest.loss_and_gradient(model, [rows], asked, "padded", "transformers"), sum(kept)))
+    (plain, all_kept), (recomputed, _) = results
+    assert recomputed.loss == plain.loss
+    assert all(torch.equal(recomputed.gradient[name], g) for name, g in plain.gradient.items())
+    assert all_kept > 0
+    assert not any(part.training for part in model.module.modules())

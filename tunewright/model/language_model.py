@@ -69,3 +69,13 @@ def has_plain_head(module: PreTrainedModel) -> bool:
     with torch.no_grad():
         hidden_BTD = module.get_decoder()(ids_BT, use_cache=False).last_hidden_state
         return torch.equal(module(ids_BT, use_cache=False).logits, head(hidden_BTD))
+
+
+def recompute_layers(module: PreTrainedModel, on: bool) -> None:
+    """Whether transformers' own layers keep only their inputs for the backward pass."""
+    if on:
+        named = getattr(module, "activation_checkpointing_enable", None)  # its newer name
+        (named or module.gradient_checkpointing_enable)({"use_reentrant": False})
+    else:
+        named = getattr(module, "activation_checkpointing_disable", None)
+        (named or module.gradient_checkpointing_disable)()

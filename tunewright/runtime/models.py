@@ -94,7 +94,7 @@ class Models:
         module = self._adapted.module
         kernels = plan.kernels if fused_llama.applies(module) else "transformers"
         if plan.gradient_checkpointing == "layers" and kernels == "transformers":
-            module.gradient_checkpointing_enable({"use_reentrant": False})
+            language_model.recompute_layers(module, on=True)
         return dataclasses.replace(self._adapted, kernels=kernels)
 
     def _load(self, plan: Plan) -> LanguageModel:

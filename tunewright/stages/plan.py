@@ -31,7 +31,7 @@ def make_plan(setup: Setup) -> Plan:
         context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens
     )
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
-    planning.require_memory(plan, inputs.facts, sizes, inputs.machine)
+    planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)
     plan = after_self_test(setup, plan)
     speed = profile.calibrate(setup.models.untrained(plan), inputs.rows["train"], plan)
     protocol = protocol_of(setup)

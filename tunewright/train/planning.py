@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from tunewright.core.config import Config, Kernels, MethodOptions, Plan, Recompute
@@ -369,10 +369,9 @@ def full_precision_fits(facts: Facts, machine: Machine) -> bool:
     return dense <= FULL_PRECISION_MEMORY * machine.memory_gb * 1e9
 
 
-def require_memory(plan: Plan, facts: Facts, sizes: RowStats, machine: Machine) -> None:
-    """Raises TRAIN_MEMORY if training cannot fit into what is free, with settings that can, so that a run is not
-    killed by the system after minutes."""
-    free, device = 1e9 * machine.free_gb, machine.device
+def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float, device: str = "cpu") -> None:
+    """Raises TRAIN_MEMORY if training cannot fit into ``free`` bytes of the device, with settings that can, so that a
+    run is not killed by the system after minutes."""
 
     def needed(tokens: int, recompute: Recompute) -> float:
         return kept + tokens * bytes_per_token(facts, sizes, plan.dtype, plan.kernels, recompute)
@@ -383,8 +382,9 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, machine: Machine) 
         return
     smallest = max(sizes.longest, 256)
     less = needed(smallest, "layers")
-    large = facts.parameters * each_of(plan.dtype) > free / 2
-    if large and not facts.packed and device == "cpu" and plan.adapter.kind != "none":
+    stored = less - kept + _kept(replace(facts, packed="stored"), plan.dtype, plan.adapter.kind)
+    may_be_stored = device == "cpu" and plan.adapter.kind != "none" and not facts.packed
+    if less > free >= stored and may_be_stored:
         fix = "set quantise=stored, which leaves the weights in their files, or end other programs."
     elif less <= free:
         fix = f"set train.gradient_checkpointing=layers train.tokens_per_pass={smallest}, or end other programs."

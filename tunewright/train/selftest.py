@@ -15,6 +15,7 @@ from typing import get_args
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunewright.core.config import Kernels, Plan
 from tunewright.core.errors import ModelError, TrainError
@@ -24,7 +25,7 @@ from tunewright.data.messages import Chat, Example
 from tunewright.methods import METHODS, precomputed
 from tunewright.model import adapters
 from tunewright.model.decoding import generate
-from tunewright.model.language_model import LanguageModel
+from tunewright.model.language_model import LanguageModel, recompute_layers
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import Layout
 from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
@@ -249,14 +250,33 @@ def loss_and_gradient(
     total, weight = 0.0, 0.0
     for group in groups:
         for microbatch in method.microbatches(model, group, range(len(group)), plan, 0):
-            loss = method.loss(model, microbatch, plan).sum
-            loss.backward()  # type: ignore[no-untyped-call]
+            with _recomputed(model, plan.gradient_checkpointing == "layers" and kernels == "transformers"):
+                loss = method.loss(model, microbatch, plan).sum
+                loss.backward()  # type: ignore[no-untyped-call]
             total, weight = total + float(loss.detach()), weight + method.weight(microbatch)
     trained = list(adapters.trainable(model.module).items())
     step = -(-len(trained) // COMPARED)
     gradient = {n: (torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n, p in trained[::step]}
     model.module.zero_grad(set_to_none=True)
     return LossAndGrad(total / weight, weight, gradient)
+
+
+@contextmanager
+def _recomputed(model: LanguageModel, layers: bool) -> Iterator[None]:
+    """Within, transformers' own layers keep only their inputs for the backward pass, where the plan needs that to fit
+    into memory. They do so only in training mode, in which what is inside them, such as dropout, must not be."""
+    own = [part for part in model.module.modules() if isinstance(part, GradientCheckpointingLayer)] if layers else []
+    if own:
+        recompute_layers(model.module, on=True)
+    try:
+        for part in own:
+            part.training = True
+        yield
+    finally:
+        for part in own:
+            part.training = False
+        if own:
+            recompute_layers(model.module, on=False)
 
 
 def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

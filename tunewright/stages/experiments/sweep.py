@@ -113,7 +113,7 @@ def _race(setup: Setup) -> Race:
     for recipe in settings:
         wanted = with_settings(config, recipe)
         plan = planning.make_plan(wanted, inputs.facts, sizes, inputs.machine, kind, inputs.max_new_tokens)
-        planning.require_memory(plan, inputs.facts, sizes, inputs.machine)
+        planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)
         export.require_supported(TrainedRun(context.run, wanted, plan, inputs.facts, inputs.template))
         plans.append(_for_comparison(plan, recipe, len(settings), wanted.train.eval_every == "auto"))
     exact = planned.after_self_test(setup, plans[0])
