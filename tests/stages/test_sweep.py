@@ -219,3 +219,11 @@ def test_another_model_or_other_data_are_refused_by_a_worker(swept: Path, tmp_pa
     (branch / "branch.json").write_text(json.dumps(file))
     with pytest.raises(RunError, match=r"RESUME_MISMATCH.*the branch's model would be another"):
         worker.branch(Run(run), branch.name, 1.0, "")
+
+
+def test_the_order_of_recipes_survives_the_config_file(tmp_path: Path) -> None:
+    grid = "sweep.grid={train.lr: [0.1, 0.2], adapter.rank: [2, 4]}"
+    config = configuration.load(None, [grid], data__train="rows.jsonl")
+    (tmp_path / "config.yaml").write_text(configuration.to_yaml(config))
+    assert recipes(configuration.load(tmp_path / "config.yaml")) == recipes(config)
+    assert [list(recipe.values()) for recipe in recipes(config)[1:]] == [[2, 0.1], [2, 0.2], [4, 0.1], [4, 0.2]]

@@ -24,8 +24,9 @@ Settings = Mapping[str, object]
 
 
 def recipes(config: Config) -> list[Settings]:
-    """The settings of each recipe that differ from the config; the first is the config's own."""
-    grid = config.sweep.grid
+    """The settings of each recipe that differ from the config, in an order that does not depend on that of the grid;
+    the first is the config's own."""
+    grid = dict(sorted(config.sweep.grid.items()))  # a config that was written and read has another order
     different: dict[str, Settings] = {config.model_dump_json(): {}}
     for values in itertools.product(*grid.values()) if grid else ():
         recipe = dict(zip(grid, values, strict=True))
