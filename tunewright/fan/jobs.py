@@ -77,7 +77,7 @@ class Ended:
         return self.status < 0 or self.status == STOPPED or '"RUN_LOCKED"' in self.errors
 
     def lost(self) -> TrainError:
-        """The error of a job that is killed again and again at the same step."""
+        """The error of a job that is killed again and again before it has saved."""
         return TrainError(
             "TRAIN_WORKER",
             f"`{self.job.name}` was killed three times between two checkpoints, last after step {self.job.step()} "

@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunewright.core import records
+from tunewright.core import records, swept
 from tunewright.core.config import Plan
 from tunewright.core.records import (
     CONSUMER_CHECKS,
     EXPORTS,
     METRICS,
-    SWEEP,
     Audit,
     ConsumerCheck,
     Event,
@@ -71,16 +70,11 @@ def read(run: Run) -> Files:
         exports=records.existing(run.export, EXPORTS),
         consumer_checks=records.existing(run.verify, CONSUMER_CHECKS) or (),
         preferences=records.existing(run.preferences, Preferences),
-        sweep=_sweep(run),
+        sweep=swept.sweep_of(run),
         metrics=list(records.read_lines(run.metrics, METRICS)),
         moved=_moved(run),
         scores=(list(records.read_lines(tuned, ScoreLine)), list(records.read_lines(other, ScoreLine))),
     )
-
-
-def _sweep(run: Run) -> RecipeSweep | None:
-    sweep = records.existing(run.sweep, SWEEP)
-    return sweep if isinstance(sweep, RecipeSweep) else None
 
 
 def _moved(run: Run) -> list[str]:

@@ -167,7 +167,7 @@ def _train(setup: Setup, branch: Branch, hashes: dict[str, str], fraction: float
     make_folder(run.checkpoints)
     until = step_at(branch.plan, fraction)
     inputs = loop.with_precomputed(loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes))
-    with setup.context.console.bar(f"train {branch.name}", until, _step(run)) as tick:
+    with setup.context.console.bar(f"train {branch.name}", until, checkpoints.newest(run.checkpoints).step) as tick:
         result = loop.train(inputs, lambda p: tick(1, f"loss {p.loss:.3f}"), until=until)
     if branch.measured:
         model.module.eval()
@@ -207,11 +207,6 @@ def step_at(plan: Plan, fraction: float) -> int:
 
 def _is_done(run: Run, plan: Plan, fraction: float) -> bool:
     return run.training.exists() if fraction == 1.0 else dev_file(run, step_at(plan, fraction)).exists()
-
-
-def _step(run: Run) -> int:
-    newest = checkpoints.newest(run.checkpoints).folder
-    return int(newest.name.removeprefix("step-")) if newest else 0
 
 
 def _write(setup: Setup, branch: Branch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from tunewright.core import records
+from tunewright.core import records, swept
 from tunewright.core.config import Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
@@ -13,7 +13,7 @@ from tunewright.export import export
 from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
-from tunewright.runtime import receipt, swept
+from tunewright.runtime import receipt
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate

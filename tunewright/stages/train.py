@@ -7,12 +7,11 @@ from dataclasses import asdict
 
 import torch
 
-from tunewright.core import records, run_folder
+from tunewright.core import records, run_folder, swept
 from tunewright.core.config import Plan
 from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, Training
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
-from tunewright.runtime import swept
 from tunewright.runtime.context import Context, Work
 from tunewright.runtime.receipt import code_sha256, input_hashes
 from tunewright.stages import process
@@ -60,7 +59,7 @@ def _begin(work: Work) -> int:
     run, console = work.run, work.console
     make_folder(run.checkpoints)
     newest = checkpoints.newest(run.checkpoints)
-    step = int(newest.folder.name.removeprefix("step-")) if newest.folder else 0
+    step = newest.step
     for what in newest.damaged:
         run.event("checkpoint_damaged", what=what)
         console.warn(f"damaged checkpoint {what}; continuing from an older one, or from the start")

@@ -117,6 +117,11 @@ class Newest:
     folder: Path | None
     damaged: tuple[str, ...]
 
+    @property
+    def step(self) -> int:
+        """After which training continues; 0 without a checkpoint."""
+        return int(self.folder.name.removeprefix("step-")) if self.folder else 0
+
 
 def newest(folder: Path) -> Newest:
     """The newest checkpoint below ``folder`` whose files match their checksums."""

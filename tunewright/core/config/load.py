@@ -56,8 +56,7 @@ def validate(data: dict[str, Any], places: dict[str, str] | None = None) -> Conf
         raise explain(error, places or {}) from None
 
     _require_consistent(config, {*(data.get("adapter") or {})}, places or {})
-    sweeps.check(config, (places or {}).get("sweep.grid", "sweep.grid"))
-    for recipe in sweeps.recipes(config)[1:]:
+    for recipe in sweeps.checked_recipes(config, (places or {}).get("sweep.grid", "sweep.grid"))[1:]:
         adapter = {*(data.get("adapter") or {}), *(k.partition(".")[2] for k in recipe if k.startswith("adapter."))}
         swept = dict.fromkeys((key for key, *_ in fields()), f"sweep.grid {', '.join(recipe)}")
         _require_consistent(sweeps.with_settings(config, recipe), adapter, swept)

@@ -46,9 +46,9 @@ def with_settings(config: Config, recipe: Settings) -> Config:
         raise explain(error, dict.fromkeys(recipe, f"sweep.grid {', '.join(recipe)}")) from None
 
 
-def check(config: Config, where: str) -> None:
-    """Raises CONFIG_CONFLICT for a grid of other settings, or one that is empty or too large; CONFIG_RANGE for values
-    that a setting does not allow."""
+def checked_recipes(config: Config, where: str) -> list[Settings]:
+    """`recipes`. Raises CONFIG_CONFLICT for a grid of other settings, or one that is empty or too large; CONFIG_RANGE
+    for values that a setting does not allow."""
     size = 1
     for key, values in config.sweep.grid.items():
         if key not in SWEPT:
@@ -60,6 +60,8 @@ def check(config: Config, where: str) -> None:
     if size > MOST:
         fix = "sweep fewer settings at a time."
         raise ConfigError("CONFIG_CONFLICT", f"the grid has {size} recipes, more than {MOST}.", where=where, fix=fix)
-    if config.sweep.grid and not recipes(config)[1:]:
+    every = recipes(config) if config.sweep.grid else [{}]
+    if config.sweep.grid and not every[1:]:
         fix = "give values that differ from the config's."
         raise ConfigError("CONFIG_CONFLICT", "no recipe of the grid differs from the config.", where=where, fix=fix)
+    return every

@@ -8,10 +8,16 @@ from tunewright.core.records import SWEEP, BranchFile, RecipeSweep
 from tunewright.core.run_folder import Run
 
 
+def sweep_of(run: Run) -> RecipeSweep | None:
+    """The run's sweep; None without one."""
+    sweep = records.existing(run.sweep, SWEEP)
+    return sweep if isinstance(sweep, RecipeSweep) else None
+
+
 def branch_of(run: Run) -> Run | None:
     """The branch of the chosen recipe; None without a sweep."""
-    sweep = records.existing(run.sweep, SWEEP)
-    return run.branch(sweep.recipe.branch) if isinstance(sweep, RecipeSweep) else None
+    sweep = sweep_of(run)
+    return run.branch(sweep.recipe.branch) if sweep else None
 
 
 def plan_of(run: Run) -> Plan | None:
