@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from build import plan_of, tiny_lm, train_rows
+from torch.distributed.tensor import DTensor
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.run_folder import Run, make_folder, read_lines
 from tunewright.model import adapters, fused_llama
 from tunewright.model.frozen import packing
-from tunewright.train import loop, ranks
+from tunewright.train import loop, ranks, sharded
 
 PLAN: dict[str, Any] = {"steps": 5, "batch_size": 6, "tokens_per_pass": 60, "checkpoint_every": 2, "lr": 1e-2}
 CASES: dict[str, dict[str, Any]] = {
@@ -30,6 +31,16 @@ CASES: dict[str, dict[str, Any]] = {
     "recomputed": {"layout": "shared", "kernels": "fused", "gradient_checkpointing": "layers"},
     "bfloat16": {"layout": "shared", "dtype": "bfloat16", "kernels": "fused"},
     "nf4": {"layout": "shared", "kernels": "fused"},
+    "fsdp": {"layout": "shared", "kernels": "fused", "fsdp": True, "tokens_per_pass": 100},
+    "fsdp recomputed": {
+        "layout": "shared",
+        "kernels": "fused",
+        "gradient_checkpointing": "layers",
+        "fsdp": True,
+        "lr": 2e-2,
+    },
+    "fsdp padded": {"layout": "padded", "fsdp": True, "lr": 3e-2},
+    "fsdp nf4": {"layout": "shared", "kernels": "fused", "fsdp": True},
     "clipped": {"layout": "shared", "max_grad_norm": 0.05, "patience": 1, "eval_every": 1, "steps": 12, "lr": 0.5},
     "one pass": {"layout": "shared", "tokens_per_pass": 100_000},
 }
@@ -40,7 +51,7 @@ def trained(folder: Path, name: str, together: ranks.Ranks, stop: int | None = N
     plan = plan_of(**settings)
     dtype = torch.bfloat16 if plan.dtype == "bfloat16" else torch.float32
     model = tiny_lm("llama", dtype, num_key_value_heads=2)
-    if name == "nf4":
+    if name.endswith("nf4"):
         packing.pack(model.module, "nf4", dtype)
     adapters.attach(model.module, plan.adapter, plan.seed)
     if plan.kernels == "fused":
@@ -48,6 +59,12 @@ def trained(folder: Path, name: str, together: ranks.Ranks, stop: int | None = N
 
         assert fused_llama.applies(model.module)
         model = dataclasses.replace(model, kernels="fused")
+    if plan.fsdp and together.world > 1:
+        model = sharded.sharded(model, together, "cpu")
+        frozen = {n: p for n, p in model.module.named_parameters() if "layers." in n and "lora" not in n}
+        assert len(frozen) == sum(isinstance(p, DTensor) for p in frozen.values())
+        kept, whole = (sum(p.to_local().numel() for p in frozen.values()), sum(p.numel() for p in frozen.values()))
+        assert kept < 1.1 * whole / together.world
     run = Run(folder / name.replace(" ", "-"))
     if together.first:
         make_folder(run.checkpoints)

@@ -168,6 +168,7 @@ def test_the_config_fields() -> None:
         "train.layout",
         "train.kernels",
         "train.gradient_checkpointing",
+        "train.fsdp",
         "train.eval_every",
         "train.patience",
         "checkpoint.every",

@@ -83,6 +83,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.layout": ("padded", {}),
     "train.kernels": ("transformers", {}),
     "train.gradient_checkpointing": ("layers", {}),
+    "train.fsdp": (True, {}),
     "train.eval_every": (2, {}),
     "train.patience": (0, {}),
     "checkpoint.every": (2, {}),

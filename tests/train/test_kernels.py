@@ -44,6 +44,17 @@ def test_flex_attention_is_compiled_on_a_gpu_where_the_steps_win_it_back(facts: 
     assert plan(dataclasses.replace(facts, fused=False), GPU).kernels == "transformers"
 
 
+def test_what_is_kept_in_shards_is_a_frozen_base_in_memory(facts: Facts) -> None:
+    assert plan(facts, GPU, "train.fsdp=true").fsdp
+    for other, words, message in (
+        (facts, ["adapter.kind=none"], "trains all of it"),
+        (dataclasses.replace(facts, packed="stored"), ["quantise=stored"], "leaves them in the model's files"),
+        (facts, ["train.kernels=compiled"], "keep dense weights"),
+    ):
+        with pytest.raises(ConfigError, match=f"CONFIG_CONFLICT.*{message}"):
+            plan(other, CPU if "stored" in words[0] else GPU, "train.fsdp=true", *words)
+
+
 @pytest.mark.parametrize("asked", ["flex", "compiled"])
 def test_flex_attention_without_a_gpu_is_refused(asked: str, facts: Facts) -> None:
     with pytest.raises(ConfigError, match=f"CONFIG_CONFLICT.*train.kernels={asked}.*needs a GPU"):

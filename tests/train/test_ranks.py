@@ -22,7 +22,8 @@ from tunewright.core.run_folder import Run, sha256
 from tunewright.train.ranks import Ranks
 
 JOB = Path(rank_job.__file__)
-NAMES = [name for name in CASES if name != "nf4"]
+PACKED = [name for name in CASES if name.endswith("nf4")]
+NAMES = [name for name in CASES if name not in PACKED]
 
 
 def free_port() -> int:
@@ -77,8 +78,9 @@ def test_weights_and_losses_do_not_depend_on_the_number_of_processes(
 @pytest.mark.slow
 def test_nor_do_they_with_a_base_in_nf4(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    one, *two = [r for world in (1, 2) for r in results(world, tmp_path / str(world), "nf4")]
-    assert all(result == one for result in two)
+    one, *more = [r for world in (1, 2, 3) for r in results(world, tmp_path / str(world), *PACKED)]
+    assert all(result == one for result in more)
+    assert one["nf4"] == one["fsdp nf4"], "shards change nothing"
 
 
 @pytest.mark.slow
@@ -119,10 +121,11 @@ def test_processes_with_other_inputs_are_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_torchrun_trains_a_planned_run(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    """The real launcher: two processes on a run that `plan` made; `train` then has nothing to do."""
+    """The real launcher: two processes on a run that `plan` made, with the base in shards; `train` then has nothing to
+    do."""
     words = [str(chat_rows()), "--model", str(model_folder("llama")), *FLAGS, "train.tokens_per_pass=64"]
-    for name in ("one", "two"):
-        plan = cli("plan", *words, "--name", name, cwd=tmp_path)
+    for name, *more in (["one"], ["two", "train.fsdp=true"]):
+        plan = cli("plan", *words, "--name", name, *more, cwd=tmp_path)
         assert plan.returncode == 0, plan.stderr
     rows = process("-m", "tunewright", "train", words[0], cwd=tmp_path, WORLD_SIZE="2", RANK="0")
     assert rows.returncode == 2

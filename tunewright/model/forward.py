@@ -44,8 +44,9 @@ def hidden(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = 
     row_N, at_N = on_device(model, microbatch.row_N), on_device(model, microbatch.at_N)
     if microbatch.segments and model.kernels != "transformers":
         ids_T, positions_T = microbatch.ids_BT[0], microbatch.positions_BT[0]
+        layer = fused_llama.called_layer if model.sharded else fused_llama.layer
         if model.kernels == "fused":
-            how = LayerKernels(tree.attend(microbatch.segments, keep_weights=recompute == "none"))
+            how = LayerKernels(tree.attend(microbatch.segments, keep_weights=recompute == "none"), layer)
         else:
             laid = flex.layout(microbatch.segments, positions_T)
             ids_T, positions_T = np.pad(ids_T, (0, laid.padding)), laid.position_T
@@ -54,7 +55,7 @@ def hidden(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = 
             whole = model.kernels == "compiled" and torch.is_grad_enabled()
             flexible = flex.eager_kernel if whole else flex.kernel()
             attend = flex.attend(laid, fused_llama.windows(model.decoder.layers), model.device, flexible)
-            how = LayerKernels(attend, fused_llama.compiled_layer() if whole else fused_llama.layer)
+            how = LayerKernels(attend, fused_llama.compiled_layer() if whole else layer)
         tokens = on_device(model, ids_T), on_device(model, positions_T)
         return fused_llama.hidden(model.decoder, *tokens, at_N, how, recompute)
     hidden_ND: Tensor = call_module(model, model.decoder, microbatch, recompute).last_hidden_state[row_N, at_N]

@@ -52,6 +52,12 @@ def layer(
     return hidden_TD + project(gated_TO, mlp.down_proj)[0]
 
 
+def called_layer(part: nn.Module, *given: object) -> Tensor:
+    """`layer` as a call of the module, whose forward it then is: what hooks into a call takes part."""
+    out: Tensor = part(*given)
+    return out
+
+
 @dataclass(frozen=True)
 class LayerKernels:
     """``attend``: how the tokens of a layer attend; ``layer``: what computes it."""

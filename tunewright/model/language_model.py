@@ -19,7 +19,8 @@ class LanguageModel:
     """``kernels``: what computes the decoder of a flat microbatch: the module itself; `fused_llama`; that with
     FlexAttention; or with its layers compiled too. ``plain_head``:
     logits are just head(hidden), with no scale, cap or bias (`has_plain_head`). ``decoding``: how steps of decoding are
-    computed (`decoding.fused.step_kernel`).
+    computed (`decoding.fused.step_kernel`). ``sharded``: whether the layers' weights are in shards on several
+    processes, and there only while a layer is called as a module.
 
     The weights belong to ``module`` and change as it trains; the value says only how they are used. Whoever wants other
     kernels makes another value with `dataclasses.replace`, over the same module.
@@ -29,6 +30,7 @@ class LanguageModel:
     kernels: Kernels = "transformers"
     plain_head: bool = False
     decoding: StepKernel = "modules"
+    sharded: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from tunewright.core import records, swept
@@ -19,6 +20,8 @@ from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate
 from tunewright.stages.stage import Stage
 from tunewright.train import planning, profile, selftest
+
+WORTH_MORE = 1.4  # times as fast with two processes
 
 
 def make_plan(setup: Setup) -> Plan:
@@ -101,10 +104,20 @@ def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
     longest = sorted(predicted.stages.items(), key=lambda stage: -stage[1])[:3]
     parts = ", ".join(f"{name.replace('_', ' ')} {duration(seconds)}" for name, seconds in longest)
     say(f"      about {duration(sum(predicted.stages.values()))} in all ({parts}), {predicted.peak_gb:.1f} GB")
+    if predicted.ranks:
+        say(f"      {_with_more_processes(predicted.ranks)}")
     if setup.inputs.machine.free_gb < predicted.peak_gb:
         setup.context.console.warn(f"      only {setup.inputs.machine.free_gb:.1f} GB of memory is free now")
     if protocol.detectable is not None:
         say(f"      {_detectable(protocol, protocol.detectable)}")
+
+
+def _with_more_processes(ranks: Mapping[str, float]) -> str:
+    times = ", ".join(f"{factor:.1f}" for factor in ranks.values())
+    text = f"training with {', '.join(ranks)} processes (torchrun): about {times} times as fast"
+    if next(iter(ranks.values())) >= WORTH_MORE:
+        return text
+    return f"{text}, because few passes make a step (train.tokens_per_pass); several trainings gain more from --on"
 
 
 def _detectable(protocol: Protocol, difference: float) -> str:

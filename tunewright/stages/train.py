@@ -12,12 +12,14 @@ from tunewright.core.config import Plan
 from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, Training
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
+from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.context import Context, Work
+from tunewright.runtime.models import Models
 from tunewright.runtime.receipt import code_sha256, input_hashes
 from tunewright.stages import process
 from tunewright.stages.stage import Stage
 from tunewright.system import machine
-from tunewright.train import checkpoints, loop
+from tunewright.train import checkpoints, loop, sharded
 from tunewright.train.ranks import ALONE, Ranks
 
 
@@ -29,7 +31,7 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
         return _adopted(work, branch, ranks)
     step = _begin(work) if ranks.first else 0
     ranks.wait()
-    model = work.models.untrained(plan)
+    model = _model(work, ranks)
     hashes = input_hashes(work.data, inputs, plan)
     training_inputs = loop.with_precomputed(
         loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes)
@@ -52,6 +54,16 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
         records.write(run.receipt, receipt.model_copy(update={"crowded_steps": result.crowded_steps}))
     sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module)) if ranks.first else ""
     return _with_sizes(model.module, BranchTraining(**asdict(result), weights_sha256=sha256))
+
+
+def _model(work: Work, ranks: Ranks) -> LanguageModel:
+    """Loaded to be trained; in shards over several ``ranks`` if the plan says so, and then not before on a GPU, which
+    it may not fit."""
+    facts, device = work.inputs.facts, work.inputs.machine.device
+    if not (work.plan.fsdp and ranks.world > 1):
+        return work.models.untrained(work.plan)
+    work.models.release()
+    return sharded.sharded(Models(facts, "cpu").untrained(work.plan), ranks, device)
 
 
 def _begin(work: Work) -> int:

@@ -140,6 +140,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         optimizer=t.optimizer,
+        fsdp=_fsdp(config, facts),
         patience=t.patience,
         checkpoint_keep=config.checkpoint.keep,
         adapter=config.adapter,
@@ -189,7 +190,7 @@ def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
     elif layout == "padded" or adapter.kind not in ("lora", "rslora") or adapter.dropout:
         no_flex = "FlexAttention is for plain LoRA and rows that are not padded"
         against = dict.fromkeys(("flex", "compiled"), no_flex)
-    elif facts.packed:
+    elif facts.packed or given.config.train.fsdp:
         against = {"compiled": "a compiled layer would keep dense weights for its backward pass"}
     if asked != "auto":
         if reason := against.get(asked):
@@ -203,6 +204,18 @@ def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
     equal = "tunewright's fused kernels support this model's layers and gave equal results in the probe"
     short = f"; {steps} steps would not win back the time that compiling FlexAttention takes"
     return Choice("fused", equal + ("" if "flex" in against else short))
+
+
+def _fsdp(config: Config, facts: Facts) -> bool:
+    against = ""
+    if config.adapter.kind == "none":
+        against = "shards the frozen base, and adapter.kind=none trains all of it"
+    elif facts.packed == "stored":
+        against = "shards weights in memory, and quantise=stored leaves them in the model's files"
+    if config.train.fsdp and against:
+        fix = "leave train.fsdp at false."
+        raise ConfigError("CONFIG_CONFLICT", f"train.fsdp {against}.", where="train.fsdp", fix=fix)
+    return config.train.fsdp
 
 
 def _eval_every(config: Config, steps: int) -> Choice[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,17 +37,23 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def owns(self, part: int) -> bool:
-        """Whether this process computes a part: a pass of a step, or of a dev loss."""
-        return part % self.world == self.rank
+    def parts(self, owners: Sequence[int], alike: bool) -> Iterator[tuple[int, bool]]:
+        """The parts that this process computes (passes of a step, or of a dev loss), each with whether it owns it.
+        ``owners``: of each part. ``alike``: all processes compute equally many, because they gather weights together;
+        one that has no part left repeats the last of all."""
+        own = [part for part, owner in enumerate(owners) if owner == self.rank]
+        yield from ((part, True) for part in own)
+        if alike:
+            most = max(owners.count(rank) for rank in range(self.world))
+            yield from [(len(owners) - 1, False)] * (most - len(own))
 
-    def ordered_sum(self, own: Mapping[int, Tensor], parts: int, like: Tensor) -> Tensor:
+    def ordered_sum(self, own: Mapping[int, Tensor], owners: Sequence[int], like: Tensor) -> Tensor:
         """The sum over all parts, in their order. ``own``: the terms of this process, which are used up; ``like``: a
         tensor of their shape."""
         total = torch.empty(0)
-        for part in range(parts):
-            term = own[part] if self.owns(part) else torch.empty_like(like)
-            dist.broadcast(term, part % self.world)
+        for part, owner in enumerate(owners):
+            term = own[part] if owner == self.rank else torch.empty_like(like)
+            dist.broadcast(term, owner)
             total = total.add_(term) if part else term
         return total
 

@@ -21,6 +21,7 @@ from tunewright.model.frozen import nf4
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TrainRow
+from tunewright.train import dealing
 from tunewright.train.ranks import ALONE, Ranks
 
 FLOOR = 0.02
@@ -101,22 +102,23 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int,
     module.train()
     sums: dict[int, dict[str, Tensor]] = {}
     gradients: dict[int, Tensor] = {}
-    for number, microbatch in enumerate(microbatches):
-        if not ranks.owns(number):
-            continue
+    owners = dealing.owners(dealing.costs(microbatches), ranks.world)
+    for number, owned in ranks.parts(owners, learner.model.sharded):
         if number:  # also of the pass, so that it does not matter who computes those before it
             torch.manual_seed(_seed(plan, step, number))
-        part = method.loss(learner.model, microbatch, plan)
+        part = method.loss(learner.model, microbatches[number], plan)
         (part.sum / weight).backward()  # type: ignore[no-untyped-call]
-        sums[number] = {name: x.detach().double() for name, x in {LOSS: part.sum, **part.metrics}.items()}
-        if ranks.world > 1:
-            gradients[number] = _taken(learner.parameters)
+        gradient = _taken(learner.parameters) if ranks.world > 1 else None
+        if owned:
+            sums[number] = {name: x.detach().double() for name, x in {LOSS: part.sum, **part.metrics}.items()}
+            if gradient is not None:
+                gradients[number] = gradient
     module.eval()
     if ranks.world > 1:
-        _put(learner.parameters, ranks.ordered_sum(gradients, len(microbatches), _room(learner.parameters)))
-    gradient = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm)
+        _put(learner.parameters, ranks.ordered_sum(gradients, owners, _room(learner.parameters)))
+    length = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm)
     # Read all at once: a GPU is waited for once a step.
-    norm, *values = torch.stack([gradient.double(), *(x for own in sums.values() for x in own.values())]).tolist()
+    norm, *values = torch.stack([length.double(), *(x for own in sums.values() for x in own.values())]).tolist()
     read = iter(values)
     totals: dict[str, float] = {}
     for own in ranks.by_part({number: {name: next(read) for name in own} for number, own in sums.items()}):
@@ -174,7 +176,12 @@ def dev_loss(model: LanguageModel, dev: Sequence[TrainRow], plan: Plan, ranks: R
     was = module.training
     module.eval()
     parts = method.microbatches(model, dev, range(len(dev)), plan, DEV_STEP)
-    own = {number: float(method.loss(model, b, plan).sum) for number, b in enumerate(parts) if ranks.owns(number)}
+    own: dict[int, float] = {}
+    owners = dealing.owners(dealing.costs(parts), ranks.world)
+    for number, owned in ranks.parts(owners, model.sharded):
+        value = float(method.loss(model, parts[number], plan).sum)
+        if owned:
+            own[number] = value
     total, weight = 0.0, 0.0  # not sum(), which compensates for rounding since Python 3.12: other bits by version
     for value, microbatch in zip(ranks.by_part(own), parts, strict=True):
         total, weight = total + value, weight + method.weight(microbatch)

@@ -11,18 +11,20 @@ from tunewright.core.config.schema import AdapterConfig, Frozen, Kernels, Method
 
 class Estimate(Frozen):
     """Time and memory, extrapolated from a few training rows on this machine. ``stages``: seconds of each stage that
-    takes long, by name."""
+    takes long, by name. ``ranks``: times as fast as training would be with so many processes, by the tokens that each
+    computes."""
 
     tokens_per_second: float
     train_seconds: float
     peak_gb: float
     reason: str
     stages: dict[str, float] = Field(default_factory=dict)
+    ranks: dict[str, float] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Without ``stages`` in plans that were made before there were any."""
-        return {k: v for k, v in serialize(self).items() if k != "stages" or v}
+        """Without what was added later in plans that were made before."""
+        return {k: v for k, v in serialize(self).items() if k not in ("stages", "ranks") or v}
 
 
 class Plan(Frozen):
@@ -30,6 +32,7 @@ class Plan(Frozen):
 
     ``options``: the settings that only the method reads. ``rows`` and ``tokens`` count training rows and their tokens;
     ``supervised_tokens`` counts the targets among them.
+    ``fsdp``: whether several processes keep the base's layers in shards.
     ``adapt_threads``: whether training uses fewer threads while other processes use the cores.
     ``version`` is that of the schema of plan.json.
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
@@ -62,6 +65,7 @@ class Plan(Frozen):
     threads: int
     options: MethodOptions = MethodOptions()
     optimizer: Literal["adamw", "adamw8"] = "adamw"
+    fsdp: bool = False
     adapt_threads: bool = False
     max_new_tokens: int
     decode_batch_size: int
@@ -73,7 +77,7 @@ class Plan(Frozen):
     def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Without what was added to plans later, where it is not set, so that earlier plans, and their hashes, stay as
         they are."""
-        content = {k: v for k, v in serialize(self).items() if k not in ("options", "adapt_threads") or v}
+        content = {k: v for k, v in serialize(self).items() if k not in ("options", "adapt_threads", "fsdp") or v}
         if self.optimizer == "adamw":
             del content["optimizer"]
         if self.adapter.loraplus_lr_ratio == 1:

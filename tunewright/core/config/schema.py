@@ -223,6 +223,11 @@ class TrainConfig(MethodOptions):
         "auto",
         description="What the backward pass recomputes to save memory: nothing, attention weights, or whole layers.",
     )
+    fsdp: bool = Field(
+        False,
+        description="With several processes (torchrun), each keeps a part of every frozen layer (FSDP2), and gathers a "
+        "layer when it computes: less memory, more traffic.",
+    )
     eval_every: Auto | Positive = Field("auto", description="Steps between evaluations of the dev loss.")
     patience: Annotated[int, Field(ge=0)] = Field(
         3, description="Stop after this many dev evaluations without a new best loss; 0 disables early stopping."

@@ -21,11 +21,12 @@ from tunewright.runtime.forecast import pilot
 from tunewright.runtime.forecast.pilot import Lengths, Pilot
 from tunewright.runtime.sizes import CALIBRATED, OWN_ANSWER_TOKENS, PROBE_TOKENS, REPEATED
 from tunewright.system import heap, machine
-from tunewright.train import planning
+from tunewright.train import dealing, planning
 from tunewright.train.profile import Speed
 
 GENERIC, PROBES, PROBE_ROWS = 5_000, 32_000, 360  # of `forgetting`: tokens, tokens that each model reads, prompts
 LOADING = 6.0  # writing an export, and a process that loads it
+RANKS, WORTH_RANKS = (2, 4, 8), 600.0  # processes; seconds of training from which several may be worth it
 PROCESS_GB = 1.0  # torch, oneDNN's code, the data
 ACTIVATIONS, LOGITS = 20, 10  # bytes: of a token of a prompt for each unit of width and byte of dtype; of a logit
 
@@ -41,7 +42,13 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
+        ranks=_by_ranks(work) if seconds["train"] >= WORTH_RANKS else {},
     )
+
+
+def _by_ranks(work: Work) -> dict[str, float]:
+    model, rows = work.setup.models.untrained(work.plan), work.inputs.rows["train"]
+    return {str(n): times for n, times in dealing.speedups(model, rows, work.plan, RANKS).items()}
 
 
 @dataclass(frozen=True)
