@@ -47,8 +47,8 @@ def test_flex_attention_is_compiled_on_a_gpu_where_the_steps_win_it_back(facts: 
 def test_what_is_kept_in_shards_is_a_frozen_base_in_memory(facts: Facts) -> None:
     assert plan(facts, GPU, "train.fsdp=true").fsdp
     for other, words, message in (
-        (facts, ["adapter.kind=none"], "trains all of it"),
-        (dataclasses.replace(facts, packed="stored"), ["quantise=stored"], "leaves them in the model's files"),
+        (facts, ["adapter.kind=none"], "all of the base is trained"),
+        (dataclasses.replace(facts, packed="stored"), ["quantise=stored"], "the base stays in its files"),
         (facts, ["train.kernels=compiled"], "keep dense weights"),
     ):
         with pytest.raises(ConfigError, match=f"CONFIG_CONFLICT.*{message}"):

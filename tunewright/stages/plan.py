@@ -112,12 +112,10 @@ def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
         say(f"      {_detectable(protocol, protocol.detectable)}")
 
 
-def _with_more_processes(ranks: Mapping[str, float]) -> str:
-    times = ", ".join(f"{factor:.1f}" for factor in ranks.values())
-    text = f"training with {', '.join(ranks)} processes (torchrun): about {times} times as fast"
-    if next(iter(ranks.values())) >= WORTH_MORE:
-        return text
-    return f"{text}, because few passes make a step (train.tokens_per_pass); several trainings gain more from --on"
+def _with_more_processes(ranks: Mapping[int, float]) -> str:
+    times = ", ".join(f"{factor:.1f} with {count}" for count, factor in ranks.items())
+    few = "; a step has few passes (train.tokens_per_pass), and several trainings gain more from --on"
+    return f"times as fast with more processes (torchrun): {times}{few if min(ranks.values()) < WORTH_MORE else ''}"
 
 
 def _detectable(protocol: Protocol, difference: float) -> str:

@@ -207,14 +207,10 @@ def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
 
 
 def _fsdp(config: Config, facts: Facts) -> bool:
-    against = ""
-    if config.adapter.kind == "none":
-        against = "shards the frozen base, and adapter.kind=none trains all of it"
-    elif facts.packed == "stored":
-        against = "shards weights in memory, and quantise=stored leaves them in the model's files"
-    if config.train.fsdp and against:
-        fix = "leave train.fsdp at false."
-        raise ConfigError("CONFIG_CONFLICT", f"train.fsdp {against}.", where="train.fsdp", fix=fix)
+    whole = "all of the base is trained" if config.adapter.kind == "none" else "the base stays in its files"
+    if config.train.fsdp and (config.adapter.kind == "none" or facts.packed == "stored"):
+        message, fix = f"train.fsdp shards a frozen base in memory; here {whole}.", "leave train.fsdp at false."
+        raise ConfigError("CONFIG_CONFLICT", message, where="train.fsdp", fix=fix)
     return config.train.fsdp
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,39 +25,16 @@ from tunewright.train.step import make_learner, make_optimizer, take_step
 STEPS, CALIBRATION_STEPS = 3, 8
 SOME = 5_000_000
 MOMENTS_BYTES = {"adamw": 8, "adamw8": 2}  # for each trained number
-# torch's operations by purpose, as torch 2.13 names them; all others count as `REST`.
-REST = "Python, dispatch, the rest"
-TORCH, LARGEST_REST = "2.13", 0.2  # a larger rest means that this table no longer fits the installed torch
-# fmt: off
+# torch's operations by purpose: the first pattern that fits the whole name, without "aten::".
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::mkldnn_linear", "aten::addmv_", "aten::mv"),
-    "attention products": (
-        "aten::bmm",
-        "aten::baddbmm",
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
-        "aten::_flash_attention_forward",
-        "aten::_flash_attention_backward",
-        "aten::_efficient_attention_forward",
-        "aten::_efficient_attention_backward",
-    ),
-    "softmax and masks": ("aten::_softmax", "aten::_softmax_backward_data", "aten::masked_fill_", "aten::logsumexp"),
-    "copies and conversions": (
-        "aten::copy_", "aten::cat", "aten::index", "aten::index_select", "aten::index_add_", "aten::fill_",
-    ),
-    "norms, gates, positions, sums": (
-        "aten::mul", "aten::mul_", "aten::add", "aten::add_", "aten::sub", "aten::sub_", "aten::neg", "aten::div",
-        "aten::div_", "aten::silu", "aten::silu_backward", "aten::gelu", "aten::gelu_backward", "aten::pow",
-        "aten::mean", "aten::sum", "aten::rsqrt", "aten::addcmul_", "aten::linalg_vector_norm",
-        "aten::native_layer_norm_backward", "aten::exp_", "aten::_fused_rms_norm", "aten::_fused_rms_norm_backward",
-    ),
-    "optimizer and clipping": (
-        "aten::_foreach_lerp_", "aten::_foreach_mul_", "aten::_foreach_addcmul_", "aten::_foreach_addcdiv_",
-        "aten::_foreach_sqrt", "aten::_foreach_norm", "aten::_foreach_div_", "aten::_foreach_add_", "aten::lerp_",
-        "aten::addcdiv_", "aten::sqrt",
-    ),
+    "matrix products": r"(add)?m[mv]_?|mkldnn_linear",
+    "attention products": r"(badd)?bmm|.*(flash|efficient)_attention.*",
+    "softmax and masks": r"_softmax.*|masked_fill_|logsumexp",
+    "copies and conversions": r"copy_|cat|index(_select|_add_)?|fill_",
+    "optimizer and clipping": r"_foreach_.*|lerp_|addcdiv_|sqrt",
+    "norms, gates, positions, sums": r"(mul|add|sub|neg|div|addcmul|exp)_?|mean|sum|pow|r?sqrt|(silu|gelu).*|.*_norm.*",
 }
-# fmt: on
+REST, LARGEST_REST = "Python, dispatch, the rest", 0.2  # where it is larger, the patterns do not fit torch
 
 
 def lines(p: Profile) -> list[str]:
@@ -66,7 +44,7 @@ def lines(p: Profile) -> list[str]:
     for kind, seconds in sorted(p.seconds_by_kind.items(), key=lambda item: -item[1]):
         text.append(f"  {kind:<32}{seconds:6.3f} s {seconds / p.seconds:5.0%}")
     if p.seconds_by_kind[REST] > LARGEST_REST * p.seconds:
-        text.append(f"  over {LARGEST_REST:.0%} is unclassified; the classification is for torch {TORCH}")
+        text.append(f"  over {LARGEST_REST:.0%} is unclassified")
     text.append(
         f"  {p.gflop:.0f} GFLOP at {p.gflop / p.seconds:.0f} GFLOP/s: "
         f"{p.of_peak:.0%} of the {p.peak_gflops:.0f} that this machine reaches"
@@ -222,10 +200,11 @@ def _flops(model: LanguageModel, microbatch: Microbatch) -> float:
 
 def _by_kind(watched: Any, seconds: float) -> dict[str, float]:
     """Seconds by kind, scaled to the duration of a step without the profiler."""
-    kind_of = {name: kind for kind, names in KINDS.items() for name in names}
     spent = dict.fromkeys([*KINDS, REST], 0.0)
     device = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     for event in watched.key_averages():
-        spent[kind_of.get(event.key, REST)] += getattr(event, device)
+        name = event.key.removeprefix("aten::")
+        kind = next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name)), REST)
+        spent[kind] += getattr(event, device)
     total = sum(spent.values()) or 1.0
     return {kind: round(seconds * part / total, 4) for kind, part in spent.items()}

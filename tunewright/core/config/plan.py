@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
-from tunewright.core.config.schema import AdapterConfig, Frozen, Kernels, MethodOptions, Recompute
+from tunewright.core.config.schema import AdapterConfig, Growing, Kernels, MethodOptions, Recompute
 
 
-class Estimate(Frozen):
+class Estimate(Growing):
     """Time and memory, extrapolated from a few training rows on this machine. ``stages``: seconds of each stage that
     takes long, by name. ``ranks``: times as fast as training would be with so many processes, by the tokens that each
     computes."""
+
+    ADDED = ("stages", "ranks")
 
     tokens_per_second: float
     train_seconds: float
     peak_gb: float
     reason: str
     stages: dict[str, float] = Field(default_factory=dict)
-    ranks: dict[str, float] = Field(default_factory=dict)
-
-    @model_serializer(mode="wrap")
-    def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Without what was added later in plans that were made before."""
-        return {k: v for k, v in serialize(self).items() if k not in ("stages", "ranks") or v}
+    ranks: dict[int, float] = Field(default_factory=dict)
 
 
-class Plan(Frozen):
+class Plan(Growing):
     """Every number that training uses; ``reasons`` maps a field to an explanation of its value.
 
     ``options``: the settings that only the method reads. ``rows`` and ``tokens`` count training rows and their tokens;
@@ -37,6 +34,8 @@ class Plan(Frozen):
     ``version`` is that of the schema of plan.json.
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
+
+    ADDED = ("options", "optimizer", "adapt_threads", "fsdp")
 
     method: str
     rows: int
@@ -72,14 +71,3 @@ class Plan(Frozen):
     estimate: Estimate | None = None
     reasons: dict[str, str]
     version: Literal[1] = 1
-
-    @model_serializer(mode="wrap")
-    def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Without what was added to plans later, where it is not set, so that earlier plans, and their hashes, stay as
-        they are."""
-        content = {k: v for k, v in serialize(self).items() if k not in ("options", "adapt_threads", "fsdp") or v}
-        if self.optimizer == "adamw":
-            del content["optimizer"]
-        if self.adapter.loraplus_lr_ratio == 1:
-            content["adapter"] = self.adapter.model_dump(exclude={"loraplus_lr_ratio"})
-        return content

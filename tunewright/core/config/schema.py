@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import importlib
-from typing import Annotated, Literal
+from collections.abc import Collection
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -65,6 +66,19 @@ class Frozen(BaseModel):
     """Immutable; unknown fields and implicit conversions are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Growing(Frozen):
+    """Fields named in ``ADDED`` came later: they are not written while they have their defaults, which leaves what was
+    made before, and its hash, as it is."""
+
+    ADDED: ClassVar[Collection[str]] = ()
+
+    @model_serializer(mode="wrap")
+    def _written(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        fields, added = type(self).model_fields, self.ADDED
+        plain = {k for k in added if getattr(self, k) == fields[k].get_default(call_default_factory=True)}
+        return {k: v for k, v in serialize(self).items() if k not in plain}
 
 
 class DataConfig(Frozen):
@@ -151,7 +165,9 @@ class SplitConfig(Frozen):
     )
 
 
-class AdapterConfig(Frozen):
+class AdapterConfig(Growing):
+    ADDED = ("loraplus_lr_ratio",)
+
     kind: Literal["lora", "rslora", "dora", "none"] = Field(
         "lora", description="Adapter type; none trains all weights."
     )
@@ -170,14 +186,8 @@ class AdapterConfig(Frozen):
     )
 
 
-class MethodOptions(Frozen):
-    """Settings that only some training methods read. One that has its default value is not written, so a new one leaves
-    the plans of other methods, and their hashes, as they are."""
-
-    @model_serializer(mode="wrap")
-    def _chosen(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        defaults = {k: field.default for k, field in MethodOptions.model_fields.items()}
-        return {k: v for k, v in serialize(self).items() if k not in defaults or v != defaults[k]}
+class MethodOptions(Growing):
+    """Settings that only some training methods read; all of them in ``ADDED``."""
 
 
 class TrainConfig(MethodOptions):

@@ -35,6 +35,7 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
     """The time and memory of the whole run. ``speed``: of training, measured."""
     measured = pilot.measure(work, speed)
     seconds = {name: round(s, 1) for name, s in stages(work, measured).items()}
+    model, rows = work.setup.models.untrained(work.plan), work.inputs.rows["train"]
     return Estimate(
         tokens_per_second=round(speed.tokens_per_second, 1),
         train_seconds=seconds["train"],
@@ -42,13 +43,8 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
-        ranks=_by_ranks(work) if seconds["train"] >= WORTH_RANKS else {},
+        ranks=dealing.speedups(model, rows, work.plan, RANKS) if seconds["train"] >= WORTH_RANKS else {},
     )
-
-
-def _by_ranks(work: Work) -> dict[str, float]:
-    model, rows = work.setup.models.untrained(work.plan), work.inputs.rows["train"]
-    return {str(n): times for n, times in dealing.speedups(model, rows, work.plan, RANKS).items()}
 
 
 @dataclass(frozen=True)
