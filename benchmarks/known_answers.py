@@ -1,6 +1,8 @@
 """Runs whose result is known in advance, end to end through the command line, on the real 135M model and real tweets.
 
-python benchmarks/known_answers.py [--shuffles 40] [--only NAME ...]      Writes results/known_answers.json and .md.
+python benchmarks/known_answers.py [--shuffles 40] [--only NAME ...] [--on local|ray --at-once N]
+
+Writes results/known_answers.json and .md. With --on, the shuffled runs are processes, several at a time.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ import argparse
 import csv
 import json
 import math
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,10 @@ import numpy as np
 import recipe_tasks
 
 from tunewright.cli.demo import rows_file
+from tunewright.core.console import Console
 from tunewright.data.text import normalised
+from tunewright.fan import out
+from tunewright.fan.jobs import Job, Where
 from tunewright.judge.statistics import wilson
 
 HERE = Path(__file__).parent
@@ -31,6 +37,7 @@ INSTRUCTION = (
     'data.instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral."'
 )
 Rows = list[tuple[str, str]]
+LAST = {"prove": "verdict.json", "export": "export.json"}  # the last file of a command
 PLAIN = ["prove.evidence=plain", "prove.few_shot=[4]"]
 SMALL = ["prove.evidence=plain", "prove.few_shot=[]", "prove.metric=reference_bits", "prove.max_new_tokens=8"]
 SMALL += ["train.steps=24", "train.batch_size=4"]
@@ -52,8 +59,8 @@ def jargon(seed: int) -> Rows:
 
 
 class Bench:
-    def __init__(self, folder: Path, shuffles: int) -> None:
-        self.folder, self.shuffles, self.rows = folder, shuffles, distinct(tweets())
+    def __init__(self, folder: Path, shuffles: int, where: Where) -> None:
+        self.folder, self.shuffles, self.where, self.rows = folder.absolute(), shuffles, where, distinct(tweets())
         random.Random(1).shuffle(self.rows)
 
     def write(self, name: str, rows: Rows) -> str:
@@ -76,19 +83,34 @@ class Bench:
     def verdict(
         self, name: str, train: Rows, dev: Rows, test: Rows, *settings: str, verb: str = "prove"
     ) -> dict[str, Any]:
-        files = {
-            side: self.write(f"{name}-{side}", rows) for side, rows in (("train", train), ("dev", dev), ("test", test))
-        }
-        self.ensure_run(
-            name, verb, files["train"], f"data.dev={files['dev']}", f"data.test={files['test']}", INSTRUCTION, *settings
-        )
+        self.ensure_run(name, verb, *self.on_sides(name, train, dev, test), *settings)
         return self.run_file(name, "verdict.json")
+
+    def on_sides(self, name: str, train: Rows, dev: Rows, test: Rows) -> list[str]:
+        """The words of a command that is given labelled rows by side."""
+        sides = {"train": train, "dev": dev, "test": test}
+        files = {side: self.write(f"{name}-{side}", rows) for side, rows in sides.items()}
+        return [files["train"], f"data.dev={files['dev']}", f"data.test={files['test']}", INSTRUCTION]
 
     def ensure_run(self, name: str, verb: str, *words: str) -> None:
         """Make the run of that name, unless the folder of --runs already contains it."""
-        if not (self.folder / "runs" / name / {"prove": "verdict.json", "export": "export.json"}[verb]).exists():
+        if not (self.folder / "runs" / name / LAST[verb]).exists():
             done = self.cli(verb, *words, "--name", name)
             assert done.returncode == 0, done.stderr
+
+    def ensure_runs(self, runs: Mapping[str, Sequence[str]]) -> None:
+        """The same for `prove` with the words of each run, in the place that --on names."""
+        jobs = []
+        for name, words in runs.items():
+            if self.where.on == "here":
+                self.ensure_run(name, "prove", *words)
+            elif not (self.folder / "runs" / name / LAST["prove"]).exists():
+                cores = os.cpu_count() or 1
+                threads = max(1, cores // (self.where.at_once or 1))
+                command = (str(self.folder), "prove", *words, f"threads={threads}", "--name", name)
+                jobs.append(Job(name, "fanned", command, self.folder, 1, threads))
+        for error in out.run(jobs, self.where, Console()).values():
+            raise error
 
     def run_file(self, name: str, file: str) -> dict[str, Any]:
         return dict(json.loads((self.folder / "runs" / name / file).read_text()))
@@ -118,6 +140,7 @@ class Bench:
 
     def shuffled(self) -> tuple[str, str, bool]:
         words: list[str] = []
+        runs: dict[str, list[str]] = {}
         for seed in range(self.shuffles):
             draw = random.Random(seed)
             # Again: among fewer rows, less text counts as boilerplate, so more pairs are near-duplicates.
@@ -125,9 +148,13 @@ class Bench:
             labels = [label for _, label in rows]
             draw.shuffle(labels)
             rows = [(text, label) for (text, _), label in zip(rows, labels, strict=True)]
-            v = self.verdict(f"shuffled-{seed}", rows[:150], rows[150:190], rows[190:], *PLAIN, "train.epochs=1")
+            name, sides = f"shuffled-{seed}", (rows[:150], rows[150:190], rows[190:])
+            runs[name] = [*self.on_sides(name, *sides), *PLAIN, "train.epochs=1"]
+        self.ensure_runs(runs)
+        for name in runs:
+            v = self.run_file(name, "verdict.json")
             words.append(v["verdict"])
-            print(f"  shuffle {seed}: {_line(v)}", file=sys.stderr, flush=True)
+            print(f"  {name}: {_line(v)}", file=sys.stderr, flush=True)
         better = words.count("BETTER")
         low, high = wilson(better, len(words))
         counts = ", ".join(f"{words.count(w)} {w}" for w in sorted(set(words)))
@@ -142,10 +169,10 @@ class Bench:
         control, a few runs of the same size in which it is not."""
         words: dict[bool, list[str]] = {True: [], False: []}
         dependence: dict[bool, list[float]] = {True: [], False: []}
+        runs: dict[str, list[str]] = {}
         for seed in [*range(self.shuffles), *range(-1, -4, -1)]:
-            shuffle = seed >= 0
             rows = jargon(seed)
-            if shuffle:
+            if seed >= 0:
                 answers = [answer for _, answer in rows]
                 random.Random(seed).shuffle(answers)
                 rows = [(question, answer) for (question, _), answer in zip(rows, answers, strict=True)]
@@ -153,11 +180,13 @@ class Bench:
             sides = {"train": rows[:96], "dev": rows[96:110], "test": rows[110:]}
             files = {side: self.write_chats(f"{name}-{side}", part) for side, part in sides.items()}
             held_out = [f"data.{side}={files[side]}" for side in ("dev", "test")]
-            self.ensure_run(name, "prove", files["train"], *held_out, *SMALL)
-            v = self.run_file(name, "verdict.json")
+            runs[name] = [files["train"], *held_out, *SMALL]
+        self.ensure_runs(runs)
+        for name in runs:
+            v, shuffle = self.run_file(name, "verdict.json"), not name.startswith("answers--")
             words[shuffle].append(v["verdict"])
             dependence[shuffle].append(v["topic"]["difference"])
-            print(f"  answers {seed}: {_line(v)}; topic {v['topic']}", file=sys.stderr, flush=True)
+            print(f"  {name}: {_line(v)}; topic {v['topic']}", file=sys.stderr, flush=True)
         better = [words[shuffle].count("BETTER") for shuffle in (True, False)]
         means = [f"{np.mean(dependence[shuffle]):+.3f}" for shuffle in (True, False)]
         return (
@@ -298,11 +327,13 @@ def main() -> None:
     parser.add_argument("--shuffles", type=int, default=40)
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
     parser.add_argument("--runs", type=Path, help="folder to run in; runs that it already contains are reused")
+    parser.add_argument("--on", default="here", choices=["here", "local", "ray"])
+    parser.add_argument("--at-once", type=int)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "known_answers.json")
     asked = parser.parse_args()
     folder = asked.runs or Path(tempfile.mkdtemp(prefix="tunewright-known-"))
     folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(folder, asked.shuffles)
+    bench = Bench(folder, asked.shuffles, Where(asked.on, asked.at_once))
     kept = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     for name in asked.only:
         begun = time.monotonic()

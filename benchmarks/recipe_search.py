@@ -36,6 +36,7 @@ VARIANTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "lr_0.0008": fixed(train__lr=0.0008),
     "lr_0.0005": fixed(train__lr=0.0005),
     "lr_0.0013+batch_4": fixed(train__lr=0.0013, train__batch_size=4),
+    "lr_0.0009+batch_4": fixed(train__lr=0.0009, train__batch_size=4),
     "lr_0.0013+linear": fixed(train__lr=0.0013, train__schedule="linear"),
     "lr_0.0013+warmup_0.2": fixed(train__lr=0.0013, train__warmup=0.2),
     "epochs_x1.5": epochs(1.5),

@@ -62,6 +62,13 @@ def test_flex_attention_without_a_gpu_is_refused(asked: str, facts: Facts) -> No
     assert plan(facts, GPU, f"train.kernels={asked}").kernels == asked
 
 
+def test_a_torch_that_loses_gradients_compiles_no_layers(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    with pytest.raises(ConfigError, match=r"CONFIG_CONFLICT.*torch before 2.13 loses gradients"):
+        plan(facts, GPU, "train.kernels=compiled")
+    assert plan(facts, GPU).kernels == "flex"
+
+
 def test_a_gpu_uses_its_memory_and_keeps_no_attention_weights(facts: Facts) -> None:
     """On a GPU of 24 GB, a pass has more tokens than on a machine with as much memory."""
     small = dataclasses.replace(GPU, memory_gb=24.0)

@@ -51,7 +51,7 @@ def branch(run: Run, name: str, fraction: float, attempt: str) -> None:
         branches.train(setup, name, fraction, attempt)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Have Linux send SIGTERM, at which training is saved, when the process that started this one ends."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -73,7 +73,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.umask(0o077)
     if given.parent is not None:
-        _end_with(given.parent)
+        end_with(given.parent)
     try:
         if given.branch is None:
             work(Run(given.run), given.under_lock)

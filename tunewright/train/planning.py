@@ -192,6 +192,8 @@ def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
         against = dict.fromkeys(("flex", "compiled"), no_flex)
     elif facts.packed or given.config.train.fsdp:
         against = {"compiled": "a compiled layer would keep dense weights for its backward pass"}
+    if not flex.compiles_layers():
+        against.setdefault("compiled", "torch before 2.13 loses gradients of a compiled layer")
     if asked != "auto":
         if reason := against.get(asked):
             fix, what = "leave it at auto.", f"train.kernels={asked}, but {reason}."

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.torch_version import TorchVersion
 
 from tunewright.model.attention.tree import Attend
 from tunewright.model.placed import placed
@@ -111,6 +112,11 @@ def kernel() -> Callable[..., Tensor]:
 
 # For a layer that is compiled as a whole. By itself it computes and keeps all scores.
 eager_kernel: Callable[..., Tensor] = flex_attention
+
+
+def compiles_layers() -> bool:
+    """Whether this torch compiles whole layers rightly: dynamo of 2.11 gives their adapters gradients of zero."""
+    return TorchVersion(torch.__version__) >= "2.13"
 
 
 def supports(head_width: int, device: str) -> bool:
