@@ -34,7 +34,11 @@ def quantised(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) ->
 def test_the_verdict_names_the_base_that_it_is_about(quantised: api.Result) -> None:
     receipt = json.loads((quantised.path / "receipt.json").read_text())
     assert receipt["model"]["packed"] == "nf4"
-    assert "base in NF4</h1>" in quantised.report.read_text()
+    text = quantised.report.read_text()
+    assert "base in NF4</h1>" in text
+    assert "layers were held in NF4, about " in text
+    training = json.loads((quantised.path / "training.json").read_text())
+    assert training["total"] - training["trained"] == receipt["model"]["parameters"], "packed layers are counted"
 
 
 def test_the_base_that_is_not_quantised_is_an_arm_to_beat(quantised: api.Result) -> None:

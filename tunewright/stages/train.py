@@ -53,7 +53,7 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
         receipt = records.read(run.receipt, Receipt)
         records.write(run.receipt, receipt.model_copy(update={"crowded_steps": result.crowded_steps}))
     sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module)) if ranks.first else ""
-    return _with_sizes(model.module, BranchTraining(**asdict(result), weights_sha256=sha256))
+    return _with_sizes(work, model.module, BranchTraining(**asdict(result), weights_sha256=sha256))
 
 
 def _model(work: Work, ranks: Ranks) -> LanguageModel:
@@ -99,16 +99,13 @@ def _adopted(work: Work, branch: Run, ranks: Ranks) -> Training:
         records.write_lines(run.metrics, lines)
     seconds = sum(line.seconds for line in lines if isinstance(line, StepLine))  # of all the times it was continued
     whole = done.model_copy(update={"seconds": round(seconds, 1)})
-    return _with_sizes(work.models.untrained(work.plan).module, whole)
+    return _with_sizes(work, work.models.untrained(work.plan).module, whole)
 
 
-def _with_sizes(module: torch.nn.Module, done: BranchTraining) -> Training:
-    return Training(
-        **dict(done),
-        peak_gb=round(machine.peak_gb(), 2),
-        trained=sum(p.numel() for p in adapters.trainable(module).values()),
-        total=sum(p.numel() for p in module.parameters()),
-    )
+def _with_sizes(work: Work, module: torch.nn.Module, done: BranchTraining) -> Training:
+    trained = sum(p.numel() for p in adapters.trainable(module).values())
+    frozen = work.inputs.facts.parameters if work.plan.adapter.kind != "none" else 0  # whether or not they are packed
+    return Training(**dict(done), peak_gb=round(machine.peak_gb(), 2), trained=trained, total=frozen + trained)
 
 
 def train_separately(context: Context) -> Training:

@@ -37,6 +37,13 @@ class ModelFacts(Value):
     packed_bytes: int | None = Field(None, description="Memory that these take, about; 0 if layers are dense.")
 
     @property
+    def holding(self) -> str:
+        """How layers that are not dense are held, after "held"."""
+        gb = f"about {(self.packed_bytes or 0) / 1e9:.2g} GB of weights"
+        known = {"nf4": f"in NF4, {gb}", "stored": "in the model's files, and read from there"}
+        return known.get(self.packed or "", f"in the blocks of {self.packed}, {gb}")
+
+    @property
     def title(self) -> str:
         """Its name; with its weights' type, if they are rounded."""
         return f"{self.name} in NF4" if self.packed == "nf4" else self.name
