@@ -1,4 +1,4 @@
-"""What a base in few bits costs: a training step and the memory of the linear layers, on the real model.
+"""What a base in few bits costs: a training step, decoding, and the memory of the linear layers, on the real model.
 
 python benchmarks/quantised.py [--rounds 5]      Writes results/quantised.md.
 
@@ -20,16 +20,18 @@ from recipe_tasks import TASKS, write
 
 from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters, forward, loading
-from tunewright.model.frozen.packed import PackedLinear, replaced
+from tunewright.model.decoding.generate import Decoding, complete
+from tunewright.model.frozen.packed import PackedLinear, replace_module
 from tunewright.model.language_model import LanguageModel
 from tunewright.system import heap
-from tunewright.tokens import packing
+from tunewright.tokens import packing, rendering
 from tunewright.tokens.rendering import for_training
 from tunewright.tokens.sequences import flat, single
 from tunewright.tokens.template import load_template
 
 HERE = Path(__file__).parent
 ROWS = 8
+NEW, NEVER = 48, 10**9  # new tokens; a token that no answer has
 
 
 def linear_mb(module: torch.nn.Module) -> float:
@@ -54,7 +56,7 @@ def dense_copy(folder: Path, packed: LanguageModel, dtype: torch.dtype) -> Langu
             other: Any = copy.module.get_submodule(name)
             with torch.no_grad():
                 other.weight.copy_(layer.weight_in(dtype))
-            replaced(copy.module, name, other)
+            replace_module(copy.module, name, other)
     return with_adapter(copy)
 
 
@@ -64,6 +66,13 @@ def step(model: LanguageModel, batch: packing.Microbatch) -> tuple[float, dict[s
     forward.loss(model, batch).backward()  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - begun
     return seconds, {n: p.grad.clone() for n, p in adapters.trainable(model.module).items() if p.grad is not None}
+
+
+def decode(model: LanguageModel, prompts: list[list[int]]) -> tuple[float, list[list[int]]]:
+    model.module.eval()
+    begun = time.perf_counter()
+    answers = complete(model, prompts, Decoding(NEW, (NEVER,), batch_size=len(prompts)))
+    return time.perf_counter() - begun, answers
 
 
 def main() -> None:
@@ -93,23 +102,31 @@ def main() -> None:
     for name, model in models.items():
         ours, theirs = step(model, batch)[1], step(copies[name], batch)[1]
         equal[name] = all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    prompts = [rendering.for_generation(template, example) for example in examples]
     times: dict[str, list[float]] = {name: [] for name in models}
+    decoding: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(given.rounds):
         for name, model in models.items():
             times[name].append(step(model, batch)[0])
+            seconds_, answers = decode(model, prompts)
+            decoding[name].append(seconds_)
+            equal[name] = equal[name] and answers == decode(copies[name], prompts)[1]
     lines = [
         "# A base in few bits\n",
         f"`python benchmarks/quantised.py --rounds {given.rounds}`: SmolLM2-135M, {ROWS} addresses "
-        f"({batch.ids_BT.size} tokens) in float32, {torch.get_num_threads()} threads, forward and backward.\n",
-        "| base | linear layers, MB | step, s | times dense (least to most) | gradients as of its dense numbers |",
-        "|---|---|---|---|---|",
+        f"({batch.ids_BT.size} tokens) in float32, {torch.get_num_threads()} threads, forward and backward; "
+        f"{NEW} tokens of {ROWS} answers, decoded together. Times dense: median, least to most.\n",
+        "| base | linear layers, MB | step, s | times dense | decoding, s | times dense | as of its dense numbers |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, model in models.items():
-        ratios = sorted(a / b for a, b in zip(times[name], times["dense"], strict=True))
-        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        seconds = f"{statistics.median(times[name]):.2f}"
-        same = "bit for bit" if equal[name] else "**no**"
-        lines.append(f"| {name} | {linear_mb(model.module):.0f} | {seconds} | {spread} | {same} |")
+        cells = []
+        for spent in (times, decoding):
+            ratios = sorted(a / b for a, b in zip(spent[name], spent["dense"], strict=True))
+            cells.append(f"{statistics.median(spent[name]):.2f}")
+            cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        same = "gradients and answers, bit for bit" if equal[name] else "**no**"
+        lines.append(f"| {name} | {linear_mb(model.module):.0f} | {' | '.join(cells)} | {same} |")
     print("\n".join(lines))
     (HERE / "results" / "quantised.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 

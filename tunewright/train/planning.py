@@ -114,7 +114,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         "layout": layout,
         "batch_size": batch,
         "steps": steps,
-        "lr": _learning_rate(given, steps.value),
+        "lr": _learning_rate(given),
         "gradient_checkpointing": recompute,
         "tokens_per_pass": _tokens_per_pass(given, dtype.value, kernels.value, layout.value, recompute.value),
         "max_length": max_length(config, facts, machine, kind),
@@ -299,21 +299,15 @@ def _steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
     return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
 
 
-def _learning_rate(given: PlanInputs, steps: int) -> Choice[float]:
+def _learning_rate(given: PlanInputs) -> Choice[float]:
+    """By `benchmarks/recipe_search.py`: with twice or three times this rate, short runs overfit or are unstable."""
     config, width = given.config, given.facts.hidden
     if config.train.lr != "auto":
         return Choice(config.train.lr, CONFIGURED)
-    rate = 5e-4 * (2000 / width) ** 0.78
-    reason = f"5e-4 * (2000 / {width})^0.78: narrower models need higher rates"
+    rate, reason = 5e-4 * (2000 / width) ** 0.5, f"5e-4 * (2000 / {width})^0.5: narrower models need higher rates"
     if config.adapter.kind == "none":
-        reason += "; a tenth of that, because all weights are trained (Schulman et al. 2025)"
-        return Choice(float(f"{rate / 10:.2g}"), reason)
-    boost = min(2.0, max(1.0, 2.0 - (steps - 150) / 250))
-    if boost > 1:
-        reason += (
-            f"; times {boost:.2g}, because short LoRA runs ({steps} steps) need higher rates (Schulman et al. 2025)"
-        )
-    return Choice(float(f"{rate * boost:.2g}"), reason)
+        rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
+    return Choice(float(f"{rate:.2g}"), reason)
 
 
 def _fits(given: PlanInputs, dtype: Dtype, kernels: Kernels, recompute: Recompute) -> int:
