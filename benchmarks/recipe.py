@@ -164,7 +164,7 @@ class Bench:
         reached: dict[int, float] = {}
         started, asked = time.monotonic(), 0.0
 
-        def watch(p: loop.Progress) -> None:
+        def watch(p: records.StepLine) -> None:
             nonlocal asked
             if p.step in at:
                 before = time.monotonic()

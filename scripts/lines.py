@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # time and memory of the whole run; 15,500 until training and planning knew packed weights, GPUs and several processes,
 # whose own files have a budget of their own; 15,800 until the command line and the report knew sweeps.
 BUDGET = {"server": 3_000, "data": 5_500, "export": 2_500, "scale": 2_500, "all else": 16_000}
+PROCESSES = ("stages/worker.py", "stages/process.py")
+SEVERAL = ("model/several.py", "train/together.py")
 RANKS = ("train/ranks.py", "train/dealing.py", "train/sharded.py")
 BRANCHES = ("runtime/branches.py", "core/swept.py")
 SWEEPS = ("judge/recipes.py", "core/records/sweep.py", "core/config/sweeps.py")
@@ -28,6 +30,8 @@ PARTS = {
         "model/attention/flex.py",
         "model/frozen",
         *RANKS,
+        *SEVERAL,
+        *PROCESSES,
         "fan",
         "cli/fan_out.py",
         "stages/experiments/sweep.py",

@@ -17,6 +17,7 @@ from build import plan_of, tiny_lm, train_rows
 from torch.distributed.tensor import DTensor
 
 from tunewright.core.config import AdapterConfig
+from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, make_folder, read_lines
 from tunewright.model import adapters, fused_llama
 from tunewright.model.frozen import packing
@@ -70,7 +71,7 @@ def trained(folder: Path, name: str, together: ranks.Ranks, stop: int | None = N
         make_folder(run.checkpoints)
     together.wait()
 
-    def progress(p: loop.Progress) -> None:
+    def progress(p: StepLine) -> None:
         if p.step == stop:
             sys.exit(9)  # after this step's line, before its checkpoint
 

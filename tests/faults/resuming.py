@@ -12,6 +12,7 @@ from build import plan_of, tiny_model, train_rows, training_of
 
 from faults import Fault, Patch
 from tunewright.core.config import AdapterConfig
+from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.model import adapters
 from tunewright.tokens import packing
@@ -33,7 +34,7 @@ def as_if_never_stopped() -> None:
         adapters.attach(model, adapter, plan.seed)
         torch.manual_seed(hash(str(folder)) % 1000)  # another process has another random stream
 
-        def watch(p: loop.Progress) -> None:
+        def watch(p: StepLine) -> None:
             if p.step == stop:
                 raise Stopped
 

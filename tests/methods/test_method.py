@@ -13,6 +13,7 @@ import torch
 from build import LORA, byte_tokenizer, exact_norms, plan_of, tiny_model, training_of
 from methods import toy_preference
 
+from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.data.messages import Chat, Message
 from tunewright.methods import METHODS
@@ -58,7 +59,7 @@ def trained(
     run, model = Run(folder), adapted()
     folder.mkdir(exist_ok=True)
 
-    def stopping(p: loop.Progress) -> None:
+    def stopping(p: StepLine) -> None:
         if p.step == stop:
             raise Killed
 

@@ -21,6 +21,7 @@ from tunewright.core.config import recipes
 from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.run_folder import Run, sha256
 from tunewright.stages import worker
+from tunewright.train import together
 
 FAST = [f for f in FLAGS if not f.startswith(("train.eval_every", "train.steps", "adapter", "prove.few_shot"))]
 FAST += [
@@ -179,6 +180,19 @@ def test_a_sweep_can_be_trained_by_whoever_runs_the_printed_lines(
     name = json.loads((swept / "sweep.json").read_text())["recipes"][0]["branch"]
     first, same = (run / "branches" / name / "dev-6.json" for run in (swept, tmp_path / "runs" / "printed"))
     assert first.read_bytes() == same.read_bytes()
+
+
+def test_recipes_trained_in_common_passes_are_what_they_are_alone(
+    swept: Path, tmp_path: Path, chat_rows: Rows, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together_, many = together.train, list[int]()
+    monkeypatch.setattr(together, "train", lambda inputs, *more: many.append(len(inputs)) or together_(inputs, *more))
+    done = sweep(tmp_path, chat_rows(), model_folder("llama"), "many", "--at-once", "3")
+    assert done.returncode == 0, done.stderr
+    assert many[:2] == [3, 2], "five recipes, then fewer"
+    here, many_ = read(swept, "sweep"), read(tmp_path / "runs" / "many", "sweep")
+    assert {**here, "seconds": 0} == {**many_, "seconds": 0}
+    assert sha256(Run(swept).weights) == sha256(Run(tmp_path / "runs" / "many").weights)
 
 
 def test_equal_recipes_are_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from build import LORA, flip, learner_of, plan_of, process, tiny_model, train_ro
 from safetensors.torch import load_file
 
 from tunewright.core.config import AdapterConfig
-from tunewright.core.records import CheckpointState
+from tunewright.core.records import CheckpointState, StepLine
 from tunewright.core.run_folder import Run
 from tunewright.model import adapters
 from tunewright.train import checkpoints, loop
@@ -46,7 +46,7 @@ def train(folder: Path, steps: int = 6, **settings: Any) -> tuple[list[torch.Ten
     model = tiny_model()
     adapters.attach(model, plan.adapter, plan.seed)
 
-    def stop(p: loop.Progress) -> None:
+    def stop(p: StepLine) -> None:
         if p.step == steps < plan.steps:
             raise KeyboardInterrupt
 

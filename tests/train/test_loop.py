@@ -13,6 +13,7 @@ from build import (
 )
 
 from tunewright.core.config import AdapterConfig
+from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.core.run_folder import create as new_run
 from tunewright.model import adapters, language_model
@@ -37,7 +38,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
         model = tiny_model()
         adapters.attach(model, config, plan.seed)
 
-        def stopping(p: loop.Progress) -> None:
+        def stopping(p: StepLine) -> None:
             if p.step == stop:
                 raise Killed
 

@@ -27,16 +27,18 @@ On = Annotated[
 ]
 AtOnce = Annotated[
     int | None,
-    typer.Option(min=1, max=4096, metavar="N", help="Branches at a time; default: one for each GPU, or one."),
+    typer.Option(
+        min=1,
+        max=4096,
+        metavar="N",
+        help="Branches at a time; in this process, they are adapters on one base in common passes. Default: one for "
+        "each GPU, or one.",
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help=f"Begin even if it will take more than {LONG_HOURS} hours.")]
 
 
 def where(on: Place, at_once: int | None, separate: bool = False, agreed: bool = False) -> Where:
-    """Raises CONFIG_CONFLICT if several at once are asked of this one process."""
-    if on == "here" and at_once not in (None, 1):
-        fix = "add --on local."
-        raise ConfigError("CONFIG_CONFLICT", "one process trains one branch at a time.", where="--at-once", fix=fix)
     attempt = os.environ.get(ATTEMPT) or ("" if on == "print" else uuid.uuid4().hex)
     return Where(on, at_once, attempt, separate, agreed)
 

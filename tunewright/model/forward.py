@@ -15,7 +15,7 @@ from torch import Tensor
 from tunewright.core.config import Recompute
 from tunewright.model import fused_llama, losses
 from tunewright.model.attention import flex, interface, tree
-from tunewright.model.fused_llama import LayerKernels
+from tunewright.model.fused_llama import LayerKernels, Tokens
 from tunewright.model.language_model import LanguageModel
 from tunewright.model.placed import placed
 from tunewright.tokens.packing import Microbatch
@@ -41,25 +41,30 @@ def frozen_head(model: LanguageModel) -> bool:
 
 def hidden(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
     """hidden_ND at the predicted tokens, before the output head."""
-    row_N, at_N = on_device(model, microbatch.row_N), on_device(model, microbatch.at_N)
     if microbatch.segments and model.kernels != "transformers":
-        ids_T, positions_T = microbatch.ids_BT[0], microbatch.positions_BT[0]
-        layer = fused_llama.called_layer if model.sharded else fused_llama.layer
-        if model.kernels == "fused":
-            how = LayerKernels(tree.attend(microbatch.segments, keep_weights=recompute == "none"), layer)
-        else:
-            laid = flex.layout(microbatch.segments, positions_T)
-            ids_T, positions_T = np.pad(ids_T, (0, laid.padding)), laid.position_T
-            # Layers are compiled for training alone: dynamo cannot trace `_Project` without gradients, and each mode of
-            # calling a layer is compiled anew, up to torch's limit.
-            whole = model.kernels == "compiled" and torch.is_grad_enabled()
-            flexible = flex.eager_kernel if whole else flex.kernel()
-            attend = flex.attend(laid, fused_llama.windows(model.decoder.layers), model.device, flexible)
-            how = LayerKernels(attend, fused_llama.compiled_layer() if whole else layer)
-        tokens = on_device(model, ids_T), on_device(model, positions_T)
-        return fused_llama.hidden(model.decoder, *tokens, at_N, how, recompute)
+        tokens, how = fused_pass(model, microbatch, recompute)
+        return fused_llama.hidden(model.decoder, tokens, how, recompute)
+    row_N, at_N = on_device(model, microbatch.row_N), on_device(model, microbatch.at_N)
     hidden_ND: Tensor = call_module(model, model.decoder, microbatch, recompute).last_hidden_state[row_N, at_N]
     return hidden_ND
+
+
+def fused_pass(model: LanguageModel, microbatch: Microbatch, recompute: Recompute) -> tuple[Tokens, LayerKernels]:
+    """What `fused_llama.hidden` is given for a flat microbatch."""
+    ids_T, positions_T = microbatch.ids_BT[0], microbatch.positions_BT[0]
+    layer = fused_llama.called_layer if model.sharded else fused_llama.layer
+    if model.kernels == "fused":
+        how = LayerKernels(tree.attend(microbatch.segments, keep_weights=recompute == "none"), layer)
+    else:
+        laid = flex.layout(microbatch.segments, positions_T)
+        ids_T, positions_T = np.pad(ids_T, (0, laid.padding)), laid.position_T
+        # Layers are compiled for training alone: dynamo cannot trace `_Project` without gradients, and each mode of
+        # calling a layer is compiled anew, up to torch's limit.
+        whole = model.kernels == "compiled" and torch.is_grad_enabled()
+        flexible = flex.eager_kernel if whole else flex.kernel()
+        attend = flex.attend(laid, fused_llama.windows(model.decoder.layers), model.device, flexible)
+        how = LayerKernels(attend, fused_llama.compiled_layer() if whole else layer)
+    return Tokens(*(on_device(model, x) for x in (ids_T, positions_T, microbatch.at_N))), how
 
 
 def logits(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:

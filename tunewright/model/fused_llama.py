@@ -12,9 +12,9 @@ head width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,18 +66,20 @@ class LayerKernels:
     layer: Callable[..., Tensor] = layer
 
 
-def hidden(
-    decoder: Any,
-    ids_T: Tensor,
-    positions_T: Tensor,
-    at_N: Tensor,
-    how: LayerKernels,
-    recompute: Recompute = "none",
-) -> Tensor:
-    """hidden_ND, after the last norm, of the tokens ``at_N``. ``recompute``: with "layers", the backward pass computes
-    again all but each layer's input."""
-    hidden_TD = decoder.embed_tokens(ids_T)
-    cos_1TK, sin_1TK = decoder.rotary_emb(hidden_TD[None], positions_T[None])
+@dataclass(frozen=True)
+class Tokens:
+    """Of a flat microbatch. ``at_N``: the places of those that predict."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    at_N: Tensor
+
+
+def hidden(decoder: Any, tokens: Tokens, how: LayerKernels, recompute: Recompute = "none") -> Tensor:
+    """hidden_ND, after the last norm, of the tokens that predict. ``recompute``: with "layers", the backward pass
+    computes again all but each layer's input."""
+    hidden_TD = decoder.embed_tokens(tokens.ids_T)
+    cos_1TK, sin_1TK = decoder.rotary_emb(hidden_TD[None], tokens.positions_T[None])
     turn = cos_1TK[0, :, None], sin_1TK[0, :, None]
     *body, last = decoder.layers
     for part in body:
@@ -85,7 +87,7 @@ def hidden(
             hidden_TD = checkpoint(how.layer, part, hidden_TD, turn, how.attend, use_reentrant=False)
         else:
             hidden_TD = how.layer(part, hidden_TD, turn, how.attend)
-    return rms_norm(decoder.norm, how.layer(last, hidden_TD, turn, how.attend, at_N))
+    return rms_norm(decoder.norm, how.layer(last, hidden_TD, turn, how.attend, tokens.at_N))
 
 
 @functools.cache
@@ -99,12 +101,29 @@ def windows(layers: Iterable[nn.Module]) -> set[int | None]:
     return {getattr(part.self_attn, "sliding_window", None) for part in layers}
 
 
-def project(x_TI: Tensor, *layers: LoRALinear) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class Joint:
+    """The same layer with several adapters (`model.several`). ``lengths``: rows of its input that belong to each; of
+    all tokens, or of those that predict."""
+
+    layers: tuple[LoRALinear, ...]
+    lengths: tuple[tuple[int, ...], ...]
+
+    def split(self, x_TI: Tensor) -> Iterator[tuple[int, Tensor]]:
+        yield from enumerate(torch.split(x_TI, next(list(own) for own in self.lengths if sum(own) == len(x_TI))))
+
+
+def project(x_TI: Tensor, *layers: LoRALinear | Joint) -> tuple[Tensor, ...]:
     """The outputs of several adapted layers for the same input."""
-    if not all(one.on for one in layers):
-        return tuple(F.linear(x_TI, weight_of(one.base, x_TI.dtype), one.base.bias) for one in layers)
-    bases, trained = [one.base for one in layers], [t for one in layers for t in (one.lora_A, one.lora_B)]
-    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, layers[0].scaling, bases, *trained)  # type: ignore[no-untyped-call]
+    if isinstance(layers[0], Joint):
+        joint = cast("tuple[Joint, ...]", layers)
+        parts = [project(x, *(one.layers[k] for one in joint)) for k, x in joint[0].split(x_TI)]
+        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+    own = cast("tuple[LoRALinear, ...]", layers)
+    if not all(one.on for one in own):
+        return tuple(F.linear(x_TI, weight_of(one.base, x_TI.dtype), one.base.bias) for one in own)
+    bases, trained = [one.base for one in own], [t for one in own for t in (one.lora_A, one.lora_B)]
+    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, own[0].scaling, bases, *trained)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -252,7 +271,7 @@ def fits(module: Any, tolerance: float = 1e-3) -> bool:
             given = {"position_ids": positions_T[None], "segments": folded.segments, "use_cache": False}
             theirs_ND = module.get_decoder()(ids_T[None], **given).last_hidden_state[0, at_N]
         how = LayerKernels(tree.attend(folded.segments, keep_weights=True))
-        ours_ND = hidden(module.get_decoder(), ids_T, positions_T, at_N, how)
+        ours_ND = hidden(module.get_decoder(), Tokens(ids_T, positions_T, at_N), how)
         for out_ND in (theirs_ND, ours_ND):
             grads = torch.autograd.grad((out_ND * weigh_ND).sum(), list(trainable(module).values()))
             results.append([out_ND.detach(), *grads])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from tunewright.core import records, run_folder
 from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import Plan
 from tunewright.core.errors import RunError, TrainError, TunewrightError
-from tunewright.core.records import BranchFailure, BranchFile, BranchTraining, DevNats, Side
+from tunewright.core.records import BranchFailure, BranchFile, BranchTraining, DevNats, Side, StepLine
 from tunewright.core.run_folder import Run, make_folder, write_atomic
 from tunewright.core.run_folder import require as require_file
+from tunewright.core.words import counted
 from tunewright.data.scores import Score
 from tunewright.fan import out
 from tunewright.fan.jobs import Job
 from tunewright.judge.arms.arm import Arm
 from tunewright.model import adapters, likelihood
+from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import weights
 from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Context, Setup, Work
@@ -35,7 +38,7 @@ from tunewright.system import crowding
 from tunewright.tokens import render_cache
 from tunewright.tokens.render_cache import RenderedRows
 from tunewright.tokens.sequences import TrainRow, digest, flat
-from tunewright.train import checkpoints, loop
+from tunewright.train import checkpoints, loop, together
 
 UNTRAINABLE = ("TRAIN_NOT_FINITE", "TRAIN_MEMORY", "TRAIN_WORKER")  # what may be wrong with one branch alone
 
@@ -119,63 +122,109 @@ def advance(setup: Setup, branches: Sequence[Branch], fraction: float = 1.0) -> 
     if context.where.on != "here":
         setup.models.release()  # this process only waits
         failed |= out.run([_job(context, b, fraction) for b in waiting], context.where, context.console)
-    for branch in waiting if context.where.on == "here" else []:
-        try:
-            train(setup, branch.name, fraction, context.where.attempt)
-        except TunewrightError as error:
-            if error.code not in UNTRAINABLE:
-                raise
-            failed[branch.name] = error
+    at_once = context.where.at_once or 1
+    for first in range(0, len(waiting), at_once) if context.where.on == "here" else []:
+        names = [branch.name for branch in waiting[first : first + at_once]]
+        failed |= train(setup, names, fraction, context.where.attempt)
     for other in failed.values():
         if other.code not in UNTRAINABLE:
             raise other
     return failed
 
 
-def train(setup: Setup, name: str, fraction: float = 1.0, attempt: str = "") -> None:
-    """Trains a branch in this process, from its files and no others, so that it does not matter which process it is.
-    ``attempt``: as in `run_folder.writing`. Raises RUN_LOCKED, RESUME_MISMATCH, TRAIN_*."""
-    run = setup.context.run.branch(name)
-    branch, stored = _read(run, name)
-    with run_folder.writing(run, attempt):
-        if _is_done(run, branch.plan, fraction):
-            return
-        hashes = _hashes(setup, branch)
-        changed = [key for key, value in hashes.items() if stored.hashes.get(key) != value]
-        if changed:
-            raise RunError(
-                "RESUME_MISMATCH",
-                f"here, the branch's {' and '.join(changed)} would be another than where the run was started.",
-                where=str(run.path),
-                fix="give all machines the same model, data and tunewright.",
-            )
+def train(setup: Setup, names: Sequence[str], fraction: float = 1.0, attempt: str = "") -> dict[str, TunewrightError]:
+    """Trains branches in this process, several of them in common passes, from their files and no others, so that it
+    does not matter which process it is. ``attempt``: as in `run_folder.writing`. Returns the errors of those that
+    cannot be trained, by name. Raises RUN_LOCKED, RESUME_MISMATCH and what else is wrong with all of them."""
+    with ExitStack() as locks:
+        branches, hashes = [], []
+        for name in names:
+            run = setup.context.run.branch(name)
+            branch, stored = _read(run, name)
+            locks.enter_context(run_folder.writing(run, attempt))
+            if not _is_done(run, branch.plan, fraction):
+                branches.append(branch)
+                hashes.append(_same_hashes(setup, branch, stored))
         before = torch.get_num_threads()
-        crowding.use(branch.plan.threads)
         try:
-            _train(setup, branch, hashes, fraction)
-        except TrainError as error:
-            if error.code == "TRAIN_NOT_FINITE":  # it would be so again
-                (problem,) = error.problems
-                records.write(_failure(run), BranchFailure.model_validate(problem))
-            raise
+            return _train(setup, branches, hashes, fraction)
         finally:
             crowding.use(before)
 
 
-def _train(setup: Setup, branch: Branch, hashes: dict[str, str], fraction: float) -> None:
-    run, model = setup.context.run.branch(branch.name), setup.models.untrained(branch.plan)
+def _same_hashes(setup: Setup, branch: Branch, stored: BranchFile) -> dict[str, str]:
+    hashes = _hashes(setup, branch)
+    changed = [key for key, value in hashes.items() if stored.hashes.get(key) != value]
+    if changed:
+        raise RunError(
+            "RESUME_MISMATCH",
+            f"here, the branch's {' and '.join(changed)} would be another than where the run was started.",
+            where=str(setup.context.run.branch(branch.name).path),
+            fix="give all machines the same model, data and tunewright.",
+        )
+    return hashes
+
+
+def _train(
+    setup: Setup, branches: Sequence[Branch], hashes: Sequence[dict[str, str]], fraction: float
+) -> dict[str, TunewrightError]:
+    """Together if they can be, otherwise one after another."""
+    plans = [branch.plan for branch in branches]
+    if together.may_be(plans) and together.are(models := setup.models.several(plans)):
+        inputs = [_inputs(setup, b, model, own) for b, model, own in zip(branches, models, hashes, strict=True)]
+        return _trained(setup, branches, inputs, fraction)
+    failed: dict[str, TunewrightError] = {}
+    for branch, own in zip(branches, hashes, strict=True):
+        model = setup.models.untrained(branch.plan)
+        failed |= _trained(setup, [branch], [_inputs(setup, branch, model, own)], fraction)
+    return failed
+
+
+def _inputs(setup: Setup, branch: Branch, model: LanguageModel, hashes: dict[str, str]) -> loop.TrainingInputs:
+    run = setup.context.run.branch(branch.name)
     make_folder(run.checkpoints)
-    until = step_at(branch.plan, fraction)
-    inputs = loop.with_precomputed(loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes))
-    with setup.context.console.bar(f"train {branch.name}", until, checkpoints.newest(run.checkpoints).step) as tick:
-        result = loop.train(inputs, lambda p: tick(1, f"loss {p.loss:.3f}"), until=until)
-    if branch.measured:
-        model.module.eval()
-        nats_R = likelihood.nats(model, flat(branch.dev), branch.plan.layout)
-        records.write(dev_file(run, until), DevNats(step=result.steps, nats=tuple(map(float, nats_R))))
-    if until == branch.plan.steps:
-        sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module))
-        records.write(run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))
+    return loop.with_precomputed(loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes))
+
+
+def _trained(
+    setup: Setup, branches: Sequence[Branch], inputs: Sequence[loop.TrainingInputs], fraction: float
+) -> dict[str, TunewrightError]:
+    """Trains them, in common passes if they are several, and writes what is measured. Returns errors by name."""
+    until = [step_at(branch.plan, fraction) for branch in branches]
+    begun = sum(checkpoints.newest(own.run.checkpoints).step for own in inputs)
+    name = branches[0].name if len(branches) == 1 else counted(len(branches), "branch")
+    failed: dict[str, TunewrightError] = {}
+    crowding.use(branches[0].plan.threads)
+    with setup.context.console.bar(f"train {name}", sum(until), begun) as tick:
+        results = _results(inputs, until, lambda line: tick(1, f"loss {line.loss:.3f}"))
+    for branch, own, step, result in zip(branches, inputs, until, results, strict=True):
+        if isinstance(result, TrainError):
+            failed[branch.name] = result
+            if result.code == "TRAIN_NOT_FINITE":  # it would be so again
+                (problem,) = result.problems
+                records.write(_failure(own.run), BranchFailure.model_validate(problem))
+            continue
+        if branch.measured:
+            own.model.module.eval()
+            nats_R = likelihood.nats(own.model, flat(branch.dev), branch.plan.layout)
+            records.write(dev_file(own.run, step), DevNats(step=result.steps, nats=tuple(map(float, nats_R))))
+        if step == branch.plan.steps:
+            sha256 = checkpoints.save_weights(own.run.weights, adapters.trainable(own.model.module))
+            records.write(own.run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))
+    return failed
+
+
+def _results(
+    inputs: Sequence[loop.TrainingInputs], until: Sequence[int], progress: Callable[[StepLine], None]
+) -> list[loop.Trained | TrainError]:
+    if len(inputs) > 1:
+        return together.train(inputs, progress, until)
+    try:
+        return [loop.train(inputs[0], progress, until=until[0])]
+    except TrainError as error:
+        if error.code not in UNTRAINABLE:
+            raise
+        return [error]
 
 
 def _hashes(setup: Setup, branch: Branch) -> dict[str, str]:

@@ -4,13 +4,13 @@ weights a module contains is never assumed."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from tunewright.core.config import AdapterConfig, Plan
-from tunewright.model import adapters, fused_llama, language_model, loading
+from tunewright.model import adapters, fused_llama, language_model, loading, several
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.weights import Weights
@@ -59,6 +59,17 @@ class Models:
         model.module.zero_grad(set_to_none=True)  # what an earlier training has left
         self._loaded = None
         return model
+
+    def several(self, plans: Sequence[Plan]) -> list[LanguageModel]:
+        """Models to train together: the adapters of the plans on one base. They are not kept."""
+        self.release()
+        dtype = loading.torch_dtype(plans[0].dtype)
+        base, models = loading.load(self._facts.path, dtype, self._device, self._facts.packed), []
+        for module, plan in zip(several.on_one_base(base.module, len(plans)), plans, strict=True):
+            adapters.attach(module, plan.adapter, plan.seed)
+            kernels = plan.kernels if fused_llama.applies(module) else "transformers"
+            models.append(dataclasses.replace(base, module=module, kernels=kernels))
+        return models
 
     def merged(self, weights: Weights) -> LanguageModel:
         """A separate model, with the adapter merged into its linear layers."""

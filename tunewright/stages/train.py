@@ -41,12 +41,10 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
         ranks.require_same(facts | training_inputs.hashes)
     with console.bar("train", plan.steps, step) as tick:
 
-        def progress(p: loop.Progress) -> None:
-            dev = f" dev {p.dev_loss:.3f}" if p.dev_loss is not None else ""
-            crowded = (
-                f", {p.threads} of {plan.threads} threads: others use the cores" if p.threads < plan.threads else ""
-            )
-            tick(1, f"loss {p.loss:.3f}{dev} {p.tokens / max(p.seconds, 1e-9):.0f} tok/s{crowded}")
+        def progress(line: StepLine) -> None:
+            dev = f" dev {line.dev_loss:.3f}" if line.dev_loss is not None else ""
+            crowded = f", {line.threads} of {plan.threads} threads: others use the cores" if line.threads else ""
+            tick(1, f"loss {line.loss:.3f}{dev} {line.tokens / max(line.seconds, 1e-9):.0f} tok/s{crowded}")
 
         result = loop.train(training_inputs, progress, ranks)
     if result.crowded_steps and ranks.first:

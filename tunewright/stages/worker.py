@@ -48,7 +48,8 @@ def branch(run: Run, name: str, fraction: float, attempt: str) -> None:
     """Trains a branch to the end, or to a ``fraction`` of its steps. Raises RUN_LOCKED, RUN_INCOMPLETE, TRAIN_*."""
     setup = Runner(resume(run, Console(quiet=True), "worker")).setup()
     with crowding.giving_way(), error_codes(run, "train"):
-        branches.train(setup, name, fraction, attempt)
+        for error in branches.train(setup, [name], fraction, attempt).values():
+            raise error
 
 
 def end_with(parent: int) -> None:

@@ -21,27 +21,10 @@ from tunewright.core.records import METRICS, CheckpointState, StartLine, StepLin
 from tunewright.core.run_folder import Run
 from tunewright.model.language_model import LanguageModel
 from tunewright.system import crowding, heap
-from tunewright.system.crowding import Crowd
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
 from tunewright.train.ranks import ALONE, Ranks
-from tunewright.train.step import Learner, dev_loss, learning_rate, make_learner, take_step
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One finished step. ``loss`` and ``dev_loss``: per unit of the method's weight (nats per supervised token, in
-    fine-tuning). ``tokens``: of the rows; with shared prefixes, fewer were computed. ``seconds``: of the step, with
-    ``threads``."""
-
-    step: int
-    steps: int
-    loss: float
-    dev_loss: float | None
-    lr: float
-    tokens: int
-    seconds: float
-    threads: int
+from tunewright.train.step import Learner, Step, dev_loss, learning_rate, make_learner, take_step
 
 
 @dataclass(frozen=True)
@@ -80,19 +63,43 @@ def with_precomputed(training: TrainingInputs) -> TrainingInputs:
 
 def train(
     training: TrainingInputs,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[StepLine], None] = lambda _: None,
     ranks: Ranks = ALONE,
     until: int | None = None,
 ) -> Trained:
     """Train the model in place from the newest checkpoint of the run (or from the start) to the end of the plan, or, to
-    be continued later, to step ``until``. ``progress`` is called after each step. Of several ``ranks``, all call it,
-    with the same inputs; the first writes.
+    be continued later, to step ``until``. ``progress`` is called with the line of each step. Of several ``ranks``, all
+    call this, with the same inputs; the first writes.
 
     Raises TRAIN_NOT_FINITE (nothing of that step is kept), RUN_INTERRUPTED after saving, RUN_DISK, RESUME_MISMATCH.
     """
-    plan, run, hashes = training.plan, training.run, training.hashes
+    plan, started = training.plan, time.monotonic()
     last = min(until or plan.steps, plan.steps)
     crowd, kept = crowding.alone(plan.threads), heap.Kept()
+    student, state = begun(training, ranks)
+    with interrupts() as interrupted, crowding.restored():
+        while not is_over(state, plan, last):
+            if plan.adapt_threads:
+                crowd = crowding.adapted(crowd)
+            crowding.use(crowd.threads)
+            start = time.monotonic()
+            done = take_step(student, training.rows, plan, state.step, ranks)
+            taken = Taken(done, round(time.monotonic() - start, 4), crowd.threads)
+            state = logged(training, student, state, taken, progress, ranks)
+            kept = heap.bounded(kept)
+            stop = ranks.any(interrupted.is_set())  # all after the same step, whoever was asked
+            if ranks.first and (stop or is_over(state, plan, last) or state.step % plan.checkpoint_every == 0):
+                save(training, student, state)
+            if stop and not is_over(state, plan, plan.steps):
+                ranks.wait()
+                raise stopped(training, state)
+    ranks.wait()  # until everything is written
+    return ended(training, student, state, time.monotonic() - started)
+
+
+def begun(training: TrainingInputs, ranks: Ranks = ALONE) -> tuple[Learner, CheckpointState]:
+    """A learner in the state of the newest checkpoint; without one, with the dev loss before the first step."""
+    plan, run, hashes = training.plan, training.run, training.hashes
     student = make_learner(training.model, plan)
     state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
     state = state or _initial(hashes, None)
@@ -100,32 +107,34 @@ def train(
     if ranks.first:
         checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
         _drop_later_lines(run, state.step)
-    started = time.monotonic()
     if state.step == 0 and training.dev:
         first = dev_loss(training.model, training.dev, plan, ranks)
         state = _initial(hashes, first)
         if ranks.first:
             records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
             state = _with_best(run, student, state)
-    with _interrupts() as interrupted, crowding.restored():
-        while state.step < last and not _out_of_patience(state, plan):
-            if plan.adapt_threads:
-                crowd = crowding.adapted(crowd)
-            state = _one_step(training, student, state, crowd, progress, ranks)
-            kept = heap.bounded(kept)
-            over = state.step == last or _out_of_patience(state, plan)
-            stop = ranks.any(interrupted.is_set())  # all after the same step, whoever was asked
-            if ranks.first and (over or stop or state.step % plan.checkpoint_every == 0):
-                checkpoints.save(run.checkpoints, student.parameters, student.optimizer, state, plan.checkpoint_keep)
-            if stop and not (state.step == plan.steps or _out_of_patience(state, plan)):
-                ranks.wait()
-                raise TrainError(
-                    "RUN_INTERRUPTED",
-                    f"stopped after step {state.step} of {plan.steps}; progress is saved.",
-                    where=str(run.path),
-                    fix=f"`tunewright run {run.path}` continues from there.",
-                )
-    ranks.wait()  # until everything is written
+    return student, state
+
+
+def save(training: TrainingInputs, student: Learner, state: CheckpointState) -> None:
+    folder, keep = training.run.checkpoints, training.plan.checkpoint_keep
+    checkpoints.save(folder, student.parameters, student.optimizer, state, keep)
+
+
+def stopped(training: TrainingInputs, state: CheckpointState) -> TrainError:
+    """The error of a training that was asked to stop, and has saved."""
+    run = training.run.path
+    return TrainError(
+        "RUN_INTERRUPTED",
+        f"stopped after step {state.step} of {training.plan.steps}; progress is saved.",
+        where=str(run),
+        fix=f"`tunewright run {run}` continues from there.",
+    )
+
+
+def ended(training: TrainingInputs, student: Learner, state: CheckpointState, seconds: float) -> Trained:
+    """The end of a training, with the weights of the lowest dev loss."""
+    plan, run = training.plan, training.run
     if state.best_step is not None:
         checkpoints.load_weights(checkpoints.best_file(run.checkpoints, state.best_step), student.parameters)
     lines = list(records.read_lines(run.metrics, METRICS))
@@ -135,27 +144,32 @@ def train(
         best_step=state.best_step,
         best_dev_loss=state.best,
         first_dev_loss=next((line.dev_loss for line in lines if isinstance(line, StartLine)), None),
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(seconds, 1),
         tokens=sum(line.tokens for line in lines if isinstance(line, StepLine)),
         crowded_steps=sum(isinstance(line, StepLine) and line.threads is not None for line in lines) or None,
     )
 
 
-def _one_step(
+@dataclass(frozen=True)
+class Taken:
+    """A step, the seconds that it took, and the threads that it had."""
+
+    done: Step
+    seconds: float
+    threads: int
+
+
+def logged(
     training: TrainingInputs,
     student: Learner,
     state: CheckpointState,
-    crowd: Crowd,
-    progress: Callable[[Progress], None],
-    ranks: Ranks,
+    taken: Taken,
+    progress: Callable[[StepLine], None],
+    ranks: Ranks = ALONE,
 ) -> CheckpointState:
-    """Take the next step with the threads of ``crowd``, measure the dev loss where it is due, and log both."""
-    plan, run = training.plan, training.run
-    crowding.use(crowd.threads)
-    start = time.monotonic()
-    done = take_step(student, training.rows, plan, state.step, ranks)
-    seconds, step = round(time.monotonic() - start, 4), state.step + 1
-    dev = None
+    """The state after a step: measure the dev loss where it is due, and log both."""
+    plan, run, done = training.plan, training.run, taken.done
+    step, dev = state.step + 1, None
     if training.dev and (step % plan.eval_every == 0 or step == plan.steps):
         dev = dev_loss(training.model, training.dev, plan, ranks)
     line = StepLine(
@@ -166,17 +180,17 @@ def _one_step(
         tokens=done.tokens,
         computed=done.computed,
         supervised=done.supervised,
-        seconds=seconds,
+        seconds=taken.seconds,
         metrics=done.metrics or None,
         dev_loss=dev,
-        threads=crowd.threads if crowd.threads < plan.threads else None,
+        threads=taken.threads if taken.threads < plan.threads else None,
     )
     state = _advanced(state, dev)
     if ranks.first:
         if state.best_step == state.step:
             state = _with_best(run, student, state)
         records.append_line(run.metrics, line)
-    progress(Progress(state.step, plan.steps, done.loss, dev, line.lr, done.tokens, seconds, crowd.threads))
+    progress(line)
     return state
 
 
@@ -192,8 +206,9 @@ def _with_best(run: Run, student: Learner, state: CheckpointState) -> Checkpoint
     return state.model_copy(update={"best_sha256": checkpoints.save_weights(file, student.parameters)})
 
 
-def _out_of_patience(state: CheckpointState, plan: Plan) -> bool:
-    return plan.patience > 0 and state.stale_evals >= plan.patience
+def is_over(state: CheckpointState, plan: Plan, last: int) -> bool:
+    """Whether a training is at its ``last`` step, or has run out of patience."""
+    return state.step >= last or 0 < plan.patience <= state.stale_evals
 
 
 def _advanced(state: CheckpointState, dev: float | None) -> CheckpointState:
@@ -215,7 +230,7 @@ def _drop_later_lines(run: Run, step: int) -> None:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
+def interrupts() -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C ends the process as usual. SIGTERM may come twice: a batch
     system sends it to torchrun and to what torchrun has started, and torchrun passes it on."""
     event = threading.Event()

@@ -20,6 +20,7 @@ from tunewright.model.adapters import trainable
 from tunewright.model.frozen import nf4
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
+from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow
 from tunewright.train import dealing
 from tunewright.train.ranks import ALONE, Ranks
@@ -88,10 +89,20 @@ def learning_rate(plan: Plan, step: int) -> float:
     return plan.lr * (FLOOR + (1 - FLOOR) * shape)
 
 
-def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int, ranks: Ranks = ALONE) -> Step:
-    """Take global step ``step`` (from 0), together with the other ``ranks``. On TRAIN_NOT_FINITE, the weights are
-    unchanged."""
-    method, module = METHODS[plan.method], learner.model.module
+@dataclass(frozen=True)
+class Batch:
+    """What a step computes. ``weight``: that of all microbatches, by which the loss and its gradient are divided."""
+
+    microbatches: Sequence[Microbatch]
+    weight: float
+
+
+Sums = dict[str, Tensor]  # the loss of a microbatch and the method's metrics, each a sum
+
+
+def begin(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int) -> Batch:
+    """The batch of global step ``step`` (from 0); the learner is in train mode, and has no gradient."""
+    method = METHODS[plan.method]
     # Dropout, and what the method draws, are functions of (seed, step), so that a resumed run does the same.
     torch.manual_seed(_seed(plan, step))
     chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
@@ -99,23 +110,38 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int,
     # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).
     weight = sum(method.weight(b) for b in microbatches)
     learner.optimizer.zero_grad(set_to_none=True)
-    module.train()
-    sums: dict[int, dict[str, Tensor]] = {}
+    learner.model.module.train()
+    return Batch(microbatches, weight)
+
+
+def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int, ranks: Ranks = ALONE) -> Step:
+    """Take global step ``step`` (from 0), together with the other ``ranks``. On TRAIN_NOT_FINITE, the weights are
+    unchanged."""
+    method, batch = METHODS[plan.method], begin(learner, rows, plan, step)
+    sums: dict[int, Sums] = {}
     gradients: dict[int, Tensor] = {}
-    owners = dealing.owners(dealing.costs(microbatches), ranks.world)
+    owners = dealing.owners(dealing.costs(batch.microbatches), ranks.world)
     for number, owned in ranks.parts(owners, learner.model.sharded):
         if number:  # also of the pass, so that it does not matter who computes those before it
             torch.manual_seed(_seed(plan, step, number))
-        part = method.loss(learner.model, microbatches[number], plan)
-        (part.sum / weight).backward()  # type: ignore[no-untyped-call]
+        part = method.loss(learner.model, batch.microbatches[number], plan)
+        (part.sum / batch.weight).backward()  # type: ignore[no-untyped-call]
         gradient = _taken(learner.parameters) if ranks.world > 1 else None
         if owned:
             sums[number] = {name: x.detach().double() for name, x in {LOSS: part.sum, **part.metrics}.items()}
             if gradient is not None:
                 gradients[number] = gradient
-    module.eval()
     if ranks.world > 1:
         _put(learner.parameters, ranks.ordered_sum(gradients, owners, _room(learner.parameters)))
+    return finish(learner, batch, sums, plan, step, ranks)
+
+
+def finish(
+    learner: Learner, batch: Batch, sums: Mapping[int, Sums], plan: Plan, step: int, ranks: Ranks = ALONE
+) -> Step:
+    """Clip the gradient and take the optimizer's step. ``sums``: of the microbatches that this process has computed.
+    Raises TRAIN_NOT_FINITE before anything changes."""
+    learner.model.module.eval()
     length = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm)
     # Read all at once: a GPU is waited for once a step.
     norm, *values = torch.stack([length.double(), *(x for own in sums.values() for x in own.values())]).tolist()
@@ -124,7 +150,7 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int,
     for own in ranks.by_part({number: {name: next(read) for name in own} for number, own in sums.items()}):
         for name, value in own.items():
             totals[name] = totals.get(name, 0.0) + value
-    means = {name: total / weight for name, total in totals.items()}
+    means = {name: total / batch.weight for name, total in totals.items()}
     loss = means.pop(LOSS)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainError(
@@ -138,9 +164,9 @@ def take_step(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int,
     return Step(
         loss=loss,
         norm=norm,
-        tokens=sum(b.tokens for b in microbatches),
-        computed=sum(b.ids_BT.size for b in microbatches),
-        supervised=float(sum(b.weight_N.sum() for b in microbatches)),
+        tokens=sum(b.tokens for b in batch.microbatches),
+        computed=sum(b.ids_BT.size for b in batch.microbatches),
+        supervised=float(sum(b.weight_N.sum() for b in batch.microbatches)),
         metrics=means,
     )
 
