@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,11 @@ from tunewright.model.fused_llama import Joint, LayerKernels, Tokens
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch
 
+M = TypeVar("M", bound=nn.Module)
 Lengths = tuple[tuple[int, ...], ...]
 
 
-def on_one_base(module: nn.Module, count: int) -> list[Any]:
+def on_one_base(module: M, count: int) -> list[M]:
     """Copies of a module without an adapter that have its tensors in common; each can have its own adapter."""
     tensors = (*module.parameters(), *module.buffers())
     return [copy.deepcopy(module, {id(t): t for t in tensors}) for _ in range(count)]
@@ -51,7 +52,7 @@ def hidden(models: Sequence[LanguageModel], microbatches: Sequence[Microbatch], 
     return list(torch.split(fused_llama.hidden(decoder, tokens, how, recompute), list(lengths_N)))
 
 
-def _joint(parts: Sequence[Any], lengths: Lengths) -> SimpleNamespace:
+def _joint(parts: Sequence[nn.Module], lengths: Lengths) -> SimpleNamespace:
     """One layer of all models, as `fused_llama.layer` reads it."""
 
     def group(name: str) -> SimpleNamespace:
