@@ -89,9 +89,9 @@ def test_a_sweep_over_two_hosts_by_ray_is_that_of_one_process(tmp_path: Path, mo
     assert cli(*words, "--name", "here", cwd=tmp_path).returncode == 0
     token = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     with hosts.two() as (first, second):
-        first.start([*ray, "--head", "--node-ip-address", first.address, "--port", "6379"], tmp_path, **token)
+        head = first.start([*ray, "--head", "--node-ip-address", first.address, "--port", "6379"], tmp_path, **token)
         time.sleep(15)
-        second.start(
+        other = second.start(
             [*ray, "--address", f"{first.address}:6379", "--node-ip-address", second.address], tmp_path, **token
         )
         time.sleep(15)
@@ -99,6 +99,8 @@ def test_a_sweep_over_two_hosts_by_ray_is_that_of_one_process(tmp_path: Path, mo
         driver = first.start(command, tmp_path, **token, RAY_ADDRESS=f"{first.address}:6379")
         output = driver.communicate(timeout=900)[0]
         assert driver.returncode == 0, output[-3000:]
+    for node in (head, other):
+        node.communicate()  # killed with their hosts
     here, there = (read(tmp_path / "runs" / name, "sweep") for name in ("here", "ray"))
     assert {**here, "seconds": 0} == {**there, "seconds": 0}
     weights = {sha256(Run(tmp_path / "runs" / name).weights) for name in ("here", "ray")}

@@ -59,7 +59,8 @@ def test_what_is_kept_in_shards_is_a_frozen_base_in_memory(facts: Facts) -> None
 def test_flex_attention_without_a_gpu_is_refused(asked: str, facts: Facts) -> None:
     with pytest.raises(ConfigError, match=f"CONFIG_CONFLICT.*train.kernels={asked}.*needs a GPU"):
         plan(facts, CPU, f"train.kernels={asked}")
-    assert plan(facts, GPU, f"train.kernels={asked}").kernels == asked
+    if asked == "flex" or flex.compiles_layers():
+        assert plan(facts, GPU, f"train.kernels={asked}").kernels == asked
 
 
 def test_a_torch_that_loses_gradients_compiles_no_layers(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:

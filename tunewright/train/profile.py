@@ -157,7 +157,7 @@ def measure(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, peak_gfl
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as watched:
+    with torch.profiler.profile(activities=activities, acc_events=True) as watched:
         take_step(student, rows, plan, 0)
     with torch.no_grad():
         for name, p in student.parameters.items():
