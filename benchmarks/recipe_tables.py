@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recipe_tasks import Task
 
 Cells = Mapping[str, Mapping[str, Any]]
-OURS = "tunewright"
+OURS, ITSELF = "tunewright", "trl-itself"
 
 
 def normalised(cell: Mapping[str, Any], base: Mapping[str, Any]) -> float:
@@ -57,6 +57,7 @@ def text(cells: Cells, tasks: Mapping[str, Task], sources: Mapping[str, str]) ->
     for model in dict.fromkeys(key.split()[0] for key in cells):
         recipes = [name for name in sources if any(key.split()[0] == model and key.split()[2] == name for key in cells)]
         out += [f"\n## {model}\n", _scores(cells, model, tasks, recipes), "", _times(cells, model, tasks, recipes)]
+        out += list(_itself(cells, model, tasks))
     minutes = sum(cell["minutes"] for cell in cells.values())
     return "\n".join([*out, f"\n{len(cells)} cells, {minutes / 60:.1f} hours of two cores.", ""])
 
@@ -70,6 +71,21 @@ def _scores(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[s
             untrained = f"{normalised(base[0], base[0]):.1f}"
             lines.append(f"| {name}: {task.about}{aside} | {task.train} | {untrained} | {' | '.join(cols)} |")
     return "\n".join(lines)
+
+
+def _itself(cells: Cells, model: str, tasks: Mapping[str, Task]) -> Iterator[str]:
+    """TRL itself beside its recipe in our engine, where it was run."""
+    for name in tasks:
+        for cell in of(cells, model, name, ITSELF):
+            for ours in of(cells, model, name, "trl")[:1]:
+                pairs = [f"{label} {a} and {b}" for label, a, b in _figures(cell, ours)]
+                yield f"\nTRL itself on {name}, and its recipe in our engine: {'; '.join(pairs)}."
+
+
+def _figures(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    yield from ((label, theirs[key], ours[key]) for label, key in (("steps", "steps"), ("bits per byte", "bits")))
+    if theirs["score"] is not None:
+        yield "score", f"{100 * theirs['score']:.1f}", f"{100 * ours['score']:.1f}"
 
 
 def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[str]) -> str:
