@@ -120,6 +120,7 @@ def main() -> None:
             write_model(model, given.shape)
         settings = ["quantise=stored", f"train.steps={given.steps}", "train.batch_size=2", "prove.evidence=plain"]
         settings += ["train.tokens_per_pass=512", "train.eval_every=1000", "prove.max_test_rows=2", "split.dev=0"]
+        settings += ["prove.max_new_tokens=4", "prove.few_shot=[]"]  # each token reads all weights
         words = ["train", str(rows_file(folder)), "--model", str(model), "--name", "large", "--yes", *settings]
         used = watched([sys.executable, "-m", "tunewright", *words, "--runs", str(Path(temporary) / "runs")], folder)
         run = Path(temporary) / "runs" / "large"

@@ -95,7 +95,9 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, kernels: Kernel
     layer = facts.hidden * (1 if recompute == "layers" else 34 if kernels == "transformers" else 16)
     kept = recompute == "none" and kernels in ("fused", "transformers")
     weights = facts.heads * sizes.longest if kept else 0
-    return facts.layers * size * (layer + weights) + 2 * size * facts.vocabulary * sizes.supervised / sizes.tokens
+    padded = 9 / 8 if kernels in ("flex", "compiled") else 1  # `flex.bucket`
+    head = 2 * size * facts.vocabulary * sizes.supervised / sizes.tokens
+    return padded * facts.layers * size * (layer + weights) + head
 
 
 def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
