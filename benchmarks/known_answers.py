@@ -109,6 +109,7 @@ class Bench:
                 threads = max(1, cores // (self.where.at_once or 1))
                 command = (str(self.folder), "prove", *words, f"threads={threads}", "--name", name)
                 jobs.append(Job(name, "fanned", command, self.folder, 1, threads))
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.absolute()), os.environ.get("PYTHONPATH", "")])
         for error in out.run(jobs, self.where, Console()).values():
             raise error
 

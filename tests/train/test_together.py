@@ -1,8 +1,9 @@
-"""Several adapters in common passes: each has the weights, losses and files that it has alone, bit for bit."""
+"""Several adapters in joint passes: each has the weights, losses and files that it has alone, bit for bit."""
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from build import plan_of, tiny_lm, train_rows
 
 from tunewright.core.config import AdapterConfig, Plan
 from tunewright.core.errors import TrainError
+from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, make_folder, read_lines, sha256
-from tunewright.model import adapters, fused_llama, several
+from tunewright.model import adapters, forward, fused_llama, several
 from tunewright.model.language_model import LanguageModel
+from tunewright.tokens import packing
+from tunewright.tokens.sequences import TokenSequence
 from tunewright.train import checkpoints, loop, together
 
 COMMON: dict[str, Any] = {"layout": "shared", "kernels": "fused", "steps": 6, "tokens_per_pass": 60, "batch_size": 6}
@@ -117,9 +121,56 @@ def test_they_continue_from_their_own_checkpoints(tmp_path: Path) -> None:
     assert ends(trainings) == expected
 
 
-def test_what_cannot_be_trained_together_is_not() -> None:
-    assert together.may_be(plans())
-    assert not together.may_be(plans()[:1])
+def test_passes_are_joined_only_as_far_as_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = plans()
+    expected = alone("llama", every, tmp_path / "alone")
+    joined, plain = list[int](), several.hidden
+
+    def hidden(models: Any, parts: Any, recompute: Any) -> Any:
+        joined.append(sum(part.ids_BT.size for part in parts))
+        assert len(parts) == 1 or joined[-1] <= COMMON["tokens_per_pass"]
+        return plain(models, parts, recompute)
+
+    monkeypatch.setattr(several, "hidden", hidden)
+    trainings = jointly("llama", every, tmp_path / "together")
+    together.train(trainings)
+    assert ends(trainings) == expected
+    assert joined
+
+
+@pytest.mark.parametrize("pause", [None, 3])
+def test_a_signal_ends_all_after_the_step_with_everything_saved(pause: int | None, tmp_path: Path) -> None:
+    """Also if it comes in the last step before a pause: whoever trains on must not."""
+    every = plans(checkpoint_every=100)
+    expected = alone("llama", every, tmp_path / "alone")
+
+    def interrupt(line: StepLine) -> None:
+        if line.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainings = jointly("llama", every, tmp_path / "together")
+    with pytest.raises(TrainError, match="RUN_INTERRUPTED"):
+        together.train(trainings, interrupt, until=[pause] * 3 if pause else None)
+    assert [checkpoints.newest(t.run.checkpoints).step for t in trainings] == [3, 3, 3]
+    trainings = jointly("llama", every, tmp_path / "together")
+    together.train(trainings)
+    assert ends(trainings) == expected
+
+
+def test_one_that_cannot_begin_does_not_end_the_others(tmp_path: Path) -> None:
+    every = plans()
+    trainings = jointly("llama", every, tmp_path)
+    with torch.no_grad():
+        next(iter(adapters.trainable(trainings[1].model.module).values())).fill_(float("nan"))
+    first, second, third = together.train(trainings)
+    assert isinstance(second, TrainError)
+    assert second.code == "TRAIN_NOT_FINITE"
+    assert isinstance(first, loop.Trained)
+    assert isinstance(third, loop.Trained)
+
+
+def test_what_cannot_have_joint_passes_is_of_no_kind() -> None:
+    assert len({together.kind_of(plan) for plan in plans()}) == 1
     for more in (
         {"layout": "padded"},
         {"kernels": "transformers"},
@@ -127,9 +178,17 @@ def test_what_cannot_be_trained_together_is_not() -> None:
         {"adapter": AdapterConfig(rank=4, dropout=0.1)},
         {"adapter": AdapterConfig(kind="dora", rank=4)},
         {"adapter": AdapterConfig(kind="none")},
-        {"dtype": "bfloat16"},
     ):
-        assert not together.may_be([*plans(), plan_of(**{**COMMON, **more})])
-    base = tiny_lm("llama")
-    adapters.attach(base.module, AdapterConfig(rank=4, targets=["q_proj"]), 0)
-    assert not together.are([dataclasses.replace(base, kernels="transformers")])
+        assert together.kind_of(plan_of(**{**COMMON, **more})) is None
+    assert together.kind_of(plans()[0]) != together.kind_of(plans(dtype="bfloat16")[0])
+
+
+def test_tokens_that_predict_several_are_split_by_adapter() -> None:
+    """More predictions than tokens, and as many of both in all: each still goes through its own adapter."""
+    every = plans()[:2]
+    both = models("llama", every)
+    rows = [[TokenSequence((5, 6, n), (0.0, 0.0, 1.0), n) for n in range(7, 7 + count)] for count in (1, 9)]
+    parts = [packing.to_microbatch(own, "shared") for own in rows]
+    assert len(parts[1].at_N) > parts[1].ids_BT.size
+    for part, model, hidden in zip(parts, both, several.hidden(both, parts, "none"), strict=True):
+        assert torch.equal(hidden, forward.hidden(model, part))

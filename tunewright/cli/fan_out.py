@@ -31,8 +31,8 @@ AtOnce = Annotated[
         min=1,
         max=4096,
         metavar="N",
-        help="Branches at a time; in this process, they are adapters on one base in common passes. Default: one for "
-        "each GPU, or one.",
+        help="Branches at a time. With --on here, adapters on one base in joint passes (default: one); with --on local "
+        "or ray, processes (default: one for each GPU, or one).",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help=f"Begin even if it will take more than {LONG_HOURS} hours.")]

@@ -22,7 +22,7 @@ STOPPED = 130  # exit status after SIGTERM: it has saved
 
 @dataclass(frozen=True)
 class Where:
-    """``on``: in this process one after another ("here"), in processes of this machine, on a Ray cluster, or nowhere:
+    """``on``: in this process ("here"), in processes of this machine, on a Ray cluster, or nowhere:
     their command lines are printed. ``at_once``: jobs at a time; None: as many as there are GPUs, otherwise one.
     ``attempt``: names whoever starts them; what it has started it may start again, on whichever machine. ``separate``:
     whether the run's own training, too, is a process of its own; ``agreed``: whether it may take hours."""

@@ -12,7 +12,7 @@ head width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -103,21 +103,18 @@ def windows(layers: Iterable[nn.Module]) -> set[int | None]:
 
 @dataclass(frozen=True)
 class Joint:
-    """The same layer with several adapters (`model.several`). ``lengths``: rows of its input that belong to each; of
-    all tokens, or of those that predict."""
+    """The same layer with several adapters (`model.several`). ``lengths``: rows of its input that belong to each."""
 
     layers: tuple[LoRALinear, ...]
-    lengths: tuple[tuple[int, ...], ...]
-
-    def split(self, x_TI: Tensor) -> Iterator[tuple[int, Tensor]]:
-        yield from enumerate(torch.split(x_TI, next(list(own) for own in self.lengths if sum(own) == len(x_TI))))
+    lengths: tuple[int, ...]
 
 
 def project(x_TI: Tensor, *layers: LoRALinear | Joint) -> tuple[Tensor, ...]:
     """The outputs of several adapted layers for the same input."""
     if isinstance(layers[0], Joint):
         joint = cast("tuple[Joint, ...]", layers)
-        parts = [project(x, *(one.layers[k] for one in joint)) for k, x in joint[0].split(x_TI)]
+        own_TI = enumerate(torch.split(x_TI, list(joint[0].lengths)))
+        parts = [project(x, *(one.layers[k] for one in joint)) for k, x in own_TI]
         return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
     own = cast("tuple[LoRALinear, ...]", layers)
     if not all(one.on for one in own):

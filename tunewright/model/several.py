@@ -23,7 +23,7 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch
 
 M = TypeVar("M", bound=nn.Module)
-Lengths = tuple[tuple[int, ...], ...]
+Lengths = tuple[int, ...]
 
 
 def on_one_base(module: M, count: int) -> list[M]:
@@ -43,8 +43,9 @@ def hidden(models: Sequence[LanguageModel], microbatches: Sequence[Microbatch], 
         torch.cat([t.positions_T for t, _ in passes]),
         torch.cat([t.at_N + start for (t, _), start in zip(passes, starts, strict=True)]),
     )
-    first, lengths = models[0].decoder, (lengths_T, lengths_N)
-    layers = [_joint(parts, lengths) for parts in zip(*(m.decoder.layers for m in models), strict=True)]
+    first = models[0].decoder
+    *body, last = zip(*(m.decoder.layers for m in models), strict=True)
+    layers = [*(_joint(parts, lengths_T, lengths_T) for parts in body), _joint(last, lengths_T, lengths_N)]
     decoder = SimpleNamespace(
         embed_tokens=first.embed_tokens, rotary_emb=first.rotary_emb, layers=layers, norm=first.norm
     )
@@ -52,13 +53,15 @@ def hidden(models: Sequence[LanguageModel], microbatches: Sequence[Microbatch], 
     return list(torch.split(fused_llama.hidden(decoder, tokens, how, recompute), list(lengths_N)))
 
 
-def _joint(parts: Sequence[nn.Module], lengths: Lengths) -> SimpleNamespace:
-    """One layer of all models, as `fused_llama.layer` reads it."""
+def _joint(parts: Sequence[nn.Module], before: Lengths, after: Lengths) -> SimpleNamespace:
+    """One layer of all models, as `fused_llama.layer` reads it. ``before``, ``after``: tokens of each model before and
+    after the attention; only those that predict leave the last layer."""
 
     def group(name: str) -> SimpleNamespace:
         modules = [getattr(part, name) for part in parts]
         own = {k: v for k, v in vars(modules[0]).items() if not k.startswith("_")}
         for child, layer in modules[0].named_children():
+            lengths = before if child in ("q_proj", "k_proj", "v_proj") else after
             adapted = isinstance(layer, LoRALinear)
             own[child] = Joint(tuple(getattr(m, child) for m in modules), lengths) if adapted else layer
         return SimpleNamespace(**own)

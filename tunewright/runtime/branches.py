@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +122,7 @@ def advance(setup: Setup, branches: Sequence[Branch], fraction: float = 1.0) -> 
     if context.where.on != "here":
         setup.models.release()  # this process only waits
         failed |= out.run([_job(context, b, fraction) for b in waiting], context.where, context.console)
-    at_once = context.where.at_once or 1
-    for first in range(0, len(waiting), at_once) if context.where.on == "here" else []:
-        names = [branch.name for branch in waiting[first : first + at_once]]
+    for names in _joint(setup, waiting) if context.where.on == "here" else []:
         failed |= train(setup, names, fraction, context.where.attempt)
     for other in failed.values():
         if other.code not in UNTRAINABLE:
@@ -132,8 +130,17 @@ def advance(setup: Setup, branches: Sequence[Branch], fraction: float = 1.0) -> 
     return failed
 
 
+def _joint(setup: Setup, waiting: Sequence[Branch]) -> Iterator[list[str]]:
+    """The branches that this process trains in joint passes."""
+    at_once, groups = setup.context.where.at_once or 1, dict[object, list[str]]()
+    for branch in waiting:
+        groups.setdefault(together.kind_of(branch.plan) or branch.name, []).append(branch.name)
+    for group in groups.values():
+        yield from (group[first : first + at_once] for first in range(0, len(group), at_once))
+
+
 def train(setup: Setup, names: Sequence[str], fraction: float = 1.0, attempt: str = "") -> dict[str, TunewrightError]:
-    """Trains branches in this process, several of them in common passes, from their files and no others, so that it
+    """Trains branches in this process, several of them in joint passes, from their files and no others, so that it
     does not matter which process it is. ``attempt``: as in `run_folder.writing`. Returns the errors of those that
     cannot be trained, by name. Raises RUN_LOCKED, RESUME_MISMATCH and what else is wrong with all of them."""
     with ExitStack() as locks:
@@ -145,6 +152,8 @@ def train(setup: Setup, names: Sequence[str], fraction: float = 1.0, attempt: st
             if not _is_done(run, branch.plan, fraction):
                 branches.append(branch)
                 hashes.append(_same_hashes(setup, branch, stored))
+        if not branches:
+            return {}
         before = torch.get_num_threads()
         try:
             return _train(setup, branches, hashes, fraction)
@@ -169,10 +178,13 @@ def _train(
     setup: Setup, branches: Sequence[Branch], hashes: Sequence[dict[str, str]], fraction: float
 ) -> dict[str, TunewrightError]:
     """Together if they can be, otherwise one after another."""
-    plans = [branch.plan for branch in branches]
-    if together.may_be(plans) and together.are(models := setup.models.several(plans)):
-        inputs = [_inputs(setup, b, model, own) for b, model, own in zip(branches, models, hashes, strict=True)]
-        return _trained(setup, branches, inputs, fraction)
+    if len(branches) > 1:
+        models = setup.models.several([branch.plan for branch in branches])
+        if together.can_join(models):
+            inputs = [_inputs(setup, b, model, own) for b, model, own in zip(branches, models, hashes, strict=True)]
+            return _trained(setup, branches, inputs, fraction)
+        del models  # its base would be in memory twice
+        setup.context.console.say("  one after another: joint passes need adapters on all linear layers")
     failed: dict[str, TunewrightError] = {}
     for branch, own in zip(branches, hashes, strict=True):
         model = setup.models.untrained(branch.plan)
@@ -189,7 +201,7 @@ def _inputs(setup: Setup, branch: Branch, model: LanguageModel, hashes: dict[str
 def _trained(
     setup: Setup, branches: Sequence[Branch], inputs: Sequence[loop.TrainingInputs], fraction: float
 ) -> dict[str, TunewrightError]:
-    """Trains them, in common passes if they are several, and writes what is measured. Returns errors by name."""
+    """Trains them, in joint passes if they are several, and writes what is measured. Returns errors by name."""
     until = [step_at(branch.plan, fraction) for branch in branches]
     begun = sum(checkpoints.newest(own.run.checkpoints).step for own in inputs)
     name = branches[0].name if len(branches) == 1 else counted(len(branches), "branch")

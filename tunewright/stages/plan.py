@@ -113,9 +113,10 @@ def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
 
 
 def _with_more_processes(ranks: Mapping[int, float]) -> str:
-    times = ", ".join(f"{factor:.1f} with {count}" for count, factor in ranks.items())
-    few = "; a step has few passes (train.tokens_per_pass), and several trainings gain more from --on"
-    return f"times as fast with more processes (torchrun): {times}{few if min(ranks.values()) < WORTH_MORE else ''}"
+    times = ", ".join(f"{factor:.1f}x on {count}" for count, factor in ranks.items())
+    few = "; each step has few passes, so lower train.tokens_per_pass, or run separate trainings with --on"
+    text = f"estimated speedup of training with torchrun: {times} processes"
+    return text + (few if min(ranks.values()) < WORTH_MORE else "")
 
 
 def _detectable(protocol: Protocol, difference: float) -> str:

@@ -76,7 +76,7 @@ def train(
     plan, started = training.plan, time.monotonic()
     last = min(until or plan.steps, plan.steps)
     crowd, kept = crowding.alone(plan.threads), heap.Kept()
-    student, state = begun(training, ranks)
+    student, state = start_or_resume(training, ranks)
     with interrupts() as interrupted, crowding.restored():
         while not is_over(state, plan, last):
             if plan.adapt_threads:
@@ -85,19 +85,19 @@ def train(
             start = time.monotonic()
             done = take_step(student, training.rows, plan, state.step, ranks)
             taken = Taken(done, round(time.monotonic() - start, 4), crowd.threads)
-            state = logged(training, student, state, taken, progress, ranks)
+            state = record_step(training, student, state, taken, progress, ranks)
             kept = heap.bounded(kept)
             stop = ranks.any(interrupted.is_set())  # all after the same step, whoever was asked
             if ranks.first and (stop or is_over(state, plan, last) or state.step % plan.checkpoint_every == 0):
                 save(training, student, state)
             if stop and not is_over(state, plan, plan.steps):
                 ranks.wait()
-                raise stopped(training, state)
+                raise interruption(training, state)
     ranks.wait()  # until everything is written
-    return ended(training, student, state, time.monotonic() - started)
+    return finished(training, student, state, time.monotonic() - started)
 
 
-def begun(training: TrainingInputs, ranks: Ranks = ALONE) -> tuple[Learner, CheckpointState]:
+def start_or_resume(training: TrainingInputs, ranks: Ranks = ALONE) -> tuple[Learner, CheckpointState]:
     """A learner in the state of the newest checkpoint; without one, with the dev loss before the first step."""
     plan, run, hashes = training.plan, training.run, training.hashes
     student = make_learner(training.model, plan)
@@ -121,7 +121,7 @@ def save(training: TrainingInputs, student: Learner, state: CheckpointState) -> 
     checkpoints.save(folder, student.parameters, student.optimizer, state, keep)
 
 
-def stopped(training: TrainingInputs, state: CheckpointState) -> TrainError:
+def interruption(training: TrainingInputs, state: CheckpointState) -> TrainError:
     """The error of a training that was asked to stop, and has saved."""
     run = training.run.path
     return TrainError(
@@ -132,7 +132,7 @@ def stopped(training: TrainingInputs, state: CheckpointState) -> TrainError:
     )
 
 
-def ended(training: TrainingInputs, student: Learner, state: CheckpointState, seconds: float) -> Trained:
+def finished(training: TrainingInputs, student: Learner, state: CheckpointState, seconds: float) -> Trained:
     """The end of a training, with the weights of the lowest dev loss."""
     plan, run = training.plan, training.run
     if state.best_step is not None:
@@ -159,7 +159,7 @@ class Taken:
     threads: int
 
 
-def logged(
+def record_step(
     training: TrainingInputs,
     student: Learner,
     state: CheckpointState,

@@ -302,11 +302,13 @@ def _steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
 
 
 def _learning_rate(given: PlanInputs) -> Choice[float]:
-    """By `benchmarks/recipe_search.py`: with twice or three times this rate, short runs overfit or are unstable."""
+    """Above width 2,000 by Schulman et al. 2025. Their exponent for narrower models, and their factor for short runs,
+    overfitted or were unstable in `benchmarks/recipe_search.py`."""
     config, width = given.config, given.facts.hidden
     if config.train.lr != "auto":
         return Choice(config.train.lr, CONFIGURED)
-    rate, reason = 5e-4 * (2000 / width) ** 0.5, f"5e-4 * (2000 / {width})^0.5: narrower models need higher rates"
+    power = 0.5 if width <= 2000 else 0.78
+    rate, reason = 5e-4 * (2000 / width) ** power, f"5e-4 * (2000 / {width})^{power}: narrower models need higher rates"
     if config.adapter.kind == "none":
         rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
     return Choice(float(f"{rate:.2g}"), reason)

@@ -37,13 +37,13 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def parts(self, owners: Sequence[int], alike: bool) -> Iterator[tuple[int, bool]]:
+    def parts(self, owners: Sequence[int], equally_many: bool) -> Iterator[tuple[int, bool]]:
         """The parts that this process computes (passes of a step, or of a dev loss), each with whether it owns it.
-        ``owners``: of each part. ``alike``: all processes compute equally many, because they gather weights together;
-        one that has no part left repeats the last of all."""
+        ``owners``: of each part. ``equally_many``: all processes compute as many, because they gather weights
+        together; one that has no part left repeats the last of all."""
         own = [part for part, owner in enumerate(owners) if owner == self.rank]
         yield from ((part, True) for part in own)
-        if alike:
+        if equally_many:
             most = max(owners.count(rank) for rank in range(self.world))
             yield from [(len(owners) - 1, False)] * (most - len(own))
 

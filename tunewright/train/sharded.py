@@ -8,11 +8,12 @@ checkpoints and the order of sums are those of a base that is not sharded.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -34,13 +35,19 @@ def sharded(model: LanguageModel, ranks: Ranks, device: str) -> LanguageModel:
             if isinstance(packed, PackedLinear):
                 _as_parameters(packed)
         if model.kernels != "transformers":
-            layer.forward = functools.partial(fused_llama.layer, layer)  # FSDP's hooks run when a module is called
-        fully_shard(layer, mesh=mesh, ignored_params=adapter)
+            layer.forward = functools.partial(_forward, layer, layer.forward)  # FSDP's hooks run when it is called
+        # Without an outer module, each layer is a root, which would keep its weights after the forward pass.
+        fully_shard(layer, mesh=mesh, ignored_params=adapter, reshard_after_forward=True)
     for module in model.module.modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if not isinstance(tensor, torch.distributed.tensor.DTensor):
                 tensor.data = tensor.data.to(device)
     return replace(model, sharded=True)
+
+
+def _forward(layer: nn.Module, own: Callable[..., Tensor], *given: Any, **named: Any) -> Tensor:
+    """`fused_llama.layer`, unless transformers' decoder calls: it passes arguments by name."""
+    return own(*given, **named) if named else fused_llama.layer(layer, *given)
 
 
 def _layers(model: LanguageModel) -> Iterator[nn.Module]:

@@ -142,9 +142,9 @@ def finish(
     """Clip the gradient and take the optimizer's step. ``sums``: of the microbatches that this process has computed.
     Raises TRAIN_NOT_FINITE before anything changes."""
     learner.model.module.eval()
-    length = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm)
+    total_norm = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), plan.max_grad_norm)
     # Read all at once: a GPU is waited for once a step.
-    norm, *values = torch.stack([length.double(), *(x for own in sums.values() for x in own.values())]).tolist()
+    norm, *values = torch.stack([total_norm.double(), *(x for own in sums.values() for x in own.values())]).tolist()
     read = iter(values)
     totals: dict[str, float] = {}
     for own in ranks.by_part({number: {name: next(read) for name in own} for number, own in sums.items()}):

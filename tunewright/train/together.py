@@ -1,10 +1,10 @@
-"""Several trainings on one base, whose steps are taken in common passes: each has the weights, losses and files that it
+"""Several trainings on one base, whose steps are taken in joint passes: each has the weights, losses and files that it
 has alone. Where a small step is mostly the launching of kernels, as on a GPU, this is faster."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,8 @@ from tunewright.core.errors import TrainError
 from tunewright.core.records import CheckpointState, StepLine
 from tunewright.model import forward, losses, several
 from tunewright.model.language_model import LanguageModel
-from tunewright.system import crowding
+from tunewright.system import crowding, heap
+from tunewright.tokens.packing import Microbatch
 from tunewright.train import loop
 from tunewright.train.loop import Taken, Trained, TrainingInputs
 from tunewright.train.step import LOSS, Batch, Learner, Step, Sums, begin, finish
@@ -36,16 +37,17 @@ class Course:
         return self.failed is not None or loop.is_over(self.state, self.training.plan, self.last)
 
 
-def may_be(plans: Sequence[Plan]) -> bool:
-    """Whether passes of these trainings can be common ones: fine-tuning of plain LoRA with fused kernels."""
-    alike = len({(plan.dtype, plan.kernels, plan.gradient_checkpointing, plan.threads) for plan in plans}) == 1
-    plain = all(plan.adapter.kind in ("lora", "rslora") and not plan.adapter.dropout for plan in plans)
-    fused = plans[0].kernels in ("fused", "flex") and all(plan.layout != "padded" for plan in plans)
-    return len(plans) > 1 and alike and plain and fused and all(plan.method == "sft" for plan in plans)
+def kind_of(plan: Plan) -> tuple[object, ...] | None:
+    """Trainings whose plans are of the same kind can have joint passes; None: of a kind that cannot."""
+    plain = plan.adapter.kind in ("lora", "rslora") and not plan.adapter.dropout
+    fused = plan.kernels in ("fused", "flex") and plan.layout != "padded"
+    if not (plain and fused and plan.method == "sft"):
+        return None
+    return plan.dtype, plan.kernels, plan.gradient_checkpointing, plan.threads
 
 
-def are(models: Sequence[LanguageModel]) -> bool:
-    """Whether they are, of such plans: not if an adapter has only some of the layers."""
+def can_join(models: Sequence[LanguageModel]) -> bool:
+    """Whether models of such plans can, too: not if an adapter has only some of the layers."""
     return all(model.kernels in ("fused", "flex") and forward.frozen_head(model) for model in models)
 
 
@@ -54,62 +56,97 @@ def train(
     progress: Callable[[StepLine], None] = lambda _: None,
     until: Sequence[int] | None = None,
 ) -> list[Trained | TrainError]:
-    """As `loop.train` of each; the error of one does not end the others. ``until``: for each, the step to stop at.
-    Raises RUN_INTERRUPTED after all have saved."""
-    started = time.monotonic()
-    courses = []
+    """As `loop.train` of each; one whose loss is not finite does not end the others. ``until``: for each, the step to
+    stop at. Raises RUN_INTERRUPTED after all have saved."""
+    started, plan = time.monotonic(), trainings[0].plan
+    crowd, kept = crowding.alone(plan.threads), heap.Kept()
+    courses, failed = list[Course](), dict[int, TrainError]()
     for number, training in enumerate(trainings):
         last = min(until[number] if until else training.plan.steps, training.plan.steps)
-        courses.append(Course(number, training, *loop.begun(training), last))
+        try:
+            courses.append(Course(number, training, *loop.start_or_resume(training), last))
+        except TrainError as error:
+            failed[number] = _not_finite(error)
     with loop.interrupts() as interrupted, crowding.restored():
-        crowding.use(trainings[0].plan.threads)
         while active := [course for course in courses if not course.over]:
+            if plan.adapt_threads:
+                crowd = crowding.adapted(crowd)
+            crowding.use(crowd.threads)
             begun = time.monotonic()
             steps = take_steps(active)
             seconds = round((time.monotonic() - begun) / len(active), 4)
             for course, step in zip(active, steps, strict=True):
-                _advance(course, step, seconds, progress)
-                due = course.over or course.state.step % course.training.plan.checkpoint_every == 0
-                if course.failed is None and (due or interrupted.is_set()):
-                    loop.save(course.training, course.student, course.state)
-            if interrupted.is_set():
-                for course in courses:
-                    if course.failed is None and not loop.is_over(course.state, course.training.plan, course.last):
-                        raise loop.stopped(course.training, course.state)
-    seconds = (time.monotonic() - started) / len(courses)
-    return [c.failed or loop.ended(c.training, c.student, c.state, seconds) for c in courses]
+                _advance(course, step, (seconds, crowd.threads), progress)
+            kept = heap.bounded(kept)
+            _save(active, interrupted.is_set())
+    seconds = (time.monotonic() - started) / len(trainings)
+    failed |= {c.number: c.failed for c in courses if c.failed}
+    done = {c.number: loop.finished(c.training, c.student, c.state, seconds) for c in courses if not c.failed}
+    return [failed[n] if n in failed else done[n] for n in range(len(trainings))]
 
 
-def _advance(course: Course, step: Step | TrainError, seconds: float, progress: Callable[[StepLine], None]) -> None:
+def _save(courses: Sequence[Course], stop: bool) -> None:
+    """Writes the checkpoints that are due; all of them if training is to ``stop``, and then raises RUN_INTERRUPTED
+    unless all have ended."""
+    alive = [course for course in courses if course.failed is None]
+    for course in alive:
+        if stop or course.over or course.state.step % course.training.plan.checkpoint_every == 0:
+            loop.save(course.training, course.student, course.state)
+    for course in alive if stop else []:
+        if not loop.is_over(course.state, course.training.plan, course.training.plan.steps):
+            raise loop.interruption(course.training, course.state)
+
+
+def _not_finite(error: TrainError) -> TrainError:
+    """The error, if it is of one training alone; raises any other."""
+    if error.code != "TRAIN_NOT_FINITE":
+        raise error
+    return error
+
+
+def _advance(
+    course: Course, step: Step | TrainError, took: tuple[float, int], progress: Callable[[StepLine], None]
+) -> None:
+    """``took``: seconds, and threads."""
     try:
         if isinstance(step, TrainError):
             raise step
-        taken = Taken(step, seconds, course.training.plan.threads)
-        course.state = loop.logged(course.training, course.student, course.state, taken, progress)
+        course.state = loop.record_step(course.training, course.student, course.state, Taken(step, *took), progress)
     except TrainError as error:
-        if error.code != "TRAIN_NOT_FINITE":
-            raise
-        course.failed = error
+        course.failed = _not_finite(error)
 
 
 def take_steps(courses: Sequence[Course]) -> list[Step | TrainError]:
-    """The next step of each, or why it was discarded. The passes are those that each would take alone; the first ones
-    of all are one pass, then the second ones, and so on."""
+    """The next step of each, or why it was discarded. The passes are those that each would take alone: every training's
+    first pass is merged with the others' first, then every second one, and so on, as far as they fit together."""
     batches = [begin(c.student, c.training.rows, c.training.plan, c.state.step) for c in courses]
     sums: list[dict[int, Sums]] = [{} for _ in courses]
     for number in range(max(len(batch.microbatches) for batch in batches)):
-        here = [k for k, batch in enumerate(batches) if number < len(batch.microbatches)]
-        models = [courses[k].student.model for k in here]
-        parts = [batches[k].microbatches[number] for k in here]
-        hidden = several.hidden(models, parts, courses[0].training.plan.gradient_checkpointing)
-        scaled = []
-        for k, model, part, hidden_ND in zip(here, models, parts, hidden, strict=True):
-            target_N, weight_N = forward.on_device(model, part.target_N), forward.on_device(model, part.weight_N)
-            total = losses.head_cross_entropy(hidden_ND, model.head_VD, target_N, weight_N)
-            sums[k][number] = {LOSS: total.detach().double()}
-            scaled.append(total / batches[k].weight)
-        torch.autograd.backward(scaled)
+        parts = {k: batch.microbatches[number] for k, batch in enumerate(batches) if number < len(batch.microbatches)}
+        for group in _fitting(parts, max(c.training.plan.tokens_per_pass for c in courses)):
+            models = [courses[k].student.model for k in group]
+            recompute = courses[0].training.plan.gradient_checkpointing
+            scaled = []
+            hidden = several.hidden(models, [parts[k] for k in group], recompute)
+            for k, model, hidden_ND in zip(group, models, hidden, strict=True):
+                target_N, weight_N = (forward.on_device(model, x) for x in (parts[k].target_N, parts[k].weight_N))
+                total = losses.head_cross_entropy(hidden_ND, model.head_VD, target_N, weight_N)
+                sums[k][number] = {LOSS: total.detach().double()}
+                scaled.append(total / batches[k].weight)
+            torch.autograd.backward(scaled)
     return [_finished(course, batch, own) for course, batch, own in zip(courses, batches, sums, strict=True)]
+
+
+def _fitting(parts: Mapping[int, Microbatch], tokens: int) -> list[list[int]]:
+    """The keys in groups of at most so many tokens, which is what fits into memory; a longer pass goes alone."""
+    groups, room = list[list[int]](), 0
+    for k, part in parts.items():
+        if not groups or part.ids_BT.size > room:
+            groups.append([])
+            room = tokens
+        groups[-1].append(k)
+        room -= part.ids_BT.size
+    return groups
 
 
 def _finished(course: Course, batch: Batch, sums: dict[int, Sums]) -> Step | TrainError:

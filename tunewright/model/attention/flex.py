@@ -115,7 +115,7 @@ eager_kernel: Callable[..., Tensor] = flex_attention
 
 
 def compiles_layers() -> bool:
-    """Whether this torch compiles whole layers rightly: dynamo of 2.11 gives their adapters gradients of zero."""
+    """Whether this torch compiles whole layers correctly: dynamo of 2.11 gives their adapters gradients of zero."""
     return TorchVersion(torch.__version__) >= "2.13"
 
 

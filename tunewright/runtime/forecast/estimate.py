@@ -35,7 +35,6 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
     """The time and memory of the whole run. ``speed``: of training, measured."""
     measured = pilot.measure(work, speed)
     seconds = {name: round(s, 1) for name, s in stages(work, measured).items()}
-    model, rows = work.setup.models.untrained(work.plan), work.inputs.rows["train"]
     return Estimate(
         tokens_per_second=round(speed.tokens_per_second, 1),
         train_seconds=seconds["train"],
@@ -43,8 +42,13 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
-        ranks=dealing.speedups(model, rows, work.plan, RANKS) if seconds["train"] >= WORTH_RANKS else {},
+        ranks=_speedups(work) if seconds["train"] >= WORTH_RANKS else {},
     )
+
+
+def _speedups(work: Work) -> dict[int, float]:
+    model = work.setup.models.untrained(work.plan)
+    return dealing.speedups(model, work.inputs.rows["train"], work.plan, RANKS)
 
 
 @dataclass(frozen=True)
