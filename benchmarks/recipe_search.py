@@ -76,7 +76,7 @@ def text(now: Cells, cells: Cells) -> str:
     lines = [
         "# Automatic choices, one changed at a time\n",
         "`python benchmarks/recipe_search.py`. Normalised scores as in recipe.md (higher is better); in brackets bits",
-        "per byte of the reference answers (lower is better). One seed: of 80 rows, a score varies by some four points.",
+        "per byte of the reference answers (lower is better). One seed: of 80 rows, a score varies by about 4 points.",
         "before: the plan's choices until 2026-11, with a rate of 0.0026 (on sections 0.0018); tunewright: as now.\n",
         f"| variant | {' | '.join(tasks)} |",
         f"|---|{'---|' * len(tasks)}",
