@@ -1,4 +1,4 @@
-"""TRL itself, with the recipe that recipe.py calls trl, on one task: does our engine stand in for it fairly?
+"""TRL itself, with the recipe that recipe.py calls trl, on one task: does our engine represent it fairly?
 
 python benchmarks/recipe_trl.py [--task tweets] [--seed 0]      Adds a cell to results/recipe.json; writes recipe.md.
 

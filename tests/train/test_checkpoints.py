@@ -115,7 +115,7 @@ def test_moments_in_8_bits_are_restored(tmp_path: Path, kind: Any) -> None:
 
 def test_the_first_signal_finishes_the_step_and_the_second_stops_at_once() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
-    with loop._interrupts() as asked:
+    with loop.interrupts() as asked:
         signal.raise_signal(signal.SIGINT)
         assert asked.is_set()
         with pytest.raises(KeyboardInterrupt):
@@ -125,7 +125,7 @@ def test_the_first_signal_finishes_the_step_and_the_second_stops_at_once() -> No
 
 def test_a_second_sigterm_changes_nothing() -> None:
     """Slurm sends it to torchrun and to its processes, and torchrun passes it on."""
-    with loop._interrupts() as asked:
+    with loop.interrupts() as asked:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert asked.is_set()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,8 @@ def sharded(model: LanguageModel, ranks: Ranks, device: str) -> LanguageModel:
             if isinstance(packed, PackedLinear):
                 _as_parameters(packed)
         if model.kernels != "transformers":
-            layer.forward = functools.partial(_forward, layer, layer.forward)  # FSDP's hooks run when it is called
+            fused = functools.partial(fused_llama.layer, layer)
+            layer.forward = functools.partial(_forward, layer.forward, fused)  # FSDP's hooks run when it is called
         # Without an outer module, each layer is a root, which would keep its weights after the forward pass.
         fully_shard(layer, mesh=mesh, ignored_params=adapter, reshard_after_forward=True)
     for module in model.module.modules():
@@ -45,9 +45,9 @@ def sharded(model: LanguageModel, ranks: Ranks, device: str) -> LanguageModel:
     return replace(model, sharded=True)
 
 
-def _forward(layer: nn.Module, own: Callable[..., Tensor], *given: Any, **named: Any) -> Tensor:
-    """`fused_llama.layer`, unless transformers' decoder calls: it passes arguments by name."""
-    return own(*given, **named) if named else fused_llama.layer(layer, *given)
+def _forward(own: Callable[..., Tensor], fused: Callable[..., Tensor], *given: object, **named: object) -> Tensor:
+    """The fused layer, unless transformers' decoder calls: it passes arguments by name."""
+    return own(*given, **named) if named else fused(*given)
 
 
 def _layers(model: LanguageModel) -> Iterator[nn.Module]:

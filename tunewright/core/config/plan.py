@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from tunewright.core.config.schema import AdapterConfig, Growing, Kernels, MethodOptions, Recompute
 
@@ -71,3 +71,8 @@ class Plan(Growing):
     estimate: Estimate | None = None
     reasons: dict[str, str]
     version: Literal[1] = 1
+
+    @field_serializer("adapter")
+    def _adapter(self, adapter: AdapterConfig) -> dict[str, object]:
+        """Without what came later, unless it is set."""
+        return adapter.model_dump(exclude={"loraplus_lr_ratio"} if adapter.loraplus_lr_ratio == 1 else None)

@@ -165,9 +165,7 @@ class SplitConfig(Frozen):
     )
 
 
-class AdapterConfig(Growing):
-    ADDED = ("loraplus_lr_ratio",)
-
+class AdapterConfig(Frozen):
     kind: Literal["lora", "rslora", "dora", "none"] = Field(
         "lora", description="Adapter type; none trains all weights."
     )
