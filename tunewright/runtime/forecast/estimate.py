@@ -26,7 +26,7 @@ from tunewright.train.profile import Speed
 
 GENERIC, PROBES, PROBE_ROWS = 5_000, 32_000, 360  # of `forgetting`: tokens, tokens that each model reads, prompts
 LOADING = 6.0  # writing an export, and a process that loads it
-RANKS, WORTH_RANKS = (2, 4, 8), 600.0  # processes; seconds of training from which several may be worth it
+RANKS, WORTH_RANKS = (2, 4, 8), 3600.0  # processes; seconds of training from which several may be worth it
 PROCESS_GB = 1.0  # torch, oneDNN's code, the data
 ACTIVATIONS, LOGITS = 20, 10  # bytes: of a token of a prompt for each unit of width and byte of dtype; of a logit
 
