@@ -61,15 +61,13 @@ def ends(trainings: list[loop.TrainingInputs]) -> list[Any]:
 
 
 def alone(kind: str, every: list[Plan], folder: Path) -> list[Any]:
-    trainings = [
-        inputs(p, m, folder / str(i), i) for i, (p, m) in enumerate(zip(every, models(kind, every), strict=True))
-    ]
+    trainings = trainings_of(kind, every, folder)
     for training in trainings:
         loop.train(training)
     return ends(trainings)
 
 
-def jointly(kind: str, every: list[Plan], folder: Path) -> list[loop.TrainingInputs]:
+def trainings_of(kind: str, every: list[Plan], folder: Path) -> list[loop.TrainingInputs]:
     return [inputs(p, m, folder / str(i), i) for i, (p, m) in enumerate(zip(every, models(kind, every), strict=True))]
 
 
@@ -87,7 +85,7 @@ def test_each_ends_as_it_does_alone(kind: str, more: dict[str, Any], tmp_path: P
     """Of other ranks, seeds, rates, rows, batches and numbers of steps."""
     every = plans(**more)
     expected = alone(kind, every, tmp_path / "alone")
-    trainings = jointly(kind, every, tmp_path / "together")
+    trainings = trainings_of(kind, every, tmp_path / "together")
     done = together.train(trainings)
     assert ends(trainings) == expected
     assert len({sha for sha, _ in expected}) == 3
@@ -100,7 +98,7 @@ def test_one_that_diverges_is_given_up_and_leaves_the_others_as_they_are(tmp_pat
     every = plans()
     expected = alone("llama", every, tmp_path / "alone")
     every[1] = every[1].model_copy(update={"lr": 1e30})
-    trainings = jointly("llama", every, tmp_path / "together")
+    trainings = trainings_of("llama", every, tmp_path / "together")
     first, second, third = together.train(trainings)
     assert isinstance(second, TrainError)
     assert second.code == "TRAIN_NOT_FINITE"
@@ -114,9 +112,9 @@ def test_they_continue_from_their_own_checkpoints(tmp_path: Path) -> None:
     """Stopped at different steps; one was then trained alone for a while."""
     every = plans()
     expected = alone("llama", every, tmp_path / "alone")
-    together.train(jointly("llama", every, tmp_path / "together"), until=[4, 2, 4])
-    loop.train(jointly("llama", every, tmp_path / "together")[1], until=4)
-    trainings = jointly("llama", every, tmp_path / "together")
+    together.train(trainings_of("llama", every, tmp_path / "together"), until=[4, 2, 4])
+    loop.train(trainings_of("llama", every, tmp_path / "together")[1], until=4)
+    trainings = trainings_of("llama", every, tmp_path / "together")
     together.train(trainings)
     assert ends(trainings) == expected
 
@@ -132,7 +130,7 @@ def test_passes_are_joined_only_as_far_as_they_fit(tmp_path: Path, monkeypatch: 
         return plain(models, parts, recompute)
 
     monkeypatch.setattr(several, "hidden", hidden)
-    trainings = jointly("llama", every, tmp_path / "together")
+    trainings = trainings_of("llama", every, tmp_path / "together")
     together.train(trainings)
     assert ends(trainings) == expected
     assert joined
@@ -148,18 +146,18 @@ def test_a_signal_ends_all_after_the_step_with_everything_saved(pause: int | Non
         if line.step == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    trainings = jointly("llama", every, tmp_path / "together")
+    trainings = trainings_of("llama", every, tmp_path / "together")
     with pytest.raises(TrainError, match="RUN_INTERRUPTED"):
         together.train(trainings, interrupt, until=[pause] * 3 if pause else None)
     assert [checkpoints.newest(t.run.checkpoints).step for t in trainings] == [3, 3, 3]
-    trainings = jointly("llama", every, tmp_path / "together")
+    trainings = trainings_of("llama", every, tmp_path / "together")
     together.train(trainings)
     assert ends(trainings) == expected
 
 
 def test_one_that_cannot_begin_does_not_end_the_others(tmp_path: Path) -> None:
     every = plans()
-    trainings = jointly("llama", every, tmp_path)
+    trainings = trainings_of("llama", every, tmp_path)
     with torch.no_grad():
         next(iter(adapters.trainable(trainings[1].model.module).values())).fill_(float("nan"))
     first, second, third = together.train(trainings)
@@ -187,8 +185,9 @@ def test_tokens_that_predict_several_are_split_by_adapter() -> None:
     """More predictions than tokens, and as many of both in all: each still goes through its own adapter."""
     every = plans()[:2]
     both = models("llama", every)
-    rows = [[TokenSequence((5, 6, n), (0.0, 0.0, 1.0), n) for n in range(7, 7 + count)] for count in (1, 9)]
-    parts = [packing.to_microbatch(own, "shared") for own in rows]
-    assert len(parts[1].at_N) > parts[1].ids_BT.size
+    one = [TokenSequence(tuple(range(5, 16)), (*[0.0] * 10, 1.0), 0)]
+    many = [TokenSequence((5, 6, n), (0.0, 0.0, 1.0), n) for n in range(7, 18)]
+    parts = [packing.to_microbatch(own, "shared") for own in (one, many)]
+    assert [(part.ids_BT.size, len(part.at_N)) for part in parts] == [(10, 1), (2, 11)]
     for part, model, hidden in zip(parts, both, several.hidden(both, parts, "none"), strict=True):
         assert torch.equal(hidden, forward.hidden(model, part))

@@ -131,10 +131,11 @@ def advance(setup: Setup, branches: Sequence[Branch], fraction: float = 1.0) -> 
 
 
 def _joint(setup: Setup, waiting: Sequence[Branch]) -> Iterator[list[str]]:
-    """The branches that this process trains in joint passes."""
+    """The branches that this process trains in joint passes: of one kind, by the plans that they were begun with."""
     at_once, groups = setup.context.where.at_once or 1, dict[object, list[str]]()
     for branch in waiting:
-        groups.setdefault(together.kind_of(branch.plan) or branch.name, []).append(branch.name)
+        kind = together.kind_of(_plan(setup.context.run.branch(branch.name)))
+        groups.setdefault(kind or branch.name, []).append(branch.name)
     for group in groups.values():
         yield from (group[first : first + at_once] for first in range(0, len(group), at_once))
 

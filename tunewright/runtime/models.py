@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
-from tunewright.core.config import AdapterConfig, Plan
+from tunewright.core.config import AdapterConfig, Kernels, Plan
 from tunewright.model import adapters, fused_llama, language_model, loading, several
 from tunewright.model.facts import Facts
 from tunewright.model.language_model import LanguageModel
@@ -67,8 +68,7 @@ class Models:
         base, models = loading.load(self._facts.path, dtype, self._device, self._facts.packed), []
         for module, plan in zip(several.on_one_base(base.module, len(plans)), plans, strict=True):
             adapters.attach(module, plan.adapter, plan.seed)
-            kernels = plan.kernels if fused_llama.applies(module) else "transformers"
-            models.append(dataclasses.replace(base, module=module, kernels=kernels))
+            models.append(dataclasses.replace(base, module=module, kernels=_kernels(module, plan)))
         return models
 
     def merged(self, weights: Weights) -> LanguageModel:
@@ -103,7 +103,7 @@ class Models:
         if self._adapted is None or self._kind != kind:
             self._adapted, self._kind, self._loaded = self._load(plan), kind, None
         module = self._adapted.module
-        kernels = plan.kernels if fused_llama.applies(module) else "transformers"
+        kernels = _kernels(module, plan)
         if plan.gradient_checkpointing == "layers" and kernels == "transformers":
             language_model.recompute_layers(module, on=True)
         return dataclasses.replace(self._adapted, kernels=kernels)
@@ -112,3 +112,8 @@ class Models:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
         adapters.attach(model.module, plan.adapter, plan.seed)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
+
+
+def _kernels(module: nn.Module, plan: Plan) -> Kernels:
+    """The plan's, unless the adapter is one that they do not support."""
+    return plan.kernels if fused_llama.applies(module) else "transformers"
