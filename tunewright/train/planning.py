@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from tunewright.core.config import Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
-from tunewright.data.metrics import Kind
+from tunewright.data.metrics import STRUCTURED, Kind
 from tunewright.model.attention import flex
 from tunewright.model.facts import Facts
 from tunewright.system.machine import Machine
@@ -65,6 +65,13 @@ class PlanInputs:
     facts: Facts
     sizes: RowStats
     machine: Machine
+    kind: Kind
+
+    @property
+    def structured(self) -> bool:
+        """Whether answers are structured values, which their prompts mostly decide: they are learned by more and larger
+        steps, where free text would overfit (`benchmarks/recipe_search.py`)."""
+        return self.kind in STRUCTURED
 
 
 def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> Choice[int]:
@@ -102,7 +109,7 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, kernels: Kernel
 
 def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
     """The plan without its estimate. Raises CONFIG_CONFLICT and CONFIG_RANGE."""
-    given, t = PlanInputs(config, facts, sizes, machine), config.train
+    given, t = PlanInputs(config, facts, sizes, machine, kind), config.train
     if facts.packed == "stored" and machine.device != "cpu":
         message = "quantise=stored is for a CPU, which reads the weights from the model's files; a GPU cannot."
         raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="use quantise=nf4, or none.")
@@ -287,6 +294,8 @@ def _batch(given: PlanInputs) -> Choice[int]:
     if given.config.train.batch_size != "auto":
         return Choice(given.config.train.batch_size, CONFIGURED)
     rows = given.sizes.rows
+    if given.structured and rows < 1000:
+        return Choice(4, "4 rows a step: structured answers are learned better by more steps")
     batch = 8 if rows >= 160 else 4
     return Choice(batch, f"{batch} rows a step: small batches suit LoRA, and {rows} rows should give many steps")
 
@@ -308,7 +317,9 @@ def _learning_rate(given: PlanInputs) -> Choice[float]:
     if config.train.lr != "auto":
         return Choice(config.train.lr, CONFIGURED)
     power = 0.5 if width <= 2000 else 0.78
-    rate, reason = 5e-4 * (2000 / width) ** power, f"5e-4 * (2000 / {width})^{power}: narrower models need higher rates"
+    factor, why = (1.4e-3, "; structured answers need higher rates") if given.structured else (4.3e-4, "")
+    reason = f"{factor:g} * (2000 / {width})^{power}: narrower models need higher rates{why}"
+    rate = factor * (2000 / width) ** power
     if config.adapter.kind == "none":
         rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
     return Choice(float(f"{rate:.2g}"), reason)
