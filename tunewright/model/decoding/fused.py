@@ -4,119 +4,31 @@ At 135M parameters, modules and a cache that is copied for every token take long
 `FusedState` does the same operations on the same numbers as the modules of the Llama family, so its logits are equal
 bit for bit (`step_kernel` asks the model whether they are), and writes into its cache in place.
 
-Axes: B rows, T tokens of the cache, V vocabulary, D width, I inputs, O outputs, R rank, H heads, G key-value heads, K
-head width. In a step, one row may be a vector: (D,) instead of (B, D).
+Axes: B rows, Q new tokens, T tokens of the cache, V vocabulary, D width, I inputs, O outputs, R rank, K head width. In
+a step, one row may be a vector: (D,) instead of (B, D).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tunewright.model.adapters import LoRALinear, adapted
-from tunewright.model.attention import interface, prefixed
+from tunewright.model.adapters import adapted
+from tunewright.model.attention import interface
+from tunewright.model.decoding.layer import Function, Layer, linear, norm, through, turn_of, updated
 from tunewright.model.decoding.part import ROOM, Part
 from tunewright.model.decoding.state import Pair, State
 
 if TYPE_CHECKING:
     from tunewright.model.language_model import LanguageModel
 
-Function = Callable[[Tensor], Tensor]
 # How steps are computed: by modules, or without them, one row as a matrix ("matrix") or as a vector.
 StepKernel = Literal["modules", "matrix", "vector"]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The functions of a decoder layer. ``head_norms``: of queries and keys, for models that have them (Qwen3).
-    ``per_group``: heads for each key-value head."""
-
-    before: Function
-    query: Function
-    key: Function
-    value: Function
-    out: Function
-    after: Function
-    gate: Function
-    up: Function
-    down: Function
-    activation: Function
-    head_norms: tuple[Function, Function] | None
-    scaling: float
-    per_group: int
-
-    @classmethod
-    def of(cls, part: Any) -> Layer:
-        attend, mlp = part.self_attn, part.mlp
-        return cls(
-            before=norm(part.input_layernorm),
-            query=linear(attend.q_proj),
-            key=linear(attend.k_proj),
-            value=linear(attend.v_proj),
-            out=linear(attend.o_proj),
-            after=norm(part.post_attention_layernorm),
-            gate=linear(mlp.gate_proj),
-            up=linear(mlp.up_proj),
-            down=linear(mlp.down_proj),
-            activation=mlp.act_fn,
-            head_norms=(norm(attend.q_norm), norm(attend.k_norm)) if hasattr(attend, "q_norm") else None,
-            scaling=attend.scaling,
-            per_group=attend.num_key_value_groups,
-        )
-
-
-def norm(module: nn.Module) -> Function:
-    """A root mean square norm of the last axis."""
-    weight = torch.as_tensor(module.weight)
-    # As tensors, because torch converts a number anew in every call.
-    eps, width = (weight.new_tensor(x, dtype=torch.float32) for x in (module.variance_epsilon, len(weight)))
-
-    def normed(x: Tensor) -> Tensor:
-        wide = x.float()
-        variance = torch.addcdiv(eps, (wide * wide).sum(-1, keepdim=True), width)
-        return torch.as_tensor(weight * (wide * variance.rsqrt_()).to(x.dtype))
-
-    return normed
-
-
-def linear(layer: nn.Module) -> Function:
-    """``layer`` for inputs (B, I) or (I,), the factors of its adapter cast once."""
-    base = layer.base if isinstance(layer, LoRALinear) else layer
-    if not isinstance(base, nn.Linear) or type(base) is not nn.Linear or getattr(layer, "magnitude", None) is not None:
-        return lambda x: torch.as_tensor(layer(x.view(-1, x.shape[-1]))).view(*x.shape[:-1], -1)
-    weight, bias = base.weight, base.bias
-    if bias is not None and not (isinstance(layer, LoRALinear) and layer.on):
-        return lambda x: torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
-    product: Function = partial(_product, weight)
-    if isinstance(layer, LoRALinear) and layer.on:
-        product = _updated(product, layer.lora_A.to(weight.dtype), layer.lora_B.to(weight.dtype), layer.scaling)
-    return product if bias is None else lambda x: product(x) + bias
-
-
-def _product(weight_OI: Tensor, x: Tensor) -> Tensor:
-    return torch.mv(weight_OI, x) if x.ndim == 1 else F.linear(x, weight_OI)
-
-
-def _updated(product: Function, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Function:
-    """``product`` plus a low-rank update."""
-    b_RO = b_OR.T
-    exact = abs(math.frexp(scaling)[0]) == 0.5  # multiplying by a power of two commutes with rounding
-    a_RI = a_RI * scaling if exact else a_RI
-
-    def updated(x: Tensor) -> Tensor:
-        y, small = product(x), _product(a_RI, x)
-        if not exact:
-            small.mul_(scaling)
-        return y.addmv_(b_OR, small) if x.ndim == 1 else y.addmm_(small, b_RO)
-
-    return updated
 
 
 @cache
@@ -126,7 +38,7 @@ def _same_as_vector(outputs: int, inputs: int, rank: int) -> bool:
     random = torch.Generator().manual_seed(0)
     x_I, y_O = torch.randn(inputs, generator=random), torch.randn(outputs, generator=random)
     a_RI, b_OR = torch.randn(rank, inputs, generator=random), torch.randn(outputs, rank, generator=random)
-    update = _updated(lambda x: y_O.expand(*x.shape[:-1], -1).clone(), a_RI, b_OR, 1.0)
+    update = updated(lambda x: y_O.expand(*x.shape[:-1], -1).clone(), a_RI, b_OR, 1.0)
     return torch.equal(update(x_I), update(x_I[None])[0])
 
 
@@ -146,7 +58,7 @@ class FusedState:
         updates = [layer for layer in adapted(model.module).values() if layer.on]
         return cls(
             model,
-            [Layer.of(layer) for layer in model.decoder.layers],
+            [Layer.of(layer, linear) for layer in model.decoder.layers],
             norm(model.decoder.norm),
             linear(model.head),
             kernel == "vector" and all(_same_as_vector(len(x.lora_B), *x.lora_A.T.shape) for x in updates),
@@ -199,49 +111,20 @@ class FusedState:
         turn = self._turn(*decoder.rotary_emb(hidden[:, None], next_B[:, None]))
         if self.as_vector and rows == 1:
             hidden = hidden[0]
-        hidden = self._through_layers(hidden, turn, self._attended)
+        hidden = through(self.layers, hidden, lambda number, x: self._attended(number, x, turn))
         return self.head(self.norm(hidden)).view(rows, -1)
 
     def _turn(self, cos_B1K: Tensor, sin_B1K: Tensor) -> Pair:
-        """Factors (B, H + 2G, 2, K / 2) of queries, keys and values, and of their other halves. Values are not
-        turned."""
         groups = self.parts[0].cache[0].shape[2]
-        heads = groups * self.layers[0].per_group
-        cos, sin = (x.view(*x.shape[:2], 2, -1) for x in (cos_B1K, sin_B1K))
-        sin = torch.stack((-sin[:, :, 0], sin[:, :, 1]), 2)
-        turned, rest = (-1, heads + groups, -1, -1), (-1, groups, -1, -1)
-        return (
-            torch.cat((cos.expand(turned), torch.ones_like(cos).expand(rest)), 1),
-            torch.cat((sin.expand(turned), torch.zeros_like(sin).expand(rest)), 1),
-        )
+        return turn_of(cos_B1K, sin_B1K, groups * self.layers[0].per_group, groups)
 
     def _attended(self, number: int, x: Tensor, turn: Pair) -> Tensor:
         layer, width = self.layers[number], self.parts[0].cache[0].shape[4]
-        all_BH2k = self._turned(layer, x, turn, width)
+        all_BH2k = layer.turned(x, turn, width)
         rows = torch.split(all_BH2k, [len(part.next_B) for part in self.parts])
         out_NmK = [part.attended(number, own, layer.per_group) for part, own in zip(self.parts, rows, strict=True)]
         out = torch.cat(out_NmK) if len(out_NmK) > 1 else out_NmK[0]
         return layer.out(out.view(*x.shape[:-1], -1))
-
-    def _through_layers(self, hidden: Tensor, turn: Pair, attended: Callable[[int, Tensor, Pair], Tensor]) -> Tensor:
-        """Hidden states after all layers. ``attended``: the output of a layer's attention."""
-        for number, layer in enumerate(self.layers):
-            hidden = hidden + attended(number, layer.before(hidden), turn)
-            x = layer.after(hidden)
-            hidden = hidden + layer.down(layer.activation(layer.gate(x)) * layer.up(x))
-        return hidden
-
-    @staticmethod
-    def _turned(layer: Layer, x: Tensor, turn: Pair, width: int) -> Tensor:
-        """Scaled queries, keys and values of tokens, one for each row: (rows, H + 2G, 2, K / 2)."""
-        q, k, v = layer.query(x), layer.key(x), layer.value(x)
-        if layer.head_norms is not None:
-            of_q, of_k = layer.head_norms
-            q, k = (norm(part.view(*part.shape[:-1], -1, width)).flatten(-2) for norm, part in ((of_q, q), (of_k, k)))
-        all_BH2k = torch.cat((q, k, v), -1).view(len(turn[0]), -1, 2, width // 2)
-        all_BH2k = all_BH2k * turn[0] + all_BH2k.flip(2) * turn[1]
-        all_BH2k[:, : q.shape[-1] // width].mul_(layer.scaling)
-        return all_BH2k
 
     def extend(self, ids_Q: Tensor) -> Tensor:
         """Append several tokens to the only row; logits_QV after each of them. Their last bits may differ from those of
@@ -252,7 +135,7 @@ class FusedState:
         hidden_QD = self.model.decoder.embed_tokens(ids_Q)
         position_Q1 = (part.next_B + torch.arange(count, device=ids_Q.device))[:, None]
         turn = self._turn(*self.model.decoder.rotary_emb(hidden_QD[:, None], position_Q1))
-        hidden_QD = self._through_layers(hidden_QD, turn, self._attended_each)
+        hidden_QD = through(self.layers, hidden_QD, lambda number, x: self._attended_each(number, x, turn))
         part.advance(count)
         return self.head(self.norm(hidden_QD))
 
@@ -260,21 +143,8 @@ class FusedState:
         """As `_attended`, for tokens that follow one another."""
         layer, (part,) = self.layers[number], self.parts
         cache_2GTK = part.cache[number][:, 0]
-        _, groups, _, width = cache_2GTK.shape
-        count, heads = len(x_QD), groups * layer.per_group
-        all_QH2k = self._turned(layer, x_QD, turn, width)
-        cache_2GTK[:, :, part.used : part.used + count] = (
-            all_QH2k[:, heads:].reshape(count, 2, groups, width).permute(1, 2, 0, 3)
-        )
-        keys_GTK, values_GTK = cache_2GTK.narrow(2, 0, part.used + count)
-        q_QGRK = all_QH2k[:, :heads].reshape(count, groups, layer.per_group, width)
-        q_GmK = q_QGRK.transpose(0, 1).reshape(groups, -1, width)
-        place_T = torch.arange(part.used + count, device=x_QD.device)
-        later_QT = place_T > part.used + torch.arange(count, device=x_QD.device)[:, None]
-        hidden_11mT = later_QT.repeat_interleave(layer.per_group, 0)[None, None]
         held = part.prefix[number] if part.prefix else None
-        out_GmK = prefixed.over_prefix(q_GmK, keys_GTK, values_GTK, hidden_11mT, held)
-        return layer.out(out_GmK.view(groups, count, -1, width).transpose(0, 1).reshape(count, heads * width))
+        return layer.attended_chunk(layer.turned(x_QD, turn, cache_2GTK.shape[3]), cache_2GTK, part.used, held)
 
     def rewind(self, count: int) -> None:
         """Forget the last tokens."""
@@ -306,7 +176,7 @@ def step_kernel(model: LanguageModel) -> StepKernel:
     kernels: list[StepKernel] = ["vector", "matrix"] if model.head_VD.dtype == torch.float32 else ["matrix"]
     try:
         for part in model.decoder.layers:  # most models of another form end here
-            Layer.of(part)
+            Layer.of(part, linear)
         # Also near the end: some architectures scale by position only there.
         for start in (0, max(0, config.max_position_embeddings - 8)):
             next_B = torch.full_like(ids_BT[:, 0], start)
