@@ -25,6 +25,7 @@ from tunewright.cli.fix import fix
 from tunewright.cli.preview import preview
 from tunewright.cli.push import push
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
+from tunewright.cli.serve import serve
 from tunewright.core.errors import RunWaits, TunewrightError
 from tunewright.fan.jobs import HERE, Where
 
@@ -325,6 +326,7 @@ def verify(
 
 
 app.command()(compare)
+app.command()(serve)
 app.command()(chat)
 
 

@@ -58,6 +58,12 @@ class Local:
             self._rooms.append(running.room)
         return [Ended(running.job, running.process.returncode, running.words()) for running in over]
 
+    def terminate(self, job: Job) -> None:
+        """Have a job save and end."""
+        for running in self._running:
+            if running.job == job:
+                running.process.terminate()
+
     def stop(self) -> None:
         for running in self._running:
             running.process.terminate()

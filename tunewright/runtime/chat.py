@@ -55,7 +55,7 @@ def load_run(run: Run) -> TunedModel:
             fix="restore the base model that the run was trained on, or train again.",
         )
     model = export.trained_model(run, plan, facts, loading.torch_dtype(plan.dtype))
-    template = _trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
+    template = trained_with(receipt, load_template(Path(facts.path), config.template, config.date))
     sampling = DECODINGS[chosen_decoding(run)]
     return TunedModel(
         model,
@@ -76,7 +76,7 @@ def _drafts(run: Run) -> Drafts | None:
     return Drafts(answers) if answers else None
 
 
-def _trained_with(receipt: Receipt, template: Template) -> Template:
+def trained_with(receipt: Receipt, template: Template) -> Template:
     """The template as the training rows were rendered: its arguments depend on whether they have thoughts."""
     return template if template.sha256 == receipt.hashes["template"] else fitted(template, thoughts=True)
 

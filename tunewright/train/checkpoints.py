@@ -89,6 +89,11 @@ def tidy(folder: Path, keep: int) -> None:
             file.unlink()
 
 
+def weights_sha256(folder: Path) -> str:
+    """Of a complete checkpoint's weights."""
+    return str(read_json(folder / MARKER)["weights.safetensors"])
+
+
 def _best_step(folder: Path) -> list[int | None]:
     try:
         return [_state(folder).best_step]
@@ -210,11 +215,16 @@ def save_weights(file: Path, parameters: dict[str, nn.Parameter]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
-    """Copy the tensors of ``file`` into the parameters, in place."""
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors that `save_weights` has written, by the names of the parameters."""
     from safetensors.torch import load_file
 
-    weights = load_file(file)
+    return load_file(file)
+
+
+def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
+    """Copy the tensors of ``file`` into the parameters, in place."""
+    weights = read_weights(file)
     assert set(weights) == set(parameters)
     with torch.no_grad():
         for name, parameter in parameters.items():

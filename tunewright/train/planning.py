@@ -315,6 +315,11 @@ def _learning_rate(given: PlanInputs) -> Choice[float]:
     overfitted or were unstable in `benchmarks/recipe_search.py`."""
     config, width = given.config, given.facts.hidden
     if config.train.lr != "auto":
+        if config.train.lr_multiplier != 1:
+            message, fix = "train.lr_multiplier is a factor of the automatic rate.", "set one of the two."
+            raise ConfigError(
+                "CONFIG_CONFLICT", f"train.lr is set, and {message}", where="train.lr_multiplier", fix=fix
+            )
         return Choice(config.train.lr, CONFIGURED)
     power = 0.5 if width <= 2000 else 0.78
     factor, why = (1.4e-3, "; structured answers need higher rates") if given.structured else (4.3e-4, "")
@@ -322,6 +327,9 @@ def _learning_rate(given: PlanInputs) -> Choice[float]:
     rate = factor * (2000 / width) ** power
     if config.adapter.kind == "none":
         rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
+    if config.train.lr_multiplier != 1:
+        rate *= config.train.lr_multiplier
+        reason += f"; times {config.train.lr_multiplier:g}, as configured"
     return Choice(float(f"{rate:.2g}"), reason)
 
 

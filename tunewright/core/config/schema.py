@@ -202,6 +202,9 @@ class TrainConfig(MethodOptions):
         "auto", description="Maximum sequence length in tokens; documents are split into pieces of this length."
     )
     lr: Auto | Annotated[float, Field(gt=0, le=1)] = Field("auto", description="Peak learning rate.")
+    lr_multiplier: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0, description="Factor of the automatic learning rate; only where train.lr is auto."
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning-rate decay after warmup.")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="Fraction of the steps used for learning-rate warmup."

@@ -18,7 +18,7 @@ from tunewright.data.messages import Chat, Json, Message, Tool, turns
 def chat(messages: Sequence[Message], how: RowSettings, where: str, given: Sequence[Tool] = ()) -> Chat:
     """A Chat of messages in a valid order, with `data.instruction` where they have no system message. What follows the
     last trained message is left out: nothing is computed from it."""
-    messages = _paired(fixed(messages) if how.fix_turns else messages)
+    messages = paired(fixed(messages) if how.fix_turns else messages)
     _check_order(messages, where)
     head = (Message("system", how.instruction),) if how.instruction and messages[0].role != "system" else ()
     end = turns(messages)[-1] + 1
@@ -67,7 +67,7 @@ def _with_calls(before: Message, more: Message) -> Message:
     return replace(before, tool_calls=(*before.tool_calls, *more.tool_calls), trained=trained)
 
 
-def _paired(messages: Sequence[Message]) -> list[Message]:
+def paired(messages: Sequence[Message]) -> list[Message]:
     """The messages, with the results of calls in the order of the calls and under the names of their functions: most
     templates print no ids, so a result belongs to the call in its place."""
     paired: list[Message] = []

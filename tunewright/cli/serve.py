@@ -1,0 +1,97 @@
+"""`tunewright serve`: the OpenAI protocol over the runs and jobs of this machine."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tunewright.cli.runs import RUNS
+from tunewright.core.errors import MissingExtra
+
+HOME = Path("tunewright-server")
+
+
+def serve(
+    models: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="A base model, as in a config; several: repeat it.")
+    ] = None,
+    home: Annotated[Path, typer.Option(help="Folder for jobs, files and tokens.")] = HOME,
+    runs: Annotated[Path, typer.Option(help="Folder whose runs are served, too, as run:NAME.")] = RUNS,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this machine's need a proxy with TLS.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name under which clients may reach the server; several: repeat it.")
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="In which answers are computed.")
+    ] = "auto",
+    rows: Annotated[int, typer.Option(min=1, max=512, help="Requests that are answered at a time.")] = 32,
+    cache_gb: Annotated[float, typer.Option(min=0.01, help="Memory for their keys and values, in GB.")] = 2.0,
+    jobs_at_once: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time; default: one, or one for each GPU.")
+    ] = None,
+    add_tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make a token for another tenant, print it, and exit.")
+    ] = None,
+) -> None:
+    """Serve models and fine-tuning jobs behind the OpenAI protocol."""
+    try:
+        import uvicorn
+
+        from tunewright.server.app import create_app
+    except ImportError as error:
+        raise MissingExtra(error.name or "fastapi", "`tunewright serve`", "pip install 'tunewright[serve]'") from None
+    from tunewright.server.access import DEFAULT, Tokens
+    from tunewright.server.engine.engine import Limits
+    from tunewright.server.service import Settings, open_service
+
+    if add_tenant is not None:
+        typer.echo(Tokens(home / "tokens").add(add_tenant))
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = Settings(
+        home=home.absolute(),
+        models=tuple(models or ["smollm2-135m"]),
+        runs=runs.absolute(),
+        dtype=dtype,
+        limits=Limits(rows=rows, cache_bytes=int(cache_gb * 1e9)),
+        hosts=tuple(allow_host or ()),
+        jobs_at_once=jobs_at_once,
+    )
+    typer.echo(f"loading {', '.join(settings.models)} ...", err=True)
+    service = open_service(settings)
+    try:
+        config = uvicorn.Config(create_app(service), host=host, port=port, log_level="warning", access_log=False)
+        server = _announced()(config, service.tokens.token_of(DEFAULT))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        server.run()
+    finally:
+        service.close()
+
+
+def _announced() -> type:
+    import uvicorn
+
+    class Announced(uvicorn.Server):
+        """Prints where it listens, once it does."""
+
+        def __init__(self, config: uvicorn.Config, token: str) -> None:
+            super().__init__(config)
+            self._token = token
+
+        async def startup(self, sockets: object = None) -> None:
+            await super().startup(sockets)  # type: ignore[arg-type]
+            if self.servers:
+                host, port = self.servers[0].sockets[0].getsockname()[:2]
+                typer.echo(f"base_url  http://{host}:{port}/v1\napi_key   {self._token}")
+                sys.stdout.flush()
+
+    return Announced

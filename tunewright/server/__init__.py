@@ -1,0 +1,1 @@
+"""Serving: the OpenAI protocol over jobs, models and an engine, for one machine."""

@@ -1,0 +1,167 @@
+"""The server as an ASGI application: routes, and around them identity, limits and errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tunewright import __version__
+from tunewright.core.errors import TunewrightError
+from tunewright.server.errors import ApiError, not_found, of_error, of_validation
+from tunewright.server.routes import chat, files, fine_tuning, models, operations
+from tunewright.server.service import LOCAL_HOSTS, Service
+from tunewright.server.store.database import new_id
+
+log = logging.getLogger("tunewright.server")
+# What OpenAI has and this server has not: 501, so that a client can tell it from a wrong path.
+ABSENT = ("/v1/evals", "/v1/embeddings", "/v1/moderations", "/v1/images", "/v1/audio", "/v1/assistants", "/v1/threads")
+HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
+
+
+def create_app(service: Service) -> FastAPI:
+    app = FastAPI(
+        title="tunewright",
+        version=__version__,
+        description="The OpenAI protocol, from the upload of rows to answers of the tuned model.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for router in (files.router, fine_tuning.router, models.router, chat.router, operations.router):
+        app.include_router(router)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(TunewrightError, _on_our_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(OSError, _on_os_error)
+    app.add_middleware(Gate, service=service)
+    return app
+
+
+class Gate:
+    """Around every request: a name for it, the tenant that asks, and what is refused before anything is read: another
+    host or origin, too large a body. Writes one line of log for each, without what was asked."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, started, status = Request(scope), time.monotonic(), 500
+        request_id = new_id("req_")
+        scope["tenant"] = self._tenant(request)
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                names = {name for name, _ in message["headers"]}
+                more = {**HEADERS, "x-request-id": request_id}
+                message["headers"] = [
+                    *message["headers"],
+                    *((k.encode(), v.encode()) for k, v in more.items() if k.encode() not in names),
+                ]
+            await send(message)
+
+        try:
+            if (refused := self._refused(request)) is not None:
+                await _response(refused)(scope, receive, sending)
+            else:
+                await self._app(scope, _limited(receive, self._service.settings.largest), sending)
+        except _TooLarge:
+            await _response(_too_large(self._service.settings.largest))(scope, receive, sending)
+        finally:
+            seconds = round(time.monotonic() - started, 3)
+            line = {"request": request_id, "tenant": scope["tenant"], "method": request.method}
+            log.info(json.dumps({**line, "path": request.url.path, "status": status, "seconds": seconds}))
+
+    def _tenant(self, request: Request) -> str | None:
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        given = token.strip() if kind.lower() == "bearer" else request.cookies.get("tunewright", "")
+        return self._service.tokens.tenant(given) if given else None
+
+    def _refused(self, request: Request) -> ApiError | None:
+        host = request.headers.get("host", "")
+        name = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdigit() else host
+        if name.lower() not in (*LOCAL_HOSTS, *self._service.settings.hosts):
+            message = f"The server is not called {name[:100]!r}: start it with --allow-host."
+            return ApiError(421, "wrong_host", message)
+        origin = request.headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            return ApiError(403, "wrong_origin", "Requests of other pages are refused.")
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._service.settings.largest:
+            return _too_large(self._service.settings.largest)
+        return None
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, "request_too_large", f"A request has at most {most >> 20} MiB; use /v1/uploads.")
+
+
+def _limited(receive: Receive, most: int) -> Callable[[], Awaitable[Message]]:
+    """A body without a length in its header is counted."""
+    size = 0
+
+    async def limited() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise _TooLarge
+        return message
+
+    return limited
+
+
+def _response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _on_api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _response(error)
+
+
+async def _on_our_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TunewrightError)
+    return _response(of_error(error))
+
+
+async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return _response(of_validation(error.errors()))
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
+    """Paths and methods that there are not, and bodies that cannot be read."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404 and path.startswith(ABSENT):
+        return _response(ApiError(501, "not_implemented", f"{path.split('/')[2]} is not a part of this server."))
+    if error.status_code == 404:
+        return _response(not_found("path", path))
+    code = {405: "method_not_allowed", 400: "invalid_request"}.get(error.status_code, "error")
+    return _response(ApiError(error.status_code, code, str(error.detail)))
+
+
+async def _on_os_error(_: Request, error: Exception) -> JSONResponse:
+    """A full disk: nothing of the request was kept."""
+    assert isinstance(error, OSError)
+    log.error("the disk: %s", error.strerror)
+    return _response(ApiError(507, "disk", f"The server cannot write: {error.strerror or 'unknown'}."))

@@ -1,0 +1,199 @@
+"""The engine's events as answers: complete ones, or pieces of text as they become certain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jsonschema
+
+from tunewright.data.messages import Message
+from tunewright.server.chat.prompt import Asked
+from tunewright.server.engine.choosing import TokenLogprob
+from tunewright.server.engine.engine import Engine
+from tunewright.server.engine.generation import (
+    Begun,
+    Ended,
+    EngineClosed,
+    Event,
+    Generation,
+    NewToken,
+    TooBusy,
+    TooLong,
+)
+from tunewright.server.engine.text import AnswerText
+from tunewright.server.errors import ApiError, bad
+from tunewright.tokens import rendering
+
+RETRY_SECONDS = 2.0
+Reason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass
+class Answer:
+    """One answer, as far as it is known. ``message``: content, thoughts and calls, when it has ended."""
+
+    index: int
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    cached: int = 0
+    reason: Reason | None = None
+    message: Message = field(default_factory=lambda: Message("assistant", ""))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is new of an answer: text, and the log-probabilities of its tokens. ``last``: whether the answer has
+    ended."""
+
+    answer: Answer
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    last: bool = False
+
+
+async def events(engine: Engine, generation: Generation) -> AsyncGenerator[Event, None]:
+    """Raises ApiError if the engine takes no more requests. Closing the iterator cancels the request."""
+    loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+    def emit(event: Event) -> None:
+        with suppress(RuntimeError):  # the loop may be closed, if the server is
+            loop.call_soon_threadsafe(arrived.put_nowait, event)
+
+    try:
+        ticket = engine.submit(generation, emit)
+    except TooBusy:
+        raise ApiError(429, "server_busy", "As many requests wait as may wait.", retry_after=RETRY_SECONDS) from None
+    except TooLong as error:
+        raise bad("context_length_exceeded", f"A request may have {error.most} tokens.", "max_tokens") from None
+    except EngineClosed:
+        raise ApiError(503, "shutting_down", "The server is shutting down.", retry_after=RETRY_SECONDS) from None
+    try:
+        while True:
+            event = await arrived.get()
+            yield event
+            if isinstance(event, Ended):
+                return
+    finally:
+        ticket.cancel()
+
+
+async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
+    """One answer, in pieces. Where calls or thoughts must be read first, there is only
+    the last one. Raises ApiError."""
+    generation, answer = asked.generations[index], Answer(index)
+    text, whole = AnswerText(asked.served.template, asked.stops), _whole(asked)
+    pending: list[TokenLogprob] = []
+    async with aclosing(events(asked.served.base.engine, generation)) as arriving:
+        async for event in arriving:
+            if isinstance(event, Begun):
+                answer.cached = event.cached
+            elif isinstance(event, NewToken):
+                new = text.add(event.token)
+                pending += [event.logprob] if event.logprob is not None else []
+                if text.stopped:
+                    break
+                if new and not whole:
+                    yield Piece(answer, new, tuple(pending))
+                    pending.clear()
+            elif event.reason == "failed":
+                raise ApiError(500, "generation_failed", event.message)
+            else:
+                answer.reason = event.reason
+    before = 0 if whole else len(text.text)
+    text.finish()
+    answer.text, answer.ids, answer.reason = text.text, text.ids, answer.reason or "stop"
+    answer.message = _message(asked, text)
+    if answer.message.tool_calls:
+        answer.reason = "tool_calls"
+    _check_schema(asked, answer)
+    rest = answer.message.content if whole else text.text[before:]
+    yield Piece(answer, rest, tuple(pending), last=True)
+
+
+async def complete(asked: Asked) -> list[Answer]:
+    """All answers, in order. Raises ApiError."""
+
+    async def answer(index: int) -> Answer:
+        async with aclosing(pieces(asked, index)) as arriving:
+            logprobs: list[TokenLogprob] = []
+            async for piece in arriving:
+                logprobs += piece.logprobs
+                last = piece.answer
+        last.logprobs = logprobs
+        return last
+
+    tasks = [asyncio.create_task(answer(n)) for n in range(len(asked.generations))]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def together(asked: Asked) -> AsyncGenerator[Piece, None]:
+    """The pieces of all answers, as they arrive. Raises ApiError."""
+    arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+
+    async def read(index: int) -> None:
+        try:
+            async with aclosing(pieces(asked, index)) as arriving:
+                async for piece in arriving:
+                    arrived.put_nowait(piece)
+            arrived.put_nowait(None)
+        except ApiError as error:
+            arrived.put_nowait(error)
+
+    tasks = [asyncio.create_task(read(n)) for n in range(len(asked.generations))]
+    try:
+        unfinished = len(tasks)
+        while unfinished:
+            piece = await arrived.get()
+            if isinstance(piece, Exception):
+                raise piece
+            if piece is None:
+                unfinished -= 1
+            else:
+                yield piece
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _whole(asked: Asked) -> bool:
+    """Whether an answer can be read only as a whole: thoughts and calls are marked in its text."""
+    return bool(asked.tools) or "think" in str(asked.served.template.tokenizer.chat_template)
+
+
+def _message(asked: Asked, text: AnswerText) -> Message:
+    if text.stopped:
+        return Message("assistant", text.text)
+    return rendering.read_answer(asked.served.template, text.ids, asked.tools)
+
+
+def _check_schema(asked: Asked, answer: Answer) -> None:
+    """What the grammar has enforced, once more by another program."""
+    if asked.schema is None or answer.reason != "stop" or answer.text != answer.message.content:
+        return
+    try:
+        jsonschema.validate(json.loads(answer.text), dict(asked.schema))
+    except (ValueError, jsonschema.ValidationError) as error:
+        message = f"The answer does not match the schema: {str(error).splitlines()[0]}"
+        raise ApiError(500, "schema_violated", message) from None
+
+
+def usage(asked: Asked, answers: Sequence[Answer]) -> dict[str, Any]:
+    """``cached_tokens``: of the prompt, known already; of several answers, to the first."""
+    prompt, written = len(asked.generations[0].prompt), sum(len(a.ids) for a in answers)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": answers[0].cached if answers else 0},
+    }

@@ -1,0 +1,188 @@
+"""chat.completions and completions: answers as objects and chunks of OpenAI's API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from tunewright.data.messages import Message
+from tunewright.server.chat import answers
+from tunewright.server.chat.answers import Answer, Piece
+from tunewright.server.chat.prompt import Asked
+from tunewright.server.engine.choosing import TokenLogprob
+from tunewright.server.errors import ApiError
+from tunewright.server.store.database import new_id, now
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The reply to one request: what all its objects have in common. ``with_ids``: whether token ids are shown."""
+
+    asked: Asked
+    id: str
+    created: int
+    with_ids: bool
+
+    @classmethod
+    def to(cls, asked: Asked, prefix: str, with_ids: bool | None) -> Reply:
+        return cls(asked, new_id(prefix), now(), bool(with_ids))
+
+    def head(self, kind: str) -> dict[str, Any]:
+        served = self.asked.served
+        notes = {"tunewright": {"notes": list(self.asked.notes)}} if self.asked.notes else {}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": served.id,
+            "system_fingerprint": served.fingerprint,
+            **notes,
+        }
+
+    def chat(self, done: Sequence[Answer]) -> dict[str, Any]:
+        choices = [
+            {
+                "index": a.index,
+                "message": message_json(a.message),
+                "finish_reason": a.reason,
+                "logprobs": self._chat_logprobs(a.logprobs),
+                **({"token_ids": a.ids} if self.with_ids else {}),
+            }
+            for a in done
+        ]
+        return {**self.head("chat.completion"), "choices": choices, "usage": answers.usage(self.asked, done)}
+
+    async def chat_stream(self, with_usage: bool) -> AsyncGenerator[bytes, None]:
+        """Server-sent events. An error in the middle is an event, too, and the last one."""
+        begun, done = set[int](), list[Answer]()
+
+        def chunk(index: int, delta: dict[str, Any], reason: str | None, logprobs: Any) -> bytes:
+            choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+            more = {"usage": None} if with_usage else {}
+            return event({**self.head("chat.completion.chunk"), "choices": [choice], **more})
+
+        try:
+            async with aclosing(answers.together(self.asked)) as arriving:
+                async for piece in arriving:
+                    index, logprobs = piece.answer.index, self._chat_logprobs(piece.logprobs)
+                    if index not in begun:
+                        begun.add(index)
+                        yield chunk(index, {"role": "assistant", "content": ""}, None, None)
+                    delta = _delta(piece)
+                    if delta or logprobs:
+                        yield chunk(index, delta, None, logprobs)
+                    if piece.last:
+                        done.append(piece.answer)
+                        yield chunk(index, {}, piece.answer.reason, None)
+            if with_usage:
+                total = answers.usage(self.asked, done)
+                yield event({**self.head("chat.completion.chunk"), "choices": [], "usage": total})
+            yield DONE
+        except ApiError as error:
+            yield event(error.body())
+
+    def _chat_logprobs(self, values: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not values:
+            return None
+        content = [
+            {**self._token(v.token, v.logprob), "top_logprobs": [self._token(*pair) for pair in v.top]} for v in values
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        raw = self.asked.served.base.grammars.bytes_of(token)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+    def text(self, done: Sequence[Answer], prompt: str) -> list[dict[str, Any]]:
+        """The choices of a completion, after ``prompt``, if it is to be echoed."""
+        return [
+            {
+                "index": a.index,
+                "text": prompt + a.text,
+                "finish_reason": a.reason,
+                "logprobs": self._text_logprobs(a.logprobs, len(prompt)),
+                **({"token_ids": a.ids} if self.with_ids else {}),
+            }
+            for a in done
+        ]
+
+    def _text_logprobs(self, values: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+        if not values:
+            return None
+
+        def name(token: int) -> str:
+            return self.asked.served.base.grammars.bytes_of(token).decode("utf-8", "replace")
+
+        names, offsets = [name(v.token) for v in values], []
+        for shown in names:
+            offsets.append(offset)
+            offset += len(shown)
+        return {
+            "tokens": names,
+            "token_logprobs": [v.logprob for v in values],
+            "top_logprobs": [{name(t): p for t, p in (*v.top, (v.token, v.logprob))} for v in values],
+            "text_offset": offsets,
+        }
+
+    async def text_stream(self, index: int, prompt: str, with_usage: bool) -> AsyncGenerator[bytes, None]:
+        """``index``: of the first choice of this prompt."""
+        done: list[Answer] = []
+        begun: set[int] = set()
+
+        def chunk(number: int, text: str, reason: str | None, logprobs: Any) -> bytes:
+            choice = {"index": index + number, "text": text, "finish_reason": reason, "logprobs": logprobs}
+            return event({**self.head("text_completion"), "choices": [choice]})
+
+        async with aclosing(answers.together(self.asked)) as arriving:
+            async for piece in arriving:
+                number = piece.answer.index
+                if number not in begun:
+                    begun.add(number)
+                    if prompt:
+                        yield chunk(number, prompt, None, None)
+                if piece.text or piece.last:
+                    reason = piece.answer.reason if piece.last else None
+                    yield chunk(number, piece.text, reason, self._text_logprobs(piece.logprobs, 0))
+                done += [piece.answer] if piece.last else []
+        if with_usage:
+            yield event({**self.head("text_completion"), "choices": [], "usage": answers.usage(self.asked, done)})
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    """The new content; when the answer has ended, its thoughts and calls, too."""
+    delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+    if piece.last:
+        message = message_json(piece.answer.message)
+        if "reasoning_content" in message:
+            delta["reasoning_content"] = message["reasoning_content"]
+        if calls := message.get("tool_calls"):
+            delta["tool_calls"] = [{"index": n, **call} for n, call in enumerate(calls)]
+    return delta
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    calls = [
+        {
+            "id": new_id("call_"),
+            "type": "function",
+            "function": {"name": c.name, "arguments": json.dumps(c.arguments, ensure_ascii=False)},
+        }
+        for c in message.tool_calls
+    ]
+    return {
+        "role": "assistant",
+        "content": message.content or (None if calls else ""),
+        "refusal": None,
+        **({"reasoning_content": message.reasoning} if message.reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

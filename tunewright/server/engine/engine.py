@@ -1,0 +1,323 @@
+"""All requests on one base, answered in one batch that they join and leave, by one thread.
+
+A turn of the thread reads a chunk of one waiting prompt and takes a step of all rows, so that long prompts do not stop
+the answers of others. What a request gets does not depend on what else is in the batch, but for the last bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunewright.model.decoding.slots import Cache, Slots
+from tunewright.model.language_model import LanguageModel
+from tunewright.server.engine.choosing import RowChoice, logprob_of
+from tunewright.server.engine.generation import (
+    AdapterFile,
+    Begun,
+    Emit,
+    Ended,
+    EngineClosed,
+    Generation,
+    NewToken,
+    TooBusy,
+    TooLong,
+    failure,
+)
+from tunewright.server.engine.grammar import Grammars
+from tunewright.server.engine.prefixes import Owner, PrefixCache
+from tunewright.system import crowding
+from tunewright.train import checkpoints
+
+CHUNK = 256  # tokens of a prompt that are read between two steps
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``rows`` of the batch; ``waiting`` requests besides; ``cache_bytes`` of all rows, each counted as long as the
+    longest; ``prefix_bytes`` of prompts that are kept; ``adapters`` in memory."""
+
+    rows: int = 32
+    waiting: int = 256
+    cache_bytes: int = 2 << 30
+    prefix_bytes: int = 512 << 20
+    adapters: int = 16
+    context: int = 2048
+
+
+@dataclass(frozen=True)
+class Stats:
+    """``tokens``: of answers, and ``prompt_tokens`` with those of them that were ``cached``, since the start."""
+
+    active: int
+    waiting: int
+    tokens: int
+    prompt_tokens: int
+    cached: int
+    seconds: float
+    prefix_bytes: int
+    adapters: tuple[str, ...]
+
+
+class Ticket:
+    """A request that was taken on. ``cancel`` frees its place at the next step."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.cancelled = False
+        self._wake = wake
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self._wake()
+
+
+class _Row:
+    """A request on its way: waiting, being read (``cache`` holds ``used`` tokens of its prompt), or a row of the
+    batch."""
+
+    def __init__(self, asked: Generation, emit: Emit, ticket: Ticket) -> None:
+        self.asked, self.emit, self.ticket = asked, emit, ticket
+        self.cache: Cache = []
+        self.used = self.cached = self.written = self.last = 0
+        self.choice: RowChoice
+
+
+class Engine:
+    """``grammars``: of the model's tokenizer; None where llguidance is not installed."""
+
+    def __init__(self, model: LanguageModel, limits: Limits, grammars: Grammars | None = None) -> None:
+        self._slots, self._limits, self._grammars = Slots(model), limits, grammars
+        self._prefixes = PrefixCache(limits.prefix_bytes)
+        self._changed = threading.Condition()
+        self._waiting: deque[_Row] = deque()
+        self._reading: deque[_Row] = deque()
+        self._active: list[_Row] = []  # in the order of the slots
+        self._recent: dict[str, None] = {}  # adapters, those used last at the end
+        self._forget: list[Callable[[Owner], bool]] = []
+        self._closing = False
+        self._tokens = self._prompt_tokens = self._cached = 0
+        self._seconds = 0.0
+        self._threads = torch.get_num_threads()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a request: prompt and answer."""
+        return min(self._limits.context, self._limits.cache_bytes // self._slots.bytes_per_token)
+
+    def submit(self, asked: Generation, emit: Emit) -> Ticket:
+        """``emit`` is called by the engine's thread. Raises TooLong, TooBusy, EngineClosed."""
+        if asked.tokens > self.most_tokens:
+            raise TooLong(self.most_tokens)
+        with self._changed:
+            if self._closing:
+                raise EngineClosed
+            if len(self._waiting) >= self._limits.waiting:
+                raise TooBusy
+            ticket = Ticket(self._wake)
+            self._waiting.append(_Row(asked, emit, ticket))
+            self._changed.notify()
+        return ticket
+
+    def forget(self, which: Callable[[Owner], bool]) -> None:
+        """Drop prompts that are kept: of a tenant or a model that is deleted."""
+        with self._changed:
+            self._forget.append(which)
+            self._changed.notify()
+
+    def stats(self) -> Stats:
+        return Stats(
+            active=len(self._active) + len(self._reading),
+            waiting=len(self._waiting),
+            tokens=self._tokens,
+            prompt_tokens=self._prompt_tokens,
+            cached=self._cached,
+            seconds=self._seconds,
+            prefix_bytes=self._prefixes.size,
+            adapters=self._slots.stack.loaded,
+        )
+
+    def close(self) -> None:
+        """Requests that are not finished fail."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _run(self) -> None:
+        crowd = crowding.now(self._threads)
+        while True:
+            with self._changed:
+                while not (self._waiting or self._reading or self._active or self._forget or self._closing):
+                    self._changed.wait()
+                for which in self._forget:
+                    self._prefixes.forget(which)
+                self._forget.clear()
+                if self._closing:
+                    break
+            crowd = crowding.adapted(crowd)
+            crowding.use(crowd.threads)
+            started = time.monotonic()
+            try:
+                self._turn()
+            except Exception as error:  # one bad turn must not end the server: those in the batch fail, others go on
+                log.exception("a step of the engine failed")
+                self._fail(failure(error))
+            self._seconds += time.monotonic() - started
+        self._fail(Ended("failed", "the server is shutting down"))
+
+    def _turn(self) -> None:
+        self._leave_cancelled()
+        self._begin()
+        self._read()
+        self._step()
+
+    def _leave_cancelled(self) -> None:
+        for row in reversed(range(len(self._active))):
+            if self._active[row].ticket.cancelled:
+                self._leave(row)
+        self._reading = deque(r for r in self._reading if not r.ticket.cancelled)
+        with self._changed:
+            self._waiting = deque(r for r in self._waiting if not r.ticket.cancelled)
+
+    def _begin(self) -> None:
+        """Take on waiting requests, in order, as long as they fit."""
+        while self._waiting and self._fits(self._waiting[0].asked):
+            with self._changed:
+                row = self._waiting.popleft()
+            try:
+                if not self._load(row.asked.adapter):
+                    with self._changed:
+                        self._waiting.appendleft(row)  # every place has an adapter that is in use
+                    return
+                matcher = None
+                if row.asked.grammar is not None:
+                    assert self._grammars is not None
+                    matcher = self._grammars.matcher(row.asked.grammar)
+                row.choice = RowChoice(row.asked.choosing, row.asked.prompt, matcher)
+                self._start_reading(row)
+            except Exception as error:  # its weights cannot be read, or memory has run out: others may be answered
+                log.exception("a request could not begin")
+                row.emit(failure(error))
+                continue
+            self._reading.append(row)
+
+    def _start_reading(self, row: _Row) -> None:
+        prompt = row.asked.prompt
+        known, row.cached = self._prefixes.longest(self._owner(row), prompt)
+        row.cache, row.used = self._slots.new_cache(len(prompt)), row.cached
+        for own, kept in zip(row.cache, known, strict=bool(known)):
+            own[:, :, : row.cached] = kept[:, :, : row.cached]
+        self._prompt_tokens += len(prompt)
+        self._cached += row.cached
+
+    def _fits(self, asked: Generation) -> bool:
+        rows = [*self._active, *self._reading]
+        longest = max([asked.tokens, *(r.asked.tokens for r in rows)])
+        size = (len(rows) + 1) * longest * self._slots.bytes_per_token
+        return len(rows) < self._limits.rows and size <= self._limits.cache_bytes
+
+    def _load(self, adapter: AdapterFile | None) -> bool:
+        """Whether the adapter is in memory now."""
+        if adapter is None:
+            return True
+        stack, key = self._slots.stack, adapter.sha256
+        if key not in stack.loaded:
+            if len(stack.loaded) >= self._limits.adapters:
+                in_use = {r.asked.use.adapter for r in (*self._active, *self._reading)}
+                idle = next((k for k in self._recent if k not in in_use), None)
+                if idle is None:
+                    return False
+                stack.unload(idle)
+                del self._recent[idle]
+            checkpoints.check_weights(adapter.file, key)
+            stack.load(key, checkpoints.read_weights(adapter.file), adapter.config)
+        self._recent.pop(key, None)
+        self._recent[key] = None
+        return True
+
+    def _read(self) -> None:
+        """A chunk of the prompt that has waited longest."""
+        if not self._reading:
+            return
+        row = self._reading[0]
+        ids = row.asked.prompt[row.used : row.used + CHUNK]
+        logits_V = self._slots.read(row.cache, row.used, ids, row.asked.use)
+        row.used += len(ids)
+        if row.used < len(row.asked.prompt):
+            return
+        self._reading.popleft()
+        self._prefixes.keep(self._owner(row), row.asked.prompt, row.cache)
+        row.emit(Begun(row.cached))
+        if self._write(row, row.choice.next(logits_V), logits_V):
+            self._slots.join(row.cache, row.used, row.asked.use)
+            self._active.append(row)
+        row.cache = []
+
+    def _step(self) -> None:
+        if not self._active:
+            return
+        logits_BV = self._slots.step([row.last for row in self._active])
+        best_B = logits_BV.argmax(-1).tolist() if any(r.choice.is_greedy for r in self._active) else []
+        unfinished = [
+            self._write(row, best_B[n] if row.choice.is_greedy else row.choice.next(logits_BV[n]), logits_BV[n])
+            for n, row in enumerate(self._active)
+        ]
+        for row in reversed(range(len(unfinished))):
+            if not unfinished[row]:
+                self._leave(row)
+
+    def _write(self, row: _Row, token: int, logits_V: Tensor) -> bool:
+        """Report a token of the answer; whether more follow."""
+        asked, matcher = row.asked, row.choice.matcher
+        if matcher is not None and matcher.error:
+            row.emit(Ended("failed", f"the grammar cannot be followed: {matcher.error}"))
+            return False
+        if token in asked.stop:
+            row.emit(Ended("stop"))
+            return False
+        row.written, row.last = row.written + 1, token
+        self._tokens += 1
+        row.emit(NewToken(token, None if asked.logprobs is None else logprob_of(logits_V, token, asked.logprobs)))
+        if matcher is not None and matcher.finished:
+            row.emit(Ended("stop"))
+            return False
+        if row.written == asked.max_tokens:
+            row.emit(Ended("length"))
+            return False
+        return True
+
+    def _leave(self, row: int) -> None:
+        self._slots.leave(row)
+        self._active[row] = self._active[-1]
+        self._active.pop()
+
+    def _fail(self, ended: Ended) -> None:
+        """All that are in the batch or being read; when closing, those that wait, too."""
+        failed = [*self._active, *self._reading]
+        if self._closing:
+            with self._changed:
+                failed += self._waiting
+                self._waiting.clear()
+        while self._slots.rows:
+            self._slots.leave(self._slots.rows - 1)
+        self._active, self._reading = [], deque()
+        for row in failed:
+            row.emit(ended)
+
+    @staticmethod
+    def _owner(row: _Row) -> Owner:
+        return Owner(row.asked.tenant, row.asked.use)

@@ -1,0 +1,111 @@
+"""The request for a fine-tuning job, and the config of the run that it becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from tunewright.core import config as configuration
+from tunewright.core.config import Config
+
+Auto = Literal["auto"]
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16),
+]
+# Sections of a config, and settings of other sections, that a request may set in `tunewright`. The others name files of
+# this machine, contact hosts or decide what the server itself decides.
+SECTIONS = ("train", "adapter", "checkpoint", "forget", "experiments", "split", "cost")
+SETTINGS = (
+    *("data.format", "data.instruction", "data.columns", "data.label_names", "data.control", "data.empty"),
+    *("data.turns", "data.invalid", "data.duplicates", "data.contradictions", "data.leaks", "data.labels"),
+    *("data.unseen_labels", "data.too_long", "prove.metric", "prove.list_order", "prove.number_tolerance"),
+    *("prove.evidence", "prove.few_shot", "prove.prompts", "prove.max_test_rows", "prove.max_dev_rows"),
+    *("prove.max_new_tokens", "prove.decoding", "prove.margin", "prove.significance", "prove.target_accuracy"),
+)
+OF_FILES = ("forget.regression_rows",)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Hyperparameters(Strict):
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=100)] = "auto"
+
+
+class Supervised(Strict):
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class Method(Strict):
+    """``dpo`` and ``reinforcement`` are read so that they can be refused by name."""
+
+    type: Literal["supervised", "dpo", "reinforcement"] = "supervised"
+    supervised: Supervised = Supervised()
+    dpo: dict[str, JsonValue] | None = None
+    reinforcement: dict[str, JsonValue] | None = None
+
+
+class JobRequest(Strict):
+    """``tunewright``: further settings of a run, by their dotted names."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    training_file: Annotated[str, Field(min_length=1, max_length=64)]
+    validation_file: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    suffix: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    metadata: Metadata | None = None
+    method: Method | None = None
+    hyperparameters: Hyperparameters | None = None
+    integrations: list[JsonValue] | None = None
+    tunewright: dict[str, JsonValue] | None = None
+
+    @property
+    def chosen(self) -> Hyperparameters:
+        """Those of the method, or, in old requests, of the job."""
+        if self.method is not None:
+            return self.method.supervised.hyperparameters
+        return self.hyperparameters or Hyperparameters()
+
+    def digest(self, tenant: str) -> str:
+        text = json.dumps([tenant, self.model_dump(mode="json")], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refused(request: JobRequest) -> tuple[str, str] | None:
+    """The parameter that cannot be met, and why."""
+    if request.method is not None and request.method.type != "supervised":
+        return "method.type", f"the method {request.method.type} is not supported; supervised is."
+    if request.integrations:
+        return "integrations", "integrations are not supported: the curves are in the job's events and result file."
+    for key in request.tunewright or {}:
+        allowed = key.partition(".")[0] in SECTIONS or key in SETTINGS
+        if not allowed or key in OF_FILES:
+            return f"tunewright.{key}", "this setting cannot be set by a request."
+    return None
+
+
+def config_of(request: JobRequest, model: str, training: Path, validation: Path | None) -> Config:
+    """``model``: where the base is. Raises ConfigError."""
+    chosen = request.chosen
+    words: dict[str, Any] = {"data.train": str(training), "export.to": ["adapter"], "seed": request.seed or 0}
+    if validation is not None:
+        words["data.dev"] = str(validation)
+    if chosen.n_epochs != "auto":
+        words["train.epochs"] = chosen.n_epochs
+    if chosen.batch_size != "auto":
+        words["train.batch_size"] = chosen.batch_size
+    if chosen.learning_rate_multiplier != "auto":
+        words["train.lr_multiplier"] = chosen.learning_rate_multiplier
+    settings = {**words, **(request.tunewright or {})}
+    return configuration.load(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()], model=model)

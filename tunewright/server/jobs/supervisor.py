@@ -1,0 +1,184 @@
+"""Validates, starts, follows and ends jobs: the oldest first, as many at a time as the machine has places for.
+
+The server may be killed at any moment. A job's process ends with it, and saves first. What was running is put back into
+the queue when the server starts again, and continues in its run folder; the folder's lock keeps out a process that has
+not ended yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunewright.core import programs, records
+from tunewright.core.config import Config, to_yaml
+from tunewright.core.errors import TunewrightError
+from tunewright.core.run_folder import Run, disk_errors, make_folder, write_atomic
+from tunewright.data import dataset
+from tunewright.fan.jobs import Ended, Where
+from tunewright.fan.jobs import Job as Process
+from tunewright.fan.local import Local
+from tunewright.server.jobs.follow import Follower, results_csv
+from tunewright.server.store.files import Files, OverQuota
+from tunewright.server.store.jobs import FINISHED, Job, Jobs
+
+POLL_SECONDS = 0.2
+DEATHS = 3  # without a new checkpoint between them
+WHY_STOPPED = {
+    "pause": "The job is paused; resuming it continues where it stopped",
+    "run": "The job's process ended before it was finished; it will continue where it stopped",
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where jobs are worked on. ``config_of``: the config of a job's run; raises TunewrightError."""
+
+    folder: Path
+    jobs: Jobs
+    files: Files
+    config_of: Callable[[Job], Config]
+
+    def run(self, job: Job) -> Run:
+        return Run(self.folder / job.id)
+
+
+@dataclass
+class _Running:
+    job: Job
+    attempt: int
+    process: Process
+    follower: Follower
+    step: int
+    stopping: bool = field(default=False)
+
+
+class Supervisor:
+    """``at_once``: jobs at a time; None: one for each GPU, or one."""
+
+    def __init__(self, workshop: Workshop, at_once: int | None = None) -> None:
+        self._workshop, self._jobs = workshop, workshop.jobs
+        self._local = Local(Where(on="local", at_once=at_once))
+        self._running: dict[str, _Running] = {}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        for job in self._jobs.in_state("running"):  # of a server that was killed
+            self._jobs.requeue(job, job.attempt, "The server was restarted; the job continues", job.deaths)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Running jobs save and stop; they continue when a server is started again."""
+        self._closing.set()
+        self._thread.join()
+        self._local.stop()
+        for running in self._running.values():
+            running.follower.look()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(POLL_SECONDS):
+            try:
+                self._look()
+            except Exception:  # a full disk, for example: the jobs are as they were, and are looked at again
+                log.exception("the supervisor failed; it tries again")
+
+    def _look(self) -> None:
+        for job in self._jobs.in_state("validating_files"):
+            self._validate(job)
+        self._stop_unwanted()
+        for running in self._running.values():
+            running.follower.look()
+        for ended in self._local.ended():
+            self._end(self._running.pop(ended.job.name), ended)
+        for job in self._jobs.in_state("queued"):
+            if not self._local.has_room():
+                break
+            if job.wanted == "run" and job.id not in self._running:
+                self._start(job)
+
+    def _validate(self, job: Job) -> None:
+        """Reads the rows as the run will: mistakes in them end the job before it waits for its turn."""
+        try:
+            config = self._workshop.config_of(job)
+            dataset.load(config)
+            with disk_errors(self._workshop.folder):
+                make_folder(self._workshop.folder)
+            write_atomic(self._config(job), to_yaml(config))
+        except TunewrightError as error:
+            self._jobs.finish(job, 0, "failed", f"The training file is not valid: {error}", error_json(error))
+        else:
+            self._jobs.validated(job)
+
+    def _config(self, job: Job) -> Path:
+        return self._workshop.folder / f"{job.id}.yaml"
+
+    def _start(self, job: Job) -> None:
+        attempt = self._jobs.start(job)
+        if not attempt:
+            return
+        run = self._workshop.run(job)
+        arguments = (str(self._config(job)), str(self._workshop.folder), job.id)
+        process = Process(job.id, "tunewright.server.jobs.work", arguments, run.path, steps=0, threads=0)
+        step = process.saved()
+        self._running[job.id] = _Running(job, attempt, process, Follower(self._jobs, job, run), step)
+        self._local.start(process)
+
+    def _stop_unwanted(self) -> None:
+        for running in self._running.values():
+            now = self._jobs.get(running.job.tenant, running.job.id)
+            if now is not None and now.wanted != "run" and not running.stopping:
+                running.stopping = True
+                self._local.terminate(running.process)
+
+    def _end(self, running: _Running, ended: Ended) -> None:
+        job, run = running.job, self._workshop.run(running.job)
+        running.follower.look()
+        now = self._jobs.get(job.tenant, job.id)
+        wanted = now.wanted if now is not None else "cancel"
+        if ended.status == 0:
+            tokens = records.read(run.training, records.Training).tokens
+            message = "The job has successfully completed"
+            self._finish(running, "succeeded", message, results=(tokens, self._results(job, run)))
+        elif wanted == "cancel":
+            self._finish(running, "cancelled", "The job was cancelled")
+        elif ended.killed:
+            self._killed(running, ended, wanted)
+        else:
+            error = programs.error_of(ended.status, ended.errors, str(run.path))
+            self._finish(running, "failed", f"The job failed: {error}", error_json(error))
+
+    def _killed(self, running: _Running, ended: Ended, wanted: str) -> None:
+        """Put back into the queue, unless it is killed again and again."""
+        by_itself = ended.status < 0
+        deaths = running.job.deaths + 1 if by_itself and running.process.saved() <= running.step else 0
+        if deaths >= DEATHS:
+            error = ended.lost()
+            self._finish(running, "failed", f"The job failed: {error}", error_json(error))
+            return
+        self._jobs.requeue(running.job, running.attempt, WHY_STOPPED["pause" if wanted == "pause" else "run"], deaths)
+
+    def _finish(
+        self, running: _Running, status: Any, message: str, error: Any = None, results: Any = (None, None)
+    ) -> None:
+        assert status in FINISHED
+        self._jobs.finish(running.job, running.attempt, status, message, error, results)
+
+    def _results(self, job: Job, run: Run) -> str | None:
+        try:
+            name = "step_metrics.csv"
+            return self._workshop.files.add(job.tenant, name, "fine-tune-results", results_csv(run)).id
+        except OverQuota:
+            self._jobs.event(job.id, "quota", "No room for the file of results: delete other files", "warn")
+            return None
+
+
+def error_json(error: TunewrightError) -> dict[str, Any]:
+    """As OpenAI's job has it; ``param`` names the file whose rows are wrong."""
+    param = "training_file" if error.code.startswith(("DATA_", "LABELS_", "SPLIT_")) else None
+    return {"code": error.code, "message": str(error)[:4000], "param": param}

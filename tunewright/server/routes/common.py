@@ -1,0 +1,61 @@
+"""What routes have in common: the service, the tenant, and pages of lists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Query, Request
+from fastapi.responses import Response
+
+from tunewright.server.errors import ApiError
+from tunewright.server.service import Service
+from tunewright.server.store.database import Page
+
+GONE = 499  # the client has left; nobody reads the response
+POLL_SECONDS = 0.25
+T = TypeVar("T")
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def tenant_of(request: Request) -> str:
+    """The tenant whose token the request carries: `access` middleware has looked."""
+    tenant: str | None = request.scope.get("tenant")
+    if tenant is None:
+        message = "Give the server's token as the API key (Authorization: Bearer ...)."
+        raise ApiError(401, "invalid_api_key", message)
+    return tenant
+
+
+The = Annotated[Service, Depends(service_of)]
+Tenant = Annotated[str, Depends(tenant_of)]
+After = Annotated[str | None, Query(max_length=100)]
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+def listed(page: Page, of: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """A page as OpenAI's API has it; the last id is the cursor of the next page."""
+    data = [of(row) for row in page.rows]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": data, "has_more": page.more, **ends}
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | Response:
+    """The result of ``work``, which is cancelled when the client leaves."""
+    task = asyncio.create_task(work)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=POLL_SECONDS)
+            if not task.done() and await request.is_disconnected():
+                return Response(status_code=GONE)
+        return task.result()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, ApiError):
+            await task

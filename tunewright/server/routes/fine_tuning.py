@@ -1,0 +1,116 @@
+"""/v1/fine_tuning/jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from tunewright.core.errors import TunewrightError
+from tunewright.server.errors import bad, not_found, of_error
+from tunewright.server.jobs.request import JobRequest, refused
+from tunewright.server.jobs.view import checkpoints_json, job_json
+from tunewright.server.routes.common import After, Limit, Tenant, The, listed
+from tunewright.server.service import Service, config_of_job
+from tunewright.server.store.database import now
+from tunewright.server.store.jobs import FINISHED, Job, event_json
+
+router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+REPEATED_SECONDS = 600  # a client repeats a POST by itself, without saying that it is the same
+
+
+@router.post("/jobs")
+def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> dict[str, Any]:
+    digest = request.digest(tenant)
+    retried = http.headers.get("x-stainless-retry-count", "0") != "0"
+    if retried and (job := the.jobs.repeated(tenant, digest, now() - REPEATED_SECONDS)) is not None:
+        return job_json(the, job)
+    if request.model not in the.bases:
+        names = ", ".join(the.bases)
+        raise bad(
+            "model_not_found", f"The model `{request.model[:200]}` cannot be fine-tuned here; {names} can.", "model"
+        )
+    if problem := refused(request):
+        param, message = problem
+        raise bad("unsupported_parameter", f"{param}: {message}", param)
+    for name in ("training_file", "validation_file"):
+        file_id = getattr(request, name)
+        file = the.files.get(tenant, file_id) if file_id is not None else None
+        if file_id is not None and file is None:
+            raise bad("file_not_found", f"There is no file {file_id}.", name)
+        if file is not None and file.purpose != "fine-tune":
+            raise bad("invalid_value", f"{name}: its purpose is {file.purpose}, not fine-tune.", name)
+    try:  # settings that are wrong are reported before there is a job
+        config_of_job(tenant, request, the.files, the.bases)
+    except TunewrightError as error:
+        raise of_error(error, "tunewright" if request.tunewright else None) from None
+    prefix = f"ft:{request.model}:{tenant}:{request.suffix or ''}:"
+    return job_json(the, the.jobs.add(tenant, request.model_dump(mode="json"), digest, prefix))
+
+
+@router.get("/jobs")
+def list_jobs(the: The, tenant: Tenant, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+    return listed(the.jobs.page(tenant, after, limit), lambda row: job_json(the, Job.of(row)))
+
+
+@router.get("/jobs/{job_id}")
+def get_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
+    return job_json(the, job_of(the, tenant, job_id))
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
+    job = _unfinished(the, tenant, job_id)
+    the.jobs.want(job, "cancel", "The job is being cancelled")
+    return job_json(the, job_of(the, tenant, job_id))
+
+
+@router.post("/jobs/{job_id}/pause")
+def pause_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
+    """OpenAI's client knows no status "paused": the job is in the queue, and `tunewright.paused` is true."""
+    job = _unfinished(the, tenant, job_id)
+    if not job.paused:
+        the.jobs.want(job, "pause", "The job will be paused")
+    return job_json(the, job_of(the, tenant, job_id))
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
+    job = _unfinished(the, tenant, job_id)
+    if job.wanted == "cancel":
+        raise bad("invalid_value", "The job is being cancelled.", "job_id")
+    if job.paused:
+        the.jobs.want(job, "run", "The job is resumed")
+    return job_json(the, job_of(the, tenant, job_id))
+
+
+@router.get("/jobs/{job_id}/events")
+def list_events(the: The, tenant: Tenant, job_id: str, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+    job = job_of(the, tenant, job_id)
+    return listed(the.jobs.events(job.id, after, limit), event_json)
+
+
+@router.get("/jobs/{job_id}/checkpoints")
+def list_checkpoints(the: The, tenant: Tenant, job_id: str, after: After = None, limit: Limit = 10) -> dict[str, Any]:
+    """Those that are kept, the newest first. Each can be named as a model."""
+    every = checkpoints_json(the, job_of(the, tenant, job_id))
+    ids = [c["id"] for c in every]
+    start = 0 if after is None else ids.index(after) + 1 if after in ids else len(ids)
+    data = every[start : start + limit]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": data, "has_more": start + limit < len(every), **ends}
+
+
+def job_of(the: Service, tenant: str, job_id: str) -> Job:
+    """Raises ApiError 404."""
+    job = the.jobs.get(tenant, job_id)
+    if job is None:
+        raise not_found("fine_tuning_job", job_id)
+    return job
+
+
+def _unfinished(the: Service, tenant: str, job_id: str) -> Job:
+    job = job_of(the, tenant, job_id)
+    if job.status in FINISHED:
+        raise bad("invalid_value", f"The job has ended: {job.status}.", "job_id")
+    return job

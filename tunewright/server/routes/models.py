@@ -1,0 +1,47 @@
+"""/v1/models. Names of tuned models have colons, which clients percent-encode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from tunewright.server.errors import ApiError, bad
+from tunewright.server.models import Listed
+from tunewright.server.routes.common import Tenant, The
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+@router.get("/models")
+def list_models(the: The, tenant: Tenant) -> dict[str, Any]:
+    return {"object": "list", "data": [m.to_json() for m in the.catalogue.listed(tenant)]}
+
+
+@router.get("/models/{name:path}")
+def get_model(the: The, tenant: Tenant, name: str) -> dict[str, Any]:
+    served = the.catalogue.get(tenant, name)
+    known = {m.id: m for m in the.catalogue.listed(tenant)}
+    return {
+        **known.get(name, Listed(name, 0, tenant)).to_json(),
+        "tunewright": {
+            "base": served.base.name,
+            "weights": served.fingerprint.removeprefix("fp_"),
+            "scale": served.scale if served.adapter is not None else None,
+            "instruction": served.instruction,
+        },
+    }
+
+
+@router.delete("/models/{name:path}")
+def delete_model(the: The, tenant: Tenant, name: str) -> dict[str, Any]:
+    """The model cannot be asked any more. Its job and its run folder stay."""
+    job = the.catalogue.job_of(tenant, name)
+    if job is None:
+        if name in the.catalogue.bases or name.startswith("run:"):
+            raise bad("model_not_deletable", "Only models of fine-tuning jobs can be deleted.", "model")
+        raise ApiError(404, "model_not_found", f"The model `{name[:200]}` does not exist.", "model")
+    the.jobs.delete_model(job)
+    for base in the.bases.values():
+        base.engine.forget(lambda owner: owner.tenant == tenant and owner.use.adapter is not None)
+    return {"id": name, "object": "model", "deleted": True}

@@ -1,0 +1,114 @@
+"""All parts of a running server, made once from its settings; routes are functions of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tunewright.core.config import Config
+from tunewright.core.errors import RunError
+from tunewright.core.run_folder import make_folder
+from tunewright.server.access import Tokens
+from tunewright.server.engine import base
+from tunewright.server.engine.base import Base, Dtype
+from tunewright.server.engine.engine import Limits
+from tunewright.server.jobs.request import JobRequest, config_of
+from tunewright.server.jobs.supervisor import Supervisor, Workshop
+from tunewright.server.models import Catalogue
+from tunewright.server.store.database import Database
+from tunewright.server.store.files import Files
+from tunewright.server.store.jobs import Job, Jobs
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``home``: where the server keeps everything. ``models``: bases, as `model` of a config names them. ``runs``: the
+    folder of `tunewright run`, whose runs the default tenant can ask. ``hosts``: names under which the server may be
+    reached, besides those of this machine. ``quota``: bytes of a tenant's files; ``largest``: of a request."""
+
+    home: Path
+    models: tuple[str, ...] = ("smollm2-135m",)
+    runs: Path | None = None
+    dtype: Dtype = "auto"
+    limits: Limits = field(default_factory=Limits)
+    hosts: tuple[str, ...] = ()
+    quota: int = 10 << 30
+    largest: int = 512 << 20
+    jobs_at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    settings: Settings
+    database: Database
+    tokens: Tokens
+    files: Files
+    jobs: Jobs
+    bases: Mapping[str, Base]
+    catalogue: Catalogue
+    workshop: Workshop
+    supervisor: Supervisor
+    lock: object
+
+    def close(self) -> None:
+        """Jobs save and stop, requests that are not finished fail."""
+        self.supervisor.close()
+        for each in self.bases.values():
+            each.engine.close()
+        self.database.close()
+        self.lock.release()  # type: ignore[attr-defined]
+
+
+def open_service(settings: Settings) -> Service:
+    """Loads the bases and continues the jobs. Raises RUN_LOCKED while another server has this home, MODEL_*."""
+    make_folder(settings.home)
+    lock = _locked(settings.home)
+    database = Database(settings.home / "server.db")
+    files, jobs = Files(database, settings.home / "files", settings.quota), Jobs(database)
+    bases: dict[str, Base] = {}
+    for setting in settings.models:
+        loaded = base.load(setting, settings.dtype, settings.limits)
+        bases[loaded.name] = loaded
+
+    def config(job: Job) -> Config:
+        return config_of_job(job.tenant, JobRequest.model_validate(job.request), files, bases)
+
+    workshop = Workshop(settings.home / "runs", jobs, files, config)
+    catalogue = Catalogue(bases, jobs, workshop.folder, settings.runs)
+    supervisor = Supervisor(workshop, settings.jobs_at_once)
+    tokens = Tokens(settings.home / "tokens")
+    supervisor.start()
+    return Service(settings, database, tokens, files, jobs, bases, catalogue, workshop, supervisor, lock)
+
+
+def config_of_job(tenant: str, request: JobRequest, files: Files, bases: Mapping[str, Base]) -> Config:
+    """Raises ConfigError, and RUN_NOT_FOUND if a file of the job has been removed."""
+    paths: list[Path | None] = []
+    for file_id in (request.training_file, request.validation_file):
+        file = files.get(tenant, file_id) if file_id is not None else None
+        if file_id is not None and file is None:
+            raise RunError("RUN_NOT_FOUND", f"there is no file {file_id}.", where=file_id, fix="upload it again.")
+        paths.append(files.path(file) if file is not None else None)
+    training, validation = paths
+    assert training is not None
+    return config_of(request, bases[request.model].setting, training, validation)
+
+
+def _locked(home: Path) -> object:
+    """One server for each home. The lock ends with the process, however it ends."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(home / ".lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = home / ".owner"
+        who = f"process {owner.read_text(encoding='utf-8')}" if owner.exists() else "another process"
+        fix = "stop it, or choose another --home."
+        raise RunError("RUN_LOCKED", f"{who} serves this folder.", where=str(home), fix=fix) from None
+    (home / ".owner").write_text(str(os.getpid()), encoding="utf-8")
+    return lock

@@ -1,0 +1,170 @@
+"""Files that tenants upload, and those that jobs and batches leave for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from tunewright.core.run_folder import make_folder, private, sync_folder
+from tunewright.server.store.database import Database, Page, new_id, now
+
+PIECE = 1 << 20
+ENDS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
+
+
+class OverQuota(Exception):
+    """``most``: bytes that a tenant's files may have together."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"at most {most} bytes")
+        self.most = most
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """``parent``: the file that this one was made from, by editing its rows."""
+
+    id: str
+    tenant: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    created_at: int
+    expires_at: int | None = None
+    parent: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As OpenAI's API has it; ``status`` is deprecated there, and required by its clients."""
+        return {
+            "id": self.id,
+            "object": "file",
+            "bytes": self.bytes,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "status": "processed",
+            "tunewright": {"sha256": self.sha256, "parent": self.parent},
+        }
+
+
+def of_row(row: sqlite3.Row) -> StoredFile:
+    return StoredFile(**{k: row[k] for k in row.keys() if k != "seq"})  # noqa: SIM118
+
+
+class Files:
+    """``quota``: bytes of a tenant's files, and parts of uploads, together."""
+
+    def __init__(self, database: Database, folder: Path, quota: int) -> None:
+        self._database, self._folder, self._quota = database, folder, quota
+        make_folder(folder)
+        for leftover in folder.glob(".*"):  # of a server that was killed while it received them
+            leftover.unlink()
+
+    def path(self, file: StoredFile) -> Path:
+        """Its content. The end of the name says how rows are read."""
+        return self._folder / _stored_name(file.id, file.filename)
+
+    def part(self, part: str) -> Path:
+        return self._folder / part
+
+    def room(self, tenant: str) -> int:
+        """Bytes that the tenant may still store."""
+        of_files = "SELECT COALESCE(SUM(bytes), 0) AS n FROM files WHERE tenant = ?"
+        of_parts = """SELECT COALESCE(SUM(p.bytes), 0) AS n FROM parts p JOIN uploads u ON p.upload = u.id
+                      WHERE u.tenant = ? AND u.status = 'pending'"""
+        used: int = sum(row["n"] for sql in (of_files, of_parts) for row in self._database.rows(sql, tenant))
+        return max(0, self._quota - used)
+
+    def add(
+        self,
+        tenant: str,
+        filename: str,
+        purpose: str,
+        content: BinaryIO | bytes,
+        seconds: int | None = None,
+        parent: str | None = None,
+    ) -> StoredFile:
+        """Raises OverQuota, OSError. ``seconds``: until it expires."""
+        file_id, created = new_id("file-"), now()
+        size, sha256 = self.write(_stored_name(file_id, filename), content, self.room(tenant))
+        expires = created + seconds if seconds else None
+        file = StoredFile(file_id, tenant, filename, purpose, size, sha256, created, expires, parent)
+        self.insert(file)
+        return file
+
+    def insert(self, file: StoredFile) -> None:
+        """The record of a file whose content is in its place."""
+        self._database.change(
+            "INSERT INTO files (id, tenant, filename, purpose, bytes, sha256, created_at, expires_at, parent)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *(getattr(file, name) for name in StoredFile.__dataclass_fields__),
+        )
+
+    def write(self, name: str, content: BinaryIO | bytes | Iterable[bytes], most: int) -> tuple[int, str]:
+        """Bytes and hash of the content, in a file that is complete or absent. Raises OverQuota, OSError."""
+        temporary, digest, size = self._folder / f".{name}", hashlib.sha256(), 0
+        try:
+            with open(temporary, "xb", opener=private) as out:
+                for piece in _pieces(content):
+                    size += len(piece)
+                    if size > most:
+                        raise OverQuota(self._quota)
+                    digest.update(piece)
+                    out.write(piece)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.rename(self._folder / name)
+            sync_folder(self._folder)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return size, digest.hexdigest()
+
+    def get(self, tenant: str, file_id: str) -> StoredFile | None:
+        row = self._database.row("SELECT * FROM files WHERE id = ? AND tenant = ?", file_id, tenant)
+        return of_row(row) if row is not None else None
+
+    def page(self, tenant: str, purpose: str | None, after: str | None, limit: int, newest_first: bool) -> Page:
+        where = {"tenant": tenant} | ({"purpose": purpose} if purpose else {})
+        return self._database.page("files", where, after, limit, newest_first)
+
+    def remove(self, file: StoredFile) -> None:
+        self._database.change("DELETE FROM files WHERE id = ?", file.id)
+        self.path(file).unlink(missing_ok=True)
+
+    def remove_expired(self) -> None:
+        for row in self._database.rows("SELECT * FROM files WHERE expires_at <= ?", now()):
+            self.remove(of_row(row))
+        for row in self._database.rows("SELECT id FROM uploads WHERE status = 'pending' AND expires_at <= ?", now()):
+            self._database.change("UPDATE uploads SET status = 'expired' WHERE id = ?", row["id"])
+            self.remove_parts(row["id"])
+
+    def remove_parts(self, upload: str) -> None:
+        for row in self._database.rows("SELECT id FROM parts WHERE upload = ?", upload):
+            self.part(row["id"]).unlink(missing_ok=True)
+        self._database.change("DELETE FROM parts WHERE upload = ?", upload)
+
+    def free(self) -> int:
+        """Bytes of the disk."""
+        return shutil.disk_usage(self._folder).free
+
+
+def _stored_name(file_id: str, filename: str) -> str:
+    end = PurePosixPath(filename).suffix.lower()
+    return file_id + (end if end in ENDS else ".jsonl")
+
+
+def _pieces(content: BinaryIO | bytes | Iterable[bytes]) -> Iterable[bytes]:
+    if isinstance(content, bytes):
+        return [content]
+    if hasattr(content, "read"):
+        return iter(lambda: content.read(PIECE), b"")
+    return content
