@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tunewright import __version__
 from tunewright.core.errors import TunewrightError
 from tunewright.server.errors import ApiError, not_found, of_error, of_validation
-from tunewright.server.routes import chat, files, fine_tuning, models, operations
+from tunewright.server.routes import batches, chat, files, fine_tuning, models, operations, responses
 from tunewright.server.service import LOCAL_HOSTS, Service
 from tunewright.server.store.database import new_id
 
@@ -34,9 +35,10 @@ def create_app(service: Service) -> FastAPI:
         description="The OpenAI protocol, from the upload of rows to answers of the tuned model.",
         docs_url=None,
         redoc_url=None,
+        lifespan=_lifespan,
     )
     app.state.service = service
-    for router in (files.router, fine_tuning.router, models.router, chat.router, operations.router):
+    for router in (module.router for module in (files, fine_tuning, models, chat, responses, batches, operations)):
         app.include_router(router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(TunewrightError, _on_our_error)
@@ -45,6 +47,13 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(OSError, _on_os_error)
     app.add_middleware(Gate, service=service)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    async with service.batch_runner.running():
+        yield
 
 
 class Gate:

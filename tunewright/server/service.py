@@ -11,12 +11,15 @@ from tunewright.core.config import Config
 from tunewright.core.errors import RunError
 from tunewright.core.run_folder import make_folder
 from tunewright.server.access import Tokens
+from tunewright.server.chat.batches import BatchRunner
 from tunewright.server.engine import base
 from tunewright.server.engine.base import Base, Dtype
 from tunewright.server.engine.engine import Limits
 from tunewright.server.jobs.request import JobRequest, config_of
 from tunewright.server.jobs.supervisor import Supervisor, Workshop
 from tunewright.server.models import Catalogue
+from tunewright.server.store.batches import Batches
+from tunewright.server.store.completions import Completions
 from tunewright.server.store.database import Database
 from tunewright.server.store.files import Files
 from tunewright.server.store.jobs import Job, Jobs
@@ -48,6 +51,9 @@ class Service:
     tokens: Tokens
     files: Files
     jobs: Jobs
+    completions: Completions
+    batches: Batches
+    batch_runner: BatchRunner
     bases: Mapping[str, Base]
     catalogue: Catalogue
     workshop: Workshop
@@ -82,7 +88,22 @@ def open_service(settings: Settings) -> Service:
     supervisor = Supervisor(workshop, settings.jobs_at_once)
     tokens = Tokens(settings.home / "tokens")
     supervisor.start()
-    return Service(settings, database, tokens, files, jobs, bases, catalogue, workshop, supervisor, lock)
+    batches = Batches(database)
+    return Service(
+        settings=settings,
+        database=database,
+        tokens=tokens,
+        files=files,
+        jobs=jobs,
+        completions=Completions(database),
+        batches=batches,
+        batch_runner=BatchRunner(batches, files, catalogue, settings.home / "batches"),
+        bases=bases,
+        catalogue=catalogue,
+        workshop=workshop,
+        supervisor=supervisor,
+        lock=lock,
+    )
 
 
 def config_of_job(tenant: str, request: JobRequest, files: Files, bases: Mapping[str, Base]) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunewright.data.messages import Message
@@ -21,12 +21,14 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class Reply:
-    """The reply to one request: what all its objects have in common. ``with_ids``: whether token ids are shown."""
+    """The reply to one request: what all its objects have in common. ``with_ids``: whether token ids are shown;
+    ``done``: answers that a stream has given out to their end."""
 
     asked: Asked
     id: str
     created: int
     with_ids: bool
+    done: list[Answer] = field(default_factory=list)
 
     @classmethod
     def to(cls, asked: Asked, prefix: str, with_ids: bool | None) -> Reply:
@@ -59,7 +61,7 @@ class Reply:
 
     async def chat_stream(self, with_usage: bool) -> AsyncGenerator[bytes, None]:
         """Server-sent events. An error in the middle is an event, too, and the last one."""
-        begun, done = set[int](), list[Answer]()
+        begun, done = set[int](), self.done
 
         def chunk(index: int, delta: dict[str, Any], reason: str | None, logprobs: Any) -> bytes:
             choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}

@@ -1,0 +1,60 @@
+"""/v1/batches."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from tunewright.server.errors import bad, not_found
+from tunewright.server.jobs.request import Metadata
+from tunewright.server.routes.common import After, Limit, Tenant, The, listed
+from tunewright.server.routes.files import file_of
+from tunewright.server.service import Service
+from tunewright.server.store.batches import FINISHED, Batch
+
+router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+
+class BatchRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input_file_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+    completion_window: Literal["24h"]
+    metadata: Metadata | None = None
+
+
+@router.post("")
+def create_batch(the: The, tenant: Tenant, request: BatchRequest) -> dict[str, Any]:
+    if file_of(the, tenant, request.input_file_id).purpose != "batch":
+        raise bad("invalid_value", "input_file_id: its purpose is not batch.", "input_file_id")
+    return the.batches.add(tenant, request.model_dump(mode="json")).to_json()
+
+
+@router.get("")
+def list_batches(the: The, tenant: Tenant, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+    return listed(the.batches.page(tenant, after, limit), lambda row: Batch.of(row).to_json())
+
+
+@router.get("/{batch_id}")
+def get_batch(the: The, tenant: Tenant, batch_id: str) -> dict[str, Any]:
+    return _batch(the, tenant, batch_id).to_json()
+
+
+@router.post("/{batch_id}/cancel")
+def cancel_batch(the: The, tenant: Tenant, batch_id: str) -> dict[str, Any]:
+    """Lines that are being answered are still answered."""
+    batch = _batch(the, tenant, batch_id)
+    if batch.status in FINISHED:
+        raise bad("invalid_value", f"The batch has ended: {batch.status}.", "batch_id")
+    the.batches.become(batch, "cancelling")
+    return _batch(the, tenant, batch_id).to_json()
+
+
+def _batch(the: Service, tenant: str, batch_id: str) -> Batch:
+    batch = the.batches.get(tenant, batch_id)
+    if batch is None:
+        raise not_found("batch", batch_id)
+    return batch
