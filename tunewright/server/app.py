@@ -18,13 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tunewright import __version__
 from tunewright.core.errors import TunewrightError
 from tunewright.server.errors import ApiError, not_found, of_error, of_validation
-from tunewright.server.routes import batches, chat, files, fine_tuning, models, operations, responses
+from tunewright.server.routes import batches, chat, datasets, files, fine_tuning, models, operations, responses
 from tunewright.server.service import LOCAL_HOSTS, Service
 from tunewright.server.store.database import new_id
 
 log = logging.getLogger("tunewright.server")
 # What OpenAI has and this server has not: 501, so that a client can tell it from a wrong path.
 ABSENT = ("/v1/evals", "/v1/embeddings", "/v1/moderations", "/v1/images", "/v1/audio", "/v1/assistants", "/v1/threads")
+ROUTES = (files, fine_tuning, models, chat, responses, batches, datasets, operations)
 HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
 
 
@@ -38,8 +39,8 @@ def create_app(service: Service) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.service = service
-    for router in (module.router for module in (files, fine_tuning, models, chat, responses, batches, operations)):
-        app.include_router(router)
+    for module in ROUTES:
+        app.include_router(module.router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(TunewrightError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

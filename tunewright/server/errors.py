@@ -6,11 +6,15 @@ so every error says whether repeating it can help.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from tunewright.core.errors import TunewrightError
 
+PLAIN = re.compile(
+    r"(?!constrained-|literal|function-)[\w\[\]-]+(?<!\])|expires_after\[\w+\]"
+)
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 
 
@@ -49,10 +53,15 @@ def of_error(error: TunewrightError, param: str | None = None) -> ApiError:
 
 
 def of_validation(problems: Sequence[Any]) -> ApiError:
-    """pydantic's problems: the first one, with its place."""
-    first = problems[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(place) or None
+    """pydantic's problems: the most telling one, with its place. Of a value that may have several types, there is a
+    problem for each; that it is not of one type says less than what is wrong with it as another."""
+
+    def tells(problem: Any) -> tuple[bool, int]:
+        return not problem["type"].endswith(("_type", "literal_error")), len(problem["loc"])
+
+    first = max(problems, key=tells)
+    names = (str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    param = ".".join(name for name in names if PLAIN.fullmatch(name)) or None
     code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
         first["type"], "invalid_value"
     )

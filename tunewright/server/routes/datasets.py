@@ -1,0 +1,41 @@
+"""Paths of tunewright's own: rows from stored chats."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict
+
+from tunewright.server.errors import ApiError, bad
+from tunewright.server.jobs.request import Metadata
+from tunewright.server.routes.common import Tenant, The
+from tunewright.server.store.completions import training_row
+from tunewright.server.store.files import OverQuota
+
+router = APIRouter(prefix="/tunewright", tags=["tunewright"])
+MOST_ROWS = 100_000
+
+
+class FromCompletions(BaseModel):
+    """Which stored chats: of a model, with values of metadata."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None
+    metadata: Metadata | None = None
+    filename: str = "stored-chats.jsonl"
+
+
+@router.post("/files/from_completions")
+def from_completions(the: The, tenant: Tenant, request: FromCompletions) -> dict[str, Any]:
+    """A file of training rows, whose answers are those that were given."""
+    page = the.completions.page(tenant, (request.model, request.metadata or {}), None, MOST_ROWS, newest_first=False)
+    if not page.rows:
+        raise bad("no_rows", "No stored chat matches.", "metadata")
+    lines = (json.dumps(training_row(row), ensure_ascii=False) + "\n" for row in page.rows)
+    try:
+        return the.files.add(tenant, request.filename, "fine-tune", "".join(lines).encode()).to_json()
+    except OverQuota as error:
+        raise ApiError(413, "quota_exceeded", f"At most {error.most >> 20} MiB of files.", None) from None
