@@ -91,7 +91,8 @@ def _announced() -> type:
             await super().startup(sockets)  # type: ignore[arg-type]
             if self.servers:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
-                typer.echo(f"base_url  http://{host}:{port}/v1\napi_key   {self._token}")
+                url = f"http://{host}:{port}"
+                typer.echo(f"base_url   {url}/v1\napi_key    {self._token}\ndashboard  {url}/?token={self._token}")
                 sys.stdout.flush()
 
     return Announced

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
+from jinja2 import BaseLoader, Environment, PackageLoader, StrictUndefined, Undefined
 
 from tunewright.core.pii import masked
 from tunewright.data.metrics import METRICS
@@ -19,8 +19,13 @@ def render(template: str, **values: object) -> str:
 
 @functools.cache
 def _environment() -> Environment:
+    return environment(PackageLoader("tunewright.report"))
+
+
+def environment(loader: BaseLoader) -> Environment:
+    """Of pages that have these formats of numbers."""
     environment = Environment(
-        loader=PackageLoader("tunewright.report"),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -21,12 +21,14 @@ from tunewright.server.errors import ApiError, not_found, of_error, of_validatio
 from tunewright.server.routes import batches, chat, datasets, files, fine_tuning, models, operations, responses
 from tunewright.server.service import LOCAL_HOSTS, Service
 from tunewright.server.store.database import new_id
+from tunewright.server.web import data, home, jobs, playground
+from tunewright.server.web.pages import LoginNeeded, see
 
 log = logging.getLogger("tunewright.server")
 # What OpenAI has and this server has not: 501, so that a client can tell it from a wrong path.
 ABSENT = ("/v1/evals", "/v1/embeddings", "/v1/moderations", "/v1/images", "/v1/audio", "/v1/assistants", "/v1/threads")
-ROUTES = (files, fine_tuning, models, chat, responses, batches, datasets, operations)
-HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
+ROUTES = (files, fine_tuning, models, chat, responses, batches, datasets, operations, home, jobs, data, playground)
+HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin", "cache-control": "no-store"}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -42,6 +44,7 @@ def create_app(service: Service) -> FastAPI:
     for module in ROUTES:
         app.include_router(module.router)
     app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(LoginNeeded, lambda *_: see("/login"))
     app.add_exception_handler(TunewrightError, _on_our_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

@@ -12,9 +12,7 @@ from typing import Any
 
 from tunewright.core.errors import TunewrightError
 
-PLAIN = re.compile(
-    r"(?!constrained-|literal|function-)[\w\[\]-]+(?<!\])|expires_after\[\w+\]"
-)
+PLAIN = re.compile(r"(?!constrained-|literal|function-)[\w\[\]-]+(?<!\])|expires_after\[\w+\]")
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
 
 

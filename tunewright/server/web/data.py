@@ -1,0 +1,179 @@
+"""The pages of data: what the audit says before a job is started, rows as the model sees them, and a new file without
+or with other rows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Query, Request, UploadFile
+from fastapi.responses import Response
+
+from tunewright.core import config as configuration
+from tunewright.core.errors import TunewrightError
+from tunewright.core.records import Audit
+from tunewright.data import dataset
+from tunewright.data.dataset import Dataset
+from tunewright.methods import METHODS
+from tunewright.server.engine.base import Base
+from tunewright.server.errors import ApiError, bad
+from tunewright.server.jobs.request import JobRequest
+from tunewright.server.routes import datasets, files, fine_tuning
+from tunewright.server.routes.common import The
+from tunewright.server.service import Service
+from tunewright.server.store.files import OverQuota, StoredFile, of_row
+from tunewright.server.web.pages import Visitor, see, shown
+from tunewright.tokens.sequences import flat
+from tunewright.tokens.template import for_rows
+
+router = APIRouter(include_in_schema=False)
+PAGE = 10  # rows
+MOST_TOKENS = 2000  # of a row that are shown
+MOST_LISTED = 200
+
+
+@router.get("/data")
+def data_page(the: The, tenant: Visitor) -> Response:
+    rows = the.files.page(tenant, "fine-tune", None, MOST_LISTED, newest_first=True).rows
+    stored = the.completions.page(tenant, (None, {}), None, 1, newest_first=True).rows
+    return shown("data.html.j2", tenant, "data", {"files": [of_row(row) for row in rows], "stored": bool(stored)})
+
+
+@router.post("/data")
+def upload(the: The, tenant: Visitor, file: UploadFile) -> Response:
+    made = files.create_file(the, tenant, file, "fine-tune")
+    return see(f"/data/{made['id']}")
+
+
+@router.post("/data/from-stored")
+def from_stored(the: The, tenant: Visitor) -> Response:
+    made = datasets.from_completions(the, tenant, datasets.FromCompletions())
+    return see(f"/data/{made['id']}")
+
+
+@router.get("/data/{file_id}")
+def file_page(
+    the: The, tenant: Visitor, file_id: str, start: Annotated[int, Query(ge=0, le=10**9)] = 0, flagged: bool = False
+) -> Response:
+    file = files.file_of(the, tenant, file_id)
+    base = next(iter(the.bases.values()))
+    common = {"file": file, "bases": list(the.bases), "editable": _editable(file)}
+    try:
+        data = dataset.load(_config(the, file))
+        audit = Audit.model_validate(data.audit_json(), strict=False)
+    except TunewrightError as error:
+        problems = [str(p) for p in error.problems[:50]]
+        return shown("file.html.j2", tenant, "data", {**common, "audit": None, "problems": problems})
+    reasons = _reasons(audit)
+    chosen = sorted(reasons) if flagged else range(len(data.examples))
+    rows = [_row(data, base, i, reasons.get(i, [])) for i in itertools.islice(chosen, start, start + PAGE)]
+    more = start + PAGE if start + PAGE < len(chosen) else None
+    of_rows = {"rows": rows, "more": more, "start": start, "flagged": flagged, "flags": len(reasons)}
+    return shown("file.html.j2", tenant, "data", {**common, **of_rows, "audit": audit, "problems": []})
+
+
+def _config(the: Service, file: StoredFile) -> configuration.Config:
+    return configuration.load(None, [f"data.train={json.dumps(str(the.files.path(file)))}"])
+
+
+def _editable(file: StoredFile) -> bool:
+    """Whether a row is a line."""
+    return not file.filename.lower().endswith((".csv", ".json", ".parquet"))
+
+
+def _reasons(audit: Audit) -> dict[int, list[str]]:
+    """Why rows are flagged."""
+    reasons: dict[int, list[str]] = {}
+    for finding in audit.findings:
+        if finding.level != "notice":
+            for row in finding.rows:
+                reasons.setdefault(row, []).append(finding.message)
+    for suspect in audit.suspects:
+        message = f"the label {suspect.given!r} looks wrong: more likely {suspect.predicted!r}"
+        reasons.setdefault(suspect.row, []).append(message)
+    return reasons
+
+
+def _row(data: Dataset, base: Base, row: int, reasons: list[str]) -> dict[str, Any]:
+    """A row as the model sees it: its text in pieces, of which the targets are marked."""
+    example = data.examples[row]
+    shown: dict[str, Any] = {
+        "number": row,
+        "line": int(example.where.rpartition(":")[2]) if example.where.rpartition(":")[2].isdigit() else None,
+        "side": data.sides[row],
+        "reasons": reasons,
+    }
+    try:
+        template = for_rows(base.template, data.examples)
+        sequences = flat(METHODS["sft"].prepare(template, example, row, base.facts.context))
+    except TunewrightError as error:
+        return {**shown, "pieces": [], "tokens": 0, "targets": 0, "problem": str(error)}
+    ids, weights = sequences[0].ids[:MOST_TOKENS], sequences[0].weights
+    pieces = []
+    for is_target, group in itertools.groupby(zip(ids, weights, strict=False), key=lambda pair: bool(pair[1])):
+        pieces.append((is_target, template.tokenizer.decode([token for token, _ in group])))
+    tokens, targets = sum(len(s.ids) for s in sequences), sum(s.supervised for s in sequences)
+    return {**shown, "pieces": pieces, "tokens": tokens, "targets": targets, "problem": ""}
+
+
+@router.post("/data/{file_id}/rows")
+async def edit(the: The, tenant: Visitor, http: Request, file_id: str) -> Response:
+    """A new file, without the rows of `drop` and with the text of `row-LINE` in place of that line. The old file stays;
+    the new one names it."""
+    file = files.file_of(the, tenant, file_id)
+    if not _editable(file):
+        raise bad("invalid_value", "Only files with a row on each line can be edited here.", "file")
+    async with http.form(max_fields=4 * PAGE) as form:
+        dropped = {int(str(line)) for line in form.getlist("drop") if str(line).isdigit()}
+        texts = {key.removeprefix("row-"): str(text) for key, text in form.items() if key.startswith("row-")}
+    changed = {int(line): text for line, text in texts.items() if line.isdigit()}
+    lines = the.files.path(file).read_bytes().split(b"\n")
+    for line, text in changed.items():
+        if 1 <= line <= len(lines) and line not in dropped and text.strip().encode() != lines[line - 1].strip():
+            lines[line - 1] = _one_line(text, line)
+    kept = [text for number, text in enumerate(lines, 1) if number not in dropped]
+    try:
+        made = the.files.add(tenant, file.filename, "fine-tune", b"\n".join(kept), parent=file.id)
+    except OverQuota as error:
+        raise ApiError(413, "quota_exceeded", f"At most {error.most >> 20} MiB of files.") from None
+    return see(f"/data/{made.id}")
+
+
+def _one_line(text: str, line: int) -> bytes:
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except ValueError as error:
+        raise bad("invalid_value", f"Line {line} is not valid JSON: {error}", f"row-{line}") from None
+
+
+@router.get("/data/{file_id}/lines/{line}")
+def line_text(the: The, tenant: Visitor, file_id: str, line: int) -> Response:
+    """A line as it is in the file, for the form that edits it."""
+    file = files.file_of(the, tenant, file_id)
+    lines = the.files.path(file).read_bytes().split(b"\n") if _editable(file) else []
+    text = lines[line - 1].decode("utf-8", "replace") if 1 <= line <= len(lines) else ""
+    return shown("line.html.j2", tenant, "data", {"line": line, "text": text})
+
+
+@router.post("/data/{file_id}/job")
+def start_job(
+    the: The,
+    tenant: Visitor,
+    http: Request,
+    file_id: str,
+    model: Annotated[str, Form(max_length=200)],
+    suffix: Annotated[str, Form(max_length=64)] = "",
+    evidence: Annotated[str, Form(max_length=20)] = "standard",
+) -> Response:
+    try:
+        request = JobRequest(
+            model=model,
+            training_file=file_id,
+            suffix=suffix.strip() or None,
+            tunewright={"prove.evidence": evidence},
+        )
+    except ValueError:
+        raise bad("invalid_value", "A suffix has letters, digits, dots, dashes and underscores.", "suffix") from None
+    made = fine_tuning.create_job(the, tenant, http, request)
+    return see(f"/jobs/{made['id']}")
