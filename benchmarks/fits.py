@@ -12,7 +12,7 @@ from typing import Literal
 from tunewright.model.facts import Facts
 from tunewright.model.frozen import nf4
 from tunewright.train import planning
-from tunewright.train.planning import RowStats
+from tunewright.train.recipe import RowStats
 
 GUIDE = Path(__file__).parent.parent / "docs" / "guide-scale.md"
 TOKENS = 4096  # of a pass

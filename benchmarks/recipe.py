@@ -43,7 +43,7 @@ from tunewright.runtime.answers import Answers
 from tunewright.runtime.models import Models
 from tunewright.tokens.sequences import flat
 from tunewright.train import loop, planning
-from tunewright.train.planning import RowStats
+from tunewright.train.recipe import RowStats
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent / "build" / "recipe"

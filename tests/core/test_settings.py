@@ -29,6 +29,7 @@ from tunewright.stages.probes import paired
 from tunewright.system import machine
 from tunewright.tokens.packing import step_rows
 from tunewright.train import planning
+from tunewright.train.recipe import RowStats
 
 Folder = Callable[[str], Path]
 BASE = {"threads": 1, "train.dtype": "float32", "train.batch_size": 4, "data.train": "labels.csv"}
@@ -74,6 +75,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.tokens_per_pass": (64, {}),
     "train.max_length": (100, {}),
     "train.lr": (0.1, {}),
+    "train.lr_multiplier": (2.0, {}),
     "train.schedule": ("linear", {}),
     "train.warmup": (0.5, {}),
     "train.weight_decay": (0.1, {}),
@@ -200,7 +202,7 @@ def _observed(asked: Config, root: Path, known: dict[str, Facts]) -> str:
         patch.setattr(machine, "measure", hardware)
         gathered = inputs.gather(asked, run, data)
     setup: Any = SimpleNamespace(context=SimpleNamespace(data=data, config=asked), inputs=gathered)
-    train, sizes = gathered.rows["train"], planning.RowStats.of(gathered.rows["train"])
+    train, sizes = gathered.rows["train"], RowStats.of(gathered.rows["train"])
     task = data.task.kind.name
     made = planning.make_plan(asked, gathered.facts, sizes, gathered.machine, task, gathered.max_new_tokens)
     return json.dumps(

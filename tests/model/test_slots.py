@@ -13,8 +13,8 @@ from tunewright.core.config import AdapterConfig
 from tunewright.model import adapters
 from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.decoding.slots import Slots
+from tunewright.model.decoding.stack import BASE, Use
 from tunewright.model.language_model import LanguageModel
-from tunewright.model.stack import BASE, Use
 
 FAMILY: dict[str, dict[str, Any]] = {
     "llama": {},

@@ -24,7 +24,7 @@ JSON = {"content-type": "application/json"}
 HELLO: list[Any] = [{"role": "user", "content": "item 3: red by the dog"}]
 
 
-def said(completion: Any) -> str:
+def text_of(completion: Any) -> str:
     return str(completion.choices[0].message.content)
 
 
@@ -106,11 +106,11 @@ def test_served_equals_chat(server: Running, trained: Any) -> None:
     for text in texts:
         messages: Any = [{"role": "user", "content": text}]
         answer = client.chat.completions.create(model=trained.fine_tuned_model, messages=messages, max_tokens=40)
-        assert said(answer) == runtime.answer(tuned, text, max_new_tokens=40)
+        assert text_of(answer) == runtime.answer(tuned, text, max_new_tokens=40)
     given = {"messages": HELLO, "max_tokens": 40}
     name = trained.fine_tuned_model
     base, whole, none, half = (
-        said(client.chat.completions.create(model=model, **given))
+        text_of(client.chat.completions.create(model=model, **given))
         for model in (server.model, name, f"{name}@0", f"{name}@0.5")
     )
     assert base == none != whole
@@ -125,8 +125,8 @@ def test_checkpoints_can_be_asked(server: Running, trained: Any) -> None:
     assert [c.step_number for c in steps] == [6, 3]
     assert steps[0].metrics.train_loss is not None
     names = [c.fine_tuned_model_checkpoint for c in steps]
-    answers = [said(client.chat.completions.create(model=n, messages=HELLO, max_tokens=30)) for n in names]
-    assert answers[0] == said(
+    answers = [text_of(client.chat.completions.create(model=n, messages=HELLO, max_tokens=30)) for n in names]
+    assert answers[0] == text_of(
         client.chat.completions.create(model=trained.fine_tuned_model, messages=HELLO, max_tokens=30)
     )
     with pytest.raises(openai.NotFoundError):
@@ -164,11 +164,11 @@ def test_a_stream_is_the_answer_in_pieces(server: Running) -> None:
 def test_a_stop_string_ends_the_answer_before_it(server: Running) -> None:
     client = server.client()
     given: Any = {"model": server.model, "messages": HELLO, "max_tokens": 50}
-    whole = said(client.chat.completions.create(**given))
+    whole = text_of(client.chat.completions.create(**given))
     stop = whole[10:13]
     expected = whole[: whole.index(stop)]
     cut = client.chat.completions.create(**given, stop=[stop, "never"])
-    assert (said(cut), cut.choices[0].finish_reason) == (expected, "stop")
+    assert (text_of(cut), cut.choices[0].finish_reason) == (expected, "stop")
     streamed = client.chat.completions.create(**given, stop=stop, stream=True)
     assert "".join(c.choices[0].delta.content or "" for c in streamed if c.choices) == expected
 
@@ -191,14 +191,14 @@ def test_a_schema_is_enforced_and_what_cannot_be_is_refused(server: Running, tra
         given: Any = {"model": model, "messages": HELLO, "response_format": form(SCHEMA), "max_tokens": 200}
         answer = client.chat.completions.create(**given)
         assert answer.choices[0].finish_reason == "stop"
-        jsonschema.validate(json.loads(said(answer)), SCHEMA)
+        jsonschema.validate(json.loads(text_of(answer)), SCHEMA)
     bad = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=server.model, messages=HELLO, response_format=form(bad))
     assert caught.value.param == "response_format.json_schema.schema/properties/a/uniqueItems"
     loose: Any = {"response_format": {"type": "json_object"}, "max_tokens": 400, "temperature": 1, "seed": 1}
     free = client.chat.completions.create(model=server.model, messages=HELLO, **loose)
-    assert free.choices[0].finish_reason == "length" or isinstance(json.loads(said(free)), dict)
+    assert free.choices[0].finish_reason == "length" or isinstance(json.loads(text_of(free)), dict)
 
 
 def test_completions(server: Running) -> None:
@@ -220,7 +220,7 @@ def test_completions(server: Running) -> None:
 
 def test_responses(server: Running) -> None:
     client = server.client()
-    chat = said(client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=30))
+    chat = text_of(client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=30))
     response = client.responses.create(model=server.model, input=HELLO[0]["content"], max_output_tokens=30)
     assert response.output_text == chat
     assert (response.status, response.store) == ("incomplete", False)
@@ -252,14 +252,14 @@ def test_stored_chats_become_rows(server: Running) -> None:
     client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=9)
     assert [c.id for c in client.chat.completions.list()] == [kept.id, streamed]
     assert [c.id for c in client.chat.completions.list(metadata={"kind": "keep"})] == [kept.id]
-    assert said(client.chat.completions.retrieve(streamed)) == said(kept)
+    assert text_of(client.chat.completions.retrieve(streamed)) == text_of(kept)
     assert [m.content for m in client.chat.completions.messages.list(kept.id)] == [HELLO[0]["content"]]
     client.chat.completions.update(kept.id, metadata={"kind": "other"})
     assert not list(client.chat.completions.list(metadata={"kind": "keep"}))
     with server.http() as http:
         made = http.post("/tunewright/files/from_completions", json={"metadata": {"kind": "other"}}).json()
     (row,) = [json.loads(line) for line in client.files.content(made["id"]).text.splitlines()]
-    assert row["messages"] == [*HELLO, {"role": "assistant", "content": said(kept)}]
+    assert row["messages"] == [*HELLO, {"role": "assistant", "content": text_of(kept)}]
     assert client.chat.completions.delete(kept.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.retrieve(kept.id)
@@ -291,7 +291,7 @@ def test_a_batch(server: Running) -> None:
     assert len(out) == 11
     messages: Any = [{"role": "user", "content": "lot 5"}]
     alone = client.chat.completions.create(model=server.model, messages=messages, max_tokens=5)
-    assert out["r5"]["response"]["body"]["choices"][0]["message"]["content"] == said(alone)
+    assert out["r5"]["response"]["body"]["choices"][0]["message"]["content"] == text_of(alone)
     (error,) = map(json.loads, client.files.content(batch.error_file_id).text.splitlines())
     assert (error["custom_id"], error["response"]["status_code"]) == ("r1", 404)
     wrong = client.files.create(file=("in.jsonl", b'{"custom_id": "a"}\nnonsense\n'), purpose="batch")

@@ -21,7 +21,7 @@ from tunewright.core.config import AdapterConfig
 from tunewright.core.sampling import DECODINGS, Sampling
 from tunewright.model import adapters
 from tunewright.model.decoding.generate import Decoding, complete
-from tunewright.model.stack import Use
+from tunewright.model.decoding.stack import Use
 from tunewright.server.engine.choosing import Choosing, RowChoice, logprob_of
 from tunewright.server.engine.engine import Engine, Limits
 from tunewright.server.engine.generation import (

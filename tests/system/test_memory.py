@@ -13,6 +13,7 @@ from tunewright.core.errors import TrainError
 from tunewright.model.facts import Facts
 from tunewright.system import memory
 from tunewright.train import planning
+from tunewright.train.recipe import RowStats
 
 GB = 10**9
 
@@ -72,7 +73,7 @@ def test_a_run_that_would_be_killed_is_refused_with_settings_that_fit() -> None:
     }
     names = {"name": "m", "path": "m", "model_type": "llama", "dtype": "F32", "sha256": "0", "leak": "", "window": None}
     facts = Facts(**names, **shape, shareable=True, packable=True, draws=False, fused=True)
-    sizes = planning.RowStats(rows=100, tokens=100_000, supervised=30_000, longest=800)
+    sizes = RowStats(rows=100, tokens=100_000, supervised=30_000, longest=800)
     plan = plan_of(tokens_per_pass=8192, dtype="float32")
     planning.require_memory(plan, facts, sizes, 24 * GB)
     with pytest.raises(TrainError, match=r"train\.gradient_checkpointing=layers train\.tokens_per_pass=800") as caught:

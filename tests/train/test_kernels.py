@@ -16,10 +16,11 @@ from tunewright.model.attention import flex
 from tunewright.model.facts import Facts, read_facts
 from tunewright.system.machine import Machine
 from tunewright.train import planning
+from tunewright.train.recipe import RowStats
 
 CPU = Machine("cpu", 2, 24.0, 20.0, 300.0, 600.0, "processor")
 GPU = Machine("cuda", 16, 141.0, 140.0, 50_000.0, 700_000.0, "GPU")
-SIZES = planning.RowStats(rows=800, tokens=160_000, supervised=20_000, longest=400)
+SIZES = RowStats(rows=800, tokens=160_000, supervised=20_000, longest=400)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +13,10 @@ from tunewright.cli.runs import Json, Settings, Source, config_of, out
 from tunewright.core.words import listed_fields
 
 if TYPE_CHECKING:
-    from tunewright.core.records import Audit
+    from tunewright.core.records import AnswerSchema, Audit
     from tunewright.data.dataset import Dataset
+
+SHOWN_FIELDS = 30
 
 
 def check(
@@ -70,7 +72,6 @@ def _write_page(page: Path, audit: Audit, source: str) -> None:
 
 
 def _print(audit: Audit, data: Dataset) -> None:
-    from tunewright.cli import answer_schema
     from tunewright.data.remedies.change import changed_rows, summaries
 
     rows = f"{audit.rows} rows{changed_rows(data.changes)}"
@@ -83,7 +84,7 @@ def _print(audit: Audit, data: Dataset) -> None:
         typer.echo("  " + _places(summary.places))
     if audit.unused:
         typer.echo(f"unused fields: {listed_fields(audit.unused)}")
-    for line in answer_schema.lines(data.answer_schema) if data.answer_schema else ():
+    for line in _schema_lines(data.answer_schema) if data.answer_schema else ():
         typer.echo(line)
     for finding in audit.findings:
         colour = {"error": "red", "warning": "yellow"}.get(finding.level)
@@ -99,3 +100,13 @@ def _print(audit: Audit, data: Dataset) -> None:
 
 def _places(where: Sequence[str]) -> str:
     return ", ".join(where[:8]) + (" ..." if len(where) > 8 else "")
+
+
+def _schema_lines(schema: AnswerSchema) -> Iterator[str]:
+    satisfied = ", ".join(f"{fraction:.1%} of {side}" for side, fraction in schema.satisfied.items())
+    source = "inferred from the training answers" if schema.source == "inferred" else schema.source
+    yield f"schema of the answers: {source}; satisfied by {satisfied} (--json shows it)"
+    for path, description in list(schema.fields.items())[:SHOWN_FIELDS]:
+        yield f"  {path or 'answer'}: {description}"
+    if len(schema.fields) > SHOWN_FIELDS:
+        yield f"  ... and {len(schema.fields) - SHOWN_FIELDS} more fields"

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from tunewright.cli.runs import RUNS
 from tunewright.core.errors import MissingExtra
 
 HOME = Path("tunewright-server")
+RUNS = Path("runs")
 
 
 def serve(

@@ -55,11 +55,11 @@ class Tokens:
 
     def tenant(self, token: str) -> str | None:
         """The tenant that has this token. Every token is compared completely, so the time says nothing."""
-        given, found = _digest(token), None
+        given, owner = _digest(token), None
         for known, tenant in self.current().items():
             if hmac.compare_digest(given, _digest(known)):
-                found = tenant
-        return found
+                owner = tenant
+        return owner
 
 
 def _digest(token: str) -> bytes:

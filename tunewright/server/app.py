@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
@@ -119,6 +120,9 @@ class Gate:
         return None
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
 class _TooLarge(Exception):
     pass
 
@@ -176,5 +180,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
 async def _on_os_error(_: Request, error: Exception) -> JSONResponse:
     """A full disk: nothing of the request was kept."""
     assert isinstance(error, OSError)
+    if error.errno not in FULL:
+        raise error
     log.error("the disk: %s", error.strerror)
     return _response(ApiError(507, "disk", f"The server cannot write: {error.strerror or 'unknown'}."))

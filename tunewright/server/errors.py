@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunewright.core.errors import TunewrightError
+from tunewright.server.shapes import JsonObject
 
 PLAIN = re.compile(r"(?!constrained-|literal|function-)[\w\[\]-]+(?<!\])|expires_after\[\w+\]")
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error", 429: "rate_limit_error"}
@@ -25,7 +26,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.code, self.message, self.param, self.retry_after = status, code, message, param, retry_after
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JsonObject:
         kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunewright.core import records, run_folder
 from tunewright.core.chosen import chosen_decoding, chosen_scale
@@ -22,12 +21,13 @@ from tunewright.core.errors import TunewrightError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
-from tunewright.model import stack
+from tunewright.model.decoding import stack
 from tunewright.runtime.chat import trained_with
 from tunewright.server.access import DEFAULT
 from tunewright.server.engine.base import Base
 from tunewright.server.engine.generation import AdapterFile
 from tunewright.server.errors import ApiError, not_found
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.jobs import Job, Jobs
 from tunewright.tokens.template import Template, load_template
 from tunewright.train import checkpoints
@@ -43,7 +43,7 @@ class Listed:
     created: int
     owner: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {"id": self.id, "object": "model", "created": self.created, "owned_by": self.owner}
 
 

@@ -20,6 +20,7 @@ from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate
 from tunewright.stages.stage import Stage
 from tunewright.train import planning, profile, selftest
+from tunewright.train.recipe import RowStats
 
 WORTH_MORE = 1.4  # times as fast with two processes
 
@@ -28,7 +29,7 @@ def make_plan(setup: Setup) -> Plan:
     """Resolves every auto. Writes selftest.json, protocol.json and receipt.json; prints the plan."""
     context, inputs = setup.context, setup.inputs
     _warn_about_left_out(setup)
-    sizes = planning.RowStats.of(inputs.rows["train"])
+    sizes = RowStats.of(inputs.rows["train"])
     task = context.data.task.kind.name
     plan = swept.plan_of(context.run) or planning.make_plan(
         context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Literal
 
 from tunewright.core.config import Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
-from tunewright.data.metrics import STRUCTURED, Kind
+from tunewright.data.metrics import Kind
 from tunewright.model.attention import flex
 from tunewright.model.facts import Facts
 from tunewright.system.machine import Machine
 from tunewright.tokens.packing import Layout
-from tunewright.tokens.sequences import TrainRow
+from tunewright.train import recipe
+from tunewright.train.recipe import CONFIGURED, Choice, PlanInputs, RowStats
 
 Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.2, 512  # fraction of the machine's memory; rows
@@ -25,53 +25,6 @@ TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
 FULL_PRECISION_MEMORY = 0.7  # fraction of the machine's, for the base as it is and as the run holds it
 COMPILED_FROM = 200  # steps: compiling FlexAttention takes up to half a minute of the first (an estimate)
 CERTAIN = 0.8  # of the estimated memory: below that a run would be killed, whatever the estimate's error
-CONFIGURED = "as configured"
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Choice(Generic[T]):
-    """A value of the plan, and why it was chosen."""
-
-    value: T
-    reason: str
-
-
-@dataclass(frozen=True)
-class RowStats:
-    """Counts over the rendered training rows; ``longest`` is the largest row, in tokens."""
-
-    rows: int
-    tokens: int
-    supervised: int
-    longest: int
-
-    @staticmethod
-    def of(rows: Sequence[TrainRow]) -> RowStats:
-        return RowStats(
-            rows=len(rows),
-            tokens=sum(r.tokens for r in rows),
-            supervised=sum(r.supervised for r in rows),
-            longest=max(r.tokens for r in rows),
-        )
-
-
-@dataclass(frozen=True)
-class PlanInputs:
-    """What a plan is derived from."""
-
-    config: Config
-    facts: Facts
-    sizes: RowStats
-    machine: Machine
-    kind: Kind
-
-    @property
-    def structured(self) -> bool:
-        """Whether answers are structured values, which their prompts mostly decide: they are learned by more and larger
-        steps, where free text would overfit (`benchmarks/recipe_search.py`)."""
-        return self.kind in STRUCTURED
 
 
 def max_length(config: Config, facts: Facts, machine: Machine, kind: Kind) -> Choice[int]:
@@ -113,9 +66,9 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
     if facts.packed == "stored" and machine.device != "cpu":
         message = "quantise=stored is for a CPU, which reads the weights from the model's files; a GPU cannot."
         raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="use quantise=nf4, or none.")
-    dtype, layout, batch = _dtype(given), _layout(given), _batch(given)
+    dtype, layout, batch = _dtype(given), _layout(given), recipe.batch_size(given)
     per_epoch = -(-sizes.rows // batch.value)
-    steps = _steps(given, per_epoch)
+    steps = recipe.steps(given, per_epoch)
     kernels = _kernels(given, layout.value, steps.value)
     recompute = _recompute(given, dtype.value, kernels.value, batch.value)
     chosen: dict[str, Choice[Any]] = {
@@ -123,7 +76,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         "layout": layout,
         "batch_size": batch,
         "steps": steps,
-        "lr": _learning_rate(given),
+        "lr": recipe.learning_rate(given),
         "gradient_checkpointing": recompute,
         "tokens_per_pass": _tokens_per_pass(given, dtype.value, kernels.value, layout.value, recompute.value),
         "max_length": max_length(config, facts, machine, kind),
@@ -288,49 +241,6 @@ def _layout(given: PlanInputs) -> Choice[Layout]:
     return Choice(
         "shared", "in the probe, a row has equal logits alone, in a pass with others, and with its prefix shared"
     )
-
-
-def _batch(given: PlanInputs) -> Choice[int]:
-    if given.config.train.batch_size != "auto":
-        return Choice(given.config.train.batch_size, CONFIGURED)
-    rows = given.sizes.rows
-    if given.structured and rows < 1000:
-        return Choice(4, "4 rows a step: structured answers are learned better by more steps")
-    batch = 8 if rows >= 160 else 4
-    return Choice(batch, f"{batch} rows a step: small batches suit LoRA, and {rows} rows should give many steps")
-
-
-def _steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
-    t, rows = given.config.train, given.sizes.rows
-    if t.steps != "auto":
-        return Choice(t.steps, CONFIGURED)
-    if t.epochs != "auto":
-        return Choice(max(1, round(t.epochs * per_epoch)), f"{t.epochs:g} epochs of {per_epoch} steps, as configured")
-    epochs = 4 if rows < 300 else 3 if rows < 1000 else 2 if rows < 5000 else 1
-    return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
-
-
-def _learning_rate(given: PlanInputs) -> Choice[float]:
-    """Above width 2,000 by Schulman et al. 2025. Their exponent for narrower models, and their factor for short runs,
-    overfitted or were unstable in `benchmarks/recipe_search.py`."""
-    config, width = given.config, given.facts.hidden
-    if config.train.lr != "auto":
-        if config.train.lr_multiplier != 1:
-            message, fix = "train.lr_multiplier is a factor of the automatic rate.", "set one of the two."
-            raise ConfigError(
-                "CONFIG_CONFLICT", f"train.lr is set, and {message}", where="train.lr_multiplier", fix=fix
-            )
-        return Choice(config.train.lr, CONFIGURED)
-    power = 0.5 if width <= 2000 else 0.78
-    factor, why = (1.4e-3, "; structured answers need higher rates") if given.structured else (4.3e-4, "")
-    reason = f"{factor:g} * (2000 / {width})^{power}: narrower models need higher rates{why}"
-    rate = factor * (2000 / width) ** power
-    if config.adapter.kind == "none":
-        rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
-    if config.train.lr_multiplier != 1:
-        rate *= config.train.lr_multiplier
-        reason += f"; times {config.train.lr_multiplier:g}, as configured"
-    return Choice(float(f"{rate:.2g}"), reason)
 
 
 def _fits(given: PlanInputs, dtype: Dtype, kernels: Kernels, recompute: Recompute) -> int:

@@ -15,9 +15,9 @@ from torch import Tensor
 from tunewright.model.attention import prefixed
 from tunewright.model.decoding.layer import Layer, norm, through, turn_of
 from tunewright.model.decoding.layer import linear as plain_linear
+from tunewright.model.decoding.stack import AdapterStack, Use
 from tunewright.model.decoding.state import Pair
 from tunewright.model.language_model import LanguageModel
-from tunewright.model.stack import AdapterStack, Use
 
 Cache = list[Tensor]  # keys and values of each layer: (2, G, T, K) of one row, (2, B, G, T, K) of several
 GROWTH = 1.5

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import jsonschema
 
@@ -27,6 +27,7 @@ from tunewright.server.engine.generation import (
 )
 from tunewright.server.engine.text import AnswerText
 from tunewright.server.errors import ApiError, bad
+from tunewright.server.shapes import JsonObject
 from tunewright.tokens import rendering
 
 RETRY_SECONDS = 2.0
@@ -188,7 +189,7 @@ def _check_schema(asked: Asked, answer: Answer) -> None:
         raise ApiError(500, "schema_violated", message) from None
 
 
-def usage(asked: Asked, answers: Sequence[Answer]) -> dict[str, Any]:
+def usage(asked: Asked, answers: Sequence[Answer]) -> JsonObject:
     """``cached_tokens``: of the prompt, known already; of several answers, to the first."""
     prompt, written = len(asked.generations[0].prompt), sum(len(a.ids) for a in answers)
     return {

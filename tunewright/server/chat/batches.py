@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,6 +19,7 @@ from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.chat.responses import ResponseReply, ResponseRequest
 from tunewright.server.errors import ApiError, bad, of_validation
 from tunewright.server.models import Catalogue
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.batches import Batch, Batches
 from tunewright.server.store.database import new_id
 from tunewright.server.store.files import Files, OverQuota
@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 class Invalid(Exception):
     """``errors``: as OpenAI's batch has them, with lines."""
 
-    def __init__(self, errors: list[dict[str, Any]]) -> None:
+    def __init__(self, errors: list[JsonObject]) -> None:
         super().__init__(errors[0]["message"])
         self.errors = errors
 
 
-async def answered(catalogue: Catalogue, tenant: str, endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
+async def answered(catalogue: Catalogue, tenant: str, endpoint: str, body: JsonObject) -> JsonObject:
     """The answer of an endpoint to one body. Raises ApiError."""
     try:
         request = ENDPOINTS[endpoint].model_validate(body)
@@ -106,7 +106,7 @@ class BatchRunner:
         self.batches.count(batch, len(lines), *counts)
         places = asyncio.Semaphore(AT_ONCE)
 
-        async def one(line: dict[str, Any]) -> None:
+        async def one(line: JsonObject) -> None:
             async with places:
                 if self._cancelling(batch):
                     return
@@ -123,7 +123,7 @@ class BatchRunner:
         now = self.batches.get(batch.tenant, batch.id)
         return now is None or now.status == "cancelling"
 
-    async def _result(self, batch: Batch, line: dict[str, Any]) -> dict[str, Any]:
+    async def _result(self, batch: Batch, line: JsonObject) -> JsonObject:
         while True:
             try:
                 endpoint = batch.request["endpoint"]
@@ -156,13 +156,13 @@ class BatchRunner:
         with open(file, "rb") as content:
             return self.files.add(batch.tenant, f"{batch.id}_{name}.jsonl", "batch_output", content).id
 
-    def _lines(self, batch: Batch) -> list[dict[str, Any]]:
+    def _lines(self, batch: Batch) -> list[JsonObject]:
         """Raises Invalid with what is wrong."""
         file = self.files.get(batch.tenant, batch.request["input_file_id"])
         if file is None:
             raise Invalid([_error("file_not_found", "The file has been deleted.", None)])
-        lines: list[dict[str, Any]] = []
-        errors: list[dict[str, Any]] = []
+        lines: list[JsonObject] = []
+        errors: list[JsonObject] = []
         seen: set[str] = set()
         for number, text in enumerate(self.files.path(file).read_bytes().split(b"\n"), 1):
             if text.strip():
@@ -180,7 +180,7 @@ class BatchRunner:
         return lines
 
 
-def _line(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, dict[str, Any]]:
+def _line(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, JsonObject]:
     """What is wrong with a line of a batch; empty if nothing is; and the line."""
     try:
         line = json.loads(text)
@@ -196,5 +196,5 @@ def _line(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, dict[str, An
     return ("", line) if isinstance(line.get("body"), dict) else ("there is no body", {})
 
 
-def _error(code: str, message: str, line: int | None) -> dict[str, Any]:
+def _error(code: str, message: str, line: int | None) -> JsonObject:
     return {"code": code, "message": message, "line": line, "param": None}

@@ -14,6 +14,7 @@ from tunewright.server.chat.answers import Answer, Piece
 from tunewright.server.chat.prompt import Asked
 from tunewright.server.engine.choosing import TokenLogprob
 from tunewright.server.errors import ApiError
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id, now
 
 DONE = b"data: [DONE]\n\n"
@@ -34,7 +35,7 @@ class Reply:
     def to(cls, asked: Asked, prefix: str, with_ids: bool | None) -> Reply:
         return cls(asked, new_id(prefix), now(), bool(with_ids))
 
-    def head(self, kind: str) -> dict[str, Any]:
+    def head(self, kind: str) -> JsonObject:
         served = self.asked.served
         notes = {"tunewright": {"notes": list(self.asked.notes)}} if self.asked.notes else {}
         return {
@@ -46,7 +47,7 @@ class Reply:
             **notes,
         }
 
-    def chat(self, done: Sequence[Answer]) -> dict[str, Any]:
+    def chat(self, done: Sequence[Answer]) -> JsonObject:
         choices = [
             {
                 "index": a.index,
@@ -63,7 +64,7 @@ class Reply:
         """Server-sent events. An error in the middle is an event, too, and the last one."""
         begun, done = set[int](), self.done
 
-        def chunk(index: int, delta: dict[str, Any], reason: str | None, logprobs: Any) -> bytes:
+        def chunk(index: int, delta: JsonObject, reason: str | None, logprobs: Any) -> bytes:
             choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
             more = {"usage": None} if with_usage else {}
             return event({**self.head("chat.completion.chunk"), "choices": [choice], **more})
@@ -88,7 +89,7 @@ class Reply:
         except ApiError as error:
             yield event(error.body())
 
-    def _chat_logprobs(self, values: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    def _chat_logprobs(self, values: Sequence[TokenLogprob]) -> JsonObject | None:
         if not values:
             return None
         content = [
@@ -96,11 +97,11 @@ class Reply:
         ]
         return {"content": content, "refusal": None}
 
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+    def _token(self, token: int, logprob: float) -> JsonObject:
         raw = self.asked.served.base.grammars.bytes_of(token)
         return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
-    def text(self, done: Sequence[Answer], prompt: str) -> list[dict[str, Any]]:
+    def text(self, done: Sequence[Answer], prompt: str) -> list[JsonObject]:
         """The choices of a completion, after ``prompt``, if it is to be echoed."""
         return [
             {
@@ -113,7 +114,7 @@ class Reply:
             for a in done
         ]
 
-    def _text_logprobs(self, values: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+    def _text_logprobs(self, values: Sequence[TokenLogprob], offset: int) -> JsonObject | None:
         if not values:
             return None
 
@@ -155,9 +156,9 @@ class Reply:
             yield event({**self.head("text_completion"), "choices": [], "usage": answers.usage(self.asked, done)})
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
+def _delta(piece: Piece) -> JsonObject:
     """The new content; when the answer has ended, its thoughts and calls, too."""
-    delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+    delta: JsonObject = {"content": piece.text} if piece.text else {}
     if piece.last:
         message = message_json(piece.answer.message)
         if "reasoning_content" in message:
@@ -167,7 +168,7 @@ def _delta(piece: Piece) -> dict[str, Any]:
     return delta
 
 
-def message_json(message: Message) -> dict[str, Any]:
+def message_json(message: Message) -> JsonObject:
     calls = [
         {
             "id": new_id("call_"),
@@ -185,6 +186,6 @@ def message_json(message: Message) -> dict[str, Any]:
     }
 
 
-def event(data: dict[str, Any]) -> bytes:
+def event(data: JsonObject) -> bytes:
     """A server-sent event."""
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()

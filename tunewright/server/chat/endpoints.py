@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tunewright.server.chat import answers
 from tunewright.server.chat.completions import DONE, Reply, event
@@ -12,6 +11,7 @@ from tunewright.server.chat.prompt import Asked, generation_of, of_chat, several
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.errors import ApiError, bad
 from tunewright.server.models import Catalogue, Served
+from tunewright.server.shapes import JsonObject
 
 MOST_PROMPTS = 64
 NEW_TOKENS = 16  # of a completion without max_tokens, as in OpenAI's API
@@ -31,7 +31,7 @@ class Completions:
     replies: tuple[Reply, ...]
     echoed: tuple[str, ...]
 
-    async def complete(self) -> dict[str, Any]:
+    async def complete(self) -> JsonObject:
         """Raises ApiError."""
         done = [await answers.complete(reply.asked) for reply in self.replies]
         each = zip(self.replies, done, self.echoed, strict=True)

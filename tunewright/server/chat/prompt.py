@@ -17,6 +17,7 @@ from tunewright.server.engine.generation import Generation
 from tunewright.server.engine.grammar import ANY_OBJECT, UnsupportedSchema
 from tunewright.server.errors import bad, of_error
 from tunewright.server.models import Served
+from tunewright.server.shapes import JsonObject
 from tunewright.tokens import rendering
 
 LEAST_TOP_P = 1e-9  # 0 means: the most probable token
@@ -157,6 +158,6 @@ def _notes(served: Served, prompt: Prompt) -> tuple[str, ...]:
     return ()
 
 
-def texts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def texts(messages: Sequence[Message]) -> list[JsonObject]:
     """Messages as OpenAI's API has them."""
     return [m.to_json(text_arguments=True) for m in messages]

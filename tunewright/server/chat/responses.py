@@ -19,6 +19,7 @@ from tunewright.server.chat.completions import Reply, message_json
 from tunewright.server.chat.request import ChatRequest, Count, Object
 from tunewright.server.errors import ApiError, bad
 from tunewright.server.jobs.request import Metadata
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id
 
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -143,7 +144,7 @@ class ResponseReply:
     def to(cls, request: ResponseRequest, reply: Reply) -> ResponseReply:
         return cls(request, reply, new_id("resp_"), new_id("msg_"))
 
-    def body(self, status: str, answer: Answer | None = None) -> dict[str, Any]:
+    def body(self, status: str, answer: Answer | None = None) -> JsonObject:
         r, served = self.request, self.reply.asked.served
         cut = answer is not None and answer.reason == "length"
         return {
@@ -169,7 +170,7 @@ class ResponseReply:
             "usage": self._usage(answer) if answer is not None else None,
         }
 
-    def output(self, answer: Answer) -> Iterator[dict[str, Any]]:
+    def output(self, answer: Answer) -> Iterator[JsonObject]:
         message = message_json(answer.message)
         if message["content"] or not message.get("tool_calls"):
             yield self._text_item(answer.message.content, "completed")
@@ -182,11 +183,11 @@ class ResponseReply:
                 **call["function"],
             }
 
-    def _text_item(self, text: str, status: str) -> dict[str, Any]:
+    def _text_item(self, text: str, status: str) -> JsonObject:
         content = [] if status == "in_progress" else [_part(text)]
         return {"id": self.item, "type": "message", "role": "assistant", "status": status, "content": content}
 
-    def _usage(self, answer: Answer) -> dict[str, Any]:
+    def _usage(self, answer: Answer) -> JsonObject:
         total = answers.usage(self.reply.asked, [answer])
         return {
             "input_tokens": total["prompt_tokens"],
@@ -196,7 +197,7 @@ class ResponseReply:
             "total_tokens": total["total_tokens"],
         }
 
-    async def complete(self) -> dict[str, Any]:
+    async def complete(self) -> JsonObject:
         """Raises ApiError."""
         (answer,) = await answers.complete(self.reply.asked)
         return self.body("completed", answer)
@@ -245,5 +246,5 @@ class ResponseReply:
             yield event("response.failed", response=body)
 
 
-def _part(text: str) -> dict[str, Any]:
+def _part(text: str) -> JsonObject:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -173,7 +173,7 @@ class Engine:
             started = time.monotonic()
             try:
                 self._turn()
-            except Exception as error:  # one bad turn must not end the server: those in the batch fail, others go on
+            except Exception as error:  # one bad turn must not end the server: those in the batch fail, others continue
                 log.exception("a step of the engine failed")
                 self._fail(failure(error))
             self._seconds += time.monotonic() - started

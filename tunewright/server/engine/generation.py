@@ -9,7 +9,7 @@ from typing import Literal
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TunewrightError
-from tunewright.model.stack import Use
+from tunewright.model.decoding.stack import Use
 from tunewright.server.engine.choosing import Choosing, TokenLogprob
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tunewright.server.shapes import JsonObject
+
 GAP = r"[ \n\t]{1,16}"  # between the parts of a value: endless space would be valid JSON
-ANY_OBJECT: dict[str, Any] = {"type": "object"}
+ANY_OBJECT: JsonObject = {"type": "object"}
 
 
 class UnsupportedSchema(ValueError):
@@ -45,7 +47,7 @@ class Grammars:
         if problem:
             message = " ".join(problem.split())
             raise UnsupportedSchema(message, _path(schema, message))
-        return grammar
+        return str(grammar)
 
     def bytes_of(self, token: int) -> bytes:
         """What a token is a part of, which may be less than a character."""

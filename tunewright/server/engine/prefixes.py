@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tunewright.model.decoding.slots import Cache
-from tunewright.model.stack import Use
+from tunewright.model.decoding.stack import Use
 
 SHORTEST = 16  # tokens worth a copy
 

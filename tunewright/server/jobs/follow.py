@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import METRICS, StartLine, StepLine
 from tunewright.core.run_folder import Run, read_lines
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.jobs import Job, Jobs
 
 STAGES = {
@@ -43,7 +43,7 @@ class Follower:
                     message, data = step_message(step, self._steps)
                     self._jobs.event(self._job.id, f"step-{step.step}", message, data=data)
 
-    def _report(self, line: dict[str, Any]) -> None:
+    def _report(self, line: JsonObject) -> None:
         stage = str(line.get("event", "")).removesuffix("_finished")
         if line.get("event") == f"{stage}_finished" and stage in STAGES:
             self._jobs.event(self._job.id, f"stage-{stage}", STAGES[stage])
@@ -54,7 +54,7 @@ class Follower:
         return size != before
 
 
-def step_message(step: StepLine, steps: int) -> tuple[str, dict[str, Any]]:
+def step_message(step: StepLine, steps: int) -> tuple[str, JsonObject]:
     """As OpenAI words it, and the numbers."""
     valid = "" if step.dev_loss is None else f", validation loss={step.dev_loss:.2f}"
     data = {"step": step.step, "total_steps": steps, "train_loss": round(step.loss, 5)}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from tunewright.core import config as configuration
 from tunewright.core.config import Config
+from tunewright.server.shapes import JsonObject
 
 Auto = Literal["auto"]
 Metadata = Annotated[
@@ -98,7 +99,7 @@ def refused(request: JobRequest) -> tuple[str, str] | None:
 def config_of(request: JobRequest, model: str, training: Path, validation: Path | None) -> Config:
     """``model``: where the base is. Raises ConfigError."""
     chosen = request.chosen
-    words: dict[str, Any] = {"data.train": str(training), "export.to": ["adapter"], "seed": request.seed or 0}
+    words: JsonObject = {"data.train": str(training), "export.to": ["adapter"], "seed": request.seed or 0}
     if validation is not None:
         words["data.dev"] = str(validation)
     if chosen.n_epochs != "auto":

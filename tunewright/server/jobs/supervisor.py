@@ -23,6 +23,7 @@ from tunewright.fan.jobs import Ended, Where
 from tunewright.fan.jobs import Job as Process
 from tunewright.fan.local import Local
 from tunewright.server.jobs.follow import Follower, results_csv
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.files import Files, OverQuota
 from tunewright.server.store.jobs import FINISHED, Job, Jobs
 
@@ -178,7 +179,7 @@ class Supervisor:
             return None
 
 
-def error_json(error: TunewrightError) -> dict[str, Any]:
+def error_json(error: TunewrightError) -> JsonObject:
     """As OpenAI's job has it; ``param`` names the file whose rows are wrong."""
     param = "training_file" if error.code.startswith(("DATA_", "LABELS_", "SPLIT_")) else None
     return {"code": error.code, "message": str(error)[:4000], "param": param}

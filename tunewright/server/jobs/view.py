@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import METRICS, StepLine
 from tunewright.core.run_folder import Run, read_json
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.jobs import FINISHED, Job
 from tunewright.train import checkpoints
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 VERDICT = ("verdict", "metric", "tuned", "comparator", "difference", "interval", "p_value", "n")
 
 
-def job_json(the: Service, job: Job) -> dict[str, Any]:
+def job_json(the: Service, job: Job) -> JsonObject:
     run, request = the.workshop.run(job), job.request
     plan = records.existing(run.plan, Plan)
     hyperparameters = _hyperparameters(request, plan)
@@ -45,12 +46,12 @@ def job_json(the: Service, job: Job) -> dict[str, Any]:
     }
 
 
-def _hyperparameters(request: dict[str, Any], plan: Plan | None) -> dict[str, Any]:
+def _hyperparameters(request: JsonObject, plan: Plan | None) -> JsonObject:
     """As asked for, and once there is a plan, what "auto" was."""
     given = (
         ((request["method"] or {}).get("supervised") or {}).get("hyperparameters") or request["hyperparameters"] or {}
     )
-    auto: dict[str, Any] = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
+    auto: JsonObject = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
     chosen = {**auto, **given}
     if plan is not None:
         planned = {
@@ -68,7 +69,7 @@ def _estimated_finish(job: Job, plan: Plan | None) -> int | None:
     return job.started_at + round(sum(plan.estimate.stages.values()))
 
 
-def evidence(run: Run, job: Job) -> dict[str, Any]:
+def evidence(run: Run, job: Job) -> JsonObject:
     """What the run has proved so far."""
     verdict = read_json(run.verdict) if run.verdict.exists() else None
     return {
@@ -79,7 +80,7 @@ def evidence(run: Run, job: Job) -> dict[str, Any]:
     }
 
 
-def checkpoints_json(the: Service, job: Job) -> list[dict[str, Any]]:
+def checkpoints_json(the: Service, job: Job) -> list[JsonObject]:
     """The newest first."""
     run = the.workshop.run(job)
     if not run.checkpoints.is_dir():
@@ -91,9 +92,9 @@ def checkpoints_json(the: Service, job: Job) -> list[dict[str, Any]]:
     ]
 
 
-def _checkpoint_json(job: Job, step: int, changed: float, steps: dict[int, StepLine]) -> dict[str, Any]:
+def _checkpoint_json(job: Job, step: int, changed: float, steps: dict[int, StepLine]) -> JsonObject:
     line = steps.get(step)
-    metrics: dict[str, Any] = {"step": step}
+    metrics: JsonObject = {"step": step}
     if line is not None:
         metrics["train_loss"] = line.loss
         if line.dev_loss is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -12,6 +12,7 @@ from tunewright.server.jobs.request import Metadata
 from tunewright.server.routes.common import After, Limit, Tenant, The, listed
 from tunewright.server.routes.files import file_of
 from tunewright.server.service import Service
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.batches import FINISHED, Batch
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -27,24 +28,24 @@ class BatchRequest(BaseModel):
 
 
 @router.post("")
-def create_batch(the: The, tenant: Tenant, request: BatchRequest) -> dict[str, Any]:
+def create_batch(the: The, tenant: Tenant, request: BatchRequest) -> JsonObject:
     if file_of(the, tenant, request.input_file_id).purpose != "batch":
         raise bad("invalid_value", "input_file_id: its purpose is not batch.", "input_file_id")
     return the.batches.add(tenant, request.model_dump(mode="json")).to_json()
 
 
 @router.get("")
-def list_batches(the: The, tenant: Tenant, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+def list_batches(the: The, tenant: Tenant, after: After = None, limit: Limit = 20) -> JsonObject:
     return listed(the.batches.page(tenant, after, limit), lambda row: Batch.of(row).to_json())
 
 
 @router.get("/{batch_id}")
-def get_batch(the: The, tenant: Tenant, batch_id: str) -> dict[str, Any]:
+def get_batch(the: The, tenant: Tenant, batch_id: str) -> JsonObject:
     return _batch(the, tenant, batch_id).to_json()
 
 
 @router.post("/{batch_id}/cancel")
-def cancel_batch(the: The, tenant: Tenant, batch_id: str) -> dict[str, Any]:
+def cancel_batch(the: The, tenant: Tenant, batch_id: str) -> JsonObject:
     """Lines that are being answered are still answered."""
     batch = _batch(the, tenant, batch_id)
     if batch.status in FINISHED:

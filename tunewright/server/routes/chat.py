@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -15,8 +14,9 @@ from tunewright.server.chat.completions import Reply
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.errors import bad, not_found
 from tunewright.server.jobs.request import Metadata
-from tunewright.server.routes.common import After, Limit, Tenant, The, listed, unless_gone
+from tunewright.server.routes.common import InPages, Tenant, The, listed, unless_gone
 from tunewright.server.service import Service
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.completions import stored_json
 
 router = APIRouter(prefix="/v1", tags=["chat"])
@@ -27,12 +27,12 @@ class UpdateRequest(BaseModel):
 
 
 @router.post("/chat/completions", response_model=None)
-async def create_chat(the: The, tenant: Tenant, http: Request, request: ChatRequest) -> dict[str, Any] | Response:
+async def create_chat(the: The, tenant: Tenant, http: Request, request: ChatRequest) -> JsonObject | Response:
     reply = endpoints.chat(the.catalogue, tenant, request)
     if request.stream:
         return streamed(_stored_stream(the, tenant, request, reply))
 
-    async def work() -> dict[str, Any]:
+    async def work() -> JsonObject:
         done = reply.chat(await answers.complete(reply.asked))
         if request.store:
             the.completions.add(tenant, [*request.messages], done, request.metadata or {})
@@ -49,16 +49,10 @@ async def _stored_stream(the: Service, tenant: str, request: ChatRequest, reply:
 
 
 @router.get("/chat/completions")
-def list_stored(
-    the: The,
-    tenant: Tenant,
-    http: Request,
-    model: str | None = None,
-    after: After = None,
-    limit: Limit = 20,
-    order: Literal["asc", "desc"] = "asc",
-) -> dict[str, Any]:
-    return listed(the.completions.page(tenant, (model, wanted(http)), after, limit, order == "desc"), stored_json)
+def list_stored(the: The, tenant: Tenant, http: Request, paging: InPages, model: str | None = None) -> JsonObject:
+    which = (model, wanted(http))
+    page = the.completions.page(tenant, which, paging.after, paging.limit, paging.order == "desc")
+    return listed(page, stored_json)
 
 
 def wanted(http: Request) -> dict[str, str]:
@@ -68,7 +62,7 @@ def wanted(http: Request) -> dict[str, str]:
 
 
 @router.get("/chat/completions/{completion_id}")
-def get_stored(the: The, tenant: Tenant, completion_id: str) -> dict[str, Any]:
+def get_stored(the: The, tenant: Tenant, completion_id: str) -> JsonObject:
     row = the.completions.get(tenant, completion_id)
     if row is None:
         raise not_found("chat_completion", completion_id)
@@ -76,46 +70,39 @@ def get_stored(the: The, tenant: Tenant, completion_id: str) -> dict[str, Any]:
 
 
 @router.post("/chat/completions/{completion_id}")
-def update_stored(the: The, tenant: Tenant, completion_id: str, request: UpdateRequest) -> dict[str, Any]:
+def update_stored(the: The, tenant: Tenant, completion_id: str, request: UpdateRequest) -> JsonObject:
     get_stored(the, tenant, completion_id)
     the.completions.update(tenant, completion_id, request.metadata)
     return get_stored(the, tenant, completion_id)
 
 
 @router.delete("/chat/completions/{completion_id}")
-def delete_stored(the: The, tenant: Tenant, completion_id: str) -> dict[str, Any]:
+def delete_stored(the: The, tenant: Tenant, completion_id: str) -> JsonObject:
     get_stored(the, tenant, completion_id)
     the.completions.remove(tenant, completion_id)
     return {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
 
 
 @router.get("/chat/completions/{completion_id}/messages")
-def list_messages(
-    the: The,
-    tenant: Tenant,
-    completion_id: str,
-    after: After = None,
-    limit: Limit = 20,
-    order: Literal["asc", "desc"] = "asc",
-) -> dict[str, Any]:
+def list_messages(the: The, tenant: Tenant, completion_id: str, paging: InPages) -> JsonObject:
     row = the.completions.get(tenant, completion_id)
     if row is None:
         raise not_found("chat_completion", completion_id)
     messages = [{"id": f"{completion_id}-{n}", "name": None, **m} for n, m in enumerate(json.loads(row["messages"]))]
-    messages = messages[::-1] if order == "desc" else messages
+    messages = messages[::-1] if paging.order == "desc" else messages
     ids = [m["id"] for m in messages]
-    if after is not None and after not in ids:
-        raise bad("invalid_value", f"after: there is no message {after}.", "after")
-    start = ids.index(after) + 1 if after is not None else 0
-    data = messages[start : start + limit]
+    if paging.after is not None and paging.after not in ids:
+        raise bad("invalid_value", f"after: there is no message {paging.after}.", "after")
+    start = ids.index(paging.after) + 1 if paging.after is not None else 0
+    data = messages[start : start + paging.limit]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": start + limit < len(messages), **ends}
+    return {"object": "list", "data": data, "has_more": start + paging.limit < len(messages), **ends}
 
 
 @router.post("/completions", response_model=None)
 async def create_completion(
     the: The, tenant: Tenant, http: Request, request: CompletionRequest
-) -> dict[str, Any] | Response:
+) -> JsonObject | Response:
     asked = endpoints.completions(the.catalogue, tenant, request)
     return streamed(asked.stream()) if request.stream else await unless_gone(http, asked.complete())
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Query, Request
 from fastapi.responses import Response
+from pydantic import BaseModel, Field, StringConstraints
 
 from tunewright.server.errors import ApiError
 from tunewright.server.service import Service
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import Page
 
 GONE = 499  # the client has left; nobody reads the response
@@ -39,7 +41,18 @@ After = Annotated[str | None, Query(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-def listed(page: Page, of: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+class Paging(BaseModel):
+    """Of a list that can be read in both orders."""
+
+    after: Annotated[str, StringConstraints(max_length=100)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "asc"
+
+
+InPages = Annotated[Paging, Query()]
+
+
+def listed(page: Page, of: Callable[[Any], JsonObject]) -> JsonObject:
     """A page as OpenAI's API has it; the last id is the cursor of the next page."""
     data = [of(row) for row in page.rows]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}

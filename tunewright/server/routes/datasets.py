@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tunewright.server.errors import ApiError, bad
 from tunewright.server.jobs.request import Metadata
 from tunewright.server.routes.common import Tenant, The
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.completions import training_row
 from tunewright.server.store.files import OverQuota
 
@@ -29,7 +29,7 @@ class FromCompletions(BaseModel):
 
 
 @router.post("/files/from_completions")
-def from_completions(the: The, tenant: Tenant, request: FromCompletions) -> dict[str, Any]:
+def from_completions(the: The, tenant: Tenant, request: FromCompletions) -> JsonObject:
     """A file of training rows, whose answers are those that were given."""
     page = the.completions.page(tenant, (request.model, request.metadata or {}), None, MOST_ROWS, newest_first=False)
     if not page.rows:

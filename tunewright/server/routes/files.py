@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from tunewright.server.errors import ApiError, bad, not_found
 from tunewright.server.routes.common import After, Tenant, The, listed
 from tunewright.server.service import Service
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id, now
 from tunewright.server.store.files import OverQuota, StoredFile, of_row
 
@@ -53,7 +54,7 @@ def create_file(
     purpose: Annotated[Purpose, Form()],
     anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
     seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000)] = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     name = file.filename or "file.jsonl"
     if len(name) > 255:
         raise bad("invalid_value", "file: its name has more than 255 characters.", "file")
@@ -73,14 +74,14 @@ def list_files(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: Annotated[str | None, Query(max_length=64)] = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     the.files.remove_expired()
     page = the.files.page(tenant, purpose, after, limit, order == "desc")
     return listed(page, lambda row: of_row(row).to_json())
 
 
 @router.get("/files/{file_id}")
-def get_file(the: The, tenant: Tenant, file_id: str) -> dict[str, Any]:
+def get_file(the: The, tenant: Tenant, file_id: str) -> JsonObject:
     return file_of(the, tenant, file_id).to_json()
 
 
@@ -91,7 +92,7 @@ def get_content(the: The, tenant: Tenant, file_id: str) -> FileResponse:
 
 
 @router.delete("/files/{file_id}")
-def delete_file(the: The, tenant: Tenant, file_id: str) -> dict[str, Any]:
+def delete_file(the: The, tenant: Tenant, file_id: str) -> JsonObject:
     file = file_of(the, tenant, file_id)
     if (job := the.jobs.uses(file_id)) is not None:
         raise bad("file_in_use", f"The job {job.id} reads this file; cancel it first.", "file_id")
@@ -109,7 +110,7 @@ def file_of(the: Service, tenant: str, file_id: str) -> StoredFile:
 
 
 @router.post("/uploads")
-def create_upload(the: The, tenant: Tenant, request: UploadRequest) -> dict[str, Any]:
+def create_upload(the: The, tenant: Tenant, request: UploadRequest) -> JsonObject:
     if request.bytes > the.files.room(tenant):
         raise _over_quota(OverQuota(the.settings.quota))
     upload, created = new_id("upload_"), now()
@@ -123,7 +124,7 @@ def create_upload(the: The, tenant: Tenant, request: UploadRequest) -> dict[str,
 
 
 @router.post("/uploads/{upload_id}/parts")
-def add_part(the: The, tenant: Tenant, upload_id: str, data: UploadFile) -> dict[str, Any]:
+def add_part(the: The, tenant: Tenant, upload_id: str, data: UploadFile) -> JsonObject:
     upload = _pending(the, tenant, upload_id)
     parts = the.database.rows("SELECT bytes FROM parts WHERE upload = ?", upload_id)
     if len(parts) >= MOST_PARTS:
@@ -140,7 +141,7 @@ def add_part(the: The, tenant: Tenant, upload_id: str, data: UploadFile) -> dict
 
 
 @router.post("/uploads/{upload_id}/complete")
-def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteRequest) -> dict[str, Any]:
+def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteRequest) -> JsonObject:
     """A repeated request gets the same answer."""
     upload = _upload(the, tenant, upload_id)
     if upload["status"] == "completed":
@@ -181,7 +182,7 @@ def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteR
 
 
 @router.post("/uploads/{upload_id}/cancel")
-def cancel_upload(the: The, tenant: Tenant, upload_id: str) -> dict[str, Any]:
+def cancel_upload(the: The, tenant: Tenant, upload_id: str) -> JsonObject:
     _pending(the, tenant, upload_id)
     the.database.change("UPDATE uploads SET status = 'cancelled' WHERE id = ?", upload_id)
     the.files.remove_parts(upload_id)
@@ -203,7 +204,7 @@ def _pending(the: Service, tenant: str, upload_id: str) -> Any:
     return row
 
 
-def _upload_json(the: Service, row: Any) -> dict[str, Any]:
+def _upload_json(the: Service, row: Any) -> JsonObject:
     file = the.files.get(row["tenant"], row["file"]) if row["file"] else None
     names = ("id", "bytes", "created_at", "expires_at", "filename", "purpose", "status")
     return {"object": "upload", **{name: row[name] for name in names}, "file": file.to_json() if file else None}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
 from tunewright.core.errors import TunewrightError
@@ -12,6 +10,7 @@ from tunewright.server.jobs.request import JobRequest, refused
 from tunewright.server.jobs.view import checkpoints_json, job_json
 from tunewright.server.routes.common import After, Limit, Tenant, The, listed
 from tunewright.server.service import Service, config_of_job
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import now
 from tunewright.server.store.jobs import FINISHED, Job, event_json
 
@@ -20,7 +19,7 @@ REPEATED_SECONDS = 600  # a client repeats a POST by itself, without saying that
 
 
 @router.post("/jobs")
-def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> dict[str, Any]:
+def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> JsonObject:
     digest = request.digest(tenant)
     retried = http.headers.get("x-stainless-retry-count", "0") != "0"
     if retried and (job := the.jobs.repeated(tenant, digest, now() - REPEATED_SECONDS)) is not None:
@@ -49,24 +48,24 @@ def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> 
 
 
 @router.get("/jobs")
-def list_jobs(the: The, tenant: Tenant, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+def list_jobs(the: The, tenant: Tenant, after: After = None, limit: Limit = 20) -> JsonObject:
     return listed(the.jobs.page(tenant, after, limit), lambda row: job_json(the, Job.of(row)))
 
 
 @router.get("/jobs/{job_id}")
-def get_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
+def get_job(the: The, tenant: Tenant, job_id: str) -> JsonObject:
     return job_json(the, job_of(the, tenant, job_id))
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
+def cancel_job(the: The, tenant: Tenant, job_id: str) -> JsonObject:
     job = _unfinished(the, tenant, job_id)
     the.jobs.want(job, "cancel", "The job is being cancelled")
     return job_json(the, job_of(the, tenant, job_id))
 
 
 @router.post("/jobs/{job_id}/pause")
-def pause_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
+def pause_job(the: The, tenant: Tenant, job_id: str) -> JsonObject:
     """OpenAI's client knows no status "paused": the job is in the queue, and `tunewright.paused` is true."""
     job = _unfinished(the, tenant, job_id)
     if not job.paused:
@@ -75,7 +74,7 @@ def pause_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
+def resume_job(the: The, tenant: Tenant, job_id: str) -> JsonObject:
     job = _unfinished(the, tenant, job_id)
     if job.wanted == "cancel":
         raise bad("invalid_value", "The job is being cancelled.", "job_id")
@@ -85,13 +84,13 @@ def resume_job(the: The, tenant: Tenant, job_id: str) -> dict[str, Any]:
 
 
 @router.get("/jobs/{job_id}/events")
-def list_events(the: The, tenant: Tenant, job_id: str, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+def list_events(the: The, tenant: Tenant, job_id: str, after: After = None, limit: Limit = 20) -> JsonObject:
     job = job_of(the, tenant, job_id)
     return listed(the.jobs.events(job.id, after, limit), event_json)
 
 
 @router.get("/jobs/{job_id}/checkpoints")
-def list_checkpoints(the: The, tenant: Tenant, job_id: str, after: After = None, limit: Limit = 10) -> dict[str, Any]:
+def list_checkpoints(the: The, tenant: Tenant, job_id: str, after: After = None, limit: Limit = 10) -> JsonObject:
     """Those that are kept, the newest first. Each can be named as a model."""
     every = checkpoints_json(the, job_of(the, tenant, job_id))
     ids = [c["id"] for c in every]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 
 from tunewright.server.errors import ApiError, bad
 from tunewright.server.models import Listed
 from tunewright.server.routes.common import Tenant, The
+from tunewright.server.shapes import JsonObject
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
 @router.get("/models")
-def list_models(the: The, tenant: Tenant) -> dict[str, Any]:
+def list_models(the: The, tenant: Tenant) -> JsonObject:
     return {"object": "list", "data": [m.to_json() for m in the.catalogue.listed(tenant)]}
 
 
 @router.get("/models/{name:path}")
-def get_model(the: The, tenant: Tenant, name: str) -> dict[str, Any]:
+def get_model(the: The, tenant: Tenant, name: str) -> JsonObject:
     served = the.catalogue.get(tenant, name)
     known = {m.id: m for m in the.catalogue.listed(tenant)}
     return {
@@ -34,7 +33,7 @@ def get_model(the: The, tenant: Tenant, name: str) -> dict[str, Any]:
 
 
 @router.delete("/models/{name:path}")
-def delete_model(the: The, tenant: Tenant, name: str) -> dict[str, Any]:
+def delete_model(the: The, tenant: Tenant, name: str) -> JsonObject:
     """The model cannot be asked any more. Its job and its run folder stay."""
     job = the.catalogue.job_of(tenant, name)
     if job is None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from tunewright import __version__
 from tunewright.server.routes.common import Tenant, The
+from tunewright.server.shapes import JsonObject
 
 router = APIRouter(tags=["operations"])
 
 
 @router.get("/health")
-def health(the: The) -> dict[str, Any]:
+def health(the: The) -> JsonObject:
     """Without a token: whether the server answers, and nothing else."""
     return {"status": "ok", "version": __version__, "models": len(the.bases)}
 

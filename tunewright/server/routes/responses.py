@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -12,14 +10,13 @@ from tunewright.server.chat.responses import ResponseReply, ResponseRequest
 from tunewright.server.errors import ApiError
 from tunewright.server.routes.chat import streamed
 from tunewright.server.routes.common import Tenant, The, unless_gone
+from tunewright.server.shapes import JsonObject
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
 
 @router.post("", response_model=None)
-async def create_response(
-    the: The, tenant: Tenant, http: Request, request: ResponseRequest
-) -> dict[str, Any] | Response:
+async def create_response(the: The, tenant: Tenant, http: Request, request: ResponseRequest) -> JsonObject | Response:
     reply = ResponseReply.to(request, endpoints.chat(the.catalogue, tenant, request.as_chat()))
     return streamed(reply.stream()) if request.stream else await unless_gone(http, reply.complete())
 

@@ -7,6 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import Database, Page, new_id, now
 
 Status = Literal["validating", "failed", "in_progress", "completed", "cancelling", "cancelled"]
@@ -23,7 +24,7 @@ class Batch:
     id: str
     tenant: str
     created_at: int
-    request: dict[str, Any]
+    request: JsonObject
     status: Status
     total: int
     completed: int
@@ -31,14 +32,14 @@ class Batch:
     output_file: str | None
     error_file: str | None
     times: dict[str, int]
-    errors: list[dict[str, Any]] | None
+    errors: list[JsonObject] | None
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Batch:
         read = {name: json.loads(row[name]) if row[name] else None for name in ("request", "times", "errors")}
         return cls(**{**dict(row), **read})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         times = {f"{name}_at": self.times.get(name) for name in TIMES}
         return {
             "id": self.id,
@@ -62,7 +63,7 @@ class Batches:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, tenant: str, request: dict[str, Any]) -> Batch:
+    def add(self, tenant: str, request: JsonObject) -> Batch:
         batch_id = new_id("batch_")
         sql = "INSERT INTO batches (id, tenant, created_at, request, status) VALUES (?, ?, ?, ?, 'validating')"
         self._database.change(sql, batch_id, tenant, now(), json.dumps(request))

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from typing import Any
 
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import Database, Page
 
 
@@ -13,7 +14,7 @@ class Completions:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, tenant: str, messages: list[Any], response: dict[str, Any], metadata: dict[str, str]) -> None:
+    def add(self, tenant: str, messages: list[Any], response: JsonObject, metadata: dict[str, str]) -> None:
         self._database.change(
             "INSERT INTO completions (id, tenant, created_at, model, messages, response, metadata)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -31,16 +32,16 @@ class Completions:
         """``which``: a model, and values of metadata."""
         model, metadata = which
         where = {"tenant": tenant} | ({"model": model} if model else {})
-        found: list[sqlite3.Row] = []
+        matching: list[sqlite3.Row] = []
         while True:
             page = self._database.page("completions", where, after, 100, newest_first)
             for row in page.rows:
                 if metadata.items() <= json.loads(row["metadata"]).items():
-                    found.append(row)
-                    if len(found) > limit:
-                        return Page(found[:limit], True)
+                    matching.append(row)
+                    if len(matching) > limit:
+                        return Page(matching[:limit], True)
             if not page.more:
-                return Page(found, False)
+                return Page(matching, False)
             after = page.rows[-1]["id"]
 
     def update(self, tenant: str, completion_id: str, metadata: dict[str, str]) -> None:
@@ -51,12 +52,12 @@ class Completions:
         self._database.change("DELETE FROM completions WHERE id = ? AND tenant = ?", completion_id, tenant)
 
 
-def stored_json(row: sqlite3.Row) -> dict[str, Any]:
+def stored_json(row: sqlite3.Row) -> JsonObject:
     """The response, with what it has as a stored one."""
     return {**json.loads(row["response"]), "metadata": json.loads(row["metadata"])}
 
 
-def training_row(row: sqlite3.Row) -> dict[str, Any]:
+def training_row(row: sqlite3.Row) -> JsonObject:
     """The chat with its answer, as a row of training data."""
     answer = json.loads(row["response"])["choices"][0]["message"]
     return {"messages": [*json.loads(row["messages"]), {k: v for k, v in answer.items() if v is not None}]}

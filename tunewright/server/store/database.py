@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core.errors import RunError
+from tunewright.server.shapes import JsonObject
 
 MIGRATIONS = (
     """
@@ -122,7 +123,7 @@ class Database:
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
         return next(iter(self.rows(sql, *values)), None)
 
-    def page(self, table: str, where: dict[str, Any], after: str | None, limit: int, newest_first: bool) -> Page:
+    def page(self, table: str, where: JsonObject, after: str | None, limit: int, newest_first: bool) -> Page:
         """Rows of a table that have all of these values, after the one whose id is ``after``, in the order in which
         they were added, or the reverse. An ``after`` that does not exist gives an empty page."""
         conditions = [f"{name} = ?" for name in where] or ["1 = 1"]
@@ -133,8 +134,8 @@ class Database:
             values.append(row["seq"] if row is not None else (-1 if newest_first else 1 << 62))
         order = "DESC" if newest_first else "ASC"
         sql = f"SELECT * FROM {table} WHERE {' AND '.join(conditions)} ORDER BY seq {order} LIMIT ?"
-        found = self.rows(sql, *values, limit + 1)
-        return Page(found[:limit], len(found) > limit)
+        listed = self.rows(sql, *values, limit + 1)
+        return Page(listed[:limit], len(listed) > limit)
 
     def back_up(self, target: Path) -> None:
         """A copy that is consistent while the server runs."""

@@ -9,9 +9,10 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from tunewright.core.run_folder import make_folder, private, sync_folder
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import Database, Page, new_id, now
 
 PIECE = 1 << 20
@@ -40,7 +41,7 @@ class StoredFile:
     expires_at: int | None = None
     parent: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As OpenAI's API has it; ``status`` is deprecated there, and required by its clients."""
         return {
             "id": self.id,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import Database, Page, new_id, now
 
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
@@ -29,7 +30,7 @@ class Job:
     id: str
     tenant: str
     created_at: int
-    request: dict[str, Any]
+    request: JsonObject
     digest: str
     status: Status
     wanted: Wanted
@@ -37,7 +38,7 @@ class Job:
     deaths: int
     started_at: int | None
     finished_at: int | None
-    error: dict[str, Any] | None
+    error: JsonObject | None
     model_id: str | None
     trained_tokens: int | None
     result_file: str | None
@@ -60,7 +61,7 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, tenant: str, request: dict[str, Any], digest: str, prefix: str) -> Job:
+    def add(self, tenant: str, request: JsonObject, digest: str, prefix: str) -> Job:
         """A new job, which is to be validated. ``prefix``: of its model's name, before a part of the job's id."""
         job_id = new_id("ftjob-")
         model_id = prefix + job_id.removeprefix("ftjob-")[:8]
@@ -149,7 +150,7 @@ class Jobs:
         attempt: int,
         status: Status,
         message: str,
-        error: dict[str, Any] | None = None,
+        error: JsonObject | None = None,
         results: tuple[int | None, str | None] = (None, None),
     ) -> bool:
         """Whether the job ended now: it ends once. ``results``: trained tokens, and the file of results."""
@@ -168,7 +169,7 @@ class Jobs:
         self._database.change("UPDATE jobs SET model_deleted = 1 WHERE id = ?", job.id)
 
     def event(
-        self, job_id: str, source: str, message: str, level: str = "info", data: dict[str, Any] | None = None
+        self, job_id: str, source: str, message: str, level: str = "info", data: JsonObject | None = None
     ) -> None:
         """``source``: what the event reports, so that it is reported once. ``data``: metrics of a step."""
         self._database.change(
@@ -182,7 +183,7 @@ class Jobs:
         return self._database.page("events", {"job": job_id}, after, limit, newest_first=True)
 
 
-def event_json(row: sqlite3.Row) -> dict[str, Any]:
+def event_json(row: sqlite3.Row) -> JsonObject:
     return {
         "id": row["id"],
         "object": "fine_tuning.job.event",

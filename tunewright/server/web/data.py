@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import Response
+from pydantic import BaseModel, StringConstraints
 
 from tunewright.core import config as configuration
 from tunewright.core.errors import TunewrightError
@@ -22,6 +23,7 @@ from tunewright.server.jobs.request import JobRequest
 from tunewright.server.routes import datasets, files, fine_tuning
 from tunewright.server.routes.common import The
 from tunewright.server.service import Service
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.files import OverQuota, StoredFile, of_row
 from tunewright.server.web.pages import Visitor, see, shown
 from tunewright.tokens.sequences import flat
@@ -95,10 +97,10 @@ def _reasons(audit: Audit) -> dict[int, list[str]]:
     return reasons
 
 
-def _row(data: Dataset, base: Base, row: int, reasons: list[str]) -> dict[str, Any]:
+def _row(data: Dataset, base: Base, row: int, reasons: list[str]) -> JsonObject:
     """A row as the model sees it: its text in pieces, of which the targets are marked."""
     example = data.examples[row]
-    shown: dict[str, Any] = {
+    shown: JsonObject = {
         "number": row,
         "line": int(example.where.rpartition(":")[2]) if example.where.rpartition(":")[2].isdigit() else None,
         "side": data.sides[row],
@@ -156,22 +158,20 @@ def line_text(the: The, tenant: Visitor, file_id: str, line: int) -> Response:
     return shown("line.html.j2", tenant, "data", {"line": line, "text": text})
 
 
+class JobForm(BaseModel):
+    model: Annotated[str, StringConstraints(max_length=200)]
+    suffix: Annotated[str, StringConstraints(max_length=64)] = ""
+    evidence: Annotated[str, StringConstraints(max_length=20)] = "standard"
+
+
 @router.post("/data/{file_id}/job")
-def start_job(
-    the: The,
-    tenant: Visitor,
-    http: Request,
-    file_id: str,
-    model: Annotated[str, Form(max_length=200)],
-    suffix: Annotated[str, Form(max_length=64)] = "",
-    evidence: Annotated[str, Form(max_length=20)] = "standard",
-) -> Response:
+def start_job(the: The, tenant: Visitor, http: Request, file_id: str, form: Annotated[JobForm, Form()]) -> Response:
     try:
         request = JobRequest(
-            model=model,
+            model=form.model,
             training_file=file_id,
-            suffix=suffix.strip() or None,
-            tunewright={"prove.evidence": evidence},
+            suffix=form.suffix.strip() or None,
+            tunewright={"prove.evidence": form.evidence},
         )
     except ValueError:
         raise bad("invalid_value", "A suffix has letters, digits, dots, dashes and underscores.", "suffix") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import FileResponse, Response
@@ -16,13 +16,15 @@ from tunewright.server.access import DEFAULT
 from tunewright.server.errors import not_found
 from tunewright.server.routes.common import The
 from tunewright.server.service import Service
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.jobs import FINISHED
 from tunewright.server.web.jobs import summary
 from tunewright.server.web.pages import COOKIE, Visitor, fragment, see, shown, with_cookie
 
 router = APIRouter(include_in_schema=False)
 STATIC = Path(__file__).parent / "static"
-REPORT_STYLE = Path(page.__file__).parent / "templates" / "page.css"  # one look for pages and reports
+SERVED = {file.name: file for file in STATIC.iterdir()}
+SERVED["page.css"] = Path(page.__file__).parent / "templates" / "page.css"  # one look for pages and reports
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
@@ -42,7 +44,7 @@ def home_fragment(the: The, tenant: Visitor) -> Response:
     return Response(fragment("home_live.html.j2", **_home(the, tenant)), media_type="text/html")
 
 
-def _home(the: Service, tenant: str) -> dict[str, Any]:
+def _home(the: Service, tenant: str) -> JsonObject:
     jobs = [summary(the, job) for job in reversed(the.jobs.all_of(tenant))]
     queued = [job.id for job in the.jobs.in_state("queued")]
     return {
@@ -75,9 +77,9 @@ def logout() -> Response:
 
 @router.get("/static/{name}")
 def static(name: str) -> Response:
-    file = REPORT_STYLE if name == REPORT_STYLE.name else STATIC / name
-    if (file != REPORT_STYLE and file.parent != STATIC) or not file.is_file():
+    if name not in SERVED:
         raise not_found("file", name)
+    file = SERVED[name]
     return FileResponse(file, media_type=TYPES[file.suffix], headers={"cache-control": "max-age=3600"})
 
 
@@ -92,7 +94,7 @@ def exports(the: The, tenant: Visitor) -> Response:
     return shown("exports.html.j2", tenant, "exports", {"rows": [_exported(name or "", run) for name, run in runs]})
 
 
-def _exported(name: str, run: Run) -> dict[str, Any]:
+def _exported(name: str, run: Run) -> JsonObject:
     checks = records.existing(run.export, EXPORTS) or ()
     sizes = {c.relative_path: _size(run.path / c.relative_path) for c in checks}
     consumers = records.existing(run.verify, CONSUMER_CHECKS) or ()

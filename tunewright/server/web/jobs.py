@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -20,6 +20,7 @@ from tunewright.server.routes import fine_tuning
 from tunewright.server.routes.chat import streamed
 from tunewright.server.routes.common import The
 from tunewright.server.service import Service
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import now
 from tunewright.server.store.jobs import FINISHED, Job
 from tunewright.server.web.pages import REPORT_POLICY, Visitor, fragment, see, shown
@@ -29,7 +30,7 @@ POLL_SECONDS = 1.0
 EVENTS = 20
 
 
-def summary(the: Service, job: Job) -> dict[str, Any]:
+def summary(the: Service, job: Job) -> JsonObject:
     """State, progress and result of a job."""
     run = the.workshop.run(job)
     plan = records.existing(run.plan, Plan)
@@ -62,7 +63,7 @@ def _steps(the: Service, job: Job) -> list[StepLine]:
     return [s for s in records.read_lines(file, METRICS) if isinstance(s, StepLine)]
 
 
-def _values(the: Service, job: Job) -> dict[str, Any]:
+def _values(the: Service, job: Job) -> JsonObject:
     run = the.workshop.run(job)
     return {
         **summary(the, job),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from tunewright.server.errors import ApiError
 from tunewright.server.routes.common import The
+from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id, now
 from tunewright.server.web.pages import Visitor, shown
 
@@ -42,7 +43,7 @@ class KeptRow(BaseModel):
 
 
 @router.post("/playground/keep")
-def keep(the: The, tenant: Visitor, row: KeptRow) -> dict[str, Any]:
+def keep(the: The, tenant: Visitor, row: KeptRow) -> JsonObject:
     """Store a question with an answer, perhaps a corrected one, as a stored chat."""
     head = [{"role": "system", "content": row.system}] if row.system else []
     message = {"role": "assistant", "content": row.answer, "refusal": None}

@@ -29,7 +29,7 @@ from tunewright.runtime.context import Setup
 from tunewright.stages import plan as planned
 from tunewright.stages.stage import Stage, StageInputs
 from tunewright.train import planning, profile
-from tunewright.train.planning import RowStats
+from tunewright.train.recipe import RowStats
 
 COMPARISONS = 8  # dev losses of a training, at some of which recipes are compared
 

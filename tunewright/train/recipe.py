@@ -1,0 +1,108 @@
+"""The recipe of a run where the config leaves it to the plan: batch, steps and learning rate.
+
+Its numbers are from `benchmarks/recipe.py` and `benchmarks/recipe_search.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from tunewright.core.config import Config
+from tunewright.core.errors import ConfigError
+from tunewright.data.metrics import STRUCTURED, Kind
+from tunewright.model.facts import Facts
+from tunewright.system.machine import Machine
+from tunewright.tokens.sequences import TrainRow
+
+CONFIGURED = "as configured"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """A value of the plan, and why it was chosen."""
+
+    value: T
+    reason: str
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """Counts over the rendered training rows; ``longest`` is the largest row, in tokens."""
+
+    rows: int
+    tokens: int
+    supervised: int
+    longest: int
+
+    @staticmethod
+    def of(rows: Sequence[TrainRow]) -> RowStats:
+        return RowStats(
+            rows=len(rows),
+            tokens=sum(r.tokens for r in rows),
+            supervised=sum(r.supervised for r in rows),
+            longest=max(r.tokens for r in rows),
+        )
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What a plan is derived from."""
+
+    config: Config
+    facts: Facts
+    sizes: RowStats
+    machine: Machine
+    kind: Kind
+
+    @property
+    def structured(self) -> bool:
+        """Whether answers are structured values, which their prompts mostly decide: they are learned by more and larger
+        steps, where free text would overfit (`benchmarks/recipe_search.py`)."""
+        return self.kind in STRUCTURED
+
+
+def batch_size(given: PlanInputs) -> Choice[int]:
+    if given.config.train.batch_size != "auto":
+        return Choice(given.config.train.batch_size, CONFIGURED)
+    rows = given.sizes.rows
+    if given.structured and rows < 1000:
+        return Choice(4, "4 rows a step: structured answers are learned better by more steps")
+    batch = 8 if rows >= 160 else 4
+    return Choice(batch, f"{batch} rows a step: small batches suit LoRA, and {rows} rows should give many steps")
+
+
+def steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
+    t, rows = given.config.train, given.sizes.rows
+    if t.steps != "auto":
+        return Choice(t.steps, CONFIGURED)
+    if t.epochs != "auto":
+        return Choice(max(1, round(t.epochs * per_epoch)), f"{t.epochs:g} epochs of {per_epoch} steps, as configured")
+    epochs = 4 if rows < 300 else 3 if rows < 1000 else 2 if rows < 5000 else 1
+    return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
+
+
+def learning_rate(given: PlanInputs) -> Choice[float]:
+    """Above width 2,000 by Schulman et al. 2025. Their exponent for narrower models, and their factor for short runs,
+    overfitted or were unstable in `benchmarks/recipe_search.py`."""
+    config, width = given.config, given.facts.hidden
+    if config.train.lr != "auto":
+        if config.train.lr_multiplier != 1:
+            message, fix = "train.lr_multiplier is a factor of the automatic rate.", "set one of the two."
+            raise ConfigError(
+                "CONFIG_CONFLICT", f"train.lr is set, and {message}", where="train.lr_multiplier", fix=fix
+            )
+        return Choice(config.train.lr, CONFIGURED)
+    power = 0.5 if width <= 2000 else 0.78
+    factor, why = (1.4e-3, "; structured answers need higher rates") if given.structured else (4.3e-4, "")
+    reason = f"{factor:g} * (2000 / {width})^{power}: narrower models need higher rates{why}"
+    rate = factor * (2000 / width) ** power
+    if config.adapter.kind == "none":
+        rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
+    if config.train.lr_multiplier != 1:
+        rate *= config.train.lr_multiplier
+        reason += f"; times {config.train.lr_multiplier:g}, as configured"
+    return Choice(float(f"{rate:.2g}"), reason)
