@@ -28,6 +28,10 @@ PACKAGE = ROOT / "tunewright"
 SPEED = ("<!-- speed: written by scripts/make_docs.py from benchmarks/results -->", "<!-- /speed -->")
 FORMS = ("<!-- forms: written by scripts/make_docs.py from tests/data/formats/forms.json -->", "<!-- /forms -->")
 TREE = ("<!-- tree: written by scripts/make_docs.py from the docstrings -->", "<!-- /tree -->")
+PARAMETERS = (
+    "<!-- parameters: written by scripts/make_docs.py from tunewright/server/chat/request.py -->",
+    "<!-- /parameters -->",
+)
 HEAD = "<!-- written by scripts/make_docs.py; do not edit -->\n\n"
 
 
@@ -129,6 +133,26 @@ def data_guide() -> str:
     """docs/guide-data.md, with the table of documented forms of rows."""
     text = (ROOT / "docs" / "guide-data.md").read_text(encoding="utf-8")
     return between(text, FORMS, f"\n{forms_table.table()}")
+
+
+def server_page() -> str:
+    """docs/server.md, with what becomes of every parameter."""
+    from tunewright.server.chat.request import ChatRequest, CompletionRequest
+
+    lines = ["| parameter | chat.completions | completions |", "|---|---|---|"]
+    models = (ChatRequest, CompletionRequest)
+    names = sorted({name for m in models for name in (*m.model_fields, *m.IGNORED, *m.REFUSED)})
+
+    def fate(model: type[ChatRequest] | type[CompletionRequest], name: str) -> str:
+        if name in model.model_fields:
+            return "used"
+        if name in model.IGNORED:
+            return "ignored"
+        return f"refused: {model.REFUSED[name]}" if name in model.REFUSED else "refused: unknown"
+
+    lines += [f"| `{name}` | {' | '.join(fate(m, name) for m in models)} |" for name in names]
+    text = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    return between(text, PARAMETERS, "\n".join(lines) + "\n")
 
 
 def architecture_page() -> str:
@@ -242,6 +266,7 @@ PAGES = {
     "docs/architecture.md": architecture_page,
     "docs/guide-data.md": data_guide,
     **records_page.PAGES,
+    "docs/server.md": server_page,
     "README.md": readme,
 }
 

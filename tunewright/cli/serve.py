@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ import typer
 from tunewright.core.errors import MissingExtra
 
 HOME = Path("tunewright-server")
+GRACE_SECONDS = 30  # for requests that are being answered, before the server ends
 RUNS = Path("runs")
 
 
@@ -40,6 +40,12 @@ def serve(
     add_tenant: Annotated[
         str | None, typer.Option(metavar="NAME", help="Make a token for another tenant, print it, and exit.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check database, files and runs of the home against their hashes, and exit.")
+    ] = False,
+    back_up: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Copy the home, also while it is served, and exit.")
+    ] = None,
 ) -> None:
     """Serve models and fine-tuning jobs behind the OpenAI protocol."""
     try:
@@ -48,12 +54,16 @@ def serve(
         from tunewright.server.app import create_app
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "`tunewright serve`", "pip install 'tunewright[serve]'") from None
+    from tunewright.server import care
     from tunewright.server.access import DEFAULT, Tokens
     from tunewright.server.engine.engine import Limits
     from tunewright.server.service import Settings, open_service
 
     if add_tenant is not None:
         typer.echo(Tokens(home / "tokens").add(add_tenant))
+        return
+    if check or back_up is not None:
+        typer.echo(care.checked(home) if back_up is None else care.backed_up(home, back_up))
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -69,10 +79,18 @@ def serve(
     typer.echo(f"loading {', '.join(settings.models)} ...", err=True)
     service = open_service(settings)
     try:
-        config = uvicorn.Config(create_app(service), host=host, port=port, log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            create_app(service),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
         server = _announced()(config, service.tokens.token_of(DEFAULT))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.run()
+    except KeyboardInterrupt:  # uvicorn repeats the signal that it has obeyed
+        pass
     finally:
         service.close()
 

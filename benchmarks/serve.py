@@ -1,0 +1,197 @@
+"""`tunewright serve` under load: tokens per second for one stream, and for many over several adapters; memory during
+minutes of load; and whether answers in a full batch are those that the same requests get alone.
+
+python benchmarks/serve.py RUN [--rounds 3] [--minutes 5] [--adapters 8]
+
+RUN: a finished run of the model smollm2-135m, whose weights are changed at random into several adapters: what an answer
+is worth does not matter here, but its length does, so answers are not ended by a stop token (logit_bias). Writes
+results/serve.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunewright.core import records, run_folder
+from tunewright.core.records import ScoreLine
+from tunewright.core.run_folder import Run
+from tunewright.model import loading
+from tunewright.system import machine
+from tunewright.tokens.template import load_template
+
+HERE = Path(__file__).parent
+TOKENS = 48
+STREAMS = (1, 8, 32)
+
+
+def changed(run: Path, runs: Path, count: int) -> list[str]:
+    """Copies of a run with other weights."""
+    names = []
+    for n in range(count):
+        copy = Run(runs / f"adapter-{n}")
+        shutil.copytree(run, copy.path)
+        draw = torch.Generator().manual_seed(n)
+        weights = {
+            k: t + 0.02 * t.std() * torch.randn(t.shape, generator=draw) for k, t in load_file(copy.weights).items()
+        }
+        save_file(weights, copy.weights)
+        training = run_folder.read_json(copy.training)
+        run_folder.write_json(copy.training, {**training, "weights_sha256": run_folder.sha256(copy.weights)})
+        names.append(f"run:{copy.name}")
+    return names
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[openai.OpenAI, int]]:
+    """A client of a server in ``folder``, and the server's process id."""
+    command = [sys.executable, "-m", "tunewright", "serve", "--port", "0", "--dtype", "float32", "--home", "home"]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        shown = dict(process.stdout.readline().split() for _ in range(3))
+        yield (
+            openai.OpenAI(base_url=shown["base_url"], api_key=shown["api_key"], max_retries=0, timeout=600),
+            process.pid,
+        )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class Load:
+    """Requests to several models. ``stop``: the tokens that would end an answer."""
+
+    def __init__(self, client: openai.OpenAI, models: list[str], prompts: list[list[Any]], stop: int) -> None:
+        self.client, self.models, self.prompts, self.stop = client, models, prompts, stop
+
+    def ask(self, number: int, tokens: int = TOKENS) -> str:
+        messages = self.prompts[number % len(self.prompts)]
+        model = self.models[number % len(self.models)]
+        given: dict[str, Any] = {"logit_bias": {str(self.stop): -100}, "max_completion_tokens": tokens}
+        answer = self.client.chat.completions.create(model=model, messages=messages, **given)
+        return answer.choices[0].message.content or ""
+
+    def rate(self, streams: int) -> float:
+        """Tokens per second of so many requests at a time."""
+        count = max(4, streams)
+        started = time.monotonic()
+        with ThreadPoolExecutor(streams) as pool:
+            list(pool.map(self.ask, range(count)))
+        return count * TOKENS / (time.monotonic() - started)
+
+
+def memory(pid: int) -> float:
+    """Resident memory of a process, in GB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def steady(load: Load, pid: int, minutes: float, streams: int) -> list[float]:
+    """Memory every ten seconds under load."""
+    ending, values = time.monotonic() + 60 * minutes, list[float]()
+    counter, draw, lock = itertools.count(), random.Random(0), threading.Lock()
+
+    def stream() -> None:
+        while time.monotonic() < ending:
+            with lock:
+                number, tokens = next(counter), draw.randint(4, 96)
+            load.ask(number, tokens)
+
+    with ThreadPoolExecutor(streams) as pool:
+        running = [pool.submit(stream) for _ in range(streams)]
+        while time.monotonic() < ending:
+            time.sleep(10)
+            values.append(memory(pid))
+        for one in running:
+            one.result()
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--adapters", type=int, default=8)
+    given = parser.parse_args()
+    lines = list(records.read_lines(Run(given.run).scores / "tuned.jsonl", ScoreLine))
+    prompts = [[m.model_dump(exclude_none=True) for m in line.messages] for line in lines]
+    stop = load_template(loading.resolve("smollm2-135m")).eos
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        models = changed(given.run.absolute(), folder / "runs", given.adapters)
+        with served(folder) as (client, pid):
+            load, base = Load(client, models, prompts, stop), Load(client, ["smollm2-135m"], prompts, stop)
+            load.rate(len(models))  # every adapter is loaded
+            rates: dict[str, list[float]] = {}
+            for _ in range(given.rounds):
+                for streams in STREAMS:
+                    rates.setdefault(f"{streams} stream{'s' * (streams > 1)}, {given.adapters} adapters", []).append(
+                        load.rate(streams)
+                    )
+                rates.setdefault(f"{STREAMS[-1]} streams, base", []).append(base.rate(STREAMS[-1]))
+            alone = [load.ask(n, 8 + n % 41) for n in range(100)]
+            with ThreadPoolExecutor(32) as pool:
+                together = list(pool.map(lambda n: load.ask(n, 8 + n % 41), range(100)))
+            values = steady(load, pid, given.minutes, 64) if given.minutes else []
+    text = table(rates, alone, together, values, given.minutes)
+    (HERE / "results" / "serve.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def table(
+    rates: dict[str, list[float]], alone: list[str], together: list[str], values: list[float], minutes: float
+) -> str:
+    here = machine.measure()
+    one = statistics.median(next(iter(rates.values())))
+    out = [
+        "# `tunewright serve` under load\n",
+        f"`python benchmarks/serve.py RUN`: SmolLM2-135M in float32, answers of {TOKENS} tokens after prompts of a real task, over",
+        f"HTTP with OpenAI's client; {here.cores} cores, float32 products at {here.fp32_gflops:.0f} GFLOP/s. A stream is one request",
+        "at a time. Medians and ranges of rounds.\n",
+        "| load | tokens per second | over one stream |",
+        "|---|---|---|",
+    ]
+    for name, of in rates.items():
+        out.append(
+            f"| {name} | {statistics.median(of):.0f} ({min(of):.0f} to {max(of):.0f}) | {statistics.median(of) / one:.1f} |"
+        )
+    same = sum(a == b for a, b in zip(alone, together, strict=True))
+    out += [
+        "",
+        f"100 requests with 8 adapters and different lengths, 32 at a time: {same} answers equal those that they get alone.",
+    ]
+    if values:
+        third = max(1, len(values) // 3)
+        first, last = statistics.mean(values[third : 2 * third]), statistics.mean(values[-third:])
+        out.append(
+            f"64 streams for {minutes:g} minutes: memory {first:.2f} GB on average in the second third, {last:.2f} GB in the last"
+            f" (at most {max(values):.2f} GB)."
+        )
+    out.append("\nllama-server on the same base, with 8 different adapters: not measured in this table.")
+    return "\n".join([*out, ""])
+
+
+if __name__ == "__main__":
+    main()
