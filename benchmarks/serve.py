@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import random
 import shutil
@@ -35,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from tunewright.core import records, run_folder
 from tunewright.core.records import ScoreLine
 from tunewright.core.run_folder import Run
+from tunewright.core.words import counted
 from tunewright.model import loading
 from tunewright.system import machine
 from tunewright.tokens.template import load_template
@@ -51,9 +51,8 @@ def changed(run: Path, runs: Path, count: int) -> list[str]:
         copy = Run(runs / f"adapter-{n}")
         shutil.copytree(run, copy.path)
         draw = torch.Generator().manual_seed(n)
-        weights = {
-            k: t + 0.02 * t.std() * torch.randn(t.shape, generator=draw) for k, t in load_file(copy.weights).items()
-        }
+        read = load_file(copy.weights).items()
+        weights = {k: t + 0.02 * t.std() * torch.randn(t.shape, generator=draw) for k, t in read}
         save_file(weights, copy.weights)
         training = run_folder.read_json(copy.training)
         run_folder.write_json(copy.training, {**training, "weights_sha256": run_folder.sha256(copy.weights)})
@@ -147,9 +146,8 @@ def main() -> None:
             rates: dict[str, list[float]] = {}
             for _ in range(given.rounds):
                 for streams in STREAMS:
-                    rates.setdefault(f"{streams} stream{'s' * (streams > 1)}, {given.adapters} adapters", []).append(
-                        load.rate(streams)
-                    )
+                    name = f"{counted(streams, 'stream')}, {given.adapters} adapters"
+                    rates.setdefault(name, []).append(load.rate(streams))
                 rates.setdefault(f"{STREAMS[-1]} streams, base", []).append(base.rate(STREAMS[-1]))
             alone = [load.ask(n, 8 + n % 41) for n in range(100)]
             with ThreadPoolExecutor(32) as pool:
@@ -167,21 +165,18 @@ def table(
     one = statistics.median(next(iter(rates.values())))
     out = [
         "# `tunewright serve` under load\n",
-        f"`python benchmarks/serve.py RUN`: SmolLM2-135M in float32, answers of {TOKENS} tokens after prompts of a real task, over",
-        f"HTTP with OpenAI's client; {here.cores} cores, float32 products at {here.fp32_gflops:.0f} GFLOP/s. A stream is one request",
-        "at a time. Medians and ranges of rounds.\n",
+        f"`python benchmarks/serve.py RUN`: SmolLM2-135M in float32, answers of {TOKENS} tokens after prompts of a real",
+        f"task, over HTTP with OpenAI's client; {here.cores} cores, float32 products at {here.fp32_gflops:.0f} GFLOP/s. A",
+        "stream is one request at a time. Medians and ranges of rounds.\n",
         "| load | tokens per second | over one stream |",
         "|---|---|---|",
     ]
     for name, of in rates.items():
-        out.append(
-            f"| {name} | {statistics.median(of):.0f} ({min(of):.0f} to {max(of):.0f}) | {statistics.median(of) / one:.1f} |"
-        )
+        median = statistics.median(of)
+        out.append(f"| {name} | {median:.0f} ({min(of):.0f} to {max(of):.0f}) | {median / one:.1f} |")
     same = sum(a == b for a, b in zip(alone, together, strict=True))
-    out += [
-        "",
-        f"100 requests with 8 adapters and different lengths, 32 at a time: {same} answers equal those that they get alone.",
-    ]
+    what = "100 requests with several adapters and different lengths, 32 at a time"
+    out += ["", f"{what}: {same} answers equal those that they get alone."]
     if values:
         third = max(1, len(values) // 3)
         first, last = statistics.mean(values[third : 2 * third]), statistics.mean(values[-third:])

@@ -11,7 +11,7 @@ import pytest
 from build import write_chat_rows
 from server_running import SHORT_JOB, Running, finished, running
 
-from tunewright.server.engine.engine import Limits
+from tunewright.server.engine.requests import Limits
 from tunewright.server.service import Settings
 
 

@@ -18,8 +18,11 @@ from server_running import SHORT_JOB, Running, finished, running
 
 from tunewright.core.run_folder import Run
 from tunewright.runtime import chat as runtime
+from tunewright.server.engine.text import AnswerText
 from tunewright.server.service import Settings
+from tunewright.tokens.template import Template
 
+BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "string", "description": 5}}}
 JSON = {"content-type": "application/json"}
 HELLO: list[Any] = [{"role": "user", "content": "item 3: red by the dog"}]
 
@@ -265,6 +268,33 @@ def test_stored_chats_become_rows(server: Running) -> None:
         client.chat.completions.retrieve(kept.id)
 
 
+def test_a_stop_string_in_the_middle_of_a_token_loses_no_text() -> None:
+    """Of a token that has something before the stop string, that is a part of the answer, streamed too."""
+    words = ["foo", " x", ");", " more"]
+
+    class Spelled:
+        all_special_ids: tuple[int, ...] = ()
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join(words[i] for i in ids)
+
+    text = AnswerText(Template(Spelled()), [";"])
+    pieces = [text.add(n) for n in range(3)]
+    assert (pieces, text.stopped, text.text) == (["foo", " x", ")"], True, "foo x)")
+
+
+def test_what_a_stream_and_an_answer_leave_out_is_the_same(server: Running) -> None:
+    """For every string of two characters that occurs in an answer."""
+    client = server.client()
+    given: Any = {"model": server.model, "messages": HELLO, "max_tokens": 24}
+    whole = text_of(client.chat.completions.create(**given))
+    for at in range(2, len(whole) - 2, 3):
+        stop = whole[at : at + 2]
+        once = text_of(client.chat.completions.create(**given, stop=stop))
+        streamed = client.chat.completions.create(**given, stop=stop, stream=True)
+        assert "".join(c.choices[0].delta.content or "" for c in streamed) == once == whole[: whole.index(stop)]
+
+
 def batch_lines(server: Running, count: int) -> bytes:
     url = "/v1/chat/completions"
     contents = ([{"role": "user", "content": f"lot {n}"}] for n in range(count))
@@ -303,6 +333,40 @@ def test_a_batch(server: Running) -> None:
         time.sleep(0.1)
     assert failed.errors is not None
     assert [e.line for e in failed.errors.data or ()] == [1, 2]
+
+
+def test_a_batch_is_cancelled_and_a_line_that_fails_fails_alone(server: Running) -> None:
+    client, url = server.client(), "/v1/chat/completions"
+
+    def made(bodies: list[Any]) -> str:
+        lines = [{"custom_id": f"r{n}", "method": "POST", "url": url, "body": body} for n, body in enumerate(bodies)]
+        content = "\n".join(map(json.dumps, lines)).encode()
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        return batch.id
+
+    def ended(batch_id: str) -> Any:
+        for _ in range(300):
+            batch = client.batches.retrieve(batch_id)
+            if batch.status in ("completed", "cancelled", "failed"):
+                return batch
+            time.sleep(0.1)
+        raise AssertionError(batch.status)
+
+    good: dict[str, Any] = {"model": server.model, "messages": HELLO, "max_tokens": 300}
+    odd = {**good, "messages": [{"role": "user", "content": "\ud800"}]}
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "string", "description": 5}}}
+    long, waiting = made([good] * 60), made([good])
+    assert client.batches.cancel(waiting).status == "cancelling"
+    assert client.batches.cancel(long).status == "cancelling"
+    counts = ended(long).request_counts
+    assert counts is not None
+    assert counts.completed < 60
+    second = ended(waiting)
+    assert (second.status, second.output_file_id) == ("cancelled", None)
+    third = ended(made([{**good, "max_tokens": 2}, odd, {**good, "response_format": schema}]))
+    assert third.status == "completed"
+    assert (third.request_counts.completed, third.request_counts.failed) == (1, 2)
 
 
 def test_a_file_with_mistakes_fails_the_job_with_their_places(server: Running) -> None:
@@ -426,6 +490,8 @@ def test_without_a_token_nothing(server: Running) -> None:
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"colour": "red"}, "colour"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ({"response_format": BAD_SCHEMA}, "response_format"),
         ({"seed": 2**64}, "seed"),
     ],
 )
@@ -453,6 +519,12 @@ def test_what_cannot_be_met_is_refused_by_name(server: Running, change: dict[str
         ({"tunewright": {"data.train": "/etc/passwd"}}, "tunewright.data.train"),
         ({"tunewright": {"prove.remote.url": "http://x"}}, "tunewright.prove.remote.url"),
         ({"tunewright": {"train.lr": "fast"}}, "tunewright"),
+        ({"tunewright": {"forget": {"regression_rows": ["/etc/passwd"]}}}, "tunewright.forget"),
+        ({"tunewright": {"forget.regression_rows ": ["/etc/passwd"]}}, "tunewright.forget.regression_rows "),
+        (
+            {"tunewright": {'forget.regression_rows=["/etc/passwd"] #': 1}},
+            'tunewright.forget.regression_rows=["/etc/passwd"] #',
+        ),
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
         ({"magic": True}, "magic"),
     ],

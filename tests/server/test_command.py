@@ -30,7 +30,7 @@ def test_a_token_for_another_tenant(tmp_path: Path) -> None:
     assert cli("serve", "--home", "home", "--add-tenant", "team-b", cwd=tmp_path).returncode == 2
 
 
-def test_it_listens_checks_itself_and_stops_when_told(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+def test_it_listens_checks_itself_and_stops_when_asked(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     """A request that is being answered is answered to its end; the next start finds everything as it was."""
     words = ["-m", "tunewright", "serve", "--model", str(model_folder("llama")), "--home", "home"]
     with open(tmp_path / "err", "w") as err:

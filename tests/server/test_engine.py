@@ -23,7 +23,7 @@ from tunewright.model import adapters
 from tunewright.model.decoding.generate import Decoding, complete
 from tunewright.model.decoding.stack import Use
 from tunewright.server.engine.choosing import Choosing, RowChoice, logprob_of
-from tunewright.server.engine.engine import Engine, Limits
+from tunewright.server.engine.engine import Engine
 from tunewright.server.engine.generation import (
     AdapterFile,
     Begun,
@@ -36,6 +36,7 @@ from tunewright.server.engine.generation import (
 )
 from tunewright.server.engine.grammar import Grammars, UnsupportedSchema
 from tunewright.server.engine.prefixes import Owner, PrefixCache
+from tunewright.server.engine.requests import Limits
 from tunewright.train import checkpoints
 
 CONFIGS = {"a": AdapterConfig(rank=4, alpha=8.0), "b": AdapterConfig(kind="rslora", rank=3, alpha=5.0)}
@@ -193,6 +194,36 @@ def test_memory_is_bounded_by_rows_times_the_longest() -> None:
     assert [len(c.ids) for c in collected] == [90, 20, 30, 20]
 
 
+@pytest.mark.parametrize("broken", ["join", "advance"])
+def test_what_fails_ends_every_request_that_it_concerns(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    with running(Limits(rows=4, context=256)) as engine:
+
+        def fail(*_: Any) -> None:
+            monkeypatch.undo()
+            raise MemoryError
+
+        monkeypatch.setattr(engine._slots, broken, fail)
+        several = [Collected(engine, Generation((1, n), 20, frozenset())) for n in range(4)]
+        reasons = [c.wait().reason for c in several]
+        assert "failed" in reasons
+        assert Collected(engine, Generation((1, 2), 5, frozenset())).wait() == Ended("length")
+
+
+def test_memory_of_long_rows_is_given_back(files: dict[str, AdapterFile]) -> None:
+    with running(Limits(rows=8, context=512)) as engine:
+        per_token = engine._slots.bytes_per_token
+        engine._limits = Limits(rows=8, cache_bytes=1200 * per_token, context=512)
+        most = 0
+        for sizes in ([300, 60], [60] * 8, [400], [100, 90, 80]):
+            collected = [Collected(engine, Generation((1, 2), n, frozenset())) for n in sizes]
+            for c in collected:
+                c.wait()
+            rows, tokens = engine._slots.allocated
+            most = max(most, rows * tokens)
+        slack = (8 + 4) * 64 + 4 * 400  # by which the cache grows beyond what is needed
+        assert most <= 1200 + slack
+
+
 def test_a_cancelled_request_leaves_and_others_are_not_changed(files: dict[str, AdapterFile]) -> None:
     stay = Generation((9, 8, 7), 40, frozenset(), adapter=files["a"])
     with running(Limits(rows=2, context=256)) as engine:
@@ -208,6 +239,10 @@ def test_a_cancelled_request_leaves_and_others_are_not_changed(files: dict[str, 
         last = Collected(engine, stay)
         assert last.wait() == Ended("length")
         assert last.ids == other.ids
+        for _ in range(200):  # a row leaves after its end has been reported
+            if engine.stats().active == 0:
+                break
+            time.sleep(0.01)
         assert engine.stats().active == engine.stats().waiting == 0
 
 
@@ -235,13 +270,13 @@ def test_a_damaged_adapter_fails_its_request_and_no_other(files: dict[str, Adapt
 
 def test_a_step_that_fails_ends_its_requests_and_not_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     with running() as engine:
-        step = engine._slots.step
+        advance = engine._slots.advance
 
-        def broken(tokens: Any) -> Any:
-            monkeypatch.setattr(engine._slots, "step", step)
+        def broken(tokens: Any, chunks: Any) -> Any:
+            monkeypatch.setattr(engine._slots, "advance", advance)
             raise MemoryError
 
-        monkeypatch.setattr(engine._slots, "step", broken)
+        monkeypatch.setattr(engine._slots, "advance", broken)
         first = Collected(engine, Generation((1, 2), 5, frozenset()))
         assert first.wait() == Ended("failed", "internal error: MemoryError")
         second = Collected(engine, Generation((1, 2), 5, frozenset()))

@@ -12,7 +12,7 @@ import typer
 from tunewright.core.errors import MissingExtra
 
 HOME = Path("tunewright-server")
-GRACE_SECONDS = 30  # for requests that are being answered, before the server ends
+GRACE_SECONDS = 15  # for requests that are being answered, before the server ends
 RUNS = Path("runs")
 
 
@@ -56,7 +56,7 @@ def serve(
         raise MissingExtra(error.name or "fastapi", "`tunewright serve`", "pip install 'tunewright[serve]'") from None
     from tunewright.server import care
     from tunewright.server.access import DEFAULT, Tokens
-    from tunewright.server.engine.engine import Limits
+    from tunewright.server.engine.requests import Limits
     from tunewright.server.service import Settings, open_service
 
     if add_tenant is not None:
@@ -109,7 +109,8 @@ def _announced() -> type:
             await super().startup(sockets)  # type: ignore[arg-type]
             if self.servers:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
-                url = f"http://{host}:{port}"
+                shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+                url = f"http://{shown}:{port}"
                 typer.echo(f"base_url   {url}/v1\napi_key    {self._token}\ndashboard  {url}/?token={self._token}")
                 sys.stdout.flush()
 

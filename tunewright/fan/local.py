@@ -46,9 +46,13 @@ class Local:
     def start(self, job: Job) -> None:
         room, errors = self._rooms.pop(0), tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", job.module, *job.arguments, "--parent", str(os.getpid())]
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **room}, start_new_session=True
-        )
+        try:
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **room}, start_new_session=True
+            )
+        except OSError:
+            self._rooms.append(room)
+            raise
         self._running.append(Running(job, process, errors, room))
 
     def ended(self) -> list[Ended]:

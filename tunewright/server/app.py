@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -18,10 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright import __version__
 from tunewright.core.errors import TunewrightError
-from tunewright.server.errors import ApiError, not_found, of_error, of_validation
+from tunewright.server.errors import ApiError, no_token, not_found, of_error, of_validation, unexpected
 from tunewright.server.routes import batches, chat, datasets, files, fine_tuning, models, operations, responses
 from tunewright.server.service import LOCAL_HOSTS, Service
 from tunewright.server.store.database import new_id
+from tunewright.server.store.files import OverQuota
 from tunewright.server.web import data, home, jobs, playground
 from tunewright.server.web.pages import LoginNeeded, see
 
@@ -29,6 +32,8 @@ log = logging.getLogger("tunewright.server")
 # What OpenAI has and this server has not: 501, so that a client can tell it from a wrong path.
 ABSENT = ("/v1/evals", "/v1/embeddings", "/v1/moderations", "/v1/images", "/v1/audio", "/v1/assistants", "/v1/threads")
 ROUTES = (files, fine_tuning, models, chat, responses, batches, datasets, operations, home, jobs, data, playground)
+OPEN = ("/login", "/logout", "/health")  # without a token
+LARGEST_JSON = 8 << 20
 HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin", "cache-control": "no-store"}
 
 
@@ -50,6 +55,9 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(OSError, _on_os_error)
+    app.add_exception_handler(sqlite3.Error, _on_database_error)
+    app.add_exception_handler(OverQuota, _on_over_quota)
+    app.add_exception_handler(Exception, _on_unexpected)
     app.add_middleware(Gate, service=service)
     return app
 
@@ -89,12 +97,10 @@ class Gate:
             await send(message)
 
         try:
-            if (refused := self._refused(request)) is not None:
+            if (refused := self._refused(request, scope["tenant"])) is not None:
                 await _response(refused)(scope, receive, sending)
             else:
-                await self._app(scope, _limited(receive, self._service.settings.largest), sending)
-        except _TooLarge:
-            await _response(_too_large(self._service.settings.largest))(scope, receive, sending)
+                await self._app(scope, _limited(receive, self._most(request)), sending)
         finally:
             seconds = round(time.monotonic() - started, 3)
             line = {"request": request_id, "tenant": scope["tenant"], "method": request.method}
@@ -105,26 +111,31 @@ class Gate:
         given = token.strip() if kind.lower() == "bearer" else request.cookies.get("tunewright", "")
         return self._service.tokens.tenant(given) if given else None
 
-    def _refused(self, request: Request) -> ApiError | None:
+    def _refused(self, request: Request, tenant: str | None) -> ApiError | None:
         host = request.headers.get("host", "")
         name = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdigit() else host
         if name.lower() not in (*LOCAL_HOSTS, *self._service.settings.hosts):
             message = f"The server is not called {name[:100]!r}: start it with --allow-host."
             return ApiError(421, "wrong_host", message)
         origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        of_origin = urlsplit(origin or "")
+        known = of_origin.netloc == host or of_origin.hostname in self._service.settings.hosts
+        if origin is not None and not known:
             return ApiError(403, "wrong_origin", "Requests of other pages are refused.")
+        if tenant is None and request.method != "GET" and request.url.path not in OPEN:  # before its body is read
+            return no_token()
         length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._service.settings.largest:
-            return _too_large(self._service.settings.largest)
+        if length.isdigit() and int(length) > self._most(request):
+            return _too_large(self._most(request))
         return None
+
+    def _most(self, request: Request) -> int:
+        """Bytes of a body: files may be larger than what is kept in memory."""
+        of_file = request.headers.get("content-type", "").startswith("multipart/")
+        return self._service.settings.largest if of_file else LARGEST_JSON
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-
-class _TooLarge(Exception):
-    pass
 
 
 def _too_large(most: int) -> ApiError:
@@ -140,7 +151,7 @@ def _limited(receive: Receive, most: int) -> Callable[[], Awaitable[Message]]:
         message = await receive()
         size += len(message.get("body", b""))
         if size > most:
-            raise _TooLarge
+            raise HTTPException(413, f"A request has at most {most >> 20} MiB.")
         return message
 
     return limited
@@ -173,7 +184,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
         return _response(ApiError(501, "not_implemented", f"{path.split('/')[2]} is not a part of this server."))
     if error.status_code == 404:
         return _response(not_found("path", path))
-    code = {405: "method_not_allowed", 400: "invalid_request"}.get(error.status_code, "error")
+    code = {405: "method_not_allowed", 400: "invalid_request", 413: "request_too_large"}.get(error.status_code, "error")
     return _response(ApiError(error.status_code, code, str(error.detail)))
 
 
@@ -184,3 +195,20 @@ async def _on_os_error(_: Request, error: Exception) -> JSONResponse:
         raise error
     log.error("the disk: %s", error.strerror)
     return _response(ApiError(507, "disk", f"The server cannot write: {error.strerror or 'unknown'}."))
+
+
+async def _on_database_error(_: Request, error: Exception) -> JSONResponse:
+    """The database cannot be written, because the disk is full, or read."""
+    log.error("the database: %s", error)
+    return _response(ApiError(507, "disk", "The server cannot write its database."))
+
+
+async def _on_over_quota(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OverQuota)
+    message = f"The files would take more than {error.most >> 20} MiB; delete some."
+    return _response(ApiError(413, "quota_exceeded", message, "file"))
+
+
+async def _on_unexpected(_: Request, error: Exception) -> JSONResponse:
+    """Repeating the request would repeat the mistake."""
+    return _response(unexpected(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from tunewright.core import records, run_folder
@@ -57,10 +58,18 @@ def backed_up(home: Path, target: Path) -> str:
             shutil.copy2(home / "tokens", target / "tokens")
             for name in ("files", "runs", "batches"):  # what the database names was written before it
                 if (home / name).exists():
-                    shutil.copytree(home / name, target / name, ignore=shutil.ignore_patterns(".*"))
+                    shutil.copytree(
+                        home / name, target / name, ignore=shutil.ignore_patterns(".*"), copy_function=_copied
+                    )
     finally:
         database.close()
     return f"copied to {target}; serve it with --home {target}"
+
+
+def _copied(source: str, target: str) -> None:
+    """A job that is running may replace its files; what it needs to continue is complete at any moment."""
+    with suppress(FileNotFoundError):
+        shutil.copy2(source, target)
 
 
 def _opened(home: Path) -> Database:

@@ -67,3 +67,12 @@ def of_validation(problems: Sequence[Any]) -> ApiError:
     if first["type"] == "json_invalid":
         return bad("invalid_json", f"The body is not valid JSON: {first.get('ctx', {}).get('error', '')}")
     return bad(code, f"{param or 'The request'}: {first['msg']}", param)
+
+
+def unexpected(error: Exception) -> ApiError:
+    """Our own mistake: only its kind is reported, because its text may quote a request."""
+    return ApiError(500, "internal_error", f"Internal error: {type(error).__name__}.")
+
+
+def no_token() -> ApiError:
+    return ApiError(401, "invalid_api_key", "Give the server's token as the API key (Authorization: Bearer ...).")

@@ -74,7 +74,7 @@ class Catalogue:
     def __init__(self, bases: Mapping[str, Base], jobs: Jobs, work: Path, runs: Path | None) -> None:
         self.bases = bases
         self._jobs, self._work, self._runs = jobs, work, runs
-        self._known: dict[tuple[Path, int | None], Served] = {}
+        self._known: dict[tuple[Path, int | None, tuple[int, ...]], Served] = {}
         self._templates: dict[tuple[str, str | None, str], Template] = {}
 
     def listed(self, tenant: str) -> list[Listed]:
@@ -111,7 +111,7 @@ class Catalogue:
         run = self._run_of(tenant, whole[1] if whole else name)
         if run is None:
             raise ApiError(404, "model_not_found", f"The model `{name[:200]}` does not exist.", "model")
-        key = run.path, int(whole[2]) if whole else None
+        key = run.path, int(whole[2]) if whole else None, _changes(run)
         try:
             if key not in self._known:
                 self._known[key] = self._served(name, run, key[1])
@@ -161,3 +161,9 @@ class Catalogue:
         if key not in self._templates:
             self._templates[key] = load_template(Path(base.facts.path), name, date)
         return self._templates[key]
+
+
+def _changes(run: Run) -> tuple[int, ...]:
+    """When the records that decide about its model were written; those of a run that is not finished may follow."""
+    files = (run.training, run.forgetting, run.verdict)
+    return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)

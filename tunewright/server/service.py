@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunewright.core.config import Config
-from tunewright.core.errors import RunError
+from tunewright.core.errors import ConfigError, ModelError, RunError
 from tunewright.core.run_folder import make_folder
 from tunewright.server.access import Tokens
 from tunewright.server.chat.batches import BatchRunner
 from tunewright.server.engine import base
 from tunewright.server.engine.base import Base, Dtype
-from tunewright.server.engine.engine import Limits
+from tunewright.server.engine.requests import Limits
 from tunewright.server.jobs.request import JobRequest, config_of
 from tunewright.server.jobs.supervisor import Supervisor, Workshop
 from tunewright.server.models import Catalogue
@@ -75,10 +75,14 @@ def open_service(settings: Settings) -> Service:
     lock = _locked(settings.home)
     database = Database(settings.home / "server.db")
     files, jobs = Files(database, settings.home / "files", settings.quota), Jobs(database)
+    files.remove_leftovers()
     bases: dict[str, Base] = {}
     for setting in settings.models:
-        loaded = base.load(setting, settings.dtype, settings.limits)
-        bases[loaded.name] = loaded
+        name = base.name_of(setting)
+        if name in bases:
+            message, fix = f"two models would have the name {name}.", "rename the folder of one."
+            raise ConfigError("CONFIG_CONFLICT", message, where="--model", fix=fix)
+        bases[name] = base.load(setting, settings.dtype, settings.limits)
 
     def config(job: Job) -> Config:
         return config_of_job(job.tenant, JobRequest.model_validate(job.request), files, bases)
@@ -116,6 +120,9 @@ def config_of_job(tenant: str, request: JobRequest, files: Files, bases: Mapping
         paths.append(files.path(file) if file is not None else None)
     training, validation = paths
     assert training is not None
+    if request.model not in bases:
+        message, fix = f"the server has no model {request.model} any more.", f"start it with --model {request.model}."
+        raise ModelError("MODEL_NOT_FOUND", message, where="model", fix=fix)
     return config_of(request, bases[request.model].setting, training, validation)
 
 

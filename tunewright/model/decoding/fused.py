@@ -144,7 +144,8 @@ class FusedState:
         layer, (part,) = self.layers[number], self.parts
         cache_2GTK = part.cache[number][:, 0]
         held = part.prefix[number] if part.prefix else None
-        return layer.attended_chunk(layer.turned(x_QD, turn, cache_2GTK.shape[3]), cache_2GTK, part.used, held)
+        all_QH2k = layer.turned(x_QD, turn, cache_2GTK.shape[3])
+        return layer.out(layer.attended_chunk(all_QH2k, cache_2GTK, part.used, held))
 
     def rewind(self, count: int) -> None:
         """Forget the last tokens."""

@@ -76,7 +76,7 @@ class Layer:
         return all_BH2k
 
     def attended_chunk(self, all_QH2k: Tensor, cache_2GTK: Tensor, used: int, prefix: Pair | None) -> Tensor:
-        """The output of attention, for tokens of one row that follow one another, after adding their keys and values to
+        """What tokens of one row that follow one another attend to, (Q, H * K), after adding their keys and values to
         its cache, of which ``used`` tokens are filled. ``all_QH2k``: by `turned`; ``prefix``: keys and values
         (G, P, K) before the cache's."""
         _, groups, _, width = cache_2GTK.shape
@@ -89,7 +89,7 @@ class Layer:
         later_QT = place_T > used + torch.arange(count, device=all_QH2k.device)[:, None]
         hidden_11mT = later_QT.repeat_interleave(self.per_group, 0)[None, None]
         out_GmK = prefixed.over_prefix(q_GmK, keys_GTK, values_GTK, hidden_11mT, prefix)
-        return self.out(out_GmK.view(groups, count, -1, width).transpose(0, 1).reshape(count, heads * width))
+        return out_GmK.view(groups, count, -1, width).transpose(0, 1).reshape(count, heads * width)
 
 
 def through(layers: Sequence[Layer], hidden: Tensor, attended: Callable[[int, Tensor], Tensor]) -> Tensor:

@@ -90,9 +90,15 @@ class AdapterStack:
         known = {f"{name}.{end}" for name in self._layers for end in (A, B)}
         assert set(tensors) <= known, "the adapter is of another model"
         end = max((place.end for place in self._places.values()), default=0)
+        # All or nothing: if memory runs out in the middle, no layer has changed.
+        made = [
+            (layer, *layer.with_adapter(config.rank, tensors.get(f"{name}.{A}"), tensors.get(f"{name}.{B}")))
+            for name, layer in self._layers.items()
+        ]
+        assert all(len(a) == len(b) == end + config.rank for _, a, b in made), "the adapter has another rank"
+        for changed, a_RI, b_RO in made:
+            changed.a_RI, changed.b_RO = a_RI, b_RO
         self._places[key] = _Place(end, config.rank, lora_scaling(config))
-        for name, layer in self._layers.items():
-            layer.add(config.rank, tensors.get(f"{name}.{A}"), tensors.get(f"{name}.{B}"))
 
     @torch.inference_mode()
     def unload(self, key: str) -> None:
@@ -149,11 +155,11 @@ class _Layer:
             y = y.addmv_(b_rO.T, small) if x.ndim == 1 else y.addmm_(small, b_rO)
         return y if self.bias is None else y + self.bias
 
-    def add(self, rank: int, a_rI: Tensor | None, b_Or: Tensor | None) -> None:
-        """The factors of another adapter; of zeros if it does not change this layer."""
+    def with_adapter(self, rank: int, a_rI: Tensor | None, b_Or: Tensor | None) -> tuple[Tensor, Tensor]:
+        """a_RI and b_RO with those of another adapter; of zeros if it does not change this layer."""
         own_a = self.a_RI.new_zeros(rank, self.a_RI.shape[1]) if a_rI is None else a_rI.to(self.a_RI.dtype)
         own_b = self.b_RO.new_zeros(rank, self.b_RO.shape[1]) if b_Or is None else b_Or.T.to(self.b_RO.dtype)
-        self.a_RI, self.b_RO = torch.cat((self.a_RI, own_a)), torch.cat((self.b_RO, own_b))
+        return torch.cat((self.a_RI, own_a)), torch.cat((self.b_RO, own_b))
 
     def remove(self, start: int, end: int) -> None:
         self.a_RI, self.b_RO = (torch.cat((x[:start], x[end:])) for x in (self.a_RI, self.b_RO))

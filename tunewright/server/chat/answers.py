@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -26,11 +27,13 @@ from tunewright.server.engine.generation import (
     TooLong,
 )
 from tunewright.server.engine.text import AnswerText
-from tunewright.server.errors import ApiError, bad
+from tunewright.server.errors import ApiError, bad, unexpected
 from tunewright.server.shapes import JsonObject
+from tunewright.server.store.database import new_id
 from tunewright.tokens import rendering
 
 RETRY_SECONDS = 2.0
+log = logging.getLogger(__name__)
 Reason = Literal["stop", "length", "tool_calls"]
 
 
@@ -45,6 +48,7 @@ class Answer:
     cached: int = 0
     reason: Reason | None = None
     message: Message = field(default_factory=lambda: Message("assistant", ""))
+    shown: JsonObject = field(default_factory=dict)  # `message`, with the ids of its calls
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ async def events(engine: Engine, generation: Generation) -> AsyncGenerator[Event
 async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
     """One answer, in pieces. Where calls or thoughts must be read first, there is only
     the last one. Raises ApiError."""
-    generation, answer = asked.generations[index], Answer(index)
+    generation, answer, sent = asked.generations[index], Answer(index), 0
     text, whole = AnswerText(asked.served.template, asked.stops), _whole(asked)
     pending: list[TokenLogprob] = []
     async with aclosing(events(asked.served.base.engine, generation)) as arriving:
@@ -100,20 +104,21 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
                 if text.stopped:
                     break
                 if new and not whole:
+                    sent = len(text.text)
                     yield Piece(answer, new, tuple(pending))
                     pending.clear()
             elif event.reason == "failed":
                 raise ApiError(500, "generation_failed", event.message)
             else:
                 answer.reason = event.reason
-    before = 0 if whole else len(text.text)
     text.finish()
     answer.text, answer.ids, answer.reason = text.text, text.ids, answer.reason or "stop"
     answer.message = _message(asked, text)
+    answer.shown = message_json(answer.message)
     if answer.message.tool_calls:
         answer.reason = "tool_calls"
     _check_schema(asked, answer)
-    rest = answer.message.content if whole else text.text[before:]
+    rest = answer.message.content if whole else text.text[sent:]
     yield Piece(answer, rest, tuple(pending), last=True)
 
 
@@ -149,6 +154,9 @@ async def together(asked: Asked) -> AsyncGenerator[Piece, None]:
             arrived.put_nowait(None)
         except ApiError as error:
             arrived.put_nowait(error)
+        except Exception as error:
+            log.exception("an answer failed")
+            arrived.put_nowait(unexpected(error))
 
     tasks = [asyncio.create_task(read(n)) for n in range(len(asked.generations))]
     try:
@@ -197,4 +205,22 @@ def usage(asked: Asked, answers: Sequence[Answer]) -> JsonObject:
         "completion_tokens": written,
         "total_tokens": prompt + written,
         "prompt_tokens_details": {"cached_tokens": answers[0].cached if answers else 0},
+    }
+
+
+def message_json(message: Message) -> JsonObject:
+    calls = [
+        {
+            "id": new_id("call_"),
+            "type": "function",
+            "function": {"name": c.name, "arguments": json.dumps(c.arguments, ensure_ascii=False)},
+        }
+        for c in message.tool_calls
+    ]
+    return {
+        "role": "assistant",
+        "content": message.content or (None if calls else ""),
+        "refusal": None,
+        **({"reasoning_content": message.reasoning} if message.reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
     }

@@ -17,7 +17,7 @@ from tunewright.core.run_folder import append_line, make_folder, read_lines
 from tunewright.server.chat import answers, endpoints
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.chat.responses import ResponseReply, ResponseRequest
-from tunewright.server.errors import ApiError, bad, of_validation
+from tunewright.server.errors import ApiError, bad, of_validation, unexpected
 from tunewright.server.models import Catalogue
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.batches import Batch, Batches
@@ -53,13 +53,14 @@ async def answered(catalogue: Catalogue, tenant: str, endpoint: str, body: JsonO
         raise of_validation(error.errors()) from None
     if getattr(request, "stream", None):
         raise bad("unsupported_parameter", "stream: a batch is answered as a whole.", "stream")
+    served = await asyncio.to_thread(catalogue.get, tenant, body["model"])
     if isinstance(request, ChatRequest):
-        reply = endpoints.chat(catalogue, tenant, request)
+        reply = endpoints.chat(served, tenant, request)
         return reply.chat(await answers.complete(reply.asked))
     if isinstance(request, CompletionRequest):
-        return await endpoints.completions(catalogue, tenant, request).complete()
+        return await endpoints.completions(served, tenant, request).complete()
     assert isinstance(request, ResponseRequest)
-    return await ResponseReply.to(request, endpoints.chat(catalogue, tenant, request.as_chat())).complete()
+    return await ResponseReply.to(request, endpoints.chat(served, tenant, request.as_chat())).complete()
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,16 @@ class BatchRunner:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _answer(self, batch: Batch) -> None:
+        out, failed = self.folder / f"{batch.id}.out", self.folder / f"{batch.id}.err"
+        if batch.status == "cancelling":
+            self._finish(batch, out, failed)
+            return
         try:
             lines = await asyncio.to_thread(self._lines, batch)
         except Invalid as error:
             self.batches.become(batch, "failed", errors=json.dumps(error.errors))
             return
         self.batches.become(batch, "in_progress")
-        out, failed = self.folder / f"{batch.id}.out", self.folder / f"{batch.id}.err"
         done = [{str(line["custom_id"]) for line in read_lines(file)} for file in (out, failed)]
         todo = [line for line in lines if line["custom_id"] not in done[0] | done[1]]
         counts = [len(d) for d in done]
@@ -116,7 +120,9 @@ class BatchRunner:
                 counts[file is failed] += 1
                 self.batches.count(batch, len(lines), *counts)
 
-        await asyncio.gather(*(one(line) for line in todo))
+        async with asyncio.TaskGroup() as group:
+            for line in todo:
+                group.create_task(one(line))
         self._finish(batch, out, failed)
 
     def _cancelling(self, batch: Batch) -> bool:
@@ -129,10 +135,13 @@ class BatchRunner:
                 endpoint = batch.request["endpoint"]
                 status, body = 200, await answered(self.catalogue, batch.tenant, endpoint, line["body"])
             except ApiError as error:
-                if error.status == 429:  # people come first
+                if error.status in (429, 503):  # people come first
                     await asyncio.sleep(BUSY_SECONDS)
                     continue
                 status, body = error.status, error.body()
+            except Exception as error:  # of this line, and of no other
+                log.exception("a line of the batch %s failed", batch.id)
+                status, body = 500, unexpected(error).body()
             response = {"status_code": status, "request_id": new_id("req_"), "body": body}
             return {"id": new_id("batch_req_"), "custom_id": line["custom_id"], "response": response, "error": None}
 

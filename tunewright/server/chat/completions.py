@@ -8,7 +8,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunewright.data.messages import Message
 from tunewright.server.chat import answers
 from tunewright.server.chat.answers import Answer, Piece
 from tunewright.server.chat.prompt import Asked
@@ -51,7 +50,7 @@ class Reply:
         choices = [
             {
                 "index": a.index,
-                "message": message_json(a.message),
+                "message": a.shown,
                 "finish_reason": a.reason,
                 "logprobs": self._chat_logprobs(a.logprobs),
                 **({"token_ids": a.ids} if self.with_ids else {}),
@@ -87,6 +86,8 @@ class Reply:
                 yield event({**self.head("chat.completion.chunk"), "choices": [], "usage": total})
             yield DONE
         except ApiError as error:
+            if not begun:  # as a response of its own, with its status
+                raise
             yield event(error.body())
 
     def _chat_logprobs(self, values: Sequence[TokenLogprob]) -> JsonObject | None:
@@ -160,30 +161,12 @@ def _delta(piece: Piece) -> JsonObject:
     """The new content; when the answer has ended, its thoughts and calls, too."""
     delta: JsonObject = {"content": piece.text} if piece.text else {}
     if piece.last:
-        message = message_json(piece.answer.message)
+        message = piece.answer.shown
         if "reasoning_content" in message:
             delta["reasoning_content"] = message["reasoning_content"]
         if calls := message.get("tool_calls"):
             delta["tool_calls"] = [{"index": n, **call} for n, call in enumerate(calls)]
     return delta
-
-
-def message_json(message: Message) -> JsonObject:
-    calls = [
-        {
-            "id": new_id("call_"),
-            "type": "function",
-            "function": {"name": c.name, "arguments": json.dumps(c.arguments, ensure_ascii=False)},
-        }
-        for c in message.tool_calls
-    ]
-    return {
-        "role": "assistant",
-        "content": message.content or (None if calls else ""),
-        "refusal": None,
-        **({"reasoning_content": message.reasoning} if message.reasoning else {}),
-        **({"tool_calls": calls} if calls else {}),
-    }
 
 
 def event(data: JsonObject) -> bytes:

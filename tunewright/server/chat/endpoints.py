@@ -10,16 +10,15 @@ from tunewright.server.chat.completions import DONE, Reply, event
 from tunewright.server.chat.prompt import Asked, generation_of, of_chat, several
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.errors import ApiError, bad
-from tunewright.server.models import Catalogue, Served
+from tunewright.server.models import Served
 from tunewright.server.shapes import JsonObject
 
 MOST_PROMPTS = 64
 NEW_TOKENS = 16  # of a completion without max_tokens, as in OpenAI's API
 
 
-def chat(catalogue: Catalogue, tenant: str, request: ChatRequest) -> Reply:
+def chat(served: Served, tenant: str, request: ChatRequest) -> Reply:
     """Raises ApiError."""
-    served = catalogue.get(tenant, request.model)
     return Reply.to(of_chat(request, served, tenant), "chatcmpl-", request.return_token_ids)
 
 
@@ -43,19 +42,22 @@ class Completions:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Prompt after prompt."""
+        begun = False
         try:
             for n, (reply, prompt) in enumerate(zip(self.replies, self.echoed, strict=True)):
                 first = n * (self.request.n or 1)
                 async for chunk in reply.text_stream(first, prompt, self.request.usage_in_stream):
+                    begun = True
                     yield chunk
             yield DONE
         except ApiError as error:
+            if not begun:
+                raise
             yield event(error.body())
 
 
-def completions(catalogue: Catalogue, tenant: str, request: CompletionRequest) -> Completions:
+def completions(served: Served, tenant: str, request: CompletionRequest) -> Completions:
     """Raises ApiError."""
-    served = catalogue.get(tenant, request.model)
     request.check()
     _check(request)
     asked = (_asked(request, served, tenant, prompt) for prompt in request.prompts)
@@ -78,7 +80,10 @@ def _check(request: CompletionRequest) -> None:
 def _asked(request: CompletionRequest, served: Served, tenant: str, prompt: str | list[int]) -> Asked:
     vocabulary = served.base.facts.vocabulary
     if isinstance(prompt, str):
-        ids: list[int] = served.template.tokenizer(prompt)["input_ids"]
+        try:
+            ids: list[int] = served.template.tokenizer(prompt)["input_ids"]
+        except (TypeError, UnicodeError):
+            raise bad("invalid_value", "prompt: the text has a lone surrogate.", "prompt") from None
     elif max(prompt) < vocabulary:
         ids = prompt
     else:

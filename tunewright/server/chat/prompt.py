@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jsonschema import SchemaError
+from jsonschema.validators import validator_for
+
 from tunewright.core.errors import DataError, TunewrightError
 from tunewright.data.formats import conversation, tools
-from tunewright.data.messages import Message, Prompt, Tool
+from tunewright.data.messages import Prompt, Tool
 from tunewright.data.sources import Row
 from tunewright.server.chat.request import ChatRequest, Sampled
 from tunewright.server.engine.choosing import Choosing
@@ -17,7 +20,6 @@ from tunewright.server.engine.generation import Generation
 from tunewright.server.engine.grammar import ANY_OBJECT, UnsupportedSchema
 from tunewright.server.errors import bad, of_error
 from tunewright.server.models import Served
-from tunewright.server.shapes import JsonObject
 from tunewright.tokens import rendering
 
 LEAST_TOP_P = 1e-9  # 0 means: the most probable token
@@ -46,8 +48,14 @@ def of_chat(request: ChatRequest, served: Served, tenant: str) -> Asked:
         ids = rendering.for_generation(served.template, prompt)
     except TunewrightError as error:
         raise of_error(error, "messages") from None
+    except (TypeError, UnicodeError):
+        raise bad("invalid_value", "messages: the text has a lone surrogate.", "messages") from None
     grammar = None
     if schema is not None:
+        try:
+            validator_for(schema).check_schema(schema)
+        except SchemaError as error:
+            raise bad("invalid_json_schema", f"Not a JSON schema: {error.message}", "response_format") from None
         try:
             grammar = served.base.grammars.compiled(schema)
         except UnsupportedSchema as error:
@@ -156,8 +164,3 @@ def _notes(served: Served, prompt: Prompt) -> tuple[str, ...]:
     if served.instruction and not has_system:
         return ("the model was trained with a system message, and this request has none",)
     return ()
-
-
-def texts(messages: Sequence[Message]) -> list[JsonObject]:
-    """Messages as OpenAI's API has them."""
-    return [m.to_json(text_arguments=True) for m in messages]

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
-from tunewright.server.errors import ApiError, bad
+from tunewright.server.errors import bad
 from tunewright.server.jobs.request import Metadata
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -121,9 +121,3 @@ class CompletionRequest(Sampled):
         if given and isinstance(given[0], int):
             return [[token for token in given if isinstance(token, int)]]
         return [p if isinstance(p, str) else list(p) for p in given if not isinstance(p, int)]
-
-
-def required(value: Any, name: str) -> Any:
-    if value is None:
-        raise ApiError(400, "missing_required_parameter", f"{name} is required.", name)
-    return value

@@ -11,13 +11,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from tunewright.server.chat import answers
 from tunewright.server.chat.answers import Answer
-from tunewright.server.chat.completions import Reply, message_json
+from tunewright.server.chat.completions import Reply
 from tunewright.server.chat.request import ChatRequest, Count, Object
-from tunewright.server.errors import ApiError, bad
+from tunewright.server.errors import ApiError, bad, of_validation
 from tunewright.server.jobs.request import Metadata
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id
@@ -42,6 +42,7 @@ class ResponseRequest(BaseModel):
         "context_management": "the context is what input has",
         "moderation": "answers are not moderated",
         "image": "models answer in text",
+        "top_logprobs": "log-probabilities are a part of chat.completions",
     }
 
     model: Annotated[str, Field(min_length=1, max_length=300)]
@@ -50,7 +51,6 @@ class ResponseRequest(BaseModel):
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: Object | None = None
     tools: Annotated[list[Object], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | Object | None = None
@@ -73,9 +73,15 @@ class ResponseRequest(BaseModel):
         turns: list[Object] = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else []
         if not turns and not isinstance(self.input, str):
             turns = [_message(item, n) for n, item in enumerate(self.input)]
+        try:
+            return self._chat([*head, *turns])
+        except ValidationError as error:
+            raise of_validation(error.errors()) from None
+
+    def _chat(self, messages: list[Object]) -> ChatRequest:
         return ChatRequest(
             model=self.model,
-            messages=[*head, *turns],
+            messages=messages,
             max_completion_tokens=self.max_output_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -83,8 +89,6 @@ class ResponseRequest(BaseModel):
             tools=[_tool(tool) for tool in self.tools] if self.tools else None,
             tool_choice=self.tool_choice,
             parallel_tool_calls=None if self.parallel_tool_calls else self.parallel_tool_calls,
-            logprobs=self.top_logprobs is not None or None,
-            top_logprobs=self.top_logprobs,
         )
 
     def _format(self) -> Object | None:
@@ -171,7 +175,7 @@ class ResponseReply:
         }
 
     def output(self, answer: Answer) -> Iterator[JsonObject]:
-        message = message_json(answer.message)
+        message = answer.shown
         if message["content"] or not message.get("tool_calls"):
             yield self._text_item(answer.message.content, "completed")
         for call in message.get("tool_calls", ()):
@@ -214,13 +218,16 @@ class ResponseReply:
 
         at = {"item_id": self.item, "output_index": 0, "content_index": 0}
         try:
-            yield event("response.created", response=self.body("in_progress"))
-            yield event("response.in_progress", response=self.body("in_progress"))
-            opened = False
+            opened = begun = False
             async with aclosing(answers.pieces(self.reply.asked, 0)) as arriving:
                 async for piece in arriving:
                     answer = piece.answer
-                    if piece.text and not opened:
+                    if not begun:
+                        begun = True
+                        yield event("response.created", response=self.body("in_progress"))
+                        yield event("response.in_progress", response=self.body("in_progress"))
+                    calls = piece.last and "tool_calls" in answer.shown
+                    if (piece.text or (piece.last and not calls)) and not opened:
                         opened = True
                         item = self._text_item("", "in_progress")
                         yield event("response.output_item.added", output_index=0, item=item)
@@ -241,6 +248,8 @@ class ResponseReply:
             body = self.body("completed", answer)
             yield event(f"response.{body['status']}", response=body)
         except ApiError as error:
+            if not begun:
+                raise
             body = self.body("failed")
             body["error"] = {"code": "server_error", "message": error.message}
             yield event("response.failed", response=body)

@@ -12,8 +12,9 @@ from tunewright.core.errors import MissingExtra, ModelError
 from tunewright.model import loading
 from tunewright.model.decoding.generate import stop_ids
 from tunewright.model.facts import Facts, read_facts
-from tunewright.server.engine.engine import Engine, Limits
+from tunewright.server.engine.engine import Engine
 from tunewright.server.engine.grammar import Grammars
+from tunewright.server.engine.requests import Limits
 from tunewright.system import machine
 from tunewright.tokens.template import Template, load_template
 

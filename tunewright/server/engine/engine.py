@@ -1,7 +1,8 @@
 """All requests on one base, answered in one batch that they join and leave, by one thread.
 
-A turn of the thread reads a chunk of one waiting prompt and takes a step of all rows, so that long prompts do not stop
-the answers of others. What a request gets does not depend on what else is in the batch, but for the last bits.
+A turn of the thread is one pass over the weights: the next token of every row, and a limited number of tokens of
+prompts (chunked prefill: Agrawal et al. 2023, 2308.16369). What a request gets does not depend on what else is in the
+batch, but for the last bits.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tunewright.model.decoding.slots import Cache, Slots
+from tunewright.model.decoding.slots import Chunk, Slots
 from tunewright.model.language_model import LanguageModel
 from tunewright.server.engine.choosing import RowChoice, logprob_of
 from tunewright.server.engine.generation import (
@@ -33,61 +33,12 @@ from tunewright.server.engine.generation import (
 )
 from tunewright.server.engine.grammar import Grammars
 from tunewright.server.engine.prefixes import Owner, PrefixCache
+from tunewright.server.engine.requests import Limits, Row, Stats, Ticket
 from tunewright.system import crowding
 from tunewright.train import checkpoints
 
-CHUNK = 256  # tokens of a prompt that are read between two steps
+CHUNK = 256  # tokens of prompts that are read with a step: long prompts must not stop the answers of others
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """``rows`` of the batch; ``waiting`` requests besides; ``cache_bytes`` of all rows, each counted as long as the
-    longest; ``prefix_bytes`` of prompts that are kept; ``adapters`` in memory."""
-
-    rows: int = 32
-    waiting: int = 256
-    cache_bytes: int = 2 << 30
-    prefix_bytes: int = 512 << 20
-    adapters: int = 16
-    context: int = 2048
-
-
-@dataclass(frozen=True)
-class Stats:
-    """``tokens``: of answers, and ``prompt_tokens`` with those of them that were ``cached``, since the start."""
-
-    active: int
-    waiting: int
-    tokens: int
-    prompt_tokens: int
-    cached: int
-    seconds: float
-    prefix_bytes: int
-    adapters: tuple[str, ...]
-
-
-class Ticket:
-    """A request that was taken on. ``cancel`` frees its place at the next step."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.cancelled = False
-        self._wake = wake
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        self._wake()
-
-
-class _Row:
-    """A request on its way: waiting, being read (``cache`` holds ``used`` tokens of its prompt), or a row of the
-    batch."""
-
-    def __init__(self, asked: Generation, emit: Emit, ticket: Ticket) -> None:
-        self.asked, self.emit, self.ticket = asked, emit, ticket
-        self.cache: Cache = []
-        self.used = self.cached = self.written = self.last = 0
-        self.choice: RowChoice
 
 
 class Engine:
@@ -97,9 +48,9 @@ class Engine:
         self._slots, self._limits, self._grammars = Slots(model), limits, grammars
         self._prefixes = PrefixCache(limits.prefix_bytes)
         self._changed = threading.Condition()
-        self._waiting: deque[_Row] = deque()
-        self._reading: deque[_Row] = deque()
-        self._active: list[_Row] = []  # in the order of the slots
+        self._waiting: deque[Row] = deque()
+        self._reading: deque[Row] = deque()
+        self._active: list[Row] = []  # in the order of the slots
         self._recent: dict[str, None] = {}  # adapters, those used last at the end
         self._forget: list[Callable[[Owner], bool]] = []
         self._closing = False
@@ -124,7 +75,7 @@ class Engine:
             if len(self._waiting) >= self._limits.waiting:
                 raise TooBusy
             ticket = Ticket(self._wake)
-            self._waiting.append(_Row(asked, emit, ticket))
+            self._waiting.append(Row(asked, emit, ticket))
             self._changed.notify()
         return ticket
 
@@ -182,8 +133,15 @@ class Engine:
     def _turn(self) -> None:
         self._leave_cancelled()
         self._begin()
-        self._read()
-        self._step()
+        reading, chunks = self._chunks()
+        if not (self._active or chunks):
+            return
+        logits_BV, logits_CV = self._slots.advance([row.last for row in self._active], chunks)
+        self._continue(logits_BV)
+        for row, chunk, logits_V in zip(reading, chunks, logits_CV, strict=True):
+            row.used += len(chunk.ids)
+            if row.used == len(row.asked.prompt):
+                self._join(row, logits_V)
 
     def _leave_cancelled(self) -> None:
         for row in reversed(range(len(self._active))):
@@ -215,7 +173,7 @@ class Engine:
                 continue
             self._reading.append(row)
 
-    def _start_reading(self, row: _Row) -> None:
+    def _start_reading(self, row: Row) -> None:
         prompt = row.asked.prompt
         known, row.cached = self._prefixes.longest(self._owner(row), prompt)
         row.cache, row.used = self._slots.new_cache(len(prompt)), row.cached
@@ -225,10 +183,17 @@ class Engine:
         self._cached += row.cached
 
     def _fits(self, asked: Generation) -> bool:
+        """Whether it may join. The cache has as many places for each row as for the longest; what others have left is
+        given back if it would not fit otherwise."""
         rows = [*self._active, *self._reading]
+        if len(rows) >= self._limits.rows:
+            return False
         longest = max([asked.tokens, *(r.asked.tokens for r in rows)])
-        size = (len(rows) + 1) * longest * self._slots.bytes_per_token
-        return len(rows) < self._limits.rows and size <= self._limits.cache_bytes
+        most = self._limits.cache_bytes // self._slots.bytes_per_token
+        have_rows, have_tokens = self._slots.allocated
+        if max(len(rows) + 1, have_rows) * max(longest, have_tokens) > most:
+            self._slots.shrink()
+        return (len(rows) + 1) * longest <= most
 
     def _load(self, adapter: AdapterFile | None) -> bool:
         """Whether the adapter is in memory now."""
@@ -249,40 +214,54 @@ class Engine:
         self._recent[key] = None
         return True
 
-    def _read(self) -> None:
-        """A chunk of the prompt that has waited longest."""
-        if not self._reading:
-            return
-        row = self._reading[0]
-        ids = row.asked.prompt[row.used : row.used + CHUNK]
-        logits_V = self._slots.read(row.cache, row.used, ids, row.asked.use)
-        row.used += len(ids)
-        if row.used < len(row.asked.prompt):
-            return
-        self._reading.popleft()
+    def _chunks(self) -> tuple[list[Row], list[Chunk]]:
+        """The next tokens of the prompts that have waited longest, and whose they are."""
+        room, reading, chunks = CHUNK, list[Row](), list[Chunk]()
+        for row in self._reading:
+            if room == 0:
+                break
+            ids = row.asked.prompt[row.used : row.used + room]
+            reading.append(row)
+            chunks.append(Chunk(row.cache, row.used, ids, row.asked.use))
+            room -= len(ids)
+        return reading, chunks
+
+    def _join(self, row: Row, logits_V: Tensor) -> None:
+        """A prompt has been read: the first token of its answer."""
         self._prefixes.keep(self._owner(row), row.asked.prompt, row.cache)
         row.emit(Begun(row.cached))
-        if self._write(row, row.choice.next(logits_V), logits_V):
+        if self._write(row, self._chosen(row, logits_V), logits_V):
             self._slots.join(row.cache, row.used, row.asked.use)
             self._active.append(row)
+        self._reading.remove(row)  # only now: if joining fails, its request fails with the others
         row.cache = []
 
-    def _step(self) -> None:
-        if not self._active:
-            return
-        logits_BV = self._slots.step([row.last for row in self._active])
+    def _continue(self, logits_BV: Tensor) -> None:
+        """The next token of every row."""
         best_B = logits_BV.argmax(-1).tolist() if any(r.choice.is_greedy for r in self._active) else []
         unfinished = [
-            self._write(row, best_B[n] if row.choice.is_greedy else row.choice.next(logits_BV[n]), logits_BV[n])
+            self._write(row, best_B[n] if row.choice.is_greedy else self._chosen(row, logits_BV[n]), logits_BV[n])
             for n, row in enumerate(self._active)
         ]
         for row in reversed(range(len(unfinished))):
             if not unfinished[row]:
                 self._leave(row)
 
-    def _write(self, row: _Row, token: int, logits_V: Tensor) -> bool:
+    @staticmethod
+    def _chosen(row: Row, logits_V: Tensor) -> int | None:
+        """The next token; None, if it cannot be chosen, which is the end of this request and of no other."""
+        try:
+            return row.choice.next(logits_V)
+        except Exception as error:
+            log.exception("a token could not be chosen")
+            row.emit(failure(error))
+            return None
+
+    def _write(self, row: Row, token: int | None, logits_V: Tensor) -> bool:
         """Report a token of the answer; whether more follow."""
         asked, matcher = row.asked, row.choice.matcher
+        if token is None:
+            return False
         if matcher is not None and matcher.error:
             row.emit(Ended("failed", f"the grammar cannot be followed: {matcher.error}"))
             return False
@@ -312,12 +291,11 @@ class Engine:
             with self._changed:
                 failed += self._waiting
                 self._waiting.clear()
-        while self._slots.rows:
-            self._slots.leave(self._slots.rows - 1)
+        self._slots.clear()
         self._active, self._reading = [], deque()
         for row in failed:
             row.emit(ended)
 
     @staticmethod
-    def _owner(row: _Row) -> Owner:
+    def _owner(row: Row) -> Owner:
         return Owner(row.asked.tenant, row.asked.use)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -21,9 +22,10 @@ Metadata = Annotated[
     ],
     Field(max_length=16),
 ]
-# Sections of a config, and settings of other sections, that a request may set in `tunewright`. The others name files of
-# this machine, contact hosts or decide what the server itself decides.
+# Settings that a request may set in `tunewright`: these, and all of these sections but those that name files. The
+# others contact hosts, or decide what the server itself decides.
 SECTIONS = ("train", "adapter", "checkpoint", "forget", "experiments", "split", "cost")
+OF_FILES = ("forget.regression_rows",)
 SETTINGS = (
     *("data.format", "data.instruction", "data.columns", "data.label_names", "data.control", "data.empty"),
     *("data.turns", "data.invalid", "data.duplicates", "data.contradictions", "data.leaks", "data.labels"),
@@ -31,7 +33,14 @@ SETTINGS = (
     *("prove.evidence", "prove.few_shot", "prove.prompts", "prove.max_test_rows", "prove.max_dev_rows"),
     *("prove.max_new_tokens", "prove.decoding", "prove.margin", "prove.significance", "prove.target_accuracy"),
 )
-OF_FILES = ("forget.regression_rows",)
+
+
+@functools.cache
+def allowed_settings() -> frozenset[str]:
+    """Whole names of settings, one by one: of a section's name, or of a name with something around it, files could be
+    set."""
+    of_sections = {key for key, *_ in configuration.fields() if key.partition(".")[0] in SECTIONS}
+    return frozenset(of_sections.difference(OF_FILES).union(SETTINGS))
 
 
 class Strict(BaseModel):
@@ -90,9 +99,8 @@ def refused(request: JobRequest) -> tuple[str, str] | None:
     if request.integrations:
         return "integrations", "integrations are not supported: the curves are in the job's events and result file."
     for key in request.tunewright or {}:
-        allowed = key.partition(".")[0] in SECTIONS or key in SETTINGS
-        if not allowed or key in OF_FILES:
-            return f"tunewright.{key}", "this setting cannot be set by a request."
+        if key not in allowed_settings():
+            return f"tunewright.{key[:80]}", "this setting cannot be set by a request."
     return None
 
 

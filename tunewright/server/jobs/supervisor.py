@@ -66,6 +66,7 @@ class Supervisor:
         self._workshop, self._jobs = workshop, workshop.jobs
         self._local = Local(Where(on="local", at_once=at_once))
         self._running: dict[str, _Running] = {}
+        self._ended: list[Ended] = []  # whose end is not stored yet
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -91,17 +92,30 @@ class Supervisor:
 
     def _look(self) -> None:
         for job in self._jobs.in_state("validating_files"):
-            self._validate(job)
+            self._each(job, lambda job=job: self._validate(job))  # type: ignore[misc]
         self._stop_unwanted()
         for running in self._running.values():
-            running.follower.look()
-        for ended in self._local.ended():
-            self._end(self._running.pop(ended.job.name), ended)
+            self._each(running.job, running.follower.look)
+        self._ended += self._local.ended()
+        for ended in list(self._ended):
+            running = self._running[ended.job.name]
+            if self._each(running.job, lambda r=running, e=ended: self._end(r, e)):  # type: ignore[misc]
+                self._ended.remove(ended)
+                del self._running[ended.job.name]
         for job in self._jobs.in_state("queued"):
             if not self._local.has_room():
                 break
             if job.wanted == "run" and job.id not in self._running:
-                self._start(job)
+                self._each(job, lambda job=job: self._start(job))  # type: ignore[misc]
+
+    def _each(self, job: Job, act: Callable[[], None]) -> bool:
+        """Whether ``act`` succeeded. What fails for one job, say on a full disk, stops no other, and is tried again."""
+        try:
+            act()
+        except Exception:
+            log.exception("the job %s", job.id)
+            return False
+        return True
 
     def _validate(self, job: Job) -> None:
         """Reads the rows as the run will: mistakes in them end the job before it waits for its turn."""
@@ -112,6 +126,8 @@ class Supervisor:
                 make_folder(self._workshop.folder)
             write_atomic(self._config(job), to_yaml(config))
         except TunewrightError as error:
+            if error.code == "RUN_DISK":  # not the file's fault
+                raise
             self._jobs.finish(job, 0, "failed", f"The training file is not valid: {error}", error_json(error))
         else:
             self._jobs.validated(job)
@@ -157,7 +173,8 @@ class Supervisor:
     def _killed(self, running: _Running, ended: Ended, wanted: str) -> None:
         """Put back into the queue, unless it is killed again and again."""
         by_itself = ended.status < 0
-        deaths = running.job.deaths + 1 if by_itself and running.process.saved() <= running.step else 0
+        again = running.process.saved() <= running.step and not running.stopping
+        deaths = running.job.deaths + 1 if by_itself and again else 0
         if deaths >= DEATHS:
             error = ended.lost()
             self._finish(running, "failed", f"The job failed: {error}", error_json(error))

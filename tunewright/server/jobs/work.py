@@ -15,6 +15,7 @@ from pathlib import Path
 from tunewright.core.config import load
 from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
+from tunewright.core.run_folder import ATTEMPT
 from tunewright.stages.runner import Runner, start
 from tunewright.stages.worker import end_with
 
@@ -29,6 +30,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.umask(0o077)
     end_with(given.parent)
+    os.environ.setdefault(ATTEMPT, given.name)  # a server on another host may continue the job
     try:
         context = start(load(given.config), given.name, given.runs, Console(quiet=True), "tunewright serve")
         Runner(context).advance("report")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -28,9 +30,10 @@ class UpdateRequest(BaseModel):
 
 @router.post("/chat/completions", response_model=None)
 async def create_chat(the: The, tenant: Tenant, http: Request, request: ChatRequest) -> JsonObject | Response:
-    reply = endpoints.chat(the.catalogue, tenant, request)
+    served = await asyncio.to_thread(the.catalogue.get, tenant, request.model)
+    reply = endpoints.chat(served, tenant, request)
     if request.stream:
-        return streamed(_stored_stream(the, tenant, request, reply))
+        return await begun(http, _stored_stream(the, tenant, request, reply))
 
     async def work() -> JsonObject:
         done = reply.chat(await answers.complete(reply.asked))
@@ -45,7 +48,8 @@ async def _stored_stream(the: Service, tenant: str, request: ChatRequest, reply:
     async for chunk in reply.chat_stream(request.usage_in_stream):
         yield chunk
     if request.store and reply.done:
-        the.completions.add(tenant, [*request.messages], reply.chat(reply.done), request.metadata or {})
+        done = reply.chat(sorted(reply.done, key=lambda answer: answer.index))
+        the.completions.add(tenant, [*request.messages], done, request.metadata or {})
 
 
 @router.get("/chat/completions")
@@ -103,8 +107,24 @@ def list_messages(the: The, tenant: Tenant, completion_id: str, paging: InPages)
 async def create_completion(
     the: The, tenant: Tenant, http: Request, request: CompletionRequest
 ) -> JsonObject | Response:
-    asked = endpoints.completions(the.catalogue, tenant, request)
-    return streamed(asked.stream()) if request.stream else await unless_gone(http, asked.complete())
+    served = await asyncio.to_thread(the.catalogue.get, tenant, request.model)
+    asked = endpoints.completions(served, tenant, request)
+    return await begun(http, asked.stream()) if request.stream else await unless_gone(http, asked.complete())
+
+
+async def begun(http: Request, chunks: AsyncGenerator[bytes, None]) -> Response:
+    """The stream, once its first chunk is there: until then, an error is a response with a status of its own."""
+    first = await unless_gone(http, anext(chunks))
+    if isinstance(first, Response):
+        return first
+
+    async def every() -> AsyncGenerator[bytes, None]:
+        yield first
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    return streamed(every())
 
 
 def streamed(chunks: AsyncGenerator[bytes, None]) -> StreamingResponse:

@@ -11,7 +11,7 @@ from fastapi import Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, StringConstraints
 
-from tunewright.server.errors import ApiError
+from tunewright.server.errors import ApiError, no_token
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import Page
@@ -27,11 +27,10 @@ def service_of(request: Request) -> Service:
 
 
 def tenant_of(request: Request) -> str:
-    """The tenant whose token the request carries: `access` middleware has looked."""
+    """The tenant whose token the request carries: `app.Gate` has looked."""
     tenant: str | None = request.scope.get("tenant")
     if tenant is None:
-        message = "Give the server's token as the API key (Authorization: Bearer ...)."
-        raise ApiError(401, "invalid_api_key", message)
+        raise no_token()
     return tenant
 
 

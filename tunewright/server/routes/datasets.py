@@ -7,12 +7,11 @@ import json
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from tunewright.server.errors import ApiError, bad
+from tunewright.server.errors import bad
 from tunewright.server.jobs.request import Metadata
 from tunewright.server.routes.common import Tenant, The
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.completions import training_row
-from tunewright.server.store.files import OverQuota
 
 router = APIRouter(prefix="/tunewright", tags=["tunewright"])
 MOST_ROWS = 100_000
@@ -35,7 +34,4 @@ def from_completions(the: The, tenant: Tenant, request: FromCompletions) -> Json
     if not page.rows:
         raise bad("no_rows", "No stored chat matches.", "metadata")
     lines = (json.dumps(training_row(row), ensure_ascii=False) + "\n" for row in page.rows)
-    try:
-        return the.files.add(tenant, request.filename, "fine-tune", "".join(lines).encode()).to_json()
-    except OverQuota as error:
-        raise ApiError(413, "quota_exceeded", f"At most {error.most >> 20} MiB of files.", None) from None
+    return the.files.add(tenant, request.filename, "fine-tune", "".join(lines).encode()).to_json()

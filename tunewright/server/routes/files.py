@@ -60,10 +60,7 @@ def create_file(
         raise bad("invalid_value", "file: its name has more than 255 characters.", "file")
     if (anchor is None) != (seconds is None):
         raise bad("invalid_value", "expires_after needs an anchor and seconds.", "expires_after")
-    try:
-        return the.files.add(tenant, name, purpose, file.file, seconds).to_json()
-    except OverQuota as error:
-        raise _over_quota(error) from None
+    return the.files.add(tenant, name, purpose, file.file, seconds).to_json()
 
 
 @router.get("/files")
@@ -112,7 +109,7 @@ def file_of(the: Service, tenant: str, file_id: str) -> StoredFile:
 @router.post("/uploads")
 def create_upload(the: The, tenant: Tenant, request: UploadRequest) -> JsonObject:
     if request.bytes > the.files.room(tenant):
-        raise _over_quota(OverQuota(the.settings.quota))
+        raise OverQuota(the.settings.quota)
     upload, created = new_id("upload_"), now()
     seconds = request.expires_after.seconds if request.expires_after else None
     the.database.change(
@@ -130,10 +127,7 @@ def add_part(the: The, tenant: Tenant, upload_id: str, data: UploadFile) -> Json
     if len(parts) >= MOST_PARTS:
         raise bad("invalid_value", f"An upload has at most {MOST_PARTS} parts.", "data")
     part, created = new_id("part_"), now()
-    try:
-        size, _ = the.files.write(part, data.file, min(upload["bytes"], the.files.room(tenant)))
-    except OverQuota as error:
-        raise _over_quota(error) from None
+    size, _ = the.files.write(part, data.file, min(upload["bytes"], the.files.room(tenant)))
     the.database.change(
         "INSERT INTO parts (id, upload, bytes, created_at) VALUES (?, ?, ?, ?)", part, upload_id, size, created
     )
@@ -151,6 +145,8 @@ def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteR
     for part in request.part_ids:
         if part not in known:
             raise not_found("part", part)
+    if len(known.intersection(request.part_ids)) < len(request.part_ids):
+        raise bad("invalid_value", "A part is named twice.", "part_ids")
 
     digest = hashlib.md5(usedforsecurity=False)
 
@@ -165,7 +161,7 @@ def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteR
     expires = now() + upload["expires_after"] if upload["expires_after"] else None
     file = StoredFile(file_id, tenant, upload["filename"], upload["purpose"], upload["bytes"], "", now(), expires)
     path = the.files.path(file)
-    size, sha256 = the.files.write(path.name, content(), upload["bytes"] + 1)
+    size, sha256 = the.files.write(path.name, content(), 1 << 62)
     try:
         if size != upload["bytes"]:
             raise bad("invalid_value", f"The parts have {size} bytes, the upload {upload['bytes']}.", "part_ids")
@@ -175,8 +171,11 @@ def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteR
         path.unlink()
         raise
     with the.database.transaction():
+        sql = "UPDATE uploads SET status = 'completed', file = ? WHERE id = ? AND status = 'pending'"
+        if not the.database.change(sql, file_id, upload_id):  # by another request, meanwhile
+            path.unlink()
+            return _upload_json(the, _upload(the, tenant, upload_id))
         the.files.insert(StoredFile(**{**vars(file), "sha256": sha256}))
-        the.database.change("UPDATE uploads SET status = 'completed', file = ? WHERE id = ?", file_id, upload_id)
     the.files.remove_parts(upload_id)
     return _upload_json(the, _upload(the, tenant, upload_id))
 
@@ -184,7 +183,8 @@ def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteR
 @router.post("/uploads/{upload_id}/cancel")
 def cancel_upload(the: The, tenant: Tenant, upload_id: str) -> JsonObject:
     _pending(the, tenant, upload_id)
-    the.database.change("UPDATE uploads SET status = 'cancelled' WHERE id = ?", upload_id)
+    sql = "UPDATE uploads SET status = 'cancelled' WHERE id = ? AND status = 'pending'"
+    the.database.change(sql, upload_id)
     the.files.remove_parts(upload_id)
     return _upload_json(the, _upload(the, tenant, upload_id))
 
@@ -208,8 +208,3 @@ def _upload_json(the: Service, row: Any) -> JsonObject:
     file = the.files.get(row["tenant"], row["file"]) if row["file"] else None
     names = ("id", "bytes", "created_at", "expires_at", "filename", "purpose", "status")
     return {"object": "upload", **{name: row[name] for name in names}, "file": file.to_json() if file else None}
-
-
-def _over_quota(error: OverQuota) -> ApiError:
-    message = f"The files would take more than {error.most >> 20} MiB; delete some."
-    return ApiError(413, "quota_exceeded", message, "file")

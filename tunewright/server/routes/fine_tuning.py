@@ -44,7 +44,10 @@ def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> 
     except TunewrightError as error:
         raise of_error(error, "tunewright" if request.tunewright else None) from None
     prefix = f"ft:{request.model}:{tenant}:{request.suffix or ''}:"
-    return job_json(the, the.jobs.add(tenant, request.model_dump(mode="json"), digest, prefix))
+    with the.database.transaction():  # the first attempt may still be on its way
+        if retried and (job := the.jobs.repeated(tenant, digest, now() - REPEATED_SECONDS)) is not None:
+            return job_json(the, job)
+        return job_json(the, the.jobs.add(tenant, request.model_dump(mode="json"), digest, prefix))
 
 
 @router.get("/jobs")
@@ -67,7 +70,7 @@ def cancel_job(the: The, tenant: Tenant, job_id: str) -> JsonObject:
 @router.post("/jobs/{job_id}/pause")
 def pause_job(the: The, tenant: Tenant, job_id: str) -> JsonObject:
     """OpenAI's client knows no status "paused": the job is in the queue, and `tunewright.paused` is true."""
-    job = _unfinished(the, tenant, job_id)
+    job = _uncancelled(the, tenant, job_id)
     if not job.paused:
         the.jobs.want(job, "pause", "The job will be paused")
     return job_json(the, job_of(the, tenant, job_id))
@@ -75,9 +78,7 @@ def pause_job(the: The, tenant: Tenant, job_id: str) -> JsonObject:
 
 @router.post("/jobs/{job_id}/resume")
 def resume_job(the: The, tenant: Tenant, job_id: str) -> JsonObject:
-    job = _unfinished(the, tenant, job_id)
-    if job.wanted == "cancel":
-        raise bad("invalid_value", "The job is being cancelled.", "job_id")
+    job = _uncancelled(the, tenant, job_id)
     if job.paused:
         the.jobs.want(job, "run", "The job is resumed")
     return job_json(the, job_of(the, tenant, job_id))
@@ -112,4 +113,11 @@ def _unfinished(the: Service, tenant: str, job_id: str) -> Job:
     job = job_of(the, tenant, job_id)
     if job.status in FINISHED:
         raise bad("invalid_value", f"The job has ended: {job.status}.", "job_id")
+    return job
+
+
+def _uncancelled(the: Service, tenant: str, job_id: str) -> Job:
+    job = _unfinished(the, tenant, job_id)
+    if job.wanted == "cancel":
+        raise bad("invalid_value", "The job is being cancelled.", "job_id")
     return job

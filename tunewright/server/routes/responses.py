@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from tunewright.server.chat import endpoints
 from tunewright.server.chat.responses import ResponseReply, ResponseRequest
 from tunewright.server.errors import ApiError
-from tunewright.server.routes.chat import streamed
+from tunewright.server.routes.chat import begun
 from tunewright.server.routes.common import Tenant, The, unless_gone
 from tunewright.server.shapes import JsonObject
 
@@ -17,8 +19,9 @@ router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
 @router.post("", response_model=None)
 async def create_response(the: The, tenant: Tenant, http: Request, request: ResponseRequest) -> JsonObject | Response:
-    reply = ResponseReply.to(request, endpoints.chat(the.catalogue, tenant, request.as_chat()))
-    return streamed(reply.stream()) if request.stream else await unless_gone(http, reply.complete())
+    served = await asyncio.to_thread(the.catalogue.get, tenant, request.model)
+    reply = ResponseReply.to(request, endpoints.chat(served, tenant, request.as_chat()))
+    return await begun(http, reply.stream()) if request.stream else await unless_gone(http, reply.complete())
 
 
 @router.get("/{response_id}")

@@ -13,6 +13,12 @@ from tunewright.server.store.database import Database, Page, new_id, now
 Status = Literal["validating", "failed", "in_progress", "completed", "cancelling", "cancelled"]
 WINDOW_SECONDS = 24 * 3600
 FINISHED = ("failed", "completed", "cancelled")
+# The states that may follow one. A batch that has finished stays as it is.
+NEXT: dict[str, tuple[str, ...]] = {
+    "validating": ("failed", "in_progress", "cancelling"),
+    "in_progress": ("completed", "failed", "cancelling"),
+    "cancelling": ("cancelled", "failed"),
+}
 TIMES = ("in_progress", "completed", "failed", "cancelling", "cancelled")
 
 
@@ -88,10 +94,10 @@ class Batches:
         self._database.change(sql, total, completed, failed, batch.id)
 
     def become(self, batch: Batch, status: Status, **values: Any) -> None:
-        """``values``: of columns. A batch that has finished stays as it is."""
+        """``values``: of columns. What may not follow the batch's state changes nothing."""
         with self._database.transaction():
             now_ = self.get(batch.tenant, batch.id)
-            if now_ is None or now_.status in FINISHED or now_.status == status:
+            if now_ is None or status not in NEXT.get(now_.status, ()):
                 return
             columns = {"status": status, "times": json.dumps({**now_.times, status: now()}), **values}
             sets = ", ".join(f"{name} = ?" for name in columns)

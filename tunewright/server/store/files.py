@@ -16,6 +16,13 @@ from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import Database, Page, new_id, now
 
 PIECE = 1 << 20
+EXPIRED = """
+    SELECT * FROM files WHERE expires_at <= ? AND NOT EXISTS (
+        SELECT 1 FROM jobs WHERE status IN ('validating_files', 'queued', 'running') AND instr(request, files.id)
+    ) AND NOT EXISTS (
+        SELECT 1 FROM batches WHERE status IN ('validating', 'in_progress', 'cancelling') AND instr(request, files.id)
+    )
+"""
 ENDS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
 
 
@@ -66,7 +73,10 @@ class Files:
     def __init__(self, database: Database, folder: Path, quota: int) -> None:
         self._database, self._folder, self._quota = database, folder, quota
         make_folder(folder)
-        for leftover in folder.glob(".*"):  # of a server that was killed while it received them
+
+    def remove_leftovers(self) -> None:
+        """Of a server that was killed while it received them; only when no other uses the folder."""
+        for leftover in self._folder.glob(".*"):
             leftover.unlink()
 
     def path(self, file: StoredFile) -> Path:
@@ -142,7 +152,8 @@ class Files:
         self.path(file).unlink(missing_ok=True)
 
     def remove_expired(self) -> None:
-        for row in self._database.rows("SELECT * FROM files WHERE expires_at <= ?", now()):
+        """Those that no unfinished job or batch reads."""
+        for row in self._database.rows(EXPIRED, now()):
             self.remove(of_row(row))
         for row in self._database.rows("SELECT id FROM uploads WHERE status = 'pending' AND expires_at <= ?", now()):
             self._database.change("UPDATE uploads SET status = 'expired' WHERE id = ?", row["id"])

@@ -110,7 +110,8 @@ class Jobs:
     def want(self, job: Job, wanted: Wanted, message: str) -> None:
         """What the user wants of it. One that waits obeys at once."""
         with self._database.transaction():
-            self._database.change("UPDATE jobs SET wanted = ? WHERE id = ?", wanted, job.id)
+            sql = "UPDATE jobs SET wanted = ? WHERE id = ? AND wanted != 'cancel'"  # a cancelled job stays cancelled
+            self._database.change(sql, wanted, job.id)
             if wanted == "cancel":
                 self._database.change(
                     "UPDATE jobs SET status = 'cancelled', finished_at = ?"
@@ -138,10 +139,12 @@ class Jobs:
             return attempt
 
     def requeue(self, job: Job, attempt: int, message: str, deaths: int) -> None:
-        """Its process has ended before the job was finished; it continues where it stopped."""
+        """Its process has ended before the job was finished; it continues where it stopped, unless it was cancelled."""
         with self._database.transaction():
-            sql = "UPDATE jobs SET status = 'queued', deaths = ? WHERE id = ? AND attempt = ? AND status = 'running'"
-            if self._database.change(sql, deaths, job.id, attempt):
+            sql = """UPDATE jobs SET status = CASE wanted WHEN 'cancel' THEN 'cancelled' ELSE 'queued' END,
+                     deaths = ?, finished_at = CASE wanted WHEN 'cancel' THEN ? END
+                     WHERE id = ? AND attempt = ? AND status = 'running'"""
+            if self._database.change(sql, deaths, now(), job.id, attempt):
                 self.event(job.id, f"stopped-{attempt}", message)
 
     def finish(

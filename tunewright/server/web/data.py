@@ -18,13 +18,13 @@ from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
 from tunewright.methods import METHODS
 from tunewright.server.engine.base import Base
-from tunewright.server.errors import ApiError, bad
+from tunewright.server.errors import bad
 from tunewright.server.jobs.request import JobRequest
 from tunewright.server.routes import datasets, files, fine_tuning
 from tunewright.server.routes.common import The
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
-from tunewright.server.store.files import OverQuota, StoredFile, of_row
+from tunewright.server.store.files import StoredFile, of_row
 from tunewright.server.web.pages import Visitor, see, shown
 from tunewright.tokens.sequences import flat
 from tunewright.tokens.template import for_rows
@@ -135,10 +135,7 @@ async def edit(the: The, tenant: Visitor, http: Request, file_id: str) -> Respon
         if 1 <= line <= len(lines) and line not in dropped and text.strip().encode() != lines[line - 1].strip():
             lines[line - 1] = _one_line(text, line)
     kept = [text for number, text in enumerate(lines, 1) if number not in dropped]
-    try:
-        made = the.files.add(tenant, file.filename, "fine-tune", b"\n".join(kept), parent=file.id)
-    except OverQuota as error:
-        raise ApiError(413, "quota_exceeded", f"At most {error.most >> 20} MiB of files.") from None
+    made = the.files.add(tenant, file.filename, "fine-tune", b"\n".join(kept), parent=file.id)
     return see(f"/data/{made.id}")
 
 

@@ -93,6 +93,7 @@ async def live(the: The, tenant: Visitor, job_id: str) -> Response:
                 before = text
                 yield "".join(f"data: {line}\n" for line in text.splitlines()).encode() + b"\n"
             if job.status in FINISHED:
+                yield b"event: end\ndata: {}\n\n"  # or the page would connect again
                 return
             await asyncio.sleep(POLL_SECONDS)
 
