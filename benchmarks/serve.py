@@ -165,9 +165,9 @@ def table(
     one = statistics.median(next(iter(rates.values())))
     out = [
         "# `tunewright serve` under load\n",
-        f"`python benchmarks/serve.py RUN`: SmolLM2-135M in float32, answers of {TOKENS} tokens after prompts of a real",
-        f"task, over HTTP with OpenAI's client; {here.cores} cores, float32 products at {here.fp32_gflops:.0f} GFLOP/s. A",
-        "stream is one request at a time. Medians and ranges of rounds.\n",
+        f"`python benchmarks/serve.py RUN`: SmolLM2-135M in float32, answers of {TOKENS} tokens after prompts of a",
+        f"real task, over HTTP with OpenAI's client; {here.cores} cores, float32 products at",
+        f"{here.fp32_gflops:.0f} GFLOP/s. A stream is one request at a time. Medians and ranges of rounds.\n",
         "| load | tokens per second | over one stream |",
         "|---|---|---|",
     ]
@@ -180,10 +180,8 @@ def table(
     if values:
         third = max(1, len(values) // 3)
         first, last = statistics.mean(values[third : 2 * third]), statistics.mean(values[-third:])
-        out.append(
-            f"64 streams for {minutes:g} minutes: memory {first:.2f} GB on average in the second third, {last:.2f} GB in the last"
-            f" (at most {max(values):.2f} GB)."
-        )
+        what = f"64 streams for {minutes:g} minutes"
+        out.append(f"{what}: memory {first:.2f} GB on average in the second third, {last:.2f} GB in the last.")
     out.append("\nllama-server on the same base, with 8 different adapters: not measured in this table.")
     return "\n".join([*out, ""])
 

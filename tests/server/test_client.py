@@ -498,7 +498,7 @@ def test_without_a_token_nothing(server: Running) -> None:
 def test_what_cannot_be_met_is_refused_by_name(server: Running, change: dict[str, Any], param: str) -> None:
     body = {"model": server.model, "messages": HELLO, "max_tokens": 3, **change}
     with server.http() as http:
-        response = http.post("/v1/chat/completions", json=body)
+        response = http.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param
@@ -521,10 +521,7 @@ def test_what_cannot_be_met_is_refused_by_name(server: Running, change: dict[str
         ({"tunewright": {"train.lr": "fast"}}, "tunewright"),
         ({"tunewright": {"forget": {"regression_rows": ["/etc/passwd"]}}}, "tunewright.forget"),
         ({"tunewright": {"forget.regression_rows ": ["/etc/passwd"]}}, "tunewright.forget.regression_rows "),
-        (
-            {"tunewright": {'forget.regression_rows=["/etc/passwd"] #': 1}},
-            'tunewright.forget.regression_rows=["/etc/passwd"] #',
-        ),
+        ({"tunewright": {'forget.regression_rows=["/x"] #': 1}}, 'tunewright.forget.regression_rows=["/x"] #'),
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
         ({"magic": True}, "magic"),
     ],

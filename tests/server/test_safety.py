@@ -255,7 +255,7 @@ def fuzz(server: Running, known: list[str], count: int, seed: int) -> dict[int, 
             method, path = draw.choice(paths)
             name = draw.choice([*known, "x", "..", "%00", "a/b", "é", "ft:x:y::z", "'; DROP TABLE jobs; --", "9" * 300])
             keys = draw.choices(["limit", "after", "order", "model", "start"], k=draw.randint(0, 2))
-            query = {key: str(junk(draw, 9)) for key in keys}
+            query = {key: spelled(draw) for key in keys}
             given: dict[str, Any] = {"params": query if draw.random() < 0.3 else None}
             if method == "POST":
                 kind = draw.random()
@@ -263,7 +263,7 @@ def fuzz(server: Running, known: list[str], count: int, seed: int) -> dict[int, 
                     content = json.dumps(body(draw, server, known), allow_nan=True).encode()
                     given |= {"content": content, "headers": {"content-type": "application/json"}}
                 elif kind < 0.9:
-                    given |= {"data": {draw.choice(NAMES): str(junk(draw, 9))}}
+                    given |= {"data": {draw.choice(NAMES): spelled(draw)}}
                 else:
                     given |= {"content": draw.randbytes(20), "headers": {"content-type": draw.choice(TYPES)}}
             response = http.request(method, path.replace("{x}", name), **given)
@@ -273,6 +273,11 @@ def fuzz(server: Running, known: list[str], count: int, seed: int) -> dict[int, 
         for job in http.get("/v1/fine_tuning/jobs", params={"limit": 100}).json()["data"]:
             http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
     return statuses
+
+
+def spelled(draw: random.Random) -> str:
+    """A value of a form or a query."""
+    return str(junk(draw, 9)).encode("utf-8", "replace").decode()
 
 
 TYPES = ["application/json", "multipart/form-data", "multipart/form-data; boundary=x", "text/plain", ""]

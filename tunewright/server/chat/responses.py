@@ -234,17 +234,8 @@ class ResponseReply:
                         yield event("response.content_part.added", **at, part=_part(""))
                     if piece.text:
                         yield event("response.output_text.delta", **at, delta=piece.text, logprobs=[])
-            if opened:
-                text = answer.message.content
-                yield event("response.output_text.done", **at, text=text, logprobs=[])
-                yield event("response.content_part.done", **at, part=_part(text))
-            for index, item in enumerate(self.output(answer)):
-                if item["type"] == "function_call":
-                    yield event("response.output_item.added", output_index=index, item=item)
-                    place = {"item_id": item["id"], "output_index": index}
-                    done = {"name": item["name"], "arguments": item["arguments"]}
-                    yield event("response.function_call_arguments.done", **place, **done)
-                yield event("response.output_item.done", output_index=index, item=item)
+            for kind, data in self._endings(answer, opened):
+                yield event(kind, **data)
             body = self.body("completed", answer)
             yield event(f"response.{body['status']}", response=body)
         except ApiError as error:
@@ -253,6 +244,21 @@ class ResponseReply:
             body = self.body("failed")
             body["error"] = {"code": "server_error", "message": error.message}
             yield event("response.failed", response=body)
+
+    def _endings(self, answer: Answer, opened: bool) -> Iterator[tuple[str, JsonObject]]:
+        """The events between the last piece of text and the whole response."""
+        if opened:
+            text = answer.message.content
+            at = {"item_id": self.item, "output_index": 0, "content_index": 0}
+            yield "response.output_text.done", {**at, "text": text, "logprobs": []}
+            yield "response.content_part.done", {**at, "part": _part(text)}
+        for index, item in enumerate(self.output(answer)):
+            if item["type"] == "function_call":
+                yield "response.output_item.added", {"output_index": index, "item": item}
+                done = {"name": item["name"], "arguments": item["arguments"]}
+                place = {"item_id": item["id"], "output_index": index}
+                yield "response.function_call_arguments.done", {**place, **done}
+            yield "response.output_item.done", {"output_index": index, "item": item}
 
 
 def _part(text: str) -> JsonObject:
