@@ -21,7 +21,7 @@ def pages(page: Page, url: str) -> dict[str, str]:
     job = page.locator("td a").first.get_attribute("href") or "/"
     page.goto(f"{url}/data")
     file = page.locator("td a").last.get_attribute("href") or "/data"
-    return {"home": "/", "job": job, "data": file, "playground": "/playground", "exports": "/exports"}
+    return {"home": "/", "job": job, "data": file, "playground": "/playground"}
 
 
 def ask(page: Page) -> None:
