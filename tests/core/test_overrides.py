@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,12 @@ def test_the_fix_of_a_wrong_value_says_what_to_do(override: str, fix: str) -> No
     with pytest.raises(ConfigError) as error:
         load(None, [override])
     assert error.value.problems[0].fix == fix
+
+
+def test_configs_can_be_read_by_several_threads_at_once(tmp_path: Path) -> None:
+    files = [tmp_path / f"{n}.yaml" for n in range(8)]
+    for n, file in enumerate(files):
+        file.write_text(to_yaml(Config(seed=n)))
+    with ThreadPoolExecutor(8) as pool:
+        configs = list(pool.map(load, files * 4))
+    assert [c.seed for c in configs] == [*range(8)] * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tunewright.core import small_files
 from tunewright.core.errors import ConfigError
 
 MAX_BYTES = 256 * 1024
+_LOADING = threading.Lock()  # the loader is made once, and a server has several threads
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -83,7 +85,8 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[str, str]]:
                     fix="remove the tag.",
                 )
         node = YAML(typ="safe", pure=True).compose(text)
-        value = _loader().load(text)
+        with _LOADING:
+            value = _loader().load(text)
     except DuplicateKeyError as error:
         key = str(error.problem).split('"')[1] if '"' in str(error.problem) else "?"
         raise ConfigError(

@@ -10,6 +10,7 @@ any of these followed by @0.5             with the trained update multiplied by 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ class Catalogue:
         self.bases = bases
         self._jobs, self._work, self._runs = jobs, work, runs
         self._known: dict[tuple[Path, int | None, tuple[int, ...]], Served] = {}
+        self._loading = threading.Lock()  # requests for several models may arrive at once
         self._templates: dict[tuple[str, str | None, str], Template] = {}
 
     def listed(self, tenant: str) -> list[Listed]:
@@ -113,9 +115,10 @@ class Catalogue:
             raise ApiError(404, "model_not_found", f"The model `{name[:200]}` does not exist.", "model")
         key = run.path, int(whole[2]) if whole else None, _changes(run)
         try:
-            if key not in self._known:
-                self._known[key] = self._served(name, run, key[1])
-            return self._known[key]
+            with self._loading:
+                if key not in self._known:
+                    self._known[key] = self._served(name, run, key[1])
+                return self._known[key]
         except (TunewrightError, OSError, KeyError) as error:
             what = str(error) if isinstance(error, TunewrightError) else f"a file of its run is missing: {error}"
             raise ApiError(400, "model_not_servable", f"The model `{name}` cannot be served: {what}", "model") from None
