@@ -23,13 +23,26 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class Sampled(BaseModel):
-    """What chat.completions and completions have in common. ``IGNORED``: parameters that change no answer here;
-    ``REFUSED``: those that would, with the reason."""
+class Declared(BaseModel):
+    """A request of which every parameter is a field, ``IGNORED`` (it changes no answer here) or ``REFUSED`` (it would,
+    with the reason)."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     IGNORED: ClassVar[tuple[str, ...]] = ()
     REFUSED: ClassVar[dict[str, str]] = {}
+
+    def check_names(self) -> None:
+        """Raises ApiError for a parameter that is refused or unknown."""
+        for name, value in (self.model_extra or {}).items():
+            if name in self.IGNORED or value is None:
+                continue
+            if name in self.REFUSED:
+                raise bad("unsupported_parameter", f"{name}: {self.REFUSED[name]}.", name)
+            raise bad("unknown_parameter", f"There is no parameter {name[:80]!r}.", name[:80])
+
+
+class Sampled(Declared):
+    """What chat.completions and completions have in common."""
 
     model: Annotated[str, Field(min_length=1, max_length=300)]
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
@@ -60,12 +73,7 @@ class Sampled(BaseModel):
         """Raises ApiError for a parameter that is refused or unknown."""
         if self.stream_options is not None and not self.stream:
             raise bad("invalid_value", "stream_options is only for stream=true.", "stream_options")
-        for name, value in (self.model_extra or {}).items():
-            if name in self.IGNORED or value is None:
-                continue
-            if name in self.REFUSED:
-                raise bad("unsupported_parameter", f"{name}: {self.REFUSED[name]}.", name)
-            raise bad("unknown_parameter", f"There is no parameter {name[:80]!r}.", name[:80])
+        self.check_names()
 
 
 class ChatRequest(Sampled):

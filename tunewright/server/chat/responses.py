@@ -11,12 +11,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import Field, JsonValue, StringConstraints, ValidationError
 
 from tunewright.server.chat import answers
 from tunewright.server.chat.answers import Answer
 from tunewright.server.chat.completions import Reply
-from tunewright.server.chat.request import ChatRequest, Count, Object
+from tunewright.server.chat.request import ChatRequest, Count, Declared, Object
 from tunewright.server.errors import ApiError, bad, of_validation
 from tunewright.server.jobs.request import Metadata
 from tunewright.server.shapes import JsonObject
@@ -28,8 +28,7 @@ TEXTS = ("input_text", "output_text")  # types of parts
 FORMATS = {"json_schema": ("name", "schema", "strict", "description")}
 
 
-class ResponseRequest(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
+class ResponseRequest(Declared):
     IGNORED: ClassVar[tuple[str, ...]] = (
         *("user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention", "reasoning"),
         *("prompt_cache_options", "include", "stream_options", "truncation", "store", "max_tool_calls"),
@@ -61,12 +60,7 @@ class ResponseRequest(BaseModel):
 
     def as_chat(self) -> ChatRequest:
         """Raises ApiError."""
-        for name, value in (self.model_extra or {}).items():
-            if name in self.IGNORED or value is None:
-                continue
-            if name in self.REFUSED:
-                raise bad("unsupported_parameter", f"{name}: {self.REFUSED[name]}.", name)
-            raise bad("unknown_parameter", f"There is no parameter {name[:80]!r}.", name[:80])
+        self.check_names()
         if self.background:
             raise bad("unsupported_parameter", "background: use /v1/batches.", "background")
         head: list[Object] = [{"role": "system", "content": self.instructions}] if self.instructions else []

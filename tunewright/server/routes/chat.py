@@ -16,7 +16,7 @@ from tunewright.server.chat.completions import Reply
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.errors import bad, not_found
 from tunewright.server.jobs.request import Metadata
-from tunewright.server.routes.common import InPages, Tenant, The, listed, unless_gone
+from tunewright.server.routes.common import InPages, Tenant, The, as_list, listed, unless_gone
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.completions import stored_json
@@ -99,8 +99,7 @@ def list_messages(the: The, tenant: Tenant, completion_id: str, paging: InPages)
         raise bad("invalid_value", f"after: there is no message {paging.after}.", "after")
     start = ids.index(paging.after) + 1 if paging.after is not None else 0
     data = messages[start : start + paging.limit]
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": start + paging.limit < len(messages), **ends}
+    return as_list(data, start + paging.limit < len(messages))
 
 
 @router.post("/completions", response_model=None)

@@ -53,9 +53,12 @@ InPages = Annotated[Paging, Query()]
 
 def listed(page: Page, of: Callable[[Any], JsonObject]) -> JsonObject:
     """A page as OpenAI's API has it; the last id is the cursor of the next page."""
-    data = [of(row) for row in page.rows]
+    return as_list([of(row) for row in page.rows], page.more)
+
+
+def as_list(data: list[Any], more: bool) -> JsonObject:
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": page.more, **ends}
+    return {"object": "list", "data": data, "has_more": more, **ends}
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | Response:
