@@ -349,6 +349,7 @@ CONTACTS = {
     "openai_server.py",
     "llama_cpp.py",
     "remote.py",
+    "vllm.py",
     "hub.py",
     "people_page.py",
     "ranks.py",

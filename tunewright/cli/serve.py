@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from tunewright.core.errors import MissingExtra
+from tunewright.core.errors import ConfigError, MissingExtra
 
 HOME = Path("tunewright-server")
 GRACE_SECONDS = 15  # for requests that are being answered, before the server ends
@@ -30,10 +31,17 @@ def serve(
         list[str] | None, typer.Option(help="A name under which clients may reach the server; several: repeat it.")
     ] = None,
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="In which answers are computed.")
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="In which answers are computed; with --engine: to which it may round."),
     ] = "auto",
     rows: Annotated[int, typer.Option(min=1, max=512, help="Requests that are answered at a time.")] = 32,
     cache_gb: Annotated[float, typer.Option(min=0.01, help="Memory for their keys and values, in GB.")] = 2.0,
+    engine: Annotated[
+        str, typer.Option(metavar="URL", help="Let vLLM at this address answer; finished adapters are published there.")
+    ] = "",
+    engine_key_env: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Environment variable with its API key.")
+    ] = "",
     jobs_at_once: Annotated[
         int | None, typer.Option(min=1, help="Jobs at a time; default: one, or one for each GPU.")
     ] = None,
@@ -57,6 +65,7 @@ def serve(
     from tunewright.server import care
     from tunewright.server.access import DEFAULT, Tokens
     from tunewright.server.engine.requests import Limits
+    from tunewright.server.engine.vllm import Remote
     from tunewright.server.service import Settings, open_service
 
     if add_tenant is not None:
@@ -75,7 +84,14 @@ def serve(
         limits=Limits(rows=rows, cache_bytes=int(cache_gb * 1e9)),
         hosts=tuple(allow_host or ()),
         jobs_at_once=jobs_at_once,
+        engine=Remote(engine, engine_key_env, "float32" if dtype == "float32" else "bfloat16") if engine else None,
     )
+    if engine and len(settings.models) > 1:
+        message = "an engine answers for one model."
+        raise ConfigError("CONFIG_CONFLICT", message, where="--engine", fix="start one server for each.")
+    if engine_key_env and not os.environ.get(engine_key_env):
+        what = f"the environment variable {engine_key_env} is not set."
+        raise ConfigError("CONFIG_NOT_FOUND", what, where="--engine-key-env", fix=f"`export {engine_key_env}=...`")
     typer.echo(f"loading {', '.join(settings.models)} ...", err=True)
     service = open_service(settings)
     try:

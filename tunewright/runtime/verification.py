@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tunewright.core.errors import ConfigError, RunError
+from tunewright.core.config import AdapterConfig
+from tunewright.core.errors import ConfigError, RunError, TrainError
 from tunewright.core.records import ConsumerCheck, ExportCheck
 from tunewright.core.run_folder import Run, now
 from tunewright.export import export
@@ -26,6 +27,7 @@ from tunewright.export.kind import Dtype
 from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.decoding.generate import stop_ids
+from tunewright.model.facts import Facts
 from tunewright.runtime.context import Work
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ ROUNDED: Sequence[Dtype] = ("float16", "bfloat16")
 class Comparison:
     """A server's answers to prompts of token ids, and the model that they should come from, in float32."""
 
-    work: Work
+    vocabulary: int
     module: PreTrainedModel
     prompts: Sequence[Sequence[int]]
     answers: Sequence[Answered]
@@ -66,7 +68,7 @@ class Comparison:
             return replace(self, answers=exact).against(self.module).largest
 
     def _known(self) -> list[Answered]:
-        return [answers.known(answer, self.work.inputs.facts.vocabulary) for answer in self.answers]
+        return [answers.known(answer, self.vocabulary) for answer in self.answers]
 
 
 def served(run: Run, exports: Sequence[ExportCheck], server: Server) -> ExportCheck | None:
@@ -92,8 +94,7 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
     ``dtype``."""
     work.console.say(f"verify: asking {server.name} {server.version}".rstrip())
     ids = [list(p.ids)[-export.CHECK_PROMPT_TOKENS :] for p in held_out]
-    room = work.inputs.facts.context - export.NEW_TOKENS
-    prompts = [*ids, list(itertools.islice(itertools.cycle(itertools.chain(*ids)), min(LONG, room)))]
+    prompts = with_long_one(ids, work.inputs.facts.context)
     answered: list[Answered] = []
     with work.console.bar("verify", len(prompts), unit="prompts") as tick:
         for prompt in prompts:
@@ -103,14 +104,10 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
     work.console.say("verify: comparing with the trained model, in float32")
     model = export.trained_model(work.run, work.plan, work.inputs.facts, torch.float32)
     stop = stop_ids(model, work.inputs.template.eos)
-    comparison = Comparison(work, model.module, prompts, answered, stop)
+    comparison = Comparison(work.inputs.facts.vocabulary, model.module, prompts, answered, stop)
     with _base(work, model.module) as base:
         from_base = comparison.against(base)
-    rounding: dict[str, float] = {} if dtype == "float32" else {dtype: comparison.rounding(dtype)}
-    if not all(map(math.isfinite, rounding.values())):
-        fix = "--dtype bfloat16 allows more; or serve in float32, and give --dtype float32."
-        what = f"the model overflows in {dtype}, so what rounding to it changes is unknown."
-        raise ConfigError("CONFIG_CONFLICT", what, where="--dtype", fix=fix)
+    rounding = _allowed_rounding(comparison, dtype)
     evidence = Evidence(
         answers=answered,
         lengths=[len(prompt) for prompt in prompts],
@@ -124,7 +121,7 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
         encoded=conversations,
     )
     if not evidence.trained.within(evidence.allowed):
-        evidence = _investigated(comparison, server, evidence)
+        evidence = _investigated(comparison, work.plan.adapter, server, evidence)
     finding = diagnosis.diagnose(evidence)
     shown = [c.theirs == c.ours for c in conversations if c.theirs is not None]
     return ConsumerCheck(
@@ -143,6 +140,45 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
         cause=finding.cause if finding else None,
         finding=finding.what if finding else None,
     )
+
+
+def require_base(
+    server: Server,
+    facts: Facts,
+    prompts: Sequence[Sequence[int]],
+    stop: Sequence[int],
+    dtype: Dtype,
+    module: PreTrainedModel,
+) -> None:
+    """Raises CONSUMER_DIFFERS unless a server's answers are those of a base model: ``module``, in float32."""
+    prompts = with_long_one(prompts, facts.context)
+    answered = [server.complete(prompt, export.NEW_TOKENS) for prompt in prompts]
+    comparison = Comparison(facts.vocabulary, module, prompts, answered, tuple(stop))
+    difference = comparison.against(module)
+    allowed = diagnosis.allowed(max(_allowed_rounding(comparison, dtype).values(), default=0.0))
+    if not difference.within(allowed):
+        what = (
+            f"{server.name} does not give the answers of {facts.name}: a log probability differs by "
+            f"{difference.largest:.2g} (allowed: {allowed:.2g})."
+        )
+        fix = "let both have the same weights; --dtype float32 or bfloat16 says in which it computes."
+        raise TrainError("CONSUMER_DIFFERS", what, where=server.endpoint.url, fix=fix)
+
+
+def with_long_one(prompts: Sequence[Sequence[int]], context: int) -> list[list[int]]:
+    """And one made of all of them, which shows wrong positions."""
+    long = itertools.islice(itertools.cycle(itertools.chain(*prompts)), min(LONG, context - export.NEW_TOKENS))
+    return [*map(list, prompts), list(long)]
+
+
+def _allowed_rounding(comparison: Comparison, dtype: Dtype) -> dict[str, float]:
+    """Raises CONFIG_CONFLICT if the model overflows in ``dtype``."""
+    rounding: dict[str, float] = {} if dtype == "float32" else {dtype: comparison.rounding(dtype)}
+    if not all(map(math.isfinite, rounding.values())):
+        fix = "--dtype bfloat16 allows more; or serve in float32, and give --dtype float32."
+        what = f"the model overflows in {dtype}, so what rounding to it changes is unknown."
+        raise ConfigError("CONFIG_CONFLICT", what, where="--dtype", fix=fix)
+    return rounding
 
 
 def _encoded(work: Work, server: Server, answered: Iterator[tuple[CheckPrompt, Answered]]) -> Iterator[Encoded]:
@@ -164,12 +200,12 @@ def _encoded(work: Work, server: Server, answered: Iterator[tuple[CheckPrompt, A
         )
 
 
-def _investigated(comparison: Comparison, server: Server, evidence: Evidence) -> Evidence:
+def _investigated(comparison: Comparison, config: AdapterConfig, server: Server, evidence: Evidence) -> Evidence:
     """With what the model answers if it makes known mistakes or rounds, and with the server's other models."""
-    module, config = comparison.module, comparison.work.plan.adapter
+    module = comparison.module
     base = Finding("adapter", "its answers are the base model's: the trained weights are not applied")
     mistakes = [(base, evidence.base)]
-    for suspect in suspects(module, comparison.work.inputs.template.bos):
+    for suspect in suspects(module, evidence.bos):
         with suspect.simulated():
             mistakes.append((Finding(suspect.cause, suspect.what), comparison.against(module, suspect.prefix)))
     if config.kind != "none":

@@ -66,6 +66,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     async with service.batch_runner.running():
         yield
+    for base in service.bases.values():
+        await base.engine.disconnect()
 
 
 class Gate:

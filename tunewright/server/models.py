@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunewright.core import records, run_folder
@@ -22,7 +22,6 @@ from tunewright.core.errors import TunewrightError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
-from tunewright.model.decoding import stack
 from tunewright.runtime.chat import trained_with
 from tunewright.server.access import DEFAULT
 from tunewright.server.engine.base import Base
@@ -104,11 +103,11 @@ class Catalogue:
             return Served(name, base, base.template)
         if scaled := SCALE.fullmatch(name):
             served, scale = self.get(tenant, scaled[1]), float(scaled[2])
+            if not served.base.engine.scales:
+                raise ApiError(400, "model_not_servable", "the engine at --engine takes no scale.", "model")
             if scale > MOST_SCALE:
                 raise ApiError(400, "invalid_value", f"the scale is at most {MOST_SCALE:g}.", "model")
-            return Served(
-                name, served.base, served.template, served.sampling, served.adapter, scale, served.instruction
-            )
+            return replace(served, id=name, scale=scale)
         whole = CHECKPOINT.fullmatch(name)
         run = self._run_of(tenant, whole[1] if whole else name)
         if run is None:
@@ -141,12 +140,11 @@ class Catalogue:
         if base is None:
             message = f"its base {receipt.model.name} is not among those that this server has loaded."
             raise ApiError(400, "model_not_servable", f"The model `{name}` cannot be served: {message}", "model")
-        if not stack.supports(plan.adapter):
-            message = f"the engine has no {plan.adapter.kind} adapters; export it merged, and serve it with --engine."
-            raise ApiError(400, "model_not_servable", f"The model `{name}` cannot be served: {message}", "model")
+        if refused := base.engine.refuses(plan.adapter, step):
+            raise ApiError(400, "model_not_servable", f"The model `{name}` cannot be served: {refused}", "model")
         if step is None:
             sha256 = records.read(run.training, records.Training).weights_sha256
-            adapter, scale = AdapterFile(sha256, run.weights, plan.adapter), chosen_scale(run)
+            adapter, scale = AdapterFile(sha256, run.weights, plan.adapter, run.path), chosen_scale(run)
         else:
             folder = run.checkpoints / f"step-{step:06d}"
             if folder not in checkpoints.complete(run.checkpoints):

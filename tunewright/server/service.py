@@ -15,6 +15,7 @@ from tunewright.server.chat.batches import BatchRunner
 from tunewright.server.engine import base
 from tunewright.server.engine.base import Base, Dtype
 from tunewright.server.engine.requests import Limits
+from tunewright.server.engine.vllm import Remote
 from tunewright.server.jobs.request import JobRequest, config_of
 from tunewright.server.jobs.supervisor import Supervisor, Workshop
 from tunewright.server.models import Catalogue
@@ -31,7 +32,8 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 class Settings:
     """``home``: where the server keeps everything. ``models``: bases, as `model` of a config names them. ``runs``: the
     folder of `tunewright run`, whose runs the default tenant can ask. ``hosts``: names under which the server may be
-    reached, besides those of this machine. ``quota``: bytes of a tenant's files; ``largest``: of a request."""
+    reached, besides those of this machine. ``quota``: bytes of a tenant's files; ``largest``: of a request.
+    ``engine``: another program that answers for the model."""
 
     home: Path
     models: tuple[str, ...] = ("smollm2-135m",)
@@ -42,6 +44,7 @@ class Settings:
     quota: int = 10 << 30
     largest: int = 512 << 20
     jobs_at_once: int | None = None
+    engine: Remote | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,17 @@ def open_service(settings: Settings) -> Service:
         if name in bases:
             message, fix = f"two models would have the name {name}.", "rename the folder of one."
             raise ConfigError("CONFIG_CONFLICT", message, where="--model", fix=fix)
-        bases[name] = base.load(setting, settings.dtype, settings.limits)
+        bases[name] = (
+            base.load(setting, settings.dtype, settings.limits)
+            if settings.engine is None
+            else base.behind(setting, settings.engine, settings.limits)
+        )
 
     def config(job: Job) -> Config:
         return config_of_job(job.tenant, JobRequest.model_validate(job.request), files, bases)
 
-    workshop = Workshop(settings.home / "runs", jobs, files, config)
+    arguments = settings.engine.arguments() if settings.engine is not None else ()
+    workshop = Workshop(settings.home / "runs", jobs, files, config, arguments)
     catalogue = Catalogue(bases, jobs, workshop.folder, settings.runs)
     supervisor = Supervisor(workshop, settings.jobs_at_once)
     tokens = Tokens(settings.home / "tokens")

@@ -141,7 +141,8 @@ class Runner:
         exports = records.read(run.export, EXPORTS)
         served = served or verification.served(run, exports, server)
         path, dtype = served.relative_path if served else None, dtype or verification.stored_dtype(served)
-        check = verification.check(work, check_prompts(work), server, path, dtype)
+        with crowding.giving_way():  # the server that is asked may use the same cores
+            check = verification.check(work, check_prompts(work), server, path, dtype)
         with run_folder.writing(run):
             before = records.existing(run.verify, CONSUMER_CHECKS) or ()
             others = [c for c in before if (c.path, c.consumer) != (check.path, check.consumer)]

@@ -192,7 +192,7 @@ def connect(endpoint: Endpoint, tokenizer: Callable[[], PreTrainedTokenizerBase]
     """The server at a URL, with or without its /v1. If no model is named, its only one. Raises REMOTE_FAILED."""
     headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
-    with httpx.Client(headers=headers, timeout=timeout, trust_env=not _is_local(endpoint.url)) as client:
+    with httpx.Client(headers=headers, timeout=timeout, trust_env=not is_local(endpoint.url)) as client:
         # /v1 first: llama-server also lists its models at its root, where /completions is not OpenAI's.
         given, endpoint = endpoint, replace(endpoint, url=f"{endpoint.url.removesuffix('/v1')}/v1")
         response = send(client, "GET", f"{endpoint.url}/models")
@@ -213,7 +213,7 @@ def connect(endpoint: Endpoint, tokenizer: Callable[[], PreTrainedTokenizerBase]
         yield _recognised(replace(server.named(endpoint.model or names[0]), models=tuple(models)))
 
 
-def _is_local(url: str) -> bool:
+def is_local(url: str) -> bool:
     with suppress(httpx.InvalidURL):
         return httpx.URL(url).host in LOCAL
     return False

@@ -15,7 +15,6 @@ import jsonschema
 from tunewright.data.messages import Message
 from tunewright.server.chat.prompt import Asked
 from tunewright.server.engine.choosing import TokenLogprob
-from tunewright.server.engine.engine import Engine
 from tunewright.server.engine.generation import (
     Begun,
     Ended,
@@ -26,6 +25,7 @@ from tunewright.server.engine.generation import (
     TooBusy,
     TooLong,
 )
+from tunewright.server.engine.requests import Answering
 from tunewright.server.engine.text import AnswerText
 from tunewright.server.errors import ApiError, bad, unexpected
 from tunewright.server.shapes import JsonObject
@@ -62,7 +62,7 @@ class Piece:
     last: bool = False
 
 
-async def events(engine: Engine, generation: Generation) -> AsyncGenerator[Event, None]:
+async def events(engine: Answering, generation: Generation) -> AsyncGenerator[Event, None]:
     """Raises ApiError if the engine takes no more requests. Closing the iterator cancels the request."""
     loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Event]()
 

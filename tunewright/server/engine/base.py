@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -9,16 +10,29 @@ from typing import Literal
 import torch
 
 from tunewright.core.errors import MissingExtra, ModelError
+from tunewright.data.messages import Message, Prompt
+from tunewright.export.consumers import openai_server
 from tunewright.model import loading
 from tunewright.model.decoding.generate import stop_ids
 from tunewright.model.facts import Facts, read_facts
+from tunewright.model.language_model import LanguageModel
+from tunewright.runtime import verification
 from tunewright.server.engine.engine import Engine
 from tunewright.server.engine.grammar import Grammars
-from tunewright.server.engine.requests import Limits
-from tunewright.system import machine
+from tunewright.server.engine.remote import RemoteEngine
+from tunewright.server.engine.requests import Answering, Limits
+from tunewright.server.engine.vllm import Remote, base_of
+from tunewright.system import crowding, machine
+from tunewright.tokens import rendering
 from tunewright.tokens.template import Template, load_template
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+QUESTIONS = (
+    "What is the capital of Norway?",
+    "Write a haiku about rain in the mountains.",
+    "Sort these numbers: 17, 4, 2023, 9.",
+    "Explain to a child, in three sentences, why the sky is blue and the sunset is red.",
+)
 FASTER = 1.3  # bfloat16 is used where it is so much faster, as in a plan
 
 
@@ -30,7 +44,7 @@ class Base:
     setting: str
     facts: Facts
     template: Template
-    engine: Engine
+    engine: Answering
     grammars: Grammars
     stop: frozenset[int]
     dtype: str
@@ -42,7 +56,8 @@ def name_of(setting: str) -> str:
 
 
 def load(setting: str, dtype: Dtype, limits: Limits) -> Base:
-    """Raises MODEL_*, MISSING_PACKAGE, and MODEL_UNSUPPORTED for a model whose steps need its modules."""
+    """A base that our engine answers for. Raises MODEL_*, MISSING_PACKAGE, and MODEL_UNSUPPORTED for a model whose
+    steps need its modules."""
     facts = read_facts(setting)
     chosen = dtype
     if dtype == "auto":
@@ -54,14 +69,35 @@ def load(setting: str, dtype: Dtype, limits: Limits) -> Base:
             "MODEL_UNSUPPORTED",
             f"the server's engine cannot compute the layers of {facts.model_type}.",
             where=setting,
-            fix="serve it with another program, and put tunewright before it: --engine URL.",
+            fix="serve it with vLLM, and put tunewright before it: --engine URL.",
         )
     template = load_template(Path(facts.path))
     stop = stop_ids(model, template.eos)
-    try:
-        grammars = Grammars(template.tokenizer, len(model.head_VD), stop)
-    except ImportError:
-        raise MissingExtra("llguidance", "serving", "pip install 'tunewright[serve]'") from None
+    grammars = _grammars(template, model, stop)
     torch.set_num_threads(machine.cores())
     engine = Engine(model, replace(limits, context=min(limits.context, facts.context)), grammars)
     return Base(name_of(setting), setting, facts, template, engine, grammars, frozenset(stop), chosen)
+
+
+def behind(setting: str, remote: Remote, limits: Limits) -> Base:
+    """A base that another program answers for, after its answers have been compared with the base's own. Raises
+    MODEL_*, MISSING_PACKAGE, REMOTE_FAILED, CONSUMER_DIFFERS."""
+    facts = read_facts(setting)
+    name, most = base_of(remote)
+    context = min(most or facts.context, facts.context)
+    template = load_template(Path(facts.path))
+    model = loading.load(facts.path, torch.float32)  # until it is compared
+    stop = stop_ids(model, template.eos)
+    grammars = _grammars(template, model, stop)
+    prompts = [rendering.for_generation(template, Prompt((Message("user", text),))) for text in QUESTIONS]
+    with openai_server.connect(remote.endpoint(name), lambda: template.tokenizer) as server, crowding.giving_way():
+        verification.require_base(server, replace(facts, context=context), prompts, stop, remote.dtype, model.module)
+    engine = RemoteEngine(replace(remote, model=name), context, limits)
+    return Base(name_of(setting), setting, facts, template, engine, grammars, frozenset(stop), remote.dtype)
+
+
+def _grammars(template: Template, model: LanguageModel, stop: Sequence[int]) -> Grammars:
+    try:
+        return Grammars(template.tokenizer, len(model.head_VD), stop)
+    except ImportError:
+        raise MissingExtra("llguidance", "serving", "pip install 'tunewright[serve]'") from None

@@ -16,7 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tunewright.core.config import AdapterConfig
 from tunewright.model.decoding.slots import Chunk, Slots
+from tunewright.model.decoding.stack import supports
 from tunewright.model.language_model import LanguageModel
 from tunewright.server.engine.choosing import RowChoice, logprob_of
 from tunewright.server.engine.generation import (
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 class Engine:
     """``grammars``: of the model's tokenizer; None where llguidance is not installed."""
 
+    scales = True
+
     def __init__(self, model: LanguageModel, limits: Limits, grammars: Grammars | None = None) -> None:
         self._slots, self._limits, self._grammars = Slots(model), limits, grammars
         self._prefixes = PrefixCache(limits.prefix_bytes)
@@ -59,6 +63,12 @@ class Engine:
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+
+    def refuses(self, config: AdapterConfig, step: int | None) -> str | None:
+        """Why an adapter cannot be served."""
+        if supports(config):
+            return None
+        return f"the engine has no {config.kind} adapters; export it merged, and serve it with another program."
 
     @property
     def most_tokens(self) -> int:
@@ -97,6 +107,9 @@ class Engine:
             adapters=self._slots.stack.loaded,
         )
 
+    async def disconnect(self) -> None:
+        """Its thread is no matter of the event loop."""
+
     def close(self) -> None:
         """Requests that are not finished fail."""
         with self._changed:
@@ -109,6 +122,11 @@ class Engine:
             self._changed.notify()
 
     def _run(self) -> None:
+        with crowding.giving_way():
+            self._turns()
+        self._fail(Ended("failed", "the server is shutting down"))
+
+    def _turns(self) -> None:
         crowd = crowding.now(self._threads)
         while True:
             with self._changed:
@@ -128,7 +146,6 @@ class Engine:
                 log.exception("a step of the engine failed")
                 self._fail(failure(error))
             self._seconds += time.monotonic() - started
-        self._fail(Ended("failed", "the server is shutting down"))
 
     def _turn(self) -> None:
         self._leave_cancelled()

@@ -15,11 +15,13 @@ from tunewright.server.engine.choosing import Choosing, TokenLogprob
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """Trained weights of a run. ``sha256``: of the file, and the adapter's key in the engine."""
+    """Trained weights of a run. ``sha256``: of the file, and the adapter's key in the engine. ``run``: its folder; None
+    for a checkpoint."""
 
     sha256: str
     file: Path
     config: AdapterConfig
+    run: Path | None = None
 
 
 @dataclass(frozen=True)

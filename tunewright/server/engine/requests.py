@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+from tunewright.core.config import AdapterConfig
 from tunewright.model.decoding.slots import Cache
 from tunewright.server.engine.choosing import RowChoice
 from tunewright.server.engine.generation import Emit, Generation
+from tunewright.server.engine.prefixes import Owner
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Stats:
 class Ticket:
     """A request that was taken on. ``cancel`` frees its place at the next step."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], object]) -> None:
         self.cancelled = False
         self._wake = wake
 
@@ -58,3 +61,35 @@ class Row:
         self.cache: Cache = []
         self.used = self.cached = self.written = self.last = 0
         self.choice: RowChoice
+
+
+class Answering(Protocol):
+    """What answers for a base: our `Engine`, or the `RemoteEngine` of another program. ``scales``: whether a request
+    may multiply a trained update."""
+
+    @property
+    def scales(self) -> bool: ...
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a request: prompt and answer."""
+        ...
+
+    def refuses(self, config: AdapterConfig, step: int | None) -> str | None:
+        """Why an adapter cannot be served, if it cannot. ``step``: of a checkpoint."""
+        ...
+
+    def submit(self, asked: Generation, emit: Emit) -> Ticket: ...
+
+    def forget(self, which: Callable[[Owner], bool]) -> None:
+        """Drop prompts that are kept: of a tenant or a model that is deleted."""
+        ...
+
+    def stats(self) -> Stats: ...
+
+    async def disconnect(self) -> None:
+        """Before the event loop ends."""
+
+    def close(self) -> None:
+        """Requests that are not finished fail."""
+        ...

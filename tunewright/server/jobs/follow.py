@@ -44,6 +44,8 @@ class Follower:
                     self._jobs.event(self._job.id, f"step-{step.step}", message, data=data)
 
     def _report(self, line: JsonObject) -> None:
+        if line.get("event") == "engine_away":
+            self._jobs.event(self._job.id, "engine-away", f"The engine is away; tried again: {line.get('why')}", "warn")
         stage = str(line.get("event", "")).removesuffix("_finished")
         if line.get("event") == f"{stage}_finished" and stage in STAGES:
             self._jobs.event(self._job.id, f"stage-{stage}", STAGES[stage])

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tunewright.core import programs, records
 from tunewright.core.config import Config, to_yaml
@@ -25,7 +24,7 @@ from tunewright.fan.local import Local
 from tunewright.server.jobs.follow import Follower, results_csv
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.files import Files, OverQuota
-from tunewright.server.store.jobs import FINISHED, Job, Jobs
+from tunewright.server.store.jobs import Job, Jobs
 
 POLL_SECONDS = 0.2
 DEATHS = 3  # without a new checkpoint between them
@@ -38,12 +37,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where jobs are worked on. ``config_of``: the config of a job's run; raises TunewrightError."""
+    """Where jobs are worked on. ``config_of``: the config of a job's run; raises TunewrightError. ``arguments``: more
+    of `work`."""
 
     folder: Path
     jobs: Jobs
     files: Files
     config_of: Callable[[Job], Config]
+    arguments: tuple[str, ...] = ()
 
     def run(self, job: Job) -> Run:
         return Run(self.folder / job.id)
@@ -140,7 +141,7 @@ class Supervisor:
         if not attempt:
             return
         run = self._workshop.run(job)
-        arguments = (str(self._config(job)), str(self._workshop.folder), job.id)
+        arguments = (str(self._config(job)), str(self._workshop.folder), job.id, *self._workshop.arguments)
         process = Process(job.id, "tunewright.server.jobs.work", arguments, run.path, steps=0, threads=0)
         step = process.saved()
         self._running[job.id] = _Running(job, attempt, process, Follower(self._jobs, job, run), step)
@@ -161,14 +162,14 @@ class Supervisor:
         if ended.status == 0:
             tokens = records.read(run.training, records.Training).tokens
             message = "The job has successfully completed"
-            self._finish(running, "succeeded", message, results=(tokens, self._results(job, run)))
+            self._jobs.finish(job, running.attempt, "succeeded", message, results=(tokens, self._results(job, run)))
         elif wanted == "cancel":
-            self._finish(running, "cancelled", "The job was cancelled")
+            self._jobs.finish(job, running.attempt, "cancelled", "The job was cancelled")
         elif ended.killed:
             self._killed(running, ended, wanted)
         else:
             error = programs.error_of(ended.status, ended.errors, str(run.path))
-            self._finish(running, "failed", f"The job failed: {error}", error_json(error))
+            self._jobs.finish(job, running.attempt, "failed", f"The job failed: {error}", error_json(error))
 
     def _killed(self, running: _Running, ended: Ended, wanted: str) -> None:
         """Put back into the queue, unless it is killed again and again."""
@@ -177,15 +178,9 @@ class Supervisor:
         deaths = running.job.deaths + 1 if by_itself and again else 0
         if deaths >= DEATHS:
             error = ended.lost()
-            self._finish(running, "failed", f"The job failed: {error}", error_json(error))
+            self._jobs.finish(running.job, running.attempt, "failed", f"The job failed: {error}", error_json(error))
             return
         self._jobs.requeue(running.job, running.attempt, WHY_STOPPED["pause" if wanted == "pause" else "run"], deaths)
-
-    def _finish(
-        self, running: _Running, status: Any, message: str, error: Any = None, results: Any = (None, None)
-    ) -> None:
-        assert status in FINISHED
-        self._jobs.finish(running.job, running.attempt, status, message, error, results)
 
     def _results(self, job: Job, run: Run) -> str | None:
         try:

@@ -1,6 +1,7 @@
 """Runs one job to its report, in a process of its own: ``python -m tunewright.server.jobs.work CONFIG RUNS NAME``.
 
-It writes only to the run folder, and continues there if it was stopped. Errors go to stderr as one line of JSON.
+It publishes the adapter on another program's engine, if there is one. It writes only to the run folder, and continues
+there if it was stopped. Errors go to stderr as one line of JSON.
 """
 
 from __future__ import annotations
@@ -10,14 +11,38 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
-from tunewright.core.config import load
+from tunewright.core import records
+from tunewright.core.config import Plan, load
 from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import ATTEMPT
+from tunewright.model.decoding.stack import supports
+from tunewright.server.engine.vllm import Remote, of_arguments
+from tunewright.server.jobs.publish import publish
 from tunewright.stages.runner import Runner, start
 from tunewright.stages.worker import end_with
+
+RETRY_SECONDS = 15.0
+
+
+def published(runner: Runner, remote: Remote) -> None:
+    """As soon as the engine can be asked: nothing is lost while it is away. Raises CONSUMER_DIFFERS."""
+    run = runner.context.run
+    if not supports(records.read(run.plan, Plan).adapter):
+        return
+    while True:
+        try:
+            publish(runner, remote)
+            run.event("published", engine=remote.url)
+            return
+        except TunewrightError as error:
+            if error.code != "REMOTE_FAILED":
+                raise
+            run.event("engine_away", why=str(error))
+            time.sleep(RETRY_SECONDS)
 
 
 def main() -> None:
@@ -26,6 +51,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("name")
     parser.add_argument("--parent", type=int, required=True, help="the server; end when it ends")
+    parser.add_argument("--engine", help="of another program, on which the adapter is published")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.umask(0o077)
@@ -33,7 +59,10 @@ def main() -> None:
     os.environ.setdefault(ATTEMPT, given.name)  # a server on another host may continue the job
     try:
         context = start(load(given.config), given.name, given.runs, Console(quiet=True), "tunewright serve")
-        Runner(context).advance("report")
+        runner = Runner(context)
+        runner.advance("report")
+        if (remote := of_arguments(given.engine)) is not None:
+            published(runner, remote)
     except TunewrightError as error:
         print(json.dumps(error.to_json()), file=sys.stderr)  # noqa: T201
         sys.exit(130 if error.code == "RUN_INTERRUPTED" else error.exit_code)
