@@ -88,18 +88,25 @@ def _figures(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tup
         yield "score", f"{100 * theirs['score']:.1f}", f"{100 * ours['score']:.1f}"
 
 
+def _on_one_machine(cells: Cells, task: str, peer: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Cells of a peer's recipe and of ours, by seed, where one kind of machine has measured both."""
+    seeds = sorted({key.split()[3] for key in cells})
+    found = [(cells.get(f"{task} {peer} {seed}"), cells.get(f"{task} {OURS} {seed}")) for seed in seeds]
+    return [(a, b) for a, b in found if a is not None and b is not None and a.get("machine") == b.get("machine")]
+
+
 def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[str]) -> str:
     lines = [
         "| task | best peer recipe | its seconds | our seconds | seconds until its final bits per byte are reached |",
         "|---|---|---|---|---|",
     ]
     for name in tasks:
-        ours, best = of(cells, model, name, OURS), best_peer(cells, model, name, recipes)
-        if ours and best:
-            theirs = of(cells, model, name, best)
-            if len({cell.get("machine", "") for cell in (*theirs, *ours)}) > 1:
-                lines.append(f"| {name} | {best} | measured on another machine | | |")
-                continue
+        best = best_peer(cells, model, name, recipes)
+        pairs = _on_one_machine(cells, f"{model} {name}", best) if best else []
+        if of(cells, model, name, OURS) and best and not pairs:
+            lines.append(f"| {name} | {best} | measured on another machine | | |")
+        if pairs and best:
+            theirs, ours = zip(*pairs, strict=True)
             bits = statistics.mean(cell["bits"] for cell in theirs)
             reached = [seconds_to(cell, bits) for cell in ours]
             known = [r for r in reached if r is not None]

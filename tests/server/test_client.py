@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from server_running import SHORT_JOB, Running, finished, running
 
 from tunewright.core.run_folder import Run
 from tunewright.runtime import chat as runtime
+from tunewright.server import care
 from tunewright.server.engine.text import AnswerText
 from tunewright.server.service import Settings
 from tunewright.tokens.template import Template
@@ -429,6 +432,38 @@ def test_a_create_that_the_client_repeats_makes_one_job(server: Running, tmp_pat
     assert first["id"] == again["id"] != other["id"]
     for job_id in (first["id"], other["id"]):
         client.fine_tuning.jobs.cancel(job_id)
+    batch = client.files.create(file=("b.jsonl", b"{}"), purpose="batch")
+    body = {"input_file_id": batch.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    with server.http() as http:
+        first, again, other = (
+            http.post("/v1/batches", json=body, headers={"x-stainless-retry-count": count}).json()
+            for count in ("0", "1", "0")
+        )
+    assert first["id"] == again["id"] != other["id"]
+
+
+def test_an_unfinished_job_continues_in_a_home_that_has_moved(fresh: Settings, tmp_path: Path) -> None:
+    with running(fresh) as server:
+        client = server.client()
+        file = client.files.create(file=write_chat_rows(tmp_path / "rows.jsonl", 60), purpose="fine-tune")
+        settings = {**SHORT_JOB, "train.steps": 40}
+        job = client.fine_tuning.jobs.create(
+            model=server.model, training_file=file.id, extra_body={"tunewright": settings}
+        )
+        for _ in range(600):
+            if any(e.message.startswith("Step 6/") for e in client.fine_tuning.jobs.list_events(job.id)):
+                break
+            time.sleep(0.1)
+    moved = tmp_path / "moved"
+    care.backed_up(fresh.home, moved)
+    shutil.rmtree(fresh.home)
+    with running(replace(fresh, home=moved)) as server:
+        client = server.client()
+        done = finished(client, job.id)
+        assert done.status == "succeeded", done.error
+        steps = [e.data["step"] for e in client.fine_tuning.jobs.list_events(job.id) if e.type == "metrics"]  # type: ignore[index]
+        assert sorted(steps) == list(range(1, 41))
+    assert not fresh.home.exists()
 
 
 def test_tenants_do_not_see_each_other(server: Running, trained: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
@@ -119,6 +120,34 @@ def test_pages_meet_every_row_once_whatever_is_added_meanwhile(tmp_path: Path) -
     assert seen == made[::-1]
     assert jobs.page("t", "nothing", 3).rows == []
     database.close()
+
+
+def test_files_that_arrive_together_do_not_exceed_the_quota(tmp_path: Path) -> None:
+    files = Files(Database(tmp_path / "db"), tmp_path / "files", quota=100)
+
+    class Slow(io.BytesIO):
+        """While it is received, another file arrives."""
+
+        def read(self, size: int | None = -1) -> bytes:
+            piece = super().read(size)
+            if piece:
+                files.add("t", "other.jsonl", "user_data", b"y" * 60)
+            return piece
+
+    with pytest.raises(OverQuota):
+        files.add("t", "x.jsonl", "user_data", Slow(b"x" * 60))
+    assert [path.read_bytes() for path in (tmp_path / "files").iterdir()] == [b"y" * 60]
+    assert files.room("t") == 40
+
+
+def test_content_without_a_record_is_removed(tmp_path: Path) -> None:
+    """Of a server that was killed between the two."""
+    files = Files(Database(tmp_path / "db"), tmp_path / "files", quota=100)
+    kept = files.add("t", "x.csv", "user_data", b"kept")
+    for name in (".file-1.jsonl", "file-2.jsonl", "part_3"):
+        (tmp_path / "files" / name).write_bytes(b"left")
+    files.remove_leftovers()
+    assert list((tmp_path / "files").iterdir()) == [files.path(kept)]
 
 
 def test_quota_and_expiry(tmp_path: Path) -> None:

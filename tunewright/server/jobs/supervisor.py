@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,6 +138,8 @@ class Supervisor:
         return self._workshop.folder / f"{job.id}.yaml"
 
     def _start(self, job: Job) -> None:
+        with suppress(TunewrightError):  # as it was, if the server has lost its model since
+            write_atomic(self._config(job), to_yaml(self._workshop.config_of(job)))  # the home may have moved
         attempt = self._jobs.start(job)
         if not attempt:
             return

@@ -15,17 +15,28 @@ import time
 from pathlib import Path
 
 from tunewright.core import records
-from tunewright.core.config import Plan, load
+from tunewright.core.config import Config, Plan, load
 from tunewright.core.console import Console
 from tunewright.core.errors import TunewrightError
-from tunewright.core.run_folder import ATTEMPT
+from tunewright.core.run_folder import ATTEMPT, Run
+from tunewright.data.remedies.prepared import SIDES
 from tunewright.model.decoding.stack import supports
+from tunewright.runtime.context import Context
 from tunewright.server.engine.vllm import Remote, of_arguments
 from tunewright.server.jobs.publish import publish
-from tunewright.stages.runner import Runner, start
+from tunewright.stages.runner import Runner, resume, start
 from tunewright.stages.worker import end_with
 
 RETRY_SECONDS = 15.0
+
+
+def opened(config: Config, run: Run) -> Context:
+    """A new run, or the one that was begun; its files may have moved since, with the server's home."""
+    console, command = Console(quiet=True), "tunewright serve"
+    if not run.config.is_file():
+        return start(config, run.name, run.path.parent, console, command)
+    paths = {side: getattr(config.data, side) for side in SIDES}
+    return resume(run, console, command, [f"data.{side}={json.dumps(path)}" for side, path in paths.items() if path])
 
 
 def published(runner: Runner, remote: Remote) -> None:
@@ -58,8 +69,7 @@ def main() -> None:
     end_with(given.parent)
     os.environ.setdefault(ATTEMPT, given.name)  # a server on another host may continue the job
     try:
-        context = start(load(given.config), given.name, given.runs, Console(quiet=True), "tunewright serve")
-        runner = Runner(context)
+        runner = Runner(opened(load(given.config), Run(given.runs / given.name)))
         runner.advance("report")
         if (remote := of_arguments(given.engine)) is not None:
             published(runner, remote)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from tunewright.server.errors import bad, not_found
 from tunewright.server.jobs.request import Metadata
-from tunewright.server.routes.common import After, Limit, Tenant, The, listed
+from tunewright.server.routes.common import After, Limit, Tenant, The, listed, repeated_since
 from tunewright.server.routes.files import file_of
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
@@ -28,10 +28,10 @@ class BatchRequest(BaseModel):
 
 
 @router.post("")
-def create_batch(the: The, tenant: Tenant, request: BatchRequest) -> JsonObject:
+def create_batch(the: The, tenant: Tenant, http: Request, request: BatchRequest) -> JsonObject:
     if file_of(the, tenant, request.input_file_id).purpose != "batch":
         raise bad("invalid_value", "input_file_id: its purpose is not batch.", "input_file_id")
-    return the.batches.add(tenant, request.model_dump(mode="json")).to_json()
+    return the.batches.add(tenant, request.model_dump(mode="json"), repeated_since(http)).to_json()
 
 
 @router.get("")

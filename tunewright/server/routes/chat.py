@@ -20,6 +20,7 @@ from tunewright.server.routes.common import InPages, Tenant, The, as_list, liste
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.completions import stored_json
+from tunewright.server.store.files import OverQuota
 
 router = APIRouter(prefix="/v1", tags=["chat"])
 
@@ -32,6 +33,8 @@ class UpdateRequest(BaseModel):
 async def create_chat(the: The, tenant: Tenant, http: Request, request: ChatRequest) -> JsonObject | Response:
     served = await asyncio.to_thread(the.catalogue.get, tenant, request.model)
     reply = endpoints.chat(served, tenant, request)
+    if request.store and not the.files.room(tenant):
+        raise OverQuota(the.settings.quota)
     if request.stream:
         return await begun(http, _stored_stream(the, tenant, request, reply))
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from tunewright.server.errors import ApiError, no_token
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
-from tunewright.server.store.database import Page
+from tunewright.server.store.database import Page, now
 
 GONE = 499  # the client has left; nobody reads the response
 POLL_SECONDS = 0.25
@@ -46,6 +46,14 @@ class Paging(BaseModel):
     after: Annotated[str, StringConstraints(max_length=100)] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     order: Literal["asc", "desc"] = "asc"
+
+
+REPEATED_SECONDS = 600
+
+
+def repeated_since(request: Request) -> int | None:
+    """From when an equal request is the same one: OpenAI's clients repeat a POST by themselves, and tell only that."""
+    return now() - REPEATED_SECONDS if request.headers.get("x-stainless-retry-count", "0") != "0" else None
 
 
 InPages = Annotated[Paging, Query()]

@@ -15,7 +15,7 @@ from tunewright.server.routes.common import After, Tenant, The, listed
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id, now
-from tunewright.server.store.files import OverQuota, StoredFile, of_row
+from tunewright.server.store.files import PIECE, OverQuota, StoredFile, of_row
 
 router = APIRouter(prefix="/v1", tags=["files"])
 Purpose = Literal["fine-tune", "batch", "user_data", "evals", "assistants", "vision"]
@@ -23,7 +23,6 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Seconds = Annotated[int, Field(ge=3600, le=2_592_000)]
 UPLOAD_SECONDS = 3600
 MOST_PARTS = 1000
-PIECE = 1 << 20
 
 
 class ExpiresAfter(BaseModel):
@@ -126,11 +125,7 @@ def add_part(the: The, tenant: Tenant, upload_id: str, data: UploadFile) -> Json
     parts = the.database.rows("SELECT bytes FROM parts WHERE upload = ?", upload_id)
     if len(parts) >= MOST_PARTS:
         raise bad("invalid_value", f"An upload has at most {MOST_PARTS} parts.", "data")
-    part, created = new_id("part_"), now()
-    size, _ = the.files.write(part, data.file, min(upload["bytes"], the.files.room(tenant)))
-    the.database.change(
-        "INSERT INTO parts (id, upload, bytes, created_at) VALUES (?, ?, ?, ?)", part, upload_id, size, created
-    )
+    part, created = the.files.add_part(tenant, upload_id, data.file, upload["bytes"])
     return {"id": part, "object": "upload.part", "created_at": created, "upload_id": upload_id}
 
 

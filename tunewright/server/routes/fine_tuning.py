@@ -8,22 +8,16 @@ from tunewright.core.errors import TunewrightError
 from tunewright.server.errors import bad, not_found, of_error
 from tunewright.server.jobs.request import JobRequest, refused
 from tunewright.server.jobs.view import checkpoints_json, job_json
-from tunewright.server.routes.common import After, Limit, Tenant, The, as_list, listed
+from tunewright.server.routes.common import After, Limit, Tenant, The, as_list, listed, repeated_since
 from tunewright.server.service import Service, config_of_job
 from tunewright.server.shapes import JsonObject
-from tunewright.server.store.database import now
 from tunewright.server.store.jobs import FINISHED, Job, event_json
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
-REPEATED_SECONDS = 600  # a client repeats a POST by itself, without saying that it is the same
 
 
 @router.post("/jobs")
 def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> JsonObject:
-    digest = request.digest(tenant)
-    retried = http.headers.get("x-stainless-retry-count", "0") != "0"
-    if retried and (job := the.jobs.repeated(tenant, digest, now() - REPEATED_SECONDS)) is not None:
-        return job_json(the, job)
     if request.model not in the.bases:
         names = ", ".join(the.bases)
         raise bad(
@@ -45,7 +39,8 @@ def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> 
         raise of_error(error, "tunewright" if request.tunewright else None) from None
     prefix = f"ft:{request.model}:{tenant}:{request.suffix or ''}:"
     with the.database.transaction():  # the first attempt may still be on its way
-        if retried and (job := the.jobs.repeated(tenant, digest, now() - REPEATED_SECONDS)) is not None:
+        since, digest = repeated_since(http), request.digest(tenant)
+        if since is not None and (job := the.jobs.repeated(tenant, digest, since)) is not None:
             return job_json(the, job)
         return job_json(the, the.jobs.add(tenant, request.model_dump(mode="json"), digest, prefix))
 

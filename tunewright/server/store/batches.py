@@ -69,10 +69,15 @@ class Batches:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, tenant: str, request: JsonObject) -> Batch:
-        batch_id = new_id("batch_")
-        sql = "INSERT INTO batches (id, tenant, created_at, request, status) VALUES (?, ?, ?, ?, 'validating')"
-        self._database.change(sql, batch_id, tenant, now(), json.dumps(request))
+    def add(self, tenant: str, request: JsonObject, since: int | None) -> Batch:
+        """A new batch, or the one that was made of an equal request ``since``."""
+        batch_id, written = new_id("batch_"), json.dumps(request)
+        with self._database.transaction():
+            sql = "SELECT * FROM batches WHERE tenant = ? AND request = ? AND created_at >= ? ORDER BY seq DESC LIMIT 1"
+            if since is not None and (row := self._database.row(sql, tenant, written, since)) is not None:
+                return Batch.of(row)
+            sql = "INSERT INTO batches (id, tenant, created_at, request, status) VALUES (?, ?, ?, ?, 'validating')"
+            self._database.change(sql, batch_id, tenant, now(), written)
         batch = self.get(tenant, batch_id)
         assert batch is not None
         return batch

@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -68,16 +69,19 @@ def of_row(row: sqlite3.Row) -> StoredFile:
 
 
 class Files:
-    """``quota``: bytes of a tenant's files, and parts of uploads, together."""
+    """``quota``: bytes of a tenant's files, parts of uploads and stored chats, together."""
 
     def __init__(self, database: Database, folder: Path, quota: int) -> None:
         self._database, self._folder, self._quota = database, folder, quota
         make_folder(folder)
 
     def remove_leftovers(self) -> None:
-        """Of a server that was killed while it received them; only when no other uses the folder."""
-        for leftover in self._folder.glob(".*"):
-            leftover.unlink()
+        """Content without a record, of a server that was killed between the two; only when no other uses the folder."""
+        known = {self.path(of_row(row)).name for row in self._database.rows("SELECT * FROM files")}
+        known |= {row["id"] for row in self._database.rows("SELECT id FROM parts")}
+        for path in self._folder.iterdir():
+            if path.name not in known:
+                path.unlink()
 
     def path(self, file: StoredFile) -> Path:
         """Its content. The end of the name says how rows are read."""
@@ -91,7 +95,9 @@ class Files:
         of_files = "SELECT COALESCE(SUM(bytes), 0) AS n FROM files WHERE tenant = ?"
         of_parts = """SELECT COALESCE(SUM(p.bytes), 0) AS n FROM parts p JOIN uploads u ON p.upload = u.id
                       WHERE u.tenant = ? AND u.status = 'pending'"""
-        used: int = sum(row["n"] for sql in (of_files, of_parts) for row in self._database.rows(sql, tenant))
+        of_chats = "SELECT COALESCE(SUM(length(messages) + length(response)), 0) AS n FROM completions WHERE tenant = ?"
+        sums = (of_files, of_parts, of_chats)
+        used: int = sum(row["n"] for sql in sums for row in self._database.rows(sql, tenant))
         return max(0, self._quota - used)
 
     def add(
@@ -108,7 +114,8 @@ class Files:
         size, sha256 = self.write(_stored_name(file_id, filename), content, self.room(tenant))
         expires = created + seconds if seconds else None
         file = StoredFile(file_id, tenant, filename, purpose, size, sha256, created, expires, parent)
-        self.insert(file)
+        with self._counted(tenant, size, self.path(file)):
+            self.insert(file)
         return file
 
     def insert(self, file: StoredFile) -> None:
@@ -118,6 +125,28 @@ class Files:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(getattr(file, name) for name in StoredFile.__dataclass_fields__),
         )
+
+    def add_part(self, tenant: str, upload: str, content: BinaryIO, most: int) -> tuple[str, int]:
+        """The id of a part of an upload, and when it was made. Raises OverQuota, OSError."""
+        part, created = new_id("part_"), now()
+        size, _ = self.write(part, content, min(most, self.room(tenant)))
+        with self._counted(tenant, size, self.part(part)):
+            sql = "INSERT INTO parts (id, upload, bytes, created_at) VALUES (?, ?, ?, ?)"
+            self._database.change(sql, part, upload, size, created)
+        return part, created
+
+    @contextmanager
+    def _counted(self, tenant: str, size: int, path: Path) -> Iterator[None]:
+        """Whether there is room is decided again, and once, where the record is made: others may have been received
+        meanwhile."""
+        try:
+            with self._database.transaction():
+                if size > self.room(tenant):
+                    raise OverQuota(self._quota)
+                yield
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
     def write(self, name: str, content: BinaryIO | bytes | Iterable[bytes], most: int) -> tuple[int, str]:
         """Bytes and hash of the content, in a file that is complete or absent. Raises OverQuota, OSError."""
