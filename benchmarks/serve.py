@@ -1,8 +1,10 @@
 """`tunewright serve` under load: tokens per second for one stream, and for many over several adapters; memory during
 minutes of load; and whether answers in a full batch are those that the same requests get alone.
 
-python benchmarks/serve.py RUN [--rounds 3] [--minutes 5] [--adapters 8]
+python benchmarks/serve.py RUN [--rounds 3] [--minutes 5] [--adapters 8] [--llama-server PROGRAM]
 
+With llama-server, both are asked in turn, in the same rounds: in float32, as many slots as the most streams, each
+adapter a file of its own (`lora` in a request chooses one; requests with different ones do not share a batch there).
 RUN: a finished run of the model smollm2-135m, whose weights are changed at random into several adapters: what an answer
 is worth does not matter here, but its length does, so answers are not ended by a stop token (logit_bias). Writes
 results/serve.md.
@@ -15,6 +17,7 @@ import itertools
 import os
 import random
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,10 +26,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import torch
 from safetensors.torch import load_file, save_file
@@ -78,17 +82,60 @@ def served(folder: Path) -> Iterator[tuple[openai.OpenAI, int]]:
         process.wait()
 
 
-class Load:
-    """Requests to several models. ``stop``: the tokens that would end an answer."""
+@contextmanager
+def llama_server(program: str, run: Path, folder: Path, adapters: int) -> Iterator[openai.OpenAI]:
+    """A client of llama-server with the run's merged model in float32, and its adapter as several."""
+    copy = folder / "exported"
+    shutil.copytree(run, copy)
+    words = [sys.executable, "-m", "tunewright", "export", str(copy), "--to", "gguf:f32,lora-gguf"]
+    subprocess.run(words, check=True, capture_output=True)
+    (model,), (adapter,) = copy.glob("gguf/*.gguf"), copy.glob("lora-gguf/*.gguf")
+    files = [shutil.copy(adapter, folder / f"{n}.gguf") for n in range(adapters)]
+    port, slots = free_port(), STREAMS[-1]
+    where = ["--host", "127.0.0.1", "--port", str(port), "-np", str(slots), "-c", str(slots * 1024), "--no-webui"]
+    exact = ["-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", str(machine.cores())]
+    loras = [word for file in files for word in ("--lora", str(file))]
+    command = [program, "-m", str(model), *loras, "--lora-init-without-apply", *where, *exact]
+    with open(folder / "llama.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0, timeout=600)
+    try:
+        while True:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            assert process.poll() is None, (folder / "llama.log").read_text()[-1000:]
+            time.sleep(0.2)
+        yield client
+    finally:
+        process.terminate()
+        process.wait()
 
-    def __init__(self, client: openai.OpenAI, models: list[str], prompts: list[list[Any]], stop: int) -> None:
-        self.client, self.models, self.prompts, self.stop = client, models, prompts, stop
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Load:
+    """Requests to several models. ``stop``: the token that would end an answer. ``loras``: whether adapters are named
+    as llama-server wants it."""
+
+    def __init__(
+        self, client: openai.OpenAI, models: list[str], prompts: list[list[Any]], stop: int, loras: bool = False
+    ) -> None:
+        self.client, self.models, self.prompts, self.stop, self.loras = client, models, prompts, stop, loras
 
     def ask(self, number: int, tokens: int = TOKENS) -> str:
         messages = self.prompts[number % len(self.prompts)]
-        model = self.models[number % len(self.models)]
+        which = number % len(self.models)
         given: dict[str, Any] = {"logit_bias": {str(self.stop): -100}, "max_completion_tokens": tokens}
-        answer = self.client.chat.completions.create(model=model, messages=messages, **given)
+        if self.loras:
+            given |= {"temperature": 0, "extra_body": {"lora": [{"id": which, "scale": 1.0}], "ignore_eos": True}}
+        answer = self.client.chat.completions.create(model=self.models[which], messages=messages, **given)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == tokens
         return answer.choices[0].message.content or ""
 
     def rate(self, streams: int) -> float:
@@ -133,6 +180,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--llama-server", help="the program")
     given = parser.parse_args()
     lines = list(records.read_lines(Run(given.run).scores / "tuned.jsonl", ScoreLine))
     prompts = [[m.model_dump(exclude_none=True) for m in line.messages] for line in lines]
@@ -140,7 +188,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         models = changed(given.run.absolute(), folder / "runs", given.adapters)
-        with served(folder) as (client, pid):
+        with ExitStack() as stack:
+            other: Load | None = None
+            if given.llama_server:
+                beside = stack.enter_context(
+                    llama_server(given.llama_server, given.run.absolute(), folder, given.adapters)
+                )
+                other = Load(beside, models, prompts, stop, loras=True)
+                other.rate(len(models))
+            client, pid = stack.enter_context(served(folder))
             load, base = Load(client, models, prompts, stop), Load(client, ["smollm2-135m"], prompts, stop)
             load.rate(len(models))  # every adapter is loaded
             rates: dict[str, list[float]] = {}
@@ -148,6 +204,8 @@ def main() -> None:
                 for streams in STREAMS:
                     name = f"{counted(streams, 'stream')}, {given.adapters} adapters"
                     rates.setdefault(name, []).append(load.rate(streams))
+                    if other is not None:
+                        rates.setdefault(f"llama-server: {name}", []).append(other.rate(streams))
                 rates.setdefault(f"{STREAMS[-1]} streams, base", []).append(base.rate(STREAMS[-1]))
             alone = [load.ask(n, 8 + n % 41) for n in range(100)]
             with ThreadPoolExecutor(32) as pool:
@@ -167,8 +225,9 @@ def table(
         "# `tunewright serve` under load\n",
         f"`python benchmarks/serve.py RUN`: SmolLM2-135M in float32, answers of {TOKENS} tokens after prompts of a",
         f"real task, over HTTP with OpenAI's client; {here.cores} cores, float32 products at",
-        f"{here.fp32_gflops:.0f} GFLOP/s. A stream is one request at a time. Medians and ranges of rounds.\n",
-        "| load | tokens per second | over one stream |",
+        f"{here.fp32_gflops:.0f} GFLOP/s. A stream is one request at a time. Medians and ranges of",
+        "rounds, in each of which all are asked.\n",
+        "| load | tokens per second | over one stream of ours |",
         "|---|---|---|",
     ]
     for name, of in rates.items():
@@ -182,7 +241,6 @@ def table(
         first, last = statistics.mean(values[third : 2 * third]), statistics.mean(values[-third:])
         what = f"64 streams for {minutes:g} minutes"
         out.append(f"{what}: memory {first:.2f} GB on average in the second third, {last:.2f} GB in the last.")
-    out.append("\nllama-server on the same base, with 8 different adapters: not measured in this table.")
     return "\n".join([*out, ""])
 
 

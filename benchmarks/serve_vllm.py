@@ -156,6 +156,8 @@ def main() -> None:
             tuned = asked(own, name, prompts)
         with contextlib.ExitStack() as stack:
             stack.enter_context(vllm(python, path, port, folder / "vllm.log"))
+            with server(folder, "half", base, *engine) as front:  # its weights would have the same name
+                row("an exported adapter whose alpha was halved", refusal(front, "run:halved"))
             with server(folder, "front", base, *engine) as front:
                 own_name = next(m.id for m in front.models.list() if not m.id.startswith("run:"))
                 row("the base", compared(asked(front, own_name, prompts), bases))
@@ -169,7 +171,6 @@ def main() -> None:
                     jsonschema.validate(json.loads(choice.message.content or ""), SCHEMA)
                     kept += 1
                 row("answers with a schema", f"{kept} of 5 valid")
-                row("an adapter whose alpha was halved", refusal(front, "run:halved"))
                 stack.close()
                 row("vLLM is away", refusal(front, own_name))
                 with vllm(python, path, port, folder / "vllm.log"):

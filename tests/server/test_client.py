@@ -16,6 +16,7 @@ import jsonschema
 import openai
 import pytest
 from build import write_chat_rows
+from openai.types.chat import ChatCompletionMessageFunctionToolCall
 from server_running import SHORT_JOB, Running, finished, running
 
 from tunewright.core.run_folder import Run
@@ -23,9 +24,21 @@ from tunewright.runtime import chat as runtime
 from tunewright.server import care
 from tunewright.server.engine.text import AnswerText
 from tunewright.server.service import Settings
-from tunewright.tokens.template import Template
+from tunewright.tokens.template import BUILT_IN, Template
 
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "string", "description": 5}}}
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
 JSON = {"content-type": "application/json"}
 HELLO: list[Any] = [{"role": "user", "content": "item 3: red by the dog"}]
 
@@ -466,6 +479,37 @@ def test_an_unfinished_job_continues_in_a_home_that_has_moved(fresh: Settings, t
     assert not fresh.home.exists()
 
 
+def test_tools(settings: Settings, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Calls that the model writes are read, and those that `tool_choice` demands match the function's schema."""
+    base = tmp_path / "with-tools"
+    shutil.copytree(model_folder("llama"), base)
+    shutil.copy(BUILT_IN / "chatml-tools.jinja", base / "chat_template.jinja")
+    with running(replace(settings, home=tmp_path / "home", models=(str(base),))) as server:
+        client = server.client()
+        other = {"type": "function", "function": {"name": "clock"}}
+        given: Any = {"model": server.model, "messages": HELLO, "max_tokens": 300, "tools": [WEATHER, other]}
+        named: Any = {"type": "function", "function": {"name": "weather"}}
+        by_choice = {}
+        for choice in ("required", named):
+            answered = client.chat.completions.create(**given, tool_choice=choice).choices[0]
+            (call,) = answered.message.tool_calls or ()
+            assert (answered.finish_reason, answered.message.content) == ("tool_calls", None)
+            assert isinstance(call, ChatCompletionMessageFunctionToolCall)
+            by_choice[str(choice)] = call.function
+        assert by_choice["required"].name in ("weather", "clock")
+        assert by_choice[str(named)].name == "weather"
+        arguments = by_choice[str(named)].arguments
+        jsonschema.validate(json.loads(arguments), WEATHER["function"]["parameters"])
+        chunks = list(client.chat.completions.create(**given, tool_choice=named, stream=True))
+        (streamed,) = (c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ())
+        assert streamed.function is not None
+        assert streamed.function.arguments == arguments
+        cut = client.chat.completions.create(**{**given, "max_tokens": 4}, tool_choice=named).choices[0]
+        assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
+        free = client.chat.completions.create(**{**given, "max_tokens": 8}).choices[0]
+        assert free.message.tool_calls is None
+
+
 def test_tenants_do_not_see_each_other(server: Running, trained: Any) -> None:
     mine, theirs = server.client(), server.client("other")
     file = mine.files.create(file=("x.jsonl", b"secret"), purpose="fine-tune")
@@ -521,6 +565,8 @@ def test_without_a_token_nothing(server: Running) -> None:
         ({"audio": {"voice": "x", "format": "wav"}}, "audio"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "fly"}}, "tools": [WEATHER]}, "tool_choice"),
+        ({"tools": [WEATHER]}, "tools"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),

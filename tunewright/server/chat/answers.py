@@ -12,7 +12,7 @@ from typing import Literal
 
 import jsonschema
 
-from tunewright.data.messages import Message
+from tunewright.data.messages import Message, ToolCall
 from tunewright.server.chat.prompt import Asked
 from tunewright.server.engine.choosing import TokenLogprob
 from tunewright.server.engine.generation import (
@@ -113,11 +113,12 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
                 answer.reason = event.reason
     text.finish()
     answer.text, answer.ids, answer.reason = text.text, text.ids, answer.reason or "stop"
+    if asked.schema is not None and answer.reason == "stop" and not text.stopped:
+        _check_schema(dict(asked.schema), text.text)
     answer.message = _message(asked, text)
     answer.shown = message_json(answer.message)
     if answer.message.tool_calls:
         answer.reason = "tool_calls"
-    _check_schema(asked, answer)
     rest = answer.message.content if whole else text.text[sent:]
     yield Piece(answer, rest, tuple(pending), last=True)
 
@@ -183,15 +184,24 @@ def _whole(asked: Asked) -> bool:
 def _message(asked: Asked, text: AnswerText) -> Message:
     if text.stopped:
         return Message("assistant", text.text)
+    if asked.forced and (call := _call(text.text)) is not None:
+        return Message("assistant", "", (call,))
     return rendering.read_answer(asked.served.template, text.ids, asked.tools)
 
 
-def _check_schema(asked: Asked, answer: Answer) -> None:
-    """What the grammar has enforced, once more by another program."""
-    if asked.schema is None or answer.reason != "stop" or answer.text != answer.message.content:
-        return
+def _call(text: str) -> ToolCall | None:
+    """The call that a grammar demanded; None, if it was cut off."""
     try:
-        jsonschema.validate(json.loads(answer.text), dict(asked.schema))
+        written = json.loads(text)
+        return ToolCall(written["name"], written["arguments"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_schema(schema: JsonObject, text: str) -> None:
+    """What the grammar has enforced, once more by another program."""
+    try:
+        jsonschema.validate(json.loads(text), schema)
     except (ValueError, jsonschema.ValidationError) as error:
         message = f"The answer does not match the schema: {str(error).splitlines()[0]}"
         raise ApiError(500, "schema_violated", message) from None

@@ -27,13 +27,15 @@ LEAST_TOP_P = 1e-9  # 0 means: the most probable token
 
 @dataclass(frozen=True)
 class Asked:
-    """``generations``: one for each answer. ``schema``: what the answer must match, if anything."""
+    """``generations``: one for each answer. ``schema``: what the answer must match, if anything; with ``forced``, it is
+    that of a call."""
 
     served: Served
     generations: tuple[Generation, ...]
     stops: tuple[str, ...]
     tools: tuple[Tool, ...] = ()
     schema: Mapping[str, Any] | None = None
+    forced: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -41,11 +43,14 @@ def of_chat(request: ChatRequest, served: Served, tenant: str) -> Asked:
     """Raises ApiError."""
     request.check()
     prompt = _prompt(request)
-    schema = _schema(request)
+    schema, forced = _schema(request), _forced(request, prompt.tools)
     if schema is not None and prompt.tools:
         raise bad("unsupported_parameter", "response_format cannot be combined with tools.", "response_format")
+    schema = schema or forced
     try:
         ids = rendering.for_generation(served.template, prompt)
+        if prompt.tools and ids == rendering.for_generation(served.template, replace(prompt, tools=())):
+            raise bad("unsupported_parameter", "tools: the model's chat template has no place for them.", "tools")
     except TunewrightError as error:
         raise of_error(error, "messages") from None
     except (TypeError, UnicodeError):
@@ -55,18 +60,20 @@ def of_chat(request: ChatRequest, served: Served, tenant: str) -> Asked:
         try:
             validator_for(schema).check_schema(schema)
         except SchemaError as error:
-            raise bad("invalid_json_schema", f"Not a JSON schema: {error.message}", "response_format") from None
+            param = "tools" if forced else "response_format"
+            raise bad("invalid_json_schema", f"Not a JSON schema: {error.message}", param) from None
         try:
             grammar = served.base.grammars.compiled(schema)
         except UnsupportedSchema as error:
-            param = "response_format.json_schema.schema"
+            param = "tools" if forced else "response_format.json_schema.schema"
             message = f"The schema cannot be enforced, at {error.path}: {error}"
             raise bad("invalid_json_schema", message, f"{param}{error.path.removeprefix('#')}") from None
     generation = replace(
         generation_of(request, served, tenant, ids, request.limit), grammar=grammar, logprobs=request.top
     )
     answers = several(generation, request.n or 1)
-    return Asked(served, answers, tuple(request.stops), prompt.tools, schema, _notes(served, prompt))
+    notes = _notes(served, prompt)
+    return Asked(served, answers, tuple(request.stops), prompt.tools, schema, forced is not None, notes)
 
 
 def generation_of(request: Sampled, served: Served, tenant: str, ids: Sequence[int], limit: int | None) -> Generation:
@@ -126,9 +133,7 @@ def _bias(given: Mapping[str, float], served: Served) -> tuple[tuple[int, float]
 def _prompt(request: ChatRequest) -> Prompt:
     """The messages as a row of training data has them: `developer` is a system message, contents may be parts."""
     choice = request.tool_choice
-    if choice is not None and choice not in ("none", "auto"):
-        raise bad("unsupported_parameter", "tool_choice: calls cannot be forced; use auto or none.", "tool_choice")
-    if request.parallel_tool_calls is False:
+    if request.parallel_tool_calls is False and choice in (None, "auto"):
         message = "parallel_tool_calls=false cannot be enforced: the model may write several calls."
         raise bad("unsupported_parameter", message, "parallel_tool_calls")
     try:
@@ -141,6 +146,30 @@ def _prompt(request: ChatRequest) -> Prompt:
         message = "The last message is the assistant's: a beginning of an answer cannot be continued."
         raise bad("invalid_value", message, "messages")
     return Prompt(tuple(replace(m, trained=False) for m in messages), given)
+
+
+def _forced(request: ChatRequest, given: Sequence[Tool]) -> Mapping[str, Any] | None:
+    """The schema of a call, if `tool_choice` demands one: of the function that it names, or of any."""
+    choice = request.tool_choice
+    if choice in (None, "auto", "none"):
+        return None
+    functions = {tool["function"]["name"]: tool["function"] for tool in given}
+    if isinstance(choice, dict):
+        named = choice.get("function")
+        name = named.get("name") if isinstance(named, dict) else None
+        functions = {name: functions[name]} if isinstance(name, str) and name in functions else {}
+    if not functions:
+        raise bad("invalid_value", "tool_choice: it names none of the tools.", "tool_choice")
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": function.get("parameters") or ANY_OBJECT},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for name, function in functions.items()
+    ]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
 def _schema(request: ChatRequest) -> Mapping[str, Any] | None:
