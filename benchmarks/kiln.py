@@ -1,7 +1,9 @@
-"""Kiln's own code for OpenAI's fine-tuning, unmodified, against `tunewright serve`: upload, job, status, answer.
+"""Kiln, unmodified, with `tunewright serve` as its custom OpenAI-compatible provider: a task in each of its modes of
+structured output.
 
-python benchmarks/kiln.py [--program PYTHON]      (makes an environment with kiln-ai, 1.5 GB, unless it is given)
+python benchmarks/kiln.py [--model MODEL] [--program PYTHON]      (makes an environment of 1.5 GB, unless it is given)
 
+Kiln 1.2 starts fine-tunes with Fireworks, Together and Vertex only, so what it asks of a custom provider is chat.
 Writes results/kiln.md.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,58 +20,48 @@ from pathlib import Path
 
 from serve_vllm import server
 
-from tunewright.cli.demo import rows_file
+from tunewright.model import loading
 
 HERE = Path(__file__).parent
-ROWS = 80
+PACKAGES = ("kiln-ai==1.2.0", "mcp<1.25", "together<2")  # the newest of these have lost what Kiln imports
+TEMPLATE = HERE.parent / "tunewright" / "tokens" / "templates" / "chatml-tools.jinja"  # SmolLM2's has no tools
 KILN = """
-import asyncio, json, os, sys, time
-from importlib import metadata
+import asyncio, json, os, sys
 from pathlib import Path
-from kiln_ai.adapters.fine_tune.openai_finetune import OpenAIFinetune
-from kiln_ai.datamodel import (DataSource, DataSourceType, DatasetSplit, Finetune, Project, StructuredOutputMode, Task,
-                               TaskOutput, TaskRun)
-from kiln_ai.datamodel.dataset_split import AllDatasetFilter, Train80Val20SplitDefinition
+from kiln_ai.adapters.adapter_registry import adapter_for_task
+from kiln_ai.adapters.ml_model_list import ModelProviderName
+from kiln_ai.datamodel import Project, StructuredOutputMode, Task
+from kiln_ai.datamodel.run_config import KilnAgentRunConfigProperties
 from kiln_ai.utils.config import Config
 
-given = [json.loads(line)["messages"] for line in open(sys.argv[1])]
-rows = [{"question": chat[-2]["content"], "answer": chat[-1]["content"]} for chat in given]
-folder = Path(sys.argv[2])
-Config.shared().open_ai_api_key = os.environ["OPENAI_API_KEY"]
-project = Project(name="addresses", path=folder / "project.kiln")
+provider = {"name": "own", "base_url": os.environ["OPENAI_BASE_URL"], "api_key": os.environ["OPENAI_API_KEY"]}
+Config.shared().openai_compatible_providers = [provider]
+project = Project(name="project", path=Path(sys.argv[2]) / "project.kiln")
 project.save_to_file()
-names = sorted({name for row in rows for name in json.loads(row["answer"])})
-schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
-task = Task(name="parse", instruction="Write the parts of a US address as JSON.", parent=project,
-            output_json_schema=json.dumps(schema))
-task.save_to_file()
-human = DataSource(type=DataSourceType.human, properties={"created_by": "somebody"})
-for row in rows:
-    output = TaskOutput(output=row["answer"], source=human)
-    TaskRun(parent=task, input=row["question"], input_source=human, output=output).save_to_file()
-split = DatasetSplit.from_task("split", task, Train80Val20SplitDefinition, "all", None)
-split.parent = task
-split.save_to_file()
-tune = Finetune(name="tune", parent=task, provider="openai", base_model_id=sys.argv[3], dataset_split_id=split.id,
-                train_split_name="train", validation_split_name="val", system_message=task.instruction,
-                structured_output_mode=StructuredOutputMode.json_schema, parameters={"n_epochs": 1, "batch_size": 4})
-tune.save_to_file()
+field = {"colour": {"type": "string", "enum": ["red", "blue"]}, "days": {"type": "integer"}}
+schema = {"type": "object", "properties": field, "required": ["colour", "days"], "additionalProperties": False}
+instruction = "Answer with the colour that the text names, red or blue, and the number of days."
+
+
+async def ask(mode):
+    text = mode == "text"
+    task = Task(name=mode, instruction=instruction, parent=project,
+                output_json_schema=None if text else json.dumps(schema))
+    task.save_to_file()
+    config = KilnAgentRunConfigProperties(
+        model_name=f"own::{sys.argv[1]}", model_provider_name=ModelProviderName.openai_compatible,
+        prompt_id="simple_prompt_builder", structured_output_mode=StructuredOutputMode("default" if text else mode),
+        temperature=0.0, top_p=1.0)
+    try:
+        run = await adapter_for_task(task, config).invoke("The red car is here for 3 days.")
+        return "answered", run.output.output
+    except Exception as error:
+        return "failed", str(error)
+
 
 async def main():
-    adapter = OpenAIFinetune(tune)
-    await adapter.start(split)
-    seen = []
-    while True:
-        status = await adapter.status()
-        said = (status.status.value, status.message.partition("[")[0])
-        if said not in seen:
-            seen.append(said)
-        if status.status.value in ("completed", "failed", "unknown"):
-            break
-        await asyncio.sleep(2)
-    print(json.dumps({"kiln": metadata.version("kiln-ai"), "openai": metadata.version("openai"),
-                      "status": status.status.value, "message": status.message, "seen": seen,
-                      "model": tune.fine_tune_model_id, "base": tune.base_model_id, "job": tune.provider_id}))
+    modes = ("text", "json_schema", "function_calling", "function_calling_weak", "json_mode", "json_instructions")
+    print(json.dumps([(mode, *await ask(mode)) for mode in modes]))
 
 asyncio.run(main())
 """
@@ -78,28 +71,43 @@ def kiln_python(root: Path) -> str:
     python = root / "kiln" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(root / "kiln")], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "kiln-ai"], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PACKAGES], check=True)
     return str(python)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--program", help="the Python of an environment with kiln-ai")
     given = parser.parse_args()
     python = given.program or kiln_python(HERE.parent / "build" / "consumers")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        lines = rows_file().read_text(encoding="utf-8").splitlines()[: ROWS + 1]
-        (folder / "rows.jsonl").write_text("\n".join(lines[:ROWS]), encoding="utf-8")
-        with server(folder, "home", "smollm2-135m") as client:
-            environment = {**os.environ, "HOME": str(folder), "OPENAI_API_KEY": client.api_key}
-            environment["OPENAI_BASE_URL"] = str(client.base_url)
-            command = [python, "-c", KILN, str(folder / "rows.jsonl"), str(folder), "smollm2-135m"]
+        shutil.copytree(loading.resolve(given.model), folder / "base")
+        shutil.copy(TEMPLATE, folder / "base" / "chat_template.jinja")
+        with server(folder, "home", str(folder / "base")) as client:
+            environment = {
+                **os.environ,
+                "HOME": str(folder),
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "OPENAI_API_KEY": client.api_key,
+                "OPENAI_BASE_URL": str(client.base_url),
+            }
+            command = [python, "-c", KILN, "base", str(folder)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(done.stderr[-4000:])
-            result = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(result, indent=1))
+    if done.returncode:
+        raise SystemExit(done.stderr[-4000:])
+    rows = json.loads(done.stdout.splitlines()[-1])
+    text = [
+        "# Kiln and `tunewright serve`\n",
+        f"`python benchmarks/kiln.py`; {', '.join(PACKAGES)}; {given.model}, untrained, with a chat template that has",
+        "tools. In `json_mode` and `json_instructions` the schema is only a part of the prompt.\n",
+        "| mode | result | |",
+        "|---|---|---|",
+        *(f"| {mode} | {result} | {' '.join(what.split())[:150].replace('|', ' ')} |" for mode, result, what in rows),
+    ]
+    (HERE / "results" / "kiln.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    print("\n".join(text))
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def _figures(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tup
 def _on_one_machine(cells: Cells, task: str, peer: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Cells of a peer's recipe and of ours, by seed, where one kind of machine has measured both."""
     seeds = sorted({key.split()[3] for key in cells})
-    found = [(cells.get(f"{task} {peer} {seed}"), cells.get(f"{task} {OURS} {seed}")) for seed in seeds]
-    return [(a, b) for a, b in found if a is not None and b is not None and a.get("machine") == b.get("machine")]
+    pairs = [(cells.get(f"{task} {peer} {seed}"), cells.get(f"{task} {OURS} {seed}")) for seed in seeds]
+    return [(a, b) for a, b in pairs if a is not None and b is not None and a.get("machine") == b.get("machine")]
 
 
 def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[str]) -> str:

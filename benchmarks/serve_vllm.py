@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,6 +69,7 @@ def vllm(python: str, base: str | Path, port: int, log: Path) -> Iterator[str]:
                     break
             if process.poll() is not None:
                 raise SystemExit(f"vLLM has ended: {log.read_text()[-2000:]}")
+            time.sleep(0.5)
         yield url
     finally:
         process.terminate()

@@ -19,9 +19,11 @@ from small_vllm import SmallVllm, serving
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.runtime import chat as runtime
+from tunewright.server.engine import vllm
+from tunewright.server.engine.generation import Begun, Ended, Generation, NewToken
+from tunewright.server.engine.grammar import GAP
 from tunewright.server.engine.remote import RemoteEngine
-from tunewright.server.engine.vllm import Remote, name_of
-from tunewright.server.jobs import work
+from tunewright.server.engine.vllm import Refused, Remote, name_of
 from tunewright.server.service import Settings, open_service
 
 HELLO: list[Any] = [{"role": "user", "content": "item 3: red by the dog"}]
@@ -44,12 +46,12 @@ def front(settings: Settings, remote: Remote, tmp_path_factory: pytest.TempPathF
         yield started
 
 
-def job(front: Running, folder: Path, **more: Any) -> Any:
+def job(front: Running, folder: Path, seed: int = 0, **more: Any) -> Any:
     client = front.client()
     uploaded = client.files.create(file=write_chat_rows(folder / "rows.jsonl", 60), purpose="fine-tune")
     settings = {**SHORT_JOB, **more}
     return client.fine_tuning.jobs.create(
-        model=front.model, training_file=uploaded.id, extra_body={"tunewright": settings}
+        model=front.model, training_file=uploaded.id, seed=seed, extra_body={"tunewright": settings}
     )
 
 
@@ -71,9 +73,9 @@ def run_of(front: Running, done: Any) -> Run:
 def test_the_adapter_is_registered_verified_and_answers_as_chat(front: Running, small: SmallVllm, tuned: Any) -> None:
     client, run = front.client(), run_of(front, tuned)
     sha256 = json.loads(run.training.read_text())["weights_sha256"]
-    assert list(small.adapters) == [name_of(sha256)]  # and no preliminary name
+    assert list(small.adapters) == [name_of(sha256, 1.0)]  # and no preliminary name
     (check,) = json.loads(run.verify.read_text())
-    assert (check["consumer"], check["cause"], check["model"]) == ("vLLM", None, f"{name_of(sha256)}-unverified")
+    assert (check["consumer"], check["cause"]) == ("vLLM", None)
     assert check["largest_difference"] < 1e-3 < check["base_difference"]
     loaded = runtime.load_run(run)
     for text in ("item 1: red by the tree", "item 2: stone by the cat"):
@@ -134,7 +136,9 @@ def test_schemas_are_enforced_there_and_checked_here(front: Running, small: Smal
     given = {"model": front.model, "messages": HELLO, "max_tokens": 500}
     answer = front.client().chat.completions.create(**given, response_format=form)
     jsonschema.validate(json.loads(text_of(answer)), schema)
-    assert {**small.seen[-1]["structured_outputs"]["json"], "x-guidance": None} == {**schema, "x-guidance": None}
+    sent = small.seen[-1]["structured_outputs"]["json"]
+    assert {k: v for k, v in sent.items() if k != "x-guidance"} == schema
+    assert sent["x-guidance"]["whitespace_pattern"] == GAP
 
 
 def test_a_stream_and_a_client_that_goes(front: Running, small: SmallVllm) -> None:
@@ -169,7 +173,7 @@ def test_an_engine_that_was_started_again_gets_its_adapters_back(front: Running,
 
 def test_what_it_cannot_serve_is_refused(front: Running, tuned: Any) -> None:
     client = front.client()
-    for name, why in (("@0.5", "no scale"), (":ckpt-step-3", "not checkpoints")):
+    for name, why in (("@0.5", "cannot be scaled"), (":ckpt-step-3", "not checkpoints")):
         with pytest.raises(openai.BadRequestError, match=why):
             client.chat.completions.create(model=f"{tuned.fine_tuned_model}{name}", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match="context"):
@@ -186,6 +190,52 @@ def test_an_adapter_that_answers_differently_gets_no_name(front: Running, small:
     assert "multiplied by 0.5" in done.error.message
     assert done.fine_tuned_model is None
     assert list(small.adapters) == names
+
+
+@pytest.mark.slow
+def test_a_rank_that_it_does_not_take_ends_the_job(front: Running, small: SmallVllm, tmp_path: Path) -> None:
+    """It is not repeated, as if vLLM were away: other jobs wait behind it."""
+    small.rank = 3
+    try:
+        done = finished(front.client(), job(front, tmp_path, seed=5).id)
+    finally:
+        small.rank = 64
+    assert (done.status, done.error.code) == ("failed", "REMOTE_FAILED")
+    assert "max-lora-rank" in done.error.message
+
+
+def test_rows_are_not_needed_to_publish_again(front: Running, small: SmallVllm, tuned: Any) -> None:
+    client, given = front.client(), {"messages": HELLO, "max_tokens": 10}
+    client.files.delete(tuned.training_file)
+    small.adapters.clear()
+    assert client.chat.completions.create(model=tuned.fine_tuned_model, **given).choices  # type: ignore[call-overload]
+    sha256 = json.loads(run_of(front, tuned).training.read_text())["weights_sha256"]
+    assert list(small.adapters) == [name_of(sha256, 1.0)]
+
+
+def test_a_name_is_of_weights_and_scale() -> None:
+    assert len({name_of("a", 1.0), name_of("a", 0.5), name_of("b", 1.0)}) == 3
+
+
+def test_what_its_stream_says() -> None:
+    asked = Generation(prompt=(1, 2), max_tokens=4, stop=frozenset({9}))
+
+    def read(**choice: Any) -> list[Any]:
+        return list(vllm.events(f"data: {json.dumps({'choices': [choice]})}", asked))
+
+    assert read(token_ids=[5, 6]) == [NewToken(5), NewToken(6)]
+    assert read(token_ids=[5, 9], finish_reason="stop") == [NewToken(5), Ended("stop")]
+    assert read(token_ids=[5], finish_reason="length") == [NewToken(5), Ended("length")]
+    for reason in ("abort", "error", "repetition"):
+        with pytest.raises(Refused, match=reason):
+            read(token_ids=[5], finish_reason=reason)
+    with pytest.raises(Refused, match="token ids"):
+        read(text="hello")
+    with pytest.raises(Refused, match="too hot"):
+        list(vllm.events('data: {"error": {"message": "too hot"}}', asked))
+    usage = {"prompt_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
+    assert list(vllm.events(f"data: {json.dumps({'choices': [], 'usage': usage})}", asked)) == [Begun(1)]
+    assert list(vllm.events("data: [DONE]", asked)) == list(vllm.events("", asked)) == []
 
 
 def test_another_base_is_refused_before_it_is_served(
@@ -211,11 +261,12 @@ def test_a_job_waits_for_an_engine_that_is_away(
         started = front.__enter__()
     try:
         client, port = started.client(), int(url.rpartition(":")[2])
-        with pytest.raises(openai.InternalServerError, match="does not answer"):
+        with pytest.raises(openai.InternalServerError, match="does not answer") as failed:
             client.chat.completions.create(model=started.model, messages=HELLO)
+        assert failed.value.status_code == 503
         made = job(started, tmp_path)
         for _ in range(1500):
-            if any("engine is away" in e.message for e in client.fine_tuning.jobs.list_events(made.id)):
+            if any("cannot be reached" in e.message for e in client.fine_tuning.jobs.list_events(made.id)):
                 break
             time.sleep(0.1)
         else:
@@ -228,5 +279,4 @@ def test_a_job_waits_for_an_engine_that_is_away(
             assert answer.choices
     finally:
         front.__exit__(None, None, None)
-    assert work.RETRY_SECONDS < 60
     assert isinstance(started.service.bases[started.model].engine, RemoteEngine)

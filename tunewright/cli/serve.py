@@ -32,7 +32,7 @@ def serve(
     ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="In which answers are computed; with --engine: to which it may round."),
+        typer.Option(help="In which answers are computed; with --engine, the precision whose rounding is tolerated."),
     ] = "auto",
     rows: Annotated[int, typer.Option(min=1, max=512, help="Requests that are answered at a time.")] = 32,
     cache_gb: Annotated[float, typer.Option(min=0.01, help="Memory for their keys and values, in GB.")] = 2.0,
@@ -87,7 +87,7 @@ def serve(
         engine=Remote(engine, engine_key_env, "float32" if dtype == "float32" else "bfloat16") if engine else None,
     )
     if engine and len(settings.models) > 1:
-        message = "an engine answers for one model."
+        message = "--engine works with a single --model."
         raise ConfigError("CONFIG_CONFLICT", message, where="--engine", fix="start one server for each.")
     if engine_key_env and not os.environ.get(engine_key_env):
         what = f"the environment variable {engine_key_env} is not set."

@@ -27,7 +27,6 @@ from tunewright.export.kind import Dtype
 from tunewright.export.reload_check import CheckPrompt
 from tunewright.model import adapters, loading
 from tunewright.model.decoding.generate import stop_ids
-from tunewright.model.facts import Facts
 from tunewright.runtime.context import Work
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
     ``dtype``."""
     work.console.say(f"verify: asking {server.name} {server.version}".rstrip())
     ids = [list(p.ids)[-export.CHECK_PROMPT_TOKENS :] for p in held_out]
-    prompts = with_long_one(ids, work.inputs.facts.context)
+    prompts = with_long_prompt(ids, work.inputs.facts.context)
     answered: list[Answered] = []
     with work.console.bar("verify", len(prompts), unit="prompts") as tick:
         for prompt in prompts:
@@ -142,30 +141,35 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
     )
 
 
-def require_base(
-    server: Server,
-    facts: Facts,
-    prompts: Sequence[Sequence[int]],
-    stop: Sequence[int],
-    dtype: Dtype,
-    module: PreTrainedModel,
+@dataclass(frozen=True)
+class Reference:
+    """A model whose answers a server should give: in float32, with its ``stop`` tokens."""
+
+    name: str
+    module: PreTrainedModel
+    stop: tuple[int, ...]
+    vocabulary: int
+
+
+def require(
+    server: Server, model: Reference, prompts: Sequence[Sequence[int]], dtype: Dtype, context: int = LONG
 ) -> None:
-    """Raises CONSUMER_DIFFERS unless a server's answers are those of a base model: ``module``, in float32."""
-    prompts = with_long_one(prompts, facts.context)
+    """Raises CONSUMER_DIFFERS unless a server's answers are those of the model."""
+    prompts = with_long_prompt(prompts, context)
     answered = [server.complete(prompt, export.NEW_TOKENS) for prompt in prompts]
-    comparison = Comparison(facts.vocabulary, module, prompts, answered, tuple(stop))
-    difference = comparison.against(module)
+    comparison = Comparison(model.vocabulary, model.module, prompts, answered, model.stop)
+    difference = comparison.against(model.module)
     allowed = diagnosis.allowed(max(_allowed_rounding(comparison, dtype).values(), default=0.0))
     if not difference.within(allowed):
         what = (
-            f"{server.name} does not give the answers of {facts.name}: a log probability differs by "
+            f"{server.name} does not give the answers of {model.name}: a log probability differs by "
             f"{difference.largest:.2g} (allowed: {allowed:.2g})."
         )
-        fix = "let both have the same weights; --dtype float32 or bfloat16 says in which it computes."
+        fix = "make sure that it serves the same weights; --dtype sets the precision whose rounding is tolerated."
         raise TrainError("CONSUMER_DIFFERS", what, where=server.endpoint.url, fix=fix)
 
 
-def with_long_one(prompts: Sequence[Sequence[int]], context: int) -> list[list[int]]:
+def with_long_prompt(prompts: Sequence[Sequence[int]], context: int) -> list[list[int]]:
     """And one made of all of them, which shows wrong positions."""
     long = itertools.islice(itertools.cycle(itertools.chain(*prompts)), min(LONG, context - export.NEW_TOKENS))
     return [*map(list, prompts), list(long)]

@@ -64,10 +64,12 @@ def create_app(service: Service) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    async with service.batch_runner.running():
-        yield
-    for base in service.bases.values():
-        await base.engine.disconnect()
+    try:
+        async with service.batch_runner.running():
+            yield
+    finally:
+        for base in service.bases.values():
+            await base.engine.disconnect()
 
 
 class Gate:
@@ -206,7 +208,7 @@ async def _on_database_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_over_quota(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OverQuota)
-    message = f"The files would take more than {error.most >> 20} MiB; delete some."
+    message = f"Files and stored chats would take more than {error.most >> 20} MiB; delete some."
     return _response(ApiError(413, "quota_exceeded", message, "file"))
 
 

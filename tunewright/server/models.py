@@ -103,8 +103,8 @@ class Catalogue:
             return Served(name, base, base.template)
         if scaled := SCALE.fullmatch(name):
             served, scale = self.get(tenant, scaled[1]), float(scaled[2])
-            if not served.base.engine.scales:
-                raise ApiError(400, "model_not_servable", "the engine at --engine takes no scale.", "model")
+            if not served.base.engine.supports_scale:
+                raise ApiError(400, "model_not_servable", "models served by --engine cannot be scaled.", "model")
             if scale > MOST_SCALE:
                 raise ApiError(400, "invalid_value", f"the scale is at most {MOST_SCALE:g}.", "model")
             return replace(served, id=name, scale=scale)

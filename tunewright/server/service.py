@@ -88,7 +88,7 @@ def open_service(settings: Settings) -> Service:
         bases[name] = (
             base.load(setting, settings.dtype, settings.limits)
             if settings.engine is None
-            else base.behind(setting, settings.engine, settings.limits)
+            else base.load_remote(setting, settings.engine, settings.limits)
         )
 
     def config(job: Job) -> Config:

@@ -35,11 +35,13 @@ LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")  # where no proxy can reach
 
 
 class Listed(BaseModel):
-    """A model of the server. ``root``: its folder, if vLLM serves it."""
+    """A model of the server. ``root``: its folder, ``parent``: of an adapter, its base, if vLLM serves it."""
 
     id: str
     owned_by: str = ""
     root: str | None = None
+    parent: str | None = None
+    max_model_len: int | None = None
 
 
 class _Token(BaseModel):

@@ -25,7 +25,7 @@ from tunewright.server.engine.generation import (
     TooBusy,
     TooLong,
 )
-from tunewright.server.engine.requests import Answering
+from tunewright.server.engine.requests import Backend
 from tunewright.server.engine.text import AnswerText
 from tunewright.server.errors import ApiError, bad, unexpected
 from tunewright.server.shapes import JsonObject
@@ -62,7 +62,7 @@ class Piece:
     last: bool = False
 
 
-async def events(engine: Answering, generation: Generation) -> AsyncGenerator[Event, None]:
+async def events(engine: Backend, generation: Generation) -> AsyncGenerator[Event, None]:
     """Raises ApiError if the engine takes no more requests. Closing the iterator cancels the request."""
     loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -108,7 +108,7 @@ async def pieces(asked: Asked, index: int) -> AsyncGenerator[Piece, None]:
                     yield Piece(answer, new, tuple(pending))
                     pending.clear()
             elif event.reason == "failed":
-                raise ApiError(500, "generation_failed", event.message)
+                raise _failed(event)
             else:
                 answer.reason = event.reason
     text.finish()
@@ -187,6 +187,11 @@ def _message(asked: Asked, text: AnswerText) -> Message:
     if asked.forced and (call := _call(text.text)) is not None:
         return Message("assistant", "", (call,))
     return rendering.read_answer(asked.served.template, text.ids, asked.tools)
+
+
+def _failed(ended: Ended) -> ApiError:
+    code = {400: "engine_refused", 503: "engine_unavailable"}.get(ended.status, "generation_failed")
+    return ApiError(ended.status, code, ended.message, retry_after=RETRY_SECONDS if ended.status == 503 else None)
 
 
 def _call(text: str) -> ToolCall | None:

@@ -17,10 +17,11 @@ from tunewright.model.decoding.generate import stop_ids
 from tunewright.model.facts import Facts, read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import verification
+from tunewright.runtime.verification import Reference
 from tunewright.server.engine.engine import Engine
 from tunewright.server.engine.grammar import Grammars
 from tunewright.server.engine.remote import RemoteEngine
-from tunewright.server.engine.requests import Answering, Limits
+from tunewright.server.engine.requests import Backend, Limits
 from tunewright.server.engine.vllm import Remote, base_of
 from tunewright.system import crowding, machine
 from tunewright.tokens import rendering
@@ -44,7 +45,7 @@ class Base:
     setting: str
     facts: Facts
     template: Template
-    engine: Answering
+    engine: Backend
     grammars: Grammars
     stop: frozenset[int]
     dtype: str
@@ -79,7 +80,7 @@ def load(setting: str, dtype: Dtype, limits: Limits) -> Base:
     return Base(name_of(setting), setting, facts, template, engine, grammars, frozenset(stop), chosen)
 
 
-def behind(setting: str, remote: Remote, limits: Limits) -> Base:
+def load_remote(setting: str, remote: Remote, limits: Limits) -> Base:
     """A base that another program answers for, after its answers have been compared with the base's own. Raises
     MODEL_*, MISSING_PACKAGE, REMOTE_FAILED, CONSUMER_DIFFERS."""
     facts = read_facts(setting)
@@ -89,11 +90,16 @@ def behind(setting: str, remote: Remote, limits: Limits) -> Base:
     model = loading.load(facts.path, torch.float32)  # until it is compared
     stop = stop_ids(model, template.eos)
     grammars = _grammars(template, model, stop)
-    prompts = [rendering.for_generation(template, Prompt((Message("user", text),))) for text in QUESTIONS]
+    reference = Reference(facts.name, model.module, stop, facts.vocabulary)
     with openai_server.connect(remote.endpoint(name), lambda: template.tokenizer) as server, crowding.giving_way():
-        verification.require_base(server, replace(facts, context=context), prompts, stop, remote.dtype, model.module)
+        verification.require(server, reference, questions(template), remote.dtype, context)
     engine = RemoteEngine(replace(remote, model=name), context, limits)
     return Base(name_of(setting), setting, facts, template, engine, grammars, frozenset(stop), remote.dtype)
+
+
+def questions(template: Template) -> list[list[int]]:
+    """Prompts whose answers show which model answers."""
+    return [rendering.for_generation(template, Prompt((Message("user", text),))) for text in QUESTIONS]
 
 
 def _grammars(template: Template, model: LanguageModel, stop: Sequence[int]) -> Grammars:

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class Engine:
     """``grammars``: of the model's tokenizer; None where llguidance is not installed."""
 
-    scales = True
+    supports_scale = True
 
     def __init__(self, model: LanguageModel, limits: Limits, grammars: Grammars | None = None) -> None:
         self._slots, self._limits, self._grammars = Slots(model), limits, grammars

@@ -64,10 +64,12 @@ class NewToken:
 
 @dataclass(frozen=True)
 class Ended:
-    """``reason``: a stop token or the end of the grammar, the limit, or a failure, with its ``message``."""
+    """``reason``: a stop token or the end of the grammar, the limit, or a failure, with its ``message`` and HTTP
+    ``status``."""
 
     reason: Literal["stop", "length", "failed"]
     message: str = ""
+    status: int = 500
 
 
 Event = Begun | NewToken | Ended

@@ -63,12 +63,12 @@ class Row:
         self.choice: RowChoice
 
 
-class Answering(Protocol):
-    """What answers for a base: our `Engine`, or the `RemoteEngine` of another program. ``scales``: whether a request
-    may multiply a trained update."""
+class Backend(Protocol):
+    """What answers for a base: our `Engine`, or vLLM as `RemoteEngine`. ``supports_scale``: whether a request may
+    multiply a trained update."""
 
     @property
-    def scales(self) -> bool: ...
+    def supports_scale(self) -> bool: ...
 
     @property
     def most_tokens(self) -> int:

@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 from pydantic import BaseModel, JsonValue, ValidationError
 
+from tunewright.core.errors import TunewrightError
 from tunewright.data.messages import Json
 from tunewright.export.consumers import openai_server
-from tunewright.export.consumers.openai_server import CONNECT_SECONDS, TIMEOUT_SECONDS
+from tunewright.export.consumers.openai_server import CONNECT_SECONDS, TIMEOUT_SECONDS, Listed
 from tunewright.export.kind import Dtype
 from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.server.engine.choosing import TokenLogprob
@@ -25,16 +26,24 @@ TIMEOUT = httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS, pool=None)  # 
 
 
 class Refused(Exception):
-    """With vLLM's message, or what is wrong with its answer."""
+    """With vLLM's message, or what is wrong with its answer. ``status``: for our client."""
+
+    def __init__(self, message: str, status: int = 500) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @classmethod
+    def by(cls, status: int, body: bytes) -> Refused:
+        return cls(message(body), 400 if status in (400, 422) else 503 if status in (429, 502, 503, 504) else 500)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """``key``: the environment variable with its API key. ``dtype``: in which it computes, so it may round to it.
+    """``key_env``: the environment variable with its API key. ``dtype``: in which it computes, so it may round to it.
     ``model``: its name of the base, which `base_of` finds."""
 
     url: str
-    key: str = ""
+    key_env: str = ""
     dtype: Dtype = "bfloat16"
     model: str = ""
 
@@ -44,45 +53,36 @@ class Remote:
 
     @property
     def headers(self) -> dict[str, str]:
-        key = os.environ.get(self.key, "")
+        key = os.environ.get(self.key_env, "")
         return {"authorization": f"Bearer {key}"} if key else {}
 
     @property
-    def by_proxy(self) -> bool:
+    def use_env_proxy(self) -> bool:
         """Whether the proxy of the environment may be used."""
         return not openai_server.is_local(self.url)
 
     def endpoint(self, model: str) -> Endpoint:
-        return Endpoint(self.api, model, os.environ.get(self.key, ""))
+        return Endpoint(self.api, model, os.environ.get(self.key_env, ""))
 
     def client(self) -> httpx.Client:
-        return httpx.Client(headers=self.headers, timeout=TIMEOUT, trust_env=self.by_proxy)
+        return httpx.Client(headers=self.headers, timeout=TIMEOUT, trust_env=self.use_env_proxy)
 
     def arguments(self) -> tuple[str, ...]:
-        """For the command lines of processes that publish to it; `of_arguments` is the reverse."""
-        return ("--engine", json.dumps([self.url, self.key, self.dtype, self.model]))
+        """For the command lines of processes that publish to it; `from_arguments` is the reverse."""
+        return ("--engine", json.dumps([self.url, self.key_env, self.dtype]))
 
 
-def of_arguments(given: str | None) -> Remote | None:
+def from_arguments(given: str | None) -> Remote | None:
     return None if given is None else Remote(*json.loads(given))
 
 
-class _Model(BaseModel):
-    id: str
-    parent: str | None = None
-    max_model_len: int | None = None
-
-
-class _Models(BaseModel):
-    data: list[_Model] = []
-
-
-def models(response: httpx.Response) -> list[_Model]:
-    """Of the reply to /v1/models; none, if it is another one."""
-    try:
-        return _Models.model_validate_json(response.content).data if response.status_code == 200 else []
-    except ValidationError:
-        return []
+def models(response: httpx.Response) -> list[Listed]:
+    """Of the reply to /v1/models. Raises REMOTE_FAILED."""
+    if response.status_code in (401, 403):
+        raise openai_server.failed(str(response.url), "it wants an API key", "name its variable: --engine-key-env.")
+    if response.status_code != 200:
+        raise openai_server.failed(str(response.url), f"status {response.status_code}", "--engine is for vLLM.")
+    return openai_server.read(response).data
 
 
 def base_of(remote: Remote) -> tuple[str, int | None]:
@@ -91,15 +91,24 @@ def base_of(remote: Remote) -> tuple[str, int | None]:
         response = openai_server.send(client, "GET", f"{remote.api}/models")
     bases = [model for model in models(response) if model.parent is None]
     if len(bases) != 1:
-        names = ", ".join(model.id for model in bases) or f"none (status {response.status_code})"
+        names = ", ".join(model.id for model in bases) or "none"
         what, fix = f"its models without a parent are: {names}", "one is needed; --engine is for vLLM."
         raise openai_server.failed(remote.api, what, fix)
     return bases[0].id, bases[0].max_model_len
 
 
-def name_of(sha256: str) -> str:
-    """What an adapter is called there: a name stands for the same weights forever."""
-    return f"tunewright-{sha256[:16]}"
+def is_away(remote: Remote) -> bool:
+    """Whether it cannot be reached, or is not ready."""
+    with remote.client() as client:
+        try:
+            return openai_server.send(client, "GET", f"{remote.api}/models").status_code >= 500
+        except TunewrightError:
+            return True
+
+
+def name_of(sha256: str, scale: float) -> str:
+    """What an adapter is called there: a name stands for the same weights, at the same scale, forever."""
+    return f"tunewright-{hashlib.sha256(f'{sha256} {scale:g}'.encode()).hexdigest()[:32]}"
 
 
 def register(remote: Remote, name: str, folder: Path) -> None:
@@ -109,8 +118,9 @@ def register(remote: Remote, name: str, folder: Path) -> None:
         response = openai_server.send(client, "POST", f"{remote.api}/load_lora_adapter", body)
     if response.status_code == 404:
         fix = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
-        raise openai_server.failed(remote.api, "it registers no adapters at run time", fix)
-    if response.status_code != 200 and "already" not in response.text:
+        raise openai_server.failed(remote.api, "it does not load adapters at run time", fix)
+    there = response.status_code == 400 and f"{name}' has already been loaded" in response.text
+    if response.status_code != 200 and not there:
         what = f"it does not take the adapter {folder}: {message(response.content)}"
         fix = "it must see the folder, and --max-lora-rank must be large enough."
         raise openai_server.failed(remote.api, what, fix)
@@ -189,7 +199,7 @@ def events(line: str, asked: Generation) -> Iterator[Event]:
     try:
         chunk = _Chunk.model_validate_json(data)
     except ValidationError:
-        raise Refused(f"it streams another form than vLLM: {data[:200]}") from None
+        raise Refused(f"its stream is not in vLLM's format: {data[:200]}") from None
     if chunk.error is not None:
         raise Refused(str(chunk.error.get("message"))[:500])
     for choice in chunk.choices:
@@ -201,21 +211,25 @@ def events(line: str, asked: Generation) -> Iterator[Event]:
 
 def _tokens(choice: _Choice, asked: Generation) -> Iterator[Event]:
     if choice.token_ids is None:
-        raise Refused("it shows no token ids: vLLM 0.11 or newer is needed")
+        raise Refused("it returned no token ids: vLLM 0.11 or newer is needed")
     given = choice.logprobs or _Logprobs()
     for n, token in enumerate(choice.token_ids):
         if token in asked.stop:
             yield Ended("stop")
             return
         yield NewToken(token, None if asked.logprobs is None else _logprob(given, n, token, asked.logprobs))
-    if choice.finish_reason is not None:
-        yield Ended("length" if choice.finish_reason == "length" else "stop")
+    if choice.finish_reason == "stop":
+        yield Ended("stop")
+    elif choice.finish_reason == "length":
+        yield Ended("length")
+    elif choice.finish_reason is not None:
+        raise Refused(f"it ended the answer early: {choice.finish_reason}")
 
 
 def _logprob(given: _Logprobs, at: int, token: int, count: int) -> TokenLogprob:
     """Of the ``at``-th token of a chunk. Tokens are written as token_id:42."""
     if len(given.token_logprobs) <= at or (value := given.token_logprobs[at]) is None:
-        raise Refused("it shows no log-probabilities")
+        raise Refused("it returned no log-probabilities")
     top = (given.top_logprobs[at] if at < len(given.top_logprobs) else None) or {}
     likeliest = sorted(((int(k.rpartition(":")[2]), v) for k, v in top.items()), key=lambda pair: -pair[1])
     return TokenLogprob(token, value, tuple(likeliest[:count]))
@@ -226,6 +240,7 @@ def message(body: bytes) -> str:
     try:
         read = json.loads(body)
         error = read.get("error", read)
-        return str(error.get("message") if isinstance(error, dict) else error)[:500]
+        text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+        return str(text or read)[:500]
     except (ValueError, AttributeError):
         return body.decode("utf-8", "replace")[:200]

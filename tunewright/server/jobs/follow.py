@@ -45,7 +45,10 @@ class Follower:
 
     def _report(self, line: JsonObject) -> None:
         if line.get("event") == "engine_away":
-            self._jobs.event(self._job.id, "engine-away", f"The engine is away; tried again: {line.get('why')}", "warn")
+            message = "vLLM cannot be reached; the adapter is published when it is back"
+            self._jobs.event(self._job.id, f"engine-away-{line.get('time')}", message, "warn")
+        if line.get("event") == "published":
+            self._jobs.event(self._job.id, "published", "vLLM gives the model's answers: the adapter is published")
         stage = str(line.get("event", "")).removesuffix("_finished")
         if line.get("event") == f"{stage}_finished" and stage in STAGES:
             self._jobs.event(self._job.id, f"stage-{stage}", STAGES[stage])

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from tunewright.core import programs, records
 from tunewright.core.config import Config, to_yaml
@@ -138,8 +139,9 @@ class Supervisor:
         return self._workshop.folder / f"{job.id}.yaml"
 
     def _start(self, job: Job) -> None:
-        with suppress(TunewrightError):  # as it was, if the server has lost its model since
-            write_atomic(self._config(job), to_yaml(self._workshop.config_of(job)))  # the home may have moved
+        config = self._config_of(job)
+        if config is not None:
+            write_atomic(self._config(job), to_yaml(config))  # the home may have moved
         attempt = self._jobs.start(job)
         if not attempt:
             return
@@ -149,6 +151,13 @@ class Supervisor:
         step = process.saved()
         self._running[job.id] = _Running(job, attempt, process, Follower(self._jobs, job, run), step)
         self._local.start(process)
+
+    def _config_of(self, job: Job) -> Config | None:
+        """None if it cannot be made any more, say because the server has lost its model: it stays as it was."""
+        try:
+            return self._workshop.config_of(job)
+        except (TunewrightError, ValidationError):
+            return None
 
     def _stop_unwanted(self) -> None:
         for running in self._running.values():

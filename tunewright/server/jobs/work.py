@@ -22,7 +22,7 @@ from tunewright.core.run_folder import ATTEMPT, Run
 from tunewright.data.remedies.prepared import SIDES
 from tunewright.model.decoding.stack import supports
 from tunewright.runtime.context import Context
-from tunewright.server.engine.vllm import Remote, of_arguments
+from tunewright.server.engine.vllm import Remote, from_arguments, is_away
 from tunewright.server.jobs.publish import publish
 from tunewright.stages.runner import Runner, resume, start
 from tunewright.stages.worker import end_with
@@ -30,7 +30,7 @@ from tunewright.stages.worker import end_with
 RETRY_SECONDS = 15.0
 
 
-def opened(config: Config, run: Run) -> Context:
+def open_run(config: Config, run: Run) -> Context:
     """A new run, or the one that was begun; its files may have moved since, with the server's home."""
     console, command = Console(quiet=True), "tunewright serve"
     if not run.config.is_file():
@@ -39,8 +39,9 @@ def opened(config: Config, run: Run) -> Context:
     return resume(run, console, command, [f"data.{side}={json.dumps(path)}" for side, path in paths.items() if path])
 
 
-def published(runner: Runner, remote: Remote) -> None:
-    """As soon as the engine can be asked: nothing is lost while it is away. Raises CONSUMER_DIFFERS."""
+def publish_with_retry(runner: Runner, remote: Remote) -> None:
+    """Waits until vLLM can be reached: nothing is lost while it is away. Raises CONSUMER_DIFFERS, and REMOTE_FAILED if
+    it refuses the adapter."""
     run = runner.context.run
     if not supports(records.read(run.plan, Plan).adapter):
         return
@@ -50,9 +51,10 @@ def published(runner: Runner, remote: Remote) -> None:
             run.event("published", engine=remote.url)
             return
         except TunewrightError as error:
-            if error.code != "REMOTE_FAILED":
+            if error.code != "REMOTE_FAILED" or not is_away(remote):
                 raise
-            run.event("engine_away", why=str(error))
+        run.event("engine_away")
+        while is_away(remote):
             time.sleep(RETRY_SECONDS)
 
 
@@ -69,10 +71,10 @@ def main() -> None:
     end_with(given.parent)
     os.environ.setdefault(ATTEMPT, given.name)  # a server on another host may continue the job
     try:
-        runner = Runner(opened(load(given.config), Run(given.runs / given.name)))
+        runner = Runner(open_run(load(given.config), Run(given.runs / given.name)))
         runner.advance("report")
-        if (remote := of_arguments(given.engine)) is not None:
-            published(runner, remote)
+        if (remote := from_arguments(given.engine)) is not None:
+            publish_with_retry(runner, remote)
     except TunewrightError as error:
         print(json.dumps(error.to_json()), file=sys.stderr)  # noqa: T201
         sys.exit(130 if error.code == "RUN_INTERRUPTED" else error.exit_code)

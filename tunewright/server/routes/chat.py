@@ -16,7 +16,7 @@ from tunewright.server.chat.completions import Reply
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.errors import bad, not_found
 from tunewright.server.jobs.request import Metadata
-from tunewright.server.routes.common import InPages, Tenant, The, as_list, listed, unless_gone
+from tunewright.server.routes.common import InPages, Tenant, The, list_json, listed, unless_gone
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.completions import stored_json
@@ -33,7 +33,7 @@ class UpdateRequest(BaseModel):
 async def create_chat(the: The, tenant: Tenant, http: Request, request: ChatRequest) -> JsonObject | Response:
     served = await asyncio.to_thread(the.catalogue.get, tenant, request.model)
     reply = endpoints.chat(served, tenant, request)
-    if request.store and not the.files.room(tenant):
+    if request.store and not await asyncio.to_thread(the.files.room, tenant):
         raise OverQuota(the.settings.quota)
     if request.stream:
         return await begun(http, _stored_stream(the, tenant, request, reply))
@@ -102,7 +102,7 @@ def list_messages(the: The, tenant: Tenant, completion_id: str, paging: InPages)
         raise bad("invalid_value", f"after: there is no message {paging.after}.", "after")
     start = ids.index(paging.after) + 1 if paging.after is not None else 0
     data = messages[start : start + paging.limit]
-    return as_list(data, start + paging.limit < len(messages))
+    return list_json(data, start + paging.limit < len(messages))
 
 
 @router.post("/completions", response_model=None)

@@ -61,10 +61,10 @@ InPages = Annotated[Paging, Query()]
 
 def listed(page: Page, of: Callable[[Any], JsonObject]) -> JsonObject:
     """A page as OpenAI's API has it; the last id is the cursor of the next page."""
-    return as_list([of(row) for row in page.rows], page.more)
+    return list_json([of(row) for row in page.rows], page.more)
 
 
-def as_list(data: list[Any], more: bool) -> JsonObject:
+def list_json(data: list[Any], more: bool) -> JsonObject:
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return {"object": "list", "data": data, "has_more": more, **ends}
 

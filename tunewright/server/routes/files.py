@@ -15,14 +15,13 @@ from tunewright.server.routes.common import After, Tenant, The, listed
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id, now
-from tunewright.server.store.files import PIECE, OverQuota, StoredFile, of_row
+from tunewright.server.store.files import MOST_PARTS, PIECE, OverQuota, StoredFile, UploadEnded, of_row
 
 router = APIRouter(prefix="/v1", tags=["files"])
 Purpose = Literal["fine-tune", "batch", "user_data", "evals", "assistants", "vision"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Seconds = Annotated[int, Field(ge=3600, le=2_592_000)]
 UPLOAD_SECONDS = 3600
-MOST_PARTS = 1000
 
 
 class ExpiresAfter(BaseModel):
@@ -122,10 +121,11 @@ def create_upload(the: The, tenant: Tenant, request: UploadRequest) -> JsonObjec
 @router.post("/uploads/{upload_id}/parts")
 def add_part(the: The, tenant: Tenant, upload_id: str, data: UploadFile) -> JsonObject:
     upload = _pending(the, tenant, upload_id)
-    parts = the.database.rows("SELECT bytes FROM parts WHERE upload = ?", upload_id)
-    if len(parts) >= MOST_PARTS:
-        raise bad("invalid_value", f"An upload has at most {MOST_PARTS} parts.", "data")
-    part, created = the.files.add_part(tenant, upload_id, data.file, upload["bytes"])
+    try:
+        part, created = the.files.add_part(tenant, upload_id, data.file, upload["bytes"])
+    except UploadEnded:
+        message = f"The upload has ended, or has {MOST_PARTS} parts already."
+        raise bad("invalid_value", message, "upload_id") from None
     return {"id": part, "object": "upload.part", "created_at": created, "upload_id": upload_id}
 
 

@@ -8,7 +8,7 @@ from tunewright.core.errors import TunewrightError
 from tunewright.server.errors import bad, not_found, of_error
 from tunewright.server.jobs.request import JobRequest, refused
 from tunewright.server.jobs.view import checkpoints_json, job_json
-from tunewright.server.routes.common import After, Limit, Tenant, The, as_list, listed, repeated_since
+from tunewright.server.routes.common import After, Limit, Tenant, The, list_json, listed, repeated_since
 from tunewright.server.service import Service, config_of_job
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.jobs import FINISHED, Job, event_json
@@ -92,7 +92,7 @@ def list_checkpoints(the: The, tenant: Tenant, job_id: str, after: After = None,
     ids = [c["id"] for c in every]
     start = 0 if after is None else ids.index(after) + 1 if after in ids else len(ids)
     data = every[start : start + limit]
-    return as_list(data, start + limit < len(every))
+    return list_json(data, start + limit < len(every))
 
 
 def job_of(the: Service, tenant: str, job_id: str) -> Job:

@@ -15,11 +15,13 @@ class Completions:
         self._database = database
 
     def add(self, tenant: str, messages: list[Any], response: JsonObject, metadata: dict[str, str]) -> None:
+        written = [json.dumps(value, ensure_ascii=False) for value in (messages, response, metadata)]
         self._database.change(
-            "INSERT INTO completions (id, tenant, created_at, model, messages, response, metadata)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO completions (id, tenant, created_at, model, messages, response, metadata, bytes)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             *(response["id"], tenant, response["created"], response["model"]),
-            *(json.dumps(value, ensure_ascii=False) for value in (messages, response, metadata)),
+            *written,
+            sum(len(text.encode()) for text in written),
         )
 
     def get(self, tenant: str, completion_id: str) -> sqlite3.Row | None:

@@ -58,6 +58,11 @@ MIGRATIONS = (
         times TEXT NOT NULL DEFAULT '{}', errors TEXT
     );
     """,
+    """
+    ALTER TABLE completions ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE completions SET bytes = length(CAST(messages || response || metadata AS BLOB));
+    CREATE INDEX completions_of_tenant ON completions (tenant, bytes);
+    """,
 )
 
 

@@ -17,6 +17,7 @@ from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import Database, Page, new_id, now
 
 PIECE = 1 << 20
+MOST_PARTS = 1000  # of an upload
 EXPIRED = """
     SELECT * FROM files WHERE expires_at <= ? AND NOT EXISTS (
         SELECT 1 FROM jobs WHERE status IN ('validating_files', 'queued', 'running') AND instr(request, files.id)
@@ -33,6 +34,10 @@ class OverQuota(Exception):
     def __init__(self, most: int) -> None:
         super().__init__(f"at most {most} bytes")
         self.most = most
+
+
+class UploadEnded(Exception):
+    """It was completed or cancelled while a part was received, or has as many parts as it may have."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,12 @@ class Files:
 
     def remove_leftovers(self) -> None:
         """Content without a record, of a server that was killed between the two; only when no other uses the folder."""
+        if not self._database.rows("SELECT 1 FROM files LIMIT 1"):  # perhaps another database than the folder's
+            return
         known = {self.path(of_row(row)).name for row in self._database.rows("SELECT * FROM files")}
         known |= {row["id"] for row in self._database.rows("SELECT id FROM parts")}
         for path in self._folder.iterdir():
-            if path.name not in known:
+            if path.name not in known and path.name.startswith((".file-", ".part_", "file-", "part_")):
                 path.unlink()
 
     def path(self, file: StoredFile) -> Path:
@@ -95,7 +102,7 @@ class Files:
         of_files = "SELECT COALESCE(SUM(bytes), 0) AS n FROM files WHERE tenant = ?"
         of_parts = """SELECT COALESCE(SUM(p.bytes), 0) AS n FROM parts p JOIN uploads u ON p.upload = u.id
                       WHERE u.tenant = ? AND u.status = 'pending'"""
-        of_chats = "SELECT COALESCE(SUM(length(messages) + length(response)), 0) AS n FROM completions WHERE tenant = ?"
+        of_chats = "SELECT COALESCE(SUM(bytes), 0) AS n FROM completions WHERE tenant = ?"
         sums = (of_files, of_parts, of_chats)
         used: int = sum(row["n"] for sql in sums for row in self._database.rows(sql, tenant))
         return max(0, self._quota - used)
@@ -114,7 +121,7 @@ class Files:
         size, sha256 = self.write(_stored_name(file_id, filename), content, self.room(tenant))
         expires = created + seconds if seconds else None
         file = StoredFile(file_id, tenant, filename, purpose, size, sha256, created, expires, parent)
-        with self._counted(tenant, size, self.path(file)):
+        with self._within_quota(tenant, size, self.path(file)):
             self.insert(file)
         return file
 
@@ -127,18 +134,22 @@ class Files:
         )
 
     def add_part(self, tenant: str, upload: str, content: BinaryIO, most: int) -> tuple[str, int]:
-        """The id of a part of an upload, and when it was made. Raises OverQuota, OSError."""
+        """The id of a part of an upload, and when it was made. Raises OverQuota, UploadEnded,
+        OSError."""
         part, created = new_id("part_"), now()
         size, _ = self.write(part, content, min(most, self.room(tenant)))
-        with self._counted(tenant, size, self.part(part)):
+        with self._within_quota(tenant, size, self.part(part)):
+            pending = "SELECT COUNT(p.id) AS n FROM uploads u LEFT JOIN parts p ON p.upload = u.id WHERE u.id = ? AND"
+            row = self._database.row(f"{pending} u.status = 'pending' GROUP BY u.id", upload)
+            if row is None or row["n"] >= MOST_PARTS:
+                raise UploadEnded
             sql = "INSERT INTO parts (id, upload, bytes, created_at) VALUES (?, ?, ?, ?)"
             self._database.change(sql, part, upload, size, created)
         return part, created
 
     @contextmanager
-    def _counted(self, tenant: str, size: int, path: Path) -> Iterator[None]:
-        """Whether there is room is decided again, and once, where the record is made: others may have been received
-        meanwhile."""
+    def _within_quota(self, tenant: str, size: int, path: Path) -> Iterator[None]:
+        """A transaction that records received content, if there is still room for it; else the content is removed."""
         try:
             with self._database.transaction():
                 if size > self.room(tenant):
