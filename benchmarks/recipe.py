@@ -48,6 +48,7 @@ from tunewright.train.recipe import RowStats
 HERE = Path(__file__).parent
 ROOT = HERE.parent / "build" / "recipe"
 POINTS = 8  # of a curve
+BUSY = 1.3  # so much longer than at its median speed: another program used the cores; seconds are not compared
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class Bench:
         dev = self.inputs.rows["dev"] if recipe.dev else ()
         training = loop.TrainingInputs(model, plan, rows, dev, folder, {})
         done = loop.train(loop.with_precomputed(training), watch)
-        elapsed = _seconds(folder, time.monotonic() - started - asked)
+        wall = time.monotonic() - started - asked
+        elapsed = _seconds(folder, wall)
         model.module.eval()
         reached[done.steps] = round(self.bits(model), 4)
         return {
@@ -188,6 +190,7 @@ class Bench:
             "score": self.score(model, plan),
             "minutes": round((time.monotonic() - started) / 60, 2),
             "machine": self.machine(plan),
+            "busy": wall > BUSY * elapsed[-1],
         }
 
     def machine(self, plan: Plan) -> str:

@@ -89,10 +89,11 @@ def _figures(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tup
 
 
 def _on_one_machine(cells: Cells, task: str, peer: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Cells of a peer's recipe and of ours, by seed, where one kind of machine has measured both."""
+    """Cells of a peer's recipe and of ours, by seed, where one kind of machine measured both and did nothing else."""
     seeds = sorted({key.split()[3] for key in cells})
     pairs = [(cells.get(f"{task} {peer} {seed}"), cells.get(f"{task} {OURS} {seed}")) for seed in seeds]
-    return [(a, b) for a, b in pairs if a is not None and b is not None and a.get("machine") == b.get("machine")]
+    measured = [(a, b) for a, b in pairs if a is not None and b is not None and not (a.get("busy") or b.get("busy"))]
+    return [(a, b) for a, b in measured if a.get("machine") == b.get("machine")]
 
 
 def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[str]) -> str:
@@ -104,7 +105,7 @@ def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[st
         best = best_peer(cells, model, name, recipes)
         pairs = _on_one_machine(cells, f"{model} {name}", best) if best else []
         if of(cells, model, name, OURS) and best and not pairs:
-            lines.append(f"| {name} | {best} | measured on another machine | | |")
+            lines.append(f"| {name} | {best} | not measured on one machine | | |")
         if pairs and best:
             theirs, ours = zip(*pairs, strict=True)
             bits = statistics.mean(cell["bits"] for cell in theirs)
