@@ -45,17 +45,20 @@ def publish_with_retry(runner: Runner, remote: Remote) -> None:
     run = runner.context.run
     if not supports(records.read(run.plan, Plan).adapter):
         return
+    again = False
     while True:
         try:
             publish(runner, remote)
             run.event("published", engine=remote.url)
             return
         except TunewrightError as error:
-            if error.code != "REMOTE_FAILED" or not is_away(remote):
+            if error.code != "REMOTE_FAILED" or again:
                 raise
-        run.event("engine_away")
-        while is_away(remote):
-            time.sleep(RETRY_SECONDS)
+        again = not is_away(remote)  # once more: it may just have been restarted
+        if not again:
+            run.event("engine_away")
+            while is_away(remote):
+                time.sleep(RETRY_SECONDS)
 
 
 def main() -> None:
