@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=100, help="asked alone and together")
     parser.add_argument("--llama-server", help="the program")
     given = parser.parse_args()
     lines = list(records.read_lines(Run(given.run).scores / "tuned.jsonl", ScoreLine))
@@ -199,17 +201,18 @@ def main() -> None:
             client, pid = stack.enter_context(served(folder))
             load, base = Load(client, models, prompts, stop), Load(client, ["smollm2-135m"], prompts, stop)
             load.rate(len(models))  # every adapter is loaded
-            rates: dict[str, list[float]] = {}
+            rates: dict[str, list[float]] = defaultdict(list)
             for _ in range(given.rounds):
                 for streams in STREAMS:
                     name = f"{counted(streams, 'stream')}, {given.adapters} adapters"
-                    rates.setdefault(name, []).append(load.rate(streams))
-                    if other is not None:
-                        rates.setdefault(f"llama-server: {name}", []).append(other.rate(streams))
-                rates.setdefault(f"{STREAMS[-1]} streams, base", []).append(base.rate(STREAMS[-1]))
-            alone = [load.ask(n, 8 + n % 41) for n in range(100)]
+                    loads = {name: load} | ({} if other is None else {f"llama-server: {name}": other})
+                    for what, of in loads.items():
+                        rates[what].append(of.rate(streams))
+                        print(f"{what}: {rates[what][-1]:.0f} tokens per second", flush=True)
+                rates[f"{STREAMS[-1]} streams, base"].append(base.rate(STREAMS[-1]))
+            alone = [load.ask(n, 8 + n % 41) for n in range(given.requests)]
             with ThreadPoolExecutor(32) as pool:
-                together = list(pool.map(lambda n: load.ask(n, 8 + n % 41), range(100)))
+                together = list(pool.map(lambda n: load.ask(n, 8 + n % 41), range(given.requests)))
             values = steady(load, pid, given.minutes, 64) if given.minutes else []
     text = table(rates, alone, together, values, given.minutes)
     (HERE / "results" / "serve.md").write_text(text, encoding="utf-8")
@@ -234,7 +237,7 @@ def table(
         median = statistics.median(of)
         out.append(f"| {name} | {median:.0f} ({min(of):.0f} to {max(of):.0f}) | {median / one:.1f} |")
     same = sum(a == b for a, b in zip(alone, together, strict=True))
-    what = "100 requests with several adapters and different lengths, 32 at a time"
+    what = f"{len(alone)} requests with several adapters and different lengths, 32 at a time"
     out += ["", f"{what}: {same} answers equal those that they get alone."]
     if values:
         third = max(1, len(values) // 3)
