@@ -40,6 +40,11 @@ def seconds_to(cell: Mapping[str, Any], bits: float) -> float | None:
     return next((seconds for seconds, reached in cell["curve"] if reached <= bits), None)
 
 
+def _at(cell: Mapping[str, Any], seconds: float, before: float) -> float:
+    """Bits per byte after so many seconds; ``before``: those of the base."""
+    return next((bits for at, bits in reversed(cell["curve"]) if at <= seconds), before)
+
+
 def best_peer(cells: Cells, model: str, task: str, recipes: list[str]) -> str | None:
     """The peer with the best mean score."""
     peers = [r for r in recipes if r != OURS and of(cells, model, task, r)]
@@ -98,14 +103,15 @@ def _on_one_machine(cells: Cells, task: str, peer: str) -> list[tuple[Mapping[st
 
 def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[str]) -> str:
     lines = [
-        "| task | best peer recipe | its seconds | our seconds | seconds until its final bits per byte are reached |",
-        "|---|---|---|---|---|",
+        "| task | best peer recipe | its seconds | our seconds | seconds until its final bits per byte are reached "
+        "| bits that it has saved at its end | ours at that time |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in tasks:
         best = best_peer(cells, model, name, recipes)
         pairs = _on_one_machine(cells, f"{model} {name}", best) if best else []
         if of(cells, model, name, OURS) and best and not pairs:
-            lines.append(f"| {name} | {best} | not measured on one machine | | |")
+            lines.append(f"| {name} | {best} | not measured on one machine | | | | |")
         if pairs and best:
             theirs, ours = zip(*pairs, strict=True)
             bits = statistics.mean(cell["bits"] for cell in theirs)
@@ -113,5 +119,11 @@ def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[st
             known = [r for r in reached if r is not None]
             when = f"{statistics.mean(known):.0f}" if len(known) == len(reached) else "not reached by all seeds"
             means = [f"{statistics.mean(c['seconds'] for c in of_):.0f}" for of_ in (theirs, ours)]
-            lines.append(f"| {name} | {best} | {means[0]} | {means[1]} | {when} |")
+            (base,) = of(cells, model, name, "base")
+            saved = [
+                statistics.mean(cell["bits"] for cell in theirs),
+                statistics.mean(_at(b, a["seconds"], base["bits"]) for a, b in pairs),
+            ]
+            shares = [f"{100 * (1 - b / base['bits']):.1f} %" for b in saved]
+            lines.append(f"| {name} | {best} | {means[0]} | {means[1]} | {when} | {shares[0]} | {shares[1]} |")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from tunewright.server.store.database import new_id
 Text = Annotated[str, StringConstraints(min_length=1)]
 Items = Annotated[list[Object], Field(min_length=1, max_length=2048)]
 TEXTS = ("input_text", "output_text")  # types of parts
-FORMATS = {"json_schema": ("name", "schema", "strict", "description")}
+OF_SCHEMA = ("name", "schema", "strict", "description")  # fields of a format
 
 
 class ResponseRequest(Declared):
@@ -89,7 +89,7 @@ class ResponseRequest(Declared):
         form = (self.text or {}).get("format")
         if not isinstance(form, dict) or form.get("type") != "json_schema":
             return form if isinstance(form, dict) else None
-        return {"type": "json_schema", "json_schema": {k: form[k] for k in FORMATS["json_schema"] if k in form}}
+        return {"type": "json_schema", "json_schema": {k: form[k] for k in OF_SCHEMA if k in form}}
 
 
 def _message(item: Object, number: int) -> Object:

@@ -17,7 +17,6 @@ from tunewright.server.errors import not_found
 from tunewright.server.routes.common import The
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
-from tunewright.server.store.jobs import FINISHED
 from tunewright.server.web.jobs import summary
 from tunewright.server.web.pages import COOKIE, Visitor, fragment, see, shown, with_cookie
 
@@ -50,7 +49,6 @@ def _home(the: Service, tenant: str) -> JsonObject:
     return {
         "jobs": jobs,
         "queue": {job_id: place + 1 for place, job_id in enumerate(queued)},
-        "running": [j for j in jobs if j["job"].status not in FINISHED],
         "engines": {name: base.engine.stats() for name, base in the.bases.items()},
         "bases": the.bases,
     }

@@ -52,8 +52,6 @@ def summary(the: Service, job: Job) -> JsonObject:
         "left": max(0, round(estimate - spent)) if estimate is not None and job.status == "running" else None,
         "verdict": {key: verdict[key] for key in VERDICT} if verdict else None,
         "last": last["message"] if last is not None else "",
-        "last_at": last["created_at"] if last is not None else None,
-        "now": now(),
         "has_report": run.report.exists(),
     }
 
