@@ -52,9 +52,13 @@ class _Publication:
     started: float
 
     @property
-    def failed_long_ago(self) -> bool:
-        failed = self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
-        return failed and time.monotonic() > self.started + REFUSED_SECONDS
+    def is_void(self) -> bool:
+        """Whether it failed, and may be tried again."""
+        if not self.task.done():
+            return False
+        if self.task.cancelled() or isinstance(self.task.exception(), httpx.HTTPError):
+            return True
+        return self.task.exception() is not None and time.monotonic() > self.started + REFUSED_SECONDS
 
 
 class RemoteEngine:
@@ -188,7 +192,7 @@ class RemoteEngine:
         assert asked.adapter.run is not None
         name = name_of(asked.adapter.sha256, asked.scale)
         publication = self._publications.get(name)
-        if publication is None or publication.failed_long_ago:
+        if publication is None or publication.is_void:
             task = asyncio.get_running_loop().create_task(self._publish(name, asked.adapter.run))
             task.add_done_callback(lambda t: t.cancelled() or t.exception())  # also if nobody waits for it any more
             publication = self._publications[name] = _Publication(task, time.monotonic())
