@@ -235,6 +235,14 @@ def test_completions(server: Running) -> None:
     assert [c.text[:3] for c in several.choices] == ["lot", "lot", "red", "red"]
     streamed = list(client.completions.create(model=server.model, prompt="lot 7 of", max_tokens=12, stream=True))
     assert "".join(c.choices[0].text for c in streamed) == one.choices[0].text
+    two: Any = {"model": server.model, "prompt": ["lot 7 of", "red"], "max_tokens": 5}
+    *pieces, last = client.completions.create(**two, stream=True, stream_options={"include_usage": True})
+    assert not any(piece.usage for piece in pieces)
+    assert {c.index for piece in pieces for c in piece.choices} == {0, 1}
+    whole = client.completions.create(**two)
+    assert last.usage is not None
+    assert whole.usage is not None
+    assert last.usage.total_tokens == whole.usage.total_tokens > 10
 
 
 def test_responses(server: Running) -> None:

@@ -134,13 +134,13 @@ class Reply:
         }
 
     async def text_stream(self, index: int, prompt: str, with_usage: bool) -> AsyncGenerator[bytes, None]:
-        """``index``: of the first choice of this prompt."""
-        done: list[Answer] = []
+        """``index``: of the first choice of this prompt. ``with_usage``: whether usage follows, after all prompts."""
         begun: set[int] = set()
 
         def chunk(number: int, text: str, reason: str | None, logprobs: Any) -> bytes:
             choice = {"index": index + number, "text": text, "finish_reason": reason, "logprobs": logprobs}
-            return event({**self.head("text_completion"), "choices": [choice]})
+            more = {"usage": None} if with_usage else {}
+            return event({**self.head("text_completion"), "choices": [choice], **more})
 
         async with aclosing(answers.together(self.asked)) as arriving:
             async for piece in arriving:
@@ -152,9 +152,7 @@ class Reply:
                 if piece.text or piece.last:
                     reason = piece.answer.reason if piece.last else None
                     yield chunk(number, piece.text, reason, self._text_logprobs(piece.logprobs, 0))
-                done += [piece.answer] if piece.last else []
-        if with_usage:
-            yield event({**self.head("text_completion"), "choices": [], "usage": answers.usage(self.asked, done)})
+                self.done.extend([piece.answer] if piece.last else [])
 
 
 def _delta(piece: Piece) -> JsonObject:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from tunewright.server.chat import answers
+from tunewright.server.chat.answers import Answer
 from tunewright.server.chat.completions import DONE, Reply, event
 from tunewright.server.chat.prompt import Asked, generation_of, of_chat, several
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
@@ -35,10 +36,15 @@ class Completions:
         done = [await answers.complete(reply.asked) for reply in self.replies]
         each = zip(self.replies, done, self.echoed, strict=True)
         choices = [choice for reply, of_prompt, prompt in each for choice in reply.text(of_prompt, prompt)]
-        totals = [answers.usage(reply.asked, of_prompt) for reply, of_prompt in zip(self.replies, done, strict=True)]
-        total = {key: sum(t[key] for t in totals) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
         numbered = [{**choice, "index": n} for n, choice in enumerate(choices)]
-        return {**self.replies[0].head("text_completion"), "choices": numbered, "usage": total}
+        return {**self.replies[0].head("text_completion"), "choices": numbered, "usage": self._usage(done)}
+
+    def _usage(self, done: Sequence[Sequence[Answer]]) -> JsonObject:
+        """Of all prompts together."""
+        totals = [answers.usage(reply.asked, of_prompt) for reply, of_prompt in zip(self.replies, done, strict=True)]
+        cached = sum(total["prompt_tokens_details"]["cached_tokens"] for total in totals)
+        sums = {key: sum(t[key] for t in totals) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+        return {**sums, "prompt_tokens_details": {"cached_tokens": cached}}
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Prompt after prompt."""
@@ -49,6 +55,9 @@ class Completions:
                 async for chunk in reply.text_stream(first, prompt, self.request.usage_in_stream):
                     begun = True
                     yield chunk
+            if self.request.usage_in_stream:
+                usage = self._usage([reply.done for reply in self.replies])
+                yield event({**self.replies[0].head("text_completion"), "choices": [], "usage": usage})
             yield DONE
         except ApiError as error:
             if not begun:
