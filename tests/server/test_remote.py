@@ -162,6 +162,7 @@ def test_a_stream_and_a_client_that_goes(front: Running, small: SmallVllm) -> No
     assert front.service.bases[front.model].engine.stats().active == 0
 
 
+@pytest.mark.slow
 def test_an_engine_that_was_started_again_gets_its_adapters_back(front: Running, small: SmallVllm, tuned: Any) -> None:
     client, given = front.client(), {"messages": HELLO, "max_tokens": 10}
     before = text_of(client.chat.completions.create(model=tuned.fine_tuned_model, **given))  # type: ignore[call-overload]
@@ -180,6 +181,7 @@ def test_what_it_cannot_serve_is_refused(front: Running, tuned: Any) -> None:
         client.chat.completions.create(model=front.model, messages=HELLO, max_tokens=5000)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_answers_differently_gets_no_name(front: Running, small: SmallVllm, tmp_path: Path) -> None:
     names, small.mistaken = list(small.adapters), 0.5
     try:
@@ -204,6 +206,7 @@ def test_a_rank_that_it_does_not_take_ends_the_job(front: Running, small: SmallV
     assert "max-lora-rank" in done.error.message
 
 
+@pytest.mark.slow
 def test_rows_are_not_needed_to_publish_again(front: Running, small: SmallVllm, tuned: Any) -> None:
     client, given = front.client(), {"messages": HELLO, "max_tokens": 10}
     client.files.delete(tuned.training_file)
