@@ -463,6 +463,7 @@ def test_a_create_that_the_client_repeats_makes_one_job(server: Running, tmp_pat
     assert first["id"] == again["id"] != other["id"]
 
 
+@pytest.mark.slow
 def test_an_unfinished_job_continues_in_a_home_that_has_moved(fresh: Settings, tmp_path: Path) -> None:
     with running(fresh) as server:
         client = server.client()

@@ -76,6 +76,7 @@ class Local:
                 running.process.wait(SAVING_SECONDS)
             except subprocess.TimeoutExpired:
                 running.process.kill()
+                running.process.wait()
             running.errors.close()
 
 
