@@ -124,6 +124,6 @@ def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[st
                 statistics.mean(cell["bits"] for cell in theirs),
                 statistics.mean(_at(b, a["seconds"], base["bits"]) for a, b in pairs),
             ]
-            shares = [f"{100 * (1 - b / base['bits']):.1f} %" for b in saved]
-            lines.append(f"| {name} | {best} | {means[0]} | {means[1]} | {when} | {shares[0]} | {shares[1]} |")
+            percents = [f"{100 * (1 - b / base['bits']):.1f} %" for b in saved]
+            lines.append(f"| {name} | {best} | {means[0]} | {means[1]} | {when} | {percents[0]} | {percents[1]} |")
     return "\n".join(lines)
