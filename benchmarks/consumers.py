@@ -67,13 +67,17 @@ def done(*command: object, path: Path | None = None) -> None:
         raise SystemExit(f"{' '.join(words)}: {result.stderr[-2000:]}")
 
 
-@contextlib.contextmanager
-def serving(command: list[str], log: Path) -> Iterator[str]:
-    """The URL of a server, once it lists its models."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, **VLLM_ENVIRONMENT}
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(command: list[str], log: Path, port: int = 0, **variables: str) -> Iterator[str]:
+    """The URL of a server, once it lists its models. ``port``: 0 for any; ``variables``: of its environment."""
+    port = port or free_port()
+    environment = {**os.environ, **VLLM_ENVIRONMENT, **variables}
     with open(log, "w") as out:
         words = [*command, "--host", "127.0.0.1", "--port", str(port)]
         process = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment)

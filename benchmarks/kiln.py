@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from serve_vllm import server
+from serve import served
 
 from tunewright.model import loading
 
@@ -85,7 +85,7 @@ def main() -> None:
         folder = Path(temporary)
         shutil.copytree(loading.resolve(given.model), folder / "base")
         shutil.copy(TEMPLATE, folder / "base" / "chat_template.jinja")
-        with server(folder, "home", str(folder / "base")) as client:
+        with served(folder, "home", "--model", str(folder / "base")) as (client, _):
             environment = {
                 **os.environ,
                 "HOME": str(folder),

@@ -120,10 +120,7 @@ def _times(cells: Cells, model: str, tasks: Mapping[str, Task], recipes: list[st
             when = f"{statistics.mean(known):.0f}" if len(known) == len(reached) else "not reached by all seeds"
             means = [f"{statistics.mean(c['seconds'] for c in of_):.0f}" for of_ in (theirs, ours)]
             (base,) = of(cells, model, name, "base")
-            saved = [
-                statistics.mean(cell["bits"] for cell in theirs),
-                statistics.mean(_at(b, a["seconds"], base["bits"]) for a, b in pairs),
-            ]
-            percents = [f"{100 * (1 - b / base['bits']):.1f} %" for b in saved]
+            ours_then = statistics.mean(_at(b, a["seconds"], base["bits"]) for a, b in pairs)
+            percents = [f"{100 * (1 - b / base['bits']):.1f} %" for b in (bits, ours_then)]
             lines.append(f"| {name} | {best} | {means[0]} | {means[1]} | {when} | {percents[0]} | {percents[1]} |")
     return "\n".join(lines)

@@ -17,7 +17,6 @@ import itertools
 import os
 import random
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,13 +26,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import torch
+from consumers import serving
 from safetensors.torch import load_file, save_file
 
 from tunewright.core import records, run_folder
@@ -66,18 +65,20 @@ def changed(run: Path, runs: Path, count: int) -> list[str]:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[openai.OpenAI, int]]:
-    """A client of a server in ``folder``, and the server's process id."""
-    command = [sys.executable, "-m", "tunewright", "serve", "--port", "0", "--dtype", "float32", "--home", "home"]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
+def served(folder: Path, home: str = "home", *more: str) -> Iterator[tuple[openai.OpenAI, int]]:
+    """A client of `tunewright serve` in ``folder``, and the server's process id. Raises RuntimeError with its error if
+    it does not start."""
+    command = [sys.executable, "-m", "tunewright", "serve", "--port", "0", "--dtype", "float32", "--home", home]
+    with open(folder / f"{home}.log", "w") as log:
+        process = subprocess.Popen([*command, *more], cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None
     try:
-        shown = dict(process.stdout.readline().split() for _ in range(3))
-        yield (
-            openai.OpenAI(base_url=shown["base_url"], api_key=shown["api_key"], max_retries=0, timeout=600),
-            process.pid,
-        )
+        lines = [process.stdout.readline() for _ in range(3)]
+        if not all(lines):
+            raise RuntimeError((folder / f"{home}.log").read_text().strip().splitlines()[-1])
+        shown = dict(line.split() for line in lines)
+        client = openai.OpenAI(base_url=shown["base_url"], api_key=shown["api_key"], max_retries=0, timeout=1800)
+        yield client, process.pid
     finally:
         process.terminate()
         process.wait()
@@ -92,31 +93,12 @@ def llama_server(program: str, run: Path, folder: Path, adapters: int) -> Iterat
     subprocess.run(words, check=True, capture_output=True)
     (model,), (adapter,) = copy.glob("gguf/*.gguf"), copy.glob("lora-gguf/*.gguf")
     files = [shutil.copy(adapter, folder / f"{n}.gguf") for n in range(adapters)]
-    port, slots = free_port(), STREAMS[-1]
-    where = ["--host", "127.0.0.1", "--port", str(port), "-np", str(slots), "-c", str(slots * 1024), "--no-webui"]
+    slots = ["-np", str(STREAMS[-1]), "-c", str(STREAMS[-1] * 1024), "--no-webui"]
     exact = ["-ctk", "f32", "-ctv", "f32", "-fa", "off", "-t", str(machine.cores())]
     loras = [word for file in files for word in ("--lora", str(file))]
-    command = [program, "-m", str(model), *loras, "--lora-init-without-apply", *where, *exact]
-    with open(folder / "llama.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0, timeout=600)
-    try:
-        while True:
-            with suppress(httpx.TransportError):
-                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                    break
-            assert process.poll() is None, (folder / "llama.log").read_text()[-1000:]
-            time.sleep(0.2)
-        yield client
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    command = [program, "-m", str(model), *loras, "--lora-init-without-apply", *slots, *exact]
+    with serving(command, folder / "llama.log", OMP_NUM_THREADS=str(machine.cores())) as url:
+        yield openai.OpenAI(base_url=url, api_key="-", max_retries=0, timeout=1800)
 
 
 class Load:

@@ -11,23 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jsonschema
 import openai
-from consumers import VLLM, VLLM_ENVIRONMENT, vllm_python
+from consumers import VLLM, free_port, serving, vllm_python
 from safetensors.torch import load_file, save_file
+from serve import served
 
 from tunewright.core import records
 from tunewright.core.records import ScoreLine
@@ -43,56 +37,14 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextlib.contextmanager
-def vllm(python: str, base: str | Path, port: int, log: Path) -> Iterator[str]:
-    """The URL of vLLM with a base, ready for adapters."""
-    engine = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--dtype", "float32"]
+def vllm(python: str, base: str | Path, port: int, log: Path) -> contextlib.AbstractContextManager[str]:
+    """vLLM with a base, ready for adapters."""
+    engine = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--dtype", "float32"]
     size = ["--max-model-len", "2048", "--enforce-eager", "--max-logprobs", "20"]
     lora = ["--enable-lora", "--max-lora-rank", "64", "--generation-config", "vllm", "--enable-prompt-tokens-details"]
     grammar = ["--structured-outputs-config", json.dumps({"backend": "guidance"})]
-    where = ["--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, **VLLM_ENVIRONMENT, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-    with open(log, "a") as out:
-        command = [python, *engine, *size, *lora, *grammar, *where]
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/v1/models", timeout=5).status_code == 200:
-                    break
-            if process.poll() is not None:
-                raise SystemExit(f"vLLM has ended: {log.read_text()[-2000:]}")
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-@contextlib.contextmanager
-def server(folder: Path, home: str, base: str, *more: str) -> Iterator[openai.OpenAI]:
-    """A client of `tunewright serve` in ``folder``. Raises RuntimeError with its error if it does not start."""
-    command = [sys.executable, "-m", "tunewright", "serve", "--model", base, "--port", "0", "--dtype", "float32"]
-    with open(folder / f"{home}.log", "w") as log:
-        words = [*command, "--home", home, *more]
-        process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout is not None
-    try:
-        shown = [process.stdout.readline() for _ in range(3)]
-        if not all(shown):
-            raise RuntimeError((folder / f"{home}.log").read_text().strip().splitlines()[-1])
-        named = dict(line.split() for line in shown)
-        yield openai.OpenAI(base_url=named["base_url"], api_key=named["api_key"], max_retries=0, timeout=1800)
-    finally:
-        process.terminate()
-        process.wait()
+    command = [*engine, *size, *lora, *grammar]
+    return serving(command, log, port, VLLM_ALLOW_RUNTIME_LORA_UPDATING="True")
 
 
 def asked(client: openai.OpenAI, model: str, prompts: list[list[Any]]) -> list[tuple[str, list[float]]]:
@@ -153,14 +105,14 @@ def main() -> None:
         shutil.copytree(given.run, folder / "runs" / given.run.name)
         halved(given.run, folder / "runs" / "halved")
         engine = ("--engine", f"http://127.0.0.1:{port}")
-        with server(folder, "own", base) as own:
+        with served(folder, "own", "--model", base) as (own, _):
             bases = asked(own, own.models.list().data[-1].id, prompts)
             tuned = asked(own, name, prompts)
         with contextlib.ExitStack() as stack:
             stack.enter_context(vllm(python, path, port, folder / "vllm.log"))
-            with server(folder, "half", base, *engine) as front:  # its weights would have the same name
+            with served(folder, "half", "--model", base, *engine) as (front, _):  # its weights would have the same name
                 row("an exported adapter whose alpha was halved", refusal(front, "run:halved"))
-            with server(folder, "front", base, *engine) as front:
+            with served(folder, "front", "--model", base, *engine) as (front, _):
                 own_name = next(m.id for m in front.models.list() if not m.id.startswith("run:"))
                 row("the base", compared(asked(front, own_name, prompts), bases))
                 row("the tuned model, published at its first request", compared(asked(front, name, prompts), tuned))
@@ -185,7 +137,7 @@ def main() -> None:
         save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
         with vllm(python, other, port, folder / "vllm.log"):
             try:
-                with server(folder, "wrong", base, *engine):
+                with served(folder, "wrong", "--model", base, *engine):
                     row("another base: one matrix multiplied by 1.02", "SERVED")
             except RuntimeError as error:
                 row("another base: one matrix multiplied by 1.02", f"refused: {error}")

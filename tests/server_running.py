@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 import httpx
 import openai
-import uvicorn
+from listening import listening
 
 from tunewright.server.app import create_app
 from tunewright.server.service import Service, Settings, open_service
@@ -56,22 +55,13 @@ class Running:
 @contextmanager
 def running(settings: Settings) -> Iterator[Running]:
     service = open_service(settings)
-    config = uvicorn.Config(create_app(service), port=0, log_level="error", access_log=False, lifespan="on")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
-    thread.start()
     try:
-        while not server.started:
-            assert thread.is_alive()
-            threading.Event().wait(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        started = Running(service, f"http://127.0.0.1:{port}", next(iter(service.bases)))
-        yield started
-        for client in started.clients:
-            client.close()
+        with listening(create_app(service)) as url:
+            started = Running(service, url, next(iter(service.bases)))
+            yield started
+            for client in started.clients:
+                client.close()
     finally:
-        server.should_exit = True
-        thread.join()
         service.close()
 
 

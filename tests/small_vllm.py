@@ -6,16 +6,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
+from listening import listening
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
 from peft import PeftModel
@@ -166,17 +165,6 @@ def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": status}}, status)
 
 
-@contextmanager
-def serving(small: SmallVllm, port: int = 0) -> Iterator[str]:
+def serving(small: SmallVllm, port: int = 0) -> AbstractContextManager[str]:
     """Its URL."""
-    server = uvicorn.Server(uvicorn.Config(small.app(), port=port, log_level="error", access_log=False))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            threading.Event().wait(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    return listening(small.app(), port)

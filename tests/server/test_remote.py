@@ -256,7 +256,7 @@ def test_another_base_is_refused_before_it_is_served(
 
 @pytest.mark.slow
 def test_a_job_waits_for_an_engine_that_is_away(
-    settings: Settings, model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     small = SmallVllm(model_folder("llama"))
     with serving(small) as url:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,15 @@ Settings = Annotated[
     list[str] | None, typer.Argument(help="Settings, e.g. train.steps=40 adapter.rank=8.", metavar="[key=value]...")
 ]
 RUNS = Path("runs")
+
+
+def require_variable(name: str, option: str) -> None:
+    """Raises CONFIG_NOT_FOUND if an option names an environment variable that is not set."""
+    from tunewright.core.errors import ConfigError
+
+    if name and not os.environ.get(name):
+        what = f"the environment variable {name} is not set."
+        raise ConfigError("CONFIG_NOT_FOUND", what, where=option, fix=f"`export {name}=...`")
 
 
 def config_of(source: str, settings: list[str] | None, model: str | None) -> Any:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from tunewright.cli.runs import RUNS, require_variable
 from tunewright.core.errors import ConfigError, MissingExtra
 
 HOME = Path("tunewright-server")
 GRACE_SECONDS = 15  # for requests that are being answered, before the server ends
-RUNS = Path("runs")
 
 
 def serve(
@@ -89,9 +88,7 @@ def serve(
     if engine and len(settings.models) > 1:
         message = "--engine works with a single --model."
         raise ConfigError("CONFIG_CONFLICT", message, where="--engine", fix="start one server for each.")
-    if engine_key_env and not os.environ.get(engine_key_env):
-        what = f"the environment variable {engine_key_env} is not set."
-        raise ConfigError("CONFIG_NOT_FOUND", what, where="--engine-key-env", fix=f"`export {engine_key_env}=...`")
+    require_variable(engine_key_env, "--engine-key-env")
     typer.echo(f"loading {', '.join(settings.models)} ...", err=True)
     service = open_service(settings)
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import typer
 
-from tunewright.cli.runs import out
+from tunewright.cli.runs import out, require_variable
 from tunewright.core import records, run_folder
 from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError
@@ -42,9 +42,7 @@ def verify(run: Run, target: Target, as_json: bool, quiet: bool) -> None:
     run_folder.require(run, run.export, "export")
     exports = records.read(run.export, EXPORTS)
     served = _named(target.export, exports) if target.export else None
-    if target.key and not os.environ.get(target.key):
-        what = f"the environment variable {target.key} is not set."
-        raise ConfigError("CONFIG_NOT_FOUND", what, where="--api-key-env", fix=f"`export {target.key}=...`")
+    require_variable(target.key, "--api-key-env")
     runner = runners.Runner(runners.resume(run, Console(quiet or as_json), "tunewright verify"))
     started = None if target.url else llama_cpp.exported(run, exports)
     with _server(runner, target, started) as server:

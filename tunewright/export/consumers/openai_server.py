@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import httpx
 from pydantic import BaseModel, FiniteFloat, ValidationError
@@ -192,9 +192,7 @@ class Server:
 @contextmanager
 def connect(endpoint: Endpoint, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Iterator[Server]:
     """The server at a URL, with or without its /v1. If no model is named, its only one. Raises REMOTE_FAILED."""
-    headers = {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS)
-    with httpx.Client(headers=headers, timeout=timeout, trust_env=not is_local(endpoint.url)) as client:
+    with httpx.Client(**options(endpoint)) as client:
         # /v1 first: llama-server also lists its models at its root, where /completions is not OpenAI's.
         given, endpoint = endpoint, replace(endpoint, url=f"{endpoint.url.removesuffix('/v1')}/v1")
         response = send(client, "GET", f"{endpoint.url}/models")
@@ -215,7 +213,24 @@ def connect(endpoint: Endpoint, tokenizer: Callable[[], PreTrainedTokenizerBase]
         yield _recognised(replace(server.named(endpoint.model or names[0]), models=tuple(models)))
 
 
-def is_local(url: str) -> bool:
+class Options(TypedDict):
+    """Of a client of httpx."""
+
+    headers: dict[str, str]
+    timeout: httpx.Timeout
+    trust_env: bool
+
+
+def options(endpoint: Endpoint) -> Options:
+    """Of a client for it. Requests may wait for others as long as these take."""
+    return {
+        "headers": {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {},
+        "timeout": httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS, pool=None),
+        "trust_env": not _is_local(endpoint.url),
+    }
+
+
+def _is_local(url: str) -> bool:
     with suppress(httpx.InvalidURL):
         return httpx.URL(url).host in LOCAL
     return False

@@ -22,6 +22,7 @@ import httpx
 from tunewright.core import programs
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TunewrightError
+from tunewright.export.consumers import openai_server
 from tunewright.model.decoding.stack import supports
 from tunewright.server.engine import vllm
 from tunewright.server.engine.generation import (
@@ -30,7 +31,6 @@ from tunewright.server.engine.generation import (
     Ended,
     EngineClosed,
     Generation,
-    NewToken,
     TooBusy,
     TooLong,
     failure,
@@ -178,7 +178,7 @@ class RemoteEngine:
                     self._cached += event.cached
                     emit(event)
                 elif ended is None:
-                    self._tokens += isinstance(event, NewToken)
+                    self._tokens += 1
                     emit(event)
         if ended is None:
             raise Refused("it stopped in the middle of an answer")
@@ -219,10 +219,7 @@ class RemoteEngine:
     def _client(self) -> httpx.AsyncClient:
         """Made in the event loop that uses it. As many requests as rows are under way; others wait for one of these."""
         if self._http is None:
-            self._http = httpx.AsyncClient(
-                headers=self._remote.headers,
-                timeout=vllm.TIMEOUT,
-                trust_env=self._remote.use_env_proxy,
-                limits=httpx.Limits(max_connections=self._limits.rows),
-            )
+            options = openai_server.options(self._remote.endpoint(self._remote.model))
+            connections = httpx.Limits(max_connections=self._limits.rows)
+            self._http = httpx.AsyncClient(**options, limits=connections)
         return self._http

@@ -16,13 +16,11 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from tunewright.core.errors import TunewrightError
 from tunewright.data.messages import Json
 from tunewright.export.consumers import openai_server
-from tunewright.export.consumers.openai_server import CONNECT_SECONDS, TIMEOUT_SECONDS, Listed
+from tunewright.export.consumers.openai_server import Listed
 from tunewright.export.kind import Dtype
 from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.server.engine.choosing import TokenLogprob
 from tunewright.server.engine.generation import Begun, Ended, Event, Generation, NewToken
-
-TIMEOUT = httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS, pool=None)  # of requests, some wait for others
 
 
 class Refused(Exception):
@@ -51,21 +49,11 @@ class Remote:
     def api(self) -> str:
         return f"{self.url.rstrip('/').removesuffix('/v1')}/v1"
 
-    @property
-    def headers(self) -> dict[str, str]:
-        key = os.environ.get(self.key_env, "")
-        return {"authorization": f"Bearer {key}"} if key else {}
-
-    @property
-    def use_env_proxy(self) -> bool:
-        """Whether the proxy of the environment may be used."""
-        return not openai_server.is_local(self.url)
-
     def endpoint(self, model: str) -> Endpoint:
         return Endpoint(self.api, model, os.environ.get(self.key_env, ""))
 
     def client(self) -> httpx.Client:
-        return httpx.Client(headers=self.headers, timeout=TIMEOUT, trust_env=self.use_env_proxy)
+        return httpx.Client(**openai_server.options(self.endpoint(self.model)))
 
     def arguments(self) -> tuple[str, ...]:
         """For the command lines of processes that publish to it; `from_arguments` is the reverse."""

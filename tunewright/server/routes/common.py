@@ -18,6 +18,7 @@ from tunewright.server.store.database import Page, now
 
 GONE = 499  # the client has left; nobody reads the response
 POLL_SECONDS = 0.25
+REPEATED_SECONDS = 600  # a client repeats a POST by itself, without saying that it is the same
 T = TypeVar("T")
 
 
@@ -48,11 +49,8 @@ class Paging(BaseModel):
     order: Literal["asc", "desc"] = "asc"
 
 
-REPEATED_SECONDS = 600
-
-
 def repeated_since(request: Request) -> int | None:
-    """From when an equal request is the same one: OpenAI's clients repeat a POST by themselves, and tell only that."""
+    """From when an equal request is the same one; None if this is not a repeated one."""
     return now() - REPEATED_SECONDS if request.headers.get("x-stainless-retry-count", "0") != "0" else None
 
 
