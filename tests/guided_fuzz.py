@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
-import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 
 import atheris
 
-seen = (
-    atheris.instrument_imports(include=["tunewright", "ruamel.yaml", "csv", "json"])
-    if "--corpus" in sys.argv
-    else nullcontext()
-)
-with seen:  # before anything else imports the packages
+with atheris.instrument_imports(include=["tunewright", "ruamel.yaml", "csv", "json"]):  # before any other import
     import fuzz
     import ruamel.yaml  # noqa: F401 -- ours imports it when it reads the first config
 
@@ -39,34 +33,44 @@ def guided(name: str, seconds: int, corpus: str) -> None:
     atheris.Fuzz()
 
 
+def forked(name: str, seconds: int, folder: Path) -> tuple[int, str]:
+    """`guided` in a process that need not import again: its exit status, and what it printed."""
+    corpus, printed = folder / "corpus", folder / "printed"
+    corpus.mkdir()
+    for i, seed in enumerate(fuzz.SEEDS[fuzz.TARGETS[name]]):
+        (corpus / str(i)).write_bytes(seed)
+    if (child := os.fork()) == 0:
+        with printed.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.chdir(folder)  # where libFuzzer leaves an input that it found
+        guided(name, seconds, str(corpus))
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), printed.read_text(errors="replace")
+
+
 def main() -> None:
     asked = argparse.ArgumentParser()
     asked.add_argument("--seconds", type=int, default=60, help="for each target")
     asked.add_argument("--only", choices=fuzz.TARGETS)
     asked.add_argument("--out", type=Path, help="JSON file to put the tally into")
-    asked.add_argument("--corpus", help=argparse.SUPPRESS)
-    printed = asked.parse_args()
+    options = asked.parse_args()
     tally = {}
-    if printed.corpus:
-        guided(printed.only, printed.seconds, printed.corpus)
-    for name in [printed.only] if printed.only else fuzz.TARGETS:
-        with tempfile.TemporaryDirectory() as corpus:
-            for i, seed in enumerate(fuzz.SEEDS[fuzz.TARGETS[name]]):
-                (Path(corpus) / str(i)).write_bytes(seed)
-            again = [sys.executable, __file__, "--only", name, "--seconds", str(printed.seconds), "--corpus", corpus]
-            done = subprocess.run(again, capture_output=True, text=True, errors="replace", check=False, cwd=corpus)
-        if done.returncode:
-            sys.exit(f"{name}: exit status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
-        inputs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-        places = re.findall(r"cov: (\d+)", done.stderr)
-        assert inputs is not None, done.stderr[-2000:]
-        tally[name] = {"inputs": int(inputs[1]), "seconds": printed.seconds, "places": int(places[-1])}
+    for name in [options.only] if options.only else fuzz.TARGETS:
+        with tempfile.TemporaryDirectory() as folder:
+            status, printed = forked(name, options.seconds, Path(folder))
+        if status:
+            sys.exit(f"{name}: exit status {status}\n{printed[-9000:]}")
+        inputs = re.search(r"number_of_executed_units: (\d+)", printed)
+        places = re.findall(r"cov: (\d+)", printed)
+        assert inputs is not None, printed[-2000:]
+        tally[name] = {"inputs": int(inputs[1]), "seconds": options.seconds, "places": int(places[-1])}
         print(
-            f"{name}: {inputs[1]} inputs in {printed.seconds} s reached {places[-1]} places; each was read, or refused "
+            f"{name}: {inputs[1]} inputs in {options.seconds} s reached {places[-1]} places; each was read, or refused "
             "by our error"
         )
-    if printed.out:
-        printed.out.write_text(json.dumps(tally, indent=1) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(tally, indent=1) + "\n")
 
 
 if __name__ == "__main__":

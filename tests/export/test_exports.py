@@ -41,10 +41,10 @@ def test_peft_loads_the_adapter_and_plain_transformers_the_merged_folder(labelle
 
 def test_a_killed_export_leaves_no_half_and_is_repeated_completely(tmp_path: Path) -> None:
     """The short form of `python tests/torture_export.py`."""
-    done = process(str(TORTURE), "--every", "11", cwd=tmp_path)
+    done = process(str(TORTURE), "--every", "19", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     tally = ast.literal_eval(done.stdout.strip().splitlines()[-1])
-    assert tally["kills"] >= 50
+    assert tally["kills"] >= 30
     assert (tally["broken"], tally["unequal"]) == (0, 0)
 
 

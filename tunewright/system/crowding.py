@@ -136,9 +136,7 @@ def is_crowded(was: bool, others: float) -> bool:
 def _watch(over: threading.Event) -> None:
     global _others
     before, crowded, team_over = usage(), False, threading.Event()
-    while before is not None and not over.wait(POLL):
-        current = usage()
-        assert current is not None
+    while before is not None and not over.wait(POLL) and (current := usage()) is not None:
         _others = used_by_others(before, current)
         crowded, was = is_crowded(crowded, _others), crowded
         if crowded and not was:
