@@ -13,6 +13,7 @@ import pytest
 
 import tunewright
 from tunewright.core import config, errors
+from tunewright.core.config import MethodOptions
 
 PACKAGE = Path(tunewright.__file__).parent
 # A folder imports only from itself and from those before it; docs/architecture.md lists them in this order.
@@ -154,6 +155,10 @@ def test_the_config_fields() -> None:
         "adapter.dropout",
         "adapter.targets",
         "adapter.loraplus_lr_ratio",
+        "train.beta",
+        "train.label_smoothing",
+        "train.nll_weight",
+        "train.gamma_beta_ratio",
         "train.method",
         "train.epochs",
         "train.steps",
@@ -254,7 +259,7 @@ def test_every_setting_is_read() -> None:
         assert setting in read or key in READ_BY_NAME, f"nothing reads {key}"
 
 
-READ_BY_NAME: set[str] = set()
+READ_BY_NAME = {f"train.{name}" for name in MethodOptions.model_fields}  # into Plan.options
 
 
 def test_the_command_line() -> None:

@@ -140,11 +140,12 @@ def map_texts(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
 @dataclass(frozen=True)
 class Chat:
     """A valid conversation that ends with an assistant message to train on. ``where`` is the place of its row, as
-    ``file:line``."""
+    ``file:line``; ``rejected``: the other answer of a preference row, in which the last message is the chosen one."""
 
     messages: tuple[Message, ...]
     where: str
     tools: tuple[Tool, ...] = ()
+    rejected: Message | None = None
 
     def before(self, k: int) -> Prompt:
         """Everything before message ``k``."""
@@ -175,7 +176,8 @@ class Chat:
     @property
     def text(self) -> str:
         """Everything in the row's messages, the system message and the thoughts included."""
-        parts = ((m.reasoning, m.content, *(c.text for c in m.tool_calls)) for m in self.messages)
+        messages = (*self.messages, *([self.rejected] if self.rejected else []))
+        parts = ((m.reasoning, m.content, *(c.text for c in m.tool_calls)) for m in messages)
         return "\n".join(part for group in parts for part in group if part)
 
 

@@ -1,4 +1,4 @@
-"""Training methods, one module each, by the name in `Plan.method`. `method.Method` is the contract of their functions.
+"""Training methods by the name in `Plan.method`. `method.Method` is the contract of their functions.
 
 `train.method` offers those that need nothing but the rows. `distill` also needs a teacher: another model, or the same
 one with another prompt, neither of which the contract passes to a method. So a stage that distils first adds the
@@ -11,12 +11,17 @@ from collections.abc import Sequence
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.methods import distill, sft
+from tunewright.methods import distill, pair_losses, sft
 from tunewright.methods.method import Method
+from tunewright.methods.preference import Preference
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow
 
-METHODS: dict[str, Method] = {"sft": sft, "distill": distill}
+METHODS: dict[str, Method] = {
+    "sft": sft,
+    "distill": distill,
+    **{name: Preference(loss) for name, loss in pair_losses.LOSSES.items()},
+}
 
 
 def precomputed(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tunewright.core.config import Plan
+from tunewright.core.config import MethodOptions, Plan
 from tunewright.data.messages import Example
 from tunewright.methods import sft
 from tunewright.methods.method import Loss
@@ -30,6 +30,13 @@ K = 32
 # Tokens of one forward pass of the teacher. Not the plan's tokens_per_pass: the division into passes affects the
 # rounding of the stored probabilities, which must not depend on the memory that happens to be free.
 TEACHER_TOKENS_PER_PASS = 1024
+
+reads: frozenset[str] = frozenset()
+
+
+def options(options: MethodOptions) -> MethodOptions:
+    """As they are."""
+    return options
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
@@ -121,3 +128,8 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     else:
         logits_NV = forward.logits(model, microbatch, plan.gradient_checkpointing)
     return Loss(losses.soft_cross_entropy(logits_NV, soft_NK, prob_NK, weight_N))
+
+
+def initial_loss(plan: Plan) -> float | None:
+    """Unknown."""
+    return None

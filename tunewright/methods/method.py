@@ -1,4 +1,4 @@
-"""The interface of a training method: five functions, what they may touch, and the value that a loss returns."""
+"""The interface of a training method: what its functions may touch, and the value that a loss returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tunewright.core.config import Plan
+from tunewright.core.config import MethodOptions, Plan
 from tunewright.data.messages import Example
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch
@@ -27,7 +27,7 @@ class Loss:
 
 
 class Method(Protocol):
-    """A training method; in practice a module of `methods/`, listed in `METHODS`.
+    """A training method, listed in `METHODS`: a module of `methods/`, or a value made by one.
 
     A batch is the training rows of one optimizer step; a microbatch is what one forward pass computes of it.
 
@@ -44,6 +44,13 @@ class Method(Protocol):
     function of (plan.seed, step), for dropout in `loss` and for whatever `microbatches` draws from it. Before a dev
     loss it is not: what must be the same in every dev loss is drawn from a generator seeded with (plan.seed, step).
     """
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The settings that it reads, of those that only some methods have (`MethodOptions`)."""
+
+    def options(self, options: MethodOptions) -> MethodOptions:
+        """The settings with every "auto" that it reads resolved."""
 
     def prepare(self, template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
         """The training rows of an example; without a model. They are cached in the run folder, under a hash of the
@@ -69,3 +76,7 @@ class Method(Protocol):
     def loss(self, model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
         """The sum, not the mean, of the loss over the microbatch. In a step and in the profiler: in train mode, with
         gradients. In a dev loss: in eval mode, without gradients. In the self-test: in eval mode, with gradients."""
+
+    def initial_loss(self, plan: Plan) -> float | None:
+        """The loss before the first step, per unit of weight, if the method's formula gives it for every model and row
+        (with plan.options.nll_weight 0). The self-test compares the actual one with it."""

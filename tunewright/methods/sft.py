@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.core.config import Plan
+from tunewright.core.config import MethodOptions, Plan
 from tunewright.data.messages import Example
 from tunewright.methods.method import Loss
 from tunewright.model import forward
@@ -13,6 +13,13 @@ from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbat
 from tunewright.tokens.rendering import for_training
 from tunewright.tokens.sequences import TrainRow, flat, single
 from tunewright.tokens.template import Template
+
+reads: frozenset[str] = frozenset()
+
+
+def options(options: MethodOptions) -> MethodOptions:
+    """As they are."""
+    return options
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
@@ -39,3 +46,8 @@ def weight(microbatch: Microbatch) -> float:
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     return Loss(forward.loss(model, microbatch, plan.gradient_checkpointing))
+
+
+def initial_loss(plan: Plan) -> float | None:
+    """Unknown."""
+    return None

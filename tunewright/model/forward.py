@@ -29,6 +29,25 @@ def loss(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "n
     return losses.cross_entropy(logits(model, microbatch, recompute), target_N, weight_N)
 
 
+def logp(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
+    """logp_M: log-probability of every supervised token of every sequence, in the order of the sequences, in nats. The
+    gradient of any function of them is exact, and no logits are kept where the head is frozen."""
+    target_N = on_device(model, microbatch.target_N)
+    one_N = torch.ones(len(target_N), device=model.device)
+    if frozen_head(model):
+        nats_N = losses.head_nats(hidden(model, microbatch, recompute), model.head_VD, target_N, one_N)
+    else:
+        nats_N = losses.nats(logits(model, microbatch, recompute), target_N, one_N)
+    return -nats_N[on_device(model, microbatch.prediction_M)]
+
+
+def sequence_logp(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
+    """logp_S: log-probability of the supervised tokens of each sequence, summed."""
+    logp_M = logp(model, microbatch, recompute)
+    sequence_M = on_device(model, microbatch.sequence_M)
+    return logp_M.new_zeros(int(microbatch.sequence_M.max()) + 1).index_add(0, sequence_M, logp_M)
+
+
 def on_device(model: LanguageModel, array: NDArray[np.generic]) -> Tensor:
     """An array where the model is."""
     return placed(array, model.device)

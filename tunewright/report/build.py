@@ -110,6 +110,7 @@ def _evidence(verdict: Verdict) -> dict[str, object]:
         "forgetting": sections.forgetting(verdict),
         "mitigation": verdict.mitigation,
         "curve": verdict.learning_curve,
+        "pairs": verdict.pairs,
         "crossfit": verdict.crossfit,
         "cleaning": verdict.cleaning,
         "calibration": verdict.calibration,

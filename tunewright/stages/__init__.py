@@ -1,7 +1,15 @@
 """The stages of a run, one module each, and what runs them; `STAGES` has their order."""
 
 from tunewright.stages import check, cost, export, forgetting, plan, prove, report, train
-from tunewright.stages.experiments import cleaning, crossfit, learning_curve, mitigation, prompt_distillation, sweep
+from tunewright.stages.experiments import (
+    cleaning,
+    crossfit,
+    learning_curve,
+    mitigation,
+    pairs,
+    prompt_distillation,
+    sweep,
+)
 from tunewright.stages.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
@@ -11,6 +19,7 @@ STAGES: tuple[Stage, ...] = (
     train.STAGE,
     forgetting.STAGE,
     prove.STAGE,
+    pairs.STAGE,
     crossfit.STAGE,
     cleaning.STAGE,
     mitigation.STAGE,

@@ -17,6 +17,9 @@ from tunewright.system.machine import Machine
 from tunewright.tokens.sequences import TrainRow
 
 CONFIGURED = "as configured"
+# Of the rate of supervised fine-tuning. TODO
+RATES = {"sft": 1.0, "orpo": 0.5}
+PREFERENCE_RATE = 0.05
 
 T = TypeVar("T")
 
@@ -102,6 +105,8 @@ def learning_rate(given: PlanInputs) -> Choice[float]:
     rate = factor * (2000 / width) ** power
     if config.adapter.kind == "none":
         rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
+    if (of := RATES.get(config.train.method, PREFERENCE_RATE)) != 1:
+        rate, reason = rate * of, reason + f"; times {of:g} for {config.train.method}"
     if config.train.lr_multiplier != 1:
         rate *= config.train.lr_multiplier
         reason += f"; times {config.train.lr_multiplier:g}, as configured"

@@ -28,7 +28,7 @@ from tunewright.model.decoding import generate
 from tunewright.model.language_model import LanguageModel, recompute_layers
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import Layout
-from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
+from tunewright.tokens.sequences import TokenSequence, TrainRow
 from tunewright.tokens.template import Template
 
 ROWS, SHORT, COMPARED = 4, 128, 64
@@ -70,13 +70,14 @@ def self_test(
     """Runs all checks on a few of the rows. The weights are left as they were; the caller must use the returned plan
     from here on.
 
-    Raises SELFTEST_PROMPT, SELFTEST_STOP, SELFTEST_BASE, SELFTEST_GRADIENT or SELFTEST_LOSS.
+    Raises SELFTEST_PROMPT, SELFTEST_STOP, SELFTEST_START, SELFTEST_BASE, SELFTEST_GRADIENT or SELFTEST_LOSS.
     """
     started = time.monotonic()
     checks: list[CheckResult] = []
     model.module.eval()
     sample = precomputed(model, sample_rows(rows), plan)
-    chats = [(e, s) for s in flat(sample) if isinstance(e := examples[s.row], Chat)]
+    # The other answers of a row follow the same prompt.
+    chats = [(e, r.sequences[0]) for r in sample if isinstance(e := examples[r.row], Chat)]
     if chats:
         stop = generate.stop_ids(model, template.eos)
         checks += [check_prompts(template, chats), check_stop_tokens(template, chats, stop)]
@@ -86,6 +87,7 @@ def self_test(
             "different"
         )
         plan = _with(plan, why, kernels="transformers")
+    checks += check_start(model, sample, plan)
     with _nonzero_adapter(model):
         if plan.adapter.kind != "none":
             checks.append(check_base(model, sample[0].sequences[0]))
@@ -148,6 +150,27 @@ def check_stop_tokens(
                 )
     named = " and ".join(repr(template.tokenizer.decode([i])) for i in sorted(last))
     return CheckResult("stops", f"every turn ends with a stop token ({named})")
+
+
+@torch.no_grad()
+def check_start(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[CheckResult]:
+    """Raises SELFTEST_START unless the untrained model has the loss that the method's formula gives for it. Nothing is
+    checked, and nothing returned, where there is no such formula."""
+    method = METHODS[plan.method]
+    expected = method.initial_loss(plan)
+    if expected is None:
+        return []
+    options = plan.options.model_copy(update={"nll_weight": 0.0})
+    plan = plan.model_copy(update={"tokens_per_pass": ONE_PASS, "options": options})
+    parts = method.microbatches(model, rows, range(len(rows)), plan, 0)
+    actual = sum(float(method.loss(model, part, plan).sum) for part in parts) / sum(map(method.weight, parts))
+    relative, absolute, _ = TOLERANCE[plan.dtype]
+    if abs(actual - expected) > relative * abs(expected) + absolute:
+        message = (
+            f"the loss before the first step is {actual:.6f}; a model that is its own reference has {expected:.6f}."
+        )
+        raise TrainError("SELFTEST_START", message)
+    return [CheckResult("start", f"the loss before the first step is {actual:.4f}; by its formula, {expected:.4f}")]
 
 
 @torch.no_grad()

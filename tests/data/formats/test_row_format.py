@@ -15,7 +15,7 @@ from tunewright.core.errors import DataError
 from tunewright.data import formats
 from tunewright.data.formats import FORMATS, RowSettings
 from tunewright.data.formats.row_format import detect
-from tunewright.data.messages import Chat, Message, Text
+from tunewright.data.messages import Chat, Message, Text, turns
 from tunewright.data.remedies import prepared
 from tunewright.data.sources import Row
 
@@ -106,6 +106,8 @@ def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
 # -- detection
 
 # The order in which formats are tried. A change of it changes how rows with the fields of two formats are read.
+SINGLE = [f for f in FORMATS if not f.paired]  # the others are looked for only where pairs are wanted
+PAIRED_ORDER = ["preferred_output", "rejected_messages", "rejected_response", "preference"]
 ORDER = [
     "labelled_chat",
     "chat",
@@ -164,7 +166,7 @@ def without_effect(data: dict[str, Any]) -> set[str]:
 
 
 def test_the_order_of_detection() -> None:
-    assert [f.name for f in FORMATS] == ORDER
+    assert [f.name for f in FORMATS] == [*PAIRED_ORDER, *ORDER]
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.combinations(ORDER, 2)))
@@ -176,8 +178,8 @@ def test_a_row_with_the_fields_of_two_formats_has_the_earlier_one(first: str, se
         data["messages"] = SAME["labelled_chat"]["messages"]
     if "choices" in data and "solution" not in data:
         data.setdefault("answer", "answer")
-    fitting = [f for f in FORMATS if f.fits(data)]
-    chosen = detect([Row(data, "x:1")], FORMATS)
+    fitting = [f for f in SINGLE if f.fits(data)]
+    chosen = detect([Row(data, "x:1")], SINGLE)
     assert chosen == fitting[0]
     assert a in fitting
     assert ORDER.index(chosen.name) <= ORDER.index(first), "or a third format, more specific than both"
@@ -285,7 +287,7 @@ def test_thoughts_in_two_places() -> None:
 
 
 def test_the_more_specific_of_two_formats_comes_first() -> None:
-    for a, b in itertools.permutations(FORMATS, 2):
+    for a, b in itertools.permutations(SINGLE, 2):
         if set(a.fields) < set(b.fields):
             assert ORDER.index(b.name) < ORDER.index(a.name), f"{b.name} is never detected"
 
@@ -370,42 +372,88 @@ PREFERENCES = {
     "TRL, implicit prompt": {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
     "a prompt and whole conversations": {"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
     "LLaMA-Factory": {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
+    "LLaMA-Factory, ShareGPT": {"conversations": [USER], "chosen": GOOD, "rejected": BAD},
     "a question": {"system": "s", "question": "q", "chosen": "a", "rejected": "b"},
     "ms-swift": {"messages": [USER, GOOD], "rejected_response": "b"},
     "ms-swift, messages": {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
     "ms-swift, query": {"query": "q", "response": "a", "rejected_response": "b"},
+    "OpenAI": {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+    "Anthropic": {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+}
+OTHERS = {
     "KTO": {"instruction": "q", "output": "a", "kto_tag": True},
     "KTO, ShareGPT": {**SAME["sharegpt"], "kto_tag": False},
     "TRL, unpaired": {"prompt": "q", "completion": "a", "label": False},
     "images": {**SAME["chat"], "images": ["a.png"]},
 }
+PAIRED = RowSettings(paired=True)
 
 
-@pytest.mark.parametrize("name", PREFERENCES)
+@pytest.mark.parametrize("name", [*PREFERENCES, *OTHERS])
 def test_the_fix_for_rows_of_another_method_works(name: str) -> None:
-    row = PREFERENCES[name]
+    row = {**PREFERENCES, **OTHERS}[name]
     with pytest.raises(DataError) as caught:
         read(row)
     assert caught.value.code == "DATA_FORM_UNSUPPORTED"
-    example = as_advised(row, caught.value.problems[0].fix)
+    fix = caught.value.problems[0].fix
+    example = as_advised(row, fix)
     assert [(m.role, m.content) for m in example.messages if m.role != "system"] == [("user", "q"), ("assistant", "a")]
+    assert ("train.method=dpo" in fix) is (name in PREFERENCES)
 
 
-def test_the_fix_for_rows_of_another_method_in_special_cases() -> None:
-    def fix(row: dict[str, Any], **how: Any) -> str:
-        with pytest.raises(DataError) as caught:
-            read(row, **how)
-        return caught.value.problems[0].fix
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_preference_rows_are_read_the_same_whatever_their_format(name: str) -> None:
+    parsed = formats.parse([Row(PREFERENCES[name], "x:1")], PAIRED)
+    (example,) = parsed.examples
+    assert isinstance(example, Chat)
+    assert [(m.role, m.content) for m in example.messages if m.role != "system"] == [("user", "q"), ("assistant", "a")]
+    assert example.rejected == Message("assistant", "b")
+    assert parsed.unused == {}
 
-    row = {"chosen": "a", "rejected": "b"}
-    assert as_advised(row, fix(row)) == Text("a", "x:1")
-    row = {"ask": "q", "chosen": "a", "rejected": "b"}
-    assert as_advised(row, fix(row, columns={"prompt": "ask"}), "data.columns={prompt: ask}").target == "a"
-    for row in (
-        {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
-        {"conversations": [USER], "chosen": GOOD, "rejected": BAD},
-    ):
-        assert fix(row) == "write rows with the preferred answers alone, or set data.invalid=drop."
+
+def test_preferences_about_the_last_turn_of_a_conversation() -> None:
+    """Earlier answers are context. Tools and the instruction are those of other rows."""
+    earlier = [USER, {"role": "assistant", "content": "before"}, {"role": "user", "content": "and then?"}]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    row = {
+        "input": {"messages": earlier, "tools": [tool], "parallel_tool_calls": True},
+        "preferred_output": [GOOD],
+        "non_preferred_output": [BAD],
+    }
+    (example,) = formats.parse([Row(row, "x:1")], RowSettings(paired=True, instruction="be brief")).examples
+    assert isinstance(example, Chat)
+    assert [m.role for m in example.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert turns(example.messages) == [4]
+    assert [t["function"]["name"] for t in example.tools] == ["f"]
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "fix"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "DATA_PREFERENCE_EQUAL", "remove the row"),
+        ({"prompt": "q", "chosen": "a", "rejected": ""}, "DATA_EMPTY_TARGET", "data.empty=drop"),
+        ({"chosen": [USER, GOOD], "rejected": [GOOD, USER, BAD]}, "DATA_TURN_ORDER", "data.invalid=drop"),
+        (
+            {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "p"}, BAD]},
+            "DATA_PROMPT_DIFFERS",
+            "let both repeat",
+        ),
+        ({"chosen": "a", "rejected": "b"}, "DATA_FIELD_MISSING", "write the prompt as 'prompt'"),
+        ({"chosen": [USER], "rejected": [USER, BAD]}, "DATA_FIELD_MISSING", "write the prompt as 'prompt'"),
+        ({"prompt": "q", "chosen": [GOOD, USER, GOOD], "rejected": [BAD]}, "DATA_TURN_ORDER", "data.invalid=drop"),
+        ({"input": "q", "preferred_output": [GOOD], "non_preferred_output": [BAD]}, "DATA_FIELD_TYPE", "messages"),
+        ({"prompt": "q", "completion": "a"}, "DATA_FIELD_MISSING", "chosen: your_field, rejected: other_field"),
+        ({"response": "a", "rejected_response": "b"}, "DATA_FIELD_MISSING", "write the prompt as 'prompt'"),
+        ({"query": "q", "rejected_response": "b"}, "DATA_EMPTY_TARGET", "data.empty=drop"),
+    ],
+    ids=str,
+)
+def test_preference_rows_that_compare_nothing_are_refused(row: dict[str, Any], code: str, fix: str) -> None:
+    with pytest.raises(DataError) as caught:
+        formats.parse([Row(row, "x:1")], PAIRED)
+    problem = caught.value.problems[0]
+    assert (problem.code, problem.where) == (code, "x:1")
+    assert fix in problem.fix
 
 
 def test_fields_of_a_row_that_is_cleaned_count_as_used() -> None:

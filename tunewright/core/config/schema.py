@@ -187,9 +187,31 @@ class AdapterConfig(Frozen):
 class MethodOptions(Growing):
     """Settings that only some training methods read; all of them in ``ADDED``."""
 
+    ADDED = ("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio")
+
+    beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
+        "auto", description="Preference methods: the factor of the difference between the two answers."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0,
+        description="dpo, robust_dpo, normalized_dpo: probability that a preference is the wrong way round.",
+    )
+    nll_weight: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0,
+        description="Preference methods: weight of the chosen answer's negative log-likelihood per token, added to the "
+        "loss.",
+    )
+    gamma_beta_ratio: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.5, description="simpo: margin between the answers' log-probabilities per token that is aimed at."
+    )
+
 
 class TrainConfig(MethodOptions):
-    method: Literal["sft"] = Field("sft", description="Training method: sft is supervised fine-tuning.")
+    method: Literal["sft", "dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"] = Field(
+        "sft",
+        description="Training method: sft is supervised fine-tuning; the others learn from pairs of a chosen and a "
+        "rejected answer.",
+    )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
     )

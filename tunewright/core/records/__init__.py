@@ -84,6 +84,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
+from tunewright.core.records.pairs import PAIRS, ChosenAlone, PairMeasure, Pairs
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
@@ -136,6 +137,7 @@ __all__ = [
     "FORGETTING",
     "METRICS",
     "MITIGATION",
+    "PAIRS",
     "PROMPT_DISTILLATION",
     "SWEEP",
     "AdapterNote",
@@ -161,6 +163,7 @@ __all__ = [
     "Characters",
     "CheckpointState",
     "Choice",
+    "ChosenAlone",
     "Cleaning",
     "Comparator",
     "ConsumerCheck",
@@ -206,7 +209,9 @@ __all__ = [
     "NotCleaned",
     "NotMeasured",
     "Overlap",
+    "PairMeasure",
     "Paired",
+    "Pairs",
     "Preferences",
     "Preferred",
     "Probe",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.data.formats import chats, documents, labelled, prompted, row_format
+from tunewright.data.formats import chats, documents, labelled, preferences, prompted, row_format
 from tunewright.data.formats.row_format import Parsed, RowSettings
 from tunewright.data.sources import Row
 
 __all__ = ["FORMATS", "FORMAT_NAMES", "Parsed", "RowSettings", "parse"]
 
-FORMATS = (labelled.LABELLED_CHAT, *chats.FORMATS, *prompted.FORMATS, *labelled.FORMATS, *documents.FORMATS)
+FORMATS = (
+    *preferences.FORMATS,
+    labelled.LABELLED_CHAT,
+    *chats.FORMATS,
+    *prompted.FORMATS,
+    *labelled.FORMATS,
+    *documents.FORMATS,
+)
 FORMAT_NAMES = tuple(f.name for f in FORMATS)  # the values of data.format
 AS_WRITTEN = RowSettings()
 

@@ -29,7 +29,8 @@ class RowSettings:
     ``instruction``: the system message of rows that have none; ``label_names``: names of labels that are numbers.
     ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
-    that show another kind of row are ignored. ``control``: what becomes of control characters and lone surrogates in
+    that show another kind of row are ignored. ``paired``: whether rows must have a chosen and a rejected answer, unless
+    the format is set. ``control``: what becomes of control characters and lone surrogates in
     JSON that a field contains as a string."""
 
     format: str = "auto"
@@ -39,6 +40,7 @@ class RowSettings:
     fix_turns: bool = False
     drop: frozenset[str] = frozenset()
     as_asked: bool = False
+    paired: bool = False
     control: Control = "error"
 
 
@@ -67,6 +69,7 @@ class RowFormat:
 
     ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
     ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
+    ``paired``: whether rows have a chosen and a rejected answer.
     """
 
     name: str
@@ -76,6 +79,7 @@ class RowFormat:
     lists: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     condition: Callable[[Data], bool] | None = None
+    paired: bool = False
 
     def fits(self, data: Data) -> bool:
         given = all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
@@ -124,16 +128,16 @@ class Parsed:
 
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
-    candidates = [f for f in formats if how.format in ("auto", f.name)]
+    candidates = [f for f in formats if how.format == f.name or (how.format == "auto" and f.paired == how.paired)]
     _check_columns(rows, how.columns)
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
     reader = functools.partial(_reader, formats, how)
-    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader)
+    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader, how.paired)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
         raise DataError(list(refused.values()))
-    row_format = detect(readable, formats) if how.format == "auto" else candidates[0]
+    row_format = detect(readable, candidates) if how.format == "auto" else candidates[0]
     problems: list[Problem] = []
     dropped: list[Problem] = []
     fixed: list[Problem] = []
@@ -255,17 +259,23 @@ def detect(rows: Sequence[Row], formats: Sequence[RowFormat]) -> RowFormat:
 
 
 def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
-    """The error for rows of no known format, from the first of them."""
-    fields = list(row.data)
+    """The error for rows of none of the formats, from the first of them."""
+    fields, paired = list(row.data), all(f.paired for f in formats)
     known = [f for row_format in formats for f in row_format.fields]
     close = [
         (f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f
     ]
     table = " The first line of a CSV file names the columns." if re.search(r"\.[ct]sv\b", row.where) else ""
     guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
+    what, names = "no known format", "prompt: your_field, completion: other_field"
+    if paired:
+        what, names = (
+            "no format of rows with a chosen and a rejected answer",
+            "chosen: your_field, rejected: other_field",
+        )
     return data_error(
         "DATA_FIELD_MISSING",
-        f"no known format has the fields {fields[:8]}.{guess}",
+        f"{what} has the fields {fields[:8]}.{guess}",
         where=row.where,
-        fix=f"rename them, or map them: data.columns='{{prompt: your_field, completion: other_field}}'.{table}",
+        fix=f"rename them, or map them: data.columns='{{{names}}}'.{table}",
     )

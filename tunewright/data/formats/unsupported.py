@@ -21,37 +21,33 @@ TOKENS = {
     "segments": "segments of text, each with or without loss",
     "input_ids": "token ids instead of text",
 }
-PREFERENCE = {
-    "chosen": "a preferred and a rejected answer",
-    "rejected": "a preferred and a rejected answer",
-    "rejected_response": "a preferred and a rejected answer",
-    "rejected_messages": "a preferred and a rejected answer",
-    "preferred_output": "a preferred and a rejected answer",
-    "kto_tag": "a rating of the answer",
-}
+PAIR = ("chosen", "rejected", "rejected_response", "rejected_messages", "preferred_output")
+RATING = "kto_tag"
 ANNOTATIONS = ("entities", "spans", "ents", "annotations", "relations", "ner_tags")
-PREFERRED = ("chosen", "preferred_output")
-TARGETS = ("messages", "completion", "output", "response", "answer")  # what a preferred answer may stand for
 Columns = Mapping[str, str]
 # The format that reads a row if these fields have other names; empty if none does.
 Reader = Callable[[Row, Columns], str]
+BY_SFT = " by train.method=sft"
 ANSWERS = ("completion", "messages", "conversations", "conversation", "output", "response", "answer")
 
 
-def problems(rows: Sequence[Row], columns: Columns, reader: Reader) -> dict[str, Problem]:
-    """DATA_FORM_UNSUPPORTED for every row that is not supported, by its place. ``columns``: those that are set."""
-    return {row.where: problem for row in rows if (problem := _problem(row, columns, reader)) is not None}
+def problems(rows: Sequence[Row], columns: Columns, reader: Reader, paired: bool) -> dict[str, Problem]:
+    """DATA_FORM_UNSUPPORTED for every row that is not supported, by its place. ``columns``: those that are set;
+    ``paired``: whether rows are to have a chosen and a rejected answer."""
+    return {row.where: problem for row in rows if (problem := _problem(row, columns, reader, paired)) is not None}
 
 
-def _problem(row: Row, columns: Columns, reader: Reader) -> Problem | None:
+def _problem(row: Row, columns: Columns, reader: Reader, paired: bool) -> Problem | None:
     for name in (name for name, value in row.data.items() if value not in EMPTY):
         if name in MEDIA:
             return _unsupported(row, MEDIA[name], name, f"use rows of text; {_ignoring(row, reader)}")
         if name in TOKENS and "text" not in row.data:
             fix = "write the rows as messages, with weight 0 for those that are not trained on."
             return _unsupported(row, TOKENS[name], name, fix)
-        if name in PREFERENCE:
-            return _unsupported(row, PREFERENCE[name], name, _preferring(row, columns, reader))
+        if name in PAIR and not paired:
+            return _unsupported(row, "a chosen and a rejected answer", name, _choosing(row, reader), BY_SFT)
+        if name == RATING:
+            return _unsupported(row, "a rating of the answer", name, _ignoring(row, reader))
     if set(row.data) & {"text", "tokens"} and not set(row.data) & {*ANSWERS, "label", "labels", "prompt"}:
         for name in (n for n in ANNOTATIONS if isinstance(row.data.get(n), list) and row.data[n]):
             return _unsupported(row, "annotations of a text", name, _annotated(row, name, columns, reader))
@@ -76,17 +72,12 @@ def _ignoring(row: Row, reader: Reader) -> str:
     return "rename the other fields with data.columns, or set data.invalid=drop."
 
 
-def _preferring(row: Row, columns: Columns, reader: Reader) -> str:
-    """The settings that train on the preferred answer alone."""
-    column = next((c for c in PREFERRED if row.data.get(c) not in EMPTY), None)
-    if column is None:
-        return _ignoring(row, reader)
-    targets = TARGETS if set(row.data) - set(PREFERENCE) else ("messages", "text")
-    for target in targets:
-        if name := reader(row, {target: column}):
-            named = ", ".join(f"{k}: {v}" for k, v in {**columns, target: column}.items())
-            return f"data.columns='{{{named}}}' data.format={name} trains on the preferred answers alone."
-    return "write rows with the preferred answers alone, or set data.invalid=drop."
+def _choosing(row: Row, reader: Reader) -> str:
+    """The settings that train on both answers, or on the chosen one alone."""
+    alone = (
+        f"data.format={name} on the chosen one alone" if (name := reader(row, {})) else "data.invalid=drop on others"
+    )
+    return f"train.method=dpo trains on both answers, {alone}."
 
 
 def _has_answer(row: Row) -> bool:
@@ -97,6 +88,6 @@ def _has_answer(row: Row) -> bool:
     return any(row.data.get(name) not in EMPTY for name in ANSWERS)
 
 
-def _unsupported(row: Row, what: str, name: str, fix: str) -> Problem:
-    message = f"rows with {what} (field {name!r}) are not supported."
+def _unsupported(row: Row, what: str, name: str, fix: str, by: str = "") -> Problem:
+    message = f"rows with {what} (field {name!r}) are not supported{by}."
     return Problem("DATA_FORM_UNSUPPORTED", message, row.where, fix)

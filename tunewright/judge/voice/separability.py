@@ -53,6 +53,19 @@ class Trait:
     auc: float
 
 
+def classifier(
+    reference: Sequence[str], others: Sequence[str], encode: Encode | None = None
+) -> Callable[[Sequence[str]], Floats]:
+    """texts -> for each, the log-odds that it belongs to the reference and not to the others."""
+    from sklearn.linear_model import LogisticRegression
+
+    made = _features(encode)
+    model = LogisticRegression(C=STRENGTH, max_iter=2000, solver="newton-cg")
+    belongs_N = np.repeat([1, 0], [len(reference), len(others)])
+    model.fit(made.fit_transform([*reference, *others]), belongs_N)
+    return lambda texts: np.asarray(model.decision_function(made.transform(texts)), float)
+
+
 def separability(
     reference: Sequence[str],
     arm: Sequence[str],
@@ -64,18 +77,14 @@ def separability(
     folds. ``encode``: vector_ND of texts; it is asked in every fold."""
     if len(reference) < MIN_ROWS or len(set(clusters)) < FOLDS:
         return None
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
     folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(np.zeros(len(reference)), groups=list(clusters))
     reference_R, arm_R, fold_R = np.zeros(len(reference)), np.zeros(len(reference)), np.zeros(len(reference), int)
     for number, (train, held_out) in enumerate(folds):
-        known = [texts[i] for texts in (reference, arm) for i in train]
-        made = _features(encode)
-        model = LogisticRegression(C=STRENGTH, max_iter=2000, solver="newton-cg")
-        model.fit(made.fit_transform(known), np.repeat([1, 0], len(train)))
+        log_odds = classifier([reference[i] for i in train], [arm[i] for i in train], encode)
         for texts, into in ((reference, reference_R), (arm, arm_R)):
-            into[held_out] = model.decision_function(made.transform([texts[i] for i in held_out]))
+            into[held_out] = log_odds([texts[i] for i in held_out])
         fold_R[held_out] = number
     # Of K folds, the variance of the mean is taken as (1/K + 1/(K-1)) times that of one, and not 1/K times: a
     # heuristic, whose coverage the tests simulate.
@@ -134,7 +143,9 @@ def _features(encode: Encode | None) -> FeatureUnion:
 
     encoded = [FunctionTransformer(lambda texts: np.asarray(encode(list(texts))))] if encode else []
     return make_union(
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), sublinear_tf=True, max_features=50_000),
+        TfidfVectorizer(
+            analyzer="char_wb", ngram_range=(1, 5), lowercase=False, sublinear_tf=True, max_features=50_000
+        ),
         make_pipeline(FunctionTransformer(_measured), StandardScaler()),
         *encoded,
     )

@@ -130,6 +130,8 @@ class Forecast:
         dev, test = len(work.inputs.dev), len(work.inputs.test)
         seconds: dict[str, float] = {}
         adapter = work.plan.adapter.kind != "none"
+        if work.plan.method != "sft" and work.config.prove.evidence != "plain":
+            seconds["pairs"] = self.trained() + self.by_tuned(test)  # on one answer of each pair; the other is read
         if config.crossfit and adapter:
             # The half that is left out: answered, or read by both models.
             by_label = work.data.task.metric.by_label

@@ -1,0 +1,58 @@
+"""What training on preferences did to the answers of the test pairs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, TypeAdapter
+
+from tunewright.core.records.common import Interval, Measured, NotMeasured, Record, Value, VerdictWord
+
+
+class PairMeasure(Value):
+    """A mean over test pairs or test rows, of the run and of a model that it is compared with."""
+
+    run: float = Field(description="Of the run.")
+    other: float = Field(description="Of the other model.")
+    difference: float = Field(description="run - other.")
+    interval: Interval = Field(description="Interval of the difference.")
+
+
+class ChosenAlone(Value):
+    """The run compared with fine-tuning on the chosen answers alone: the same rows and steps."""
+
+    metric: PairMeasure = Field(description="Test score by the task's metric.")
+    verdict: VerdictWord = Field(description="Verdict on the difference of the test scores.")
+    style: PairMeasure | None = Field(
+        description="Mean probability that an answer is a chosen one and not a rejected one, by the "
+        "classifier of voice, fitted to the training answers; null where answers are not texts."
+    )
+    style_accuracy: float | None = Field(
+        description="Accuracy of this classifier on the chosen and rejected answers of the test rows."
+    )
+    characters: PairMeasure | None = Field(description="Mean length of an answer.")
+
+
+class Pairs(Record):
+    """What training on preferences did to the answers of the test pairs, and whether it did more than fine-tuning on
+    the chosen answers."""
+
+    measured: Literal[True] = Field(True, description="Always true.")
+    pairs: int = Field(description="Test pairs.")
+    accuracy: PairMeasure = Field(
+        description="Fraction of the pairs whose chosen answer is more probable than the rejected one, compared with "
+        "the model before training."
+    )
+    implicit_accuracy: float = Field(
+        description="Fraction of the pairs in which training raised the chosen answer's log-probability by more than "
+        "the rejected one's."
+    )
+    chosen_logp: PairMeasure = Field(
+        description="Log-probability of the chosen answers per token, in nats, compared with the model before "
+        "training. It may fall although the accuracy rises."
+    )
+    rejected_logp: PairMeasure = Field(description="The same for the rejected answers.")
+    chosen_alone: ChosenAlone | None = Field(description="Null with prove.evidence=plain.")
+
+
+PAIRS: TypeAdapter[Pairs | NotMeasured] = TypeAdapter(Measured[Pairs])

@@ -1,0 +1,148 @@
+"""Formats whose rows have two answers to one prompt, of which one was chosen and the other rejected.
+
+A row becomes a Chat that ends with the chosen answer and has the rejected one beside it. Nothing but these two is
+trained on, whatever the earlier turns are.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from tunewright.core.errors import data_error
+from tunewright.data.files.values import type_name
+from tunewright.data.formats import conversation, notation, tools
+from tunewright.data.formats.chats import with_system
+from tunewright.data.formats.fields import answer, decoded, optional, text
+from tunewright.data.formats.row_format import Build, RowFormat, RowSettings
+from tunewright.data.messages import Chat, Json, Message
+from tunewright.data.sources import Row
+
+HEADINGS = re.compile(r"\s*\b(Human|Assistant): ?")
+HEADED = re.compile(r"\s*Human:")
+LISTS = ("messages", "conversations", "conversation", "prompt")
+QUESTIONS = ("prompt", "question", "query", "input")
+Names = tuple[str, str]  # of the fields of the chosen and the rejected answer
+
+
+def pair(
+    row: Row, how: RowSettings, before: list[Message], chosen: list[Message], rejected: list[Message], names: Names
+) -> Chat:
+    """The Chat of a prompt and two answers. Either is one message, or a whole conversation that ends with it. Raises
+    DATA_PROMPT_DIFFERS and DATA_PREFERENCE_EQUAL."""
+    (*prompt, good), (*other, bad) = (
+        _conversation(before, messages, name, row.where)
+        for messages, name in zip((chosen, rejected), names, strict=True)
+    )
+    prompt, invalid = conversation.untrained(prompt), "set data.invalid=drop"
+    if prompt != conversation.untrained(other):
+        message = f"{names[0]!r} and {names[1]!r} follow different prompts."
+        fix = f"let both repeat the same messages, or {invalid}."
+        raise data_error("DATA_PROMPT_DIFFERS", message, where=row.where, fix=fix)
+    if (good.text, good.reasoning) == (bad.text, bad.reasoning):
+        message = f"{names[0]!r} and {names[1]!r} are the same answer."
+        raise data_error("DATA_PREFERENCE_EQUAL", message, where=row.where, fix=f"remove the row, or {invalid}.")
+    messages = with_system(row, [*prompt, replace(good, trained=True)])
+    return replace(conversation.chat(messages, how, row.where, tools.of_row(row)), rejected=replace(bad, trained=True))
+
+
+def _conversation(before: list[Message], messages: list[Message], name: str, where: str) -> list[Message]:
+    """A prompt and its answer."""
+    first = next((m.role for m in messages if m.role != "system"), "")
+    whole = messages if first == "user" else [*before, *messages]
+    if len(whole) < 2 or whole[-1].role != "assistant":
+        message = f"{name!r} has no prompt." if first == "assistant" else f"{name!r} does not end with an answer."
+        fix = "write the prompt as 'prompt' (data.columns maps other names), or as the first messages of both answers."
+        raise data_error("DATA_FIELD_MISSING", message, where=where, fix=fix)
+    if first == "assistant" and len(messages) > 1:
+        message = f"{name!r} has {len(messages)} messages after the prompt; only one answer can be compared."
+        raise data_error("DATA_TURN_ORDER", message, where=where, fix="set data.invalid=drop to leave such rows out.")
+    return whole
+
+
+def _messages(value: Json, name: str, where: str) -> list[Message]:
+    """The messages of an answer: a text, a message, or a list. A text that begins with "Human:" is a conversation
+    (Anthropic's)."""
+    if isinstance(value, str) and HEADED.match(value):
+        return _headed(value, name, where)
+    value = [value] if isinstance(value, dict) and notation.is_messages([value]) else value
+    if notation.is_messages(value):
+        return conversation.read(value, name, where)
+    return [Message("assistant", answer(value, name, where))]
+
+
+def _headed(value: str, name: str, where: str) -> list[Message]:
+    _, *parts = HEADINGS.split(value)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return [Message(roles[who], text(content.strip(), f"{name}, after {who}:", where)) for who, content in turns]
+
+
+def _prompt(row: Row) -> list[Message]:
+    """The messages before the answers, in whichever field a row has them."""
+    for name in LISTS:
+        value = row.data.get(name)
+        if value in notation.EMPTY:
+            continue
+        if isinstance(value, str) and HEADED.match(value):
+            return _headed(value, name, row.where)
+        value = decoded(value, name, row.where) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+        if isinstance(value, list):
+            return conversation.read(value, name, row.where)
+    if instruction := optional(row, "instruction"):
+        return [Message("user", "\n\n".join(filter(None, [instruction, optional(row, "input", "context")])))]
+    question = optional(row, *QUESTIONS)
+    return [Message("user", question)] if question else []
+
+
+def _chosen(row: Row, how: RowSettings) -> Chat:
+    """TRL's, LLaMA-Factory's, Anthropic's: fields named chosen and rejected."""
+    return _of_fields(row, how, _prompt(row), ("chosen", "rejected"))
+
+
+def _of_fields(row: Row, how: RowSettings, before: list[Message], names: Names) -> Chat:
+    chosen, rejected = (_messages(row.data[name], name, row.where) for name in names)
+    return pair(row, how, before, chosen, rejected, names)
+
+
+def _rejected_response(row: Row, how: RowSettings) -> Chat:
+    """ms-swift's: the rejected answer beside a conversation that ends with the chosen one, or beside a response."""
+    before, rejected = _prompt(row), _messages(row.data["rejected_response"], "rejected_response", row.where)
+    if before and before[-1].role == "assistant":
+        return pair(row, how, before[:-1], before[-1:], rejected, ("messages", "rejected_response"))
+    chosen = _messages(row.data.get("response"), "response", row.where)
+    return pair(row, how, before, chosen, rejected, ("response", "rejected_response"))
+
+
+def _rejected_messages(row: Row, how: RowSettings) -> Chat:
+    """ms-swift's: two whole conversations."""
+    return _of_fields(row, how, [], ("messages", "rejected_messages"))
+
+
+def _preferred_output(row: Row, how: RowSettings) -> Chat:
+    """OpenAI's: {"input": {"messages", "tools"}, "preferred_output", "non_preferred_output"}."""
+    given = row.data["input"]
+    if not isinstance(given, dict) or "messages" not in given:
+        message = f"'input' must be an object with messages, not {type_name(given)}."
+        fix = 'write {"messages": [{"role": "user", "content": "..."}]}.'
+        raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix=fix)
+    before = conversation.read(given["messages"], "input.messages", row.where)
+    inner = Row({**given, **{name: row.data[name] for name in PREFERRED}}, row.where)
+    return _of_fields(inner, how, before, PREFERRED)
+
+
+PREFERRED = ("preferred_output", "non_preferred_output")
+
+
+def _format(name: str, fields: tuple[str, ...], build: Build, *lists: str) -> RowFormat:
+    return RowFormat(name, fields, build, lists=lists, paired=True)
+
+
+FORMATS = (
+    _format("preferred_output", ("input", *PREFERRED), _preferred_output, *PREFERRED),
+    _format(
+        "rejected_messages", ("messages", "rejected_messages"), _rejected_messages, "messages", "rejected_messages"
+    ),
+    _format("rejected_response", ("rejected_response",), _rejected_response, "messages"),
+    _format("preference", ("chosen", "rejected"), _chosen, "chosen", "rejected"),
+)

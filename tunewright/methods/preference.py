@@ -1,0 +1,124 @@
+"""Learning from preferences: pairs of answers to one prompt, of which one was chosen and the other rejected.
+
+The two answers of a pair are computed in one pass, their prompt once. The reference is the model before training; its
+log-probabilities are computed once, before the first step. Axes: S sequences, two for each pair; P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.errors import data_error
+from tunewright.data.messages import Chat, Example
+from tunewright.methods import pair_losses
+from tunewright.methods.method import Loss
+from tunewright.methods.pair_losses import Answers, PairLoss
+from tunewright.model import forward
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
+from tunewright.tokens.rendering import for_training
+from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
+from tunewright.tokens.template import Template
+
+
+@dataclass(frozen=True)
+class Preference:
+    """The method of one of the `pair_losses`."""
+
+    pair_loss: PairLoss
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.pair_loss.reads
+
+    @property
+    def reference(self) -> bool:
+        return self.pair_loss.start is not None
+
+    def options(self, options: MethodOptions) -> MethodOptions:
+        auto = options.beta == "auto" and {"beta": self.pair_loss.beta}
+        return options.model_copy(update=auto or {})
+
+    def prepare(self, template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
+        """The chosen and the rejected answer, after the same prompt, as one row."""
+        if not isinstance(example, Chat) or example.rejected is None:
+            message = "the row has no rejected answer, which this training method needs beside the chosen one."
+            fix = "use rows with both (docs/guide-data.md), or train.method=sft."
+            raise data_error("DATA_FIELD_MISSING", message, where=example.where, fix=fix)
+        sides = example, replace(example, messages=(*example.messages[:-1], example.rejected))
+        pair = tuple(for_training(template, side, row, max_length)[-1] for side in sides)
+        chosen, rejected = ((s.ids[: _prompt(s)], s.ids[_prompt(s) :]) for s in pair)
+        assert chosen[0] == rejected[0], "both answers follow the prompt as it is served"
+        if chosen[1] == rejected[1]:
+            message = "the chosen and the rejected answer are the same to the model."
+            fix = "remove the row, or set data.invalid=drop."
+            raise data_error("DATA_PREFERENCE_EQUAL", message, where=example.where, fix=fix)
+        return [TrainRow(pair, row)]
+
+    def precompute(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+        """The reference's log-probabilities of both answers. A pair is computed alone: its numbers, rounding included,
+        must not depend on the others."""
+        if not self.reference:
+            return list(rows)
+        done = []
+        for row in rows:
+            logp_S = forward.sequence_logp(model, to_microbatch(row.sequences, plan.layout))
+            done.append(replace(row, signal={"reference_S": logp_S.double().cpu().numpy()}))
+        return done
+
+    def microbatches(
+        self, model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
+    ) -> list[Microbatch]:
+        made = []
+        for group in split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
+            part = [rows[i] for i in group]
+            signal = {"tokens_S": np.array([s.supervised for s in flat(part)])}
+            if self.reference:
+                signal["reference_S"] = np.concatenate([r.signal["reference_S"] for r in part])
+            made.append(to_microbatch(flat(part), plan.layout, signal=signal))
+        return made
+
+    def weight(self, microbatch: Microbatch) -> float:
+        """The number of pairs."""
+        return len(microbatch.signal["tokens_S"]) / 2
+
+    def loss(self, model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
+        logp_S = forward.sequence_logp(model, microbatch, plan.gradient_checkpointing)
+        tokens_S = forward.on_device(model, microbatch.signal["tokens_S"]).to(logp_S.dtype)
+        if self.reference:
+            reference_S = forward.on_device(model, microbatch.signal["reference_S"]).to(logp_S.dtype)
+        else:
+            reference_S = torch.zeros_like(logp_S)
+        chosen, rejected = (Answers(logp_S[k::2], reference_S[k::2], tokens_S[k::2]) for k in (0, 1))
+        given = plan.options
+        assert given.beta != "auto", "`options` has resolved it"
+        options = pair_losses.Options(given.beta, given.label_smoothing, given.gamma_beta_ratio)
+        loss_P = self.pair_loss.function(chosen, rejected, options)
+        nll_P, weight = -chosen.mean_P, self.pair_loss.nll + given.nll_weight
+        total = (loss_P + weight * nll_P if weight else loss_P).sum()
+        return Loss(total, self._metrics(chosen, rejected, given.beta) | {"nll": nll_P.detach().sum()})
+
+    def _metrics(self, chosen: Answers, rejected: Answers, beta: float) -> dict[str, torch.Tensor]:
+        """What the loss compares, and how often the chosen answer is ahead; rewards as TRL logs them."""
+        chosen_P, rejected_P = (
+            beta * (side.ratio_P if self.reference else side.mean_P).detach() for side in (chosen, rejected)
+        )
+        return {
+            "reward_chosen": chosen_P.sum(),
+            "reward_rejected": rejected_P.sum(),
+            "accuracy": (chosen_P > rejected_P).sum(),
+        }
+
+    def initial_loss(self, plan: Plan) -> float | None:
+        assert plan.options.beta != "auto"
+        return self.pair_loss.start(plan.options.beta) if self.pair_loss.start else None
+
+
+def _prompt(sequence: TokenSequence) -> int:
+    """The length of the prompt: the place of the first supervised token."""
+    return next(t for t, w in enumerate(sequence.weights) if w)
