@@ -36,7 +36,8 @@ def _outcome(sample: dict[str, Any]) -> str:
         problem = error.problems[0]
         return _cell(f"refused, `{problem.code}`: {problem.message}")
     names = ", ".join(settings.get("label_names", ()))
-    return f"`{parsed.format}`" + (f" with `data.label_names='[{names}]'`" if names else "")
+    needed = f" with `data.label_names='[{names}]'`" if names else ""
+    return f"`{parsed.format}`{needed}" + (" with a preference method" if settings.get("paired") else "")
 
 
 def _short(value: Any, name: str = "") -> str:

@@ -189,13 +189,12 @@ def correctness_page() -> str:
         HEAD + "# What cannot go wrong silently\n",
         "Each of these bugs has occurred in a released trainer or is easy to introduce. `pytest tests/test_faults.py`",
         "checks that a property holds, plants the bug ([tests/faults](../tests/faults)), and checks that the property",
-        "now fails; a bug that cannot occur yet is not planted. The codes are explained in [errors.md](errors.md).\n",
-        "| | bug | seen in | property that holds instead | when planted |",
-        "|---|---|---|---|---|",
+        "now fails. The codes are explained in [errors.md](errors.md).\n",
+        "| | bug | seen in | property that holds instead |",
+        "|---|---|---|---|",
     ]
     for f in FAULTS:
-        planted = "detected" if f.plant else "not applicable yet: rejected"
-        lines.append(f"| {f.number} | {f.bug} | {f.seen_in} | {f.invariant} | {planted} |")
+        lines.append(f"| {f.number} | {f.bug} | {f.seen_in} | {f.invariant} |")
     lines.append(SELFTEST_AND_KILLS)
     for name, t in _result("torture").items():
         model = "SmolLM2-135M" if name == "real" else "tiny, random weights"

@@ -183,7 +183,7 @@ DATA: list[tuple[int, str, str, bytes, str, str]] = [
     (26, "CSV, ragged", "a.csv", b"prompt,completion\nx,y\nz,a,b\n" + CELLS, "DATA_CSV", "a.csv:3"),
     (26, "CSV, header twice", "a.csv", b"prompt,prompt\nx,y\n", "DATA_CSV", "a.csv:1"),
     (26, "CSV, no header", "a.csv", b"hello,there\nx,y\n", "DATA_FIELD_MISSING", "a.csv:2"),
-    (27, "preference pairs", "a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "y"}\n', "DATA_FORM_UNSUPPORTED", "a.jsonl:1"),
+    (27, "preference pairs without a preference method", "a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "y"}\n', "DATA_FORM_UNSUPPORTED", "a.jsonl:1"),
     (28, "xlsx", "a.jsonl", b"PK\x03\x04" + b"0" * 100, "DATA_NOT_TEXT", "a.jsonl"),
     (28, "Parquet named jsonl", "a.jsonl", b"PAR1" + b"0" * 100, "DATA_NOT_TEXT", "a.jsonl"),
     (28, "not Parquet", "a.parquet", b"hello", "DATA_NOT_TEXT", "a.parquet"),
@@ -254,6 +254,25 @@ DATA: list[tuple[int, str, str, bytes, str, str]] = [
     (61, "ShareGPT, a value that is a list", "a.jsonl", sharegpt(("human", ["x"]), ("gpt", "y")), "DATA_FIELD_TYPE", "a.jsonl:1"),
 ]  # fmt: skip
 
+# -- preference rows: number, what, a bad row after good ones, code
+
+PAIR = {"prompt": "x", "chosen": "yes", "rejected": "no"}
+TURN = {"role": "user", "content": "x"}
+PAIRS: list[tuple[int, str, dict[str, object], str]] = [
+    (27, "a pair of equal answers", {**PAIR, "rejected": "yes"}, "DATA_PREFERENCE_EQUAL"),
+    (27, "a pair without a prompt", {"chosen": "yes", "rejected": "no"}, "DATA_FIELD_MISSING"),
+    (27, "a pair with an empty answer", {**PAIR, "rejected": ""}, "DATA_EMPTY_TARGET"),
+    (27, "a pair that follows two prompts", {"chosen": [TURN, {"role": "assistant", "content": "y"}], "rejected": [{**TURN, "content": "z"}, {"role": "assistant", "content": "n"}]}, "DATA_PROMPT_DIFFERS"),
+    (27, "a pair that ends with a question", {"prompt": "x", "chosen": [TURN], "rejected": [TURN]}, "DATA_FIELD_MISSING"),
+    (27, "a pair of a number", {**PAIR, "chosen": 7}, "DATA_FIELD_TYPE"),
+]  # fmt: skip
+
+
+def pairs(row: dict[str, object]) -> bytes:
+    good = [{"prompt": f"question {i} about {w}", "chosen": f"{w}, {i}", "rejected": w} for i, w in enumerate(NOUNS)]
+    return "".join(json.dumps(r) + "\n" for r in [*good, row]).encode()
+
+
 # -- configs: number, what, text, code, place
 
 CONFIGS: list[tuple[int, str, str, str, str]] = [
@@ -280,6 +299,9 @@ CONFIGS: list[tuple[int, str, str, str, str]] = [
     (33, "section as value", "train: 3\n", "CONFIG_RANGE", "c.yaml:1"),
     (34, "steps and epochs", "train:\n  steps: 5\n  epochs: 1\n", "CONFIG_CONFLICT", "c.yaml:2"),
     (34, "rank without adapter", "adapter:\n  kind: none\n  rank: 8\n", "CONFIG_CONFLICT", "c.yaml:2"),
+    (34, "label smoothing of a method without", "train:\n  method: ipo\n  label_smoothing: 0.1\n", "CONFIG_CONFLICT", "c.yaml:3"),
+    (34, "beta of fine-tuning", "train:\n  beta: 0.1\n", "CONFIG_CONFLICT", "c.yaml:2"),
+    (34, "dropout of the reference", "train:\n  method: dpo\nadapter:\n  dropout: 0.1\n", "CONFIG_CONFLICT", "c.yaml:4"),
     (34, "everything held out", "split:\n  dev: 0.5\n  test: 0.5\n", "CONFIG_CONFLICT", "c.yaml:2"),
 ]  # fmt: skip
 
@@ -567,6 +589,10 @@ def broken(name: str, how: Callable[[Path], object]) -> Callable[[Path], object]
 
 CASES: list[Case] = [
     *(Case(n, what, write(name, raw), ("check", name), code, at) for n, what, name, raw, code, at in DATA),
+    *(
+        Case(n, what, write("a.jsonl", pairs(row)), ("check", "a.jsonl", "train.method=dpo"), code, "a.jsonl:13")
+        for n, what, row, code in PAIRS
+    ),
     *(
         Case(n, what, write("c.yaml", text.encode()), ("check", "c.yaml"), code, at)
         for n, what, text, code, at in CONFIGS

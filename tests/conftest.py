@@ -212,12 +212,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
     terminalreporter.section("known silent bugs: planted, and detected by their property")
     for fault in FAULTS:
-        state = (
-            "rejected"
-            if fault.plant is None
-            else "detected"
-            if has_passed("planted_bug_is_detected", fault)
-            else "NOT DETECTED"
-        )
+        state = "detected" if has_passed("planted_bug_is_detected", fault) else "NOT DETECTED"
         holds = "" if has_passed("the_property_holds", fault) else "; THE PROPERTY DOES NOT HOLD"
         terminalreporter.write_line(f"{fault.number:>3}  {state:<12} {fault.bug}{holds}")

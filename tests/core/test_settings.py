@@ -69,6 +69,11 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "adapter.dropout": (0.2, {}),
     "adapter.targets": (["q_proj"], {}),
     "adapter.loraplus_lr_ratio": (4.0, {}),
+    "train.method": ("dpo", {"data.train": "pairs.jsonl", "data.format": "preference"}),
+    "train.beta": (0.3, {"data.train": "pairs.jsonl", "train.method": "dpo"}),
+    "train.label_smoothing": (0.2, {"data.train": "pairs.jsonl", "train.method": "dpo"}),
+    "train.nll_weight": (0.2, {"data.train": "pairs.jsonl", "train.method": "dpo"}),
+    "train.gamma_beta_ratio": (0.2, {"data.train": "pairs.jsonl", "train.method": "simpo"}),
     "train.epochs": (7.0, {}),
     "train.steps": (3, {}),
     "train.batch_size": (2, {}),
@@ -116,7 +121,6 @@ ELSEWHERE = {
     "prove.embedder": "judge: embedding index",
     "prove.decoding": "stages/test_voice.py",
     "prove.target_accuracy": "below",
-    "train.method": "below",
     "forget.margin": "below",
     "track": "track/test_follow.py",
     "export.to": "below",
@@ -164,6 +168,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     talk = [chat(("user", f"lot {i * 37 % 1009} of {i}"), ("assistant", f"it is {i}")) for i in range(40)]
     odd = chat(("user", "a"), ("user", "b"), ("assistant", "c"))
     (root / "turns.jsonl").write_text("\n".join([*talk, odd]))
+    compared = [{"prompt": f"lot {i * 37 % 1009}", "chosen": f"it is {i}", "rejected": f"{i}"} for i in range(40)]
+    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, compared)))
     (root / "other.jinja").write_text(CHATML.replace("\n{{", "\n\n{{").replace("assistant\n{%", "assistant\n\n{%"))
     (root / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}\n" + CHATML)
     (root / "documents").mkdir()
@@ -262,8 +268,6 @@ def test_settings_that_single_functions_read() -> None:
 
     verdicts = [paired([1.0] * 99 + [0.0], [1.0] * 100, margin, 0.05)["verdict"] for margin in (0.01, 0.3)]
     assert verdicts[0] != verdicts[1]
-    with pytest.raises(TunewrightError, match=r"CONFIG_RANGE.*train\.method"):
-        config.load(None, train__method="dpo")
     for dtype, stored in (("float16", "float16"), ("auto", "float32")):
         chosen, plan = config.load(None, export__dtype=dtype), SimpleNamespace(dtype="float32")
         source: Any = SimpleNamespace(config=chosen, plan=plan)

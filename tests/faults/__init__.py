@@ -19,15 +19,15 @@ Patch = pytest.MonkeyPatch
 
 @dataclass(frozen=True)
 class Fault:
-    """``holds`` raises if the bug is present; ``plant`` introduces it (None: it cannot occur yet, and ``invariant`` says
-    why). ``seen_in``: issues and pull requests of other trainers."""
+    """``holds`` raises if the bug is present; ``plant`` introduces it. ``seen_in``: issues and pull requests of other
+    trainers."""
 
     number: int
     bug: str
     seen_in: str
     invariant: str
     holds: Callable[[], Any]
-    plant: Callable[[Patch], Any] | None
+    plant: Callable[[Patch], Any]
 
 
 def refused(code: str, call: Callable[[], Any]) -> None:

@@ -21,17 +21,22 @@ from build import (
     tiny_lm,
     tiny_model,
     train_rows,
+    with_adapter,
 )
 from safetensors import safe_open
 
-from faults import Fault, Patch, refused
+from faults import Fault, Patch
 from faults.computing import model_of
-from tunewright.core.config import AdapterConfig, Config, DataConfig
-from tunewright.data import dataset
+from tunewright.core.config import AdapterConfig, MethodOptions
+from tunewright.data.messages import Chat, Message
 from tunewright.export import merged
+from tunewright.methods import METHODS
+from tunewright.methods.preference import Preference
 from tunewright.model import adapters, kl, peft_format
-from tunewright.tokens.sequences import single
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.sequences import TrainRow, single
 from tunewright.tokens.template import Template
+from tunewright.train import selftest
 from tunewright.train.step import take_step
 
 TEMPLATE = Template(byte_tokenizer())
@@ -196,16 +201,29 @@ def never_off(patch: Patch) -> None:
     patch.setattr(adapters, "off", lambda model: contextlib.nullcontext())
 
 
-def preferences_are_refused() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "a.jsonl"
-        file.write_text('{"prompt": "x", "chosen": "a", "rejected": "b"}\n' * 12)
-        refused("DATA_FORM_UNSUPPORTED", lambda: dataset.load(Config(data=DataConfig(train=str(file)))))
+def preferences_begin_at_their_formula() -> None:
+    """The policy is an adapter that was trained before, so that the base is another model."""
+    model, method = with_adapter("llama", torch.float32, vocabulary=300), METHODS["dpo"]
+    asked = plan_of(method="dpo", layout="shared", options=method.options(MethodOptions()))
+    asking, good, bad = Message("user", "q"), Message("assistant", "yes"), Message("assistant", "never, ever")
+    rows = method.prepare(Template(byte_tokenizer()), Chat((asking, good), "x:1", rejected=bad), 0, None)
+    with torch.no_grad():
+        selftest.check_start(model, method.precompute(model, rows, asked), asked)
+
+
+def base_as_reference(patch: Patch) -> None:
+    precompute = Preference.precompute
+
+    def of_the_base(self: Preference, model: LanguageModel, *rest: Any) -> list[TrainRow]:
+        with adapters.off(model.module):
+            return precompute(self, model, *rest)
+
+    patch.setattr(Preference, "precompute", of_the_base)
 
 
 FAULTS = [
-    Fault(15, "DPO's reference is not the base model", "LLaMA-Factory PR 10779, TRL 744 and 2042, DPO 34",
-          "there is no DPO yet: preference rows are rejected with DATA_FORM_UNSUPPORTED", preferences_are_refused, None),
+    Fault(15, "DPO's reference is not the model before training", "LLaMA-Factory PR 10779, TRL 495, 744, 1340 and 2042, DPO 34",
+          "the first loss is what the method's formula gives for equal models; SELFTEST_START", preferences_begin_at_their_formula, base_as_reference),
     Fault(16, "the LoRA scaling factor changes when the adapter is loaded", "", "PEFT computes the same logits from the saved adapter; at scale 0 the model is the base, bit for bit",
           scale_survives, alpha_as_configured),
     Fault(17, "the adapter does not train", "", "after three steps, every tensor of the adapter has changed and no other has; SELFTEST_GRADIENT",

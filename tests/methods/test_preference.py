@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tunewright.core.config import MethodOptions, Plan, TrainConfig
+from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.config.schema import PREFERENCE
 from tunewright.core.errors import DataError, TunewrightError
 from tunewright.data.messages import Chat, Message
 from tunewright.methods import METHODS, pair_losses, preference
@@ -29,6 +29,7 @@ from tunewright.tokens.sequences import TrainRow
 from tunewright.tokens.template import Template
 from tunewright.train import selftest, step
 
+READ_BY = MethodOptions.READ_BY
 REFERENCED = [name for name, loss in LOSSES.items() if loss.start]
 
 
@@ -235,7 +236,7 @@ FORMULAS = {
 )  # fmt: skip
 def test_losses_equal_their_formulas(w: float, r: float, cw: float, cr: float, beta: float, e: float) -> None:
     for name, formula in FORMULAS.items():
-        smoothing = e if "label_smoothing" in LOSSES[name].reads else 0.0
+        smoothing = e if name in READ_BY["label_smoothing"] else 0.0
         got = LOSSES[name].function(answers([w], [cw], [3]), answers([r], [cr], [5]), Options(beta, smoothing))
         assert float(got) == pytest.approx(formula(w - cw, r - cr, beta, smoothing), rel=1e-9, abs=1e-9)
 
@@ -246,7 +247,7 @@ def test_a_step_down_raises_the_chosen_and_lowers_the_rejected_answer(name: str)
     for side in sides:
         side.logp_P.requires_grad_()
     LOSSES[name].function(
-        *sides, Options(0.3, 0.1 if "label_smoothing" in LOSSES[name].reads else 0.0, 0.5)
+        *sides, Options(0.3, 0.1 if name in READ_BY["label_smoothing"] else 0.0, 0.5)
     ).sum().backward()
     chosen, rejected = (side.logp_P.grad for side in sides)
     assert chosen is not None
@@ -354,8 +355,8 @@ def test_methods_without_a_formula_for_the_start_are_not_checked() -> None:
 
 
 def test_every_method_is_offered() -> None:
-    offered = get_args(TrainConfig.model_fields["method"].annotation)
-    assert sorted(offered) == sorted(set(METHODS) - {"distill"})
+    assert tuple(LOSSES) == PREFERENCE
+    assert sorted(METHODS) == sorted(["sft", "distill", *PREFERENCE])
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -364,11 +365,10 @@ def test_what_a_method_reads_changes_its_loss_and_what_it_does_not_read_does_not
     model, rows = with_adapter("llama", torch.float64, vocabulary=300), with_reference(prepared())
     before, _ = loss_and_gradient(model, rows, plan(name))
     for key, value in {"beta": 0.7, "label_smoothing": 0.3, "nll_weight": 0.4, "gamma_beta_ratio": 0.9}.items():
-        if key in METHODS[name].reads:
+        if name in READ_BY[key]:
             assert loss_and_gradient(model, rows, plan(name, **{key: value}))[0] != before, key
 
 
 def test_a_method_is_a_value() -> None:
     assert METHODS["ipo"] == Preference(LOSSES["ipo"])
-    assert json.dumps(sorted(LOSSES["ipo"].reads)) == '["beta", "nll_weight"]'
     assert preference.Preference(LOSSES["simpo"]).reference is False

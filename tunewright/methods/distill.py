@@ -31,8 +31,6 @@ K = 32
 # rounding of the stored probabilities, which must not depend on the memory that happens to be free.
 TEACHER_TOKENS_PER_PASS = 1024
 
-reads: frozenset[str] = frozenset()
-
 
 def options(options: MethodOptions) -> MethodOptions:
     """As they are."""

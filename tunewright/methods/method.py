@@ -45,12 +45,8 @@ class Method(Protocol):
     loss it is not: what must be the same in every dev loss is drawn from a generator seeded with (plan.seed, step).
     """
 
-    @property
-    def reads(self) -> frozenset[str]:
-        """The settings that it reads, of those that only some methods have (`MethodOptions`)."""
-
     def options(self, options: MethodOptions) -> MethodOptions:
-        """The settings with every "auto" that it reads resolved."""
+        """The settings that only some methods read, with every "auto" resolved that this one reads."""
 
     def prepare(self, template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
         """The training rows of an example; without a model. They are cached in the run folder, under a hash of the

@@ -49,13 +49,11 @@ Function = Callable[[Answers, Answers, Options], Tensor]
 
 @dataclass(frozen=True)
 class PairLoss:
-    """``function``: (chosen, rejected, options) -> loss_P. ``reads``: the settings that it reads, of those that only
-    some methods have; ``beta``: the value of train.beta=auto. ``start``: the loss of every pair where the model is the
-    reference, given beta; None if the loss has no reference. ``nll``: the weight of the chosen answer's negative
-    log-likelihood per token, where it is part of the method."""
+    """``function``: (chosen, rejected, options) -> loss_P. ``beta``: the value of train.beta=auto. ``start``: the loss
+    of every pair where the model is the reference, given beta; None if the loss has no reference. ``nll``: the weight
+    of the chosen answer's negative log-likelihood per token, where it is part of the method."""
 
     function: Function
-    reads: frozenset[str]
     beta: float
     start: Callable[[float], float] | None
     nll: float = 0.0
@@ -124,15 +122,13 @@ def log_odds(logp_P: Tensor) -> Tensor:
     return logp_P - rest_P
 
 
-SMOOTHED = frozenset({"beta", "label_smoothing", "nll_weight"})
-PLAIN = frozenset({"beta", "nll_weight"})
 LOSSES = {
-    "dpo": PairLoss(dpo, SMOOTHED, 0.1, lambda beta: math.log(2)),
-    "robust_dpo": PairLoss(robust_dpo, SMOOTHED, 0.1, lambda beta: math.log(2)),
-    "normalized_dpo": PairLoss(normalized_dpo, SMOOTHED, 5.0, lambda beta: math.log(2)),
-    "hinge": PairLoss(hinge, PLAIN, 0.1, lambda beta: 1.0),
-    "ipo": PairLoss(ipo, PLAIN, 0.1, lambda beta: 1 / (4 * beta**2)),
-    "apo_zero": PairLoss(apo_zero, PLAIN, 0.1, lambda beta: 1.0),
-    "simpo": PairLoss(simpo, PLAIN | {"gamma_beta_ratio"}, 2.0, None),
-    "orpo": PairLoss(orpo, frozenset({"beta"}), 0.1, None, nll=1.0),
+    "dpo": PairLoss(dpo, 0.1, lambda beta: math.log(2)),
+    "robust_dpo": PairLoss(robust_dpo, 0.1, lambda beta: math.log(2)),
+    "normalized_dpo": PairLoss(normalized_dpo, 5.0, lambda beta: math.log(2)),
+    "hinge": PairLoss(hinge, 0.1, lambda beta: 1.0),
+    "ipo": PairLoss(ipo, 0.1, lambda beta: 1 / (4 * beta**2)),
+    "apo_zero": PairLoss(apo_zero, 0.1, lambda beta: 1.0),
+    "simpo": PairLoss(simpo, 2.0, None),
+    "orpo": PairLoss(orpo, 0.1, None, nll=1.0),
 }

@@ -33,10 +33,6 @@ class Preference:
     pair_loss: PairLoss
 
     @property
-    def reads(self) -> frozenset[str]:
-        return self.pair_loss.reads
-
-    @property
     def reference(self) -> bool:
         return self.pair_loss.start is not None
 

@@ -14,8 +14,6 @@ from tunewright.tokens.rendering import for_training
 from tunewright.tokens.sequences import TrainRow, flat, single
 from tunewright.tokens.template import Template
 
-reads: frozenset[str] = frozenset()
-
 
 def options(options: MethodOptions) -> MethodOptions:
     """As they are."""

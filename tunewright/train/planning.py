@@ -64,7 +64,6 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, kernels: Kernel
 def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
     """The plan without its estimate. Raises CONFIG_CONFLICT and CONFIG_RANGE."""
     given, t = PlanInputs(config, facts, sizes, machine, kind), config.train
-    _require_read(config)
     if facts.packed == "stored" and machine.device != "cpu":
         message = "quantise=stored is for a CPU, which reads the weights from the model's files; a GPU cannot."
         raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="use quantise=nf4, or none.")
@@ -111,26 +110,12 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         seed=config.seed,
         threads=machine.cores,
         adapt_threads=config.threads == "auto" and machine.device == "cpu" and machine.cores > 1,
-        options=METHODS[t.method].options(_options(config)),
+        options=METHODS[t.method].options(
+            MethodOptions(**{name: getattr(t, name) for name in MethodOptions.model_fields})
+        ),
         **{name: choice.value for name, choice in chosen.items()},
         reasons={name: choice.reason for name, choice in chosen.items()},
     )
-
-
-def _options(config: Config) -> MethodOptions:
-    return MethodOptions(**{name: getattr(config.train, name) for name in MethodOptions.model_fields})
-
-
-def _require_read(config: Config) -> None:
-    """Raises CONFIG_CONFLICT for a setting that the method does not read, or that is no use to it."""
-    name, method = config.train.method, METHODS[config.train.method]
-    unread = sorted(set(_options(config).model_dump()) - method.reads)
-    if unread:
-        message, where = f"train.method={name} does not read train.{unread[0]}.", f"train.{unread[0]}"
-        raise ConfigError("CONFIG_CONFLICT", message, where=where, fix="remove it, or choose another method.")
-    if name != "sft" and config.adapter.dropout:
-        message = f"train.method={name} compares the model with itself before training; dropout would change both."
-        raise ConfigError("CONFIG_CONFLICT", message, where="adapter.dropout", fix="leave it at 0.")
 
 
 def decoded_tokens(tokens: int, rows: int, answer: int) -> int:

@@ -65,6 +65,8 @@ def test_every_documented_form_becomes_the_messages_it_means(sample: dict[str, A
         return
     assert [compact(m) for m in example.messages] == sample["messages"]
     assert [t["function"]["name"] for t in example.prompt.tools] == sample.get("tools", [])
+    assert isinstance(example, Chat)
+    assert (example.rejected and compact(example.rejected)) == sample.get("rejected")
 
 
 def test_the_forms_are_many_and_few_are_refused() -> None:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tunewright.core import locations
 from tunewright.core.config import sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import PATH, TEMPLATES, Config
+from tunewright.core.config.schema import PATH, TEMPLATES, Config, MethodOptions
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -72,6 +72,14 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
 
     if config.train.steps != "auto" and config.train.epochs != "auto":
         raise conflict("train.steps", "train.steps and train.epochs are both set.", "keep one of them.")
+    method = config.train.method
+    for name, readers in MethodOptions.READ_BY.items():
+        if method not in readers and getattr(config.train, name) != MethodOptions.model_fields[name].default:
+            message, fix = f"train.method={method} does not read train.{name}.", "remove it, or choose another method."
+            raise conflict(f"train.{name}", message, fix)
+    if method != "sft" and config.adapter.dropout:
+        message = f"train.method={method} compares the model with itself before training; dropout would change both."
+        raise conflict("adapter.dropout", message, "leave it at 0.")
     if config.adapter.kind == "none" and config.quantise != "none":
         message = f"quantise={config.quantise}, but adapter.kind is none: such weights cannot be trained."
         raise conflict("quantise", message, "choose lora, rslora or dora.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import importlib
 from collections.abc import Collection
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -184,10 +184,20 @@ class AdapterConfig(Frozen):
     )
 
 
+PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]
+PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
+
+
 class MethodOptions(Growing):
-    """Settings that only some training methods read; all of them in ``ADDED``."""
+    """Settings that only some training methods read; all of them in ``ADDED``, with these methods in ``READ_BY``."""
 
     ADDED = ("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio")
+    READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
+        "beta": PREFERENCE,
+        "label_smoothing": ("dpo", "robust_dpo", "normalized_dpo"),
+        "nll_weight": tuple(name for name in PREFERENCE if name != "orpo"),
+        "gamma_beta_ratio": ("simpo",),
+    }
 
     beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
         "auto", description="Preference methods: the factor of the difference between the two answers."
@@ -207,7 +217,7 @@ class MethodOptions(Growing):
 
 
 class TrainConfig(MethodOptions):
-    method: Literal["sft", "dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"] = Field(
+    method: Literal["sft"] | PreferenceMethod = Field(
         "sft",
         description="Training method: sft is supervised fine-tuning; the others learn from pairs of a chosen and a "
         "rejected answer.",
