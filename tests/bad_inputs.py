@@ -183,7 +183,7 @@ DATA: list[tuple[int, str, str, bytes, str, str]] = [
     (26, "CSV, ragged", "a.csv", b"prompt,completion\nx,y\nz,a,b\n" + CELLS, "DATA_CSV", "a.csv:3"),
     (26, "CSV, header twice", "a.csv", b"prompt,prompt\nx,y\n", "DATA_CSV", "a.csv:1"),
     (26, "CSV, no header", "a.csv", b"hello,there\nx,y\n", "DATA_FIELD_MISSING", "a.csv:2"),
-    (27, "preference pairs without a preference method", "a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "y"}\n', "DATA_FORM_UNSUPPORTED", "a.jsonl:1"),
+    (27, "preference pairs without a preference method", "a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "n"}\n', "DATA_FORM_UNSUPPORTED", "a.jsonl:1"),
     (28, "xlsx", "a.jsonl", b"PK\x03\x04" + b"0" * 100, "DATA_NOT_TEXT", "a.jsonl"),
     (28, "Parquet named jsonl", "a.jsonl", b"PAR1" + b"0" * 100, "DATA_NOT_TEXT", "a.jsonl"),
     (28, "not Parquet", "a.parquet", b"hello", "DATA_NOT_TEXT", "a.parquet"),

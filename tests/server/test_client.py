@@ -597,10 +597,43 @@ def test_what_cannot_be_met_is_refused_by_name(server: Running, change: dict[str
     assert response.headers["x-request-id"].startswith("req_")
 
 
+def test_a_job_learns_from_preferences(server: Running, tmp_path: Path) -> None:
+    """OpenAI's DPO: its rows, its hyperparameters."""
+    client, file = server.client(), tmp_path / "pairs.jsonl"
+
+    def answered(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    rows = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"lot {i * 37 % 1009}"}]},
+            "preferred_output": answered(f"it is {i}"),
+            "non_preferred_output": answered(f"{i}"),
+        }
+        for i in range(60)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    uploaded = client.files.create(file=file, purpose="fine-tune")
+    method: Any = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}
+    job = client.fine_tuning.jobs.create(
+        model=server.model, training_file=uploaded.id, method=method, extra_body={"tunewright": SHORT_JOB}
+    )
+    done = finished(client, job.id)
+    assert done.status == "succeeded", done.error
+    assert done.method is not None
+    assert done.method.type == "dpo"
+    assert done.method.dpo is not None
+    assert done.method.dpo.hyperparameters is not None
+    assert (done.method.dpo.hyperparameters.beta, done.method.dpo.hyperparameters.batch_size) == (0.2, 8)
+    plan = json.loads((server.service.settings.home / "runs" / job.id / "plan.json").read_text())
+    assert (plan["method"], plan["options"]) == ("dpo", {"beta": 0.2})
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"method": {"type": "dpo"}}, "method.type"),
+        ({"method": {"type": "reinforcement"}}, "method.type"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
         ({"suffix": "a:b"}, "suffix"),
         ({"model": "gpt-4"}, "model"),

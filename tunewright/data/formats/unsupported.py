@@ -74,10 +74,8 @@ def _ignoring(row: Row, reader: Reader) -> str:
 
 def _choosing(row: Row, reader: Reader) -> str:
     """The settings that train on both answers, or on the chosen one alone."""
-    alone = (
-        f"data.format={name} on the chosen one alone" if (name := reader(row, {})) else "data.invalid=drop on others"
-    )
-    return f"train.method=dpo trains on both answers, {alone}."
+    alone = f", data.format={name} on the chosen one alone" if (name := reader(row, {})) else ""
+    return f"train.method=dpo trains on both answers{alone}."
 
 
 def _has_answer(row: Row) -> bool:

@@ -57,12 +57,20 @@ class Supervised(Strict):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
+class DpoHyperparameters(Hyperparameters):
+    beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
+
+
+class Dpo(Strict):
+    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+
+
 class Method(Strict):
-    """``dpo`` and ``reinforcement`` are read so that they can be refused by name."""
+    """``reinforcement`` is read so that it can be refused by name."""
 
     type: Literal["supervised", "dpo", "reinforcement"] = "supervised"
     supervised: Supervised = Supervised()
-    dpo: dict[str, JsonValue] | None = None
+    dpo: Dpo | None = None
     reinforcement: dict[str, JsonValue] | None = None
 
 
@@ -84,7 +92,8 @@ class JobRequest(Strict):
     def chosen(self) -> Hyperparameters:
         """Those of the method, or, in old requests, of the job."""
         if self.method is not None:
-            return self.method.supervised.hyperparameters
+            of_dpo = self.method.dpo or Dpo()
+            return (of_dpo if self.method.type == "dpo" else self.method.supervised).hyperparameters
         return self.hyperparameters or Hyperparameters()
 
     def digest(self, tenant: str) -> str:
@@ -94,8 +103,8 @@ class JobRequest(Strict):
 
 def refused(request: JobRequest) -> tuple[str, str] | None:
     """The parameter that cannot be met, and why."""
-    if request.method is not None and request.method.type != "supervised":
-        return "method.type", f"the method {request.method.type} is not supported; supervised is."
+    if request.method is not None and request.method.type == "reinforcement":
+        return "method.type", "the method reinforcement is not supported; supervised and dpo are."
     if request.integrations:
         return "integrations", "integrations are not supported: the curves are in the job's events and result file."
     for key in request.tunewright or {}:
@@ -116,5 +125,7 @@ def config_of(request: JobRequest, model: str, training: Path, validation: Path 
         words["train.batch_size"] = chosen.batch_size
     if chosen.learning_rate_multiplier != "auto":
         words["train.lr_multiplier"] = chosen.learning_rate_multiplier
+    if isinstance(chosen, DpoHyperparameters):
+        words |= {"train.method": "dpo", "train.beta": chosen.beta}
     settings = {**words, **(request.tunewright or {})}
     return configuration.load(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()], model=model)

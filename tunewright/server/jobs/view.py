@@ -21,7 +21,8 @@ VERDICT = ("verdict", "metric", "tuned", "comparator", "difference", "interval",
 def job_json(the: Service, job: Job) -> JsonObject:
     run, request = the.workshop.run(job), job.request
     plan = records.existing(run.plan, Plan)
-    hyperparameters = _hyperparameters(request, plan)
+    method = (request["method"] or {}).get("type", "supervised")
+    hyperparameters = _hyperparameters(request, method, plan)
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -41,23 +42,22 @@ def job_json(the: Service, job: Job) -> JsonObject:
         "estimated_finish": _estimated_finish(job, plan),
         "integrations": [],
         "metadata": request["metadata"],
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "method": {"type": method, method: {"hyperparameters": hyperparameters}},
         "tunewright": {"paused": job.paused, "attempts": job.attempt, **evidence(run, job)},
     }
 
 
-def _hyperparameters(request: JsonObject, plan: Plan | None) -> JsonObject:
+def _hyperparameters(request: JsonObject, method: str, plan: Plan | None) -> JsonObject:
     """As asked for, and once there is a plan, what "auto" was."""
-    given = (
-        ((request["method"] or {}).get("supervised") or {}).get("hyperparameters") or request["hyperparameters"] or {}
-    )
+    given = ((request["method"] or {}).get(method) or {}).get("hyperparameters") or request["hyperparameters"] or {}
     auto: JsonObject = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
-    chosen = {**auto, **given}
+    chosen = {**auto, **({"beta": "auto"} if method == "dpo" else {}), **given}
     if plan is not None:
         planned = {
             "n_epochs": max(1, round(plan.epochs)),
             "batch_size": plan.batch_size,
             "learning_rate_multiplier": 1.0,
+            "beta": plan.options.beta,
         }
         chosen = {k: planned[k] if v == "auto" else v for k, v in chosen.items()}
     return chosen
