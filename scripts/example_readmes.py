@@ -1,6 +1,6 @@
 """Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
-for e in addresses tools entities sentiment support jargon docs; do
+for e in addresses tools entities sentiment support jargon preferences docs; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
 python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
 
@@ -57,6 +57,13 @@ INTRODUCTIONS = {
         "Hackers' slang as the Jargon File explains it (public domain): 1,925 terms, one unmistakable author. The "
         "verdict is about how likely each arm finds his answers (reference_bits: bits per byte, lower is better), and "
         "whether they are likelier after their own question than after another one.",
+    ),
+    "preferences": (
+        "Preferences between two dictionaries",
+        "Pairs of definitions of one word: the Devil's Dictionary (Bierce, public domain) is chosen, WordNet (free "
+        "licence) rejected. Trained with DPO, and judged twice: like any run, against the base with a prompt and with examples, by "
+        "how likely each arm finds Bierce's definitions; and against fine-tuning on Bierce's definitions alone, with the "
+        "same rows and steps.",
     ),
     "docs": (
         "Domain language from raw pages",

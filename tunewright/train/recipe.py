@@ -11,15 +11,16 @@ from typing import Generic, TypeVar
 
 from tunewright.core.config import Config
 from tunewright.core.errors import ConfigError
+from tunewright.core.words import counted
 from tunewright.data.metrics import STRUCTURED, Kind
 from tunewright.model.facts import Facts
 from tunewright.system.machine import Machine
 from tunewright.tokens.sequences import TrainRow
 
 CONFIGURED = "as configured"
-# Of the rate of supervised fine-tuning. TODO
+# Of the rate of supervised fine-tuning (`benchmarks/preferences.py`); orpo is half fine-tuning itself.
 RATES = {"sft": 1.0, "orpo": 0.5}
-PREFERENCE_RATE = 0.05
+PREFERENCE_RATE = 0.125
 
 T = TypeVar("T")
 
@@ -84,6 +85,10 @@ def steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
         return Choice(t.steps, CONFIGURED)
     if t.epochs != "auto":
         return Choice(max(1, round(t.epochs * per_epoch)), f"{t.epochs:g} epochs of {per_epoch} steps, as configured")
+    if t.method != "sft":
+        epochs = 2 if rows < 300 else 1
+        why = "preferences overfit within an epoch or two (Rafailov et al. 2024, 2406.02900)"
+        return Choice(epochs * per_epoch, f"{counted(epochs, 'epoch')} of {per_epoch} steps: {why}")
     epochs = 4 if rows < 300 else 3 if rows < 1000 else 2 if rows < 5000 else 1
     return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
 
