@@ -52,8 +52,8 @@ def table(cells: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Rates of preference methods\n",
         "`python benchmarks/preferences.py`: one epoch of 200 pairs of definitions (examples/preferences),\n"
-        "SmolLM2-135M, batches of 8. Rate: over the automatic rate of supervised fine-tuning. Rewards, accuracy and the\n"
-        "chosen answer's negative log-likelihood per token: means of the last eight steps, each before its update.\n",
+        "SmolLM2-135M, batches of 8. Rate: over the automatic rate of supervised fine-tuning. Rewards, accuracy and\n"
+        "the chosen answer's nll per token: means of the last eight steps, each before its update.\n",
         "| method | rate | dev loss before | after | accuracy | reward of the chosen | of the rejected | nll |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # base of another server was verified, too; 16,050 until rows could have two answers. Methods other than fine-tuning and
 # distillation have a budget of their own, with their evidence. 3,000 were enough for the server without responses,
 # batches, stored chats and a dashboard; 5,000 until vLLM could take the place of its engine.
-BUDGET = {"server": 5_700, "data": 5_500, "export": 2_500, "scale": 2_500, "methods": 600, "all else": 16_150}
+BUDGET = {"server": 5_700, "data": 5_500, "export": 2_500, "scale": 2_500, "methods": 600, "all else": 16_200}
 PROCESSES = ("stages/worker.py", "stages/process.py")
 SEVERAL = ("model/several.py", "train/together.py")
 RANKS = ("train/ranks.py", "train/dealing.py", "train/sharded.py")

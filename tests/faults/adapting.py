@@ -30,7 +30,7 @@ from faults.computing import model_of
 from tunewright.core.config import AdapterConfig, MethodOptions
 from tunewright.data.messages import Chat, Message
 from tunewright.export import merged
-from tunewright.methods import METHODS
+from tunewright.methods import METHODS, precomputed
 from tunewright.methods.preference import Preference
 from tunewright.model import adapters, kl, peft_format
 from tunewright.model.language_model import LanguageModel
@@ -208,7 +208,7 @@ def preferences_begin_at_their_formula() -> None:
     asking, good, bad = Message("user", "q"), Message("assistant", "yes"), Message("assistant", "never, ever")
     rows = method.prepare(Template(byte_tokenizer()), Chat((asking, good), "x:1", rejected=bad), 0, None)
     with torch.no_grad():
-        selftest.check_start(model, method.precompute(model, rows, asked), asked)
+        selftest.check_start(model, precomputed(model, rows, asked), asked)
 
 
 def base_as_reference(patch: Patch) -> None:

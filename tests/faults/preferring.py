@@ -15,7 +15,7 @@ from tunewright.data import formats
 from tunewright.data.formats import RowSettings, conversation, preferences
 from tunewright.data.messages import Chat
 from tunewright.data.sources import Row
-from tunewright.methods import METHODS, pair_losses, preference
+from tunewright.methods import METHODS, pair_losses, precomputed, preference
 from tunewright.methods.method import Loss
 from tunewright.methods.pair_losses import LOSSES, Answers, Options, PairLoss
 from tunewright.methods.preference import Preference
@@ -31,7 +31,7 @@ GIVEN = [("q", "yes", "no, never"), ("and why is that", "because", "b"), ("what 
 
 
 def rows_of(row: dict[str, Any]) -> Chat:
-    (example,) = formats.parse([Row(row, "x:1")], RowSettings(paired=True)).examples
+    (example,) = formats.parse([Row(row, "x:1")], RowSettings(preference=True)).examples
     assert isinstance(example, Chat)
     return example
 
@@ -105,7 +105,7 @@ def the_step_does_not_depend_on_the_passes() -> None:
     for capacity in (4096, 50):
         lm, asked = model(), plan(tokens_per_pass=capacity, max_grad_norm=1e9)
         with torch.no_grad():
-            rows = METHODS["dpo"].precompute(lm, pairs(), asked)
+            rows = precomputed(lm, pairs(), asked)
         learner = step.make_learner(lm, asked)
         assert len(METHODS["dpo"].microbatches(lm, rows, range(len(rows)), asked, 0)) == (1 if capacity == 4096 else 3)
         step.take_step(learner, rows, asked, 0)
@@ -140,7 +140,7 @@ def smoothing_is_ignored(patch: Patch) -> None:
     def ignoring(chosen: Answers, rejected: Answers, options: Options) -> torch.Tensor:
         return plain(chosen, rejected, replace(options, label_smoothing=0.0))
 
-    patch.setitem(LOSSES, "dpo", PairLoss(ignoring, 0.1, LOSSES["dpo"].start))
+    patch.setitem(LOSSES, "dpo", PairLoss(ignoring, 0.1, LOSSES["dpo"].loss_at_reference))
 
 
 def only_the_last_answer_is_compared() -> None:
@@ -176,7 +176,7 @@ def naive_odds(patch: Patch) -> None:
 def training_prefers_the_chosen_answer() -> None:
     lm, asked = model(), plan(lr=1e-2)
     with torch.no_grad():
-        rows = METHODS["dpo"].precompute(lm, pairs(), asked)
+        rows = precomputed(lm, pairs(), asked)
     learner = step.make_learner(lm, asked)
     seen = [step.take_step(learner, rows, asked, i) for i in range(4)]
     assert seen[-1].metrics["reward_chosen"] > seen[-1].metrics["reward_rejected"]
@@ -193,7 +193,7 @@ def sides_are_swapped(patch: Patch) -> None:
     def swapped(chosen: Answers, rejected: Answers, options: Options) -> torch.Tensor:
         return loss(rejected, chosen, options)
 
-    method = Preference(PairLoss(swapped, 0.1, LOSSES["dpo"].start))
+    method = Preference(PairLoss(swapped, 0.1, LOSSES["dpo"].loss_at_reference))
     patch.setitem(METHODS, "dpo", method)
 
 

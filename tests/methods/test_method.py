@@ -16,7 +16,7 @@ from methods import toy_preference
 from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.data.messages import Chat, Message
-from tunewright.methods import METHODS
+from tunewright.methods import METHODS, precomputed
 from tunewright.model import adapters
 from tunewright.tokens.render_cache import RowRenderer, cached_rows
 from tunewright.tokens.sequences import TrainRow
@@ -89,7 +89,7 @@ def test_a_pair_stays_in_one_pass_and_the_divisor_is_pairs(layout: str, tmp_path
     rows = pairs(7, tmp_path)
     student = step.make_learner(training_of(adapted(), plan(), [], [], Run(tmp_path)).model, plan())
     asked = plan(layout=layout, tokens_per_pass=70, batch_size=7)
-    rows = METHODS["toy"].precompute(student.model, rows, asked)
+    rows = precomputed(student.model, rows, asked)
     microbatches = METHODS["toy"].microbatches(student.model, rows, range(7), asked, 0)
     assert len(microbatches) > 1
     assert sum(METHODS["toy"].weight(b) for b in microbatches) == 7
@@ -108,7 +108,7 @@ def test_the_gradient_does_not_depend_on_the_passes(tmp_path: Path) -> None:
     for capacity, layout in ((4096, "shared"), (60, "shared"), (60, "packed"), (60, "padded")):
         asked = plan(tokens_per_pass=capacity, layout=layout, batch_size=8, max_grad_norm=1e9)
         student = step.make_learner(training_of(adapted(), asked, [], [], Run(tmp_path)).model, asked)
-        step.take_step(student, METHODS["toy"].precompute(student.model, rows, asked), asked, 0)
+        step.take_step(student, precomputed(student.model, rows, asked), asked, 0)
         grads = [p.grad for p in student.parameters.values() if p.grad is not None]
         actual.append(torch.cat([g.flatten() for g in grads]))
     assert all(torch.allclose(g, actual[0], rtol=0, atol=1e-10) for g in actual)

@@ -7,17 +7,17 @@ tokens, S sequences, P pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from tunewright.core.config import Plan
+from tunewright.core.config import MethodOptions, Plan
 from tunewright.data.messages import Chat, Example, Message
-from tunewright.methods.method import Loss
+from tunewright.methods.method import Loss, Progress
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
@@ -26,6 +26,14 @@ from tunewright.tokens.sequences import TrainRow, flat
 from tunewright.tokens.template import Template
 
 BETA = 0.5
+
+
+def options(options: MethodOptions) -> MethodOptions:
+    return options
+
+
+def initial_loss(plan: Plan) -> float | None:
+    return math.log(2)
 
 
 def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
@@ -37,11 +45,11 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
 
 
 @torch.no_grad()
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
     """Add to each pair the reference's log-probabilities of its two sequences."""
     actual = []
     for row in rows:
-        logp_S = _sequence_logp(model, to_microbatch(row.sequences, plan.layout), plan)
+        logp_S = forward.sequence_logp(model, to_microbatch(row.sequences, plan.layout))
         actual.append(replace(row, signal={"reference_S": logp_S.double().cpu().numpy()}))
     return actual
 
@@ -62,20 +70,9 @@ def weight(microbatch: Microbatch) -> float:
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
-    ratio_S = _sequence_logp(model, microbatch, plan) - torch.from_numpy(microbatch.signal["reference_S"]).to(
-        model.device
-    )
+    ratio_S = forward.sequence_logp(model, microbatch, plan.gradient_checkpointing) - torch.from_numpy(
+        microbatch.signal["reference_S"]
+    ).to(model.device)
     margin_P = BETA * (ratio_S[0::2] - ratio_S[1::2])
     metrics = {"margin": margin_P.detach().sum(), "accuracy": (margin_P.detach() > 0).sum()}
     return Loss(-F.logsigmoid(margin_P).sum(), metrics)
-
-
-def _sequence_logp(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Tensor:
-    logp_NV = forward.logits(model, microbatch, plan.gradient_checkpointing).log_softmax(-1)
-    target_N, prediction_M, sequence_M = (
-        torch.from_numpy(x).to(model.device)
-        for x in (microbatch.target_N, microbatch.prediction_M, microbatch.sequence_M)
-    )
-    logp_M = logp_NV.gather(1, target_N[:, None])[:, 0][prediction_M]
-    sequences = int(microbatch.sequence_M.max()) + 1
-    return torch.zeros(sequences, dtype=logp_M.dtype, device=model.device).index_add(0, sequence_M, logp_M)

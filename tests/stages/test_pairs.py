@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> P
                "prove.evidence=standard", "--name", "r", cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "pairs: the chosen answer is more probable in" in done.stderr
-    assert "fine-tuning on the chosen answers alone" in done.stderr
+    assert "fine-tuning on the chosen answers" in done.stderr
     return folder / "runs" / "r"
 
 
@@ -45,7 +45,7 @@ def test_a_run_learns_the_preference(trained: Path) -> None:
     assert pairs["measured"] is True
     assert pairs["accuracy"]["run"] >= pairs["accuracy"]["other"]
     assert pairs["implicit_accuracy"] > 0.5
-    assert pairs["chosen_alone"]["style_accuracy"] > 0.9, "capitals are easily recognised"
+    assert pairs["sft_on_chosen"]["style_accuracy"] > 0.9, "capitals are easily recognised"
     checks = [finding["check"] for finding in read(trained, "selftest")["findings"]]
     assert "start" in checks
 
@@ -53,12 +53,12 @@ def test_a_run_learns_the_preference(trained: Path) -> None:
 def test_the_report_and_the_verdict_have_it(trained: Path) -> None:
     assert read(trained, "verdict")["pairs"] == read(trained, "pairs")
     html = (trained / "report.html").read_text(encoding="utf-8")
-    assert "pairs with the chosen answer ahead" in html
+    assert "pairs ranked correctly" in html
     assert "Fine-tuning on the chosen answers alone" in html
 
 
 def test_the_branch_is_fine_tuning_on_the_chosen_answers(trained: Path) -> None:
-    plan, own = read(trained / "branches" / "chosen_alone", "branch")["plan"], read(trained, "plan")
+    plan, own = read(trained / "branches" / "sft_on_chosen", "branch")["plan"], read(trained, "plan")
     assert (plan["method"], own["method"]) == ("sft", "dpo")
     assert (plan["steps"], plan["batch_size"], plan["rows"]) == (own["steps"], own["batch_size"], own["rows"])
 

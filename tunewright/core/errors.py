@@ -109,7 +109,7 @@ CODES: dict[str, str] = {
     "SELFTEST_GRADIENT": "a trainable tensor gets no gradient, or a frozen one does",
     "SELFTEST_LOSS": "rows computed together do not give the same loss and gradient as rows computed separately",
     "SELFTEST_PROMPT": "the trained tokens do not start where the inference prompt ends",
-    "SELFTEST_START": "the loss before the first step is not what the method's formula gives for an untrained model",
+    "SELFTEST_START": "the loss before the first step is not what its formula gives if policy and reference are equal",
     "SELFTEST_STOP": "a turn ends with a token that would not stop generation",
     "SPLIT_LEAK": "two of data.train, data.dev and data.test contain the same prompt, or nearly the same",
     "TEMPLATE_LOSES_CONTENT": "the chat template drops part of the row's text",

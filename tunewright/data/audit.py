@@ -72,7 +72,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
     """
     task = detect_task(examples)
     questions = [normalised(e.question) for e in examples]
-    prompts = [normalised(e.whole_prompt) for e in examples]
+    prompts = [repetitions.question(e) for e in examples]
     targets = [task.kind.canonical(e) for e in examples]
     exact = _groups([repetitions.key(e, task.kind.canonical) for e in examples])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):

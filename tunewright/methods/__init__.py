@@ -12,7 +12,7 @@ import torch
 
 from tunewright.core.config import Plan
 from tunewright.methods import distill, pair_losses, sft
-from tunewright.methods.method import Method
+from tunewright.methods.method import Method, Progress
 from tunewright.methods.preference import Preference
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow
@@ -24,7 +24,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-def precomputed(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+def precomputed(
+    model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress = lambda _: None
+) -> list[TrainRow]:
     """The rows after the `Method.precompute` of the plan's method."""
     with torch.no_grad():
-        return METHODS[plan.method].precompute(model, rows, plan)
+        return METHODS[plan.method].precompute(model, rows, plan, progress)

@@ -19,7 +19,7 @@ import torch
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.data.messages import Example
 from tunewright.methods import sft
-from tunewright.methods.method import Loss
+from tunewright.methods.method import Loss, Progress
 from tunewright.model import forward, losses
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Layout, Microbatch, singles, split_into_passes, to_microbatch, units_of
@@ -42,7 +42,7 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     return sft.prepare(template, example, row, max_length)
 
 
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
     """Nothing: rows with a teacher already have their signal. ``model`` is the student, so it could not be computed."""
     return list(rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,9 @@ class Loss:
 
     sum: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+Progress = Callable[[int], None]
 
 
 class Method(Protocol):
@@ -52,12 +55,15 @@ class Method(Protocol):
         """The training rows of an example; without a model. They are cached in the run folder, under a hash of the
         arguments and of the source of the method's module. Raises DataError or ModelError."""
 
-    def precompute(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+    def precompute(
+        self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress
+    ) -> list[TrainRow]:
         """The rows, with whatever must be computed once before the first step. Without gradients; the model has its
-        adapter at the initial values.
+        adapter at the initial values. ``progress(n)`` is called as n rows finish; not at all if there is nothing to do.
 
         Called with all training rows and with all dev rows; by the self-test and the profiler with a few rows. So what
-        is added to a row must not depend on the others. Repeated when a run is resumed, and must give the same."""
+        is added to a row must not depend on the others, except for rounding. Repeated when a run is resumed, and must
+        then give the same, bit for bit."""
 
     def microbatches(
         self, model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int

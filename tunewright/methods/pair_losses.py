@@ -16,8 +16,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Options:
-    """``beta``: how strongly the difference counts; ``label_smoothing``: the probability that a preference is the wrong
-    way round; ``gamma_beta_ratio``: the margin to reach, over beta."""
+    """``beta``: inverse temperature of the implicit reward; ``label_smoothing``: the probability that a preference is
+    flipped; ``gamma_beta_ratio``: the target margin, as a ratio to beta."""
 
     beta: float
     label_smoothing: float = 0.0
@@ -27,19 +27,24 @@ class Options:
 @dataclass(frozen=True)
 class Answers:
     """One side of the pairs. ``logp_P``: log-probability of the answer's tokens, its end included, summed;
-    ``reference_P``: the same under the model as it was before training; ``tokens_P``: their number."""
+    ``reference_P``: the same under the reference, the model before training; ``tokens_P``: their number."""
 
     logp_P: Tensor
     reference_P: Tensor
     tokens_P: Tensor
 
     @property
-    def ratio_P(self) -> Tensor:
+    def logratio_P(self) -> Tensor:
         """log of the answer's probability over that under the reference."""
         return self.logp_P - self.reference_P
 
     @property
-    def mean_P(self) -> Tensor:
+    def mean_logratio_P(self) -> Tensor:
+        """The same per token."""
+        return self.logratio_P / self.tokens_P
+
+    @property
+    def mean_logp_P(self) -> Tensor:
         """Log-probability per token."""
         return self.logp_P / self.tokens_P
 
@@ -49,18 +54,27 @@ Function = Callable[[Answers, Answers, Options], Tensor]
 
 @dataclass(frozen=True)
 class PairLoss:
-    """``function``: (chosen, rejected, options) -> loss_P. ``beta``: the value of train.beta=auto. ``start``: the loss
-    of every pair where the model is the reference, given beta; None if the loss has no reference. ``nll``: the weight
-    of the chosen answer's negative log-likelihood per token, where it is part of the method."""
+    """``function``: (chosen, rejected, options) -> loss_P. ``beta``: the value of train.beta=auto.
+    ``loss_at_reference``: the loss of every pair where policy and reference are equal, given beta. ``reference``:
+    whether it has one; ``per_token``: whether it compares means over tokens, and not sums. ``nll``: the weight of the
+    chosen answer's negative log-likelihood per token, where it is part of the method."""
 
     function: Function
     beta: float
-    start: Callable[[float], float] | None
+    loss_at_reference: Callable[[float], float] | None
+    reference: bool = True
+    per_token: bool = False
     nll: float = 0.0
+
+    def reward(self, answers: Answers, beta: float) -> Tensor:
+        """The implicit reward of answers, which the loss compares."""
+        if self.reference:
+            return beta * (answers.mean_logratio_P if self.per_token else answers.logratio_P)
+        return beta * answers.mean_logp_P
 
 
 def _margin(chosen: Answers, rejected: Answers, beta: float) -> Tensor:
-    return beta * (chosen.ratio_P - rejected.ratio_P)
+    return beta * (chosen.logratio_P - rejected.logratio_P)
 
 
 def _smoothed(margin_P: Tensor, e: float) -> Tensor:
@@ -73,44 +87,42 @@ def dpo(chosen: Answers, rejected: Answers, o: Options) -> Tensor:
 
 
 def robust_dpo(chosen: Answers, rejected: Answers, o: Options) -> Tensor:
-    """Unbiased under preferences of which a known fraction is the wrong way round (Chowdhury et al. 2024,
-    2403.00409)."""
+    """Unbiased if a known fraction of the preferences is flipped (Chowdhury et al. 2024, 2403.00409)."""
     margin_P, e = _margin(chosen, rejected, o.beta), o.label_smoothing
     return (-(1 - e) * F.logsigmoid(margin_P) + e * F.logsigmoid(-margin_P)) / (1 - 2 * e)
 
 
 def hinge(chosen: Answers, rejected: Answers, o: Options) -> Tensor:
-    """Of SLiC-HF (Zhao et al. 2023, 2305.10425), on the ratios to the reference."""
+    """Liu et al. 2023, 2309.06657 (RSO): the hinge of SLiC (Zhao et al. 2023, 2305.10425) on the ratios to the
+    reference."""
     return torch.relu(1 - _margin(chosen, rejected, o.beta))
 
 
 def ipo(chosen: Answers, rejected: Answers, o: Options) -> Tensor:
     """Azar et al. 2023, 2310.12036; on log-ratios per token, as its authors do it."""
-    gap_P = chosen.ratio_P / chosen.tokens_P - rejected.ratio_P / rejected.tokens_P
-    return (gap_P - 1 / (2 * o.beta)).square()
+    return (chosen.mean_logratio_P - rejected.mean_logratio_P - 1 / (2 * o.beta)).square()
 
 
 def normalized_dpo(chosen: Answers, rejected: Answers, o: Options) -> Tensor:
     """DPO on log-ratios per token (Lambert et al. 2024, 2411.15124)."""
-    gap_P = chosen.ratio_P / chosen.tokens_P - rejected.ratio_P / rejected.tokens_P
-    return _smoothed(o.beta * gap_P, o.label_smoothing)
+    return _smoothed(o.beta * (chosen.mean_logratio_P - rejected.mean_logratio_P), o.label_smoothing)
 
 
 def apo_zero(chosen: Answers, rejected: Answers, o: Options) -> Tensor:
     """Raises the chosen answer's probability and lowers the rejected one's, each by itself (D'Oosterlinck et al. 2024,
     2408.06266)."""
-    return torch.sigmoid(-o.beta * chosen.ratio_P) + torch.sigmoid(o.beta * rejected.ratio_P)
+    return torch.sigmoid(-o.beta * chosen.logratio_P) + torch.sigmoid(o.beta * rejected.logratio_P)
 
 
 def simpo(chosen: Answers, rejected: Answers, o: Options) -> Tensor:
     """Meng et al. 2024, 2405.14734."""
-    margin_P = o.beta * (chosen.mean_P - rejected.mean_P - o.gamma_beta_ratio)
+    margin_P = o.beta * (chosen.mean_logp_P - rejected.mean_logp_P - o.gamma_beta_ratio)
     return -F.logsigmoid(margin_P)
 
 
 def orpo(chosen: Answers, rejected: Answers, o: Options) -> Tensor:
     """The odds-ratio part (Hong et al. 2024, 2403.07691); the likelihood part is the method's ``nll``."""
-    return -o.beta * F.logsigmoid(log_odds(chosen.mean_P) - log_odds(rejected.mean_P))
+    return -o.beta * F.logsigmoid(log_odds(chosen.mean_logp_P) - log_odds(rejected.mean_logp_P))
 
 
 def log_odds(logp_P: Tensor) -> Tensor:
@@ -125,10 +137,10 @@ def log_odds(logp_P: Tensor) -> Tensor:
 LOSSES = {
     "dpo": PairLoss(dpo, 0.1, lambda beta: math.log(2)),
     "robust_dpo": PairLoss(robust_dpo, 0.1, lambda beta: math.log(2)),
-    "normalized_dpo": PairLoss(normalized_dpo, 5.0, lambda beta: math.log(2)),
+    "normalized_dpo": PairLoss(normalized_dpo, 5.0, lambda beta: math.log(2), per_token=True),
     "hinge": PairLoss(hinge, 0.1, lambda beta: 1.0),
-    "ipo": PairLoss(ipo, 0.1, lambda beta: 1 / (4 * beta**2)),
+    "ipo": PairLoss(ipo, 0.1, lambda beta: 1 / (4 * beta**2), per_token=True),
     "apo_zero": PairLoss(apo_zero, 0.1, lambda beta: 1.0),
-    "simpo": PairLoss(simpo, 2.0, None),
-    "orpo": PairLoss(orpo, 0.1, None, nll=1.0),
+    "simpo": PairLoss(simpo, 2.0, None, reference=False, per_token=True),
+    "orpo": PairLoss(orpo, 0.1, None, reference=False, per_token=True, nll=1.0),
 }

@@ -16,7 +16,7 @@ from tunewright.core.config import MethodOptions, Plan
 from tunewright.core.errors import data_error
 from tunewright.data.messages import Chat, Example
 from tunewright.methods import pair_losses
-from tunewright.methods.method import Loss
+from tunewright.methods.method import Loss, Progress
 from tunewright.methods.pair_losses import Answers, PairLoss
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
@@ -25,6 +25,10 @@ from tunewright.tokens.rendering import for_training
 from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
 from tunewright.tokens.template import Template
 
+# Not the plan's tokens_per_pass: the division into passes affects the rounding of the stored numbers, which must not
+# depend on the memory that happens to be free.
+REFERENCE_TOKENS_PER_PASS = 1024
+
 
 @dataclass(frozen=True)
 class Preference:
@@ -32,13 +36,8 @@ class Preference:
 
     pair_loss: PairLoss
 
-    @property
-    def reference(self) -> bool:
-        return self.pair_loss.start is not None
-
     def options(self, options: MethodOptions) -> MethodOptions:
-        auto = options.beta == "auto" and {"beta": self.pair_loss.beta}
-        return options.model_copy(update=auto or {})
+        return options.model_copy(update={"beta": self.pair_loss.beta}) if options.beta == "auto" else options
 
     def prepare(self, template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
         """The chosen and the rejected answer, after the same prompt, as one row."""
@@ -51,20 +50,22 @@ class Preference:
         chosen, rejected = ((s.ids[: _prompt(s)], s.ids[_prompt(s) :]) for s in pair)
         assert chosen[0] == rejected[0], "both answers follow the prompt as it is served"
         if chosen[1] == rejected[1]:
-            message = "the chosen and the rejected answer are the same to the model."
-            fix = "remove the row, or set data.invalid=drop."
+            message, fix = "the chosen and the rejected answer have the same tokens.", "remove the row."
             raise data_error("DATA_PREFERENCE_EQUAL", message, where=example.where, fix=fix)
         return [TrainRow(pair, row)]
 
-    def precompute(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
-        """The reference's log-probabilities of both answers. A pair is computed alone: its numbers, rounding included,
-        must not depend on the others."""
-        if not self.reference:
+    def precompute(
+        self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress
+    ) -> list[TrainRow]:
+        """The reference's log-probabilities of both answers."""
+        if not self.pair_loss.reference:
             return list(rows)
-        done = []
-        for row in rows:
-            logp_S = forward.sequence_logp(model, to_microbatch(row.sequences, plan.layout))
-            done.append(replace(row, signal={"reference_S": logp_S.double().cpu().numpy()}))
+        done = list(rows)
+        for group in split_into_passes(units_of(rows, range(len(rows))), REFERENCE_TOKENS_PER_PASS, plan.layout):
+            logp_S = forward.sequence_logp(model, to_microbatch(flat(rows[i] for i in group), plan.layout))
+            for i, own_2 in zip(group, logp_S.double().cpu().numpy().reshape(-1, 2), strict=True):
+                done[i] = replace(rows[i], signal={"reference_S": own_2})
+            progress(len(group))
         return done
 
     def microbatches(
@@ -74,7 +75,7 @@ class Preference:
         for group in split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
             part = [rows[i] for i in group]
             signal = {"tokens_S": np.array([s.supervised for s in flat(part)])}
-            if self.reference:
+            if all(r.signal for r in part):  # rows that are only divided into passes have none (`dealing.speedups`)
                 signal["reference_S"] = np.concatenate([r.signal["reference_S"] for r in part])
             made.append(to_microbatch(flat(part), plan.layout, signal=signal))
         return made
@@ -86,7 +87,7 @@ class Preference:
     def loss(self, model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
         logp_S = forward.sequence_logp(model, microbatch, plan.gradient_checkpointing)
         tokens_S = forward.on_device(model, microbatch.signal["tokens_S"]).to(logp_S.dtype)
-        if self.reference:
+        if self.pair_loss.reference:
             reference_S = forward.on_device(model, microbatch.signal["reference_S"]).to(logp_S.dtype)
         else:
             reference_S = torch.zeros_like(logp_S)
@@ -95,24 +96,21 @@ class Preference:
         assert given.beta != "auto", "`options` has resolved it"
         options = pair_losses.Options(given.beta, given.label_smoothing, given.gamma_beta_ratio)
         loss_P = self.pair_loss.function(chosen, rejected, options)
-        nll_P, weight = -chosen.mean_P, self.pair_loss.nll + given.nll_weight
+        nll_P, weight = -chosen.mean_logp_P, self.pair_loss.nll + given.nll_weight
         total = (loss_P + weight * nll_P if weight else loss_P).sum()
-        return Loss(total, self._metrics(chosen, rejected, given.beta) | {"nll": nll_P.detach().sum()})
-
-    def _metrics(self, chosen: Answers, rejected: Answers, beta: float) -> dict[str, torch.Tensor]:
-        """What the loss compares, and how often the chosen answer is ahead; rewards as TRL logs them."""
-        chosen_P, rejected_P = (
-            beta * (side.ratio_P if self.reference else side.mean_P).detach() for side in (chosen, rejected)
-        )
-        return {
-            "reward_chosen": chosen_P.sum(),
-            "reward_rejected": rejected_P.sum(),
-            "accuracy": (chosen_P > rejected_P).sum(),
+        reward_P, other_P = (self.pair_loss.reward(side, given.beta).detach() for side in (chosen, rejected))
+        metrics = {
+            "reward_chosen": reward_P.sum(),
+            "reward_rejected": other_P.sum(),
+            "accuracy": (reward_P > other_P).sum(),
+            "nll": nll_P.detach().sum(),
         }
+        return Loss(total, metrics)
 
     def initial_loss(self, plan: Plan) -> float | None:
-        assert plan.options.beta != "auto"
-        return self.pair_loss.start(plan.options.beta) if self.pair_loss.start else None
+        at_reference, beta = self.pair_loss.loss_at_reference, plan.options.beta
+        assert beta != "auto", "`options` has resolved it"
+        return at_reference(beta) if at_reference else None
 
 
 def _prompt(sequence: TokenSequence) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.data.messages import Example
-from tunewright.methods.method import Loss
+from tunewright.methods.method import Loss, Progress
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
@@ -25,7 +25,7 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     return [single(s) for s in for_training(template, example, row, max_length)]
 
 
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> list[TrainRow]:
+def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
     """Nothing."""
     return list(rows)
 

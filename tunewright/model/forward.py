@@ -43,9 +43,8 @@ def logp(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "n
 
 def sequence_logp(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
     """logp_S: log-probability of the supervised tokens of each sequence, summed."""
-    logp_M = logp(model, microbatch, recompute)
-    sequence_M = on_device(model, microbatch.sequence_M)
-    return logp_M.new_zeros(int(microbatch.sequence_M.max()) + 1).index_add(0, sequence_M, logp_M)
+    parts = torch.split(logp(model, microbatch, recompute), np.bincount(microbatch.sequence_M).tolist())
+    return torch.stack([part.sum() for part in parts])  # `index_add` would add in any order on a GPU
 
 
 def on_device(model: LanguageModel, array: NDArray[np.generic]) -> Tensor:

@@ -196,6 +196,7 @@ def _train(
 def _inputs(setup: Setup, branch: Branch, model: LanguageModel, hashes: dict[str, str]) -> loop.TrainingInputs:
     run = setup.context.run.branch(branch.name)
     make_folder(run.checkpoints)
+    crowding.use(branch.plan.threads)
     return loop.with_precomputed(loop.TrainingInputs(model, branch.plan, branch.rows, branch.dev, run, hashes))
 
 

@@ -29,7 +29,7 @@ from tunewright.system import heap, machine
 from tunewright.system.machine import Machine
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
-from tunewright.tokens.sequences import TrainRow, check_ids, flat
+from tunewright.tokens.sequences import TrainRow, check_ids
 from tunewright.tokens.template import Template, for_rows, load_template
 from tunewright.train import planning
 
@@ -136,7 +136,7 @@ def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
     """The longest answer of every arm in tokens: 25% longer than the longest training answer, within a limit."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
-    longest = max(s.supervised for s in flat(train))
+    longest = max(r.sequences[0].supervised for r in train)  # the other of two answers was rejected
     return min(planning.LONGEST_ANSWER, longest + longest // 4 + 8)
 
 

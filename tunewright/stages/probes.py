@@ -102,7 +102,7 @@ def _ask(work: Work, weights: Weights, who: str) -> ProbeAnswers:
 def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     """Scores the user's regression rows, with the metric of the task that they show. Writes scores/regression.jsonl."""
     assert work.config.forget.regression_rows
-    how = replace(prepared.row_settings(work.config), format="auto", columns={}, paired=False)
+    how = replace(prepared.row_settings(work.config), format="auto", columns={}, preference=False)
     read = prepared.read(work.config.forget.regression_rows, work.config, how)
     for summary in summaries(read.changes):
         work.console.warn(f"  regression rows: {summary.text}")

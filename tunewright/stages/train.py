@@ -33,8 +33,8 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     ranks.wait()
     model = _model(work, ranks)
     hashes = input_hashes(work.data, inputs, plan)
-    training_inputs = loop.with_precomputed(
-        loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes)
+    training_inputs = _precomputed(
+        work, loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes)
     )
     if ranks.world > 1:
         facts = {"model": inputs.facts.sha256, "torch": torch.__version__, "code": code_sha256()}
@@ -52,6 +52,14 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
         records.write(run.receipt, receipt.model_copy(update={"crowded_steps": result.crowded_steps}))
     sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module)) if ranks.first else ""
     return _with_sizes(work, model.module, BranchTraining(**asdict(result), weights_sha256=sha256))
+
+
+def _precomputed(work: Work, training: loop.TrainingInputs) -> loop.TrainingInputs:
+    if work.plan.method == "sft":
+        return loop.with_precomputed(training)
+    rows = len(training.rows) + len(training.dev)
+    with work.console.bar("before", rows, unit="rows read by the model before training") as tick:
+        return loop.with_precomputed(training, tick)
 
 
 def _model(work: Work, ranks: Ranks) -> LanguageModel:

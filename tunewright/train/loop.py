@@ -5,6 +5,7 @@ It has no hooks: to follow it, pass ``progress`` or read the run folder.
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
 import time
@@ -18,9 +19,12 @@ from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
 from tunewright.core.records import METRICS, CheckpointState, StartLine, StepLine
-from tunewright.core.run_folder import Run
+from tunewright.core.run_folder import Run, write_atomic
+from tunewright.methods.method import Progress
 from tunewright.model.language_model import LanguageModel
 from tunewright.system import crowding, heap
+from tunewright.tokens import render_cache
+from tunewright.tokens.render_cache import RenderedRows
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
 from tunewright.train.ranks import ALONE, Ranks
@@ -54,11 +58,23 @@ class TrainingInputs:
     hashes: dict[str, str]
 
 
-def with_precomputed(training: TrainingInputs) -> TrainingInputs:
+def with_precomputed(training: TrainingInputs, progress: Progress = lambda _: None) -> TrainingInputs:
     """The inputs after `methods.precomputed`, with the digest of the rows among the hashes: what a model computed
-    before the first step is part of what a resumed run must find unchanged."""
-    rows, dev = (methods.precomputed(training.model, side, training.plan) for side in (training.rows, training.dev))
-    return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": digest([*rows, *dev])})
+    before the first step is part of what a resumed run must find unchanged. It is stored in the run folder, because
+    another machine, which may resume the run, would round it otherwise."""
+    before = digest([*training.rows, *training.dev])
+    key = hashlib.sha256(f"{before} {training.plan.method} {sorted(training.hashes.items())}".encode()).hexdigest()
+    file = training.run.path / "data" / f"precomputed-{key[:32]}.safetensors"
+    stored = render_cache.read(file)
+    if stored is None:
+        both = [methods.precomputed(training.model, r, training.plan, progress) for r in (training.rows, training.dev)]
+        done = [row for side in both for row in side]
+        if digest(done) != before:
+            write_atomic(file, render_cache.to_bytes(RenderedRows(done, [])))
+    else:
+        done = stored.rows
+    rows, dev = done[: len(training.rows)], done[len(training.rows) :]
+    return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": digest(done)})
 
 
 def train(

@@ -108,7 +108,7 @@ def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
 # -- detection
 
 # The order in which formats are tried. A change of it changes how rows with the fields of two formats are read.
-SINGLE = [f for f in FORMATS if not f.paired]  # the others are looked for only where pairs are wanted
+SINGLE = [f for f in FORMATS if not f.preference]  # the others are looked for only where pairs are wanted
 PAIRED_ORDER = ["preferred_output", "rejected_messages", "rejected_response", "preference"]
 ORDER = [
     "labelled_chat",
@@ -388,7 +388,7 @@ OTHERS = {
     "TRL, unpaired": {"prompt": "q", "completion": "a", "label": False},
     "images": {**SAME["chat"], "images": ["a.png"]},
 }
-PAIRED = RowSettings(paired=True)
+PAIRED = RowSettings(preference=True)
 
 
 @pytest.mark.parametrize("name", [*PREFERENCES, *OTHERS])
@@ -422,7 +422,7 @@ def test_preferences_about_the_last_turn_of_a_conversation() -> None:
         "preferred_output": [GOOD],
         "non_preferred_output": [BAD],
     }
-    (example,) = formats.parse([Row(row, "x:1")], RowSettings(paired=True, instruction="be brief")).examples
+    (example,) = formats.parse([Row(row, "x:1")], RowSettings(preference=True, instruction="be brief")).examples
     assert isinstance(example, Chat)
     assert [m.role for m in example.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert turns(example.messages) == [4]

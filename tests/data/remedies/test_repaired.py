@@ -81,7 +81,7 @@ TOO_LITTLE = {
     "14-misspelt field",
     "26-CSV, header twice",
     "26-CSV, no header",
-    "27-preference pairs",
+    "27-preference pairs without a preference method",
     "28-endless line",
     "51-compressed endless line",
     "53-random bytes",

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tunewright.core import locations
 from tunewright.core.config import sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import PATH, TEMPLATES, Config, MethodOptions
+from tunewright.core.config.schema import PATH, REFERENCED, TEMPLATES, Config, MethodOptions
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -77,9 +77,14 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
         if method not in readers and getattr(config.train, name) != MethodOptions.model_fields[name].default:
             message, fix = f"train.method={method} does not read train.{name}.", "remove it, or choose another method."
             raise conflict(f"train.{name}", message, fix)
-    if method != "sft" and config.adapter.dropout:
-        message = f"train.method={method} compares the model with itself before training; dropout would change both."
+    if method in REFERENCED and config.adapter.dropout:
+        message = (
+            f"train.method={method} uses the initial model as its reference; adapter.dropout would make it differ."
+        )
         raise conflict("adapter.dropout", message, "leave it at 0.")
+    if method != "sft" and config.sweep.grid:
+        message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
+        raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
     if config.adapter.kind == "none" and config.quantise != "none":
         message = f"quantise={config.quantise}, but adapter.kind is none: such weights cannot be trained."
         raise conflict("quantise", message, "choose lora, rslora or dora.")

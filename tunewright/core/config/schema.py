@@ -186,6 +186,7 @@ class AdapterConfig(Frozen):
 
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]
 PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
+REFERENCED = tuple(name for name in PREFERENCE if name not in ("simpo", "orpo"))  # compared with the initial model
 
 
 class MethodOptions(Growing):
@@ -200,11 +201,13 @@ class MethodOptions(Growing):
     }
 
     beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
-        "auto", description="Preference methods: the factor of the difference between the two answers."
+        "auto",
+        description="Preference methods: inverse temperature of the implicit reward (larger stays closer to the "
+        "initial model); orpo: weight of the odds-ratio term.",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.0,
-        description="dpo, robust_dpo, normalized_dpo: probability that a preference is the wrong way round.",
+        description="dpo, robust_dpo, normalized_dpo: probability that a preference is flipped (mislabelled).",
     )
     nll_weight: Annotated[float, Field(ge=0, le=100)] = Field(
         0.0,
@@ -212,7 +215,7 @@ class MethodOptions(Growing):
         "loss.",
     )
     gamma_beta_ratio: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.5, description="simpo: margin between the answers' log-probabilities per token that is aimed at."
+        0.5, description="simpo: target reward margin, as a ratio to train.beta."
     )
 
 

@@ -84,7 +84,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
-from tunewright.core.records.pairs import PAIRS, ChosenAlone, PairMeasure, Pairs
+from tunewright.core.records.pairs import PAIRS, PairMeasure, Pairs, SftOnChosen
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
@@ -163,7 +163,6 @@ __all__ = [
     "Characters",
     "CheckpointState",
     "Choice",
-    "ChosenAlone",
     "Cleaning",
     "Comparator",
     "ConsumerCheck",
@@ -237,6 +236,7 @@ __all__ = [
     "ScoreLine",
     "SelfTest",
     "SelfTestFinding",
+    "SftOnChosen",
     "Side",
     "SplitRow",
     "StartLine",

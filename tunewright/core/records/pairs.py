@@ -18,7 +18,7 @@ class PairMeasure(Value):
     interval: Interval = Field(description="Interval of the difference.")
 
 
-class ChosenAlone(Value):
+class SftOnChosen(Value):
     """The run compared with fine-tuning on the chosen answers alone: the same rows and steps."""
 
     metric: PairMeasure = Field(description="Test score by the task's metric.")
@@ -40,8 +40,8 @@ class Pairs(Record):
     measured: Literal[True] = Field(True, description="Always true.")
     pairs: int = Field(description="Test pairs.")
     accuracy: PairMeasure = Field(
-        description="Fraction of the pairs whose chosen answer is more probable than the rejected one, compared with "
-        "the model before training."
+        description="Fraction of the pairs whose chosen answer is more probable than the rejected one (per token, if "
+        "the method compares means over tokens), compared with the model before training."
     )
     implicit_accuracy: float = Field(
         description="Fraction of the pairs in which training raised the chosen answer's log-probability by more than "
@@ -52,7 +52,7 @@ class Pairs(Record):
         "training. It may fall although the accuracy rises."
     )
     rejected_logp: PairMeasure = Field(description="The same for the rejected answers.")
-    chosen_alone: ChosenAlone | None = Field(description="Null with prove.evidence=plain.")
+    sft_on_chosen: SftOnChosen | None = Field(description="Null with prove.evidence=plain.")
 
 
 PAIRS: TypeAdapter[Pairs | NotMeasured] = TypeAdapter(Measured[Pairs])

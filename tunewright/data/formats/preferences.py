@@ -13,13 +13,14 @@ from tunewright.core.errors import data_error
 from tunewright.data.files.values import type_name
 from tunewright.data.formats import conversation, notation, tools
 from tunewright.data.formats.chats import with_system
-from tunewright.data.formats.fields import answer, decoded, optional, text
-from tunewright.data.formats.row_format import Build, RowFormat, RowSettings
+from tunewright.data.formats.fields import answer, optional, text
+from tunewright.data.formats.prompted import history
+from tunewright.data.formats.row_format import Build, RowFormat, RowSettings, in_string
 from tunewright.data.messages import Chat, Json, Message
 from tunewright.data.sources import Row
 
-HEADINGS = re.compile(r"\s*\b(Human|Assistant): ?")
-HEADED = re.compile(r"\s*Human:")
+HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+HH = re.compile(r"\s*Human:")
 LISTS = ("messages", "conversations", "conversation", "prompt")
 QUESTIONS = ("prompt", "question", "query", "input")
 Names = tuple[str, str]  # of the fields of the chosen and the rejected answer
@@ -28,8 +29,8 @@ Names = tuple[str, str]  # of the fields of the chosen and the rejected answer
 def pair(
     row: Row, how: RowSettings, before: list[Message], chosen: list[Message], rejected: list[Message], names: Names
 ) -> Chat:
-    """The Chat of a prompt and two answers. Either is one message, or a whole conversation that ends with it. Raises
-    DATA_PROMPT_DIFFERS and DATA_PREFERENCE_EQUAL."""
+    """The Chat of a prompt and two answers. Either is one message, or a whole conversation that ends with it and begins
+    with the prompt. Raises DATA_PROMPT_DIFFERS and DATA_PREFERENCE_EQUAL."""
     (*prompt, good), (*other, bad) = (
         _conversation(before, messages, name, row.where)
         for messages, name in zip((chosen, rejected), names, strict=True)
@@ -39,7 +40,7 @@ def pair(
         message = f"{names[0]!r} and {names[1]!r} follow different prompts."
         fix = f"let both repeat the same messages, or {invalid}."
         raise data_error("DATA_PROMPT_DIFFERS", message, where=row.where, fix=fix)
-    if (good.text, good.reasoning) == (bad.text, bad.reasoning):
+    if replace(good, trained=True) == replace(bad, trained=True):
         message = f"{names[0]!r} and {names[1]!r} are the same answer."
         raise data_error("DATA_PREFERENCE_EQUAL", message, where=row.where, fix=f"remove the row, or {invalid}.")
     messages = with_system(row, [*prompt, replace(good, trained=True)])
@@ -50,6 +51,10 @@ def _conversation(before: list[Message], messages: list[Message], name: str, whe
     """A prompt and its answer."""
     first = next((m.role for m in messages if m.role != "system"), "")
     whole = messages if first == "user" else [*before, *messages]
+    if not _begins_with(whole, before):
+        message = f"{name!r} is a whole conversation, and does not begin with the row's prompt."
+        fix = "let it repeat the prompt, or write the answer alone, or set data.invalid=drop."
+        raise data_error("DATA_PROMPT_DIFFERS", message, where=where, fix=fix)
     if len(whole) < 2 or whole[-1].role != "assistant":
         message = f"{name!r} has no prompt." if first == "assistant" else f"{name!r} does not end with an answer."
         fix = "write the prompt as 'prompt' (data.columns maps other names), or as the first messages of both answers."
@@ -60,19 +65,30 @@ def _conversation(before: list[Message], messages: list[Message], name: str, whe
     return whole
 
 
+def _begins_with(messages: list[Message], before: list[Message]) -> bool:
+    """A system message may be in one of them alone."""
+    whole, start = (
+        [(m.role, m.content, m.tool_calls) for m in side if m.role != "system"] for side in (messages, before)
+    )
+    return whole[: len(start)] == start
+
+
 def _messages(value: Json, name: str, where: str) -> list[Message]:
-    """The messages of an answer: a text, a message, or a list. A text that begins with "Human:" is a conversation
-    (Anthropic's)."""
-    if isinstance(value, str) and HEADED.match(value):
-        return _headed(value, name, where)
-    value = [value] if isinstance(value, dict) and notation.is_messages([value]) else value
-    if notation.is_messages(value):
-        return conversation.read(value, name, where)
+    """The messages of an answer: a text, a message, or a list, also as JSON. A text that begins with "Human:" is a
+    conversation (Anthropic's)."""
+    if isinstance(value, str) and HH.match(value):
+        return _hh_turns(value, name, where)
+    given = in_string(value)
+    given = [given] if isinstance(given, dict) and notation.is_messages([given]) else given
+    if notation.is_messages(given):
+        return conversation.read(given, name, where)
     return [Message("assistant", answer(value, name, where))]
 
 
-def _headed(value: str, name: str, where: str) -> list[Message]:
-    _, *parts = HEADINGS.split(value)
+def _hh_turns(value: str, name: str, where: str) -> list[Message]:
+    """Without a last heading that nothing follows: a prompt may end with one."""
+    _, *parts = HH_TURN.split(value)
+    parts = parts[:-2] if parts[-2] == "Assistant" and not parts[-1].strip() else parts
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [Message(roles[who], text(content.strip(), f"{name}, after {who}:", where)) for who, content in turns]
@@ -82,17 +98,17 @@ def _prompt(row: Row) -> list[Message]:
     """The messages before the answers, in whichever field a row has them."""
     for name in LISTS:
         value = row.data.get(name)
-        if value in notation.EMPTY:
-            continue
-        if isinstance(value, str) and HEADED.match(value):
-            return _headed(value, name, row.where)
-        value = decoded(value, name, row.where) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
-        if isinstance(value, list):
+        if isinstance(value, str) and HH.match(value):
+            return _hh_turns(value, name, row.where)
+        given = in_string(value)
+        if notation.is_messages(given):
+            return conversation.read(given, name, row.where)
+        if isinstance(value, list) and value:  # of something else: the reader says what is wrong
             return conversation.read(value, name, row.where)
-    if instruction := optional(row, "instruction"):
-        return [Message("user", "\n\n".join(filter(None, [instruction, optional(row, "input", "context")])))]
-    question = optional(row, *QUESTIONS)
-    return [Message("user", question)] if question else []
+    if question := optional(row, "instruction"):
+        question = "\n\n".join(filter(None, [question, optional(row, "input", "context")]))
+    question = question or optional(row, *QUESTIONS)
+    return [*history(row), Message("user", question)] if question else []
 
 
 def _chosen(row: Row, how: RowSettings) -> Chat:
@@ -116,7 +132,7 @@ def _rejected_response(row: Row, how: RowSettings) -> Chat:
 
 def _rejected_messages(row: Row, how: RowSettings) -> Chat:
     """ms-swift's: two whole conversations."""
-    return _of_fields(row, how, [], ("messages", "rejected_messages"))
+    return _of_fields(row, how, [], PAIR)
 
 
 def _preferred_output(row: Row, how: RowSettings) -> Chat:
@@ -132,17 +148,18 @@ def _preferred_output(row: Row, how: RowSettings) -> Chat:
 
 
 PREFERRED = ("preferred_output", "non_preferred_output")
+PAIR = ("messages", "rejected_messages")
 
 
-def _format(name: str, fields: tuple[str, ...], build: Build, *lists: str) -> RowFormat:
-    return RowFormat(name, fields, build, lists=lists, paired=True)
+def _format(
+    name: str, fields: tuple[str, ...], build: Build, lists: tuple[str, ...], answers: tuple[str, ...]
+) -> RowFormat:
+    return RowFormat(name, fields, build, lists=lists, answers=answers, preference=True)
 
 
 FORMATS = (
-    _format("preferred_output", ("input", *PREFERRED), _preferred_output, *PREFERRED),
-    _format(
-        "rejected_messages", ("messages", "rejected_messages"), _rejected_messages, "messages", "rejected_messages"
-    ),
-    _format("rejected_response", ("rejected_response",), _rejected_response, "messages"),
-    _format("preference", ("chosen", "rejected"), _chosen, "chosen", "rejected"),
+    _format("preferred_output", ("input", *PREFERRED), _preferred_output, PREFERRED, PREFERRED[:1]),
+    _format("rejected_messages", PAIR, _rejected_messages, PAIR, PAIR[:1]),
+    _format("rejected_response", ("rejected_response",), _rejected_response, ("messages",), ("messages", "response")),
+    _format("preference", ("chosen", "rejected"), _chosen, ("chosen", "rejected"), ("chosen",)),
 )

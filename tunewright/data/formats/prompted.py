@@ -21,11 +21,11 @@ ABOUT = ("context", "article", "passage")  # a text that a question is about
 
 
 def _chat(row: Row, how: RowSettings, user: str, answer: str) -> Chat:
-    turns = [*_history(row), Message("user", user), Message("assistant", answer)]
+    turns = [*history(row), Message("user", user), Message("assistant", answer)]
     return conversation.chat(with_system(row, turns), how, row.where, tools.of_row(row))
 
 
-def _history(row: Row) -> list[Message]:
+def history(row: Row) -> list[Message]:
     """The earlier turns of a row: ``[[question, answer], ...]``."""
     history = decoded(row.data.get("history") or [], "history", row.where, "DATA_FIELD_TYPE")
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):

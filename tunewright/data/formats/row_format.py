@@ -29,9 +29,9 @@ class RowSettings:
     ``instruction``: the system message of rows that have none; ``label_names``: names of labels that are numbers.
     ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
-    that show another kind of row are ignored. ``paired``: whether rows must have a chosen and a rejected answer, unless
-    the format is set. ``control``: what becomes of control characters and lone surrogates in
-    JSON that a field contains as a string."""
+    that show another kind of row are ignored. ``preference``: whether rows must have a chosen and a rejected answer,
+    unless the format is set. ``control``: what becomes of control characters and lone surrogates in JSON that a
+    field contains as a string."""
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class RowSettings:
     fix_turns: bool = False
     drop: frozenset[str] = frozenset()
     as_asked: bool = False
-    paired: bool = False
+    preference: bool = False
     control: Control = "error"
 
 
@@ -69,7 +69,7 @@ class RowFormat:
 
     ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
     ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
-    ``paired``: whether rows have a chosen and a rejected answer.
+    ``preference``: whether rows have a chosen and a rejected answer.
     """
 
     name: str
@@ -79,7 +79,7 @@ class RowFormat:
     lists: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     condition: Callable[[Data], bool] | None = None
-    paired: bool = False
+    preference: bool = False
 
     def fits(self, data: Data) -> bool:
         given = all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
@@ -105,7 +105,7 @@ class RowFormat:
     def _messages(self, value: Json) -> list[Json]:
         """The messages of a field. A prompt or a completion that is a string is a text, and a completion may be a list
         of something else."""
-        value = _in_string(value) if len(self.lists) == 1 else value
+        value = in_string(value) if len(self.lists) == 1 else value
         return value if isinstance(value, list) and (len(self.lists) == 1 or notation.is_messages(value)) else []
 
     def _ends_unanswered(self, items: list[tuple[str, Data]]) -> bool:
@@ -128,12 +128,14 @@ class Parsed:
 
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
-    candidates = [f for f in formats if how.format == f.name or (how.format == "auto" and f.paired == how.paired)]
+    candidates = [
+        f for f in formats if how.format == f.name or (how.format == "auto" and f.preference == how.preference)
+    ]
     _check_columns(rows, how.columns)
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
     reader = functools.partial(_reader, formats, how)
-    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader, how.paired)
+    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader, how.preference)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
         raise DataError(list(refused.values()))
@@ -187,7 +189,7 @@ def _read(row_format: RowFormat, row: Row, how: RowSettings) -> tuple[Example, t
         return row_format.read(row, how), error.problems
 
 
-def _in_string(value: Json) -> Json:
+def in_string(value: Json) -> Json:
     """A value, or the list that a string contains as JSON."""
     try:
         return decoded(value, "", "") if isinstance(value, str) and value.lstrip()[:1] == "[" else value
@@ -260,7 +262,7 @@ def detect(rows: Sequence[Row], formats: Sequence[RowFormat]) -> RowFormat:
 
 def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
     """The error for rows of none of the formats, from the first of them."""
-    fields, paired = list(row.data), all(f.paired for f in formats)
+    fields = list(row.data)
     known = [f for row_format in formats for f in row_format.fields]
     close = [
         (f, m[0]) for f in fields if (m := difflib.get_close_matches(f.lower(), known, n=1, cutoff=0.7)) and m[0] != f
@@ -268,11 +270,8 @@ def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
     table = " The first line of a CSV file names the columns." if re.search(r"\.[ct]sv\b", row.where) else ""
     guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
     what, names = "no known format", "prompt: your_field, completion: other_field"
-    if paired:
-        what, names = (
-            "no format of rows with a chosen and a rejected answer",
-            "chosen: your_field, rejected: other_field",
-        )
+    if all(f.preference for f in formats):
+        what, names = "no preference format", "chosen: your_field, rejected: other_field"
     return data_error(
         "DATA_FIELD_MISSING",
         f"{what} has the fields {fields[:8]}.{guess}",

@@ -31,20 +31,20 @@ BY_SFT = " by train.method=sft"
 ANSWERS = ("completion", "messages", "conversations", "conversation", "output", "response", "answer")
 
 
-def problems(rows: Sequence[Row], columns: Columns, reader: Reader, paired: bool) -> dict[str, Problem]:
+def problems(rows: Sequence[Row], columns: Columns, reader: Reader, preference: bool) -> dict[str, Problem]:
     """DATA_FORM_UNSUPPORTED for every row that is not supported, by its place. ``columns``: those that are set;
-    ``paired``: whether rows are to have a chosen and a rejected answer."""
-    return {row.where: problem for row in rows if (problem := _problem(row, columns, reader, paired)) is not None}
+    ``preference``: whether rows are to have a chosen and a rejected answer."""
+    return {row.where: problem for row in rows if (problem := _problem(row, columns, reader, preference)) is not None}
 
 
-def _problem(row: Row, columns: Columns, reader: Reader, paired: bool) -> Problem | None:
+def _problem(row: Row, columns: Columns, reader: Reader, preference: bool) -> Problem | None:
     for name in (name for name, value in row.data.items() if value not in EMPTY):
         if name in MEDIA:
             return _unsupported(row, MEDIA[name], name, f"use rows of text; {_ignoring(row, reader)}")
         if name in TOKENS and "text" not in row.data:
             fix = "write the rows as messages, with weight 0 for those that are not trained on."
             return _unsupported(row, TOKENS[name], name, fix)
-        if name in PAIR and not paired:
+        if name in PAIR and not preference:
             return _unsupported(row, "a chosen and a rejected answer", name, _choosing(row, reader), BY_SFT)
         if name == RATING:
             return _unsupported(row, "a rating of the answer", name, _ignoring(row, reader))

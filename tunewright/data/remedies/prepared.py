@@ -68,7 +68,7 @@ def row_settings(config: Config) -> RowSettings:
         fix_turns=data.turns == "fix",
         drop=frozenset(_dropped(config)),
         as_asked=data.format != "auto",
-        paired=config.train.method != "sft",
+        preference=config.train.method != "sft",
         control=data.control,
     )
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
 from tunewright.core.records.common import Side
-from tunewright.data.messages import Example
+from tunewright.data.messages import Chat, Example
 from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.labels import Sides
 from tunewright.data.text import normalised
@@ -21,8 +21,17 @@ Canonical = Callable[[Example], str]  # of the kind of the task: equal for targe
 def key(example: Example, canonical: Canonical) -> Hashable:
     """Equal for rows that teach the same: prompt and answer, and the thoughts and the weight of every turn."""
     turns = [m for m in example.messages if m.role == "assistant"]
+    rejected = normalised(example.rejected.text) if isinstance(example, Chat) and example.rejected else ""
     thoughts = [normalised(f"{m.reasoning} {split_thoughts(m.content)[0]}") for m in turns]
-    return (normalised(example.whole_prompt), canonical(example), *thoughts, *(m.trained for m in turns))
+    return (normalised(example.whole_prompt), canonical(example), rejected, *thoughts, *(m.trained for m in turns))
+
+
+def question(example: Example) -> str:
+    """What rows must share to contradict each other: the prompt, and of preference rows both answers, in any order."""
+    prompt = normalised(example.whole_prompt)
+    if not (isinstance(example, Chat) and example.rejected):
+        return prompt
+    return "\x00".join([prompt, *sorted((normalised(example.target), normalised(example.rejected.text)))])
 
 
 def drop_duplicates(examples: Sequence[Example], canonical: Canonical) -> Kept:
@@ -44,11 +53,11 @@ def drop_contradictions(examples: Sequence[Example], canonical: Canonical) -> Ke
     """For each prompt, the rows with its most frequent answer; none if two answers are equally frequent."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for e in examples:
-        answers[normalised(e.whole_prompt)][canonical(e)] += 1
+        answers[question(e)][canonical(e)] += 1
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
-        (best, most), *others = answers[normalised(e.whole_prompt)].most_common(2)
+        (best, most), *others = answers[question(e)].most_common(2)
         tied = bool(others) and others[0][1] == most
         if not tied and canonical(e) == best:
             kept.append(e)

@@ -91,6 +91,7 @@ class Forecast:
         """Of training on a fraction of the rows, dev losses included."""
         plan, dev = self.work.plan, sum(r.tokens for r in self.work.inputs.rows["dev"])
         losses = (plan.steps * fraction / plan.eval_every + 1) * dev * self.pilot.read
+        losses += 0.0 if plan.method == "sft" else fraction * plan.tokens * self.pilot.read  # before the first step
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
     def forgetting(self) -> float:
@@ -129,8 +130,9 @@ class Forecast:
         work, config = self.work, self.work.config.experiments
         dev, test = len(work.inputs.dev), len(work.inputs.test)
         seconds: dict[str, float] = {}
-        adapter = work.plan.adapter.kind != "none"
-        if work.plan.method != "sft" and work.config.prove.evidence != "plain":
+        tunes = work.plan.method == "sft"
+        adapter = work.plan.adapter.kind != "none" and tunes
+        if not tunes and work.config.prove.evidence != "plain":
             seconds["pairs"] = self.trained() + self.by_tuned(test)  # on one answer of each pair; the other is read
         if config.crossfit and adapter:
             # The half that is left out: answered, or read by both models.
@@ -141,7 +143,7 @@ class Forecast:
             seconds["cleaning"] = self.trained() + self.by_tuned(test)
         if config.mitigation and adapter:
             seconds["mitigation"] = 2 * (self.trained() + self.by_tuned(dev)) + 6 * GENERIC * self.pilot.read
-        if count := config.prompt_distillation:
+        if (count := config.prompt_distillation) and tunes:
             teacher = next(iter(work.inputs.arms.values()))[:1]
             seconds["prompt_distillation"] = self.judged(teacher, count + dev + 2 * test)
             seconds["prompt_distillation"] += self.trained((count + dev) / work.plan.rows)
@@ -193,5 +195,5 @@ def _tuned(work: Work) -> Lengths | None:
     arm = work.inputs.tuned
     if not decoded_together(arm):
         return None
-    answers = [min(r.supervised, work.plan.max_new_tokens) for r in work.inputs.rows["train"]]
+    answers = [min(r.sequences[0].supervised, work.plan.max_new_tokens) for r in work.inputs.rows["train"]]
     return Lengths(*pilot.prompts(work, arm), sum(answers) / len(answers), max(answers))

@@ -21,7 +21,8 @@ VERDICT = ("verdict", "metric", "tuned", "comparator", "difference", "interval",
 def job_json(the: Service, job: Job) -> JsonObject:
     run, request = the.workshop.run(job), job.request
     plan = records.existing(run.plan, Plan)
-    method = (request["method"] or {}).get("type", "supervised")
+    asked = (request["tunewright"] or {}).get("train.method", "sft")
+    method = "dpo" if asked != "sft" else (request["method"] or {}).get("type", "supervised")
     hyperparameters = _hyperparameters(request, method, plan)
     return {
         "id": job.id,

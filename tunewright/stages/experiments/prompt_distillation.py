@@ -91,7 +91,9 @@ def without_system(prompt: Prompt) -> Prompt:
 
 
 def skip_reason(work: Work) -> str | None:
-    return None if work.config.experiments.prompt_distillation else "experiments.prompt_distillation is 0"
+    if not work.config.experiments.prompt_distillation:
+        return "experiments.prompt_distillation is 0"
+    return None if work.plan.method == "sft" else f"its recipe is that of fine-tuning, not of {work.plan.method}"
 
 
 def lines(record: PromptDistillation) -> Sequence[str]:
