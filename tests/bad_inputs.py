@@ -301,6 +301,7 @@ CONFIGS: list[tuple[int, str, str, str, str]] = [
     (34, "rank without adapter", "adapter:\n  kind: none\n  rank: 8\n", "CONFIG_CONFLICT", "c.yaml:2"),
     (34, "label smoothing of a method without", "train:\n  method: ipo\n  label_smoothing: 0.1\n", "CONFIG_CONFLICT", "c.yaml:3"),
     (34, "beta of fine-tuning", "train:\n  beta: 0.1\n", "CONFIG_CONFLICT", "c.yaml:2"),
+    (34, "a sweep of preferences", "train:\n  method: dpo\nsweep:\n  grid:\n    train.lr: [0.001, 0.01]\n", "CONFIG_CONFLICT", "c.yaml:4"),
     (34, "dropout of the reference", "train:\n  method: dpo\nadapter:\n  dropout: 0.1\n", "CONFIG_CONFLICT", "c.yaml:4"),
     (34, "everything held out", "split:\n  dev: 0.5\n  test: 0.5\n", "CONFIG_CONFLICT", "c.yaml:2"),
 ]  # fmt: skip

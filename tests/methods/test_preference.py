@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from build import byte_tokenizer, plan_of, with_adapter
+from build import LORA, byte_tokenizer, plan_of, with_adapter
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.core.config.schema import PREFERENCE
 from tunewright.core.errors import DataError, TunewrightError
+from tunewright.core.run_folder import Run
 from tunewright.data.messages import Chat, Message
 from tunewright.methods import METHODS, pair_losses, precomputed, preference
 from tunewright.methods.pair_losses import LOSSES, Answers, Options
@@ -27,7 +29,7 @@ from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow
 from tunewright.tokens.template import Template
-from tunewright.train import selftest, step
+from tunewright.train import dealing, loop, selftest, step
 
 READ_BY = MethodOptions.READ_BY
 REFERENCED = [name for name, loss in LOSSES.items() if loss.reference]
@@ -306,6 +308,40 @@ def test_the_reference_of_a_pair_does_not_depend_on_the_others() -> None:
         alone = [precomputed(model, [row], asked)[0] for row in rows]
     for a, b in zip(together, alone, strict=True):
         assert np.allclose(a.signal["reference_S"], b.signal["reference_S"], rtol=0, atol=1e-10)
+
+
+def test_the_reference_is_computed_once_and_kept(tmp_path: Path) -> None:
+    """A run that is resumed elsewhere continues with the same numbers, whatever it would compute there."""
+    seen: list[int] = []
+    first = loop.with_precomputed(inputs_of(tmp_path, seed=1), seen.append)
+    again = loop.with_precomputed(inputs_of(tmp_path, seed=2), seen.append)
+    assert sum(seen) == len(PAIRS), "the second time, nothing is computed"
+    assert again.hashes == first.hashes
+    for a, b in zip(first.rows, again.rows, strict=True):
+        assert np.array_equal(a.signal["reference_S"], b.signal["reference_S"])
+    other = loop.with_precomputed(replace(inputs_of(tmp_path, seed=2), hashes={"model": "another"}), seen.append)
+    assert other.hashes["rows"] != first.hashes["rows"], "of another model"
+
+
+def inputs_of(folder: Path, seed: int) -> loop.TrainingInputs:
+    model = with_adapter("llama", torch.float32, vocabulary=300, seed=seed)
+    rows = prepared()
+    return loop.TrainingInputs(model, plan("dpo"), rows[:4], rows[4:], Run(folder), {"model": "one"})
+
+
+def test_pairs_can_be_divided_into_passes_before_they_have_a_reference() -> None:
+    """The plan counts what several processes would compute."""
+    model = with_adapter("llama", torch.float32, vocabulary=300)
+    assert dealing.speedups(model, prepared(), plan("dpo", tokens_per_pass=50, steps=4), (2,))[2] > 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_self_test_passes(name: str) -> None:
+    model, asked = with_adapter("llama", torch.float32, vocabulary=300), plan(name, layout="shared", adapter=LORA)
+    examples = [chat(*p) for p in PAIRS]
+    result = selftest.self_test(model, Template(byte_tokenizer()), examples, prepared(), asked)
+    assert all(check.passed for check in result.checks)
+    assert ("start" in [check.check for check in result.checks]) is (name in REFERENCED)
 
 
 @pytest.mark.parametrize("name", LOSSES)

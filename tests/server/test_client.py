@@ -633,6 +633,8 @@ def test_a_job_learns_from_preferences(server: Running, tmp_path: Path) -> None:
     ("change", "param"),
     [
         ({"method": {"type": "reinforcement"}}, "method.type"),
+        ({"method": {"type": "dpo"}, "hyperparameters": {"n_epochs": 2}}, "hyperparameters"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
         ({"suffix": "a:b"}, "suffix"),

@@ -413,6 +413,36 @@ def test_preference_rows_are_read_the_same_whatever_their_format(name: str) -> N
     assert parsed.unused == {}
 
 
+@pytest.mark.parametrize(
+    ("row", "question", "chosen"),
+    [
+        ({"prompt": "[INST] q", "chosen": "[a", "rejected": "b"}, "[INST] q", "[a"),
+        ({"prompt": "q", "chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])}, "q", "a"),
+        ({"prompt": json.dumps([USER]), "chosen": json.dumps(GOOD), "rejected": "b"}, "q", json.dumps(GOOD)),
+        ({"prompt": "\n\nHuman: an Assistant: q\n\nAssistant:", "chosen": "a", "rejected": "b"}, "an Assistant: q", "a"),
+        ({"prompt": "q", "chosen": {"n": 1}, "rejected": {"n": 2}}, "q", '{"n": 1}'),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_texts_that_look_like_something_else(row: dict[str, Any], question: str, chosen: str) -> None:
+    (example,) = formats.parse([Row(row, "x:1")], PAIRED).examples
+    assert (example.question, example.target) == (question, chosen)
+
+
+def test_a_prompt_and_earlier_turns_in_fields_of_their_own() -> None:
+    row = {"instruction": "q", "input": "z", "history": [["a", "b"]], "system": "s", "chosen": "y", "rejected": "n"}
+    (example,) = formats.parse([Row(row, "x:1")], PAIRED).examples
+    assert [m.content for m in example.messages] == ["s", "a", "b", "q\n\nz", "y"]
+    assert turns(example.messages) == [4], "earlier answers are context"
+
+
+def test_pairs_that_differ_only_in_their_thoughts() -> None:
+    row = {"prompt": "q", "chosen": "<think>x</think>a", "rejected": "<think>y</think>a"}
+    (example,) = formats.parse([Row(row, "x:1")], PAIRED).examples
+    assert isinstance(example, Chat)
+    assert example.rejected != example.messages[-1]
+
+
 def test_preferences_about_the_last_turn_of_a_conversation() -> None:
     """Earlier answers are context. Tools and the instruction are those of other rows."""
     earlier = [USER, {"role": "assistant", "content": "before"}, {"role": "user", "content": "and then?"}]
@@ -440,6 +470,7 @@ def test_preferences_about_the_last_turn_of_a_conversation() -> None:
             "DATA_PROMPT_DIFFERS",
             "let both repeat",
         ),
+        ({"prompt": "other", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "DATA_PROMPT_DIFFERS", "let it repeat"),
         ({"chosen": "a", "rejected": "b"}, "DATA_FIELD_MISSING", "write the prompt as 'prompt'"),
         ({"chosen": [USER], "rejected": [USER, BAD]}, "DATA_FIELD_MISSING", "write the prompt as 'prompt'"),
         ({"prompt": "q", "chosen": [GOOD, USER, GOOD], "rejected": [BAD]}, "DATA_TURN_ORDER", "data.invalid=drop"),

@@ -144,3 +144,20 @@ def test_leaks_are_dropped_from_the_side_that_matters_less(train: list[int], dev
     assert len(changes) == sum(map(len, sides.values())) - sum(map(len, kept.values()))
     everything = [e for examples in kept.values() for e in examples]
     split.check_leaks(everything, [s for s in kept for _ in kept[s]], cluster(kept))  # type: ignore[arg-type]
+
+
+def pair(chosen: str, rejected: str, question: str = "q") -> Chat:
+    messages = (Message("user", question), Message("assistant", chosen))
+    return Chat(messages, f"x:{chosen}{rejected}", rejected=Message("assistant", rejected))
+
+
+def test_pairs_repeat_only_equal_pairs_and_contradict_only_reversed_ones() -> None:
+    """One prompt may have several rejected answers, and an answer that is chosen here may be rejected there."""
+    ranked = [pair("a", "b"), pair("a", "c"), pair("b", "c"), pair("a", "b", "other")]
+    for remedy in (repetitions.drop_duplicates, repetitions.drop_contradictions):
+        assert remedy(ranked, canonical_text) == (tuple(ranked), [])
+    kept, changes = repetitions.drop_duplicates([*ranked, pair("a", "b")], canonical_text)
+    assert (len(kept), len(changes)) == (4, 1)
+    kept, changes = repetitions.drop_contradictions([*ranked, pair("b", "a")], canonical_text)
+    assert [(e.target, e.question) for e in kept] == [("a", "q"), ("b", "q"), ("a", "other")]
+    assert len(changes) == 2
