@@ -419,7 +419,7 @@ def test_preference_rows_are_read_the_same_whatever_their_format(name: str) -> N
         ({"prompt": "[INST] q", "chosen": "[a", "rejected": "b"}, "[INST] q", "[a"),
         ({"prompt": "q", "chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])}, "q", "a"),
         ({"prompt": json.dumps([USER]), "chosen": json.dumps(GOOD), "rejected": "b"}, "q", json.dumps(GOOD)),
-        ({"prompt": "\n\nHuman: an Assistant: q\n\nAssistant:", "chosen": "a", "rejected": "b"}, "an Assistant: q", "a"),
+        ({"prompt": "\n\nHuman: A Assistant: q\n\nAssistant:", "chosen": "a", "rejected": "b"}, "A Assistant: q", "a"),
         ({"prompt": "q", "chosen": {"n": 1}, "rejected": {"n": 2}}, "q", '{"n": 1}'),
     ],
     ids=str,
