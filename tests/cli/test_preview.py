@@ -47,6 +47,15 @@ def test_preview_shows_tools_calls_results_and_thoughts(tmp_path: Path, model_fo
     assert "template=chatml-tools" in refused.stderr
 
 
+def test_preview_names_the_answers_of_a_pair(tmp_path: Path, model_folder: Folder) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "chosen": "yes", "rejected": "no"}')
+    done = cli("preview", "rows.jsonl", "--model", str(model_folder("llama")), "train.method=dpo", cwd=tmp_path)
+    assert re.findall(r"rows.jsonl:1, (\w+): .*?⟦(.*?)⟧", done.stdout, re.S) == [
+        ("chosen", "yes<|im_end|>"),
+        ("rejected", "no<|im_end|>"),
+    ]
+
+
 def test_check_loads_no_torch_on_5000_rows(tmp_path: Path) -> None:
     data = tmp_path / "many.jsonl"
     data.write_text(

@@ -48,9 +48,11 @@ def preview(
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
-    for number, sequence in enumerate(sequences, 1):
+    pair = len(sequences) == 2 and config.train.method != "sft"
+    names = ("chosen", "rejected") if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
+    for name, sequence in zip(names, sequences, strict=True):
         tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
-        typer.secho(f"{example.where}, sequence {number} of {len(sequences)}: {tokens}", bold=True)
+        typer.secho(f"{example.where}, {name}: {tokens}", bold=True)
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
         typer.echo("".join(_shown(pieces)))
 
