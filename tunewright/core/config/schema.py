@@ -192,7 +192,7 @@ REFERENCED = tuple(name for name in PREFERENCE if name not in ("simpo", "orpo"))
 class MethodOptions(Growing):
     """Settings that only some training methods read; all of them in ``ADDED``, with these methods in ``READ_BY``."""
 
-    ADDED = ("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio")
+    ADDED: ClassVar[Collection[str]] = ("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio")
     READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
         "beta": PREFERENCE,
         "label_smoothing": ("dpo", "robust_dpo", "normalized_dpo"),
@@ -220,6 +220,10 @@ class MethodOptions(Growing):
 
 
 class TrainConfig(MethodOptions):
+    ADDED: ClassVar[
+        Collection[str]
+    ] = ()  # a run's config has every setting, so that another version's defaults cannot change it
+
     method: Literal["sft"] | PreferenceMethod = Field(
         "sft",
         description="Training method: sft is supervised fine-tuning; the others learn from pairs of a chosen and a "
