@@ -63,7 +63,10 @@ INTRODUCTIONS = {
         "Pairs of definitions of one word: the Devil's Dictionary (Bierce, public domain) is chosen, WordNet (free "
         "licence) rejected. Trained with DPO, and judged twice: like any run, against the base with a prompt and with examples, by "
         "how likely each arm finds Bierce's definitions; and against fine-tuning on Bierce's definitions alone, with the "
-        "same rows and steps.",
+        "same rows and steps.\n\nAn honest negative, at two and a half times the plan's own rate. Training looks perfect: "
+        "its loss falls to 0.08, it prefers Bierce in every test pair more than before, and a classifier of style takes "
+        "its answers for his. But the chosen answers became less likely, and no answer ends before the limit. Fine-tuning "
+        "on the chosen answers is much better.",
     ),
     "docs": (
         "Domain language from raw pages",
