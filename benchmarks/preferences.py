@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -20,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from tunewright.core.config.schema import PREFERENCE
+from tunewright.core.config import PREFERENCE
+from tunewright.train.recipe import RATES
 
 HERE = Path(__file__).parent
 PAIRS = HERE.parent / "examples" / "preferences" / "data" / "preferences.jsonl"
 OUT = HERE / "results" / "preferences.json"
-WIDTH = 576  # of SmolLM2-135M
-SFT = 4.3e-4 * math.sqrt(2000 / WIDTH)  # `recipe.learning_rate`
 DEV = 64
 
 
@@ -36,8 +34,14 @@ def cell(method: str, factor: float, pairs: int) -> dict[str, Any]:
         for side, part in (("train", lines[DEV + 20 :][:pairs]), ("dev", lines[:DEV]), ("test", lines[DEV : DEV + 20])):
             (folder / f"{side}.jsonl").write_text("".join(part), encoding="utf-8")
         words = ["train.jsonl", "data.dev=dev.jsonl", "data.test=test.jsonl", f"train.method={method}"]
-        words += [f"train.lr={factor * SFT:.3g}", "train.epochs=1", "train.batch_size=8", "--name", "r"]
-        command = [sys.executable, "-m", "tunewright", "train", *words]
+        words += [
+            f"train.lr_multiplier={factor / RATES[method]:g}",
+            "train.epochs=1",
+            "train.batch_size=8",
+            "--name",
+            "r",
+        ]
+        command = [sys.executable, "-m", "tunewright", "train", *words, "--name", "r"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             return {"failed": done.stderr.strip().splitlines()[-1][:200]}

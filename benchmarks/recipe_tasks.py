@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import csv
-import gzip
 import io
 import json
 import random
@@ -25,7 +24,7 @@ from typing import Any
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
-from debian import deb  # noqa: E402
+from debian import devils_dictionary  # noqa: E402
 
 from tunewright.cli.demo import fetch  # noqa: E402
 from tunewright.data import near_duplicates  # noqa: E402
@@ -130,14 +129,9 @@ def reviews() -> Iterator[Row]:
 
 def definitions() -> Iterator[Row]:
     """The Devil's Dictionary."""
-    (file,) = deb("dict-devil").rglob("devil.dict.dz")
-    text = gzip.decompress(file.read_bytes()).decode("utf-8", "replace")
-    heading = list(re.finditer(r"^([A-Z][A-Z'\- ]+), (n|adj|adv|v)\.?[a-z.]*\.\s+", text, re.M))
-    for match, following in zip(heading, [*heading[1:], None], strict=True):
-        body = text[match.end() : following.start() if following else None]
-        first = " ".join(re.split(r"\n\s*\n", body)[0].split())
+    for word, _, first in devils_dictionary():
         if 20 <= len(first) <= SHORT:
-            yield chat("You write a satirical dictionary.", f'Define "{match[1].strip().lower()}".', first)
+            yield chat("You write a satirical dictionary.", f'Define "{word}".', first)
 
 
 def classify(kind: str, labels: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import re
 import subprocess
@@ -19,6 +20,21 @@ def deb(name: str) -> Path:
         subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, check=True, stderr=subprocess.DEVNULL)
         subprocess.run(["dpkg", "-x", str(next(folder.glob("*.deb"))), str(folder / "root")], check=True)
     return folder / "root"
+
+
+def dictionary(package: str, name: str) -> str:
+    """The text of a dictd dictionary."""
+    (file,) = deb(package).rglob(f"{name}.dict.dz")
+    return gzip.decompress(file.read_bytes()).decode("utf-8", "replace")
+
+
+def devils_dictionary() -> Iterator[tuple[str, str, str]]:
+    """Word, part of speech (n, v, adj or adv) and the first paragraph of every entry, on one line."""
+    text = dictionary("dict-devil", "devil")
+    headings = list(re.finditer(r"^([A-Z][A-Z'\- ]+), (n|adj|adv|v)\.?[a-z.]*\.\s+", text, re.M))
+    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+        body = text[heading.end() : following.start() if following else None]
+        yield heading[1].strip().lower(), heading[2], " ".join(re.split(r"\n\s*\n", body)[0].split())
 
 
 def members(root: Path, keep: str) -> Iterator[tuple[str, str]]:

@@ -6,14 +6,13 @@ Needs `apt-get download` (Debian or Ubuntu; run `apt-get update` once) and dpkg.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from debian import deb
+from debian import dictionary
 
 LIMIT = 900  # characters to keep of an answer, cut between paragraphs
 SHORTEST = 40
@@ -35,9 +34,8 @@ def shortened(blocks: list[str]) -> str:
     return kept
 
 
-(dictionary,) = deb("dict-jargon").rglob("jargon.dict.dz")
 rows = []
-for entry in re.split(r"\n(?=\S)", gzip.decompress(dictionary.read_bytes()).decode("utf-8", "replace")):
+for entry in re.split(r"\n(?=\S)", dictionary("dict-jargon", "jargon")):
     term, _, rest = entry.partition("\n")
     grammar, _, body = rest.partition("\n")
     if term.startswith("00-database") or not re.match(r" \S", grammar):

@@ -6,39 +6,21 @@ Needs `apt-get download` (Debian or Ubuntu; run `apt-get update` once) and dpkg.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from debian import deb
+from debian import devils_dictionary, dictionary
 
 SPEECH = {"n": "noun", "v": "verb", "adj": "adjective", "adv": "adverb"}
 SHORTEST = 20
 Word = tuple[str, str]  # and its part of speech
 
 
-def dictionary(package: str, name: str) -> str:
-    (file,) = deb(package).rglob(f"{name}.dict.dz")
-    return gzip.decompress(file.read_bytes()).decode("utf-8", "replace")
-
-
 def line(text: str) -> str:
     return " ".join(text.split())
-
-
-def bierce() -> Iterator[tuple[Word, str]]:
-    """The first paragraph of each entry that begins with prose."""
-    text = dictionary("dict-devil", "devil")
-    headings = list(re.finditer(r"^([A-Z][A-Z'\- ]+), (n|adj|adv|v)\.?[a-z.]*\.\s+", text, re.M))
-    for heading, following in zip(headings, [*headings[1:], None], strict=True):
-        body = text[heading.end() : following.start() if following else None]
-        first = re.split(r"\n\s*\n", body)[0]
-        if len(line(first)) >= SHORTEST and not first.startswith("    "):
-            yield (heading[1].strip().lower(), heading[2]), line(first)
 
 
 def wordnet() -> dict[Word, str]:
@@ -57,8 +39,8 @@ def wordnet() -> dict[Word, str]:
 plain = wordnet()
 rows = [
     {"prompt": f'Define "{word}" ({SPEECH[speech]}).', "chosen": witty, "rejected": plain[word, speech]}
-    for (word, speech), witty in bierce()
-    if (word, speech) in plain and plain[word, speech] != witty
+    for word, speech, witty in devils_dictionary()
+    if len(witty) >= SHORTEST and plain.get((word, speech), witty) != witty
 ]
 out = Path(__file__).parent / "data" / "preferences.jsonl"
 out.parent.mkdir(exist_ok=True)

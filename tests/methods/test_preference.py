@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.core.config.schema import PREFERENCE
+from tunewright.core.config.schema import REFERENCED as REFERENCED_METHODS
 from tunewright.core.errors import DataError, TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.data.messages import Chat, Message
@@ -392,6 +393,7 @@ def test_methods_without_a_formula_for_the_start_are_not_checked() -> None:
 
 def test_every_method_is_offered() -> None:
     assert tuple(LOSSES) == PREFERENCE
+    assert tuple(REFERENCED) == REFERENCED_METHODS
     assert sorted(METHODS) == sorted(["sft", "distill", *PREFERENCE])
 
 

@@ -22,6 +22,7 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
+    from tunewright.core.config import PREFERENCE
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
@@ -48,7 +49,7 @@ def preview(
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
-    pair = len(sequences) == 2 and config.train.method != "sft"
+    pair = config.train.method in PREFERENCE
     names = ("chosen", "rejected") if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
     for name, sequence in zip(names, sequences, strict=True):
         tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"

@@ -92,13 +92,12 @@ class Preference:
         else:
             reference_S = torch.zeros_like(logp_S)
         chosen, rejected = (Answers(logp_S[k::2], reference_S[k::2], tokens_S[k::2]) for k in (0, 1))
-        given = plan.options
-        assert given.beta != "auto", "`options` has resolved it"
-        options = pair_losses.Options(given.beta, given.label_smoothing, given.gamma_beta_ratio)
+        given, beta = plan.options, _beta(plan)
+        options = pair_losses.Options(beta, given.label_smoothing, given.gamma_beta_ratio)
         loss_P = self.pair_loss.function(chosen, rejected, options)
         nll_P, weight = -chosen.mean_logp_P, self.pair_loss.nll + given.nll_weight
         total = (loss_P + weight * nll_P if weight else loss_P).sum()
-        reward_P, other_P = (self.pair_loss.reward(side, given.beta).detach() for side in (chosen, rejected))
+        reward_P, other_P = (self.pair_loss.reward(side, beta).detach() for side in (chosen, rejected))
         metrics = {
             "reward_chosen": reward_P.sum(),
             "reward_rejected": other_P.sum(),
@@ -108,9 +107,13 @@ class Preference:
         return Loss(total, metrics)
 
     def initial_loss(self, plan: Plan) -> float | None:
-        at_reference, beta = self.pair_loss.loss_at_reference, plan.options.beta
-        assert beta != "auto", "`options` has resolved it"
-        return at_reference(beta) if at_reference else None
+        at_reference = self.pair_loss.loss_at_reference
+        return at_reference(_beta(plan)) if at_reference else None
+
+
+def _beta(plan: Plan) -> float:
+    assert plan.options.beta != "auto", "`options` has resolved it"
+    return plan.options.beta
 
 
 def _prompt(sequence: TokenSequence) -> int:

@@ -62,19 +62,20 @@ def with_precomputed(training: TrainingInputs, progress: Progress = lambda _: No
     """The inputs after `methods.precomputed`, with the digest of the rows among the hashes: what a model computed
     before the first step is part of what a resumed run must find unchanged. It is stored in the run folder, because
     another machine, which may resume the run, would round it otherwise."""
-    before = digest([*training.rows, *training.dev])
+    given = [*training.rows, *training.dev]
+    before = digest(given)
     key = hashlib.sha256(f"{before} {training.plan.method} {sorted(training.hashes.items())}".encode()).hexdigest()
     file = training.run.path / "data" / f"precomputed-{key[:32]}.safetensors"
-    stored = render_cache.read(file)
-    if stored is None:
-        both = [methods.precomputed(training.model, r, training.plan, progress) for r in (training.rows, training.dev)]
-        done = [row for side in both for row in side]
-        if digest(done) != before:
-            write_atomic(file, render_cache.to_bytes(RenderedRows(done, [])))
-    else:
+    if stored := render_cache.read(file):
         done = stored.rows
+    else:
+        sides = (training.rows, training.dev)
+        done = [row for side in sides for row in methods.precomputed(training.model, side, training.plan, progress)]
+    after = before if all(a is b for a, b in zip(given, done, strict=True)) else digest(done)
+    if stored is None and after != before:
+        write_atomic(file, render_cache.to_bytes(RenderedRows(done, [])))
     rows, dev = done[: len(training.rows)], done[len(training.rows) :]
-    return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": digest(done)})
+    return replace(training, rows=rows, dev=dev, hashes={**training.hashes, "rows": after})
 
 
 def train(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tunewright.core.config import Config
+from tunewright.core.config import PREFERENCE, Config
 from tunewright.core.errors import ConfigError
 from tunewright.core.words import counted
 from tunewright.data.metrics import STRUCTURED, Kind
@@ -20,8 +20,7 @@ from tunewright.tokens.sequences import TrainRow
 CONFIGURED = "as configured"
 # Of the rate of supervised fine-tuning: about the ratio of published rates with LoRA. At an eighth, DPO over-optimised
 # examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself.
-RATES = {"sft": 1.0, "orpo": 0.5}
-PREFERENCE_RATE = 0.05
+RATES = {"sft": 1.0, **dict.fromkeys(PREFERENCE, 0.05), "orpo": 0.5}
 
 T = TypeVar("T")
 
@@ -86,7 +85,7 @@ def steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
         return Choice(t.steps, CONFIGURED)
     if t.epochs != "auto":
         return Choice(max(1, round(t.epochs * per_epoch)), f"{t.epochs:g} epochs of {per_epoch} steps, as configured")
-    if t.method != "sft":
+    if t.method in PREFERENCE:
         epochs = 2 if rows < 300 else 1
         why = "preferences overfit within an epoch or two (Rafailov et al. 2024, 2406.02900)"
         return Choice(epochs * per_epoch, f"{counted(epochs, 'epoch')} of {per_epoch} steps: {why}")
@@ -111,7 +110,7 @@ def learning_rate(given: PlanInputs) -> Choice[float]:
     rate = factor * (2000 / width) ** power
     if config.adapter.kind == "none":
         rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
-    if (of := RATES.get(config.train.method, PREFERENCE_RATE)) != 1:
+    if (of := RATES[config.train.method]) != 1:
         rate, reason = rate * of, reason + f"; times {of:g} for {config.train.method}"
     if config.train.lr_multiplier != 1:
         rate *= config.train.lr_multiplier

@@ -220,9 +220,8 @@ class MethodOptions(Growing):
 
 
 class TrainConfig(MethodOptions):
-    ADDED: ClassVar[
-        Collection[str]
-    ] = ()  # a run's config has every setting, so that another version's defaults cannot change it
+    # A run's config has every setting, so that another version's defaults cannot change it.
+    ADDED: ClassVar[Collection[str]] = ()
 
     method: Literal["sft"] | PreferenceMethod = Field(
         "sft",

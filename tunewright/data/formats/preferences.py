@@ -14,7 +14,7 @@ from tunewright.data.files.values import type_name
 from tunewright.data.formats import conversation, notation, tools
 from tunewright.data.formats.chats import with_system
 from tunewright.data.formats.fields import answer, optional, text
-from tunewright.data.formats.prompted import history
+from tunewright.data.formats.prompted import history, instruction
 from tunewright.data.formats.row_format import Build, RowFormat, RowSettings, in_string
 from tunewright.data.messages import Chat, Json, Message
 from tunewright.data.sources import Row
@@ -101,13 +101,9 @@ def _prompt(row: Row) -> list[Message]:
         if isinstance(value, str) and HH.match(value):
             return _hh_turns(value, name, row.where)
         given = in_string(value)
-        if notation.is_messages(given):
+        if notation.is_messages(given) or (isinstance(value, list) and value):  # `read` says what is wrong in a list
             return conversation.read(given, name, row.where)
-        if isinstance(value, list) and value:  # of something else: the reader says what is wrong
-            return conversation.read(value, name, row.where)
-    if question := optional(row, "instruction"):
-        question = "\n\n".join(filter(None, [question, optional(row, "input", "context")]))
-    question = question or optional(row, *QUESTIONS)
+    question = instruction(row) if optional(row, "instruction") else optional(row, *QUESTIONS)
     return [*history(row), Message("user", question)] if question else []
 
 

@@ -65,12 +65,14 @@ def _pair(prompt: str, target: str) -> Build:
     return build
 
 
-def _instruction(target: str) -> Build:
+def instruction(row: Row) -> str:
     """Alpaca: an instruction, and an input that it refers to."""
+    return "\n\n".join(filter(None, [required(row, "instruction"), optional(row, "input", "context")]))
 
+
+def _instruction(target: str) -> Build:
     def build(row: Row, how: RowSettings) -> Chat:
-        parts = [required(row, "instruction"), optional(row, "input", "context")]
-        return _chat(row, how, "\n\n".join(filter(None, parts)), answer(row.data[target], target, row.where))
+        return _chat(row, how, instruction(row), answer(row.data[target], target, row.where))
 
     return build
 

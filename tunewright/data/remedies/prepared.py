@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunewright.core.config import Config
+from tunewright.core.config import PREFERENCE, Config
 from tunewright.core.errors import CODES, DataError, Problem, data_error
 from tunewright.core.locations import HUB, listed
 from tunewright.core.records.common import Side
@@ -68,7 +68,7 @@ def row_settings(config: Config) -> RowSettings:
         fix_turns=data.turns == "fix",
         drop=frozenset(_dropped(config)),
         as_asked=data.format != "auto",
-        preference=config.train.method != "sft",
+        preference=config.train.method in PREFERENCE,
         control=data.control,
     )
 

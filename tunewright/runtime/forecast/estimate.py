@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from tunewright.core.config import Estimate
+from tunewright.core.config import PREFERENCE, Estimate
 from tunewright.core.words import counted
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
@@ -132,7 +132,7 @@ class Forecast:
         seconds: dict[str, float] = {}
         tunes = work.plan.method == "sft"
         adapter = work.plan.adapter.kind != "none" and tunes
-        if not tunes and work.config.prove.evidence != "plain":
+        if work.plan.method in PREFERENCE and work.config.prove.evidence != "plain":
             seconds["pairs"] = self.trained() + self.by_tuned(test)  # on one answer of each pair; the other is read
         if config.crossfit and adapter:
             # The half that is left out: answered, or read by both models.

@@ -103,12 +103,13 @@ class JobRequest(Strict):
 
 def refused(request: JobRequest) -> tuple[str, str] | None:
     """The parameter that cannot be met, and why."""
-    if request.method is not None and request.method.type == "reinforcement":
-        return "method.type", "'reinforcement' is not supported; use 'supervised' or 'dpo'."
-    if request.method is not None and request.hyperparameters is not None:
-        return "hyperparameters", "they are given twice; give those of the method."
-    if request.method is not None and request.method.type == "supervised" and request.method.dpo is not None:
-        return "method.dpo", "the method's type is supervised."
+    if method := request.method:
+        if method.type == "reinforcement":
+            return "method.type", "'reinforcement' is not supported; use 'supervised' or 'dpo'."
+        if request.hyperparameters is not None:
+            return "hyperparameters", "they are given twice; give those of the method."
+        if method.type == "supervised" and method.dpo is not None:
+            return "method.dpo", "the method's type is supervised."
     if request.integrations:
         return "integrations", "integrations are not supported: the curves are in the job's events and result file."
     for key in request.tunewright or {}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunewright.core import records
-from tunewright.core.config import Plan
+from tunewright.core.config import PREFERENCE, Plan
 from tunewright.core.records import METRICS, StepLine
 from tunewright.core.run_folder import Run, read_json
 from tunewright.server.shapes import JsonObject
@@ -22,7 +22,7 @@ def job_json(the: Service, job: Job) -> JsonObject:
     run, request = the.workshop.run(job), job.request
     plan = records.existing(run.plan, Plan)
     asked = (request["tunewright"] or {}).get("train.method", "sft")
-    method = "dpo" if asked != "sft" else (request["method"] or {}).get("type", "supervised")
+    method = "dpo" if asked in PREFERENCE else (request["method"] or {}).get("type", "supervised")
     hyperparameters = _hyperparameters(request, method, plan)
     return {
         "id": job.id,

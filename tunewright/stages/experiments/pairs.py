@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunewright.core.chosen import chosen_scale
+from tunewright.core.config import PREFERENCE, MethodOptions
 from tunewright.core.records import Interval, NotMeasured, PairMeasure, Pairs, SftOnChosen
 from tunewright.data.messages import Chat
 from tunewright.data.scores import Written, mean
@@ -118,7 +119,7 @@ def branch(work: Work) -> Branch:
             "method": "sft",
             "lr": rate.value,
             "reasons": {**work.plan.reasons, "lr": rate.reason},
-            "options": type(work.plan.options)(),
+            "options": MethodOptions(),
             "tokens": given.sizes.tokens,
             "supervised_tokens": given.sizes.supervised,
         }
@@ -133,9 +134,7 @@ def _answers(work: Work, rows: Sequence[int], side: int) -> list[str]:
 
 
 def skip_reason(work: Work) -> str | None:
-    if work.plan.method not in ("sft", "distill"):
-        return None
-    return "the rows were not trained on as pairs"
+    return None if work.plan.method in PREFERENCE else "the rows were not trained on as pairs"
 
 
 def lines(record: Pairs | NotMeasured) -> Sequence[str]:
