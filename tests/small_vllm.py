@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, RepetitionPenaltyL
 class SmallVllm:
     """``seen``: bodies of completions. ``mistaken``: multiplies every adapter's update. ``slow``: seconds a token."""
 
-    def __init__(self, folder: Path, name: str = "the-base", rank: int = 64) -> None:
+    def __init__(self, folder: Path, name: str = "the-base", rank: int = 64, context: int = 1024) -> None:
         self.base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.name, self.rank = name, rank
+        self.name, self.rank, self.context = name, rank, context
         self.adapters: dict[str, PeftModel] = {}
         self.seen: list[dict[str, Any]] = []
         self.mistaken = 1.0
@@ -44,7 +44,7 @@ class SmallVllm:
 
         @app.get("/v1/models")
         def models() -> Any:
-            base = {"id": self.name, "owned_by": "vllm", "parent": None, "max_model_len": 1024, "root": "base"}
+            base = {"id": self.name, "owned_by": "vllm", "parent": None, "max_model_len": self.context, "root": "base"}
             tuned = [{"id": a, "owned_by": "vllm", "parent": self.name, "root": a} for a in self.adapters]
             return {"object": "list", "data": [base, *tuned]}
 
@@ -74,8 +74,8 @@ class SmallVllm:
             self.seen.append(given)
             if given["model"] not in (self.name, *self.adapters):
                 return _error(404, f"The model `{given['model']}` does not exist.")
-            if len(given["prompt"]) + given["max_tokens"] > 1024:
-                return _error(400, "This model's maximum context length is 1024 tokens.")
+            if len(given["prompt"]) + given["max_tokens"] > self.context:
+                return _error(400, f"This model's maximum context length is {self.context} tokens.")
             tokens = self.tokens(given)
             if given.get("stream"):
                 return StreamingResponse(self.stream(given, tokens), media_type="text/event-stream")

@@ -77,6 +77,9 @@ def test_without_a_token_there_is_only_the_login(server: Running, trained: Any) 
         cookie = done.headers["set-cookie"].lower()
         assert "httponly" in cookie
         assert "samesite=strict" in cookie
+        assert server.token() not in done.headers["set-cookie"]
+        raw = http.get("/", headers={"cookie": f"tunewright={server.token()}"})
+        assert raw.headers["location"] == "/login", "a token is not a cookie"
         page = http.get("/", headers={"cookie": done.headers["set-cookie"].split(";")[0]})
         assert page.headers["content-security-policy"] == POLICY
         assert not re.search(r"<script(?![^>]*src=)|\sstyle=|\son\w+=", page.text), "inline code"

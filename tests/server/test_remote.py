@@ -31,7 +31,7 @@ HELLO: list[Any] = [{"role": "user", "content": "item 3: red by the dog"}]
 
 @pytest.fixture(scope="module")
 def small(model_folder: Callable[[str], Path]) -> SmallVllm:
-    return SmallVllm(model_folder("llama"))
+    return SmallVllm(model_folder("llama"), context=640)  # shorter than the long prompt of a check
 
 
 @pytest.fixture(scope="module")

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
-import random
-import re
-import signal
 import sqlite3
-import string
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from build import write_chat_rows
-from server_running import SHORT_JOB, Running
+from server_running import Running
+from torture_server import Ends, fuzz, kill_and_count, secrets
 
 from tunewright.core.errors import ConfigError, RunError
 from tunewright.server.access import Tokens
@@ -231,117 +222,19 @@ def test_a_full_disk_is_an_error_and_nothing_half_is_left(server: Running, monke
     assert sorted(folder.iterdir()) == before
 
 
-def junk(draw: random.Random, depth: int = 0) -> Any:
-    """A value of JSON that no client would send."""
-    simple: list[Callable[[], Any]] = [
-        lambda: draw.choice([None, True, False, 0, -1, 1, 2**63, -(2**70), 1e308, 0.5]),
-        lambda: "".join(draw.choices(string.printable + "\u0000\ud800\U0001f600", k=draw.randint(0, 12))),
-        lambda: draw.choice(["user", "assistant", "system", "tool", "auto", "none", "json_schema", "text"]),
-    ]
-    if depth > 3:
-        return draw.choice(simple)()
-    nested: list[Callable[[], Any]] = [
-        lambda: [junk(draw, depth + 1) for _ in range(draw.randint(0, 3))],
-        lambda: {draw.choice(NAMES): junk(draw, depth + 1) for _ in range(draw.randint(0, 4))},
-    ]
-    return draw.choice([*simple, *nested])()
-
-
-NAMES = """model messages role content temperature top_p n seed stop stream max_tokens logprobs top_logprobs tools type
-function name parameters response_format json_schema schema properties tool_choice training_file method hyperparameters
-n_epochs suffix metadata input instructions text format prompt echo endpoint input_file_id completion_window filename
-purpose bytes part_ids tunewright user logit_bias tool_calls arguments id""".split()  # noqa: SIM905
-PATHS = """GET /v1/models|GET /v1/models/{x}|DELETE /v1/models/{x}|GET /v1/files|GET /v1/files/{x}|DELETE /v1/files/{x}
-GET /v1/files/{x}/content|POST /v1/uploads|POST /v1/uploads/{x}/complete|POST /v1/uploads/{x}/cancel
-POST /v1/fine_tuning/jobs|GET /v1/fine_tuning/jobs|GET /v1/fine_tuning/jobs/{x}|POST /v1/fine_tuning/jobs/{x}/cancel
-POST /v1/fine_tuning/jobs/{x}/pause|GET /v1/fine_tuning/jobs/{x}/events|GET /v1/fine_tuning/jobs/{x}/checkpoints
-POST /v1/chat/completions|GET /v1/chat/completions|GET /v1/chat/completions/{x}|POST /v1/chat/completions/{x}
-GET /v1/chat/completions/{x}/messages|POST /v1/completions|POST /v1/responses|GET /v1/responses/{x}|POST /v1/batches
-GET /v1/batches|GET /v1/batches/{x}|POST /v1/batches/{x}/cancel|POST /tunewright/files/from_completions|POST /v1/files
-GET /|GET /data|GET /data/{x}|POST /data/{x}/rows|POST /data/{x}/job|GET /jobs/{x}|GET /jobs/{x}/report|GET /playground
-POST /playground/keep|GET /exports|GET /static/{x}|POST /jobs/{x}/pause|GET /metrics|GET /health""".replace("\n", "|")
-
-
-def body(draw: random.Random, server: Running, known: list[str]) -> Any:
-    """Nearly a request, often."""
-    if draw.random() < 0.3:
-        return junk(draw)
-    values = {
-        "model": server.model,
-        "messages": [{"role": "user", "content": "x"}],
-        "prompt": "x",
-        "input": "x",
-        "max_tokens": draw.randint(1, 3),
-        "max_output_tokens": 2,
-        "training_file": draw.choice(known),
-        "input_file_id": draw.choice(known),
-        "endpoint": "/v1/completions",
-        "completion_window": "24h",
-        "filename": "x",
-        "purpose": "batch",
-        "bytes": 3,
-    }
-    chosen = {k: v for k, v in values.items() if draw.random() < 0.8}
-    for _ in range(draw.randint(0, 3)):
-        chosen[draw.choice(NAMES)] = junk(draw)
-    chosen.pop("stream", None)
-    return chosen
-
-
-def fuzz(server: Running, known: list[str], count: int, seed: int) -> dict[int, int]:
-    """Statuses of so many requests. Jobs and batches that they make by chance are cancelled."""
-    draw, statuses = random.Random(seed), dict[int, int]()
-    paths = [path.split(" ", 1) for path in PATHS.split("|")]
-    with server.http("other") as http:
-        for _ in range(count):
-            method, path = draw.choice(paths)
-            name = draw.choice([*known, "x", "..", "%00", "a/b", "é", "ft:x:y::z", "'; DROP TABLE jobs; --", "9" * 300])
-            keys = draw.choices(["limit", "after", "order", "model", "start"], k=draw.randint(0, 2))
-            query = {key: spelled(draw) for key in keys}
-            given: dict[str, Any] = {"params": query if draw.random() < 0.3 else None}
-            if method == "POST":
-                kind = draw.random()
-                if kind < 0.8:
-                    content = json.dumps(body(draw, server, known), allow_nan=True).encode()
-                    given |= {"content": content, "headers": {"content-type": "application/json"}}
-                elif kind < 0.9:
-                    given |= {"data": {draw.choice(NAMES): spelled(draw)}}
-                else:
-                    given |= {"content": draw.randbytes(20), "headers": {"content-type": draw.choice(TYPES)}}
-            response = http.request(method, path.replace("{x}", name), **given)
-            assert response.status_code < 500 or response.status_code == 501, (method, path, name, given, response.text)
-            assert "secret-of-default" not in response.text
-            statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
-        for job in http.get("/v1/fine_tuning/jobs", params={"limit": 100}).json()["data"]:
-            http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
-    return statuses
-
-
-def spelled(draw: random.Random) -> str:
-    """A value of a form or a query."""
-    return str(junk(draw, 9)).encode("utf-8", "replace").decode()
-
-
-TYPES = ["application/json", "multipart/form-data", "multipart/form-data; boundary=x", "text/plain", ""]
-
-
 @pytest.fixture(scope="module")
 def known(server: Running, trained: Any) -> list[str]:
     """Ids of the default tenant, whose content another one must never see."""
-    client = server.client()
-    file = client.files.create(
-        file=("a.jsonl", b'{"prompt": "secret-of-default", "completion": "b"}'), purpose="fine-tune"
-    )
-    kept = client.chat.completions.create(
-        model=server.model, messages=[{"role": "user", "content": "secret-of-default"}], max_tokens=2, store=True
-    )
-    return [file.id, kept.id, trained.id, trained.fine_tuned_model, trained.result_files[0]]
+    with server.http() as http:
+        made = secrets(http, server.model)
+    return [*made, trained.id, trained.fine_tuned_model, trained.result_files[0]]
 
 
 def test_a_thousand_fuzzed_requests(server: Running, known: list[str]) -> None:
-    statuses = fuzz(server, known, 1000, seed=0)
-    assert statuses.get(200, 0) > 50
-    assert statuses.get(400, 0) > 100
+    with server.http("other") as http:
+        statuses = fuzz(http, server.model, known, 1000, seed=0)
+    assert statuses[200] > 50
+    assert statuses[400] > 100
 
 
 def test_the_document_describes_what_the_server_does(server: Running) -> None:
@@ -374,68 +267,8 @@ def test_the_document_describes_what_the_server_does(server: Running) -> None:
     assert tried > 100
 
 
-def server_process(home: Path, model: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tunewright", "serve", "--home", str(home), "--model", str(model), "--port", "0"]
-    with open(log, "ab") as out:
-        return subprocess.Popen([*command, "--dtype", "float32"], stdout=out, stderr=out, cwd=home.parent)
-
-
-def reached(log: Path, process: subprocess.Popen[bytes], seen: int) -> tuple[httpx.Client, int]:
-    """A client of the server, once it listens."""
-    for _ in range(600):
-        addresses = re.findall(r"base_url +(\S+)/v1\napi_key +(\S+)", log.read_text())
-        if len(addresses) > seen:
-            url, token = addresses[-1]
-            return httpx.Client(base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=60), len(addresses)
-        assert process.poll() is None, log.read_text()[-2000:]
-        time.sleep(0.1)
-    raise AssertionError(log.read_text()[-2000:])
-
-
-def kill_and_count(
-    tmp_path: Path, model: Path, jobs: int, kills: int, settings: dict[str, Any], seconds: float
-) -> dict[str, Any]:
-    """Queue jobs, kill the server again and again, and let it finish. Returns what became of them."""
-    home, log, draw = tmp_path / "home", tmp_path / "log", random.Random(0)
-    log.touch()
-    process, made, killed, seen = server_process(home, model, log), list[str](), 0, 0
-    http, seen = reached(log, process, seen)
-    rows = write_chat_rows(tmp_path / "rows.jsonl", 60).read_bytes()
-    file = http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", rows)}).json()["id"]
-    body = {"model": model.name, "training_file": file, "tunewright": settings}
-    for _ in range(jobs):
-        made.append(http.post("/v1/fine_tuning/jobs", json=body).json()["id"])
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if killed < kills:
-            time.sleep(draw.uniform(1, 8))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            http.close()
-            killed += 1
-            process = server_process(home, model, log)
-            http, seen = reached(log, process, seen)
-        states = [http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"] for job_id in made]
-        if killed >= kills and all(state == "succeeded" for state in states):
-            break
-        assert "failed" not in states
-        time.sleep(0.5)
-    finished = [http.get(f"/v1/fine_tuning/jobs/{job_id}").json() for job_id in made]
-    events = {j: http.get(f"/v1/fine_tuning/jobs/{j}/events", params={"limit": 100}).json()["data"] for j in made}
-    process.terminate()
-    process.wait(60)
-    http.close()
-    return {"jobs": finished, "events": events, "kills": killed, "log": log.read_text()}
-
-
 @pytest.mark.slow
 def test_a_server_that_is_killed_loses_no_job(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
-    done = kill_and_count(tmp_path, model_folder("llama"), jobs=6, kills=6, settings=SHORT_JOB, seconds=400)
-    assert [j["status"] for j in done["jobs"]] == ["succeeded"] * 6
-    ends = [j["finished_at"] for j in done["jobs"]]
-    assert ends == sorted(ends), "the order is not kept"
-    for events in done["events"].values():
-        messages = [e["message"] for e in events]
-        assert messages.count("The job has successfully completed") == 1
-        assert len([m for m in messages if m.startswith("Step")]) == 6
-    assert len({j["result_files"][0] for j in done["jobs"]}) == 6
+    ends = kill_and_count(tmp_path / "home", model_folder("llama"), Ends(jobs=6, kills=6), every=4.5, seconds=400)
+    assert (ends.kills, ends.lost, ends.twice, ends.out_of_order) == (6, 0, 0, 0)
+    assert ends.continued

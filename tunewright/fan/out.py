@@ -59,7 +59,9 @@ def _run(jobs: Sequence[Job], place: Place, console: Console) -> dict[str, Tunew
     deaths: dict[str, list[int]] = {job.name: [] for job in jobs}
     failed: dict[str, TunewrightError] = {}
     shown = sum(job.step() for job in jobs)
-    with console.bar(f"train {counted(len(jobs), 'branch')}", sum(job.steps for job in jobs), shown) as tick:
+    with console.bar(
+        f"train {counted(len(jobs), 'branch', 'branches')}", sum(job.steps for job in jobs), shown
+    ) as tick:
         while waiting or running:
             while waiting and place.has_room():
                 running.append(waiting.popleft())

@@ -206,7 +206,7 @@ def _trained(
     """Trains them, in joint passes if they are several, and writes what is measured. Returns errors by name."""
     until = [step_at(branch.plan, fraction) for branch in branches]
     begun = sum(checkpoints.newest(own.run.checkpoints).step for own in inputs)
-    name = branches[0].name if len(branches) == 1 else counted(len(branches), "branch")
+    name = branches[0].name if len(branches) == 1 else counted(len(branches), "branch", "branches")
     failed: dict[str, TunewrightError] = {}
     crowding.use(branches[0].plan.threads)
     with setup.context.console.bar(f"train {name}", sum(until), begun) as tick:

@@ -93,7 +93,7 @@ def check(work: Work, held_out: Sequence[CheckPrompt], server: Server, path: str
     ``dtype``."""
     work.console.say(f"verify: asking {server.name} {server.version}".rstrip())
     ids = [list(p.ids)[-export.CHECK_PROMPT_TOKENS :] for p in held_out]
-    prompts = with_long_prompt(ids, work.inputs.facts.context)
+    prompts = with_long_prompt(ids, work.inputs.facts.context, server.context)
     answered: list[Answered] = []
     with work.console.bar("verify", len(prompts), unit="prompts") as tick:
         for prompt in prompts:
@@ -151,11 +151,9 @@ class Reference:
     vocabulary: int
 
 
-def require(
-    server: Server, model: Reference, prompts: Sequence[Sequence[int]], dtype: Dtype, context: int = LONG
-) -> None:
+def require(server: Server, model: Reference, prompts: Sequence[Sequence[int]], dtype: Dtype) -> None:
     """Raises CONSUMER_DIFFERS unless a server's answers are those of the model."""
-    prompts = with_long_prompt(prompts, context)
+    prompts = with_long_prompt(prompts, server.context)
     answered = [server.complete(prompt, export.NEW_TOKENS) for prompt in prompts]
     comparison = Comparison(model.vocabulary, model.module, prompts, answered, model.stop)
     difference = comparison.against(model.module)
@@ -169,9 +167,10 @@ def require(
         raise TrainError("CONSUMER_DIFFERS", what, where=server.endpoint.url, fix=fix)
 
 
-def with_long_prompt(prompts: Sequence[Sequence[int]], context: int) -> list[list[int]]:
-    """And one made of all of them, which shows wrong positions."""
-    long = itertools.islice(itertools.cycle(itertools.chain(*prompts)), min(LONG, context - export.NEW_TOKENS))
+def with_long_prompt(prompts: Sequence[Sequence[int]], *contexts: int | None) -> list[list[int]]:
+    """And one made of all of them, which shows wrong positions; as long as the contexts of model and server allow."""
+    tokens = min(LONG, *(context - export.NEW_TOKENS for context in contexts if context))
+    long = itertools.islice(itertools.cycle(itertools.chain(*prompts)), tokens)
     return [*map(list, prompts), list(long)]
 
 

@@ -6,12 +6,14 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from tunewright.core.errors import ConfigError
 from tunewright.core.run_folder import write_atomic
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+COOKIE = "tunewright"
 DEFAULT = "default"  # the tenant that also sees the runs of `tunewright run`
 
 
@@ -55,11 +57,23 @@ class Tokens:
 
     def tenant(self, token: str) -> str | None:
         """The tenant that has this token. Every token is compared completely, so the time says nothing."""
-        given, owner = _digest(token), None
-        for known, tenant in self.current().items():
-            if hmac.compare_digest(given, _digest(known)):
+        return self._owner(token, lambda known: known)
+
+    def visitor(self, cookie: str) -> str | None:
+        """The tenant whose browser has this cookie."""
+        return self._owner(cookie, cookie_of)
+
+    def _owner(self, given: str, of: Callable[[str], str]) -> str | None:
+        owner = None
+        for token, tenant in self.current().items():
+            if hmac.compare_digest(_digest(given), _digest(of(token))):
                 owner = tenant
         return owner
+
+
+def cookie_of(token: str) -> str:
+    """For a browser: the token cannot be read from it, and with another token it ends."""
+    return hmac.new(token.encode(), b"dashboard", hashlib.sha256).hexdigest()
 
 
 def _digest(token: str) -> bytes:

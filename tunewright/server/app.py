@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunewright import __version__
 from tunewright.core.errors import TunewrightError
+from tunewright.server.access import COOKIE
 from tunewright.server.errors import ApiError, no_token, not_found, of_error, of_validation, unexpected
 from tunewright.server.routes import batches, chat, datasets, files, fine_tuning, models, operations, responses
 from tunewright.server.service import LOCAL_HOSTS, Service
@@ -111,8 +112,9 @@ class Gate:
 
     def _tenant(self, request: Request) -> str | None:
         kind, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if kind.lower() == "bearer" else request.cookies.get("tunewright", "")
-        return self._service.tokens.tenant(given) if given else None
+        if kind.lower() == "bearer":
+            return self._service.tokens.tenant(token.strip())
+        return self._service.tokens.visitor(request.cookies.get(COOKIE, ""))
 
     def _refused(self, request: Request, tenant: str | None) -> ApiError | None:
         host = request.headers.get("host", "")

@@ -86,7 +86,8 @@ class _Reply(BaseModel):
 @dataclass(frozen=True)
 class Server:
     """``name``, ``version``: of the program, as far as it says so. ``models``: what it serves; ``files``: the files and
-    folders that it names. ``tokenizer``: the run's, for servers that show no token ids."""
+    folders that it names. ``tokenizer``: the run's, for servers that show no token ids. ``context``: tokens of a prompt
+    and its answer, if the server says so."""
 
     endpoint: Endpoint
     client: httpx.Client
@@ -95,6 +96,7 @@ class Server:
     name: str = "the server"
     version: str = ""
     files: tuple[str, ...] = ()
+    context: int | None = None
 
     def complete(self, prompt: Sequence[int], limit: int) -> Answered:
         """The greedy answer of at most ``limit`` tokens. Raises REMOTE_FAILED."""
@@ -210,7 +212,9 @@ def connect(endpoint: Endpoint, tokenizer: Callable[[], PreTrainedTokenizerBase]
         if endpoint.model and names and endpoint.model not in names:  # llama-server answers to every name
             fix = f"choose another --model: {', '.join(names)}."
             raise failed(endpoint.url, f"it lists no model {endpoint.model}", fix)
-        yield _recognised(replace(server.named(endpoint.model or names[0]), models=tuple(models)))
+        context = min((m.max_model_len for m in models if m.max_model_len), default=None)  # vLLM: of its base alone
+        named = server.named(endpoint.model or names[0])
+        yield _recognised(replace(named, models=tuple(models), context=context))
 
 
 class Options(TypedDict):

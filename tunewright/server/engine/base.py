@@ -92,7 +92,7 @@ def load_remote(setting: str, remote: Remote, limits: Limits) -> Base:
     grammars = _grammars(template, model, stop)
     reference = Reference(facts.name, model.module, stop, facts.vocabulary)
     with openai_server.connect(remote.endpoint(name), lambda: template.tokenizer) as server, crowding.giving_way():
-        verification.require(server, reference, questions(template), remote.dtype, context)
+        verification.require(server, reference, questions(template), remote.dtype)
     engine = RemoteEngine(replace(remote, model=name), context, limits)
     return Base(name_of(setting), setting, facts, template, engine, grammars, frozenset(stop), remote.dtype)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from tunewright.core import records
 from tunewright.core.config import Plan
 from tunewright.core.records import METRICS, StartLine, StepLine
-from tunewright.core.run_folder import Run, read_lines
+from tunewright.core.run_folder import Run
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.jobs import Job, Jobs
 
@@ -29,19 +31,19 @@ class Follower:
     def __init__(self, jobs: Jobs, job: Job, run: Run) -> None:
         self._jobs, self._job, self._run = jobs, job, run
         self._sizes: dict[Path, int] = {}
+        self._seen: set[bytes] = set()
         self._steps = 0
 
     def look(self) -> None:
-        if self._grew(self._run.events):
-            for line in read_lines(self._run.events):
-                self._report(line)
-        if self._grew(self._run.metrics):
+        for line in self._new_lines(self._run.events):
+            self._report(json.loads(line))
+        for line in self._new_lines(self._run.metrics):
             if not self._steps and self._run.plan.exists():
                 self._steps = records.read(self._run.plan, Plan).steps
-            for step in records.read_lines(self._run.metrics, METRICS):
-                if isinstance(step, StepLine):
-                    message, data = step_message(step, self._steps)
-                    self._jobs.event(self._job.id, f"step-{step.step}", message, data=data)
+            step = METRICS.validate_json(line)
+            if isinstance(step, StepLine):
+                message, data = step_message(step, self._steps)
+                self._jobs.event(self._job.id, f"step-{step.step}", message, data=data)
 
     def _report(self, line: JsonObject) -> None:
         if line.get("event") == "engine_away":
@@ -53,10 +55,16 @@ class Follower:
         if line.get("event") == f"{stage}_finished" and stage in STAGES:
             self._jobs.event(self._job.id, f"stage-{stage}", STAGES[stage])
 
-    def _grew(self, file: Path) -> bool:
+    def _new_lines(self, file: Path) -> Iterator[bytes]:
+        """Complete lines. One is yielded again if what was done with it failed, say on a full disk."""
         size = file.stat().st_size if file.exists() else 0
-        before, self._sizes[file] = self._sizes.get(file, 0), size
-        return size != before
+        if size == self._sizes.get(file, 0):
+            return
+        for line in file.read_bytes().split(b"\n")[:-1]:
+            if line.strip() and line not in self._seen:
+                yield line
+                self._seen.add(line)
+        self._sizes[file] = size
 
 
 def step_message(step: StepLine, steps: int) -> tuple[str, JsonObject]:

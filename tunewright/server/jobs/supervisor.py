@@ -70,6 +70,7 @@ class Supervisor:
         self._local = Local(Where(on="local", at_once=at_once))
         self._running: dict[str, _Running] = {}
         self._ended: list[Ended] = []  # whose end is not stored yet
+        self._problems: dict[str, str] = {}  # of jobs that something failed for, as last logged
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -115,9 +116,12 @@ class Supervisor:
         """Whether ``act`` succeeded. What fails for one job, say on a full disk, stops no other, and is tried again."""
         try:
             act()
-        except Exception:
-            log.exception("the job %s", job.id)
+        except Exception as error:
+            if self._problems.get(job.id) != str(error):  # not five times a second
+                self._problems[job.id] = str(error)
+                log.exception("the job %s; it is tried again", job.id)
             return False
+        self._problems.pop(job.id, None)
         return True
 
     def _validate(self, job: Job) -> None:
@@ -179,8 +183,10 @@ class Supervisor:
             self._jobs.finish(job, running.attempt, "cancelled", "The job was cancelled")
         elif ended.killed:
             self._killed(running, ended, wanted)
+        elif (error := programs.error_of(ended.status, ended.errors, str(run.path))).code == "RUN_DISK":
+            message = f"The job is paused; make room, then resume it: {error}"
+            self._jobs.requeue(job, running.attempt, message, deaths=0, paused=True)
         else:
-            error = programs.error_of(ended.status, ended.errors, str(run.path))
             self._jobs.finish(job, running.attempt, "failed", f"The job failed: {error}", error_json(error))
 
     def _killed(self, running: _Running, ended: Ended, wanted: str) -> None:

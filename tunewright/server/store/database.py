@@ -111,11 +111,11 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.OperationalError):  # a full disk has ended the transaction already
                     self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def change(self, sql: str, *values: Any) -> int:
         """How many rows were changed."""

@@ -138,14 +138,16 @@ class Jobs:
             self.event(job.id, f"started-{attempt}", message)
             return attempt
 
-    def requeue(self, job: Job, attempt: int, message: str, deaths: int) -> None:
-        """Its process has ended before the job was finished; it continues where it stopped, unless it was cancelled."""
+    def requeue(self, job: Job, attempt: int, message: str, deaths: int, *, paused: bool = False) -> None:
+        """Its process has ended before the job was finished; it continues where it stopped, unless it was cancelled.
+        ``paused``: not before it is resumed."""
         with self._database.transaction():
             sql = """UPDATE jobs SET status = CASE wanted WHEN 'cancel' THEN 'cancelled' ELSE 'queued' END,
+                     wanted = CASE WHEN ? AND wanted = 'run' THEN 'pause' ELSE wanted END,
                      deaths = ?, finished_at = CASE wanted WHEN 'cancel' THEN ? END
                      WHERE id = ? AND attempt = ? AND status = 'running'"""
-            if self._database.change(sql, deaths, now(), job.id, attempt):
-                self.event(job.id, f"stopped-{attempt}", message)
+            if self._database.change(sql, paused, deaths, now(), job.id, attempt):
+                self.event(job.id, f"stopped-{attempt}", message, "warn" if paused else "info")
 
     def finish(
         self,

@@ -12,13 +12,13 @@ from tunewright.core import records, run_folder
 from tunewright.core.records import CONSUMER_CHECKS, EXPORTS
 from tunewright.core.run_folder import Run
 from tunewright.report import page
-from tunewright.server.access import DEFAULT
+from tunewright.server.access import COOKIE, DEFAULT
 from tunewright.server.errors import not_found
 from tunewright.server.routes.common import The
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.web.jobs import summary
-from tunewright.server.web.pages import COOKIE, Visitor, fragment, see, shown, with_cookie
+from tunewright.server.web.pages import Visitor, fragment, see, shown, with_cookie
 
 router = APIRouter(include_in_schema=False)
 STATIC = Path(__file__).parent / "static"

@@ -14,8 +14,8 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader
 from tunewright import __version__
 from tunewright.core.words import duration
 from tunewright.report import page
+from tunewright.server.access import COOKIE, cookie_of
 
-COOKIE = "tunewright"
 # No script or style but the server's own files, no frames, no forms to elsewhere.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -64,7 +64,7 @@ def see(path: str) -> RedirectResponse:
 
 def with_cookie(response: Response, token: str) -> Response:
     """Only sent back to this server, and never by another site's page."""
-    response.set_cookie(COOKIE, token, httponly=True, samesite="strict", path="/", max_age=90 * 24 * 3600)
+    response.set_cookie(COOKIE, cookie_of(token), httponly=True, samesite="strict", path="/", max_age=90 * 24 * 3600)
     return response
 
 
