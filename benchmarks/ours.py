@@ -12,7 +12,7 @@ import torch
 from subject import Wire, serve
 from workloads import rendered
 
-from tunewright.core.config import AdapterConfig, Plan
+from tunewright.core.config import AdapterConfig, MethodOptions, Plan
 from tunewright.core.records import AdapterNote
 from tunewright.methods import METHODS, sft
 from tunewright.methods.method import Loss
@@ -22,14 +22,15 @@ from tunewright.model.language_model import LanguageModel
 from tunewright.system import crowding, heap
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Microbatch
-from tunewright.tokens.sequences import TrainRow, single
+from tunewright.tokens.sequences import TokenSequence, TrainRow, single
 from tunewright.train import profile
 from tunewright.train.step import make_learner, take_step
 
 
 def plan_of(setup: dict[str, Any], rows: list[TrainRow]) -> Plan:
     return Plan(
-        method="all_logits" if setup.get("all_logits") else "sft",
+        method="all_logits" if setup.get("all_logits") else setup.get("method", "sft"),
+        options=MethodOptions(beta=setup.get("beta", "auto")),
         rows=len(rows),
         supervised_tokens=0,
         tokens=sum(r.tokens for r in rows),
@@ -76,6 +77,18 @@ class AllLogits:
         return Loss(total)
 
 
+def read_rows(given: list[dict[str, list[int]]]) -> list[TrainRow]:
+    """Labelled sequences, or pairs of answers."""
+    if "chosen" not in given[0]:
+        return [single(r) for r in rendered(given)]
+    return [TrainRow((_answer(r, "chosen", i), _answer(r, "rejected", i)), i) for i, r in enumerate(given)]
+
+
+def _answer(row: dict[str, list[int]], side: str, number: int) -> TokenSequence:
+    weights = [0.0] * len(row["prompt"]) + [1.0] * len(row[side])
+    return TokenSequence((*row["prompt"], *row[side]), tuple(weights), number)
+
+
 def decode(model: LanguageModel, rows: list[TrainRow]) -> float:
     """Greedy answers of 16 tokens to the beginnings of eight rows; returns the number of tokens."""
     prompts = [list(r.sequences[0].ids[:60]) for r in rows[:8]]
@@ -87,7 +100,7 @@ def main() -> None:
     setup = wire.setup
     heap.keep()
     torch.set_num_threads(setup["threads"])
-    rows = [single(r) for r in rendered(json.loads(Path(setup["rows"]).read_text(encoding="utf-8")))]
+    rows = read_rows(json.loads(Path(setup["rows"]).read_text(encoding="utf-8")))
     METHODS["all_logits"] = AllLogits()
     # Rows in the order of the file, as for the peers.
     packing.step_rows = lambda count, batch, seed, step: [(step * batch + i) % count for i in range(batch)]  # type: ignore[assignment]
@@ -99,6 +112,8 @@ def main() -> None:
     if "save_adapter" in setup:
         note = AdapterNote(base="", base_sha256="", template_sha256="", run="", files={})
         peft_format.save(model.module, plan.adapter, Path(setup["save_adapter"]), str(setup["model"]), note)
+    with torch.no_grad():  # the initial adapter changes nothing: this is the reference
+        rows = METHODS[plan.method].precompute(model, rows, plan, lambda _: None)
     profile.calibrate(model, rows[:2], plan)
     student = make_learner(model, plan)
     crowd = crowding.alone(setup["threads"])

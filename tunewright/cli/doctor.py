@@ -44,7 +44,6 @@ def summary(config_file: Path | None) -> dict[str, Any]:
         embedded = str(error)
     cache = loading.cache_folder()
     existing = next(p for p in (cache, *cache.parents) if p.exists())
-    faster = "bfloat16" if hardware.bf16_gflops > 1.3 * hardware.fp32_gflops else "float32"
     return {
         "python": platform.python_version(),
         **versions,
@@ -53,7 +52,7 @@ def summary(config_file: Path | None) -> dict[str, Any]:
         "threads": hardware.cores,
         "memory": f"{hardware.free_gb} GB free of {hardware.memory_gb} GB",
         "float32": f"{hardware.fp32_gflops} GFLOP/s",
-        "bfloat16": f"{hardware.bf16_gflops} GFLOP/s (dtype=auto chooses {faster})",
+        "bfloat16": f"{hardware.bf16_gflops} GFLOP/s (dtype=auto chooses {hardware.dtype})",
         "pyarrow (Parquet)": "installed"
         if importlib.util.find_spec("pyarrow")
         else "pip install 'tunewright[parquet]'",

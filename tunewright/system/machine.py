@@ -7,10 +7,13 @@ import platform
 import resource
 import time
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 
 from tunewright.system.memory import available
+
+FASTER = 1.3
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Machine:
     fp32_gflops: float
     bf16_gflops: float
     processor: str
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """What it computes in by default: bfloat16 rounds, so it must be ``FASTER`` times as fast."""
+        return "bfloat16" if self.bf16_gflops > FASTER * self.fp32_gflops else "float32"
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

@@ -12,7 +12,7 @@ from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
 from tunewright.model.attention import flex
 from tunewright.model.facts import Facts
-from tunewright.system.machine import Machine
+from tunewright.system.machine import FASTER, Machine
 from tunewright.tokens.packing import Layout
 from tunewright.train import recipe
 from tunewright.train.recipe import CONFIGURED, Choice, PlanInputs, RowStats
@@ -209,14 +209,14 @@ def _dtype(given: PlanInputs) -> Choice[Dtype]:
     if config.train.dtype != "auto":
         return Choice(config.train.dtype, CONFIGURED)
     wide, narrow = f"{machine.fp32_gflops:.0f}", f"{machine.bf16_gflops:.0f}"
-    if machine.bf16_gflops > 1.3 * machine.fp32_gflops:
+    if machine.dtype == "bfloat16":
         return Choice(
             "bfloat16",
             f"this {machine.device} multiplies bfloat16 at {narrow} GFLOP/s and float32 at {wide}; "
             "trained weights stay float32",
         )
     return Choice(
-        "float32", f"bfloat16 ({narrow} GFLOP/s) is not 1.3x as fast as float32 ({wide}) on this {machine.device}"
+        "float32", f"bfloat16 ({narrow} GFLOP/s) is not {FASTER}x as fast as float32 ({wide}) on this {machine.device}"
     )
 
 

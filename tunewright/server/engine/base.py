@@ -34,7 +34,6 @@ QUESTIONS = (
     "Sort these numbers: 17, 4, 2023, 9.",
     "Explain to a child, in three sentences, why the sky is blue and the sunset is red.",
 )
-FASTER = 1.3  # bfloat16 is used where it is so much faster, as in a plan
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ def load(setting: str, dtype: Dtype, limits: Limits) -> Base:
     facts = read_facts(setting)
     chosen = dtype
     if dtype == "auto":
-        speed = machine.measure()
-        chosen = "bfloat16" if speed.bf16_gflops > FASTER * speed.fp32_gflops else "float32"
+        chosen = machine.measure().dtype
     model = loading.load(facts.path, loading.torch_dtype(chosen))
     if model.decoding == "modules" or facts.window is not None:
         raise ModelError(
