@@ -38,12 +38,15 @@ test: install-dev lint
 test-all: install-dev lint
 	$(PYTEST) -m ''
 
-# MINUTES of killing a run on a tiny model, then of killing one on the real 135M model; then kills of an export.
+# MINUTES of killing a run on a tiny model, by two methods, then one on the real 135M model; then kills of an export, and
+# of a server.
 MINUTES ?= 30
 torture: install-dev
 	$(BIN)/python tests/torture.py --kills 1000 --minutes $(MINUTES) --out benchmarks/results/torture.json
-	$(BIN)/python tests/torture.py --kills 100 --minutes $(MINUTES) --real --out benchmarks/results/torture.json
+	$(BIN)/python tests/torture.py --kills 200 --minutes $(MINUTES) --world preferences --out benchmarks/results/torture.json
+	$(BIN)/python tests/torture.py --kills 100 --minutes $(MINUTES) --world real --out benchmarks/results/torture.json
 	$(BIN)/python tests/torture_export.py
+	$(BIN)/python tests/torture_server.py --jobs 300 --kills 20 --requests 100000 --out benchmarks/results/torture_server.json
 
 # SECONDS of coverage-guided fuzzing of every reader of files.
 SECONDS ?= 300

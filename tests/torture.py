@@ -1,7 +1,7 @@
 """Kill training wherever it changes the disk, and at random moments; resume it; compare it with an uninterrupted run:
 weights, optimizer state and logged losses, bit for bit.
 
-python tests/torture.py [--kills 1000] [--minutes 60] [--real] [--out FILE]
+python tests/torture.py [--kills 1000] [--minutes 60] [--world tiny] [--out FILE]
 
 Every attempt is a fork of a process that has torch loaded. A failpoint is a call that changes the disk (write, fsync,
 rename, unlink, mkdir, rmdir, link, chmod). The child counts these calls and dies by SIGKILL before or after the given
@@ -32,9 +32,10 @@ from typing import Any
 
 import torch
 
-from tunewright.core.config import AdapterConfig, Plan
+from tunewright.core.config import AdapterConfig, MethodOptions, Plan
 from tunewright.core.errors import TrainError
 from tunewright.core.run_folder import Run, disk_errors, read_lines, writing
+from tunewright.methods import METHODS
 from tunewright.model import adapters, loading
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
@@ -76,6 +77,32 @@ def tiny() -> World:
     return World(tiny_lm(), data, train_rows(3, seed=5), plan)
 
 
+def preferences() -> World:
+    """DPO: the reference is computed and stored before the first step."""
+    from build import plan_of, tiny_lm
+
+    def answer(row: int, side: int) -> TokenSequence:
+        own = tuple(3 + (row * 7 + side * 5 + i * i) % 50 for i in range(4 + (row + side) % 5))
+        prompt = tuple(40 + (row + i) % 15 for i in range(6))
+        return TokenSequence((*prompt, *own), (*[0.0] * len(prompt), *[1.0] * len(own)), row)
+
+    pairs = [TrainRow((answer(i, 0), answer(i, 1)), i) for i in range(12)]
+    plan = plan_of(
+        method="dpo",
+        options=METHODS["dpo"].options(MethodOptions()),
+        rows=9,
+        steps=8,
+        batch_size=4,
+        tokens_per_pass=60,
+        layout="shared",
+        adapter=AdapterConfig(rank=4, alpha=8.0),
+        lr=1e-3,
+        eval_every=3,
+        threads=1,
+    )
+    return World(tiny_lm(), pairs[:9], pairs[9:], plan)
+
+
 def real() -> World:
     """SmolLM2-135M-Instruct on short rows, as the plan would train it."""
     from build import plan_of, train_rows
@@ -86,6 +113,9 @@ def real() -> World:
                    lr=1e-3, eval_every=3, dtype="bfloat16",
                    threads=1)  # fmt: skip
     return World(loading.load(facts.path, torch.bfloat16), train_rows(12), train_rows(2, seed=5), plan)
+
+
+WORLDS = {"tiny": tiny, "preferences": preferences, "real": real}
 
 
 def forked(folder: Path, work: Callable[[], int]) -> int:
@@ -110,7 +140,8 @@ def train(world: World, folder: Path) -> int:
     adapters.attach(world.model.module, world.plan.adapter, world.plan.seed)
     try:
         with writing(run):
-            loop.train(loop.TrainingInputs(world.model, world.plan, world.rows, world.dev, run, {"data": "d"}))
+            inputs = loop.TrainingInputs(world.model, world.plan, world.rows, world.dev, run, {"data": "d"})
+            loop.train(loop.with_precomputed(inputs))
             checkpoints.save_weights(run.weights, adapters.trainable(world.model.module))
     except TrainError as error:
         if error.code == "RUN_DISK":
@@ -262,17 +293,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--real", action="store_true", help="the real 135M model instead of a tiny random one")
+    parser.add_argument("--world", choices=list(WORLDS), default="tiny", help="what is trained")
     parser.add_argument("--out", type=Path, help="JSON file to put the tally into")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    world = real() if asked.real else tiny()
+    world = WORLDS[asked.world]()
     root = Path(tempfile.mkdtemp(prefix="tunewright-torture-"))
     tally = torture(world, root, asked.kills, 60 * asked.minutes)
     if asked.out:
         known = json.loads(asked.out.read_text()) if asked.out.exists() else {}
         with disk_errors(asked.out):
-            asked.out.write_text(json.dumps({**known, "real" if asked.real else "tiny": vars(tally)}, indent=1) + "\n")
+            asked.out.write_text(json.dumps({**known, asked.world: vars(tally)}, indent=1) + "\n")
     if tally.lost or tally.unequal:
         sys.exit(f"not survived; see {root}")
     shutil.rmtree(root)

@@ -74,7 +74,7 @@ def test_a_job_that_dies_three_times_without_a_checkpoint_is_given_up_and_the_ot
     failed = out.run(every, Where("local", 1), QUIET)
     assert list(failed) == ["job-0"]
     assert failed["job-0"].code == "TRAIN_WORKER"
-    assert "three times between two checkpoints, last after step 2" in str(failed["job-0"])
+    assert "without reaching a new checkpoint, most recently after step 2" in str(failed["job-0"])
     assert processes(every[0]) == 3
     assert [job.step() for job in every] == [2, 4, 4]
 
@@ -123,14 +123,24 @@ def test_no_jobs_need_no_place() -> None:
 def test_a_job_that_was_stopped_or_whose_folder_was_locked_is_started_again() -> None:
     job = Job("a", "job", (), Path(), 1, 1)
     assert Ended(job, 130, "").killed
-    assert Ended(job, 2, '{"error": [{"code": "RUN_LOCKED"}]}').killed
+    locked = Ended(job, 2, '{"error": [{"code": "RUN_LOCKED"}]}')
+    assert (locked.killed, locked.locked) == (False, True)
     assert not Ended(job, 2, '{"error": [{"code": "CONFIG_RANGE"}]}').killed
+
+
+def test_a_locked_job_is_waited_for_and_its_error_says_who_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = Ended(Job("a", "job", (), Path(), 1, 1), 2, '{"error": [{"code": "RUN_LOCKED"}]}')
+    since: dict[str, float] = {}
+    assert all(out._is_tried_again(ended, [], since) for _ in range(9))
+    monkeypatch.setattr(out, "LOCKED_SECONDS", 0.0)
+    assert not out._is_tried_again(ended, [], since)
 
 
 def test_each_job_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [room["CUDA_VISIBLE_DEVICES"] for room in local.rooms(Where("local"), 3)] == ["0", "1", "2"]
     assert len(local.rooms(Where("local", 1), 4)) == 1
+    assert [room["CUDA_VISIBLE_DEVICES"] for room in local.rooms(Where("local", 3), 2)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     assert [room["CUDA_VISIBLE_DEVICES"] for room in local.rooms(Where("local"), 2)] == ["GPU-a", "GPU-b"]
     assert local.rooms(Where("local"), 0) == [{}]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build import FLAGS, Folder, Rows, cli, read, read_lines, write_chat_rows
+from build import FLAGS, Folder, Rows, cli, copied, plan_of, read, read_lines, write_chat_rows
 
 from tunewright.cli import fan_out
 from tunewright.core import config as configuration
@@ -21,6 +21,7 @@ from tunewright.core.config import recipes
 from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.run_folder import Run, sha256
 from tunewright.stages import worker
+from tunewright.stages.experiments.sweep import _as_exact
 from tunewright.train import together
 
 FAST = [f for f in FLAGS if not f.startswith(("train.eval_every", "train.steps", "adapter", "prove.few_shot"))]
@@ -131,16 +132,17 @@ def test_a_recipe_that_diverges_is_reported_and_the_others_go_on(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["data.instruction=a,b"], "CONFIG_CONFLICT", "no setting of the recipe has several values"),
+        (["data.instruction=a,b"], "CONFIG_CONFLICT", "no setting has several values"),
         (["sweep.grid={data.instruction: [a, b]}"], "CONFIG_CONFLICT", "cannot be swept"),
         (["train.epochs=1,3"], "CONFIG_CONFLICT", "train.steps and train.epochs are both set"),
         (["adapter.kind=lora,none", "quantise=nf4"], "CONFIG_CONFLICT", "cannot be trained"),
         (["train.lr=1e-3,soon"], "CONFIG_RANGE", "train.lr is 'soon'"),
-        (["train.lr=1e-3"], "CONFIG_CONFLICT", "no setting of the recipe has several values"),
+        (["train.lr=1e-3"], "CONFIG_CONFLICT", "no setting has several values"),
         (["train.lr=auto,auto"], "CONFIG_CONFLICT", "no recipe of the grid differs"),
         (["sweep.seeds=1", "train.lr=1e-3,1e-2"], "CONFIG_RANGE", "sweep.seeds"),
         (["train.lr=" + ",".join(f"{n}e-5" for n in range(1, 400))], "CONFIG_CONFLICT", "399 recipes"),
         (["train.lr=1e-3,1e-2", "split.dev=0"], "CONFIG_CONFLICT", "there are none"),
+        (["train.lr=1e-3,1e-2", "train.eval_every=20"], "CONFIG_CONFLICT", "has no dev loss near there"),
     ],
 )
 def test_a_grid_that_cannot_be_swept(
@@ -162,6 +164,38 @@ def test_values_are_split_at_commas_outside_brackets() -> None:
     assert recipes(config) == [{}, {"adapter.targets": ["q_proj"]}, {"adapter.targets": ["q_proj", "v_proj"]}]
 
 
+def test_a_single_value_of_a_swept_setting_is_the_defaults() -> None:
+    words = fan_out.swept_settings(["train.lr=1e-3", "train.lr=1e-4,3e-4"], None, None)
+    config = configuration.load(None, words, data__train="rows.jsonl")
+    assert (config.train.lr, config.sweep.grid) == (1e-3, {"train.lr": [1e-4, 3e-4]})
+
+
+def test_a_grid_in_the_file_and_one_on_the_command_line(tmp_path: Path, chat_rows: Rows) -> None:
+    text = f"data: {{train: {chat_rows()}}}\nsweep: {{grid: {{adapter.rank: [8, 32]}}}}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    done = cli("sweep", "c.yaml", "train.lr=1e-4,3e-4", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "both have values to sweep" in done.stderr
+
+
+def test_what_the_default_gave_up_is_given_up_only_by_the_same_plans() -> None:
+    """A recipe with dropout is not planned with shared beginnings, and does not get them."""
+    default = plan_of(layout="shared", kernels="fused")
+    exact = default.model_copy(update={"kernels": "transformers"})
+    same, dropout = plan_of(layout="shared", kernels="fused"), plan_of(layout="packed", kernels="fused")
+    assert [getattr(_as_exact(same, default, exact), name) for name in ("layout", "kernels")] == [
+        "shared",
+        "transformers",
+    ]
+    assert _as_exact(dropout, default, exact).layout == "packed"
+
+
+def test_a_run_without_a_grid_is_no_sweep(proved: Path, tmp_path: Path) -> None:
+    done = cli("sweep", str(copied(proved, tmp_path)), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no setting has several values" in done.stderr
+
+
 def test_the_grid_may_be_in_a_config_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("sweep:\n  grid:\n    train.lr: [0.1, 0.2]\n    train.moon: [1]\n")
     with pytest.raises(ConfigError, match=r"c.yaml:2.*train.moon cannot be swept"):
@@ -181,6 +215,10 @@ def test_a_sweep_can_be_trained_by_whoever_runs_the_printed_lines(
     name = json.loads((swept / "sweep.json").read_text())["recipes"][0]["branch"]
     first, same = (run / "branches" / name / "dev-6.json" for run in (swept, tmp_path / "runs" / "printed"))
     assert first.read_bytes() == same.read_bytes()
+    rows = chat_rows()
+    rows.write_text(rows.read_text().replace("lot 0", "lot 00"))
+    done = sweep(tmp_path, rows, model_folder("llama"), "printed", "--on", "print")
+    assert "RESUME_MISMATCH" in done.stderr, "a branch that has finished is of other data"
 
 
 def test_recipes_trained_in_common_passes_are_what_they_are_alone(
@@ -253,7 +291,7 @@ def test_another_model_or_other_data_are_refused_by_a_worker(swept: Path, tmp_pa
     file = json.loads((branch / "branch.json").read_text())
     file["hashes"]["model"] = "0" * 64
     (branch / "branch.json").write_text(json.dumps(file))
-    with pytest.raises(RunError, match=r"RESUME_MISMATCH.*the branch's model would be another"):
+    with pytest.raises(RunError, match=r"RESUME_MISMATCH.*model differ from what this branch"):
         worker.branch(Run(run), branch.name, 1.0, "")
 
 

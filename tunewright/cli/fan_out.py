@@ -21,8 +21,8 @@ from tunewright.fan.jobs import Place, Where
 On = Annotated[
     Place,
     typer.Option(
-        help="Where branches are trained: in this process, in several of this machine, on a Ray cluster; print: only "
-        "print their command lines."
+        help="Where branches are trained. here: in this process; local: in separate processes on this machine; ray: on "
+        "a Ray cluster; print: only print the commands."
     ),
 ]
 AtOnce = Annotated[
@@ -63,10 +63,15 @@ def confirm_long(run: Run, agreed: bool) -> None:
 
 
 def swept_settings(given: Sequence[str], seeds: int | None, halve: bool | None) -> list[str]:
-    """The settings of the run: those of a recipe with several values, separated by commas, become its grid."""
-    values = {key.strip(): split(text) for key, _, text in (word.partition("=") for word in given)}
-    several = {key: parts for key, parts in values.items() if key in SWEPT and len(parts) > 1}
-    words = [word for word in given if word.partition("=")[0].strip() not in several]
+    """The settings of the run: those of a recipe with several values, separated by commas, become its grid. A setting
+    with one value beside it is the default recipe's."""
+    several, words = dict[str, list[str]](), list[str]()
+    for word in given:
+        key, _, text = word.partition("=")
+        if key.strip() in SWEPT and len(parts := split(text)) > 1:
+            several[key.strip()] = several.get(key.strip(), []) + parts
+        else:
+            words.append(word)
     if several:
         grid = ", ".join(f"{key}: [{', '.join(parts)}]" for key, parts in several.items())
         words.append(f"sweep.grid={{{grid}}}")
@@ -74,14 +79,22 @@ def swept_settings(given: Sequence[str], seeds: int | None, halve: bool | None) 
     return words + ([f"sweep.halve={str(halve).lower()}"] if halve is not None else [])
 
 
-def require_grid(config: Config) -> None:
-    """Raises CONFIG_CONFLICT for a sweep of one recipe."""
+def require_grid(config: Config, file: Config | None = None) -> None:
+    """Raises CONFIG_CONFLICT for a sweep of one recipe, or if ``file``, the config without the command line, has
+    another grid."""
+    if file is not None and file.sweep.grid and file.sweep.grid != config.sweep.grid:
+        raise ConfigError(
+            "CONFIG_CONFLICT",
+            "the config file and the command line both have values to sweep.",
+            where="sweep.grid",
+            fix="give all of them in one place.",
+        )
     if not config.sweep.grid:
         raise ConfigError(
             "CONFIG_CONFLICT",
-            "no setting of the recipe has several values.",
+            "nothing to sweep: no setting has several values.",
             where="command line",
-            fix="separate them by commas: train.lr=1e-4,3e-4 adapter.rank=8,32. "
+            fix="separate values by commas: train.lr=1e-4,3e-4 adapter.rank=8,32. "
             f"A recipe's settings: {', '.join(SWEPT)}.",
         )
 

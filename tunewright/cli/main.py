@@ -26,6 +26,7 @@ from tunewright.cli.preview import preview
 from tunewright.cli.push import push
 from tunewright.cli.runs import RUNS, Json, Model, Root, RunName, Settings, Source, config_of, out, runs_app
 from tunewright.cli.serve import serve
+from tunewright.core.config import load
 from tunewright.core.errors import RunWaits, TunewrightError
 from tunewright.fan.jobs import HERE, Where
 
@@ -92,7 +93,7 @@ def run(
 def sweep(
     source: Source,
     settings: Settings = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds of the default and of the best of the others.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds for the default and for the best other recipe.")] = None,
     halve: Annotated[
         bool | None, typer.Option("--halve/--full", help="Drop half of the recipes at a quarter and half of the steps.")
     ] = None,
@@ -111,8 +112,10 @@ def sweep(
     Values to try are separated by commas: train.lr=1e-4,3e-4 adapter.rank=8,32.
     """
     words = swept_settings(settings or [], seeds, halve)
-    if _existing(source, root) is None:
-        require_grid(config_of(source, words, model))
+    if run := _existing(source, root):
+        require_grid(load(run.config))
+    else:
+        require_grid(config_of(source, words, model), config_of(source, None, model))
     place = where(on, at_once, agreed=yes)
     runner = _advance(source, words, model, name, root, quiet or as_json, "report", place)
     _verdict(runner, as_json)

@@ -73,15 +73,20 @@ class Ended:
 
     @property
     def killed(self) -> bool:
-        """Whether it may be started again: a signal ended it, or another process still held its folder."""
-        return self.status < 0 or self.status == STOPPED or '"RUN_LOCKED"' in self.errors
+        """Whether a signal ended it: it may be started again."""
+        return self.status < 0 or self.status == STOPPED
+
+    @property
+    def locked(self) -> bool:
+        """Whether another process held its folder."""
+        return '"RUN_LOCKED"' in self.errors
 
     def lost(self) -> TrainError:
         """The error of a job that is killed again and again before it has saved."""
         return TrainError(
             "TRAIN_WORKER",
-            f"`{self.job.name}` was killed three times between two checkpoints, last after step {self.job.step()} "
-            f"(status {self.status}).",
+            f"`{self.job.name}` was killed three times without reaching a new checkpoint, most recently after step "
+            f"{self.job.step()} (status {self.status}).",
             where=str(self.job.folder),
             fix="if memory ran out, run fewer at once (--at-once) or set a smaller train.tokens_per_pass.",
         )

@@ -85,4 +85,5 @@ def rooms(where: Where, gpus: int) -> list[Mapping[str, str]]:
     if not gpus:
         return [{} for _ in range(where.at_once or 1)]
     devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-    return [{"CUDA_VISIBLE_DEVICES": name} for name in devices.split(",")[: where.at_once or gpus]]
+    names = devices.split(",")
+    return [{"CUDA_VISIBLE_DEVICES": names[i % len(names)]} for i in range(where.at_once or len(names))]

@@ -18,6 +18,7 @@ from tunewright.fan.jobs import Ended, Job, Where
 
 POLL_SECONDS = 0.5
 DEATHS = 3  # from the same checkpoint, until a job is given up
+LOCKED_SECONDS = 600.0  # for another process that trains a job's branch
 
 
 class Place(Protocol):
@@ -57,11 +58,11 @@ def run(jobs: Sequence[Job], where: Where, console: Console) -> dict[str, Tunewr
 def _run(jobs: Sequence[Job], place: Place, console: Console) -> dict[str, TunewrightError]:
     waiting, running = deque(jobs), list[Job]()
     deaths: dict[str, list[int]] = {job.name: [] for job in jobs}
+    locked: dict[str, float] = {}
     failed: dict[str, TunewrightError] = {}
     shown = sum(job.step() for job in jobs)
-    with console.bar(
-        f"train {counted(len(jobs), 'branch', 'branches')}", sum(job.steps for job in jobs), shown
-    ) as tick:
+    title, steps = f"train {counted(len(jobs), 'branch', 'branches')}", sum(job.steps for job in jobs)
+    with console.bar(title, steps, shown) as tick:
         while waiting or running:
             while waiting and place.has_room():
                 running.append(waiting.popleft())
@@ -69,21 +70,27 @@ def _run(jobs: Sequence[Job], place: Place, console: Console) -> dict[str, Tunew
             time.sleep(POLL_SECONDS)
             for ended in place.ended():
                 running.remove(ended.job)
-                at = deaths[ended.job.name]
                 if ended.killed:
-                    at.append(ended.job.saved())
                     console.warn(f"  {ended.job.name} was killed after step {ended.job.step()}")
-                if ended.killed and at[-DEATHS:] != [at[-1]] * DEATHS:
+                if _is_tried_again(ended, deaths[ended.job.name], locked):
                     waiting.append(ended.job)
                 elif ended.status:
-                    error = (
-                        ended.lost()
-                        if ended.killed
-                        else programs.error_of(ended.status, ended.errors, str(ended.job.folder))
-                    )
+                    where = str(ended.job.folder)
+                    error = ended.lost() if ended.killed else programs.error_of(ended.status, ended.errors, where)
                     failed[ended.job.name] = error
                     console.warn(f"  {ended.job.name}: {error}")
             now = sum(job.step() for job in jobs)
             tick(max(0, now - shown), f"steps, {len(running)} started")
             shown = max(shown, now)
     return failed
+
+
+def _is_tried_again(ended: Ended, deaths: list[int], locked: dict[str, float]) -> bool:
+    """A job that was killed, unless it has saved nothing new between its last ``deaths``; and for a while, one whose
+    branch another process trains. ``locked``: since when, by name."""
+    if ended.locked:
+        return time.monotonic() - locked.setdefault(ended.job.name, time.monotonic()) < LOCKED_SECONDS
+    if ended.killed:
+        deaths.append(ended.job.saved())
+        return deaths[-DEATHS:] != [deaths[-1]] * DEATHS
+    return False

@@ -19,6 +19,6 @@ def shown(jobs: Sequence[Job]) -> RunWaits:
     return RunWaits(
         "RUN_WAITS",
         f"waits for {counted(len(jobs), 'training')}: run the lines above in any order, on any machine that has {run}, "
-        f"the model and the data under the same paths; then `tunewright run {run} --on print`.",
+        f"the model and the data under the same paths; then repeat this command.",
         where=str(run),
     )

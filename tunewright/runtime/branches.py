@@ -34,7 +34,7 @@ from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Context, Setup, Work
 from tunewright.runtime.receipt import input_hashes
 from tunewright.runtime.weights import Weights
-from tunewright.system import crowding
+from tunewright.system import crowding, machine
 from tunewright.tokens import render_cache
 from tunewright.tokens.render_cache import RenderedRows
 from tunewright.tokens.sequences import TrainRow, digest, flat
@@ -102,6 +102,13 @@ def trained(work: Work, branch: Branch) -> Weights:
     return weights.at_scale(work.run.branch(branch.name), branch.plan, branch.scale)
 
 
+def begun(setup: Setup, name: str) -> Run:
+    """A branch as it was begun, trained to its end if it is not yet."""
+    run = setup.context.run.branch(name)
+    require(setup, [_read(run, name)[0]])
+    return run
+
+
 def require(setup: Setup, branches: Sequence[Branch]) -> None:
     """Trains those that are not trained yet, several at a time where the run's place allows it. Raises the error of the
     first that fails."""
@@ -114,7 +121,7 @@ def advance(setup: Setup, branches: Sequence[Branch], fraction: float = 1.0) -> 
     trained, by name; raises any other, once the rest is done."""
     context, failed = setup.context, dict[str, TunewrightError]()
     for branch in branches:
-        _write(setup, branch)
+        _begin(setup, branch)
         if failure := records.existing(_failure(context.run.branch(branch.name)), BranchFailure):
             failed[branch.name] = TrainError(failure.code, failure.message, where=failure.where, fix=failure.fix)
     runs = [(b, context.run.branch(b.name)) for b in branches if b.name not in failed]
@@ -158,6 +165,12 @@ def train(setup: Setup, names: Sequence[str], fraction: float = 1.0, attempt: st
         before = torch.get_num_threads()
         try:
             return _train(setup, branches, hashes, fraction)
+        except TrainError as error:
+            if error.code != "RUN_INTERRUPTED":
+                raise
+            (problem,) = error.problems
+            fix = f"`tunewright run {setup.context.run.path}` continues from there."  # not the branch's folder
+            raise TrainError("RUN_INTERRUPTED", problem.message, where=problem.where, fix=fix) from None
         finally:
             crowding.use(before)
 
@@ -168,9 +181,9 @@ def _same_hashes(setup: Setup, branch: Branch, stored: BranchFile) -> dict[str, 
     if changed:
         raise RunError(
             "RESUME_MISMATCH",
-            f"here, the branch's {' and '.join(changed)} would be another than where the run was started.",
+            f"{' and '.join(changed)} differ from what this branch was created with.",
             where=str(setup.context.run.branch(branch.name).path),
-            fix="give all machines the same model, data and tunewright.",
+            fix="restore them, on every machine that trains branches; or start a new run.",
         )
     return hashes
 
@@ -233,12 +246,18 @@ def _results(
 ) -> list[loop.Trained | TrainError]:
     if len(inputs) > 1:
         return together.train(inputs, progress, until)
+    run = inputs[0].run
     try:
         return [loop.train(inputs[0], progress, until=until[0])]
     except TrainError as error:
         if error.code not in UNTRAINABLE:
             raise
         return [error]
+    except (MemoryError, RuntimeError) as error:
+        if not machine.out_of_memory(error):
+            raise
+        what, fix = f"out of memory while `{run.name}` was trained.", "leave out what needs more memory than the rest."
+        return [TrainError("TRAIN_MEMORY", what, where=str(run.path), fix=fix)]
 
 
 def _hashes(setup: Setup, branch: Branch) -> dict[str, str]:
@@ -272,25 +291,23 @@ def _is_done(run: Run, plan: Plan, fraction: float) -> bool:
     return run.training.exists() if fraction == 1.0 else dev_file(run, step_at(plan, fraction)).exists()
 
 
-def _write(setup: Setup, branch: Branch) -> None:
-    """What another process needs to train the branch. A branch that was begun keeps its number of threads, because its
-    last bits depend on it."""
+def _begin(setup: Setup, branch: Branch) -> None:
+    """Writes what another process needs to train the branch. One that was begun keeps its plan, with its number of
+    threads, because its last bits depend on it. Raises RESUME_MISMATCH if it was begun with other data."""
     context, run = setup.context, setup.context.run.branch(branch.name)
-    if not run.branch_file.exists():
-        plan = branch.plan.model_copy(update={"threads": out.threads(context.where, branch.plan.threads)})
-        planned = dataclasses.replace(branch, plan=plan)
-        files = [_stored_rows(run, rows) for rows in (branch.rows, branch.dev)]
-        hashes = _hashes(setup, planned)
-        records.write(
-            run.branch_file,
-            BranchFile(plan=plan, train=files[0], dev=files[1], measured=branch.measured, hashes=hashes),
-        )
+    train, dev = (_stored_rows(run, rows) for rows in (branch.rows, branch.dev))
+    if stored := records.existing(run.branch_file, BranchFile):
+        _same_hashes(setup, dataclasses.replace(branch, plan=stored.plan), stored)
+        return
+    plan = branch.plan.model_copy(update={"threads": out.threads(context.where, setup.inputs.machine.cores)})
+    hashes = _hashes(setup, dataclasses.replace(branch, plan=plan))
+    records.write(run.branch_file, BranchFile(plan=plan, train=train, dev=dev, measured=branch.measured, hashes=hashes))
 
 
 def _stored_rows(run: Run, rows: Sequence[TrainRow]) -> str:
-    """The name of their file, which all branches with these rows share."""
+    """The name of their file, which all branches with these rows share; written again if it is damaged."""
     file = run.path.parent / "rows" / f"{digest(rows)[:32]}.safetensors"
-    if not file.exists():
+    if render_cache.read(file) is None:
         write_atomic(file, render_cache.to_bytes(RenderedRows(list(rows), [])))
     return file.name
 
@@ -302,7 +319,10 @@ def _read(run: Run, name: str) -> tuple[Branch, BranchFile]:
     rows, dev = (render_cache.read(run.path.parent / "rows" / stored) for stored in (file.train, file.dev))
     if rows is None or dev is None:
         raise RunError(
-            "RUN_DAMAGED", f"the rows of branch {name} cannot be read.", where=str(run.path), fix="delete this folder."
+            "RUN_DAMAGED",
+            f"the rows of branch {name} cannot be read.",
+            where=str(run.path.parent / "rows"),
+            fix="repeat the command that started the run: it writes them again.",
         )
     return Branch(name, file.plan, tuple(rows.rows), tuple(dev.rows), 1.0, file.measured), file
 

@@ -13,6 +13,7 @@ from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, 
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
+from tunewright.runtime import branches
 from tunewright.runtime.context import Context, Work
 from tunewright.runtime.models import Models
 from tunewright.runtime.receipt import code_sha256, input_hashes
@@ -28,7 +29,7 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     ``ranks``, the first does. Raises RANKS_DIFFER."""
     run, plan, inputs, console = work.run, work.plan, work.inputs, work.console
     if (branch := swept.branch_of(run)) and _is_of(plan, swept.plan_of(run)):
-        return _adopted(work, branch, ranks)
+        return _adopted(work, branches.begun(work.setup, branch.path.name), ranks)
     step = _begin(work) if ranks.first else 0
     ranks.wait()
     model = _model(work, ranks)

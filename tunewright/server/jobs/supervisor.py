@@ -181,7 +181,7 @@ class Supervisor:
             self._jobs.finish(job, running.attempt, "succeeded", message, results=(tokens, self._results(job, run)))
         elif wanted == "cancel":
             self._jobs.finish(job, running.attempt, "cancelled", "The job was cancelled")
-        elif ended.killed:
+        elif ended.killed or ended.locked:
             self._killed(running, ended, wanted)
         elif (error := programs.error_of(ended.status, ended.errors, str(run.path))).code == "RUN_DISK":
             message = f"The job is paused; make room, then resume it: {error}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from tunewright.core import records
 from tunewright.core.config import Plan, recipes, with_settings
-from tunewright.core.errors import ConfigError, RunError, TunewrightError, data_error
+from tunewright.core.errors import ConfigError, RunError, TrainError, TunewrightError, data_error
 from tunewright.core.records import METRICS, BranchFile, DevNats, NotMeasured, RecipeSweep, Rung, StepLine, SweptRecipe
 from tunewright.core.run_folder import Run
 from tunewright.core.words import LONG_HOURS, counted, duration
@@ -60,10 +60,16 @@ class Race:
         )
 
     def trained(self, wanted: Sequence[tuple[int, int]], fraction: float = 1.0) -> None:
-        """Trains recipes with seeds. Raises the default's error."""
+        """Trains recipes with seeds. Raises the default's error: there is nothing to compare the others with."""
         self.failed.update(branches.advance(self.setup, [self.branch(*pair) for pair in wanted], fraction))
         if error := self.failed.get(self.branch(0).name):
-            raise error
+            (problem,) = error.problems
+            raise TrainError(
+                error.code,
+                f"the default recipe cannot be trained: {problem.message}",
+                where=problem.where,
+                fix="start a new sweep with a default that can: `train.lr=1e-4 train.lr=3e-5,3e-4` makes it 1e-4.",
+            )
 
     def nats(self, recipe: int, seed: int = 0, fraction: float = 1.0) -> Nats:
         """nats_R of the dev rows."""
@@ -117,16 +123,39 @@ def _race(setup: Setup) -> Race:
         export.require_supported(TrainedRun(context.run, wanted, plan, inputs.facts, inputs.template))
         plans.append(_for_comparison(plan, recipe, len(settings), wanted.train.eval_every == "auto"))
     exact = planned.after_self_test(setup, plans[0])
-    slower = {name: getattr(exact, name) for name in ("layout", "kernels") if exact != plans[0]}
     race = Race(
         setup,
         settings,
-        [_begun(context.run, n) or plan.model_copy(update=slower) for n, plan in enumerate(plans)],
+        [_begun(context.run, n) or _as_exact(plan, plans[0], exact) for n, plan in enumerate(plans)],
         float(np.mean([row.supervised for row in dev])),
         clusters,
     )
+    if config.sweep.halve and config.train.eval_every != "auto":
+        _require_same_fractions(race.plans)
     _announce(race)
     return race
+
+
+def _as_exact(plan: Plan, default: Plan, exact: Plan) -> Plan:
+    """Without what the self-test of the default recipe has given up, where the plan is the default's."""
+    given_up = {
+        name: getattr(exact, name) for name in ("layout", "kernels") if getattr(exact, name) != getattr(default, name)
+    }
+    return plan.model_copy(update={n: v for n, v in given_up.items() if getattr(plan, n) == getattr(default, n)})
+
+
+def _require_same_fractions(plans: Sequence[Plan]) -> None:
+    """Recipes are compared after equal fractions of their steps, as far as a dev loss is measured there."""
+    for plan in plans:
+        for fraction in RUNGS:
+            if abs(branches.step_at(plan, fraction) / plan.steps - fraction) > 0.5 / COMPARISONS:
+                raise ConfigError(
+                    "CONFIG_CONFLICT",
+                    f"recipes are compared at {fraction:.0%} of their steps, and one of {plan.steps} steps has no dev "
+                    "loss near there.",
+                    where="train.eval_every",
+                    fix="leave train.eval_every at auto, or compare at the end alone: --full.",
+                )
 
 
 def _begun(run: Run, recipe: int) -> Plan | None:
@@ -155,7 +184,8 @@ def _announce(race: Race) -> None:
     more = 2 * (settings.seeds - 1) * tokens / len(race.plans)
     seconds = (part * tokens + more) / speed.tokens_per_second
     say = setup.context.console.say
-    if seconds > 3600 * LONG_HOURS and not setup.context.where.agreed:
+    agreed = setup.context.where.agreed or (setup.context.run.path / "branches").exists()
+    if seconds > 3600 * LONG_HOURS and not agreed:
         raise RunError(
             "RUN_LONG",
             f"the sweep would take about {duration(seconds)}.",
@@ -224,7 +254,9 @@ def _whole(race: Race, recipe: int, seed: int) -> bool:
 
 
 def _recipe(race: Race, n: int, seeds: int) -> SweptRecipe:
-    branch, error = race.branch(n), race.failed.get(race.branch(n).name)
+    branch = race.branch(n)
+    names = [race.branch(n, seed).name for seed in range(race.setup.context.config.sweep.seeds)]
+    error = next((race.failed[name] for name in names if name in race.failed), None)
     return SweptRecipe.model_validate(
         {
             "settings": dict(race.settings[n]),
@@ -251,9 +283,11 @@ def lines(record: RecipeSweep) -> Sequence[str]:
         return [f"sweep: no other recipe could be trained; the default is kept ({cost})"]
     low, high = record.interval
     best = record.recipes[record.challenger].words
-    word = "chosen" if record.chosen else "the default is kept; best of the others"
+    word = f"chosen: {best}" if record.chosen else f"keeping the default; the best alternative was {best}"
+    if lost := [r.error for r in (record.recipes[0], record.recipes[record.challenger]) if r.error]:
+        word += f" (not comparable with every seed: {lost[0]})"
     return [
-        f"sweep of {record.tried} recipes: {word}: {best}; its dev loss minus the default's is "
+        f"sweep of {record.tried} recipes: {word}; dev loss minus the default's: "
         f"{record.difference:+.4f} [{low:+.4f}, {high:+.4f}] nats per token ({cost})"
     ]
 
