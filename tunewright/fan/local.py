@@ -44,15 +44,17 @@ class Local:
         return bool(self._rooms)
 
     def start(self, job: Job) -> None:
-        room, errors = self._rooms.pop(0), tempfile.TemporaryFile()  # noqa: SIM115
+        errors, room = tempfile.TemporaryFile(), self._rooms[0]  # noqa: SIM115
         command = [sys.executable, "-m", job.module, *job.arguments, "--parent", str(os.getpid())]
+        environment = {**os.environ, **room}
         try:
             process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **room}, start_new_session=True
+                command, stdout=subprocess.DEVNULL, stderr=errors, env=environment, start_new_session=True
             )
         except OSError:
-            self._rooms.append(room)
+            errors.close()
             raise
+        del self._rooms[0]
         self._running.append(Running(job, process, errors, room))
 
     def ended(self) -> list[Ended]:

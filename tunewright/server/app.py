@@ -33,7 +33,7 @@ log = logging.getLogger("tunewright.server")
 ABSENT = ("/v1/evals", "/v1/embeddings", "/v1/moderations", "/v1/images", "/v1/audio", "/v1/assistants", "/v1/threads")
 ROUTES = (files, fine_tuning, models, chat, responses, batches, datasets, operations, home, jobs, data, playground)
 OPEN = ("/login", "/logout", "/health")  # without a token
-LARGEST_JSON = 8 << 20
+LARGEST_JSON, LARGEST_LOGIN = 8 << 20, 64 << 10
 HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin", "cache-control": "no-store"}
 
 
@@ -57,7 +57,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(sqlite3.Error, _on_database_error)
     app.add_exception_handler(OverQuota, _on_over_quota)
-    app.add_exception_handler(Exception, _on_unexpected)
+    app.add_exception_handler(UnicodeEncodeError, _on_surrogate)
     app.add_middleware(Gate, service=service)
     return app
 
@@ -84,14 +84,14 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, started, status = Request(scope), time.monotonic(), 500
+        request, started, status, begun = Request(scope), time.monotonic(), 500, False
         request_id = new_id("req_")
         scope["tenant"] = self._tenant(request)
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 names = {name for name, _ in message["headers"]}
                 more = {**HEADERS, "x-request-id": request_id}
                 message["headers"] = [
@@ -105,6 +105,10 @@ class Gate:
                 await _response(refused)(scope, receive, sending)
             else:
                 await self._app(scope, _limited(receive, self._most(request)), sending)
+        except Exception as error:
+            log.exception("request %s", request_id)
+            if not begun:
+                await _response(unexpected(error))(scope, receive, sending)
         finally:
             seconds = round(time.monotonic() - started, 3)
             line = {"request": request_id, "tenant": scope["tenant"], "method": request.method}
@@ -136,7 +140,10 @@ class Gate:
 
     def _most(self, request: Request) -> int:
         """Bytes of a body: files may be larger than what is kept in memory."""
-        of_file = request.headers.get("content-type", "").startswith("multipart/")
+        path, kind = request.url.path, request.headers.get("content-type", "")
+        if path in OPEN:
+            return LARGEST_LOGIN
+        of_file = kind.startswith("multipart/") and (path in ("/v1/files", "/data") or path.startswith("/v1/uploads/"))
         return self._service.settings.largest if of_file else LARGEST_JSON
 
 
@@ -214,6 +221,5 @@ async def _on_over_quota(_: Request, error: Exception) -> JSONResponse:
     return _response(ApiError(413, "quota_exceeded", message, "file"))
 
 
-async def _on_unexpected(_: Request, error: Exception) -> JSONResponse:
-    """Repeating the request would repeat the mistake."""
-    return _response(unexpected(error))
+async def _on_surrogate(_: Request, error: Exception) -> JSONResponse:
+    return _response(ApiError(400, "invalid_value", "The request has half of a surrogate pair, which is not text."))

@@ -57,19 +57,23 @@ def backed_up(home: Path, target: Path) -> str:
             database.back_up(target / "server.db")
             shutil.copy2(home / "tokens", target / "tokens")
             for name in ("files", "runs", "batches"):  # what the database names was written before it
-                if (home / name).exists():
-                    shutil.copytree(
-                        home / name, target / name, ignore=shutil.ignore_patterns(".*"), copy_function=_copied
-                    )
+                _copy(home / name, target / name)
     finally:
         database.close()
     return f"copied to {target}; serve it with --home {target}"
 
 
-def _copied(source: str, target: str) -> None:
-    """A job that is running may replace its files; what it needs to continue is complete at any moment."""
+def _copy(source: Path, target: Path) -> None:
+    """A job that is running may replace and remove its files; what it needs to continue is complete at any moment."""
     with suppress(FileNotFoundError):
-        shutil.copy2(source, target)
+        entries = [entry for entry in source.iterdir() if not entry.name.startswith(".")]
+        make_folder(target)
+        for entry in entries:
+            if entry.is_dir():
+                _copy(entry, target / entry.name)
+            else:
+                with suppress(FileNotFoundError):
+                    shutil.copy2(entry, target / entry.name)
 
 
 def _opened(home: Path) -> Database:

@@ -93,7 +93,7 @@ class Catalogue:
 
     def job_of(self, tenant: str, name: str) -> Job | None:
         """The job whose model has this name, whether or not it can be used now."""
-        return next((j for j in self._jobs.all_of(tenant) if j.model_id == name and not j.model_deleted), None)
+        return self._jobs.of_model(tenant, name)
 
     def get(self, tenant: str, name: str) -> Served:
         """Raises ApiError: 404 for a model that is not there or of another tenant, 400 for one that cannot be

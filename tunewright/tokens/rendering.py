@@ -94,6 +94,13 @@ def read_answer(template: Template, ids: Sequence[int], tools: Sequence[Tool] = 
     return Message("assistant", content, calls, reasoning=thoughts)
 
 
+def read_text(text: str, tools: Sequence[Tool] = ()) -> Message:
+    """The same of a text that ends in the middle, at a stop string."""
+    thoughts, rest = tool_calls.split_thoughts(text)
+    content, calls = tool_calls.parse(rest, tools) if tools else ("", ())
+    return Message("assistant", content if calls else rest if thoughts else text, calls, reasoning=thoughts)
+
+
 def _rendered(template: Template, ids: list[int], weights: list[float], row: int, example: Chat) -> TokenSequence:
     if template.bos is not None and ids[:2] == [template.bos] * 2:
         raise ModelError(

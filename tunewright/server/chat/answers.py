@@ -178,12 +178,15 @@ async def together(asked: Asked) -> AsyncGenerator[Piece, None]:
 
 def _whole(asked: Asked) -> bool:
     """Whether an answer can be read only as a whole: thoughts and calls are marked in its text."""
-    return bool(asked.tools) or "think" in str(asked.served.template.tokenizer.chat_template)
+    thinks = "think" in str(asked.served.template.tokenizer.chat_template)
+    return asked.is_chat and (bool(asked.tools) or thinks)
 
 
 def _message(asked: Asked, text: AnswerText) -> Message:
-    if text.stopped:
+    if not asked.is_chat:
         return Message("assistant", text.text)
+    if text.stopped:
+        return rendering.read_text(text.text, asked.tools)
     if asked.forced and (call := _call(text.text)) is not None:
         return Message("assistant", "", (call,))
     return rendering.read_answer(asked.served.template, text.ids, asked.tools)

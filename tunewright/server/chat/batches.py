@@ -1,4 +1,4 @@
-"""Answers batches, one after another, a few lines at a time. What a line was answered with is on disk before it counts,
+"""Answers batches, a few lines of each at a time. What a line was answered with is on disk before it counts,
 so a server that is killed continues with the next line."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from tunewright.core.run_folder import append_line, make_folder, read_lines
 from tunewright.server.chat import answers, endpoints
+from tunewright.server.chat.endpoints import rendered
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.chat.responses import ResponseReply, ResponseRequest
 from tunewright.server.errors import ApiError, bad, of_validation, unexpected
@@ -22,7 +23,7 @@ from tunewright.server.models import Catalogue
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.batches import Batch, Batches
 from tunewright.server.store.database import new_id
-from tunewright.server.store.files import Files, OverQuota
+from tunewright.server.store.files import Files
 
 ENDPOINTS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
@@ -34,6 +35,8 @@ MOST_LINES = 50_000
 MOST_ERRORS = 100
 POLL_SECONDS = 0.5
 BUSY_SECONDS = 2.0
+AGAIN_SECONDS = 10.0  # after an error, say of a full disk
+MOST_BYTES = 200 << 20  # of the file of requests, as in OpenAI's API: it is read as a whole
 log = logging.getLogger(__name__)
 
 
@@ -55,12 +58,12 @@ async def answered(catalogue: Catalogue, tenant: str, endpoint: str, body: JsonO
         raise bad("unsupported_parameter", "stream: a batch is answered as a whole.", "stream")
     served = await asyncio.to_thread(catalogue.get, tenant, body["model"])
     if isinstance(request, ChatRequest):
-        reply = endpoints.chat(served, tenant, request)
+        reply = await rendered(endpoints.chat, served, tenant, request)
         return reply.chat(await answers.complete(reply.asked))
     if isinstance(request, CompletionRequest):
-        return await endpoints.completions(served, tenant, request).complete()
+        return await (await rendered(endpoints.completions, served, tenant, request)).complete()
     assert isinstance(request, ResponseRequest)
-    return await ResponseReply.to(request, endpoints.chat(served, tenant, request.as_chat())).complete()
+    return await ResponseReply.to(request, await rendered(endpoints.chat, served, tenant, request.as_chat())).complete()
 
 
 @dataclass(frozen=True)
@@ -85,18 +88,30 @@ class BatchRunner:
 
     async def _run(self) -> None:
         make_folder(self.folder)
-        while True:
-            for batch in self.batches.unfinished():
-                try:
-                    await self._answer(batch)
-                except Exception:  # a full disk, for example: it is tried again
-                    log.exception("the batch %s stopped", batch.id)
-            await asyncio.sleep(POLL_SECONDS)
+        tasks: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                tasks = {batch_id: task for batch_id, task in tasks.items() if not task.done()}
+                for batch in self.batches.unfinished():  # all of them: none waits for the end of another
+                    if batch.id not in tasks:
+                        tasks[batch.id] = asyncio.create_task(self._tried(batch))
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    async def _tried(self, batch: Batch) -> None:
+        try:
+            await self._answer(batch)
+        except Exception:  # a full disk, for example: it is tried again
+            log.exception("the batch %s stopped", batch.id)
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def _answer(self, batch: Batch) -> None:
         out, failed = self.folder / f"{batch.id}.out", self.folder / f"{batch.id}.err"
         if batch.status == "cancelling":
-            self._finish(batch, out, failed)
+            await asyncio.to_thread(self._finish, batch, out, failed)
             return
         try:
             lines = await asyncio.to_thread(self._lines, batch)
@@ -108,7 +123,7 @@ class BatchRunner:
         todo = [line for line in lines if line["custom_id"] not in done[0] | done[1]]
         counts = [len(d) for d in done]
         self.batches.count(batch, len(lines), *counts)
-        places = asyncio.Semaphore(AT_ONCE)
+        places, writing = asyncio.Semaphore(AT_ONCE), asyncio.Lock()
 
         async def one(line: JsonObject) -> None:
             async with places:
@@ -116,14 +131,15 @@ class BatchRunner:
                     return
                 result = await self._result(batch, line)
                 file = out if result["response"]["status_code"] == 200 else failed
-                append_line(file, result)
+                async with writing:
+                    await asyncio.to_thread(append_line, file, result)
                 counts[file is failed] += 1
                 self.batches.count(batch, len(lines), *counts)
 
         async with asyncio.TaskGroup() as group:
             for line in todo:
                 group.create_task(one(line))
-        self._finish(batch, out, failed)
+        await asyncio.to_thread(self._finish, batch, out, failed)
 
     def _cancelling(self, batch: Batch) -> bool:
         now = self.batches.get(batch.tenant, batch.id)
@@ -146,16 +162,13 @@ class BatchRunner:
             return {"id": new_id("batch_req_"), "custom_id": line["custom_id"], "response": response, "error": None}
 
     def _finish(self, batch: Batch, out: Path, failed: Path) -> None:
-        """The answers become files of the tenant."""
-        ids: dict[str, str | None] = {}
-        try:
-            for name, file in (("output_file", out), ("error_file", failed)):
-                ids[name] = self._stored(batch, name, file)
-        except OverQuota as error:
-            message = f"no room for the answers: at most {error.most >> 20} MiB of files"
-            self.batches.become(batch, "failed", errors=json.dumps([_error("quota_exceeded", message, None)]))
+        """The answers become files of the tenant, even if they exceed its quota: it was asked before the batch."""
+        ids = {name: self._stored(batch, name, file) for name, file in (("output_file", out), ("error_file", failed))}
+        if not any(self.batches.become(batch, status, **ids) for status in ("completed", "cancelled")):
+            for file_id in filter(None, ids.values()):
+                if stored := self.files.get(batch.tenant, file_id):
+                    self.files.remove(stored)
             return
-        self.batches.become(batch, "cancelled" if self._cancelling(batch) else "completed", **ids)
         for file in (out, failed):
             file.unlink(missing_ok=True)
 
@@ -163,7 +176,8 @@ class BatchRunner:
         if not file.exists():
             return None
         with open(file, "rb") as content:
-            return self.files.add(batch.tenant, f"{batch.id}_{name}.jsonl", "batch_output", content).id
+            name = f"{batch.id}_{name}.jsonl"
+            return self.files.add(batch.tenant, name, "batch_output", content, within_quota=False).id
 
     def _lines(self, batch: Batch) -> list[JsonObject]:
         """Raises Invalid with what is wrong."""
@@ -173,6 +187,9 @@ class BatchRunner:
         lines: list[JsonObject] = []
         errors: list[JsonObject] = []
         seen: set[str] = set()
+        if file.bytes > MOST_BYTES:
+            message = f"The file of a batch has at most {MOST_BYTES >> 20} MiB."
+            raise Invalid([_error("file_too_large", message, None)])
         for number, text in enumerate(self.files.path(file).read_bytes().split(b"\n"), 1):
             if text.strip():
                 problem, line = _line(text, batch.request["endpoint"], seen)
@@ -192,8 +209,9 @@ class BatchRunner:
 def _line(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, JsonObject]:
     """What is wrong with a line of a batch; empty if nothing is; and the line."""
     try:
-        line = json.loads(text)
-    except ValueError as error:
+        line = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(line, ensure_ascii=False).encode()  # as its answer, which may repeat parts of it, will be stored
+    except (ValueError, RecursionError) as error:
         return f"not valid JSON: {error}", {}
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str) or not line["custom_id"]:
         return "there is no custom_id", {}
@@ -203,6 +221,10 @@ def _line(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, JsonObject]:
     if line.get("method") != "POST" or line.get("url") != endpoint:
         return f"method and url must be POST {endpoint}", {}
     return ("", line) if isinstance(line.get("body"), dict) else ("there is no body", {})
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _error(code: str, message: str, line: int | None) -> JsonObject:

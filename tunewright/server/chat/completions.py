@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -136,6 +137,7 @@ class Reply:
     async def text_stream(self, index: int, prompt: str, with_usage: bool) -> AsyncGenerator[bytes, None]:
         """``index``: of the first choice of this prompt. ``with_usage``: whether usage follows, after all prompts."""
         begun: set[int] = set()
+        offsets: dict[int, int] = defaultdict(int)
 
         def chunk(number: int, text: str, reason: str | None, logprobs: Any) -> bytes:
             choice = {"index": index + number, "text": text, "finish_reason": reason, "logprobs": logprobs}
@@ -151,7 +153,9 @@ class Reply:
                         yield chunk(number, prompt, None, None)
                 if piece.text or piece.last:
                     reason = piece.answer.reason if piece.last else None
-                    yield chunk(number, piece.text, reason, self._text_logprobs(piece.logprobs, 0))
+                    logprobs = self._text_logprobs(piece.logprobs, offsets[number])
+                    offsets[number] += sum(map(len, logprobs["tokens"] if logprobs else ()))
+                    yield chunk(number, piece.text, reason, logprobs)
                 self.done.extend([piece.answer] if piece.last else [])
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from tunewright.server.chat import answers
 from tunewright.server.chat.answers import Answer
@@ -15,7 +18,15 @@ from tunewright.server.models import Served
 from tunewright.server.shapes import JsonObject
 
 MOST_PROMPTS = 64
+RENDERING = ThreadPoolExecutor(1, thread_name_prefix="rendering")
+T = TypeVar("T")
 NEW_TOKENS = 16  # of a completion without max_tokens, as in OpenAI's API
+
+
+async def rendered(of: Callable[..., T], *given: object) -> T:
+    """``of`` renders and tokenizes, which may take long: not in the event loop, which other answers need. One at a
+    time, because tokenizers are not made for several threads."""
+    return await asyncio.get_running_loop().run_in_executor(RENDERING, of, *given)
 
 
 def chat(served: Served, tenant: str, request: ChatRequest) -> Reply:
@@ -99,7 +110,7 @@ def _asked(request: CompletionRequest, served: Served, tenant: str, prompt: str 
         raise bad("invalid_value", f"prompt: {max(prompt)} is not the id of one of {vocabulary} tokens.", "prompt")
     generation = generation_of(request, served, tenant, ids, request.max_tokens or NEW_TOKENS)
     generation = replace(generation, logprobs=request.logprobs)
-    return Asked(served, several(generation, request.n or 1), tuple(request.stops))
+    return Asked(served, several(generation, request.n or 1), tuple(request.stops), is_chat=False)
 
 
 def _shown(served: Served, prompt: str | list[int]) -> str:

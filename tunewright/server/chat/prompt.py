@@ -36,6 +36,7 @@ class Asked:
     tools: tuple[Tool, ...] = ()
     schema: Mapping[str, Any] | None = None
     forced: bool = False
+    is_chat: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -59,9 +60,9 @@ def of_chat(request: ChatRequest, served: Served, tenant: str) -> Asked:
     if schema is not None:
         try:
             validator_for(schema).check_schema(schema)
-        except SchemaError as error:
-            param = "tools" if forced else "response_format"
-            raise bad("invalid_json_schema", f"Not a JSON schema: {error.message}", param) from None
+        except (SchemaError, AttributeError, TypeError, ValueError) as error:  # $schema may be anything
+            param, what = "tools" if forced else "response_format", getattr(error, "message", str(error))
+            raise bad("invalid_json_schema", f"Not a JSON schema: {what}", param) from None
         try:
             grammar = served.base.grammars.compiled(schema)
         except UnsupportedSchema as error:
@@ -73,7 +74,7 @@ def of_chat(request: ChatRequest, served: Served, tenant: str) -> Asked:
     )
     answers = several(generation, request.n or 1)
     notes = _notes(served, prompt)
-    return Asked(served, answers, tuple(request.stops), prompt.tools, schema, forced is not None, notes)
+    return Asked(served, answers, tuple(request.stops), prompt.tools, schema, forced is not None, notes=notes)
 
 
 def generation_of(request: Sampled, served: Served, tenant: str, ids: Sequence[int], limit: int | None) -> Generation:

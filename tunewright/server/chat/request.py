@@ -107,6 +107,11 @@ class ChatRequest(Sampled):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def used_tools(self) -> list[Object] | None:
+        """Those that the model sees."""
+        return None if self.tool_choice == "none" else self.tools
+
+    @property
     def top(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 

@@ -66,7 +66,7 @@ class ResponseRequest(Declared):
         head: list[Object] = [{"role": "system", "content": self.instructions}] if self.instructions else []
         turns: list[Object] = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else []
         if not turns and not isinstance(self.input, str):
-            turns = [_message(item, n) for n, item in enumerate(self.input)]
+            turns = _turns(self.input)
         try:
             return self._chat([*head, *turns])
         except ValidationError as error:
@@ -81,7 +81,7 @@ class ResponseRequest(Declared):
             top_p=self.top_p,
             response_format=self._format(),
             tools=[_tool(tool) for tool in self.tools] if self.tools else None,
-            tool_choice=self.tool_choice,
+            tool_choice=_choice(self.tool_choice),
             parallel_tool_calls=None if self.parallel_tool_calls else self.parallel_tool_calls,
         )
 
@@ -90,6 +90,28 @@ class ResponseRequest(Declared):
         if not isinstance(form, dict) or form.get("type") != "json_schema":
             return form if isinstance(form, dict) else None
         return {"type": "json_schema", "json_schema": {k: form[k] for k in OF_SCHEMA if k in form}}
+
+
+def _turns(items: Items) -> list[Object]:
+    """Calls that follow an answer, or one another, belong to one turn of the assistant."""
+    turns: list[Object] = []
+    for number, item in enumerate(items):
+        message = _message(item, number)
+        last = turns[-1] if turns else {}
+        if item.get("type") == "function_call" and last.get("role") == "assistant":
+            before, more = last.get("tool_calls"), message["tool_calls"]
+            assert isinstance(more, list)
+            turns[-1] = {**last, "tool_calls": [*(before if isinstance(before, list) else []), *more]}
+        else:
+            turns.append(message)
+    return turns
+
+
+def _choice(choice: Object | str | None) -> Any:
+    """A function is named by a field of its own in the chat's form."""
+    if isinstance(choice, dict) and "name" in choice and "function" not in choice:
+        return {"type": choice.get("type"), "function": {"name": choice["name"]}}
+    return choice
 
 
 def _message(item: Object, number: int) -> Object:

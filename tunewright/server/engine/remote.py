@@ -155,11 +155,12 @@ class RemoteEngine:
 
     async def _answer(self, asked: Generation, emit: Emit) -> None:
         for again in (True, False):
-            name = await self._name(asked)
+            name, publication = await self._name(asked)
             url, body = f"{self._remote.api}/completions", vllm.request(asked, name, self._secret)
             async with self._client().stream("POST", url, json=body) as response:
-                if response.status_code == 404 and name in self._publications and again:
-                    del self._publications[name]  # vLLM was started again without our adapters
+                if response.status_code == 404 and publication is not None and again:
+                    if self._publications.get(name) is publication:  # vLLM was started again without our adapters
+                        del self._publications[name]
                     continue
                 if response.status_code != 200:
                     raise Refused.by(response.status_code, await response.aread())
@@ -184,11 +185,11 @@ class RemoteEngine:
             raise Refused("it stopped in the middle of an answer")
         emit(ended)
 
-    async def _name(self, asked: Generation) -> str:
-        """What is asked there: the base, or an adapter that is published. Raises Refused, and what publishing
+    async def _name(self, asked: Generation) -> tuple[str, _Publication | None]:
+        """What is asked there: the base, or an adapter, and how it was published. Raises Refused, and what publishing
         raises."""
         if asked.adapter is None:
-            return self._remote.model
+            return self._remote.model, None
         assert asked.adapter.run is not None
         name = name_of(asked.adapter.sha256, asked.scale)
         publication = self._publications.get(name)
@@ -197,7 +198,7 @@ class RemoteEngine:
             task.add_done_callback(lambda t: t.cancelled() or t.exception())  # also if nobody waits for it any more
             publication = self._publications[name] = _Publication(task, time.monotonic())
         await asyncio.shield(publication.task)
-        return name
+        return name, publication
 
     async def _publish(self, name: str, run: Path) -> None:
         response = await self._client().get(f"{self._remote.api}/models")

@@ -152,9 +152,13 @@ class Supervisor:
         run = self._workshop.run(job)
         arguments = (str(self._config(job)), str(self._workshop.folder), job.id, *self._workshop.arguments)
         process = Process(job.id, "tunewright.server.jobs.work", arguments, run.path, steps=0, threads=0)
-        step = process.saved()
-        self._running[job.id] = _Running(job, attempt, process, Follower(self._jobs, job, run), step)
-        self._local.start(process)
+        try:
+            self._local.start(process)
+        except OSError as error:  # no process or file can be opened any more
+            message = f"The job is paused, because its process could not be started: {error}; resume it later"
+            self._jobs.requeue(job, attempt, message, deaths=0, paused=True)
+            return
+        self._running[job.id] = _Running(job, attempt, process, Follower(self._jobs, job, run), process.saved())
 
     def _config_of(self, job: Job) -> Config | None:
         """None if it cannot be made any more, say because the server has lost its model: it stays as it was."""

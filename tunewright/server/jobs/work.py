@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -34,6 +35,7 @@ def open_run(config: Config, run: Run) -> Context:
     """A new run, or the one that was begun; its files may have moved since, with the server's home."""
     console, command = Console(quiet=True), "tunewright serve"
     if not run.config.is_file():
+        shutil.rmtree(run.path, ignore_errors=True)  # an attempt was stopped while it began
         return start(config, run.name, run.path.parent, console, command)
     paths = {side: getattr(config.data, side) for side in SIDES}
     return resume(run, console, command, [f"data.{side}={json.dumps(path)}" for side, path in paths.items() if path])

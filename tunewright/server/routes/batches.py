@@ -14,6 +14,7 @@ from tunewright.server.routes.files import file_of
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.batches import FINISHED, Batch
+from tunewright.server.store.files import OverQuota
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -31,6 +32,8 @@ class BatchRequest(BaseModel):
 def create_batch(the: The, tenant: Tenant, http: Request, request: BatchRequest) -> JsonObject:
     if file_of(the, tenant, request.input_file_id).purpose != "batch":
         raise bad("invalid_value", "input_file_id: its purpose is not batch.", "input_file_id")
+    if not the.files.room(tenant):
+        raise OverQuota(the.settings.quota)
     return the.batches.add(tenant, request.model_dump(mode="json"), repeated_since(http)).to_json()
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from tunewright.server.chat import answers, endpoints
 from tunewright.server.chat.completions import Reply
+from tunewright.server.chat.endpoints import rendered
 from tunewright.server.chat.request import ChatRequest, CompletionRequest
 from tunewright.server.errors import bad, not_found
 from tunewright.server.jobs.request import Metadata
@@ -32,7 +33,7 @@ class UpdateRequest(BaseModel):
 @router.post("/chat/completions", response_model=None)
 async def create_chat(the: The, tenant: Tenant, http: Request, request: ChatRequest) -> JsonObject | Response:
     served = await asyncio.to_thread(the.catalogue.get, tenant, request.model)
-    reply = endpoints.chat(served, tenant, request)
+    reply = await rendered(endpoints.chat, served, tenant, request)
     if request.store and not await asyncio.to_thread(the.files.room, tenant):
         raise OverQuota(the.settings.quota)
     if request.stream:
@@ -41,7 +42,7 @@ async def create_chat(the: The, tenant: Tenant, http: Request, request: ChatRequ
     async def work() -> JsonObject:
         done = reply.chat(await answers.complete(reply.asked))
         if request.store:
-            the.completions.add(tenant, [*request.messages], done, request.metadata or {})
+            the.completions.add(tenant, [*request.messages], done, request.metadata or {}, request.used_tools)
         return done
 
     return await unless_gone(http, work())
@@ -52,7 +53,7 @@ async def _stored_stream(the: Service, tenant: str, request: ChatRequest, reply:
         yield chunk
     if request.store and reply.done:
         done = reply.chat(sorted(reply.done, key=lambda answer: answer.index))
-        the.completions.add(tenant, [*request.messages], done, request.metadata or {})
+        the.completions.add(tenant, [*request.messages], done, request.metadata or {}, request.used_tools)
 
 
 @router.get("/chat/completions")
@@ -110,7 +111,7 @@ async def create_completion(
     the: The, tenant: Tenant, http: Request, request: CompletionRequest
 ) -> JsonObject | Response:
     served = await asyncio.to_thread(the.catalogue.get, tenant, request.model)
-    asked = endpoints.completions(served, tenant, request)
+    asked = await rendered(endpoints.completions, served, tenant, request)
     return await begun(http, asked.stream()) if request.stream else await unless_gone(http, asked.complete())
 
 

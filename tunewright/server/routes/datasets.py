@@ -29,9 +29,11 @@ class FromCompletions(BaseModel):
 
 @router.post("/files/from_completions")
 def from_completions(the: The, tenant: Tenant, request: FromCompletions) -> JsonObject:
-    """A file of training rows, whose answers are those that were given."""
+    """A file of training rows, whose answers are those that were given, without those that were cut."""
     page = the.completions.page(tenant, (request.model, request.metadata or {}), None, MOST_ROWS, newest_first=False)
-    if not page.rows:
-        raise bad("no_rows", "No stored chat matches.", "metadata")
-    lines = (json.dumps(training_row(row), ensure_ascii=False) + "\n" for row in page.rows)
-    return the.files.add(tenant, request.filename, "fine-tune", "".join(lines).encode()).to_json()
+    rows = [row for row in map(training_row, page.rows) if row is not None]
+    if not rows:
+        raise bad("no_rows", "No stored chat matches whose answer is complete.", "metadata")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    made = the.files.add(tenant, request.filename, "fine-tune", lines.encode()).to_json()
+    return {**made, "tunewright": {"rows": len(rows), "cut_answers_left_out": len(page.rows) - len(rows)}}

@@ -91,6 +91,8 @@ def delete_file(the: The, tenant: Tenant, file_id: str) -> JsonObject:
     file = file_of(the, tenant, file_id)
     if (job := the.jobs.uses(file_id)) is not None:
         raise bad("file_in_use", f"The job {job.id} reads this file; cancel it first.", "file_id")
+    if (batch := the.batches.uses(file_id)) is not None:
+        raise bad("file_in_use", f"The batch {batch.id} reads this file; cancel it first.", "file_id")
     the.files.remove(file)
     return {"id": file_id, "object": "file", "deleted": True}
 
@@ -156,7 +158,13 @@ def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteR
     expires = now() + upload["expires_after"] if upload["expires_after"] else None
     file = StoredFile(file_id, tenant, upload["filename"], upload["purpose"], upload["bytes"], "", now(), expires)
     path = the.files.path(file)
-    size, sha256 = the.files.write(path.name, content(), 1 << 62)
+    try:
+        size, sha256 = the.files.write(path.name, content(), 1 << 62)
+    except FileNotFoundError:  # another request has completed or cancelled it meanwhile
+        upload = _upload(the, tenant, upload_id)
+        if upload["status"] == "pending":
+            raise
+        return _upload_json(the, upload)
     try:
         if size != upload["bytes"]:
             raise bad("invalid_value", f"The parts have {size} bytes, the upload {upload['bytes']}.", "part_ids")

@@ -14,6 +14,7 @@ from tunewright.server.shapes import JsonObject
 from tunewright.server.store.jobs import FINISHED, Job, event_json
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
+MOST_BYTES = 512 << 20  # of a file of rows, as in OpenAI's API: it is read as a whole
 
 
 @router.post("/jobs")
@@ -31,6 +32,8 @@ def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> 
         file = the.files.get(tenant, file_id) if file_id is not None else None
         if file_id is not None and file is None:
             raise bad("file_not_found", f"There is no file {file_id}.", name)
+        if file is not None and file.bytes > MOST_BYTES:
+            raise bad("file_too_large", f"{name}: at most {MOST_BYTES >> 20} MiB can be trained on.", name)
         if file is not None and file.purpose != "fine-tune":
             raise bad("invalid_value", f"{name}: its purpose is {file.purpose}, not fine-tune.", name)
     try:  # settings that are wrong are reported before there is a job

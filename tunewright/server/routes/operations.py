@@ -8,6 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from tunewright import __version__
+from tunewright.server.access import DEFAULT
+from tunewright.server.errors import not_found
 from tunewright.server.routes.common import Tenant, The
 from tunewright.server.shapes import JsonObject
 
@@ -22,7 +24,9 @@ def health(the: The) -> JsonObject:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def metrics(the: The, tenant: Tenant) -> str:
-    """Prometheus' text format."""
+    """Prometheus' text format; of all tenants, so for the default one alone."""
+    if tenant != DEFAULT:
+        raise not_found("path", "/metrics")
     lines: list[str] = []
 
     def add(name: str, kind: str, meaning: str, values: dict[str, float]) -> None:

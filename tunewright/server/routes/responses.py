@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from tunewright.server.chat import endpoints
+from tunewright.server.chat.endpoints import rendered
 from tunewright.server.chat.responses import ResponseReply, ResponseRequest
 from tunewright.server.errors import ApiError
 from tunewright.server.routes.chat import begun
@@ -20,7 +21,7 @@ router = APIRouter(prefix="/v1/responses", tags=["responses"])
 @router.post("", response_model=None)
 async def create_response(the: The, tenant: Tenant, http: Request, request: ResponseRequest) -> JsonObject | Response:
     served = await asyncio.to_thread(the.catalogue.get, tenant, request.model)
-    reply = ResponseReply.to(request, endpoints.chat(served, tenant, request.as_chat()))
+    reply = ResponseReply.to(request, await rendered(endpoints.chat, served, tenant, request.as_chat()))
     return await begun(http, reply.stream()) if request.stream else await unless_gone(http, reply.complete())
 
 

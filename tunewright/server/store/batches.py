@@ -91,19 +91,26 @@ class Batches:
 
     def unfinished(self) -> list[Batch]:
         """Oldest first."""
-        rows = self._database.rows("SELECT * FROM batches ORDER BY seq")
-        return [batch for batch in map(Batch.of, rows) if batch.status not in FINISHED]
+        places = ", ".join("?" for _ in FINISHED)
+        rows = self._database.rows(f"SELECT * FROM batches WHERE status NOT IN ({places}) ORDER BY seq", *FINISHED)
+        return list(map(Batch.of, rows))
+
+    def uses(self, file_id: str) -> Batch | None:
+        """A batch that is not finished and reads a file."""
+        return next((batch for batch in self.unfinished() if batch.request["input_file_id"] == file_id), None)
 
     def count(self, batch: Batch, total: int, completed: int, failed: int) -> None:
         sql = "UPDATE batches SET total = ?, completed = ?, failed = ? WHERE id = ?"
         self._database.change(sql, total, completed, failed, batch.id)
 
-    def become(self, batch: Batch, status: Status, **values: Any) -> None:
-        """``values``: of columns. What may not follow the batch's state changes nothing."""
+    def become(self, batch: Batch, status: Status, **values: Any) -> bool:
+        """Whether it has become that now. ``values``: of columns. What may not follow the batch's state changes
+        nothing."""
         with self._database.transaction():
             now_ = self.get(batch.tenant, batch.id)
             if now_ is None or status not in NEXT.get(now_.status, ()):
-                return
+                return False
             columns = {"status": status, "times": json.dumps({**now_.times, status: now()}), **values}
             sets = ", ".join(f"{name} = ?" for name in columns)
             self._database.change(f"UPDATE batches SET {sets} WHERE id = ?", *columns.values(), batch.id)
+            return True

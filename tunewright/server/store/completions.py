@@ -14,11 +14,18 @@ class Completions:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, tenant: str, messages: list[Any], response: JsonObject, metadata: dict[str, str]) -> None:
-        written = [json.dumps(value, ensure_ascii=False) for value in (messages, response, metadata)]
+    def add(
+        self,
+        tenant: str,
+        messages: list[Any],
+        response: JsonObject,
+        metadata: dict[str, str],
+        tools: list[Any] | None = None,
+    ) -> None:
+        written = [json.dumps(value) for value in (messages, response, metadata, tools or None)]
         self._database.change(
-            "INSERT INTO completions (id, tenant, created_at, model, messages, response, metadata, bytes)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO completions (id, tenant, created_at, model, messages, response, metadata, tools, bytes)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(response["id"], tenant, response["created"], response["model"]),
             *written,
             sum(len(text.encode()) for text in written),
@@ -59,7 +66,11 @@ def stored_json(row: sqlite3.Row) -> JsonObject:
     return {**json.loads(row["response"]), "metadata": json.loads(row["metadata"])}
 
 
-def training_row(row: sqlite3.Row) -> JsonObject:
-    """The chat with its answer, as a row of training data."""
-    answer = json.loads(row["response"])["choices"][0]["message"]
-    return {"messages": [*json.loads(row["messages"]), {k: v for k, v in answer.items() if v is not None}]}
+def training_row(row: sqlite3.Row) -> JsonObject | None:
+    """The chat with its answer, as a row of training data; None if the answer was cut: it would teach to stop there."""
+    choice = json.loads(row["response"])["choices"][0]
+    if choice["finish_reason"] == "length":
+        return None
+    answer = {k: v for k, v in choice["message"].items() if v is not None}
+    tools = json.loads(row["tools"]) if row["tools"] else None
+    return {"messages": [*json.loads(row["messages"]), answer], **({"tools": tools} if tools else {})}

@@ -63,6 +63,10 @@ MIGRATIONS = (
     UPDATE completions SET bytes = length(CAST(messages || response || metadata AS BLOB));
     CREATE INDEX completions_of_tenant ON completions (tenant, bytes);
     """,
+    """
+    ALTER TABLE completions ADD COLUMN tools TEXT;
+    CREATE INDEX jobs_by_model ON jobs (tenant, model_id);
+    """,
 )
 
 

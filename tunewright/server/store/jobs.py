@@ -87,6 +87,11 @@ class Jobs:
         row = self._database.row("SELECT * FROM jobs WHERE id = ? AND tenant = ?", job_id, tenant)
         return Job.of(row) if row is not None else None
 
+    def of_model(self, tenant: str, model_id: str) -> Job | None:
+        sql = "SELECT * FROM jobs WHERE tenant = ? AND model_id = ? AND NOT model_deleted"
+        row = self._database.row(sql, tenant, model_id)
+        return Job.of(row) if row is not None else None
+
     def page(self, tenant: str, after: str | None, limit: int) -> Page:
         return self._database.page("jobs", {"tenant": tenant}, after, limit, newest_first=True)
 

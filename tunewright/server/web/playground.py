@@ -12,6 +12,7 @@ from tunewright.server.errors import ApiError
 from tunewright.server.routes.common import The
 from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id, now
+from tunewright.server.store.files import OverQuota
 from tunewright.server.web.pages import Visitor, shown
 
 router = APIRouter(include_in_schema=False)
@@ -45,6 +46,8 @@ class KeptRow(BaseModel):
 @router.post("/playground/keep")
 def keep(the: The, tenant: Visitor, row: KeptRow) -> JsonObject:
     """Store a question with an answer, perhaps a corrected one, as a stored chat."""
+    if not the.files.room(tenant):
+        raise OverQuota(the.settings.quota)
     head = [{"role": "system", "content": row.system}] if row.system else []
     message = {"role": "assistant", "content": row.answer, "refusal": None}
     response = {
