@@ -200,11 +200,20 @@ def correctness_page() -> str:
         model = "SmolLM2-135M" if name == "real" else "tiny, random weights"
         counts = (t[key] for key in ("kills", "full", "runs", "points", "lost", "unequal"))
         lines.append(f"| {model} | {' | '.join(map(str, counts))} |")
+    served = _result("torture_server")
+    statuses = ", ".join(f"{count:,} of {status}" for status, count in served["requests"]["statuses"].items())
+    lines.append(SERVER.format(**{**served["jobs"], **served["requests"], "statuses": statuses}))
     lines.append(FUZZING)
     for name, f in _result("fuzz").items():
         lines.append(f"| {READERS[name]} | {f['inputs']:,} | {f['seconds']} | {f['places']} |")
     return "\n".join(lines) + "\n"
 
+
+SERVER = """
+The same for `tunewright serve` (`tests/torture_server.py`, a part of `make torture`): killed {kills} times while it had
+{jobs} jobs, of which {continued} were continued, it has lost {lost}, ended or reported {twice} twice, and ended
+{out_of_order} out of order. {requests:,} requests that no client would send had these statuses, and no answer was of
+another tenant: {statuses}."""
 
 SELFTEST_AND_KILLS = """
 ## Before the first step of every run

@@ -111,7 +111,7 @@ def written_by_us() -> dict[str, list[Path]]:
     documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"]
     single = [*FILES, *sorted(templates), *(p for p in sorted(documents) if p.name not in generated)]
     return {str(p.relative_to(ROOT)): [p] for p in single} | {
-        f: sorted(p for p in (ROOT / f).rglob("*.py") if p != Path(__file__))
+        f: sorted(p for p in (ROOT / f).rglob("*.py") if p != Path(__file__) and ".venv" not in p.parts)
         for f in ("tests", "benchmarks", "scripts", "examples")
     }
 

@@ -88,12 +88,12 @@ class Process:
 
     def every(self, path: str) -> list[Any]:
         """All pages of a list."""
-        found, more = list[Any](), {}
+        rows, more = list[Any](), {}
         while True:
             page = self.get(path, limit=100, **more)
-            found += page["data"]
+            rows += page["data"]
             if not page["has_more"]:
-                return found
+                return rows
             more = {"after": page["last_id"]}
 
 

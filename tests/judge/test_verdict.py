@@ -147,3 +147,23 @@ def test_dev_chooses_the_variant() -> None:
     assert choose_variant([first, second], {"a-one": 0.2, "a-two": 0.4}, True) is second
     assert choose_variant([first, second], {"a-one": 0.2, "a-two": 0.4}, False) is first
     assert choose_variant([first, second], {"a-one": 0.2, "a-two": 0.2}, True) is first
+
+
+def test_an_arm_that_is_shown_to_be_better_makes_the_verdict_worse_whatever_dev_chose() -> None:
+    """Dev has chosen a weak arm, to which tuned is equal."""
+    weak = [1.0] * 220 + [0.0] * 180
+    strong = [1.0] * 320 + [0.0] * 80
+    decision = decided({"tuned": weak, "constant": weak, "few_shot": strong}, {"constant": 0.6, "few_shot": 0.5})
+    assert decision.comparison.verdict == "PRACTICALLY EQUAL"
+    assert (decision.verdict, decision.better) == ("WORSE", ("few_shot",))
+    assert "shown to be worse than few_shot (0.800)" in sentence(recorded(decision))
+    alike = decided({"tuned": weak, "constant": weak, "few_shot": weak}, {"constant": 0.6, "few_shot": 0.5})
+    assert (alike.verdict, alike.better) == ("PRACTICALLY EQUAL", ())
+
+
+@pytest.mark.parametrize(("rows", "word"), [(2, "CANNOT TELL"), (5, "CANNOT TELL"), (6, "BETTER")])
+def test_a_few_rows_are_no_evidence(rows: int, word: str) -> None:
+    """Even if all of them are won: with two rows that happens in a quarter of all cases by chance."""
+    decision = decided({"tuned": [1.0] * rows, "zero_shot": [0.0] * rows}, {"zero_shot": 0.5})
+    assert decision.verdict == word
+    assert word == "BETTER" or (decision.rows_needed or 0) > rows

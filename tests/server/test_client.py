@@ -27,6 +27,8 @@ from tunewright.server.service import Settings
 from tunewright.tokens.template import BUILT_IN, Template
 
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "string", "description": 5}}}
+# An answer that ends: a cut one is no row to train on.
+YES: Any = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"const": "yes"}}}
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -270,10 +272,15 @@ def test_responses(server: Running) -> None:
 def test_stored_chats_become_rows(server: Running) -> None:
     client = server.client()
     kept = client.chat.completions.create(
-        model=server.model, messages=HELLO, max_tokens=9, store=True, metadata={"kind": "keep"}
+        model=server.model, messages=HELLO, response_format=YES, store=True, metadata={"kind": "keep"}
     )
     for chunk in client.chat.completions.create(
-        model=server.model, messages=HELLO, max_tokens=9, store=True, metadata={"kind": "streamed"}, stream=True
+        model=server.model,
+        messages=HELLO,
+        response_format=YES,
+        store=True,
+        metadata={"kind": "streamed"},
+        stream=True,
     ):
         streamed = chunk.id
     client.chat.completions.create(model=server.model, messages=HELLO, max_tokens=9)

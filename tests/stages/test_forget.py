@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from tunewright import api
 from tunewright.core.chosen import chosen_scale
 from tunewright.core.run_folder import Run, read_lines
+from tunewright.data.metrics import METRICS
 from tunewright.model import peft_format
 from tunewright.runtime import chat
-from tunewright.stages import forgetting
+from tunewright.stages import forgetting, probes
 
 
 def test_the_smallest_scale_within_one_standard_error_is_chosen() -> None:
@@ -77,3 +78,12 @@ def test_the_chosen_scale_is_judged_exported_and_served(tmp_path: Path, model_fo
     )
     assert swept
     assert {row: calibrated[row] for row in swept} == swept, "calibration reads the same model"
+
+
+def test_fewer_bits_on_regression_rows_are_better() -> None:
+    """Documents are scored in bits per byte: a loss must not be called a gain."""
+    before, after = [1.3 + i / 100 for i in range(20)], [1.1 + i / 100 for i in range(20)]
+    probe = probes.paired(after, before, 0.02, 0.05, METRICS["bits_per_byte"])
+    assert (probe["verdict"], round(probe["difference"], 6)) == ("BETTER", 0.2)
+    assert probes.paired(before, after, 0.02, 0.05, METRICS["bits_per_byte"])["verdict"] == "WORSE"
+    assert probes.paired(after, before, 0.02, 0.05, METRICS["chrf"])["verdict"] == "WORSE"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from build import read
+from build import FLAGS, Folder, Rows, cli, read
 
 from tunewright import api
 
@@ -59,3 +60,13 @@ def test_the_protocol_is_fixed_before_training(full: api.Result) -> None:
         "prompt_distillation",
         "calibration",
     }
+
+
+def test_labels_without_dev_rows_have_a_verdict(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
+    """Nothing can be calibrated then, and no scale of the update chosen."""
+    words = ["prove", str(chat_rows(40, label=True)), "--model", str(model_folder("llama")), *FLAGS]
+    words += ["split.dev=0", "forget.apply_best_scale=true", "--name", "r"]
+    done = cli(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    verdict = read(tmp_path / "runs" / "r", "verdict")
+    assert (verdict["dev_rows"], verdict.get("calibration")) == (0, None)

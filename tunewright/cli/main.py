@@ -128,7 +128,7 @@ def demo(
 ) -> None:
     """Run every stage on real rows with the embedded model.
 
-    Extracts JSON from US addresses; takes about 8 minutes on two cores.
+    Extracts JSON from US addresses; takes 8 to 20 minutes on two cores.
     """
     from tunewright.cli.demo import SETTINGS, rows_file
 

@@ -82,17 +82,28 @@ def check_leaks(examples: Sequence[Example], sides: Sequence[str], cluster: Sequ
 
 
 def overlaps(examples: Sequence[Example], train: Sequence[int], test: Sequence[int]) -> tuple[int, ...]:
-    """Test rows sharing 13 consecutive words with a training row, unless over 1% of the training rows share them.
+    """Test rows sharing 13 consecutive words with a training row, unless over 1% of the training rows share them; and
+    those whose whole prompt and answer a longer conversation of train begins with, and is trained on.
 
     Evaluation harnesses use 13-grams for decontamination (GPT-3, 2005.14165, appendix C); what many rows share is a
     template, not a leak.
     """
+    asked = {i: spans(_question_and_answer(examples[i])) for i in test}
+    wanted = set().union(*asked.values())  # of train, no others are kept
     seen: Counter[str] = Counter()
     for i in train:
-        seen.update(spans(_question_and_answer(examples[i])))
+        seen.update(wanted & spans(_question_and_answer(examples[i])))
     most = max(1, len(train) // 100)
     rare = {span for span, count in seen.items() if count <= most}
-    return tuple(i for i in test if rare & spans(_question_and_answer(examples[i])))
+    turns = {turn for i in train for turn in _turns(examples[i])}
+    return tuple(i for i in test if rare & asked[i] or turns.intersection(_turns(examples[i])[-1:]))
+
+
+def _turns(example: Example) -> list[str]:
+    """Every answer that is trained on, after what precedes it."""
+    texts = [normalised(m.text) for m in example.messages]
+    trained = [k for k, m in enumerate(example.messages) if m.role == "assistant" and m.trained]
+    return [content_hash("\n".join(texts[: k + 1])) for k in trained]
 
 
 def _question_and_answer(example: Example) -> str:

@@ -38,7 +38,7 @@ FORMULAS = {
 
 
 def last_doubling(
-    all_SR: Floats, half_SR: Floats, clusters: Sequence[int], alpha: float, margin: float
+    all_SR: Floats, half_SR: Floats, clusters: Sequence[int], alpha: float, margin: float, bound: float = 1.0
 ) -> dict[str, Any]:
     """Gain in score from training on all rows instead of half of them, on the same test rows.
 
@@ -46,7 +46,7 @@ def last_doubling(
     interval of the rows' mean gains, and, if there are several seeds, the t interval of the seeds' gains.
     """
     gain_R = all_SR.mean(0) - half_SR.mean(0)
-    low, high, _ = clustered_interval(gain_R, clusters, alpha)
+    low, high, _ = clustered_interval(gain_R, clusters, alpha, bound)
     seeds = len(all_SR)
     gain = float(gain_R.mean())
     if seeds > 1:

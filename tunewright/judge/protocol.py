@@ -23,7 +23,8 @@ RULE = (
     "as comparator; every chosen arm answers test once (and two of them some rows again, to measure noise); the "
     "verdict compares tuned with the comparator; it is BETTER only if tuned is shown to be better than every other "
     "untrained arm too, if the difference is larger than that noise, and, for free text with at least 10 rows, if the "
-    "answers are shown to be likelier after their own question than after another; all other comparisons are "
+    "answers are shown to be likelier after their own question than after another; it is WORSE also if another "
+    "untrained arm is shown to be better, by Holm's method; all other comparisons are "
     "exploratory and adjusted by Holm's method"
 )
 

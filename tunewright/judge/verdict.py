@@ -107,7 +107,8 @@ class RerunNoise:
 class Decision:
     """``verdict``: of the run. ``rows_needed``: how many test rows would decide a CANNOT TELL; None for the other
     verdicts, and if more rows would not help. ``comparison``: tuned - comparator, whose own verdict may be another one.
-    ``unbeaten``: untrained arms that tuned is not shown to beat. ``clusters``: of the test rows."""
+    ``unbeaten``: untrained arms that tuned is not shown to beat; ``better``: those that
+    are shown to beat it. ``clusters``: of the test rows."""
 
     metric: str
     verdict: VerdictWord
@@ -115,6 +116,7 @@ class Decision:
     comparator: ChosenComparator
     comparison: Comparison
     unbeaten: tuple[str, ...]
+    better: tuple[str, ...]
     arms: dict[str, ComparedArm]
     clusters: tuple[int, ...]
 
@@ -133,6 +135,7 @@ class Decision:
             **numbers,
             "n": rows,
             "unbeaten": list(self.unbeaten),
+            "better": list(self.better),
         }
 
 
@@ -167,6 +170,8 @@ def final_verdict(
       adjustment (Berger 1982, Technometrics 24:295).
     - it is BETTER or WORSE, but the difference is within the re-run ``noise``: CANNOT TELL. More test rows do not
       reduce that noise, so no number of rows is given.
+    - it would be PRACTICALLY EQUAL or CANNOT TELL, but another untrained arm is shown to be better than tuned, by
+      Holm's method: WORSE. Dev may have chosen a weak comparator.
     - it is BETTER, but the answers of free text are not shown to depend on the question (``topic``): CANNOT TELL.
 
     All other comparisons with tuned are exploratory.
@@ -177,13 +182,17 @@ def final_verdict(
         if name != "tuned"
     }
     p_holm = dict(zip(against, statistics.holm([c.p_value for c in against.values()]), strict=True))
-    unbeaten = tuple(name for name, arm in arms.items() if arm.can_be_comparator and against[name].interval.low <= 0)
+    untrained = [name for name, arm in arms.items() if arm.can_be_comparator]
+    unbeaten = tuple(name for name in untrained if against[name].verdict != "BETTER")
+    better = tuple(n for n in untrained if against[n].verdict == "WORSE" and p_holm[n] <= protocol.alpha)
     comparison = against[comparator.name]
     verdict, rows_needed = comparison.verdict, comparison.rows_needed
     if verdict == "BETTER" and unbeaten:
         verdict, rows_needed = "CANNOT TELL", max(against[name].rows_needed or 0 for name in unbeaten) or None
     if noise is not None and verdict in ("BETTER", "WORSE") and abs(comparison.difference) <= noise.floor:
         verdict, rows_needed = "CANNOT TELL", None
+    if verdict in ("PRACTICALLY EQUAL", "CANNOT TELL") and set(better) - {comparator.name}:
+        verdict, rows_needed = "WORSE", None
     if topic is not None and verdict == "BETTER" and not topic.depends_on_question:
         verdict, rows_needed = "CANNOT TELL", _rows_for(topic)
     return Decision(
@@ -193,6 +202,7 @@ def final_verdict(
         comparator=comparator,
         comparison=comparison,
         unbeaten=unbeaten,
+        better=better,
         arms={
             name: ComparedArm(
                 arm=arm,
@@ -226,10 +236,12 @@ def sentence(verdict: Verdict) -> str:
     other, (low, high) = verdict.comparator, verdict.interval
     difference = "difference" if METRICS[verdict.metric].higher_is_better else "lower by"
     also = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.doubts]
+    better = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.better if name != other.name]
     return (
         f"{verdict.verdict}: {verdict.metric} tuned {verdict.tuned:.3f}, {other.name} {other.score:.3f}, "
         f"{difference} {verdict.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {verdict.n} held-out rows"
         + (f"; not shown to be better than {', '.join(also)}" if also else "")
+        + (f"; shown to be worse than {', '.join(better)}" if better else "")
         + ("; the difference is within re-run noise" if verdict.within_rerun_noise else "")
         + ("; its answers are not shown to depend on the question" if verdict.off_topic else "")
     )

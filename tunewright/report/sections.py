@@ -102,6 +102,13 @@ def _sentence(verdict: Verdict) -> str:
         )
     if verdict.verdict == "BETTER":
         return f"On {rows} held-out rows the tuned model is better than {other}."
+    others_better = [n for n in verdict.better if n != name]
+    if verdict.verdict == "WORSE" and others_better:
+        names = " and ".join(map(spaced, others_better))
+        return (
+            f"On {rows} held-out rows the tuned model is worse than {names}, although the untrained arm chosen on dev "
+            f"is {spaced(name)}. Do not use it. What did better: {verdict.arms[others_better[0]].description}."
+        )
     if verdict.verdict == "WORSE":
         better = verdict.arms[name].description
         worse = f"On {rows} held-out rows the tuned model is worse than {other}."

@@ -11,6 +11,7 @@ from typing import Literal
 
 from tunewright.core import records
 from tunewright.core.config import Config
+from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Side
 from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
@@ -86,7 +87,10 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         check_ids(result.rows, facts.vocabulary, facts.path)
     train = rendered["train"].rows
     max_new_tokens = answer_limit(config, train)
-    dev, test = evaluated_rows(config, data, "dev"), evaluated_rows(config, data, "test")
+    left_out_rows = {i for result in rendered.values() for i in result.dropped}
+    dev, test = (
+        tuple(i for i in evaluated_rows(config, data, side) if i not in left_out_rows) for side in ("dev", "test")
+    )
     chats = [e for i in (*dev, *test) if isinstance(e := data.examples[i], Chat)]
     room = facts.context - max_new_tokens
 
@@ -101,6 +105,15 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         _asks_full_precision(run, facts, hardware),
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
+    if "tuned" not in arms:
+        longest = max(chats, key=lambda e: len(rendering.for_generation(template, e.prompt)))
+        raise data_error(
+            "DATA_TOO_LONG",
+            f"this row's prompt and an answer of {max_new_tokens} tokens do not fit the model's context of "
+            f"{facts.context} tokens.",
+            where=longest.where,
+            fix="set a smaller prove.max_new_tokens, or leave the row out of dev and test.",
+        )
     return Inputs(
         facts=facts,
         machine=hardware,

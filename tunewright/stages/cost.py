@@ -37,7 +37,8 @@ PerRequest = dict[str, NDArray[np.float64]]  # name of a setup -> one number per
 
 @dataclass(frozen=True)
 class TimedSetup:
-    """What is timed: a model, its prompts, the content of a prefix cache. ``is_base``: the trained update is off."""
+    """What is timed: a model, its prompts, the content of a prefix cache. ``is_base``: the trained update is off;
+    ``is_judged``: the verdict is of its answers."""
 
     name: str
     model: LanguageModel
@@ -45,6 +46,7 @@ class TimedSetup:
     prompts: list[list[int]]
     prefix_cache: Prefix | None = None
     sampling: Sampling = GREEDY
+    is_judged: bool = True
 
     def enabled(self) -> AbstractContextManager[None]:
         """Within, the model computes as this setup does: an adapter is off for the base."""
@@ -106,9 +108,10 @@ def _setups(
     setups.append(TimedSetup("tuned, merged" if has_adapter else "tuned", merged, False, tuned_prompts, None, own))
     if "tuned_short" in arms:
         name = "tuned, merged, without the long instruction"
-        setups.append(TimedSetup(name, merged, False, prompts("tuned_short", ""), None, own))
+        short = prompts("tuned_short", "")
+        setups.append(TimedSetup(name, merged, False, short, None, own, is_judged=False))
     other = verdict.comparator
-    if arms[other.name][0].needs_model:
+    if arms[other.name][0].needs_model and other.name != "full_precision":  # it is another model than the one here
         base_prompts = prompts(other.name, other.variant)
         name = f"base, {other.name.replace('_', ' ')}"
         theirs = DECODINGS[verdict.comparator_arm.decoding or "greedy"]
@@ -176,12 +179,14 @@ def _money(work: Work, verdict: Verdict, setups: Sequence[TimedSetup], throughpu
     thousand = {s.name: 1000 / throughput[s.name] * per_second for s in setups}
     judging = sum(j.seconds for j in records.judged(records.read_lines(work.run.events, Event)))
     training = (records.read(work.run.training, Training).seconds + judging) * per_second
-    tuned = min(thousand[s.name] for s in setups if not s.is_base)
+    tuned = min(thousand[s.name] for s in setups if not s.is_base and s.is_judged)
     base_price = min((thousand[s.name] for s in setups if s.is_base), default=None)
     break_even, why_not = None, None
     if verdict.verdict not in EQUAL_OR_BETTER:
         why_not = "quality is not shown to be equal or better"
-    elif base_price is None or base_price <= tuned:
+    elif base_price is None:
+        why_not = "the comparator was not timed"
+    elif base_price <= tuned:
         why_not = "a request to the tuned model is not cheaper"
     else:
         break_even = round(training / ((base_price - tuned) / 1000))

@@ -41,7 +41,7 @@ def forgetting(work: Work) -> Forgetting:
     """KL and likelihood at every scale, dev scores at every scale, probes and regression rows as the config asks."""
     config = work.config
     full, adapter = config.prove.evidence == "full", work.plan.adapter.kind != "none"
-    several = adapter and (full or config.forget.apply_best_scale)
+    several = adapter and bool(work.inputs.dev) and (full or config.forget.apply_best_scale)
     scales = (*(s for s in config.forget.scales if s != 1.0), 1.0) if several else (1.0,)
     tuned = weights.at_scale(work.run, work.plan, 1.0)
     passages, size = generic(work, FULL_TOKENS if full else STANDARD_TOKENS)

@@ -20,6 +20,8 @@ from tunewright.core.records import (
     Refusal,
     RegressionRows,
 )
+from tunewright.data.formats import RowSettings
+from tunewright.data.metrics import METRICS, Metric
 from tunewright.data.remedies import prepared
 from tunewright.data.remedies.change import summaries
 from tunewright.data.task import detect_task
@@ -43,6 +45,9 @@ class ProbeAnswers:
     right: list[float]
     followed: list[float]
     texts: list[str]
+
+
+ACCURACY = METRICS["accuracy"]
 
 
 def probes(work: Work, tuned: Weights) -> Probes:
@@ -102,7 +107,8 @@ def _ask(work: Work, weights: Weights, who: str) -> ProbeAnswers:
 def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     """Scores the user's regression rows, with the metric of the task that they show. Writes scores/regression.jsonl."""
     assert work.config.forget.regression_rows
-    how = replace(prepared.row_settings(work.config), format="auto", columns={}, preference=False)
+    given = prepared.row_settings(work.config)  # of which the prompts and labels are those of other rows
+    how = RowSettings(fix_turns=given.fix_turns, drop=given.drop, control=given.control)
     read = prepared.read(work.config.forget.regression_rows, work.config, how)
     for summary in summaries(read.changes):
         work.console.warn(f"  regression rows: {summary.text}")
@@ -122,18 +128,25 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
         [{**after.to_json(), "before": before.answer.text} for after, before in pairs],
     )
     after, before = ([s.score for s in scores[who]] for who in ("tuned", "base"))
-    return RegressionRows(**_paired(after, before, work), metric=task.metric.name)
+    return RegressionRows(**_paired(after, before, work, task.metric), metric=task.metric.name)
 
 
-def _paired(tuned: Sequence[float], base: Sequence[float], work: Work) -> dict[str, Any]:
+def _paired(tuned: Sequence[float], base: Sequence[float], work: Work, metric: Metric = ACCURACY) -> dict[str, Any]:
     """Tuned against base, with the words of the verdict; within the margin they are PRACTICALLY EQUAL."""
-    return paired(tuned, base, work.config.forget.margin, work.config.prove.significance)
+    return paired(tuned, base, work.config.forget.margin, work.config.prove.significance, metric)
 
 
-def paired(tuned: Sequence[float], base: Sequence[float], margin: float, alpha: float) -> dict[str, Any]:
+def paired(
+    tuned: Sequence[float], base: Sequence[float], margin: float, alpha: float, metric: Metric = ACCURACY
+) -> dict[str, Any]:
     """The fields of a `records.Probe`."""
-    c = statistics.compare(tuned, base, list(range(len(tuned))), margin=margin, alpha=alpha)
-    moved = max(0.01, (c.only_tuned + c.only_comparator) / len(tuned))
+    better, bound, clusters = metric.higher_is_better, metric.bound, list(range(len(tuned)))
+    c = statistics.compare(tuned, base, clusters, margin=margin, alpha=alpha, higher_is_better=better, bound=bound)
+    if statistics.is_binary(tuned) and statistics.is_binary(base):
+        moved = max(0.01, (c.only_tuned + c.only_comparator) / len(tuned))
+        detectable = statistics.detectable(len(tuned), moved)
+    else:
+        detectable = statistics.detectable_mean(len(tuned), float(np.std(np.subtract(tuned, base))))
     return {
         "items": len(tuned),
         "base": float(np.mean(base)),
@@ -143,5 +156,5 @@ def paired(tuned: Sequence[float], base: Sequence[float], margin: float, alpha: 
         "verdict": c.verdict,
         "lost": c.only_comparator,
         "won": c.only_tuned,
-        "detectable": statistics.detectable(len(tuned), moved),
+        "detectable": detectable,
     }

@@ -16,7 +16,7 @@ from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
 from tunewright.core.errors import DataError, RunError, TrainError, TunewrightError
 from tunewright.core.locations import listed, searched_folder, title
-from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, ConsumerCheck, ExportCheck, NotMeasured, Profile
+from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, Audit, ConsumerCheck, ExportCheck, NotMeasured, Profile
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
@@ -72,6 +72,8 @@ class Runner:
         with crowding.giving_way(), _remove_folder_on_user_error(self.context), run_folder.writing(run):
             if run.plan.exists():
                 self._check_inputs()
+            elif run.split.exists() and records.read(run.audit, Audit).sha256 != self.context.data.sha256:
+                run.split.unlink()  # the data was changed before there was a plan: it is audited again
             self._store_settings()
             with follow.following(run, self.context.config.track, self.context.console):
                 self._advance(until)

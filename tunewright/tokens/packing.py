@@ -83,17 +83,21 @@ def split_into_passes(units: Mapping[int, Unit], capacity: int, layout: Layout) 
     total = {i: sum(map(len, unit)) for i, unit in units.items()}
     size = total if layout == "packed" else longest
     passes: list[list[int]] = []
+    sums: list[int] = []  # of each pass: its tokens, or its sequences
+    smallest, first = min(size.values(), default=0), 0
     for i in sorted(units, key=lambda i: (-size[i], i)):
-        for group in passes:
-            if layout == "packed":
-                used = sum(total[k] for k in group) + total[i]
-            else:
-                used = sum(len(units[k]) for k in (*group, i)) * max(longest[group[0]], longest[i])
-            if used <= capacity:
-                group.append(i)
+        count = total[i] if layout == "packed" else len(units[i])
+        for n in range(first, len(passes)):
+            width = 1 if layout == "packed" else max(longest[passes[n][0]], longest[i])
+            if (sums[n] + count) * width <= capacity:
+                passes[n].append(i)
+                sums[n] += count
                 break
         else:
             passes.append([i])
+            sums.append(count)
+        while layout == "packed" and first < len(passes) and sums[first] + smallest > capacity:
+            first += 1  # nothing fits there any more
     return passes
 
 

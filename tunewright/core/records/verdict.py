@@ -196,7 +196,8 @@ class Verdict(Record):
     )
     verdict: VerdictWord = Field(
         description="BETTER also requires that every untrained arm is beaten, and, of free text, that the reference "
-        "answers are likelier after their own question; BETTER and WORSE, that the difference exceeds the re-run noise."
+        "answers are likelier after their own question; BETTER and WORSE, that the difference exceeds the re-run "
+        "noise. WORSE also if another untrained arm than the comparator is shown to be better."
     )
     difference: float = Field(description="tuned - comparator.")
     interval: Interval = Field(description="Its interval, at 1 - alpha.")
@@ -213,6 +214,7 @@ class Verdict(Record):
     )
     n: int = Field(description="Test rows.")
     unbeaten: tuple[str, ...] = Field(description="Untrained arms that the tuned arm is not shown to beat.")
+    better: tuple[str, ...] = Field((), description="Untrained arms that are shown to beat the tuned arm.")
     variants_on_dev: dict[str, float] = Field(
         description="Dev score of every untrained variant; empty if dev did not choose."
     )
@@ -252,9 +254,14 @@ class Verdict(Record):
         return 1 - self.alpha
 
     @property
+    def beats_comparator(self) -> bool:
+        """Whether the comparison alone is BETTER."""
+        return self.comparator.name not in self.unbeaten
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """Untrained arms that prevent BETTER although the comparator is beaten."""
-        return self.unbeaten if self.interval.low > 0 else ()
+        return self.unbeaten if self.beats_comparator else ()
 
     @property
     def within_rerun_noise(self) -> bool:
@@ -266,7 +273,7 @@ class Verdict(Record):
     def off_topic(self) -> bool:
         """Whether BETTER is prevented because the reference answers are not shown to be likelier after their own
         question."""
-        return self.topic is not None and self.interval.low > 0 and not self.topic.depends_on_question
+        return self.topic is not None and self.beats_comparator and not self.topic.depends_on_question
 
     @property
     def untrained_arms(self) -> tuple[str, ...]:

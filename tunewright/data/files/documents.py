@@ -14,8 +14,10 @@ ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def in_folder(folder: Path) -> list[str]:
-    """The documents in a folder and its subfolders, sorted. Symbolic links are not followed."""
-    files = sorted(p for p in folder.rglob("*") if is_document(p.name) and p.is_file() and not p.is_symlink())
+    """The documents in a folder and its subfolders, sorted. Symbolic links are not followed, and names that begin with
+    a dot are left out, as by patterns."""
+    every = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    files = sorted(p for p in every if is_document(p.name) and p.is_file() and not p.is_symlink())
     if not files:
         raise data_error(
             "DATA_EMPTY",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
 BATCH = 1000  # rows
+CALLS = ("arguments", "parameters", "input_schema", "tools", "functions")
 NO_NAMES: Mapping[str, Sequence[str]] = {}
 
 
@@ -51,7 +52,19 @@ def of_batches(
         for row in batch.to_pylist():
             number += 1
             row |= {column: _named(row[column], names) for column, names in label_names.items()}
-            yield from rows_of({k: v for k, v in row.items() if v is not None}, f"{name}:{number}", how)
+            filled = {k: _without_padding(v, k in CALLS) for k, v in row.items() if v is not None}
+            yield from rows_of(filled, f"{name}:{number}", how)
+
+
+def _without_padding(value: object, of_call: bool) -> object:
+    """Without the nulls that Arrow adds to arguments and definitions of functions, because all structs of a column have
+    the same members."""
+    if isinstance(value, list):
+        return [_without_padding(inner, of_call) for inner in value]
+    if isinstance(value, dict):
+        members = value.items()
+        return {k: _without_padding(v, of_call or k in CALLS) for k, v in members if not (of_call and v is None)}
+    return value
 
 
 def _named(value: object, names: Sequence[str]) -> object:

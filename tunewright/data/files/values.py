@@ -6,6 +6,7 @@ Readers put a `BadValue` where they meet one, so that it costs one row, not the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -96,6 +97,8 @@ def _clean(value: object, control: Control, removed: Counter[str], depth: int = 
         return clean
     if isinstance(value, BadValue):
         raise value
+    if isinstance(value, float) and depth > 1 and not math.isfinite(value):  # a column's NaN is a missing value
+        raise BadValue("DATA_NUMBER_NOT_FINITE", f"the row contains {value}, which is no number of JSON.")
     return value
 
 

@@ -28,7 +28,13 @@ def text(value: Json, name: str, where: str) -> str:
 
 def answer(value: Json, name: str, where: str) -> str:
     """An answer: a text, or an object or a list, which is written as JSON."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else text(value, name, where)
+    if not isinstance(value, dict | list):
+        return text(value, name, where)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:  # of a column of Arrow's: a date, bytes
+        message, fix = f"{name!r} is not JSON: {error}.", "write such values as text."
+        raise data_error("DATA_FIELD_TYPE", message, where=where, fix=fix) from None
 
 
 def as_text(value: Json) -> str:

@@ -7,6 +7,7 @@ labels are written in one answer, separated by commas, in one order whatever tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tunewright.core.errors import data_error
@@ -27,6 +28,7 @@ PAIRS = (
     ("question", "sentence"),
 )
 NO_LABEL = "none"  # the answer for an empty list of labels
+NUMBER = re.compile(r"-?[0-9]{1,9}(\.0+)?")
 WORDS = {"false": 0, "true": 1}
 
 
@@ -44,8 +46,10 @@ def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
         return names[number] if len(names) == 2 else str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) or (names and isinstance(value, str) and value.strip().isdecimal()):
-        return _named(int(value), name, names, where)
+    if names and isinstance(value, str) and NUMBER.fullmatch(value.strip()):  # of a CSV file
+        value = int(float(value))
+    if isinstance(value, int):
+        return _named(value, name, names, where)
     if isinstance(value, float):
         message = f"{name!r} is {value}; a label is a string, a whole number or true/false."
         fix = "round it, or name its ranges: models are not trained to predict numbers."

@@ -12,6 +12,7 @@ from tunewright.data.messages import Chat, Example
 from tunewright.data.remedies.change import Change
 from tunewright.data.task import detect_task
 from tunewright.data.text import normalised
+from tunewright.data.tool_calls import split_thoughts
 
 Sides = Mapping[Side, tuple[Example, ...]]
 # Between words, unless both are numbers: 1-2 is not 12.
@@ -61,7 +62,10 @@ def _spelt(example: Example, chosen: Mapping[str, str]) -> Example:
     target = chosen.get(key(example.target), example.target)
     if target == example.target:
         return example
-    return replace(example, messages=(*example.messages[:-1], replace(example.messages[-1], content=target)))
+    content = example.messages[-1].content
+    thoughts = content[: content.rfind(example.target)] if split_thoughts(content)[0] else ""
+    message = replace(example.messages[-1], content=f"{thoughts}{target}")
+    return replace(example, messages=(*example.messages[:-1], message))
 
 
 def drop_unseen(sides: Sides) -> tuple[Sides, list[Change]]:

@@ -169,7 +169,7 @@ def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Chang
         (data.contradictions == "drop", repetitions.drop_contradictions),  # before the rows are no longer counted
         (data.duplicates == "drop", repetitions.drop_duplicates),
     ):
-        if wanted:
+        if wanted and any(sides.values()):
             canonical = detect_task([e for examples in sides.values() for e in examples]).kind.canonical
             kept, new = remedy(sides["train"], canonical)
             sides, changes = {**sides, "train": kept}, [*changes, *new]

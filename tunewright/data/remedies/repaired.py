@@ -23,6 +23,7 @@ from tunewright.data.messages import Example, Message
 from tunewright.data.remedies import labels, prepared
 from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.prepared import Prepared
+from tunewright.data.tool_calls import split_thoughts
 
 # What is repaired unless a setting says otherwise.
 DEFAULTS = (
@@ -144,7 +145,11 @@ def _relabelled(data: Data, row_format: RowFormat, how: RowSettings, example: Ex
         if isinstance(value, list):  # choices, or several labels
             several = {labels.key(str(v)) for v in value} == set(parts)
             return [parts[labels.key(str(v))] if several else spelt(v) for v in value]
-        return label if isinstance(value, str) and labels.key(value) == labels.key(label) else value
+        if not isinstance(value, str):
+            return value
+        thoughts, rest = split_thoughts(value)
+        before = value[: value.rfind(rest.strip())] if thoughts else ""
+        return f"{before}{label}" if labels.key(rest) == labels.key(label) else value
 
     names = [_field(data, name, how) for name in row_format.answers or row_format.fields[-1:]]
     return {**data, **{name: spelt(data[name]) for name in names if name}}

@@ -27,6 +27,7 @@ from tunewright.train.profile import Speed
 ROWS, TOKENS = 4, 128  # training rows that every untrained arm answers, and how far
 SECONDS = 15.0  # of these answers, about, at most
 ALONE, TOGETHER, MANY = 16, 9, 64  # tokens of one row, and of so many rows together
+LAST, NEVER = 8, (-1,)  # tokens of a prompt of its own, while steps are timed; and what ends such an answer
 CACHED, CACHES = 256, 16  # tokens that a row has in its cache; several caches, which do not stay in the processor's
 SAMPLED = 64  # held-out rows whose prompts are measured
 
@@ -111,22 +112,28 @@ def prompts(work: Work, arm: Arm) -> tuple[int, float, int]:
     return same, sum(lengths) / len(lengths), max(lengths)
 
 
-def _timed(model: ChatModel, asked: Sequence[Sequence[Sequence[int]]], tokens: int) -> tuple[float, list[list[int]]]:
-    """Seconds, and the lengths of the answers after each arm's prompts."""
+def _timed(
+    model: ChatModel, asked: Sequence[Sequence[Sequence[int]]], tokens: int, stop: tuple[int, ...] | None = None
+) -> tuple[float, list[list[int]]]:
+    """Seconds, and the lengths of the answers after each arm's prompts. ``stop``: None for that of the model."""
     start, how = time.monotonic(), replace(model.decoding, max_new_tokens=tokens)
+    how = replace(how, stop=how.stop if stop is None else stop)
     answers = generate.complete_all(model.model, [Request(own) for own in asked], how)
     return time.monotonic() - start, [list(map(len, own)) for own in answers]
 
 
 def _steps(model: ChatModel, own: Sequence[Sequence[int]]) -> Steps:
-    """One row, and many together, after an arm's prompts."""
+    """One row, and many together, after what an arm's prompts begin with; of the rest, the last tokens are enough,
+    because `cached` says what more of them take."""
 
     def later(rows: Sequence[Sequence[int]], tokens: int) -> tuple[float, list[int]]:
-        """Seconds after the first token, and how many tokens each row wrote then."""
-        (before, _), (total, (written,)) = _timed(model, [rows], 1), _timed(model, [rows], min(tokens, most))
+        """Seconds after the first token, and how many tokens each row wrote then: all of them, for none ends."""
+        (before, _), (total, (written,)) = (_timed(model, [rows], n, NEVER) for n in (1, min(tokens, most)))
         return max(1e-6, total - before), [max(0, n - 1) for n in written]
 
     most, together = model.decoding.max_new_tokens, model.decoding.batchable
+    same = generate.common_prefix(own) if len(own) > 1 else 0
+    own = [[*ids[:same], *ids[same:][-LAST:]] for ids in own]
     later(own[:1], 2)  # to warm up
     seconds, (written,) = later(own[:1], ALONE)
     step = seconds / max(1, written)

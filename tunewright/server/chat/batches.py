@@ -132,7 +132,12 @@ class BatchRunner:
                 result = await self._result(batch, line)
                 file = out if result["response"]["status_code"] == 200 else failed
                 async with writing:
-                    await asyncio.to_thread(append_line, file, result)
+                    try:
+                        await asyncio.to_thread(append_line, file, result)
+                    except ValueError:  # it repeats a part of the line that is not text
+                        error, file = bad("invalid_value", "The line has half of a surrogate pair.", None), failed
+                        result["response"] |= {"status_code": error.status, "body": error.body()}
+                        await asyncio.to_thread(append_line, file, result)
                 counts[file is failed] += 1
                 self.batches.count(batch, len(lines), *counts)
 
@@ -177,7 +182,7 @@ class BatchRunner:
             return None
         with open(file, "rb") as content:
             name = f"{batch.id}_{name}.jsonl"
-            return self.files.add(batch.tenant, name, "batch_output", content, within_quota=False).id
+            return self.files.add_beyond_quota(batch.tenant, name, "batch_output", content).id
 
     def _lines(self, batch: Batch) -> list[JsonObject]:
         """Raises Invalid with what is wrong."""
@@ -210,11 +215,12 @@ def _line(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, JsonObject]:
     """What is wrong with a line of a batch; empty if nothing is; and the line."""
     try:
         line = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(line, ensure_ascii=False).encode()  # as its answer, which may repeat parts of it, will be stored
     except (ValueError, RecursionError) as error:
         return f"not valid JSON: {error}", {}
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str) or not line["custom_id"]:
         return "there is no custom_id", {}
+    if not line["custom_id"].isprintable():
+        return "the custom_id has characters that cannot be printed", {}
     if line["custom_id"] in seen:
         return f"the custom_id {line['custom_id'][:80]!r} occurs twice", {}
     seen.add(line["custom_id"])

@@ -23,6 +23,7 @@ from tunewright.server.shapes import JsonObject
 from tunewright.server.store.database import new_id
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+ToolChoice = Literal["none", "auto", "required"] | Object
 Items = Annotated[list[Object], Field(min_length=1, max_length=2048)]
 TEXTS = ("input_text", "output_text")  # types of parts
 OF_SCHEMA = ("name", "schema", "strict", "description")  # fields of a format
@@ -52,7 +53,7 @@ class ResponseRequest(Declared):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     text: Object | None = None
     tools: Annotated[list[Object], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Object | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     metadata: Metadata | None = None
     stream: bool | None = None
@@ -107,7 +108,7 @@ def _turns(items: Items) -> list[Object]:
     return turns
 
 
-def _choice(choice: Object | str | None) -> Any:
+def _choice(choice: ToolChoice | None) -> ToolChoice | None:
     """A function is named by a field of its own in the chat's form."""
     if isinstance(choice, dict) and "name" in choice and "function" not in choice:
         return {"type": choice.get("type"), "function": {"name": choice["name"]}}

@@ -146,20 +146,12 @@ def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteR
         raise bad("invalid_value", "A part is named twice.", "part_ids")
 
     digest = hashlib.md5(usedforsecurity=False)
-
-    def content() -> Iterator[bytes]:
-        for part in request.part_ids:
-            with open(the.files.part(part), "rb") as stream:
-                while piece := stream.read(PIECE):
-                    digest.update(piece)
-                    yield piece
-
     file_id = new_id("file-")
     expires = now() + upload["expires_after"] if upload["expires_after"] else None
     file = StoredFile(file_id, tenant, upload["filename"], upload["purpose"], upload["bytes"], "", now(), expires)
     path = the.files.path(file)
     try:
-        size, sha256 = the.files.write(path.name, content(), 1 << 62)
+        size, sha256 = the.files.write(path.name, _joined(the, request.part_ids, digest), 1 << 62)
     except FileNotFoundError:  # another request has completed or cancelled it meanwhile
         upload = _upload(the, tenant, upload_id)
         if upload["status"] == "pending":
@@ -181,6 +173,15 @@ def complete_upload(the: The, tenant: Tenant, upload_id: str, request: CompleteR
         the.files.insert(StoredFile(**{**vars(file), "sha256": sha256}))
     the.files.remove_parts(upload_id)
     return _upload_json(the, _upload(the, tenant, upload_id))
+
+
+def _joined(the: Service, parts: list[str], digest: hashlib._Hash) -> Iterator[bytes]:
+    """The parts one after another; ``digest`` is updated with them."""
+    for part in parts:
+        with open(the.files.part(part), "rb") as stream:
+            while piece := stream.read(PIECE):
+                digest.update(piece)
+                yield piece
 
 
 @router.post("/uploads/{upload_id}/cancel")

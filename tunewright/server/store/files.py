@@ -115,16 +115,22 @@ class Files:
         content: BinaryIO | bytes,
         seconds: int | None = None,
         parent: str | None = None,
-        within_quota: bool = True,
     ) -> StoredFile:
         """Raises OverQuota, OSError. ``seconds``: until it expires."""
         file_id, created = new_id("file-"), now()
-        most = self.room(tenant) if within_quota else 1 << 62
-        size, sha256 = self.write(_stored_name(file_id, filename), content, most)
+        size, sha256 = self.write(_stored_name(file_id, filename), content, self.room(tenant))
         expires = created + seconds if seconds else None
         file = StoredFile(file_id, tenant, filename, purpose, size, sha256, created, expires, parent)
-        with self._within_quota(tenant, size if within_quota else 0, self.path(file)):
+        with self._within_quota(tenant, size, self.path(file)):
             self.insert(file)
+        return file
+
+    def add_beyond_quota(self, tenant: str, filename: str, purpose: str, content: BinaryIO) -> StoredFile:
+        """Of what has been computed already. Raises OSError."""
+        file_id = new_id("file-")
+        size, sha256 = self.write(_stored_name(file_id, filename), content, 1 << 62)
+        file = StoredFile(file_id, tenant, filename, purpose, size, sha256, now(), None)
+        self.insert(file)
         return file
 
     def insert(self, file: StoredFile) -> None:

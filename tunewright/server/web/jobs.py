@@ -86,7 +86,7 @@ async def live(the: The, tenant: Visitor, job_id: str) -> Response:
         before = ""
         while True:
             job = fine_tuning.job_of(the, tenant, job_id)
-            text = fragment("job_live.html.j2", **_values(the, job), streamed=True)
+            text = await asyncio.to_thread(_live, the, job)
             if text != before:
                 before = text
                 yield "".join(f"data: {line}\n" for line in text.splitlines()).encode() + b"\n"
@@ -98,6 +98,10 @@ async def live(the: The, tenant: Visitor, job_id: str) -> Response:
     return streamed(fragments())
 
 
+def _live(the: Service, job: Job) -> str:
+    return fragment("job_live.html.j2", **_values(the, job), streamed=True)
+
+
 @router.get("/jobs/{job_id}/curve")
 async def curve(the: The, tenant: Visitor, job_id: str) -> Response:
     """The losses: all there are, then new ones as they come, until the job has ended."""
@@ -107,7 +111,7 @@ async def curve(the: The, tenant: Visitor, job_id: str) -> Response:
         sent = 0
         while True:
             job = fine_tuning.job_of(the, tenant, job_id)
-            new = [s for s in _steps(the, job) if s.step > sent]
+            new = [s for s in await asyncio.to_thread(_steps, the, job) if s.step > sent]
             if new:
                 sent = new[-1].step
                 data = [[s.step, s.loss, s.dev_loss] for s in new]

@@ -40,7 +40,12 @@ def learning_curve(work: Work, full: bool = False) -> LearningCurve:
     record = {
         "points": [{"rows": n, "seeds": [float(x) for x in s.mean(1)], "score": float(s.mean())} for n, s in points],
         "doubling": extrapolation.last_doubling(
-            sign * scores_PSR[-1], sign * scores_PSR[-2], tested, config.significance, config.margin
+            sign * scores_PSR[-1],
+            sign * scores_PSR[-2],
+            tested,
+            config.significance,
+            config.margin,
+            data.task.metric.bound,
         ),
         "forecast": extrapolation.forecast(sizes, scores_PSR)
         if sign > 0

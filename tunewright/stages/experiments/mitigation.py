@@ -123,6 +123,8 @@ def skip_reason(work: Work) -> str | None:
         return "experiments.mitigation is off"
     if work.plan.method != "sft":
         return f"replay mixes answers into fine-tuning, not into {work.plan.method}"
+    if not work.inputs.dev:
+        return "it chooses by dev rows, and there are none"
     return "all weights are trained; there is no adapter" if work.plan.adapter.kind == "none" else None
 
 
