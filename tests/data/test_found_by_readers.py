@@ -19,7 +19,7 @@ from tunewright.data.files import documents, parquet
 from tunewright.data.files.rows import FileSettings
 from tunewright.data.formats import labelled
 from tunewright.data.messages import Chat, Message
-from tunewright.data.remedies import labels, repetitions
+from tunewright.data.remedies import labels
 from tunewright.tokens.packing import singles, split_into_passes
 
 
@@ -34,14 +34,6 @@ def test_a_label_is_respelled_behind_its_thoughts() -> None:
     merged, changes = labels.merge(sides)
     assert merged["train"][0].messages[-1].content == "<think>why</think>spam"
     assert len(changes) == 1
-
-
-def test_prompts_that_differ_in_a_power_or_a_capital_are_different() -> None:
-    pairs = [("What is 5²?", "25"), ("What is 52?", "52"), ("Is A a capital?", "yes"), ("Is a a capital?", "no")]
-    kept, changes = repetitions.drop_contradictions([chat(*pair) for pair in pairs], lambda e: e.target)
-    assert (len(kept), changes) == (4, [])
-    again, _ = repetitions.drop_duplicates([chat("a  b", "x"), chat("a b", "x")], lambda e: e.target)
-    assert len(again) == 1
 
 
 def test_rows_that_all_contradict_each_other_are_too_few_and_no_crash(tmp_path: Path) -> None:
@@ -106,10 +98,11 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_named(tmp_path: Path, mod
     """Before, the tuned arm was missing, and planning crashed after the self-test."""
     file = write_chat_rows(tmp_path / "rows.jsonl", 40)
     lines = file.read_text().splitlines()
+    file.write_text("".join(f"{line}\n" for line in lines[:36]))
     test = tmp_path / "test.jsonl"
-    row = json.loads(lines[0])
-    row["messages"][0]["content"] = "word " * 380
-    test.write_text("".join(f"{line}\n" for line in [json.dumps(row), *lines[36:]]))
+    row = json.loads(lines[36])
+    row["messages"][0]["content"] = "word " * 388
+    test.write_text("".join(f"{line}\n" for line in [json.dumps(row), *lines[37:]]))
     words = ["plan", str(file), f"data.test={test}", "--model", str(model_folder("llama")), "prove.max_new_tokens=120"]
     done = cli(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr

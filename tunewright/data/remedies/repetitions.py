@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
@@ -19,25 +18,20 @@ Kept = tuple[tuple[Example, ...], list[Change]]
 Canonical = Callable[[Example], str]  # of the kind of the task: equal for targets that say the same
 
 
-def same(text: str) -> str:
-    """Equal for texts that differ in white space alone: what is dropped must not differ in a power or a capital."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
 def key(example: Example, canonical: Canonical) -> Hashable:
     """Equal for rows that teach the same: prompt and answer, and the thoughts and the weight of every turn."""
     turns = [m for m in example.messages if m.role == "assistant"]
-    rejected = same(example.rejected.text) if isinstance(example, Chat) and example.rejected else ""
-    thoughts = [same(f"{m.reasoning} {split_thoughts(m.content)[0]}") for m in turns]
-    return (same(example.whole_prompt), canonical(example), rejected, *thoughts, *(m.trained for m in turns))
+    rejected = normalised(example.rejected.text) if isinstance(example, Chat) and example.rejected else ""
+    thoughts = [normalised(f"{m.reasoning} {split_thoughts(m.content)[0]}") for m in turns]
+    return (normalised(example.whole_prompt), canonical(example), rejected, *thoughts, *(m.trained for m in turns))
 
 
 def question(example: Example) -> str:
     """What rows must share to contradict each other: the prompt, and of preference rows both answers, in any order."""
-    prompt = same(example.whole_prompt)
+    prompt = normalised(example.whole_prompt)
     if not (isinstance(example, Chat) and example.rejected):
         return prompt
-    return "\x00".join([prompt, *sorted((same(example.target), same(example.rejected.text)))])
+    return "\x00".join([prompt, *sorted((normalised(example.target), normalised(example.rejected.text)))])
 
 
 def drop_duplicates(examples: Sequence[Example], canonical: Canonical) -> Kept:
