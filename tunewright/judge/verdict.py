@@ -236,7 +236,7 @@ def sentence(verdict: Verdict) -> str:
     other, (low, high) = verdict.comparator, verdict.interval
     difference = "difference" if METRICS[verdict.metric].higher_is_better else "lower by"
     also = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.doubts]
-    better = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.better if name != other.name]
+    better = [f"{name} ({verdict.arms[name].score:.3f})" for name in verdict.better or () if name != other.name]
     return (
         f"{verdict.verdict}: {verdict.metric} tuned {verdict.tuned:.3f}, {other.name} {other.score:.3f}, "
         f"{difference} {verdict.difference:+.3f} [{low:+.3f}, {high:+.3f}] on {verdict.n} held-out rows"

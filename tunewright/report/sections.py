@@ -102,7 +102,7 @@ def _sentence(verdict: Verdict) -> str:
         )
     if verdict.verdict == "BETTER":
         return f"On {rows} held-out rows the tuned model is better than {other}."
-    others_better = [n for n in verdict.better if n != name]
+    others_better = [n for n in verdict.better or () if n != name]
     if verdict.verdict == "WORSE" and others_better:
         names = " and ".join(map(spaced, others_better))
         return (

@@ -214,7 +214,9 @@ class Verdict(Record):
     )
     n: int = Field(description="Test rows.")
     unbeaten: tuple[str, ...] = Field(description="Untrained arms that the tuned arm is not shown to beat.")
-    better: tuple[str, ...] = Field((), description="Untrained arms that are shown to beat the tuned arm.")
+    better: tuple[str, ...] | None = Field(
+        None, description="Untrained arms that are shown to beat the tuned arm; absent in runs of earlier versions."
+    )
     variants_on_dev: dict[str, float] = Field(
         description="Dev score of every untrained variant; empty if dev did not choose."
     )
@@ -256,7 +258,7 @@ class Verdict(Record):
     @property
     def beats_comparator(self) -> bool:
         """Whether the comparison alone is BETTER."""
-        return self.comparator.name not in self.unbeaten
+        return self.interval.low > 0 and self.comparator.name not in self.unbeaten
 
     @property
     def doubts(self) -> tuple[str, ...]:
