@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import HERE, PEERS, environment
-from subject import Subject
+from subject import Subject, take_turns
 from tables import OURS, largest_difference, memory, ratios, times
 
 from tunewright.system import machine
@@ -95,11 +95,7 @@ class Bench:
 
     def side_by_side(self, workload: str, name: str, rounds: int) -> dict[str, Any]:
         subjects = [self.ours(workload), self.trl(workload, name)]
-        taken: dict[str, list[dict[str, float]]] = {s.name: [] for s in subjects}
-        for i in range(rounds):
-            for subject in subjects if i % 2 == 0 else subjects[::-1]:
-                taken[subject.name].append(subject.step())
-        ends = {s.name: s.end() for s in subjects}
+        taken, ends = take_turns(subjects, rounds)
         return {
             "seconds": {n: [t["seconds"] for t in steps] for n, steps in taken.items()},
             "losses": {n: [t["loss"] for t in steps] for n, steps in taken.items()},

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from subject import Subject
+from subject import Subject, take_turns
 from tables import curves_disagree, peers_table
 from workloads import CURVE, WORKLOADS, Workload, rendered, rows
 
@@ -170,11 +170,7 @@ class Bench:
     def side_by_side(self, workload: Workload, best: dict[str, str], pairs: int) -> dict[str, Any]:
         """Rounds of one step per system, in alternating order, so that a slow minute affects all alike."""
         subjects = [self.ours(workload), *(self.peer(workload, script, name) for script, name in best.items())]
-        taken: dict[str, list[dict[str, float]]] = {s.name: [] for s in subjects}
-        for i in range(pairs):
-            for subject in subjects if i % 2 == 0 else subjects[::-1]:
-                taken[subject.name].append(subject.step())
-        ends = {s.name: s.end() for s in subjects}
+        taken, ends = take_turns(subjects, pairs)
         chosen = json.loads((self.folder / f"{workload.name}.json").read_text())[: workload.batch]
         sizes = step_sizes(chosen)
         return {

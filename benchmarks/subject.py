@@ -54,6 +54,16 @@ def serve(step: Callable[[int], float], wire: Wire) -> None:
         number += 1
 
 
+def take_turns(subjects: list[Subject], rounds: int) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
+    """Rounds of one step of each, in alternating order, so that a slow minute affects all alike. The steps, and what
+    each process says at its end, by name."""
+    taken: dict[str, list[dict[str, float]]] = {s.name: [] for s in subjects}
+    for i in range(rounds):
+        for subject in subjects if i % 2 == 0 else subjects[::-1]:
+            taken[subject.name].append(subject.step())
+    return taken, {s.name: s.end() for s in subjects}
+
+
 class Subject:
     """The end that times: starts a process and requests its steps."""
 

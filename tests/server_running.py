@@ -65,6 +65,16 @@ def running(settings: Settings) -> Iterator[Running]:
         service.close()
 
 
+def finished_batch(client: openai.OpenAI, batch_id: str) -> Any:
+    """The batch, when it has ended."""
+    for _ in range(300):
+        batch = client.batches.retrieve(batch_id)
+        if batch.status in ("completed", "cancelled", "failed"):
+            return batch
+        threading.Event().wait(0.1)
+    raise AssertionError(f"the batch is {batch.status}")
+
+
 def finished(client: openai.OpenAI, job_id: str, seconds: float = 240) -> Any:
     """The job, when it has ended."""
     for _ in range(int(seconds / 0.2)):

@@ -17,7 +17,7 @@ import openai
 import pytest
 from build import write_chat_rows
 from openai.types.chat import ChatCompletionMessageFunctionToolCall
-from server_running import SHORT_JOB, Running, finished, running
+from server_running import SHORT_JOB, Running, finished, finished_batch, running
 
 from tunewright.core.run_folder import Run
 from tunewright.runtime import chat as runtime
@@ -377,26 +377,18 @@ def test_a_batch_is_cancelled_and_a_line_that_fails_fails_alone(server: Running)
         batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
         return batch.id
 
-    def ended(batch_id: str) -> Any:
-        for _ in range(300):
-            batch = client.batches.retrieve(batch_id)
-            if batch.status in ("completed", "cancelled", "failed"):
-                return batch
-            time.sleep(0.1)
-        raise AssertionError(batch.status)
-
     good: dict[str, Any] = {"model": server.model, "messages": HELLO, "max_tokens": 300}
     odd = {**good, "messages": [{"role": "user", "content": "\ud800"}]}
     schema: Any = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "string", "description": 5}}}
     long, waiting = made([good] * 60), made([good])
     assert client.batches.cancel(waiting).status == "cancelling"
     assert client.batches.cancel(long).status == "cancelling"
-    counts = ended(long).request_counts
+    counts = finished_batch(client, long).request_counts
     assert counts is not None
     assert counts.completed < 60
-    second = ended(waiting)
+    second = finished_batch(client, waiting)
     assert (second.status, second.output_file_id) == ("cancelled", None)
-    third = ended(made([{**good, "max_tokens": 2}, odd, {**good, "response_format": schema}]))
+    third = finished_batch(client, made([{**good, "max_tokens": 2}, odd, {**good, "response_format": schema}]))
     assert third.status == "completed"
     assert (third.request_counts.completed, third.request_counts.failed) == (1, 2)
 

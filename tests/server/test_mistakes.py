@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from build import write_chat_rows
-from server_running import SHORT_JOB, Running, finished, running
+from server_running import SHORT_JOB, Running, finished, finished_batch, running
 
 from tunewright.core.config import load
 from tunewright.core.run_folder import Run
@@ -29,12 +29,7 @@ def batch_of(server: Running, lines: list[bytes]) -> Any:
     client = server.client()
     file = client.files.create(file=("b.jsonl", b"\n".join(lines)), purpose="batch")
     made = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-    for _ in range(300):
-        batch = client.batches.retrieve(made.id)
-        if batch.status in ("failed", "completed"):
-            return batch
-        threading.Event().wait(0.1)
-    raise AssertionError(batch)
+    return finished_batch(client, made.id)
 
 
 def line(name: str, **body: Any) -> bytes:
@@ -59,11 +54,7 @@ def test_a_line_whose_answer_cannot_be_stored_fails_alone(server: Running) -> No
     lines = [{"custom_id": str(n), "method": "POST", "url": "/v1/responses", "body": b} for n, b in enumerate(bodies)]
     file = client.files.create(file=("b.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
     made = client.batches.create(input_file_id=file.id, endpoint="/v1/responses", completion_window="24h")
-    for _ in range(300):
-        batch = client.batches.retrieve(made.id)
-        if batch.status in ("failed", "completed"):
-            break
-        threading.Event().wait(0.1)
+    batch = finished_batch(client, made.id)
     assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("completed", 1, 1)
 
 

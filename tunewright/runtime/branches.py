@@ -120,9 +120,14 @@ def advance(setup: Setup, branches: Sequence[Branch], fraction: float = 1.0) -> 
     """Trains branches to the end, or to a ``fraction`` of their steps. Returns the errors of those that cannot be
     trained, by name; raises any other, once the rest is done."""
     context, failed = setup.context, dict[str, TunewrightError]()
+    stored: dict[int, str] = {}  # by identity: recipes are trained on the same rows
     for branch in branches:
-        _begin(setup, branch)
-        if failure := records.existing(_failure(context.run.branch(branch.name)), BranchFailure):
+        run = context.run.branch(branch.name)
+        for rows in (branch.rows, branch.dev):
+            if id(rows) not in stored:
+                stored[id(rows)] = _stored_rows(run, rows)
+        _begin(setup, branch, stored[id(branch.rows)], stored[id(branch.dev)])
+        if failure := records.existing(_failure(run), BranchFailure):
             failed[branch.name] = TrainError(failure.code, failure.message, where=failure.where, fix=failure.fix)
     runs = [(b, context.run.branch(b.name)) for b in branches if b.name not in failed]
     waiting = [branch for branch, run in runs if not _is_done(run, _plan(run), fraction)]
@@ -291,11 +296,11 @@ def _is_done(run: Run, plan: Plan, fraction: float) -> bool:
     return run.training.exists() if fraction == 1.0 else dev_file(run, step_at(plan, fraction)).exists()
 
 
-def _begin(setup: Setup, branch: Branch) -> None:
-    """Writes what another process needs to train the branch. One that was begun keeps its plan, with its number of
-    threads, because its last bits depend on it. Raises RESUME_MISMATCH if it was begun with other data."""
+def _begin(setup: Setup, branch: Branch, train: str, dev: str) -> None:
+    """Writes what another process needs to train the branch. ``train``, ``dev``: names of its files of rows. One that
+    was begun keeps its plan, with its number of threads, because its last bits depend on it. Raises RESUME_MISMATCH if
+    it was begun with other data."""
     context, run = setup.context, setup.context.run.branch(branch.name)
-    train, dev = (_stored_rows(run, rows) for rows in (branch.rows, branch.dev))
     if stored := records.existing(run.branch_file, BranchFile):
         _same_hashes(setup, dataclasses.replace(branch, plan=stored.plan), stored)
         return

@@ -87,10 +87,8 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         check_ids(result.rows, facts.vocabulary, facts.path)
     train = rendered["train"].rows
     max_new_tokens = answer_limit(config, train)
-    left_out_rows = {i for result in rendered.values() for i in result.dropped}
-    dev, test = (
-        tuple(i for i in evaluated_rows(config, data, side) if i not in left_out_rows) for side in ("dev", "test")
-    )
+    too_long = tuple(i for result in rendered.values() for i in result.dropped)
+    dev, test = (tuple(i for i in evaluated_rows(config, data, s) if i not in too_long) for s in ("dev", "test"))
     chats = [e for i in (*dev, *test) if isinstance(e := data.examples[i], Chat)]
     room = facts.context - max_new_tokens
 
@@ -120,7 +118,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         template=template,
         rows={side: tuple(result.rows) for side, result in rendered.items()},
         limit=limit,
-        too_long=tuple(i for result in rendered.values() for i in result.dropped),
+        too_long=too_long,
         arms=arms,
         left_out=left_out,
         document_changes=changes,

@@ -62,10 +62,14 @@ def _spelt(example: Example, chosen: Mapping[str, str]) -> Example:
     target = chosen.get(key(example.target), example.target)
     if target == example.target:
         return example
-    content = example.messages[-1].content
-    thoughts = content[: content.rfind(example.target)] if split_thoughts(content)[0] else ""
-    message = replace(example.messages[-1], content=f"{thoughts}{target}")
+    message = replace(example.messages[-1], content=respelt(example.messages[-1].content, target))
     return replace(example, messages=(*example.messages[:-1], message))
+
+
+def respelt(content: str, label: str) -> str:
+    """An answer with another label; its thoughts stay."""
+    thoughts, rest = split_thoughts(content)
+    return content[: content.rfind(rest.strip())] + label if thoughts else label
 
 
 def drop_unseen(sides: Sides) -> tuple[Sides, list[Change]]:

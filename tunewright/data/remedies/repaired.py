@@ -147,9 +147,8 @@ def _relabelled(data: Data, row_format: RowFormat, how: RowSettings, example: Ex
             return [parts[labels.key(str(v))] if several else spelt(v) for v in value]
         if not isinstance(value, str):
             return value
-        thoughts, rest = split_thoughts(value)
-        before = value[: value.rfind(rest.strip())] if thoughts else ""
-        return f"{before}{label}" if labels.key(rest) == labels.key(label) else value
+        same = labels.key(split_thoughts(value)[1]) == labels.key(label)
+        return labels.respelt(value, label) if same else value
 
     names = [_field(data, name, how) for name in row_format.answers or row_format.fields[-1:]]
     return {**data, **{name: spelt(data[name]) for name in names if name}}

@@ -62,7 +62,7 @@ def file_page(
 ) -> Response:
     file = files.file_of(the, tenant, file_id)
     base = next(iter(the.bases.values()))
-    common = {"file": file, "bases": list(the.bases), "editable": _editable(the, file)}
+    common = {"file": file, "bases": list(the.bases), "editable": _rows_as_lines(the, file) is not None}
     try:
         data = dataset.load(_config(the, file))
         audit = Audit.model_validate(data.audit_json(), strict=False)
@@ -81,20 +81,19 @@ def _config(the: Service, file: StoredFile) -> configuration.Config:
     return configuration.load(None, [f"data.train={json.dumps(str(the.files.path(file)))}"])
 
 
-def _editable(the: Service, file: StoredFile) -> bool:
-    """Whether every row is a line."""
+def _rows_as_lines(the: Service, file: StoredFile) -> list[bytes] | None:
+    """The lines of a file; None if it cannot be edited, because not every row is a line."""
     if file.filename.lower().endswith((".csv", ".json", ".parquet")) or file.bytes > MOST_EDITED:
-        return False
-    lines = [line.strip() for line in the.files.path(file).read_bytes().split(b"\n")]
-    return all(line[:1] == b"{" and _is_json(line) for line in lines if line)
+        return None
+    lines = the.files.path(file).read_bytes().split(b"\n")
+    return lines if all(_is_row(line.strip()) for line in lines if line.strip()) else None
 
 
-def _is_json(line: bytes) -> bool:
+def _is_row(line: bytes) -> bool:
     try:
-        json.loads(line)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
-    return True
 
 
 def _reasons(audit: Audit) -> dict[int, list[str]]:
@@ -137,13 +136,15 @@ async def edit(the: The, tenant: Visitor, http: Request, file_id: str) -> Respon
     """A new file, without the rows of `drop` and with the text of `row-LINE` in place of that line. The old file stays;
     the new one names it."""
     file = files.file_of(the, tenant, file_id)
-    if not await asyncio.to_thread(_editable, the, file):
+    lines = await asyncio.to_thread(_rows_as_lines, the, file)
+    if lines is None:
         raise bad("invalid_value", "Only files with a row on each line can be edited here.", "file")
     async with http.form(max_fields=4 * PAGE) as form:
         dropped = {int(str(line)) for line in form.getlist("drop") if _is_number(str(line))}
         texts = {key.removeprefix("row-"): str(text) for key, text in form.items() if key.startswith("row-")}
     changed = {int(line): text for line, text in texts.items() if _is_number(line)}
-    made = await asyncio.to_thread(_edited, the, file, dropped, changed)
+    content = _edited(lines, dropped, changed)
+    made = await asyncio.to_thread(the.files.add, tenant, file.filename, "fine-tune", content, parent=file.id)
     return see(f"/data/{made.id}")
 
 
@@ -151,13 +152,11 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
-def _edited(the: Service, file: StoredFile, dropped: set[int], changed: dict[int, str]) -> StoredFile:
-    lines = the.files.path(file).read_bytes().split(b"\n")
+def _edited(lines: list[bytes], dropped: set[int], changed: dict[int, str]) -> bytes:
     for line, text in changed.items():
         if 1 <= line <= len(lines) and line not in dropped and text.strip().encode() != lines[line - 1].strip():
             lines[line - 1] = _one_line(text, line)
-    kept = [text for number, text in enumerate(lines, 1) if number not in dropped]
-    return the.files.add(file.tenant, file.filename, "fine-tune", b"\n".join(kept), parent=file.id)
+    return b"\n".join(text for number, text in enumerate(lines, 1) if number not in dropped)
 
 
 def _one_line(text: str, line: int) -> bytes:
@@ -171,7 +170,7 @@ def _one_line(text: str, line: int) -> bytes:
 def line_text(the: The, tenant: Visitor, file_id: str, line: int) -> Response:
     """A line as it is in the file, for the form that edits it."""
     file = files.file_of(the, tenant, file_id)
-    lines = the.files.path(file).read_bytes().split(b"\n") if _editable(the, file) else []
+    lines = _rows_as_lines(the, file) or []
     text = lines[line - 1].decode("utf-8", "replace") if 1 <= line <= len(lines) else ""
     return shown("line.html.j2", tenant, "data", {"line": line, "text": text})
 
