@@ -45,3 +45,12 @@ def test_rows_over_the_limit_are_named_or_dropped_on_request(
     assert "[DATA_TOO_LONG]" in done.stderr
     assert "rows.jsonl:61" in done.stderr
     assert cli(*arguments, "data.too_long=drop", cwd=tmp_path).returncode == 0
+
+
+def test_an_experiment_that_cannot_be_run_is_an_error_before_training(
+    tmp_path: Path, chat_rows: Rows, model_folder: Folder
+) -> None:
+    flags = ("--name", "p", "--model", str(model_folder("llama")), "experiments.prompt_distillation=5")
+    done = cli("run", str(chat_rows()), *flags, "adapter.kind=none", "train.lr=1e-4", cwd=tmp_path)
+    assert "CONFIG_CONFLICT" in done.stderr
+    assert not (tmp_path / "runs" / "p" / "receipt.json").exists()

@@ -18,6 +18,7 @@ from tunewright.runtime import receipt
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate
+from tunewright.stages.experiments import prompt_distillation
 from tunewright.stages.stage import Stage
 from tunewright.train import planning, profile, selftest
 from tunewright.train.recipe import RowStats
@@ -34,6 +35,7 @@ def make_plan(setup: Setup) -> Plan:
     plan = swept.plan_of(context.run) or planning.make_plan(
         context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens
     )
+    prompt_distillation.require_possible(context, plan)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)
     plan = after_self_test(setup, plan)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tunewright.core.config import Plan
 from tunewright.core.errors import ConfigError
 from tunewright.core.records import PromptDistillation, PromptTokens, Side
 from tunewright.data.messages import Chat, Prompt
@@ -21,7 +22,7 @@ from tunewright.model.decoding import generate
 from tunewright.runtime import branches
 from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.branches import Branch
-from tunewright.runtime.context import Work
+from tunewright.runtime.context import Context, Work
 from tunewright.runtime.weights import base
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
@@ -29,15 +30,20 @@ from tunewright.tokens import rendering
 from tunewright.tokens.sequences import TrainRow, prompt_then_answer
 
 
-def prompt_distillation(work: Work) -> PromptDistillation:
-    """Trains one branch. Raises CONFIG_CONFLICT if there is no instruction to distil, or no adapter."""
-    if work.data.instruction is None or work.plan.adapter.kind == "none":
+def require_possible(context: Context, plan: Plan) -> None:
+    """Raises CONFIG_CONFLICT if prompt distillation is set, and there is no instruction to distil, or no adapter."""
+    wanted = context.config.experiments.prompt_distillation and plan.method == "sft"
+    if wanted and (context.data.instruction is None or plan.adapter.kind == "none"):
         raise ConfigError(
             "CONFIG_CONFLICT",
             "experiments.prompt_distillation needs an instruction that all rows share, and an adapter.",
             where="experiments.prompt_distillation",
             fix="set data.instruction, or leave experiments.prompt_distillation out.",
         )
+
+
+def prompt_distillation(work: Work) -> PromptDistillation:
+    """Trains one branch."""
     count = work.config.experiments.prompt_distillation
     rows = distill_rows(work, work.data.sample(count, "train"), "train")
     dev = distill_rows(work, work.inputs.dev, "dev")
