@@ -177,7 +177,7 @@ def test_the_reference_keeps_as_little_as_the_plan_does() -> None:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             asked = plan.model_copy(update={"gradient_checkpointing": recompute})
-            results.append((selftest.loss_and_gradient(model, [rows], asked, "padded", "transformers"), sum(kept)))
+            results.append((selftest.loss_and_gradient(model, rows, asked, "padded", "transformers"), sum(kept)))
     (plain, all_kept), (recomputed, _) = results
     assert recomputed.loss == plain.loss
     assert all(torch.equal(recomputed.gradient[name], g) for name, g in plain.gradient.items())
