@@ -152,12 +152,9 @@ def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatc
     plain = sft.microbatches
 
     def shifted(*given: Any) -> Any:  # wrong targets in microbatches of several rows
-        microbatches = plain(*given)
-        return (
-            microbatches
-            if len(given[2]) == 1
-            else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in microbatches]
-        )
+        return [
+            dataclasses.replace(b, target_N=(b.target_N + 1) % 250) if b.sequence_M.max() else b for b in plain(*given)
+        ]
 
     monkeypatch.setattr(sft, "microbatches", shifted)
     with pytest.raises(TunewrightError, match="SELFTEST_LOSS"):

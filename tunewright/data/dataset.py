@@ -199,7 +199,7 @@ def audited(config: Config, rows: Prepared) -> Dataset:
 
 
 def _require_both_kinds(config: Config, train: Sequence[Example]) -> None:
-    """Raises DATA_ONE_SIDED for rated rows of one kind: nothing is to be told apart, and the loss of desirable answers
+    """Raises DATA_ONE_SIDED for rated rows of one kind: nothing is to be distinguished, and the loss of desirable answers
     alone is fine-tuning whose gradient vanishes. (A pair has both kinds.)"""
     ratings = {e.desirable for e in train if isinstance(e, Chat) and e.rejected is None}
     if config.train.method in RATED and ratings in ({True}, {False}):

@@ -164,7 +164,9 @@ def weight(microbatch: Microbatch) -> float:
 def losses(logratio_S: Tensor, desirable_S: Tensor, z0: Tensor, o: Options) -> Tensor:
     """The loss of each row (Eq. 7 of the paper)."""
     above_S = torch.where(desirable_S, logratio_S - z0, z0 - logratio_S)
-    weight_S = torch.where(desirable_S, o.desirable, o.undesirable).to(logratio_S.dtype)
+    # Two numbers would be rounded to float32, whatever the dtype of the log-ratios.
+    high_S, low_S = torch.full_like(logratio_S, o.desirable), torch.full_like(logratio_S, o.undesirable)
+    weight_S = torch.where(desirable_S, high_S, low_S)
     return weight_S * torch.sigmoid(-o.beta * above_S)
 
 

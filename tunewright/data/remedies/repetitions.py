@@ -32,7 +32,7 @@ def question(example: Example) -> str:
     rated rows, the answer."""
     prompt = normalised(example.whole_prompt)
     if isinstance(example, Chat) and example.desirable is not None:
-        return "\x00".join([prompt, normalised(example.target)])
+        return f"{prompt}\x00{example.target}"  # as it is: what is rated may be how an answer is written
     if not (isinstance(example, Chat) and example.rejected):
         return prompt
     return "\x00".join([prompt, *sorted((normalised(example.target), normalised(example.rejected.text)))])
