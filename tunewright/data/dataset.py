@@ -199,8 +199,8 @@ def audited(config: Config, rows: Prepared) -> Dataset:
 
 
 def _require_both_kinds(config: Config, train: Sequence[Example]) -> None:
-    """Raises DATA_ONE_SIDED for rated rows of one kind: nothing is to be distinguished, and the loss of desirable answers
-    alone is fine-tuning whose gradient vanishes. (A pair has both kinds.)"""
+    """Raises DATA_ONE_SIDED for rated rows of one kind: there is nothing to distinguish, and with desirable ones alone
+    the loss is fine-tuning whose gradient vanishes. (A pair has both kinds.)"""
     ratings = {e.desirable for e in train if isinstance(e, Chat) and e.rejected is None}
     if config.train.method in RATED and ratings in ({True}, {False}):
         kind, other = ("desirable", "undesirable") if ratings == {True} else ("undesirable", "desirable")
