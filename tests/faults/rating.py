@@ -34,12 +34,17 @@ GIVEN = [("q", "yes", True), ("q", "no, never", False), ("and why is that", "bec
          ("what else", "nothing more than this", False), ("who", "a man", True)]  # fmt: skip
 
 
+def prepared() -> list[TrainRow]:
+    chats = [Chat((Message("user", q), Message("assistant", a)), "x:1", desirable=good) for q, a, good in GIVEN]
+    return [kto.prepare(TEMPLATE, chat, i, None)[0] for i, chat in enumerate(chats)]
+
+
 @functools.cache
 def rows() -> list[TrainRow]:
-    chats = [Chat((Message("user", q), Message("assistant", a)), "x:1", desirable=good) for q, a, good in GIVEN]
-    made = [kto.prepare(TEMPLATE, chat, i, None)[0] for i, chat in enumerate(chats)]
-    reference = [logp(with_adapter("llama", torch.float64, vocabulary=300), r.sequences[0]) for r in made]
-    return [replace(r, signal={**r.signal, "reference_S": np.array([x])}) for r, x in zip(made, reference, strict=True)]
+    """With the reference."""
+    made, base = prepared(), with_adapter("llama", torch.float64, vocabulary=300)
+    reference = [np.array([logp(base, r.sequences[0])]) for r in made]
+    return [replace(r, signal={**r.signal, "reference_S": x}) for r, x in zip(made, reference, strict=True)]
 
 
 def plan(**more: Any) -> Plan:
@@ -195,7 +200,7 @@ def a_mean_of_means(patch: Patch) -> None:
 
 def the_end_counts() -> None:
     end = TEMPLATE.tokenizer.decode([TEMPLATE.eos])
-    for row, (_, answer, _) in zip(rows(), GIVEN, strict=True):
+    for row, (_, answer, _) in zip(prepared(), GIVEN, strict=True):
         supervised = [i for s in row.sequences for i, w in zip(s.ids, s.weights, strict=True) if w]
         assert TEMPLATE.tokenizer.decode(supervised) == answer + end
 

@@ -151,3 +151,11 @@ def test_pairs_can_be_trained_on_as_ratings(tmp_path: Path, model_folder: Folder
     record = read(run, "pairs")
     assert record["desirable"] == record["undesirable"] == sides.count("test")
     assert record["sft_on_desirable"] is None
+
+
+def test_preview_names_the_rating(tmp_path: Path, model_folder: Folder) -> None:
+    file = write(tmp_path / "rated.jsonl", rated(60))
+    for row, kind in ((1, "desirable"), (3, "undesirable")):
+        done = cli("preview", str(file), "--row", str(row), "--model", str(model_folder("llama")), "train.method=kto",
+                   cwd=tmp_path)  # fmt: skip
+        assert f"rated.jsonl:{row}, {kind}: " in done.stdout, done.stderr
