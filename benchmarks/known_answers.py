@@ -58,6 +58,14 @@ def jargon(seed: int) -> Rows:
     return distinct(drawn)[:180]
 
 
+def preferences(seed: int) -> list[dict[str, str]]:
+    """180 pairs of short definitions by two dictionaries."""
+    rows = [row for row in recipe_tasks.lines("preferences", "preferences.jsonl") if len(row["chosen"]) <= 200]
+    drawn = random.Random(seed).sample(rows, 220)
+    kept = recipe_tasks.distinct([normalised(row["prompt"]) for row in drawn])
+    return [drawn[i] for i in kept][:180]
+
+
 class Bench:
     def __init__(self, folder: Path, shuffles: int, where: Where) -> None:
         self.folder, self.shuffles, self.where, self.rows = folder.absolute(), shuffles, where, distinct(tweets())
@@ -197,6 +205,42 @@ class Bench:
             better == [0, len(words[False])],
         )
 
+    def shuffled_preferences(self) -> tuple[str, str, bool]:
+        """Pairs whose sides are swapped by a coin, trained with DPO; and, as a control of the control, a few runs in
+        which they are not."""
+        words: list[str] = []
+        ranked: dict[bool, list[float]] = {True: [], False: []}
+        runs: dict[str, list[str]] = {}
+        for seed in [*range(min(self.shuffles, 20)), *range(-1, -3, -1)]:
+            rows, draw = preferences(seed), random.Random(seed)
+            if seed >= 0:
+                sides = {True: ("rejected", "chosen"), False: ("chosen", "rejected")}
+                flips = [sides[draw.random() < 0.5] for _ in rows]
+                rows = [{**r, "chosen": r[a], "rejected": r[b]} for r, (a, b) in zip(rows, flips, strict=True)]
+            name = f"preferences-{seed}"
+            parts = {"train": rows[:96], "dev": rows[96:110], "test": rows[110:]}
+            for side, part in parts.items():
+                file = self.folder / f"{name}-{side}.jsonl"
+                file.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+            files = {side: str(self.folder / f"{name}-{side}.jsonl") for side in parts}
+            held_out = [f"data.{side}={files[side]}" for side in ("dev", "test")]
+            runs[name] = [files["train"], *held_out, *SMALL, "train.method=dpo", "train.lr=2e-4"]
+        self.ensure_runs(runs)
+        for name in runs:
+            v, swapped = self.run_file(name, "verdict.json"), not name.startswith("preferences--")
+            words += [v["verdict"]] if swapped else []
+            ranked[swapped].append(v["pairs"]["implicit_accuracy"])
+            print(f"  {name}: {_line(v)}; pairs raised {ranked[swapped][-1]:.2f}", file=sys.stderr, flush=True)
+        better, means = words.count("BETTER"), [float(np.mean(ranked[swapped])) for swapped in (True, False)]
+        counts = ", ".join(f"{words.count(w)} {w}" for w in sorted(set(words)))
+        return (
+            "BETTER in none of the runs whose sides are swapped by a coin; they raise the chosen answer in half of the "
+            "test pairs, others in most",
+            f"{better} of {len(words)} BETTER ({counts}); the chosen answer is raised over the rejected one in "
+            f"{means[0]:.0%} of the test pairs, and in {means[1]:.0%} where no side is swapped (means)",
+            better == 0 and abs(means[0] - 0.5) < 0.1 < means[1] - 0.6,
+        )
+
     def leak(self) -> tuple[str, str, bool]:
         files = [self.write(f"leak-{k}", rows) for k, rows in (("train", self.rows[:100]), ("test", self.rows[95:140]))]
         done = self.cli("check", files[0], f"data.test={files[1]}")
@@ -312,7 +356,17 @@ class Bench:
 
 CASES: dict[str, Callable[[Bench], tuple[str, str, bool]]] = {
     name: getattr(Bench, name)
-    for name in ("leak", "contradictions", "noise", "learnable", "null", "forgetful", "shuffled", "shuffled_answers")
+    for name in (
+        "leak",
+        "contradictions",
+        "noise",
+        "learnable",
+        "null",
+        "forgetful",
+        "shuffled",
+        "shuffled_answers",
+        "shuffled_preferences",
+    )
 }
 
 

@@ -37,7 +37,8 @@ def _outcome(sample: dict[str, Any]) -> str:
         return _cell(f"refused, `{problem.code}`: {problem.message}")
     names = ", ".join(settings.get("label_names", ()))
     needed = f" with `data.label_names='[{names}]'`" if names else ""
-    return f"`{parsed.format}`{needed}" + (" with a preference method" if settings.get("preference") else "")
+    method = " with a preference method" if settings.get("preference") else ""
+    return f"`{parsed.format}`{needed}{method}" + (" with `train.method=kto`" if settings.get("rated") else "")
 
 
 def _short(value: Any, name: str = "") -> str:

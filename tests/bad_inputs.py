@@ -268,6 +268,22 @@ PAIRS: list[tuple[int, str, dict[str, object], str]] = [
 ]  # fmt: skip
 
 
+RATED = {"prompt": "x", "completion": "yes", "label": True}
+RATINGS: list[tuple[int, str, dict[str, object], str]] = [
+    (27, "a rating that is a word", {**RATED, "label": "good"}, "DATA_LABEL_NOT_BOOLEAN"),
+    (27, "a rating of two", {**RATED, "label": 2}, "DATA_LABEL_NOT_BOOLEAN"),
+    (27, "a rating that is null", {**RATED, "label": None}, "DATA_LABEL_NOT_BOOLEAN"),
+    (27, "a rating that is a list", {**RATED, "label": [True]}, "DATA_LABEL_NOT_BOOLEAN"),
+    (27, "an answer without a rating", {"prompt": "x", "completion": "yes"}, "DATA_FIELD_MISSING"),
+    (27, "a rated answer that is empty", {**RATED, "completion": ""}, "DATA_EMPTY_TARGET"),
+]
+
+
+def ratings(row: dict[str, object]) -> bytes:
+    good = [{"prompt": f"question {i} about {w}", "completion": w, "label": i % 2} for i, w in enumerate(NOUNS)]
+    return "".join(json.dumps(r) + "\n" for r in [*good, row]).encode()
+
+
 def pairs(row: dict[str, object]) -> bytes:
     good = [{"prompt": f"question {i} about {w}", "chosen": f"{w}, {i}", "rejected": w} for i, w in enumerate(NOUNS)]
     return "".join(json.dumps(r) + "\n" for r in [*good, row]).encode()
@@ -593,6 +609,10 @@ CASES: list[Case] = [
     *(
         Case(n, what, write("a.jsonl", pairs(row)), ("check", "a.jsonl", "train.method=dpo"), code, "a.jsonl:13")
         for n, what, row, code in PAIRS
+    ),
+    *(
+        Case(n, what, write("a.jsonl", ratings(row)), ("check", "a.jsonl", "train.method=kto"), code, "a.jsonl:13")
+        for n, what, row, code in RATINGS
     ),
     *(
         Case(n, what, write("c.yaml", text.encode()), ("check", "c.yaml"), code, at)

@@ -159,6 +159,8 @@ def test_the_config_fields() -> None:
         "train.label_smoothing",
         "train.nll_weight",
         "train.gamma_beta_ratio",
+        "train.desirable_weight",
+        "train.undesirable_weight",
         "train.method",
         "train.epochs",
         "train.steps",

@@ -74,6 +74,8 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.label_smoothing": (0.2, {"data.train": "pairs.jsonl", "train.method": "dpo"}),
     "train.nll_weight": (0.2, {"data.train": "pairs.jsonl", "train.method": "dpo"}),
     "train.gamma_beta_ratio": (0.2, {"data.train": "pairs.jsonl", "train.method": "simpo"}),
+    "train.desirable_weight": (2.0, {"data.train": "pairs.jsonl", "train.method": "kto"}),
+    "train.undesirable_weight": (2.0, {"data.train": "pairs.jsonl", "train.method": "kto"}),
     "train.epochs": (7.0, {}),
     "train.steps": (3, {}),
     "train.batch_size": (2, {}),

@@ -393,8 +393,8 @@ def test_methods_without_a_formula_for_the_start_are_not_checked() -> None:
 
 def test_every_method_is_offered() -> None:
     assert tuple(LOSSES) == PREFERENCE
-    assert tuple(REFERENCED) == REFERENCED_METHODS
-    assert sorted(METHODS) == sorted(["sft", "distill", *PREFERENCE])
+    assert (*REFERENCED, "kto") == REFERENCED_METHODS
+    assert sorted(METHODS) == sorted(["sft", "distill", "kto", *PREFERENCE])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -32,7 +32,7 @@ def options(options: MethodOptions) -> MethodOptions:
     return options
 
 
-def initial_loss(plan: Plan) -> float | None:
+def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
     return math.log(2)
 
 

@@ -152,12 +152,9 @@ def test_where_no_way_is_right_the_run_is_refused(monkeypatch: pytest.MonkeyPatc
     plain = sft.microbatches
 
     def shifted(*given: Any) -> Any:  # wrong targets in microbatches of several rows
-        microbatches = plain(*given)
-        return (
-            microbatches
-            if len(given[2]) == 1
-            else [dataclasses.replace(b, target_N=(b.target_N + 1) % 250) for b in microbatches]
-        )
+        return [
+            dataclasses.replace(b, target_N=(b.target_N + 1) % 250) if b.sequence_M.max() else b for b in plain(*given)
+        ]
 
     monkeypatch.setattr(sft, "microbatches", shifted)
     with pytest.raises(TunewrightError, match="SELFTEST_LOSS"):
@@ -177,7 +174,7 @@ def test_the_reference_keeps_as_little_as_the_plan_does() -> None:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             asked = plan.model_copy(update={"gradient_checkpointing": recompute})
-            results.append((selftest.loss_and_gradient(model, [rows], asked, "padded", "transformers"), sum(kept)))
+            results.append((selftest.loss_and_gradient(model, rows, asked, "padded", "transformers"), sum(kept)))
     (plain, all_kept), (recomputed, _) = results
     assert recomputed.loss == plain.loss
     assert all(torch.equal(recomputed.gradient[name], g) for name, g in plain.gradient.items())

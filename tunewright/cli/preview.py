@@ -22,11 +22,11 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
-    from tunewright.core.config import PREFERENCE
+    from tunewright.core.config import PREFERENCE, RATED
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
-    from tunewright.methods import METHODS
+    from tunewright.methods import METHODS, kto
     from tunewright.model import loading, model_files
     from tunewright.tokens.sequences import flat
 
@@ -44,13 +44,16 @@ def preview(
     template = for_rows(load_template(folder, config.template, config.date), parsed.examples)
     limit = None if config.train.max_length == "auto" else config.train.max_length
     example = parsed.examples[row - 1]
-    sequences = flat(METHODS[config.train.method].prepare(template, example, row - 1, limit))
+    prepared_rows = METHODS[config.train.method].prepare(template, example, row - 1, limit)
+    sequences = flat(prepared_rows)
     if as_json:
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
     pair = config.train.method in PREFERENCE
-    names = ("chosen", "rejected") if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
+    names = ["chosen", "rejected"] if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
+    if config.train.method in RATED:
+        names = ["desirable" if kto.is_desirable(r) else "undesirable" for r in prepared_rows]
     for name, sequence in zip(names, sequences, strict=True):
         tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
         typer.secho(f"{example.where}, {name}: {tokens}", bold=True)

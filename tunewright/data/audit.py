@@ -13,7 +13,7 @@ import numpy as np
 from tunewright.core import pii
 from tunewright.core.errors import Problem, data_error
 from tunewright.core.words import counted, on_one_line
-from tunewright.data.messages import Example
+from tunewright.data.messages import Chat, Example, is_reference
 from tunewright.data.near_duplicates import Clusters
 from tunewright.data.remedies import repetitions
 from tunewright.data.remedies.labels import key as label_key
@@ -66,14 +66,16 @@ class AuditResult:
 
 
 def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
-    """Audits the text of the examples. ``clusters``: the near-duplicates among their questions.
+    """Audits the text of the examples. ``clusters``: the near-duplicates among their questions. The task, its labels
+    and the ceiling are those of the answers that are not rated undesirable.
 
     Raises DATA_DUPLICATES if all rows are identical, LABELS_ONE_CLASS if a label task has a single label.
     """
-    task = detect_task(examples)
+    references = [i for i, e in enumerate(examples) if is_reference(e)]
+    task = detect_task([examples[i] for i in references])
     questions = [normalised(e.question) for e in examples]
     prompts = [repetitions.question(e) for e in examples]
-    targets = [task.kind.canonical(e) for e in examples]
+    targets = [repetitions.claim(e, task.kind.canonical) for e in examples]
     exact = _groups([repetitions.key(e, task.kind.canonical) for e in examples])
     if len(examples) > 1 and len(exact) == 1 and len(exact[0]) == len(examples):
         raise data_error(
@@ -82,7 +84,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
             where=examples[0].where,
             fix="provide different rows.",
         )
-    labels = Counter(e.target for e in examples) if task.labels else Counter()
+    labels = Counter(examples[i].target for i in references) if task.labels else Counter()
     if len(labels) == 1:
         raise data_error(
             "LABELS_ONE_CLASS",
@@ -96,6 +98,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
         *_boilerplate(clusters.boilerplate),
         *_contradictions(prompts, targets),
         *_labels(labels, examples),
+        *_ratings(examples),
         *_private(examples),
         *_long(examples),
         *_suspicious(examples),
@@ -111,7 +114,7 @@ def audit(examples: Sequence[Example], clusters: Clusters) -> AuditResult:
         cluster=clusters.cluster,
         characters=characters,
         labels=dict(labels.most_common()),
-        ceiling=ceiling(prompts, targets),
+        ceiling=_ceiling([examples[i] for i in references], task),
         findings=tuple(findings),
     )
 
@@ -161,6 +164,24 @@ def ceiling(questions: Sequence[str], targets: Sequence[str]) -> float:
     for q, t in zip(questions, targets, strict=True):
         answers[q][t] += 1
     return sum(c.most_common(1)[0][1] for c in answers.values()) / len(questions)
+
+
+def _ceiling(references: Sequence[Example], task: Task) -> float:
+    """Two desirable answers to one prompt do not contradict each other, but only one of them can be given."""
+    rated = any(isinstance(e, Chat) and e.desirable for e in references)
+    prompts = [normalised(e.whole_prompt) if rated else repetitions.question(e) for e in references]
+    return ceiling(prompts, [task.kind.canonical(e) for e in references])
+
+
+def _ratings(examples: Sequence[Example]) -> list[Finding]:
+    bad = tuple(i for i, e in enumerate(examples) if not is_reference(e))
+    if not bad:
+        return []
+    message = (
+        f"{counted(len(examples) - len(bad), 'answer is', 'answers are')} desirable and {len(bad)} undesirable; "
+        "undesirable ones are trained on and part of the dev loss, and no answer is compared with them"
+    )
+    return [Finding("notice", "RATINGS", message, bad)]
 
 
 def _contradictions(questions: Sequence[str], targets: Sequence[str]) -> list[Finding]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright.core.config import Config
+from tunewright.core.config import RATED, Config
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.locations import title
 from tunewright.core.records import AnswerSchema
@@ -21,9 +21,9 @@ from tunewright.core.words import counted
 from tunewright.data import audit, label_noise, split
 from tunewright.data.audit import AuditResult, Finding
 from tunewright.data.label_noise import Noise
-from tunewright.data.messages import Chat, Example, Tool
+from tunewright.data.messages import Chat, Example, Tool, is_reference
 from tunewright.data.metrics import METRICS
-from tunewright.data.remedies import prepared
+from tunewright.data.remedies import prepared, repetitions
 from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
@@ -50,6 +50,11 @@ class Dataset:
     sha256: str
 
     def side(self, name: str) -> list[int]:
+        """The rows of a side whose answers are references; those that are rated undesirable are not among them."""
+        return [i for i in self.every(name) if is_reference(self.examples[i])]
+
+    def every(self, name: str) -> list[int]:
+        """All rows of a side."""
         return [i for i, s in enumerate(self.sides) if s == name]
 
     def sample(self, limit: int | None, side: str = "test") -> list[int]:
@@ -86,12 +91,14 @@ class Dataset:
     def overlap(self) -> tuple[int, ...]:
         """Test rows that share 13 consecutive words with a training row, unless many rows share them (then they are a
         template)."""
-        return split.overlaps(self.examples, self.side("train"), self.side("test"))
+        return split.overlaps(self.examples, self.every("train"), self.side("test"))
 
     @functools.cached_property
     def violations(self) -> tuple[Violation, ...]:
         """What the reference answers violate."""
-        return tuple(violations(self.task, self.examples))
+        rows = [i for i, e in enumerate(self.examples) if is_reference(e)]
+        every = violations(self.task, [self.examples[i] for i in rows])
+        return tuple(dataclasses.replace(v, rows=tuple(rows[i] for i in v.rows)) for v in every)
 
     def findings(self) -> tuple[Finding, ...]:
         """The findings of the audit, and those that depend on the split or on the schema of the answers."""
@@ -113,8 +120,8 @@ class Dataset:
         return tuple(sorted(findings, key=lambda f: (audit.ORDER[f.level], f.code)))
 
     def answer(self, row: int) -> str:
-        """The target of a row, equal for targets that say the same; empty for a document."""
-        return self.task.kind.canonical(self.examples[row])
+        """The target of a row, equal for targets that say the same, or its rating; empty for a document."""
+        return repetitions.claim(self.examples[row], self.task.kind.canonical)
 
     @functools.cached_property
     def answer_schema(self) -> AnswerSchema | None:
@@ -171,9 +178,12 @@ def audited(config: Config, rows: Prepared) -> Dataset:
     everything = tuple(e for examples in rows.sides.values() for e in examples)
     came_from = [side for side, examples in rows.sides.items() for _ in examples]
     split.check_leaks(everything, came_from, rows.clusters.cluster)
+    _require_both_kinds(config, main)
     findings = audit.audit(main, rows.clusters.first(len(main)))
-    sides = _sides(config, main, rows.clusters.cluster, came_from)
+    sides = _sides(config, everything, rows.clusters.cluster, came_from)
     train = [e for e, side in zip(everything, sides, strict=True) if side == "train"]
+    _require_both_kinds(config, train)
+    train = [e for e in train if is_reference(e)]
     return Dataset(
         examples=everything,
         sides=tuple(sides),
@@ -188,7 +198,21 @@ def audited(config: Config, rows: Prepared) -> Dataset:
     )
 
 
-def _sides(config: Config, main: Sequence[Example], cluster: Sequence[int], came_from: Sequence[str]) -> list[str]:
+def _require_both_kinds(config: Config, train: Sequence[Example]) -> None:
+    """Raises DATA_ONE_SIDED for rated rows of one kind: there is nothing to distinguish, and with desirable ones alone
+    the loss is fine-tuning whose gradient vanishes. (A pair has both kinds.)"""
+    ratings = {e.desirable for e in train if isinstance(e, Chat) and e.rejected is None}
+    if config.train.method in RATED and ratings in ({True}, {False}):
+        kind, other = ("desirable", "undesirable") if ratings == {True} else ("undesirable", "desirable")
+        fix = f"add {other} answers" + (", or set train.method=sft." if ratings == {True} else ".")
+        message = f"all training rows are {kind}; train.method={config.train.method} learns from both kinds."
+        raise data_error("DATA_ONE_SIDED", message, where=title(config.data.train), fix=fix)
+
+
+def _sides(
+    config: Config, everything: Sequence[Example], cluster: Sequence[int], came_from: Sequence[str]
+) -> list[str]:
+    main = everything[: came_from.count("train")]
     dev = 0.0 if config.data.dev else config.split.dev
     test = 0.0 if config.data.test else config.split.test
     held_out = split.hold_out(main, cluster[: len(main)], dev, test)
@@ -196,10 +220,11 @@ def _sides(config: Config, main: Sequence[Example], cluster: Sequence[int], came
     for name, rows in (("train", held_out.train), ("dev", held_out.dev), ("test", held_out.test)):
         for i in rows:
             sides[i] = name
-    if "test" not in sides:
+    if not any(side == "test" and is_reference(e) for side, e in zip(sides, everything, strict=True)):
+        what = "test rows with a desirable answer" if "test" in sides else "test rows"
         raise data_error(
             "DATA_TOO_FEW",
-            "there are no test rows, so nothing could be proven.",
+            f"there are no {what}, so nothing could be proven.",
             where="split.test",
             fix="set split.test above 0, or set data.test.",
         )
@@ -216,7 +241,7 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
             where="prove.metric",
             fix=f"use {', '.join(allowed)} or auto.",
         )
-    unknown = [e for e in everything if task.labels and e.target not in task.labels]
+    unknown = [e for e in everything if task.labels and is_reference(e) and e.target not in task.labels]
     if unknown:
         fix = "add training rows for it, or set data.unseen_labels=drop; data.labels=merge unites ways of writing it."
         raise DataError(

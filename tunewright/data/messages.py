@@ -140,12 +140,14 @@ def map_texts(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
 @dataclass(frozen=True)
 class Chat:
     """A valid conversation that ends with an assistant message to train on. ``where`` is the place of its row, as
-    ``file:line``; ``rejected``: the other answer of a preference row, in which the last message is the chosen one."""
+    ``file:line``; ``rejected``: the other answer of a preference row, in which the last message is the chosen one;
+    ``desirable``: the rating of the last message; None if it has none."""
 
     messages: tuple[Message, ...]
     where: str
     tools: tuple[Tool, ...] = ()
     rejected: Message | None = None
+    desirable: bool | None = None
 
     def before(self, k: int) -> Prompt:
         """Everything before message ``k``."""
@@ -210,6 +212,11 @@ class Text:
 
 
 Example = Chat | Text
+
+
+def is_reference(example: Example) -> bool:
+    """Whether the answer is one to learn from and to compare with: it is not rated undesirable."""
+    return not isinstance(example, Chat) or example.desirable is not False
 
 
 def turns(messages: Sequence[Message]) -> list[int]:

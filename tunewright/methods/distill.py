@@ -128,6 +128,6 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     return Loss(losses.soft_cross_entropy(logits_NV, soft_NK, prob_NK, weight_N))
 
 
-def initial_loss(plan: Plan) -> float | None:
+def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
     """Unknown."""
     return None

@@ -79,6 +79,6 @@ class Method(Protocol):
         """The sum, not the mean, of the loss over the microbatch. In a step and in the profiler: in train mode, with
         gradients. In a dev loss: in eval mode, without gradients. In the self-test: in eval mode, with gradients."""
 
-    def initial_loss(self, plan: Plan) -> float | None:
-        """The loss before the first step, per unit of weight, if the method's formula gives it for every model and row
-        (with plan.options.nll_weight 0). The self-test compares the actual one with it."""
+    def initial_loss(self, plan: Plan, rows: Sequence[TrainRow]) -> float | None:
+        """The loss of the rows before the first step, per unit of weight, if the method's formula gives it for every
+        model (with plan.options.nll_weight 0). The self-test compares the actual one with it."""

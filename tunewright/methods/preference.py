@@ -30,6 +30,35 @@ from tunewright.tokens.template import Template
 REFERENCE_TOKENS_PER_PASS = 1024
 
 
+def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
+    """The chosen and the rejected answer, after the same prompt, as one row."""
+    if not isinstance(example, Chat) or example.rejected is None:
+        message = "the row has no rejected answer, which this training method needs beside the chosen one."
+        fix = "use rows with both (docs/guide-data.md), or train.method=sft."
+        raise data_error("DATA_FIELD_MISSING", message, where=example.where, fix=fix)
+    sides = example, replace(example, messages=(*example.messages[:-1], example.rejected))
+    pair = tuple(for_training(template, side, row, max_length)[-1] for side in sides)
+    chosen, rejected = ((s.ids[: prompt_length(s)], s.ids[prompt_length(s) :]) for s in pair)
+    assert chosen[0] == rejected[0], "both answers follow the prompt as it is served"
+    if chosen[1] == rejected[1]:
+        message, fix = "the chosen and the rejected answer have the same tokens.", "remove the row."
+        raise data_error("DATA_PREFERENCE_EQUAL", message, where=example.where, fix=fix)
+    return [TrainRow(pair, row)]
+
+
+def with_reference(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
+    """The rows with the model's log-probability of each of their sequences."""
+    done = list(rows)
+    for group in split_into_passes(units_of(rows, range(len(rows))), REFERENCE_TOKENS_PER_PASS, plan.layout):
+        sizes = [len(rows[i].sequences) for i in group]
+        logp_S = forward.sequence_logp(model, to_microbatch(flat(rows[i] for i in group), plan.layout))
+        own = np.split(logp_S.double().cpu().numpy(), np.cumsum(sizes)[:-1])
+        for i, reference_S in zip(group, own, strict=True):
+            done[i] = replace(rows[i], signal={**rows[i].signal, "reference_S": reference_S})
+        progress(len(group))
+    return done
+
+
 @dataclass(frozen=True)
 class Preference:
     """The method of one of the `pair_losses`."""
@@ -40,33 +69,13 @@ class Preference:
         return options.model_copy(update={"beta": self.pair_loss.beta}) if options.beta == "auto" else options
 
     def prepare(self, template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-        """The chosen and the rejected answer, after the same prompt, as one row."""
-        if not isinstance(example, Chat) or example.rejected is None:
-            message = "the row has no rejected answer, which this training method needs beside the chosen one."
-            fix = "use rows with both (docs/guide-data.md), or train.method=sft."
-            raise data_error("DATA_FIELD_MISSING", message, where=example.where, fix=fix)
-        sides = example, replace(example, messages=(*example.messages[:-1], example.rejected))
-        pair = tuple(for_training(template, side, row, max_length)[-1] for side in sides)
-        chosen, rejected = ((s.ids[: _prompt(s)], s.ids[_prompt(s) :]) for s in pair)
-        assert chosen[0] == rejected[0], "both answers follow the prompt as it is served"
-        if chosen[1] == rejected[1]:
-            message, fix = "the chosen and the rejected answer have the same tokens.", "remove the row."
-            raise data_error("DATA_PREFERENCE_EQUAL", message, where=example.where, fix=fix)
-        return [TrainRow(pair, row)]
+        return prepare(template, example, row, max_length)
 
     def precompute(
         self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress
     ) -> list[TrainRow]:
         """The reference's log-probabilities of both answers."""
-        if not self.pair_loss.reference:
-            return list(rows)
-        done = list(rows)
-        for group in split_into_passes(units_of(rows, range(len(rows))), REFERENCE_TOKENS_PER_PASS, plan.layout):
-            logp_S = forward.sequence_logp(model, to_microbatch(flat(rows[i] for i in group), plan.layout))
-            for i, own_2 in zip(group, logp_S.double().cpu().numpy().reshape(-1, 2), strict=True):
-                done[i] = replace(rows[i], signal={"reference_S": own_2})
-            progress(len(group))
-        return done
+        return with_reference(model, rows, plan, progress) if self.pair_loss.reference else list(rows)
 
     def microbatches(
         self, model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
@@ -106,7 +115,7 @@ class Preference:
         }
         return Loss(total, metrics)
 
-    def initial_loss(self, plan: Plan) -> float | None:
+    def initial_loss(self, plan: Plan, rows: Sequence[TrainRow]) -> float | None:
         at_reference = self.pair_loss.loss_at_reference
         return at_reference(_beta(plan)) if at_reference else None
 
@@ -116,6 +125,6 @@ def _beta(plan: Plan) -> float:
     return plan.options.beta
 
 
-def _prompt(sequence: TokenSequence) -> int:
+def prompt_length(sequence: TokenSequence) -> int:
     """The length of the prompt: the place of the first supervised token."""
     return next(t for t, w in enumerate(sequence.weights) if w)

@@ -46,6 +46,6 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     return Loss(forward.loss(model, microbatch, plan.gradient_checkpointing))
 
 
-def initial_loss(plan: Plan) -> float | None:
+def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
     """Unknown."""
     return None

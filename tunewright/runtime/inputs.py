@@ -23,7 +23,7 @@ from tunewright.data.remedies.prepared import SIDES
 from tunewright.judge.arms import bm25, embedding_index, families
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.arms.families import ArmInputs, Families
-from tunewright.methods import METHODS
+from tunewright.methods import METHODS, kto
 from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts
 from tunewright.system import heap, machine
@@ -82,7 +82,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     renderer = RowRenderer(template, METHODS[config.train.method].prepare, limit, config.data.too_long)
-    rendered = {s: render_cache.cached_rows(renderer, data.examples, data.side(s), run.path / "data") for s in SIDES}
+    rendered = {s: render_cache.cached_rows(renderer, data.examples, data.every(s), run.path / "data") for s in SIDES}
     for result in rendered.values():
         check_ids(result.rows, facts.vocabulary, facts.path)
     train = rendered["train"].rows
@@ -147,7 +147,8 @@ def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
     """The longest answer of every arm in tokens: 25% longer than the longest training answer, within a limit."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
-    longest = max(r.sequences[0].supervised for r in train)  # the other of two answers was rejected
+    # The other of two answers was rejected.
+    longest = max((r.sequences[0].supervised for r in train if kto.is_desirable(r)), default=0)
     return min(planning.LONGEST_ANSWER, longest + longest // 4 + 8)
 
 

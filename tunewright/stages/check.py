@@ -14,7 +14,7 @@ from tunewright.stages.stage import Stage
 def check(context: Context) -> None:
     """Writes data/audit.json and data/split.jsonl."""
     data, console, run = context.data, context.console, context.run
-    counts = {side: len(data.side(side)) for side in ("train", "dev", "test")}
+    counts = {side: len(data.every(side)) for side in ("train", "dev", "test")}
     name, task = title(context.config.data.train), data.task
     console.say(
         f"data {name}: {counted(len(data.examples), 'row')}{changed_rows(data.changes)}, format {data.format}, "

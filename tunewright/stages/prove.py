@@ -47,7 +47,7 @@ def prove(work: Work) -> Verdict:
     clusters = [data.cluster[i] for i in inputs.test]
     topic = facts["topic"] = _topic(work, chosen["tuned"], trained, tuned, clusters)
     decision = final_verdict(arms, comparator, work.protocol, clusters, noise, topic)
-    if data.task.metric.by_label and config.evidence != "plain" and inputs.rows["dev"]:
+    if data.task.metric.by_label and config.evidence != "plain" and inputs.dev:
         facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
     if data.task.kind is GENERATION and config.evidence != "plain":
         chats = [e for i in data.side("train") if isinstance(e := data.examples[i], Chat)]

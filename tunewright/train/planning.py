@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
-from tunewright.core.config import Config, Kernels, MethodOptions, Plan, Recompute
+from tunewright.core.config import RATED, Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
@@ -72,6 +72,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
     steps = recipe.steps(given, per_epoch)
     kernels = _kernels(given, layout.value, steps.value)
     recompute = _recompute(given, dtype.value, kernels.value, batch.value)
+    options = _options(given)
     chosen: dict[str, Choice[Any]] = {
         "dtype": dtype,
         "layout": layout,
@@ -110,12 +111,21 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         seed=config.seed,
         threads=machine.cores,
         adapt_threads=config.threads == "auto" and machine.device == "cpu" and machine.cores > 1,
-        options=METHODS[t.method].options(
-            MethodOptions(**{name: getattr(t, name) for name in MethodOptions.model_fields})
-        ),
+        options=options.value,
         **{name: choice.value for name, choice in chosen.items()},
-        reasons={name: choice.reason for name, choice in chosen.items()},
+        reasons={name: c.reason for name, c in {**chosen, "options": options}.items() if c.reason},
     )
+
+
+def _options(given: PlanInputs) -> Choice[MethodOptions]:
+    t = given.config.train
+    written = MethodOptions(**{name: getattr(t, name) for name in MethodOptions.model_fields})
+    options = METHODS[t.method].options(written)
+    if t.method not in RATED:
+        return Choice(options, "")
+    weights = recipe.rating_weights(given)
+    names = dict(zip(("desirable_weight", "undesirable_weight"), weights.value, strict=True))
+    return Choice(options.model_copy(update=names), weights.reason)
 
 
 def decoded_tokens(tokens: int, rows: int, answer: int) -> int:

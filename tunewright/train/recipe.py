@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tunewright.core.config import PREFERENCE, Config
-from tunewright.core.errors import ConfigError
+from tunewright.core.config import PREFERENCE, RATED, Config
+from tunewright.core.errors import ConfigError, data_error
 from tunewright.core.words import counted
 from tunewright.data.metrics import STRUCTURED, Kind
+from tunewright.methods import kto
 from tunewright.model.facts import Facts
 from tunewright.system.machine import Machine
 from tunewright.tokens.sequences import TrainRow
@@ -20,7 +21,7 @@ from tunewright.tokens.sequences import TrainRow
 CONFIGURED = "as configured"
 # Of the rate of supervised fine-tuning: about the ratio of published rates with LoRA. At an eighth, DPO over-optimised
 # examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself.
-RATES = {"sft": 1.0, **dict.fromkeys(PREFERENCE, 0.05), "orpo": 0.5}
+RATES = {"sft": 1.0, **dict.fromkeys((*PREFERENCE, *RATED), 0.05), "orpo": 0.5}
 
 T = TypeVar("T")
 
@@ -35,12 +36,14 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True)
 class RowStats:
-    """Counts over the rendered training rows; ``longest`` is the largest row, in tokens."""
+    """Counts over the rendered training rows; ``longest`` is the largest row, in tokens; ``desirable``: the rows that
+    are not rated undesirable."""
 
     rows: int
     tokens: int
     supervised: int
     longest: int
+    desirable: int = 0
 
     @staticmethod
     def of(rows: Sequence[TrainRow]) -> RowStats:
@@ -49,6 +52,7 @@ class RowStats:
             tokens=sum(r.tokens for r in rows),
             supervised=sum(r.supervised for r in rows),
             longest=max(r.tokens for r in rows),
+            desirable=sum(map(kto.is_desirable, rows)),
         )
 
 
@@ -73,6 +77,9 @@ def batch_size(given: PlanInputs) -> Choice[int]:
     if given.config.train.batch_size != "auto":
         return Choice(given.config.train.batch_size, CONFIGURED)
     rows = given.sizes.rows
+    if given.config.train.method in RATED:
+        batch = 16 if rows >= 320 else 8
+        return Choice(batch, f"{batch} rows a step, over which KTO's reference point z0 is a mean")
     if given.structured and rows < 1000:
         return Choice(4, "4 rows a step: structured answers are learned better by more steps")
     batch = 8 if rows >= 160 else 4
@@ -85,12 +92,33 @@ def steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
         return Choice(t.steps, CONFIGURED)
     if t.epochs != "auto":
         return Choice(max(1, round(t.epochs * per_epoch)), f"{t.epochs:g} epochs of {per_epoch} steps, as configured")
-    if t.method in PREFERENCE:
+    if t.method in (*PREFERENCE, *RATED):
         epochs = 2 if rows < 300 else 1
         why = "preferences overfit within an epoch or two (Rafailov et al. 2024, 2406.02900)"
         return Choice(epochs * per_epoch, f"{counted(epochs, 'epoch')} of {per_epoch} steps: {why}")
     epochs = 4 if rows < 300 else 3 if rows < 1000 else 2 if rows < 5000 else 1
     return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
+
+
+def rating_weights(given: PlanInputs) -> Choice[tuple[float, float]]:
+    """Of desirable and of undesirable rows. Eq. 8 of KTO (2402.01306) wants the former to weigh 1 to 4/3 times as much
+    as the latter, in all; here 1, by raising the weight of the fewer rows. Raises DATA_ONE_SIDED."""
+    t, good = given.config.train, given.sizes.desirable
+    bad = given.sizes.rows - good
+    if not good or not bad:
+        message = "the training rows that are short enough are all desirable, or all undesirable."
+        raise data_error("DATA_ONE_SIDED", message, where="train.max_length", fix="raise it, or shorten the others.")
+    desirable, undesirable = t.desirable_weight, t.undesirable_weight
+    if desirable != "auto" and undesirable != "auto":
+        return Choice((desirable, undesirable), CONFIGURED)
+    if desirable != "auto":
+        weights = desirable, desirable * good / bad
+    elif undesirable != "auto":
+        weights = undesirable * bad / good, undesirable
+    else:
+        weights = max(1.0, bad / good), max(1.0, good / bad)
+    why = f"weights {weights[0]:.3g} and {weights[1]:.3g}: {counted(good, 'desirable row')} and {bad} undesirable weigh"
+    return Choice(weights, f"{why} the same in all (Ethayarajh et al. 2024, Eq. 8)")
 
 
 def learning_rate(given: PlanInputs) -> Choice[float]:

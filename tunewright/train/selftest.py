@@ -42,7 +42,7 @@ COMPUTED: dict[Kernels, str] = {
     "fused": "tunewright's fused kernels",
     "transformers": "transformers' own modules",
 }
-ONE_PASS = 1 << 40  # tokens_per_pass with which all rows are one microbatch
+ONE_PASS, ONE_ROW = 1 << 40, 1  # tokens_per_pass with which all rows are one microbatch, and each is its own
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def self_test(
         sample = precomputed(plain, chosen, plan)  # far from its reference, a hinge has no gradient
         if plan.adapter.kind != "none":
             checks.append(check_base(model, sample[0].sequences[0]))
-        reference = loss_and_gradient(model, [[r] for r in sample], plan, "padded", "transformers")
+        reference = loss_and_gradient(model, sample, plan, "padded", "transformers", ONE_ROW)
         checks.append(check_gradient(model, reference.gradient))
         plan, exactness = fastest_exact_plan(model, sample, plan, reference)
     return SelfTestResult(plan, (*checks, exactness), round(time.monotonic() - started, 1))
@@ -162,7 +162,7 @@ def check_start(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan) -> l
     """Raises SELFTEST_START unless the loss is what the method's formula gives where policy and reference are equal.
     Nothing is checked, and nothing returned, where there is no such formula."""
     method = METHODS[plan.method]
-    expected = method.initial_loss(plan)
+    expected = method.initial_loss(plan, rows)
     if expected is None:
         return []
     options = plan.options.model_copy(update={"nll_weight": 0.0})
@@ -236,7 +236,7 @@ def fastest_exact_plan(
     layouts: dict[Layout, None] = dict.fromkeys((plan.layout, "padded"))
     for layout, kernel in product(layouts, kernels):
         try:
-            result = loss_and_gradient(model, [list(rows)], plan, layout, kernel)
+            result = loss_and_gradient(model, rows, plan, layout, kernel)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a kernel that cannot be compiled here must not end the run
@@ -270,18 +270,22 @@ def _with(plan: Plan, why: str, **fields: str) -> Plan:
 
 
 def loss_and_gradient(
-    model: LanguageModel, groups: Sequence[list[TrainRow]], plan: Plan, layout: Layout, kernels: Kernels
+    model: LanguageModel,
+    rows: Sequence[TrainRow],
+    plan: Plan,
+    layout: Layout,
+    kernels: Kernels,
+    tokens_per_pass: int = ONE_PASS,
 ) -> LossAndGrad:
-    """One forward and backward pass for each group; the model's gradients are left empty."""
+    """Of the rows as one step; the model's gradients are left empty."""
     model, method = replace(model, kernels=kernels), METHODS[plan.method]
-    plan = plan.model_copy(update={"layout": layout, "tokens_per_pass": ONE_PASS})
+    plan = plan.model_copy(update={"layout": layout, "tokens_per_pass": tokens_per_pass})
     total, weight = 0.0, 0.0
-    for group in groups:
-        for microbatch in method.microbatches(model, group, range(len(group)), plan, 0):
-            with _recomputed(model, plan.gradient_checkpointing == "layers" and kernels == "transformers"):
-                loss = method.loss(model, microbatch, plan).sum
-                loss.backward()  # type: ignore[no-untyped-call]
-            total, weight = total + float(loss.detach()), weight + method.weight(microbatch)
+    for microbatch in method.microbatches(model, rows, range(len(rows)), plan, 0):
+        with _recomputed(model, plan.gradient_checkpointing == "layers" and kernels == "transformers"):
+            loss = method.loss(model, microbatch, plan).sum
+            loss.backward()  # type: ignore[no-untyped-call]
+        total, weight = total + float(loss.detach()), weight + method.weight(microbatch)
     trained = list(adapters.trainable(model.module).items())
     step = -(-len(trained) // COMPARED)
     gradient = {n: (torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n, p in trained[::step]}

@@ -67,6 +67,7 @@ def test_every_documented_form_becomes_the_messages_it_means(sample: dict[str, A
     assert [t["function"]["name"] for t in example.prompt.tools] == sample.get("tools", [])
     assert isinstance(example, Chat)
     assert (example.rejected and compact(example.rejected)) == sample.get("rejected")
+    assert example.desirable == sample.get("desirable")
 
 
 def test_the_forms_are_many_and_few_are_refused() -> None:
@@ -108,8 +109,10 @@ def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
 # -- detection
 
 # The order in which formats are tried. A change of it changes how rows with the fields of two formats are read.
-SINGLE = [f for f in FORMATS if not f.preference]  # the others are looked for only where pairs are wanted
+# The others are looked for only where pairs, or ratings, are wanted.
+SINGLE = [f for f in FORMATS if not f.preference and not f.rated]
 PAIRED_ORDER = ["preferred_output", "rejected_messages", "rejected_response", "preference"]
+RATED_ORDER = ["rated_completion", "rated_chat", "tagged_chat", "tagged_sharegpt", "tagged_instruction"]
 ORDER = [
     "labelled_chat",
     "chat",
@@ -168,7 +171,7 @@ def without_effect(data: dict[str, Any]) -> set[str]:
 
 
 def test_the_order_of_detection() -> None:
-    assert [f.name for f in FORMATS] == [*PAIRED_ORDER, *ORDER]
+    assert [f.name for f in FORMATS] == [*PAIRED_ORDER, *RATED_ORDER, *ORDER]
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.combinations(ORDER, 2)))
@@ -342,6 +345,8 @@ def test_names_in_another_case_are_read_if_nothing_fits_as_written() -> None:
         {"rejected_response": "c"},
         {"kto_tag": True},
         {"label": False},
+        {"label": 1},
+        {"label": "true"},
     ],
     ids=str,
 )
@@ -401,6 +406,7 @@ def test_the_fix_for_rows_of_another_method_works(name: str) -> None:
     example = as_advised(row, fix)
     assert [(m.role, m.content) for m in example.messages if m.role != "system"] == [("user", "q"), ("assistant", "a")]
     assert ("train.method=dpo" in fix) is (name in PREFERENCES)
+    assert ("train.method=kto" in fix) is ("KTO" in name or "unpaired" in name)
 
 
 @pytest.mark.parametrize("name", PREFERENCES)

@@ -5,6 +5,7 @@ from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
     PREFERENCE,
+    RATED,
     AdapterConfig,
     Config,
     CostConfig,
@@ -25,6 +26,7 @@ from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
     "PREFERENCE",
+    "RATED",
     "AdapterConfig",
     "Config",
     "CostConfig",

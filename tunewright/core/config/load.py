@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tunewright.core import locations
 from tunewright.core.config import sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import PATH, REFERENCED, TEMPLATES, Config, MethodOptions
+from tunewright.core.config.schema import PATH, RATED, REFERENCED, TEMPLATES, Config, MethodOptions
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -82,6 +82,9 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
             f"train.method={method} uses the initial model as its reference; adapter.dropout would make it differ."
         )
         raise conflict("adapter.dropout", message, "leave it at 0.")
+    if method in RATED and config.adapter.kind == "none":
+        message = f"train.method={method} compares with the initial model in every step: the model without its adapter."
+        raise conflict("adapter.kind", message, "choose lora, rslora or dora.")
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")

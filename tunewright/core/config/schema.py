@@ -186,15 +186,26 @@ class AdapterConfig(Frozen):
 
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]
 PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
-REFERENCED = tuple(name for name in PREFERENCE if name not in ("simpo", "orpo"))  # compared with the initial model
+RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
+# Compared with the initial model.
+REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
 
 
 class MethodOptions(Growing):
     """Settings that only some training methods read; all of them in ``ADDED``, with these methods in ``READ_BY``."""
 
-    ADDED: ClassVar[Collection[str]] = ("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio")
+    ADDED: ClassVar[Collection[str]] = (
+        "beta",
+        "label_smoothing",
+        "nll_weight",
+        "gamma_beta_ratio",
+        "desirable_weight",
+        "undesirable_weight",
+    )
     READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
-        "beta": PREFERENCE,
+        "beta": (*PREFERENCE, *RATED),
+        "desirable_weight": RATED,
+        "undesirable_weight": RATED,
         "label_smoothing": ("dpo", "robust_dpo", "normalized_dpo"),
         "nll_weight": tuple(name for name in PREFERENCE if name != "orpo"),
         "gamma_beta_ratio": ("simpo",),
@@ -217,16 +228,24 @@ class MethodOptions(Growing):
     gamma_beta_ratio: Annotated[float, Field(ge=0, le=100)] = Field(
         0.5, description="simpo: target reward margin, as a ratio to train.beta."
     )
+    desirable_weight: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
+        "auto",
+        description="kto: weight of the desirable answers; auto: both kinds weigh the same in all, and neither weight "
+        "is below 1.",
+    )
+    undesirable_weight: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
+        "auto", description="kto: weight of the undesirable answers."
+    )
 
 
 class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft"] | PreferenceMethod = Field(
+    method: Literal["sft", "kto"] | PreferenceMethod = Field(
         "sft",
-        description="Training method: sft is supervised fine-tuning; the others learn from pairs of a chosen and a "
-        "rejected answer.",
+        description="Training method: sft is supervised fine-tuning; kto learns from answers that are desirable or "
+        "undesirable; the others learn from pairs of a chosen and a rejected answer.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."

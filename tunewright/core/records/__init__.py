@@ -84,7 +84,7 @@ from tunewright.core.records.files import (
     write,
     write_lines,
 )
-from tunewright.core.records.pairs import PAIRS, PairMeasure, Pairs, SftOnChosen
+from tunewright.core.records.pairs import PAIRS, PairMeasure, Pairs, Ratings, SftOnChosen
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
@@ -221,6 +221,7 @@ __all__ = [
     "ProtocolRecord",
     "Quantile",
     "Quantiles",
+    "Ratings",
     "Receipt",
     "RecipeSweep",
     "Record",

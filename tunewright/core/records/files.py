@@ -88,7 +88,7 @@ FILES: tuple[RunFile, ...] = (
     _file("scores/rerun/*.jsonl", ScoreLine, "answers to some test rows, a second time", lines=True),
     _file("forgetting.json", FORGETTING, "what was forgotten"),
     _file("verdict.json", Verdict, "the verdict, with every number behind it"),
-    _file("pairs.json", PAIRS, "what training on preferences did to the answers of the test pairs"),
+    _file("pairs.json", PAIRS, "what training on preferences or ratings did to the answers of the test rows"),
     _file("crossfit.json", CROSSFIT, "rows that look wrong to models not trained on them"),
     _file("cleaning.json", CLEANING, "training without the flagged rows"),
     _file("mitigation.json", MITIGATION, "ways to reduce forgetting"),

@@ -1,4 +1,4 @@
-"""What training on preferences did to the answers of the test pairs."""
+"""What training on preferences did to the answers of the test pairs, or of rated test rows."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class PairMeasure(Value):
 
 
 class SftOnChosen(Value):
-    """The run compared with fine-tuning on the chosen answers alone: the same rows and steps."""
+    """The run compared with fine-tuning on the chosen, or desirable, answers alone: the same rows and steps."""
 
     metric: PairMeasure = Field(description="Test score by the task's metric.")
     verdict: VerdictWord = Field(description="Verdict on the difference of the test scores.")
     style: PairMeasure | None = Field(
-        description="Mean probability that an answer is a chosen one and not a rejected one, by the "
-        "classifier of voice, fitted to the training answers; null where answers are not texts."
+        description="Mean probability that an answer is a chosen one and not a rejected one (desirable and not "
+        "undesirable), by the classifier of voice, fitted to the training answers; null where answers are not texts."
     )
     style_accuracy: float | None = Field(
-        description="Accuracy of this classifier on the chosen and rejected answers of the test rows."
+        description="Accuracy of this classifier on the answers of both kinds of the test rows."
     )
     characters: PairMeasure | None = Field(description="Mean length of an answer.")
 
@@ -55,4 +55,28 @@ class Pairs(Record):
     sft_on_chosen: SftOnChosen | None = Field(description="Null with prove.evidence=plain.")
 
 
-PAIRS: TypeAdapter[Pairs | NotMeasured] = TypeAdapter(Measured[Pairs])
+class Ratings(Record):
+    """What training on rated answers did to the answers of the test rows, and whether it did more than fine-tuning on
+    the desirable ones. Null where there are fewer than two groups of test rows of either kind."""
+
+    measured: Literal[True] = Field(True, description="Always true.")
+    desirable: int = Field(description="Desirable test answers: those of the verdict.")
+    undesirable: int = Field(description="Undesirable test answers, which nothing else reads.")
+    accuracy: PairMeasure | None = Field(
+        description="Probability that a desirable answer is more probable per token than an undesirable one, whatever "
+        "their prompts (area under the ROC curve), compared with the model before training."
+    )
+    implicit_accuracy: float | None = Field(
+        description="Probability that training raised the log-probability of a desirable answer by more than that of "
+        "an undesirable one."
+    )
+    desirable_logp: PairMeasure | None = Field(
+        description="Log-probability of the desirable answers per token, in nats, compared with the model before "
+        "training. It may fall although the accuracy rises."
+    )
+    undesirable_logp: PairMeasure | None = Field(description="The same for the undesirable answers.")
+    one_sided_steps: int = Field(description="Steps of the plan whose rows are all of one kind.")
+    sft_on_desirable: SftOnChosen | None = Field(description="Null with prove.evidence=plain.")
+
+
+PAIRS: TypeAdapter[Pairs | Ratings | NotMeasured] = TypeAdapter(Measured[Pairs | Ratings])

@@ -16,7 +16,7 @@ from tunewright.core.records.evidence import (
     Mitigation,
     PromptDistillation,
 )
-from tunewright.core.records.pairs import Pairs
+from tunewright.core.records.pairs import Pairs, Ratings
 from tunewright.core.records.score import FieldCounts
 from tunewright.core.records.voice import TopicContrast, Voice
 
@@ -236,7 +236,7 @@ class Verdict(Record):
     protocol: str = Field(description="sha256 of the protocol.")
     forgetting: Measured[Forgetting] | None = Field(None, description="Copy of forgetting.json.")
     mitigation: Measured[Mitigation] | None = Field(None, description="Copy of mitigation.json.")
-    pairs: Measured[Pairs] | None = Field(None, description="Copy of pairs.json.")
+    pairs: Measured[Pairs | Ratings] | None = Field(None, description="Copy of pairs.json.")
     crossfit: AnyCrossfit | None = Field(None, description="Copy of crossfit.json.")
     cleaning: AnyCleaning | None = Field(None, description="Copy of cleaning.json.")
     prompt_distillation: Measured[PromptDistillation] | None = Field(

@@ -30,8 +30,8 @@ class RowSettings:
     ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
     that show another kind of row are ignored. ``preference``: whether rows must have a chosen and a rejected answer,
-    unless the format is set. ``control``: what becomes of control characters and lone surrogates in JSON that a
-    field contains as a string."""
+    ``rated``: whether they must have these or one answer with a rating, unless the format is set. ``control``: what
+    becomes of control characters and lone surrogates in JSON that a field contains as a string."""
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class RowSettings:
     drop: frozenset[str] = frozenset()
     as_asked: bool = False
     preference: bool = False
+    rated: bool = False
     control: Control = "error"
 
 
@@ -69,7 +70,7 @@ class RowFormat:
 
     ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
     ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
-    ``preference``: whether rows have a chosen and a rejected answer.
+    ``preference``: whether rows have a chosen and a rejected answer; ``rated``: whether they have a rating.
     """
 
     name: str
@@ -80,6 +81,7 @@ class RowFormat:
     answers: tuple[str, ...] = ()
     condition: Callable[[Data], bool] | None = None
     preference: bool = False
+    rated: bool = False
 
     def fits(self, data: Data) -> bool:
         given = all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
@@ -128,14 +130,13 @@ class Parsed:
 
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
-    candidates = [
-        f for f in formats if how.format == f.name or (how.format == "auto" and f.preference == how.preference)
-    ]
+    candidates = [f for f in formats if how.format == f.name or (how.format == "auto" and _is_wanted(f, how))]
     _check_columns(rows, how.columns)
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
     reader = functools.partial(_reader, formats, how)
-    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader, how.preference)
+    wanted = unsupported.Wanted(how.preference or how.rated, how.rated)
+    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader, wanted)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
         raise DataError(list(refused.values()))
@@ -160,6 +161,13 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     if problems:
         raise DataError(problems)
     return Parsed(row_format.name, tuple(examples), dict(unused), tuple(dropped), tuple(fixed))
+
+
+def _is_wanted(row_format: RowFormat, how: RowSettings) -> bool:
+    """Whether rows of this format are looked for."""
+    if how.rated:
+        return row_format.rated or row_format.preference
+    return row_format.preference == how.preference and not row_format.rated
 
 
 def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: Mapping[str, str]) -> str:
@@ -270,7 +278,9 @@ def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
     table = " The first line of a CSV file names the columns." if re.search(r"\.[ct]sv\b", row.where) else ""
     guess = f" Did you mean {close[0][1]!r} for {close[0][0]!r}?" if close else ""
     what, names = "no known format", "prompt: your_field, completion: other_field"
-    if all(f.preference for f in formats):
+    if any(f.rated for f in formats):
+        what, names = "no format of rated answers", "prompt: your_field, completion: other_field, label: third_field"
+    elif all(f.preference for f in formats):
         what, names = "no preference format", "chosen: your_field, rejected: other_field"
     return data_error(
         "DATA_FIELD_MISSING",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tunewright.core.errors import Problem
 from tunewright.data.formats.notation import EMPTY
+from tunewright.data.messages import Json
 from tunewright.data.sources import Row
 
 # Field -> what a row with it has. To ignore the field would be to train on something else than the row means.
@@ -27,32 +29,41 @@ ANNOTATIONS = ("entities", "spans", "ents", "annotations", "relations", "ner_tag
 Columns = Mapping[str, str]
 # The format that reads a row if these fields have other names; empty if none does.
 Reader = Callable[[Row, Columns], str]
-BY_SFT = " by train.method=sft"
+BY_SFT, BY_THIS = " by train.method=sft", " by this training method"
+RATED = "a rating of the answer"
+RATINGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 ANSWERS = ("completion", "messages", "conversations", "conversation", "output", "response", "answer")
 
 
-def problems(rows: Sequence[Row], columns: Columns, reader: Reader, preference: bool) -> dict[str, Problem]:
-    """DATA_FORM_UNSUPPORTED for every row that is not supported, by its place. ``columns``: those that are set;
-    ``preference``: whether rows are to have a chosen and a rejected answer."""
-    return {row.where: problem for row in rows if (problem := _problem(row, columns, reader, preference)) is not None}
+@dataclass(frozen=True)
+class Wanted:
+    """Whether rows may have a chosen and a rejected answer, and whether they may have a rated one."""
+
+    pairs: bool
+    ratings: bool
 
 
-def _problem(row: Row, columns: Columns, reader: Reader, preference: bool) -> Problem | None:
+def problems(rows: Sequence[Row], columns: Columns, reader: Reader, wanted: Wanted) -> dict[str, Problem]:
+    """DATA_FORM_UNSUPPORTED for every row that is not supported, by its place. ``columns``: those that are set."""
+    return {row.where: problem for row in rows if (problem := _problem(row, columns, reader, wanted)) is not None}
+
+
+def _problem(row: Row, columns: Columns, reader: Reader, wanted: Wanted) -> Problem | None:
     for name in (name for name, value in row.data.items() if value not in EMPTY):
         if name in MEDIA:
             return _unsupported(row, MEDIA[name], name, f"use rows of text; {_ignoring(row, reader)}")
         if name in TOKENS and "text" not in row.data:
             fix = "write the rows as messages, with weight 0 for those that are not trained on."
             return _unsupported(row, TOKENS[name], name, fix)
-        if name in PAIR and not preference:
+        if name in PAIR and not wanted.pairs:
             return _unsupported(row, "a chosen and a rejected answer", name, _choosing(row, reader), BY_SFT)
-        if name == RATING:
-            return _unsupported(row, "a rating of the answer", name, _ignoring(row, reader))
+        if name == RATING and not wanted.ratings:
+            return _unsupported(row, RATED, name, _rated(row, name, reader), BY_THIS)
     if set(row.data) & {"text", "tokens"} and not set(row.data) & {*ANSWERS, "label", "labels", "prompt"}:
         for name in (n for n in ANNOTATIONS if isinstance(row.data.get(n), list) and row.data[n]):
             return _unsupported(row, "annotations of a text", name, _annotated(row, name, columns, reader))
-    if isinstance(row.data.get("label"), bool) and _has_answer(row):
-        return _unsupported(row, "a rating of the answer", "label", _ignoring(row, reader))
+    if not wanted.ratings and rating(row.data.get("label")) is not None and _has_answer(row):
+        return _unsupported(row, RATED, "label", _rated(row, "label", reader), BY_THIS)
     return None
 
 
@@ -76,6 +87,19 @@ def _choosing(row: Row, reader: Reader) -> str:
     """The settings that train on both answers, or on the chosen one alone."""
     alone = f", data.format={name} on the chosen one alone" if (name := reader(row, {})) else ""
     return f"train.method=dpo trains on both answers{alone}."
+
+
+def _rated(row: Row, name: str, reader: Reader) -> str:
+    """The settings that train on answers of both kinds, on the desirable ones alone, or on all as they are."""
+    bare = Row({k: v for k, v in row.data.items() if k != name}, row.where)
+    fix = "train.method=kto trains on desirable and undesirable answers"
+    fix += f", data.format={alone} on the desirable ones alone" if (alone := reader(row, {})) else ""
+    return f"{fix}; if it is no rating, set data.format={plain}." if (plain := reader(bare, {})) else f"{fix}."
+
+
+def rating(value: Json) -> bool | None:
+    """A boolean, also as 1 or 0 or as a word; None if the value is none."""
+    return RATINGS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
 
 
 def _has_answer(row: Row) -> bool:

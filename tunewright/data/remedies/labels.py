@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tunewright.core.records.common import Side
-from tunewright.data.messages import Chat, Example
+from tunewright.data.messages import Chat, Example, is_reference
 from tunewright.data.remedies.change import Change
 from tunewright.data.task import detect_task
 from tunewright.data.text import normalised
@@ -37,9 +37,9 @@ def spellings(labels: Iterable[str]) -> dict[str, str]:
 
 def merge(sides: Sides) -> tuple[Sides, list[Change]]:
     """The rows with every label in its most frequent spelling in train; unchanged if that is not a label task."""
-    chosen = spellings(e.target for e in sides["train"])
+    chosen = spellings(e.target for e in sides["train"] if is_reference(e))
     merged = {side: tuple(_spelt(e, chosen) for e in examples) for side, examples in sides.items()}
-    if not detect_task(merged["train"]).labels:
+    if not detect_task([e for e in merged["train"] if is_reference(e)]).labels:
         return sides, []
     pairs = [pair for side in sides for pair in zip(sides[side], merged[side], strict=True)]
     changes = [
@@ -74,10 +74,13 @@ def respelt(content: str, label: str) -> str:
 
 def drop_unseen(sides: Sides) -> tuple[Sides, list[Change]]:
     """Without the rows of dev and test whose label no row of train has."""
-    known = set(detect_task(sides["train"]).labels)
+    known = set(detect_task([e for e in sides["train"] if is_reference(e)]).labels)
     if not known:
         return sides, []
-    unseen = [e for side in sides for e in sides[side] if e.target not in known]
+
+    def unseen(example: Example) -> bool:
+        return is_reference(example) and example.target not in known
+
     changes = [
         Change(
             e.where,
@@ -86,6 +89,8 @@ def drop_unseen(sides: Sides) -> tuple[Sides, list[Change]]:
             f"no row of data.train has the label {e.target!r}",
             dropped=True,
         )
-        for e in unseen
+        for side in sides
+        for e in sides[side]
+        if unseen(e)
     ]
-    return {side: tuple(e for e in rows if e.target in known) for side, rows in sides.items()}, changes
+    return {side: tuple(e for e in rows if not unseen(e)) for side, rows in sides.items()}, changes

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunewright.core.config import PREFERENCE, Config
+from tunewright.core.config import PREFERENCE, RATED, Config
 from tunewright.core.errors import CODES, DataError, Problem, data_error
 from tunewright.core.locations import HUB, listed
 from tunewright.core.records.common import Side
@@ -16,6 +16,7 @@ from tunewright.data.files import hub
 from tunewright.data.files.rows import FileSettings, Row
 from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.formats.fields import cleaned_row
+from tunewright.data.messages import is_reference
 from tunewright.data.near_duplicates import Clusters
 from tunewright.data.remedies import labels, repetitions
 from tunewright.data.remedies.change import Change, dropped
@@ -69,6 +70,7 @@ def row_settings(config: Config) -> RowSettings:
         drop=frozenset(_dropped(config)),
         as_asked=data.format != "auto",
         preference=config.train.method in PREFERENCE,
+        rated=config.train.method in RATED,
         control=data.control,
     )
 
@@ -100,9 +102,12 @@ def read(names: str | Sequence[str], config: Config, how: RowSettings) -> FileRo
     files = file_settings(config)
     source = sources.read(names, files)
     parsed = formats.parse(source.rows, how)
-    if not parsed.examples:
-        raise DataError([sources.nothing_left([dropped(p, files.drop[p.code]) for p in parsed.dropped])])
     changes = [dropped(p, files.drop[p.code]) for p in parsed.dropped]
+    if not how.rated:
+        parsed, new = _references(parsed)
+        changes += new
+    if not parsed.examples:
+        raise DataError([sources.nothing_left(changes)])
     control = dict.fromkeys(("DATA_CONTROL_CHAR", "DATA_UNICODE"), f"data.control={how.control}")
     changes += [
         Change(p.where, p.code, control.get(p.code, "data.turns=fix"), p.message, dropped=False) for p in parsed.fixed
@@ -110,6 +115,13 @@ def read(names: str | Sequence[str], config: Config, how: RowSettings) -> FileRo
     dirty = {p.where for p in parsed.fixed if p.code in control}
     rows = tuple(cleaned_row(row, how.control) if row.where in dirty else row for row in source.rows)
     return FileRows(replace(source, rows=rows), parsed, (*source.changes, *changes))
+
+
+def _references(parsed: Parsed) -> tuple[Parsed, list[Change]]:
+    """Without the rows whose answer is rated undesirable, for methods that know no such answers."""
+    bad, why = [e for e in parsed.examples if not is_reference(e)], "the answer is rated undesirable"
+    changes = [Change(e.where, "RATINGS", f"data.format={parsed.format}", why, dropped=True) for e in bad]
+    return replace(parsed, examples=tuple(e for e in parsed.examples if is_reference(e))), changes
 
 
 def prepare(config: Config) -> Prepared:
@@ -169,8 +181,9 @@ def _remedied(config: Config, sides: Sides) -> tuple[Sides, Clusters, list[Chang
         (data.contradictions == "drop", repetitions.drop_contradictions),  # before the rows are no longer counted
         (data.duplicates == "drop", repetitions.drop_duplicates),
     ):
-        if wanted and any(sides.values()):
-            canonical = detect_task([e for examples in sides.values() for e in examples]).kind.canonical
+        if wanted and any(map(is_reference, (e for examples in sides.values() for e in examples))):
+            answers = [e for examples in sides.values() for e in examples if is_reference(e)]
+            canonical = detect_task(answers).kind.canonical
             kept, new = remedy(sides["train"], canonical)
             sides, changes = {**sides, "train": kept}, [*changes, *new]
     while True:

@@ -21,17 +21,27 @@ Canonical = Callable[[Example], str]  # of the kind of the task: equal for targe
 def key(example: Example, canonical: Canonical) -> Hashable:
     """Equal for rows that teach the same: prompt and answer, and the thoughts and the weight of every turn."""
     turns = [m for m in example.messages if m.role == "assistant"]
-    rejected = normalised(example.rejected.text) if isinstance(example, Chat) and example.rejected else ""
+    chat = example if isinstance(example, Chat) else None
+    others = chat and (normalised(chat.rejected.text) if chat.rejected else "", chat.desirable)
     thoughts = [normalised(f"{m.reasoning} {split_thoughts(m.content)[0]}") for m in turns]
-    return (normalised(example.whole_prompt), canonical(example), rejected, *thoughts, *(m.trained for m in turns))
+    return (normalised(example.whole_prompt), canonical(example), others, *thoughts, *(m.trained for m in turns))
 
 
 def question(example: Example) -> str:
-    """What rows must share to contradict each other: the prompt, and of preference rows both answers, in any order."""
+    """What rows must share to contradict each other: the prompt, and of preference rows both answers, in any order; of
+    rated rows, the answer."""
     prompt = normalised(example.whole_prompt)
+    if isinstance(example, Chat) and example.desirable is not None:
+        return f"{prompt}\x00{example.target}"  # as it is: what is rated may be how an answer is written
     if not (isinstance(example, Chat) and example.rejected):
         return prompt
     return "\x00".join([prompt, *sorted((normalised(example.target), normalised(example.rejected.text)))])
+
+
+def claim(example: Example, canonical: Canonical) -> str:
+    """What rows with one question contradict each other by: their answer, or its rating."""
+    rating = example.desirable if isinstance(example, Chat) else None
+    return canonical(example) if rating is None else str(rating)
 
 
 def drop_duplicates(examples: Sequence[Example], canonical: Canonical) -> Kept:
@@ -53,13 +63,13 @@ def drop_contradictions(examples: Sequence[Example], canonical: Canonical) -> Ke
     """For each prompt, the rows with its most frequent answer; none if two answers are equally frequent."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for e in examples:
-        answers[question(e)][canonical(e)] += 1
+        answers[question(e)][claim(e, canonical)] += 1
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
         (best, most), *others = answers[question(e)].most_common(2)
         tied = bool(others) and others[0][1] == most
-        if not tied and canonical(e) == best:
+        if not tied and claim(e, canonical) == best:
             kept.append(e)
         else:
             message = "other rows answer the same question differently" + ("" if tied else ", and more of them")

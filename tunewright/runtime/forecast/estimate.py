@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from tunewright.core.config import PREFERENCE, Estimate
+from tunewright.core.config import PREFERENCE, RATED, Estimate
 from tunewright.core.words import counted
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.evaluate import decoded_together
+from tunewright.methods import kto
 from tunewright.model.decoding import generate
 from tunewright.runtime.context import Work
 from tunewright.runtime.forecast import pilot
@@ -91,6 +92,8 @@ class Forecast:
         """Of training on a fraction of the rows, dev losses included."""
         plan, dev = self.work.plan, sum(r.tokens for r in self.work.inputs.rows["dev"])
         losses = (plan.steps * fraction / plan.eval_every + 1) * dev * self.pilot.read
+        if plan.method in RATED:  # z0: other answers of as many tokens, read by policy and reference
+            losses += 2 * (losses + fraction * plan.tokens * plan.epochs * self.pilot.read)
         losses += 0.0 if plan.method == "sft" else fraction * plan.tokens * self.pilot.read  # before the first step
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
@@ -132,7 +135,7 @@ class Forecast:
         seconds: dict[str, float] = {}
         tunes = work.plan.method == "sft"
         adapter = work.plan.adapter.kind != "none" and tunes
-        if work.plan.method in PREFERENCE and work.config.prove.evidence != "plain":
+        if work.plan.method in (*PREFERENCE, *RATED) and work.config.prove.evidence != "plain":
             seconds["pairs"] = self.trained() + self.by_tuned(test)  # on one answer of each pair; the other is read
         if config.crossfit and adapter:
             # The half that is left out: answered, or read by both models.
@@ -195,5 +198,6 @@ def _tuned(work: Work) -> Lengths | None:
     arm = work.inputs.tuned
     if not decoded_together(arm):
         return None
-    answers = [min(r.sequences[0].supervised, work.plan.max_new_tokens) for r in work.inputs.rows["train"]]
+    rows = [r for r in work.inputs.rows["train"] if kto.is_desirable(r)]
+    answers = [min(r.sequences[0].supervised, work.plan.max_new_tokens) for r in rows]
     return Lengths(*pilot.prompts(work, arm), sum(answers) / len(answers), max(answers))

@@ -15,6 +15,7 @@ from tunewright.data.messages import Example
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import decoded_together, score_arm
+from tunewright.methods import kto
 from tunewright.model.attention import prefixed
 from tunewright.model.decoding import generate
 from tunewright.model.decoding.generate import Request
@@ -74,7 +75,8 @@ class Pilot:
 
 def measure(work: Work, speed: Speed) -> Pilot:
     """Let the untrained arms answer some training rows."""
-    rows = [work.data.examples[r.row] for r in work.inputs.rows["train"][:ROWS]]  # rendered, so not too long
+    # Rendered, so not too long.
+    rows = [work.data.examples[r.row] for r in work.inputs.rows["train"] if kto.is_desirable(r)][:ROWS]
     arms = [arm for variants in work.inputs.arms.values() for arm in variants if not arm.trained]
     lengths: dict[str, Lengths] = {}
     others, steps = dict[str, float](), Steps()

@@ -26,7 +26,7 @@ def cleaning(work: Work) -> Cleaning | NotCleaned:
         return NotCleaned(flagged=counts)
     if not flagged:
         return NotCleaned(flagged=counts, reason="no rows are flagged, so there is nothing to leave out")
-    train, dropped = work.data.side("train"), {i for rows in flagged.values() for i in rows}
+    train, dropped = work.data.every("train"), {i for rows in flagged.values() for i in rows}
     kept = tuple(i for i in train if i not in dropped)
     branch = branches.of_rows(work, "cleaned", kept, len(kept) / len(train), work.plan.seed)
     cleaned = branches.scores(work, branch, "test")
@@ -55,7 +55,7 @@ def flagged_rows(work: Work) -> dict[str, list[int]]:
 
 def to_drop(data: Dataset) -> dict[str, list[int]]:
     """By the audit: all but the first of duplicate rows, the minority of contradictory ones, suspect labels."""
-    train = set(data.side("train"))
+    train = set(data.every("train"))
     dropped: dict[str, list[int]] = {}
     for finding in data.findings():
         if finding.code == "DUPLICATES":

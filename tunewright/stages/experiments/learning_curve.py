@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tunewright.core.records import LearningCurve, NotMeasured
+from tunewright.data.messages import is_reference
 from tunewright.data.scores import Score
 from tunewright.judge import extrapolation
 from tunewright.runtime import branches, weights
@@ -24,8 +25,8 @@ def learning_curve(work: Work, full: bool = False) -> LearningCurve:
     """Half of the rows against all of them (one seed; one extra training run, of half the steps), or four sizes with
     three seeds."""
     fractions, seeds = (FRACTIONS, SEEDS) if full else ((1 / 2, 1.0), 1)
-    data, config, train = work.data, work.config.prove, work.data.side("train")
-    labels = [data.examples[i].target if data.task.labels else "" for i in train]
+    data, config, train = work.data, work.config.prove, work.data.every("train")
+    labels = [f"{e.target if data.task.labels else ''} {is_reference(e)}" for e in (data.examples[i] for i in train)]
     clusters = [data.cluster[i] for i in train]
     parts = {(f, s): nested(train, clusters, labels, f, s) for f in fractions for s in range(seeds)}
     trained = {key: _branch(work, rows, *key) for key, rows in parts.items()}
@@ -72,8 +73,8 @@ def _scores(work: Work, branch: Branch | None) -> list[Score]:
 def nested(
     rows: Sequence[int], clusters: Sequence[int], labels: Sequence[str], fraction: float, seed: int
 ) -> tuple[int, ...]:
-    """A fraction of the rows: the same fraction of each label, near-duplicates kept together, and every smaller
-    fraction contained in every larger one.
+    """A fraction of the rows: the same fraction of each label (and of each rating), near-duplicates kept together, and
+    every smaller fraction contained in every larger one.
 
     Clusters are ordered by a hash of the seed and the row; a cluster belongs to the label of its first row.
     """
