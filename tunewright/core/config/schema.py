@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -165,9 +166,74 @@ class SplitConfig(Frozen):
     )
 
 
+PeftKind = Literal[
+    "peft:boft",
+    "peft:c3a",
+    "peft:delora",
+    "peft:fourierft",
+    "peft:gralora",
+    "peft:hira",
+    "peft:hra",
+    "peft:ia3",
+    "peft:loha",
+    "peft:lokr",
+    "peft:miss",
+    "peft:oft",
+    "peft:randlora",
+    "peft:road",
+    "peft:vera",
+    "peft:waveft",
+]
+# Adapters of PEFT that are not in `PeftKind`, each with the reason.
+REFUSED_KINDS = {
+    "peft:lora": "it is what lora, rslora and dora are, which tunewright computes itself",
+    "peft:adalora": "its ranks change by a schedule of its own during training, which a resumed run could not repeat",
+    **dict.fromkeys(
+        ("peft:prompt_tuning", "peft:p_tuning", "peft:prefix_tuning", "peft:cpt", "peft:multitask_prompt_tuning"),
+        "it adds tokens or keys to the prompt: positions change, and nothing can be merged or served alone",
+    ),
+    "peft:adaption_prompt": "it replaces whole attention layers, which cannot be computed for several rows at once",
+    "peft:lily": "PEFT cannot merge it",
+    "peft:tinylora": "saved and loaded again by PEFT, it computes something else (peft 0.21)",
+    "peft:xlora": "it mixes adapters that have been trained before, and trains no update",
+    "peft:poly": "it needs the number of the task of each row",
+    "peft:ln_tuning": "it trains the norms' own weights, so that no layer could be switched off",
+    "peft:trainable_tokens": "it trains rows of the embedding, which is no update of a linear layer",
+}
+
+
+def _offered(kind: object) -> object:
+    if isinstance(kind, str) and (reason := REFUSED_KINDS.get(kind)):
+        raise PydanticCustomError("refused", f"{kind} is not offered: {reason}.")
+    return kind
+
+
 class AdapterConfig(Frozen):
-    kind: Literal["lora", "rslora", "dora", "none"] = Field(
-        "lora", description="Adapter type; none trains all weights."
+    # Came after 0.1.0: not part of a plan, and of its hash, while they have their defaults.
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "loraplus_lr_ratio",
+        "init",
+        "start",
+        "rank_pattern",
+        "alpha_pattern",
+        "options",
+    )
+    # What an existing adapter (`start`) decides.
+    OF_START: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "rank",
+        "alpha",
+        "targets",
+        "init",
+        "rank_pattern",
+        "alpha_pattern",
+        "options",
+    )
+
+    kind: Annotated[Literal["lora", "rslora", "dora", "none"] | PeftKind, BeforeValidator(_offered)] = Field(
+        "lora",
+        description="Adapter type; none trains all weights; peft: those that the library PEFT computes "
+        "(needs the package peft).",
     )
     rank: Annotated[int, Field(ge=1, le=4096)] = Field(16, description="Rank of the adapter matrices.")
     alpha: Annotated[float, Field(gt=0, le=100_000)] = Field(
@@ -182,6 +248,55 @@ class AdapterConfig(Frozen):
         1.0,
         description="Learning rate of B over that of A, which has train.lr (LoRA+, Hayou et al. 2024).",
     )
+    init: Literal["zero", "pissa", "olora"] = Field(
+        "zero",
+        description="Initial A and B of lora, rslora and dora. zero: B is zero; pissa: the principal singular vectors "
+        "of the weight; olora: the first columns of its QR decomposition. The update starts at zero with each.",
+    )
+    start: FilePath | None = Field(
+        None,
+        description="Folder of an existing LoRA adapter in PEFT's format, from which training continues: its rank, "
+        "alpha and targets are used.",
+    )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field(
+        {}, description="Ranks of some layers, by regular expressions that match the end of a name, as in PEFT."
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0, le=100_000)]] = Field(
+        {}, description="Alphas of some layers, likewise."
+    )
+    options: dict[str, bool | int | float | str] = Field(
+        {}, description="Adapters of PEFT: further fields of its config class, e.g. {oft_block_size: 16}."
+    )
+
+    @property
+    def of_peft(self) -> bool:
+        """Whether PEFT computes it."""
+        return self.kind.startswith("peft:")
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Which of rank and alpha this kind has."""
+        return () if self.kind == "none" else PEFT_SIZES.get(self.kind, ("rank", "alpha"))
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Settings that have no effect on this kind of adapter, or that the adapter in `start` decides."""
+        every = tuple(name for name in type(self).model_fields if name != "kind")
+        if self.kind == "none":
+            return every
+        if self.of_peft:
+            own = ("loraplus_lr_ratio", "init", "start", "rank_pattern", "alpha_pattern", "dropout")
+            return (*own, *(name for name in ("rank", "alpha") if name not in self.sizes))
+        return self.OF_START if self.start is not None else ("options",)
+
+
+# Of adapters of PEFT that do not have both rank and alpha.
+PEFT_SIZES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("peft:boft", "peft:c3a", "peft:fourierft", "peft:ia3", "peft:oft", "peft:road", "peft:waveft"), ()
+    ),
+    **dict.fromkeys(("peft:delora", "peft:hira", "peft:hra", "peft:miss", "peft:vera"), ("rank",)),
+}
 
 
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]
