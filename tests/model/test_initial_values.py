@@ -13,7 +13,7 @@ from build import adapter_note, exact_norms, gradients, plan_of, rows, steps, ti
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import TunewrightError
 from tunewright.model import adapters, forward, fused_llama, peft_format, several
-from tunewright.model.adapting import initial
+from tunewright.model.adapting import initial, sizes
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 
@@ -158,7 +158,7 @@ def test_a_scale_multiplies_the_update(init: str) -> None:
     config = config_of(init)
     adapters.scale_in_place(model.module, 0.25)
     assert torch.allclose(logits(model.module), within, atol=1e-10)
-    tensors, plain = adapters.as_plain(adapters.update_tensors(model.module), config)
+    tensors, plain = sizes.as_plain(adapters.update_tensors(model.module), config)
     other = tiny_lm(dtype=torch.float64, num_key_value_heads=2)
     exact_norms(other.module)
     adapters.attach(other.module, plain)
@@ -203,7 +203,7 @@ def test_ranks_and_alphas_of_layers_are_pefts(tmp_path: Path) -> None:
     peft_format.save(ours, config, tmp_path, "base", adapter_note("x"))
     loaded, again, stacked = PeftModel.from_pretrained(tiny_model(), str(tmp_path)).eval(), tiny_model(), tiny_model()
     peft_format.load(again, tmp_path, "x")
-    tensors, plain = adapters.as_plain(adapters.update_tensors(ours), config)
+    tensors, plain = sizes.as_plain(adapters.update_tensors(ours), config)
     adapters.attach(stacked, plain)
     with torch.no_grad():
         for name, p in adapters.trainable(stacked).items():

@@ -11,7 +11,7 @@ from build import adapter_note, gradients, plan_of, rows, steps, tiny_config, ti
 
 from tunewright.core import config as settings
 from tunewright.core.config import AdapterConfig, PeftKind
-from tunewright.core.config.schema import REFUSED_KINDS
+from tunewright.core.config.adapter_kinds import REFUSED_KINDS
 from tunewright.core.errors import TunewrightError
 from tunewright.model import adapters, arch_probe, fused_llama, peft_format
 from tunewright.model.adapting import peft_kinds

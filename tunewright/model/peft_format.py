@@ -15,8 +15,9 @@ from tunewright.core import records
 from tunewright.core.config import AdapterConfig
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import sha256, write_atomic, write_json
-from tunewright.model.adapters import adapted, attach, of_layer
+from tunewright.model.adapters import adapted, attach
 from tunewright.model.adapting import peft_kinds
+from tunewright.model.adapting.sizes import of_layer
 from tunewright.model.adapting.stored import (
     CONFIG,
     NOTE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tunewright.core import locations
-from tunewright.core.config import sweeps
+from tunewright.core.config import adapter_kinds, sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import PATH, REFERENCED, TEMPLATES, Config, ForgetConfig, MethodOptions
+from tunewright.core.config.schema import PATH, REFERENCED, TEMPLATES, Config, MethodOptions
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -97,7 +96,7 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
             f"remove {extra}, or choose lora, rslora or dora.",
         )
     if config.adapter.kind != "none":
-        _check_adapter(config, adapter, conflict)
+        adapter_kinds.check(config, adapter, conflict)
     if config.split.dev + config.split.test >= 0.9:
         held_out = config.split.dev + config.split.test
         raise conflict(
@@ -116,31 +115,6 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
             "data.instruction has no effect on raw text.",
             "remove data.instruction, or choose another data.format.",
         )
-
-
-def _check_adapter(config: Config, given: set[str], conflict: Callable[[str, str, str], ConfigError]) -> None:
-    """Raises CONFIG_CONFLICT for settings that this kind of adapter does not read, or cannot have."""
-    adapter, key = config.adapter, next(iter(sorted({*config.adapter.unread} & given)), None)
-    if key is not None and adapter.start is not None and not adapter.of_peft:
-        message = f"adapter.{key} is taken from the adapter in adapter.start."
-        raise conflict(f"adapter.{key}", message, "remove it.")
-    if key is not None:
-        message = f"adapter.kind={adapter.kind} does not read adapter.{key}."
-        raise conflict(f"adapter.{key}", message, "remove it, or choose another kind of adapter.")
-    if not adapter.of_peft:
-        return
-    if config.quantise != "none":
-        message = (
-            f"quantise={config.quantise}: PEFT cannot compute {adapter.kind} over weights that are held in blocks."
-        )
-        raise conflict("quantise", message, "choose lora, rslora or dora, or quantise=none.")
-    if config.forget.apply_best_scale or config.forget.scales != ForgetConfig().scales:
-        message = f"forget.scales multiplies an update that is added; that of {adapter.kind} need not be."
-        raise conflict("forget.scales", message, "remove forget.scales and forget.apply_best_scale.")
-    if config.train.dtype == "bfloat16" or config.train.fsdp:
-        what = "train.fsdp" if config.train.fsdp else "train.dtype=bfloat16"
-        message = f"{what} is not supported with {adapter.kind}: PEFT's layers are computed in float32, in one piece."
-        raise conflict(what.partition("=")[0], message, "remove it.")
 
 
 def _check_encoding(name: str, where: str) -> None:

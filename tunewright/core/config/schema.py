@@ -23,6 +23,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
+from tunewright.core.config.adapter_kinds import PEFT_SIZES, PeftKind, compiles, offered
+
 
 class NamedIn:
     """The type of a setting that is a name listed in a later folder, such as a metric, or "auto" unless ``auto`` is
@@ -59,6 +61,7 @@ FilePath = Annotated[str, PATH]  # a file or folder; a relative path in a config
 TEMPLATES = ("chatml-tools",)  # values of `template` that are no file: the chat templates in tokens/templates
 # What core/locations.py describes: paths, patterns, URLs and data sets of the Hub.
 Files = FilePath | list[Annotated[str, PATH, Field(min_length=1)]]
+Pattern = Annotated[str, AfterValidator(compiles)]
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
 
@@ -166,48 +169,6 @@ class SplitConfig(Frozen):
     )
 
 
-PeftKind = Literal[
-    "peft:boft",
-    "peft:c3a",
-    "peft:delora",
-    "peft:fourierft",
-    "peft:gralora",
-    "peft:hira",
-    "peft:hra",
-    "peft:ia3",
-    "peft:loha",
-    "peft:lokr",
-    "peft:miss",
-    "peft:oft",
-    "peft:randlora",
-    "peft:road",
-    "peft:vera",
-    "peft:waveft",
-]
-# Adapters of PEFT that are not in `PeftKind`, each with the reason.
-REFUSED_KINDS = {
-    "peft:lora": "it is what lora, rslora and dora are, which tunewright computes itself",
-    "peft:adalora": "its ranks change by a schedule of its own during training, which a resumed run could not repeat",
-    **dict.fromkeys(
-        ("peft:prompt_tuning", "peft:p_tuning", "peft:prefix_tuning", "peft:cpt", "peft:multitask_prompt_tuning"),
-        "it adds tokens or keys to the prompt: positions change, and nothing can be merged or served alone",
-    ),
-    "peft:adaption_prompt": "it replaces whole attention layers, which cannot be computed for several rows at once",
-    "peft:lily": "PEFT cannot merge it",
-    "peft:tinylora": "saved and loaded again by PEFT, it computes something else (peft 0.21)",
-    "peft:xlora": "it mixes adapters that have been trained before, and trains no update",
-    "peft:poly": "it needs the number of the task of each row",
-    "peft:ln_tuning": "it trains the norms' own weights, so that no layer could be switched off",
-    "peft:trainable_tokens": "it trains rows of the embedding, which is no update of a linear layer",
-}
-
-
-def _offered(kind: object) -> object:
-    if isinstance(kind, str) and (reason := REFUSED_KINDS.get(kind)):
-        raise PydanticCustomError("refused", f"{kind} is not offered: {reason}.")
-    return kind
-
-
 class AdapterConfig(Frozen):
     # Came after 0.1.0: not part of a plan, and of its hash, while they have their defaults.
     ADDED: ClassVar[tuple[str, ...]] = (
@@ -230,7 +191,7 @@ class AdapterConfig(Frozen):
         "options",
     )
 
-    kind: Annotated[Literal["lora", "rslora", "dora", "none"] | PeftKind, BeforeValidator(_offered)] = Field(
+    kind: Annotated[Literal["lora", "rslora", "dora", "none"] | PeftKind, BeforeValidator(offered)] = Field(
         "lora",
         description="Adapter type; none trains all weights; peft: those that the library PEFT computes "
         "(needs the package peft).",
@@ -258,10 +219,10 @@ class AdapterConfig(Frozen):
         description="Folder of an existing LoRA adapter in PEFT's format, from which training continues: its rank, "
         "alpha and targets are used.",
     )
-    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field(
+    rank_pattern: dict[Pattern, Annotated[int, Field(ge=1, le=4096)]] = Field(
         {}, description="Ranks of some layers, by regular expressions that match the end of a name, as in PEFT."
     )
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0, le=100_000)]] = Field(
+    alpha_pattern: dict[Pattern, Annotated[float, Field(gt=0, le=100_000)]] = Field(
         {}, description="Alphas of some layers, likewise."
     )
     options: dict[str, bool | int | float | str] = Field(
@@ -288,15 +249,6 @@ class AdapterConfig(Frozen):
             own = ("loraplus_lr_ratio", "init", "start", "rank_pattern", "alpha_pattern", "dropout")
             return (*own, *(name for name in ("rank", "alpha") if name not in self.sizes))
         return self.OF_START if self.start is not None else ("options",)
-
-
-# Of adapters of PEFT that do not have both rank and alpha.
-PEFT_SIZES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("peft:boft", "peft:c3a", "peft:fourierft", "peft:ia3", "peft:oft", "peft:road", "peft:waveft"), ()
-    ),
-    **dict.fromkeys(("peft:delora", "peft:hira", "peft:hra", "peft:miss", "peft:vera"), ("rank",)),
-}
 
 
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]

@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 from tunewright.core.config import AdapterConfig
-from tunewright.model import adapters
+from tunewright.model.adapting.sizes import lora_scaling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,7 +105,7 @@ def in_pairs(module: PreTrainedModel, parts: str) -> Iterator[None]:
 def likeliest_factor(config: AdapterConfig, loss: Callable[[float], float]) -> tuple[float, str]:
     """(the factor of the update with the least ``loss``, why it may be that)."""
     exported = config.rank if config.init == "zero" else 2 * config.rank
-    root, scaling = math.sqrt(exported), adapters.lora_scaling(config)
+    root, scaling = math.sqrt(exported), lora_scaling(config)
     kinds = {"rslora": {1 / root: "rsLoRA read as LoRA"}, "lora": {root: "LoRA read as rsLoRA"}}
     reasons = dict.fromkeys((1 / 8, 1 / 4, 1 / 2, 2.0, 4.0, 8.0), "") | {
         2.0: "the adapter is applied twice",

@@ -25,7 +25,11 @@ TENSORS = "adapter_model.safetensors"
 NAME = "default"  # PEFT's name of the only adapter of a model
 ALPHA = {"randlora": "randlora_alpha"}  # the field of PEFT's config that `adapter.alpha` is, if it has another name
 # Fields with which an adapter leaves the base as it is at the start; and IA3, all of whose factors are for outputs.
-AS_BASE = {"c3a": {"init_weights": True}, "fourierft": {"init_weights": True}, "ia3": {"feedforward_modules": []}}
+AS_BASE: dict[str, dict[str, Any]] = {
+    "c3a": {"init_weights": True},
+    "fourierft": {"init_weights": True},
+    "ia3": {"feedforward_modules": []},
+}
 # Frozen tensors that all layers have in common, which PEFT saves once, under the name of the model.
 # Fields of PEFT's configs that are decided elsewhere, or would train what is no part of the adapter.
 NOT_SETTABLE = ("peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version", "auto_mapping")
