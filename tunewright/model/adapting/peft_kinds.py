@@ -30,19 +30,12 @@ AS_BASE: dict[str, dict[str, Any]] = {
     "fourierft": {"init_weights": True},
     "ia3": {"feedforward_modules": []},
 }
-# Frozen tensors that all layers have in common, which PEFT saves once, under the name of the model.
 # Fields of PEFT's configs that are decided elsewhere, or would train what is no part of the adapter.
-NOT_SETTABLE = ("peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version", "auto_mapping")
-NOT_SETTABLE += (
-    "inference_mode",
-    "init_weights",
-    "bias",
-    "modules_to_save",
-    "exclude_modules",
-    "r",
-    "alpha",
-    "randlora_alpha",
+NOT_SETTABLE = (
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "peft_version", "auto_mapping"),
+    *("inference_mode", "init_weights", "bias", "modules_to_save", "exclude_modules", "r", "alpha", "randlora_alpha"),
 )
+# Frozen tensors that all layers have in common, which PEFT saves once, under the name of the model.
 COMMON = ("vera_A", "vera_B", "randlora_A", "randlora_B")
 
 

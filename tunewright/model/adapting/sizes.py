@@ -42,7 +42,7 @@ def as_plain(tensors: Mapping[str, Tensor], config: AdapterConfig) -> tuple[dict
     names = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
     factors = {name: _plain_factors(tensors, name, lora_scaling(of_layer(config, name))) for name in names}
     rank = max(len(a_RI) for a_RI, _ in factors.values())
-    plain = {}
+    plain: dict[str, Tensor] = {}
     for name, (a_RI, b_OR) in factors.items():
         missing = rank - len(a_RI)
         plain |= {f"{name}.lora_A": F.pad(a_RI, (0, 0, 0, missing)), f"{name}.lora_B": F.pad(b_OR, (0, missing))}
