@@ -41,6 +41,8 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     )
     if ranks.world > 1:
         facts = {"model": inputs.facts.sha256, "torch": torch.__version__, "code": code_sha256()}
+        if plan.adapter.init != "zero":  # computed from the base, whose last bits depend on the processor
+            facts["initial values"] = checkpoints.digest(adapters.update_tensors(model.module))
         ranks.require_same(facts | training_inputs.hashes)
     with console.bar("train", plan.steps, step) as tick:
 

@@ -53,7 +53,7 @@ def save(
     final = folder / f"step-{state.step:06d}"
     temporary = folder / f".{final.name}.{os.getpid()}"
     contents = {
-        "weights.safetensors": to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()}),
+        "weights.safetensors": _bytes(parameters),
         "optimizer.safetensors": to_bytes(_moments(parameters, optimizer)),
         "state.json": json.dumps(records.to_json(state), indent=1).encode(),
     }
@@ -209,11 +209,20 @@ def _on_device(moments: dict[str, Tensor], device: torch.device) -> dict[str, Te
 
 def save_weights(file: Path, parameters: Mapping[str, Tensor]) -> str:
     """Write the tensors; returns the sha256 of the file."""
-    from safetensors.torch import save as to_bytes
-
-    content = to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()})
+    content = _bytes(parameters)
     write_atomic(file, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def digest(parameters: Mapping[str, Tensor]) -> str:
+    """The sha256 that a file of these tensors has."""
+    return hashlib.sha256(_bytes(parameters)).hexdigest()
+
+
+def _bytes(parameters: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save as to_bytes
+
+    return to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()})
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
