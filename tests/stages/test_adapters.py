@@ -15,7 +15,8 @@ from tunewright.core.config import AdapterConfig, MethodOptions
 from tunewright.core.errors import TunewrightError
 from tunewright.data.messages import Chat, Message
 from tunewright.methods import METHODS, precomputed
-from tunewright.model import adapters, forward, peft_format
+from tunewright.model import adapters, peft_format
+from tunewright.model.adapting import stored
 from tunewright.tokens.template import Template
 from tunewright.train import checkpoints, selftest
 
@@ -88,9 +89,8 @@ def test_a_run_continues_from_an_adapter(tmp_path: Path, labelled: api.Result, m
     arms = read(run, "verdict")["arms"]
     assert arms["start"]["trained"]
     assert read(run, "verdict")["comparator"]["name"] != "start"
-    for arm, was in (("start", "tuned"), ("zero_shot", "zero_shot")):
-        now, then = read_lines(run / "scores", arm), read_lines(labelled.path / "scores", was)
-        assert [line["answer"] for line in now] == [line["answer"] for line in then]
+    now, then = read_lines(run / "scores", "start"), read_lines(labelled.path / "scores", "tuned")
+    assert [line["answer"] for line in now] == [line["answer"] for line in then]
     kept = checkpoints.read_weights(run / "checkpoints" / "start.safetensors")
     final = checkpoints.read_weights(labelled.path / "checkpoints" / "final.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in final.items())
@@ -128,31 +128,29 @@ def test_the_reference_of_preferences_is_the_adapter_that_training_continues_fro
     with adapters.off(model.module):
         of_base = precomputed(model, rows, plan)
     assert abs(done[0].signal["reference_S"] - of_base[0].signal["reference_S"]).min() > 0.01
-    assert forward is not None
 
 
-def test_a_start_that_does_not_fit_is_refused(tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:
-    """By its base's hash, its files, its kind, or settings that contradict it."""
-    model, data = str(model_folder("llama")), str(chat_rows(40))
+def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """By its base's hash, its files, or its kind."""
 
-    def refused(folder: Path, *more: str) -> str:
-        words = ["train", data, "--name", "x", "--model", model, *PLAIN, f"adapter.start={folder}", *more]
-        done = cli(*words, cwd=tmp_path)
-        shutil.rmtree(tmp_path / "runs" / "x", ignore_errors=True)
-        assert done.returncode == 2, done.stderr
-        return done.stderr
+    def resolved(folder: Path, base: str = "x") -> AdapterConfig:
+        return stored.resolved(AdapterConfig(start=str(folder), dropout=0.1), base)
 
-    other = saved(tmp_path / "other")
-    assert "ADAPTER_BASE_MISMATCH" in refused(other)
-    assert "CONFIG_CONFLICT" in refused(other, "adapter.rank=4")
-    assert "ADAPTER_CORRUPT" in refused(tmp_path / "nowhere")
-    plain = saved(tmp_path / "pefts")  # as PEFT writes it, without a hash of the base; of another vocabulary, it fits
-    (plain / "tunewright.json").unlink()
-    written = json.loads((plain / "adapter_config.json").read_text())
-    (plain / "adapter_config.json").write_text(json.dumps({**written, "init_lora_weights": "pissa"}))
-    assert "init_lora_weights='pissa'" in refused(plain)
-    (plain / "adapter_config.json").write_text(json.dumps({**written, "peft_type": "LOHA"}))
-    assert "ADAPTER_UNSUPPORTED" in refused(plain)
+    folder = saved(tmp_path / "a")
+    own = resolved(folder)
+    assert (own.rank, own.alpha, own.dropout, own.start) == (4, 8.0, 0.1, str(folder))
+    written = json.loads((folder / "adapter_config.json").read_text())
+    assert own.targets == written["target_modules"]
+    with pytest.raises(TunewrightError, match="ADAPTER_BASE_MISMATCH"):
+        resolved(folder, "y")
+    with pytest.raises(TunewrightError, match="ADAPTER_CORRUPT"):
+        resolved(tmp_path / "nowhere")
+    (folder / "tunewright.json").unlink()  # as PEFT writes it, without a hash of the base
+    assert resolved(folder, "y") == own
+    for change in ({"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"peft_type": "LOHA"}):
+        (folder / "adapter_config.json").write_text(json.dumps({**written, **change}))
+        with pytest.raises(TunewrightError, match=f"ADAPTER_UNSUPPORTED.*{next(iter(change.values()))}"):
+            resolved(folder)
 
 
 def test_a_start_of_other_shapes_is_refused(tmp_path: Path) -> None:

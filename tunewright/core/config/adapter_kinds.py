@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tunewright.core.config.schema import Config
 
 PeftKind = Literal[
-    "peft:boft",
     "peft:c3a",
     "peft:delora",
     "peft:fourierft",
@@ -40,6 +39,7 @@ REFUSED_KINDS = {
         "it adds tokens or keys to the prompt: positions change, and nothing can be merged or served alone",
     ),
     "peft:adaption_prompt": "it replaces whole attention layers, which cannot be computed for several rows at once",
+    "peft:boft": "PEFT compiles it when it is used, and changes its settings where that fails",
     "peft:lily": "PEFT cannot merge it",
     "peft:tinylora": "saved and loaded again by PEFT, it computes something else (peft 0.21)",
     "peft:xlora": "it mixes adapters that have been trained before, and trains no update",
@@ -49,9 +49,7 @@ REFUSED_KINDS = {
 }
 # Of adapters of PEFT that do not have both rank and alpha.
 PEFT_SIZES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("peft:boft", "peft:c3a", "peft:fourierft", "peft:ia3", "peft:oft", "peft:road", "peft:waveft"), ()
-    ),
+    **dict.fromkeys(("peft:c3a", "peft:fourierft", "peft:ia3", "peft:oft", "peft:road", "peft:waveft"), ()),
     **dict.fromkeys(("peft:delora", "peft:hira", "peft:hra", "peft:miss", "peft:vera"), ("rank",)),
 }
 

@@ -7,10 +7,11 @@ fused kernels do not know them. Everything else is asked of PEFT itself. Needs t
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,24 @@ COMMON = ("vera_A", "vera_B", "randlora_A", "randlora_B")
 
 def attach(model: nn.Module, config: AdapterConfig, names: list[str], seed: int) -> None:
     """Put the adapter on the layers ``names``. Raises CONFIG_CONFLICT with PEFT's reason if it cannot be."""
-    peft, kind = library(), config.kind.removeprefix("peft:")
+    peft, kind, printed = library(), config.kind.removeprefix("peft:"), io.StringIO()
     if any(isinstance(model.get_submodule(name), PackedLinear) for name in names):
         message = f"PEFT cannot put {kind} on weights that are held in blocks of few bits."
         raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="choose lora, or quantise=none.")
     try:
         settings = _settings(config, names)
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        # PEFT prints or warns where it computes something else than is asked, such as another size of a block.
+        with torch.random.fork_rng(), warnings.catch_warnings(record=True) as warned, redirect_stdout(printed):
+            warnings.simplefilter("always", UserWarning)
             torch.manual_seed(seed)
             peft.get_peft_model(model, settings, NAME, autocast_adapter_dtype=False)
+        why = "\n".join([*(str(w.message) for w in warned if w.category is UserWarning), printed.getvalue()]).strip()
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        why = str(error).splitlines()[0].rstrip(".")[:300] if str(error) else type(error).__name__
+        why = str(error) or type(error).__name__
+    if why:
+        message = f"PEFT refuses {kind}: {why.splitlines()[0].rstrip('.')[:300]}."
         fix = "change adapter.targets, adapter.rank or adapter.options."
-        raise ConfigError("CONFIG_CONFLICT", f"PEFT refuses {kind}: {why}.", where="adapter.kind", fix=fix) from None
+        raise ConfigError("CONFIG_CONFLICT", message, where="adapter.kind", fix=fix)
 
 
 def library() -> Any:
