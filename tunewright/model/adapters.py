@@ -198,7 +198,10 @@ def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:
                 where="adapter.rank",
                 fix=f"use at most {largest}.",
             )
-        layer.begin(*initial.factors(layer.base_weight(), rank, layer.scaling, config.init, generator))
+        if config.init == "zero":
+            layer.begin(initial.uniform(layer.base.in_features, rank, generator), torch.zeros(()))
+        else:
+            layer.begin(*initial.factors(layer.base_weight(), rank, layer.scaling, config.init, generator))
 
 
 @torch.no_grad()

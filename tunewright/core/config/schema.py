@@ -235,6 +235,11 @@ class AdapterConfig(Frozen):
         return self.kind.startswith("peft:")
 
     @property
+    def uniform(self) -> bool:
+        """Whether all layers have one rank and alpha, which is all that many programs read."""
+        return not (self.rank_pattern or self.alpha_pattern)
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         """Which of rank and alpha this kind has."""
         return () if self.kind == "none" else PEFT_SIZES.get(self.kind, ("rank", "alpha"))

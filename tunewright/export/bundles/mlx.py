@@ -49,7 +49,7 @@ def unsupported(plan: Plan, architecture: str) -> str | None:
         return "all weights were trained, so there is no adapter; mlx-lm loads the merged export"
     if plan.adapter.of_peft:
         return f"mlx-lm has no {plan.adapter.kind.removeprefix('peft:')}; it loads the merged export"
-    if plan.adapter.rank_pattern or plan.adapter.alpha_pattern:
+    if not plan.adapter.uniform:
         return "mlx-lm has one rank and scaling factor for all layers; it loads the merged export"
     known = f"only of {', '.join(FAMILIES)} are mlx-lm's layers known to have the names of transformers' layers"
     return None if architecture in FAMILIES else known

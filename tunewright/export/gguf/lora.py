@@ -22,7 +22,7 @@ def unsupported(source: TrainedRun) -> str | None:
         return "llama.cpp has no DoRA; the gguf export contains it merged"
     if source.plan.adapter.of_peft:
         return "llama.cpp has only LoRA; the gguf export contains the adapter merged"
-    if source.plan.adapter.rank_pattern or source.plan.adapter.alpha_pattern:
+    if not source.plan.adapter.uniform:
         return "tunewright writes such a file with one alpha and rank for all layers; the gguf export is merged"
     if source.facts.packed == "nf4":
         return "llama.cpp has no NF4, so no file of the base has the weights that the adapter was trained on"

@@ -20,9 +20,7 @@ def uniform(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
 def factors(
     weight_OI: Tensor, rank: int, scaling: float, how: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """(a_RI, b_OR) for a frozen weight. ``how``: zero, pissa or olora."""
-    if how == "zero":
-        return uniform(weight_OI.shape[1], rank, generator), torch.zeros(())
+    """(a_RI, b_OR) for a frozen weight. ``how``: pissa or olora."""
     return pissa(weight_OI, rank, scaling, generator) if how == "pissa" else olora(weight_OI, rank)
 
 

@@ -28,7 +28,7 @@ def of_layer(config: AdapterConfig, name: str) -> AdapterConfig:
     def own(pattern: Mapping[str, T], default: T) -> T:
         return next((v for key, v in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
-    if not (config.rank_pattern or config.alpha_pattern):
+    if config.uniform:
         return config
     rank, alpha = own(config.rank_pattern, config.rank), own(config.alpha_pattern, config.alpha)
     return config.model_copy(update={"rank": rank, "alpha": alpha})
@@ -37,7 +37,7 @@ def of_layer(config: AdapterConfig, name: str) -> AdapterConfig:
 def as_plain(tensors: Mapping[str, Tensor], config: AdapterConfig) -> tuple[dict[str, Tensor], AdapterConfig]:
     """The `update_tensors` of lora or rslora as LoRA without initial values to subtract, of one rank and alpha for all
     layers."""
-    if config.init == "zero" and not (config.rank_pattern or config.alpha_pattern):
+    if config.init == "zero" and config.uniform:
         return dict(tensors), config
     names = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
     factors = {name: _plain_factors(tensors, name, lora_scaling(of_layer(config, name))) for name in names}
