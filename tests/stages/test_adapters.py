@@ -82,6 +82,7 @@ def test_a_run_continues_from_an_adapter(tmp_path: Path, labelled: api.Result, m
     run = tmp_path / "runs" / "r"
     before, plan = json.loads((start / "adapter_config.json").read_text()), read(run, "plan")["adapter"]
     assert (plan["rank"], plan["alpha"], plan["targets"]) == (16, 32.0, before["target_modules"])
+    assert read(run, "plan")["reasons"]["adapter.start"] == "it was trained on this base, by its hash"
     note, receipt = read(run / "adapter", "tunewright"), read(run, "receipt")
     assert note["start_sha256"] == receipt["hashes"]["start"]
     assert "continued from an adapter" in (run / "adapter" / "README.md").read_text()

@@ -102,6 +102,8 @@ def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"
     kind = f"{plan.dtype}, {plan.layout}, {plan.adapter.kind}{rank}"
     say(f"plan: {counted(plan.steps, 'step')} of {counted(plan.batch_size, 'row')} ({epochs}), lr {plan.lr:g}, {kind}")
+    if plan.adapter.start is not None:
+        say(f"      continues from the adapter in {plan.adapter.start}; {plan.reasons['adapter.start']}")
     if plan.adapter.init != "zero":
         spent = duration(setup.models.initial_seconds)
         say(f"      initial values ({plan.adapter.init}): {spent}, again whenever a process starts to train")

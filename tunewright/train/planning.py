@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.config import Config, Kernels, MethodOptions, Plan, Recompute
@@ -117,8 +118,14 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
             MethodOptions(**{name: getattr(t, name) for name in MethodOptions.model_fields})
         ),
         **{name: choice.value for name, choice in chosen.items()},
-        reasons={name: choice.reason for name, choice in chosen.items()},
+        reasons={name: choice.reason for name, choice in chosen.items()} | _start(config),
     )
+
+
+def _start(config: Config) -> dict[str, str]:
+    """Why the adapter that training continues from may be used."""
+    start = config.adapter.start
+    return {} if start is None else {"adapter.start": stored.base_known(Path(start))}
 
 
 def decoded_tokens(tokens: int, rows: int, answer: int) -> int:

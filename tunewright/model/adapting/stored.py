@@ -121,6 +121,13 @@ def resolved(config: AdapterConfig, base_sha256: str) -> AdapterConfig:
     return config.model_copy(update={name: getattr(own, name) for name in AdapterConfig.OF_START})
 
 
+def base_known(folder: Path) -> str:
+    """Whether it is certain that an adapter is used on the base that it was trained on, in words."""
+    if (folder / NOTE).is_file():
+        return "it was trained on this base, by its hash"
+    return "its files have no hash of its base; only the shapes of its layers fit"
+
+
 def untouched(folder: Path, base_sha256: str | None) -> AdapterNote | None:
     """The note, if there is one; the files must be as it says. An edited rank shows in the shapes, an edited alpha in
     nothing but the hash."""
