@@ -69,6 +69,10 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "adapter.dropout": (0.2, {}),
     "adapter.targets": (["q_proj"], {}),
     "adapter.loraplus_lr_ratio": (4.0, {}),
+    "adapter.init": ("pissa", {}),
+    "adapter.rank_pattern": ({"q_proj": 2}, {}),
+    "adapter.alpha_pattern": ({"q_proj": 2.0}, {}),
+    "adapter.options": ({"decompose_both": True}, {"adapter.kind": "peft:lokr"}),
     "train.method": ("dpo", {"data.train": "pairs.jsonl", "data.format": "preference"}),
     "train.beta": (0.3, {"data.train": "pairs.jsonl", "train.method": "dpo"}),
     "train.label_smoothing": (0.2, {"data.train": "pairs.jsonl", "train.method": "dpo"}),
@@ -116,6 +120,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 ELSEWHERE = {
+    "adapter.start": "stages/test_adapters.py",
     "sweep.grid": "stages/test_sweep.py",
     "sweep.halve": "stages/test_sweep.py",
     "sweep.seeds": "stages/test_sweep.py",

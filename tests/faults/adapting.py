@@ -221,6 +221,64 @@ def base_as_reference(patch: Patch) -> None:
     patch.setattr(Preference, "precompute", of_the_base)
 
 
+def pissa_leaves_the_base() -> None:
+    """At the start and switched off; and PEFT, which loads the export on the base itself, computes the same logits."""
+    from peft import PeftModel
+
+    plan, model = plan_of(adapter=AdapterConfig(rank=4, init="pissa")), tiny_model()
+    adapters.attach(model, plan.adapter, 0)
+    assert torch.equal(logits(model), logits(tiny_model()))
+    steps(model, train_rows(4), plan)
+    with adapters.off(model):
+        assert torch.equal(logits(model), logits(tiny_model()))
+    with tempfile.TemporaryDirectory() as folder:
+        peft_format.save(model, plan.adapter, Path(folder), "base", adapter_note("base"))
+        theirs = PeftModel.from_pretrained(tiny_model(), folder).eval()
+        assert torch.allclose(logits(model), logits(theirs), rtol=0, atol=1e-5)
+
+
+def subtracted_from_the_base(patch: Patch) -> None:
+    """As PEFT does it."""
+
+    def begin(self: adapters.LoRALinear, a: torch.Tensor, b: torch.Tensor) -> None:
+        with torch.no_grad():
+            self.lora_A.copy_(a)
+            self.lora_B.copy_(b)
+            self.base.weight.sub_(self.scaling * b @ a)
+        self.start_A = self.start_B = None
+
+    patch.setattr(adapters.LoRALinear, "begin", begin)
+
+
+def all_of_it_is_saved() -> None:
+    """What was saved makes the same model of one whose frozen tensors have other values, as on another machine, and
+    PEFT makes it of the export, with a seed that is not its default."""
+    from peft import PeftModel
+
+    options = {"projection_prng_key": 7}
+    for config in (AdapterConfig(rank=4, init="pissa"), AdapterConfig(kind="peft:vera", rank=4, options=options)):
+        model, again = tiny_model(), tiny_model()
+        adapters.attach(model, config, 0)
+        steps(model, train_rows(4), plan_of(adapter=config, lr=0.05))
+        saved = {name: tensor.detach().clone() for name, tensor in adapters.update_tensors(model).items()}
+        adapters.attach(again, config)
+        with torch.no_grad():
+            for name, tensor in again.named_buffers():
+                if "start_" in name or "vera_" in name:
+                    tensor.add_(1.0)
+            for name, tensor in adapters.update_tensors(again).items():
+                tensor.copy_(saved[name])
+        assert torch.equal(logits(model), logits(again))
+        with tempfile.TemporaryDirectory() as folder:
+            peft_format.save(model, config, Path(folder), "base", adapter_note("base"))
+            theirs = PeftModel.from_pretrained(tiny_model(), folder).eval()
+            assert torch.allclose(logits(model), logits(theirs), rtol=0, atol=1e-5)
+
+
+def only_what_is_trained(patch: Patch) -> None:
+    patch.setattr(adapters, "update_tensors", adapters.trainable)
+
+
 FAULTS = [
     Fault(15, "DPO's reference is not the model before training", "LLaMA-Factory PR 10779, TRL 495, 744, 1340 and 2042, DPO 34",
           "the first loss is what the method's formula gives for equal models; SELFTEST_START", preferences_begin_at_their_formula, base_as_reference),
@@ -236,5 +294,9 @@ FAULTS = [
           moments_are_float32, all_in_bfloat16),
     Fault(24, "weights are saved in another dtype than declared", "transformers 33780, 32265, pytorch 108381", "the file has the declared dtype (one process; no FSDP yet)",
           saved_as_declared, saved_as_it_was),
+    Fault(70, "an adapter's initial values are subtracted from the base", "peft 1626, PR 2184",
+          "PiSSA switched off is the base, bit for bit, and the export is right on it; SELFTEST_BASE, EXPORT_MISMATCH",
+          pissa_leaves_the_base, subtracted_from_the_base),
+    Fault(71, "frozen tensors of an adapter are not saved", "", "saved tensors alone make the same model; EXPORT_MISMATCH", all_of_it_is_saved, only_what_is_trained),
     Fault(33, "KL is measured against a base that was trained too", "", "KL is 0 at step 0; afterwards the base equals a frozen copy, bit for bit; SELFTEST_BASE", off_is_the_base, never_off),
 ]  # fmt: skip

@@ -58,7 +58,16 @@ def test_losses_and_gradients_are_those_of_dense_weights(how: str, kind: str, dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("adapter", [LORA, AdapterConfig(kind="dora", rank=4), AdapterConfig(kind="rslora", rank=4)])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LORA,
+        AdapterConfig(kind="dora", rank=4),
+        AdapterConfig(kind="rslora", rank=4),
+        AdapterConfig(rank=4, init="pissa"),
+        AdapterConfig(rank=4, init="olora"),
+    ],
+)
 def test_answers_gradients_and_merged_weights_are_those_of_dense_weights(
     adapter: AdapterConfig, dtype: torch.dtype
 ) -> None:

@@ -25,11 +25,19 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["lora", "none"])
+CONFIGS = {
+    "lora": AdapterConfig(kind="lora", rank=4, dropout=0.2),
+    "none": AdapterConfig(kind="none"),
+    "pissa": AdapterConfig(rank=4, init="pissa"),
+    "lokr": AdapterConfig(kind="peft:lokr", rank=4),
+}
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
 def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
     """Weights, losses and metrics after a stop at any step, with dropout, accumulation and shuffling: bit for bit."""
 
-    config = AdapterConfig(kind="lora", rank=4, dropout=0.2) if kind == "lora" else AdapterConfig(kind="none")
+    config = CONFIGS[kind]
     plan = plan_of(steps=6, adapter=config, tokens_per_pass=40, checkpoint_every=1, lr=1e-3)
     data, dev = train_rows(9), train_rows(3, seed=5)
 

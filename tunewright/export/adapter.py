@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.core.records import AdapterNote
+from tunewright.core import records
+from tunewright.core.records import AdapterNote, Receipt
 from tunewright.core.run_folder import disk_errors
 from tunewright.export import portable
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
@@ -30,6 +31,7 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str)
         template_sha256=source.template.sha256,
         run=source.run.name,
         trained_as=source.plan.adapter.kind,
+        start_sha256=records.read(source.run.receipt, Receipt).hashes["start"] if source.plan.adapter.start else None,
         files={},
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,7 @@ ADAPTER = Export(
     kind="adapter",
     library="peft",
     loaded_with="tunewright (base model and adapter)",
+    by_peft="PEFT (base model and adapter)",
     merged=False,
     tolerance=TOLERANCE,
     dtypes=stored_dtypes,

@@ -62,7 +62,7 @@ class Expected:
 def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> LanguageModel:
     """The tuned model, from the run's own weights at its chosen scale, in ``dtype``."""
     model = loading.load(facts.path, dtype, packed=facts.packed)
-    adapters.attach(model.module, plan.adapter, plan.seed)
+    adapters.attach(model.module, plan.adapter)
     checkpoints.load_trained(run, model.module, chosen_scale(run))
     model.module.requires_grad_(False)
     if plan.adapter.kind == "none":
@@ -210,7 +210,7 @@ def _check(row: Export, path: Path, dtype: str, expected: Expected) -> ExportChe
         encoded=len(trained.encoded) if actual.program else 0,
         rows=len(trained.texts) if actual.program else 0,
         tokenizer=actual.program or None,
-        loaded_with=row.loaded_with,
+        loaded_with=(row.by_peft if expected.source.plan.adapter.of_peft else "") or row.loaded_with,
     )
 
 

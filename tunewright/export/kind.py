@@ -113,6 +113,7 @@ class Export:
     kind         its name: in `export.to`, in export.json and in messages; also the name of its folder in the run
     library      library_name of the model card
     loaded_with  what a fresh process loads it with, in words
+    by_peft      the same for an adapter that PEFT computes; "" if there is no difference
     merged       whether it contains merged weights; otherwise only the trained ones, and none if all were trained
     tolerance    largest difference from the trained model that passes, by stored dtype: of a logit, or the mean KL in
                  nats for the types of QUANTISED
@@ -139,4 +140,5 @@ class Export:
     snippet: Callable[[Place], list[str]]
     llama_server: Callable[[Place], list[str]] | None = None
     unsupported: Callable[[TrainedRun], str | None] = supported
+    by_peft: str = ""
     stored: Callable[[TrainedRun, str], Callable[[Tensor], Tensor] | None] | None = None

@@ -7,10 +7,13 @@ adapter off, a layer is the base layer, bit for bit. Axes: I inputs, O outputs, 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,36 +22,72 @@ from torch import Tensor, nn
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ModelError
+from tunewright.model.adapting import initial, peft_kinds, stored
+from tunewright.model.adapting.sizes import lora_scaling, of_layer
 from tunewright.model.frozen.packed import Linear, PackedLinear, device_of, product, replace_module
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a low-rank update: y = base(x) + scaling * B(A(x)), where ``scaling`` is the LoRA
-    scaling factor; with magnitudes (DoRA), each output row of the updated weight is set to length ``magnitude``."""
+    scaling factor; with magnitudes (DoRA), each output row of the updated weight is set to length ``magnitude``.
 
-    def __init__(self, base: Linear, config: AdapterConfig, generator: torch.Generator) -> None:
+    With ``start_A`` and ``start_B`` (PiSSA, OLoRA), their product is subtracted from the update, which is then zero at
+    the start. Others subtract it from the base, which then is another model.
+    """
+
+    start_A: Tensor | None
+    start_B: Tensor | None
+
+    def __init__(self, base: Linear, config: AdapterConfig) -> None:
         super().__init__()
         self.base = base
         self.scaling = lora_scaling(config)
         self.dropout = config.dropout
         self.on = True
-        a, device = initial_A(base.in_features, config.rank, generator), device_of(base)
-        self.lora_A = nn.Parameter(a.to(device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
-        if isinstance(base, nn.Linear) and base.weight.dtype == torch.float64:
-            self.lora_A.data, self.lora_B.data = self.lora_A.double(), self.lora_B.double()
+        dtype = base.weight.dtype if isinstance(base, nn.Linear) else torch.float32
+        kept = torch.promote_types(dtype, torch.float32)
+        empty = functools.partial(torch.zeros, device=device_of(base), dtype=kept)
+        shapes = (config.rank, base.in_features), (base.out_features, config.rank)
+        self.lora_A, self.lora_B = (nn.Parameter(empty(shape)) for shape in shapes)
+        for name, shape in zip(("start_A", "start_B"), shapes, strict=True):
+            self.register_buffer(name, None if config.init == "zero" else empty(shape))
         self.magnitude = nn.Parameter(self.row_norm(self.base_weight())) if config.kind == "dora" else None
         self.train(base.training)  # a new module is in training mode: dropout would be active in evaluation
+
+    @torch.no_grad()
+    def begin(self, a_RI: Tensor, b_OR: Tensor) -> None:
+        """Set A and B to their initial values."""
+        self.lora_A.copy_(a_RI)
+        self.lora_B.copy_(b_OR)
+        if self.start_A is not None and self.start_B is not None:
+            self.start_A.copy_(a_RI)
+            self.start_B.copy_(b_OR)
+        if self.magnitude is not None:
+            self.magnitude.copy_(self.row_norm(self.base_weight()))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(a_RI, b_OR), whose product is the update before scaling; of twice the rank if one is subtracted."""
+        a, b = self.lora_A, self.lora_B
+        if self.start_A is None or self.start_B is None:
+            return a, b
+        # BA - B0A0 = B(A - A0) + (B - B0)A0: small differences are kept when they are rounded to the compute dtype.
+        return torch.cat((a - self.start_A, self.start_A)), torch.cat((b, b - self.start_B), 1)
+
+    def named(self) -> dict[str, Tensor]:
+        """Factors and magnitude by the ends of their names in PEFT's files."""
+        a_RI, b_OR = self.factors()
+        plain = {".lora_A.weight": a_RI, ".lora_B.weight": b_OR}
+        return plain if self.magnitude is None else plain | {".lora_magnitude_vector": self.magnitude}
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.on:
             return torch.as_tensor(self.base(x))  # a bias that is added later is rounded once more
-        base = product(x, self.base)
+        base, (a_RI, b_OR) = product(x, self.base), self.factors()
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         # The factor multiplies the R numbers of a token in the middle, and B is added as it is multiplied: no pass over
         # the output.
-        small = F.linear(dropped, self.lora_A.to(x.dtype)) * self.scaling
-        y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), self.lora_B.T.to(x.dtype)).view(base.shape)
+        small = F.linear(dropped, a_RI.to(x.dtype)) * self.scaling
+        y = torch.addmm(base.flatten(0, -2), small.flatten(0, -2), b_OR.T.to(x.dtype)).view(base.shape)
         if self.magnitude is not None:
             # The norm is a constant to autograd (DoRA section 4.3).
             norm = self.row_norm(self.merged_weight_before_norm().detach())
@@ -62,7 +101,8 @@ class LoRALinear(nn.Module):
 
     def merged_weight_before_norm(self) -> Tensor:
         """W + scaling * BA in the adapter's dtype."""
-        return self.base_weight() + self.scaling * (self.lora_B @ self.lora_A)
+        a_RI, b_OR = self.factors()
+        return self.base_weight() + self.scaling * (b_OR @ a_RI)
 
     def merged_weight(self) -> Tensor:
         merged = self.merged_weight_before_norm()
@@ -80,11 +120,6 @@ class AdapterSummary:
     layers: tuple[str, ...]
     trained: int
     total: int
-
-
-def lora_scaling(config: AdapterConfig) -> float:
-    """The LoRA scaling factor: alpha/rank, for rslora alpha/sqrt(rank)."""
-    return config.alpha / (math.sqrt(config.rank) if config.kind == "rslora" else config.rank)
 
 
 def targets(model: Any, patterns: list[str]) -> list[str]:
@@ -108,9 +143,9 @@ def targets(model: Any, patterns: list[str]) -> list[str]:
     return chosen
 
 
-def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
-    """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed``
-    alone."""
+def attach(model: Any, config: AdapterConfig, seed: int | None = None) -> AdapterSummary:
+    """Put the adapter on (or, for kind none, make all weights float32 and trainable), with the initial values of
+    `initialise`; without a ``seed``, its values are still to be loaded. Raises LORA_NO_TARGET."""
     packed = sum(math.prod(m.shape) for m in model.modules() if isinstance(m, PackedLinear))
     total = packed + sum(p.numel() for p in model.parameters())
     if config.kind == "none":
@@ -121,38 +156,62 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
         model.requires_grad_(True)
         return AdapterSummary((), total, total)
     model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
     names = targets(model, config.targets)
-    layers = {n: model.get_submodule(n) for n in names}
-    largest = min(min(layer.out_features, layer.in_features) for layer in layers.values())
-    if config.rank > largest:
-        raise ModelError(
-            "LORA_NO_TARGET",
-            f"adapter.rank {config.rank} is larger than the smallest adapted layer ({largest}).",
-            where="adapter.rank",
-            fix=f"use at most {largest}.",
-        )
-    for name, layer in layers.items():
-        replace_module(model, name, LoRALinear(layer, config, generator))
+    if config.of_peft:
+        peft_kinds.attach(model, config, names, seed or 0)
+    else:
+        _attach_lora(model, config, names)
+        if seed is not None:
+            initialise(model, config, seed)
     trained = sum(p.numel() for p in trainable(model).values())
     return AdapterSummary(tuple(names), trained, total + trained)
 
 
+def _attach_lora(model: Any, config: AdapterConfig, names: list[str]) -> None:
+    for where, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for key in pattern:
+            if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
+                message, fix = f"{key!r} matches no adapted layer.", f"layers are called like {names[0]}."
+                raise ModelError("LORA_NO_TARGET", message, where=f"adapter.{where}", fix=fix)
+    for name in names:
+        replace_module(model, name, LoRALinear(model.get_submodule(name), of_layer(config, name)))
+
+
 def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:
-    """Reset an attached adapter to the values that `attach` gives it for this seed. Nothing is done for kind none."""
+    """Give an attached adapter its initial values, which depend on the base, the adapter in ``config.start`` and
+    ``seed``. Nothing is done for kind none. Raises LORA_NO_TARGET, ADAPTER_BASE_MISMATCH."""
+    if config.of_peft:
+        names = list(peft_kinds.layers(model))
+        peft_kinds.detach(model)
+        peft_kinds.attach(model, config, names, seed)
+        return
+    if config.start is not None:
+        _continue(model, Path(config.start))
+        return
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in adapted(model).values():
-            layer.lora_A.copy_(initial_A(layer.base.in_features, config.rank, generator))
-            layer.lora_B.zero_()
-            if layer.magnitude is not None:
-                layer.magnitude.copy_(layer.row_norm(layer.base_weight()))
+    for layer in adapted(model).values():
+        rank, largest = len(layer.lora_A), min(layer.base.in_features, layer.base.out_features)
+        if rank > largest:
+            raise ModelError(
+                "LORA_NO_TARGET",
+                f"adapter.rank {rank} is larger than the smallest adapted layer ({largest}).",
+                where="adapter.rank",
+                fix=f"use at most {largest}.",
+            )
+        if config.init == "zero":
+            layer.begin(initial.uniform(layer.base.in_features, rank, generator), torch.zeros(()))
+        else:
+            layer.begin(*initial.factors(layer.base_weight(), rank, layer.scaling, config.init, generator))
 
 
-def initial_A(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
-    """a_RI in float32: uniform as PEFT's start, kaiming_uniform(a=sqrt(5))."""
-    bound = 1 / math.sqrt(inputs)
-    return torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
+@torch.no_grad()
+def _continue(model: nn.Module, folder: Path) -> None:
+    given = stored.read(folder).tensors
+    own = {f"{stored.PREFIX}{n}{end}": t for n, layer in adapted(model).items() for end, t in layer.named().items()}
+    if {k: t.shape for k, t in own.items()} != {k: t.shape for k, t in given.items()}:
+        raise stored.other_base(folder, "the adapter's layers, or their shapes, are not those of this base")
+    for name, tensor in own.items():
+        tensor.copy_(given[name])
 
 
 def adapted(model: nn.Module) -> dict[str, LoRALinear]:
@@ -163,6 +222,22 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def of_peft(model: nn.Module) -> bool:
+    """Whether its adapter is one that PEFT computes."""
+    return bool(peft_kinds.layers(model))
+
+
+def update_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that the update of the base is made of: the trained tensors, and frozen ones that belong to the adapter."""
+    starts = {
+        f"{name}.{end}": tensor
+        for name, layer in adapted(model).items()
+        for end, tensor in (("start_A", layer.start_A), ("start_B", layer.start_B))
+        if tensor is not None
+    }
+    return {**trainable(model), **starts, **peft_kinds.frozen(model)}
+
+
 @contextmanager
 def off(model: nn.Module) -> Iterator[None]:
     """Within, the model is the base model, bit for bit."""
@@ -171,7 +246,8 @@ def off(model: nn.Module) -> Iterator[None]:
     try:
         for layer in layers:
             layer.on = False
-        yield
+        with peft_kinds.off(model):
+            yield
     finally:
         for layer, on in zip(layers, before, strict=True):
             layer.on = on
@@ -184,7 +260,8 @@ def detached(model: nn.Module) -> Iterator[None]:
     try:
         for name, layer in layers.items():
             replace_module(model, name, layer.base)
-        yield
+        with peft_kinds.detached(model):
+            yield
     finally:
         for name, layer in layers.items():
             replace_module(model, name, layer)
@@ -198,6 +275,7 @@ def scaled(model: nn.Module, scale: float) -> Iterator[None]:
         with off(model):
             yield
         return
+    assert scale == 1 or not of_peft(model), "not every adapter of PEFT is a sum"
     layers = list(adapted(model).values())
     before = [layer.scaling for layer in layers]
     try:
@@ -209,11 +287,14 @@ def scaled(model: nn.Module, scale: float) -> Iterator[None]:
             layer.scaling = scaling
 
 
+@torch.no_grad()
 def scale_in_place(model: nn.Module, scale: float) -> None:
     """Multiply the adapter's update by ``scale``, permanently."""
-    with torch.no_grad():
-        for layer in adapted(model).values():
-            layer.lora_B.mul_(scale)
+    assert scale == 1 or not of_peft(model), "not every adapter of PEFT is a sum"
+    for layer in adapted(model).values():
+        layer.lora_B.mul_(scale)
+        if layer.start_B is not None:
+            layer.start_B.mul_(scale)
 
 
 def merge(model: nn.Module) -> None:
@@ -225,6 +306,7 @@ def merge(model: nn.Module) -> None:
             base = _dense(layer.base, dtype)
             base.weight.copy_(layer.merged_weight())
         replace_module(model, name, base)
+    peft_kinds.merge(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedLinear):
             replace_module(model, name, _dense(module, dtype))

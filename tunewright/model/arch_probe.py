@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tunewright.model import fused_llama
+from tunewright.core.config import AdapterConfig
+from tunewright.model import adapters, fused_llama
 from tunewright.model.attention import interface
 from tunewright.tokens.prefix_tree import build
 
@@ -30,22 +31,28 @@ class Capabilities:
     fused: bool
 
 
-def probe(config: Any, tolerance: float = 1e-4) -> Capabilities:
+def probe(config: Any, adapter: AdapterConfig | None = None, tolerance: float = 1e-4) -> Capabilities:
     """Probe a small model with the architecture's widths, one layer of each kind, and random weights. A state-space or
-    linear attention layer, for example, carries its state from row to row, which shows as different logits."""
+    linear attention layer, for example, carries its state from row to row, which shows as different logits.
+    ``adapter``: one that PEFT computes, which the small model gets too. Raises CONFIG_CONFLICT if it cannot."""
     interface.register()
     try:
         module = _small(config)
     except (ValueError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         why = f"no small model of this architecture could be built ({type(error).__name__})"
         return Capabilities({"shared": why, "packed": why}, draws=False, fused=False)
+    if adapter is not None:
+        adapters.attach(module, adapter, 0)
+        for p in adapters.trainable(module).values():
+            p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
     draw = np.random.default_rng(0).integers(0, int(module.config.get_text_config().vocab_size), (4, 20)).tolist()
     rows = [draw[0] + draw[1][:7], draw[2][:12], draw[0] + draw[3][:9]]
     with torch.no_grad(), quiet():
         alone = [module(torch.tensor([row])).logits[0] for row in rows]
         leak = {layout: _leak(module, rows, alone, layout == "shared", tolerance) for layout in ("shared", "packed")}
         first, second = (module.train()(torch.tensor([rows[0]])).logits for _ in range(2))
-    return Capabilities(leak, draws=not torch.equal(first, second), fused=fused_llama.fits(module.eval()))
+    fused = adapter is None and fused_llama.fits(module.eval())
+    return Capabilities(leak, draws=not torch.equal(first, second), fused=fused)
 
 
 def _leak(module: Any, rows: list[list[int]], alone: list[Tensor], shared: bool, tolerance: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ConfigError, ModelError
 from tunewright.model import arch_probe, loading, model_files
 from tunewright.model.frozen import nf4, stored
@@ -49,10 +50,10 @@ class Facts:
         return asdict(self)
 
 
-def read_facts(name: str, quantise: str = "none") -> Facts:
-    """Facts of a model by name. ``quantise``: as in the config. No weights are loaded; a small random model of its
-    architecture is probed for leaks between the rows of one pass. Raises MODEL_NOT_FOUND, MODEL_UNSUPPORTED,
-    CONFIG_CONFLICT, MISSING_PACKAGE and what `model_files.check` raises."""
+def read_facts(name: str, quantise: str = "none", adapter: AdapterConfig | None = None) -> Facts:
+    """Facts of a model by name. ``quantise``, ``adapter``: as in the config. No weights are loaded; a small random
+    model of its architecture is probed for leaks between the rows of one pass. Raises MODEL_NOT_FOUND,
+    MODEL_UNSUPPORTED, CONFIG_CONFLICT, MISSING_PACKAGE and what `model_files.check` raises."""
     folder = loading.resolve(name)
     model_files.check(folder)
     from transformers import AutoConfig
@@ -69,7 +70,7 @@ def read_facts(name: str, quantise: str = "none") -> Facts:
     text = config.get_text_config()
     parameters, dtypes = model_files.sizes(folder)
     digest, packed = model_files.digest(folder), _packed(name, quantise)
-    probed = arch_probe.probe(config)
+    probed = arch_probe.probe(config, adapter if adapter is not None and adapter.of_peft else None)
     heads = int(getattr(text, "num_attention_heads", 0) or 1)
     cached_heads = int(getattr(text, "num_key_value_heads", 0) or heads)
     head_width = int(getattr(text, "head_dim", 0) or text.hidden_size // heads)

@@ -119,8 +119,9 @@ def project(x_TI: Tensor, *layers: LoRALinear | Joint) -> tuple[Tensor, ...]:
     own = cast("tuple[LoRALinear, ...]", layers)
     if not all(one.on for one in own):
         return tuple(F.linear(x_TI, weight_of(one.base, x_TI.dtype), one.base.bias) for one in own)
-    bases, trained = [one.base for one in own], [t for one in own for t in (one.lora_A, one.lora_B)]
-    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, own[0].scaling, bases, *trained)  # type: ignore[no-untyped-call]
+    bases, scalings = [one.base for one in own], [one.scaling for one in own]
+    factors = [t for one in own for t in one.factors()]
+    outputs: tuple[Tensor, ...] = _Project.apply(x_TI, scalings, bases, *factors)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -130,26 +131,27 @@ class _Project(torch.autograd.Function):
     here and again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, scaling: float, bases: list[Linear], *trained: Tensor) -> tuple[Tensor, ...]:
-        downs, ups = trained[0::2], trained[1::2]
+    def forward(
+        ctx: Any, x_TI: Tensor, scalings: list[float], bases: list[Linear], *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        downs, ups = factors[0::2], factors[1::2]
         a_RI = torch.cat(downs).to(x_TI.dtype)
         b_OR = [b.to(x_TI.dtype) for b in ups]
-        small_TR = (x_TI @ a_RI.T).mul_(scaling)
-        outputs = []
-        ranks = [len(a) for a in downs]
+        outputs, ranks = [], [len(a) for a in downs]
+        small_TR = _scale(x_TI @ a_RI.T, ranks, scalings)
         for base, b, small in zip(bases, b_OR, torch.split(small_TR, ranks, 1), strict=True):
             y = (small @ b.T).addmm_(x_TI, weight_of(base, x_TI.dtype).T)
             outputs.append(y if base.bias is None else y.add_(base.bias))
         ctx.save_for_backward(x_TI, small_TR, a_RI, *b_OR)
-        ctx.given = (scaling, bases, ranks, downs[0].dtype)
+        ctx.given = (scalings, bases, ranks, downs[0].dtype)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TI, small_TR, a_RI, *b_OR = ctx.saved_tensors
-        scaling, bases, ranks, dtype = ctx.given
+        scalings, bases, ranks, dtype = ctx.given
         d_ups = [(g.T @ small).to(dtype) for g, small in zip(grads, torch.split(small_TR, ranks, 1), strict=True)]
-        back_TR = torch.cat([g @ b for g, b in zip(grads, b_OR, strict=True)], 1).mul_(scaling)
+        back_TR = _scale(torch.cat([g @ b for g, b in zip(grads, b_OR, strict=True)], 1), ranks, scalings)
         d_downs = torch.split((back_TR.T @ x_TI).to(dtype), ranks)
         dx_TI = None
         if ctx.needs_input_grad[0]:  # not for the first layer: embeddings are frozen
@@ -157,6 +159,15 @@ class _Project(torch.autograd.Function):
             for g, base in zip(grads, bases, strict=True):
                 dx_TI.addmm_(g, weight_of(base, g.dtype))
         return (dx_TI, None, None, *(t for pair in zip(d_downs, d_ups, strict=True) for t in pair))
+
+
+def _scale(small_TR: Tensor, ranks: list[int], scalings: list[float]) -> Tensor:
+    """The columns of each layer times its LoRA scaling factor, in place."""
+    if len({*scalings}) == 1:
+        return small_TR.mul_(scalings[0])
+    for small, scaling in zip(torch.split(small_TR, ranks, 1), scalings, strict=True):
+        small.mul_(scaling)
+    return small_TR
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
@@ -240,9 +251,12 @@ def applies(model: Any) -> bool:
 
 
 def _form(part: torch.nn.Module) -> list[Any]:
+    """What decides how a layer computes. An adapter's rank and LoRA scaling factor may differ from layer to layer."""
     plain = (int, float, str, bool, type(None))
     return [
         (name, type(m), {k: v for k, v in vars(m).items() if isinstance(v, plain) and k != "layer_idx"})
+        if not isinstance(m, LoRALinear)
+        else (name, LoRALinear)
         for name, m in part.named_modules()
     ]
 

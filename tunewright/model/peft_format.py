@@ -3,182 +3,129 @@ these files and of the base, which PEFT does not store. An adapter is read compl
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunewright.core import records
 from tunewright.core.config import AdapterConfig
-from tunewright.core.errors import ModelError, RunError
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import sha256, write_atomic, write_json
-from tunewright.model.adapters import LoRALinear, adapted, attach
+from tunewright.model.adapters import adapted, attach
+from tunewright.model.adapting import peft_kinds
+from tunewright.model.adapting.sizes import of_layer
+from tunewright.model.adapting.stored import (
+    CONFIG,
+    NOTE,
+    OF_PEFT,
+    PREFIX,
+    TENSORS,
+    StoredAdapter,
+    corrupt,
+    kind_of,
+    other_base,
+    read,
+    untouched,
+)
 from tunewright.model.frozen.packed import Linear
-
-_PREFIX = "base_model.model."
-_CONFIG, _TENSORS, _NOTE = "adapter_config.json", "adapter_model.safetensors", "tunewright.json"
-# What an adapter_config.json may say without changing what is computed, or that `load` obeys. Anything else is refused.
-_KNOWN = {
-    *(
-        "peft_type",
-        "task_type",
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "use_rslora",
-        "use_dora",
-        "target_modules",
-        "exclude_modules",
-    ),
-    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "init_lora_weights"),
-    *("layers_to_transform", "layers_pattern", "runtime_config", "megatron_core"),
-}
 
 
 def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note: AdapterNote) -> None:
     """Write the adapter as PEFT does, then tunewright.json: ``note`` with the hashes of the files.
 
     rsLoRA is written as LoRA with an alpha that gives the same scaling factor: some programs do not read `use_rslora`
-    (llama.cpp's converter, SGLang).
+    (llama.cpp's converter, SGLang). PiSSA and OLoRA are written as LoRA of twice the rank, for the base as it is.
     """
     from safetensors.torch import save as to_bytes
 
-    tensors = state(model)
+    tensors, described = peft_kinds.files(model, base) if config.of_peft else (state(model), _described(model, config))
     assert tensors, "nothing is adapted"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / _TENSORS, to_bytes(tensors, metadata={"format": "pt"}))
-    write_json(
-        folder / _CONFIG,
-        {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
-            "inference_mode": True,
-            "r": config.rank,
-            "lora_alpha": next(iter(adapted(model).values())).scaling * config.rank,
-            "lora_dropout": config.dropout,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "use_rslora": False,
-            "use_dora": config.kind == "dora",
-            "init_lora_weights": True,
-            "target_modules": sorted(adapted(model)),
-            "modules_to_save": None,
-            "rank_pattern": {},
-            "alpha_pattern": {},
-        },
-    )
-    files = {name: sha256(folder / name) for name in (_CONFIG, _TENSORS)}
-    records.write(folder / _NOTE, note.model_copy(update={"files": files}))
+    write_atomic(folder / TENSORS, to_bytes(tensors, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, {**described, "base_model_name_or_path": base})
+    files = {name: sha256(folder / name) for name in (CONFIG, TENSORS)}
+    records.write(folder / NOTE, note.model_copy(update={"files": files}))
+
+
+def _described(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
+    """The contents of adapter_config.json."""
+    layers = adapted(model)
+    ranks = {name: len(layer.factors()[0]) for name, layer in layers.items()}
+    alphas = {name: layer.scaling * ranks[name] for name, layer in layers.items()}
+    (rank, alpha), *_ = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": config.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": config.kind == "dora",
+        "init_lora_weights": True,
+        "target_modules": sorted(layers),
+        "modules_to_save": None,
+        "rank_pattern": {re.escape(name): own for name, own in ranks.items() if own != rank},
+        "alpha_pattern": {re.escape(name): own for name, own in alphas.items() if own != alpha},
+    }
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's tensors under PEFT's names, in float32."""
-    tensors = {f"{_PREFIX}{name}{end}": t for name, layer in adapted(model).items() for end, t in _parts(layer).items()}
+    tensors = {f"{PREFIX}{name}{end}": t for name, layer in adapted(model).items() for end, t in layer.named().items()}
     return {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
-
-
-def _parts(layer: LoRALinear) -> dict[str, nn.Parameter]:
-    plain = {".lora_A.weight": layer.lora_A, ".lora_B.weight": layer.lora_B}
-    return plain if layer.magnitude is None else plain | {".lora_magnitude_vector": layer.magnitude}
 
 
 def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
     """Attach a saved adapter, of ours or of PEFT's. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT or
     ADAPTER_UNSUPPORTED, leaving the model untouched."""
-    config, tensors = _read(folder)
-    _untouched(folder, base_sha256)
-    names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
-    linear = {name for name, layer in model.named_modules() if isinstance(layer, Linear)}
-    for name in sorted(names - linear):
-        raise _other_base(folder, f"the adapter is for a layer {name}, which this base does not have")
-    wanted = _shapes(model, names, config)
-    for key in sorted(set(wanted) ^ set(tensors)):
-        raise _corrupt(folder, f"the tensor {key} is {'missing' if key in wanted else 'not part of the adapter'}")
-    for key, (shape, rank_at) in wanted.items():
-        actual = tuple(tensors[key].shape)
-        if actual != shape:
-            other = [i for i in range(len(shape)) if i != rank_at and actual[i : i + 1] != shape[i : i + 1]]
-            what = f"{key} has shape {list(actual)}, not {list(shape)}"
-            raise _other_base(folder, what) if other and len(actual) == len(shape) else _corrupt(folder, what)
-        if not torch.isfinite(tensors[key]).all():
-            raise _corrupt(folder, f"{key} contains NaN or infinite values")
-    attach(model, config.model_copy(update={"targets": sorted(names)}), seed=0)
+    if kind_of(folder) in OF_PEFT:
+        untouched(folder, base_sha256)
+        peft_kinds.load(model, folder)
+        return
+    stored = fitting(model, folder, base_sha256)
+    attach(model, stored.config)
     with torch.no_grad():
         for name, layer in adapted(model).items():
-            for end, parameter in _parts(layer).items():
-                parameter.copy_(tensors[f"{_PREFIX}{name}{end}"])
+            for end, tensor in layer.named().items():
+                tensor.copy_(stored.tensors[f"{PREFIX}{name}{end}"])
     model.requires_grad_(False)
 
 
-def _read(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        written = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _TENSORS)
-        strange = sorted(k for k, v in written.items() if v and v != "none" and k not in _KNOWN)
-        if strange or written["peft_type"] != "LORA":
-            option = f"{strange[0]}={written[strange[0]]!r}" if strange else f"peft_type={written['peft_type']!r}"
-            raise ModelError(
-                "ADAPTER_UNSUPPORTED",
-                f"the adapter needs {option[:200]}, which this loader does not support.",
-                where=str(folder),
-                fix="load it with PEFT and merge it there; then use the merged model.",
-            )
-        kind: Literal["lora", "rslora", "dora"] = "dora" if written.get("use_dora") else "lora"
-        config = AdapterConfig(
-            kind="rslora" if written.get("use_rslora") and kind == "lora" else kind,
-            rank=written["r"],
-            alpha=float(written["lora_alpha"]),
-            dropout=float(written.get("lora_dropout", 0.0)),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise _corrupt(folder, f"cannot be read: {str(error).splitlines()[0][:200]}") from None
-    return config, tensors
+def fitting(model: Any, folder: Path, base_sha256: str | None = None) -> StoredAdapter:
+    """A stored LoRA adapter, if it fits the model. Raises what `load` does."""
+    stored = read(folder, base_sha256)
+    linear = {name for name, layer in model.named_modules() if isinstance(layer, Linear)}
+    for name in sorted({*stored.config.targets} - linear):
+        raise other_base(folder, f"the adapter is for a layer {name}, which this base does not have")
+    wanted = _shapes(model, stored.config)
+    for key in sorted(set(wanted) ^ set(stored.tensors)):
+        raise corrupt(folder, f"the tensor {key} is {'missing' if key in wanted else 'not part of the adapter'}")
+    for key, (shape, rank_at) in wanted.items():
+        actual = tuple(stored.tensors[key].shape)
+        if actual != shape:
+            other = [i for i in range(len(shape)) if i != rank_at and actual[i : i + 1] != shape[i : i + 1]]
+            what = f"{key} has shape {list(actual)}, not {list(shape)}"
+            raise other_base(folder, what) if other and len(actual) == len(shape) else corrupt(folder, what)
+        if not torch.isfinite(stored.tensors[key]).all():
+            raise corrupt(folder, f"{key} contains NaN or infinite values")
+    return stored
 
 
-def _untouched(folder: Path, base_sha256: str | None) -> None:
-    """An edited rank shows in the shapes, an edited alpha in nothing but the hash."""
-    if not (folder / _NOTE).is_file():
-        return
-    try:
-        note = records.read(folder / _NOTE, AdapterNote)
-        changed = sorted(n for n in (_CONFIG, _TENSORS) if sha256(folder / n) != note.files.get(n))
-    except OSError as error:
-        raise _corrupt(folder, f"cannot be read: {error}") from None
-    except RunError as error:
-        raise _corrupt(folder, f"{_NOTE} cannot be read: {error.problems[0].message.removesuffix('.')}") from None
-    if changed:
-        raise _corrupt(folder, f"{changed[0]} does not match its checksum")
-    if base_sha256 is not None and note.base_sha256 != base_sha256:
-        raise _other_base(
-            folder, f"the adapter was trained on base model {note.base_sha256[:12]}; this base is {base_sha256[:12]}"
-        )
-
-
-def _shapes(model: Any, names: set[str], config: AdapterConfig) -> dict[str, tuple[tuple[int, ...], int | None]]:
+def _shapes(model: Any, config: AdapterConfig) -> dict[str, tuple[tuple[int, ...], int | None]]:
     """The shape that every tensor must have, and which of its axes is the rank."""
     shapes: dict[str, tuple[tuple[int, ...], int | None]] = {}
-    for name in names:
-        layer = model.get_submodule(name)
+    for name in config.targets:
+        layer, rank = model.get_submodule(name), of_layer(config, name).rank
         outputs, inputs = layer.out_features, layer.in_features
-        shapes[f"{_PREFIX}{name}.lora_A.weight"] = ((config.rank, inputs), 0)
-        shapes[f"{_PREFIX}{name}.lora_B.weight"] = ((outputs, config.rank), 1)
+        shapes[f"{PREFIX}{name}.lora_A.weight"] = ((rank, inputs), 0)
+        shapes[f"{PREFIX}{name}.lora_B.weight"] = ((outputs, rank), 1)
         if config.kind == "dora":
-            shapes[f"{_PREFIX}{name}.lora_magnitude_vector"] = ((outputs,), None)
+            shapes[f"{PREFIX}{name}.lora_magnitude_vector"] = ((outputs,), None)
     return shapes
-
-
-def _corrupt(folder: Path, what: str) -> ModelError:
-    return ModelError("ADAPTER_CORRUPT", f"{what}.", where=str(folder), fix="re-export or re-download it.")
-
-
-def _other_base(folder: Path, what: str) -> ModelError:
-    return ModelError(
-        "ADAPTER_BASE_MISMATCH", f"{what}.", where=str(folder), fix="load it on the model it was trained on."
-    )

@@ -278,7 +278,7 @@ def settings(plan: Plan) -> list[tuple[str, str, str]]:
     elsewhere = ("reasons", "estimate", "adapter", "options")
     rows = [(name, _shown(value), plan.reasons.get(name, "")) for name, value in plan if name not in elsewhere]
     rows += [(name, _shown(value), "") for name, value in plan.options]
-    rows += [(f"adapter.{name}", _shown(value), "") for name, value in plan.adapter]
+    rows += [(f"adapter.{k}", _shown(value), plan.reasons.get(f"adapter.{k}", "")) for k, value in plan.adapter]
     if plan.estimate:
         expected = f"{plan.estimate.train_seconds:.0f} s, {plan.estimate.peak_gb:.1f} GB"
         rows.append(("estimate", expected, plan.estimate.reason))

@@ -26,7 +26,7 @@ from tunewright.model.decoding.generate import Decoding, stop_ids
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime.inputs import Inputs
 from tunewright.runtime.models import Models
-from tunewright.runtime.weights import Weights, base
+from tunewright.runtime.weights import Weights, base, start
 from tunewright.train import planning
 
 
@@ -82,6 +82,8 @@ class Answers:
         first, arms = requests[0], [request.arm for request in requests]
         rows = list(first.rows)
         answering = weights if first.arm.uses_adapter else base(self.plan, first.arm.full_precision)
+        if first.arm.from_start:
+            answering = start(self.run, self.plan)
         suffix = f"+{_hash(*(arm.name for arm in arms))[:8]}" if len(arms) > 1 else ""
         keys = [self._key(answering, arm) + suffix for arm in arms]
         cached = [_cached(request, key) for request, key in zip(requests, keys, strict=True)]
@@ -150,7 +152,7 @@ def _groups(arms: Sequence[Arm]) -> list[list[int]]:
     """The numbers of the arms that are decoded together."""
     groups: dict[object, list[int]] = {}
     for n, arm in enumerate(arms):
-        together = (arm.uses_adapter, arm.full_precision) if decoded_together(arm) else arm.name
+        together = (arm.uses_adapter, arm.full_precision, arm.from_start) if decoded_together(arm) else arm.name
         groups.setdefault(together, []).append(n)
     return list(groups.values())
 

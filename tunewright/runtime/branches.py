@@ -241,7 +241,7 @@ def _trained(
             nats_R = likelihood.nats(own.model, flat(branch.dev), branch.plan.layout)
             records.write(dev_file(own.run, step), DevNats(step=result.steps, nats=tuple(map(float, nats_R))))
         if step == branch.plan.steps:
-            sha256 = checkpoints.save_weights(own.run.weights, adapters.trainable(own.model.module))
+            sha256 = checkpoints.save_weights(own.run.weights, adapters.update_tensors(own.model.module))
             records.write(own.run.training, BranchTraining(**dataclasses.asdict(result), weights_sha256=sha256))
     return failed
 

@@ -46,7 +46,7 @@ def load_run(run: Run) -> TunedModel:
     missing or has changed."""
     run_folder.require(run, run.training, "train")
     config, plan, receipt = load(run.config), records.read(run.plan, Plan), records.read(run.receipt, Receipt)
-    facts = read_facts(config.model, config.quantise)
+    facts = read_facts(config.model, config.quantise, config.adapter)
     if facts.sha256 != receipt.model.sha256:
         raise RunError(
             "RESUME_MISMATCH",

@@ -74,7 +74,7 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
     """
     heap.keep()
     hardware = machine.measure(None if config.threads == "auto" else config.threads)
-    return on_machine(config, run, data, read_facts(config.model, config.quantise), hardware)
+    return on_machine(config, run, data, read_facts(config.model, config.quantise, config.adapter), hardware)
 
 
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
@@ -101,6 +101,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         documents,
         embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index,
         _asks_full_precision(run, facts, hardware),
+        config.adapter.start is not None,
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     if "tuned" not in arms:

@@ -4,6 +4,7 @@ weights a module contains is never assumed."""
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,6 +28,10 @@ class Models:
         self._adapted: LanguageModel | None = None
         self._base: LanguageModel | None = None
         self._kind: tuple[AdapterConfig, str] | None = None  # what the adapted module was built for
+        self._initial: tuple[object, dict[str, torch.Tensor]] | None = (
+            None  # values that take long to compute, and of what
+        )
+        self.initial_seconds = 0.0  # that they took
         self._loaded: str | None = None  # sha256 of the weights in it; None: unknown, or being trained
 
     @contextmanager
@@ -44,7 +49,7 @@ class Models:
         if self._loaded != weights.sha256:
             self._loaded = None
             checkpoints.check_weights(weights.file, weights.sha256)
-            checkpoints.load_weights(weights.file, adapters.trainable(model.module))
+            checkpoints.load_weights(weights.file, adapters.update_tensors(model.module))
             self._loaded = weights.sha256
         before = self._loaded
         with adapters.scaled(model.module, weights.scale):
@@ -56,10 +61,23 @@ class Models:
         if plan.adapter.kind == "none":
             self._adapted = None  # all weights may have been trained: only the file still has the base's
         model = self._module(plan)
-        adapters.initialise(model.module, plan.adapter, plan.seed)
+        self._initialise(model.module, plan)
         model.module.zero_grad(set_to_none=True)  # what an earlier training has left
         self._loaded = None
         return model
+
+    def _initialise(self, module: nn.Module, plan: Plan) -> None:
+        if plan.adapter.init == "zero":
+            adapters.initialise(module, plan.adapter, plan.seed)
+            return
+        made_for, started = (plan.adapter, plan.dtype, plan.seed), time.monotonic()
+        if self._initial is None or self._initial[0] != made_for:
+            adapters.initialise(module, plan.adapter, plan.seed)
+            tensors = {name: tensor.detach().clone() for name, tensor in adapters.update_tensors(module).items()}
+            self._initial, self.initial_seconds = (made_for, tensors), time.monotonic() - started
+        with torch.no_grad():
+            for name, tensor in adapters.update_tensors(module).items():
+                tensor.copy_(self._initial[1][name])
 
     def several(self, plans: Sequence[Plan]) -> list[LanguageModel]:
         """Models to train together: the adapters of the plans on one base. They are not kept."""
@@ -76,7 +94,7 @@ class Models:
         assert weights.file is not None
         checkpoints.check_weights(weights.file, weights.sha256)
         model = self._load(weights.plan)
-        checkpoints.load_weights(weights.file, adapters.trainable(model.module))
+        checkpoints.load_weights(weights.file, adapters.update_tensors(model.module))
         adapters.scale_in_place(model.module, weights.scale)
         adapters.merge(model.module)
         return dataclasses.replace(model, kernels="transformers")
@@ -110,7 +128,7 @@ class Models:
 
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
-        adapters.attach(model.module, plan.adapter, plan.seed)
+        adapters.attach(model.module, plan.adapter)
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
 
 

@@ -19,6 +19,7 @@ from tunewright.core.errors import RunError
 from tunewright.core.records import Lengths, MachineFacts, ModelFacts, ProtocolRecord, Receipt, TemplateFacts
 from tunewright.data.dataset import Dataset
 from tunewright.judge.protocol import Protocol
+from tunewright.model.adapting import stored
 from tunewright.runtime.context import Context, Work
 from tunewright.runtime.inputs import Inputs
 from tunewright.tokens.sequences import TrainRow, flat
@@ -34,6 +35,7 @@ def input_hashes(data: Dataset, inputs: Inputs, plan: Plan) -> dict[str, str]:
         "model": inputs.facts.sha256,
         "template": inputs.template.sha256,
         "plan": hashlib.sha256(fixed.encode()).hexdigest(),
+        **({"start": stored.hashed(Path(plan.adapter.start))} if plan.adapter.start is not None else {}),
     }
 
 

@@ -211,7 +211,7 @@ def _investigated(comparison: Comparison, config: AdapterConfig, server: Server,
     for suspect in suspects(module, evidence.bos):
         with suspect.simulated():
             mistakes.append((Finding(suspect.cause, suspect.what), comparison.against(module, suspect.prefix)))
-    if config.kind != "none":
+    if config.kind != "none" and not config.of_peft:
 
         def loss(factor: float) -> float:
             with adapters.scaled(module, factor):

@@ -9,7 +9,7 @@ from tunewright.core import records
 from tunewright.core.chosen import chosen_scale
 from tunewright.core.config import Plan
 from tunewright.core.records import ANY_TRAINING
-from tunewright.core.run_folder import Run
+from tunewright.core.run_folder import Run, sha256
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ def at_scale(run: Run, plan: Plan, scale: float) -> Weights:
     """The weights that training in ``run`` (a run or a branch) kept, with the update multiplied by ``scale``."""
     sha256 = records.read(run.training, ANY_TRAINING).weights_sha256
     return Weights(plan, run.weights, sha256, scale)
+
+
+def start(run: Run, plan: Plan) -> Weights:
+    """The adapter that training continued from."""
+    return Weights(plan, run.start, sha256(run.start))
 
 
 def at_chosen_scale(run: Run, plan: Plan) -> Weights:

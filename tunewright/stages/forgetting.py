@@ -40,7 +40,8 @@ TITLES = {"task": "the base model's own answers to dev prompts", "generic": "bun
 def forgetting(work: Work) -> Forgetting:
     """KL and likelihood at every scale, dev scores at every scale, probes and regression rows as the config asks."""
     config = work.config
-    full, adapter = config.prove.evidence == "full", work.plan.adapter.kind != "none"
+    full = config.prove.evidence == "full"
+    adapter = work.plan.adapter.kind != "none" and not work.plan.adapter.of_peft  # whose update can be multiplied
     several = adapter and bool(work.inputs.dev) and (full or config.forget.apply_best_scale)
     scales = (*(s for s in config.forget.scales if s != 1.0), 1.0) if several else (1.0,)
     tuned = weights.at_scale(work.run, work.plan, 1.0)

@@ -100,10 +100,15 @@ def _warn_about_left_out(setup: Setup) -> None:
 def _describe(setup: Setup, plan: Plan, protocol: Protocol) -> None:
     say, predicted = setup.context.console.say, plan.estimate
     assert predicted is not None
-    rank = f" rank {plan.adapter.rank}" if plan.adapter.kind != "none" else ""
+    rank = f" rank {plan.adapter.rank}" if "rank" in plan.adapter.sizes else ""
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"
     kind = f"{plan.dtype}, {plan.layout}, {plan.adapter.kind}{rank}"
     say(f"plan: {counted(plan.steps, 'step')} of {counted(plan.batch_size, 'row')} ({epochs}), lr {plan.lr:g}, {kind}")
+    if plan.adapter.start is not None:
+        say(f"      continues from the adapter in {plan.adapter.start}; {plan.reasons['adapter.start']}")
+    if plan.adapter.init != "zero":
+        spent = duration(setup.models.initial_seconds)
+        say(f"      initial values ({plan.adapter.init}): {spent}, again whenever a process starts to train")
     longest = sorted(predicted.stages.items(), key=lambda stage: -stage[1])[:3]
     parts = ", ".join(f"{name.replace('_', ' ')} {duration(seconds)}" for name, seconds in longest)
     say(f"      about {duration(sum(predicted.stages.values()))} in all ({parts}), {predicted.peak_gb:.1f} GB")

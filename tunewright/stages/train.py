@@ -33,12 +33,16 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     step = _begin(work) if ranks.first else 0
     ranks.wait()
     model = _model(work, ranks)
+    if ranks.first:
+        _keep_start(work, model.module)
     hashes = input_hashes(work.data, inputs, plan)
     training_inputs = _precomputed(
         work, loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes)
     )
     if ranks.world > 1:
         facts = {"model": inputs.facts.sha256, "torch": torch.__version__, "code": code_sha256()}
+        if plan.adapter.init != "zero":  # computed from the base, whose last bits depend on the processor
+            facts["initial values"] = checkpoints.digest(adapters.update_tensors(model.module))
         ranks.require_same(facts | training_inputs.hashes)
     with console.bar("train", plan.steps, step) as tick:
 
@@ -51,7 +55,7 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     if result.crowded_steps and ranks.first:
         receipt = records.read(run.receipt, Receipt)
         records.write(run.receipt, receipt.model_copy(update={"crowded_steps": result.crowded_steps}))
-    sha256 = checkpoints.save_weights(run.weights, adapters.trainable(model.module)) if ranks.first else ""
+    sha256 = checkpoints.save_weights(run.weights, adapters.update_tensors(model.module)) if ranks.first else ""
     return _with_sizes(work, model.module, BranchTraining(**asdict(result), weights_sha256=sha256))
 
 
@@ -101,12 +105,21 @@ def _adopted(work: Work, branch: Run, ranks: Ranks) -> Training:
     run, done = work.run, records.read(branch.training, BranchTraining)
     checkpoints.check_weights(branch.weights, done.weights_sha256)
     lines = list(records.read_lines(branch.metrics, METRICS))
+    module = work.models.untrained(work.plan).module
     if ranks.first:
+        _keep_start(work, module)
         run_folder.write_atomic(run.weights, branch.weights.read_bytes())
         records.write_lines(run.metrics, lines)
     seconds = sum(line.seconds for line in lines if isinstance(line, StepLine))  # of all the times it was continued
     whole = done.model_copy(update={"seconds": round(seconds, 1)})
-    return _with_sizes(work, work.models.untrained(work.plan).module, whole)
+    return _with_sizes(work, module, whole)
+
+
+def _keep_start(work: Work, module: torch.nn.Module) -> None:
+    """Keeps the adapter that training continues from, with which an arm answers."""
+    if work.plan.adapter.start is not None:
+        make_folder(work.run.checkpoints)
+        checkpoints.save_weights(work.run.start, adapters.update_tensors(module))
 
 
 def _with_sizes(work: Work, module: torch.nn.Module, done: BranchTraining) -> Training:

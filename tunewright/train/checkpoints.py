@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,18 +42,18 @@ BYTES_8 = {"qmap1", "qmap2", "absmax1", "absmax2"}
 
 def save(
     folder: Path,
-    parameters: dict[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     state: CheckpointState,
     keep: int,
 ) -> Path:
-    """Write step-N/ below ``folder``, then `tidy`."""
+    """Write step-N/ below ``folder``, then `tidy`. ``parameters``: by `adapters.update_tensors`."""
     from safetensors.torch import save as to_bytes
 
     final = folder / f"step-{state.step:06d}"
     temporary = folder / f".{final.name}.{os.getpid()}"
     contents = {
-        "weights.safetensors": to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()}),
+        "weights.safetensors": _bytes(parameters),
         "optimizer.safetensors": to_bytes(_moments(parameters, optimizer)),
         "state.json": json.dumps(records.to_json(state), indent=1).encode(),
     }
@@ -156,7 +157,7 @@ def _find_damage(folder: Path) -> str | None:
 
 
 def restore(
-    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, hashes: dict[str, str]
+    folder: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, hashes: dict[str, str]
 ) -> CheckpointState | None:
     """Load the newest undamaged checkpoint into the parameters and the optimizer; None if there is none.
 
@@ -206,13 +207,22 @@ def _on_device(moments: dict[str, Tensor], device: torch.device) -> dict[str, Te
     return {key: value.to(device) for key, value in moments.items()} | counted
 
 
-def save_weights(file: Path, parameters: dict[str, nn.Parameter]) -> str:
+def save_weights(file: Path, parameters: Mapping[str, Tensor]) -> str:
     """Write the tensors; returns the sha256 of the file."""
-    from safetensors.torch import save as to_bytes
-
-    content = to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()})
+    content = _bytes(parameters)
     write_atomic(file, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def digest(parameters: Mapping[str, Tensor]) -> str:
+    """The sha256 that a file of these tensors has."""
+    return hashlib.sha256(_bytes(parameters)).hexdigest()
+
+
+def _bytes(parameters: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save as to_bytes
+
+    return to_bytes({n: p.detach().contiguous().cpu() for n, p in parameters.items()})
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -222,7 +232,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def load_weights(file: Path, parameters: dict[str, nn.Parameter]) -> None:
+def load_weights(file: Path, parameters: Mapping[str, Tensor]) -> None:
     """Copy the tensors of ``file`` into the parameters, in place."""
     weights = read_weights(file)
     assert set(weights) == set(parameters)
@@ -247,11 +257,11 @@ def load_trained(run: Run, module: nn.Module, scale: float) -> None:
     """Load the weights that training kept into ``module``, with its adapter attached, and multiply the update by
     ``scale``, permanently. Raises RUN_DAMAGED."""
     check_weights(run.weights, records.read(run.training, Training).weights_sha256)
-    load_weights(run.weights, adapters.trainable(module))
+    load_weights(run.weights, adapters.update_tensors(module))
     adapters.scale_in_place(module, scale)
 
 
-def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         state: dict[str, Tensor] = optimizer.state.get(parameter, {})

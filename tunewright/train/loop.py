@@ -118,7 +118,7 @@ def start_or_resume(training: TrainingInputs, ranks: Ranks = ALONE) -> tuple[Lea
     """A learner in the state of the newest checkpoint; without one, with the dev loss before the first step."""
     plan, run, hashes = training.plan, training.run, training.hashes
     student = make_learner(training.model, plan)
-    state = checkpoints.restore(run.checkpoints, student.parameters, student.optimizer, hashes)
+    state = checkpoints.restore(run.checkpoints, student.saved, student.optimizer, hashes)
     state = state or _initial(hashes, None)
     ranks.wait()  # until all have read what may now be removed
     if ranks.first:
@@ -135,7 +135,7 @@ def start_or_resume(training: TrainingInputs, ranks: Ranks = ALONE) -> tuple[Lea
 
 def save(training: TrainingInputs, student: Learner, state: CheckpointState) -> None:
     folder, keep = training.run.checkpoints, training.plan.checkpoint_keep
-    checkpoints.save(folder, student.parameters, student.optimizer, state, keep)
+    checkpoints.save(folder, student.saved, student.optimizer, state, keep)
 
 
 def interruption(training: TrainingInputs, state: CheckpointState) -> TrainError:
@@ -153,7 +153,7 @@ def finished(training: TrainingInputs, student: Learner, state: CheckpointState,
     """The end of a training, with the weights of the lowest dev loss."""
     plan, run = training.plan, training.run
     if state.best_step is not None:
-        checkpoints.load_weights(checkpoints.best_file(run.checkpoints, state.best_step), student.parameters)
+        checkpoints.load_weights(checkpoints.best_file(run.checkpoints, state.best_step), student.saved)
     lines = list(records.read_lines(run.metrics, METRICS))
     return Trained(
         steps=state.step,
@@ -220,7 +220,7 @@ def _initial(hashes: dict[str, str], dev: float | None) -> CheckpointState:
 def _with_best(run: Run, student: Learner, state: CheckpointState) -> CheckpointState:
     """The state, after writing its weights as the best so far."""
     file = checkpoints.best_file(run.checkpoints, state.step)
-    return state.model_copy(update={"best_sha256": checkpoints.save_weights(file, student.parameters)})
+    return state.model_copy(update={"best_sha256": checkpoints.save_weights(file, student.saved)})
 
 
 def is_over(state: CheckpointState, plan: Plan, last: int) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from tunewright.core.config import RATED, Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
+from tunewright.model.adapting import stored
 from tunewright.model.attention import flex
 from tunewright.model.facts import Facts
 from tunewright.system.machine import FASTER, Machine
@@ -62,7 +64,9 @@ def bytes_per_token(facts: Facts, sizes: RowStats, dtype: Dtype, kernels: Kernel
 
 
 def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, kind: Kind, max_new_tokens: int) -> Plan:
-    """The plan without its estimate. Raises CONFIG_CONFLICT and CONFIG_RANGE."""
+    """The plan without its estimate. An adapter to start from is read. Raises CONFIG_CONFLICT, CONFIG_RANGE and
+    ADAPTER_*."""
+    config = config.model_copy(update={"adapter": stored.resolved(config.adapter, facts.sha256)})
     given, t = PlanInputs(config, facts, sizes, machine, kind), config.train
     if facts.packed == "stored" and machine.device != "cpu":
         message = "quantise=stored is for a CPU, which reads the weights from the model's files; a GPU cannot."
@@ -113,7 +117,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         adapt_threads=config.threads == "auto" and machine.device == "cpu" and machine.cores > 1,
         options=options.value,
         **{name: choice.value for name, choice in chosen.items()},
-        reasons={name: c.reason for name, c in {**chosen, "options": options}.items() if c.reason},
+        reasons={name: c.reason for name, c in {**chosen, "options": options}.items() if c.reason} | _start(config),
     )
 
 
@@ -126,6 +130,12 @@ def _options(given: PlanInputs) -> Choice[MethodOptions]:
     weights = recipe.rating_weights(given)
     names = dict(zip(("desirable_weight", "undesirable_weight"), weights.value, strict=True))
     return Choice(options.model_copy(update=names), weights.reason)
+
+
+def _start(config: Config) -> dict[str, str]:
+    """Why the adapter that training continues from may be used."""
+    start = config.adapter.start
+    return {} if start is None else {"adapter.start": stored.base_known(Path(start))}
 
 
 def decoded_tokens(tokens: int, rows: int, answer: int) -> int:
@@ -156,8 +166,10 @@ def _decode_batch(given: PlanInputs, dtype: Dtype, answer: int) -> Choice[int]:
 def _kernels(given: PlanInputs, layout: Layout, steps: int) -> Choice[Kernels]:
     facts, adapter, asked = given.facts, given.config.adapter, given.config.train.kernels
     unsupported = "tunewright's fused kernels do not support this model's layers"
+    if adapter.of_peft:
+        unsupported = f"tunewright's fused kernels do not support {adapter.kind}, which PEFT computes"
     against: dict[Kernels, str] = {}
-    if not facts.fused:
+    if not facts.fused or adapter.of_peft:
         against = dict.fromkeys(("fused", "flex", "compiled"), unsupported)
     elif not flex.supports(facts.head_width, given.machine.device):
         no_flex = "FlexAttention needs a GPU and heads whose width is a power of two, 16 or more"
@@ -218,6 +230,8 @@ def _dtype(given: PlanInputs) -> Choice[Dtype]:
         )
     if config.train.dtype != "auto":
         return Choice(config.train.dtype, CONFIGURED)
+    if config.adapter.of_peft:
+        return Choice("float32", f"PEFT computes {config.adapter.kind} in the dtype of its numbers, which are float32")
     wide, narrow = f"{machine.fp32_gflops:.0f}", f"{machine.bf16_gflops:.0f}"
     if machine.dtype == "bfloat16":
         return Choice(

@@ -33,6 +33,7 @@ from tunewright.tokens.template import Template
 
 ROWS, SHORT, COMPARED = 4, 128, 64
 UPDATE = 0.1  # norm of the adapter's update over the weight's, while the checks run
+MOVED = 0.02  # standard deviation of what is added to the numbers of an adapter of PEFT, while the checks run
 # How far loss (relative, and in nats over the root of the weight) and gradient (relative) may be from the reference:
 # several times the effect of another order of summation. A row that sees another, or a wrong label, has a larger one.
 TOLERANCE = {"float32": (1e-4, 1e-3, 5e-3), "bfloat16": (2e-2, 0.2, 0.25)}
@@ -324,17 +325,20 @@ def _nonzero_adapter(model: LanguageModel) -> Iterator[None]:
     gradient. An update as large as the weight, which a fixed size of B gives where the rank or the LoRA scaling factor
     is large, makes noise of the model, and then rounding alone changes the loss of a row by tenths of a nat."""
     layers = list(adapters.adapted(model.module).values())
-    before = [layer.lora_B.detach().clone() for layer in layers]
+    of_peft = list(adapters.trainable(model.module).values()) if adapters.of_peft(model.module) else []
+    before = [(p, p.detach().clone()) for p in (*(layer.lora_B for layer in layers), *of_peft)]
     generator = torch.Generator().manual_seed(0)
     try:
         with torch.no_grad():
             for layer in layers:
-                drawn = torch.randn(layer.lora_B.shape, generator=generator)
+                drawn = torch.randn(layer.lora_B.shape, generator=generator).to(layer.lora_B)
                 spread = layer.scaling * float(layer.lora_A.norm()) * layer.base.out_features**0.5
-                layer.lora_B.copy_(drawn * (UPDATE * float(layer.base_weight().norm()) / spread))
+                layer.lora_B.add_(drawn * (UPDATE * float(layer.base_weight().norm()) / spread))
+            for p in of_peft:
+                p.add_(MOVED * torch.randn(p.shape, generator=generator).to(p))
         yield
     finally:
         with torch.no_grad():
-            for layer, b in zip(layers, before, strict=True):
-                layer.lora_B.copy_(b)
+            for p, own in before:
+                p.copy_(own)
         model.module.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tunewright.core.config import Plan
 from tunewright.core.errors import TrainError
 from tunewright.methods import METHODS
-from tunewright.model.adapters import trainable
+from tunewright.model.adapters import trainable, update_tensors
 from tunewright.model.frozen import nf4
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
@@ -38,6 +38,11 @@ class Learner:
     model: LanguageModel
     parameters: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
+
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """What is saved of the model."""
+        return update_tensors(self.model.module)
 
 
 @dataclass(frozen=True)

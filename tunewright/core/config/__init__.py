@@ -1,5 +1,6 @@
 """Configuration: Config is what the user wrote, Plan is what the run will use; both are frozen."""
 
+from tunewright.core.config.adapter_kinds import PeftKind
 from tunewright.core.config.explain import fields
 from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
@@ -37,6 +38,7 @@ __all__ = [
     "ForgetConfig",
     "Kernels",
     "MethodOptions",
+    "PeftKind",
     "Plan",
     "ProveConfig",
     "Recompute",

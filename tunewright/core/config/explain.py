@@ -163,6 +163,9 @@ def explain(error: ValidationError, places: dict[str, str]) -> ConfigError:
             fix=f"set its keys, e.g. `{next(k for k in known if k.startswith(key + '.'))}`.",
         )
     kind, _ = known[key]
+    if first["type"] == "refused":
+        message = str(first["msg"])
+        return ConfigError("CONFIG_RANGE", message, where=places.get(key, key), fix=f"choose one of: {kind}.")
     fix = _range_fix(key, kind, value)
     return ConfigError("CONFIG_RANGE", f"{key} is {value!r}; allowed: {kind}.", where=places.get(key, key), fix=fix)
 

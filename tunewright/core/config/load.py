@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tunewright.core import locations
-from tunewright.core.config import sweeps
+from tunewright.core.config import adapter_kinds, sweeps
 from tunewright.core.config.explain import explain, fields
 from tunewright.core.config.schema import PATH, RATED, REFERENCED, TEMPLATES, Config, MethodOptions
 from tunewright.core.errors import ConfigError
@@ -98,6 +98,8 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
             f"adapter.kind is none, so {extra} would have no effect.",
             f"remove {extra}, or choose lora, rslora or dora.",
         )
+    if config.adapter.kind != "none":
+        adapter_kinds.check(config, adapter, conflict)
     if config.split.dev + config.split.test >= 0.9:
         held_out = config.split.dev + config.split.test
         raise conflict(
@@ -136,8 +138,8 @@ def to_yaml(config: Config) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     data = config.model_dump()
-    if config.adapter.kind == "none":  # `load` rejects other adapter settings alongside kind: none
-        data["adapter"] = {"kind": "none"}
+    for name in config.adapter.unread:  # `load` rejects settings that have no effect
+        data["adapter"].pop(name, None)
     yaml.dump(data, out)
     return out.getvalue()
 

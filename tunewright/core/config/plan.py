@@ -75,4 +75,6 @@ class Plan(Growing):
     @field_serializer("adapter")
     def _adapter(self, adapter: AdapterConfig) -> dict[str, object]:
         """Without what came later, unless it is set."""
-        return adapter.model_dump(exclude={"loraplus_lr_ratio"} if adapter.loraplus_lr_ratio == 1 else None)
+        fields = AdapterConfig.model_fields
+        plain = {k for k in AdapterConfig.ADDED if getattr(adapter, k) == fields[k].default}
+        return adapter.model_dump(exclude=plain)

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -21,6 +22,8 @@ from pydantic import (
     model_serializer,
 )
 from pydantic_core import PydanticCustomError, core_schema
+
+from tunewright.core.config.adapter_kinds import PEFT_SIZES, PeftKind, compiles, offered
 
 
 class NamedIn:
@@ -58,6 +61,7 @@ FilePath = Annotated[str, PATH]  # a file or folder; a relative path in a config
 TEMPLATES = ("chatml-tools",)  # values of `template` that are no file: the chat templates in tokens/templates
 # What core/locations.py describes: paths, patterns, URLs and data sets of the Hub.
 Files = FilePath | list[Annotated[str, PATH, Field(min_length=1)]]
+Pattern = Annotated[str, AfterValidator(compiles)]
 Fraction = Annotated[float, Field(ge=0.0, lt=0.9)]
 Positive = Annotated[int, Field(ge=1, le=10_000_000)]
 
@@ -166,8 +170,31 @@ class SplitConfig(Frozen):
 
 
 class AdapterConfig(Frozen):
-    kind: Literal["lora", "rslora", "dora", "none"] = Field(
-        "lora", description="Adapter type; none trains all weights."
+    # Came after 0.1.0: not part of a plan, and of its hash, while they have their defaults.
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "loraplus_lr_ratio",
+        "init",
+        "start",
+        "rank_pattern",
+        "alpha_pattern",
+        "options",
+    )
+    # What an existing adapter (`start`) decides.
+    OF_START: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "rank",
+        "alpha",
+        "targets",
+        "init",
+        "rank_pattern",
+        "alpha_pattern",
+        "options",
+    )
+
+    kind: Annotated[Literal["lora", "rslora", "dora", "none"] | PeftKind, BeforeValidator(offered)] = Field(
+        "lora",
+        description="Adapter type; none trains all weights; peft: those that the library PEFT computes "
+        "(needs the package peft).",
     )
     rank: Annotated[int, Field(ge=1, le=4096)] = Field(16, description="Rank of the adapter matrices.")
     alpha: Annotated[float, Field(gt=0, le=100_000)] = Field(
@@ -182,6 +209,51 @@ class AdapterConfig(Frozen):
         1.0,
         description="Learning rate of B over that of A, which has train.lr (LoRA+, Hayou et al. 2024).",
     )
+    init: Literal["zero", "pissa", "olora"] = Field(
+        "zero",
+        description="Initial A and B of lora, rslora and dora. zero: B is zero; pissa: the principal singular vectors "
+        "of the weight; olora: the first columns of its QR decomposition. The update starts at zero with each.",
+    )
+    start: FilePath | None = Field(
+        None,
+        description="Folder of an existing LoRA adapter in PEFT's format, from which training continues: its rank, "
+        "alpha and targets are used.",
+    )
+    rank_pattern: dict[Pattern, Annotated[int, Field(ge=1, le=4096)]] = Field(
+        {}, description="Ranks of some layers, by regular expressions that match the end of a name, as in PEFT."
+    )
+    alpha_pattern: dict[Pattern, Annotated[float, Field(gt=0, le=100_000)]] = Field(
+        {}, description="Alphas of some layers, likewise."
+    )
+    options: dict[str, bool | int | float | str] = Field(
+        {}, description="Adapters of PEFT: further fields of its config class, e.g. {oft_block_size: 16}."
+    )
+
+    @property
+    def of_peft(self) -> bool:
+        """Whether PEFT computes it."""
+        return self.kind.startswith("peft:")
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers have one rank and alpha, which is all that many programs read."""
+        return not (self.rank_pattern or self.alpha_pattern)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Which of rank and alpha this kind has."""
+        return () if self.kind == "none" else PEFT_SIZES.get(self.kind, ("rank", "alpha"))
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Settings that have no effect on this kind of adapter, or that the adapter in `start` decides."""
+        every = tuple(name for name in type(self).model_fields if name != "kind")
+        if self.kind == "none":
+            return every
+        if self.of_peft:
+            own = ("loraplus_lr_ratio", "init", "start", "rank_pattern", "alpha_pattern", "dropout")
+            return (*own, *(name for name in ("rank", "alpha") if name not in self.sizes))
+        return self.OF_START if self.start is not None else ("options",)
 
 
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]

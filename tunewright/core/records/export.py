@@ -120,6 +120,11 @@ class AdapterNote(Record):
     template_sha256: str = Field(description="Hash of the chat template and tokenizer.")
     run: str = Field(description="Name of the run.")
     trained_as: str | None = Field(
-        None, description="lora, rslora or dora; rslora is exported as lora of the same scaling factor."
+        None,
+        description="The kind of adapter in the config; rslora is exported as lora of the same scaling factor, pissa "
+        "and olora as lora of twice the rank.",
+    )
+    start_sha256: str | None = Field(
+        None, description="Hash of the adapter that training continued from, its config and tensors; null if none."
     )
     files: dict[str, str] = Field(description="Hash of each file of the adapter.")

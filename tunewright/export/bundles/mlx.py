@@ -47,6 +47,10 @@ def write(inputs: BundleInputs, folder: Path) -> Readme:
 def unsupported(plan: Plan, architecture: str) -> str | None:
     if plan.adapter.kind == "none":
         return "all weights were trained, so there is no adapter; mlx-lm loads the merged export"
+    if plan.adapter.of_peft:
+        return f"mlx-lm has no {plan.adapter.kind.removeprefix('peft:')}; it loads the merged export"
+    if not plan.adapter.uniform:
+        return "mlx-lm has one rank and scaling factor for all layers; it loads the merged export"
     known = f"only of {', '.join(FAMILIES)} are mlx-lm's layers known to have the names of transformers' layers"
     return None if architecture in FAMILIES else known
 

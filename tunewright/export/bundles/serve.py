@@ -77,9 +77,10 @@ def _commands(inputs: BundleInputs) -> dict[str, list[str]]:
         "sglang": [*sglang, "--served-model-name", name, "--context-length", context],
     }
     base, _, revision = source.facts.name.partition("@")
-    rank = next((rank for rank in VLLM_RANKS if rank >= adapter.rank), None)
+    exported = adapter.rank * (1 if adapter.init == "zero" else 2)
+    rank = next((rank for rank in VLLM_RANKS if rank >= exported), None)
     # With a base that the Hub lacks, only the merged model is certain to be the one that was evaluated.
-    plain = adapter.kind in ("lora", "rslora") and source.facts.packed != "nf4"
+    plain = adapter.kind in ("lora", "rslora") and adapter.uniform and source.facts.packed != "nf4"
     if is_hub_model(base) and rank and plain and "adapter" in source.config.export.to:
         lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{name}=adapter"]
         lora += ["--revision", revision] if revision else []

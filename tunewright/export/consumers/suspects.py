@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 from tunewright.core.config import AdapterConfig
-from tunewright.model import adapters
+from tunewright.model.adapting.sizes import lora_scaling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +41,7 @@ def suspects(module: PreTrainedModel, bos: int | None) -> list[Suspect]:
     bases = {base: f"its rope base is {base:,.0f}, and not the model's" for base in ROPE_BASES}
     bases |= {own: "it ignores rope_scaling"} if own else {}
     order = "the rows of q and k {}are not in llama.cpp's order"
-    update, weights = r"lora_B", r"(base\.)?(weight|bias)|lora_B"
+    update, weights = r"(lora|start)_B", r"(base\.)?(weight|bias)|(lora|start)_B"
     twice = [Suspect("bos", "it puts a BOS token before the prompt", prefix=(bos,))] if bos is not None else []
     return [
         *(Suspect("rope", what, partial(rope_base, module, base)) for base, what in bases.items()),
@@ -91,7 +91,8 @@ def in_pairs(module: PreTrainedModel, parts: str) -> Iterator[None]:
     config = module.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pattern = re.compile(rf"\.[qk]_proj\.({parts})$")
-    before = [(p, p.data) for name, p in module.named_parameters() if pattern.search(name)]
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    before = [(p, p.data) for name, p in tensors if pattern.search(name)]
     try:
         for p, data in before:
             p.data = data.view(-1, head // 2, 2, *data.shape[1:]).transpose(1, 2).reshape(data.shape)
@@ -103,7 +104,8 @@ def in_pairs(module: PreTrainedModel, parts: str) -> Iterator[None]:
 
 def likeliest_factor(config: AdapterConfig, loss: Callable[[float], float]) -> tuple[float, str]:
     """(the factor of the update with the least ``loss``, why it may be that)."""
-    root, scaling = math.sqrt(config.rank), adapters.lora_scaling(config)
+    exported = config.rank if config.init == "zero" else 2 * config.rank
+    root, scaling = math.sqrt(exported), lora_scaling(config)
     kinds = {"rslora": {1 / root: "rsLoRA read as LoRA"}, "lora": {root: "LoRA read as rsLoRA"}}
     reasons = dict.fromkeys((1 / 8, 1 / 4, 1 / 2, 2.0, 4.0, 8.0), "") | {
         2.0: "the adapter is applied twice",

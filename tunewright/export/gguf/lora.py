@@ -20,6 +20,10 @@ ALPHA = "adapter.lora.alpha"
 def unsupported(source: TrainedRun) -> str | None:
     if source.plan.adapter.kind == "dora":
         return "llama.cpp has no DoRA; the gguf export contains it merged"
+    if source.plan.adapter.of_peft:
+        return "llama.cpp has only LoRA; the gguf export contains the adapter merged"
+    if not source.plan.adapter.uniform:
+        return "tunewright writes such a file with one alpha and rank for all layers; the gguf export is merged"
     if source.facts.packed == "nf4":
         return "llama.cpp has no NF4, so no file of the base has the weights that the adapter was trained on"
     return architecture.unsupported(source.facts.path)
@@ -33,11 +37,11 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str)
     config, name_of, layers = module.config, tensors.names(module.config), adapters.adapted(module)
     with tensors.writing(file, config, "adapter") as writer:
         writer.add_string("adapter.type", "lora")
-        writer.add_float32(ALPHA, next(layer.scaling * layer.lora_A.shape[0] for layer in layers.values()))
+        writer.add_float32(ALPHA, next(layer.scaling * len(layer.factors()[0]) for layer in layers.values()))
         writer.add_string("tunewright.base_sha256", source.facts.sha256)
         for name in (f"{layer}.weight" for layer in layers):
-            layer = layers[name.removesuffix(".weight")]
-            for end, matrix in (("a", layer.lora_A), ("b", tensors.interleaved(name, layer.lora_B, config))):
+            a_RI, b_OR = layers[name.removesuffix(".weight")].factors()
+            for end, matrix in (("a", a_RI), ("b", tensors.interleaved(name, b_OR, config))):
                 writer.add_tensor(f"{name_of(name)}.lora_{end}", matrix.detach().float().contiguous().numpy())
     return file
 
@@ -57,7 +61,7 @@ def reload(file: Path, base: Base) -> Reloaded:
     names = {n.removesuffix(".weight"): name_of(n) for n in linear if f"{name_of(n)}.lora_a" in data}
     rank = next(matrix.shape[0] for name, matrix in data.items() if name.endswith(".lora_a"))
     alpha = float(reader.get_field(ALPHA).contents())
-    adapters.attach(model.module, AdapterConfig(rank=rank, alpha=alpha, targets=list(names)), seed=0)
+    adapters.attach(model.module, AdapterConfig(rank=rank, alpha=alpha, targets=list(names)))
     with torch.no_grad():
         for name, layer in adapters.adapted(model.module).items():
             layer.lora_A.copy_(data[f"{names[name]}.lora_a"])

@@ -79,7 +79,8 @@ class Arm:
     """``family`` is the arm's name in the report; ``variant`` names one of its variants, among which dev chooses.
     ``uses_adapter``: answers with the trained weights. ``trained``: what answers, a language model or a classifier, was
     trained on the training rows. Showing some of them in a prompt is not training, nor is counting their labels.
-    ``full_precision``: answers with the base as it is in its files, where the run holds it in fewer bits."""
+    ``full_precision``: answers with the base as it is in its files, where the run holds it in fewer bits.
+    ``from_start``: answers with the adapter that training continued from."""
 
     family: str
     description: str
@@ -88,6 +89,7 @@ class Arm:
     uses_adapter: bool = False
     trained: bool = False
     full_precision: bool = False
+    from_start: bool = False
 
     @property
     def name(self) -> str:

@@ -31,12 +31,14 @@ Families = dict[str, list[Arm]]
 @dataclass(frozen=True)
 class ArmInputs:
     """What arms may use: the training rows, the user's documents, and a function that indexes texts.
-    ``full_precision``: whether the base that is not quantised answers, too."""
+    ``full_precision``: whether the base that is not quantised answers, too; ``started``: whether the adapter does that
+    training continued from."""
 
     train: tuple[Chat, ...]
     documents: tuple[Text, ...] = ()
     indexer: Callable[[Sequence[str]], Index] = bm25.index
     full_precision: bool = False
+    started: bool = False
 
 
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
@@ -44,7 +46,7 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     ``max_new_tokens`` limits an endpoint's answers."""
     if not task.kind.prompted:
         base = {"base": [Arm("base", "the base model", language_model(task))]}
-        return {**base, **_full_precision(base, sources), "tuned": [tuned(task)]}
+        return {**base, **_full_precision(base, sources), **_started(task, sources), "tuned": [tuned(task)]}
     train, full = sources.train, config.evidence != "plain"
     # Examples in a prompt are single turns; a data set of longer conversations has none.
     shots = config.few_shot if any(map(bm25.single_turn, train)) else []
@@ -71,6 +73,7 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     if full and shared and len(shared) >= LONG_PROMPT:
         description = "the trained weights without the long instruction"
         families["tuned_short"] = [tuned(task, Recipe(instruction=""), "tuned_short", description)]
+    families |= _started(task, sources)
     return {**{family: variants for family, variants in families.items() if variants}, "tuned": [tuned(task)]}
 
 
@@ -90,6 +93,12 @@ def tuned(
     description: str = "the trained weights, prompted as in training",
 ) -> Arm:
     return Arm(family, description, language_model(task, recipe), uses_adapter=True, trained=True)
+
+
+def _started(task: Task, sources: ArmInputs) -> Families:
+    """The adapter as it was. It may have been trained on any rows, so the verdict does not compare with it."""
+    arm = tuned(task, family="start", description="the adapter that training continued from, prompted as in training")
+    return {"start": [replace(arm, from_start=True)]} if sources.started else {}
 
 
 def _zero_shot(task: Task, train: Sequence[Chat], shared: str | None, config: ProveConfig) -> list[Arm]:

@@ -55,13 +55,13 @@ class FusedState:
 
     @classmethod
     def of(cls, model: LanguageModel, part: Part, kernel: StepKernel) -> FusedState:
-        updates = [layer for layer in adapted(model.module).values() if layer.on]
+        updates = [layer.factors() for layer in adapted(model.module).values() if layer.on]
         return cls(
             model,
             [Layer.of(layer, linear) for layer in model.decoder.layers],
             norm(model.decoder.norm),
             linear(model.head),
-            kernel == "vector" and all(_same_as_vector(len(x.lora_B), *x.lora_A.T.shape) for x in updates),
+            kernel == "vector" and all(_same_as_vector(len(b_OR), *a_RI.T.shape) for a_RI, b_OR in updates),
             [part],
         )
 

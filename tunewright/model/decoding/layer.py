@@ -136,7 +136,7 @@ def linear(layer: nn.Module) -> Function:
         return lambda x: torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
     without_bias: Function = partial(product, weight)
     if isinstance(layer, LoRALinear) and layer.on:
-        a_RI, b_OR = layer.lora_A.to(weight.dtype), layer.lora_B.to(weight.dtype)
+        a_RI, b_OR = (factor.to(weight.dtype) for factor in layer.factors())
         without_bias = updated(without_bias, a_RI, b_OR, layer.scaling)
     return without_bias if bias is None else lambda x: without_bias(x) + bias
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewright.core.config import AdapterConfig
-from tunewright.model.adapters import lora_scaling
+from tunewright.model.adapting.sizes import lora_scaling
 from tunewright.model.decoding import layer as plain
 from tunewright.model.decoding.layer import Function
 from tunewright.model.frozen.packed import PackedLinear

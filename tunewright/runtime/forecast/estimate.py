@@ -100,7 +100,8 @@ class Forecast:
     def forgetting(self) -> float:
         config, pilot = self.work.config, self.pilot
         full, scales = config.prove.evidence == "full", 1
-        if (full or config.forget.apply_best_scale) and self.work.plan.adapter.kind != "none":
+        adapter = self.work.plan.adapter
+        if (full or config.forget.apply_best_scale) and adapter.kind != "none" and not adapter.of_peft:
             scales = len({*config.forget.scales, 1.0})
         seconds = (1 + scales) * GENERIC * pilot.read
         if pilot.lengths:

@@ -83,6 +83,8 @@ class RemoteEngine:
             return "the engine at --engine serves finished models, not checkpoints."
         if config.kind == "none":
             return "a fully fine-tuned model is not an adapter: serve the merged model with vLLM."
+        if not config.uniform:
+            return "vLLM reads one rank and alpha for all layers: export the merged model."
         return None if supports(config) else f"vLLM cannot load {config.kind} adapters: export the merged model."
 
     def submit(self, asked: Generation, emit: Emit) -> Ticket:

@@ -45,7 +45,8 @@ def publish_with_retry(runner: Runner, remote: Remote) -> None:
     """Waits until vLLM can be reached: nothing is lost while it is away. Raises CONSUMER_DIFFERS, and REMOTE_FAILED if
     it refuses the adapter."""
     run = runner.context.run
-    if not supports(records.read(run.plan, Plan).adapter):
+    adapter = records.read(run.plan, Plan).adapter
+    if not (supports(adapter) and adapter.uniform):
         return
     again = False
     while True:

@@ -1,0 +1,1 @@
+"""What adapters begin with, how they are stored, and those that PEFT computes."""
