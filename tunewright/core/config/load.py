@@ -85,6 +85,9 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
     if method in RATED and config.adapter.kind == "none":
         message = f"train.method={method} compares with the initial model in every step: the model without its adapter."
         raise conflict("adapter.kind", message, "choose lora, rslora or dora.")
+    if method in RATED and config.adapter.start is not None:
+        message = f"train.method={method} compares with the model without its adapter, not with adapter.start."
+        raise conflict("adapter.start", message, "merge that adapter into the model, and train on the merged model.")
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
