@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # distillation have a budget of their own, with their evidence. 3,000 were enough for the server without responses,
 # batches, stored chats and a dashboard; 5,000 until vLLM could take the place of its engine; 5,700 until one batch did
 # not wait for another, and a full disk or a refused process paused a job.
-BUDGET = {"server": 5_900, "data": 5_500, "export": 2_500, "scale": 2_500, "methods": 600, "all else": 16_200}
+BUDGET = {"server": 5_900, "data": 5_500, "export": 2_500, "scale": 2_500, "methods": 1_400, "all else": 16_200}
 PROCESSES = ("stages/worker.py", "stages/process.py")
 SEVERAL = ("model/several.py", "train/together.py")
 RANKS = ("train/ranks.py", "train/dealing.py", "train/sharded.py")
@@ -31,6 +31,10 @@ PARTS = {
     "methods": (
         "methods/preference.py",
         "methods/pair_losses.py",
+        "methods/classify.py",
+        "model/heads",
+        "export/classifier.py",
+        "stages/experiments/fine_tuning.py",
         "stages/experiments/pairs.py",
         "core/records/pairs.py",
         "report/templates/sections/pairs.html.j2",

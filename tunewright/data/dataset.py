@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright.core.config import Config
+from tunewright.core.config import HEADS, Config
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.locations import title
 from tunewright.core.records import AnswerSchema
@@ -216,6 +216,15 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
             where="prove.metric",
             fix=f"use {', '.join(allowed)} or auto.",
         )
+    metric = task.metric if name == "auto" else METRICS[name]
+    if config.train.method in HEADS and not metric.by_label:
+        raise data_error(
+            "DATA_FORMAT_MISMATCH",
+            f"train.method={config.train.method} needs rows with labels, judged by accuracy; these are judged by "
+            f"{metric.name}, as a {task.kind.name} task ({task.reason}).",
+            where="train.method",
+            fix="use train.method=sft; for rows with labels, leave prove.metric at auto.",
+        )
     unknown = [e for e in everything if task.labels and e.target not in task.labels]
     if unknown:
         fix = "add training rows for it, or set data.unseen_labels=drop; data.labels=merge unites ways of writing it."
@@ -227,4 +236,4 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
         )
     if name == "auto":
         return task
-    return dataclasses.replace(task, metric=METRICS[name], reason=f"{task.reason}; metric set by prove.metric")
+    return dataclasses.replace(task, metric=metric, reason=f"{task.reason}; metric set by prove.metric")

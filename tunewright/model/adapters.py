@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ModelError
 from tunewright.model.frozen.packed import Linear, PackedLinear, device_of, product, replace_module
+from tunewright.model.heads.linear import attach_head, head_of
 
 
 class LoRALinear(nn.Module):
@@ -108,9 +109,9 @@ def targets(model: Any, patterns: list[str]) -> list[str]:
     return chosen
 
 
-def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
-    """Put the adapter on (or, for kind none, make all weights float32 and trainable). The start depends on ``seed``
-    alone."""
+def attach(model: Any, config: AdapterConfig, seed: int, outputs: int = 0) -> AdapterSummary:
+    """Put the adapter on (or, for kind none, make all weights float32 and trainable), and a head of so many
+    ``outputs``, if any. The start depends on ``seed`` alone."""
     packed = sum(math.prod(m.shape) for m in model.modules() if isinstance(m, PackedLinear))
     total = packed + sum(p.numel() for p in model.parameters())
     if config.kind == "none":
@@ -119,6 +120,8 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
         if next(model.parameters()).dtype != torch.float64:
             model.float()
         model.requires_grad_(True)
+        if outputs:
+            attach_head(model, outputs)
         return AdapterSummary((), total, total)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -134,14 +137,19 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> AdapterSummary:
         )
     for name, layer in layers.items():
         replace_module(model, name, LoRALinear(layer, config, generator))
+    if outputs:
+        attach_head(model, outputs)
     trained = sum(p.numel() for p in trainable(model).values())
     return AdapterSummary(tuple(names), trained, total + trained)
 
 
 def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:
-    """Reset an attached adapter to the values that `attach` gives it for this seed. Nothing is done for kind none."""
+    """Reset an attached adapter and head to the values that `attach` gives them for this seed. Other weights, which are
+    trained for kind none, stay as they are."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        if (head := head_of(model)) is not None:
+            head.weight.zero_()
         for layer in adapted(model).values():
             layer.lora_A.copy_(initial_A(layer.base.in_features, config.rank, generator))
             layer.lora_B.zero_()

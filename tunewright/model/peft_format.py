@@ -17,8 +17,10 @@ from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import sha256, write_atomic, write_json
 from tunewright.model.adapters import LoRALinear, adapted, attach
 from tunewright.model.frozen.packed import Linear
+from tunewright.model.heads.linear import NAME, head_of
 
 _PREFIX = "base_model.model."
+_HEAD = f"{_PREFIX}{NAME}.weight"
 _CONFIG, _TENSORS, _NOTE = "adapter_config.json", "adapter_model.safetensors", "tunewright.json"
 # What an adapter_config.json may say without changing what is computed, or that `load` obeys. Anything else is refused.
 _KNOWN = {
@@ -39,7 +41,8 @@ _KNOWN = {
 
 
 def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note: AdapterNote) -> None:
-    """Write the adapter as PEFT does, then tunewright.json: ``note`` with the hashes of the files.
+    """Write the adapter, and the head, if there is one, as PEFT does, then tunewright.json: ``note`` with the hashes of
+    the files.
 
     rsLoRA is written as LoRA with an alpha that gives the same scaling factor: some programs do not read `use_rslora`
     (llama.cpp's converter, SGLang).
@@ -54,7 +57,7 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note:
         folder / _CONFIG,
         {
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
+            "task_type": "SEQ_CLS" if _HEAD in tensors else "CAUSAL_LM",
             "base_model_name_or_path": base,
             "inference_mode": True,
             "r": config.rank,
@@ -66,7 +69,7 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note:
             "use_dora": config.kind == "dora",
             "init_lora_weights": True,
             "target_modules": sorted(adapted(model)),
-            "modules_to_save": None,
+            "modules_to_save": [NAME] if _HEAD in tensors else None,
             "rank_pattern": {},
             "alpha_pattern": {},
         },
@@ -76,8 +79,10 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names, in float32."""
+    """The adapter's tensors, and the head's, under PEFT's names, in float32."""
     tensors = {f"{_PREFIX}{name}{end}": t for name, layer in adapted(model).items() for end, t in _parts(layer).items()}
+    if (head := head_of(model)) is not None:
+        tensors[_HEAD] = head.weight
     return {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
 
 
@@ -91,6 +96,7 @@ def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
     ADAPTER_UNSUPPORTED, leaving the model untouched."""
     config, tensors = _read(folder)
     _untouched(folder, base_sha256)
+    head_CD = tensors.pop(_HEAD, None)
     names = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
     linear = {name for name, layer in model.named_modules() if isinstance(layer, Linear)}
     for name in sorted(names - linear):
@@ -106,8 +112,12 @@ def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
             raise _other_base(folder, what) if other and len(actual) == len(shape) else _corrupt(folder, what)
         if not torch.isfinite(tensors[key]).all():
             raise _corrupt(folder, f"{key} contains NaN or infinite values")
-    attach(model, config.model_copy(update={"targets": sorted(names)}), seed=0)
+    if head_CD is not None and head_CD.shape[1] != model.get_output_embeddings().weight.shape[1]:
+        raise _other_base(folder, f"its head reads {head_CD.shape[1]} numbers")
+    attach(model, config.model_copy(update={"targets": sorted(names)}), 0, 0 if head_CD is None else len(head_CD))
     with torch.no_grad():
+        if head_CD is not None:
+            getattr(model, NAME).weight.copy_(head_CD)
         for name, layer in adapted(model).items():
             for end, parameter in _parts(layer).items():
                 parameter.copy_(tensors[f"{_PREFIX}{name}{end}"])
@@ -121,7 +131,9 @@ def _read(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     try:
         written = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / _TENSORS)
-        strange = sorted(k for k, v in written.items() if v and v != "none" and k not in _KNOWN)
+        head = written.get("modules_to_save") == [NAME] and _HEAD in tensors
+        known = {*_KNOWN, "modules_to_save"} if head else _KNOWN
+        strange = sorted(k for k, v in written.items() if v and v != "none" and k not in known)
         if strange or written["peft_type"] != "LORA":
             option = f"{strange[0]}={written[strange[0]]!r}" if strange else f"peft_type={written['peft_type']!r}"
             raise ModelError(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from tunewright.core import records, run_folder
 from tunewright.core.chosen import chosen_decoding
 from tunewright.core.config import Plan, load
@@ -15,12 +17,14 @@ from tunewright.core.run_folder import Run
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
-from tunewright.model import loading
+from tunewright.model import forward, loading
 from tunewright.model.decoding.drafts import ORDER, Drafts
 from tunewright.model.decoding.generate import Decoding, complete, stop_ids
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import render_cache, rendering
+from tunewright.tokens.packing import to_microbatch
+from tunewright.tokens.sequences import head_sequence
 from tunewright.tokens.template import Template, fitted, load_template
 
 MOST_DRAFTS = 2000  # training sequences that guesses are made from
@@ -29,7 +33,7 @@ MOST_DRAFTS = 2000  # training sequences that guesses are made from
 @dataclass(frozen=True)
 class TunedModel:
     """A run's model, ready to answer. ``instruction`` and ``tools`` are the most frequent ones of its training rows;
-    ``packable`` and ``window`` are those of its `Facts`."""
+    ``packable`` and ``window`` are those of its `Facts`; ``labels``: of its head, if it has one."""
 
     model: LanguageModel
     template: Template
@@ -39,6 +43,7 @@ class TunedModel:
     window: int | None
     sampling: Sampling = GREEDY
     drafts: Drafts | None = None
+    labels: tuple[str, ...] = ()
 
 
 def load_run(run: Run) -> TunedModel:
@@ -65,7 +70,8 @@ def load_run(run: Run) -> TunedModel:
         facts.packable,
         facts.window,
         sampling,
-        _drafts(run),
+        None if plan.labels else _drafts(run),
+        plan.labels,
     )
 
 
@@ -97,8 +103,14 @@ def answer(
 def reply(
     model: TunedModel, turns: Sequence[Message], *, system: str | None = None, max_new_tokens: int = 256
 ) -> Message:
-    """The answer to a conversation without its system message: content, thoughts and tool calls."""
+    """The answer to a conversation without its system message: content, thoughts and tool calls; of a model with a
+    head, the most probable label."""
     prompt = rendering.for_generation(model.template, prompt_of(model, turns, system))
+    if model.labels:
+        with torch.inference_mode():
+            read = to_microbatch([head_sequence(prompt, model.template.eos, 0)], "padded")
+            (logits_C,) = forward.head_logits(model.model, read)
+        return Message("assistant", model.labels[int(logits_C.argmax())])
     stop = stop_ids(model.model, model.template.eos)
     decoding = Decoding(
         max_new_tokens,

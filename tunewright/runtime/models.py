@@ -26,7 +26,7 @@ class Models:
         self._facts, self._device = facts, device
         self._adapted: LanguageModel | None = None
         self._base: LanguageModel | None = None
-        self._kind: tuple[AdapterConfig, str] | None = None  # what the adapted module was built for
+        self._kind: tuple[AdapterConfig, str, int] | None = None  # what the adapted module was built for
         self._loaded: str | None = None  # sha256 of the weights in it; None: unknown, or being trained
 
     @contextmanager
@@ -99,7 +99,7 @@ class Models:
 
     def _module(self, plan: Plan) -> LanguageModel:
         """The adapted module, configured as the plan says."""
-        kind = (plan.adapter, plan.dtype)
+        kind = (plan.adapter, plan.dtype, len(plan.labels))
         if self._adapted is None or self._kind != kind:
             self._adapted, self._kind, self._loaded = self._load(plan), kind, None
         module = self._adapted.module
@@ -110,7 +110,7 @@ class Models:
 
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
-        adapters.attach(model.module, plan.adapter, plan.seed)
+        adapters.attach(model.module, plan.adapter, plan.seed, len(plan.labels))
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
 
 

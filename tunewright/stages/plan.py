@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from tunewright.core import records, swept
-from tunewright.core.config import Plan
+from tunewright.core.config import HEADS, Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
@@ -34,6 +34,8 @@ def make_plan(setup: Setup) -> Plan:
     plan = swept.plan_of(context.run) or planning.make_plan(
         context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens
     )
+    if plan.method in HEADS:
+        plan = plan.model_copy(update={"labels": context.data.task.labels})
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)
     plan = after_self_test(setup, plan)

@@ -25,6 +25,7 @@ from tunewright.data.messages import Chat, Example
 from tunewright.methods import METHODS, precomputed
 from tunewright.model import adapters
 from tunewright.model.decoding import generate
+from tunewright.model.heads.linear import head_of
 from tunewright.model.language_model import LanguageModel, recompute_layers
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import Layout
@@ -84,7 +85,8 @@ def self_test(
     )
     if chats:
         stop = generate.stop_ids(model, template.eos)
-        checks += [check_prompts(template, chats), check_stop_tokens(template, [*chats, *others], stop)]
+        checks.append(check_prompts(template, chats))
+        checks += [] if plan.labels else [check_stop_tokens(template, [*chats, *others], stop)]  # a head does not stop
     if plan.kernels != "transformers" and model.kernels == "transformers":
         why = (
             "tunewright's fused kernels support plain LoRA on every linear layer without dropout; this adapter is "
@@ -319,7 +321,7 @@ def _nonzero_adapter(model: LanguageModel) -> Iterator[None]:
     """Within, the adapter has an effect, UPDATE of each weight's norm: an untrained B is zero, and so is half of the
     gradient. An update as large as the weight, which a fixed size of B gives where the rank or the LoRA scaling factor
     is large, makes noise of the model, and then rounding alone changes the loss of a row by tenths of a nat."""
-    layers = list(adapters.adapted(model.module).values())
+    layers, head = list(adapters.adapted(model.module).values()), head_of(model.module)
     before = [layer.lora_B.detach().clone() for layer in layers]
     generator = torch.Generator().manual_seed(0)
     try:
@@ -328,9 +330,13 @@ def _nonzero_adapter(model: LanguageModel) -> Iterator[None]:
                 drawn = torch.randn(layer.lora_B.shape, generator=generator)
                 spread = layer.scaling * float(layer.lora_A.norm()) * layer.base.out_features**0.5
                 layer.lora_B.copy_(drawn * (UPDATE * float(layer.base_weight().norm()) / spread))
+            if head is not None:
+                head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / head.in_features**0.5)
         yield
     finally:
         with torch.no_grad():
+            if head is not None:
+                head.weight.zero_()
             for layer, b in zip(layers, before, strict=True):
                 layer.lora_B.copy_(b)
         model.module.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@ from tunewright.core.config.explain import fields
 from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
+    HEADS,
     PREFERENCE,
     AdapterConfig,
     Config,
@@ -24,6 +25,7 @@ from tunewright.core.config.schema import (
 from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
+    "HEADS",
     "PREFERENCE",
     "AdapterConfig",
     "Config",

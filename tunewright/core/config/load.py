@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tunewright.core import locations
 from tunewright.core.config import sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import PATH, REFERENCED, TEMPLATES, Config, MethodOptions
+from tunewright.core.config.schema import HEADS, PATH, REFERENCED, TEMPLATES, Config, MethodOptions
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -82,6 +82,12 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
             f"train.method={method} uses the initial model as its reference; adapter.dropout would make it differ."
         )
         raise conflict("adapter.dropout", message, "leave it at 0.")
+    if method in HEADS and config.forget.regression_rows:
+        message = f"forget.regression_rows needs a model that writes; that of train.method={method} chooses labels."
+        raise conflict("forget.regression_rows", message, "remove it.")
+    if method in HEADS and config.forget.apply_best_scale:
+        message = f"forget.apply_best_scale needs a model that writes; that of train.method={method} chooses labels."
+        raise conflict("forget.apply_best_scale", message, "leave it at false.")
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")

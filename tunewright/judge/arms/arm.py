@@ -38,6 +38,10 @@ class Model(Protocol):
         """The most probable of the labels after each prompt."""
         ...
 
+    def classify(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
+        """The same, by the model's head."""
+        ...
+
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
         """How likely each answer is after its prompt."""
         ...
@@ -79,7 +83,8 @@ class Arm:
     """``family`` is the arm's name in the report; ``variant`` names one of its variants, among which dev chooses.
     ``uses_adapter``: answers with the trained weights. ``trained``: what answers, a language model or a classifier, was
     trained on the training rows. Showing some of them in a prompt is not training, nor is counting their labels.
-    ``full_precision``: answers with the base as it is in its files, where the run holds it in fewer bits."""
+    ``full_precision``: answers with the base as it is in its files, where the run holds it in fewer bits. ``branch``:
+    answers with the weights of this branch, and not with those of the run."""
 
     family: str
     description: str
@@ -88,6 +93,7 @@ class Arm:
     uses_adapter: bool = False
     trained: bool = False
     full_precision: bool = False
+    branch: str = ""
 
     @property
     def name(self) -> str:

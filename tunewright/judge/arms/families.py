@@ -31,12 +31,14 @@ Families = dict[str, list[Arm]]
 @dataclass(frozen=True)
 class ArmInputs:
     """What arms may use: the training rows, the user's documents, and a function that indexes texts.
-    ``full_precision``: whether the base that is not quantised answers, too."""
+    ``full_precision``: whether the base that is not quantised answers, too; ``head``: whether the tuned model answers
+    with its head."""
 
     train: tuple[Chat, ...]
     documents: tuple[Text, ...] = ()
     indexer: Callable[[Sequence[str]], Index] = bm25.index
     full_precision: bool = False
+    head: bool = False
 
 
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
@@ -71,7 +73,12 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     if full and shared and len(shared) >= LONG_PROMPT:
         description = "the trained weights without the long instruction"
         families["tuned_short"] = [tuned(task, Recipe(instruction=""), "tuned_short", description)]
-    return {**{family: variants for family, variants in families.items() if variants}, "tuned": [tuned(task)]}
+    if full and sources.head:
+        description = "fine-tuning to write the label, on the same rows and for as many steps"
+        written = LabelScored(task.labels)
+        families["sft"] = [Arm("sft", description, written, uses_adapter=True, trained=True, branch="sft")]
+    families = {**{family: variants for family, variants in families.items() if variants}, "tuned": [tuned(task)]}
+    return _with_head(families) if sources.head else families
 
 
 def language_model(task: Task, recipe: Recipe = OWN_PROMPT) -> Responder:
@@ -90,6 +97,18 @@ def tuned(
     description: str = "the trained weights, prompted as in training",
 ) -> Arm:
     return Arm(family, description, language_model(task, recipe), uses_adapter=True, trained=True)
+
+
+def _with_head(families: Families) -> Families:
+    """The families, in which the trained weights choose a label with their head."""
+
+    def headed(arm: Arm) -> Arm:
+        if arm.branch or not (arm.uses_adapter and isinstance(arm.responder, LabelScored)):
+            return arm
+        description = arm.description.replace("the trained weights", "the trained weights and head", 1)
+        return replace(arm, responder=replace(arm.responder, head=True), description=description)
+
+    return {family: list(map(headed, variants)) for family, variants in families.items()}
 
 
 def _zero_shot(task: Task, train: Sequence[Chat], shared: str | None, config: ProveConfig) -> list[Arm]:

@@ -91,7 +91,8 @@ class Forecast:
         """Of training on a fraction of the rows, dev losses included."""
         plan, dev = self.work.plan, sum(r.tokens for r in self.work.inputs.rows["dev"])
         losses = (plan.steps * fraction / plan.eval_every + 1) * dev * self.pilot.read
-        losses += 0.0 if plan.method == "sft" else fraction * plan.tokens * self.pilot.read  # before the first step
+        if plan.method in PREFERENCE:
+            losses += fraction * plan.tokens * self.pilot.read  # before the first step
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
     def forgetting(self) -> float:
@@ -121,6 +122,7 @@ class Forecast:
             return seconds
         ways = max(1, len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding)))
         seconds += (ways - 1) * self.judged(chosen, dev) + (self.by_tuned(dev) if ways > 1 else 0.0)
+        seconds += self.trained() if any(arm.branch for arm in chosen) else 0.0
         seconds += self.by_tuned(REPEATED) + max((self.judged([a], REPEATED) for a in untrained), default=0.0)
         if work.data.task.metric.by_label:
             seconds += self.by_tuned(min(CALIBRATED, len(work.inputs.rows["dev"])))

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tunewright.core.chosen import chosen_scale
-from tunewright.core.config import PREFERENCE, MethodOptions
+from tunewright.core.config import PREFERENCE
 from tunewright.core.records import Interval, NotMeasured, PairMeasure, Pairs, SftOnChosen
 from tunewright.data.messages import Chat
 from tunewright.data.scores import Written, mean
@@ -26,11 +25,10 @@ from tunewright.runtime import branches, weights
 from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work
 from tunewright.runtime.weights import Weights
+from tunewright.stages.experiments import fine_tuning
 from tunewright.stages.prove import paired
 from tunewright.stages.stage import Stage
 from tunewright.tokens.sequences import TrainRow, flat, single
-from tunewright.train import recipe
-from tunewright.train.recipe import PlanInputs, RowStats
 
 Floats = NDArray[np.float64]
 
@@ -107,24 +105,9 @@ def _sft_on_chosen(work: Work, trained: Weights) -> SftOnChosen:
 
 
 def branch(work: Work) -> Branch:
-    """Supervised fine-tuning on the chosen answers: the run's rows, steps and batches, at the rate for it."""
+    """Supervised fine-tuning on the chosen answers."""
     train, dev = (tuple(single(r.sequences[0]) for r in work.inputs.rows[side]) for side in ("train", "dev"))
-    settings = work.config.train.model_copy(update={"method": "sft", "lr": "auto", "lr_multiplier": 1.0})
-    config = work.config.model_copy(update={"train": settings})
-    inputs = work.inputs
-    given = PlanInputs(config, inputs.facts, RowStats.of(train), inputs.machine, work.data.task.kind.name)
-    rate = recipe.learning_rate(given)
-    plan = work.plan.model_copy(
-        update={
-            "method": "sft",
-            "lr": rate.value,
-            "reasons": {**work.plan.reasons, "lr": rate.reason},
-            "options": MethodOptions(),
-            "tokens": given.sizes.tokens,
-            "supervised_tokens": given.sizes.supervised,
-        }
-    )
-    return Branch("sft_on_chosen", plan, train, dev, chosen_scale(work.run))
+    return fine_tuning.branch(work, "sft_on_chosen", train, dev)
 
 
 def _answers(work: Work, rows: Sequence[int], side: int) -> list[str]:
