@@ -188,8 +188,8 @@ def test_rows_are_answered_together_as_each_alone() -> None:
     model, prompts = headed(), [c.prompt for c in chats()]
     for layout in ("shared", "packed", "padded"):
         answering = ChatModel(model, TEMPLATE, Decoding(4, (256,)), plan(layout=layout, tokens_per_pass=120))
-        together = answering.classify(prompts, LABELS)
-        alone = [answering.classify([prompt], LABELS)[0] for prompt in prompts]
+        together = answering.by_head(prompts)
+        alone = [answering.by_head([prompt])[0] for prompt in prompts]
         assert together == alone
         probs = [list(a.output.probs.values()) for a in together]  # type: ignore[union-attr]
         assert np.allclose(np.sum(probs, 1), 1, atol=1e-5)
@@ -240,10 +240,12 @@ def test_a_run_answers_with_its_head_and_is_compared_with_fine_tuning(run: api.R
     assert verdict["calibration"]
     metrics = [json.loads(x) for x in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert metrics[0]["dev_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert json.loads((run.path / "forgetting.json").read_text())["reason"].startswith("the model chooses labels")
+    assert json.loads((run.path / "forgetting.json").read_text())["reason"].startswith(
+        "the model answers with its head"
+    )
     branch = json.loads((run.path / "branches" / "sft" / "training.json").read_text())
     assert branch["steps"] == json.loads((run.path / "training.json").read_text())["steps"]
-    assert "fine-tuning to write the label" in (run.path / "report.html").read_text()
+    assert "fine-tuning to write the answer" in (run.path / "report.html").read_text()
 
 
 def chat_label(run: api.Result) -> str:
@@ -294,7 +296,7 @@ print(json.dumps([texts, out]))
     model = chat.load_run(Run(run.path))
     ours = ChatModel(
         model.model, model.template, Decoding(4, (256,)), plan(labels=("cold", "warm"), tokens_per_pass=100)
-    ).classify([chat.prompt_of(model, [Message("user", text)]) for text in texts], ("cold", "warm"))
+    ).by_head([chat.prompt_of(model, [Message("user", text)]) for text in texts])
     expected = [list(a.output.probs.values()) for a in ours]  # type: ignore[union-attr]
     assert np.ptp(expected) > 0.01, "the head is not zero"
     for name, probs in theirs.items():

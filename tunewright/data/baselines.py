@@ -1,4 +1,5 @@
-"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression.
+"""Baselines without a language model: a constant answer, and TF-IDF with logistic regression for labels, with ridge
+regression for numbers.
 
 If either does as well, the language model was not needed. No torch. Axes: R rows, L labels.
 """
@@ -17,6 +18,7 @@ from tunewright.data.messages import Chat
 
 Probs = dict[str, float]
 Predict = Callable[[Sequence[Chat]], list[Probs]]
+Estimate = Callable[[Sequence[Chat]], list[float]]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 FOLDS = 5
 MOST_TUNED = 10_000  # rows on which the strength is chosen
@@ -44,6 +46,31 @@ def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
         column = {label: i for i, label in enumerate(model.classes_)}
         p_RL = model.predict_proba(features.transform([e.question for e in chats]))
         return [{label: float(row[column[label]]) if label in column else 0.0 for label in labels} for row in p_RL]
+
+    return predict
+
+
+def median(train: Sequence[Chat]) -> Estimate:
+    """Predicts the median of the training answers, the constant with the smallest absolute error."""
+    value = float(np.median([float(e.target) for e in train]))
+    return lambda chats: [value] * len(chats)
+
+
+def ridge(train: Sequence[Chat]) -> Estimate:
+    """Ridge regression on the features of `tfidf`; the regularisation minimises the leave-one-out squared error."""
+
+    @functools.cache  # fitted on first use
+    def fitted() -> tuple[Any, Any]:
+        from sklearn.linear_model import RidgeCV
+
+        features, targets = _features(), [float(e.target) for e in train]
+        return features, RidgeCV([1 / c for c in STRENGTHS]).fit(
+            features.fit_transform([e.question for e in train]), targets
+        )
+
+    def predict(chats: Sequence[Chat]) -> list[float]:
+        features, model = fitted()
+        return [float(v) for v in model.predict(features.transform([e.question for e in chats]))]
 
     return predict
 

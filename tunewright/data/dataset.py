@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright.core.config import HEADS, Config
+from tunewright.core.config import Config
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.locations import title
 from tunewright.core.records import AnswerSchema
 from tunewright.core.words import counted
-from tunewright.data import audit, label_noise, split
+from tunewright.data import audit, label_noise, numbers, split
 from tunewright.data.audit import AuditResult, Finding
 from tunewright.data.label_noise import Noise
 from tunewright.data.messages import Chat, Example, Tool
@@ -28,7 +28,7 @@ from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
 from tunewright.data.structure.schema import INFERRED
-from tunewright.data.task import Task
+from tunewright.data.task import NUMBER, Task
 from tunewright.data.task.configured import Violation, configured, violations
 from tunewright.data.text import content_hash
 
@@ -206,8 +206,19 @@ def _sides(config: Config, main: Sequence[Example], cluster: Sequence[int], came
     return sides
 
 
+def _number_task(everything: Sequence[Example]) -> Task:
+    if (task := NUMBER.detect(everything)) is not None:
+        return task
+    first = next(e for e in everything if numbers.exact(e.target) is None)
+    message = f"train.method=regress needs rows whose answers are numbers; this one's is {first.target[:80]!r}."
+    fix = "use train.method=classify for labels, or sft; data.columns={label: FIELD} names the field of the number."
+    raise data_error("DATA_FORMAT_MISMATCH", message, where=first.where, fix=fix)
+
+
 def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
     """The task, with the metric that the config sets."""
+    if config.train.method == "regress":
+        task = _number_task(everything)
     name, allowed = config.prove.metric, [m.name for m in task.kind.metrics]
     if name != "auto" and name not in allowed:
         raise data_error(
@@ -217,11 +228,11 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
             fix=f"use {', '.join(allowed)} or auto.",
         )
     metric = task.metric if name == "auto" else METRICS[name]
-    if config.train.method in HEADS and not metric.by_label:
+    if config.train.method == "classify" and not metric.by_label:
         raise data_error(
             "DATA_FORMAT_MISMATCH",
-            f"train.method={config.train.method} needs rows with labels, judged by accuracy; these are judged by "
-            f"{metric.name}, as a {task.kind.name} task ({task.reason}).",
+            f"train.method=classify needs rows with labels, judged by accuracy; these are judged by {metric.name}, as "
+            f"a {task.kind.name} task ({task.reason}).",
             where="train.method",
             fix="use train.method=sft; for rows with labels, leave prove.metric at auto.",
         )

@@ -1,7 +1,7 @@
 """Metrics: how answers that are texts are compared, and the table of all metrics. No model, no torch.
 
 `METRICS` has one entry per metric, with everything that the rest of the code needs to know about it. Scores are in
-[0, 1], except bits per byte.
+[0, 1], except bits per byte and errors of numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tunewright.data.structure.comparison import compare
 from tunewright.data.structure.values import lenient_json, strict_json
 from tunewright.data.text import normalised
 
-Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text"]
+Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "number"]
 
 
 _QUOTES = " \"'`*_.“”‘’"
@@ -118,6 +118,11 @@ def _reference_bits(readings: Readings) -> float:
     return readings.reference_bits
 
 
+def _error(readings: Readings) -> float:
+    assert readings.error is not None
+    return readings.error
+
+
 STRUCTURED: tuple[Kind, ...] = ("json", "yaml", "xml", "tool_calls")
 ANSWERED: tuple[Kind, ...] = ("label", "csv", "generation", *STRUCTURED)
 WORDED: tuple[Kind, ...] = ("json", "yaml", "xml", "csv", "generation")
@@ -137,6 +142,14 @@ METRICS: dict[str, Metric] = {
             score=_reference_bits,
         ),
         Metric("bits_per_byte", "bits per byte (lower is better)", ("text",), higher_is_better=False, bound=16.0),
+        Metric(
+            "absolute_error",
+            "absolute error, in standard deviations of the training answers (lower is better)",
+            ("number",),
+            higher_is_better=False,
+            bound=16.0,
+            score=_error,
+        ),
         # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match"),
         Metric("valid_json", "valid JSON"),
@@ -148,6 +161,8 @@ METRICS: dict[str, Metric] = {
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
         Metric("macro_f1", "macro-F1"),
+        Metric("rmse", "root mean squared error"),
+        Metric("spearman", "Spearman correlation"),
         Metric("corpus_chrf", "chrF (corpus)"),
         Metric("corpus_bits_per_byte", "bits per byte (corpus)"),
     )

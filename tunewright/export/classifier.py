@@ -53,6 +53,7 @@ def classifier(module: PreTrainedModel, labels: Sequence[str], template: Templat
 
     config: Any = copy.deepcopy(module.config)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: n for n, label in enumerate(labels)}
+    config.problem_type = "regression" if len(labels) == 1 else "single_label_classification"
     config.pad_token_id = config.get_text_config().pad_token_id = _padding(template)
     with torch.device("meta"):
         made: Any = AutoModelForSequenceClassification.from_config(config)

@@ -114,7 +114,7 @@ def require_supported(source: TrainedRun) -> None:
     exports = wanted(source.config, source.plan)
     bundles.require_supported(source, {row.kind for row in exports})
     for row in exports:
-        no_head = "it has no place for a classification head" if source.plan.labels and not row.has_head else None
+        no_head = "it has no place for a head" if source.plan.labels and not row.has_head else None
         if (reason := no_head or row.unsupported(source)) is not None:
             raise ConfigError(
                 "CONFIG_CONFLICT",

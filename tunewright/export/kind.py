@@ -126,7 +126,7 @@ class Export:
     snippet      lines of Python that load it as ``model``, for the card
     llama_server  what names it in a command of llama-server, for the card; None if that program does not read it
     unsupported  why it cannot be written for this model, or None; asked before training
-    has_head     whether it can contain a classification head
+    has_head     whether it can contain a head
     stored       what makes of a weight of the module the one that is loaded if it was stored in a dtype, bit for bit;
                  None if that is not known
     """

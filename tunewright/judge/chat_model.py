@@ -59,18 +59,23 @@ class ChatModel:
         return _chosen(prompts, labels, logp_RL, ids)
 
     @torch.inference_mode()
-    def classify(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
-        """The same by the model's head, in passes as in training."""
-        assert tuple(labels) == self.plan.labels, "the outputs of the head"
+    def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+        """What the model's head answers, in passes as in training: the most probable label, or a number."""
         ids = [rendering.for_generation(self.template, p) for p in prompts]
         rows = [head_sequence(own, self.template.eos, i) for i, own in enumerate(ids)]
-        logits_RL = np.zeros((len(rows), len(labels)))
+        logits_RC = np.zeros((len(rows), len(self.plan.labels)))
         for group in split_into_passes(singles([r.ids for r in rows]), self.plan.tokens_per_pass, self.plan.layout):
             microbatch = to_microbatch([rows[i] for i in group], self.plan.layout)
-            logits_NL = forward.head_logits(self.model, microbatch).double().cpu().numpy()
-            logits_RL[group] = logits_NL[microbatch.prediction_M]
+            logits_NC = forward.head_logits(self.model, microbatch).double().cpu().numpy()
+            logits_RC[group] = logits_NC[microbatch.prediction_M]
             progress(len(group))
-        return _chosen(prompts, labels, logits_RL, ids)
+        if self.plan.standardised is None:
+            return _chosen(prompts, self.plan.labels, logits_RC, ids)
+        mean, deviation = self.plan.standardised
+        return [
+            Answer(f"{mean + deviation * value:.6g}", Written(0, cut=False), prompt.messages, prompt_tokens=len(own))
+            for prompt, (value,), own in zip(prompts, logits_RC.tolist(), ids, strict=True)
+        ]
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
         """How likely each answer is after its prompt, end of turn included."""

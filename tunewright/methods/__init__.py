@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.methods import classify, distill, pair_losses, sft
+from tunewright.methods import classify, distill, pair_losses, regress, sft
 from tunewright.methods.method import Method, Progress
 from tunewright.methods.preference import Preference
 from tunewright.model.language_model import LanguageModel
@@ -20,6 +20,7 @@ from tunewright.tokens.sequences import TrainRow
 METHODS: dict[str, Method] = {
     "sft": sft,
     "classify": classify,
+    "regress": regress,
     "distill": distill,
     **{name: Preference(loss) for name, loss in pair_losses.LOSSES.items()},
 }

@@ -7,7 +7,7 @@ plan says which output it is. Axes: R rows, N different prompts, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import log
 
@@ -34,7 +34,7 @@ def prepare(template: Template, example: Example, row: int, max_length: int | No
     """One row: the prompt, after all checks of supervised fine-tuning, and the label as UTF-8."""
     answered = for_training(template, example, row, max_length)[-1]
     prompt = answered.ids[: next(t for t, w in enumerate(answered.weights) if w)]
-    signal = {"label": np.frombuffer(example.target.encode(), np.uint8)}
+    signal = {"answer": np.frombuffer(example.target.encode(), np.uint8)}
     return [TrainRow((head_sequence(prompt, template.eos, row),), row, signal)]
 
 
@@ -46,12 +46,19 @@ def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progr
 def microbatches(
     model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
 ) -> list[Microbatch]:
-    output = {label.encode(): n for n, label in enumerate(plan.labels)}
+    output = {label: n for n, label in enumerate(plan.labels)}
+    return with_targets(rows, chosen, plan, output.__getitem__)
+
+
+def with_targets(
+    rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, target: Callable[[str], float]
+) -> list[Microbatch]:
+    """The microbatches of a head's batch; ``target``: of an answer."""
     made = []
     for group in split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
         part = [rows[i] for i in group]
         microbatch = to_microbatch(flat(part), plan.layout)
-        target_R = np.array([output[r.signal["label"].tobytes()] for r in part])
+        target_R = np.array([target(r.signal["answer"].tobytes().decode()) for r in part])
         made.append(replace(microbatch, signal={"target_R": target_R}))
     return made
 

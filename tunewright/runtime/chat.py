@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from tunewright.core import records, run_folder
 from tunewright.core.chosen import chosen_decoding
 from tunewright.core.config import Plan, load
@@ -17,14 +15,13 @@ from tunewright.core.run_folder import Run
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
-from tunewright.model import forward, loading
+from tunewright.judge.chat_model import ChatModel
+from tunewright.model import loading
 from tunewright.model.decoding.drafts import ORDER, Drafts
 from tunewright.model.decoding.generate import Decoding, complete, stop_ids
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import render_cache, rendering
-from tunewright.tokens.packing import to_microbatch
-from tunewright.tokens.sequences import head_sequence
 from tunewright.tokens.template import Template, fitted, load_template
 
 MOST_DRAFTS = 2000  # training sequences that guesses are made from
@@ -33,7 +30,7 @@ MOST_DRAFTS = 2000  # training sequences that guesses are made from
 @dataclass(frozen=True)
 class TunedModel:
     """A run's model, ready to answer. ``instruction`` and ``tools`` are the most frequent ones of its training rows;
-    ``packable`` and ``window`` are those of its `Facts`; ``labels``: of its head, if it has one."""
+    ``packable`` and ``window`` are those of its `Facts`; ``plan``: of a run whose model answers with a head."""
 
     model: LanguageModel
     template: Template
@@ -43,7 +40,7 @@ class TunedModel:
     window: int | None
     sampling: Sampling = GREEDY
     drafts: Drafts | None = None
-    labels: tuple[str, ...] = ()
+    plan: Plan | None = None
 
 
 def load_run(run: Run) -> TunedModel:
@@ -71,7 +68,7 @@ def load_run(run: Run) -> TunedModel:
         facts.window,
         sampling,
         None if plan.labels else _drafts(run),
-        plan.labels,
+        plan if plan.labels else None,
     )
 
 
@@ -104,13 +101,11 @@ def reply(
     model: TunedModel, turns: Sequence[Message], *, system: str | None = None, max_new_tokens: int = 256
 ) -> Message:
     """The answer to a conversation without its system message: content, thoughts and tool calls; of a model with a
-    head, the most probable label."""
+    head, what the head answers."""
     prompt = rendering.for_generation(model.template, prompt_of(model, turns, system))
-    if model.labels:
-        with torch.inference_mode():
-            read = to_microbatch([head_sequence(prompt, model.template.eos, 0)], "padded")
-            (logits_C,) = forward.head_logits(model.model, read)
-        return Message("assistant", model.labels[int(logits_C.argmax())])
+    if model.plan is not None:
+        answering = ChatModel(model.model, model.template, Decoding(1, ()), model.plan)
+        return Message("assistant", answering.by_head([prompt_of(model, turns, system)])[0].text)
     stop = stop_ids(model.model, model.template.eos)
     decoding = Decoding(
         max_new_tokens,

@@ -154,8 +154,10 @@ def answer_limit(config: Config, train: Sequence[TrainRow], label: int = 0) -> i
 
 
 def _longest_label(template: Template, data: Dataset) -> int:
-    prompt = data.examples[data.side("train")[0]].prompt
-    return max(len(rendering.completion_ids(template, prompt, label)) for label in data.task.labels)
+    """Of the labels or numbers, in tokens."""
+    train = [data.examples[i] for i in data.side("train")]
+    labels = data.task.labels or [max((e.target for e in train), key=len)]
+    return max(len(rendering.completion_ids(template, train[0].prompt, label)) for label in labels)
 
 
 def _asks_full_precision(run: Run, facts: Facts, hardware: Machine) -> bool:

@@ -197,7 +197,7 @@ def skip_reason(work: Work) -> str | None:
     if work.config.prove.evidence != "full":
         return "prove.evidence is not full"
     if work.plan.labels:
-        return "only written answers are timed, and the model chooses labels with its head"
+        return "only written answers are timed, and the model answers with its head"
     return None if work.data.task.kind.prompted else "documents have no prompts"
 
 

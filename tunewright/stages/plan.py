@@ -35,7 +35,10 @@ def make_plan(setup: Setup) -> Plan:
         context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens
     )
     if plan.method in HEADS:
-        plan = plan.model_copy(update={"labels": context.data.task.labels})
+        known = context.data.task.numbers
+        standard = known and (known.mean, known.deviation)
+        labels = context.data.task.labels or ("value",)
+        plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)
     plan = after_self_test(setup, plan)

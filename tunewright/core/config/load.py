@@ -82,11 +82,14 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
             f"train.method={method} uses the initial model as its reference; adapter.dropout would make it differ."
         )
         raise conflict("adapter.dropout", message, "leave it at 0.")
+    if method == "regress" and config.data.label_names:
+        message = "data.label_names names labels; train.method=regress learns numbers."
+        raise conflict("data.label_names", message, "remove it, or use train.method=classify.")
     if method in HEADS and config.forget.regression_rows:
-        message = f"forget.regression_rows needs a model that writes; that of train.method={method} chooses labels."
+        message = f"forget.regression_rows needs a model that writes; that of train.method={method} does not."
         raise conflict("forget.regression_rows", message, "remove it.")
     if method in HEADS and config.forget.apply_best_scale:
-        message = f"forget.apply_best_scale needs a model that writes; that of train.method={method} chooses labels."
+        message = f"forget.apply_best_scale needs a model that writes; that of train.method={method} does not."
         raise conflict("forget.apply_best_scale", message, "leave it at false.")
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."

@@ -69,6 +69,7 @@ def row_settings(config: Config) -> RowSettings:
         drop=frozenset(_dropped(config)),
         as_asked=data.format != "auto",
         preference=config.train.method in PREFERENCE,
+        numbers=config.train.method == "regress",
         control=data.control,
     )
 

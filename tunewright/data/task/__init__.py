@@ -11,10 +11,11 @@ from tunewright.data.messages import Example
 from tunewright.data.task.documents import TEXT
 from tunewright.data.task.free_text import CSV, GENERATION, LABEL
 from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.number import NUMBER
 from tunewright.data.task.structured import JSON, XML, YAML
 from tunewright.data.task.tool_calls import TOOL_CALLS
 
-__all__ = ["GENERATION", "JSON", "KINDS", "LABEL", "TEXT", "TOOL_CALLS", "Task", "TaskKind", "detect_task"]
+__all__ = ["GENERATION", "JSON", "KINDS", "LABEL", "NUMBER", "TEXT", "TOOL_CALLS", "Task", "TaskKind", "detect_task"]
 
 KINDS = (TEXT, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
 

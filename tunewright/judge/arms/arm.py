@@ -38,8 +38,8 @@ class Model(Protocol):
         """The most probable of the labels after each prompt."""
         ...
 
-    def classify(self, prompts: Sequence[Prompt], labels: Sequence[str], progress: Progress = silent) -> list[Answer]:
-        """The same, by the model's head."""
+    def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+        """What the model's head answers: the most probable label, or a number."""
         ...
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:

@@ -17,7 +17,8 @@ from tunewright.data.text import content_hash
 from tunewright.judge.arms import bm25
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.bm25 import Index
-from tunewright.judge.arms.classifier import Classifier
+from tunewright.judge.arms.classifier import Classifier, Regressor
+from tunewright.judge.arms.headed import Headed
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
 from tunewright.judge.arms.prompted import Prompted
@@ -74,8 +75,8 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
         description = "the trained weights without the long instruction"
         families["tuned_short"] = [tuned(task, Recipe(instruction=""), "tuned_short", description)]
     if full and sources.head:
-        description = "fine-tuning to write the label, on the same rows and for as many steps"
-        written = LabelScored(task.labels)
+        description = "fine-tuning to write the answer, on the same rows and for as many steps"
+        written = language_model(task)
         families["sft"] = [Arm("sft", description, written, uses_adapter=True, trained=True, branch="sft")]
     families = {**{family: variants for family, variants in families.items() if variants}, "tuned": [tuned(task)]}
     return _with_head(families) if sources.head else families
@@ -100,13 +101,13 @@ def tuned(
 
 
 def _with_head(families: Families) -> Families:
-    """The families, in which the trained weights choose a label with their head."""
+    """The families, in which the trained weights answer with their head."""
 
     def headed(arm: Arm) -> Arm:
-        if arm.branch or not (arm.uses_adapter and isinstance(arm.responder, LabelScored)):
+        if arm.branch or not (arm.uses_adapter and isinstance(arm.responder, LabelScored | Prompted)):
             return arm
         description = arm.description.replace("the trained weights", "the trained weights and head", 1)
-        return replace(arm, responder=replace(arm.responder, head=True), description=description)
+        return replace(arm, responder=Headed(arm.responder.recipe), description=description)
 
     return {family: list(map(headed, variants)) for family, variants in families.items()}
 
@@ -174,6 +175,8 @@ def _full_precision(families: Families, sources: ArmInputs) -> Families:
 
 
 def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
+    if task.numbers is not None:
+        return _regressors(train, full)
     if not task.labels:
         return {}
     constant = Classifier(baselines.constant(train, task.labels), task.labels)
@@ -181,6 +184,15 @@ def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
     if full:
         tfidf = Classifier(baselines.tfidf(train, task.labels), task.labels)
         families["classical"] = [Arm("classical", "TF-IDF and logistic regression", tfidf, trained=True)]
+    return families
+
+
+def _regressors(train: Sequence[Chat], full: bool) -> Families:
+    median = Regressor(baselines.median(train))
+    families = {"constant": [Arm("constant", "always the median of the training answers", median)]}
+    if full:
+        ridge = Regressor(baselines.ridge(train))
+        families["classical"] = [Arm("classical", "TF-IDF and ridge regression", ridge, trained=True)]
     return families
 
 

@@ -1,5 +1,4 @@
-"""Chooses the label that the run's language model finds most probable after a prompt, by the label's log-probability or
-by a classification head. No torch."""
+"""Chooses the label that the run's language model finds most probable after a prompt. No torch."""
 
 from __future__ import annotations
 
@@ -15,11 +14,8 @@ from tunewright.judge.arms.prompts import OWN_PROMPT, Recipe
 
 @dataclass(frozen=True)
 class LabelScored:
-    """``head``: whether the model's head chooses."""
-
     labels: tuple[str, ...]
     recipe: Recipe = OWN_PROMPT
-    head: bool = False
     needs_model: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
     decoding: ClassVar[str] = "greedy"
@@ -29,5 +25,4 @@ class LabelScored:
 
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         assert model is not None
-        choose = model.classify if self.head else model.choose_label
-        return choose([self.prompt(e) for e in examples], self.labels, progress)
+        return model.choose_label([self.prompt(e) for e in examples], self.labels, progress)

@@ -32,6 +32,7 @@ def branch(work: Work, name: str, train: Rows, dev: Rows) -> Branch:
             "reasons": {**work.plan.reasons, "lr": rate.reason},
             "options": MethodOptions(),
             "labels": (),
+            "standardised": None,
             "tokens": given.sizes.tokens,
             "supervised_tokens": given.sizes.supervised,
         }
