@@ -33,6 +33,8 @@ PARTS = {
         "methods/pair_losses.py",
         "methods/classify.py",
         "methods/regress.py",
+        "methods/multilabel.py",
+        "data/task/label_set.py",
         "judge/arms/headed.py",
         "data/numbers.py",
         "data/task/number.py",

@@ -116,7 +116,7 @@ def padding_ends_no_prompt() -> None:
     model = headed()
     adapters.merge(model.module)
     exact_norms(model.module)
-    made: Any = classifier.classifier(model.module, LABELS, template)
+    made: Any = classifier.classifier(model.module, plan_of(method="classify", labels=LABELS), template)
     prompts = [for_generation(template, question(text)) for text in ("x", "and what of it?")]
     assert {p[-1] for p in prompts} == {END}
     with torch.no_grad():

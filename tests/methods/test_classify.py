@@ -209,7 +209,7 @@ def test_transformers_class_reads_the_last_token_of_the_prompt() -> None:
     model = headed()
     adapters.merge(model.module)
     exact_norms(model.module)
-    made = classifier.classifier(model.module, LABELS, TEMPLATE)
+    made = classifier.classifier(model.module, plan(), TEMPLATE)
     prompts = [for_generation(TEMPLATE, c.prompt) for c in chats()]
     prompts.append([*prompts[0][:-3], 256, *prompts[0][-3:]])  # the token for padding itself, inside
     with torch.no_grad():

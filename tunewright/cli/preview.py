@@ -49,17 +49,14 @@ def preview(
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
-    pair, head = config.train.method in PREFERENCE, config.train.method in HEADS
+    pair = config.train.method in PREFERENCE
     names = ("chosen", "rejected") if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
     for name, sequence in zip(names, sequences, strict=True):
         tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
-        if head:
-            ids, target = sequence.ids[:-1], example.target
-            typer.secho(f"{example.where}: {len(ids)} tokens, after which the head answers", bold=True)
-            typer.echo("".join(_shown([(template.tokenizer.decode([i]), 0.0) for i in ids] + [(target, 1.0)])))
-            continue
         typer.secho(f"{example.where}, {name}: {tokens}", bold=True)
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
+        if config.train.method in HEADS:  # the head answers in place of the last token
+            pieces[-1] = (example.target, 1.0)
         typer.echo("".join(_shown(pieces)))
 
 

@@ -112,5 +112,6 @@ def _ratio(part: Floats, total: Floats, empty: float = 0.0) -> Floats:
 FIELD_MICRO_F1 = CorpusMetric("field_micro_f1", _field_sums, _micro_f1)
 MACRO_F1 = CorpusMetric("macro_f1", _label_sums, _macro_f1, by_label=True)
 CORPUS_CHRF = CorpusMetric("corpus_chrf", _ngram_sums, _chrf)
+LABEL_MICRO_F1 = CorpusMetric("label_micro_f1", _field_sums, _micro_f1)
 RMSE = CorpusMetric("rmse", _squared_errors, _root_mean)
 CORPUS_BITS = CorpusMetric("corpus_bits_per_byte", _likelihood_sums, _bits_per_byte)

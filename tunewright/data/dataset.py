@@ -28,7 +28,7 @@ from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
 from tunewright.data.structure.schema import INFERRED
-from tunewright.data.task import NUMBER, Task
+from tunewright.data.task import LABEL_SET, NUMBER, Task
 from tunewright.data.task.configured import Violation, configured, violations
 from tunewright.data.text import content_hash
 
@@ -206,19 +206,22 @@ def _sides(config: Config, main: Sequence[Example], cluster: Sequence[int], came
     return sides
 
 
-def _number_task(everything: Sequence[Example]) -> Task:
-    if (task := NUMBER.detect(everything)) is not None:
+def _asked_task(method: str, everything: Sequence[Example]) -> Task:
+    """The task of rows that a method reads in its own way."""
+    if (task := (NUMBER if method == "regress" else LABEL_SET).detect(everything)) is not None:
         return task
-    first = next(e for e in everything if numbers.exact(e.target) is None)
-    message = f"train.method=regress needs rows whose answers are numbers; this one's is {first.target[:80]!r}."
-    fix = "use train.method=classify for labels, or sft; data.columns={label: FIELD} names the field of the number."
+    no_number = (e for e in everything if method == "regress" and numbers.exact(e.target) is None)
+    first = next(no_number, max(everything, key=lambda e: len(e.target)))
+    what = "numbers" if method == "regress" else "short labels, separated by commas"
+    message = f"train.method={method} needs rows whose answers are {what}; one is {first.target[:80]!r}."
+    fix = "use another train.method; data.columns={label: FIELD} names the field of the answer."
     raise data_error("DATA_FORMAT_MISMATCH", message, where=first.where, fix=fix)
 
 
 def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
     """The task, with the metric that the config sets."""
-    if config.train.method == "regress":
-        task = _number_task(everything)
+    if config.train.method in ("regress", "multilabel"):
+        task = _asked_task(config.train.method, everything)
     name, allowed = config.prove.metric, [m.name for m in task.kind.metrics]
     if name != "auto" and name not in allowed:
         raise data_error(

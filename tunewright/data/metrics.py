@@ -17,7 +17,7 @@ from tunewright.data.structure.comparison import compare
 from tunewright.data.structure.values import lenient_json, strict_json
 from tunewright.data.text import normalised
 
-Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "number"]
+Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "number", "label_set"]
 
 
 _QUOTES = " \"'`*_.“”‘’"
@@ -131,6 +131,7 @@ METRICS: dict[str, Metric] = {
     for m in (
         Metric("accuracy", "accuracy", ("label",), disagreement=0.3, score=_exact_match, by_label=True),
         Metric("field_f1", "field F1 (mean over rows)", STRUCTURED, spread=0.4, score=_field_f1),
+        Metric("label_f1", "label F1 (mean over rows)", ("label_set",), spread=0.4, score=_field_f1),
         Metric("exact_match", "exact match", ANSWERED, disagreement=0.3, score=_exact_match),
         Metric("chrf", "chrF (mean over rows)", WORDED, spread=0.1, score=_chrf),
         Metric(
@@ -160,6 +161,7 @@ METRICS: dict[str, Metric] = {
         Metric("schema_valid", "valid by the schema"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
+        Metric("label_micro_f1", "label micro-F1"),
         Metric("macro_f1", "macro-F1"),
         Metric("rmse", "root mean squared error"),
         Metric("spearman", "Spearman correlation"),

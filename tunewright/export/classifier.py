@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.core.config import Plan
 from tunewright.core.run_folder import read_json
 from tunewright.data.messages import question
 from tunewright.export.kind import TrainedRun
@@ -46,14 +47,21 @@ def unsupported(source: TrainedRun) -> str | None:
     return None
 
 
-def classifier(module: PreTrainedModel, labels: Sequence[str], template: Template) -> PreTrainedModel:
+PROBLEMS = {
+    "classify": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regress": "regression",
+}
+
+
+def classifier(module: PreTrainedModel, plan: Plan, template: Template) -> PreTrainedModel:
     """The same weights as a module of that class."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     config: Any = copy.deepcopy(module.config)
-    config.id2label, config.label2id = dict(enumerate(labels)), {label: n for n, label in enumerate(labels)}
-    config.problem_type = "regression" if len(labels) == 1 else "single_label_classification"
+    config.id2label, config.label2id = dict(enumerate(plan.labels)), {label: n for n, label in enumerate(plan.labels)}
+    config.problem_type = PROBLEMS[plan.method]
     config.pad_token_id = config.get_text_config().pad_token_id = _padding(template)
     with torch.device("meta"):
         made: Any = AutoModelForSequenceClassification.from_config(config)

@@ -101,8 +101,8 @@ def export(
     for row in todo:
         if row.merged and not merged:
             adapters.merge(model.module)
-            if labels := source.plan.labels:
-                model = replace(model, module=classifier.classifier(model.module, labels, source.template))
+            if source.plan.labels:
+                model = replace(model, module=classifier.classifier(model.module, source.plan, source.template))
             merged = True
         checks[row.kind] = _write(row, model, expected, finish, origin)
         unchanged.remember(source.run, checks[row.kind])

@@ -16,6 +16,7 @@ from tunewright.core.config import Plan
 from tunewright.data.messages import Example, Message, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
 from tunewright.judge.arms.arm import Progress, Writing, silent
+from tunewright.methods import HEAD_ANSWERS
 from tunewright.model import forward, likelihood
 from tunewright.model.decoding.generate import Decoding, Request, complete_all, label_logprobs
 from tunewright.model.language_model import LanguageModel
@@ -60,7 +61,7 @@ class ChatModel:
 
     @torch.inference_mode()
     def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
-        """What the model's head answers, in passes as in training: the most probable label, or a number."""
+        """What the model's head answers, in passes as in training."""
         ids = [rendering.for_generation(self.template, p) for p in prompts]
         rows = [head_sequence(own, self.template.eos, i) for i, own in enumerate(ids)]
         logits_RC = np.zeros((len(rows), len(self.plan.labels)))
@@ -69,12 +70,11 @@ class ChatModel:
             logits_NC = forward.head_logits(self.model, microbatch).double().cpu().numpy()
             logits_RC[group] = logits_NC[microbatch.prediction_M]
             progress(len(group))
-        if self.plan.standardised is None:
+        if (answer := HEAD_ANSWERS.get(self.plan.method)) is None:
             return _chosen(prompts, self.plan.labels, logits_RC, ids)
-        mean, deviation = self.plan.standardised
         return [
-            Answer(f"{mean + deviation * value:.6g}", Written(0, cut=False), prompt.messages, prompt_tokens=len(own))
-            for prompt, (value,), own in zip(prompts, logits_RC.tolist(), ids, strict=True)
+            Answer(answer(self.plan, logits_C), Written(0, cut=False), prompt.messages, prompt_tokens=len(own))
+            for prompt, logits_C, own in zip(prompts, logits_RC.tolist(), ids, strict=True)
         ]
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:

@@ -51,7 +51,7 @@ def microbatches(
 
 
 def with_targets(
-    rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, target: Callable[[str], float]
+    rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, target: Callable[[str], float | list[float]]
 ) -> list[Microbatch]:
     """The microbatches of a head's batch; ``target``: of an answer."""
     made = []

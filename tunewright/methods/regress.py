@@ -52,6 +52,13 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     return Loss(error_R.square().sum(), {"absolute_error": error_R.detach().abs().sum()})
 
 
+def answer(plan: Plan, logits_C: Sequence[float]) -> str:
+    """The number, in the units of the answers."""
+    assert plan.standardised is not None
+    mean, deviation = plan.standardised
+    return f"{mean + deviation * logits_C[0]:.6g}"
+
+
 def initial_loss(plan: Plan) -> float | None:
     """Unknown for a few rows; 1 over all training rows, where a head of zeros predicts their mean."""
     return None

@@ -37,7 +37,7 @@ def make_plan(setup: Setup) -> Plan:
     if plan.method in HEADS:
         known = context.data.task.numbers
         standard = known and (known.mean, known.deviation)
-        labels = context.data.task.labels or ("value",)
+        labels = context.data.task.labels or context.data.task.label_set or ("value",)
         plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)

@@ -20,7 +20,7 @@ from tunewright.tokens.sequences import TrainRow
 CONFIGURED = "as configured"
 # Of the rate of supervised fine-tuning: about the ratio of published rates with LoRA. At an eighth, DPO over-optimised
 # examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself.
-RATES = {"sft": 1.0, "classify": 1.0, "regress": 1.0, **dict.fromkeys(PREFERENCE, 0.05), "orpo": 0.5}
+RATES = {"sft": 1.0, "classify": 1.0, "multilabel": 1.0, "regress": 1.0, **dict.fromkeys(PREFERENCE, 0.05), "orpo": 0.5}
 
 T = TypeVar("T")
 

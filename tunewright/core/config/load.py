@@ -85,12 +85,10 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
     if method == "regress" and config.data.label_names:
         message = "data.label_names names labels; train.method=regress learns numbers."
         raise conflict("data.label_names", message, "remove it, or use train.method=classify.")
-    if method in HEADS and config.forget.regression_rows:
-        message = f"forget.regression_rows needs a model that writes; that of train.method={method} does not."
-        raise conflict("forget.regression_rows", message, "remove it.")
-    if method in HEADS and config.forget.apply_best_scale:
-        message = f"forget.apply_best_scale needs a model that writes; that of train.method={method} does not."
-        raise conflict("forget.apply_best_scale", message, "leave it at false.")
+    for name in ("regression_rows", "apply_best_scale"):
+        if method in HEADS and getattr(config.forget, name):
+            message = f"forget.{name} needs a model that writes; that of train.method={method} does not."
+            raise conflict(f"forget.{name}", message, "leave it out.")
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")

@@ -187,7 +187,7 @@ class AdapterConfig(Frozen):
 PreferenceMethod = Literal["dpo", "robust_dpo", "normalized_dpo", "hinge", "ipo", "apo_zero", "simpo", "orpo"]
 PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
 REFERENCED = tuple(name for name in PREFERENCE if name not in ("simpo", "orpo"))  # compared with the initial model
-HEADS = ("classify", "regress")  # methods whose model answers with a head instead of writing
+HEADS = ("classify", "multilabel", "regress")  # methods whose model answers with a head instead of writing
 
 
 class MethodOptions(Growing):
@@ -224,10 +224,11 @@ class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft", "classify", "regress"] | PreferenceMethod = Field(
+    method: Literal["sft", "classify", "multilabel", "regress"] | PreferenceMethod = Field(
         "sft",
-        description="Training method: sft is supervised fine-tuning; classify and regress train a head, for rows whose "
-        "answers are labels or numbers; the others learn from pairs of a chosen and a rejected answer.",
+        description="Training method: sft is supervised fine-tuning; classify, multilabel and regress train a head, "
+        "for rows whose answers are labels, sets of labels or numbers; the others learn from pairs of a chosen and a "
+        "rejected answer.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."

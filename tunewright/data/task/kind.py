@@ -29,7 +29,7 @@ SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
 class Task:
     """``metric``: the metric of the verdict; ``reason``: how the kind was detected; ``labels``: empty unless it is a
     label task. ``rules`` and ``schema``: how structured answers are compared, and what they must satisfy.
-    ``numbers``: the training answers, if answers are numbers."""
+    ``numbers``: the training answers, if answers are numbers; ``label_set``: all labels, if they are sets of labels."""
 
     kind: TaskKind
     metric: Metric
@@ -38,6 +38,7 @@ class Task:
     rules: Rules = PLAIN
     schema: Schema | None = None
     numbers: Numbers | None = None
+    label_set: tuple[str, ...] = ()
 
     def score(self, example: Example, answer: Answer) -> Score:
         """The score of an answer to an example, by the metric and by the additional metrics that are shown. Thoughts

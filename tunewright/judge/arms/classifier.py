@@ -1,4 +1,4 @@
-"""Chooses a label, or predicts a number, with a baseline of data/baselines.py, without a language model. No torch."""
+"""Answers with a baseline of data/baselines.py, without a language model. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tunewright.data.baselines import Estimate, Predict
+from tunewright.data.baselines import Predict, PredictProbs
 from tunewright.data.messages import Chat, Example, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Written
 from tunewright.judge.arms.arm import Model, Progress
@@ -16,7 +16,7 @@ from tunewright.judge.arms.arm import Model, Progress
 class Classifier:
     """``predict`` gives the probabilities of ``labels``; the most probable is chosen, the first of equals."""
 
-    predict: Predict
+    predict: PredictProbs
     labels: tuple[str, ...]
     needs_model: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
@@ -37,10 +37,10 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Regressor:
-    """``estimate`` gives the numbers."""
+class Predictor:
+    """``predict`` gives the answers, as texts."""
 
-    estimate: Estimate
+    predict: Predict
     needs_model: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     decoding: ClassVar[str] = "greedy"
@@ -51,7 +51,7 @@ class Regressor:
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         chats = [e for e in examples if isinstance(e, Chat)]
         answers = []
-        for chat, value in zip(chats, self.estimate(chats), strict=True):
-            answers.append(Answer(f"{value:.6g}", Written(0, cut=False), chat.prompt.messages, prompt_tokens=0))
+        for chat, text in zip(chats, self.predict(chats), strict=True):
+            answers.append(Answer(text, Written(0, cut=False), chat.prompt.messages, prompt_tokens=0))
             progress(1)
         return answers

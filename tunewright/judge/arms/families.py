@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import ConfigError
 from tunewright.data import baselines
+from tunewright.data.baselines import Predict
 from tunewright.data.messages import Chat, Text
-from tunewright.data.task import Task
+from tunewright.data.task import Task, label_set
 from tunewright.data.text import content_hash
 from tunewright.judge.arms import bm25
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.bm25 import Index
-from tunewright.judge.arms.classifier import Classifier, Regressor
+from tunewright.judge.arms.classifier import Classifier, Predictor
 from tunewright.judge.arms.headed import Headed
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
@@ -176,7 +177,12 @@ def _full_precision(families: Families, sources: ArmInputs) -> Families:
 
 def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
     if task.numbers is not None:
-        return _regressors(train, full)
+        titles = ("always the median of the training answers", "TF-IDF and ridge regression")
+        return _predictors(titles, baselines.median(train), baselines.ridge(train), full)
+    if task.label_set:
+        titles = ("always the most frequent set of labels", "TF-IDF and logistic regression, for each label")
+        each = baselines.each_label(train, task.label_set, label_set.parts, label_set.joined)
+        return _predictors(titles, baselines.most_frequent(train), each, full)
     if not task.labels:
         return {}
     constant = Classifier(baselines.constant(train, task.labels), task.labels)
@@ -187,12 +193,10 @@ def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
     return families
 
 
-def _regressors(train: Sequence[Chat], full: bool) -> Families:
-    median = Regressor(baselines.median(train))
-    families = {"constant": [Arm("constant", "always the median of the training answers", median)]}
+def _predictors(titles: tuple[str, str], constant: Predict, classical: Predict, full: bool) -> Families:
+    families = {"constant": [Arm("constant", titles[0], Predictor(constant))]}
     if full:
-        ridge = Regressor(baselines.ridge(train))
-        families["classical"] = [Arm("classical", "TF-IDF and ridge regression", ridge, trained=True)]
+        families["classical"] = [Arm("classical", titles[1], Predictor(classical), trained=True)]
     return families
 
 
