@@ -317,3 +317,15 @@ def test_free_text_is_no_set_of_labels(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "DATA_FORMAT_MISMATCH" in done.stderr
     assert dataset.load(load(None, [f"data.train={rows}"])).task.label_set == ()
+
+
+@pytest.mark.parametrize(("method", "answer"), [("regress", "2"), ("multilabel", "cold")])
+def test_a_head_answers_once(method: str, answer: str, tmp_path: Path) -> None:
+    """A row with several trained answers is refused; only the last of them would be learned."""
+    turns = [
+        {"role": role, "content": text} for _ in range(2) for role, text in (("user", "q{}"), ("assistant", answer))
+    ]
+    rows = [{"messages": [{**m, "content": m["content"].format(i)} for m in turns]} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = cli("check", "rows.jsonl", f"train.method={method}", cwd=tmp_path)
+    assert "needs rows of one answer each" in done.stderr

@@ -19,7 +19,8 @@ from tunewright.data.messages import Chat
 Probs = dict[str, float]
 PredictProbs = Callable[[Sequence[Chat]], list[Probs]]
 Predict = Callable[[Sequence[Chat]], list[str]]
-Read, Join = Callable[[str], Sequence[str]], Callable[[Sequence[str]], str]
+Read = Callable[[str], Sequence[str]]
+Join = Callable[[Sequence[str]], str]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 EACH_STRENGTH = 3.0  # where it is not chosen by cross-validation
 FOLDS = 5

@@ -212,8 +212,8 @@ def _asked_task(method: str, everything: Sequence[Example]) -> Task:
         return task
     no_number = (e for e in everything if method == "regress" and numbers.exact(e.target) is None)
     first = next(no_number, max(everything, key=lambda e: len(e.target)))
-    what = "numbers" if method == "regress" else "short labels, separated by commas"
-    message = f"train.method={method} needs rows whose answers are {what}; one is {first.target[:80]!r}."
+    what = "a number" if method == "regress" else "short labels separated by commas"
+    message = f"train.method={method} needs rows of one answer each, {what}; one is {first.target[:80]!r}."
     fix = "use another train.method; data.columns={label: FIELD} names the field of the answer."
     raise data_error("DATA_FORMAT_MISMATCH", message, where=first.where, fix=fix)
 

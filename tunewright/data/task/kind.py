@@ -14,7 +14,7 @@ import numpy as np
 
 from tunewright.data import metrics
 from tunewright.data.corpus_metrics import CorpusMetric
-from tunewright.data.messages import Chat, Example, Json
+from tunewright.data.messages import Chat, Example, Json, turns
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.numbers import Numbers
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Readings, Score, Written
@@ -112,6 +112,11 @@ _READING: dict[str, Callable[[Score], float | None]] = {
     "cut_answers": lambda s: _written(s)[0].cut,
     "reference_bits": lambda s: _written(s)[1].reference_bits,
 }
+
+
+def one_answer(examples: Sequence[Example]) -> bool:
+    """Whether each row has one answer that is trained on."""
+    return all(len(turns(e.messages)) == 1 for e in examples)
 
 
 def canonical_text(example: Example) -> str:

@@ -13,7 +13,7 @@ from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Readings
 from tunewright.data.structure.comparison import FieldCounts
 from tunewright.data.task.free_text import LABEL_WORDS, MAX_LABELS
-from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.kind import Task, TaskKind, one_answer
 
 
 def parts(answer: str) -> tuple[str, ...]:
@@ -28,7 +28,8 @@ def joined(labels: Sequence[str]) -> str:
 
 def _detect(examples: Sequence[Example]) -> Task | None:
     labels = tuple(sorted({label for e in examples for label in parts(e.target)}))
-    if not 0 < len(labels) <= MAX_LABELS or max(len(label.split()) for label in labels) > LABEL_WORDS:
+    few = 0 < len(labels) <= MAX_LABELS
+    if not (few and one_answer(examples)) or max(len(label.split()) for label in labels) > LABEL_WORDS:
         return None
     reason = f"sets of {len(labels)} labels in {len(examples)} rows"
     return Task(LABEL_SET, METRICS["label_f1"], reason, label_set=labels)

@@ -10,7 +10,7 @@ from tunewright.data.messages import Chat, Example
 from tunewright.data.metrics import METRICS
 from tunewright.data.numbers import Numbers
 from tunewright.data.scores import Readings
-from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.kind import Task, TaskKind, one_answer
 
 
 def targets(examples: Sequence[Example]) -> list[float]:
@@ -21,7 +21,7 @@ def targets(examples: Sequence[Example]) -> list[float]:
 
 
 def _detect(examples: Sequence[Example]) -> Task | None:
-    if any(numbers.exact(e.target) is None for e in examples):
+    if not one_answer(examples) or any(numbers.exact(e.target) is None for e in examples):
         return None
     return Task(NUMBER, METRICS["absolute_error"], f"the answers of all {len(examples)} rows are numbers")
 
