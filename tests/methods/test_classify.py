@@ -342,6 +342,22 @@ def test_what_a_head_cannot_do_is_refused_with_its_reason(
     assert what in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["none", pytest.param("dora", marks=pytest.mark.slow)])
+def test_a_head_on_another_adapter_or_none_is_trained_and_exported(
+    kind: str, tmp_path: Path, model_folder: Any
+) -> None:
+    rows = write_chat_rows(tmp_path / "rows.jsonl", 60, label=True)
+    settings = {k: v for k, v in QUICK.items() if kind != "none" or not k.startswith("adapter")}
+    more = {"adapter__kind": kind, "train__method": "classify", "train__lr": 3e-3, "prove__evidence": "plain"}
+    done = api.run(rows, model=str(model_folder("llama")), name="k", root=tmp_path, **{**settings, **more})
+    checks = json.loads((done.path / "export.json").read_text())
+    assert [c["kind"] for c in checks] == (["merged"] if kind == "none" else ["adapter", "merged"])
+    assert all(c["largest_difference"] < 1e-4 for c in checks)
+    assert all(c["reproduced"]["same"] == c["reproduced"]["rows"] for c in checks)
+    steps = [json.loads(x) for x in (done.path / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1]["loss"] < 0.9 * math.log(2)
+
+
 def test_rows_without_labels_are_refused(tmp_path: Path, model_folder: Any) -> None:
     rows = write_chat_rows(tmp_path / "rows.jsonl", 60)
     lines = rows.read_text().splitlines(keepends=True)
