@@ -4,7 +4,18 @@ test run (`-rN` hides it)."""
 from __future__ import annotations
 
 import pytest
-from faults import Fault, adapting, computing, judging, preferring, rating, resuming, structure, tokens
+from faults import (
+    Fault,
+    adapting,
+    computing,
+    heading,
+    judging,
+    preferring,
+    rating,
+    resuming,
+    structure,
+    tokens,
+)
 
 FAULTS = sorted(
     [
@@ -16,6 +27,7 @@ FAULTS = sorted(
         *structure.FAULTS,
         *preferring.FAULTS,
         *rating.FAULTS,
+        *heading.FAULTS,
     ],
     key=lambda f: f.number,
 )

@@ -17,7 +17,7 @@ from tunewright.core.errors import DataError
 from tunewright.data import dataset, split
 from tunewright.data.files import documents, parquet
 from tunewright.data.files.rows import FileSettings
-from tunewright.data.formats import labelled
+from tunewright.data.formats import RowSettings, labelled
 from tunewright.data.messages import Chat, Message
 from tunewright.data.remedies import labels
 from tunewright.tokens.packing import singles, split_into_passes
@@ -45,11 +45,14 @@ def test_rows_that_all_contradict_each_other_are_too_few_and_no_crash(tmp_path: 
         dataset.load(load(None, words))
 
 
+NAMED = RowSettings(label_names=["neg", "pos"])
+
+
 @pytest.mark.parametrize(("value", "expected"), [("1.0", "pos"), ("0", "neg"), (" 1 ", "pos"), ("pos", "pos")])
 def test_numbers_of_a_csv_file_have_names(value: str, expected: str) -> None:
-    assert labelled.label(value, "label", ["neg", "pos"], "x:1") == expected
+    assert labelled.label(value, "label", NAMED, "x:1") == expected
     with pytest.raises(DataError, match="DATA_LABEL"):
-        labelled.label("-1", "label", ["neg", "pos"], "x:1")
+        labelled.label("-1", "label", NAMED, "x:1")
 
 
 def test_nulls_that_arrow_adds_to_arguments_are_not_learned() -> None:

@@ -22,7 +22,7 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
-    from tunewright.core.config import PREFERENCE, RATED
+    from tunewright.core.config import HEADS, PREFERENCE, RATED
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
@@ -58,6 +58,8 @@ def preview(
         tokens = f"{len(sequence.ids)} tokens, {sequence.supervised} targets"
         typer.secho(f"{example.where}, {name}: {tokens}", bold=True)
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
+        if config.train.method in HEADS:  # the head answers in place of the last token
+            pieces[-1] = (example.target, 1.0)
         typer.echo("".join(_shown(pieces)))
 
 

@@ -1,4 +1,5 @@
-"""Baselines without a language model, for label tasks: a constant answer, and TF-IDF with logistic regression.
+"""Baselines without a language model: a constant answer, and TF-IDF with logistic regression for labels and sets of
+labels, with ridge regression for numbers.
 
 If either does as well, the language model was not needed. No torch. Axes: R rows, L labels.
 """
@@ -16,20 +17,24 @@ from numpy.typing import NDArray
 from tunewright.data.messages import Chat
 
 Probs = dict[str, float]
-Predict = Callable[[Sequence[Chat]], list[Probs]]
+PredictProbs = Callable[[Sequence[Chat]], list[Probs]]
+Predict = Callable[[Sequence[Chat]], list[str]]
+Read = Callable[[str], Sequence[str]]
+Join = Callable[[Sequence[str]], str]
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+EACH_STRENGTH = 3.0  # where it is not chosen by cross-validation
 FOLDS = 5
 MOST_TUNED = 10_000  # rows on which the strength is chosen
 
 
-def constant(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
+def constant(train: Sequence[Chat], labels: Sequence[str]) -> PredictProbs:
     """Predicts the label frequencies of the training rows for every question."""
     counts = Counter(e.target for e in train)
     probs = {label: counts[label] / len(train) for label in labels}
     return lambda chats: [probs] * len(chats)
 
 
-def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
+def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> PredictProbs:
     """Logistic regression on TF-IDF weights of words and punctuation (1- and 2-grams) and of characters (2- to
     5-grams); the regularisation minimises five-fold log loss."""
 
@@ -44,6 +49,58 @@ def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> Predict:
         column = {label: i for i, label in enumerate(model.classes_)}
         p_RL = model.predict_proba(features.transform([e.question for e in chats]))
         return [{label: float(row[column[label]]) if label in column else 0.0 for label in labels} for row in p_RL]
+
+    return predict
+
+
+def median(train: Sequence[Chat]) -> Predict:
+    """The median of the training answers, the constant with the smallest absolute error."""
+    value = f"{np.median([float(e.target) for e in train]):.6g}"
+    return lambda chats: [value] * len(chats)
+
+
+def ridge(train: Sequence[Chat]) -> Predict:
+    """Ridge regression on the features of `tfidf`; the regularisation minimises the leave-one-out squared error."""
+
+    @functools.cache  # fitted on first use
+    def fitted() -> tuple[Any, Any]:
+        from sklearn.linear_model import RidgeCV
+
+        features, targets = _features(), [float(e.target) for e in train]
+        x = features.fit_transform([e.question for e in train])
+        return features, RidgeCV([1 / c for c in STRENGTHS]).fit(x, targets)
+
+    def predict(chats: Sequence[Chat]) -> list[str]:
+        features, model = fitted()
+        return [f"{v:.6g}" for v in model.predict(features.transform([e.question for e in chats]))]
+
+    return predict
+
+
+def most_frequent(train: Sequence[Chat]) -> Predict:
+    """The most frequent training answer."""
+    ((answer, _),) = Counter(e.target for e in train).most_common(1)
+    return lambda chats: [answer] * len(chats)
+
+
+def each_label(train: Sequence[Chat], labels: Sequence[str], read: Read, join: Join) -> Predict:
+    """A classifier as in `tfidf` for each label: those that are more probable than not. ``read``, ``join``: an answer
+    as labels, and back."""
+
+    @functools.cache  # fitted on first use
+    def fitted() -> tuple[Any, dict[str, Any]]:
+        features, sets = _features(), [set(read(e.target)) for e in train]
+        x, models = features.fit_transform([e.question for e in train]), {}
+        for label in labels:
+            has = [label in own for own in sets]
+            models[label] = _regression(EACH_STRENGTH).fit(x, has) if len(set(has)) > 1 else None
+        return features, models
+
+    def predict(chats: Sequence[Chat]) -> list[str]:
+        features, models = fitted()
+        x = features.transform([e.question for e in chats])
+        chosen = {label: model.predict(x) for label, model in models.items() if model is not None}
+        return [join([label for label in labels if label in chosen and chosen[label][r]]) for r in range(len(chats))]
 
     return predict
 

@@ -1,4 +1,4 @@
-"""Metrics of a set of rows that are functions of sums over the rows: micro-F1, macro-F1, chrF, bits per byte.
+"""Metrics of a set of rows that are functions of sums over the rows: micro-F1, macro-F1, chrF, errors, bits per byte.
 
 Sums can be resampled fast (judge/corpus.py). No torch. Axes: R rows, k sums, L labels; "..." leading axes of resamples.
 """
@@ -94,6 +94,15 @@ def _chrf(sums: Floats) -> Floats:
     return _ratio(5 * precision * recall, 4 * precision + recall)
 
 
+def _squared_errors(scores: Sequence[Score], labels: Sequence[str]) -> Floats:
+    """The squared error of each row, in standard deviations, and 1."""
+    return np.array([[s.readings.error**2, 1] for s in scores if s.readings and s.readings.error is not None], float)
+
+
+def _root_mean(sums: Floats) -> Floats:
+    return np.sqrt(_ratio(sums[..., 0], sums[..., 1]))
+
+
 def _ratio(part: Floats, total: Floats, empty: float = 0.0) -> Floats:
     """``part`` / ``total``, or ``empty`` where ``total`` is 0."""
     out = np.full(np.broadcast(part, total).shape, empty)
@@ -103,4 +112,6 @@ def _ratio(part: Floats, total: Floats, empty: float = 0.0) -> Floats:
 FIELD_MICRO_F1 = CorpusMetric("field_micro_f1", _field_sums, _micro_f1)
 MACRO_F1 = CorpusMetric("macro_f1", _label_sums, _macro_f1, by_label=True)
 CORPUS_CHRF = CorpusMetric("corpus_chrf", _ngram_sums, _chrf)
+LABEL_MICRO_F1 = CorpusMetric("label_micro_f1", _field_sums, _micro_f1)
+RMSE = CorpusMetric("rmse", _squared_errors, _root_mean)
 CORPUS_BITS = CorpusMetric("corpus_bits_per_byte", _likelihood_sums, _bits_per_byte)

@@ -18,7 +18,7 @@ from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.locations import title
 from tunewright.core.records import AnswerSchema
 from tunewright.core.words import counted
-from tunewright.data import audit, label_noise, split
+from tunewright.data import audit, label_noise, numbers, split
 from tunewright.data.audit import AuditResult, Finding
 from tunewright.data.label_noise import Noise
 from tunewright.data.messages import Chat, Example, Tool, is_reference
@@ -28,7 +28,7 @@ from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
 from tunewright.data.structure.schema import INFERRED
-from tunewright.data.task import Task
+from tunewright.data.task import LABEL_SET, NUMBER, Task
 from tunewright.data.task.configured import Violation, configured, violations
 from tunewright.data.text import content_hash
 
@@ -231,8 +231,22 @@ def _sides(
     return sides
 
 
+def _asked_task(method: str, everything: Sequence[Example]) -> Task:
+    """The task of rows that a method reads in its own way."""
+    if (task := (NUMBER if method == "regress" else LABEL_SET).detect(everything)) is not None:
+        return task
+    no_number = (e for e in everything if method == "regress" and numbers.exact(e.target) is None)
+    first = next(no_number, max(everything, key=lambda e: len(e.target)))
+    what = "a number" if method == "regress" else "short labels separated by commas"
+    message = f"train.method={method} needs rows of one answer each, {what}; one is {first.target[:80]!r}."
+    fix = "use another train.method; data.columns={label: FIELD} names the field of the answer."
+    raise data_error("DATA_FORMAT_MISMATCH", message, where=first.where, fix=fix)
+
+
 def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
     """The task, with the metric that the config sets."""
+    if config.train.method in ("regress", "multilabel"):
+        task = _asked_task(config.train.method, everything)
     name, allowed = config.prove.metric, [m.name for m in task.kind.metrics]
     if name != "auto" and name not in allowed:
         raise data_error(
@@ -240,6 +254,15 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
             f"prove.metric={name} cannot be used for a {task.kind.name} task.",
             where="prove.metric",
             fix=f"use {', '.join(allowed)} or auto.",
+        )
+    metric = task.metric if name == "auto" else METRICS[name]
+    if config.train.method == "classify" and not metric.by_label:
+        raise data_error(
+            "DATA_FORMAT_MISMATCH",
+            f"train.method=classify needs rows with labels, judged by accuracy; these are judged by {metric.name}, as "
+            f"a {task.kind.name} task ({task.reason}).",
+            where="train.method",
+            fix="use train.method=sft; for rows with labels, leave prove.metric at auto.",
         )
     unknown = [e for e in everything if task.labels and is_reference(e) and e.target not in task.labels]
     if unknown:
@@ -252,4 +275,4 @@ def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
         )
     if name == "auto":
         return task
-    return dataclasses.replace(task, metric=METRICS[name], reason=f"{task.reason}; metric set by prove.metric")
+    return dataclasses.replace(task, metric=metric, reason=f"{task.reason}; metric set by prove.metric")

@@ -1,7 +1,7 @@
 """Metrics: how answers that are texts are compared, and the table of all metrics. No model, no torch.
 
 `METRICS` has one entry per metric, with everything that the rest of the code needs to know about it. Scores are in
-[0, 1], except bits per byte.
+[0, 1], except bits per byte and errors of numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tunewright.data.structure.comparison import compare
 from tunewright.data.structure.values import lenient_json, strict_json
 from tunewright.data.text import normalised
 
-Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text"]
+Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "number", "label_set"]
 
 
 _QUOTES = " \"'`*_.“”‘’"
@@ -118,6 +118,11 @@ def _reference_bits(readings: Readings) -> float:
     return readings.reference_bits
 
 
+def _error(readings: Readings) -> float:
+    assert readings.error is not None
+    return readings.error
+
+
 STRUCTURED: tuple[Kind, ...] = ("json", "yaml", "xml", "tool_calls")
 ANSWERED: tuple[Kind, ...] = ("label", "csv", "generation", *STRUCTURED)
 WORDED: tuple[Kind, ...] = ("json", "yaml", "xml", "csv", "generation")
@@ -126,6 +131,7 @@ METRICS: dict[str, Metric] = {
     for m in (
         Metric("accuracy", "accuracy", ("label",), disagreement=0.3, score=_exact_match, by_label=True),
         Metric("field_f1", "field F1 (mean over rows)", STRUCTURED, spread=0.4, score=_field_f1),
+        Metric("label_f1", "label F1 (mean over rows)", ("label_set",), spread=0.4, score=_field_f1),
         Metric("exact_match", "exact match", ANSWERED, disagreement=0.3, score=_exact_match),
         Metric("chrf", "chrF (mean over rows)", WORDED, spread=0.1, score=_chrf),
         Metric(
@@ -137,6 +143,14 @@ METRICS: dict[str, Metric] = {
             score=_reference_bits,
         ),
         Metric("bits_per_byte", "bits per byte (lower is better)", ("text",), higher_is_better=False, bound=16.0),
+        Metric(
+            "absolute_error",
+            "absolute error, in standard deviations of the training answers (lower is better)",
+            ("number",),
+            higher_is_better=False,
+            bound=16.0,
+            score=_error,
+        ),
         # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match"),
         Metric("valid_json", "valid JSON"),
@@ -147,7 +161,10 @@ METRICS: dict[str, Metric] = {
         Metric("schema_valid", "valid by the schema"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
+        Metric("label_micro_f1", "label micro-F1"),
         Metric("macro_f1", "macro-F1"),
+        Metric("rmse", "root mean squared error"),
+        Metric("spearman", "Spearman correlation"),
         Metric("corpus_chrf", "chrF (corpus)"),
         Metric("corpus_bits_per_byte", "bits per byte (corpus)"),
     )

@@ -52,7 +52,8 @@ class Readings:
     """What its task reads in a written answer; metrics are functions of it. ``fields``: of structured answers and tool
     calls; ``chrf``: of free text; ``valid``: whether the answer is well-formed in the notation of the task, and nothing
     else; ``schema_valid``: whether it also satisfies the schema. ``reference_bits``: bits per byte of the reference
-    answer, which do not depend on what was written."""
+    answer, which do not depend on what was written. ``error``: distance from the target, of numbers, in standard
+    deviations of the training answers."""
 
     exact_match: float
     strict_match: float
@@ -61,6 +62,7 @@ class Readings:
     valid: bool | None = None
     schema_valid: bool | None = None
     reference_bits: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         "seconds": output.seconds,
         "reference": None if answer.reference is None else [answer.reference.nats, answer.reference.bytes],
         "reference_bits": readings.reference_bits,
+        "error": readings.error,
     }
 
 
@@ -149,6 +152,7 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
         valid=line.get("valid"),
         schema_valid=line.get("schema_valid"),
         reference_bits=line.get("reference_bits"),
+        error=line.get("error"),
     )
     return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
 

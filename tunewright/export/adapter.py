@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tunewright.core import records
 from tunewright.core.records import AdapterNote, Receipt
 from tunewright.core.run_folder import disk_errors
-from tunewright.export import portable
+from tunewright.export import classifier, portable
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str)
     )
     folder.mkdir(parents=True, exist_ok=True)
     with disk_errors(folder):
-        source.template.tokenizer.save_pretrained(folder)
+        tokenizer = classifier.tokenizer(source.template) if source.plan.labels else source.template.tokenizer
+        tokenizer.save_pretrained(folder)
         portable.make_portable(folder)
     peft_format.save(module, source.plan.adapter, folder, base, note)
     return folder
@@ -70,6 +71,15 @@ def snippet(place: Place) -> list[str]:
         imports = [*imports, "from transformers import BitsAndBytesConfig  # pip install bitsandbytes", "import torch"]
         in_4_bits = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32'
         arguments += f", quantization_config=BitsAndBytesConfig({in_4_bits})"
+    if place.labels:
+        arguments += f", id2label={dict(enumerate(place.labels))}"
+        return [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            *imports,
+            f'model = AutoModelForSequenceClassification.from_pretrained({arguments}, dtype="float32")',
+            f'model = PeftModel.from_pretrained(model, "{place.folder}")',
+        ]
     return [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
@@ -79,6 +89,10 @@ def snippet(place: Place) -> list[str]:
         "model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)",
         f'model = PeftModel.from_pretrained(model, "{place.folder}")',
     ]
+
+
+def unsupported(source: TrainedRun) -> str | None:
+    return classifier.unsupported(source) if source.plan.labels else None
 
 
 ADAPTER = Export(
@@ -92,4 +106,6 @@ ADAPTER = Export(
     write=write,
     reload=reload,
     snippet=snippet,
+    unsupported=unsupported,
+    has_head=True,
 )

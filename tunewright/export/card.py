@@ -54,7 +54,7 @@ def _loading(
     run: Run, checks: Sequence[ExportCheck], base: str | None = None, repo: str | None = None
 ) -> dict[str, object]:
     """What the section Load is rendered from."""
-    receipt, row = records.read(run.receipt, Receipt), EXPORTS[checks[0].kind]
+    receipt, row, plan = records.read(run.receipt, Receipt), EXPORTS[checks[0].kind], records.read(run.plan, Plan)
     how = sampling(run)
     place = Place(
         base or receipt.model.name,
@@ -63,6 +63,7 @@ def _loading(
         how,
         repo,
         receipt.model.packed == "nf4",
+        plan.labels,
     )
     return {
         "library": row.library,
@@ -72,5 +73,5 @@ def _loading(
         "folder": place.folder,
         "chat": records.read(run.audit, Audit).task.kind != "text",
         "receipt": receipt,
-        "plan": records.read(run.plan, Plan),
+        "plan": plan,
     }

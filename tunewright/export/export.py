@@ -19,7 +19,7 @@ from tunewright.core.config import Config, Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, replacing
-from tunewright.export import EXPORTS, bundles, reload_check, unchanged
+from tunewright.export import EXPORTS, bundles, classifier, reload_check, unchanged
 from tunewright.export.gguf import tensors
 from tunewright.export.kind import QUANTISED, Export, TrainedRun
 from tunewright.export.reload_check import CheckPrompt
@@ -62,7 +62,7 @@ class Expected:
 def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> LanguageModel:
     """The tuned model, from the run's own weights at its chosen scale, in ``dtype``."""
     model = loading.load(facts.path, dtype, packed=facts.packed)
-    adapters.attach(model.module, plan.adapter)
+    adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
     checkpoints.load_trained(run, model.module, chosen_scale(run))
     model.module.requires_grad_(False)
     if plan.adapter.kind == "none":
@@ -101,6 +101,8 @@ def export(
     for row in todo:
         if row.merged and not merged:
             adapters.merge(model.module)
+            if source.plan.labels:
+                model = replace(model, module=classifier.classifier(model.module, source.plan, source.template))
             merged = True
         checks[row.kind] = _write(row, model, expected, finish, origin)
         unchanged.remember(source.run, checks[row.kind])
@@ -112,7 +114,8 @@ def require_supported(source: TrainedRun) -> None:
     exports = wanted(source.config, source.plan)
     bundles.require_supported(source, {row.kind for row in exports})
     for row in exports:
-        if (reason := row.unsupported(source)) is not None:
+        no_head = "it has no place for a head" if source.plan.labels and not row.has_head else None
+        if (reason := no_head or row.unsupported(source)) is not None:
             raise ConfigError(
                 "CONFIG_CONFLICT",
                 f"the {row.kind} export cannot be written: {reason}.",

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from tunewright.core import pii, records, run_folder
-from tunewright.core.config import Config, load
+from tunewright.core.config import Config, Plan, load
 from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.locations import is_hub_model
 from tunewright.core.records import EXPORTS, AdapterNote, Receipt, Verdict
@@ -138,7 +138,7 @@ def _card(run: Run, kind: str, base: str, license_: str | None, text: str) -> st
     model_card, verdict = ModelCard(text), records.read(run.verdict, Verdict)
     numbers = {"rows": verdict.n, "interval": list(verdict.tuned_arm.interval), "verdict": verdict.verdict}
     result = EvalResult(
-        task_type="text-generation",
+        task_type="text-classification" if records.read(run.plan, Plan).labels else "text-generation",
         dataset_type="held-out-rows",
         dataset_name=f"held-out rows of the run {run.name}",
         metric_type=verdict.metric,

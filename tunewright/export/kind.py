@@ -69,7 +69,8 @@ class Reloaded:
 class Place:
     """Where the code of a card finds an export. ``base``: name of the base model; ``nf4``: it is loaded in NF4;
     ``file``: name of the export's folder or file; ``context``: what it is served with, in tokens; ``how``: the way its
-    tokens are chosen; ``repo``: its id on the Hub, or None if the code runs in its folder."""
+    tokens are chosen; ``repo``: its id on the Hub, or None if the code runs in its folder; ``labels``: of its
+    head, if it has one."""
 
     base: str
     file: str
@@ -77,6 +78,7 @@ class Place:
     how: Sampling
     repo: str | None = None
     nf4: bool = False
+    labels: Sequence[str] = ()
 
     @property
     def llama_cpp(self) -> str:
@@ -125,6 +127,7 @@ class Export:
     snippet      lines of Python that load it as ``model``, for the card
     llama_server  what names it in a command of llama-server, for the card; None if that program does not read it
     unsupported  why it cannot be written for this model, or None; asked before training
+    has_head     whether it can contain a head
     stored       what makes of a weight of the module the one that is loaded if it was stored in a dtype, bit for bit;
                  None if that is not known
     """
@@ -142,3 +145,4 @@ class Export:
     unsupported: Callable[[TrainedRun], str | None] = supported
     by_peft: str = ""
     stored: Callable[[TrainedRun, str], Callable[[Tensor], Tensor] | None] | None = None
+    has_head: bool = False

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.run_folder import read_json, write_json
-from tunewright.export import portable
+from tunewright.export import classifier, portable
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
 
 if TYPE_CHECKING:
@@ -38,11 +38,13 @@ def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str)
 
 def save(module: PreTrainedModel, template: Template, folder: Path, dtype: str) -> None:
     from tunewright.model import arch_probe, loading
+    from tunewright.model.heads.linear import head_of
 
+    tokenizer = template.tokenizer if head_of(module) is None else classifier.tokenizer(template)
     stored = module if dtype == "float32" else copy.deepcopy(module).to(loading.torch_dtype(dtype))
     with arch_probe.quiet():
         stored.save_pretrained(folder)
-        template.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     portable.make_portable(folder)
 
 
@@ -55,13 +57,14 @@ def stored(source: TrainedRun, dtype: str) -> Callable[[Tensor], Tensor]:
 def reload(folder: Path, base: Base) -> Reloaded:
     """Load it with transformers alone, without any of our code."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     from tunewright.model import arch_probe
     from tunewright.model.language_model import LanguageModel
 
+    loader = AutoModelForSequenceClassification if classifier.is_classifier(folder) else AutoModelForCausalLM
     with arch_probe.quiet():
-        module = AutoModelForCausalLM.from_pretrained(
+        module = loader.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
         ).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -69,10 +72,15 @@ def reload(folder: Path, base: Base) -> Reloaded:
 
 
 def snippet(place: Place) -> list[str]:
+    loader = "AutoModelForSequenceClassification" if place.labels else "AutoModelForCausalLM"
     return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'model = AutoModelForCausalLM.from_pretrained("{place.folder}", dtype="auto")',
+        f"from transformers import {loader}, AutoTokenizer",
+        f'model = {loader}.from_pretrained("{place.folder}", dtype="auto")',
     ]
+
+
+def unsupported(source: TrainedRun) -> str | None:
+    return classifier.unsupported(source) if source.plan.labels else None
 
 
 MERGED = Export(
@@ -85,5 +93,7 @@ MERGED = Export(
     write=write,
     reload=reload,
     snippet=snippet,
+    unsupported=unsupported,
     stored=stored,
+    has_head=True,
 )

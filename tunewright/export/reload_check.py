@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tunewright.export import EXPORTS
+from tunewright.export import EXPORTS, classifier
 from tunewright.export.kind import Base
+from tunewright.model import forward
 from tunewright.model.decoding.generate import Decoding, complete
+from tunewright.model.heads.linear import head_of
 from tunewright.model.language_model import LanguageModel
 from tunewright.system import crowding
+from tunewright.tokens.packing import to_microbatch
+from tunewright.tokens.sequences import head_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,11 +64,22 @@ class CheckRequest:
 
 @torch.inference_mode()
 def answers(model: LanguageModel, request: CheckRequest) -> tuple[Tensor, list[list[int]]]:
-    """(logits_NV in float32 after each prompt alone, greedy continuations)."""
-    forward = model.module
-    logits = [forward(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.prompts]
+    """(logits_NV in float32 after each prompt alone, greedy continuations). Of a head: its logits, and the numbers of
+    the labels that it chooses; transformers' own class reads all prompts in one batch, as its users would."""
+    if head_of(model.module) is not None:
+        logits_NC = _head_logits(model, request.prompts).float()
+        return logits_NC, logits_NC.argmax(1, keepdim=True).tolist()
+    module = model.module
+    logits = [module(torch.tensor([ids]), use_cache=False).logits[0, -1].float() for ids in request.prompts]
     decoding = Decoding(request.new_tokens, tuple(request.stop), batchable=request.batchable, plain=True)
     return torch.stack(logits), complete(model, request.prompts, decoding)
+
+
+def _head_logits(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
+    if type(model.module).__name__.endswith(classifier.CLASS):
+        return classifier.batch_logits(model.module, prompts)
+    rows = [to_microbatch([head_sequence(ids, 0, 0)], "padded") for ids in prompts]
+    return torch.cat([forward.head_logits(model, row) for row in rows])
 
 
 def rendered(

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tunewright.core.config import Plan
 from tunewright.data.messages import Example, Message, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
 from tunewright.judge.arms.arm import Progress, Writing, silent
+from tunewright.methods import HEAD_ANSWERS
 from tunewright.model import forward, likelihood
 from tunewright.model.decoding.generate import Decoding, Request, complete_all, label_logprobs
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
-from tunewright.tokens.sequences import TokenSequence, prompt_then_answer
+from tunewright.tokens.sequences import TokenSequence, head_sequence, prompt_then_answer
 from tunewright.tokens.template import Template
 
 
@@ -55,13 +57,25 @@ class ChatModel:
         ids = [rendering.for_generation(self.template, p) for p in prompts]
         label_ids = [[rendering.completion_ids(self.template, p, label) for label in labels] for p in prompts]
         logp_RL = label_logprobs(self.model, ids, label_ids, self.decoding, progress)
-        prob_RL = np.exp(logp_RL - np.logaddexp.reduce(logp_RL, axis=1, keepdims=True))
-        answers = []
-        for r, prompt in enumerate(prompts):
-            probs = {label: round(float(p), 6) for label, p in zip(labels, prob_RL[r], strict=True)}
-            best = labels[int(logp_RL[r].argmax())]
-            answers.append(Answer(best, LabelProbs(probs), prompt.messages, prompt_tokens=len(ids[r])))
-        return answers
+        return _chosen(prompts, labels, logp_RL, ids)
+
+    @torch.inference_mode()
+    def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+        """What the model's head answers, in passes as in training."""
+        ids = [rendering.for_generation(self.template, p) for p in prompts]
+        rows = [head_sequence(own, self.template.eos, i) for i, own in enumerate(ids)]
+        logits_RC = np.zeros((len(rows), len(self.plan.labels)))
+        for group in split_into_passes(singles([r.ids for r in rows]), self.plan.tokens_per_pass, self.plan.layout):
+            microbatch = to_microbatch([rows[i] for i in group], self.plan.layout)
+            logits_NC = forward.head_logits(self.model, microbatch).double().cpu().numpy()
+            logits_RC[group] = logits_NC[microbatch.prediction_M]
+            progress(len(group))
+        if (answer := HEAD_ANSWERS.get(self.plan.method)) is None:
+            return _chosen(prompts, self.plan.labels, logits_RC, ids)
+        return [
+            Answer(answer(self.plan, logits_C), Written(0, cut=False), prompt.messages, prompt_tokens=len(own))
+            for prompt, logits_C, own in zip(prompts, logits_RC.tolist(), ids, strict=True)
+        ]
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
         """How likely each answer is after its prompt, end of turn included."""
@@ -82,6 +96,19 @@ class ChatModel:
             answers.append(Answer("", Likelihood(len(document.text.encode()), nats)))
             progress(1)
         return answers
+
+
+def _chosen(
+    prompts: Sequence[Prompt], labels: Sequence[str], logits_RL: NDArray[np.float64], ids: Sequence[Sequence[int]]
+) -> list[Answer]:
+    """The most probable label of each row, with the probabilities of all; ``ids``: of the prompts."""
+    prob_RL = np.exp(logits_RL - np.logaddexp.reduce(logits_RL, axis=1, keepdims=True))
+    answers = []
+    for r, prompt in enumerate(prompts):
+        probs = {label: round(float(p), 6) for label, p in zip(labels, prob_RL[r], strict=True)}
+        best = labels[int(logits_RL[r].argmax())]
+        answers.append(Answer(best, LabelProbs(probs), prompt.messages, prompt_tokens=len(ids[r])))
+    return answers
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.methods import distill, kto, pair_losses, sft
+from tunewright.methods import classify, distill, kto, multilabel, pair_losses, regress, sft
 from tunewright.methods.method import Method, Progress
 from tunewright.methods.preference import Preference
 from tunewright.model.language_model import LanguageModel
@@ -19,10 +19,17 @@ from tunewright.tokens.sequences import TrainRow
 
 METHODS: dict[str, Method] = {
     "sft": sft,
+    "classify": classify,
+    "regress": regress,
+    "multilabel": multilabel,
     "distill": distill,
     "kto": kto,
     **{name: Preference(loss) for name, loss in pair_losses.LOSSES.items()},
 }
+
+
+# What a head that does not choose one label answers, given its logits.
+HEAD_ANSWERS = {"regress": regress.answer, "multilabel": multilabel.answer}
 
 
 def precomputed(

@@ -25,6 +25,7 @@ from tunewright.core.errors import ModelError
 from tunewright.model.adapting import initial, peft_kinds, stored
 from tunewright.model.adapting.sizes import lora_scaling, of_layer
 from tunewright.model.frozen.packed import Linear, PackedLinear, device_of, product, replace_module
+from tunewright.model.heads.linear import attach_head, head_of
 
 
 class LoRALinear(nn.Module):
@@ -143,9 +144,10 @@ def targets(model: Any, patterns: list[str]) -> list[str]:
     return chosen
 
 
-def attach(model: Any, config: AdapterConfig, seed: int | None = None) -> AdapterSummary:
-    """Put the adapter on (or, for kind none, make all weights float32 and trainable), with the initial values of
-    `initialise`; without a ``seed``, its values are still to be loaded. Raises LORA_NO_TARGET."""
+def attach(model: Any, config: AdapterConfig, seed: int | None = None, outputs: int = 0) -> AdapterSummary:
+    """Put the adapter on (or, for kind none, make all weights float32 and trainable), and a head of so many
+    ``outputs``, if any, with the initial values of `initialise`; without a ``seed``, its values are still to be loaded.
+    Raises LORA_NO_TARGET."""
     packed = sum(math.prod(m.shape) for m in model.modules() if isinstance(m, PackedLinear))
     total = packed + sum(p.numel() for p in model.parameters())
     if config.kind == "none":
@@ -154,6 +156,8 @@ def attach(model: Any, config: AdapterConfig, seed: int | None = None) -> Adapte
         if next(model.parameters()).dtype != torch.float64:
             model.float()
         model.requires_grad_(True)
+        if outputs:
+            attach_head(model, outputs)
         return AdapterSummary((), total, total)
     model.requires_grad_(False)
     names = targets(model, config.targets)
@@ -163,6 +167,8 @@ def attach(model: Any, config: AdapterConfig, seed: int | None = None) -> Adapte
         _attach_lora(model, config, names)
         if seed is not None:
             initialise(model, config, seed)
+    if outputs:
+        attach_head(model, outputs)
     trained = sum(p.numel() for p in trainable(model).values())
     return AdapterSummary(tuple(names), trained, total + trained)
 
@@ -179,7 +185,10 @@ def _attach_lora(model: Any, config: AdapterConfig, names: list[str]) -> None:
 
 def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:
     """Give an attached adapter its initial values, which depend on the base, the adapter in ``config.start`` and
-    ``seed``. Nothing is done for kind none. Raises LORA_NO_TARGET, ADAPTER_BASE_MISMATCH."""
+    ``seed``, and a head zeros. Nothing else is done for kind none. Raises LORA_NO_TARGET, ADAPTER_BASE_MISMATCH."""
+    if (head := head_of(model)) is not None:
+        with torch.no_grad():
+            head.weight.zero_()
     if config.of_peft:
         names = list(peft_kinds.layers(model))
         peft_kinds.detach(model)

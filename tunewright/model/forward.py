@@ -16,6 +16,7 @@ from tunewright.core.config import Recompute
 from tunewright.model import fused_llama, losses
 from tunewright.model.attention import flex, interface, tree
 from tunewright.model.fused_llama import LayerKernels, Tokens
+from tunewright.model.heads.linear import head_of
 from tunewright.model.language_model import LanguageModel
 from tunewright.model.placed import placed
 from tunewright.tokens.packing import Microbatch
@@ -45,6 +46,14 @@ def sequence_logp(model: LanguageModel, microbatch: Microbatch, recompute: Recom
     """logp_S: log-probability of the supervised tokens of each sequence, summed."""
     parts = torch.split(logp(model, microbatch, recompute), np.bincount(microbatch.sequence_M).tolist())
     return torch.stack([part.sum() for part in parts])  # `index_add` would add in any order on a GPU
+
+
+def head_logits(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
+    """logits_NC of the model's head (`heads.linear`), in its own dtype, after the tokens that predict."""
+    head = head_of(model.module)
+    assert head is not None, "the model has no head"
+    logits_NC: Tensor = head(hidden(model, microbatch, recompute).to(head.weight.dtype))
+    return logits_NC
 
 
 def on_device(model: LanguageModel, array: NDArray[np.generic]) -> Tensor:

@@ -20,6 +20,7 @@ from tunewright.model.adapting import peft_kinds
 from tunewright.model.adapting.sizes import of_layer
 from tunewright.model.adapting.stored import (
     CONFIG,
+    HEAD,
     NOTE,
     OF_PEFT,
     PREFIX,
@@ -32,10 +33,12 @@ from tunewright.model.adapting.stored import (
     untouched,
 )
 from tunewright.model.frozen.packed import Linear
+from tunewright.model.heads.linear import NAME, head_of
 
 
 def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note: AdapterNote) -> None:
-    """Write the adapter as PEFT does, then tunewright.json: ``note`` with the hashes of the files.
+    """Write the adapter, and the head, if there is one, as PEFT does, then tunewright.json: ``note`` with the hashes of
+    the files.
 
     rsLoRA is written as LoRA with an alpha that gives the same scaling factor: some programs do not read `use_rslora`
     (llama.cpp's converter, SGLang). PiSSA and OLoRA are written as LoRA of twice the rank, for the base as it is.
@@ -59,7 +62,7 @@ def _described(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
     (rank, alpha), *_ = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0]
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if head_of(model) is None else "SEQ_CLS",
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
@@ -70,15 +73,17 @@ def _described(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
         "use_dora": config.kind == "dora",
         "init_lora_weights": True,
         "target_modules": sorted(layers),
-        "modules_to_save": None,
+        "modules_to_save": None if head_of(model) is None else [NAME],
         "rank_pattern": {re.escape(name): own for name, own in ranks.items() if own != rank},
         "alpha_pattern": {re.escape(name): own for name, own in alphas.items() if own != alpha},
     }
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names, in float32."""
+    """The adapter's tensors, and the head's, under PEFT's names, in float32."""
     tensors = {f"{PREFIX}{name}{end}": t for name, layer in adapted(model).items() for end, t in layer.named().items()}
+    if (head := head_of(model)) is not None:
+        tensors[HEAD] = head.weight
     return {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
 
 
@@ -90,8 +95,11 @@ def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
         peft_kinds.load(model, folder)
         return
     stored = fitting(model, folder, base_sha256)
-    attach(model, stored.config)
+    head_CD = stored.tensors.get(HEAD)
+    attach(model, stored.config, outputs=0 if head_CD is None else len(head_CD))
     with torch.no_grad():
+        if head_CD is not None:
+            getattr(model, NAME).weight.copy_(head_CD)
         for name, layer in adapted(model).items():
             for end, tensor in layer.named().items():
                 tensor.copy_(stored.tensors[f"{PREFIX}{name}{end}"])
@@ -105,7 +113,10 @@ def fitting(model: Any, folder: Path, base_sha256: str | None = None) -> StoredA
     for name in sorted({*stored.config.targets} - linear):
         raise other_base(folder, f"the adapter is for a layer {name}, which this base does not have")
     wanted = _shapes(model, stored.config)
-    for key in sorted(set(wanted) ^ set(stored.tensors)):
+    head_CD = stored.tensors.get(HEAD)
+    if head_CD is not None and head_CD.shape[1] != model.get_output_embeddings().weight.shape[1]:
+        raise other_base(folder, f"its head reads {head_CD.shape[1]} numbers")
+    for key in sorted(set(wanted) ^ (set(stored.tensors) - {HEAD})):
         raise corrupt(folder, f"the tensor {key} is {'missing' if key in wanted else 'not part of the adapter'}")
     for key, (shape, rank_at) in wanted.items():
         actual = tuple(stored.tensors[key].shape)

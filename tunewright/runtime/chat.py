@@ -15,6 +15,7 @@ from tunewright.core.run_folder import Run
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
 from tunewright.data.messages import Message, Prompt, Tool
 from tunewright.export import export
+from tunewright.judge.chat_model import ChatModel
 from tunewright.model import loading
 from tunewright.model.decoding.drafts import ORDER, Drafts
 from tunewright.model.decoding.generate import Decoding, complete, stop_ids
@@ -29,7 +30,7 @@ MOST_DRAFTS = 2000  # training sequences that guesses are made from
 @dataclass(frozen=True)
 class TunedModel:
     """A run's model, ready to answer. ``instruction`` and ``tools`` are the most frequent ones of its training rows;
-    ``packable`` and ``window`` are those of its `Facts`."""
+    ``packable`` and ``window`` are those of its `Facts`; ``plan``: of a run whose model answers with a head."""
 
     model: LanguageModel
     template: Template
@@ -39,6 +40,7 @@ class TunedModel:
     window: int | None
     sampling: Sampling = GREEDY
     drafts: Drafts | None = None
+    plan: Plan | None = None
 
 
 def load_run(run: Run) -> TunedModel:
@@ -65,7 +67,8 @@ def load_run(run: Run) -> TunedModel:
         facts.packable,
         facts.window,
         sampling,
-        _drafts(run),
+        None if plan.labels else _drafts(run),
+        plan if plan.labels else None,
     )
 
 
@@ -97,8 +100,12 @@ def answer(
 def reply(
     model: TunedModel, turns: Sequence[Message], *, system: str | None = None, max_new_tokens: int = 256
 ) -> Message:
-    """The answer to a conversation without its system message: content, thoughts and tool calls."""
+    """The answer to a conversation without its system message: content, thoughts and tool calls; of a model with a
+    head, what the head answers."""
     prompt = rendering.for_generation(model.template, prompt_of(model, turns, system))
+    if model.plan is not None:
+        answering = ChatModel(model.model, model.template, Decoding(1, ()), model.plan)
+        return Message("assistant", answering.by_head([prompt_of(model, turns, system)])[0].text)
     stop = stop_ids(model.model, model.template.eos)
     decoding = Decoding(
         max_new_tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import Config
+from tunewright.core.config import HEADS, Config
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Side
 from tunewright.core.run_folder import Run
@@ -86,7 +86,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     for result in rendered.values():
         check_ids(result.rows, facts.vocabulary, facts.path)
     train = rendered["train"].rows
-    max_new_tokens = answer_limit(config, train)
+    max_new_tokens = answer_limit(config, train, _longest_label(template, data) if config.train.method in HEADS else 0)
     too_long = tuple(i for result in rendered.values() for i in result.dropped)
     dev, test = (tuple(i for i in evaluated_rows(config, data, s) if i not in too_long) for s in ("dev", "test"))
     chats = [e for i in (*dev, *test) if isinstance(e := data.examples[i], Chat)]
@@ -102,6 +102,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         embedding_index.indexer(config.prove.embedder) if config.prove.embedder else bm25.index,
         _asks_full_precision(run, facts, hardware),
         config.adapter.start is not None,
+        config.train.method in HEADS,
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     if "tuned" not in arms:
@@ -144,13 +145,21 @@ def evaluated_rows(config: Config, data: Dataset, side: Literal["dev", "test"]) 
     return tuple(data.sample(limit, side))
 
 
-def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
-    """The longest answer of every arm in tokens: 25% longer than the longest training answer, within a limit."""
+def answer_limit(config: Config, train: Sequence[TrainRow], label: int = 0) -> int:
+    """The longest answer of every arm in tokens: 25% longer than the longest training answer, within a limit.
+    ``label``: the longest label, of rows that contain none."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
     # The other of two answers was rejected.
-    longest = max((r.sequences[0].supervised for r in train if kto.is_desirable(r)), default=0)
+    longest = label or max((r.sequences[0].supervised for r in train if kto.is_desirable(r)), default=0)
     return min(planning.LONGEST_ANSWER, longest + longest // 4 + 8)
+
+
+def _longest_label(template: Template, data: Dataset) -> int:
+    """Of the labels or numbers, in tokens."""
+    train = [data.examples[i] for i in data.side("train")]
+    labels = data.task.labels or [max((e.target for e in train), key=len)]
+    return max(len(rendering.completion_ids(template, train[0].prompt, label)) for label in labels)
 
 
 def _asks_full_precision(run: Run, facts: Facts, hardware: Machine) -> bool:

@@ -27,7 +27,7 @@ class Models:
         self._facts, self._device = facts, device
         self._adapted: LanguageModel | None = None
         self._base: LanguageModel | None = None
-        self._kind: tuple[AdapterConfig, str] | None = None  # what the adapted module was built for
+        self._kind: tuple[AdapterConfig, str, int] | None = None  # what the adapted module was built for
         self._initial: tuple[object, dict[str, torch.Tensor]] | None = (
             None  # values that take long to compute, and of what
         )
@@ -117,7 +117,7 @@ class Models:
 
     def _module(self, plan: Plan) -> LanguageModel:
         """The adapted module, configured as the plan says."""
-        kind = (plan.adapter, plan.dtype)
+        kind = (plan.adapter, plan.dtype, len(plan.labels))
         if self._adapted is None or self._kind != kind:
             self._adapted, self._kind, self._loaded = self._load(plan), kind, None
         module = self._adapted.module
@@ -128,7 +128,7 @@ class Models:
 
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
-        adapters.attach(model.module, plan.adapter)
+        adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
         return language_model.of(model.module) if plan.adapter.kind == "none" else model
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from tunewright.core import records, swept
-from tunewright.core.config import Plan
+from tunewright.core.config import HEADS, Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
@@ -35,6 +35,11 @@ def make_plan(setup: Setup) -> Plan:
     plan = swept.plan_of(context.run) or planning.make_plan(
         context.config, inputs.facts, sizes, inputs.machine, task, inputs.max_new_tokens
     )
+    if plan.method in HEADS:
+        known = context.data.task.numbers
+        standard = known and (known.mean, known.deviation)
+        labels = context.data.task.labels or context.data.task.label_set or ("value",)
+        plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     prompt_distillation.require_possible(context, plan)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
     planning.require_memory(plan, inputs.facts, sizes, 1e9 * inputs.machine.free_gb, inputs.machine.device)

@@ -21,11 +21,12 @@ from tunewright.judge.calibration import Predictions
 from tunewright.judge.verdict import RerunNoise, ScoredArm, choose_comparator, choose_variant, final_verdict, sentence
 from tunewright.judge.voice import report as voice_report
 from tunewright.judge.voice import topic as topics
-from tunewright.runtime import weights
+from tunewright.runtime import branches, weights
 from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
 from tunewright.runtime.sizes import CALIBRATED, REPEATED
 from tunewright.runtime.weights import Weights
+from tunewright.stages.experiments import fine_tuning
 from tunewright.stages.stage import Stage
 
 
@@ -35,7 +36,7 @@ def prove(work: Work) -> Verdict:
     trained = weights.at_chosen_scale(work.run, work.plan)
     on_dev, chosen = _choose(work, trained)
     work.run.event("test_read", rows=len(inputs.test))
-    scores_of = dict(zip(chosen, work.answers.of_all(list(chosen.values()), "test", trained), strict=True))
+    scores_of = _on_test(work, chosen, trained)
     arms = _scored_arms(work, chosen, scores_of, on_dev)
     comparator = choose_comparator(arms, data.task.metric.higher_is_better)
     tuned, other = scores_of["tuned"], scores_of[comparator.name]
@@ -100,6 +101,19 @@ def _choose(work: Work, trained: Weights) -> tuple[dict[str, float], dict[str, A
         chosen[family] = choose_variant(candidates, values, higher_is_better=True)
         on_dev |= {name: mean(scores) for name, scores in answered.items() if family in comparable}
     return on_dev, chosen
+
+
+def _on_test(work: Work, chosen: Mapping[str, Arm], trained: Weights) -> dict[str, list[Score]]:
+    """The scores of each family's arm on test; a branch whose weights answer is trained first."""
+    own = {family: arm for family, arm in chosen.items() if not arm.branch}
+    scores = dict(zip(own, work.answers.of_all(list(own.values()), "test", trained), strict=True))
+    for family, arm in chosen.items():
+        if arm.branch:
+            answering = branches.trained(work, fine_tuning.answers(work))
+            file = work.run.scores / f"{family}.jsonl"
+            request = AnswerRequest(arm, "test", work.inputs.test, file, arm.branch)
+            scores[family] = work.answers.scores(request, answering)
+    return {family: scores[family] for family in chosen}
 
 
 def _scored_arms(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 
 from tunewright.core import records, run_folder, swept
-from tunewright.core.config import Plan
+from tunewright.core.config import PREFERENCE, Plan
 from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, Training
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
@@ -60,7 +60,7 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
 
 
 def _precomputed(work: Work, training: loop.TrainingInputs) -> loop.TrainingInputs:
-    if work.plan.method == "sft":
+    if work.plan.method not in PREFERENCE:
         return loop.with_precomputed(training)
     rows = len(training.rows) + len(training.dev)
     with work.console.bar("before", rows, unit="rows read by the model before training") as tick:

@@ -57,6 +57,12 @@ def prompt_then_answer(prompt: Sequence[int], answer: Sequence[int], row: int) -
     return TokenSequence((*prompt, *answer), (*[0.0] * len(prompt), *[1.0] * len(answer)), row)
 
 
+def head_sequence(prompt: Sequence[int], end: int, row: int) -> TokenSequence:
+    """``prompt`` and the place behind it, where a head answers. Nothing reads the token ``end``, so the only prediction
+    is made at the last token of the prompt, by its length."""
+    return prompt_then_answer(prompt, [end], row)
+
+
 def single(sequence: TokenSequence) -> TrainRow:
     """A row of one sequence."""
     return TrainRow((sequence,), sequence.row)

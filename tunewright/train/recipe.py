@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tunewright.core.config import PREFERENCE, RATED, Config
+from tunewright.core.config import HEADS, PREFERENCE, RATED, Config
 from tunewright.core.errors import ConfigError, data_error
 from tunewright.core.words import counted
 from tunewright.data.metrics import STRUCTURED, Kind
@@ -21,7 +21,11 @@ from tunewright.tokens.sequences import TrainRow
 CONFIGURED = "as configured"
 # Of the rate of supervised fine-tuning: about the ratio of published rates with LoRA. At an eighth, DPO over-optimised
 # examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself.
-RATES = {"sft": 1.0, **dict.fromkeys((*PREFERENCE, *RATED), 0.05), "orpo": 0.5}
+RATES = {
+    **dict.fromkeys(("sft", *HEADS), 1.0),
+    **dict.fromkeys((*PREFERENCE, *RATED), 0.05),
+    "orpo": 0.5,
+}
 
 T = TypeVar("T")
 

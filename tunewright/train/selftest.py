@@ -25,6 +25,7 @@ from tunewright.data.messages import Chat, Example
 from tunewright.methods import METHODS, precomputed
 from tunewright.model import adapters
 from tunewright.model.decoding import generate
+from tunewright.model.heads.linear import head_of
 from tunewright.model.language_model import LanguageModel, recompute_layers
 from tunewright.tokens import rendering
 from tunewright.tokens.packing import Layout
@@ -85,7 +86,8 @@ def self_test(
     )
     if chats:
         stop = generate.stop_ids(model, template.eos)
-        checks += [check_prompts(template, chats), check_stop_tokens(template, [*chats, *others], stop)]
+        checks.append(check_prompts(template, chats))
+        checks += [] if plan.labels else [check_stop_tokens(template, [*chats, *others], stop)]  # a head does not stop
     if plan.kernels != "transformers" and model.kernels == "transformers":
         why = (
             "tunewright's fused kernels support plain LoRA on every linear layer without dropout; this adapter is "
@@ -324,7 +326,7 @@ def _nonzero_adapter(model: LanguageModel) -> Iterator[None]:
     """Within, the adapter has an effect, UPDATE of each weight's norm: an untrained B is zero, and so is half of the
     gradient. An update as large as the weight, which a fixed size of B gives where the rank or the LoRA scaling factor
     is large, makes noise of the model, and then rounding alone changes the loss of a row by tenths of a nat."""
-    layers = list(adapters.adapted(model.module).values())
+    layers, head = list(adapters.adapted(model.module).values()), head_of(model.module)
     of_peft = list(adapters.trainable(model.module).values()) if adapters.of_peft(model.module) else []
     before = [(p, p.detach().clone()) for p in (*(layer.lora_B for layer in layers), *of_peft)]
     generator = torch.Generator().manual_seed(0)
@@ -336,9 +338,13 @@ def _nonzero_adapter(model: LanguageModel) -> Iterator[None]:
                 layer.lora_B.add_(drawn * (UPDATE * float(layer.base_weight().norm()) / spread))
             for p in of_peft:
                 p.add_(MOVED * torch.randn(p.shape, generator=generator).to(p))
+            if head is not None:
+                head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / head.in_features**0.5)
         yield
     finally:
         with torch.no_grad():
+            if head is not None:
+                head.weight.zero_()
             for p, own in before:
                 p.copy_(own)
         model.module.zero_grad(set_to_none=True)

@@ -5,6 +5,7 @@ from tunewright.core.config.explain import fields
 from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
+    HEADS,
     PREFERENCE,
     RATED,
     AdapterConfig,
@@ -26,6 +27,7 @@ from tunewright.core.config.schema import (
 from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
+    "HEADS",
     "PREFERENCE",
     "RATED",
     "AdapterConfig",

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tunewright.core import locations
 from tunewright.core.config import adapter_kinds, sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import PATH, RATED, REFERENCED, TEMPLATES, Config, MethodOptions
+from tunewright.core.config.schema import HEADS, PATH, RATED, REFERENCED, TEMPLATES, Config, MethodOptions
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -88,6 +88,16 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
     if method in RATED and config.adapter.start is not None:
         message = f"train.method={method} compares with the model without its adapter, not with adapter.start."
         raise conflict("adapter.start", message, "merge that adapter into the model, and train on the merged model.")
+    if method == "regress" and config.data.label_names:
+        message = "data.label_names names labels; train.method=regress learns numbers."
+        raise conflict("data.label_names", message, "remove it, or use train.method=classify.")
+    if method in HEADS and (config.adapter.of_peft or config.adapter.start is not None):
+        key = "adapter.kind" if config.adapter.of_peft else "adapter.start"
+        raise conflict(key, f"{key} is not supported with the head of train.method={method}.", "leave it out.")
+    for name in ("regression_rows", "apply_best_scale"):
+        if method in HEADS and getattr(config.forget, name):
+            message = f"forget.{name} needs a model that writes; that of train.method={method} does not."
+            raise conflict(f"forget.{name}", message, "leave it out.")
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")

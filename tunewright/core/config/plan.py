@@ -27,7 +27,9 @@ class Estimate(Growing):
 class Plan(Growing):
     """Every number that training uses; ``reasons`` maps a field to an explanation of its value.
 
-    ``options``: the settings that only the method reads. ``rows`` and ``tokens`` count training rows and their tokens;
+    ``options``: the settings that only the method reads. ``labels``: of the outputs of a head, in their order; empty
+    without a head. ``standardised``: mean and standard deviation of the training answers, in whose units a head gives
+    numbers. ``rows`` and ``tokens`` count training rows and their tokens;
     ``supervised_tokens`` counts the targets among them.
     ``fsdp``: whether several processes keep the base's layers in shards.
     ``adapt_threads``: whether training uses fewer threads while other processes use the cores.
@@ -35,7 +37,7 @@ class Plan(Growing):
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
 
-    ADDED = ("options", "optimizer", "adapt_threads", "fsdp")
+    ADDED = ("options", "labels", "standardised", "optimizer", "adapt_threads", "fsdp")
 
     method: str
     rows: int
@@ -63,6 +65,8 @@ class Plan(Growing):
     seed: int
     threads: int
     options: MethodOptions = MethodOptions()
+    labels: tuple[str, ...] = ()
+    standardised: tuple[float, float] | None = None
     optimizer: Literal["adamw", "adamw8"] = "adamw"
     fsdp: bool = False
     adapt_threads: bool = False

@@ -261,6 +261,7 @@ PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
 RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 # Compared with the initial model.
 REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
+HEADS = ("classify", "multilabel", "regress")  # methods whose model answers with a head instead of writing
 
 
 class MethodOptions(Growing):
@@ -314,9 +315,10 @@ class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft", "kto"] | PreferenceMethod = Field(
+    method: Literal["sft", "classify", "multilabel", "regress", "kto"] | PreferenceMethod = Field(
         "sft",
-        description="Training method: sft is supervised fine-tuning; kto learns from answers that are desirable or "
+        description="Training method: sft is supervised fine-tuning; classify, multilabel and regress train a head, "
+        "for rows whose answers are labels, sets of labels or numbers; kto learns from answers that are desirable or "
         "undesirable; the others learn from pairs of a chosen and a rejected answer.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(

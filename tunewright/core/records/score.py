@@ -57,7 +57,7 @@ class Reference(NamedTuple):
 
 
 class Answered(Line):
-    """An arm's answer to one row. Scores are 0 to 1, except bits per byte; lengths are in tokens."""
+    """An arm's answer to one row. Scores are 0 to 1, except bits per byte and errors; lengths are in tokens."""
 
     where: str = Field(description="file:line of the row.")
     messages: tuple[Turn, ...] = Field(description="The prompt, before the chat template; empty for documents.")
@@ -93,13 +93,16 @@ class Answered(Line):
         "UTF-8 bytes; free text only.",
     )
     reference_bits: float | None = Field(None, description="The same in bits per byte.")
+    error: float | None = Field(
+        None, description="Distance from the target, in standard deviations of the training answers; numbers only."
+    )
     seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
     bytes: int | None = Field(None, description="Length of the document in UTF-8 bytes; documents only.")
     nats: float | None = Field(None, description="Summed negative log-likelihood of the document; documents only.")
 
 
 class ScoreLine(Answered):
-    """One line of a file in scores/. Scores are 0 to 1, except bits per byte; lengths are in tokens."""
+    """One line of a file in scores/. Scores are 0 to 1, except bits per byte and errors; lengths are in tokens."""
 
     row: int = Field(description="Row number, from 0.")
     key: str = Field(description="Hash of what the answer depends on; a row whose key has changed is answered again.")

@@ -229,7 +229,7 @@ class Verdict(Record):
     topic: TopicContrast | None = Field(None, description="Free text only, judged by chrF or reference_bits.")
     voice: Voice | None = Field(None, description="Free text only, unless prove.evidence=plain.")
     calibration: Calibration | None = Field(None, description="Label tasks only, unless prove.evidence=plain.")
-    task: str = Field(description="label, json, yaml, xml, csv, tool_calls, generation or text.")
+    task: str = Field(description="label, label_set, number, json, yaml, xml, csv, tool_calls, generation or text.")
     max_new_tokens: int = Field(description="Longest answer, in tokens.")
     test_reads: int = Field(description="How often the run has read its test rows.")
     dev_rows: int = Field(description="Dev rows used to choose.")

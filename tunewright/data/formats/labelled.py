@@ -32,11 +32,14 @@ NUMBER = re.compile(r"-?[0-9]{1,9}(\.0+)?")
 WORDS = {"false": 0, "true": 1}
 
 
-def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
-    """The answer for a label. Raises DATA_FIELD_TYPE, DATA_EMPTY_TARGET or DATA_LABEL."""
+def label(value: Json, name: str, how: RowSettings, where: str) -> str:
+    """The answer for a label, or for a number. Raises DATA_FIELD_TYPE, DATA_EMPTY_TARGET or DATA_LABEL."""
+    names = how.label_names
+    if how.numbers and isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(value)
     if isinstance(value, list):
         value = _indices(value, name, names, where)
-        given = [label(item, f"{name}[{i}]", names, where) for i, item in enumerate(value)]
+        given = [label(item, f"{name}[{i}]", how, where) for i, item in enumerate(value)]
         _check_several(given, value, name, where)
         order = {known: place for place, known in enumerate(names)}
         given.sort(key=lambda item: (order.get(item, len(order)), item.casefold(), item))
@@ -52,7 +55,7 @@ def label(value: Json, name: str, names: Sequence[str], where: str) -> str:
         return _named(value, name, names, where)
     if isinstance(value, float):
         message = f"{name!r} is {value}; a label is a string, a whole number or true/false."
-        fix = "round it, or name its ranges: models are not trained to predict numbers."
+        fix = "train.method=regress learns numbers; otherwise round it, or name its ranges."
         raise data_error("DATA_LABEL", message, where=where, fix=fix)
     return text(value, name, where)
 
@@ -94,7 +97,7 @@ def _named(number: int, name: str, names: Sequence[str], where: str) -> str:
 
 
 def _answered(row: Row, how: RowSettings, user: str, field: str) -> Chat:
-    answer = label(row.data[field], field, how.label_names, row.where)
+    answer = label(row.data[field], field, how, row.where)
     messages = with_system(row, [Message("user", user), Message("assistant", answer)])
     return conversation.chat(messages, how, row.where)
 
@@ -123,7 +126,7 @@ def _of_messages(row: Row, how: RowSettings) -> Chat:
         message = f"the messages of a labelled row end with the user, not with {messages[-1].role}."
         fix = "remove the field label or the last message, or set data.format=chat."
         raise data_error("DATA_TURN_ORDER", message, where=row.where, fix=fix)
-    answer = Message("assistant", label(row.data["label"], "label", how.label_names, row.where))
+    answer = Message("assistant", label(row.data["label"], "label", how, row.where))
     messages = with_system(row, [*conversation.untrained(messages), answer])
     return conversation.chat(messages, how, row.where, tools.of_row(row))
 

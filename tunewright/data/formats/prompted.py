@@ -93,7 +93,7 @@ def _question(row: Row, how: RowSettings) -> Chat:
         return _chat(row, how, user, answer(given, "answer", row.where))
     if isinstance(given, list):
         raise _answers(given, row.where)
-    return _chat(row, how, user, label(given, "answer", how.label_names, row.where))
+    return _chat(row, how, user, label(given, "answer", how, row.where))
 
 
 def _answers(given: list[Json], where: str) -> DataError:

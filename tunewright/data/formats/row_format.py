@@ -30,8 +30,9 @@ class RowSettings:
     ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
     that show another kind of row are ignored. ``preference``: whether rows must have a chosen and a rejected answer,
-    ``rated``: whether they must have these or one answer with a rating, unless the format is set. ``control``: what
-    becomes of control characters and lone surrogates in JSON that a field contains as a string."""
+    ``rated``: whether they must have these or one answer with a rating, unless the format is set; ``numbers``: whether
+    labels are numbers. ``control``: what becomes of control characters and lone surrogates in JSON that a field
+    contains as a string."""
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class RowSettings:
     as_asked: bool = False
     preference: bool = False
     rated: bool = False
+    numbers: bool = False
     control: Control = "error"
 
 

@@ -71,6 +71,7 @@ def row_settings(config: Config) -> RowSettings:
         as_asked=data.format != "auto",
         preference=config.train.method in PREFERENCE,
         rated=config.train.method in RATED,
+        numbers=config.train.method == "regress",
         control=data.control,
     )
 

@@ -1,6 +1,6 @@
 """The task of the rows: to give a label, structured values, tool calls or free-form answers, or to continue documents.
 
-`KINDS` has them all, in the order of detection.
+`KINDS` has those that rows show, in the order of detection; a training method reads rows as NUMBER or LABEL_SET.
 """
 
 from __future__ import annotations
@@ -11,10 +11,24 @@ from tunewright.data.messages import Example
 from tunewright.data.task.documents import TEXT
 from tunewright.data.task.free_text import CSV, GENERATION, LABEL
 from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.label_set import LABEL_SET
+from tunewright.data.task.number import NUMBER
 from tunewright.data.task.structured import JSON, XML, YAML
 from tunewright.data.task.tool_calls import TOOL_CALLS
 
-__all__ = ["GENERATION", "JSON", "KINDS", "LABEL", "TEXT", "TOOL_CALLS", "Task", "TaskKind", "detect_task"]
+__all__ = [
+    "GENERATION",
+    "JSON",
+    "KINDS",
+    "LABEL",
+    "LABEL_SET",
+    "NUMBER",
+    "TEXT",
+    "TOOL_CALLS",
+    "Task",
+    "TaskKind",
+    "detect_task",
+]
 
 KINDS = (TEXT, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
 

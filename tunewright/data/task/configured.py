@@ -9,12 +9,14 @@ from tunewright.core.config import Config
 from tunewright.core.errors import data_error
 from tunewright.core.words import counted
 from tunewright.data.messages import Example
+from tunewright.data.numbers import Numbers
 from tunewright.data.structure import schema, schema_file
 from tunewright.data.structure.bounded_patterns import SlowPattern
 from tunewright.data.structure.comparison import Rules
 from tunewright.data.structure.schema import INFERRED, Schema
-from tunewright.data.task import structured
+from tunewright.data.task import number, structured
 from tunewright.data.task.kind import Task
+from tunewright.data.task.number import NUMBER
 from tunewright.data.task.tool_calls import TOOL_CALLS, has_valid_parameters, problem
 
 
@@ -34,7 +36,11 @@ def configured(config: Config, task: Task, train: Sequence[Example]) -> Task:
             message = f"{len(broken)} of {len(train)} answers are not valid JSON, the first {train[row].where}: {why}."
             fix = f"correct them; {name} has no effect on other answers."
         raise data_error("DATA_FORMAT_MISMATCH", message, where=name, fix=fix)
-    return replace(task, rules=rules, schema=_schema(config, task, train))
+    known = Numbers.of(number.targets(train)) if task.kind is NUMBER else None
+    if known is not None and not known.deviation:
+        message = "the training rows have one and the same answer, so there is nothing to learn."
+        raise data_error("DATA_FORMAT_MISMATCH", message, where="data.train", fix="use rows with different answers.")
+    return replace(task, rules=rules, schema=_schema(config, task, train), numbers=known)
 
 
 def _schema(config: Config, task: Task, train: Sequence[Example]) -> Schema | None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from tunewright.data import metrics
 from tunewright.data.corpus_metrics import CorpusMetric
-from tunewright.data.messages import Chat, Example, Json
+from tunewright.data.messages import Chat, Example, Json, turns
 from tunewright.data.metrics import METRICS, Kind, Metric
+from tunewright.data.numbers import Numbers
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Readings, Score, Written
 from tunewright.data.structure.comparison import PLAIN, Comparison, Rules
 from tunewright.data.structure.schema import Schema
@@ -27,7 +28,8 @@ SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
 @dataclass(frozen=True)
 class Task:
     """``metric``: the metric of the verdict; ``reason``: how the kind was detected; ``labels``: empty unless it is a
-    label task. ``rules`` and ``schema``: how structured answers are compared, and what they must satisfy."""
+    label task. ``rules`` and ``schema``: how structured answers are compared, and what they must satisfy.
+    ``numbers``: the training answers, if answers are numbers; ``label_set``: all labels, if they are sets of labels."""
 
     kind: TaskKind
     metric: Metric
@@ -35,6 +37,8 @@ class Task:
     labels: tuple[str, ...] = ()
     rules: Rules = PLAIN
     schema: Schema | None = None
+    numbers: Numbers | None = None
+    label_set: tuple[str, ...] = ()
 
     def score(self, example: Example, answer: Answer) -> Score:
         """The score of an answer to an example, by the metric and by the additional metrics that are shown. Thoughts
@@ -64,11 +68,24 @@ class Task:
         for name in self.kind.summary if scores else ():
             if name == self.kind.corpus.name:
                 values[name] = self.kind.corpus.of(scores, self.labels)
+            elif name == "spearman":
+                values |= self._rank_correlation(scores)
             elif isinstance(scores[0].answer.output, Written):
                 read = [value for s in scores if (value := _READING[name](s)) is not None]
                 if len(read) == len(scores):
                     values[name] = float(np.mean(read))
         return values
+
+    def _rank_correlation(self, scores: Sequence[Score]) -> dict[str, float]:
+        """Spearman's, of answers and targets; nothing where it is undefined, as for equal answers."""
+        from scipy import stats
+
+        assert self.numbers is not None
+        targets = [float(s.target) for s in scores]
+        given = [self.numbers.predicted(s.answer.text, t) for s, t in zip(scores, targets, strict=True)]
+        if min(len(set(given)), len(set(targets))) < 2:
+            return {}
+        return {"spearman": float(stats.spearmanr(given, targets).statistic)}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind.name, "metric": self.metric.name, "reason": self.reason, "labels": self.labels}
@@ -95,6 +112,11 @@ _READING: dict[str, Callable[[Score], float | None]] = {
     "cut_answers": lambda s: _written(s)[0].cut,
     "reference_bits": lambda s: _written(s)[1].reference_bits,
 }
+
+
+def one_answer(examples: Sequence[Example]) -> bool:
+    """Whether each row has one answer that is trained on."""
+    return all(len(turns(e.messages)) == 1 for e in examples)
 
 
 def canonical_text(example: Example) -> str:

@@ -38,6 +38,10 @@ class Model(Protocol):
         """The most probable of the labels after each prompt."""
         ...
 
+    def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
+        """What the model's head answers: the most probable label, or a number."""
+        ...
+
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
         """How likely each answer is after its prompt."""
         ...
@@ -80,7 +84,8 @@ class Arm:
     ``uses_adapter``: answers with the trained weights. ``trained``: what answers, a language model or a classifier, was
     trained on the training rows. Showing some of them in a prompt is not training, nor is counting their labels.
     ``full_precision``: answers with the base as it is in its files, where the run holds it in fewer bits.
-    ``from_start``: answers with the adapter that training continued from."""
+    ``from_start``: answers with the adapter that training continued from. ``branch``: answers with the weights of this
+    branch, and not with those of the run."""
 
     family: str
     description: str
@@ -90,6 +95,7 @@ class Arm:
     trained: bool = False
     full_precision: bool = False
     from_start: bool = False
+    branch: str = ""
 
     @property
     def name(self) -> str:

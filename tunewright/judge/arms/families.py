@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import ConfigError
 from tunewright.data import baselines
+from tunewright.data.baselines import Predict
 from tunewright.data.messages import Chat, Text
-from tunewright.data.task import Task
+from tunewright.data.task import Task, label_set
 from tunewright.data.text import content_hash
 from tunewright.judge.arms import bm25
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.bm25 import Index
-from tunewright.judge.arms.classifier import Classifier
+from tunewright.judge.arms.classifier import Classifier, Predictor
+from tunewright.judge.arms.headed import Headed
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
 from tunewright.judge.arms.prompted import Prompted
@@ -32,13 +34,14 @@ Families = dict[str, list[Arm]]
 class ArmInputs:
     """What arms may use: the training rows, the user's documents, and a function that indexes texts.
     ``full_precision``: whether the base that is not quantised answers, too; ``started``: whether the adapter does that
-    training continued from."""
+    training continued from; ``head``: whether the tuned model answers with its head."""
 
     train: tuple[Chat, ...]
     documents: tuple[Text, ...] = ()
     indexer: Callable[[Sequence[str]], Index] = bm25.index
     full_precision: bool = False
     started: bool = False
+    head: bool = False
 
 
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
@@ -73,8 +76,13 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     if full and shared and len(shared) >= LONG_PROMPT:
         description = "the trained weights without the long instruction"
         families["tuned_short"] = [tuned(task, Recipe(instruction=""), "tuned_short", description)]
+    if full and sources.head:
+        description = "fine-tuning to write the answer, on the same rows and for as many steps"
+        written = language_model(task)
+        families["sft"] = [Arm("sft", description, written, uses_adapter=True, trained=True, branch="sft")]
     families |= _started(task, sources)
-    return {**{family: variants for family, variants in families.items() if variants}, "tuned": [tuned(task)]}
+    families = {**{family: variants for family, variants in families.items() if variants}, "tuned": [tuned(task)]}
+    return _with_head(families) if sources.head else families
 
 
 def language_model(task: Task, recipe: Recipe = OWN_PROMPT) -> Responder:
@@ -99,6 +107,18 @@ def _started(task: Task, sources: ArmInputs) -> Families:
     """The adapter as it was. It may have been trained on any rows, so the verdict does not compare with it."""
     arm = tuned(task, family="start", description="the adapter that training continued from, prompted as in training")
     return {"start": [replace(arm, from_start=True)]} if sources.started else {}
+
+
+def _with_head(families: Families) -> Families:
+    """The families, in which the trained weights answer with their head."""
+
+    def headed(arm: Arm) -> Arm:
+        if arm.branch or not (arm.uses_adapter and isinstance(arm.responder, LabelScored | Prompted)):
+            return arm
+        description = arm.description.replace("the trained weights", "the trained weights and head", 1)
+        return replace(arm, responder=Headed(arm.responder.recipe), description=description)
+
+    return {family: list(map(headed, variants)) for family, variants in families.items()}
 
 
 def _zero_shot(task: Task, train: Sequence[Chat], shared: str | None, config: ProveConfig) -> list[Arm]:
@@ -164,6 +184,13 @@ def _full_precision(families: Families, sources: ArmInputs) -> Families:
 
 
 def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
+    if task.numbers is not None:
+        titles = ("always the median of the training answers", "TF-IDF and ridge regression")
+        return _predictors(titles, baselines.median(train), baselines.ridge(train), full)
+    if task.label_set:
+        titles = ("always the most frequent set of labels", "TF-IDF and logistic regression, for each label")
+        each = baselines.each_label(train, task.label_set, label_set.parts, label_set.joined)
+        return _predictors(titles, baselines.most_frequent(train), each, full)
     if not task.labels:
         return {}
     constant = Classifier(baselines.constant(train, task.labels), task.labels)
@@ -171,6 +198,13 @@ def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
     if full:
         tfidf = Classifier(baselines.tfidf(train, task.labels), task.labels)
         families["classical"] = [Arm("classical", "TF-IDF and logistic regression", tfidf, trained=True)]
+    return families
+
+
+def _predictors(titles: tuple[str, str], constant: Predict, classical: Predict, full: bool) -> Families:
+    families = {"constant": [Arm("constant", titles[0], Predictor(constant))]}
+    if full:
+        families["classical"] = [Arm("classical", titles[1], Predictor(classical), trained=True)]
     return families
 
 

@@ -16,8 +16,10 @@ from tunewright.core.config import AdapterConfig, PeftKind
 from tunewright.core.errors import ModelError, RunError
 from tunewright.core.records import AdapterNote
 from tunewright.core.run_folder import sha256
+from tunewright.model.heads.linear import NAME
 
 PREFIX = "base_model.model."
+HEAD = f"{PREFIX}{NAME}.weight"
 CONFIG, TENSORS, NOTE = "adapter_config.json", "adapter_model.safetensors", "tunewright.json"
 # What an adapter_config.json may say without changing what is computed, or that is obeyed. Anything else is refused.
 _KNOWN = {
@@ -69,7 +71,7 @@ def hashed(folder: Path) -> str:
 
 
 def layers_of(tensors: dict[str, Tensor]) -> list[str]:
-    return sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors})
+    return sorted({key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors if key != HEAD})
 
 
 def read(folder: Path, base_sha256: str | None = None) -> StoredAdapter:
@@ -81,7 +83,9 @@ def read(folder: Path, base_sha256: str | None = None) -> StoredAdapter:
     try:
         written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
-        strange = sorted(k for k, v in written.items() if v and v != "none" and k not in _KNOWN)
+        head = written.get("modules_to_save") == [NAME] and HEAD in tensors
+        known = {*_KNOWN, "modules_to_save"} if head else _KNOWN
+        strange = sorted(k for k, v in written.items() if v and v != "none" and k not in known)
         if strange or written["peft_type"] != "LORA":
             option = f"{strange[0]}={written[strange[0]]!r}" if strange else f"peft_type={written['peft_type']!r}"
             raise ModelError(
@@ -117,7 +121,11 @@ def resolved(config: AdapterConfig, base_sha256: str) -> AdapterConfig:
     """The config, with what the adapter in ``config.start`` decides. Raises ADAPTER_*."""
     if config.start is None:
         return config
-    own = read(Path(config.start), base_sha256).config
+    given = read(Path(config.start), base_sha256)
+    if HEAD in given.tensors:
+        message = "training cannot continue from an adapter with a head."
+        raise ModelError("ADAPTER_UNSUPPORTED", message, where=config.start, fix="train anew, without adapter.start.")
+    own = given.config
     return config.model_copy(update={name: getattr(own, name) for name in AdapterConfig.OF_START})
 
 

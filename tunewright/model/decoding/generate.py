@@ -68,7 +68,7 @@ class Decoding:
 def stop_ids(model: LanguageModel, eos: int) -> tuple[int, ...]:
     """The tokenizer's end token and those of the model's generation config: the only part of that config that is
     used."""
-    extra = getattr(model.module.generation_config, "eos_token_id", None)
+    extra = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)  # a classifier has none
     return tuple(sorted({eos, *(extra if isinstance(extra, list) else [extra] if isinstance(extra, int) else [])}))
 
 

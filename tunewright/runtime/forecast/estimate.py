@@ -94,7 +94,8 @@ class Forecast:
         losses = (plan.steps * fraction / plan.eval_every + 1) * dev * self.pilot.read
         if plan.method in RATED:  # z0: other answers of as many tokens, read by policy and reference
             losses += 2 * (losses + fraction * plan.tokens * plan.epochs * self.pilot.read)
-        losses += 0.0 if plan.method == "sft" else fraction * plan.tokens * self.pilot.read  # before the first step
+        if plan.method in (*PREFERENCE, *RATED):
+            losses += fraction * plan.tokens * self.pilot.read  # before the first step
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
     def forgetting(self) -> float:
@@ -125,6 +126,7 @@ class Forecast:
             return seconds
         ways = max(1, len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding)))
         seconds += (ways - 1) * self.judged(chosen, dev) + (self.by_tuned(dev) if ways > 1 else 0.0)
+        seconds += self.trained() if any(arm.branch for arm in chosen) else 0.0
         seconds += self.by_tuned(REPEATED) + max((self.judged([a], REPEATED) for a in untrained), default=0.0)
         if work.data.task.metric.by_label:
             seconds += self.by_tuned(min(CALIBRATED, len(work.inputs.rows["dev"])))

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from tunewright.core import config as configuration
-from tunewright.core.config import Config
+from tunewright.core.config import HEADS, Config
 from tunewright.server.shapes import JsonObject
 
 Auto = Literal["auto"]
@@ -112,9 +112,11 @@ def refused(request: JobRequest) -> tuple[str, str] | None:
             return "method.dpo", "the method's type is supervised."
     if request.integrations:
         return "integrations", "integrations are not supported: the curves are in the job's events and result file."
-    for key in request.tunewright or {}:
+    for key, value in (request.tunewright or {}).items():
         if key not in allowed_settings():
             return f"tunewright.{key[:80]}", "this setting cannot be set by a request."
+        if key == "train.method" and value in HEADS:
+            return "tunewright.train.method", f"{value} trains a head, and the server answers with models that write."
     return None
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tunewright.core.chosen import chosen_scale
-from tunewright.core.config import RATED, MethodOptions
+from tunewright.core.config import RATED
 from tunewright.core.records import Interval, PairMeasure, SftOnChosen
 from tunewright.data.messages import Chat, Example, is_reference
 from tunewright.data.scores import Written, mean
@@ -21,10 +20,9 @@ from tunewright.runtime import branches
 from tunewright.runtime.branches import Branch
 from tunewright.runtime.context import Work
 from tunewright.runtime.weights import Weights
+from tunewright.stages.experiments import fine_tuning
 from tunewright.stages.prove import paired
 from tunewright.tokens.sequences import single
-from tunewright.train import recipe
-from tunewright.train.recipe import PlanInputs, RowStats
 
 Floats = NDArray[np.float64]
 
@@ -68,31 +66,13 @@ def compared(work: Work, trained: Weights) -> SftOnChosen:
 
 
 def branch(work: Work) -> Branch:
-    """Supervised fine-tuning on the good answers: the run's steps and batches, at the rate for it."""
+    """Supervised fine-tuning on the good answers."""
     train, dev = (
         tuple(single(r.sequences[0]) for r in rows if kto.is_desirable(r))
         for rows in (work.inputs.rows["train"], work.inputs.rows["dev"])
     )
-    settings = work.config.train.model_copy(update={"method": "sft", "lr": "auto", "lr_multiplier": 1.0})
-    config = work.config.model_copy(update={"train": settings})
-    inputs = work.inputs
-    given = PlanInputs(config, inputs.facts, RowStats.of(train), inputs.machine, work.data.task.kind.name)
-    rate, batch = recipe.learning_rate(given), min(work.plan.batch_size, len(train))
-    plan = work.plan.model_copy(
-        update={
-            "method": "sft",
-            "lr": rate.value,
-            "reasons": {**work.plan.reasons, "lr": rate.reason},
-            "options": MethodOptions(),
-            "rows": len(train),
-            "batch_size": batch,
-            "epochs": round(work.plan.steps / -(-len(train) // batch), 3),
-            "tokens": given.sizes.tokens,
-            "supervised_tokens": given.sizes.supervised,
-        }
-    )
     name = "sft_on_desirable" if work.plan.method in RATED else "sft_on_chosen"
-    return Branch(name, plan, train, dev, chosen_scale(work.run))
+    return fine_tuning.branch(work, name, train, dev)
 
 
 def good(examples: Iterable[Example]) -> list[str]:

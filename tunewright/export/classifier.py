@@ -1,0 +1,102 @@
+"""A model with a classification head, as transformers' own class for sequence classification reads it.
+
+That class reads the last token of each row that is not the token for padding. Ours is the last token of the prompt, so
+the token for padding must be another one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunewright.core.config import Plan
+from tunewright.core.run_folder import read_json
+from tunewright.data.messages import question
+from tunewright.export.kind import TrainedRun
+from tunewright.model.heads.linear import NAME
+from tunewright.tokens import rendering
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tunewright.tokens.template import Template
+
+CLASS = "ForSequenceClassification"
+
+
+def unsupported(source: TrainedRun) -> str | None:
+    """Why the run's model cannot be one of that class, or None; loads no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if _padding(source.template) is None:
+        return "the tokenizer has no token for padding other than the one that ends a prompt"
+    config = AutoConfig.from_pretrained(source.facts.path, local_files_only=True, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            made: Any = AutoModelForSequenceClassification.from_config(config)
+            ours: Any = AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        return f"transformers has no class for sequence classification with {config.model_type}"
+    head, same = getattr(made, NAME, None), type(made.base_model) is type(ours.base_model)
+    if not (same and isinstance(head, torch.nn.Linear) and head.bias is None):
+        return f"transformers' class for sequence classification with {config.model_type} has another head"
+    return None
+
+
+PROBLEMS = {
+    "classify": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regress": "regression",
+}
+
+
+def classifier(module: PreTrainedModel, plan: Plan, template: Template) -> PreTrainedModel:
+    """The same weights as a module of that class."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config: Any = copy.deepcopy(module.config)
+    config.id2label, config.label2id = dict(enumerate(plan.labels)), {label: n for n, label in enumerate(plan.labels)}
+    config.problem_type = PROBLEMS[plan.method]
+    config.pad_token_id = config.get_text_config().pad_token_id = _padding(template)
+    with torch.device("meta"):
+        made: Any = AutoModelForSequenceClassification.from_config(config)
+    setattr(made, made.base_model_prefix, module.base_model)
+    setattr(made, NAME, getattr(module, NAME))
+    classifier: PreTrainedModel = made.eval()
+    return classifier
+
+
+def tokenizer(template: Template) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, which pads on the right, with a token that ends no prompt."""
+    made: Any = copy.deepcopy(template.tokenizer)
+    made.pad_token, made.padding_side = made.convert_ids_to_tokens(_padding(template)), "right"
+    padding: PreTrainedTokenizerBase = made
+    return padding
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder's model is of that class."""
+    return any(str(name).endswith(CLASS) for name in read_json(folder / "config.json").get("architectures") or ())
+
+
+def batch_logits(module: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """logits_NC of prompts in one batch, as a user of that class computes them."""
+    import torch
+
+    longest, pad = max(map(len, prompts)), module.config.pad_token_id
+    ids = torch.tensor([[*p, *[pad] * (longest - len(p))] for p in prompts])
+    seen = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts])
+    logits_NC: torch.Tensor = module(ids, attention_mask=seen, use_cache=False).logits
+    return logits_NC
+
+
+def _padding(template: Template) -> int | None:
+    """The tokenizer's own token for padding, or another special token, that does not end a prompt."""
+    given, last = template.tokenizer, rendering.for_generation(template, question("?"))[-1]
+    known = [given.pad_token_id, *given.all_special_ids]
+    return next((i for i in known if i is not None and i != last), None)

@@ -1,0 +1,64 @@
+"""Regression: squared error of a linear head's output at the last token of the prompt, as it is served; the targets are
+standardised by the training rows, as the plan says. Rows are read as in `classify`. Axes: R rows, N different prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunewright.core.config import MethodOptions, Plan
+from tunewright.data.messages import Example
+from tunewright.methods import classify
+from tunewright.methods.method import Loss, Progress
+from tunewright.model import forward
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.packing import Microbatch
+from tunewright.tokens.sequences import TrainRow
+from tunewright.tokens.template import Template
+
+
+def options(options: MethodOptions) -> MethodOptions:
+    """As they are."""
+    return options
+
+
+def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
+    """One row: the prompt, and the number as UTF-8."""
+    return classify.prepare(template, example, row, max_length)
+
+
+def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
+    """Nothing."""
+    return list(rows)
+
+
+def microbatches(
+    model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
+) -> list[Microbatch]:
+    assert plan.standardised is not None
+    mean, deviation = plan.standardised
+    return classify.with_targets(rows, chosen, plan, lambda answer: (float(answer) - mean) / deviation)
+
+
+def weight(microbatch: Microbatch) -> float:
+    """The number of rows."""
+    return classify.weight(microbatch)
+
+
+def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
+    (value_N,) = forward.head_logits(model, microbatch, plan.gradient_checkpointing).T
+    value_R = value_N[forward.on_device(model, microbatch.prediction_M)]
+    error_R = value_R - forward.on_device(model, microbatch.signal["target_R"]).to(value_R.dtype)
+    return Loss(error_R.square().sum(), {"absolute_error": error_R.detach().abs().sum()})
+
+
+def answer(plan: Plan, logits_C: Sequence[float]) -> str:
+    """The number, in the units of the answers."""
+    assert plan.standardised is not None
+    mean, deviation = plan.standardised
+    return f"{mean + deviation * logits_C[0]:.6g}"
+
+
+def initial_loss(plan: Plan) -> float | None:
+    """Unknown for a few rows; 1 over all training rows, where a head of zeros predicts their mean."""
+    return None

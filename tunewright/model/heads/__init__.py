@@ -1,0 +1,1 @@
+"""Heads: what a model answers with instead of writing."""

@@ -1,0 +1,32 @@
+"""A linear layer that reads the hidden state of a prompt's last token and gives a logit for each label.
+
+It is a part of the module, under the name that it has in transformers' own classes for sequence classification, and its
+weight is a trainable parameter like others: optimizer, checkpoints and trained weights need not know of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+NAME = "score"
+
+
+def attach_head(module: Any, outputs: int) -> None:
+    """Put a trainable head of zeros on a language model: before training, all labels are equally probable, and so they
+    are where a trained head was lost. The model's own output head, which is not used, is not trained."""
+    own = module.get_output_embeddings().weight
+    if own is not module.get_input_embeddings().weight:
+        own.requires_grad_(False)
+    dtype = torch.float64 if own.dtype == torch.float64 else torch.float32
+    head = nn.Linear(own.shape[1], outputs, bias=False, device=own.device, dtype=dtype)
+    nn.init.zeros_(head.weight)
+    setattr(module, NAME, head)
+
+
+def head_of(module: nn.Module) -> nn.Linear | None:
+    """The head of a module, ours or transformers' own, if it has one."""
+    head = getattr(module, NAME, None)
+    return head if isinstance(head, nn.Linear) else None
