@@ -70,7 +70,7 @@ def test_peft_and_bitsandbytes_load_the_adapter_with_the_code_of_the_card(
     exec(code.replace('"..."', '"lot 5 of ice"'), names)
     ours = chat.load_run(Run(quantised.path)).model.module
     ids = torch.tensor([list(range(5, 40))])
-    # In eval mode, on processors with AVX512-BF16, bitsandbytes rounds to bfloat16, and fails on layers as small as these.
+    # In eval mode, on processors with AVX512-BF16, bitsandbytes rounds to bfloat16, and fails on layers this small.
     names["model"].train()
     with torch.no_grad():
         gap = (names["model"](ids).logits - ours(ids).logits).abs().max()
