@@ -37,7 +37,8 @@ def _outcome(sample: dict[str, Any]) -> str:
         return _cell(f"refused, `{problem.code}`: {problem.message}")
     names = ", ".join(settings.get("label_names", ()))
     needed = f" with `data.label_names='[{names}]'`" if names else ""
-    return f"`{parsed.format}`{needed}" + (" with a preference method" if settings.get("preference") else "")
+    method = {"preference": " with a preference method", "rewards": " with `train.method=grpo`"}
+    return f"`{parsed.format}`{needed}" + next((text for key, text in method.items() if settings.get(key)), "")
 
 
 def _short(value: Any, name: str = "") -> str:

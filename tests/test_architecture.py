@@ -159,6 +159,9 @@ def test_the_config_fields() -> None:
         "train.label_smoothing",
         "train.nll_weight",
         "train.gamma_beta_ratio",
+        "train.loss_type",
+        "train.num_generations",
+        "train.temperature",
         "train.method",
         "train.epochs",
         "train.steps",
@@ -179,6 +182,8 @@ def test_the_config_fields() -> None:
         "train.fsdp",
         "train.eval_every",
         "train.patience",
+        "reward.grader",
+        "reward.check",
         "checkpoint.every",
         "checkpoint.keep",
         "prove.metric",
@@ -325,7 +330,7 @@ def test_every_file_that_is_mentioned_exists() -> None:
 
 
 CODE = re.compile(
-    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|RANKS|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
+    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|RANKS|REMOTE|RESUME|REWARD|ROLLOUT|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
     r'_[A-Z_]+)"'
 )
 

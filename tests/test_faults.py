@@ -4,7 +4,7 @@ test run (`-rN` hides it)."""
 from __future__ import annotations
 
 import pytest
-from faults import Fault, adapting, computing, judging, preferring, resuming, structure, tokens
+from faults import Fault, adapting, computing, judging, preferring, resuming, rewarding, structure, tokens
 
 FAULTS = sorted(
     [
@@ -15,6 +15,7 @@ FAULTS = sorted(
         *judging.FAULTS,
         *structure.FAULTS,
         *preferring.FAULTS,
+        *rewarding.FAULTS,
     ],
     key=lambda f: f.number,
 )

@@ -17,7 +17,7 @@ from tunewright.data.structure.comparison import compare
 from tunewright.data.structure.values import lenient_json, strict_json
 from tunewright.data.text import normalised
 
-Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text"]
+Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "rewards"]
 
 
 _QUOTES = " \"'`*_.“”‘’"
@@ -110,7 +110,12 @@ def _chrf(readings: Readings) -> float:
 
 
 def _exact_match(readings: Readings) -> float:
+    assert readings.exact_match is not None
     return readings.exact_match
+
+
+def _reward(readings: Readings) -> float:
+    return readings.reward or 0.0  # an answer that cannot be graded earns nothing
 
 
 def _reference_bits(readings: Readings) -> float:
@@ -137,6 +142,7 @@ METRICS: dict[str, Metric] = {
             score=_reference_bits,
         ),
         Metric("bits_per_byte", "bits per byte (lower is better)", ("text",), higher_is_better=False, bound=16.0),
+        Metric("reward", "mean reward", ("rewards",), spread=0.4, score=_reward),
         # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match"),
         Metric("valid_json", "valid JSON"),
@@ -145,6 +151,9 @@ METRICS: dict[str, Metric] = {
         Metric("valid_csv", "valid CSV"),
         Metric("valid_calls", "valid tool calls"),
         Metric("schema_valid", "valid by the schema"),
+        Metric("reward_check", "mean of reward.check"),
+        Metric("ungraded", "answers without a reward"),
+        Metric("mean_reward", "mean reward (corpus)"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
         Metric("macro_f1", "macro-F1"),

@@ -52,15 +52,19 @@ class Readings:
     """What its task reads in a written answer; metrics are functions of it. ``fields``: of structured answers and tool
     calls; ``chrf``: of free text; ``valid``: whether the answer is well-formed in the notation of the task, and nothing
     else; ``schema_valid``: whether it also satisfies the schema. ``reference_bits``: bits per byte of the reference
-    answer, which do not depend on what was written."""
+    answer, which do not depend on what was written. ``reward``: of an answer without a reference, and ``check``: by the
+    grader that is never trained on; ``ungraded``: why it has no reward, and counts as 0."""
 
-    exact_match: float
-    strict_match: float
+    exact_match: float | None = None
+    strict_match: float | None = None
     fields: FieldCounts | None = None
     chrf: float | None = None
     valid: bool | None = None
     schema_valid: bool | None = None
     reference_bits: float | None = None
+    reward: float | None = None
+    check: float | None = None
+    ungraded: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,9 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         "seconds": output.seconds,
         "reference": None if answer.reference is None else [answer.reference.nats, answer.reference.bytes],
         "reference_bits": readings.reference_bits,
+        "reward": readings.reward,
+        "check": readings.check,
+        "ungraded": readings.ungraded,
     }
 
 
@@ -142,13 +149,16 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
         right, wrong, missed = line["fields"]
         counts = FieldCounts(right=right, wrong=wrong, missed=missed)
     readings = Readings(
-        exact_match=line["exact_match"],
-        strict_match=line["strict_match"],
+        exact_match=line.get("exact_match"),
+        strict_match=line.get("strict_match"),
         fields=counts,
         chrf=line.get("chrf"),
         valid=line.get("valid"),
         schema_valid=line.get("schema_valid"),
         reference_bits=line.get("reference_bits"),
+        reward=line.get("reward"),
+        check=line.get("check"),
+        ungraded=line.get("ungraded"),
     )
     return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import Config
+from tunewright.core.config import REWARDED, Config
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Side
 from tunewright.core.run_folder import Run
@@ -147,6 +147,8 @@ def answer_limit(config: Config, train: Sequence[TrainRow]) -> int:
     """The longest answer of every arm in tokens: 25% longer than the longest training answer, within a limit."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
+    if config.train.method in REWARDED:
+        return planning.UNKNOWN_ANSWER
     longest = max(r.sequences[0].supervised for r in train)  # the other of two answers was rejected
     return min(planning.LONGEST_ANSWER, longest + longest // 4 + 8)
 

@@ -108,7 +108,8 @@ def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
 # -- detection
 
 # The order in which formats are tried. A change of it changes how rows with the fields of two formats are read.
-SINGLE = [f for f in FORMATS if not f.preference]  # the others are looked for only where pairs are wanted
+# The others are looked for only where pairs, or prompts alone, are wanted.
+SINGLE = [f for f in FORMATS if not f.preference and not f.rewards]
 PAIRED_ORDER = ["preferred_output", "rejected_messages", "rejected_response", "preference"]
 ORDER = [
     "labelled_chat",
@@ -168,7 +169,7 @@ def without_effect(data: dict[str, Any]) -> set[str]:
 
 
 def test_the_order_of_detection() -> None:
-    assert [f.name for f in FORMATS] == [*PAIRED_ORDER, *ORDER]
+    assert [f.name for f in FORMATS] == [*PAIRED_ORDER, "messages_prompt", "prompt", *ORDER]
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.combinations(ORDER, 2)))

@@ -5,6 +5,7 @@ from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
     PREFERENCE,
+    REWARDED,
     AdapterConfig,
     Config,
     CostConfig,
@@ -17,6 +18,7 @@ from tunewright.core.config.schema import (
     ProveConfig,
     Recompute,
     RemoteConfig,
+    RewardConfig,
     SplitConfig,
     SweepConfig,
     TrainConfig,
@@ -25,6 +27,7 @@ from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
     "PREFERENCE",
+    "REWARDED",
     "AdapterConfig",
     "Config",
     "CostConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "ProveConfig",
     "Recompute",
     "RemoteConfig",
+    "RewardConfig",
     "SplitConfig",
     "SweepConfig",
     "TrainConfig",

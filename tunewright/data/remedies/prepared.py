@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunewright.core.config import PREFERENCE, Config
+from tunewright.core.config import PREFERENCE, REWARDED, Config
 from tunewright.core.errors import CODES, DataError, Problem, data_error
 from tunewright.core.locations import HUB, listed
 from tunewright.core.records.common import Side
@@ -69,6 +69,7 @@ def row_settings(config: Config) -> RowSettings:
         drop=frozenset(_dropped(config)),
         as_asked=data.format != "auto",
         preference=config.train.method in PREFERENCE,
+        rewards=config.train.method in REWARDED,
         control=data.control,
     )
 

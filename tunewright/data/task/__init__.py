@@ -1,4 +1,5 @@
-"""The task of the rows: to give a label, structured values, tool calls or free-form answers, or to continue documents.
+"""The task of the rows: to give a label, structured values, tool calls or free-form answers, to earn rewards, or to
+continue documents.
 
 `KINDS` has them all, in the order of detection.
 """
@@ -11,12 +12,13 @@ from tunewright.data.messages import Example
 from tunewright.data.task.documents import TEXT
 from tunewright.data.task.free_text import CSV, GENERATION, LABEL
 from tunewright.data.task.kind import Task, TaskKind
+from tunewright.data.task.rewards import REWARDS
 from tunewright.data.task.structured import JSON, XML, YAML
 from tunewright.data.task.tool_calls import TOOL_CALLS
 
-__all__ = ["GENERATION", "JSON", "KINDS", "LABEL", "TEXT", "TOOL_CALLS", "Task", "TaskKind", "detect_task"]
+__all__ = ["GENERATION", "JSON", "KINDS", "LABEL", "REWARDS", "TEXT", "TOOL_CALLS", "Task", "TaskKind", "detect_task"]
 
-KINDS = (TEXT, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
+KINDS = (TEXT, REWARDS, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
 
 
 def detect_task(examples: Sequence[Example]) -> Task:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from tunewright.core.config import Config
 from tunewright.core.errors import data_error
 from tunewright.core.words import counted
+from tunewright.data.graders import graders
+from tunewright.data.graders.grade import Grader
 from tunewright.data.messages import Example
 from tunewright.data.structure import schema, schema_file
 from tunewright.data.structure.bounded_patterns import SlowPattern
@@ -15,6 +17,7 @@ from tunewright.data.structure.comparison import Rules
 from tunewright.data.structure.schema import INFERRED, Schema
 from tunewright.data.task import structured
 from tunewright.data.task.kind import Task
+from tunewright.data.task.rewards import REWARDS, item_of
 from tunewright.data.task.tool_calls import TOOL_CALLS, has_valid_parameters, problem
 
 
@@ -34,7 +37,25 @@ def configured(config: Config, task: Task, train: Sequence[Example]) -> Task:
             message = f"{len(broken)} of {len(train)} answers are not valid JSON, the first {train[row].where}: {why}."
             fix = f"correct them; {name} has no effect on other answers."
         raise data_error("DATA_FORMAT_MISMATCH", message, where=name, fix=fix)
+    if task.kind is REWARDS:
+        grader, check = (_grader(getattr(config.reward, name), f"reward.{name}", train) for name in ("grader", "check"))
+        return replace(task, grader=grader, check=check)
     return replace(task, rules=rules, schema=_schema(config, task, train))
+
+
+def _grader(spec: graders.Spec, where: str, train: Sequence[Example]) -> Grader | None:
+    """None if none is set. Raises CONFIG_*, and DATA_FIELD_MISSING for a row that lacks a field that it reads."""
+    if not spec:
+        return None
+    grader = graders.of(spec, where)
+    for example in train:
+        if lacking := sorted(grader.fields - set(item_of(example))):
+            message, fix = (
+                f"{where} reads item.{lacking[0]}, which the row does not have.",
+                "add it, or correct the path.",
+            )
+            raise data_error("DATA_FIELD_MISSING", message, where=example.where, fix=fix)
+    return grader
 
 
 def _schema(config: Config, task: Task, train: Sequence[Example]) -> Schema | None:
