@@ -37,8 +37,12 @@ def _outcome(sample: dict[str, Any]) -> str:
         return _cell(f"refused, `{problem.code}`: {problem.message}")
     names = ", ".join(settings.get("label_names", ()))
     needed = f" with `data.label_names='[{names}]'`" if names else ""
-    method = " with a preference method" if settings.get("preference") else ""
-    return f"`{parsed.format}`{needed}{method}" + (" with `train.method=kto`" if settings.get("rated") else "")
+    method = {
+        "preference": " with a preference method",
+        "rewards": " with `train.method=grpo`",
+        "rated": " with `train.method=kto`",
+    }
+    return f"`{parsed.format}`{needed}" + next((text for key, text in method.items() if settings.get(key)), "")
 
 
 def _short(value: Any, name: str = "") -> str:

@@ -166,6 +166,9 @@ def test_the_config_fields() -> None:
         "train.gamma_beta_ratio",
         "train.desirable_weight",
         "train.undesirable_weight",
+        "train.loss_type",
+        "train.num_generations",
+        "train.temperature",
         "train.method",
         "train.epochs",
         "train.steps",
@@ -186,6 +189,8 @@ def test_the_config_fields() -> None:
         "train.fsdp",
         "train.eval_every",
         "train.patience",
+        "reward.grader",
+        "reward.check",
         "checkpoint.every",
         "checkpoint.keep",
         "prove.metric",
@@ -332,7 +337,7 @@ def test_every_file_that_is_mentioned_exists() -> None:
 
 
 CODE = re.compile(
-    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|RANKS|REMOTE|RESUME|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
+    r'"((?:ADAPTER|CONFIG|CONSUMER|DATA|EXPORT|LABELS|LORA|MISSING|MODEL|PATH|PUSH|RANKS|REMOTE|RESUME|REWARD|ROLLOUT|RUN|SELFTEST|SPLIT|TEMPLATE|TOKENIZER|TRAIN)'
     r'_[A-Z_]+)"'
 )
 

@@ -13,6 +13,7 @@ from faults import (
     preferring,
     rating,
     resuming,
+    rewarding,
     structure,
     tokens,
 )
@@ -28,6 +29,7 @@ FAULTS = sorted(
         *preferring.FAULTS,
         *rating.FAULTS,
         *heading.FAULTS,
+        *rewarding.FAULTS,
     ],
     key=lambda f: f.number,
 )

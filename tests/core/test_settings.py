@@ -33,6 +33,8 @@ from tunewright.train.recipe import RowStats
 
 Folder = Callable[[str], Path]
 BASE = {"threads": 1, "train.dtype": "float32", "train.batch_size": 4, "data.train": "labels.csv"}
+GRADER = {"type": "string_check", "input": "{{ sample.output_text }}", "reference": "a", "operation": "like"}
+REWARDED = {"data.train": "prompts.jsonl", "train.method": "grpo", "reward.grader": GRADER}
 # Each setting with a value other than the default, and the settings that it needs to have an effect.
 EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("MODEL qwen3", {}),
@@ -99,6 +101,11 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.fsdp": (True, {}),
     "train.eval_every": (2, {}),
     "train.patience": (0, {}),
+    "train.loss_type": ("gspo", REWARDED),
+    "train.num_generations": (3, REWARDED),
+    "train.temperature": (0.5, REWARDED),
+    "reward.grader": ({**GRADER, "operation": "eq"}, REWARDED),
+    "reward.check": (GRADER, REWARDED),
     "checkpoint.every": (2, {}),
     "checkpoint.keep": (7, {}),
     "prove.metric": ("exact_match", {}),
@@ -177,6 +184,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "turns.jsonl").write_text("\n".join([*talk, odd]))
     compared = [{"prompt": f"lot {i * 37 % 1009}", "chosen": f"it is {i}", "rejected": f"{i}"} for i in range(40)]
     (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, compared)))
+    asked = [{"prompt": f"lot {i * 37 % 1009}", "n": i} for i in range(40)]
+    (root / "prompts.jsonl").write_text("\n".join(map(json.dumps, asked)))
     (root / "other.jinja").write_text(CHATML.replace("\n{{", "\n\n{{").replace("assistant\n{%", "assistant\n\n{%"))
     (root / "dated.jinja").write_text("{{ strftime_now('%d %b %Y') }}\n" + CHATML)
     (root / "documents").mkdir()

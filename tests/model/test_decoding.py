@@ -60,10 +60,10 @@ def both(model: LanguageModel, asked: list[list[int]]) -> Iterator[tuple[State, 
     """The same prompts, read twice; the second state takes steps without modules."""
     modules, same = dataclasses.replace(model, decoding="modules"), generate.common_prefix(asked)
     prefix = generate.prefill(model, asked[0][:same]) if len(asked) > 1 and same else None
-    state, again = (generate._after_prompts(modules, asked, Decoding(1, ()), prefix)[0] for _ in range(2))
+    state, again = (generate.after_prompts(modules, asked, Decoding(1, ()), prefix)[0] for _ in range(2))
     assert isinstance(state, State)
     assert isinstance(again, State)
-    with generate._stepping(modules, state):
+    with generate.stepping(modules, state):
         yield state, FusedState.after(again, model.decoding)
 
 

@@ -74,7 +74,7 @@ def test_logits_of_several_tokens_are_those_of_one_at_a_time(kind: str) -> None:
     draw = torch.Generator().manual_seed(0)
     for prefix in (None, generate.prefill(model, prompt[:2])):
         with torch.inference_mode():
-            one, many = (generate._after_prompts(model, [prompt], DECODING, prefix)[0] for _ in range(2))
+            one, many = (generate.after_prompts(model, [prompt], DECODING, prefix)[0] for _ in range(2))
             assert isinstance(one, FusedState)
             assert isinstance(many, FusedState)
             for count in (1, 5, 2, ROOM, 7):

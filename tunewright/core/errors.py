@@ -1,13 +1,14 @@
 """The error tree: every failure a user can cause has a stable code, a place and a fix.
 
     TunewrightError            code, message, where, fix; exit status 2 unless noted
-    ├── ConfigError            CONFIG_*                a config file, an override, a flag
+    ├── ConfigError            CONFIG_* REWARD_*               a config file, an override, a flag
     ├── DataError              DATA_* SPLIT_* LABELS_*   rows: contains every problem, shows the first 20
     ├── ModelError             MODEL_* TEMPLATE_* TOKENIZER_* ADAPTER_* LORA_*
     ├── RunError               RUN_* RESUME_* PATH_* REMOTE_* PUSH_*   a run folder, an endpoint, the Hub
     │   └── RunWaits           RUN_WAITS              trainings were printed; exit status 4
     ├── MissingExtra           MISSING_PACKAGE         an optional package is not installed
-    └── TrainError             TRAIN_* RANKS_* EXPORT_* CONSUMER_* RUN_DISK   exit status 1: not caused by wrong input
+    └── TrainError             TRAIN_* RANKS_* ROLLOUT_* REWARD_FAILED EXPORT_* CONSUMER_* RUN_DISK   exit status 1:
+                               not caused by wrong input
 
 A user's mistake raises one of these; our own mistake fails an ``assert``; the impossible is not handled.
 Codes are stable API: ``CODES`` lists them, and a test keeps the table and the code in sync.
@@ -97,6 +98,10 @@ CODES: dict[str, str] = {
     "RANKS_DIFFER": "the processes that train together have different models, data or programs",
     "RANKS_LOST": "one of the processes that train together has ended, or cannot be reached",
     "RESUME_MISMATCH": "the data, config or model changed since the run started",
+    "REWARD_FAILED": "a grader fails, or returns no number from 0 to 1, for too many answers",
+    "REWARD_FLAT": "samples of one prompt nearly always have the same reward, from which nothing can be learned",
+    "REWARD_TRIVIAL": "an empty, echoed or constant answer has a higher reward than what the model writes",
+    "ROLLOUT_MISMATCH": "samples were not drawn by the model that is trained on them",
     "RUN_DAMAGED": "a file of the run was modified or damaged",
     "RUN_DISK": "the run folder cannot be written to",
     "RUN_EXISTS": "a run with that name already exists",

@@ -17,7 +17,9 @@ from tunewright.data.structure.comparison import compare
 from tunewright.data.structure.values import lenient_json, strict_json
 from tunewright.data.text import normalised
 
-Kind = Literal["label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "number", "label_set"]
+Kind = Literal[
+    "label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "number", "label_set", "rewards"
+]
 
 
 _QUOTES = " \"'`*_.“”‘’"
@@ -110,7 +112,12 @@ def _chrf(readings: Readings) -> float:
 
 
 def _exact_match(readings: Readings) -> float:
+    assert readings.exact_match is not None
     return readings.exact_match
+
+
+def _reward(readings: Readings) -> float:
+    return readings.reward or 0.0  # an answer that cannot be graded earns nothing
 
 
 def _reference_bits(readings: Readings) -> float:
@@ -151,6 +158,7 @@ METRICS: dict[str, Metric] = {
             bound=16.0,
             score=_error,
         ),
+        Metric("reward", "mean reward", ("rewards",), spread=0.4, score=_reward),
         # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match"),
         Metric("valid_json", "valid JSON"),
@@ -159,6 +167,9 @@ METRICS: dict[str, Metric] = {
         Metric("valid_csv", "valid CSV"),
         Metric("valid_calls", "valid tool calls"),
         Metric("schema_valid", "valid by the schema"),
+        Metric("reward_check", "mean of reward.check"),
+        Metric("ungraded", "answers without a reward"),
+        Metric("mean_reward", "mean reward (corpus)"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
         Metric("label_micro_f1", "label micro-F1"),

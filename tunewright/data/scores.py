@@ -53,16 +53,20 @@ class Readings:
     calls; ``chrf``: of free text; ``valid``: whether the answer is well-formed in the notation of the task, and nothing
     else; ``schema_valid``: whether it also satisfies the schema. ``reference_bits``: bits per byte of the reference
     answer, which do not depend on what was written. ``error``: distance from the target, of numbers, in standard
-    deviations of the training answers."""
+    deviations of the training answers. ``reward``: of an answer without a reference, and ``check``: by the grader that
+    is never trained on; ``ungraded``: why it has no reward, and counts as 0."""
 
-    exact_match: float
-    strict_match: float
+    exact_match: float | None = None
+    strict_match: float | None = None
     fields: FieldCounts | None = None
     chrf: float | None = None
     valid: bool | None = None
     schema_valid: bool | None = None
     reference_bits: float | None = None
     error: float | None = None
+    reward: float | None = None
+    check: float | None = None
+    ungraded: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,9 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         "reference": None if answer.reference is None else [answer.reference.nats, answer.reference.bytes],
         "reference_bits": readings.reference_bits,
         "error": readings.error,
+        "reward": readings.reward,
+        "check": readings.check,
+        "ungraded": readings.ungraded,
     }
 
 
@@ -145,14 +152,17 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
         right, wrong, missed = line["fields"]
         counts = FieldCounts(right=right, wrong=wrong, missed=missed)
     readings = Readings(
-        exact_match=line["exact_match"],
-        strict_match=line["strict_match"],
+        exact_match=line.get("exact_match"),
+        strict_match=line.get("strict_match"),
         fields=counts,
         chrf=line.get("chrf"),
         valid=line.get("valid"),
         schema_valid=line.get("schema_valid"),
         reference_bits=line.get("reference_bits"),
         error=line.get("error"),
+        reward=line.get("reward"),
+        check=line.get("check"),
+        ungraded=line.get("ungraded"),
     )
     return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
 

@@ -34,7 +34,7 @@ class Protocol:
     """``arms``: the descriptions of each family's variants. ``detectable``: the difference that the test rows detect
     with power 0.8 (1.0 if none) if ``assumed`` holds; None if nothing can be assumed. ``list_order`` and
     ``number_tolerance``: how structured answers are compared; None for other tasks. ``decoding``: of free text, the
-    settings among which dev chooses, by name."""
+    settings among which dev chooses, by name. ``grader`` and ``check``: of answers to rows that have none."""
 
     rule: str
     metric: str
@@ -51,10 +51,14 @@ class Protocol:
     list_order: str | None = None
     number_tolerance: float | None = None
     decoding: dict[str, dict[str, float]] | None = None
+    grader: str | None = None
+    check: str | None = None
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        added = {k for k in ("grader", "check") if getattr(self, k) is None}  # of protocols that had neither
+        fields = {k: v for k, v in asdict(self).items() if k not in added}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @property
     def bound(self) -> float:
@@ -107,6 +111,8 @@ def make(
         decoding={name: asdict(DECODINGS[name]) for name in config.decoding}
         if decodings.candidates(families["tuned"][0], data.task, config.decoding)
         else None,
+        grader=repr(data.task.grader) if data.task.grader else None,
+        check=repr(data.task.check) if data.task.check else None,
     )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tunewright.core.records import TopicContrast, Verdict
-from tunewright.core.records.common import Interval, VerdictWord
+from tunewright.core.records import RewardCheck, TopicContrast, Verdict
+from tunewright.core.records.common import Interval, RunVerdict
 from tunewright.data.metrics import METRICS
 from tunewright.judge import statistics
 from tunewright.judge.arms.arm import Arm
@@ -111,7 +111,7 @@ class Decision:
     are shown to beat it. ``clusters``: of the test rows."""
 
     metric: str
-    verdict: VerdictWord
+    verdict: RunVerdict
     rows_needed: int | None
     comparator: ChosenComparator
     comparison: Comparison
@@ -162,6 +162,7 @@ def final_verdict(
     clusters: Sequence[int],
     noise: RerunNoise | None = None,
     topic: TopicContrast | None = None,
+    check: Comparison | None = None,
 ) -> Decision:
     """The verdict of a run: what the comparison of tuned with ``comparator`` shows, unless
 
@@ -172,6 +173,7 @@ def final_verdict(
       reduce that noise, so no number of rows is given.
     - it would be PRACTICALLY EQUAL or CANNOT TELL, but another untrained arm is shown to be better than tuned, by
       Holm's method: WORSE. Dev may have chosen a weak comparator.
+    - it is BETTER by the reward, but shown to be worse by the ``check`` that was not trained on: HACKED.
     - it is BETTER, but the answers of free text are not shown to depend on the question (``topic``): CANNOT TELL.
 
     All other comparisons with tuned are exploratory.
@@ -186,7 +188,8 @@ def final_verdict(
     unbeaten = tuple(name for name in untrained if against[name].verdict != "BETTER")
     better = tuple(n for n in untrained if against[n].verdict == "WORSE" and p_holm[n] <= protocol.alpha)
     comparison = against[comparator.name]
-    verdict, rows_needed = comparison.verdict, comparison.rows_needed
+    verdict: RunVerdict = comparison.verdict
+    rows_needed = comparison.rows_needed
     if verdict == "BETTER" and unbeaten:
         verdict, rows_needed = "CANNOT TELL", max(against[name].rows_needed or 0 for name in unbeaten) or None
     if noise is not None and verdict in ("BETTER", "WORSE") and abs(comparison.difference) <= noise.floor:
@@ -195,6 +198,8 @@ def final_verdict(
         verdict, rows_needed = "WORSE", None
     if topic is not None and verdict == "BETTER" and not topic.depends_on_question:
         verdict, rows_needed = "CANNOT TELL", _rows_for(topic)
+    if check is not None and verdict == "BETTER" and check.verdict == "WORSE":
+        verdict, rows_needed = "HACKED", None
     return Decision(
         metric=protocol.metric,
         verdict=verdict,
@@ -212,6 +217,14 @@ def final_verdict(
             for name, arm in arms.items()
         },
         clusters=tuple(clusters),
+    )
+
+
+def _checked(check: RewardCheck) -> str:
+    low, high = check.interval
+    return (
+        f"by reward.check, tuned {check.tuned:.3f}, {check.comparator:.3f}, difference {check.difference:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}]"
     )
 
 
@@ -243,5 +256,6 @@ def sentence(verdict: Verdict) -> str:
         + (f"; not shown to be better than {', '.join(also)}" if also else "")
         + (f"; shown to be worse than {', '.join(better)}" if better else "")
         + ("; the difference is within re-run noise" if verdict.within_rerun_noise else "")
+        + (f"; {_checked(verdict.reward_check)}" if verdict.reward_check else "")
         + ("; its answers are not shown to depend on the question" if verdict.off_topic else "")
     )

@@ -1,9 +1,9 @@
 """Training methods by the name in `Plan.method`. `method.Method` is the contract of their functions.
 
-`train.method` offers those that need nothing but the rows. `distill` also needs a teacher: another model, or the same
-one with another prompt, neither of which the contract passes to a method. So a stage that distils first adds the
-teacher's probabilities to the rows (`distill.with_teacher`), and then trains a branch on them with a plan whose method
-is "distill".
+`train.method` offers those that need nothing but the rows, and grpo, whose rows `train.rollouts` makes of prompts.
+`distill` also needs a teacher: another model, or the same one with another prompt, neither of which the contract passes
+to a method. So a stage that distils first adds the teacher's probabilities to the rows (`distill.with_teacher`), and
+then trains a branch on them with a plan whose method is "distill".
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.methods import classify, distill, kto, multilabel, pair_losses, regress, sft
+from tunewright.methods import classify, distill, grpo, kto, multilabel, pair_losses, regress, sft
 from tunewright.methods.method import Method, Progress
 from tunewright.methods.preference import Preference
 from tunewright.model.language_model import LanguageModel
@@ -24,6 +24,7 @@ METHODS: dict[str, Method] = {
     "multilabel": multilabel,
     "distill": distill,
     "kto": kto,
+    "grpo": grpo,
     **{name: Preference(loss) for name, loss in pair_losses.LOSSES.items()},
 }
 

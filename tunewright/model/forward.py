@@ -30,15 +30,20 @@ def loss(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "n
     return losses.cross_entropy(logits(model, microbatch, recompute), target_N, weight_N)
 
 
-def logp(model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none") -> Tensor:
-    """logp_M: log-probability of every supervised token of every sequence, in the order of the sequences, in nats. The
-    gradient of any function of them is exact, and no logits are kept where the head is frozen."""
+def logp(
+    model: LanguageModel, microbatch: Microbatch, recompute: Recompute = "none", temperature: float = 1.0
+) -> Tensor:
+    """logp_M: log-probability of every supervised token of every sequence, in the order of the sequences, in nats, of
+    predictions at a ``temperature``. The gradient of any function of them is exact, and no logits are kept where the
+    head is frozen."""
     target_N = on_device(model, microbatch.target_N)
     one_N = torch.ones(len(target_N), device=model.device)
     if frozen_head(model):
-        nats_N = losses.head_nats(hidden(model, microbatch, recompute), model.head_VD, target_N, one_N)
+        hidden_ND = hidden(model, microbatch, recompute)
+        hidden_ND = hidden_ND if temperature == 1 else hidden_ND / temperature
+        nats_N = losses.head_nats(hidden_ND, model.head_VD, target_N, one_N)
     else:
-        nats_N = losses.nats(logits(model, microbatch, recompute), target_N, one_N)
+        nats_N = losses.nats(logits(model, microbatch, recompute) / temperature, target_N, one_N)
     return -nats_N[on_device(model, microbatch.prediction_M)]
 
 

@@ -31,7 +31,7 @@ MAX_CUT_FRACTION = 0.2  # fraction of cut answers above which the verdict comes 
 MAX_SHOWN_ROWS = 20  # with the largest losses, and with the largest gains
 DECODING_WORDS = {"greedy": "greedy", "penalty": "greedy with a repetition penalty", "sampled": "sampled"}
 FEW_CHOICES = 30  # by people, below which more would help
-COLOURS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even"}
+COLOURS = {"BETTER": "good", "WORSE": "bad", "PRACTICALLY EQUAL": "even", "CANNOT TELL": "even", "HACKED": "bad"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,12 @@ def _sentence(verdict: Verdict) -> str:
         )
     if verdict.verdict == "BETTER":
         return f"On {rows} held-out rows the tuned model is better than {other}."
+    if verdict.verdict == "HACKED" and (check := verdict.reward_check):
+        return (
+            f"On {rows} held-out rows the tuned model has a higher reward than {other}, and is worse by the grader "
+            f"that was not trained on ({check.tuned:.3f}, {check.comparator:.3f}): it learned what the reward pays "
+            "for, and not the task. Do not use it."
+        )
     others_better = [n for n in verdict.better or () if n != name]
     if verdict.verdict == "WORSE" and others_better:
         names = " and ".join(map(spaced, others_better))

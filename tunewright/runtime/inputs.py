@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import HEADS, Config
+from tunewright.core.config import HEADS, REWARDED, Config
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Side
 from tunewright.core.run_folder import Run
@@ -150,6 +150,8 @@ def answer_limit(config: Config, train: Sequence[TrainRow], label: int = 0) -> i
     ``label``: the longest label, of rows that contain none."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
+    if config.train.method in REWARDED:
+        return planning.UNKNOWN_ANSWER
     # The other of two answers was rejected.
     longest = label or max((r.sequences[0].supervised for r in train if kto.is_desirable(r)), default=0)
     return min(planning.LONGEST_ANSWER, longest + longest // 4 + 8)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from tunewright.core import records, swept
-from tunewright.core.config import HEADS, Plan
+from tunewright.core.config import HEADS, REWARDED, Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
@@ -14,13 +14,13 @@ from tunewright.export import export
 from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
-from tunewright.runtime import receipt
+from tunewright.runtime import receipt, rollouts
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
 from tunewright.runtime.forecast import estimate
 from tunewright.stages.experiments import prompt_distillation
 from tunewright.stages.stage import Stage
-from tunewright.train import planning, profile, selftest
+from tunewright.train import planning, preflight, profile, selftest
 from tunewright.train.recipe import RowStats
 
 WORTH_MORE = 1.4  # times as fast with two processes
@@ -47,6 +47,8 @@ def make_plan(setup: Setup) -> Plan:
     speed = profile.calibrate(setup.models.untrained(plan), inputs.rows["train"], plan)
     protocol = protocol_of(setup)
     answers = Answers(context.run, context.console, context.data, inputs, plan, setup.models)
+    if plan.method in REWARDED:
+        _check_rewards(setup, answers, plan)
     plan = plan.model_copy(update={"estimate": estimate.whole_run(Work(setup, plan, protocol, answers), speed)})
     _describe(setup, plan, protocol)
     _write(setup, plan, protocol)
@@ -82,6 +84,13 @@ def after_self_test(setup: Setup, plan: Plan) -> Plan:
     passed = sum(check.passed for check in result.checks)
     context.console.say(f"self-test: {passed} of {len(findings)} checks passed ({result.seconds:.0f} s)")
     return result.plan
+
+
+def _check_rewards(setup: Setup, answers: Answers, plan: Plan) -> None:
+    model = setup.models.untrained(plan)
+    drawn = rollouts.of(answers, model)
+    assert drawn is not None
+    setup.context.console.say(preflight.preflight(drawn, model, setup.inputs.rows["train"], plan).sentence)
 
 
 def _warn_about_left_out(setup: Setup) -> None:

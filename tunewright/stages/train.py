@@ -8,12 +8,13 @@ from dataclasses import asdict
 import torch
 
 from tunewright.core import records, run_folder, swept
-from tunewright.core.config import PREFERENCE, Plan
+from tunewright.core.config import PREFERENCE, RATED, REWARDED, Plan
+from tunewright.core.errors import ConfigError
 from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, Training
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
-from tunewright.runtime import branches
+from tunewright.runtime import branches, rollouts
 from tunewright.runtime.context import Context, Work
 from tunewright.runtime.models import Models
 from tunewright.runtime.receipt import code_sha256, input_hashes
@@ -32,12 +33,16 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
         return _adopted(work, branches.begun(work.setup, branch.path.name), ranks)
     step = _begin(work) if ranks.first else 0
     ranks.wait()
+    _check_ranks(plan, ranks)
     model = _model(work, ranks)
     if ranks.first:
         _keep_start(work, model.module)
     hashes = input_hashes(work.data, inputs, plan)
     training_inputs = _precomputed(
-        work, loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes)
+        work,
+        loop.TrainingInputs(
+            model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes, rollouts.of(work.answers, model)
+        ),
     )
     if ranks.world > 1:
         facts = {"model": inputs.facts.sha256, "torch": torch.__version__, "code": code_sha256()}
@@ -60,11 +65,17 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
 
 
 def _precomputed(work: Work, training: loop.TrainingInputs) -> loop.TrainingInputs:
-    if work.plan.method not in PREFERENCE:
+    if work.plan.method not in (*PREFERENCE, *RATED):
         return loop.with_precomputed(training)
     rows = len(training.rows) + len(training.dev)
     with work.console.bar("before", rows, unit="rows read by the model before training") as tick:
         return loop.with_precomputed(training, tick)
+
+
+def _check_ranks(plan: Plan, ranks: Ranks) -> None:
+    if plan.method in REWARDED and ranks.world > 1:
+        message = f"train.method={plan.method} trains in one process: its samples are drawn there."
+        raise ConfigError("CONFIG_CONFLICT", message, where="train.method", fix="start it without torchrun.")
 
 
 def _model(work: Work, ranks: Ranks) -> LanguageModel:

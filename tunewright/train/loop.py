@@ -28,6 +28,7 @@ from tunewright.tokens.render_cache import RenderedRows
 from tunewright.tokens.sequences import TrainRow, digest
 from tunewright.train import checkpoints
 from tunewright.train.ranks import ALONE, Ranks
+from tunewright.train.rollouts import Rollouts
 from tunewright.train.step import Learner, Step, dev_loss, learning_rate, make_learner, take_step
 
 
@@ -48,7 +49,9 @@ class Trained:
 @dataclass(frozen=True)
 class TrainingInputs:
     """What `train` reads, and the run folder that it writes to. ``hashes``: of the inputs, which must not change before
-    a run is resumed."""
+    a run is resumed. ``rollouts``: makes the rows of a step of prompts, for methods that learn from what the model
+    writes. It is a part of the inputs and not of the method, because it reads graders, the chat template and the run
+    folder, and a method may touch none of them."""
 
     model: LanguageModel
     plan: Plan
@@ -56,6 +59,7 @@ class TrainingInputs:
     dev: Sequence[TrainRow]
     run: Run
     hashes: dict[str, str]
+    rollouts: Rollouts | None = None
 
 
 def with_precomputed(training: TrainingInputs, progress: Progress = lambda _: None) -> TrainingInputs:
@@ -100,7 +104,10 @@ def train(
                 crowd = crowding.adapted(crowd)
             crowding.use(crowd.threads)
             start = time.monotonic()
-            done = take_step(student, training.rows, plan, state.step, ranks)
+            rows = training.rows
+            if training.rollouts is not None:
+                rows = training.rollouts.sampled(student.model, rows, plan, state.step)
+            done = take_step(student, rows, plan, state.step, ranks)
             taken = Taken(done, round(time.monotonic() - start, 4), crowd.threads)
             state = record_step(training, student, state, taken, progress, ranks)
             kept = heap.bounded(kept)
@@ -125,12 +132,18 @@ def start_or_resume(training: TrainingInputs, ranks: Ranks = ALONE) -> tuple[Lea
         checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
         _drop_later_lines(run, state.step)
     if state.step == 0 and training.dev:
-        first = dev_loss(training.model, training.dev, plan, ranks)
+        first = _dev_loss(training, ranks)
         state = _initial(hashes, first)
         if ranks.first:
             records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
             state = _with_best(run, student, state)
     return student, state
+
+
+def _dev_loss(training: TrainingInputs, ranks: Ranks) -> float:
+    if training.rollouts is not None:
+        return training.rollouts.dev_loss(training.model, training.dev)
+    return dev_loss(training.model, training.dev, training.plan, ranks)
 
 
 def save(training: TrainingInputs, student: Learner, state: CheckpointState) -> None:
@@ -188,7 +201,7 @@ def record_step(
     plan, run, done = training.plan, training.run, taken.done
     step, dev = state.step + 1, None
     if training.dev and (step % plan.eval_every == 0 or step == plan.steps):
-        dev = dev_loss(training.model, training.dev, plan, ranks)
+        dev = _dev_loss(training, ranks)
     line = StepLine(
         step=step,
         loss=done.loss,

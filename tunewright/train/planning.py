@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.config import RATED, Config, Kernels, MethodOptions, Plan, Recompute
+from tunewright.core.config import RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
@@ -22,6 +22,7 @@ from tunewright.train.recipe import CONFIGURED, Choice, PlanInputs, RowStats
 Dtype = Literal["float32", "bfloat16"]
 DECODE_MEMORY, MOST_DECODED = 0.2, 512  # fraction of the machine's memory; rows
 LONGER = 4  # a prompt with examples than a row, about
+UNKNOWN_ANSWER = 128  # tokens, where rows have no answers to measure: a paragraph
 LONGEST_ANSWER = 512  # tokens, unless prove.max_new_tokens is set
 # Fraction of the memory for the weights and the activations of one pass: of the machine's, and of a GPU's own.
 TRAIN_MEMORY = {"cpu": 0.35, "cuda": 0.85}
@@ -91,6 +92,8 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
             max_new_tokens,
             CONFIGURED
             if config.prove.max_new_tokens != "auto"
+            else "the rows have no answers whose length could be measured"
+            if t.method in REWARDED
             else f"25% longer than the longest training answer, plus 8; at most {LONGEST_ANSWER} tokens",
         ),
         "kernels": kernels,

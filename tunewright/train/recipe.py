@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tunewright.core.config import HEADS, PREFERENCE, RATED, Config
+from tunewright.core.config import HEADS, PREFERENCE, RATED, REWARDED, Config
 from tunewright.core.errors import ConfigError, data_error
 from tunewright.core.words import counted
 from tunewright.data.metrics import STRUCTURED, Kind
@@ -19,12 +19,15 @@ from tunewright.system.machine import Machine
 from tunewright.tokens.sequences import TrainRow
 
 CONFIGURED = "as configured"
+REWARDED_STEPS = 100  # of samples; tinker-cookbook's recipes of format and length show progress within 20 to 100
 # Of the rate of supervised fine-tuning: about the ratio of published rates with LoRA. At an eighth, DPO over-optimised
-# examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself.
+# examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself. Of
+# rewards, TRL's rate with LoRA is 1e-5 and tinker-cookbook's are 2e-5 to 1e-4.
 RATES = {
     **dict.fromkeys(("sft", *HEADS), 1.0),
     **dict.fromkeys((*PREFERENCE, *RATED), 0.05),
     "orpo": 0.5,
+    **dict.fromkeys(REWARDED, 0.1),
 }
 
 T = TypeVar("T")
@@ -100,6 +103,9 @@ def steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
         epochs = 2 if rows < 300 else 1
         why = "preferences overfit within an epoch or two (Rafailov et al. 2024, 2406.02900)"
         return Choice(epochs * per_epoch, f"{counted(epochs, 'epoch')} of {per_epoch} steps: {why}")
+    if t.method in REWARDED:
+        count = max(REWARDED_STEPS, per_epoch)
+        return Choice(count, f"{counted(count, 'step')}: an epoch, and at least {REWARDED_STEPS}")
     epochs = 4 if rows < 300 else 3 if rows < 1000 else 2 if rows < 5000 else 1
     return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
 

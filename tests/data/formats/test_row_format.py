@@ -109,8 +109,8 @@ def test_fields_of_messages_that_nothing_reads_are_counted() -> None:
 # -- detection
 
 # The order in which formats are tried. A change of it changes how rows with the fields of two formats are read.
-# The others are looked for only where pairs, or ratings, are wanted.
-SINGLE = [f for f in FORMATS if not f.preference and not f.rated]
+# The others are looked for only where pairs, ratings, or prompts alone, are wanted.
+SINGLE = [f for f in FORMATS if not f.preference and not f.rated and not f.rewards]
 PAIRED_ORDER = ["preferred_output", "rejected_messages", "rejected_response", "preference"]
 RATED_ORDER = ["rated_completion", "rated_chat", "tagged_chat", "tagged_sharegpt", "tagged_instruction"]
 ORDER = [
@@ -171,7 +171,7 @@ def without_effect(data: dict[str, Any]) -> set[str]:
 
 
 def test_the_order_of_detection() -> None:
-    assert [f.name for f in FORMATS] == [*PAIRED_ORDER, *RATED_ORDER, *ORDER]
+    assert [f.name for f in FORMATS] == [*PAIRED_ORDER, *RATED_ORDER, "messages_prompt", "prompt", *ORDER]
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.combinations(ORDER, 2)))

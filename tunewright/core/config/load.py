@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from pydantic.fields import FieldInfo
 from tunewright.core import locations
 from tunewright.core.config import adapter_kinds, sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import HEADS, PATH, RATED, REFERENCED, TEMPLATES, Config, MethodOptions
+from tunewright.core.config.schema import HEADS, PATH, RATED, REFERENCED, REWARDED, TEMPLATES, Config, MethodOptions
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -98,6 +99,14 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
         if method in HEADS and getattr(config.forget, name):
             message = f"forget.{name} needs a model that writes; that of train.method={method} does not."
             raise conflict(f"forget.{name}", message, "leave it out.")
+    if method in REWARDED and not config.reward.grader:
+        fix = "set it to a grader object (docs/guide-rewards.md)."
+        raise conflict("reward.grader", f"train.method={method} needs reward.grader.", fix)
+    if given := [name for name in ("grader", "check") if getattr(config.reward, name) and method not in REWARDED]:
+        fix = "remove it, or set train.method=grpo."
+        raise conflict(f"reward.{given[0]}", f"train.method={method} does not read reward.{given[0]}.", fix)
+    if method in REWARDED:
+        _check_rewarded(config, conflict)
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
@@ -131,6 +140,26 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
             "data.instruction has no effect on raw text.",
             "remove data.instruction, or choose another data.format.",
         )
+
+
+def _check_rewarded(config: Config, conflict: Callable[[str, str, str], ConfigError]) -> None:
+    """Raises CONFIG_CONFLICT for what rows without answers, or branches that sample, cannot do yet."""
+    method = config.train.method
+    if config.adapter.dropout:
+        message = (
+            "samples are drawn without dropout, so adapter.dropout would train another model than the one sampled."
+        )
+        raise conflict("adapter.dropout", message, "leave it at 0.")
+    if config.forget.regression_rows:
+        message = f"train.method={method} reads rows without answers, and regression rows have answers."
+        raise conflict("forget.regression_rows", message, "leave it out.")
+    for name in type(config.experiments).model_fields:
+        if getattr(config.experiments, name):
+            message = f"experiments.{name} trains a branch, which train.method={method} cannot."
+            raise conflict(f"experiments.{name}", message, "leave it out.")
+    if config.prove.evidence == "full":
+        message = f"prove.evidence=full trains a branch, which train.method={method} cannot."
+        raise conflict("prove.evidence", message, "use standard or plain.")
 
 
 def _check_encoding(name: str, where: str) -> None:

@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    JsonValue,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
@@ -262,18 +263,15 @@ RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 # Compared with the initial model.
 REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
 HEADS = ("classify", "multilabel", "regress")  # methods whose model answers with a head instead of writing
+REWARDED = ("grpo",)  # learns from rewards of what the model writes
 
 
 class MethodOptions(Growing):
     """Settings that only some training methods read; all of them in ``ADDED``, with these methods in ``READ_BY``."""
 
     ADDED: ClassVar[Collection[str]] = (
-        "beta",
-        "label_smoothing",
-        "nll_weight",
-        "gamma_beta_ratio",
-        "desirable_weight",
-        "undesirable_weight",
+        *("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio", "desirable_weight", "undesirable_weight"),
+        *("loss_type", "num_generations", "temperature"),
     )
     READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
         "beta": (*PREFERENCE, *RATED),
@@ -282,6 +280,7 @@ class MethodOptions(Growing):
         "label_smoothing": ("dpo", "robust_dpo", "normalized_dpo"),
         "nll_weight": tuple(name for name in PREFERENCE if name != "orpo"),
         "gamma_beta_ratio": ("simpo",),
+        **dict.fromkeys(("loss_type", "num_generations", "temperature"), REWARDED),
     }
 
     beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
@@ -309,17 +308,26 @@ class MethodOptions(Growing):
     undesirable_weight: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="kto: weight of the undesirable answers."
     )
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo", "raft"] = Field(
+        "dr_grpo",
+        description="grpo: the advantages of samples, and how their tokens are weighed; raft trains on the best.",
+    )
+    num_generations: Annotated[int, Field(ge=2, le=1024)] = Field(
+        8, description="grpo: samples for each prompt of a step, which are compared with one another."
+    )
+    temperature: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="grpo: temperature of these samples.")
 
 
 class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft", "classify", "multilabel", "regress", "kto"] | PreferenceMethod = Field(
+    method: Literal["sft", "classify", "multilabel", "regress", "kto", "grpo"] | PreferenceMethod = Field(
         "sft",
         description="Training method: sft is supervised fine-tuning; classify, multilabel and regress train a head, "
-        "for rows whose answers are labels, sets of labels or numbers; kto learns from answers that are desirable or "
-        "undesirable; the others learn from pairs of a chosen and a rejected answer.",
+        "for rows whose answers are labels, sets of labels or numbers; grpo learns from rewards of what the model "
+        "writes; kto learns from answers that are desirable or undesirable; the others learn from pairs of a chosen "
+        "and a rejected answer.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
@@ -373,6 +381,18 @@ class TrainConfig(MethodOptions):
     eval_every: Auto | Positive = Field("auto", description="Steps between evaluations of the dev loss.")
     patience: Annotated[int, Field(ge=0)] = Field(
         3, description="Stop after this many dev evaluations without a new best loss; 0 disables early stopping."
+    )
+
+
+class RewardConfig(Frozen):
+    grader: dict[str, JsonValue] = Field(
+        {},
+        description="What an answer is worth, from 0 to 1: a grader object as in OpenAI's API (docs/guide-rewards.md).",
+    )
+    check: dict[str, JsonValue] = Field(
+        {},
+        description="A second grader that is never trained on: if it falls while the reward rises, the verdict is "
+        "HACKED.",
     )
 
 
@@ -580,6 +600,7 @@ class Config(Frozen):
     split: SplitConfig = SplitConfig()
     adapter: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
+    reward: RewardConfig = RewardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     prove: ProveConfig = ProveConfig()
     forget: ForgetConfig = ForgetConfig()

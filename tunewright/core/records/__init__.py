@@ -86,6 +86,7 @@ from tunewright.core.records.files import (
 )
 from tunewright.core.records.pairs import PAIRS, PairMeasure, Pairs, Ratings, SftOnChosen
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
+from tunewright.core.records.rollouts import ROLLOUT, RolloutLine, RolloutStart
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
 from tunewright.core.records.training import (
@@ -121,6 +122,7 @@ from tunewright.core.records.verdict import (
     Overlap,
     ProtocolRecord,
     Rerun,
+    RewardCheck,
     Verdict,
 )
 from tunewright.core.records.voice import ArmVoice, AucValue, ReferenceContrast, TopicContrast, TraitValue, Voice
@@ -139,6 +141,7 @@ __all__ = [
     "MITIGATION",
     "PAIRS",
     "PROMPT_DISTILLATION",
+    "ROLLOUT",
     "SWEEP",
     "AdapterNote",
     "Agreement",
@@ -232,6 +235,9 @@ __all__ = [
     "Reproduced",
     "RequestCost",
     "Rerun",
+    "RewardCheck",
+    "RolloutLine",
+    "RolloutStart",
     "RunFile",
     "Rung",
     "ScoreLine",

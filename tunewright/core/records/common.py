@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 VerdictWord = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL"]
+RunVerdict = Literal["BETTER", "WORSE", "PRACTICALLY EQUAL", "CANNOT TELL", "HACKED"]
 Side = Literal["train", "dev", "test"]
 
 

@@ -29,6 +29,7 @@ from tunewright.core.records.evidence import (
 from tunewright.core.records.export import CONSUMER_CHECKS, EXPORTS, AdapterNote
 from tunewright.core.records.pairs import PAIRS
 from tunewright.core.records.people import Choice, JudgeLine, Preferences
+from tunewright.core.records.rollouts import ROLLOUT
 from tunewright.core.records.score import RegressionLine, ScoreLine
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats
 from tunewright.core.records.training import (
@@ -80,6 +81,7 @@ FILES: tuple[RunFile, ...] = (
     _file("plan.json", Plan, "every number that training uses, with the reason for each"),
     _file("profile.json", Profile, "where the time of a training step goes (`tunewright train --profile`)"),
     _file("metrics.jsonl", METRICS, "every training step", lines=True),
+    _file("rollouts/*.jsonl", ROLLOUT, "samples that were trained on, with their rewards", lines=True),
     _file("checkpoints/step-*/state.json", CheckpointState, "the state of a checkpoint"),
     _file("training.json", Training, "how training ended"),
     _file("scores/regression.jsonl", RegressionLine, "the regression rows, before and after training", lines=True),

@@ -96,6 +96,9 @@ class Answered(Line):
     error: float | None = Field(
         None, description="Distance from the target, in standard deviations of the training answers; numbers only."
     )
+    reward: float | None = Field(None, description="By reward.grader, 0 to 1; rows without answers only.")
+    check: float | None = Field(None, description="By reward.check, 0 to 1; rows without answers only.")
+    ungraded: str | None = Field(None, description="Why the grader gave no reward; the score is then 0.")
     seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
     bytes: int | None = Field(None, description="Length of the document in UTF-8 bytes; documents only.")
     nats: float | None = Field(None, description="Summed negative log-likelihood of the document; documents only.")

@@ -121,7 +121,9 @@ class StartLine(Line):
     """First line of metrics.jsonl, if there are dev rows: the untrained model. Loss in the unit of the other lines."""
 
     step: Literal[0] = Field(description="Always 0.")
-    dev_loss: float = Field(description="Loss on all dev rows before the first step.")
+    dev_loss: float = Field(
+        description="Loss on all dev rows before the first step; minus their mean reward, in learning from rewards."
+    )
 
 
 class StepLine(Line):

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from tunewright.core.records.common import Interval, Measured, Record, Value, VerdictWord
+from tunewright.core.records.common import Interval, Measured, Record, RunVerdict, Value
 from tunewright.core.records.evidence import (
     AnyCleaning,
     AnyCrossfit,
@@ -47,6 +47,8 @@ class ProtocolRecord(Record):
     decoding: dict[str, dict[str, float]] | None = Field(
         None, description="Decoding settings among which dev chooses, by name; free text only."
     )
+    grader: str | None = Field(None, description="reward.grader, as it was read; rows without answers only.")
+    check: str | None = Field(None, description="reward.check, likewise.")
 
 
 class Contrast(Value):
@@ -181,6 +183,15 @@ class Calibration(Value):
     handover: Handover | None = Field(None, description="Absent if no threshold reached the required accuracy on dev.")
 
 
+class RewardCheck(Value):
+    """Tuned arm and comparator by the grader that was not trained on, on the same test answers. Scores are 0 to 1."""
+
+    tuned: float = Field(description="Mean score of the tuned arm.")
+    comparator: float = Field(description="Mean score of the comparator.")
+    difference: float = Field(description="tuned - comparator.")
+    interval: Interval = Field(description="Its interval, at 1 - alpha.")
+
+
 class Verdict(Record):
     """The verdict with every number behind it. Scores by ``metric``, differences oriented so that positive is better.
 
@@ -194,10 +205,11 @@ class Verdict(Record):
     groups: tuple[int, ...] = Field(
         description="For each test row, the number of its group: the first row that it is a near-duplicate of."
     )
-    verdict: VerdictWord = Field(
+    verdict: RunVerdict = Field(
         description="BETTER also requires that every untrained arm is beaten, and, of free text, that the reference "
         "answers are likelier after their own question; BETTER and WORSE, that the difference exceeds the re-run "
-        "noise. WORSE also if another untrained arm than the comparator is shown to be better."
+        "noise. WORSE also if another untrained arm than the comparator is shown to be better. HACKED: better by the "
+        "reward, and shown to be worse by reward.check."
     )
     difference: float = Field(description="tuned - comparator.")
     interval: Interval = Field(description="Its interval, at 1 - alpha.")
@@ -228,8 +240,11 @@ class Verdict(Record):
     )
     topic: TopicContrast | None = Field(None, description="Free text only, judged by chrF or reference_bits.")
     voice: Voice | None = Field(None, description="Free text only, unless prove.evidence=plain.")
+    reward_check: RewardCheck | None = Field(None, description="By reward.check, if it is set.")
     calibration: Calibration | None = Field(None, description="Label tasks only, unless prove.evidence=plain.")
-    task: str = Field(description="label, label_set, number, json, yaml, xml, csv, tool_calls, generation or text.")
+    task: str = Field(
+        description="label, label_set, number, json, yaml, xml, csv, tool_calls, generation, text or rewards."
+    )
     max_new_tokens: int = Field(description="Longest answer, in tokens.")
     test_reads: int = Field(description="How often the run has read its test rows.")
     dev_rows: int = Field(description="Dev rows used to choose.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.data.formats import chats, documents, labelled, preferences, prompted, ratings, row_format
+from tunewright.data.formats import chats, documents, labelled, preferences, prompted, prompts, ratings, row_format
 from tunewright.data.formats.row_format import Parsed, RowSettings
 from tunewright.data.sources import Row
 
@@ -13,6 +13,7 @@ __all__ = ["FORMATS", "FORMAT_NAMES", "Parsed", "RowSettings", "parse"]
 FORMATS = (
     *preferences.FORMATS,
     *ratings.FORMATS,
+    *prompts.FORMATS,
     labelled.LABELLED_CHAT,
     *chats.FORMATS,
     *prompted.FORMATS,

@@ -30,9 +30,9 @@ class RowSettings:
     ``fix_turns``: join messages of one role, and cut conversations that do not end with an answer; ``drop``: codes of
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
     that show another kind of row are ignored. ``preference``: whether rows must have a chosen and a rejected answer,
-    ``rated``: whether they must have these or one answer with a rating, unless the format is set; ``numbers``: whether
-    labels are numbers. ``control``: what becomes of control characters and lone surrogates in JSON that a field
-    contains as a string."""
+    ``rated``: whether they must have these or one answer with a rating, unless the format is set; ``rewards``: whether
+    they have a prompt and no answer; ``numbers``: whether labels are numbers. ``control``: what becomes of control
+    characters and lone surrogates in JSON that a field contains as a string."""
 
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -44,6 +44,7 @@ class RowSettings:
     preference: bool = False
     rated: bool = False
     numbers: bool = False
+    rewards: bool = False
     control: Control = "error"
 
 
@@ -72,7 +73,8 @@ class RowFormat:
 
     ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
     ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
-    ``preference``: whether rows have a chosen and a rejected answer; ``rated``: whether they have a rating.
+    ``preference``: whether rows have a chosen and a rejected answer; ``rated``: whether they have a rating;
+    ``rewards``: whether they have no answer.
     """
 
     name: str
@@ -84,6 +86,7 @@ class RowFormat:
     condition: Callable[[Data], bool] | None = None
     preference: bool = False
     rated: bool = False
+    rewards: bool = False
 
     def fits(self, data: Data) -> bool:
         given = all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
@@ -133,11 +136,15 @@ class Parsed:
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
     candidates = [f for f in formats if how.format == f.name or (how.format == "auto" and _is_wanted(f, how))]
+    if how.format != "auto" and candidates[0].rewards != how.rewards:
+        fix = "leave data.format at auto, or choose another train.method (grpo is for prompts)."
+        message = f"data.format={how.format} is not for rows of this training method."
+        raise data_error("DATA_FORMAT_MISMATCH", message, where="data.format", fix=fix)
     _check_columns(rows, how.columns)
     rows = _with_values(_renamed(rows, how.columns))
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
     reader = functools.partial(_reader, formats, how)
-    wanted = unsupported.Wanted(how.preference or how.rated, how.rated)
+    wanted = unsupported.Wanted(how.preference or how.rated or how.rewards, how.rated)
     refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader, wanted)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
@@ -284,6 +291,8 @@ def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
         what, names = "no format of rated answers", "prompt: your_field, completion: other_field, label: third_field"
     elif all(f.preference for f in formats):
         what, names = "no preference format", "chosen: your_field, rejected: other_field"
+    if all(f.rewards for f in formats):
+        what, names = "no format of prompts", "prompt: your_field"
     return data_error(
         "DATA_FIELD_MISSING",
         f"{what} has the fields {fields[:8]}.{guess}",

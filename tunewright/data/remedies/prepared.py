@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunewright.core.config import PREFERENCE, RATED, Config
+from tunewright.core.config import PREFERENCE, RATED, REWARDED, Config
 from tunewright.core.errors import CODES, DataError, Problem, data_error
 from tunewright.core.locations import HUB, listed
 from tunewright.core.records.common import Side
@@ -72,6 +72,7 @@ def row_settings(config: Config) -> RowSettings:
         preference=config.train.method in PREFERENCE,
         rated=config.train.method in RATED,
         numbers=config.train.method == "regress",
+        rewards=config.train.method in REWARDED,
         control=data.control,
     )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from tunewright.core.config import Config
 from tunewright.core.errors import data_error
 from tunewright.core.words import counted
+from tunewright.data.graders import graders
+from tunewright.data.graders.grade import Grader
 from tunewright.data.messages import Example
 from tunewright.data.numbers import Numbers
 from tunewright.data.structure import schema, schema_file
@@ -17,6 +19,7 @@ from tunewright.data.structure.schema import INFERRED, Schema
 from tunewright.data.task import number, structured
 from tunewright.data.task.kind import Task
 from tunewright.data.task.number import NUMBER
+from tunewright.data.task.rewards import REWARDS, item_of
 from tunewright.data.task.tool_calls import TOOL_CALLS, has_valid_parameters, problem
 
 
@@ -36,11 +39,29 @@ def configured(config: Config, task: Task, train: Sequence[Example]) -> Task:
             message = f"{len(broken)} of {len(train)} answers are not valid JSON, the first {train[row].where}: {why}."
             fix = f"correct them; {name} has no effect on other answers."
         raise data_error("DATA_FORMAT_MISMATCH", message, where=name, fix=fix)
+    if task.kind is REWARDS:
+        grader, check = (_grader(getattr(config.reward, name), f"reward.{name}", train) for name in ("grader", "check"))
+        return replace(task, grader=grader, check=check)
     known = Numbers.of(number.targets(train)) if task.kind is NUMBER else None
     if known is not None and not known.deviation:
         message = "the training rows have one and the same answer, so there is nothing to learn."
         raise data_error("DATA_FORMAT_MISMATCH", message, where="data.train", fix="use rows with different answers.")
     return replace(task, rules=rules, schema=_schema(config, task, train), numbers=known)
+
+
+def _grader(spec: graders.Spec, where: str, train: Sequence[Example]) -> Grader | None:
+    """None if none is set. Raises CONFIG_*, and DATA_FIELD_MISSING for a row that lacks a field that it reads."""
+    if not spec:
+        return None
+    grader = graders.of(spec, where)
+    for example in train:
+        if lacking := sorted(grader.fields - set(item_of(example))):
+            message, fix = (
+                f"{where} reads item.{lacking[0]}, which the row does not have.",
+                "add it, or correct the path.",
+            )
+            raise data_error("DATA_FIELD_MISSING", message, where=example.where, fix=fix)
+    return grader
 
 
 def _schema(config: Config, task: Task, train: Sequence[Example]) -> Schema | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tunewright.data import metrics
 from tunewright.data.corpus_metrics import CorpusMetric
+from tunewright.data.graders.grade import Grader
 from tunewright.data.messages import Chat, Example, Json, turns
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.numbers import Numbers
@@ -29,7 +30,8 @@ SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
 class Task:
     """``metric``: the metric of the verdict; ``reason``: how the kind was detected; ``labels``: empty unless it is a
     label task. ``rules`` and ``schema``: how structured answers are compared, and what they must satisfy.
-    ``numbers``: the training answers, if answers are numbers; ``label_set``: all labels, if they are sets of labels."""
+    ``numbers``: the training answers, if answers are numbers; ``label_set``: all labels, if they are sets of labels.
+    ``grader`` and ``check``: of answers to rows that have none."""
 
     kind: TaskKind
     metric: Metric
@@ -39,6 +41,8 @@ class Task:
     schema: Schema | None = None
     numbers: Numbers | None = None
     label_set: tuple[str, ...] = ()
+    grader: Grader | None = None
+    check: Grader | None = None
 
     def score(self, example: Example, answer: Answer) -> Score:
         """The score of an answer to an example, by the metric and by the additional metrics that are shown. Thoughts
@@ -109,6 +113,8 @@ _READING: dict[str, Callable[[Score], float | None]] = {
     "schema_valid": lambda s: _written(s)[1].schema_valid,
     "exact_match": lambda s: _written(s)[1].exact_match,
     "strict_match": lambda s: _written(s)[1].strict_match,
+    "reward_check": lambda s: _written(s)[1].check,
+    "ungraded": lambda s: float(_written(s)[1].ungraded is not None),
     "cut_answers": lambda s: _written(s)[0].cut,
     "reference_bits": lambda s: _written(s)[1].reference_bits,
 }

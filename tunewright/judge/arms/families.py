@@ -13,10 +13,11 @@ from tunewright.core.errors import ConfigError
 from tunewright.data import baselines
 from tunewright.data.baselines import Predict
 from tunewright.data.messages import Chat, Text
-from tunewright.data.task import Task, label_set
+from tunewright.data.task import REWARDS, Task, label_set
 from tunewright.data.text import content_hash
 from tunewright.judge.arms import bm25
 from tunewright.judge.arms.arm import Arm, Responder
+from tunewright.judge.arms.best_of import BestOf
 from tunewright.judge.arms.bm25 import Index
 from tunewright.judge.arms.classifier import Classifier, Predictor
 from tunewright.judge.arms.headed import Headed
@@ -26,6 +27,7 @@ from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.arms.prompts import OWN_PROMPT, PASSAGES, Recipe
 from tunewright.judge.arms.reader import Reader
 
+SAMPLES = 4  # of the arm that chooses among samples by their reward
 LONG_PROMPT = 200  # characters from which an instruction is worth leaving out
 Families = dict[str, list[Arm]]
 
@@ -51,13 +53,14 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
         base = {"base": [Arm("base", "the base model", language_model(task))]}
         return {**base, **_full_precision(base, sources), **_started(task, sources), "tuned": [tuned(task)]}
     train, full = sources.train, config.evidence != "plain"
-    # Examples in a prompt are single turns; a data set of longer conversations has none.
-    shots = config.few_shot if any(map(bm25.single_turn, train)) else []
+    # Examples in a prompt are single turns with an answer; longer conversations, and prompts alone, are none.
+    shots = config.few_shot if any(map(bm25.single_turn, train)) and task.kind is not REWARDS else []
     shared = _shared_instruction(train)
     families = {
         "zero_shot": _zero_shot(task, train, shared, config),
         "few_shot": [few_shot(task, train, count) for count in shots],
         "nearest": _nearest(task, sources, shots) if full and shots else [],
+        "best_of": _best_of(task) if full else [],
         **_retrieval(task, sources),
         **_classifiers(task, train, full),
     }
@@ -151,6 +154,15 @@ def _nearest(task: Task, sources: ArmInputs, shots: Sequence[int]) -> list[Arm]:
         Arm("nearest", description.format(k), language_model(task, Recipe(shots=replace(near, count=k))), f"k{k}")
         for k in shots
     ]
+
+
+def _best_of(task: Task) -> list[Arm]:
+    if task.grader is None:
+        return []
+    description = (
+        f"the base model, the best of {SAMPLES} samples by the reward, which needs the grader at every request"
+    )
+    return [Arm("best_of", description, BestOf(task.grader, SAMPLES))]
 
 
 def _retrieval(task: Task, sources: ArmInputs) -> Families:

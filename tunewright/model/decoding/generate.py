@@ -138,7 +138,7 @@ def complete_all(
         prompts = [[requests[i].prompts[r] for r in rows] for i, rows in batch]
         state, logits_BV = _begun(model, prompts, decoding, prefix_cache)
         samplings = [requests[i].sampling for i, _ in batch]
-        with _stepping(model, state), crowding.restored():
+        with stepping(model, state), crowding.restored():
             if decoding.drafts is not None and speculative.applies(state, samplings[0]):
                 assert isinstance(state, FusedState)
                 ((i, (row,)),) = batch
@@ -248,10 +248,15 @@ def _is_fused(model: LanguageModel, decoding: Decoding) -> bool:
     return not decoding.keeps_attention and model.decoding != "modules" and model.device.type == "cpu"
 
 
-def _after_prompts(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], decoding: Decoding, prefix_cache: Prefix | None
+def after_prompts(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    prefix_cache: Prefix | None = None,
+    copies: int = 1,
 ) -> tuple[State | FusedState, Tensor]:
-    """(state after the prompts, logits_BV of the first new token).
+    """(state after the prompts, logits_BV of the first new token), with ``copies`` rows for each prompt, one after
+    another, whose prompt is computed once.
 
     Prompts are padded on the left, behind their common prefix. With transformers' own attention they share nothing.
     """
@@ -275,13 +280,17 @@ def _after_prompts(
         real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
         start = torch.full((len(part),), shared, device=device)
         state = State(model, DynamicCache(config=model.module.config), held, not plain, real[:, :0], start)
-        with _stepping(model, state):
+        with stepping(model, state):
             logits.append(state.feed(ids, real, last_only=True)[:, -1])
+        if copies > 1:
+            every = torch.arange(len(part), device=device).repeat_interleave(copies)
+            state.keep(every)
+            logits[-1] = logits[-1][every]
         return state
 
     if not _is_fused(model, decoding):
         return fed(own), logits[0]
-    rows = Part.after(map(fed, _parts(own)), len(own), max(map(len, own)), decoding.max_new_tokens)
+    rows = Part.after(map(fed, _parts(own)), len(own) * copies, max(map(len, own)), decoding.max_new_tokens)
     return FusedState.of(model, rows, model.decoding), torch.cat(logits)
 
 
@@ -305,14 +314,14 @@ def _begun(
     decoding: Decoding,
     prefix_cache: Prefix | None,
 ) -> tuple[State | FusedState, Tensor]:
-    """`_after_prompts` of every chunk, together."""
-    parts = [_after_prompts(model, chunk, decoding, prefix_cache) for chunk in prompts]
+    """`after_prompts` of every chunk, together."""
+    parts = [after_prompts(model, chunk, decoding, prefix_cache) for chunk in prompts]
     states = [state for state, _ in parts]
     fused = [state for state in states if isinstance(state, FusedState)]
     return (FusedState.together(fused) if fused else states[0]), torch.cat([logits for _, logits in parts])
 
 
-def _stepping(model: LanguageModel, state: State | FusedState) -> contextlib.AbstractContextManager[None]:
+def stepping(model: LanguageModel, state: State | FusedState) -> contextlib.AbstractContextManager[None]:
     """Switches the module to `PREFIXED` attention, if its own modules compute the steps of ``state``."""
     prefixed = isinstance(state, State) and state.prefixed
     return interface.attending(model.module, interface.PREFIXED) if prefixed else contextlib.nullcontext()

@@ -69,7 +69,8 @@ class State:
         return self.feed(token_B[:, None], torch.ones_like(token_B)[:, None])[:, -1]
 
     def keep(self, rows: Tensor) -> Tensor:
-        """Only these rows, given in increasing order, continue; returns them in the order that they now have."""
+        """Only these rows, given in increasing order, continue; returns them in the order that they now have. Here, but
+        not in a `FusedState`, a row may also be given several times, and is then copied."""
         self.cache.batch_select_indices(rows)
         self.real_BT, self.next_B = self.real_BT[rows], self.next_B[rows]
         return rows

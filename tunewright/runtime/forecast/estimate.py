@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from tunewright.core.config import PREFERENCE, RATED, Estimate
+from tunewright.core.config import PREFERENCE, RATED, REWARDED, Estimate
 from tunewright.core.words import counted
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
@@ -90,6 +90,8 @@ class Forecast:
 
     def trained(self, fraction: float = 1.0) -> float:
         """Of training on a fraction of the rows, dev losses included."""
+        if self.work.plan.method in REWARDED:
+            return self._sampled()
         plan, dev = self.work.plan, sum(r.tokens for r in self.work.inputs.rows["dev"])
         losses = (plan.steps * fraction / plan.eval_every + 1) * dev * self.pilot.read
         if plan.method in RATED:  # z0: other answers of as many tokens, read by policy and reference
@@ -97,6 +99,17 @@ class Forecast:
         if plan.method in (*PREFERENCE, *RATED):
             losses += fraction * plan.tokens * self.pilot.read  # before the first step
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
+
+    def _sampled(self) -> float:
+        """Of training on samples that are as long as half the limit: drawn, then trained on."""
+        plan, inputs = self.work.plan, self.work.inputs
+        prompts = [len(r.sequences[0].ids) for r in inputs.rows["train"]]
+        answer, samples = plan.max_new_tokens / 2, plan.batch_size * plan.options.num_generations
+        lengths = Lengths(0, sum(prompts) / len(prompts), max(prompts), answer, plan.max_new_tokens)
+        tokens = plan.batch_size * lengths.own + samples * answer
+        step = self.written([lengths], samples, adapter=True) + tokens * self.pilot.train + self.pilot.update
+        greedy = self.written([lengths], len(inputs.rows["dev"]), adapter=True)
+        return plan.steps * step + (plan.steps / plan.eval_every + 1) * greedy
 
     def forgetting(self) -> float:
         config, pilot = self.work.config, self.pilot
@@ -201,6 +214,8 @@ def _tuned(work: Work) -> Lengths | None:
     arm = work.inputs.tuned
     if not decoded_together(arm):
         return None
+    if work.plan.method in REWARDED:  # half of the limit, for want of a better guess
+        return Lengths(*pilot.prompts(work, arm), work.plan.max_new_tokens / 2, work.plan.max_new_tokens)
     rows = [r for r in work.inputs.rows["train"] if kto.is_desirable(r)]
     answers = [min(r.sequences[0].supervised, work.plan.max_new_tokens) for r in rows]
     return Lengths(*pilot.prompts(work, arm), sum(answers) / len(answers), max(answers))

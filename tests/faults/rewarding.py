@@ -1,0 +1,305 @@
+"""Rewards: what is compared with what, which samples are trained on, and by whom they were drawn."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from build import LORA, byte_tokenizer, plan_of, tiny_model
+
+from faults import Fault, Patch, refused
+from tunewright.core import records
+from tunewright.core.config import MethodOptions, Plan
+from tunewright.core.records import ROLLOUT
+from tunewright.data.graders import graders
+from tunewright.data.messages import Chat, Message
+from tunewright.data.metrics import METRICS
+from tunewright.data.task import REWARDS, Task
+from tunewright.methods import METHODS, grpo, policy_losses
+from tunewright.methods.policy_losses import LOSSES, Samples
+from tunewright.model import adapters, forward
+from tunewright.model.decoding import sample
+from tunewright.model.decoding.generate import Decoding
+from tunewright.model.decoding.sample import Draw
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.sequences import TrainRow
+from tunewright.tokens.template import Template
+from tunewright.train import preflight, rollouts, step
+from tunewright.train.rollouts import Rollouts
+
+TEMPLATE = Template(byte_tokenizer())
+CHATS = [
+    Chat((Message("user", f"letter {n}, please"), Message("assistant", "")), f"x:{n}", item={"n": n}) for n in range(8)
+]
+ROWS = [METHODS["grpo"].prepare(TEMPLATE, chat, n, None)[0] for n, chat in enumerate(CHATS)]
+VARIED = "import zlib\n    return zlib.crc32(repr((sample['output_text'], item['n'])).encode()) % 97 / 97"
+
+
+def plan(**more: Any) -> Plan:
+    options = MethodOptions(num_generations=4, loss_type=more.pop("loss_type", "dr_grpo"), temperature=1.3)
+    given = {"method": "grpo", "layout": "shared", "max_new_tokens": 6, "batch_size": 3, "max_grad_norm": 1e9}
+    return plan_of(**{**given, "options": options, "decode_batch_size": 8, **more})
+
+
+def model() -> LanguageModel:
+    module = tiny_model(vocabulary=300)
+    adapters.attach(module, LORA, 3)
+    return LanguageModel(module, plain_head=True)
+
+
+def drawing(folder: Path, body: str = VARIED) -> Rollouts:
+    spec = {"type": "python", "source": f"def grade(sample, item):\n    {body}\n"}
+    task = Task(REWARDS, METRICS["reward"], "", grader=graders.of(spec, "reward.grader"))
+    return Rollouts(TEMPLATE, CHATS, task, Decoding(6, (256,), batch_size=8), folder)
+
+
+def drawn(asked: Plan | None = None, body: str = VARIED) -> tuple[list[TrainRow], list[Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = drawing(Path(folder), body).sampled(model(), ROWS, asked or plan(), 0)
+        _, *lines = records.read_lines(Path(folder) / "step-000001.jsonl", ROLLOUT)
+    return [r for r in rows if "advantage_S" in r.signal], lines
+
+
+# -- advantages
+
+
+def a_prompt_is_compared_with_itself() -> None:
+    reward_NG = np.array([[0.0, 0.2, 0.4], [0.6, 0.8, 1.0]])
+    for name, loss in LOSSES.items():
+        assert name == "raft" or np.allclose(loss.advantages(reward_NG).sum(1), 0)
+
+
+def over_the_batch(patch: Patch) -> None:
+    patch.setitem(LOSSES, "dr_grpo", replace(LOSSES["dr_grpo"], advantages=lambda r: r - r.mean()))
+
+
+def equal_rewards_have_no_advantage() -> None:
+    for loss in LOSSES.values():
+        for value in (0.1, 0.2, 1 / 3):
+            assert not loss.advantages(np.full((1, 7), value)).any()
+
+
+def in_float32(patch: Patch) -> None:
+    def advantages(reward_NG: Any) -> Any:
+        narrow = reward_NG.astype(np.float32)
+        mean = narrow.sum(1, keepdims=True) * np.float32(1 / narrow.shape[1])
+        return ((narrow - mean) / (narrow.std(1, keepdims=True) + 1e-4)).astype(np.float64)
+
+    patch.setitem(LOSSES, "grpo", replace(LOSSES["grpo"], advantages=advantages))
+
+
+def what_has_no_reward_is_in_no_mean() -> None:
+    for loss in LOSSES.values():
+        with_gap, without = loss.advantages(np.array([[0.2, np.nan, 0.8]])), loss.advantages(np.array([[0.2, 0.8]]))
+        assert with_gap[0].tolist() == [without[0, 0], 0.0, without[0, 1]]
+
+
+def no_reward_is_zero(patch: Patch) -> None:
+    own = policy_losses.centred
+    patch.setitem(LOSSES, "dr_grpo", replace(LOSSES["dr_grpo"], advantages=lambda r: own(np.nan_to_num(r))))
+
+
+# -- losses
+
+
+def long_samples_count_as_much() -> None:
+    """Two samples of 2 and 8 tokens: a token of either has the same gradient in Dr. GRPO and DAPO."""
+    for name in ("dr_grpo", "dapo"):
+        logp_M = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+        given = Samples(logp_M, logp_M.detach(), (2, 8), torch.ones(2, dtype=torch.float64))
+        (gradient,) = torch.autograd.grad(LOSSES[name].function(given).sum(), logp_M)
+        assert torch.allclose(gradient, gradient[0])
+
+
+def a_mean_over_tokens(patch: Patch) -> None:
+    patch.setitem(LOSSES, "dr_grpo", replace(LOSSES["dr_grpo"], function=policy_losses.grpo))
+
+
+def the_divisor_is_of_the_whole_step() -> None:
+    rows, _ = drawn()
+    gradients = []
+    for capacity in (4096, 40):
+        lm = model()
+        step.take_step(step.make_learner(lm, plan()), rows, plan(tokens_per_pass=capacity, batch_size=len(rows)), 0)
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in adapters.trainable(lm.module).values() if p.grad is not None])
+        )
+    assert float(gradients[0].norm()) > 0
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+
+
+def a_mean_of_passes(patch: Patch) -> None:
+    summed = grpo.loss
+
+    def mean(lm: Any, microbatch: Any, asked: Plan) -> Any:
+        loss = summed(lm, microbatch, asked)
+        return replace(loss, sum=loss.sum / grpo.weight(microbatch))
+
+    patch.setattr(grpo, "loss", mean)
+
+
+def the_clip_is_on_the_side_that_gains() -> None:
+    """Beyond the clip, a good answer gains nothing more, and a bad one still loses."""
+    logp_M = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
+    given = Samples(logp_M, torch.zeros(2, dtype=torch.float64), (1, 1), torch.tensor([1.0, -1.0], dtype=torch.float64))
+    for loss in LOSSES.values():
+        (gradient,) = torch.autograd.grad(loss.function(given).sum(), logp_M)
+        assert float(gradient[0]) == 0
+        assert float(gradient[1]) > 0
+
+
+def a_maximum(patch: Patch) -> None:
+    def clipped(ratio: Any, advantage: Any, low: float, high: float) -> Any:
+        return -torch.maximum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+    patch.setattr(policy_losses, "clipped", clipped)
+
+
+# -- samples
+
+
+def the_stop_token_is_trained() -> None:
+    rows, lines = drawn()
+    assert any(line.finish == "stop" for line in lines) or all(len(line.ids) == 6 for line in lines)
+    lm = LanguageModel(tiny_model(vocabulary=300), plain_head=True)
+    (group,) = sample.sample(lm, [(0, [5, 6])], 60, Decoding(6, tuple(range(0, 300, 3))), Draw(0, 0))
+    assert any(s.finish == "stop" for s in group)
+    assert all((s.ids[-1] % 3 == 0) is (s.finish == "stop") for s in group)
+    assert [s.ids for r in rows for s in r.sequences]
+
+
+def without_its_end(patch: Patch) -> None:
+    own = sample.sample
+
+    def cut(*given: Any, **more: Any) -> Any:
+        return [
+            [
+                replace(s, ids=s.ids[:-1] or s.ids, logp=s.logp[:-1] or s.logp) if s.finish == "stop" else s
+                for s in group
+            ]
+            for group in own(*given, **more)
+        ]
+
+    patch.setattr(sample, "sample", cut)
+
+
+def training_has_the_temperature_of_sampling() -> None:
+    drawn()
+
+
+def another_temperature(patch: Patch) -> None:
+    logp = forward.logp
+    patch.setattr(forward, "logp", lambda *given, **more: logp(*given, **{**more, "temperature": 1.0}))
+
+
+def samples_are_not_those_of_older_weights() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        lm, how = model(), drawing(Path(folder))
+        how.sampled(lm, ROWS, plan(), 0)
+        before = (Path(folder) / "step-000001.jsonl").read_bytes()
+        with torch.no_grad():
+            for p in adapters.trainable(lm.module).values():
+                p.add_(0.1)
+        how.sampled(lm, ROWS, plan(), 0)
+        assert (Path(folder) / "step-000001.jsonl").read_bytes() != before
+
+
+def any_weights_will_do(patch: Patch) -> None:
+    patch.setattr(rollouts, "_weights_sha256", lambda lm: "")
+
+
+def a_sample_is_what_it_is_alone() -> None:
+    lm = LanguageModel(tiny_model(vocabulary=300), plain_head=True)
+    prompts = [(row, [5, 6, 7 + row]) for row in range(4)]
+    together = sample.sample(lm, prompts, 3, Decoding(6, (256,)), Draw(0, 0))
+    alone = [sample.sample(lm, [p], 3, Decoding(6, (256,)), Draw(0, 0))[0] for p in prompts]
+    assert [[s.ids for s in group] for group in together] == [[s.ids for s in group] for group in alone]
+
+
+def one_stream(patch: Patch) -> None:
+    shared = np.random.default_rng(0)
+    patch.setattr(sample, "_noise", lambda draw, row, number, length: shared.random(length))
+
+
+def graders_read_what_was_written() -> None:
+    _, lines = drawn()
+    for line in lines:
+        assert "<|im_" not in line.text
+        assert "please" not in line.text, "the prompt is no answer"
+
+
+def special_tokens_are_text(patch: Patch) -> None:
+    own = Rollouts._text
+    patch.setattr(Rollouts, "_text", lambda self, row, ids: own(self, row, ids) + "<|im_end|>")
+
+
+def failures_stop_the_run() -> None:
+    refused("REWARD_FAILED", lambda: drawn(body="return 1 / 0"))
+
+
+def failures_are_zero(patch: Patch) -> None:
+    patch.setattr(graders, "require_scored", lambda graded, where: None)
+
+
+# -- rewards
+
+
+def checked(body: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return preflight.preflight(drawing(Path(folder), body), model(), ROWS, plan())
+
+
+def a_flat_reward_is_refused() -> None:
+    refused("REWARD_FLAT", lambda: checked("return 0.25"))
+
+
+def flat_is_fine(patch: Patch) -> None:
+    patch.setattr(preflight, "LEAST_UNEQUAL", 0.0)
+
+
+def a_reward_of_nothing_is_refused() -> None:
+    refused("REWARD_TRIVIAL", lambda: checked("return max(0.0, 1 - len(sample['output_text']) / 9)"))
+
+
+def nothing_is_tried(patch: Patch) -> None:
+    def none(lines: Sequence[Any], reward_NG: Any) -> Any:
+        return iter(())
+
+    patch.setattr(preflight, "_trivial", none)
+
+
+FAULTS = [
+    Fault(70, "advantages are compared over the batch, not with samples of the same prompt", "grpo-flat 2, Seg-Zero 104", "the advantages of a prompt's samples sum to 0",
+          a_prompt_is_compared_with_itself, over_the_batch),
+    Fault(71, "equal rewards have an advantage, which the standard deviation amplifies", "verl 4597, NeMo-RL 4161", "a group of equal rewards has advantage 0 exactly",
+          equal_rewards_have_no_advantage, in_float32),
+    Fault(72, "answers without a reward are in the mean of the others", "verl 6452, TRL 5773", "they are in no mean, and have advantage 0",
+          what_has_no_reward_is_in_no_mean, no_reward_is_zero),
+    Fault(73, "long wrong answers are spared", "TRL 3138", "in dr_grpo and dapo, a token counts as much in a long sample as in a short one",
+          long_samples_count_as_much, a_mean_over_tokens),
+    Fault(74, "a step of samples is a mean of means", "open-instruct 1161, TRL 3021", "the gradient does not depend on how samples are divided into passes",
+          the_divisor_is_of_the_whole_step, a_mean_of_passes),
+    Fault(75, "the ratio is clipped on the wrong side", "", "beyond the clip a good answer gains nothing, and a bad one still loses",
+          the_clip_is_on_the_side_that_gains, a_maximum),
+    Fault(76, "the stop token of a sample is lost, or another one is not known", "TRL 7039, open-instruct 1041", "a sample ends with the stop token that ended it, which is trained on",
+          the_stop_token_is_trained, without_its_end),
+    Fault(77, "training ignores the temperature of sampling", "TRL 3029, 4159, NeMo-RL 935", "ROLLOUT_MISMATCH",
+          training_has_the_temperature_of_sampling, another_temperature),
+    Fault(78, "samples of older weights are trained on", "ms-swift 9855, verl 7495, SkyRL 1776", "stored samples are used only by the weights that drew them",
+          samples_are_not_those_of_older_weights, any_weights_will_do),
+    Fault(79, "a sample depends on what else is in its batch", "unsloth-zoo 832, ms-swift 9935", "a sample is a function of (seed, step, row, sample)",
+          a_sample_is_what_it_is_alone, one_stream),
+    Fault(80, "graders read special tokens, or the prompt", "", "graders read the answer's text and nothing else",
+          graders_read_what_was_written, special_tokens_are_text),
+    Fault(81, "an answer on which the grader fails earns 0", "", "REWARD_FAILED",
+          failures_stop_the_run, failures_are_zero),
+    Fault(82, "rewards from which nothing can be learned", "", "REWARD_FLAT",
+          a_flat_reward_is_refused, flat_is_fine),
+    Fault(83, "an empty answer earns as much as a good one", "", "REWARD_TRIVIAL",
+          a_reward_of_nothing_is_refused, nothing_is_tried),
+]  # fmt: skip

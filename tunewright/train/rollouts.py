@@ -1,0 +1,195 @@
+"""Rollouts: the samples of a step, drawn by the model as it is, graded, and written to the run folder before they are
+trained on. A run that was killed reads them back, so that it ends as it would have, whatever graders do.
+
+Axes: N prompts, G samples of a prompt, S samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tunewright.core import records
+from tunewright.core.config import Plan
+from tunewright.core.errors import TrainError
+from tunewright.core.records import ROLLOUT, RolloutLine, RolloutStart
+from tunewright.core.run_folder import make_folder
+from tunewright.data.graders import graders
+from tunewright.data.graders.graders import Graded
+from tunewright.data.messages import Example
+from tunewright.data.task import Task
+from tunewright.data.task.rewards import item_of
+from tunewright.data.text import without_thoughts
+from tunewright.methods.grpo import STATISTICS
+from tunewright.methods.policy_losses import LOSSES
+from tunewright.model import adapters, forward
+from tunewright.model.decoding import generate
+from tunewright.model.decoding.generate import Decoding
+from tunewright.model.decoding.sample import Draw, Sample, sample
+from tunewright.model.language_model import LanguageModel
+from tunewright.tokens import packing, rendering
+from tunewright.tokens.packing import to_microbatch
+from tunewright.tokens.sequences import TrainRow, prompt_then_answer
+from tunewright.tokens.template import Template
+
+# Of the log-probability of a token in training and in sampling, in nats. Measured with SmolLM2-135M: below 5e-5 in
+# float32; in bfloat16 0.04 to 0.06, because sampling and training add in another order.
+MOST_MISMATCH = {"float32": 1e-3, "bfloat16": 0.15}
+COMPARED = 4  # samples of a step whose log-probabilities are computed again
+WHERE = "reward.grader"
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How the prompts of a run are answered and graded. ``folder``: rollouts/; ``note``: shown to the user."""
+
+    template: Template
+    examples: Sequence[Example]
+    task: Task
+    decoding: Decoding
+    folder: Path
+    note: Callable[[str], None] = lambda _: None
+
+    def sampled(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int) -> Sequence[TrainRow]:
+        """The rows; those of step ``step`` (from 0) with their samples, which are trained on. Raises REWARD_FAILED and
+        ROLLOUT_MISMATCH."""
+        chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
+        part = [rows[i] for i in chosen]
+        start, lines = self.read_or_draw(model, part, plan, step, self.folder / f"step-{step + 1:06d}.jsonl")
+        done = dict(zip(chosen, self._rows(part, lines, plan, start.mismatch), strict=True))
+        return [done.get(i, row) for i, row in enumerate(rows)]
+
+    def dev_loss(self, model: LanguageModel, dev: Sequence[TrainRow]) -> float:
+        """Minus the mean reward of greedy answers. Raises REWARD_FAILED."""
+        was = model.module.training
+        model.module.eval()
+        written = generate.complete(model, [_prompt(r) for r in dev], self.decoding)
+        model.module.train(was)
+        graded = [self.graded(r.row, self._text(r.row, ids)) for r, ids in zip(dev, written, strict=True)]
+        graders.require_scored(graded, WHERE)
+        return -sum(g.reward or 0.0 for g in graded) / len(graded)
+
+    def read_or_draw(
+        self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int, file: Path
+    ) -> tuple[RolloutStart, list[RolloutLine]]:
+        """The samples of a step, from its file if the same model drew them for the same prompts."""
+        expected = RolloutStart(
+            weights=_weights_sha256(model),
+            settings=self._settings_sha256(plan),
+            seed=plan.seed,
+            step=step,
+            rows=tuple(r.row for r in rows),
+            mismatch=0.0,
+        )
+        stored = list(records.read_lines(file, ROLLOUT))
+        lines = [line for line in stored if isinstance(line, RolloutLine)]
+        if stored and isinstance(stored[0], RolloutStart) and len(lines) == len(rows) * plan.options.num_generations:
+            if stored[0].model_copy(update={"mismatch": 0.0}) == expected:
+                return stored[0], lines
+            self.note(f"{file.name} was drawn by another model or with other settings; its prompts are answered again")
+        model.module.eval()
+        groups = self._drawn(model, rows, plan, step)
+        lines = list(self._lines(rows, groups))
+        start = expected.model_copy(update={"mismatch": self._mismatch(model, rows, groups, plan)})
+        make_folder(file.parent)
+        records.write_lines(file, [start, *lines])
+        return start, lines
+
+    def _drawn(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int) -> list[list[Sample]]:
+        options = plan.options
+        draw = Draw(plan.seed, step, options.temperature)
+        return sample(model, [(r.row, _prompt(r)) for r in rows], options.num_generations, self.decoding, draw)
+
+    def _lines(self, rows: Sequence[TrainRow], groups: Sequence[Sequence[Sample]]) -> Iterator[RolloutLine]:
+        """The samples, graded. Raises REWARD_FAILED."""
+        every = [(r.row, n, s) for r, group in zip(rows, groups, strict=True) for n, s in enumerate(group)]
+        texts = [self._text(row, s.ids) for row, _, s in every]
+        graded = [self.graded(row, text) for (row, _, _), text in zip(every, texts, strict=True)]
+        graders.require_scored(graded, WHERE)
+        for (row, number, s), text, g in zip(every, texts, graded, strict=True):
+            yield RolloutLine(
+                row=row,
+                sample=number,
+                ids=s.ids,
+                logp=s.logp,
+                finish=s.finish,
+                text=text,
+                reward=g.reward,
+                problem=g.problem or None,
+            )
+
+    def _text(self, row: int, ids: Sequence[int]) -> str:
+        """What graders, and those who judge the answer after training, read."""
+        return without_thoughts(rendering.read_answer(self.template, ids, self.examples[row].prompt.tools).text)
+
+    def graded(self, row: int, text: str) -> Graded:
+        """The reward of an answer to a row's prompt."""
+        assert self.task.grader is not None
+        return graders.grade(self.task.grader, item_of(self.examples[row]), text)
+
+    @torch.no_grad()
+    def _mismatch(
+        self, model: LanguageModel, rows: Sequence[TrainRow], groups: Sequence[Sequence[Sample]], plan: Plan
+    ) -> float:
+        """Mean difference of log-probabilities in sampling and in training. Raises ROLLOUT_MISMATCH: where it is large,
+        other kernels, other weights or another temperature drew the samples than those that are trained."""
+        some = [(r, group[0]) for r, group in zip(rows, groups, strict=True)][:COMPARED]
+        sequences = [prompt_then_answer(_prompt(r), s.ids, r.row) for r, s in some]
+        logp_M = forward.logp(model, to_microbatch(sequences, plan.layout), temperature=plan.options.temperature)
+        drawn_M = np.array([x for _, s in some for x in s.logp])
+        mismatch = float(np.abs(logp_M.double().cpu().numpy() - drawn_M).mean())
+        if not mismatch <= MOST_MISMATCH[plan.dtype]:
+            raise TrainError(
+                "ROLLOUT_MISMATCH",
+                f"a token's log-probability differs by {mismatch:.4f} nats between sampling and training; in "
+                f"{plan.dtype} at most {MOST_MISMATCH[plan.dtype]:g} is expected.",
+                fix="set train.dtype=float32; if that is set, report it: no result can be trusted.",
+            )
+        return mismatch
+
+    def _rows(
+        self, rows: Sequence[TrainRow], lines: Sequence[RolloutLine], plan: Plan, mismatch: float
+    ) -> list[TrainRow]:
+        """The rows with their samples, and the advantages of these."""
+        count = plan.options.num_generations
+        reward_NG = np.array([np.nan if x.reward is None else x.reward for x in lines], np.float64).reshape(-1, count)
+        advantage_NG = LOSSES[plan.options.loss_type].advantages(reward_NG)
+        done = []
+        for n, row in enumerate(rows):
+            own = lines[n * count : (n + 1) * count]
+            sequences = tuple(prompt_then_answer(_prompt(row), x.ids, row.row) for x in own)
+            scored_G = reward_NG[n][~np.isnan(reward_NG[n])]
+            statistics = {
+                "reward": scored_G.mean() if len(scored_G) else 0.0,
+                "reward_std": scored_G.std() if len(scored_G) else 0.0,
+                "flat_groups": float(not advantage_NG[n].any()),
+                "length": np.mean([len(x.ids) for x in own]),
+                "cut": np.mean([x.finish == "length" for x in own]),
+                "mismatch": mismatch,
+            }
+            signal = {"advantage_S": advantage_NG[n], "statistics": np.array([statistics[name] for name in STATISTICS])}
+            done.append(replace(row, sequences=sequences, signal=signal))
+        return done
+
+    def _settings_sha256(self, plan: Plan) -> str:
+        facts = (self.template.sha256, self.decoding, plan.options.num_generations, plan.options.temperature)
+        return hashlib.sha256(repr((*facts, plan.dtype, self.task.grader)).encode()).hexdigest()
+
+
+def _prompt(row: TrainRow) -> tuple[int, ...]:
+    """The tokens before the answer."""
+    sequence = row.sequences[0]
+    return sequence.ids[: next(t for t, w in enumerate(sequence.weights) if w)]
+
+
+def _weights_sha256(model: LanguageModel) -> str:
+    total = hashlib.sha256()
+    for name, p in adapters.trainable(model.module).items():
+        total.update(f"{name} {tuple(p.shape)}\n".encode())
+        total.update(p.detach().float().contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()
