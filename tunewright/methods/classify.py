@@ -77,6 +77,6 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     return Loss(F.cross_entropy(logits_RC, target_R, reduction="sum"), {"accuracy": correct_R.sum()})
 
 
-def initial_loss(plan: Plan) -> float | None:
+def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
     """A head of zeros finds all labels equally probable."""
     return log(len(plan.labels))

@@ -97,6 +97,6 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
     return Loss(loss_S.sum(), dict(zip(STATISTICS, values, strict=True)))
 
 
-def initial_loss(plan: Plan) -> float | None:
+def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:
     """Unknown: the loss is not what is minimised, but has its gradient."""
     return None
