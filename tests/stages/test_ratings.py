@@ -62,8 +62,8 @@ def test_both_kinds_are_trained_on_and_balanced(trained: Path) -> None:
 
 
 def test_no_undesirable_answer_is_compared_with_or_shown(trained: Path) -> None:
-    files = list((trained / "scores").glob("*.jsonl"))
-    assert {"test", "dev"} <= {file.name.split("-")[0] for file in files}
+    files = list((trained / "scores").rglob("*.jsonl"))
+    assert {"test", "dev"} <= {part for file in files for part in file.parts}
     for file in files:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         assert all(line["target"].isupper() for line in lines if "target" in line), file.name
@@ -112,7 +112,7 @@ def test_the_mean_of_ranked_is_the_area_under_the_curve(good: list[int], bad: li
         ([r for r in rated(60) if r["label"]], (), "DATA_ONE_SIDED", "rated.jsonl"),
         ([*rated(60), {"prompt": "p", "completion": "c", "label": "good"}], (), "DATA_LABEL_NOT_BOOLEAN",
          "rated.jsonl:101"),
-        (rated(60), ("adapter.kind=none",), "CONFIG_CONFLICT", "adapter.kind"),
+        (rated(60), ("adapter.kind=none",), "CONFIG_CONFLICT", "compares with the initial model in every step"),
         (rated(60), ("adapter.dropout=0.1",), "CONFIG_CONFLICT", "adapter.dropout"),
         (rated(60), ("train.nll_weight=0.1",), "CONFIG_CONFLICT", "train.nll_weight"),
         (rated(60), ("train.method=dpo", "train.desirable_weight=2"), "CONFIG_CONFLICT", "train.desirable_weight"),
