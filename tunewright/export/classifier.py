@@ -42,7 +42,7 @@ def unsupported(source: TrainedRun) -> str | None:
     except ValueError:
         return f"transformers has no class for sequence classification with {config.model_type}"
     head, same = getattr(made, NAME, None), type(made.base_model) is type(ours.base_model)
-    if not (same and isinstance(head, torch.nn.Linear) and head.bias is None):
+    if not (same and isinstance(head, torch.nn.Linear) and getattr(head, "bias", None) is None):
         return f"transformers' class for sequence classification with {config.model_type} has another head"
     return None
 

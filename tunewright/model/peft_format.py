@@ -86,8 +86,8 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
 
 
-def _parts(layer: LoRALinear) -> dict[str, nn.Parameter]:
-    plain = {".lora_A.weight": layer.lora_A, ".lora_B.weight": layer.lora_B}
+def _parts(layer: LoRALinear) -> dict[str, Tensor]:
+    plain: dict[str, Tensor] = {".lora_A.weight": layer.lora_A, ".lora_B.weight": layer.lora_B}
     return plain if layer.magnitude is None else plain | {".lora_magnitude_vector": layer.magnitude}
 
 
