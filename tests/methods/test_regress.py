@@ -25,7 +25,8 @@ from tunewright.data import dataset, numbers
 from tunewright.data.messages import Chat, Message
 from tunewright.data.numbers import Numbers
 from tunewright.data.scores import Answer, Written
-from tunewright.data.task import LABEL_SET
+from tunewright.data.task import LABEL_SET, NUMBER
+from tunewright.data.task.configured import configured
 from tunewright.data.task.label_set import joined, parts
 from tunewright.methods import METHODS
 from tunewright.model import adapters
@@ -180,11 +181,15 @@ def test_numbers_need_the_method(tmp_path: Path, model_folder: Any) -> None:
         api.run(write_rows(tmp_path / "rows.jsonl"), model=str(model_folder("llama")), root=tmp_path)
 
 
-def test_one_and_the_same_number_is_nothing_to_learn(tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl")
-    rows.write_text(re.sub(r'"label": [0-9.]+', '"label": 2.5', rows.read_text()))
-    done = cli("check", "rows.jsonl", "train.method=regress", cwd=tmp_path)
-    assert "one and the same answer" in done.stderr
+def test_one_and_the_same_number_is_nothing_to_learn() -> None:
+    """Also where the held-out rows have others."""
+    rows = [Chat((Message("user", f"q{i}"), Message("assistant", "2.5" if i else "3")), f"x:{i}") for i in range(9)]
+    task = NUMBER.detect(rows)
+    assert task is not None
+    asked = load(None, ["data.train=rows.jsonl", "train.method=regress"])
+    assert configured(asked, task, rows).numbers == Numbers.of([3.0, *[2.5] * 8])
+    with pytest.raises(TunewrightError, match="one and the same answer"):
+        configured(asked, task, rows[1:])
 
 
 # -- sets of labels

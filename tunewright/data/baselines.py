@@ -21,6 +21,7 @@ PredictProbs = Callable[[Sequence[Chat]], list[Probs]]
 Predict = Callable[[Sequence[Chat]], list[str]]
 Read = Callable[[str], Sequence[str]]
 Join = Callable[[Sequence[str]], str]
+Fitted = tuple[Any, Any]  # features and model
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 EACH_STRENGTH = 3.0  # where it is not chosen by cross-validation
 FOLDS = 5
@@ -39,7 +40,7 @@ def tfidf(train: Sequence[Chat], labels: Sequence[str]) -> PredictProbs:
     5-grams); the regularisation minimises five-fold log loss."""
 
     @functools.cache  # fitted on first use
-    def fitted() -> tuple[Any, Any]:
+    def fitted() -> Fitted:
         features, targets = _features(), [e.target for e in train]
         x = features.fit_transform([e.question for e in train])
         return features, _regression(_strength(x, targets)).fit(x, targets)
@@ -63,7 +64,7 @@ def ridge(train: Sequence[Chat]) -> Predict:
     """Ridge regression on the features of `tfidf`; the regularisation minimises the leave-one-out squared error."""
 
     @functools.cache  # fitted on first use
-    def fitted() -> tuple[Any, Any]:
+    def fitted() -> Fitted:
         from sklearn.linear_model import RidgeCV
 
         features, targets = _features(), [float(e.target) for e in train]
@@ -88,7 +89,7 @@ def each_label(train: Sequence[Chat], labels: Sequence[str], read: Read, join: J
     as labels, and back."""
 
     @functools.cache  # fitted on first use
-    def fitted() -> tuple[Any, dict[str, Any]]:
+    def fitted() -> Fitted:
         features, sets = _features(), [set(read(e.target)) for e in train]
         x, models = features.fit_transform([e.question for e in train]), {}
         for label in labels:

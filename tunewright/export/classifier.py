@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import read_json
@@ -37,12 +37,12 @@ def unsupported(source: TrainedRun) -> str | None:
     config = AutoConfig.from_pretrained(source.facts.path, local_files_only=True, trust_remote_code=False)
     try:
         with torch.device("meta"):
-            made: Any = AutoModelForSequenceClassification.from_config(config)
-            ours: Any = AutoModelForCausalLM.from_config(config)
+            made = AutoModelForSequenceClassification.from_config(config)
+            ours = AutoModelForCausalLM.from_config(config)
     except ValueError:
         return f"transformers has no class for sequence classification with {config.model_type}"
     head, same = getattr(made, NAME, None), type(made.base_model) is type(ours.base_model)
-    if not (same and isinstance(head, torch.nn.Linear) and head.bias is None):
+    if not (same and isinstance(head, torch.nn.Linear) and getattr(head, "bias", None) is None):
         return f"transformers' class for sequence classification with {config.model_type} has another head"
     return None
 
@@ -59,24 +59,22 @@ def classifier(module: PreTrainedModel, plan: Plan, template: Template) -> PreTr
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    config: Any = copy.deepcopy(module.config)
+    config = copy.deepcopy(module.config)
     config.id2label, config.label2id = dict(enumerate(plan.labels)), {label: n for n, label in enumerate(plan.labels)}
     config.problem_type = PROBLEMS[plan.method]
     config.pad_token_id = config.get_text_config().pad_token_id = _padding(template)
     with torch.device("meta"):
-        made: Any = AutoModelForSequenceClassification.from_config(config)
+        made = AutoModelForSequenceClassification.from_config(config)
     setattr(made, made.base_model_prefix, module.base_model)
     setattr(made, NAME, getattr(module, NAME))
-    classifier: PreTrainedModel = made.eval()
-    return classifier
+    return made.eval()
 
 
 def tokenizer(template: Template) -> PreTrainedTokenizerBase:
     """The run's tokenizer, which pads on the right, with a token that ends no prompt."""
-    made: Any = copy.deepcopy(template.tokenizer)
+    made = copy.deepcopy(template.tokenizer)
     made.pad_token, made.padding_side = made.convert_ids_to_tokens(_padding(template)), "right"
-    padding: PreTrainedTokenizerBase = made
-    return padding
+    return made
 
 
 def is_classifier(folder: Path) -> bool:
@@ -84,7 +82,7 @@ def is_classifier(folder: Path) -> bool:
     return any(str(name).endswith(CLASS) for name in read_json(folder / "config.json").get("architectures") or ())
 
 
-def batch_logits(module: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+def batch_logits(module: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """logits_NC of prompts in one batch, as a user of that class computes them."""
     import torch
 

@@ -6,15 +6,18 @@ weight is a trainable parameter like others: optimizer, checkpoints and trained 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "score"
 
 
-def attach_head(module: Any, outputs: int) -> None:
+def attach_head(module: PreTrainedModel, outputs: int) -> None:
     """Put a trainable head of zeros on a language model: before training, all labels are equally probable, and so they
     are where a trained head was lost. The model's own output head, which is not used, is not trained."""
     own = module.get_output_embeddings().weight
