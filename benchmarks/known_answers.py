@@ -209,7 +209,7 @@ class Bench:
         """Pairs whose sides are swapped by a coin, trained with DPO; and, as a control of the control, a few runs in
         which they are not."""
         words: list[str] = []
-        ranked: dict[bool, list[float]] = {True: [], False: []}
+        losses: dict[bool, list[float]] = {True: [], False: []}  # of dev, the lowest of a run
         runs: dict[str, list[str]] = {}
         for seed in [*range(min(self.shuffles, 20)), *range(-1, -3, -1)]:
             rows, draw = preferences(seed), random.Random(seed)
@@ -229,16 +229,15 @@ class Bench:
         for name in runs:
             v, swapped = self.run_file(name, "verdict.json"), not name.startswith("preferences--")
             words += [v["verdict"]] if swapped else []
-            ranked[swapped].append(v["pairs"]["implicit_accuracy"])
-            print(f"  {name}: {_line(v)}; pairs raised {ranked[swapped][-1]:.2f}", file=sys.stderr, flush=True)
-        better, means = words.count("BETTER"), [float(np.mean(ranked[swapped])) for swapped in (True, False)]
+            losses[swapped].append(self.run_file(name, "training.json")["best_dev_loss"])
+            print(f"  {name}: {_line(v)}; dev loss {losses[swapped][-1]:.3f}", file=sys.stderr, flush=True)
+        better, means = words.count("BETTER"), [float(np.mean(losses[swapped])) for swapped in (True, False)]
         counts = ", ".join(f"{words.count(w)} {w}" for w in sorted(set(words)))
         return (
-            "BETTER in none of the runs whose sides are swapped by a coin; they raise the chosen answer in half of the "
-            "test pairs, others in most",
-            f"{better} of {len(words)} BETTER ({counts}); the chosen answer is raised over the rejected one in "
-            f"{means[0]:.0%} of the test pairs, and in {means[1]:.0%} where no side is swapped (means)",
-            better == 0 and abs(means[0] - 0.5) < 0.1 < means[1] - 0.6,
+            "BETTER in none of the runs whose sides are swapped by a coin, where the dev loss stays near log 2 = 0.693",
+            f"{better} of {len(words)} BETTER ({counts}); the lowest dev loss of a run is {means[0]:.3f}, and "
+            f"{means[1]:.3f} where no side is swapped (means)",
+            better == 0 and means[0] > 0.6 > means[1],
         )
 
     def leak(self) -> tuple[str, str, bool]:

@@ -63,7 +63,7 @@ def test_both_kinds_are_trained_on_and_balanced(trained: Path) -> None:
 
 def test_no_undesirable_answer_is_compared_with_or_shown(trained: Path) -> None:
     files = list((trained / "scores").rglob("*.jsonl"))
-    assert {"test", "dev"} <= {part for file in files for part in file.parts}
+    assert {"tuned.jsonl", "dev"} <= {part for file in files for part in file.parts}
     for file in files:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         assert all(line["target"].isupper() for line in lines if "target" in line), file.name

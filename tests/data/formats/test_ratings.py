@@ -98,7 +98,7 @@ def load(folder: Path, given: list[dict[str, Any]], *words: str) -> Dataset:
     return dataset.load(config.load(None, ["train.method=kto", *words], data__train=str(file)))
 
 
-def test_undesirable_answers_are_no_references_and_share_the_side_of_their_prompt(tmp_path: Path) -> None:
+def test_undesirable_answers_are_no_references_and_lie_on_the_side_of_their_prompt(tmp_path: Path) -> None:
     data = load(tmp_path, rows())
     assert {data.sides[i] for i in range(120)} == {"train", "dev", "test"}
     assert all(data.sides[i] == data.sides[i + 1] for i in range(0, 120, 2))
