@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, get_args
@@ -28,8 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "peft:road": {"group_size": 8},
     "peft:waveft": {"n_frequency": 50},
 }
-SLOW = ("peft:c3a", "peft:fourierft", "peft:waveft")
-KINDS = [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in get_args(PeftKind)]
+FAST = ("peft:ia3", "peft:lokr", "peft:oft", "peft:vera")
+KINDS = [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in get_args(PeftKind)]
 
 
 def config_of(kind: Any) -> AdapterConfig:
@@ -115,7 +116,12 @@ def test_an_adapter_that_leaks_is_not_shared(monkeypatch: pytest.MonkeyPatch) ->
     from peft.tuners.loha.layer import LoHaLayer
 
     plain = LoHaLayer.forward
-    monkeypatch.setattr(LoHaLayer, "forward", lambda self, x, *a, **k: plain(self, x, *a, **k) + x.mean(-2, True).sum())
+
+    def leaking(self: Any, x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        out: torch.Tensor = plain(self, x, *given, **named)
+        return out + 0.3 * x[..., :1].mean(-2, True)
+
+    monkeypatch.setattr(LoHaLayer, "forward", leaking)
     assert "rows see each other" in arch_probe.probe(tiny_config("llama"), config_of("peft:loha")).leak["shared"]
 
 
@@ -156,7 +162,7 @@ def test_what_cannot_work_is_refused(adapter: dict[str, Any], more: dict[str, An
 
 @pytest.mark.parametrize("kind", REFUSED_KINDS)
 def test_kinds_that_are_not_offered_are_refused_with_the_reason(kind: str) -> None:
-    with pytest.raises(TunewrightError, match=rf"CONFIG_RANGE.*{REFUSED_KINDS[kind]}"):
+    with pytest.raises(TunewrightError, match=rf"CONFIG_RANGE.*{re.escape(REFUSED_KINDS[kind])}"):
         settings.load(None, adapter__kind=kind)
 
 

@@ -24,17 +24,14 @@ PLAIN = [flag for flag in FLAGS if not flag.startswith("adapter.")]
 QUICK = ["prove.evidence=plain", "export.rows=2"]
 
 
+PISSA = ["adapter.init=pissa", "adapter.rank=3", "adapter.alpha=6", "forget.apply_best_scale=true"]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        [
-            "adapter.init=pissa",
-            "adapter.rank=3",
-            "adapter.alpha=6",
-            "forget.apply_best_scale=true",
-            "prove.evidence=standard",
-        ],
-        ["adapter.kind=peft:lokr", "adapter.rank=4", "adapter.alpha=8"],
+        pytest.param([*PISSA, "prove.evidence=standard"], marks=pytest.mark.slow, id="pissa"),
+        pytest.param(["adapter.kind=peft:lokr", "adapter.rank=4", "adapter.alpha=8"], id="lokr"),
     ],
 )
 def test_a_run_from_rows_to_exports(flags: list[str], tmp_path: Path, chat_rows: Rows, model_folder: Folder) -> None:

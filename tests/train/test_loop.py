@@ -33,7 +33,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("kind", list(CONFIGS))
+@pytest.mark.parametrize("kind", ["lora", "none", "pissa", pytest.param("lokr", marks=pytest.mark.slow)])
 def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
     """Weights, losses and metrics after a stop at any step, with dropout, accumulation and shuffling: bit for bit."""
 
@@ -55,7 +55,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Any, kind: str) -> None:
         return [p.detach().clone() for p in adapters.trainable(model).values()], lines
 
     weights, lines = go("straight", None)
-    for stop in range(1, 6):
+    for stop in range(1, 6) if kind in ("lora", "none") else [3]:
         with pytest.raises(Killed):
             go(f"stopped-{stop}", stop)
         again, again_lines = go(f"stopped-{stop}", None)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 # Halko et al. 2011 (0909.4061), algorithm 4.4: more vectors than are wanted, and iterations of the subspace.
 EXTRA, ITERATIONS = 16, 8
+LARGE = 1 << 23  # numbers of a weight
 
 
 def uniform(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
@@ -47,8 +50,20 @@ def largest(weight_OI: Tensor, rank: int, generator: torch.Generator) -> tuple[T
         u_OK, s_K, v_KI = torch.linalg.svd(weight_OI, full_matrices=False)
         return u_OK[:, :rank], s_K[:rank], v_KI[:rank]
     drawn_IK = torch.randn(inputs, width, generator=generator).to(weight_OI)
-    q_OK = torch.linalg.qr(weight_OI @ drawn_IK).Q
-    for _ in range(ITERATIONS):
-        q_OK = torch.linalg.qr(weight_OI @ torch.linalg.qr(weight_OI.T @ q_OK).Q).Q
-    u_KK, s_K, v_KI = torch.linalg.svd(q_OK.T @ weight_OI, full_matrices=False)
+    with _alone(weight_OI):
+        q_OK = torch.linalg.qr(weight_OI @ drawn_IK).Q
+        for _ in range(ITERATIONS):
+            q_OK = torch.linalg.qr(weight_OI @ torch.linalg.qr(weight_OI.T @ q_OK).Q).Q
+        u_KK, s_K, v_KI = torch.linalg.svd(q_OK.T @ weight_OI, full_matrices=False)
     return (q_OK @ u_KK)[:, :rank], s_K[:rank], v_KI[:rank]
+
+
+@contextmanager
+def _alone(weight_OI: Tensor) -> Iterator[None]:
+    """Within, one thread computes, unless the weight is large: others would mostly wait for one another."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if weight_OI.numel() < LARGE else threads)
+        yield
+    finally:
+        torch.set_num_threads(threads)
