@@ -111,7 +111,7 @@ def _texts(work: Work) -> list[str]:
 
 def lines(checks: Sequence[ExportCheck]) -> Sequence[str]:
     return [
-        f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} greedy texts "
+        f"  {c.kind}: largest logit difference {c.largest_difference:.1e}, {c.same_texts} of {c.prompts} short answers "
         f"identical; {_answers(c.reproduced)}{_lost(c.loss)}{'; ' if c.loss else ''}{c.path}"
         for c in checks
     ]
