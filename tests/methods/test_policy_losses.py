@@ -151,7 +151,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(name: str) -> None
     (wanted,) = torch.autograd.grad((logits.softmax(0) * torch.from_numpy(reward)).sum(), logits)
     total = torch.zeros(3, dtype=torch.float64)
     for pair in itertools.product(range(3), repeat=2):
-        prob = float(logits.softmax(0)[list(pair)].prod())
+        prob = float(logits.detach().softmax(0)[list(pair)].prod())
         advantage_S = torch.from_numpy(LOSSES[name].advantages(reward[list(pair)][None])[0])
         logp_M = logits.log_softmax(0)[list(pair)]
         given = Samples(logp_M, logp_M.detach(), (1, 1), advantage_S)

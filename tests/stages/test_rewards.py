@@ -160,14 +160,14 @@ def test_every_other_field_is_handed_to_graders() -> None:
 
 
 def judged(tuned: list[float], check: tuple[list[float], list[float]] | None) -> str:
+    own, other = check or ([], [])
     arms = {
-        "zero_shot": ScoredArm("", trained=False, scores=(0.2,) * 40),
-        "tuned": ScoredArm("", trained=True, scores=tuple(tuned)),
+        "zero_shot": ScoredArm("", trained=False, scores=(0.2,) * 40, checks=tuple(other)),
+        "tuned": ScoredArm("", trained=True, scores=tuple(tuned), checks=tuple(own)),
     }
     protocol = Protocol("", "reward", True, 0.02, 0.05, {}, 8, 0, 40, "", None, "")
     comparator = verdict.choose_comparator(arms, True)
-    checked = protocol.compare(*check, range(40)) if check else None
-    return verdict.final_verdict(arms, comparator, protocol, range(40), check=checked).verdict
+    return verdict.final_verdict(arms, comparator, protocol, range(40)).verdict
 
 
 def test_a_higher_reward_with_a_lower_check_is_hacked() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,12 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process, unlike a machine without power, loses nothing that was written."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 def trained(folder: Path, stop: str = "", body: str = FIRST, **more: Any) -> tuple[list[torch.Tensor], list[Any]]:
     """Weights and metrics of a run; killed before the event ``stop`` if that is given."""
     run, lm = Run(folder), model()
@@ -77,7 +84,7 @@ def trained(folder: Path, stop: str = "", body: str = FIRST, **more: Any) -> tup
         if event == stop:
             raise Killed
 
-    drawn = rollouts(run.rollouts, body)
+    drawn = rollouts(folder / "rollouts", body)
 
     class Watched(Rollouts):
         def sampled(self, lm: Any, rows: Any, asked: Any, step: int) -> Any:
@@ -109,8 +116,9 @@ def test_a_killed_run_ends_bit_for_bit_as_another(tmp_path: Path) -> None:
     assert lines[1]["metrics"]["mismatch"] < 1e-4
     assert lines[1]["metrics"]["flat_groups"] == 0
     straight = files(tmp_path / "straight")
-    assert list(straight) == [f"step-{n:06d}.jsonl" for n in range(1, 7)]
-    for stop in ("after step 0", "after step 1", "after sampling 2", "after step 3", "before sampling 5"):
+    dev = [f"dev-{n:06d}.jsonl" for n in (0, 2, 4, 6)]
+    assert list(straight) == [*dev, *(f"step-{n:06d}.jsonl" for n in range(1, 7))]
+    for stop in ("after step 0", "after sampling 2", "after step 3", "before sampling 5"):
         folder = tmp_path / stop.replace(" ", "-")
         folder.mkdir()
         for name, content in straight.items():  # what was drawn before: the lot cannot be drawn again
@@ -141,7 +149,7 @@ def test_a_known_answer_is_learned(tmp_path: Path) -> None:
     _, lines = trained(tmp_path, steps=60, eval_every=20, checkpoint_every=60, count=8, lr=3e-2, patience=0)
     before, after = lines[0]["dev_loss"], lines[-1]["dev_loss"]
     assert after == -1.0, (before, after)
-    assert lines[-1]["metrics"]["reward"] > 0.9 > 0.5 > lines[1]["metrics"]["reward"]
+    assert lines[-1]["metrics"]["reward"] > lines[1]["metrics"]["reward"] + 0.2
 
 
 def test_samples_of_other_weights_are_not_used(tmp_path: Path) -> None:

@@ -56,7 +56,6 @@ class Run:
     split = File("data/split.jsonl")
     metrics = File("metrics.jsonl")
     events = File("events.jsonl")
-    rollouts = File("rollouts")
     checkpoints = File("checkpoints")
     weights = File("checkpoints/final.safetensors")
     start = File("checkpoints/start.safetensors")  # initial values that are those of an existing adapter

@@ -22,8 +22,9 @@ from tunewright.judge.statistics import Comparison
 
 @dataclass(frozen=True)
 class ScoredArm:
-    """One arm on the test rows. ``trained``: as in `Arm`. ``scores``: one per row; ``on_dev``: its mean score on dev,
-    if it was measured; ``prompt_tokens``: the mean; ``seconds``: for all rows, None if not measured."""
+    """One arm on the test rows. ``trained``: as in `Arm`. ``scores``: one per row; ``checks``: likewise, by
+    reward.check; ``on_dev``: its mean score on dev, if it was measured; ``prompt_tokens``: the mean; ``seconds``: for
+    all rows, None if not measured."""
 
     description: str
     trained: bool
@@ -34,6 +35,7 @@ class ScoredArm:
     summary: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     prompt_tokens: float = 0.0
+    checks: tuple[float, ...] = ()
 
     @property
     def score(self) -> float:
@@ -119,6 +121,7 @@ class Decision:
     better: tuple[str, ...]
     arms: dict[str, ComparedArm]
     clusters: tuple[int, ...]
+    check: RewardCheck | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Its part of verdict.json."""
@@ -136,6 +139,7 @@ class Decision:
             "n": rows,
             "unbeaten": list(self.unbeaten),
             "better": list(self.better),
+            "reward_check": self.check and self.check.model_dump(),
         }
 
 
@@ -162,7 +166,6 @@ def final_verdict(
     clusters: Sequence[int],
     noise: RerunNoise | None = None,
     topic: TopicContrast | None = None,
-    check: Comparison | None = None,
 ) -> Decision:
     """The verdict of a run: what the comparison of tuned with ``comparator`` shows, unless
 
@@ -173,7 +176,7 @@ def final_verdict(
       reduce that noise, so no number of rows is given.
     - it would be PRACTICALLY EQUAL or CANNOT TELL, but another untrained arm is shown to be better than tuned, by
       Holm's method: WORSE. Dev may have chosen a weak comparator.
-    - it is BETTER by the reward, but shown to be worse by the ``check`` that was not trained on: HACKED.
+    - it is BETTER by the reward, but shown to be worse by reward.check, which was not trained on: HACKED.
     - it is BETTER, but the answers of free text are not shown to depend on the question (``topic``): CANNOT TELL.
 
     All other comparisons with tuned are exploratory.
@@ -198,6 +201,7 @@ def final_verdict(
         verdict, rows_needed = "WORSE", None
     if topic is not None and verdict == "BETTER" and not topic.depends_on_question:
         verdict, rows_needed = "CANNOT TELL", _rows_for(topic)
+    check = _check(arms["tuned"], arms[comparator.name], protocol, clusters)
     if check is not None and verdict == "BETTER" and check.verdict == "WORSE":
         verdict, rows_needed = "HACKED", None
     return Decision(
@@ -217,7 +221,18 @@ def final_verdict(
             for name, arm in arms.items()
         },
         clusters=tuple(clusters),
+        check=check and _reward_check(arms["tuned"], arms[comparator.name], check),
     )
+
+
+def _check(tuned: ScoredArm, other: ScoredArm, protocol: Protocol, clusters: Sequence[int]) -> Comparison | None:
+    """Of both arms by reward.check, if there is one."""
+    return protocol.compare(tuned.checks, other.checks, clusters) if tuned.checks else None
+
+
+def _reward_check(tuned: ScoredArm, other: ScoredArm, check: Comparison) -> RewardCheck:
+    means = [sum(arm.checks) / len(arm.checks) for arm in (tuned, other)]
+    return RewardCheck(tuned=means[0], comparator=means[1], difference=check.difference, interval=check.interval)
 
 
 def _checked(check: RewardCheck) -> str:

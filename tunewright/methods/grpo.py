@@ -80,7 +80,7 @@ def microbatches(
 def statistics(rows: Sequence[TrainRow], chosen: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """The `STATISTICS` of a step, means over prompts; 0 for rows without samples."""
     held = [rows[i].signal["statistics"] for i in chosen if "statistics" in rows[i].signal]
-    return np.mean(held, axis=0) if held else np.zeros(len(STATISTICS))
+    return np.array(held, np.float64).mean(axis=0) if held else np.zeros(len(STATISTICS))
 
 
 def weight(microbatch: Microbatch) -> float:

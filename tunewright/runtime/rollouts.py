@@ -14,4 +14,4 @@ def of(answers: Answers, model: LanguageModel) -> Rollouts | None:
         return None
     run, data, decoding = answers.run, answers.data, answers.answering(model).decoding
     template, warn = answers.inputs.template, answers.console.warn
-    return Rollouts(template, data.examples, data.task, decoding, run.rollouts, warn)
+    return Rollouts(template, data.examples, data.task, decoding, run.path / "rollouts", warn)

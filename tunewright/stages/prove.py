@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import records
-from tunewright.core.records import Event, RewardCheck, TopicContrast, Verdict
+from tunewright.core.records import Event, TopicContrast, Verdict
 from tunewright.data import metrics
 from tunewright.data.messages import Chat
 from tunewright.data.scores import Score, mean, mean_prompt_tokens
@@ -18,7 +18,6 @@ from tunewright.judge import calibration, corpus, field_errors, statistics
 from tunewright.judge.arms import decodings, embedding_index
 from tunewright.judge.arms.arm import Arm
 from tunewright.judge.calibration import Predictions
-from tunewright.judge.statistics import Comparison
 from tunewright.judge.verdict import RerunNoise, ScoredArm, choose_comparator, choose_variant, final_verdict, sentence
 from tunewright.judge.voice import report as voice_report
 from tunewright.judge.voice import topic as topics
@@ -48,10 +47,7 @@ def prove(work: Work) -> Verdict:
         facts["rerun"] = dataclasses.asdict(noise)
     clusters = [data.cluster[i] for i in inputs.test]
     topic = facts["topic"] = _topic(work, chosen["tuned"], trained, tuned, clusters)
-    check = _check(work, tuned, other, clusters)
-    if check is not None:
-        facts["reward_check"] = _reward_check(tuned, other, check)
-    decision = final_verdict(arms, comparator, work.protocol, clusters, noise, topic, check)
+    decision = final_verdict(arms, comparator, work.protocol, clusters, noise, topic)
     if data.task.metric.by_label and config.evidence != "plain" and inputs.dev:
         facts["calibration"] = _calibration(work, chosen["tuned"], trained, tuned)
     if data.task.kind is GENERATION and config.evidence != "plain":
@@ -136,6 +132,7 @@ def _scored_arms(
             summary=work.data.task.summary(scores),
             seconds=seconds.get(f"scores/{family}.jsonl"),
             prompt_tokens=round(mean_prompt_tokens(scores), 1),
+            checks=tuple(s.readings.check for s in scores if s.readings and s.readings.check is not None),
         )
         for family, scores in scores_of.items()
     }
@@ -171,22 +168,6 @@ def _topic(
     assert len(own) == len(pairs)
     bits = [metrics.bits_per_byte(one.nats, one.bytes) for one in other]
     return topics.topic(own, bits, [clusters[i] for i, _ in pairs])
-
-
-def _check(work: Work, tuned: Sequence[Score], other: Sequence[Score], clusters: Sequence[int]) -> Comparison | None:
-    """Tuned and comparator by reward.check."""
-    if work.data.task.check is None:
-        return None
-    return work.protocol.compare(_checks(tuned), _checks(other), clusters)
-
-
-def _checks(scores: Sequence[Score]) -> list[float]:
-    return [s.readings.check for s in scores if s.readings and s.readings.check is not None]
-
-
-def _reward_check(tuned: Sequence[Score], other: Sequence[Score], check: Comparison) -> RewardCheck:
-    means = [sum(_checks(scores)) / len(scores) for scores in (tuned, other)]
-    return RewardCheck(tuned=means[0], comparator=means[1], difference=check.difference, interval=check.interval)
 
 
 def _calibration(work: Work, tuned: Arm, trained: Weights, on_test: Sequence[Score]) -> dict[str, Any]:

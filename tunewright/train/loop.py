@@ -132,7 +132,7 @@ def start_or_resume(training: TrainingInputs, ranks: Ranks = ALONE) -> tuple[Lea
         checkpoints.tidy(run.checkpoints, plan.checkpoint_keep)
         _drop_later_lines(run, state.step)
     if state.step == 0 and training.dev:
-        first = _dev_loss(training, ranks)
+        first = _dev_loss(training, 0, ranks)
         state = _initial(hashes, first)
         if ranks.first:
             records.append_line(run.metrics, StartLine(step=0, dev_loss=first))
@@ -140,9 +140,9 @@ def start_or_resume(training: TrainingInputs, ranks: Ranks = ALONE) -> tuple[Lea
     return student, state
 
 
-def _dev_loss(training: TrainingInputs, ranks: Ranks) -> float:
+def _dev_loss(training: TrainingInputs, step: int, ranks: Ranks) -> float:
     if training.rollouts is not None:
-        return training.rollouts.dev_loss(training.model, training.dev)
+        return training.rollouts.dev_loss(training.model, training.dev, training.plan, step)
     return dev_loss(training.model, training.dev, training.plan, ranks)
 
 
@@ -201,7 +201,7 @@ def record_step(
     plan, run, done = training.plan, training.run, taken.done
     step, dev = state.step + 1, None
     if training.dev and (step % plan.eval_every == 0 or step == plan.steps):
-        dev = _dev_loss(training, ranks)
+        dev = _dev_loss(training, step, ranks)
     line = StepLine(
         step=step,
         loss=done.loss,

@@ -64,21 +64,39 @@ class Rollouts:
         done = dict(zip(chosen, self._rows(part, lines, plan, start.mismatch), strict=True))
         return [done.get(i, row) for i, row in enumerate(rows)]
 
-    def dev_loss(self, model: LanguageModel, dev: Sequence[TrainRow]) -> float:
-        """Minus the mean reward of greedy answers. Raises REWARD_FAILED."""
-        was = model.module.training
-        model.module.eval()
-        written = generate.complete(model, [_prompt(r) for r in dev], self.decoding)
-        model.module.train(was)
-        graded = [self.graded(r.row, self._text(r.row, ids)) for r, ids in zip(dev, written, strict=True)]
-        graders.require_scored(graded, WHERE)
-        return -sum(g.reward or 0.0 for g in graded) / len(graded)
+    def dev_loss(self, model: LanguageModel, dev: Sequence[TrainRow], plan: Plan, step: int) -> float:
+        """Minus the mean reward of greedy answers after ``step`` steps. Raises REWARD_FAILED."""
+        start, file = self._start(model, dev, plan, step), self.folder / f"dev-{step:06d}.jsonl"
+        lines = self._stored(file, start, len(dev))
+        if not lines:
+            was = model.module.training
+            model.module.eval()
+            written = generate.complete(model, [_prompt(r) for r in dev], self.decoding)
+            model.module.train(was)
+            limit = self.decoding.max_new_tokens
+            answers = [[Sample(tuple(ids), (), "length" if len(ids) == limit else "stop")] for ids in written]
+            lines = list(self._lines(dev, answers))
+            self._write(file, start, lines)
+        return -sum(line.reward or 0.0 for line in lines) / len(lines)
 
     def read_or_draw(
         self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int, file: Path
     ) -> tuple[RolloutStart, list[RolloutLine]]:
         """The samples of a step, from its file if the same model drew them for the same prompts."""
-        expected = RolloutStart(
+        start = self._start(model, rows, plan, step)
+        if lines := self._stored(file, start, len(rows) * plan.options.num_generations):
+            first = next(records.read_lines(file, ROLLOUT))
+            assert isinstance(first, RolloutStart)
+            return first, lines
+        model.module.eval()
+        groups = self._drawn(model, rows, plan, step)
+        lines = list(self._lines(rows, groups))
+        start = start.model_copy(update={"mismatch": self._mismatch(model, rows, groups, plan)})
+        self._write(file, start, lines)
+        return start, lines
+
+    def _start(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int) -> RolloutStart:
+        return RolloutStart(
             weights=_weights_sha256(model),
             settings=self._settings_sha256(plan),
             seed=plan.seed,
@@ -86,19 +104,21 @@ class Rollouts:
             rows=tuple(r.row for r in rows),
             mismatch=0.0,
         )
+
+    def _stored(self, file: Path, start: RolloutStart, count: int) -> list[RolloutLine]:
+        """The lines of a file, if they are as many and were drawn as ``start`` has it; otherwise none."""
         stored = list(records.read_lines(file, ROLLOUT))
         lines = [line for line in stored if isinstance(line, RolloutLine)]
-        if stored and isinstance(stored[0], RolloutStart) and len(lines) == len(rows) * plan.options.num_generations:
-            if stored[0].model_copy(update={"mismatch": 0.0}) == expected:
-                return stored[0], lines
-            self.note(f"{file.name} was drawn by another model or with other settings; its prompts are answered again")
-        model.module.eval()
-        groups = self._drawn(model, rows, plan, step)
-        lines = list(self._lines(rows, groups))
-        start = expected.model_copy(update={"mismatch": self._mismatch(model, rows, groups, plan)})
+        if not stored or len(lines) != count or not isinstance(stored[0], RolloutStart):
+            return []
+        if stored[0].model_copy(update={"mismatch": start.mismatch}) == start:
+            return lines
+        self.note(f"{file.name} was drawn by another model or with other settings; its prompts are answered again")
+        return []
+
+    def _write(self, file: Path, start: RolloutStart, lines: Sequence[RolloutLine]) -> None:
         make_folder(file.parent)
         records.write_lines(file, [start, *lines])
-        return start, lines
 
     def _drawn(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int) -> list[list[Sample]]:
         options = plan.options

@@ -102,7 +102,7 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
     if method in REWARDED and not config.reward.grader:
         fix = "set it to a grader object (docs/guide-rewards.md)."
         raise conflict("reward.grader", f"train.method={method} needs reward.grader.", fix)
-    if given := [name for name in ("grader", "check") if getattr(config.reward, name) and method not in REWARDED]:
+    if method not in REWARDED and (given := [k for k, v in config.reward.model_dump().items() if v]):
         fix = "remove it, or set train.method=grpo."
         raise conflict(f"reward.{given[0]}", f"train.method={method} does not read reward.{given[0]}.", fix)
     if method in REWARDED:

@@ -15,7 +15,9 @@ class RolloutStart(Line):
     weights: str = Field(description="sha256 of the trained tensors that drew the samples.")
     settings: str = Field(description="sha256 of template, stop tokens, sampling and graders.")
     seed: int = Field(description="Seed of the run.")
-    step: int = Field(description="The step that is trained on them, from 0.")
+    step: int = Field(
+        description="The step that is trained on them, from 0; of greedy answers to dev prompts, the steps before them."
+    )
     rows: tuple[int, ...] = Field(description="Rows of the data set whose prompts were answered, in order.")
     mismatch: float = Field(
         description="Mean difference of the log-probability of a token in sampling and in training, in nats; of a few."
@@ -27,8 +29,10 @@ class RolloutLine(Line):
 
     row: int = Field(description="Row number, from 0.")
     sample: int = Field(description="Number of the sample of this prompt, from 0.")
-    ids: tuple[int, ...] = Field(description="Its tokens, with the one that ended it.")
-    logp: tuple[float, ...] = Field(description="Their log-probabilities, in nats, at the temperature of sampling.")
+    ids: tuple[int, ...] = Field(description="Its tokens, with the one that ended it; of greedy answers, without.")
+    logp: tuple[float, ...] = Field(
+        description="Their log-probabilities, in nats, at the temperature of sampling; none of greedy answers."
+    )
     finish: Literal["stop", "length"] = Field(description="Whether a stop token or the limit ended it.")
     text: str = Field(description="What graders read.")
     reward: float | None = Field(None, description="By reward.grader, 0 to 1; absent if it failed.")

@@ -183,7 +183,11 @@ def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: M
     """The name of the first format that reads a row with such columns, these among its fields; empty if none does."""
     (renamed,) = _renamed([row], columns)
     for row_format in formats:
-        if row_format.fits(renamed.data) and set(columns) <= set(row_format.fields):
+        if (
+            row_format.rewards == how.rewards
+            and row_format.fits(renamed.data)
+            and set(columns) <= set(row_format.fields)
+        ):
             with contextlib.suppress(DataError):
                 row_format.read(renamed, how)
                 return row_format.name

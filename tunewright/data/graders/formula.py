@@ -7,13 +7,12 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tunewright.core.errors import ConfigError
 from tunewright.data.graders.grade import Grader, Item, Output, Unscored
 
 LONGEST, LARGEST_POWER = 500, 10.0  # characters of a formula; exponents, which could make numbers of any size
-_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

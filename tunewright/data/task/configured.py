@@ -40,7 +40,8 @@ def configured(config: Config, task: Task, train: Sequence[Example]) -> Task:
             fix = f"correct them; {name} has no effect on other answers."
         raise data_error("DATA_FORMAT_MISMATCH", message, where=name, fix=fix)
     if task.kind is REWARDS:
-        grader, check = (_grader(getattr(config.reward, name), f"reward.{name}", train) for name in ("grader", "check"))
+        grader = _grader(config.reward.grader, "reward.grader", train)
+        check = _grader(config.reward.check, "reward.check", train)
         return replace(task, grader=grader, check=check)
     known = Numbers.of(number.targets(train)) if task.kind is NUMBER else None
     if known is not None and not known.deviation:
