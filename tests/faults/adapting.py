@@ -294,9 +294,9 @@ FAULTS = [
           moments_are_float32, all_in_bfloat16),
     Fault(24, "weights are saved in another dtype than declared", "transformers 33780, 32265, pytorch 108381", "the file has the declared dtype (one process; no FSDP yet)",
           saved_as_declared, saved_as_it_was),
-    Fault(70, "an adapter's initial values are subtracted from the base", "peft 1626, PR 2184",
+    Fault(50, "an adapter's initial values are subtracted from the base", "peft 1626, PR 2184",
           "PiSSA switched off is the base, bit for bit, and the export is right on it; SELFTEST_BASE, EXPORT_MISMATCH",
           pissa_leaves_the_base, subtracted_from_the_base),
-    Fault(71, "frozen tensors of an adapter are not saved", "", "saved tensors alone make the same model; EXPORT_MISMATCH", all_of_it_is_saved, only_what_is_trained),
+    Fault(51, "frozen tensors of an adapter are not saved", "", "saved tensors alone make the same model; EXPORT_MISMATCH", all_of_it_is_saved, only_what_is_trained),
     Fault(33, "KL is measured against a base that was trained too", "", "KL is 0 at step 0; afterwards the base equals a frozen copy, bit for bit; SELFTEST_BASE", off_is_the_base, never_off),
 ]  # fmt: skip

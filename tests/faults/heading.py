@@ -130,12 +130,12 @@ def padded_with_the_end(patch: Patch) -> None:
 
 
 FAULTS = [
-    Fault(60, "a head reads a token for padding, or the first end token of a prompt", "transformers 35352, 46782; gpt-neox 1285; TRL 6952", "a head reads the last token of the prompt by its length, whatever the prompt contains and whatever is beside it",
+    Fault(46, "a head reads a token for padding, or the first end token of a prompt", "transformers 35352, 46782; gpt-neox 1285; TRL 6952", "a head reads the last token of the prompt by its length, whatever the prompt contains and whatever is beside it",
           reads_the_last_token, read_before_the_first_end),
-    Fault(61, "a trained head is not saved, or drawn at random when it is loaded", "PEFT 310, 577, 876; transformers 26160", "a head and its adapter have the same logits after they are loaded",
+    Fault(47, "a trained head is not saved, or drawn at random when it is loaded", "PEFT 310, 577, 876; transformers 26160", "a head and its adapter have the same logits after they are loaded",
           the_head_is_loaded, the_head_is_not_saved),
-    Fault(62, "a head reads the label", "", "the head reads the prompt as it is served; SELFTEST_PROMPT",
+    Fault(48, "a head reads the label", "", "the head reads the prompt as it is served; SELFTEST_PROMPT",
           the_prompt_has_no_label, the_label_is_read),
-    Fault(63, "an exported head reads before the end of a prompt, because this ends with the token for padding", "transformers (GenericForSequenceClassification)", "the token for padding of an export ends no prompt; EXPORT_MISMATCH",
+    Fault(49, "an exported head reads before the end of a prompt, because this ends with the token for padding", "transformers (GenericForSequenceClassification)", "the token for padding of an export ends no prompt; EXPORT_MISMATCH",
           padding_ends_no_prompt, padded_with_the_end),
 ]  # fmt: skip

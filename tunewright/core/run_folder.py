@@ -121,10 +121,9 @@ def create(root: Path, name: str | None, stem: str) -> Run:
 
 def _names(stem: str) -> Iterator[str]:
     """Names for a run of this second; several, because another process may start one at the same time."""
-    base = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "run"
-    base = f"{base}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    yield base
-    yield from (f"{base}-{number}" for number in itertools.count(2))
+    own = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:60] or "run"
+    base = f"{own}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    yield from (f"{base}-{number}" if number > 1 else base for number in itertools.count(1))
 
 
 def _new_folder(path: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tunewright.core import locations
-from tunewright.core.config import adapter_kinds, sweeps
+from tunewright.core.config import adapter_kinds, method_settings, sweeps
 from tunewright.core.config.explain import explain, fields
-from tunewright.core.config.schema import HEADS, PATH, RATED, REFERENCED, REWARDED, TEMPLATES, Config, MethodOptions
+from tunewright.core.config.schema import PATH, TEMPLATES, Config
 from tunewright.core.errors import ConfigError
 from tunewright.core.yaml12 import parse_yaml, read_yaml
 
@@ -73,43 +72,7 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
 
     if config.train.steps != "auto" and config.train.epochs != "auto":
         raise conflict("train.steps", "train.steps and train.epochs are both set.", "keep one of them.")
-    method = config.train.method
-    for name, readers in MethodOptions.READ_BY.items():
-        if method not in readers and getattr(config.train, name) != MethodOptions.model_fields[name].default:
-            message, fix = f"train.method={method} does not read train.{name}.", "remove it, or choose another method."
-            raise conflict(f"train.{name}", message, fix)
-    if method in REFERENCED and config.adapter.dropout:
-        message = (
-            f"train.method={method} uses the initial model as its reference; adapter.dropout would make it differ."
-        )
-        raise conflict("adapter.dropout", message, "leave it at 0.")
-    if method in RATED and config.adapter.kind == "none":
-        message = f"train.method={method} compares with the initial model in every step: the model without its adapter."
-        raise conflict("adapter.kind", message, "choose lora, rslora or dora.")
-    if method in RATED and config.adapter.start is not None:
-        message = f"train.method={method} compares with the model without its adapter, not with adapter.start."
-        raise conflict("adapter.start", message, "merge that adapter into the model, and train on the merged model.")
-    if method == "regress" and config.data.label_names:
-        message = "data.label_names names labels; train.method=regress learns numbers."
-        raise conflict("data.label_names", message, "remove it, or use train.method=classify.")
-    if method in HEADS and (config.adapter.of_peft or config.adapter.start is not None):
-        key = "adapter.kind" if config.adapter.of_peft else "adapter.start"
-        raise conflict(key, f"{key} is not supported with the head of train.method={method}.", "leave it out.")
-    for name in ("regression_rows", "apply_best_scale"):
-        if method in HEADS and getattr(config.forget, name):
-            message = f"forget.{name} needs a model that writes; that of train.method={method} does not."
-            raise conflict(f"forget.{name}", message, "leave it out.")
-    if method in REWARDED and not config.reward.grader:
-        fix = "set it to a grader object (docs/guide-rewards.md)."
-        raise conflict("reward.grader", f"train.method={method} needs reward.grader.", fix)
-    if method not in REWARDED and (given := [k for k, v in config.reward.model_dump().items() if v]):
-        fix = "remove it, or set train.method=grpo."
-        raise conflict(f"reward.{given[0]}", f"train.method={method} does not read reward.{given[0]}.", fix)
-    if method in REWARDED:
-        _check_rewarded(config, conflict)
-    if method != "sft" and config.sweep.grid:
-        message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
-        raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
+    method_settings.check(config, conflict)
     if config.adapter.kind == "none" and config.quantise != "none":
         message = f"quantise={config.quantise}, but adapter.kind is none: such weights cannot be trained."
         raise conflict("quantise", message, "choose lora, rslora or dora.")
@@ -140,26 +103,6 @@ def _require_consistent(config: Config, adapter: set[str], places: dict[str, str
             "data.instruction has no effect on raw text.",
             "remove data.instruction, or choose another data.format.",
         )
-
-
-def _check_rewarded(config: Config, conflict: Callable[[str, str, str], ConfigError]) -> None:
-    """Raises CONFIG_CONFLICT for what rows without answers, or branches that sample, cannot do yet."""
-    method = config.train.method
-    if config.adapter.dropout:
-        message = (
-            "samples are drawn without dropout, so adapter.dropout would train another model than the one sampled."
-        )
-        raise conflict("adapter.dropout", message, "leave it at 0.")
-    if config.forget.regression_rows:
-        message = f"train.method={method} reads rows without answers, and regression rows have answers."
-        raise conflict("forget.regression_rows", message, "leave it out.")
-    for name in type(config.experiments).model_fields:
-        if getattr(config.experiments, name):
-            message = f"experiments.{name} trains a branch, which train.method={method} cannot."
-            raise conflict(f"experiments.{name}", message, "leave it out.")
-    if config.prove.evidence == "full":
-        message = f"prove.evidence=full trains a branch, which train.method={method} cannot."
-        raise conflict("prove.evidence", message, "use standard or plain.")
 
 
 def _check_encoding(name: str, where: str) -> None:

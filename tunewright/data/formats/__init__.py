@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunewright.data.formats import chats, documents, labelled, preferences, prompted, prompts, ratings, row_format
+from tunewright.data.formats import chats, labelled, preferences, prompted, ratings, row_format, unanswered
 from tunewright.data.formats.row_format import Parsed, RowSettings
 from tunewright.data.sources import Row
 
@@ -13,12 +13,12 @@ __all__ = ["FORMATS", "FORMAT_NAMES", "Parsed", "RowSettings", "parse"]
 FORMATS = (
     *preferences.FORMATS,
     *ratings.FORMATS,
-    *prompts.FORMATS,
+    *unanswered.PROMPTS,
     labelled.LABELLED_CHAT,
     *chats.FORMATS,
     *prompted.FORMATS,
     *labelled.FORMATS,
-    *documents.FORMATS,
+    *unanswered.DOCUMENTS,
 )
 FORMAT_NAMES = tuple(f.name for f in FORMATS)  # the values of data.format
 AS_WRITTEN = RowSettings()

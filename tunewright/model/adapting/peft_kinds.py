@@ -180,11 +180,11 @@ def load(model: nn.Module, folder: Path) -> None:
 
     peft = library()
     try:
+        with safe_open(folder / TENSORS, "pt") as stored:  # without it, PEFT would read a pickle
+            given = set(stored.keys())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             peft.PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
-        with safe_open(folder / TENSORS, "pt") as stored:
-            given = set(stored.keys())
         why = "its tensors are not those of its config" if given != set(files(model, "")[0]) else ""
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,4 +1,5 @@
-"""Formats whose rows have a prompt and no answer: what is written to it is graded. Every field is handed to graders."""
+"""Formats whose rows have no answer: documents, which are learned as they are, and prompts, whose answers the model
+writes and a grader grades."""
 
 from __future__ import annotations
 
@@ -9,14 +10,20 @@ from tunewright.data.formats import conversation, tools
 from tunewright.data.formats.chats import with_system
 from tunewright.data.formats.fields import required
 from tunewright.data.formats.row_format import Build, RowFormat, RowSettings, in_string
-from tunewright.data.messages import Chat, Message
+from tunewright.data.messages import Chat, Message, Text
 from tunewright.data.sources import Row
 
+# A row with one of these beside its text is more than a document.
+ANSWERS = ("prompt", "instruction", "question", "completion", "output", "response", "answer", "target", "summary")
 NO_ANSWER = Message("assistant", "?")  # only the order of messages is checked with it
 
 
+def _text(row: Row, how: RowSettings) -> Text:
+    return Text(required(row, "text"), row.where)
+
+
 def _prompt(name: str) -> Build:
-    """Reads a prompt in a field: a text, or a list of messages that ends with the user."""
+    """Reads a prompt in a field: a text, or a list of messages that ends with the user. Graders get every field."""
 
     def build(row: Row, how: RowSettings) -> Chat:
         value = in_string(row.data[name])
@@ -34,7 +41,8 @@ def _prompt(name: str) -> Build:
     return build
 
 
-FORMATS = (
+DOCUMENTS = (RowFormat("text", ("text",), _text, excludes=ANSWERS),)
+PROMPTS = (
     RowFormat("messages_prompt", ("messages",), _prompt("messages"), rewards=True),
     RowFormat("prompt", ("prompt",), _prompt("prompt"), rewards=True),
 )
