@@ -176,7 +176,8 @@ def _is_wanted(row_format: RowFormat, how: RowSettings) -> bool:
     """Whether rows of this format are looked for."""
     if how.rated:
         return row_format.rated or row_format.preference
-    return row_format.preference == how.preference and not row_format.rated
+    wanted = how.preference, how.rewards
+    return (row_format.preference, row_format.rewards) == wanted and not row_format.rated
 
 
 def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: Mapping[str, str]) -> str:
