@@ -118,7 +118,7 @@ def read(names: str | Sequence[str], config: Config, how: RowSettings) -> FileRo
 
 
 def _references(parsed: Parsed) -> tuple[Parsed, list[Change]]:
-    """The rows as if they had no ratings, without those that are rated undesirable: for methods that know no ratings."""
+    """For methods that know no ratings: the rows as if they had none, without those that are rated undesirable."""
     bad, why = [e for e in parsed.examples if not is_reference(e)], "the answer is rated undesirable"
     changes = [Change(e.where, "RATINGS", f"data.format={parsed.format}", why, dropped=True) for e in bad]
     kept = (replace(e, desirable=None) if isinstance(e, Chat) else e for e in parsed.examples if is_reference(e))
