@@ -158,6 +158,6 @@ def test_fine_tuning_takes_the_desirable_answers_alone(tmp_path: Path) -> None:
         load(tmp_path, rows(), "train.method=sft")
     data = load(tmp_path, rows(), "train.method=sft", "data.format=rated_completion")
     assert len(data.examples) == 60
-    assert all(e.target.isupper() for e in data.examples)
+    assert all(e.target.isupper() and e.desirable is None for e in data.examples if isinstance(e, Chat))
     assert {c.setting for c in data.changes} == {"data.format=rated_completion"}
     assert len(data.changes) == 60

@@ -16,7 +16,7 @@ from tunewright.data.files import hub
 from tunewright.data.files.rows import FileSettings, Row
 from tunewright.data.formats import Parsed, RowSettings
 from tunewright.data.formats.fields import cleaned_row
-from tunewright.data.messages import is_reference
+from tunewright.data.messages import Chat, is_reference
 from tunewright.data.near_duplicates import Clusters
 from tunewright.data.remedies import labels, repetitions
 from tunewright.data.remedies.change import Change, dropped
@@ -120,10 +120,11 @@ def read(names: str | Sequence[str], config: Config, how: RowSettings) -> FileRo
 
 
 def _references(parsed: Parsed) -> tuple[Parsed, list[Change]]:
-    """Without the rows whose answer is rated undesirable, for methods that know no such answers."""
+    """For methods that know no ratings: the rows as if they had none, without those that are rated undesirable."""
     bad, why = [e for e in parsed.examples if not is_reference(e)], "the answer is rated undesirable"
     changes = [Change(e.where, "RATINGS", f"data.format={parsed.format}", why, dropped=True) for e in bad]
-    return replace(parsed, examples=tuple(e for e in parsed.examples if is_reference(e))), changes
+    kept = (replace(e, desirable=None) if isinstance(e, Chat) else e for e in parsed.examples if is_reference(e))
+    return replace(parsed, examples=tuple(kept)), changes
 
 
 def prepare(config: Config) -> Prepared:
