@@ -221,7 +221,7 @@ def final_verdict(
             for name, arm in arms.items()
         },
         clusters=tuple(clusters),
-        check=check and _reward_check(arms["tuned"], arms[comparator.name], check),
+        check=None if check is None else _reward_check(arms["tuned"], arms[comparator.name], check),
     )
 
 
