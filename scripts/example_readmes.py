@@ -1,6 +1,6 @@
 """Write examples/*/README.md and docs/reports/*.html from the logs, verdicts and reports of actual runs.
 
-for e in addresses tools entities sentiment support jargon preferences docs; do
+for e in addresses tools entities sentiment support jargon preferences rewards docs; do
   tunewright run examples/$e/config.yaml --runs /tmp/examples --name $e > /tmp/examples-$e.log 2>&1; done
 python scripts/example_readmes.py /tmp/examples /tmp/examples-{}.log
 
@@ -68,6 +68,12 @@ INTRODUCTIONS = {
         "its answers for his. But the chosen answers became less likely, and no answer ends before the limit. Fine-tuning "
         "on the chosen answers is much better.",
     ),
+    "rewards": (
+        "JSON with given keys, from rewards",
+        "250 generated prompts for JSON objects with two or three given keys, and no answers. The reward is a quarter for a "
+        "JSON object and the rest for the right keys; `reward.check`, which is never trained on, also wants a value "
+        "for each key, all of them different. GRPO (`dr_grpo`), 8 prompts with 8 samples a step.",
+    ),
     "docs": (
         "Domain language from raw pages",
         "SQLite's documentation as plain text (public domain), without questions and answers. The metric is bits per "
@@ -84,7 +90,7 @@ def sample(run: Path, name: str) -> str:
     question, reference, answer = row["messages"][-1]["content"], row["target"], row["answer"]
     lines = (
         f"question   {question}",
-        f"reference  {reference}",
+        *([f"reference  {reference}"] if reference else []),
         f"tuned      {answer}",
         f"score      {row['score']:.3f}",
     )

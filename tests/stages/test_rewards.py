@@ -78,6 +78,7 @@ def test_a_run_is_judged_by_rewards(trained: Path) -> None:
 def test_the_report_shows_it(trained: Path) -> None:
     html = (trained / "report.html").read_text(encoding="utf-8")
     assert "mean reward" in html
+    assert "highest dev reward" in html
     assert "Traceback" not in html
 
 

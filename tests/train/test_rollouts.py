@@ -49,7 +49,9 @@ ROWS = [METHODS["grpo"].prepare(TEMPLATE, chat, n, None)[0] for n, chat in enume
 def plan(**more: Any) -> Plan:
     options = MethodOptions(num_generations=more.pop("count", 4), temperature=more.pop("temperature", 1.0))
     given = {"method": "grpo", "layout": "shared", "steps": 6, "batch_size": 3, "max_new_tokens": 5, "lr": 3e-2}
-    return plan_of(**{**given, "checkpoint_every": 2, "options": options, "rows": 8, "decode_batch_size": 8, **more})
+    return plan_of(
+        **{**given, "checkpoint_every": 2, "options": options, "rows": 8, "decode_batch_size": 8, "threads": 1, **more}
+    )
 
 
 def rollouts(folder: Path, body: str = FIRST, notes: Callable[[str], None] = lambda _: None) -> Rollouts:

@@ -75,7 +75,12 @@ class ForecastPoint:
     high: float
 
 
-def losses(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]], best: int | None) -> Markup:
+def losses(
+    train: Sequence[tuple[int, float]],
+    dev: Sequence[tuple[int, float]],
+    best: int | None,
+    unit: str = "nats per supervised token",
+) -> Markup:
     """Training and dev loss as (step, loss), with a mark at the step whose weights were kept."""
     figure, axes = _figure(6.4, 2.9)
     axes.plot([s for s, _ in train], [x for _, x in train], color=_SOFT, linewidth=1, label="training, every step")
@@ -86,7 +91,7 @@ def losses(train: Sequence[tuple[int, float]], dev: Sequence[tuple[int, float]],
     if best is not None and best in dict(dev):
         _ring(axes, best, dict(dev)[best], f"kept (step {best})")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("nats per supervised token")
+    axes.set_ylabel(unit)
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure)

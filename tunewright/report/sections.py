@@ -332,10 +332,13 @@ def sweep_chart(sweep: RecipeSweep) -> Markup:
 
 
 def loss_chart(lines: Sequence[StartLine | StepLine], best_step: int | None) -> Markup:
-    """Training and dev loss by step."""
-    train = [(x.step, x.loss) for x in lines if isinstance(x, StepLine)]
+    """Training and dev loss by step; in learning from rewards, mean rewards."""
+    steps = [x for x in lines if isinstance(x, StepLine)]
     dev = [(x.step, x.dev_loss) for x in lines if x.dev_loss is not None]
-    return plots.losses(train, dev, best_step)
+    rewards = [(x.step, x.metrics["reward"]) for x in steps if x.metrics and "flat_groups" in x.metrics]
+    if rewards:
+        return plots.losses(rewards, [(step, -loss) for step, loss in dev], best_step, "mean reward")
+    return plots.losses([(x.step, x.loss) for x in steps], dev, best_step)
 
 
 def coverage_chart(calibration: Calibration | None) -> Markup | None:
