@@ -84,7 +84,7 @@ def test_it_trains_is_switched_off_saved_loaded_and_merged(kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["peft:loha", "peft:vera", "peft:miss"])
-def test_rows_that_share_a_prefix_have_the_gradient_of_rows_alone(kind: str) -> None:
+def test_rows_with_a_common_prefix_have_the_gradient_of_rows_alone(kind: str) -> None:
     model = tiny_lm()
     adapters.attach(model.module, config_of(kind), 0)
     for p in adapters.trainable(model.module).values():

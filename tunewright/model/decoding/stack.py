@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunewright.core.config import AdapterConfig
-from tunewright.model.adapting.sizes import lora_scaling
+from tunewright.model.adapting.sizes import as_plain, lora_scaling
 from tunewright.model.decoding import layer as plain
 from tunewright.model.decoding.layer import Function
 from tunewright.model.frozen.packed import PackedLinear
@@ -84,9 +84,11 @@ class AdapterStack:
 
     @torch.inference_mode()
     def load(self, key: str, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
-        """``tensors``: by the names of the module's layers, ".lora_A" (r, I) and ".lora_B" (O, r)."""
+        """``tensors``: `adapters.update_tensors`, by the names of the module's layers: ".lora_A" (r, I), ".lora_B"
+        (O, r)."""
         assert key not in self._places
         assert supports(config)
+        tensors, config = as_plain(tensors, config)
         known = {f"{name}.{end}" for name in self._layers for end in (A, B)}
         assert set(tensors) <= known, "the adapter is of another model"
         end = max((place.end for place in self._places.values()), default=0)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from tunewright.core.config import AdapterConfig
-from tunewright.model.adapting import sizes
 from tunewright.model.decoding.slots import Chunk, Slots
 from tunewright.model.decoding.stack import supports
 from tunewright.model.language_model import LanguageModel
@@ -227,7 +226,7 @@ class Engine:
                 stack.unload(idle)
                 del self._recent[idle]
             checkpoints.check_weights(adapter.file, key)
-            stack.load(key, *sizes.as_plain(checkpoints.read_weights(adapter.file), adapter.config))
+            stack.load(key, checkpoints.read_weights(adapter.file), adapter.config)
         self._recent.pop(key, None)
         self._recent[key] = None
         return True
