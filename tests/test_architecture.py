@@ -400,8 +400,7 @@ def test_nothing_unpickles_executes_what_it_reads_or_contacts_a_host() -> None:
                 assert called not in RUNNING, path
                 assert not called.endswith((".extractall", ".extract")), path
                 assert given.get("shell", "False") == "False", path
-                of_peft = called == "peft.PeftModel.from_pretrained"  # an adapter has no code to trust
-                if called.endswith(".from_pretrained") and not of_peft:
+                if called.endswith(".from_pretrained"):
                     assert given["trust_remote_code"] == "False", (path, called)
                     safe = "Model" not in called or "gguf_file" in given or given["use_safetensors"] == "True"
                     assert safe, (path, called)

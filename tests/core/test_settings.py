@@ -15,7 +15,7 @@ from build import CHATML, FLAGS, cli
 from stage_settings import LATE
 
 from tunewright.core import config
-from tunewright.core.config import Config, explain
+from tunewright.core.config import AdapterConfig, Config, explain
 from tunewright.core.errors import TunewrightError
 from tunewright.core.run_folder import Run
 from tunewright.data import dataset
@@ -211,10 +211,11 @@ def observed(root: Path, model_folder: Folder, settings: dict[str, Any], known: 
 def _observed(asked: Config, root: Path, known: dict[str, Facts]) -> str:
     run, data = Run(root / "run"), dataset.load(asked)
 
-    def facts(*model: str) -> Facts:
-        if model not in known:
-            known[model] = read_facts(*model)
-        return known[model]
+    def facts(model: str, quantise: str, adapter: AdapterConfig) -> Facts:
+        key = f"{model} {quantise} {adapter if adapter.of_peft else ''}"
+        if key not in known:
+            known[key] = read_facts(model, quantise, adapter)
+        return known[key]
 
     def hardware(threads: int | None) -> machine.Machine:
         return machine.Machine("cpu", threads or 1, 8.0, 8.0, 10.0, 10.0, "test")

@@ -26,6 +26,7 @@ ADAPTERS = {
     "a": AdapterConfig(rank=4, alpha=8.0),
     "b": AdapterConfig(kind="rslora", rank=3, alpha=5.0, targets=["q_proj", "down_proj"]),
     "c": AdapterConfig(rank=2, alpha=3.0),
+    "d": AdapterConfig(rank=2, alpha=3.0, init="pissa", rank_pattern={"q_proj": 3}),
 }
 NEW = 12
 
@@ -41,7 +42,7 @@ def adapted(kind: str, key: str, dtype: torch.dtype = torch.float32) -> Language
 def loaded(kind: str, keys: str = "abc", dtype: torch.dtype = torch.float32) -> Slots:
     slots = Slots(tiny_lm(kind, dtype, 0, **FAMILY[kind]))
     for key in keys:
-        tensors = {n: p.detach() for n, p in adapters.trainable(adapted(kind, key, dtype).module).items()}
+        tensors = {n: p.detach() for n, p in adapters.update_tensors(adapted(kind, key, dtype).module).items()}
         slots.stack.load(key, tensors, ADAPTERS[key])
     return slots
 
@@ -108,6 +109,12 @@ def test_adapters_leave_and_others_take_their_place() -> None:
     )
     asked = [(prompt, Use(key)) for key in "abc"]
     answers = served(slots, asked, 3, np.random.default_rng(1))
+    assert answers == [alone("llama", use, prompt) for prompt, use in asked]
+
+
+def test_an_adapter_with_initial_values_and_several_ranks_is_served() -> None:
+    asked = [([1, 2, 3, 4], Use("d")), ([7, 8], Use("a")), ([1, 2, 3, 4], Use("d", 0.5))]
+    answers = served(loaded("llama", "ad"), asked, 3, np.random.default_rng(1))
     assert answers == [alone("llama", use, prompt) for prompt, use in asked]
 
 

@@ -58,7 +58,6 @@ class Run:
     events = File("events.jsonl")
     checkpoints = File("checkpoints")
     weights = File("checkpoints/final.safetensors")
-    start = File("checkpoints/start.safetensors")  # initial values that are those of an existing adapter
     training = File("training.json")
     branch_file = File("branch.json")
     sweep = File("sweep.json")

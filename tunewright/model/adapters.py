@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -173,14 +173,14 @@ def attach(model: Any, config: AdapterConfig, seed: int | None = None, outputs: 
     return AdapterSummary(tuple(names), trained, total + trained)
 
 
-def _attach_lora(model: Any, config: AdapterConfig, names: list[str]) -> None:
+def _attach_lora(model: nn.Module, config: AdapterConfig, names: list[str]) -> None:
     for where, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for key in pattern:
             if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
                 message, fix = f"{key!r} matches no adapted layer.", f"layers are called like {names[0]}."
                 raise ModelError("LORA_NO_TARGET", message, where=f"adapter.{where}", fix=fix)
     for name in names:
-        replace_module(model, name, LoRALinear(model.get_submodule(name), of_layer(config, name)))
+        replace_module(model, name, LoRALinear(cast(Linear, model.get_submodule(name)), of_layer(config, name)))
 
 
 def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:

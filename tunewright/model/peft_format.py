@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def save(model: nn.Module, config: AdapterConfig, folder: Path, base: str, note:
     records.write(folder / NOTE, note.model_copy(update={"files": files}))
 
 
-def _described(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
+def _described(model: nn.Module, config: AdapterConfig) -> dict[str, object]:
     """The contents of adapter_config.json."""
     layers = adapted(model)
     ranks = {name: len(layer.factors()[0]) for name, layer in layers.items()}
@@ -87,7 +87,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
 
 
-def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
+def load(model: nn.Module, folder: Path, base_sha256: str | None = None) -> None:
     """Attach a saved adapter, of ours or of PEFT's. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT or
     ADAPTER_UNSUPPORTED, leaving the model untouched."""
     if kind_of(folder) in OF_PEFT:
@@ -106,7 +106,7 @@ def load(model: Any, folder: Path, base_sha256: str | None = None) -> None:
     model.requires_grad_(False)
 
 
-def fitting(model: Any, folder: Path, base_sha256: str | None = None) -> StoredAdapter:
+def fitting(model: nn.Module, folder: Path, base_sha256: str | None = None) -> StoredAdapter:
     """A stored LoRA adapter, if it fits the model. Raises what `load` does."""
     stored = read(folder, base_sha256)
     linear = {name for name, layer in model.named_modules() if isinstance(layer, Linear)}
@@ -129,11 +129,11 @@ def fitting(model: Any, folder: Path, base_sha256: str | None = None) -> StoredA
     return stored
 
 
-def _shapes(model: Any, config: AdapterConfig) -> dict[str, tuple[tuple[int, ...], int | None]]:
+def _shapes(model: nn.Module, config: AdapterConfig) -> dict[str, tuple[tuple[int, ...], int | None]]:
     """The shape that every tensor must have, and which of its axes is the rank."""
     shapes: dict[str, tuple[tuple[int, ...], int | None]] = {}
     for name in config.targets:
-        layer, rank = model.get_submodule(name), of_layer(config, name).rank
+        layer, rank = cast(Linear, model.get_submodule(name)), of_layer(config, name).rank
         outputs, inputs = layer.out_features, layer.in_features
         shapes[f"{PREFIX}{name}.lora_A.weight"] = ((rank, inputs), 0)
         shapes[f"{PREFIX}{name}.lora_B.weight"] = ((outputs, rank), 1)

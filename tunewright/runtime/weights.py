@@ -36,9 +36,14 @@ def at_scale(run: Run, plan: Plan, scale: float) -> Weights:
     return Weights(plan, run.weights, sha256, scale)
 
 
+def start_file(run: Run) -> Path:
+    """The initial values, where these are those of an existing adapter."""
+    return run.checkpoints / "start.safetensors"
+
+
 def start(run: Run, plan: Plan) -> Weights:
     """The adapter that training continued from."""
-    return Weights(plan, run.start, sha256(run.start))
+    return Weights(plan, start_file(run), sha256(start_file(run)))
 
 
 def at_chosen_scale(run: Run, plan: Plan) -> Weights:

@@ -14,7 +14,7 @@ from tunewright.core.records import METRICS, BranchTraining, Receipt, StepLine, 
 from tunewright.core.run_folder import Run, make_folder
 from tunewright.model import adapters
 from tunewright.model.language_model import LanguageModel
-from tunewright.runtime import branches, rollouts
+from tunewright.runtime import branches, rollouts, weights
 from tunewright.runtime.context import Context, Work
 from tunewright.runtime.models import Models
 from tunewright.runtime.receipt import code_sha256, input_hashes
@@ -130,7 +130,7 @@ def _keep_start(work: Work, module: torch.nn.Module) -> None:
     """Keeps the adapter that training continues from, with which an arm answers."""
     if work.plan.adapter.start is not None:
         make_folder(work.run.checkpoints)
-        checkpoints.save_weights(work.run.start, adapters.update_tensors(module))
+        checkpoints.save_weights(weights.start_file(work.run), adapters.update_tensors(module))
 
 
 def _with_sizes(work: Work, module: torch.nn.Module, done: BranchTraining) -> Training:

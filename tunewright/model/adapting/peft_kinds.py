@@ -7,12 +7,14 @@ fused kernels do not know them. Everything else is asked of PEFT itself. Needs t
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,11 +24,11 @@ from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ConfigError, MissingExtra, ModelError
 from tunewright.model.frozen.packed import PackedLinear, replace_module
 
-TENSORS = "adapter_model.safetensors"
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 NAME = "default"  # PEFT's name of the only adapter of a model
 ALPHA = {"randlora": "randlora_alpha"}  # the field of PEFT's config that `adapter.alpha` is, if it has another name
 # Fields with which an adapter leaves the base as it is at the start; and IA3, all of whose factors are for outputs.
-AS_BASE: dict[str, dict[str, Any]] = {
+AS_BASE: dict[str, dict[str, object]] = {
     "c3a": {"init_weights": True},
     "fourierft": {"init_weights": True},
     "ia3": {"feedforward_modules": []},
@@ -62,20 +64,19 @@ def attach(model: nn.Module, config: AdapterConfig, names: list[str], seed: int)
         raise ConfigError("CONFIG_CONFLICT", message, where="adapter.kind", fix=fix)
 
 
-def library() -> Any:
+def library() -> ModuleType:
     """The package peft. Raises MISSING_PACKAGE."""
     try:
-        import peft
+        return importlib.import_module("peft")
     except ImportError:
         raise MissingExtra("peft", "adapters of PEFT", "pip install 'tunewright[peft]'") from None
-    return peft
 
 
-def _settings(config: AdapterConfig, names: list[str]) -> Any:
+def _settings(config: AdapterConfig, names: list[str]) -> object:
     """PEFT's own config. Raises CONFIG_UNKNOWN_KEY."""
     kind = config.kind.removeprefix("peft:")
     made = library().PEFT_TYPE_TO_CONFIG_MAPPING[kind.upper()]
-    given: dict[str, Any] = {"target_modules": names, "task_type": "CAUSAL_LM"}
+    given: dict[str, object] = {"target_modules": names, "task_type": "CAUSAL_LM"}
     if "rank" in config.sizes:
         given["r"] = config.rank
     if "alpha" in config.sizes:
@@ -156,7 +157,7 @@ def merge(model: nn.Module) -> None:
         del model.peft_config
 
 
-def files(model: Any, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def files(model: nn.Module, base: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """What PEFT itself would write: tensors, and the contents of adapter_config.json."""
     from peft.utils import get_peft_model_state_dict
 
@@ -168,25 +169,28 @@ def files(model: Any, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         warnings.simplefilter("ignore")
         chosen = get_peft_model_state_dict(model, every, NAME, save_embedding_layers=False)
     named = {k if k.startswith("base_model.") else f"base_model.model.{k}": v for k, v in chosen.items()}
-    config = model.peft_config[NAME].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    config = vars(model)["peft_config"][NAME].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
     written = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     tensors = {k: v.detach().contiguous().cpu().clone() for k, v in named.items()}
     return tensors, json.loads(json.dumps(written))
 
 
 def load(model: nn.Module, folder: Path) -> None:
-    """Attach a saved adapter, as PEFT does, which only warns about tensors that are missing. Raises ADAPTER_CORRUPT."""
-    from safetensors import SafetensorError, safe_open
+    """Attach a saved adapter. Its tensors must be those of its config: PEFT only warns of others. Raises
+    ADAPTER_CORRUPT."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     peft = library()
     try:
-        with safe_open(folder / TENSORS, "pt") as stored:  # without it, PEFT would read a pickle
-            given = set(stored.keys())
+        tensors, written = load_file(folder / TENSORS), json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        made = peft.PEFT_TYPE_TO_CONFIG_MAPPING[written.pop("peft_type")]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft.PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
-        why = "its tensors are not those of its config" if given != set(files(model, "")[0]) else ""
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+            wrapped = peft.get_peft_model(model, made(**written), NAME, autocast_adapter_dtype=False)
+            peft.set_peft_model_state_dict(wrapped, tensors, NAME)
+        why = "its tensors are not those of its config" if set(tensors) != set(files(model, "")[0]) else ""
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     if why:
         message = f"PEFT cannot load it: {why}."

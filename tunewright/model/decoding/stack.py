@@ -84,7 +84,8 @@ class AdapterStack:
 
     @torch.inference_mode()
     def load(self, key: str, tensors: Mapping[str, Tensor], config: AdapterConfig) -> None:
-        """``tensors``: by the names of the module's layers, ".lora_A" (r, I) and ".lora_B" (O, r)."""
+        """``tensors``: `adapters.update_tensors`, by the names of the module's layers: ".lora_A" (r, I), ".lora_B"
+        (O, r)."""
         assert key not in self._places
         assert supports(config)
         tensors, config = as_plain(tensors, config)
