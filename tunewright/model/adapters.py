@@ -55,6 +55,11 @@ class LoRALinear(nn.Module):
         self.magnitude = nn.Parameter(self.row_norm(self.base_weight())) if config.kind == "dora" else None
         self.train(base.training)  # a new module is in training mode: dropout would be active in evaluation
 
+    @property
+    def width(self) -> int:
+        """The smaller one of its numbers of inputs and outputs."""
+        return min(self.base.in_features, self.base.out_features)
+
     @torch.no_grad()
     def begin(self, a_RI: Tensor, b_OR: Tensor) -> None:
         """Set A and B to their initial values."""
@@ -198,15 +203,17 @@ def initialise(model: nn.Module, config: AdapterConfig, seed: int) -> None:
         _continue(model, Path(config.start))
         return
     generator = torch.Generator().manual_seed(seed)
-    for layer in adapted(model).values():
-        rank, largest = len(layer.lora_A), min(layer.base.in_features, layer.base.out_features)
-        if rank > largest:
+    layers = list(adapted(model).values())
+    for layer in sorted(layers, key=lambda layer: layer.width):
+        if len(layer.lora_A) > layer.width:
             raise ModelError(
                 "LORA_NO_TARGET",
-                f"adapter.rank {rank} is larger than the smallest adapted layer ({largest}).",
+                f"adapter.rank {len(layer.lora_A)} is larger than the smallest adapted layer ({layer.width}).",
                 where="adapter.rank",
-                fix=f"use at most {largest}.",
+                fix=f"use at most {layer.width}.",
             )
+    for layer in layers:
+        rank = len(layer.lora_A)
         if config.init == "zero":
             layer.begin(initial.uniform(layer.base.in_features, rank, generator), torch.zeros(()))
         else:
