@@ -294,6 +294,33 @@ def test_a_grader_has_no_network() -> None:
         assert reward("x", **python(body)) == 0
 
 
+LOOP = """
+from tunewright.data.graders import python_grader
+worker = python_grader.Worker("def grade(sample, item):\\n    while True: pass")
+worker.start()
+print(worker._process.pid, flush=True)
+worker.ask("{\\"sample\\": {}, \\"item\\": {}}", 600)
+"""
+
+
+def test_a_grader_that_never_ends_ends_with_the_process_that_asked(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    asking = subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, text=True)
+    with asking:
+        assert asking.stdout is not None
+        grading = Path("/proc") / asking.stdout.readline().strip()
+        assert grading.exists()
+        time.sleep(0.3)  # until it has begun
+        asking.kill()
+    for _ in range(100):
+        if not grading.exists() or ") Z" in (grading / "stat").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it is still there")
+
+
 def test_few_failures_are_counted_and_many_stop_the_run() -> None:
     good, bad = Graded(1.0), Graded(None, "why")
     graders.require_scored([bad, *[good] * 9], "reward.grader")

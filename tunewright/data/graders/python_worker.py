@@ -12,14 +12,17 @@ import json
 import os
 import resource
 import runpy
+import signal
 import sys
 
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000  # of <linux/sched.h>
+DEATH_SIGNAL = 1  # of <linux/prctl.h>
 
 
 def confine(memory: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).unshare(NEW_USER | NEW_NETWORK)  # fails where user namespaces are switched off
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)  # with the process that started it, whatever it does
     limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
     for kind, limit in limits.items():
         with contextlib.suppress(ValueError, OSError):  # a limit that this system does not have
