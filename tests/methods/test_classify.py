@@ -149,7 +149,7 @@ def test_the_instruction_is_computed_once_and_the_label_not_at_all(tmp_path: Pat
 def test_the_first_loss_is_that_of_equally_probable_labels(tmp_path: Path) -> None:
     rows = prepared(tmp_path)
     loss, gradient = loss_and_gradient(headed(drawn=False), rows, plan())
-    assert loss == pytest.approx(METHODS["classify"].initial_loss(plan()), abs=1e-12) == pytest.approx(math.log(3))
+    assert loss == pytest.approx(METHODS["classify"].initial_loss(plan(), []), abs=1e-12) == pytest.approx(math.log(3))
     assert gradient["score.weight"].any()
 
 

@@ -421,6 +421,9 @@ def test_what_it_reads_changes_the_loss() -> None:
         "label_smoothing",
         "nll_weight",
         "gamma_beta_ratio",
+        "loss_type",
+        "num_generations",
+        "temperature",
     ]
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tunewright.core.config import MethodOptions, Plan
-from tunewright.core.config.schema import PREFERENCE
+from tunewright.core.config.schema import HEADS, PREFERENCE
 from tunewright.core.config.schema import REFERENCED as REFERENCED_METHODS
 from tunewright.core.errors import DataError, TunewrightError
 from tunewright.core.run_folder import Run
@@ -394,7 +394,7 @@ def test_methods_without_a_formula_for_the_start_are_not_checked() -> None:
 def test_every_method_is_offered() -> None:
     assert tuple(LOSSES) == PREFERENCE
     assert (*REFERENCED, "kto") == REFERENCED_METHODS
-    assert sorted(METHODS) == sorted(["sft", "distill", "kto", *PREFERENCE])
+    assert sorted(METHODS) == sorted(["sft", "distill", *HEADS, "kto", "grpo", *PREFERENCE])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -280,7 +280,7 @@ def _note(answered: ScoreLine) -> str:
 
 
 def settings(plan: Plan) -> list[tuple[str, str, str]]:
-    """(name, value, reason) of everything the plan fixed."""
+    """(name, value, reason) of everything the plan fixed, without what is empty."""
     elsewhere = ("reasons", "estimate", "adapter", "options")
     rows = [(name, _shown(value), plan.reasons.get(name, "")) for name, value in plan if name not in elsewhere]
     rows += [(name, _shown(value), "") for name, value in plan.options]
@@ -288,11 +288,13 @@ def settings(plan: Plan) -> list[tuple[str, str, str]]:
     if plan.estimate:
         expected = f"{plan.estimate.train_seconds:.0f} s, {plan.estimate.peak_gb:.1f} GB"
         rows.append(("estimate", expected, plan.estimate.reason))
-    return rows
+    return [row for row in rows if row[1]]
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    if value is None or value in ((), [], {}):
+        return ""
+    return json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)
 
 
 def arms_chart(verdict: Verdict) -> Markup:
