@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ def load(model: nn.Module, folder: Path, base_sha256: str | None = None) -> None
     model.requires_grad_(False)
 
 
-def fitting(model: nn.Module, folder: Path, base_sha256: str | None = None) -> StoredAdapter:
+def fitting(model: Any, folder: Path, base_sha256: str | None = None) -> StoredAdapter:
     """A stored LoRA adapter, if it fits the model. Raises what `load` does."""
     stored = read(folder, base_sha256)
     linear = {name for name, layer in model.named_modules() if isinstance(layer, Linear)}
