@@ -66,12 +66,12 @@ def test_peft_and_bitsandbytes_load_the_adapter_with_the_code_of_the_card(
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "adapter" / "README.md").read_text(), re.DOTALL)
     assert "load_in_4bit=True" in code
     monkeypatch.chdir(tmp_path / "adapter")
+    # On processors with AVX512-BF16, bitsandbytes rounds answers to bfloat16, and fails on layers as small as these.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
     names: dict[str, Any] = {}
     exec(code.replace('"..."', '"lot 5 of ice"'), names)
     ours = chat.load_run(Run(quantised.path)).model.module
     ids = torch.tensor([list(range(5, 40))])
-    # In eval mode, on processors with AVX512-BF16, bitsandbytes rounds to bfloat16, and fails on layers this small.
-    names["model"].train()
     with torch.no_grad():
         gap = (names["model"](ids).logits - ours(ids).logits).abs().max()
     assert gap < 1e-3
