@@ -61,7 +61,8 @@ def preflight(rollouts: Rollouts, model: LanguageModel, rows: Sequence[TrainRow]
             f"in {len(part) - unequal} of {len(part)} prompts, all {reward_NG.shape[1]} samples have the same reward "
             f"(mean {reward_NG.mean():.3f}), so there is nothing to learn from them.",
             where=WHERE,
-            fix="grade parts of the task, use easier prompts, or fine-tune on answers first.",
+            fix="if the mean is low, give partial credit, use easier prompts, or fine-tune on answers first and continue with "
+            "adapter.start; if it is high, use harder prompts or a stricter grader.",
         )
     for answer, what, limit in _trivial(lines, reward_NG):
         texts = [rollouts.examples[r.row].question if answer is None else answer for r in part]
@@ -70,10 +71,10 @@ def preflight(rollouts: Rollouts, model: LanguageModel, rows: Sequence[TrainRow]
             quoted = repr(texts[0][:SHOWN]) + ("..." if len(texts[0]) > SHOWN else "")
             raise ConfigError(
                 "REWARD_TRIVIAL",
-                f"{what} has a mean reward of {mean:.3f} on {counted(len(part), 'prompt')}; the model's samples have "
-                f"{reward_NG.mean():.3f}: {quoted}.",
+                f"{what} ({quoted}) has a mean reward of {mean:.3f} on {counted(len(part), 'prompt')}; the model's own "
+                f"samples have {reward_NG.mean():.3f}.",
                 where=WHERE,
-                fix="let the grader give it less; training would find it.",
+                fix="change the grader so that this answer earns less; training would exploit it.",
             )
     return Preflight(len(part), reward_NG.size, float(reward_NG.mean()), unequal)
 

@@ -15,7 +15,8 @@ def check(config: Config, conflict: Conflict) -> None:
     method = config.train.method
     for name, readers in MethodOptions.READ_BY.items():
         if method not in readers and getattr(config.train, name) != MethodOptions.model_fields[name].default:
-            message, fix = f"train.method={method} does not read train.{name}.", "remove it, or choose another method."
+            message = f"train.method={method} does not read train.{name}."
+            fix = f"remove it, or choose a method that reads it: {', '.join(readers)}."
             raise conflict(f"train.{name}", message, fix)
     if method in REFERENCED and config.adapter.dropout:
         message = (
@@ -57,8 +58,9 @@ def _check_heads(config: Config, conflict: Conflict) -> None:
         message = "data.label_names names labels; train.method=regress learns numbers."
         raise conflict("data.label_names", message, "remove it, or use train.method=classify.")
     if config.adapter.of_peft or config.adapter.start is not None:
-        key = "adapter.kind" if config.adapter.of_peft else "adapter.start"
-        raise conflict(key, f"{key} is not supported with the head of train.method={method}.", "leave it out.")
+        what = f"adapter.kind={config.adapter.kind}" if config.adapter.of_peft else "adapter.start"
+        fix = "choose lora, rslora or dora." if config.adapter.of_peft else "remove it."
+        raise conflict(what.partition("=")[0], f"{what} is not supported with the head of train.method={method}.", fix)
     for name in ("regression_rows", "apply_best_scale"):
         if getattr(config.forget, name):
             message = f"forget.{name} needs a model that writes; that of train.method={method} does not."
@@ -78,8 +80,8 @@ def _check_rewarded(config: Config, conflict: Conflict) -> None:
         raise conflict("forget.regression_rows", message, "leave it out.")
     for name in type(config.experiments).model_fields:
         if getattr(config.experiments, name):
-            message = f"experiments.{name} trains a branch, which train.method={method} cannot."
+            message = f"experiments.{name} needs another training run, which train.method={method} does not support."
             raise conflict(f"experiments.{name}", message, "leave it out.")
     if config.prove.evidence == "full":
-        message = f"prove.evidence=full trains a branch, which train.method={method} cannot."
+        message = f"prove.evidence=full needs another training run, which train.method={method} does not support."
         raise conflict("prove.evidence", message, "use standard or plain.")

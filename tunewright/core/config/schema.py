@@ -310,7 +310,7 @@ class MethodOptions(Growing):
     )
     loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo", "raft"] = Field(
         "dr_grpo",
-        description="grpo: the advantages of samples, and how their tokens are weighed; raft trains on the best.",
+        description="grpo: how advantages are computed and tokens weighted; raft trains only on the best sample of each prompt.",
     )
     num_generations: Annotated[int, Field(ge=2, le=1024)] = Field(
         8, description="grpo: samples for each prompt of a step, which are compared with one another."
@@ -391,8 +391,8 @@ class RewardConfig(Frozen):
     )
     check: dict[str, JsonValue] = Field(
         {},
-        description="A second grader that is never trained on: if it falls while the reward rises, the verdict is "
-        "HACKED.",
+        description="A second grader that is never trained on: if the tuned model is BETTER by the reward but shown to "
+        "be worse by this one, the verdict is HACKED.",
     )
 
 
@@ -584,7 +584,7 @@ class Config(Frozen):
         description="Current date as seen by chat templates that print it; auto: the day the run starts.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="Determines row order, adapter initialisation and dropout."
+        0, description="Determines row order, adapter initialisation, dropout and the samples of train.method=grpo."
     )
     threads: Auto | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto",

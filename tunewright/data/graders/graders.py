@@ -76,7 +76,10 @@ def _multi(spec: Spec, where: str) -> Grader:
     parts, output = spec["graders"], spec["calculate_output"]
     named = isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values())
     if not (isinstance(parts, dict) and parts and named and all(re.fullmatch(r"[A-Za-z_]\w*", name) for name in parts)):
-        message, fix = "graders must be an object of names and graders.", "write {accuracy: {type: ...}, ...}."
+        message, fix = (
+            "graders must map names (letters, digits and _, no digit first) to grader objects.",
+            "write {accuracy: {type: ...}, ...}.",
+        )
         raise ConfigError("CONFIG_RANGE", message, where=where, fix=fix)
     formula.check(str(output), parts, where)
     own = ((name, of(part, f"{where}.graders.{name}")) for name, part in parts.items() if isinstance(part, dict))
@@ -123,5 +126,5 @@ def require_scored(graded: Sequence[Graded], where: str) -> None:
             "REWARD_FAILED",
             f"the grader failed on {len(failed)} of {counted(len(graded), 'answer')}, first with: {failed[0].problem}.",
             where=where,
-            fix="let it return a number from 0 to 1 for every answer, also for empty and wrong ones.",
+            fix="let it return a number from 0 to 1 within 5 seconds for every answer, also for empty and wrong ones.",
         )
