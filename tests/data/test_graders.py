@@ -334,3 +334,9 @@ def test_a_graders_repr_says_all_that_it_does() -> None:
     first, second = (repr(grader(**multi(f"one * {weight}"))) for weight in ("0.5", "0.6"))
     assert first != second
     assert repr(grader(**json.loads(json.dumps(multi("one"))))) == repr(grader(**multi("one")))
+
+
+def test_a_part_that_is_no_number_is_not_hidden_by_the_formula() -> None:
+    nan = {"type": "python", "source": "def grade(sample, item):\n    return float('nan')\n"}
+    both = {"type": "multi", "graders": {"one": ONE, "nan": nan}, "calculate_output": "min(1, nan)"}
+    assert failed("b", **both)

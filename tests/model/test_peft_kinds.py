@@ -146,7 +146,7 @@ REFUSED = [
     ({"start": "x", "init": "pissa"}, {}, "adapter.init", "taken from the adapter"),
     ({"kind": "peft:oft"}, {"forget__scales": [0.5]}, "forget.scales", "may not"),
     ({"kind": "peft:oft"}, {"forget__apply_best_scale": True}, "forget.scales", "may not"),
-    ({"kind": "peft:oft"}, {"quantise": "nf4"}, "quantise", "in blocks"),
+    ({"kind": "peft:oft"}, {"quantise": "nf4"}, "quantise", "dense"),
     ({"kind": "peft:oft"}, {"train__dtype": "bfloat16"}, "train.dtype", "float32"),
     ({"kind": "peft:oft"}, {"train__fsdp": True}, "train.fsdp", "in one piece"),
 ]

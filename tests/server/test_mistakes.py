@@ -19,6 +19,7 @@ from tunewright.core.run_folder import Run
 from tunewright.server import care
 from tunewright.server.chat.responses import ResponseRequest
 from tunewright.server.jobs import work
+from tunewright.server.jobs.request import allowed_settings
 from tunewright.server.service import Settings
 
 HELLO: list[Any] = [{"role": "user", "content": "x"}]
@@ -208,3 +209,8 @@ def test_a_copy_of_what_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "copy2", racing)
     care._copy(tmp_path / "from", tmp_path / "to")
     assert (tmp_path / "to" / "step-1" / "weights").exists() or (tmp_path / "to" / "step-2").exists()
+
+
+def test_a_job_cannot_name_files_of_the_server() -> None:
+    named = {"adapter.start", "forget.regression_rows", "data.train", "data.dev", "data.test", "data.answer_schema"}
+    assert not named & allowed_settings()

@@ -73,7 +73,7 @@ def ridge(train: Sequence[Chat]) -> Predict:
 
     def predict(chats: Sequence[Chat]) -> list[str]:
         features, model = fitted()
-        return [f"{v:.6g}" for v in model.predict(features.transform([e.question for e in chats]))]
+        return [f"{v:.10g}" for v in model.predict(features.transform([e.question for e in chats]))]
 
     return predict
 

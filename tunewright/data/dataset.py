@@ -28,7 +28,7 @@ from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
 from tunewright.data.structure.schema import INFERRED
-from tunewright.data.task import LABEL_SET, NUMBER, Task
+from tunewright.data.task import LABEL_SET, NUMBER, Task, label_set
 from tunewright.data.task.configured import Violation, configured, violations
 from tunewright.data.text import content_hash
 
@@ -189,7 +189,7 @@ def audited(config: Config, rows: Prepared) -> Dataset:
         sides=tuple(sides),
         cluster=rows.clusters.cluster,
         audit=findings,
-        task=configured(config, _task(config, findings.task, everything), train),
+        task=configured(config, _task(config, findings.task, train, everything), train, everything),
         format=rows.format,
         unused=rows.unused,
         notices=rows.notices,
@@ -243,10 +243,21 @@ def _asked_task(method: str, everything: Sequence[Example]) -> Task:
     raise data_error("DATA_FORMAT_MISMATCH", message, where=first.where, fix=fix)
 
 
-def _task(config: Config, task: Task, everything: Sequence[Example]) -> Task:
+def _require_trained_labels(task: Task, train: Sequence[Example], everything: Sequence[Example]) -> None:
+    """Raises DATA_FORMAT_MISMATCH for a label of a set that only rows of dev or test have."""
+    known = {label for e in train for label in label_set.parts(e.target)}
+    for e in everything if task.kind is LABEL_SET else ():
+        if unknown := sorted(set(label_set.parts(e.target)) - known):
+            fix = "add training rows for it, or remove the row."
+            message = f"no training row has the label {unknown[0]!r}."
+            raise data_error("DATA_FORMAT_MISMATCH", message, where=e.where, fix=fix)
+
+
+def _task(config: Config, task: Task, train: Sequence[Example], everything: Sequence[Example]) -> Task:
     """The task, with the metric that the config sets."""
     if config.train.method in ("regress", "multilabel"):
         task = _asked_task(config.train.method, everything)
+        _require_trained_labels(task, train, everything)
     name, allowed = config.prove.metric, [m.name for m in task.kind.metrics]
     if name != "auto" and name not in allowed:
         raise data_error(

@@ -238,8 +238,8 @@ def _reward_check(tuned: ScoredArm, other: ScoredArm, check: Comparison) -> Rewa
 def _checked(check: RewardCheck) -> str:
     low, high = check.interval
     return (
-        f"by reward.check, tuned {check.tuned:.3f}, the same arm {check.comparator:.3f}, difference {check.difference:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}]"
+        f"by reward.check, tuned {check.tuned:.3f}, the same arm {check.comparator:.3f}, "
+        f"difference {check.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
     )
 
 

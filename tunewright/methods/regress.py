@@ -56,7 +56,7 @@ def answer(plan: Plan, logits_C: Sequence[float]) -> str:
     """The number, in the units of the answers."""
     assert plan.standardised is not None
     mean, deviation = plan.standardised
-    return f"{mean + deviation * logits_C[0]:.6g}"
+    return f"{mean + deviation * logits_C[0]:.10g}"
 
 
 def initial_loss(plan: Plan, rows: Sequence[TrainRow]) -> float | None:

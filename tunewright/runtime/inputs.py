@@ -81,7 +81,9 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     """Like `gather`, with given facts about the model and the machine."""
     template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
-    renderer = RowRenderer(template, METHODS[config.train.method].prepare, limit, config.data.too_long)
+    # What is written to a prompt of rewards follows it.
+    most = limit - answer_limit(config, ()) if config.train.method in REWARDED else limit
+    renderer = RowRenderer(template, METHODS[config.train.method].prepare, most, config.data.too_long)
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.every(s), run.path / "data") for s in SIDES}
     for result in rendered.values():
         check_ids(result.rows, facts.vocabulary, facts.path)

@@ -70,7 +70,7 @@ class Models:
         if plan.adapter.init == "zero":
             adapters.initialise(module, plan.adapter, plan.seed)
             return
-        made_for, started = (plan.adapter, plan.dtype, plan.seed), time.monotonic()
+        made_for, started = (plan.adapter, plan.dtype, plan.seed, len(plan.labels)), time.monotonic()
         if self._initial is None or self._initial[0] != made_for:
             adapters.initialise(module, plan.adapter, plan.seed)
             tensors = {name: tensor.detach().clone() for name, tensor in adapters.update_tensors(module).items()}

@@ -46,6 +46,11 @@ def start(run: Run, plan: Plan) -> Weights:
     return Weights(plan, start_file(run), sha256(start_file(run)))
 
 
+def before(run: Run, plan: Plan) -> Weights:
+    """The model before training: the base, or the adapter that training continued from."""
+    return base(plan) if plan.adapter.start is None else start(run, plan)
+
+
 def at_chosen_scale(run: Run, plan: Plan) -> Weights:
     """The run's tuned model: its trained weights at the scale that the stage `forgetting` chose. Only after that stage:
     before it, the scale is not known."""

@@ -32,6 +32,7 @@ from tunewright.model.decoding import generate
 from tunewright.runtime.context import Work
 from tunewright.runtime.sizes import PROBE_TOKENS
 from tunewright.runtime.weights import Weights, base
+from tunewright.runtime.weights import before as before_training
 from tunewright.tokens import rendering
 
 REFUSES = 0.2  # refusals are compared if the base refuses at least this fraction of harmful requests
@@ -116,7 +117,7 @@ def regression_rows(work: Work, tuned: Weights) -> RegressionRows:
     task = replace(detect_task(rows), rules=work.data.task.rules)
     arm = families.tuned(task)  # the same arm for both models; the weights decide which one answers
     scores = {}
-    for who, weights in (("base", base(work.plan)), ("tuned", tuned)):
+    for who, weights in (("base", before_training(work.run, work.plan)), ("tuned", tuned)):
         with (
             work.answers.chat_model(weights) as model,
             work.console.bar(f"{who} regression rows", len(rows), unit="rows") as tick,

@@ -14,7 +14,7 @@ from pathlib import Path
 from tunewright.core import records, run_folder
 from tunewright.core.config import Config, Plan, absolute, flat, load, to_yaml
 from tunewright.core.console import Console
-from tunewright.core.errors import DataError, RunError, TrainError, TunewrightError
+from tunewright.core.errors import ConfigError, DataError, RunError, TrainError, TunewrightError
 from tunewright.core.locations import listed, searched_folder, title
 from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, Audit, ConsumerCheck, ExportCheck, NotMeasured, Profile
 from tunewright.core.run_folder import Run
@@ -138,6 +138,10 @@ class Runner:
         """Check a program that serves the run's model, and update the cards and the report. ``served``: the export;
         None: the one whose files it names. ``dtype``: None for that of the export."""
         work, run = self.work(), self.context.run
+        if work.plan.labels:
+            message = f"a model trained by train.method={work.plan.method} answers with its head, which no server asks."
+            fix = "its exports were checked when they were written (export.json)."
+            raise ConfigError("CONFIG_CONFLICT", message, where="train.method", fix=fix)
         with run_folder.writing(run):
             self._check_inputs()
         exports = records.read(run.export, EXPORTS)

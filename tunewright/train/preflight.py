@@ -15,6 +15,7 @@ from tunewright.core.config import Plan
 from tunewright.core.errors import ConfigError
 from tunewright.core.records import RolloutLine
 from tunewright.core.words import counted
+from tunewright.data.graders import graders
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing
 from tunewright.tokens.sequences import TrainRow
@@ -53,6 +54,7 @@ def preflight(rollouts: Rollouts, model: LanguageModel, rows: Sequence[TrainRow]
     part = [rows[i] for i in packing.epoch_order(len(rows), plan.seed, 0)[:PROMPTS]]
     # A step that training does not have, so that these samples are not those of one.
     _, lines = rollouts.read_or_draw(model, part, plan, plan.steps, rollouts.folder / "preflight.jsonl")
+    graders.require_scored([rollouts.checked(line.row, line.text) for line in lines], "reward.check")
     reward_NG = np.array([line.reward or 0.0 for line in lines]).reshape(len(part), -1)
     unequal = int((reward_NG.max(1) != reward_NG.min(1)).sum())
     if unequal < LEAST_UNEQUAL * len(part):
@@ -61,8 +63,8 @@ def preflight(rollouts: Rollouts, model: LanguageModel, rows: Sequence[TrainRow]
             f"in {len(part) - unequal} of {len(part)} prompts, all {reward_NG.shape[1]} samples have the same reward "
             f"(mean {reward_NG.mean():.3f}), so there is nothing to learn from them.",
             where=WHERE,
-            fix="if the mean is low, give partial credit, use easier prompts, or fine-tune on answers first and continue with "
-            "adapter.start; if it is high, use harder prompts or a stricter grader.",
+            fix="if the mean is low, give partial credit, use easier prompts, or fine-tune on answers first and "
+            "continue with adapter.start; if it is high, use harder prompts or a stricter grader.",
         )
     for answer, what, limit in _trivial(lines, reward_NG):
         texts = [rollouts.examples[r.row].question if answer is None else answer for r in part]
@@ -86,6 +88,8 @@ def _trivial(
     high = max(float(np.percentile(reward_NG, HIGH)), WORTH)
     yield "", "an empty answer", high
     yield None, "the prompt as its own answer", high
+    if len({line.row for line in lines}) < 2:
+        return
     best = max(lines, key=lambda line: line.reward or 0.0)
     frequent, _ = Counter(line.text for line in lines).most_common(1)[0]
     for text in dict.fromkeys((best.text, frequent)):

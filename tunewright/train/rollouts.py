@@ -152,6 +152,11 @@ class Rollouts:
         assert self.task.grader is not None
         return graders.grade(self.task.grader, item_of(self.examples[row]), text)
 
+    def checked(self, row: int, text: str) -> Graded:
+        """The same by reward.check; 0 if there is none."""
+        check = self.task.check
+        return Graded(0.0) if check is None else graders.grade(check, item_of(self.examples[row]), text)
+
     @torch.no_grad()
     def _mismatch(
         self, model: LanguageModel, rows: Sequence[TrainRow], groups: Sequence[Sequence[Sample]], plan: Plan

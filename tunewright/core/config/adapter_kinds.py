@@ -82,12 +82,10 @@ def check(config: Config, given: set[str], conflict: Callable[[str, str, str], C
     if not adapter.of_peft:
         return
     if config.quantise != "none":
-        message = (
-            f"quantise={config.quantise}: {adapter.kind} is computed by PEFT, which needs dense weights in memory."
-        )
+        message = f"quantise={config.quantise}: {adapter.kind} is computed by PEFT, which needs dense weights."
         raise conflict("quantise", message, "choose lora, rslora or dora, or quantise=none.")
     if config.forget.apply_best_scale or config.forget.scales != type(config.forget)().scales:
-        message = f"forget.scales and forget.apply_best_scale need an update that is added; that of {adapter.kind} may not be."
+        message = f"forget.scales and forget.apply_best_scale need an added update; that of {adapter.kind} may not be."
         raise conflict("forget.scales", message, "remove forget.scales and forget.apply_best_scale.")
     if config.train.dtype == "bfloat16" or config.train.fsdp:
         what = "train.fsdp" if config.train.fsdp else "train.dtype=bfloat16"

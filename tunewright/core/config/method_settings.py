@@ -54,6 +54,10 @@ def _check_rated(config: Config, conflict: Conflict) -> None:
 def _check_heads(config: Config, conflict: Conflict) -> None:
     """They answer with a head, and do not write."""
     method = config.train.method
+    for name, value in (("labels", "merge"), ("unseen_labels", "drop")):
+        if method != "classify" and getattr(config.data, name) == value:
+            message = f"data.{name}={value} is for rows with one label each, and not for train.method={method}."
+            raise conflict(f"data.{name}", message, "remove it.")
     if method == "regress" and config.data.label_names:
         message = "data.label_names names labels; train.method=regress learns numbers."
         raise conflict("data.label_names", message, "remove it, or use train.method=classify.")

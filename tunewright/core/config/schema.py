@@ -310,7 +310,8 @@ class MethodOptions(Growing):
     )
     loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo", "raft"] = Field(
         "dr_grpo",
-        description="grpo: how advantages are computed and tokens weighted; raft trains only on the best sample of each prompt.",
+        description="grpo: how advantages are computed and tokens weighted; raft trains only on the best sample of a "
+        "prompt.",
     )
     num_generations: Annotated[int, Field(ge=2, le=1024)] = Field(
         8, description="grpo: samples for each prompt of a step, which are compared with one another."

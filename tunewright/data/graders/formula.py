@@ -44,6 +44,8 @@ class Multi:
 
     def grade(self, item: Item, output: Output) -> float:
         values = {name: grader.grade(item, output) for name, grader in self.graders}
+        if strange := [name for name, value in values.items() if not math.isfinite(value)]:
+            raise Unscored(f"{strange[0]} is {values[strange[0]]}")  # of which min and max would make a number
         try:
             value = float(_value(ast.parse(self.formula, mode="eval").body, values))
         except (ArithmeticError, ValueError, TypeError) as error:

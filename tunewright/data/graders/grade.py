@@ -28,9 +28,9 @@ class Output:
         """The value that all of the text is as JSON; None if it is none."""
         try:
             value: Json = json.loads(self.text, parse_constant=_not_json)
+            return value if _depth(value) <= MAX_DEPTH else None
         except (ValueError, RecursionError):
             return None
-        return value if _depth(value) <= MAX_DEPTH else None
 
 
 def _not_json(name: str) -> None:

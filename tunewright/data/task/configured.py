@@ -23,9 +23,10 @@ from tunewright.data.task.rewards import REWARDS, item_of
 from tunewright.data.task.tool_calls import TOOL_CALLS, has_valid_parameters, problem
 
 
-def configured(config: Config, task: Task, train: Sequence[Example]) -> Task:
+def configured(config: Config, task: Task, train: Sequence[Example], everything: Sequence[Example] = ()) -> Task:
     """The task with the rules of `prove` and the schema of `data.answer_schema`, or one inferred from the training
-    rows. Raises DATA_FORMAT_MISMATCH for a setting that has no effect on the task."""
+    rows. ``everything``: the rows of all sides. Raises DATA_FORMAT_MISMATCH for a setting that has no effect on the
+    task."""
     rules = Rules(config.prove.list_order == "counted", config.prove.number_tolerance)
     given = {
         "prove.list_order": rules.ordered and task.kind.compare is None,
@@ -40,23 +41,24 @@ def configured(config: Config, task: Task, train: Sequence[Example]) -> Task:
             fix = f"correct them; {name} has no effect on other answers."
         raise data_error("DATA_FORMAT_MISMATCH", message, where=name, fix=fix)
     if task.kind is REWARDS:
-        grader = _grader(config.reward.grader, "reward.grader", train)
-        check = _grader(config.reward.check, "reward.check", train)
+        grader = _grader(config.reward.grader, "reward.grader", everything or train)
+        check = _grader(config.reward.check, "reward.check", everything or train)
         return replace(task, grader=grader, check=check)
     known = Numbers.of(number.targets(train)) if task.kind is NUMBER else None
-    if known is not None and not known.deviation:
+    if known is not None and known.low == known.high:
         message = "the training rows have one and the same answer, so there is nothing to learn."
         raise data_error("DATA_FORMAT_MISMATCH", message, where="data.train", fix="use rows with different answers.")
     return replace(task, rules=rules, schema=_schema(config, task, train), numbers=known)
 
 
-def _grader(spec: graders.Spec, where: str, train: Sequence[Example]) -> Grader | None:
+def _grader(spec: graders.Spec, where: str, rows: Sequence[Example]) -> Grader | None:
     """None if none is set. Raises CONFIG_*, and DATA_FIELD_MISSING for a row that lacks a field that it reads."""
     if not spec:
         return None
     grader = graders.of(spec, where)
-    for example in train:
-        if lacking := sorted(grader.fields - set(item_of(example))):
+    for example in rows:
+        given = {name for name, value in item_of(example).items() if value is not None}
+        if lacking := sorted(grader.fields - given):
             message, fix = (
                 f"{where} reads item.{lacking[0]}, which the row does not have.",
                 "add it, or correct the path.",

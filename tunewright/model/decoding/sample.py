@@ -91,8 +91,10 @@ def _batches(
         return
     ordered = sorted(range(len(prompts)), key=lambda p: (-len(prompts[p][1]), p))
     size = max(1, decoding.batch_size // count)
+    numbers = list(range(count))
     for start in range(0, len(ordered), size):
-        yield ordered[start : start + size], list(range(count))
+        for first in range(0, count, decoding.batch_size):
+            yield ordered[start : start + size], numbers[first : first + decoding.batch_size]
 
 
 def _noise(draw: Draw, row: int, number: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -25,7 +25,7 @@ Metadata = Annotated[
 # Settings that a request may set in `tunewright`: these, and all of these sections but those that name files. The
 # others contact hosts, or decide what the server itself decides.
 SECTIONS = ("train", "adapter", "checkpoint", "forget", "experiments", "split", "cost")
-OF_FILES = ("forget.regression_rows",)
+OF_FILES = ("forget.regression_rows", "adapter.start")
 SETTINGS = (
     *("data.format", "data.instruction", "data.columns", "data.label_names", "data.control", "data.empty"),
     *("data.turns", "data.invalid", "data.duplicates", "data.contradictions", "data.leaks", "data.labels"),

@@ -36,7 +36,7 @@ def pairs(work: Work) -> Pairs | Ratings | NotMeasured:
     if len(set(clusters)) < 2:
         return NotMeasured(reason="there are fewer than two groups of test pairs")
     tokens_R2 = np.array([[s.supervised for s in r.sequences] for r in rows], float)
-    before_R2, after_R2 = (_logp(work, w, rows) for w in (weights.base(work.plan), trained))
+    before_R2, after_R2 = (_logp(work, w, rows) for w in (weights.before(work.run, work.plan), trained))
     mean_before_R2, mean_after_R2 = before_R2 / tokens_R2, after_R2 / tokens_R2
     if LOSSES[work.plan.method].per_token:
         before_R2, after_R2 = mean_before_R2, mean_after_R2
