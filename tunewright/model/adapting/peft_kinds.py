@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from tunewright.core.config import AdapterConfig
 from tunewright.core.errors import ConfigError, MissingExtra, ModelError
+from tunewright.model.adapting.stored import CONFIG, TENSORS
 from tunewright.model.frozen.packed import PackedLinear, replace_module
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 NAME = "default"  # PEFT's name of the only adapter of a model
 ALPHA = {"randlora": "randlora_alpha"}  # the field of PEFT's config that `adapter.alpha` is, if it has another name
 # Fields with which an adapter leaves the base as it is at the start; and IA3, all of whose factors are for outputs.

@@ -53,11 +53,11 @@ def sample(
     done: list[list[Sample | None]] = [[None] * count for _ in prompts]
     threads = StepThreads(crowding.now(torch.get_num_threads()))
     for places, numbers in _batches(prompts, count, decoding):
-        begun = after_prompts(model, [prompts[p][1] for p in places], decoding, copies=len(numbers))
         alive = [(p, n) for p in places for n in numbers]
         noise_BT = np.stack([_noise(draw, prompts[p][0], n, decoding.max_new_tokens) for p, n in alive])
         written: dict[tuple[int, int], tuple[list[int], list[float]]] = {key: ([], []) for key in alive}
-        state, logits_BV = begun
+        prompted = [prompts[p][1] for p in places]
+        state, logits_BV = after_prompts(model, prompted, decoding, copies=len(numbers))
         with stepping(model, state), crowding.restored():
             for t in range(decoding.max_new_tokens):
                 token_B, logp_B = _drawn(logits_BV, noise_BT[:, t], draw.temperature)
