@@ -9,31 +9,17 @@ from math import log
 
 import torch.nn.functional as F
 
-from tunewright.core.config import MethodOptions, Plan
-from tunewright.data.messages import Example
+from tunewright.core.config import Plan
 from tunewright.data.task.label_set import joined, parts
 from tunewright.methods import classify
-from tunewright.methods.method import Loss, Progress
+from tunewright.methods.method import Loss
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow
-from tunewright.tokens.template import Template
 
-
-def options(options: MethodOptions) -> MethodOptions:
-    """As they are."""
-    return options
-
-
-def prepare(template: Template, example: Example, row: int, max_length: int | None) -> list[TrainRow]:
-    """One row: the prompt, and the labels as UTF-8."""
-    return classify.prepare(template, example, row, max_length)
-
-
-def precompute(model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, progress: Progress) -> list[TrainRow]:
-    """Nothing."""
-    return list(rows)
+# What `classify` does: a row is the prompt, and its answer as UTF-8.
+options, prepare, precompute, weight = classify.options, classify.prepare, classify.precompute, classify.weight
 
 
 def microbatches(
@@ -44,11 +30,6 @@ def microbatches(
         return [float(label in own) for label in plan.labels]
 
     return classify.with_targets(rows, chosen, plan, target)
-
-
-def weight(microbatch: Microbatch) -> float:
-    """The number of rows."""
-    return classify.weight(microbatch)
 
 
 def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
