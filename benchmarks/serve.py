@@ -7,7 +7,7 @@ With llama-server, both are asked in turn, in the same rounds: in float32, as ma
 adapter a file of its own (`lora` in a request chooses one; requests with different ones do not share a batch there).
 RUN: a finished run of the model smollm2-135m, whose weights are changed at random into several adapters: what an answer
 is worth does not matter here, but its length does, so answers are not ended by a stop token (logit_bias). Writes
-results/serve.md.
+results/serve.md; with --rounds 0, which measures no rates and so needs no quiet machine, results/serve_memory.md.
 """
 
 from __future__ import annotations
@@ -196,21 +196,26 @@ def main() -> None:
             with ThreadPoolExecutor(32) as pool:
                 together = list(pool.map(lambda n: load.ask(n, 8 + n % 41), range(given.requests)))
             values = steady(load, pid, given.minutes, 64) if given.minutes else []
-    text = table(rates, alone, together, values, given.minutes)
-    (HERE / "results" / "serve.md").write_text(text, encoding="utf-8")
+    more = [*(rate_lines(rates) if rates else []), *steady_lines(alone, together, values, given.minutes)]
+    text = "\n".join([f"# `tunewright serve` under load\n\n`{command(given)}`: SmolLM2-135M in float32.\n", *more, ""])
+    name = "serve.md" if rates else "serve_memory.md"
+    (HERE / "results" / name).write_text(text, encoding="utf-8")
     print(text)
 
 
-def table(
-    rates: dict[str, list[float]], alone: list[str], together: list[str], values: list[float], minutes: float
-) -> str:
+def command(given: argparse.Namespace) -> str:
+    """That made the table, without the paths of this machine."""
+    words = [f"--{name} {getattr(given, name)}" for name in ("rounds", "minutes", "adapters", "requests")]
+    other = ["--llama-server PROGRAM"] if given.llama_server else []
+    return " ".join(["python benchmarks/serve.py RUN", *words, *other])
+
+
+def rate_lines(rates: dict[str, list[float]]) -> list[str]:
     here = machine.measure()
     one = statistics.median(next(iter(rates.values())))
     out = [
-        "# `tunewright serve` under load\n",
-        f"`python benchmarks/serve.py RUN`: SmolLM2-135M in float32, answers of {TOKENS} tokens after prompts of a",
-        f"real task, over HTTP with OpenAI's client; {here.cores} cores, float32 products at",
-        f"{here.fp32_gflops:.0f} GFLOP/s. A stream is one request at a time. Medians and ranges of",
+        f"Answers of {TOKENS} tokens after prompts of a real task, over HTTP with OpenAI's client; {here.cores} cores,",
+        f"float32 products at {here.fp32_gflops:.0f} GFLOP/s. A stream is one request at a time. Medians and ranges of",
         "rounds, in each of which all are asked.\n",
         "| load | tokens per second | over one stream of ours |",
         "|---|---|---|",
@@ -218,15 +223,20 @@ def table(
     for name, of in rates.items():
         median = statistics.median(of)
         out.append(f"| {name} | {median:.0f} ({min(of):.0f} to {max(of):.0f}) | {median / one:.1f} |")
+    return [*out, ""]
+
+
+def steady_lines(alone: list[str], together: list[str], values: list[float], minutes: float) -> list[str]:
     same = sum(a == b for a, b in zip(alone, together, strict=True))
     what = f"{len(alone)} requests with several adapters and different lengths, 32 at a time"
-    out += ["", f"{what}: {same} answers equal those that they get alone."]
+    out = [f"{what}: {same} answers equal those that they get alone."]
     if values:
         third = max(1, len(values) // 3)
         first, last = statistics.mean(values[third : 2 * third]), statistics.mean(values[-third:])
         what = f"64 streams for {minutes:g} minutes"
-        out.append(f"{what}: memory {first:.2f} GB on average in the second third, {last:.2f} GB in the last.")
-    return "\n".join([*out, ""])
+        most = f"at most {max(values):.2f} GB"
+        out.append(f"{what}: memory {first:.2f} GB on average in the second third, {last:.2f} GB in the last ({most}).")
+    return out
 
 
 if __name__ == "__main__":

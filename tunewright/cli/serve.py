@@ -35,6 +35,9 @@ def serve(
     ] = "auto",
     rows: Annotated[int, typer.Option(min=1, max=512, help="Requests that are answered at a time.")] = 32,
     cache_gb: Annotated[float, typer.Option(min=0.01, help="Memory for their keys and values, in GB.")] = 2.0,
+    quota_gb: Annotated[
+        float, typer.Option(min=0.01, help="Disk for the files, chats and run folders of a tenant, in GB.")
+    ] = 50.0,
     engine: Annotated[
         str, typer.Option(metavar="URL", help="Let vLLM at this address answer; finished adapters are published there.")
     ] = "",
@@ -82,6 +85,7 @@ def serve(
         dtype=dtype,
         limits=Limits(rows=rows, cache_bytes=int(cache_gb * 1e9)),
         hosts=tuple(allow_host or ()),
+        quota=int(quota_gb * 1e9),
         jobs_at_once=jobs_at_once,
         engine=Remote(engine, engine_key_env, "float32" if dtype == "float32" else "bfloat16") if engine else None,
     )

@@ -25,6 +25,11 @@ def decoded_together(arm: Arm) -> bool:
     return isinstance(arm.responder, Prompted)
 
 
+def reads_references(arm: Arm) -> bool:
+    """Whether it also computes how likely the reference answers are."""
+    return isinstance(arm.responder, Prompted) and arm.responder.references
+
+
 def score_writers(
     arms: Sequence[Arm], examples: Sequence[Example], task: Task, model: Model, progress: Progress = silent
 ) -> list[list[Score]]:

@@ -217,7 +217,7 @@ async def _on_database_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_over_quota(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OverQuota)
-    message = f"Files and stored chats would take more than {error.most >> 20} MiB; delete some."
+    message = f"Files, stored chats and runs would take more than {error.most / 1e6:,.1f} MB; delete files or models."
     return _response(ApiError(413, "quota_exceeded", message, "file"))
 
 

@@ -26,7 +26,7 @@ def checked(home: Path) -> str:
             path = files.path(file)
             if not path.exists() or run_folder.sha256(path) != file.sha256:
                 damaged.append(f"file {file.id}")
-        done = [job for job in jobs.all_of() if job.status == "succeeded"]
+        done = [job for job in jobs.all_of() if job.status == "succeeded" and not job.model_deleted]
         for job in done:
             run = Run(home / "runs" / job.id)
             training = records.existing(run.training, records.Training)

@@ -32,7 +32,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 class Settings:
     """``home``: where the server keeps everything. ``models``: bases, as `model` of a config names them. ``runs``: the
     folder of `tunewright run`, whose runs the default tenant can ask. ``hosts``: names under which the server may be
-    reached, besides those of this machine. ``quota``: bytes of a tenant's files; ``largest``: of a request.
+    reached, besides those of this machine. ``quota``: bytes that a tenant may store; ``largest``: of a request.
     ``engine``: another program that answers for the model."""
 
     home: Path
@@ -41,7 +41,7 @@ class Settings:
     dtype: Dtype = "auto"
     limits: Limits = field(default_factory=Limits)
     hosts: tuple[str, ...] = ()
-    quota: int = 10 << 30
+    quota: int = 50_000_000_000
     largest: int = 512 << 20
     jobs_at_once: int | None = None
     engine: Remote | None = None

@@ -24,7 +24,7 @@ from tunewright.judge.voice import topic as topics
 from tunewright.runtime import branches, weights
 from tunewright.runtime.answers import AnswerRequest
 from tunewright.runtime.context import Work
-from tunewright.runtime.sizes import CALIBRATED, REPEATED
+from tunewright.runtime.sizes import CALIBRATED, repeated
 from tunewright.runtime.weights import Weights
 from tunewright.stages.experiments import fine_tuning
 from tunewright.stages.stage import Stage
@@ -140,8 +140,7 @@ def _scored_arms(
 
 def _rerun(work: Work, on_test: Sequence[tuple[Arm, Sequence[Score]]], trained: Weights) -> RerunNoise:
     """Estimates evaluation noise: the arms answer some test rows again, which now share a batch with other rows."""
-    # Fewer than all, so that the batch is another.
-    floor, changed, rows = 0.0, 0, work.inputs.test[: min(REPEATED, max(1, len(work.inputs.test) // 2))]
+    floor, changed, rows = 0.0, 0, work.inputs.test[: repeated(len(work.inputs.test))]
     work.run.event("rerun", side="test", rows=len(rows))
     for arm, scores in on_test:
         if not arm.deterministic:

@@ -12,15 +12,16 @@ from math import ceil
 
 from tunewright.core.config import PREFERENCE, RATED, REWARDED, Estimate
 from tunewright.core.words import counted
+from tunewright.export.export import CHECK_PROMPTS, NEW_TOKENS
 from tunewright.judge.arms import decodings
 from tunewright.judge.arms.arm import Arm
-from tunewright.judge.evaluate import decoded_together
+from tunewright.judge.evaluate import decoded_together, reads_references
 from tunewright.methods import kto
 from tunewright.model.decoding import generate
 from tunewright.runtime.context import Work
 from tunewright.runtime.forecast import pilot
 from tunewright.runtime.forecast.pilot import Lengths, Pilot
-from tunewright.runtime.sizes import CALIBRATED, OWN_ANSWER_TOKENS, PROBE_TOKENS, REPEATED
+from tunewright.runtime.sizes import CALIBRATED, OWN_ANSWER_TOKENS, PROBE_TOKENS, repeated
 from tunewright.system import heap, machine
 from tunewright.train import dealing, planning
 from tunewright.train.profile import Speed
@@ -39,7 +40,9 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
     return Estimate(
         tokens_per_second=round(speed.tokens_per_second, 1),
         train_seconds=seconds["train"],
-        peak_gb=round(max(machine.peak_gb(), training_gb(work, speed), decoding_gb(work, measured)), 2),
+        peak_gb=round(
+            max(machine.peak_gb(), training_gb(work, speed), decoding_gb(work, measured), export_gb(work)), 2
+        ),
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
@@ -69,7 +72,9 @@ class Forecast:
         tokens = sum(each.prefix + rows * each.own for each in lengths)
         decoded = batches * max(each.longest for each in lengths) * steps.step
         for each in lengths:
-            decoded += rows * each.mean * (steps.row + steps.cached * (each.own + each.mean / 2))
+            # Rows of an arm are padded to its widest; in several batches, the longest are together.
+            cached = (each.widest if rows <= self.work.plan.decode_batch_size else each.own) + each.mean / 2
+            decoded += rows * each.mean * (steps.row + steps.cached * cached)
         return tokens * self.pilot.read + decoded * (steps.adapter if adapter else 1.0)
 
     def judged(self, arms: Sequence[Arm], rows: int) -> float:
@@ -77,7 +82,11 @@ class Forecast:
         writers = [arm for arm in arms if decoded_together(arm)]
         lengths = [self.tuned if arm.trained else self.pilot.lengths.get(arm.name) for arm in writers]
         adapter = any(arm.uses_adapter for arm in writers)
-        return self.written([x for x in lengths if x], rows, adapter) + rows * sum(map(self._other, arms))
+        read = [x for arm, x in zip(writers, lengths, strict=True) if x and reads_references(arm)]
+        answer = self.tuned.mean if self.tuned else 0.0
+        references = sum(each.prefix + rows * (each.own + answer) for each in read) * self.pilot.read
+        written = self.written([x for x in lengths if x], rows, adapter)
+        return written + references + rows * sum(map(self._other, arms))
 
     def _other(self, arm: Arm) -> float:
         """Of a row of an arm that does not write; a trained one takes what the base takes."""
@@ -140,7 +149,8 @@ class Forecast:
         ways = max(1, len(decodings.candidates(work.inputs.tuned, work.data.task, config.decoding)))
         seconds += (ways - 1) * self.judged(chosen, dev) + (self.by_tuned(dev) if ways > 1 else 0.0)
         seconds += self.trained() if any(arm.branch for arm in chosen) else 0.0
-        seconds += self.by_tuned(REPEATED) + max((self.judged([a], REPEATED) for a in untrained), default=0.0)
+        again = repeated(test)
+        seconds += self.by_tuned(again) + max((self.judged([a], again) for a in untrained), default=0.0)
         if work.data.task.metric.by_label:
             seconds += self.by_tuned(min(CALIBRATED, len(work.inputs.rows["dev"])))
         return seconds
@@ -179,7 +189,8 @@ class Forecast:
 
     def export(self) -> float:
         config = self.work.config.export
-        return len(config.to) * (LOADING + self.by_tuned(min(config.rows, len(self.work.inputs.test))))
+        short = 2 * CHECK_PROMPTS * NEW_TOKENS * self.pilot.steps.step  # answers of the trained model and of the export
+        return len(config.to) * (LOADING + short + self.by_tuned(min(config.rows, len(self.work.inputs.test))))
 
 
 def stages(work: Work, measured: Pilot) -> dict[str, float]:
@@ -207,6 +218,12 @@ def decoding_gb(work: Work, measured: Pilot) -> float:
     cache = size * facts.layers * facts.cached * min(sum(widths), planning.batch_tokens(plan))
     passes = ACTIVATIONS * size * facts.hidden * generate.PREFILL_TOKENS + LOGITS * facts.vocabulary * len(widths)
     return 1e-9 * (size * facts.parameters + cache + passes) + PROCESS_GB
+
+
+def export_gb(work: Work) -> float:
+    """Memory while exports are checked: the trained model in float32, merged, as tensors to write, and loaded again."""
+    facts = work.inputs.facts
+    return PROCESS_GB + 4e-9 * 4 * facts.parameters if work.config.export.to and not facts.packed else 0.0
 
 
 def _tuned(work: Work) -> Lengths | None:

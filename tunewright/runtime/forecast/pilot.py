@@ -63,7 +63,7 @@ class Steps:
 @dataclass(frozen=True)
 class Pilot:
     """``train`` and ``read``: of a token, with and without a backward pass; ``update``: of the optimizer. ``lengths``:
-    of arms that write, by name. ``others``: of a row of arms that do not."""
+    of arms that write, by name. ``others``: of a held-out row of average length, for arms that do not."""
 
     train: float
     read: float
@@ -77,6 +77,7 @@ def measure(work: Work, speed: Speed) -> Pilot:
     """Let the untrained arms answer some training rows."""
     # Rendered, so not too long.
     rows = [work.data.examples[r.row] for r in work.inputs.rows["train"] if kto.is_desirable(r)][:ROWS]
+    longer = _characters(_held_out(work)) / _characters(rows)  # documents may differ much
     arms = [arm for variants in work.inputs.arms.values() for arm in variants if not arm.trained]
     lengths: dict[str, Lengths] = {}
     others, steps = dict[str, float](), Steps()
@@ -85,7 +86,7 @@ def measure(work: Work, speed: Speed) -> Pilot:
             if arm.needs_model and not decoded_together(arm):
                 start = time.monotonic()
                 score_arm(arm, rows, work.data.task, model)
-                others[arm.name] = (time.monotonic() - start) / len(rows)
+                others[arm.name] = (time.monotonic() - start) / len(rows) * longer
         most = work.inputs.facts.context - model.decoding.max_new_tokens
         asked = [(arm, rendered(work, arm, rows)) for arm in arms if decoded_together(arm)]
         asked = [(arm, own) for arm, own in asked if max(map(len, own)) <= most]
@@ -107,11 +108,19 @@ def rendered(work: Work, arm: Arm, rows: Sequence[Example]) -> list[list[int]]:
 
 def prompts(work: Work, arm: Arm) -> tuple[int, float, int]:
     """Of held-out rows: what the prompts have in common, and the mean and the most of what each has of its own."""
-    rows = [work.data.examples[i] for i in (*work.inputs.dev, *work.inputs.test)[:SAMPLED]]
-    ids = rendered(work, arm, rows)
+    ids = rendered(work, arm, _held_out(work))
     same = generate.common_prefix(ids) if len(ids) > 1 else 0
     lengths = [len(p) - same for p in ids]
     return same, sum(lengths) / len(lengths), max(lengths)
+
+
+def _held_out(work: Work) -> list[Example]:
+    return [work.data.examples[i] for i in (*work.inputs.dev, *work.inputs.test)[:SAMPLED]]
+
+
+def _characters(rows: Sequence[Example]) -> float:
+    """The mean of the rows."""
+    return sum(len(e.text) for e in rows) / len(rows)
 
 
 def _timed(

@@ -8,6 +8,7 @@ not ended yet.
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,11 +26,12 @@ from tunewright.fan.jobs import Job as Process
 from tunewright.fan.local import Local
 from tunewright.server.jobs.follow import Follower, results_csv
 from tunewright.server.shapes import JsonObject
-from tunewright.server.store.files import Files, OverQuota
+from tunewright.server.store.files import Files, size_of
 from tunewright.server.store.jobs import Job, Jobs
 
 POLL_SECONDS = 0.2
 DEATHS = 3  # without a new checkpoint between them
+OVER_QUOTA = "The job is paused, because its tenant's quota is used up; delete files or models, then resume it"
 WHY_STOPPED = {
     "pause": "The job is paused; resuming it continues where it stopped",
     "run": "The job's process ended before it was finished; it will continue where it stopped",
@@ -50,6 +52,18 @@ class Workshop:
 
     def run(self, job: Job) -> Run:
         return Run(self.folder / job.id)
+
+    def measure(self, job: Job) -> None:
+        """What the job's run has stored counts as its tenant's."""
+        self.jobs.measured(job, size_of(self.run(job).path))
+
+    def delete_model(self, job: Job) -> None:
+        """The weights of a job that has ended. What the run has proved stays."""
+        self.jobs.delete_model(job)  # first: it is not asked any more
+        run = self.run(job)
+        for folder in (run.checkpoints, run.adapter, run.merged):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.measure(job)
 
 
 @dataclass
@@ -109,7 +123,9 @@ class Supervisor:
         for job in self._jobs.in_state("queued"):
             if not self._local.has_room():
                 break
-            if job.wanted == "run" and job.id not in self._running:
+            if job.wanted == "run" and not self._workshop.files.room(job.tenant):
+                self._jobs.want(job, "pause", OVER_QUOTA)
+            elif job.wanted == "run" and job.id not in self._running:
                 self._each(job, lambda job=job: self._start(job))  # type: ignore[misc]
 
     def _each(self, job: Job, act: Callable[[], None]) -> bool:
@@ -177,6 +193,7 @@ class Supervisor:
     def _end(self, running: _Running, ended: Ended) -> None:
         job, run = running.job, self._workshop.run(running.job)
         running.follower.look()
+        self._workshop.measure(job)
         now = self._jobs.get(job.tenant, job.id)
         wanted = now.wanted if now is not None else "cancel"
         if ended.status == 0:
@@ -204,13 +221,10 @@ class Supervisor:
             return
         self._jobs.requeue(running.job, running.attempt, WHY_STOPPED["pause" if wanted == "pause" else "run"], deaths)
 
-    def _results(self, job: Job, run: Run) -> str | None:
-        try:
-            name = "step_metrics.csv"
-            return self._workshop.files.add(job.tenant, name, "fine-tune-results", results_csv(run)).id
-        except OverQuota:
-            self._jobs.event(job.id, "quota", "No room for the file of results: delete other files", "warn")
-            return None
+    def _results(self, job: Job, run: Run) -> str:
+        """The file of results."""
+        name, content = "step_metrics.csv", results_csv(run)
+        return self._workshop.files.add_beyond_quota(job.tenant, name, "fine-tune-results", content).id
 
 
 def error_json(error: TunewrightError) -> JsonObject:

@@ -11,6 +11,7 @@ from tunewright.server.jobs.view import checkpoints_json, job_json
 from tunewright.server.routes.common import After, Limit, Tenant, The, list_json, listed, repeated_since
 from tunewright.server.service import Service, config_of_job
 from tunewright.server.shapes import JsonObject
+from tunewright.server.store.files import OverQuota
 from tunewright.server.store.jobs import FINISHED, Job, event_json
 
 router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
@@ -36,6 +37,8 @@ def create_job(the: The, tenant: Tenant, http: Request, request: JobRequest) -> 
             raise bad("file_too_large", f"{name}: at most {MOST_BYTES >> 20} MiB can be trained on.", name)
         if file is not None and file.purpose != "fine-tune":
             raise bad("invalid_value", f"{name}: its purpose is {file.purpose}, not fine-tune.", name)
+    if not the.files.room(tenant):
+        raise OverQuota(the.settings.quota)
     try:  # settings that are wrong are reported before there is a job
         config_of_job(tenant, request, the.files, the.bases)
     except TunewrightError as error:

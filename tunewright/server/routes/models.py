@@ -8,6 +8,7 @@ from tunewright.server.errors import ApiError, bad
 from tunewright.server.models import Listed
 from tunewright.server.routes.common import Tenant, The
 from tunewright.server.shapes import JsonObject
+from tunewright.server.store.jobs import FINISHED
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
@@ -34,13 +35,16 @@ def get_model(the: The, tenant: Tenant, name: str) -> JsonObject:
 
 @router.delete("/models/{name:path}")
 def delete_model(the: The, tenant: Tenant, name: str) -> JsonObject:
-    """The model cannot be asked any more. Its job and its run folder stay."""
-    job = the.catalogue.job_of(tenant, name)
+    """The model cannot be asked any more, and its weights are removed. Its job, with what it has proved, stays. Of a
+    job that ended without a model, the weights that it saved can be deleted by the job's id."""
+    job = the.catalogue.job_of(tenant, name) or the.jobs.get(tenant, name)
+    if job is not None and job.status not in FINISHED:
+        raise bad("model_not_deletable", f"The job {job.id} has not ended; cancel it first.", "model")
     if job is None:
         if name in the.catalogue.bases or name.startswith("run:"):
             raise bad("model_not_deletable", "Only models of fine-tuning jobs can be deleted.", "model")
         raise ApiError(404, "model_not_found", f"The model `{name[:200]}` does not exist.", "model")
-    the.jobs.delete_model(job)
+    the.workshop.delete_model(job)
     for base in the.bases.values():
         base.engine.forget(lambda owner: owner.tenant == tenant and owner.use.adapter is not None)
     return {"id": name, "object": "model", "deleted": True}

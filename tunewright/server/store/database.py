@@ -67,6 +67,9 @@ MIGRATIONS = (
     ALTER TABLE completions ADD COLUMN tools TEXT;
     CREATE INDEX jobs_by_model ON jobs (tenant, model_id);
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN run_bytes INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -29,7 +29,7 @@ ENDS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
 
 
 class OverQuota(Exception):
-    """``most``: bytes that a tenant's files may have together."""
+    """``most``: bytes that a tenant may store."""
 
     def __init__(self, most: int) -> None:
         super().__init__(f"at most {most} bytes")
@@ -74,7 +74,7 @@ def of_row(row: sqlite3.Row) -> StoredFile:
 
 
 class Files:
-    """``quota``: bytes of a tenant's files, parts of uploads and stored chats, together."""
+    """``quota``: bytes of a tenant's files, parts of uploads, stored chats and run folders, together."""
 
     def __init__(self, database: Database, folder: Path, quota: int) -> None:
         self._database, self._folder, self._quota = database, folder, quota
@@ -103,7 +103,8 @@ class Files:
         of_parts = """SELECT COALESCE(SUM(p.bytes), 0) AS n FROM parts p JOIN uploads u ON p.upload = u.id
                       WHERE u.tenant = ? AND u.status = 'pending'"""
         of_chats = "SELECT COALESCE(SUM(bytes), 0) AS n FROM completions WHERE tenant = ?"
-        sums = (of_files, of_parts, of_chats)
+        of_runs = "SELECT COALESCE(SUM(run_bytes), 0) AS n FROM jobs WHERE tenant = ?"
+        sums = (of_files, of_parts, of_chats, of_runs)
         used: int = sum(row["n"] for sql in sums for row in self._database.rows(sql, tenant))
         return max(0, self._quota - used)
 
@@ -125,7 +126,7 @@ class Files:
             self.insert(file)
         return file
 
-    def add_beyond_quota(self, tenant: str, filename: str, purpose: str, content: BinaryIO) -> StoredFile:
+    def add_beyond_quota(self, tenant: str, filename: str, purpose: str, content: BinaryIO | bytes) -> StoredFile:
         """Of what has been computed already. Raises OSError."""
         file_id = new_id("file-")
         size, sha256 = self.write(_stored_name(file_id, filename), content, 1 << 62)
@@ -215,6 +216,15 @@ class Files:
     def free(self) -> int:
         """Bytes of the disk."""
         return shutil.disk_usage(self._folder).free
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 if there is none. Those that vanish meanwhile are left out."""
+    total = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _stored_name(file_id: str, filename: str) -> str:

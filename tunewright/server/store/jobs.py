@@ -24,7 +24,8 @@ FINISHED = ("succeeded", "failed", "cancelled")
 @dataclass(frozen=True)
 class Job:
     """``request``: as it was made, with defaults. ``digest``: of tenant and request, to know a repeated one.
-    ``deaths``: how often its process was killed without having saved anything new."""
+    ``deaths``: how often its process was killed without having saved anything new. ``run_bytes``: of its run folder,
+    when its process last ended."""
 
     seq: int
     id: str
@@ -43,6 +44,7 @@ class Job:
     trained_tokens: int | None
     result_file: str | None
     model_deleted: bool
+    run_bytes: int
 
     @property
     def paused(self) -> bool:
@@ -177,6 +179,9 @@ class Jobs:
 
     def delete_model(self, job: Job) -> None:
         self._database.change("UPDATE jobs SET model_deleted = 1 WHERE id = ?", job.id)
+
+    def measured(self, job: Job, run_bytes: int) -> None:
+        self._database.change("UPDATE jobs SET run_bytes = ? WHERE id = ?", run_bytes, job.id)
 
     def event(
         self, job_id: str, source: str, message: str, level: str = "info", data: JsonObject | None = None

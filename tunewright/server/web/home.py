@@ -17,6 +17,7 @@ from tunewright.server.errors import not_found
 from tunewright.server.routes.common import The
 from tunewright.server.service import Service
 from tunewright.server.shapes import JsonObject
+from tunewright.server.store.files import size_of
 from tunewright.server.web.jobs import summary
 from tunewright.server.web.pages import Visitor, fragment, see, shown, with_cookie
 
@@ -85,7 +86,9 @@ def static(name: str) -> Response:
 def exports(the: The, tenant: Visitor) -> Response:
     """What the tenant's models have been written as, and which programs were asked."""
     runs = [
-        (job.model_id, the.workshop.run(job)) for job in reversed(the.jobs.all_of(tenant)) if job.status == "succeeded"
+        (job.model_id, the.workshop.run(job))
+        for job in reversed(the.jobs.all_of(tenant))
+        if job.status == "succeeded" and not job.model_deleted
     ]
     if tenant == DEFAULT and the.settings.runs is not None:
         runs += [(f"run:{run.name}", run) for run in run_folder.all_runs(the.settings.runs) if run.export.exists()]
@@ -94,11 +97,6 @@ def exports(the: The, tenant: Visitor) -> Response:
 
 def _exported(name: str, run: Run) -> JsonObject:
     checks = records.existing(run.export, EXPORTS) or ()
-    sizes = {c.relative_path: _size(run.path / c.relative_path) for c in checks}
+    sizes = {c.relative_path: size_of(run.path / c.relative_path) for c in checks}
     consumers = records.existing(run.verify, CONSUMER_CHECKS) or ()
     return {"name": name, "run": run, "checks": checks, "sizes": sizes, "consumers": consumers}
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else []
-    return sum(f.stat().st_size for f in files)
