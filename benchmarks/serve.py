@@ -236,6 +236,8 @@ def steady_lines(alone: list[str], together: list[str], values: list[float], min
         what = f"64 streams for {minutes:g} minutes"
         most = f"at most {max(values):.2f} GB"
         out.append(f"{what}: memory {first:.2f} GB on average in the second third, {last:.2f} GB in the last ({most}).")
+        each_half_minute = ", ".join(f"{value:.2f}" for value in values[::3])
+        out.append(f"Every half minute: {each_half_minute} GB; of these, up to 2 GB are cached prompts (`--cache-gb`).")
     return out
 
 

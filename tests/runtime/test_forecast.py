@@ -31,12 +31,13 @@ def forecast(**plan: Any) -> Forecast:
 def test_a_batch_takes_as_many_steps_as_its_longest_answer() -> None:
     f = forecast(decode_batch_size=256)
     read, rows = (100 + 20 * 10 + 20 * 300) * 0.001, 20 * (5 + 50) * 0.001
-    rows += 20 * (5 * (10 + 2.5) + 50 * (300 + 25)) * 0.0001  # attention to what is in the caches
+    longest_together = rows + 20 * (5 * (10 + 2.5) + 50 * (300 + 25)) * 0.0001  # attention to what is in the caches
+    rows += 20 * (5 * (20 + 2.5) + 50 * (400 + 25)) * 0.0001  # all of an arm in a batch are padded to its widest
     assert f.written([SHORT, LONG], 20) == pytest.approx(read + 96 * 0.05 + rows)
     apart = f.written([SHORT], 20) + f.written([LONG], 20)
     assert apart - f.written([SHORT, LONG], 20) == pytest.approx(8 * 0.05), "the steps of the short ones are free"
     small = forecast(decode_batch_size=10)
-    assert small.written([SHORT, LONG], 20) == pytest.approx(read + 4 * 96 * 0.05 + rows)
+    assert small.written([SHORT, LONG], 20) == pytest.approx(read + 4 * 96 * 0.05 + longest_together)
 
 
 def test_arms_are_counted_as_they_answer() -> None:
@@ -45,6 +46,9 @@ def test_arms_are_counted_as_they_answer() -> None:
     tuned = replace(zero, family="tuned", uses_adapter=True, trained=True)
     assert f.judged([zero, few], 7) == f.written([SHORT, LONG], 7)
     base, read = f.written([SHORT], 7), (100 + 7 * 10) * 0.001
+    reading = Arm("zero_shot", "", Prompted(references=True))
+    answer = f.tuned.mean if f.tuned else 0.0
+    assert f.judged([reading], 7) == pytest.approx(base + (100 + 7 * (10 + answer)) * 0.001), "after the same prompts"
     assert f.judged([tuned], 7) == pytest.approx(read + 1.5 * (base - read)), "the adapter's products take time, too"
     scored = Arm("zero_shot", "", SimpleNamespace(needs_model=True, decoding="greedy"))  # type: ignore[arg-type]
     by_row = replace(f, pilot=replace(PILOT, others={"zero_shot": 0.2}))
