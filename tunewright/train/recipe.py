@@ -16,7 +16,7 @@ from tunewright.data.metrics import STRUCTURED, Kind
 from tunewright.methods import kto
 from tunewright.model.facts import Facts
 from tunewright.system.machine import Machine
-from tunewright.tokens.sequences import TrainRow
+from tunewright.tokens.sequences import TrainRow, flat
 
 CONFIGURED = "as configured"
 REWARDED_STEPS = 100  # of samples; tinker-cookbook's recipes of format and length show progress within 20 to 100
@@ -43,8 +43,8 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True)
 class RowStats:
-    """Counts over the rendered training rows; ``longest`` is the largest row, in tokens; ``desirable``: the rows that
-    are not rated undesirable."""
+    """Counts over the rendered training rows; ``longest`` is the longest sequence, in tokens; ``desirable``: the rows
+    that are not rated undesirable."""
 
     rows: int
     tokens: int
@@ -58,7 +58,7 @@ class RowStats:
             rows=len(rows),
             tokens=sum(r.tokens for r in rows),
             supervised=sum(r.supervised for r in rows),
-            longest=max(r.tokens for r in rows),
+            longest=max(len(s.ids) for s in flat(rows)),
             desirable=sum(map(kto.is_desirable, rows)),
         )
 
