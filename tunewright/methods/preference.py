@@ -83,26 +83,16 @@ class Preference:
     def microbatches(
         self, model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
     ) -> list[Microbatch]:
-        made = []
-        for group in split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
-            part = [rows[i] for i in group]
-            signal = {"tokens_S": np.array([s.supervised for s in flat(part)])}
-            if all(r.signal for r in part):  # rows that are only divided into passes have none (`dealing.speedups`)
-                signal["reference_S"] = np.concatenate([r.signal["reference_S"] for r in part])
-            microbatch = to_microbatch(flat(part), plan.layout, signal=signal)
-            divided = len(part) == 1 and two_phase.needed(microbatch, plan)
-            made += self._in_two_phases(model, part[0], signal, plan) if divided else [microbatch]
-        return made
+        def first_phase(alone: Sequence[Microbatch], signal: Signal) -> list[Microbatch]:
+            if self.pair_loss.reference and "reference_S" not in signal:
+                return list(alone)
 
-    def _in_two_phases(self, model: LanguageModel, row: TrainRow, signal: Signal, plan: Plan) -> list[Microbatch]:
-        alone = two_phase.passes(row.sequences, plan.layout, signal)
-        if self.pair_loss.reference and "reference_S" not in signal:
-            return alone
+            def loss(logp_S: Tensor) -> Loss:
+                return self.loss_of(model, logp_S, signal, plan)
 
-        def loss(logp_S: Tensor) -> Loss:
-            return self.loss_of(model, logp_S, signal, plan)
+            return two_phase.with_slopes(alone, lambda m: forward.sequence_logp(model, m), loss)
 
-        return two_phase.with_slopes(alone, lambda m: forward.sequence_logp(model, m), loss)
+        return two_phase.microbatches(rows, chosen, plan, _signal, first_phase)
 
     def weight(self, microbatch: Microbatch) -> float:
         """The number of pairs; a half for one answer of a pair."""
@@ -138,6 +128,14 @@ class Preference:
     def initial_loss(self, plan: Plan, rows: Sequence[TrainRow]) -> float | None:
         at_reference = self.pair_loss.loss_at_reference
         return at_reference(_beta(plan)) if at_reference else None
+
+
+def _signal(rows: Sequence[TrainRow]) -> Signal:
+    """Of some pairs. Rows that are only divided into passes have no reference (`dealing.speedups`)."""
+    signal = {"tokens_S": np.array([s.supervised for s in flat(rows)])}
+    if all(r.signal for r in rows):
+        signal["reference_S"] = np.concatenate([r.signal["reference_S"] for r in rows])
+    return signal
 
 
 def _beta(plan: Plan) -> float:

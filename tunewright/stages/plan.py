@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from tunewright.core import records, swept
-from tunewright.core.config import HEADS, REWARDED, Plan
+from tunewright.core.config import HEADS, RANKERS, REWARDED, Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
@@ -38,7 +38,8 @@ def make_plan(setup: Setup) -> Plan:
     if plan.method in HEADS:
         known = context.data.task.numbers
         standard = known and (known.mean, known.deviation)
-        labels = context.data.task.labels or context.data.task.label_set or ("value",)
+        one = ("reward",) if plan.method in RANKERS else ("value",)
+        labels = context.data.task.labels or context.data.task.label_set or one
         plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     prompt_distillation.require_possible(context, plan)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))

@@ -18,7 +18,7 @@ from tunewright.data.graders.grade import Grader
 from tunewright.data.messages import Chat, Example, Json, turns
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.numbers import Numbers
-from tunewright.data.scores import Answer, LabelProbs, Likelihood, Readings, Score, Written
+from tunewright.data.scores import Answer, LabelProbs, Likelihood, Ranked, Readings, Score, Written
 from tunewright.data.structure.comparison import PLAIN, Comparison, Rules
 from tunewright.data.structure.schema import Schema
 from tunewright.data.text import normalised, without_thoughts
@@ -52,6 +52,8 @@ class Task:
             target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(output.nats, output.bytes)
         elif isinstance(output, LabelProbs):
             value = float(answer.text == target)
+        elif isinstance(output, Ranked):
+            value = output.correct
         else:
             assert self.metric.score is not None, self.metric.name
             readings = self.kind.read(self, example, without_thoughts(answer.text))

@@ -13,9 +13,9 @@ from tunewright.core.errors import ConfigError
 from tunewright.data import baselines
 from tunewright.data.baselines import Predict
 from tunewright.data.messages import Chat, Text
-from tunewright.data.task import REWARDS, Task, label_set
+from tunewright.data.task import RANKING, REWARDS, Task, label_set
 from tunewright.data.text import content_hash
-from tunewright.judge.arms import bm25
+from tunewright.judge.arms import bm25, ranking
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.best_of import BestOf
 from tunewright.judge.arms.bm25 import Index
@@ -49,6 +49,10 @@ class ArmInputs:
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
     """Families in the order of the report, the tuned arm last. Documents have no prompt, so they have only two arms.
     ``max_new_tokens`` limits an endpoint's answers."""
+    if task.kind is RANKING:
+        ways = ranking.arms(sources.train, config.evidence != "plain")
+        own = {"tuned": ways.pop("tuned")}
+        return {**ways, **_full_precision(ways, sources), **own}
     if not task.kind.prompted:
         base = {"base": [Arm("base", "the base model", language_model(task))]}
         return {**base, **_full_precision(base, sources), **_started(task, sources), "tuned": [tuned(task)]}

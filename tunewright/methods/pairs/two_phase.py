@@ -19,22 +19,39 @@ from tunewright.core.config import Plan
 from tunewright.methods.method import Loss
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens.packing import Layout, Microbatch, to_microbatch
-from tunewright.tokens.sequences import Signal, TokenSequence
+from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
+from tunewright.tokens.sequences import Signal, TrainRow, flat
 
 METRIC = "metric/"
 
 
-def needed(microbatch: Microbatch, plan: Plan) -> bool:
-    """Whether a unit, as one microbatch, is larger than a pass may be. With dropout it stays together all the same: the
-    second phase would draw other numbers than the first."""
-    return microbatch.ids_BT.size > plan.tokens_per_pass and not plan.adapter.dropout
+FirstPhase = Callable[[Sequence[Microbatch], Signal], list[Microbatch]]
 
 
-def passes(sequences: Sequence[TokenSequence], layout: Layout, signal: Signal) -> list[Microbatch]:
-    """A pass for each sequence of a unit. ``signal``: of the unit, with S numbers under each name."""
-    own = [{name: numbers[s : s + 1] for name, numbers in signal.items()} for s in range(len(sequences))]
-    return [to_microbatch([each], layout, signal=part) for each, part in zip(sequences, own, strict=True)]
+def microbatches(
+    rows: Sequence[TrainRow],
+    chosen: Sequence[int],
+    plan: Plan,
+    signal_of: Callable[[Sequence[TrainRow]], Signal],
+    first_phase: FirstPhase,
+) -> list[Microbatch]:
+    """The passes of a batch. ``signal_of``: of the rows of a pass, with a number for each of their sequences under
+    each name; ``first_phase``: of a row that fits no pass, given a pass for each of its sequences, and its signal.
+
+    With dropout such a row is one pass all the same: the second phase would draw other numbers than the first.
+    """
+    made = []
+    for group in split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
+        part = [rows[i] for i in group]
+        signal, sequences = signal_of(part), flat(part)
+        together = to_microbatch(sequences, plan.layout, signal=signal)
+        if len(part) > 1 or together.ids_BT.size <= plan.tokens_per_pass or plan.adapter.dropout:
+            made.append(together)
+            continue
+        own = [{name: numbers[s : s + 1] for name, numbers in signal.items()} for s in range(len(sequences))]
+        alone = [to_microbatch([s], plan.layout, signal=x) for s, x in zip(sequences, own, strict=True)]
+        made += first_phase(alone, signal)
+    return made
 
 
 def with_slopes(
