@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from tunewright.core import records, swept
 from tunewright.core.config import HEADS, RANKERS, REWARDED, Plan
@@ -14,6 +15,7 @@ from tunewright.export import export
 from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
+from tunewright.model.adapting import stored
 from tunewright.runtime import receipt, rollouts
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
@@ -155,6 +157,8 @@ def _detectable(protocol: Protocol, difference: float) -> str:
 
 def _write(setup: Setup, plan: Plan, protocol: Protocol) -> None:
     run = setup.context.run
+    if plan.adapter.start is not None:
+        stored.keep(Path(plan.adapter.start), run.start)
     records.write(run.protocol, ProtocolRecord.model_validate(asdict(protocol), strict=False))
     records.write(run.receipt, receipt.make(setup.context, setup.inputs, plan, protocol))
 
