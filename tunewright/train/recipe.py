@@ -151,6 +151,10 @@ def learning_rate(given: PlanInputs) -> Choice[float]:
         rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
     if (of := RATES[config.train.method]) != 1:
         rate, reason = rate * of, reason + f"; times {of:g} for {config.train.method}"
+    if config.adapter.start is not None:
+        reason += "; it is meant for a new adapter: one that continues may need less (train.lr_multiplier)"
+    if config.adapter.init != "zero":
+        reason += f"; it was not measured with adapter.init={config.adapter.init}"
     if config.train.lr_multiplier != 1:
         rate *= config.train.lr_multiplier
         reason += f"; times {config.train.lr_multiplier:g}, as configured"
