@@ -183,6 +183,7 @@ METRICS: dict[str, Metric] = {
         Metric("ungraded", "answers without a reward"),
         Metric("mean_reward", "mean reward (corpus)"),
         Metric("decided", "pairs whose answers have different scores"),
+        Metric("refused_answers", "answers refused by the endpoint"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
         Metric("label_micro_f1", "label micro-F1"),

@@ -12,11 +12,13 @@ from tunewright.data.structure.comparison import FieldCounts
 
 @dataclass(frozen=True)
 class Written:
-    """A generated text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: of a remote request."""
+    """A generated text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: of a remote request;
+    ``refused``: why an endpoint gave no answer."""
 
     tokens: int
     cut: bool
     seconds: float | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         "fields": None if counts is None else [counts.right, counts.wrong, counts.missed],
         "chrf": readings.chrf,
         "seconds": output.seconds,
+        "refused": output.refused or None,
         "reference": None if answer.reference is None else [answer.reference.nats, answer.reference.bytes],
         "reference_bits": readings.reference_bits,
         "error": readings.error,
@@ -181,7 +184,7 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
         check=line.get("check"),
         ungraded=line.get("ungraded"),
     )
-    return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
+    return Written(line["answer_tokens"], line["cut"], line.get("seconds"), line.get("refused", "")), readings
 
 
 def mean_prompt_tokens(scores: Sequence[Score]) -> float:

@@ -22,7 +22,7 @@ from tunewright.model.decoding.generate import Decoding, complete, stop_ids
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import render_cache, rendering
-from tunewright.tokens.template import Template, fitted, load_template
+from tunewright.tokens.template import Template, fitted, hashed_as, load_template
 
 MOST_DRAFTS = 2000  # training sequences that guesses are made from
 
@@ -84,6 +84,7 @@ def _drafts(run: Run) -> Drafts | None:
 
 def trained_with(receipt: Receipt, template: Template) -> Template:
     """The template as the training rows were rendered: its arguments depend on whether they have thoughts."""
+    template = hashed_as(template, receipt.hashes["template"])
     return template if template.sha256 == receipt.hashes["template"] else fitted(template, thoughts=True)
 
 

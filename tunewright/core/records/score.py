@@ -107,6 +107,9 @@ class Answered(Line):
     check: float | None = Field(None, description="By reward.check, 0 to 1; rows without answers only.")
     ungraded: str | None = Field(None, description="Why the grader gave no reward; the score is then 0.")
     seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
+    refused: str | None = Field(
+        None, description="Why the endpoint gave no answer; the score is then the worst. Remote models only."
+    )
     ranked: Ranked | None = Field(
         None, description="[chosen, rejected]: the scores of a pair's answers; answer is the higher one's text."
     )

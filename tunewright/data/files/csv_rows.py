@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.words import first_repeated
@@ -13,6 +14,7 @@ from tunewright.data.files.rows import FileSettings, Item
 from tunewright.data.files.values import DROP, rows_of
 
 MAX_CELL = 16 * 1024 * 1024
+SHORT, USUAL = 40, 3  # characters of a label, and rows that have it
 
 
 def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
@@ -29,13 +31,14 @@ def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
         yield f"spaces after {delimiter!r} are skipped, as in the header"
     header: list[str] | None = None
     swallowed, unnamed = list[int](), list[int]()
+    seen, several = Counter[tuple[int, str]](), list[tuple[int, list[list[str]]]]()
     for record in _records(lines, delimiter, name, spaced):
         if isinstance(record, Problem):
             if header is None:
                 raise DataError([record])
             yield record
             continue
-        line, cells = record
+        line, last, cells = record
         if not any(c.strip() for c in cells):
             continue
         where = f"{name}:{line}"
@@ -52,10 +55,24 @@ def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
         else:
             if len(header) > 1 and any(_looks_like_rows(c, delimiter, len(header)) for c in cells):
                 swallowed.append(line)
+            elif last > line and header[1:]:
+                parts = [part.strip().split(delimiter) for part in lines[line - 1 : last]]
+                if all(len(part) == len(header) for part in parts):
+                    several.append((line, parts))
+            elif len(header) > 1:
+                seen.update((i, c) for i, c in enumerate(cells) if len(c) <= SHORT)
             yield from rows_of(dict(zip(header, cells, strict=True)), where, how)
+    swallowed = sorted([*swallowed, *(line for line, parts in several if _are_rows(parts, seen))])
     if swallowed:
         lines_named = ", ".join(map(str, swallowed[:5]))
         yield f"a cell contains lines that look like rows; is a quote missing? See the rows at line {lines_named}"
+
+
+def _are_rows(parts: Sequence[Sequence[str]], seen: Mapping[tuple[int, str], int]) -> bool:
+    """Whether each line of a record has, in some column, a value that is usual there in rows of one line: a label, not
+    a part of a text that goes over several lines."""
+    columns = range(len(parts[0]))
+    return any(all(seen.get((i, part[i].strip('"')), 0) >= USUAL for part in parts) for i in columns)
 
 
 def _looks_like_rows(cell: str, delimiter: str, columns: int) -> bool:
@@ -77,9 +94,9 @@ def _header(cells: Sequence[str], where: str) -> list[str]:
 
 def _records(
     lines: Sequence[str], delimiter: str, name: str, spaced: bool
-) -> Iterator[tuple[int, list[str]] | Problem]:
-    """The records with the numbers of their first lines. After a wrong line, reading resumes at the next: a quote that
-    is never closed costs one line, not the rest of the file."""
+) -> Iterator[tuple[int, int, list[str]] | Problem]:
+    """The records with the numbers of their first and last lines. After a wrong line, reading resumes at the next: a
+    quote that is never closed costs one line, not the rest of the file."""
     csv.field_size_limit(MAX_CELL)
     start = 0
     while start < len(lines):
@@ -88,8 +105,9 @@ def _records(
         first = start
         try:
             for cells in reader:
-                yield first + 1, cells
-                first = start + reader.line_num
+                last = start + reader.line_num
+                yield first + 1, last, cells
+                first = last
             return
         except csv.Error as error:
             fix = f'{DROP}, or close the quote (write "" for a quote inside one).'

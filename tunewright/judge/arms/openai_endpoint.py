@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 120.0
+MOST_REFUSED = 20  # requests, before one is answered
 LONGEST_WAIT = 60.0  # seconds, whatever an endpoint asks for
 BUSY = "the endpoint limits requests: run the same command again later, or send fewer at once."
 
@@ -71,7 +72,8 @@ def api_key(url: str, variable: str) -> str:
 
 @dataclass(frozen=True)
 class Remote:
-    """Answers of at most ``max_new_tokens`` tokens; for a label task, the label that the answer names, if any."""
+    """Answers of at most ``max_new_tokens`` tokens; for a label task, the label that the answer names, if any. A
+    question that the endpoint refuses, as its content filter may, has an empty answer."""
 
     endpoint: Endpoint
     max_new_tokens: int
@@ -87,6 +89,10 @@ class Remote:
         prompts = [self.prompt(e) for e in examples]
         answers = []
         for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
+            if isinstance(reply, Refused):
+                written = Written(0, cut=False, refused=reply.problems[0].message)
+                answers.append(Answer("", written, prompt.messages, prompt_tokens=0))
+                continue
             answer = without_thoughts(reply.text) if self.labels else ""
             text = read_label(answer, self.labels) or reply.text
             written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3))
@@ -105,14 +111,17 @@ class Reply:
     seconds: float
 
 
-def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
-    """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses a request or
-    cannot be reached."""
-    replies: dict[int, Reply] = {}
+def ask(
+    endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent
+) -> list[Reply | Refused]:
+    """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses all requests,
+    `MOST_REFUSED` before it answers one, or cannot be reached."""
+    replies: dict[int, Reply | Refused] = {}
     for place, reply in ask_each(endpoint, prompts, limit):
-        if isinstance(reply, Refused):
-            raise reply
         replies[place] = reply
+        if isinstance(reply, Refused) and not any(isinstance(r, Reply) for r in replies.values()):
+            if len(replies) in (MOST_REFUSED, len(prompts)):
+                raise reply  # it is about the request, and not about the question
         progress(1)
     return [replies[place] for place in range(len(prompts))]
 
