@@ -89,39 +89,38 @@ class Remote:
         prompts = [self.prompt(e) for e in examples]
         answers = []
         for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
-            if isinstance(reply, Refused):
-                written = Written(0, cut=False, refused=reply.problems[0].message)
-                answers.append(Answer("", written, prompt.messages, prompt_tokens=0))
-                continue
             answer = without_thoughts(reply.text) if self.labels else ""
             text = read_label(answer, self.labels) or reply.text
-            written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3))
+            written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3), reply.refused)
             answers.append(Answer(text, written, prompt.messages, prompt_tokens=reply.prompt_tokens))
         return answers
 
 
 @dataclass(frozen=True)
 class Reply:
-    """``cut``: the answer reached the token limit."""
+    """``cut``: the answer reached the token limit. ``refused``: why there is no answer."""
 
     text: str
     prompt_tokens: int
     answer_tokens: int
     cut: bool
     seconds: float
+    refused: str = ""
 
 
 def ask(
     endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent
-) -> list[Reply | Refused]:
+) -> list[Reply]:
     """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses all requests,
     `MOST_REFUSED` before it answers one, or cannot be reached."""
-    replies: dict[int, Reply | Refused] = {}
+    replies: dict[int, Reply] = {}
     for place, reply in ask_each(endpoint, prompts, limit):
-        replies[place] = reply
-        if isinstance(reply, Refused) and not any(isinstance(r, Reply) for r in replies.values()):
-            if len(replies) in (MOST_REFUSED, len(prompts)):
+        if isinstance(reply, Refused):
+            replies[place] = Reply("", 0, 0, cut=False, seconds=0.0, refused=reply.problems[0].message)
+            if all(r.refused for r in replies.values()) and len(replies) in (MOST_REFUSED, len(prompts)):
                 raise reply  # it is about the request, and not about the question
+        else:
+            replies[place] = reply
         progress(1)
     return [replies[place] for place in range(len(prompts))]
 
