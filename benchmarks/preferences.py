@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,25 +92,26 @@ def cell(task: str, method: str, factor: float, pairs: int) -> dict[str, Any] | 
     return {**losses, **means, "seconds": round(time.monotonic() - started)}
 
 
-def table(cells: dict[str, dict[str, Any]], pairs: int) -> str:
+def table(cells: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Rates of methods that learn from pairs\n",
-        f"`python benchmarks/preferences.py`: one epoch of {pairs} pairs, SmolLM2-135M, batches of 8. Rate: over the\n"
-        "automatic rate of supervised fine-tuning. Rewards, accuracy and the chosen answer's nll per token: means of the\n"
-        "last eight steps, each before its update. Losses of different methods cannot be compared.\n",
-        "| task | method | rate | dev loss before | after | best | accuracy | reward of the chosen | of the rejected | nll |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "`python benchmarks/preferences.py`: one epoch of so many pairs, SmolLM2-135M, batches of 8. Rate: over the\n"
+        "automatic rate of supervised fine-tuning. Rewards, accuracy and the chosen answer's nll per token: means of\n"
+        "the last eight steps, each before its update. Losses of different methods cannot be compared.\n",
+        "| task | method | rate | pairs | dev loss before | after | best | accuracy | reward of the chosen | of the "
+        "rejected | nll |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key, c in sorted(cells.items()):
-        task, method, factor = key.split()
+        first = " | ".join(key.split())
         if "failed" in c:
-            lines.append(f"| {task} | {method} | {factor} | {c['failed']} | | | | | | |")
+            lines.append(f"| {first} | {c['failed']} | | | | | | |")
             continue
         chosen = c.get("reward_chosen", c.get("reward_desirable"))
         rejected = c.get("reward_rejected", c.get("reward_undesirable"))
         numbers = [c["dev_before"], c["dev_after"], c["dev_best"], c.get("accuracy"), chosen, rejected, c.get("nll")]
         shown = ["" if n is None else f"{n:.3f}" for n in numbers]
-        lines.append(f"| {task} | {method} | {factor} | {' | '.join(shown)} |")
+        lines.append(f"| {first} | {' | '.join(shown)} |")
     return "\n".join([*lines, ""])
 
 
@@ -127,9 +128,13 @@ def fits(begun: float, hours: float | None, cells: dict[str, dict[str, Any]]) ->
     return hours is None or time.monotonic() - begun + longest <= 3600 * hours
 
 
-def wanted(options: argparse.Namespace) -> Sequence[tuple[str, str, float]]:
-    """All tasks of a method and rate follow one another, so that what is there after some hours can be compared."""
-    return [(t, m, f) for m in options.methods for f in options.factors for t in options.tasks]
+def wanted(options: argparse.Namespace) -> dict[str, tuple[str, str, float, int]]:
+    """The cells by name. All tasks of a method and rate follow one another, so that what is there after some hours can
+    be compared."""
+    cells = [(t, m, f, options.pairs) for m in options.methods for f in options.factors for t in options.tasks]
+    return {
+        f"{task} {method} {factor:g} {pairs}": (task, method, factor, pairs) for task, method, factor, pairs in cells
+    }
 
 
 def main() -> None:
@@ -144,19 +149,19 @@ def main() -> None:
     options = parser.parse_args()
     cells: dict[str, dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else {}
     begun = time.monotonic()
-    left = [key for key in wanted(options) if f"{key[0]} {key[1]} {key[2]:g}" not in cells]
-    for number, (task, method, factor) in enumerate(left):
+    left = {name: arguments for name, arguments in wanted(options).items() if name not in cells}
+    for number, (name, arguments) in enumerate(left.items()):
         if not fits(begun, options.hours, cells):
             print(f"{len(left) - number} cells are left; the same command continues")
             break
-        done = cell(task, method, factor, options.pairs)
+        done = cell(*arguments)
         if done is None:
             continue
-        cells[f"{task} {method} {factor:g}"] = done
-        print(f"{number + 1} of {len(left)}: {task} {method} {factor:g} {done}", flush=True)
+        cells[name] = done
+        print(f"{number + 1} of {len(left)}: {name} {done}", flush=True)
         write(options.out, json.dumps(cells, indent=1) + "\n")
-        write(options.out.with_suffix(".md"), table(cells, options.pairs))
-    print(table(cells, options.pairs))
+        write(options.out.with_suffix(".md"), table(cells))
+    print(table(cells))
 
 
 if __name__ == "__main__":
