@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import HEADS, REWARDED, Config
+from tunewright.core.config import HEADS, RANKERS, REWARDED, Config
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Receipt, Side
 from tunewright.core.run_folder import Run
@@ -90,7 +90,8 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     for result in rendered.values():
         check_ids(result.rows, facts.vocabulary, facts.path)
     train = rendered["train"].rows
-    max_new_tokens = answer_limit(config, train, _longest_label(template, data) if config.train.method in HEADS else 0)
+    labelled = config.train.method in HEADS and config.train.method not in RANKERS
+    max_new_tokens = answer_limit(config, train, _longest_label(template, data) if labelled else 0)
     too_long = tuple(i for result in rendered.values() for i in result.dropped)
     dev, test = (tuple(i for i in evaluated_rows(config, data, s) if i not in too_long) for s in ("dev", "test"))
     chats = [e for i in (*dev, *test) if isinstance(e := data.examples[i], Chat)]
