@@ -15,7 +15,6 @@ from tunewright.core.records import StepLine
 from tunewright.core.run_folder import Run, read_lines
 from tunewright.methods import METHODS, precomputed
 from tunewright.methods.pair_losses import LOSSES
-from tunewright.methods.pairs import two_phase
 from tunewright.model import adapters
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TrainRow
@@ -125,7 +124,6 @@ def test_the_second_phase_starts_where_the_first_ended() -> None:
     model, rows = with_adapter("llama", torch.float32, vocabulary=300), with_reference(prepared())[:1]
     asked = plan("dpo", tokens_per_pass=1)
     first, second = METHODS["dpo"].microbatches(model, rows, [0], asked, 0)
-    assert two_phase.needed(METHODS["dpo"].microbatches(model, rows, [0], plan("dpo"), 0)[0], asked)
     assert float(METHODS["dpo"].loss(model, first, asked).sum.detach()) == pytest.approx(
         float(first.signal["loss_1"][0]), rel=1e-6
     )
