@@ -40,6 +40,8 @@ PARTS = {
         "methods/regress.py",
         "methods/multilabel.py",
         "data/task/label_set.py",
+        "data/task/ranking.py",
+        "judge/arms/ranking.py",
         "judge/arms/headed.py",
         "data/numbers.py",
         "data/task/number.py",

@@ -98,7 +98,7 @@ def padding_counts(patch: Patch) -> None:
         ]
         return packing.to_microbatch(long, *rest, **more)
 
-    patch.setattr(preference, "to_microbatch", padded)
+    patch.setattr(two_phase, "to_microbatch", padded)
 
 
 def the_step_does_not_depend_on_the_passes() -> None:

@@ -111,12 +111,11 @@ def trained(folder: Path, stop: int | None = None) -> tuple[list[torch.Tensor], 
 
 def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     weights, lines = trained(tmp_path / "straight")
-    for at in (1, 3):
-        with pytest.raises(Killed):
-            trained(tmp_path / f"stopped-{at}", at)
-        again, lines_again = trained(tmp_path / f"stopped-{at}")
-        assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
-        assert lines_again == lines
+    with pytest.raises(Killed):
+        trained(tmp_path / "stopped", 2)
+    again, lines_again = trained(tmp_path / "stopped")
+    assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
+    assert lines_again == lines
 
 
 def test_the_second_phase_starts_where_the_first_ended() -> None:

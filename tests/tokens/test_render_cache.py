@@ -45,6 +45,9 @@ def test_rows_depend_on_the_source_of_the_methods_that_a_method_uses(tmp_path: P
     files = {file.name for file in render_cache._method_files(kto.prepare)}
     assert {"kto.py", "preference.py"} <= files
     assert files == {file.name for file in render_cache._method_files(METHODS["dpo"].prepare)}
+    made = [RowRenderer(Template(byte_tokenizer()), METHODS[name].prepare, 512, "drop") for name in METHODS]
+    keys = {render_cache._key(how, chat_rows(3), [0, 1]) for how in made}
+    assert len(keys) == len({(how.prepare.__module__, how.prepare.__qualname__) for how in made}) > 5
     assert [file.name for file in render_cache._method_files(chat_rows)] == [Path(__file__).name]  # type: ignore[arg-type]
 
 

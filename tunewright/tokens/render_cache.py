@@ -100,6 +100,7 @@ def _key(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[in
     parts = (messages, tool_calls, rendering, written, sequences, template)
     code = [*(Path(inspect.getfile(part)) for part in parts), *_method_files(renderer.prepare)]
     total = hashlib.sha256(b"".join(file.read_bytes() for file in code))
+    total.update(f"{renderer.prepare.__module__} {renderer.prepare.__qualname__} ".encode())
     total.update(f"{renderer.template.sha256} {renderer.max_length} {renderer.too_long}".encode())
     for i in chosen:
         total.update(f"{i} {examples[i]!r}\x00".encode("utf-8", "surrogatepass"))

@@ -6,7 +6,8 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.words import first_repeated
@@ -30,8 +31,7 @@ def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
     if spaced:
         yield f"spaces after {delimiter!r} are skipped, as in the header"
     header: list[str] | None = None
-    swallowed, unnamed = list[int](), list[int]()
-    seen, several = Counter[tuple[int, str]](), list[tuple[int, list[list[str]]]]()
+    joined, unnamed = Joined(delimiter), list[int]()
     for record in _records(lines, delimiter, name, spaced):
         if isinstance(record, Problem):
             if header is None:
@@ -53,26 +53,43 @@ def items(text: str, name: str, how: FileSettings) -> Iterator[Item]:
             fix = f"{DROP}, or quote cells that contain the separator."
             yield Problem("DATA_CSV", message, where, fix)
         else:
-            if len(header) > 1 and any(_looks_like_rows(c, delimiter, len(header)) for c in cells):
-                swallowed.append(line)
-            elif last > line and header[1:]:
-                parts = [part.strip().split(delimiter) for part in lines[line - 1 : last]]
-                if all(len(part) == len(header) for part in parts):
-                    several.append((line, parts))
-            elif len(header) > 1:
-                seen.update((i, c) for i, c in enumerate(cells) if len(c) <= SHORT)
+            if len(header) > 1:
+                joined.add(line, lines[line - 1 : last], cells)
             yield from rows_of(dict(zip(header, cells, strict=True)), where, how)
-    swallowed = sorted([*swallowed, *(line for line, parts in several if _are_rows(parts, seen))])
-    if swallowed:
+    if swallowed := joined.lines():
         lines_named = ", ".join(map(str, swallowed[:5]))
         yield f"a cell contains lines that look like rows; is a quote missing? See the rows at line {lines_named}"
 
 
-def _are_rows(parts: Sequence[Sequence[str]], seen: Mapping[tuple[int, str], int]) -> bool:
-    """Whether each line of a record has, in some column, a value that is usual there in rows of one line: a label, not
-    a part of a text that goes over several lines."""
-    columns = range(len(parts[0]))
-    return any(all(seen.get((i, part[i].strip('"')), 0) >= USUAL for part in parts) for i in columns)
+@dataclass(frozen=True)
+class Joined:
+    """Rows that a missing quote has joined. ``certain``: by a long cell; ``seen``: how many records of one line have a
+    value, by column; ``several``: the records each of whose lines has as many cells as a row."""
+
+    delimiter: str
+    certain: list[int] = field(default_factory=list)
+    seen: Counter[tuple[int, str]] = field(default_factory=Counter)
+    several: dict[int, list[list[str]]] = field(default_factory=dict)
+
+    def add(self, line: int, raw: Sequence[str], cells: Sequence[str]) -> None:
+        """A record that begins in ``line``, of the lines ``raw``."""
+        parts = [part.strip().split(self.delimiter) for part in raw]
+        if any(_looks_like_rows(cell, self.delimiter, len(cells)) for cell in cells):
+            self.certain.append(line)
+        elif len(raw) == 1:
+            self.seen.update((i, cell) for i, cell in enumerate(cells) if len(cell) <= SHORT)
+        elif all(len(part) == len(cells) for part in parts):
+            self.several[line] = parts
+
+    def lines(self) -> list[int]:
+        """Where they begin. Each line of a joined record has, in some column, a value that is usual there: a label, not
+        a part of a text with line breaks."""
+        usual = {value for value, count in self.seen.items() if count >= USUAL}
+
+        def are_rows(parts: list[list[str]]) -> bool:
+            return any(all((i, part[i].strip('"')) in usual for part in parts) for i in range(len(parts[0])))
+
+        return sorted([*self.certain, *(line for line, parts in self.several.items() if are_rows(parts))])
 
 
 def _looks_like_rows(cell: str, delimiter: str, columns: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NoReturn
 
 from tunewright.data import corpus_metrics
 from tunewright.data.messages import Chat, Example
@@ -17,7 +17,7 @@ def _detect(examples: Sequence[Example]) -> Task | None:
     return Task(RANKING, METRICS["pair_accuracy"], "two answers to a prompt, to be ranked")
 
 
-def _no_answer(*_: Any) -> Any:
+def _no_answer(*_: object) -> NoReturn:
     raise AssertionError("nothing is written")
 
 

@@ -108,9 +108,7 @@ class Reply:
     refused: str = ""
 
 
-def ask(
-    endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent
-) -> list[Reply]:
+def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
     """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses all requests,
     `MOST_REFUSED` before it answers one, or cannot be reached."""
     replies: dict[int, Reply] = {}

@@ -1,1 +1,1 @@
-"""Pairs of sequences whose loss is not a sum over sequences, and what is learned from them besides a policy."""
+"""Methods whose rows are pairs of sequences, and what these have in common."""
