@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent.parent / "tunewright"
 # their own, with their evidence. 3,000 were enough for the server without responses, batches, stored chats and a
 # dashboard; 5,000 until vLLM could take the place of its engine; 5,700 until one batch did not wait for another, and a
 # full disk or a refused process paused a job.
-BUDGET = {"server": 5_900, "data": 5_700, "export": 2_600, "scale": 2_500, "methods": 3_000, "all else": 16_800}
+BUDGET = {"server": 5_900, "data": 5_700, "export": 2_600, "scale": 2_500, "methods": 4_400, "all else": 16_800}
 PROCESSES = ("stages/worker.py", "stages/process.py")
 SEVERAL = ("model/several.py", "train/together.py")
 RANKS = ("train/ranks.py", "train/dealing.py", "train/sharded.py")
@@ -32,6 +32,7 @@ PARTS = {
     "methods": (
         "methods/preference.py",
         "methods/pair_losses.py",
+        "methods/pairs",
         "methods/kto.py",
         "model/adapting",
         "core/config/adapter_kinds.py",
@@ -39,6 +40,8 @@ PARTS = {
         "methods/regress.py",
         "methods/multilabel.py",
         "data/task/label_set.py",
+        "data/task/ranking.py",
+        "judge/arms/ranking.py",
         "judge/arms/headed.py",
         "data/numbers.py",
         "data/task/number.py",

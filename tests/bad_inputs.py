@@ -423,6 +423,7 @@ ADAPTERS: list[tuple[int, str, Callable[[Path], object], str]] = [
     (46, "cut off", lambda f: cut(f / ADAPTER), "ADAPTER_CORRUPT"),
     (46, "no weights", lambda f: (f / ADAPTER).unlink(), "ADAPTER_CORRUPT"),
     (46, "no config", lambda f: (f / "adapter_config.json").unlink(), "ADAPTER_CORRUPT"),
+    (46, "gone", lambda f: shutil.rmtree(f), "ADAPTER_MISSING"),
     (46, "config is a list", lambda f: (f / "adapter_config.json").write_text("[]"), "ADAPTER_CORRUPT"),
 ]  # fmt: skip
 ADAPTER = "adapter_model.safetensors"

@@ -169,6 +169,7 @@ def test_the_config_fields() -> None:
         "train.loss_type",
         "train.num_generations",
         "train.temperature",
+        "train.center_rewards_coefficient",
         "train.method",
         "train.epochs",
         "train.steps",

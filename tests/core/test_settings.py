@@ -101,6 +101,7 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.fsdp": (True, {}),
     "train.eval_every": (2, {}),
     "train.patience": (0, {}),
+    "train.center_rewards_coefficient": (0.1, {"data.train": "pairs.jsonl", "train.method": "reward_model"}),
     "train.loss_type": ("gspo", REWARDED),
     "train.num_generations": (3, REWARDED),
     "train.temperature": (0.5, REWARDED),

@@ -15,6 +15,7 @@ from tunewright.core.run_folder import Run
 from tunewright.data.messages import Chat, Message, question
 from tunewright.export import classifier
 from tunewright.methods import METHODS, classify
+from tunewright.methods.pairs import reward_model
 from tunewright.model import adapters, forward, peft_format
 from tunewright.model.heads.linear import head_of
 from tunewright.tokens.packing import to_microbatch
@@ -129,6 +130,24 @@ def padded_with_the_end(patch: Patch) -> None:
     patch.setattr(classifier, "_padding", lambda template: template.tokenizer.pad_token_id)
 
 
+def the_answer_is_scored() -> None:
+    asking, good, bad = Message("user", "why"), Message("assistant", "because"), Message("assistant", "b")
+    (row,) = METHODS["reward_model"].prepare(TEMPLATE, Chat((asking, good), "x:1", rejected=bad), 0, None)
+    model, plan = headed(), plan_of(method="reward_model", labels=("reward",), layout="shared")
+    (part,) = METHODS["reward_model"].microbatches(model, [row], [0], plan, 0)
+    with torch.no_grad():
+        actual = reward_model.scores(model, part)
+        whole = [for_training(TEMPLATE, Chat((asking, answer), "x:1"))[-1].ids for answer in (good, bad)]
+        last = [model.decoder(torch.tensor([ids])).last_hidden_state[0, -1] for ids in whole]
+        expected = head_of(model.module)(torch.stack(last))[:, 0]  # type: ignore[misc]
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-10)
+    assert actual[0] != actual[1]
+
+
+def scored_before_the_answer(patch: Patch) -> None:
+    patch.setattr(reward_model, "head_sequence", lambda ids, end, row: head_sequence(ids[:20], end, row))
+
+
 FAULTS = [
     Fault(46, "a head reads a token for padding, or the first end token of a prompt", "transformers 35352, 46782; gpt-neox 1285; TRL 6952", "a head reads the last token of the prompt by its length, whatever the prompt contains and whatever is beside it",
           reads_the_last_token, read_before_the_first_end),
@@ -138,4 +157,6 @@ FAULTS = [
           the_prompt_has_no_label, the_label_is_read),
     Fault(49, "an exported head reads before the end of a prompt, because this ends with the token for padding", "transformers (GenericForSequenceClassification)", "the token for padding of an export ends no prompt; EXPORT_MISMATCH",
           padding_ends_no_prompt, padded_with_the_end),
+    Fault(80, "a reward model reads its score before the answer", "", "a score is read at the last token of the conversation, whatever the layout",
+          the_answer_is_scored, scored_before_the_answer),
 ]  # fmt: skip

@@ -18,8 +18,9 @@ from tunewright.data.sources import Row
 from tunewright.methods import METHODS, pair_losses, precomputed, preference
 from tunewright.methods.method import Loss
 from tunewright.methods.pair_losses import LOSSES, Answers, Options, PairLoss
+from tunewright.methods.pairs import two_phase
 from tunewright.methods.preference import Preference
-from tunewright.model import forward
+from tunewright.model import adapters, forward
 from tunewright.tokens import packing
 from tunewright.tokens.packing import Microbatch
 from tunewright.tokens.sequences import TokenSequence, TrainRow
@@ -97,7 +98,7 @@ def padding_counts(patch: Patch) -> None:
         ]
         return packing.to_microbatch(long, *rest, **more)
 
-    patch.setattr(preference, "to_microbatch", padded)
+    patch.setattr(two_phase, "to_microbatch", padded)
 
 
 def the_step_does_not_depend_on_the_passes() -> None:
@@ -107,10 +108,51 @@ def the_step_does_not_depend_on_the_passes() -> None:
         with torch.no_grad():
             rows = precomputed(lm, pairs(), asked)
         learner = step.make_learner(lm, asked)
-        assert len(METHODS["dpo"].microbatches(lm, rows, range(len(rows)), asked, 0)) == (1 if capacity == 4096 else 3)
+        assert (len(METHODS["dpo"].microbatches(lm, rows, range(len(rows)), asked, 0)) == 1) is (capacity == 4096)
         step.take_step(learner, rows, asked, 0)
         gradients.append(torch.cat([p.grad.flatten() for p in learner.parameters.values() if p.grad is not None]))
     assert torch.allclose(gradients[0], gradients[1], atol=1e-12)
+
+
+def a_pair_that_fits_no_pass_is_what_it_is_in_one() -> None:
+    for name in ("dpo", "orpo"):
+        values = []
+        for capacity in (4096, 1):
+            lm, asked = model(), plan(name, tokens_per_pass=capacity)
+            with torch.no_grad():
+                rows = precomputed(lm, pairs(), asked)
+            for n, row in enumerate(rows):  # away from the reference, where both slopes would have one size
+                if row.signal:
+                    rows[n] = replace(row, signal={"reference_S": row.signal["reference_S"] * [0.9, 1.2]})
+            passes = METHODS[name].microbatches(lm, rows, range(len(rows)), asked, 0)
+            assert len(passes) == (1 if capacity == 4096 else 2 * len(rows))
+            losses = [METHODS[name].loss(lm, part, asked).sum for part in passes]
+            sum(losses).backward()
+            trained = adapters.trainable(lm.module).values()
+            gradient = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+            values.append((sum(float(x.detach()) for x in losses), gradient))
+        assert abs(values[0][0] - values[1][0]) < 1e-10
+        assert torch.allclose(values[0][1], values[1][1], rtol=0, atol=1e-10)
+
+
+def slopes_of_the_other_answer(patch: Patch) -> None:
+    right = two_phase.with_slopes
+
+    def swapped(*given: Any) -> list[Microbatch]:
+        one, other = right(*given)
+        slopes = [m.signal["slope_S"] for m in (other, one)]
+        return [replace(m, signal={**m.signal, "slope_S": s}) for m, s in zip((one, other), slopes, strict=True)]
+
+    patch.setattr(two_phase, "with_slopes", swapped)
+
+
+def the_value_is_not_shifted(patch: Patch) -> None:
+    right = two_phase.with_slopes
+
+    def unshifted(*given: Any) -> list[Microbatch]:
+        return [replace(m, signal={**m.signal, "number_S": 0 * m.signal["number_S"]}) for m in right(*given)]
+
+    patch.setattr(two_phase, "with_slopes", unshifted)
 
 
 def a_mean_of_means(patch: Patch) -> None:
@@ -212,4 +254,8 @@ FAULTS = [
           certain_answers_have_finite_odds, naive_odds),
     Fault(45, "the rejected answer is preferred", "", "steps raise the chosen answer over the rejected one",
           training_prefers_the_chosen_answer, sides_are_swapped),
+    Fault(78, "of a pair that fits no pass, each answer is weighted as the other", "", "a pair has the same gradient in one pass and in two",
+          a_pair_that_fits_no_pass_is_what_it_is_in_one, slopes_of_the_other_answer),
+    Fault(79, "the loss of a pair in two passes is that of its linear form", "", "a pair has the same loss in one pass and in two",
+          a_pair_that_fits_no_pass_is_what_it_is_in_one, the_value_is_not_shifted),
 ]  # fmt: skip

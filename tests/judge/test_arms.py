@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from endpoints import endpoint as endpoint_of
 
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import RunError
@@ -165,6 +166,26 @@ def test_a_key_of_openai_goes_to_openai_only(monkeypatch: pytest.MonkeyPatch) ->
     keys = [openai_endpoint.api_key(url, "") for url in ("https://api.openai.com/v1", "http://api.openai.com.evil.org")]
     assert keys == ["s3cret", ""]
     assert openai_endpoint.api_key("http://localhost:8000/v1", "OTHER") == "another"
+
+
+def test_a_question_that_the_endpoint_refuses_is_a_wrong_answer() -> None:
+    """As a content filter does it, with status 400. If it refuses all of them, that is an error."""
+    rows, task = [chat(f"q{i}", "yes") for i in range(4)], Task(GENERATION, METRICS["exact_match"], "")
+
+    def asked(url: str, count: int) -> list[Score]:
+        return evaluate.score_arm(Arm("remote", "", Remote(Endpoint(url, "m"), 7)), rows * count, task, None)
+
+    with endpoint_of(lambda question: 400 if question == "q2" else "yes") as (url, _):
+        scores = asked(url, 1)
+    assert [s.score for s in scores] == [1.0, 1.0, 0.0, 1.0]
+    refused = scores[2].answer.output
+    assert isinstance(refused, Written)
+    assert "status 400" in refused.refused
+    assert task.summary(scores)["refused_answers"] == 0.25
+    assert Score.from_json(scores[2].to_json()).answer.output == refused
+    with endpoint_of(lambda question: 400) as (url, seen), pytest.raises(RunError, match="REMOTE_FAILED"):
+        asked(url, 10)
+    assert len(seen) <= openai_endpoint.MOST_REFUSED + 8
 
 
 def test_a_request_is_reworded_for_models_that_refuse_its_parameters() -> None:

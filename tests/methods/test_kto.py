@@ -424,6 +424,7 @@ def test_what_it_reads_changes_the_loss() -> None:
         "loss_type",
         "num_generations",
         "temperature",
+        "center_rewards_coefficient",
     ]
 
 

@@ -65,7 +65,7 @@ def texts(scores: list[Any]) -> list[str]:
 
 def test_arms_with_the_same_weights_are_decoded_together(bench: tuple[Answers, Model, Weights]) -> None:
     own, model, weights = bench
-    classifier = Arm("constant", "", Classifier(lambda _: [], ("a",)))
+    classifier = Arm("constant", "", Classifier(lambda _: []))
     arms = [BASE[0], TUNED, BASE[1], BASE[2]]
     assert answers._groups([*arms, classifier]) == [[0, 2, 3], [1], [4]]
     scores = own.of_all(arms, "test", weights)

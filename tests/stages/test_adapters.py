@@ -79,6 +79,7 @@ def test_a_run_continues_from_an_adapter(tmp_path: Path, labelled: api.Result, m
     run = tmp_path / "runs" / "r"
     before, plan = json.loads((start / "adapter_config.json").read_text()), read(run, "plan")["adapter"]
     assert (plan["rank"], plan["alpha"], plan["targets"]) == (16, 32.0, before["target_modules"])
+    assert "meant for a new adapter" in read(run, "plan")["reasons"]["lr"]
     assert read(run, "plan")["reasons"]["adapter.start"] == "it was trained on this base, by its hash"
     note, receipt = read(run / "adapter", "tunewright"), read(run, "receipt")
     assert note["start_sha256"] == receipt["hashes"]["start"]
@@ -92,6 +93,11 @@ def test_a_run_continues_from_an_adapter(tmp_path: Path, labelled: api.Result, m
     kept = checkpoints.read_weights(run / "checkpoints" / "start.safetensors")
     final = checkpoints.read_weights(labelled.path / "checkpoints" / "final.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in final.items())
+    shutil.rmtree(start)  # the run has a copy, and the error names it
+    assert "ADAPTER_MISSING" in cli("report", "runs/r", cwd=tmp_path).stderr
+    shutil.copytree(run / "start", start)
+    assert cli("report", "runs/r", cwd=tmp_path).returncode == 0
+    assert cli("runs", "reproduce", "runs/r", cwd=tmp_path).returncode == 0
     (start / "adapter_config.json").write_text(json.dumps({**before, "lora_alpha": 1.0}))
     assert "RESUME_MISMATCH" in cli("report", "runs/r", cwd=tmp_path).stderr
     losses = [line["dev_loss"] for line in read_lines(run, "metrics") if line.get("dev_loss")]

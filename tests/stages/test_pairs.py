@@ -57,6 +57,12 @@ def test_the_report_and_the_verdict_have_it(trained: Path) -> None:
     assert "Fine-tuning on the chosen answers alone" in html
 
 
+def test_every_read_of_test_is_counted(trained: Path) -> None:
+    reads = [event for event in read_lines(trained, "events") if event["event"] == "test_read"]
+    assert read(trained, "verdict")["test_reads"] == len(reads)
+    assert {"pairs"} <= {event.get("experiment") for event in reads}, "their likelihood is read, before and after"
+
+
 def test_the_branch_is_fine_tuning_on_the_chosen_answers(trained: Path) -> None:
     plan, own = read(trained / "branches" / "sft_on_chosen", "branch")["plan"], read(trained, "plan")
     assert (plan["method"], own["method"]) == ("sft", "dpo")

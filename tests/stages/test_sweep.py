@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,9 @@ from tunewright.core import config as configuration
 from tunewright.core.config import recipes
 from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.run_folder import Run, sha256
+from tunewright.fan.jobs import Where
+from tunewright.runtime import branches
+from tunewright.runtime.branches import Branch
 from tunewright.stages import worker
 from tunewright.stages.experiments.sweep import _as_exact
 from tunewright.train import together
@@ -47,6 +51,18 @@ def swept(shared: Callable[[str, Callable[[Path], object]], Path], model_folder:
         assert done.returncode == 0, done.stderr
 
     return shared("sweep", make) / "runs" / "here"
+
+
+def test_a_branch_has_no_more_threads_than_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a sweep with several jobs at a time, the run has the threads of a job, and what it is compared with too."""
+    monkeypatch.setattr(branches, "_hashes", lambda *_: {})
+    machine = SimpleNamespace(cores=4)
+    setup: Any = SimpleNamespace(
+        context=SimpleNamespace(run=Run(tmp_path), where=Where()), inputs=SimpleNamespace(machine=machine)
+    )
+    for planned in (1, 4, 8):
+        branches._begin(setup, Branch(f"b{planned}", plan_of(threads=planned), (), (), 1.0), "t", "d")
+        assert read(tmp_path / "branches" / f"b{planned}", "branch")["plan"]["threads"] == min(planned, 4)
 
 
 def test_it_ends_with_one_read_of_test(swept: Path) -> None:

@@ -13,7 +13,7 @@ from build import (
 )
 
 from tunewright.data.messages import Chat, Message
-from tunewright.methods import sft
+from tunewright.methods import METHODS, kto, sft
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, digest, prompt_then_answer
@@ -38,6 +38,17 @@ def test_rendered_rows_are_read_back_as_they_were(tmp_path: Path, monkeypatch: p
     for file in (tmp_path / "tokens").iterdir():
         file.write_bytes(b"broken")
     assert render_cache.cached_rows(how, chats, chosen, tmp_path) == first
+
+
+def test_rows_depend_on_the_source_of_the_methods_that_a_method_uses(tmp_path: Path) -> None:
+    """kto prepares pairs as preference does; a method of somebody else depends on its own file."""
+    files = {file.name for file in render_cache._method_files(kto.prepare)}
+    assert {"kto.py", "preference.py"} <= files
+    assert files == {file.name for file in render_cache._method_files(METHODS["dpo"].prepare)}
+    made = [RowRenderer(Template(byte_tokenizer()), METHODS[name].prepare, 512, "drop") for name in METHODS]
+    keys = {render_cache._key(how, chat_rows(3), [0, 1]) for how in made}
+    assert len(keys) == len({(how.prepare.__module__, how.prepare.__qualname__) for how in made}) > 5
+    assert [file.name for file in render_cache._method_files(chat_rows)] == [Path(__file__).name]  # type: ignore[arg-type]
 
 
 def test_rows_of_several_sequences_and_their_signals_are_read_back(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tunewright.core.errors import ConfigError, DataError, ModelError
 from tunewright.data.messages import Chat, Message, Prompt
 from tunewright.tokens import template
 from tunewright.tokens.rendering import for_generation, for_training
-from tunewright.tokens.template import Template, fitted, for_rows, load_template
+from tunewright.tokens.template import Template, fitted, for_rows, hashed_as, load_template
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,16 @@ def test_our_own_templates_have_names(tmp_path: Path, model_folder: Callable[[st
     assert "<tool_call>" in loaded.tokenizer.chat_template
     (tmp_path / "config.yaml").write_text("template: other.jinja\n")
     assert load(tmp_path / "config.yaml").template == str(tmp_path / "other.jinja")
+
+
+def test_the_hash_covers_the_tokens_that_begin_and_end_a_text() -> None:
+    """A run of an earlier version, whose hash does not cover them, keeps its hash."""
+    ends = ("<|im_start|>", "<|im_end|>")
+    made = [Template(byte_tokenizer(eos=eos, bos=bos)) for eos in ends for bos in (None, *ends)]
+    assert len({t.sha256 for t in made}) == len(made)
+    before = replace(made[0], ends_hashed=False)
+    assert hashed_as(made[0], before.sha256) == before
+    assert hashed_as(made[0], made[0].sha256) == made[0] == hashed_as(made[0], "another")
 
 
 def test_our_templates_are_in_the_package() -> None:

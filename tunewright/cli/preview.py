@@ -22,7 +22,7 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Show a row as the model sees it, with the target tokens in green; in a file or a pipe, between ⟦ and ⟧."""
-    from tunewright.core.config import HEADS, PREFERENCE, RATED
+    from tunewright.core.config import HEADS, PAIRED, RANKERS, RATED
     from tunewright.core.errors import ConfigError
     from tunewright.core.locations import title
     from tunewright.data.remedies import prepared
@@ -50,7 +50,7 @@ def preview(
         decode = template.tokenizer.decode
         out([{"ids": s.ids, "weights": s.weights, "tokens": [decode([i]) for i in s.ids]} for s in sequences])
         return
-    pair = config.train.method in PREFERENCE
+    pair = config.train.method in PAIRED
     names = ["chosen", "rejected"] if pair else [f"sequence {n + 1} of {len(sequences)}" for n in range(len(sequences))]
     if config.train.method in RATED:
         names = ["desirable" if kto.is_desirable(r) else "undesirable" for r in prepared_rows]
@@ -59,7 +59,7 @@ def preview(
         typer.secho(f"{example.where}, {name}: {tokens}", bold=True)
         pieces = [(template.tokenizer.decode([i]), w) for i, w in zip(sequence.ids, sequence.weights, strict=True)]
         if config.train.method in HEADS:  # the head answers in place of the last token
-            pieces[-1] = (example.target, 1.0)
+            pieces[-1] = ("score" if config.train.method in RANKERS else example.target, 1.0)
         typer.echo("".join(_shown(pieces)))
 
 

@@ -28,6 +28,7 @@ MAX_SHOWN_PROBLEMS = 20
 CODES: dict[str, str] = {
     "ADAPTER_BASE_MISMATCH": "the adapter was trained on a different base model",
     "ADAPTER_CORRUPT": "the adapter lacks tensors, has tensors of the wrong shape, or was modified",
+    "ADAPTER_MISSING": "there is no folder of the adapter's name",
     "ADAPTER_UNSUPPORTED": "the adapter needs a computation that the loader does not implement",
     "CONFIG_CONFLICT": "two settings contradict each other",
     "CONFIG_DUPLICATE_KEY": "a key occurs twice in one mapping",

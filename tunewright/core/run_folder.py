@@ -56,6 +56,7 @@ class Run:
     split = File("data/split.jsonl")
     metrics = File("metrics.jsonl")
     events = File("events.jsonl")
+    start = File("start")
     checkpoints = File("checkpoints")
     weights = File("checkpoints/final.safetensors")
     training = File("training.json")

@@ -170,7 +170,7 @@ def _ceiling(references: Sequence[Example], task: Task) -> float:
     """Two desirable answers to one prompt do not contradict each other, but only one of them can be given."""
     rated = any(isinstance(e, Chat) and e.desirable for e in references)
     prompts = [normalised(e.whole_prompt) if rated else repetitions.question(e) for e in references]
-    return ceiling(prompts, [task.kind.canonical(e) for e in references])
+    return ceiling(prompts, [normalised(task.kind.canonical(e)) for e in references])  # as metrics compare answers
 
 
 def _ratings(examples: Sequence[Example]) -> list[Finding]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunewright.core.config import RATED, Config
+from tunewright.core.config import RANKERS, RATED, Config
 from tunewright.core.errors import DataError, Problem, data_error
 from tunewright.core.locations import title
 from tunewright.core.records import AnswerSchema
@@ -28,9 +28,12 @@ from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
 from tunewright.data.structure.schema import INFERRED
-from tunewright.data.task import LABEL_SET, NUMBER, Task, label_set
+from tunewright.data.task import LABEL_SET, NUMBER, RANKING, Task, label_set
 from tunewright.data.task.configured import Violation, configured, violations
 from tunewright.data.text import content_hash
+
+# Methods that read rows in their own way.
+READ_AS = {"regress": NUMBER, "multilabel": LABEL_SET, **dict.fromkeys(RANKERS, RANKING)}
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ def _sides(
 
 def _asked_task(method: str, everything: Sequence[Example]) -> Task:
     """The task of rows that a method reads in its own way."""
-    if (task := (NUMBER if method == "regress" else LABEL_SET).detect(everything)) is not None:
+    if (task := READ_AS[method].detect(everything)) is not None:
         return task
     no_number = (e for e in everything if method == "regress" and numbers.exact(e.target) is None)
     first = next(no_number, max(everything, key=lambda e: len(e.target)))
@@ -255,7 +258,7 @@ def _require_trained_labels(task: Task, train: Sequence[Example], everything: Se
 
 def _task(config: Config, task: Task, train: Sequence[Example], everything: Sequence[Example]) -> Task:
     """The task, with the metric that the config sets."""
-    if config.train.method in ("regress", "multilabel"):
+    if config.train.method in READ_AS:
         task = _asked_task(config.train.method, everything)
         _require_trained_labels(task, train, everything)
     name, allowed = config.prove.metric, [m.name for m in task.kind.metrics]

@@ -141,7 +141,8 @@ def map_texts(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
 class Chat:
     """A valid conversation that ends with an assistant message to train on. ``where`` is the place of its row, as
     ``file:line``; ``rejected``: the other answer of a preference row, in which the last message is the chosen one;
-    ``desirable``: the rating of the last message; None if it has none. ``item``: the fields of a row without an answer,
+    ``margin``: by how much the chosen one is better, if a row says so; ``desirable``: the rating of the last message;
+    None if it has none. ``item``: the fields of a row without an answer,
     which graders read; its last message is then empty."""
 
     messages: tuple[Message, ...]
@@ -150,6 +151,7 @@ class Chat:
     rejected: Message | None = None
     desirable: bool | None = None
     item: dict[str, Json] | None = None
+    margin: float | None = None
 
     def before(self, k: int) -> Prompt:
         """Everything before message ``k``."""

@@ -18,7 +18,18 @@ from tunewright.data.structure.values import lenient_json, strict_json
 from tunewright.data.text import normalised
 
 Kind = Literal[
-    "label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "number", "label_set", "rewards"
+    "label",
+    "json",
+    "yaml",
+    "xml",
+    "csv",
+    "tool_calls",
+    "generation",
+    "text",
+    "number",
+    "label_set",
+    "rewards",
+    "ranking",
 ]
 
 
@@ -159,6 +170,7 @@ METRICS: dict[str, Metric] = {
             score=_error,
         ),
         Metric("reward", "mean reward", ("rewards",), spread=0.4, score=_reward),
+        Metric("pair_accuracy", "pairs ranked correctly", ("ranking",), disagreement=0.3),
         # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match"),
         Metric("valid_json", "valid JSON"),
@@ -170,6 +182,8 @@ METRICS: dict[str, Metric] = {
         Metric("reward_check", "mean of reward.check"),
         Metric("ungraded", "answers without a reward"),
         Metric("mean_reward", "mean reward (corpus)"),
+        Metric("decided", "pairs whose answers have different scores"),
+        Metric("refused_answers", "answers refused by the endpoint"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),
         Metric("label_micro_f1", "label micro-F1"),

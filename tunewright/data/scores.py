@@ -12,11 +12,13 @@ from tunewright.data.structure.comparison import FieldCounts
 
 @dataclass(frozen=True)
 class Written:
-    """A generated text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: of a remote request."""
+    """A generated text of ``tokens`` tokens. ``cut``: it ended at the limit; ``seconds``: of a remote request;
+    ``refused``: why an endpoint gave no answer."""
 
     tokens: int
     cut: bool
     seconds: float | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,25 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """The scores of the two answers of a preference row; the answer is the one with the higher score."""
+
+    chosen: float
+    rejected: float
+
+    @property
+    def correct(self) -> float:
+        """1 if the chosen answer has the higher score, 0.5 if both have the same."""
+        return float(self.chosen > self.rejected) + 0.5 * float(self.chosen == self.rejected)
+
+
+@dataclass(frozen=True)
 class Answer:
     """``messages``: the arm's prompt; ``prompt_tokens``: its length, None for a document, which has no prompt.
     ``reference``: how likely the reference answer is after the prompt, if that was computed."""
 
     text: str
-    output: Written | LabelProbs | Likelihood
+    output: Written | LabelProbs | Likelihood | Ranked
     messages: tuple[Message, ...] = ()
     prompt_tokens: int | None = None
     reference: Likelihood | None = None
@@ -120,6 +135,8 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         return {"bytes": output.bytes, "nats": output.nats}
     if isinstance(output, LabelProbs):
         return {"prompt_tokens": answer.prompt_tokens, "probs": output.probs}
+    if isinstance(output, Ranked):
+        return {"ranked": [output.chosen, output.rejected]}
     assert readings is not None
     counts = readings.fields
     return {
@@ -133,6 +150,7 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
         "fields": None if counts is None else [counts.right, counts.wrong, counts.missed],
         "chrf": readings.chrf,
         "seconds": output.seconds,
+        "refused": output.refused or None,
         "reference": None if answer.reference is None else [answer.reference.nats, answer.reference.bytes],
         "reference_bits": readings.reference_bits,
         "error": readings.error,
@@ -142,11 +160,13 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
     }
 
 
-def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
+def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood | Ranked, Readings | None]:
     if "nats" in line:
         return Likelihood(line["bytes"], line["nats"]), None
     if "probs" in line:
         return LabelProbs(line["probs"]), None
+    if "ranked" in line:
+        return Ranked(*line["ranked"]), None
     counts = None
     if "fields" in line:
         right, wrong, missed = line["fields"]
@@ -164,7 +184,7 @@ def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Like
         check=line.get("check"),
         ungraded=line.get("ungraded"),
     )
-    return Written(line["answer_tokens"], line["cut"], line.get("seconds")), readings
+    return Written(line["answer_tokens"], line["cut"], line.get("seconds"), line.get("refused", "")), readings
 
 
 def mean_prompt_tokens(scores: Sequence[Score]) -> float:

@@ -1,7 +1,7 @@
 """A model with a classification head, as transformers' own class for sequence classification reads it.
 
-That class reads the last token of each row that is not the token for padding. Ours is the last token of the prompt, so
-the token for padding must be another one.
+That class reads the last token of each row that is not the token for padding. Ours is the last token of the prompt (of
+the conversation, in a reward model), so the token for padding must be another one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tunewright.core.config import Plan
 from tunewright.core.run_folder import read_json
-from tunewright.data.messages import question
+from tunewright.data.messages import Chat, Message, question
 from tunewright.export.kind import TrainedRun
 from tunewright.model.heads.linear import NAME
 from tunewright.tokens import rendering
@@ -51,6 +51,7 @@ PROBLEMS = {
     "classify": "single_label_classification",
     "multilabel": "multi_label_classification",
     "regress": "regression",
+    "reward_model": "regression",
 }
 
 
@@ -94,7 +95,9 @@ def batch_logits(module: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> t
 
 
 def _padding(template: Template) -> int | None:
-    """The tokenizer's own token for padding, or another special token, that does not end a prompt."""
-    given, last = template.tokenizer, rendering.for_generation(template, question("?"))[-1]
+    """The tokenizer's own token for padding, or another special one, that ends neither a prompt nor a conversation."""
+    given, asked = template.tokenizer, question("?")
+    answered = Chat((*asked.messages, Message("assistant", "!")), "")
+    last = rendering.for_generation(template, asked)[-1], rendering.for_training(template, answered)[-1].ids[-1]
     known = [given.pad_token_id, *given.all_special_ids]
-    return next((i for i in known if i is not None and i != last), None)
+    return next((i for i in known if i is not None and i not in last), None)

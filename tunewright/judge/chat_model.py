@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from tunewright.core.config import Plan
-from tunewright.data.messages import Example, Message, Prompt
+from tunewright.data.messages import Chat, Example, Message, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
 from tunewright.judge.arms.arm import Progress, Writing, silent
 from tunewright.methods import HEAD_ANSWERS
+from tunewright.methods.pairs import reward_model
 from tunewright.model import forward, likelihood
 from tunewright.model.decoding.generate import Decoding, Request, complete_all, label_logprobs
 from tunewright.model.language_model import LanguageModel
@@ -59,23 +60,31 @@ class ChatModel:
         logp_RL = label_logprobs(self.model, ids, label_ids, self.decoding, progress)
         return _chosen(prompts, labels, logp_RL, ids)
 
-    @torch.inference_mode()
     def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         """What the model's head answers, in passes as in training."""
         ids = [rendering.for_generation(self.template, p) for p in prompts]
-        rows = [head_sequence(own, self.template.eos, i) for i, own in enumerate(ids)]
-        logits_RC = np.zeros((len(rows), len(self.plan.labels)))
-        for group in split_into_passes(singles([r.ids for r in rows]), self.plan.tokens_per_pass, self.plan.layout):
-            microbatch = to_microbatch([rows[i] for i in group], self.plan.layout)
-            logits_NC = forward.head_logits(self.model, microbatch).double().cpu().numpy()
-            logits_RC[group] = logits_NC[microbatch.prediction_M]
-            progress(len(group))
+        logits_RC = self._head_logits([head_sequence(own, self.template.eos, i) for i, own in enumerate(ids)], progress)
         if (answer := HEAD_ANSWERS.get(self.plan.method)) is None:
             return _chosen(prompts, self.plan.labels, logits_RC, ids)
         return [
             Answer(answer(self.plan, logits_C), Written(0, cut=False), prompt.messages, prompt_tokens=len(own))
             for prompt, logits_C, own in zip(prompts, logits_RC.tolist(), ids, strict=True)
         ]
+
+    def rewards(self, chats: Sequence[Chat]) -> list[float]:
+        """What the model's head gives the last message of each conversation."""
+        rows = [reward_model.conversation(self.template, chat, i) for i, chat in enumerate(chats)]
+        return [float(score) for score in self._head_logits(rows)[:, 0]]
+
+    @torch.inference_mode()
+    def _head_logits(self, rows: Sequence[TokenSequence], progress: Progress = silent) -> NDArray[np.float64]:
+        logits_RC = np.zeros((len(rows), len(self.plan.labels)))
+        for group in split_into_passes(singles([r.ids for r in rows]), self.plan.tokens_per_pass, self.plan.layout):
+            microbatch = to_microbatch([rows[i] for i in group], self.plan.layout)
+            logits_NC = forward.head_logits(self.model, microbatch).double().cpu().numpy()
+            logits_RC[group] = logits_NC[microbatch.prediction_M]
+            progress(len(group))
+        return logits_RC
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
         """How likely each answer is after its prompt, end of turn included."""

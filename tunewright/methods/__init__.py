@@ -13,6 +13,7 @@ import torch
 from tunewright.core.config import Plan
 from tunewright.methods import classify, distill, grpo, kto, multilabel, pair_losses, regress, sft
 from tunewright.methods.method import Method, Progress
+from tunewright.methods.pairs import reward_model
 from tunewright.methods.preference import Preference
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.sequences import TrainRow
@@ -25,6 +26,7 @@ METHODS: dict[str, Method] = {
     "distill": distill,
     "kto": kto,
     "grpo": grpo,
+    "reward_model": reward_model,
     **{name: Preference(loss) for name, loss in pair_losses.LOSSES.items()},
 }
 

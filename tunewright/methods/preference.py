@@ -1,7 +1,8 @@
 """Learning from preferences: pairs of answers to one prompt, of which one was chosen and the other rejected.
 
-The two answers of a pair are computed in one pass, their prompt once. The reference is the model before training; its
-log-probabilities are computed once, before the first step. Axes: S sequences, two for each pair; P pairs.
+The two answers of a pair are computed in one pass, their prompt once; a pair that does not fit a pass is computed in
+two phases (`pairs.two_phase`). The reference is the model before training; its log-probabilities are computed once,
+before the first step. Axes: S sequences, two for each pair; P pairs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.core.errors import data_error
@@ -18,11 +20,12 @@ from tunewright.data.messages import Chat, Example
 from tunewright.methods import pair_losses
 from tunewright.methods.method import Loss, Progress
 from tunewright.methods.pair_losses import Answers, PairLoss
+from tunewright.methods.pairs import two_phase
 from tunewright.model import forward
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens.packing import Microbatch, split_into_passes, to_microbatch, units_of
 from tunewright.tokens.rendering import for_training
-from tunewright.tokens.sequences import TokenSequence, TrainRow, flat
+from tunewright.tokens.sequences import Signal, TokenSequence, TrainRow, flat
 from tunewright.tokens.template import Template
 
 # Not the plan's tokens_per_pass: the division into passes affects the rounding of the stored numbers, which must not
@@ -80,24 +83,31 @@ class Preference:
     def microbatches(
         self, model: LanguageModel, rows: Sequence[TrainRow], chosen: Sequence[int], plan: Plan, step: int
     ) -> list[Microbatch]:
-        made = []
-        for group in split_into_passes(units_of(rows, chosen), plan.tokens_per_pass, plan.layout):
-            part = [rows[i] for i in group]
-            signal = {"tokens_S": np.array([s.supervised for s in flat(part)])}
-            if all(r.signal for r in part):  # rows that are only divided into passes have none (`dealing.speedups`)
-                signal["reference_S"] = np.concatenate([r.signal["reference_S"] for r in part])
-            made.append(to_microbatch(flat(part), plan.layout, signal=signal))
-        return made
+        def first_phase(alone: Sequence[Microbatch], signal: Signal) -> list[Microbatch]:
+            if self.pair_loss.reference and "reference_S" not in signal:
+                return list(alone)
+
+            def loss(logp_S: Tensor) -> Loss:
+                return self.loss_of(model, logp_S, signal, plan)
+
+            return two_phase.with_slopes(alone, lambda m: forward.sequence_logp(model, m), loss)
+
+        return two_phase.microbatches(rows, chosen, plan, _signal, first_phase)
 
     def weight(self, microbatch: Microbatch) -> float:
-        """The number of pairs."""
+        """The number of pairs; a half for one answer of a pair."""
         return len(microbatch.signal["tokens_S"]) / 2
 
     def loss(self, model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
         logp_S = forward.sequence_logp(model, microbatch, plan.gradient_checkpointing)
-        tokens_S = forward.on_device(model, microbatch.signal["tokens_S"]).to(logp_S.dtype)
+        part = two_phase.linear(model, microbatch, logp_S)
+        return self.loss_of(model, logp_S, microbatch.signal, plan) if part is None else part
+
+    def loss_of(self, model: LanguageModel, logp_S: Tensor, signal: Signal, plan: Plan) -> Loss:
+        """The loss of pairs, given the log-probabilities of their answers."""
+        tokens_S = forward.on_device(model, signal["tokens_S"]).to(logp_S.dtype)
         if self.pair_loss.reference:
-            reference_S = forward.on_device(model, microbatch.signal["reference_S"]).to(logp_S.dtype)
+            reference_S = forward.on_device(model, signal["reference_S"]).to(logp_S.dtype)
         else:
             reference_S = torch.zeros_like(logp_S)
         chosen, rejected = (Answers(logp_S[k::2], reference_S[k::2], tokens_S[k::2]) for k in (0, 1))
@@ -118,6 +128,14 @@ class Preference:
     def initial_loss(self, plan: Plan, rows: Sequence[TrainRow]) -> float | None:
         at_reference = self.pair_loss.loss_at_reference
         return at_reference(_beta(plan)) if at_reference else None
+
+
+def _signal(rows: Sequence[TrainRow]) -> Signal:
+    """Of some pairs. Rows that are only divided into passes have no reference (`dealing.speedups`)."""
+    signal = {"tokens_S": np.array([s.supervised for s in flat(rows)])}
+    if all(r.signal for r in rows):
+        signal["reference_S"] = np.concatenate([r.signal["reference_S"] for r in rows])
+    return signal
 
 
 def _beta(plan: Plan) -> float:

@@ -304,7 +304,9 @@ def _begin(setup: Setup, branch: Branch, train: str, dev: str) -> None:
     if stored := records.existing(run.branch_file, BranchFile):
         _same_hashes(setup, dataclasses.replace(branch, plan=stored.plan), stored)
         return
-    plan = branch.plan.model_copy(update={"threads": out.threads(context.where, setup.inputs.machine.cores)})
+    # Not more than its plan has: after a sweep with several jobs at a time, the run itself was trained with few.
+    threads = min(branch.plan.threads, out.threads(context.where, setup.inputs.machine.cores))
+    plan = branch.plan.model_copy(update={"threads": threads})
     hashes = _hashes(setup, dataclasses.replace(branch, plan=plan))
     records.write(run.branch_file, BranchFile(plan=plan, train=train, dev=dev, measured=branch.measured, hashes=hashes))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tunewright.core import records, run_folder
 from tunewright.core.chosen import chosen_decoding
-from tunewright.core.config import Plan, load
-from tunewright.core.errors import RunError
+from tunewright.core.config import RANKERS, Plan, load
+from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
@@ -22,7 +22,7 @@ from tunewright.model.decoding.generate import Decoding, complete, stop_ids
 from tunewright.model.facts import read_facts
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import render_cache, rendering
-from tunewright.tokens.template import Template, fitted, load_template
+from tunewright.tokens.template import Template, fitted, hashed_as, load_template
 
 MOST_DRAFTS = 2000  # training sequences that guesses are made from
 
@@ -48,6 +48,9 @@ def load_run(run: Run) -> TunedModel:
     missing or has changed."""
     run_folder.require(run, run.training, "train")
     config, plan, receipt = load(run.config), records.read(run.plan, Plan), records.read(run.receipt, Receipt)
+    if plan.method in RANKERS:
+        message, fix = "the run's model gives answers a score, and writes none.", "load its export (README.md in it)."
+        raise ConfigError("CONFIG_CONFLICT", message, where=str(run.path), fix=fix)
     facts = read_facts(config.model, config.quantise, config.adapter)
     if facts.sha256 != receipt.model.sha256:
         raise RunError(
@@ -81,6 +84,7 @@ def _drafts(run: Run) -> Drafts | None:
 
 def trained_with(receipt: Receipt, template: Template) -> Template:
     """The template as the training rows were rendered: its arguments depend on whether they have thoughts."""
+    template = hashed_as(template, receipt.hashes["template"])
     return template if template.sha256 == receipt.hashes["template"] else fitted(template, thoughts=True)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import HEADS, REWARDED, Config
+from tunewright.core.config import HEADS, RANKERS, REWARDED, Config
 from tunewright.core.errors import data_error
-from tunewright.core.records import ProtocolRecord, Side
+from tunewright.core.records import ProtocolRecord, Receipt, Side
 from tunewright.core.run_folder import Run
 from tunewright.data.dataset import Dataset
 from tunewright.data.formats import RowSettings
@@ -31,7 +31,7 @@ from tunewright.system.machine import Machine
 from tunewright.tokens import render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids
-from tunewright.tokens.template import Template, for_rows, load_template
+from tunewright.tokens.template import Template, for_rows, hashed_as, load_template
 from tunewright.train import planning
 
 
@@ -80,6 +80,8 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
     """Like `gather`, with given facts about the model and the machine."""
     template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
+    if run.receipt.exists():
+        template = hashed_as(template, records.read(run.receipt, Receipt).hashes["template"])
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     # What is written to a prompt of rewards follows it.
     most = limit - answer_limit(config, ()) if config.train.method in REWARDED else limit
@@ -88,7 +90,8 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     for result in rendered.values():
         check_ids(result.rows, facts.vocabulary, facts.path)
     train = rendered["train"].rows
-    max_new_tokens = answer_limit(config, train, _longest_label(template, data) if config.train.method in HEADS else 0)
+    labelled = config.train.method in HEADS and config.train.method not in RANKERS
+    max_new_tokens = answer_limit(config, train, _longest_label(template, data) if labelled else 0)
     too_long = tuple(i for result in rendered.values() for i in result.dropped)
     dev, test = (tuple(i for i in evaluated_rows(config, data, s) if i not in too_long) for s in ("dev", "test"))
     chats = [e for i in (*dev, *test) if isinstance(e := data.examples[i], Chat)]

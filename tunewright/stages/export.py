@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunewright.core import records
+from tunewright.core.config import RANKERS
 from tunewright.core.records import ExportCheck, Loss, Reproduced
 from tunewright.core.run_folder import write_atomic
 from tunewright.core.words import counted
@@ -83,6 +84,9 @@ def _in_a_type_that_passes(
 def check_prompts(work: Work) -> list[CheckPrompt]:
     """Held-out prompts, or the beginnings of held-out documents."""
     rows, template = work.data.sample(exporting.CHECK_PROMPTS), work.inputs.template
+    if work.plan.method in RANKERS:  # which read conversations, without the place where the head answers
+        pairs = {r.row: r for r in work.inputs.rows["test"]}
+        return [CheckPrompt(list(pairs[i].sequences[n % 2].ids[:-1])) for n, i in enumerate(rows) if i in pairs]
     if work.data.task.kind.prompted:
         prompts = [work.data.examples[i].prompt for i in rows]
         return [CheckPrompt(rendering.for_generation(template, p), _conversation(p, template)) for p in prompts]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from tunewright.core import records, swept
-from tunewright.core.config import HEADS, REWARDED, Plan
+from tunewright.core.config import HEADS, RANKERS, REWARDED, Plan
 from tunewright.core.records import ProtocolRecord, SelfTest, SelfTestFinding
 from tunewright.core.words import counted, duration
 from tunewright.data.remedies.change import summaries
@@ -14,6 +15,7 @@ from tunewright.export import export
 from tunewright.export.kind import TrainedRun
 from tunewright.judge import protocol as protocols
 from tunewright.judge.protocol import Protocol
+from tunewright.model.adapting import stored
 from tunewright.runtime import receipt, rollouts
 from tunewright.runtime.answers import Answers
 from tunewright.runtime.context import Setup, Work
@@ -38,7 +40,8 @@ def make_plan(setup: Setup) -> Plan:
     if plan.method in HEADS:
         known = context.data.task.numbers
         standard = known and (known.mean, known.deviation)
-        labels = context.data.task.labels or context.data.task.label_set or ("value",)
+        one = ("reward",) if plan.method in RANKERS else ("value",)
+        labels = context.data.task.labels or context.data.task.label_set or one
         plan = plan.model_copy(update={"labels": labels, "standardised": standard})
     prompt_distillation.require_possible(context, plan)
     export.require_supported(TrainedRun(context.run, context.config, plan, inputs.facts, inputs.template))
@@ -154,6 +157,8 @@ def _detectable(protocol: Protocol, difference: float) -> str:
 
 def _write(setup: Setup, plan: Plan, protocol: Protocol) -> None:
     run = setup.context.run
+    if plan.adapter.start is not None:
+        stored.keep(Path(plan.adapter.start), run.start)
     records.write(run.protocol, ProtocolRecord.model_validate(asdict(protocol), strict=False))
     records.write(run.receipt, receipt.make(setup.context, setup.inputs, plan, protocol))
 

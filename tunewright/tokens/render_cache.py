@@ -97,13 +97,20 @@ def stored(folder: Path) -> list[TokenSequence]:
 
 def _key(renderer: RowRenderer, examples: Sequence[Example], chosen: Sequence[int]) -> str:
     # The code that renders is part of the key: another version of it must not read rows that this one wrote.
-    parts = (messages, tool_calls, rendering, written, sequences, template, renderer.prepare)
-    code = [inspect.getfile(part) for part in parts]
-    total = hashlib.sha256(b"".join(Path(file).read_bytes() for file in code))
+    parts = (messages, tool_calls, rendering, written, sequences, template)
+    code = [*(Path(inspect.getfile(part)) for part in parts), *_method_files(renderer.prepare)]
+    total = hashlib.sha256(b"".join(file.read_bytes() for file in code))
+    total.update(f"{renderer.prepare.__module__} {renderer.prepare.__qualname__} ".encode())
     total.update(f"{renderer.template.sha256} {renderer.max_length} {renderer.too_long}".encode())
     for i in chosen:
         total.update(f"{i} {examples[i]!r}\x00".encode("utf-8", "surrogatepass"))
     return total.hexdigest()
+
+
+def _method_files(prepare: Prepare) -> list[Path]:
+    """All modules of methods, because one method prepares rows by the functions of another."""
+    file, package = Path(inspect.getfile(prepare)), Path(__file__).parent.parent
+    return sorted((package / "methods").rglob("*.py")) if file.is_relative_to(package / "methods") else [file]
 
 
 def to_bytes(rendered: RenderedRows) -> bytes:

@@ -36,6 +36,7 @@ class Template:
     ``tokenizer``: a transformers fast tokenizer. ``reason``: why ``kwargs`` are not empty. ``source``: the file, folder
     or name of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout
     a run. ``text_arguments``: the template takes the arguments of a tool call as the text of a JSON object.
+    ``ends_hashed``: whether the hash covers the tokens EOS and BOS, as it does not in runs of earlier versions.
     """
 
     tokenizer: Any
@@ -44,6 +45,7 @@ class Template:
     source: str = ""
     day: datetime.date | None = None
     text_arguments: bool = False
+    ends_hashed: bool = True
 
     @property
     def eos(self) -> int:
@@ -58,11 +60,18 @@ class Template:
 
     @property
     def sha256(self) -> str:
-        """Of everything that decides token ids: template, its arguments, vocabulary and merges."""
+        """Of everything that decides token ids: template, its arguments, vocabulary, merges, EOS and BOS."""
         vocabulary = self.tokenizer.backend_tokenizer.to_str()
-        arguments = "\x00text arguments" if self.text_arguments else ""
-        parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{vocabulary}{arguments}"
+        more = "\x00text arguments" if self.text_arguments else ""
+        more += f"\x00{self.tokenizer.eos_token_id} {self.tokenizer.bos_token_id}" if self.ends_hashed else ""
+        parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{vocabulary}{more}"
         return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def hashed_as(template: Template, sha256: str) -> Template:
+    """The template with the hash that an earlier version gave it, if it is this one."""
+    before = replace(template, ends_hashed=False)
+    return before if before.sha256 == sha256 else template
 
 
 def load_template(folder: Path, name: str | None = None, date: str = "auto") -> Template:

@@ -325,7 +325,7 @@ def _tokens_per_pass(
     return Choice(
         max(sizes.longest, 256, min(most, fits)),
         f"about {fits} tokens fit in {TRAIN_MEMORY[machine.device]:.0%} of {machine.memory_gb:.0f} GB; "
-        f"more than {most} in one pass bring no gain; the longest row has {sizes.longest}",
+        f"more than {most} in one pass bring no gain; the longest sequence has {sizes.longest}",
     )
 
 

@@ -9,24 +9,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tunewright.core.config import HEADS, PREFERENCE, RATED, REWARDED, Config
+from tunewright.core.config import HEADS, PAIRED, PREFERENCE, RANKERS, RATED, REWARDED, Config
 from tunewright.core.errors import ConfigError, data_error
 from tunewright.core.words import counted
 from tunewright.data.metrics import STRUCTURED, Kind
 from tunewright.methods import kto
 from tunewright.model.facts import Facts
 from tunewright.system.machine import Machine
-from tunewright.tokens.sequences import TrainRow
+from tunewright.tokens.sequences import TrainRow, flat
 
 CONFIGURED = "as configured"
 REWARDED_STEPS = 100  # of samples; tinker-cookbook's recipes of format and length show progress within 20 to 100
 # Of the rate of supervised fine-tuning: about the ratio of published rates with LoRA. At an eighth, DPO over-optimised
 # examples/preferences: the chosen answers became less likely, and no answer ended. orpo is half fine-tuning itself. Of
-# rewards, TRL's rate with LoRA is 1e-5 and tinker-cookbook's are 2e-5 to 1e-4.
+# rewards, TRL's rate with LoRA is 1e-5 and tinker-cookbook's are 2e-5 to 1e-4. TRL's for reward models is 1e-4.
 RATES = {
     **dict.fromkeys(("sft", *HEADS), 1.0),
     **dict.fromkeys((*PREFERENCE, *RATED), 0.05),
     "orpo": 0.5,
+    **dict.fromkeys(RANKERS, 0.5),
     **dict.fromkeys(REWARDED, 0.1),
 }
 
@@ -43,8 +44,8 @@ class Choice(Generic[T]):
 
 @dataclass(frozen=True)
 class RowStats:
-    """Counts over the rendered training rows; ``longest`` is the largest row, in tokens; ``desirable``: the rows that
-    are not rated undesirable."""
+    """Counts over the rendered training rows; ``longest`` is the longest sequence, in tokens; ``desirable``: the rows
+    that are not rated undesirable."""
 
     rows: int
     tokens: int
@@ -58,7 +59,7 @@ class RowStats:
             rows=len(rows),
             tokens=sum(r.tokens for r in rows),
             supervised=sum(r.supervised for r in rows),
-            longest=max(r.tokens for r in rows),
+            longest=max(len(s.ids) for s in flat(rows)),
             desirable=sum(map(kto.is_desirable, rows)),
         )
 
@@ -99,7 +100,7 @@ def steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
         return Choice(t.steps, CONFIGURED)
     if t.epochs != "auto":
         return Choice(max(1, round(t.epochs * per_epoch)), f"{t.epochs:g} epochs of {per_epoch} steps, as configured")
-    if t.method in (*PREFERENCE, *RATED):
+    if t.method in (*PAIRED, *RATED):
         epochs = 2 if rows < 300 else 1
         why = "preferences overfit within an epoch or two (Rafailov et al. 2024, 2406.02900)"
         return Choice(epochs * per_epoch, f"{counted(epochs, 'epoch')} of {per_epoch} steps: {why}")
@@ -150,6 +151,10 @@ def learning_rate(given: PlanInputs) -> Choice[float]:
         rate, reason = rate / 10, reason + "; a tenth, because all weights are trained (Schulman et al. 2025)"
     if (of := RATES[config.train.method]) != 1:
         rate, reason = rate * of, reason + f"; times {of:g} for {config.train.method}"
+    if config.adapter.start is not None:
+        reason += "; it is meant for a new adapter: one that continues may need less (train.lr_multiplier)"
+    if config.adapter.init != "zero":
+        reason += f"; it was not measured with adapter.init={config.adapter.init}"
     if config.train.lr_multiplier != 1:
         rate *= config.train.lr_multiplier
         reason += f"; times {config.train.lr_multiplier:g}, as configured"

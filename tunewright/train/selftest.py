@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tunewright.core.config import Kernels, Plan
+from tunewright.core.config import RANKERS, Kernels, Plan
 from tunewright.core.errors import ModelError, TrainError
 from tunewright.core.words import counted
 from tunewright.data import messages
@@ -86,7 +86,8 @@ def self_test(
     )
     if chats:
         stop = generate.stop_ids(model, template.eos)
-        checks.append(check_prompts(template, chats))
+        if plan.method not in RANKERS:  # whose targets follow the answer
+            checks.append(check_prompts(template, chats))
         checks += [] if plan.labels else [check_stop_tokens(template, [*chats, *others], stop)]  # a head does not stop
     if plan.kernels != "transformers" and model.kernels == "transformers":
         why = (

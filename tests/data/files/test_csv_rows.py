@@ -90,6 +90,25 @@ def test_what_programs_write(text: str, expected: list[dict[str, str]]) -> None:
     assert rows(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [('"text 10,pos', 'text 11",neg'), ('pos,"text 10', 'neg,text 11"')],
+    ids=["in the first column", "in the last column"],
+)
+def test_two_rows_that_a_missing_quote_joins_are_noticed(first: str, second: str) -> None:
+    """By their labels: the lines of a text that has line breaks have other words there."""
+    last = first.startswith("pos")
+    lines = [f"{label},text {i}" if last else f"text {i},{label}" for i in range(20) for label in ("pos", "neg")]
+    header = "label,text" if last else "text,label"
+    table = [header, *lines[:20], first, second, *lines[22:]]
+    assert len(rows("\n".join(table))) == 39
+    assert [i for i in items("\n".join(table)) if isinstance(i, str) and "line 22" in i]
+    text = ['pos,"well, it\nwas fine, really"'] if last else ['"well, it\nwas fine, really",pos']
+    assert not [i for i in items("\n".join([header, *lines, *text])) if isinstance(i, str)]
+    text = ['pos,"good\nand bad"'] if last else ['"good\nand bad",pos']
+    assert not [i for i in items("\n".join([header, *lines, *text])) if isinstance(i, str)]
+
+
 def test_a_quote_that_a_later_one_closes_is_noticed() -> None:
     lines = [f"text {i},{i}" for i in range(40)]
     lines[10], lines[20] = '"text 10,10', 'text 20",20'

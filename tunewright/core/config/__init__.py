@@ -6,7 +6,9 @@ from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
     HEADS,
+    PAIRED,
     PREFERENCE,
+    RANKERS,
     RATED,
     REWARDED,
     AdapterConfig,
@@ -30,7 +32,9 @@ from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
     "HEADS",
+    "PAIRED",
     "PREFERENCE",
+    "RANKERS",
     "RATED",
     "REWARDED",
     "AdapterConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunewright.core.config.schema import HEADS, RATED, REFERENCED, REWARDED, Config, MethodOptions
+from tunewright.core.config.schema import HEADS, RANKERS, RATED, REFERENCED, REWARDED, Config, MethodOptions
 from tunewright.core.errors import ConfigError
 
 Conflict = Callable[[str, str, str], ConfigError]  # of a key, a message and a fix
@@ -27,6 +27,8 @@ def check(config: Config, conflict: Conflict) -> None:
         _check_rated(config, conflict)
     if method in HEADS:
         _check_heads(config, conflict)
+    if method in RANKERS:
+        _check_rankers(config, conflict)
     if method in REWARDED and not config.reward.grader:
         fix = "set it to a grader object (docs/guide-rewards.md)."
         raise conflict("reward.grader", f"train.method={method} needs reward.grader.", fix)
@@ -69,6 +71,18 @@ def _check_heads(config: Config, conflict: Conflict) -> None:
         if getattr(config.forget, name):
             message = f"forget.{name} needs a model that writes; that of train.method={method} does not."
             raise conflict(f"forget.{name}", message, "leave it out.")
+
+
+def _check_rankers(config: Config, conflict: Conflict) -> None:
+    """They give scores to answers, which no arm writes."""
+    method = config.train.method
+    written = ("documents", "embedder", "few_shot", "prompts", "max_new_tokens", "decoding")
+    own = {name: (getattr(config.prove, name), type(config.prove).model_fields[name].default) for name in written}
+    changed = [f"prove.{name}" for name, (value, default) in own.items() if value != default]
+    changed += ["prove.remote.url"] if config.prove.remote.url else []
+    for name in changed:
+        message = f"train.method={method} compares ways to rank given answers; {name} is for answers that are written."
+        raise conflict(name, message, "leave it out.")
 
 
 def _check_rewarded(config: Config, conflict: Conflict) -> None:

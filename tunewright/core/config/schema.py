@@ -262,7 +262,11 @@ PREFERENCE: tuple[str, ...] = get_args(PreferenceMethod)
 RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 # Compared with the initial model.
 REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
-HEADS = ("classify", "multilabel", "regress")  # methods whose model answers with a head instead of writing
+# Methods whose model answers with a head instead of writing.
+HeadMethod = Literal["classify", "multilabel", "regress", "reward_model"]
+HEADS: tuple[str, ...] = get_args(HeadMethod)
+RANKERS = ("reward_model",)  # whose head gives answers a score
+PAIRED = (*PREFERENCE, *RANKERS)  # learn from a chosen and a rejected answer
 REWARDED = ("grpo",)  # learns from rewards of what the model writes
 
 
@@ -271,7 +275,7 @@ class MethodOptions(Growing):
 
     ADDED: ClassVar[Collection[str]] = (
         *("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio", "desirable_weight", "undesirable_weight"),
-        *("loss_type", "num_generations", "temperature"),
+        *("loss_type", "num_generations", "temperature", "center_rewards_coefficient"),
     )
     READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
         "beta": (*PREFERENCE, *RATED),
@@ -281,6 +285,7 @@ class MethodOptions(Growing):
         "nll_weight": tuple(name for name in PREFERENCE if name != "orpo"),
         "gamma_beta_ratio": ("simpo",),
         **dict.fromkeys(("loss_type", "num_generations", "temperature"), REWARDED),
+        "center_rewards_coefficient": RANKERS,
     }
 
     beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
@@ -317,18 +322,23 @@ class MethodOptions(Growing):
         8, description="grpo: samples for each prompt of a step, which are compared with one another."
     )
     temperature: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="grpo: temperature of these samples.")
+    center_rewards_coefficient: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0,
+        description="reward_model: weight of the squared sum of a pair's scores, added to the loss, which keeps scores "
+        "near 0.",
+    )
 
 
 class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft", "classify", "multilabel", "regress", "kto", "grpo"] | PreferenceMethod = Field(
+    method: Literal["sft", "kto", "grpo"] | HeadMethod | PreferenceMethod = Field(
         "sft",
         description="Training method: sft is supervised fine-tuning; classify, multilabel and regress train a head, "
         "for rows whose answers are labels, sets of labels or numbers; grpo learns from rewards of what the model "
         "writes; kto learns from answers that are desirable or undesirable; the others learn from pairs of a chosen "
-        "and a rejected answer.",
+        "and a rejected answer, reward_model to give answers a score.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."

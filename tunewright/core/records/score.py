@@ -56,6 +56,13 @@ class Reference(NamedTuple):
     bytes: int
 
 
+class Ranked(NamedTuple):
+    """The scores of the chosen and of the rejected answer; JSON: [chosen, rejected]."""
+
+    chosen: float
+    rejected: float
+
+
 class Answered(Line):
     """An arm's answer to one row. Scores are 0 to 1, except bits per byte and errors; lengths are in tokens."""
 
@@ -100,6 +107,12 @@ class Answered(Line):
     check: float | None = Field(None, description="By reward.check, 0 to 1; rows without answers only.")
     ungraded: str | None = Field(None, description="Why the grader gave no reward; the score is then 0.")
     seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
+    refused: str | None = Field(
+        None, description="Why the endpoint gave no answer; the score is then the worst. Remote models only."
+    )
+    ranked: Ranked | None = Field(
+        None, description="[chosen, rejected]: the scores of a pair's answers; answer is the higher one's text."
+    )
     bytes: int | None = Field(None, description="Length of the document in UTF-8 bytes; documents only.")
     nats: float | None = Field(None, description="Summed negative log-likelihood of the document; documents only.")
 

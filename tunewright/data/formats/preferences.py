@@ -6,6 +6,7 @@ trained on, whatever the earlier turns are.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -44,7 +45,23 @@ def pair(
         message = f"{names[0]!r} and {names[1]!r} are the same answer."
         raise data_error("DATA_PREFERENCE_EQUAL", message, where=row.where, fix=f"remove the row, or {invalid}.")
     messages = with_system(row, [*prompt, replace(good, trained=True)])
-    return replace(conversation.chat(messages, how, row.where, tools.of_row(row)), rejected=replace(bad, trained=True))
+    made = conversation.chat(messages, how, row.where, tools.of_row(row))
+    return replace(made, rejected=replace(bad, trained=True), margin=_margin(row) if how.margins else None)
+
+
+def _margin(row: Row) -> float | None:
+    """By how much the chosen answer is better, where a row says so."""
+    value = row.data.get("margin")
+    if value is None or value == "":
+        return None
+    try:
+        number = float("nan") if isinstance(value, bool | list | dict) else float(value)
+    except ValueError:
+        number = float("nan")
+    if not math.isfinite(number):
+        message, fix = f"'margin' must be a number, not {value!r:.80}.", "correct it, or remove the field."
+        raise data_error("DATA_FIELD_TYPE", message, where=row.where, fix=fix)
+    return number
 
 
 def _conversation(before: list[Message], messages: list[Message], name: str, where: str) -> list[Message]:

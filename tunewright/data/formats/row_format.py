@@ -31,7 +31,8 @@ class RowSettings:
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
     that show another kind of row are ignored. ``preference``: whether rows must have a chosen and a rejected answer,
     ``rated``: whether they must have these or one answer with a rating, unless the format is set; ``rewards``: whether
-    they have a prompt and no answer; ``numbers``: whether labels are numbers. ``control``: what becomes of control
+    they have a prompt and no answer; ``numbers``: whether labels are numbers; ``margins``: whether pairs may have a
+    margin. ``control``: what becomes of control
     characters and lone surrogates in JSON that a field contains as a string."""
 
     format: str = "auto"
@@ -45,6 +46,7 @@ class RowSettings:
     rated: bool = False
     numbers: bool = False
     rewards: bool = False
+    margins: bool = False
     control: Control = "error"
 
 

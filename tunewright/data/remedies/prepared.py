@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunewright.core.config import PREFERENCE, RATED, REWARDED, Config
+from tunewright.core.config import PAIRED, RANKERS, RATED, REWARDED, Config
 from tunewright.core.errors import CODES, DataError, Problem, data_error
 from tunewright.core.locations import HUB, listed
 from tunewright.core.records.common import Side
@@ -69,7 +69,8 @@ def row_settings(config: Config) -> RowSettings:
         fix_turns=data.turns == "fix",
         drop=frozenset(_dropped(config)),
         as_asked=data.format != "auto",
-        preference=config.train.method in PREFERENCE,
+        preference=config.train.method in PAIRED,
+        margins=config.train.method in RANKERS,
         rated=config.train.method in RATED,
         numbers=config.train.method == "regress",
         rewards=config.train.method in REWARDED,

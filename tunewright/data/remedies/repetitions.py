@@ -9,7 +9,7 @@ from tunewright.core.records.common import Side
 from tunewright.data.messages import Chat, Example
 from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.labels import Sides
-from tunewright.data.text import normalised
+from tunewright.data.text import exact, normalised
 from tunewright.data.tool_calls import split_thoughts
 
 RANK: dict[str, int] = {"train": 0, "dev": 1, "test": 2}
@@ -22,20 +22,25 @@ def key(example: Example, canonical: Canonical) -> Hashable:
     """Equal for rows that teach the same: prompt and answer, and the thoughts and the weight of every turn."""
     turns = [m for m in example.messages if m.role == "assistant"]
     chat = example if isinstance(example, Chat) else None
-    others = chat and (normalised(chat.rejected.text) if chat.rejected else "", chat.desirable)
-    thoughts = [normalised(f"{m.reasoning} {split_thoughts(m.content)[0]}") for m in turns]
-    return (normalised(example.whole_prompt), canonical(example), others, *thoughts, *(m.trained for m in turns))
+    others = chat and (exact(chat.rejected.text) if chat.rejected else "", chat.desirable)
+    thoughts = [exact(f"{m.reasoning} {split_thoughts(m.content)[0]}") for m in turns]
+    return (_asked(example), canonical(example), others, *thoughts, *(m.trained for m in turns))
+
+
+def _asked(example: Example) -> str:
+    """Prompts that differ only in letter case are one, because they are so more often by accident than answers are."""
+    return exact(example.whole_prompt).casefold()
 
 
 def question(example: Example) -> str:
     """What rows must share to contradict each other: the prompt, and of preference rows both answers, in any order; of
     rated rows, the answer."""
-    prompt = normalised(example.whole_prompt)
+    prompt = _asked(example)
     if isinstance(example, Chat) and example.desirable is not None:
         return f"{prompt}\x00{example.target}"  # as it is: what is rated may be how an answer is written
     if not (isinstance(example, Chat) and example.rejected):
         return prompt
-    return "\x00".join([prompt, *sorted((normalised(example.target), normalised(example.rejected.text)))])
+    return "\x00".join([prompt, *sorted((exact(example.target), exact(example.rejected.text)))])
 
 
 def claim(example: Example, canonical: Canonical) -> str:
@@ -60,21 +65,34 @@ def drop_duplicates(examples: Sequence[Example], canonical: Canonical) -> Kept:
 
 
 def drop_contradictions(examples: Sequence[Example], canonical: Canonical) -> Kept:
-    """For each prompt, the rows with its most frequent answer; none if two answers are equally frequent."""
+    """For each prompt, the rows with its most frequent answer; none if two answers are equally frequent. Of answers
+    that differ only in letter case, those that are written as most of them."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for e in examples:
         answers[question(e)][claim(e, canonical)] += 1
+    best = {asked: _most_frequent(claims) for asked, claims in answers.items()}
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
-        (best, most), *others = answers[question(e)].most_common(2)
-        tied = bool(others) and others[0][1] == most
-        if not tied and claim(e, canonical) == best:
+        chosen = best[question(e)]
+        if claim(e, canonical) == chosen:
             kept.append(e)
         else:
-            message = "other rows answer the same question differently" + ("" if tied else ", and more of them")
+            more = "" if chosen is None else ", and more of them"
+            message = f"other rows answer the same question differently{more}"
             changes.append(Change(e.where, "CONTRADICTIONS", "data.contradictions=drop", message, dropped=True))
     return tuple(kept), changes
+
+
+def _most_frequent(claims: Counter[str]) -> str | None:
+    """None if two are equally frequent that differ in more than letter case."""
+    folded = Counter[str]()
+    for text, count in claims.items():
+        folded[text.casefold()] += count
+    (best, most), *others = folded.most_common(2)
+    if others and others[0][1] == most:
+        return None
+    return max((text for text in claims if text.casefold() == best), key=claims.__getitem__)
 
 
 def drop_leaks(sides: Sides, cluster: Sequence[int]) -> tuple[Sides, list[Change]]:

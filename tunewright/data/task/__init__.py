@@ -1,7 +1,7 @@
 """The task of the rows: to give a label, structured values, tool calls or free-form answers, to earn rewards, or to
 continue documents.
 
-`KINDS` has those that rows show, in the order of detection; a training method reads rows as NUMBER or LABEL_SET.
+`KINDS` has those that rows show, in the order of detection; methods read rows as NUMBER, LABEL_SET or RANKING.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tunewright.data.task.free_text import CSV, GENERATION, LABEL
 from tunewright.data.task.kind import Task, TaskKind
 from tunewright.data.task.label_set import LABEL_SET
 from tunewright.data.task.number import NUMBER
+from tunewright.data.task.ranking import RANKING
 from tunewright.data.task.rewards import REWARDS
 from tunewright.data.task.structured import JSON, XML, YAML
 from tunewright.data.task.tool_calls import TOOL_CALLS
@@ -25,6 +26,7 @@ __all__ = [
     "LABEL",
     "LABEL_SET",
     "NUMBER",
+    "RANKING",
     "REWARDS",
     "TEXT",
     "TOOL_CALLS",

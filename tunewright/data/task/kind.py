@@ -18,10 +18,10 @@ from tunewright.data.graders.grade import Grader
 from tunewright.data.messages import Chat, Example, Json, turns
 from tunewright.data.metrics import METRICS, Kind, Metric
 from tunewright.data.numbers import Numbers
-from tunewright.data.scores import Answer, LabelProbs, Likelihood, Readings, Score, Written
+from tunewright.data.scores import Answer, LabelProbs, Likelihood, Ranked, Readings, Score, Written
 from tunewright.data.structure.comparison import PLAIN, Comparison, Rules
 from tunewright.data.structure.schema import Schema
-from tunewright.data.text import normalised, without_thoughts
+from tunewright.data.text import exact, without_thoughts
 
 SHOWN_CHARACTERS = 200  # of a document, as its "target" in scores/
 
@@ -52,6 +52,8 @@ class Task:
             target, value = example.text[:SHOWN_CHARACTERS], metrics.bits_per_byte(output.nats, output.bytes)
         elif isinstance(output, LabelProbs):
             value = float(answer.text == target)
+        elif isinstance(output, Ranked):
+            value = output.correct
         else:
             assert self.metric.score is not None, self.metric.name
             readings = self.kind.read(self, example, without_thoughts(answer.text))
@@ -59,6 +61,8 @@ class Task:
                 bits = metrics.bits_per_byte(answer.reference.nats, answer.reference.bytes)
                 readings = replace(readings, reference_bits=bits)
             value = self.metric.score(readings)
+            if output.refused:  # a grader might pay for an empty answer
+                value = 0.0 if self.metric.higher_is_better else value
         return Score(where=example.where, target=target, answer=answer, score=value, readings=readings)
 
     def compare(self, example: Example, answer: Answer) -> Comparison:
@@ -68,7 +72,8 @@ class Task:
 
     def summary(self, scores: Sequence[Score]) -> dict[str, float]:
         """The additional metrics: the corpus metric, and the means of the readings of written answers."""
-        values: dict[str, float] = {}
+        refused = [isinstance(s.answer.output, Written) and bool(s.answer.output.refused) for s in scores]
+        values = {"refused_answers": float(np.mean(refused))} if any(refused) else dict[str, float]()
         for name in self.kind.summary if scores else ():
             if name == self.kind.corpus.name:
                 values[name] = self.kind.corpus.of(scores, self.labels)
@@ -126,7 +131,7 @@ def one_answer(examples: Sequence[Example]) -> bool:
 
 
 def canonical_text(example: Example) -> str:
-    return normalised(example.target)
+    return exact(example.target)
 
 
 @dataclass(frozen=True)

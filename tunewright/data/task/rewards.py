@@ -10,7 +10,7 @@ from tunewright.data.messages import Chat, Example, Json
 from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Readings
 from tunewright.data.task.kind import Task, TaskKind
-from tunewright.data.text import normalised
+from tunewright.data.text import exact
 
 
 def _detect(examples: Sequence[Example]) -> Task | None:
@@ -40,7 +40,7 @@ def _instruct(task: Task, train: Sequence[Chat]) -> str:
 
 def _canonical(example: Example) -> str:
     """Rows with one prompt say the same if graders read the same."""
-    return normalised(repr(sorted(item_of(example).items(), key=lambda field: field[0])))
+    return exact(repr(sorted(item_of(example).items(), key=lambda field: field[0])))
 
 
 REWARDS = TaskKind(

@@ -24,7 +24,7 @@ from tunewright.data.structure.xml_notation import XML as XML_NOTATION
 from tunewright.data.structure.yaml_notation import YAML as YAML_NOTATION
 from tunewright.data.task.free_text import text_metric
 from tunewright.data.task.kind import WRITTEN, Task, TaskKind
-from tunewright.data.text import normalised
+from tunewright.data.text import exact, normalised
 
 FRACTION = 0.95  # a few malformed or refused answers do not change the task
 PARSED = 500  # answers that are parsed to detect YAML or XML: reading a YAML text takes milliseconds
@@ -84,7 +84,7 @@ def _value(notation: Notation, example: Example) -> Json:
 def _canonical(notation: Notation, example: Example) -> str:
     """The target without the order of keys and the white space between them."""
     value = notation.strict(unfenced(example.target))
-    return normalised(example.target if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False))
+    return exact(example.target if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
 # -- detection

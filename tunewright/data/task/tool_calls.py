@@ -22,7 +22,7 @@ from tunewright.data.structure import schema
 from tunewright.data.structure.comparison import EMPTY, Comparison, Field, compare
 from tunewright.data.structure.schema import Schema
 from tunewright.data.task.kind import WRITTEN, Task, TaskKind
-from tunewright.data.text import normalised
+from tunewright.data.text import exact, normalised
 from tunewright.data.tool_calls import NOTATIONS, parse
 
 FRACTION = 0.2  # of the answers are calls; with fewer, calls are exceptions in a task of another kind
@@ -134,7 +134,7 @@ def _canonical(example: Example) -> str:
         return ""
     calls = [{"name": c.name, "arguments": c.arguments} for c in _calls(example)]
     words = replace(example.messages[-1], tool_calls=()).text
-    return normalised(words + json.dumps(calls, sort_keys=True, ensure_ascii=False))
+    return exact(words + json.dumps(calls, sort_keys=True, ensure_ascii=False))
 
 
 TOOL_CALLS = TaskKind(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tunewright.core.sampling import GREEDY, Sampling
-from tunewright.data.messages import Example, Message, Prompt
+from tunewright.data.messages import Chat, Example, Message, Prompt
 from tunewright.data.scores import Answer, Likelihood
 
 Progress = Callable[[int], None]
@@ -40,6 +40,10 @@ class Model(Protocol):
 
     def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         """What the model's head answers: the most probable label, or a number."""
+        ...
+
+    def rewards(self, chats: Sequence[Chat]) -> list[float]:
+        """What the model's head gives the last message of each conversation."""
         ...
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:

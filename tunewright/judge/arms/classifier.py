@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,13 +11,14 @@ from tunewright.data.messages import Chat, Example, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Written
 from tunewright.judge.arms.arm import Model, Progress
 
+Output = tuple[str, LabelProbs | Written]  # the answer as text, and what it was chosen from
+
 
 @dataclass(frozen=True)
 class Classifier:
-    """``predict`` gives the probabilities of ``labels``; the most probable is chosen, the first of equals."""
+    """``predict``: gives the answers."""
 
-    predict: PredictProbs
-    labels: tuple[str, ...]
+    predict: Callable[[Sequence[Chat]], list[Output]]
     needs_model: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     decoding: ClassVar[str] = "greedy"
@@ -28,30 +29,24 @@ class Classifier:
     def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
         chats = [e for e in examples if isinstance(e, Chat)]
         answers = []
-        for chat, probs in zip(chats, self.predict(chats), strict=True):
-            best = max(self.labels, key=lambda label: probs[label])
-            rounded = LabelProbs({label: round(p, 6) for label, p in probs.items()})
-            answers.append(Answer(best, rounded, chat.prompt.messages, prompt_tokens=0))
+        for chat, (text, output) in zip(chats, self.predict(chats), strict=True):
+            answers.append(Answer(text, output, chat.prompt.messages, prompt_tokens=0))
             progress(1)
         return answers
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """``predict`` gives the answers, as texts."""
+def most_probable(predict: PredictProbs, labels: tuple[str, ...]) -> Classifier:
+    """Answers with the most probable label, the first of equals."""
 
-    predict: Predict
-    needs_model: ClassVar[bool] = False
-    deterministic: ClassVar[bool] = True
-    decoding: ClassVar[str] = "greedy"
+    def chosen(chats: Sequence[Chat]) -> list[Output]:
+        every = predict(chats)
+        best = [max(labels, key=lambda label: probs[label]) for probs in every]
+        rounded = [LabelProbs({label: round(p, 6) for label, p in probs.items()}) for probs in every]
+        return list(zip(best, rounded, strict=True))
 
-    def prompt(self, example: Example) -> Prompt:
-        return example.prompt
+    return Classifier(chosen)
 
-    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
-        chats = [e for e in examples if isinstance(e, Chat)]
-        answers = []
-        for chat, text in zip(chats, self.predict(chats), strict=True):
-            answers.append(Answer(text, Written(0, cut=False), chat.prompt.messages, prompt_tokens=0))
-            progress(1)
-        return answers
+
+def texts(predict: Predict) -> Classifier:
+    """Answers with texts."""
+    return Classifier(lambda chats: [(text, Written(0, cut=False)) for text in predict(chats)])

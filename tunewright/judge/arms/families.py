@@ -13,13 +13,12 @@ from tunewright.core.errors import ConfigError
 from tunewright.data import baselines
 from tunewright.data.baselines import Predict
 from tunewright.data.messages import Chat, Text
-from tunewright.data.task import REWARDS, Task, label_set
+from tunewright.data.task import RANKING, REWARDS, Task, label_set
 from tunewright.data.text import content_hash
-from tunewright.judge.arms import bm25
+from tunewright.judge.arms import bm25, classifier, ranking
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.best_of import BestOf
 from tunewright.judge.arms.bm25 import Index
-from tunewright.judge.arms.classifier import Classifier, Predictor
 from tunewright.judge.arms.headed import Headed
 from tunewright.judge.arms.label_scored import LabelScored
 from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
@@ -49,6 +48,10 @@ class ArmInputs:
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
     """Families in the order of the report, the tuned arm last. Documents have no prompt, so they have only two arms.
     ``max_new_tokens`` limits an endpoint's answers."""
+    if task.kind is RANKING:
+        ways = ranking.arms(sources.train, config.evidence != "plain")
+        own = {"tuned": ways.pop("tuned")}
+        return {**ways, **_full_precision(ways, sources), **own}
     if not task.kind.prompted:
         base = {"base": [Arm("base", "the base model", language_model(task))]}
         return {**base, **_full_precision(base, sources), **_started(task, sources), "tuned": [tuned(task)]}
@@ -205,18 +208,18 @@ def _classifiers(task: Task, train: Sequence[Chat], full: bool) -> Families:
         return _predictors(titles, baselines.most_frequent(train), each, full)
     if not task.labels:
         return {}
-    constant = Classifier(baselines.constant(train, task.labels), task.labels)
+    constant = classifier.most_probable(baselines.constant(train, task.labels), task.labels)
     families = {"constant": [Arm("constant", "always the most frequent label", constant)]}
     if full:
-        tfidf = Classifier(baselines.tfidf(train, task.labels), task.labels)
+        tfidf = classifier.most_probable(baselines.tfidf(train, task.labels), task.labels)
         families["classical"] = [Arm("classical", "TF-IDF and logistic regression", tfidf, trained=True)]
     return families
 
 
 def _predictors(titles: tuple[str, str], constant: Predict, classical: Predict, full: bool) -> Families:
-    families = {"constant": [Arm("constant", titles[0], Predictor(constant))]}
+    families = {"constant": [Arm("constant", titles[0], classifier.texts(constant))]}
     if full:
-        families["classical"] = [Arm("classical", titles[1], Predictor(classical), trained=True)]
+        families["classical"] = [Arm("classical", titles[1], classifier.texts(classical), trained=True)]
     return families
 
 

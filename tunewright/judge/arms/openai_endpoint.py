@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 120.0
+MOST_REFUSED = 20  # requests, before one is answered
 LONGEST_WAIT = 60.0  # seconds, whatever an endpoint asks for
 BUSY = "the endpoint limits requests: run the same command again later, or send fewer at once."
 
@@ -71,7 +72,8 @@ def api_key(url: str, variable: str) -> str:
 
 @dataclass(frozen=True)
 class Remote:
-    """Answers of at most ``max_new_tokens`` tokens; for a label task, the label that the answer names, if any."""
+    """Answers of at most ``max_new_tokens`` tokens; for a label task, the label that the answer names, if any. A
+    question that the endpoint refuses, as its content filter may, has an empty answer."""
 
     endpoint: Endpoint
     max_new_tokens: int
@@ -89,30 +91,34 @@ class Remote:
         for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
             answer = without_thoughts(reply.text) if self.labels else ""
             text = read_label(answer, self.labels) or reply.text
-            written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3))
+            written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3), reply.refused)
             answers.append(Answer(text, written, prompt.messages, prompt_tokens=reply.prompt_tokens))
         return answers
 
 
 @dataclass(frozen=True)
 class Reply:
-    """``cut``: the answer reached the token limit."""
+    """``cut``: the answer reached the token limit. ``refused``: why there is no answer."""
 
     text: str
     prompt_tokens: int
     answer_tokens: int
     cut: bool
     seconds: float
+    refused: str = ""
 
 
 def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
-    """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses a request or
-    cannot be reached."""
+    """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses all requests,
+    `MOST_REFUSED` before it answers one, or cannot be reached."""
     replies: dict[int, Reply] = {}
     for place, reply in ask_each(endpoint, prompts, limit):
         if isinstance(reply, Refused):
-            raise reply
-        replies[place] = reply
+            replies[place] = Reply("", 0, 0, cut=False, seconds=0.0, refused=reply.problems[0].message)
+            if all(r.refused for r in replies.values()) and len(replies) in (MOST_REFUSED, len(prompts)):
+                raise reply  # it is about the request, and not about the question
+        else:
+            replies[place] = reply
         progress(1)
     return [replies[place] for place in range(len(prompts))]
 

@@ -15,7 +15,7 @@ from tunewright.core import records
 from tunewright.core.config import AdapterConfig, PeftKind
 from tunewright.core.errors import ModelError, RunError
 from tunewright.core.records import AdapterNote
-from tunewright.core.run_folder import sha256
+from tunewright.core.run_folder import make_folder, sha256, write_atomic
 from tunewright.model.heads.linear import NAME
 
 PREFIX = "base_model.model."
@@ -62,8 +62,17 @@ def kind_of(folder: Path) -> str:
         return ""
 
 
+def keep(folder: Path, copy: Path) -> None:
+    """Copy an adapter's files, so that they can be restored. What is there already stays."""
+    make_folder(copy)
+    for name in (CONFIG, TENSORS, NOTE):
+        if (folder / name).is_file() and not (copy / name).exists():
+            write_atomic(copy / name, (folder / name).read_bytes())
+
+
 def hashed(folder: Path) -> str:
-    """Hash of an adapter's config and tensors. Raises ADAPTER_CORRUPT."""
+    """Hash of an adapter's config and tensors. Raises ADAPTER_MISSING and ADAPTER_CORRUPT."""
+    _require(folder)
     try:
         return hashlib.sha256(f"{sha256(folder / CONFIG)} {sha256(folder / TENSORS)}".encode()).hexdigest()
     except OSError as error:
@@ -76,10 +85,11 @@ def layers_of(tensors: dict[str, Tensor]) -> list[str]:
 
 def read(folder: Path, base_sha256: str | None = None) -> StoredAdapter:
     """A LoRA adapter, ours or PEFT's. ``base_sha256``: of the base that it must have been trained on, which only our
-    note tells. Raises ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT, ADAPTER_UNSUPPORTED."""
+    note tells. Raises ADAPTER_MISSING, ADAPTER_BASE_MISMATCH, ADAPTER_CORRUPT, ADAPTER_UNSUPPORTED."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    _require(folder)
     try:
         written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
@@ -155,6 +165,13 @@ def untouched(folder: Path, base_sha256: str | None) -> AdapterNote | None:
             folder, f"the adapter was trained on base model {note.base_sha256[:12]}; this base is {base_sha256[:12]}"
         )
     return note
+
+
+def _require(folder: Path) -> None:
+    if not folder.is_dir():
+        message = "there is no such folder."
+        fix = "name another; or, for a run that continued from it, copy the run's folder `start` there."
+        raise ModelError("ADAPTER_MISSING", message, where=str(folder), fix=fix)
 
 
 def corrupt(folder: Path, what: str) -> ModelError:

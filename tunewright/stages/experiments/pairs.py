@@ -35,6 +35,7 @@ def pairs(work: Work) -> Pairs | Ratings | NotMeasured:
     clusters = [work.data.cluster[r.row] for r in rows]
     if len(set(clusters)) < 2:
         return NotMeasured(reason="there are fewer than two groups of test pairs")
+    work.run.event("test_read", rows=len(rows), experiment="pairs")
     tokens_R2 = np.array([[s.supervised for s in r.sequences] for r in rows], float)
     before_R2, after_R2 = (_logp(work, w, rows) for w in (weights.before(work.run, work.plan), trained))
     mean_before_R2, mean_after_R2 = before_R2 / tokens_R2, after_R2 / tokens_R2

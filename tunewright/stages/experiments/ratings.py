@@ -23,6 +23,7 @@ from tunewright.tokens.sequences import TrainRow, flat
 def ratings(work: Work) -> Ratings:
     """Reads the test answers of both kinds; with more than plain evidence, also trains the branch."""
     trained, rows = weights.at_chosen_scale(work.run, work.plan), _rows(work)
+    work.run.event("test_read", rows=len(rows), experiment="ratings")
     desirable_R = np.array([kto.is_desirable(r) for r in rows])
     tokens_R = np.array([r.supervised for r in rows], float)
     before_R, after_R = (_logp(work, w, rows) for w in (weights.base(work.plan), trained))
