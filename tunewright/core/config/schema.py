@@ -271,7 +271,7 @@ class MethodOptions(Growing):
 
     ADDED: ClassVar[Collection[str]] = (
         *("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio", "desirable_weight", "undesirable_weight"),
-        *("loss_type", "num_generations", "temperature"),
+        *("loss_type", "num_generations", "temperature", "kl_weight", "num_iterations"),
     )
     READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
         "beta": (*PREFERENCE, *RATED),
@@ -280,7 +280,7 @@ class MethodOptions(Growing):
         "label_smoothing": ("dpo", "robust_dpo", "normalized_dpo"),
         "nll_weight": tuple(name for name in PREFERENCE if name != "orpo"),
         "gamma_beta_ratio": ("simpo",),
-        **dict.fromkeys(("loss_type", "num_generations", "temperature"), REWARDED),
+        **dict.fromkeys(("loss_type", "num_generations", "temperature", "kl_weight", "num_iterations"), REWARDED),
     }
 
     beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
@@ -317,6 +317,12 @@ class MethodOptions(Growing):
         8, description="grpo: samples for each prompt of a step, which are compared with one another."
     )
     temperature: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="grpo: temperature of these samples.")
+    kl_weight: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0, description="grpo: weight of the KL divergence from the initial model, added to the loss."
+    )
+    num_iterations: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="grpo: optimizer steps for the samples of one model, with ratios to it that are clipped."
+    )
 
 
 class TrainConfig(MethodOptions):
@@ -511,6 +517,11 @@ class ExperimentsConfig(Frozen):
     mitigation: bool = Field(
         False,
         description="Also train with a lower learning rate, and with replay of the base's answers; compare on dev.",
+    )
+    raft: bool = Field(
+        False,
+        description="grpo: also fine-tune on the best samples of the untrained model, chosen among as many sampled "
+        "tokens, and compare on the same test rows.",
     )
 
 

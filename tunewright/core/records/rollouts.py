@@ -33,10 +33,24 @@ class RolloutLine(Line):
     logp: tuple[float, ...] = Field(
         description="Their log-probabilities, in nats, at the temperature of sampling; none of greedy answers."
     )
+    old_logp: tuple[float, ...] | None = Field(
+        None, description="The same as training computes them, if it takes several updates; of samples trained on."
+    )
+    reference_logp: tuple[float, ...] | None = Field(
+        None, description="The same by the model before training, if the loss has a KL term."
+    )
     finish: Literal["stop", "length"] = Field(description="Whether a stop token or the limit ended it.")
     text: str = Field(description="What graders read.")
     reward: float | None = Field(None, description="By reward.grader, 0 to 1; absent if it failed.")
     problem: str | None = Field(None, description="Why it failed.")
+
+
+class GradeLine(Line):
+    """What a model that grades replied to one question."""
+
+    key: str = Field(description="Hash of the question, the model, its address and the sampling.")
+    score: float = Field(description="The number that it replied, in the range of the grader.")
+    reply: str = Field(description="The beginning of its reply.")
 
 
 def _kind(line: object) -> str:

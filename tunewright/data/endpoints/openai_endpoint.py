@@ -8,18 +8,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tunewright.core.config import RemoteConfig
 from tunewright.core.errors import ConfigError, RunError
-from tunewright.data.messages import Example, Json, Message, Prompt, ToolCall
-from tunewright.data.metrics import read_label
-from tunewright.data.scores import Answer, Written
-from tunewright.data.text import without_thoughts
-from tunewright.judge.arms.arm import Model, Progress, silent
+from tunewright.data.messages import Json, Message, Prompt, ToolCall
 
 if TYPE_CHECKING:
     import httpx
@@ -36,13 +32,14 @@ class Refused(RunError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``fix``: what to do if a request fails."""
+    """``fix``: what to do if a request fails. ``more``: further parameters of a request."""
 
     url: str
     model: str
     key: str = field(default="", repr=False)
     concurrency: int = 8
     fix: str = "check prove.remote and its API key, or leave prove.remote out."
+    more: tuple[tuple[str, Json], ...] = ()
 
     @classmethod
     def of(cls, config: RemoteConfig) -> Endpoint:
@@ -70,31 +67,6 @@ def api_key(url: str, variable: str) -> str:
 
 
 @dataclass(frozen=True)
-class Remote:
-    """Answers of at most ``max_new_tokens`` tokens; for a label task, the label that the answer names, if any."""
-
-    endpoint: Endpoint
-    max_new_tokens: int
-    labels: tuple[str, ...] = ()
-    needs_model: ClassVar[bool] = False
-    deterministic: ClassVar[bool] = False
-    decoding: ClassVar[str] = "greedy"
-
-    def prompt(self, example: Example) -> Prompt:
-        return example.prompt
-
-    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
-        prompts = [self.prompt(e) for e in examples]
-        answers = []
-        for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
-            answer = without_thoughts(reply.text) if self.labels else ""
-            text = read_label(answer, self.labels) or reply.text
-            written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3))
-            answers.append(Answer(text, written, prompt.messages, prompt_tokens=reply.prompt_tokens))
-        return answers
-
-
-@dataclass(frozen=True)
 class Reply:
     """``cut``: the answer reached the token limit."""
 
@@ -105,7 +77,9 @@ class Reply:
     seconds: float
 
 
-def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
+def ask(
+    endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Callable[[int], None] = lambda _: None
+) -> list[Reply]:
     """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses a request or
     cannot be reached."""
     replies: dict[int, Reply] = {}
@@ -174,6 +148,7 @@ def _asked(client: httpx.Client, endpoint: Endpoint, prompt: Prompt, limit: int,
         **({"tools": list(prompt.tools)} if prompt.tools else {}),
         "temperature": 0,
         "max_tokens": limit,
+        **dict(endpoint.more),
     }
     return _post(client, f"{endpoint.url}/chat/completions", body, endpoint.fix, stopped)
 
