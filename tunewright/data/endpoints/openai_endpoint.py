@@ -203,15 +203,15 @@ def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, sto
             reason = f"{type(error).__name__}: {error}"
             continue
         if response.status_code == 429 or response.status_code >= 500:
-            reason, after = f"status {response.status_code}", response.headers.get("retry-after", "")
+            reason, after = _status(response), response.headers.get("retry-after", "")
             wait = min(LONGEST_WAIT, float(after)) if after.isascii() and after.isdigit() else 0.0
             fix = BUSY if response.status_code == 429 else fix
             continue
         if response.status_code == 400 and (other := _accepted(body, response.text)) is not None:
-            body, reason = other, f"status 400: {response.text[:200]}"
+            body, reason = other, _status(response)
             continue
         if response.status_code != 200:
-            reason = f"status {response.status_code}: {response.text[:200]}"
+            reason = _status(response)
             if response.status_code in (400, 413, 422):
                 raise Refused("REMOTE_FAILED", f"request to {url} was refused: {reason}.", where=url, fix=fix)
             break
@@ -220,6 +220,11 @@ def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, sto
         reason = f"the reply is not a chat completion: {response.text[:200]}"
         raise Refused("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
     raise RunError("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
+
+
+def _status(response: httpx.Response) -> str:
+    """With what the endpoint says about it."""
+    return f"status {response.status_code}" + (f": {response.text[:200]}" if response.text else "")
 
 
 def _reply(response: httpx.Response, seconds: float) -> Reply | None:
