@@ -65,6 +65,8 @@ PARTS = {
         "core/records/rewards.py",
         "report/templates/sections/rewards.html.j2",
         "judge/pass_at_k.py",
+        "data/endpoints/token_sampler.py",
+        "model/decoding/outside.py",
         "core/records/pairs.py",
         "report/templates/sections/pairs.html.j2",
     ),

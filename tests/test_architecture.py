@@ -193,6 +193,8 @@ def test_the_config_fields() -> None:
         "train.patience",
         "reward.grader",
         "reward.check",
+        "reward.sampler.url",
+        "reward.sampler.api_key_env",
         "checkpoint.every",
         "checkpoint.keep",
         "prove.metric",
@@ -366,6 +368,7 @@ NETWORK = {"httpx", "requests", "urllib", "http", "socket", "aiohttp", "fsspec",
 # They contact the host that a setting or --at names, or a program that they started on this machine, and no other.
 CONTACTS = {
     "openai_endpoint.py",
+    "token_sampler.py",
     "openai_server.py",
     "llama_cpp.py",
     "remote.py",

@@ -130,6 +130,8 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 ELSEWHERE = {
     "experiments.raft": "stages/test_rewards.py",
+    "reward.sampler.url": "train/test_outside.py",
+    "reward.sampler.api_key_env": "train/test_outside.py",
     "adapter.start": "stages/test_adapters.py",
     "sweep.grid": "stages/test_sweep.py",
     "sweep.halve": "stages/test_sweep.py",

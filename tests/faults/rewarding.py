@@ -323,9 +323,11 @@ def ratios_are_to_the_model_that_drew_the_samples() -> None:
         asked, how, lm = several(Path(folder))
         rows = [r for r in how.sampled(lm, ROWS, asked, 3) if "old_M" in r.signal]
         _, *lines = records.read_lines(Path(folder) / "step-000003.jsonl", ROLLOUT)
-        drawn_M = np.concatenate([x.logp for x in lines if x.old_logp])  # type: ignore[union-attr]
-        old_M = np.concatenate([r.signal["old_M"] for r in rows])
-    assert np.allclose(old_M[old_M != 0], drawn_M, atol=1e-3), "as the sampler has them"
+    assert rows
+    for row in rows:
+        drawn_M = np.concatenate([x.logp for x in lines if x.row == row.row])  # type: ignore[union-attr]
+        old_M = row.signal["old_M"]
+        assert np.allclose(old_M[old_M != 0], drawn_M[old_M != 0], atol=1e-3), "as the sampler has them"
 
 
 def of_the_model_as_it_is_now(patch: Patch) -> None:

@@ -86,7 +86,8 @@ def trl(name: str, given: Samples, kl: float = 0.0) -> Tensor:
         epsilon_low=low,
         epsilon_high=high,
         args=SimpleNamespace(delta=None, steps_per_generation=1, use_bias_correction_kl=True),
-        use_vllm=False,
+        use_vllm=given.weight_M is not None,
+        vllm_importance_sampling_correction=True,
         model=SimpleNamespace(training=False),
         current_gradient_accumulation_steps=1,
         max_completion_length=LONGEST,
@@ -107,6 +108,7 @@ def trl(name: str, given: Samples, kl: float = 0.0) -> Tensor:
         "old_logps": padded(given.old_M, given.tokens).sum(1),
         **({"ref_per_token_logps": padded(given.reference_M, given.tokens)} if given.reference_M is not None else {}),
         "num_items_in_batch": mask.sum(),
+        **({"importance_sampling_ratio": padded(given.weight_M, given.tokens)} if given.weight_M is not None else {}),
     }
     module = pytest.importorskip("trl.trainer.rloo_trainer" if name == "rloo" else "trl.trainer.grpo_trainer")
     trainer = module.RLOOTrainer if name == "rloo" else module.GRPOTrainer
@@ -168,6 +170,14 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(name: str) -> None
         (gradient,) = torch.autograd.grad(LOSSES[name].function(given).mean(), logits)
         total += prob * gradient
     assert torch.allclose(-total, wanted * (1.0 if name == "rloo" else 0.5), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+def test_weights_of_another_sampler_are_trls(name: str) -> None:
+    given = replace(samples(), weight_M=torch.linspace(0.2, 2, sum(LENGTHS), dtype=torch.float64))
+    (expected,) = torch.autograd.grad(trl(name, given, 0.3), given.logp_M)
+    (actual,) = torch.autograd.grad(ours(name, given, 0.3), given.logp_M)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-10)
 
 
 def test_the_expected_gradient_of_the_penalty_is_that_of_the_divergence() -> None:

@@ -245,7 +245,8 @@ def test_answers_are_part_of_the_memory_that_is_needed(model_folder: Folder) -> 
     hardware = Machine("cpu", 1, 8.0, 8.0, 10.0, 10.0, "test")
     made = planning.make_plan(config, facts, sizes, hardware, "rewards", 50)
     kept = planning._kept(facts, "float32", "none")
-    each = planning.bytes_per_token(facts, sizes.with_samples(8, 50), "float32", made.kernels, "none")
-    planning.require_memory(made, facts, sizes, kept + 4400 * each)
+    samples, recompute = sizes.with_samples(8, 50), made.gradient_checkpointing
+    each = planning.bytes_per_token(facts, samples, "float32", made.kernels, recompute)
+    planning.require_memory(made, facts, sizes, kept + samples.tokens * each)
     with pytest.raises(TunewrightError, match="TRAIN_MEMORY"):
-        planning.require_memory(made, facts, sizes, kept + 400 * each)
+        planning.require_memory(made, facts, sizes, kept + sizes.tokens * each)

@@ -29,7 +29,9 @@ from tunewright.tokens.packing import Microbatch, singles, split_into_passes, to
 from tunewright.tokens.sequences import TokenSequence, TrainRow, prompt_then_answer
 from tunewright.tokens.template import Template
 
-LOGP = ("old_M", "reference_M")  # signals of a row: by the model that drew its samples, and by the reference
+# Signals of a row, of the tokens of its samples: log-probabilities by the model that drew them and by the reference,
+# and the weights of those that another program drew.
+OF_TOKENS = ("old_M", "reference_M", "weight_M")
 STATISTICS = ("reward", "reward_std", "flat_groups", "length", "cut", "mismatch")
 
 
@@ -78,26 +80,26 @@ def microbatches(
             "statistics": total * statistics(rows, chosen) if number == 0 else np.zeros(len(STATISTICS)),
             "per_token_1": np.array([total / tokens]),
         }
-        for name in LOGP:
-            if all(name in d.logp for d in part):
-                signal[name] = np.concatenate([d.logp[name] for d in part])
+        for name in OF_TOKENS:
+            if all(name in d.of_tokens for d in part):
+                signal[name] = np.concatenate([d.of_tokens[name] for d in part])
         made.append(to_microbatch([d.sequence for d in part], plan.layout, signal=signal))
     return made
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A sample of a row. ``logp``: of its tokens, by the names in `LOGP`."""
+    """A sample of a row. ``of_tokens``: by the names in `OF_TOKENS`."""
 
     sequence: TokenSequence
     advantage: float
-    logp: Mapping[str, NDArray[np.generic]]
+    of_tokens: Mapping[str, NDArray[np.generic]]
 
 
 def _drawn(row: TrainRow) -> list[_Drawn]:
     count, ends = len(row.sequences), np.cumsum([s.supervised for s in row.sequences])[:-1]
     advantage_S = row.signal.get("advantage_S", np.ones(count))
-    parts = {name: np.split(row.signal[name], ends) for name in LOGP if name in row.signal}
+    parts = {name: np.split(row.signal[name], ends) for name in OF_TOKENS if name in row.signal}
     each = [{name: own[n] for name, own in parts.items()} for n in range(count)]
     return [_Drawn(s, float(a), own) for s, a, own in zip(row.sequences, advantage_S, each, strict=True)]
 
@@ -121,9 +123,9 @@ def loss(model: LanguageModel, microbatch: Microbatch, plan: Plan) -> Loss:
         return forward.on_device(model, signal[name]).to(logp_M.dtype)
 
     old_M = placed("old_M") if "old_M" in signal else logp_M.detach()
-    reference_M = placed("reference_M") if "reference_M" in signal else None
+    reference_M, weight_M = (placed(name) if name in signal else None for name in ("reference_M", "weight_M"))
     tokens = tuple(int(n) for n in signal["tokens_S"])
-    samples = Samples(logp_M, old_M, tokens, placed("advantage_S"), reference_M)
+    samples = Samples(logp_M, old_M, tokens, placed("advantage_S"), reference_M, weight_M)
     loss_S = policy.function(samples)
     values = torch.from_numpy(np.ascontiguousarray(signal["statistics"])).to(logp_M.device)
     metrics, per_token = dict(zip(STATISTICS, values, strict=True)), float(signal["per_token_1"][0])

@@ -22,13 +22,14 @@ STD_EPSILON = 1e-4  # as in the released code of GRPO, and in TRL and verl
 class Samples:
     """``logp_M`` of the tokens of the samples, one sample after another, their ends included; ``old_M``: the same when
     they were drawn; ``tokens``: of each sample; ``advantage_S``; ``reference_M``: as ``logp_M``, by the model before
-    training."""
+    training; ``weight_M``: of a token, where another program drew it, with other rounding."""
 
     logp_M: Tensor
     old_M: Tensor
     tokens: tuple[int, ...]
     advantage_S: Tensor
     reference_M: Tensor | None = None
+    weight_M: Tensor | None = None
 
     @property
     def logratio_M(self) -> Tensor:
@@ -95,7 +96,8 @@ def of_mean(samples: Samples) -> Tensor:
 
 def _by_token(samples: Samples, clip: Clip) -> Tensor:
     """loss_S, summed over tokens."""
-    return samples.summed(clipped(of_token(samples), samples.repeated(samples.advantage_S), clip))
+    loss_M = clipped(of_token(samples), samples.repeated(samples.advantage_S), clip)
+    return samples.summed(loss_M if samples.weight_M is None else loss_M * samples.weight_M)
 
 
 def grpo(samples: Samples) -> Tensor:
@@ -116,11 +118,13 @@ def dapo(samples: Samples) -> Tensor:
 def gspo(samples: Samples) -> Tensor:
     """GSPO (Zheng et al. 2025, 2507.18071): one ratio for each sample, of the mean over its tokens."""
     ratio_S = (samples.summed(samples.logratio_M) / samples.tokens_S).exp()
-    return clipped(ratio_S, samples.advantage_S, GSPO_CLIP)
+    loss_S = clipped(ratio_S, samples.advantage_S, GSPO_CLIP)
+    return loss_S if samples.weight_M is None else loss_S * samples.summed(samples.weight_M) / samples.tokens_S
 
 
 def rloo(samples: Samples) -> Tensor:
     """REINFORCE, leave one out (Ahmadian et al. 2024, 2402.14740): one ratio for each sample, of the sum."""
+    assert samples.weight_M is None, "CONFIG_CONFLICT"
     return clipped(samples.summed(samples.logratio_M).exp(), samples.advantage_S, CLIP)
 
 

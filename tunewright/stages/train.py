@@ -37,12 +37,10 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     model = _model(work, ranks)
     if ranks.first:
         _keep_start(work, model.module)
-    hashes = input_hashes(work.data, inputs, plan)
+    hashes, drawn = input_hashes(work.data, inputs, plan), rollouts.of(work.answers, model, work.config.reward.sampler)
     training_inputs = _precomputed(
         work,
-        loop.TrainingInputs(
-            model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes, rollouts.of(work.answers, model)
-        ),
+        loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes, drawn),
     )
     if ranks.world > 1:
         facts = {"model": inputs.facts.sha256, "torch": torch.__version__, "code": code_sha256()}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tunewright.core import records
@@ -32,8 +33,9 @@ from tunewright.methods import grpo
 from tunewright.methods.grpo import STATISTICS
 from tunewright.methods.policy_losses import LOSSES
 from tunewright.model import adapters, forward
-from tunewright.model.decoding import generate
+from tunewright.model.decoding import generate, outside
 from tunewright.model.decoding.generate import Decoding
+from tunewright.model.decoding.outside import Outside
 from tunewright.model.decoding.sample import Draw, Sample, sample
 from tunewright.model.language_model import LanguageModel
 from tunewright.tokens import packing, rendering
@@ -44,6 +46,7 @@ from tunewright.tokens.template import Template
 # Of the log-probability of a token in training and in sampling, in nats. Measured with SmolLM2-135M: below 5e-5 in
 # float32; in bfloat16 0.04 to 0.06, because sampling and training add in another order.
 MOST_MISMATCH = {"float32": 1e-3, "bfloat16": 0.15}
+CAP = 2.0  # of importance weights; TRL takes 3, of whole samples
 COMPARED = 4  # samples of a step whose log-probabilities are computed again
 WHERE = "reward.grader"
 
@@ -51,7 +54,8 @@ WHERE = "reward.grader"
 @dataclass(frozen=True)
 class Rollouts:
     """How the prompts of a run are answered and graded. ``folder``: rollouts/; ``note``: shown to the user. ``start``:
-    the update that training continues from, which belongs to the reference; None if that is the base."""
+    the update that training continues from, which belongs to the reference; None if that is the base. ``outside``: the
+    program that draws the samples of training; None: this one does."""
 
     template: Template
     examples: Sequence[Example]
@@ -60,6 +64,7 @@ class Rollouts:
     folder: Path
     note: Callable[[str], None] = lambda _: None
     start: Mapping[str, Tensor] | None = None
+    outside: Outside | None = None
 
     def sampled(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int) -> Sequence[TrainRow]:
         """The rows; those of step ``step`` (from 0) with their samples, which are trained on: drawn for the first of
@@ -72,7 +77,7 @@ class Rollouts:
         else:
             start, lines = self._drawn_before(part, plan, first, file)
         done = self._rows(part, lines, plan, start.mismatch)
-        if wanted := [name for name, field in _wanted(plan).items() if not any(getattr(x, field) for x in lines)]:
+        if wanted := [name for name, field in self._wanted(plan).items() if not any(getattr(x, field) for x in lines)]:
             assert update == 0, "written with the first update"
             lines = self._with_logp(model, done, lines, plan, wanted)
             self._write(file, start, lines)
@@ -104,7 +109,7 @@ class Rollouts:
     ) -> list[RolloutLine]:
         """The lines with log-probabilities of what is trained on, computed in the passes of training: so a ratio is
         exactly 1 before the first update, and the divergence from an untrained model exactly 0."""
-        done, fields = list(lines), _wanted(plan)
+        done, fields = list(lines), self._wanted(plan)
         for part in grpo.microbatches(model, rows, range(len(rows)), plan, 0):
             for name in wanted:
                 with self._reference(model) if name == "reference_M" else nullcontext():
@@ -155,9 +160,9 @@ class Rollouts:
             assert isinstance(first, RolloutStart)
             return first, lines
         model.module.eval()
-        groups = self._drawn(model, rows, plan, step)
-        lines = list(self._lines(rows, groups))
+        groups = self._drawn(model, rows, plan, step, None if weights else self.outside)
         start = start.model_copy(update={"mismatch": self._mismatch(model, rows, groups, plan)})
+        lines = list(self._lines(rows, groups))
         self._write(file, start, lines)
         return start, lines
 
@@ -186,10 +191,14 @@ class Rollouts:
         make_folder(file.parent)
         records.write_lines(file, [start, *lines])
 
-    def _drawn(self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int) -> list[list[Sample]]:
-        options = plan.options
+    def _drawn(
+        self, model: LanguageModel, rows: Sequence[TrainRow], plan: Plan, step: int, by: Outside | None
+    ) -> list[list[Sample]]:
+        options, prompts = plan.options, [(r.row, _prompt(r)) for r in rows]
         draw = Draw(plan.seed, step, options.temperature)
-        return sample(model, [(r.row, _prompt(r)) for r in rows], options.num_generations, self.decoding, draw)
+        if by is None:
+            return sample(model, prompts, options.num_generations, self.decoding, draw)
+        return outside.sample(by, model, prompts, options.num_generations, self.decoding, draw)
 
     def _lines(self, rows: Sequence[TrainRow], groups: Sequence[Sequence[Sample]]) -> Iterator[RolloutLine]:
         """The samples, graded. Raises REWARD_FAILED."""
@@ -236,12 +245,16 @@ class Rollouts:
         logp_M = forward.logp(model, to_microbatch(sequences, plan.layout), temperature=plan.options.temperature)
         drawn_M = np.array([x for _, s in some for x in s.logp])
         mismatch = float(np.abs(logp_M.double().cpu().numpy() - drawn_M).mean())
-        if not mismatch <= MOST_MISMATCH[plan.dtype]:
+        most = MOST_MISMATCH["bfloat16" if self.outside else plan.dtype]
+        if not mismatch <= most:
+            fix = "set train.dtype=float32; if that is set, report it: no result can be trusted."
+            if self.outside:
+                fix = "serve the base of the run in the same precision, not quantized, and without other adapters."
             raise TrainError(
                 "ROLLOUT_MISMATCH",
                 f"a token's log-probability differs by {mismatch:.4f} nats between sampling and training; in "
-                f"{plan.dtype} at most {MOST_MISMATCH[plan.dtype]:g} is expected.",
-                fix="set train.dtype=float32; if that is set, report it: no result can be trusted.",
+                f"{plan.dtype} at most {most:g} is expected.",
+                fix=fix,
             )
         return mismatch
 
@@ -266,23 +279,30 @@ class Rollouts:
                 "mismatch": mismatch,
             }
             signal = {"advantage_S": advantage_NG[n], "statistics": np.array([statistics[name] for name in STATISTICS])}
-            for name, field in _wanted(plan).items():
+            for name, field in self._wanted(plan).items():
                 if any(getattr(x, field) for x in own):
                     # Those of samples that are not trained on are never read.
                     signal[name] = np.concatenate([getattr(x, field) or np.zeros(len(x.ids)) for x in own])
+            if self.outside and "old_M" in signal:
+                signal["weight_M"] = np.concatenate([_weights(x) for x in own])
             done.append(replace(row, sequences=sequences, signal=signal))
         return done
+
+    def _wanted(self, plan: Plan) -> dict[str, str]:
+        """The log-probabilities that the loss reads: signals of rows, each with its field in the file."""
+        fields = {"old_M": "old_logp"} if plan.options.num_iterations > 1 or self.outside else {}
+        return fields | ({"reference_M": "reference_logp"} if plan.options.kl_weight > 0 else {})
 
     def _settings_sha256(self, plan: Plan) -> str:
         facts = (self.template.sha256, self.decoding, plan.options.num_generations, plan.options.temperature)
         return hashlib.sha256(repr((*facts, plan.dtype, self.task.grader)).encode()).hexdigest()
 
 
-def _wanted(plan: Plan) -> dict[str, str]:
-    """The log-probabilities that the loss reads: signals of rows, each with its field in the file."""
-    several, penalised = plan.options.num_iterations > 1, plan.options.kl_weight > 0
-    fields = {"old_M": "old_logp"} if several else {}
-    return fields | ({"reference_M": "reference_logp"} if penalised else {})
+def _weights(line: RolloutLine) -> NDArray[np.float64]:
+    """Of the tokens of a sample that another program drew: how much more probable they are here, at most `CAP`
+    (truncated importance sampling, Yao et al. 2025; in TRL, token_truncate)."""
+    old = np.array(line.old_logp or line.logp, np.float64)
+    return np.minimum(np.exp(old - np.array(line.logp)), CAP)
 
 
 @torch.no_grad()

@@ -391,6 +391,15 @@ class TrainConfig(MethodOptions):
     )
 
 
+class SamplerConfig(Frozen):
+    url: str = Field(
+        "",
+        description="Base URL of a vLLM server of the same base, which draws the samples of training with the adapter "
+        "as it is, e.g. http://localhost:8000/v1; empty: tunewright draws them.",
+    )
+    api_key_env: str = Field("", description="Environment variable that contains its API key; empty: none.")
+
+
 class RewardConfig(Frozen):
     grader: dict[str, JsonValue] = Field(
         {},
@@ -401,6 +410,7 @@ class RewardConfig(Frozen):
         description="A second grader that is never trained on: if the tuned model is BETTER by the reward but shown to "
         "be worse by this one, the verdict is HACKED.",
     )
+    sampler: SamplerConfig = SamplerConfig()
 
 
 class CheckpointConfig(Frozen):

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from tunewright.core.config import RemoteConfig
@@ -20,6 +20,7 @@ from tunewright.data.messages import Json, Message, Prompt, ToolCall
 if TYPE_CHECKING:
     import httpx
 
+T = TypeVar("T")
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 120.0
 LONGEST_WAIT = 60.0  # seconds, whatever an endpoint asks for
@@ -94,10 +95,17 @@ def ask(
 def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Iterator[tuple[int, Reply | Refused]]:
     """(place of the prompt, reply) as replies come, several requests at a time. Raises REMOTE_FAILED, after the replies
     that came, if the endpoint cannot be reached or rejects the key."""
+    return each(endpoint, len(prompts), lambda client, n, stopped: _asked(client, endpoint, prompts[n], limit, stopped))
+
+
+def each(
+    endpoint: Endpoint, count: int, asked: Callable[[httpx.Client, int, threading.Event], T]
+) -> Iterator[tuple[int, T | Refused]]:
+    """What ``asked`` returns for each of ``count`` questions, otherwise as `ask_each`."""
     import httpx
 
-    todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, Reply | Exception]]()
-    for place in range(len(prompts)):
+    todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, T | None, Exception | None]]()
+    for place in range(count):
         todo.put(place)
     stopped = threading.Event()
     failed: Exception | None = None
@@ -108,32 +116,34 @@ def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Itera
             while not stopped.is_set():
                 place = todo.get_nowait()
                 try:
-                    done.put((place, _asked(client, endpoint, prompts[place], limit, stopped)))
+                    done.put((place, asked(client, place, stopped), None))
                 except Exception as error:  # whatever it is, no reply may be missing without an error
-                    done.put((place, error))
+                    done.put((place, None, error))
                     if not isinstance(error, Refused):
                         stopped.set()
 
     with httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS) as client:
         # Daemons: who interrupts the command need not wait for a server that does not answer.
         workers = [
-            threading.Thread(target=work, args=(client,), daemon=True)
-            for _ in range(min(endpoint.concurrency, len(prompts)))
+            threading.Thread(target=work, args=(client,), daemon=True) for _ in range(min(endpoint.concurrency, count))
         ]
         for worker in workers:
             worker.start()
         try:
-            waiting = len(prompts)
+            waiting = count
             while waiting and (any(worker.is_alive() for worker in workers) or not done.empty()):
                 try:
-                    place, reply = done.get(timeout=0.2)
+                    place, reply, error = done.get(timeout=0.2)
                 except queue.Empty:
                     continue
                 waiting -= 1
-                if isinstance(reply, Reply | Refused):
+                if isinstance(error, Refused):
+                    yield place, error
+                elif error is None:
+                    assert reply is not None
                     yield place, reply
                 else:
-                    failed = failed or reply
+                    failed = failed or error
         finally:
             stopped.set()
     if failed is not None:
@@ -150,7 +160,7 @@ def _asked(client: httpx.Client, endpoint: Endpoint, prompt: Prompt, limit: int,
         "max_tokens": limit,
         **dict(endpoint.more),
     }
-    return _post(client, f"{endpoint.url}/chat/completions", body, endpoint.fix, stopped)
+    return post(client, f"{endpoint.url}/chat/completions", body, Reading(endpoint.fix, stopped, _reply))
 
 
 def _text(reply: dict[str, Json]) -> str:
@@ -184,11 +194,21 @@ def _accepted(body: dict[str, object], refusal: str) -> dict[str, object] | None
     return other if other != body else None
 
 
-def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, stopped: threading.Event) -> Reply:
+@dataclass(frozen=True)
+class Reading(Generic[T]):
+    """What becomes of a request. ``fix``: what to do if it fails; ``stopped``: whether to try again no more; ``read``:
+    the reply, given the response and the seconds that it took, or None for one of another form."""
+
+    fix: str
+    stopped: threading.Event
+    read: Callable[[httpx.Response, float], T | None]
+
+
+def post(client: httpx.Client, url: str, body: dict[str, object], reading: Reading[T]) -> T:
     """Raises REMOTE_FAILED: `Refused` if it is about this question alone."""
     import httpx
 
-    reason, wait = "", 0.0
+    reason, wait, fix, stopped = "", 0.0, reading.fix, reading.stopped
     for attempt in range(ATTEMPTS):
         if attempt and stopped.wait(max(2.0**attempt / 2, wait)):
             break
@@ -215,9 +235,9 @@ def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, sto
             if response.status_code in (400, 413, 422):
                 raise Refused("REMOTE_FAILED", f"request to {url} was refused: {reason}.", where=url, fix=fix)
             break
-        if (reply := _reply(response, time.monotonic() - start)) is not None:
+        if (reply := reading.read(response, time.monotonic() - start)) is not None:
             return reply
-        reason = f"the reply is not a chat completion: {response.text[:200]}"
+        reason = f"the reply is not a completion as expected: {response.text[:200]}"
         raise Refused("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
     raise RunError("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
 

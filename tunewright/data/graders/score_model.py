@@ -25,7 +25,7 @@ from tunewright.data.text import without_thoughts
 
 LIMIT = 512  # tokens of a reply: a model that thinks first needs some
 SHOWN = 120  # characters of a reply
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
+NUMBER = re.compile(r"[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 

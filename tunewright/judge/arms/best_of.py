@@ -40,5 +40,5 @@ class BestOf:
         ]
         rewards = iter([graded.reward or 0.0 for graded in graders.grade_all(self.grader, answers)])
         reward_of = [[next(rewards) for _ in own] for own in samples]
-        best = [max(range(self.count), key=lambda n, i=i: reward_of[n][i]) for i in range(len(examples))]
+        best = [own.index(max(own)) for own in zip(*reward_of, strict=True)]
         return [samples[n][i] for i, n in enumerate(best)]
