@@ -41,7 +41,7 @@ LAST = {"prove": "verdict.json", "export": "export.json"}  # the last file of a 
 PLAIN = ["prove.evidence=plain", "prove.few_shot=[4]"]
 SMALL = ["prove.evidence=plain", "prove.few_shot=[]", "prove.metric=reference_bits", "prove.max_new_tokens=8"]
 SMALL += ["train.steps=24", "train.batch_size=4"]
-# A reward by lot: the same for the same answer to the same prompt, and nothing else can be said of it.
+# A reward by lot: the same for the same answer to the same prompt.
 LOT = """reward:
   grader:
     type: python

@@ -302,7 +302,8 @@ def _weights(line: RolloutLine) -> NDArray[np.float64]:
     """Of the tokens of a sample that another program drew: how much more probable they are here, at most `CAP`
     (truncated importance sampling, Yao et al. 2025; in TRL, token_truncate)."""
     old = np.array(line.old_logp or line.logp, np.float64)
-    return np.minimum(np.exp(old - np.array(line.logp)), CAP)
+    weight_M: NDArray[np.float64] = np.minimum(np.exp(old - np.array(line.logp)), CAP)
+    return weight_M
 
 
 @torch.no_grad()

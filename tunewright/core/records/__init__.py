@@ -86,8 +86,16 @@ from tunewright.core.records.files import (
 )
 from tunewright.core.records.pairs import PAIRS, PairMeasure, Pairs, Ratings, SftOnChosen
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
-from tunewright.core.records.rewards import REWARDS, HighestOf, Raft, Rewards
-from tunewright.core.records.rollouts import ROLLOUT, GradeLine, RolloutLine, RolloutStart
+from tunewright.core.records.rollouts import (
+    REWARDS,
+    ROLLOUT,
+    GradeLine,
+    HighestOf,
+    Raft,
+    Rewards,
+    RolloutLine,
+    RolloutStart,
+)
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
 from tunewright.core.records.training import (

@@ -29,8 +29,7 @@ from tunewright.core.records.evidence import (
 from tunewright.core.records.export import CONSUMER_CHECKS, EXPORTS, AdapterNote
 from tunewright.core.records.pairs import PAIRS
 from tunewright.core.records.people import Choice, JudgeLine, Preferences
-from tunewright.core.records.rewards import REWARDS
-from tunewright.core.records.rollouts import ROLLOUT, GradeLine
+from tunewright.core.records.rollouts import REWARDS, ROLLOUT, GradeLine
 from tunewright.core.records.score import RegressionLine, ScoreLine
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats
 from tunewright.core.records.training import (

@@ -17,7 +17,7 @@ from tunewright.core.records.evidence import (
     PromptDistillation,
 )
 from tunewright.core.records.pairs import Pairs, Ratings
-from tunewright.core.records.rewards import Rewards
+from tunewright.core.records.rollouts import Rewards
 from tunewright.core.records.score import FieldCounts
 from tunewright.core.records.voice import TopicContrast, Voice
 
