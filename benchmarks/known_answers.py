@@ -41,6 +41,18 @@ LAST = {"prove": "verdict.json", "export": "export.json"}  # the last file of a 
 PLAIN = ["prove.evidence=plain", "prove.few_shot=[4]"]
 SMALL = ["prove.evidence=plain", "prove.few_shot=[]", "prove.metric=reference_bits", "prove.max_new_tokens=8"]
 SMALL += ["train.steps=24", "train.batch_size=4"]
+# A reward by lot: the same for the same answer to the same prompt.
+LOT = """reward:
+  grader:
+    type: python
+    source: |
+      import hashlib
+      def grade(sample, item):
+          drawn = repr((item["lot"], item["row"], sample["output_text"])).encode()
+          return int.from_bytes(hashlib.sha256(drawn).digest()[:4], "big") / 2**32
+train: {method: grpo, steps: 16, batch_size: 4, num_generations: 4, lr: 3.0e-4, patience: 0}
+prove: {evidence: plain, max_new_tokens: 8}
+"""
 
 
 def tweets() -> Rows:
@@ -240,6 +252,33 @@ class Bench:
             better == 0 and means[0] > 0.6 > means[1],
         )
 
+    def random_rewards(self) -> tuple[str, str, bool]:
+        """Prompts whose answers are graded by lot, trained with GRPO."""
+        config = self.folder / "lot.yaml"
+        config.write_text(LOT, encoding="utf-8")
+        runs: dict[str, list[str]] = {}
+        for seed in range(min(self.shuffles, 20)):
+            rows = [{"prompt": question, "row": n, "lot": seed} for n, (question, _) in enumerate(jargon(seed))]
+            name, parts = f"random-{seed}", {"train": rows[:96], "dev": rows[96:110], "test": rows[110:]}
+            files = {side: self.folder / f"{name}-{side}.jsonl" for side in parts}
+            for side, part in parts.items():
+                files[side].write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+            runs[name] = [str(config), *(f"data.{side}={file}" for side, file in files.items()), f"seed={seed}"]
+        self.ensure_runs(runs)
+        words: list[str] = []
+        differences: list[float] = []
+        for name in runs:
+            v = self.run_file(name, "verdict.json")
+            words.append(v["verdict"])
+            differences.append(v["difference"])
+            print(f"  {name}: {_line(v)}", file=sys.stderr, flush=True)
+        counts = ", ".join(f"{words.count(w)} {w}" for w in sorted(set(words)))
+        return (
+            "BETTER in none of the runs whose rewards are drawn by lot",
+            f"{counts}; mean difference of the rewards {np.mean(differences):+.3f}",
+            "BETTER" not in words,
+        )
+
     def leak(self) -> tuple[str, str, bool]:
         files = [self.write(f"leak-{k}", rows) for k, rows in (("train", self.rows[:100]), ("test", self.rows[95:140]))]
         done = self.cli("check", files[0], f"data.test={files[1]}")
@@ -365,6 +404,7 @@ CASES: dict[str, Callable[[Bench], tuple[str, str, bool]]] = {
         "shuffled",
         "shuffled_answers",
         "shuffled_preferences",
+        "random_rewards",
     )
 }
 

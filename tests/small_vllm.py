@@ -34,6 +34,7 @@ class SmallVllm:
         self.mistaken = 1.0
         self.slow = 0.0
         self.cancelled = 0
+        self.ids = True  # whether it returns token ids
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -71,7 +72,9 @@ class SmallVllm:
         @app.post("/v1/completions")
         async def completions(request: Request) -> Any:
             given = await request.json()
-            self.seen.append(given)
+            self.seen.append(dict(given))
+            if not self.ids:
+                given.pop("return_token_ids", None)
             if given["model"] not in (self.name, *self.adapters):
                 return _error(404, f"The model `{given['model']}` does not exist.")
             if len(given["prompt"]) + given["max_tokens"] > self.context:

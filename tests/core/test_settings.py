@@ -105,6 +105,8 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.loss_type": ("gspo", REWARDED),
     "train.num_generations": (3, REWARDED),
     "train.temperature": (0.5, REWARDED),
+    "train.kl_weight": (0.1, REWARDED),
+    "train.num_iterations": (2, REWARDED),
     "reward.grader": ({**GRADER, "operation": "eq"}, REWARDED),
     "reward.check": (GRADER, REWARDED),
     "checkpoint.every": (2, {}),
@@ -128,6 +130,9 @@ EARLY: dict[str, tuple[Any, dict[str, Any]]] = {
     "prove.remote.concurrency": (3, {"prove.remote.url": "http://127.0.0.1:9/v1", "prove.remote.model": "m"}),
 }
 ELSEWHERE = {
+    "experiments.raft": "stages/test_rewards.py",
+    "reward.sampler.url": "train/test_outside.py",
+    "reward.sampler.api_key_env": "train/test_outside.py",
     "adapter.start": "stages/test_adapters.py",
     "sweep.grid": "stages/test_sweep.py",
     "sweep.halve": "stages/test_sweep.py",

@@ -196,6 +196,12 @@ def test_formulas_are_arithmetic(weight: float, text: str) -> None:
         "one <",
         "",
         "min(*one)",
+        "min(one)",
+        "min()",
+        "abs(one, two)",
+        "log()",
+        "log(one, two, one)",
+        "sqrt()",
         "1" + " + 1" * 400,
     ],
 )

@@ -27,12 +27,12 @@ from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.records import CONSUMER_CHECKS, EXPORTS, ConsumerCheck
 from tunewright.core.run_folder import Run, read_json, write_json
+from tunewright.data.endpoints.openai_endpoint import Endpoint
 from tunewright.export import export
 from tunewright.export.consumers import answers, diagnosis, llama_cpp, openai_server, suspects
 from tunewright.export.consumers.answers import Answered, Expected
 from tunewright.export.consumers.openai_server import Server
 from tunewright.export.kind import Dtype
-from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.model import adapters, loading
 from tunewright.model.decoding.generate import stop_ids
 from tunewright.runtime import verification

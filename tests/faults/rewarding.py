@@ -6,20 +6,25 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from build import LORA, byte_tokenizer, plan_of, tiny_model
+from endpoints import endpoint
 
 from faults import Fault, Patch, refused
 from tunewright.core import records
 from tunewright.core.config import MethodOptions, Plan
 from tunewright.core.records import ROLLOUT
 from tunewright.data.graders import graders
+from tunewright.data.graders.score_model import ScoreModel
 from tunewright.data.messages import Chat, Message
 from tunewright.data.metrics import METRICS
 from tunewright.data.task import REWARDS, Task
+from tunewright.judge import pass_at_k
 from tunewright.methods import METHODS, grpo, policy_losses
 from tunewright.methods.policy_losses import LOSSES, Samples
 from tunewright.model import adapters, forward
@@ -27,6 +32,7 @@ from tunewright.model.decoding import sample
 from tunewright.model.decoding.generate import Decoding
 from tunewright.model.decoding.sample import Draw
 from tunewright.model.language_model import LanguageModel
+from tunewright.stages.experiments import rewards
 from tunewright.tokens.sequences import TrainRow
 from tunewright.tokens.template import Template
 from tunewright.train import preflight, rollouts, step
@@ -41,7 +47,9 @@ VARIED = "import zlib\n    return zlib.crc32(repr((sample['output_text'], item['
 
 
 def plan(**more: Any) -> Plan:
-    options = MethodOptions(num_generations=4, loss_type=more.pop("loss_type", "dr_grpo"), temperature=1.3)
+    options = more.pop("options", None) or MethodOptions(
+        num_generations=4, loss_type=more.pop("loss_type", "dr_grpo"), temperature=1.3
+    )
     given = {"method": "grpo", "layout": "shared", "max_new_tokens": 6, "batch_size": 3, "max_grad_norm": 1e9}
     return plan_of(**{**given, "options": options, "decode_batch_size": 8, **more})
 
@@ -154,7 +162,8 @@ def the_clip_is_on_the_side_that_gains() -> None:
 
 
 def a_maximum(patch: Patch) -> None:
-    def clipped(ratio: Any, advantage: Any, low: float, high: float) -> Any:
+    def clipped(ratio: Any, advantage: Any, clip: Any) -> Any:
+        low, high = clip
         return -torch.maximum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
     patch.setattr(policy_losses, "clipped", clipped)
@@ -273,6 +282,117 @@ def nothing_is_tried(patch: Patch) -> None:
     patch.setattr(preflight, "_trivial", none)
 
 
+# -- several updates, the reference, evidence, models that grade
+
+
+def the_divergence_is_that_of_the_policy() -> None:
+    """Its estimate is never negative, 0 at the reference, and its gradient pulls towards the reference."""
+    logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    reference, logp = torch.tensor([1.0, 0.1, -0.5], dtype=torch.float64).log_softmax(0), logits.log_softmax(0)
+    (wanted,) = torch.autograd.grad((logp.exp() * (logp - reference)).sum(), logits)
+    given = Samples(logits.log_softmax(0), logp.detach(), (1, 1, 1), torch.zeros(3), reference)
+    penalty = LOSSES["dr_grpo"].penalty
+    assert penalty is not None
+    assert (policy_losses.k3(given) >= 0).all()
+    (gradient,) = torch.autograd.grad((penalty(given) * logp.detach().exp()).sum(), logits)
+    assert torch.allclose(gradient, wanted, atol=1e-12)
+
+
+def with_its_sign_swapped(patch: Patch) -> None:
+    def k3(samples: Samples) -> Any:
+        delta_M = samples.logp_M - samples.reference_M
+        return delta_M.exp() - delta_M - 1
+
+    patch.setattr(policy_losses, "k3", k3)
+
+
+def several(folder: Path) -> tuple[Plan, Rollouts, LanguageModel]:
+    """After the first of two updates for a rollout, and the two of the one before."""
+    asked = plan(options=MethodOptions(num_generations=4, num_iterations=2, kl_weight=0.1, temperature=1.3))
+    how, lm = drawing(folder), model()
+    for at in range(3):
+        how.sampled(lm, ROWS, asked, at)
+        with torch.no_grad():
+            for p in adapters.trainable(lm.module).values():
+                p.add_(0.02)
+    return asked, how, lm
+
+
+def ratios_are_to_the_model_that_drew_the_samples() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        asked, how, lm = several(Path(folder))
+        rows = [r for r in how.sampled(lm, ROWS, asked, 3) if "old_M" in r.signal]
+        _, *lines = records.read_lines(Path(folder) / "step-000003.jsonl", ROLLOUT)
+    assert rows
+    for row in rows:
+        drawn_M = np.concatenate([x.logp for x in lines if x.row == row.row])  # type: ignore[union-attr]
+        old_M = row.signal["old_M"]
+        assert np.allclose(old_M[old_M != 0], drawn_M[old_M != 0], atol=1e-3), "as the sampler has them"
+
+
+def of_the_model_as_it_is_now(patch: Patch) -> None:
+    own = Rollouts._drawn_before
+
+    def again(self: Rollouts, rows: Any, asked: Plan, at: int, file: Path) -> Any:
+        start, lines = own(self, rows, asked, at, file)
+        done = self._rows(rows, lines, asked, 0.0)
+        moved = model()
+        with torch.no_grad():
+            for p in adapters.trainable(moved.module).values():
+                p.add_(0.06)
+        return start, self._with_logp(moved, done, lines, asked, ["old_M"])
+
+    patch.setattr(Rollouts, "_drawn_before", again)
+
+
+def the_best_of_k_is_unbiased() -> None:
+    """Over all outcomes of 4 samples that are right with probability 0.3: the expected estimate is 1 - 0.7 ** 2."""
+    outcomes = [[float(n >> bit & 1) for bit in range(4)] for n in range(16)]
+    probs = [0.3 ** sum(own) * 0.7 ** (4 - sum(own)) for own in outcomes]
+    expected = sum(p * pass_at_k.highest_of([own], 2)[0] for p, own in zip(probs, outcomes, strict=True))
+    assert abs(expected - (1 - 0.7**2)) < 1e-12
+
+
+def by_the_plain_formula(patch: Patch) -> None:
+    patch.setattr(pass_at_k, "highest_of", lambda r, k: 1 - (1 - np.asarray(r).mean(1)) ** k)
+
+
+def raft_has_no_more_tokens() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        how, asked, lm = drawing(Path(folder)), plan(steps=5), model()
+        data = SimpleNamespace(rows={"train": ROWS})
+        work: Any = SimpleNamespace(
+            plan=asked, inputs=data, answers=None, models=SimpleNamespace(untrained=lambda _: lm)
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rewards.rollouts, "of", lambda answers, lm: how)
+            for budget in (20, 100, 400):
+                chosen, spent = rewards.best_samples(work, budget)
+                assert budget - 6 <= spent <= budget
+                assert len(chosen) <= len(ROWS)
+
+
+def as_many_samples(patch: Patch) -> None:
+    own = rewards.best_samples
+    patch.setattr(rewards, "best_samples", lambda work, budget: own(work, 2 * budget))
+
+
+def a_grade_is_of_the_grader_that_is_set() -> None:
+    def graded(model_name: str, file: Path, url: str) -> Any:
+        asked = [{"role": "user", "content": "{{ sample.output_text }}"}]
+        spec = {"type": "score_model", "model": model_name, "url": url, "input": asked}
+        return graders.grade_all(graders.stored_in(graders.of(spec, "reward.grader"), file), [({}, "x")])[0].reward
+
+    lot = iter(["0.2", "0.7"])
+    with tempfile.TemporaryDirectory() as folder, endpoint(lambda asked: next(lot)) as (url, _):
+        file = Path(folder) / "grades.jsonl"
+        assert [graded(name, file, url) for name in ("one", "two", "one")] == [0.2, 0.7, 0.2]
+
+
+def whoever_graded(patch: Patch) -> None:
+    patch.setattr(ScoreModel, "key", lambda self, prompt: prompt.messages[-1].content)
+
+
 FAULTS = [
     Fault(64, "advantages are compared over the batch, not with samples of the same prompt", "grpo-flat 2, Seg-Zero 104", "the advantages of a prompt's samples sum to 0",
           a_prompt_is_compared_with_itself, over_the_batch),
@@ -302,4 +422,14 @@ FAULTS = [
           a_flat_reward_is_refused, flat_is_fine),
     Fault(77, "an empty answer earns as much as a good one", "", "REWARD_TRIVIAL",
           a_reward_of_nothing_is_refused, nothing_is_tried),
+    Fault(120, "the KL is estimated with the sign swapped: the reference's, from the policy", "", "the expected gradient of the estimate is that of KL(policy, reference)",
+          the_divergence_is_that_of_the_policy, with_its_sign_swapped),
+    Fault(121, "ratios are to log-probabilities of another step than the one that drew the samples", "", "at a later update, they are those that the sampler wrote down",
+          ratios_are_to_the_model_that_drew_the_samples, of_the_model_as_it_is_now),
+    Fault(122, "pass@k is 1 - (1 - c/n)^k, which is biased", "", "the expected estimate is that of k samples",
+          the_best_of_k_is_unbiased, by_the_plain_formula),
+    Fault(123, "RAFT chooses among more sampled tokens than the run had", "", "its samples have as many tokens, to one sample",
+          raft_has_no_more_tokens, as_many_samples),
+    Fault(124, "a score that another model gave is read from the cache", "", "another model is asked itself",
+          a_grade_is_of_the_grader_that_is_set, whoever_graded),
 ]  # fmt: skip

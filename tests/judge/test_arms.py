@@ -15,16 +15,18 @@ from endpoints import endpoint as endpoint_of
 from tunewright.core.config import ProveConfig
 from tunewright.core.errors import RunError
 from tunewright.core.records.score import ScoreLine
+from tunewright.data.endpoints import openai_endpoint
+from tunewright.data.endpoints.openai_endpoint import Endpoint
 from tunewright.data.messages import Chat, Example, Message, Prompt, Text, ToolCall
 from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Score, Written
 from tunewright.data.task import GENERATION, LABEL, TEXT, Task, detect_task
 from tunewright.judge import chat_model, evaluate
-from tunewright.judge.arms import families, openai_endpoint
+from tunewright.judge.arms import families
 from tunewright.judge.arms.arm import Arm, Progress, Writing, silent
 from tunewright.judge.arms.families import ArmInputs
 from tunewright.judge.arms.label_scored import LabelScored
-from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
+from tunewright.judge.arms.remote import Remote
 from tunewright.judge.chat_model import ChatModel
 from tunewright.model.decoding.generate import Decoding
 

@@ -20,9 +20,9 @@ from tunewright.core.records.common import Interval
 from tunewright.core.records.people import Side
 from tunewright.core.records.score import Turn
 from tunewright.core.run_folder import Run
+from tunewright.data.endpoints import openai_endpoint
+from tunewright.data.endpoints.openai_endpoint import Endpoint, Refused, api_key, ask, ask_each
 from tunewright.data.messages import Message, Prompt
-from tunewright.judge.arms import openai_endpoint
-from tunewright.judge.arms.openai_endpoint import Endpoint, Refused, api_key, ask, ask_each
 from tunewright.judge.people import judge as judging
 from tunewright.judge.people import ppi
 from tunewright.judge.people.judge import Chosen, Judge, Order

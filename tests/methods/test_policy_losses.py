@@ -42,20 +42,28 @@ def samples(seed: int = 0) -> Samples:
     old_M = -3 * torch.rand(sum(LENGTHS), generator=random, dtype=torch.float64)
     logp_M = (old_M + 0.3 * torch.randn(len(old_M), generator=random, dtype=torch.float64)).requires_grad_()
     advantage_S = torch.randn(len(LENGTHS), generator=random, dtype=torch.float64)
-    return Samples(logp_M, old_M, LENGTHS, advantage_S)
+    reference_M = old_M + 0.5 * torch.randn(len(old_M), generator=random, dtype=torch.float64)
+    return Samples(logp_M, old_M, LENGTHS, advantage_S, reference_M)
 
 
-def ours(name: str, given: Samples) -> Tensor:
-    weight = sum(LOSSES[name].weight(n, LONGEST) for n in given.tokens)
-    return LOSSES[name].function(given).sum() / weight
+PENALISED = [name for name, loss in LOSSES.items() if loss.penalty]
+
+
+def ours(name: str, given: Samples, kl: float = 0.0) -> Tensor:
+    weight, loss_S = sum(LOSSES[name].weight(n, LONGEST) for n in given.tokens), LOSSES[name].function(given)
+    if kl:
+        penalty = LOSSES[name].penalty
+        assert penalty is not None
+        loss_S = loss_S + kl * penalty(given)
+    return loss_S.sum() / weight
 
 
 # -- TRL's own functions, on padded tensors
 
 
-def padded(flat_M: Tensor, fill: float = 0.0) -> Tensor:
-    parts = torch.split(flat_M, list(LENGTHS))
-    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=fill)
+def padded(flat_M: Tensor, tokens: tuple[int, ...] = LENGTHS) -> Tensor:
+    parts = torch.split(flat_M, list(tokens))
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 class Metrics(defaultdict[str, Any]):
@@ -63,22 +71,23 @@ class Metrics(defaultdict[str, Any]):
         super().__init__(lambda: defaultdict(list))
 
 
-def trl(name: str, given: Samples) -> Tensor:
-    """`_compute_loss` of TRL's trainers."""
-    mask = padded(torch.ones_like(given.old_M))
-    logp = padded(given.logp_M)
+def trl(name: str, given: Samples, kl: float = 0.0) -> Tensor:
+    """`_compute_loss` of TRL's trainers, with TRL's defaults."""
+    mask = padded(torch.ones_like(given.old_M), given.tokens)
+    logp = padded(given.logp_M, given.tokens)
     low, high = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4)}.get(name, (0.2, 0.2))
     itself = SimpleNamespace(
         aux_loss_enabled=False,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
         importance_sampling_level="sequence" if name == "gspo" else "token",
-        beta=0.0,
+        beta=kl,
         loss_type="grpo" if name in ("gspo", "raft") else name,
         epsilon_low=low,
         epsilon_high=high,
-        args=SimpleNamespace(delta=None, steps_per_generation=1),
-        use_vllm=False,
+        args=SimpleNamespace(delta=None, steps_per_generation=1, use_bias_correction_kl=True),
+        use_vllm=given.weight_M is not None,
+        vllm_importance_sampling_correction=True,
         model=SimpleNamespace(training=False),
         current_gradient_accumulation_steps=1,
         max_completion_length=LONGEST,
@@ -90,14 +99,16 @@ def trl(name: str, given: Samples) -> Tensor:
         _get_per_token_logps_and_entropies=lambda *_, **__: (logp, torch.zeros_like(logp), None),
     )
     inputs = {
-        "prompt_ids": torch.zeros(len(LENGTHS), 1).long(),
-        "prompt_mask": torch.ones(len(LENGTHS), 1).long(),
+        "prompt_ids": torch.zeros(len(given.tokens), 1).long(),
+        "prompt_mask": torch.ones(len(given.tokens), 1).long(),
         "completion_ids": torch.zeros(mask.shape).long(),
         "completion_mask": mask,
         "advantages": given.advantage_S,
-        "old_per_token_logps": padded(given.old_M),
-        "old_logps": padded(given.old_M).sum(1),
+        "old_per_token_logps": padded(given.old_M, given.tokens),
+        "old_logps": padded(given.old_M, given.tokens).sum(1),
+        **({"ref_per_token_logps": padded(given.reference_M, given.tokens)} if given.reference_M is not None else {}),
         "num_items_in_batch": mask.sum(),
+        **({"importance_sampling_ratio": padded(given.weight_M, given.tokens)} if given.weight_M is not None else {}),
     }
     module = pytest.importorskip("trl.trainer.rloo_trainer" if name == "rloo" else "trl.trainer.grpo_trainer")
     trainer = module.RLOOTrainer if name == "rloo" else module.GRPOTrainer
@@ -106,12 +117,13 @@ def trl(name: str, given: Samples) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses_and_gradients_equal_trls(name: str, seed: int) -> None:
+@pytest.mark.parametrize(("name", "kl"), [*((name, 0.0) for name in LOSSES), *((name, 0.3) for name in PENALISED)])
+def test_losses_and_gradients_equal_trls(name: str, kl: float, seed: int) -> None:
+    """Off policy, some ratios beyond the clips, with and without KL."""
     given = samples(seed)
-    (expected,) = torch.autograd.grad(trl(name, given), given.logp_M)
-    (actual,) = torch.autograd.grad(ours(name, given), given.logp_M)
-    assert float(ours(name, given).detach()) == pytest.approx(float(trl(name, given).detach()), abs=1e-10)
+    (expected,) = torch.autograd.grad(trl(name, given, kl), given.logp_M)
+    (actual,) = torch.autograd.grad(ours(name, given, kl), given.logp_M)
+    assert float(ours(name, given, kl).detach()) == pytest.approx(float(trl(name, given, kl).detach()), abs=1e-10)
     assert torch.allclose(actual, expected, rtol=0, atol=1e-10)
     assert bool(expected.any())
 
@@ -158,6 +170,41 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(name: str) -> None
         (gradient,) = torch.autograd.grad(LOSSES[name].function(given).mean(), logits)
         total += prob * gradient
     assert torch.allclose(-total, wanted * (1.0 if name == "rloo" else 0.5), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+def test_weights_of_another_sampler_are_trls(name: str) -> None:
+    given = replace(samples(), weight_M=torch.linspace(0.2, 2, sum(LENGTHS), dtype=torch.float64))
+    (expected,) = torch.autograd.grad(trl(name, given, 0.3), given.logp_M)
+    (actual,) = torch.autograd.grad(ours(name, given, 0.3), given.logp_M)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-10)
+
+
+def test_the_expected_gradient_of_the_penalty_is_that_of_the_divergence() -> None:
+    """Of the policy from the reference, over all answers of one token; without the ratio it would be another."""
+    logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([1.0, 0.1, -0.5], dtype=torch.float64).log_softmax(0)
+    logp = logits.log_softmax(0)
+    (wanted,) = torch.autograd.grad((logp.exp() * (logp - reference)).sum(), logits)
+    totals = torch.zeros(2, 3, dtype=torch.float64)
+    for token in range(3):
+        logp_M = logits.log_softmax(0)[token : token + 1]
+        given = Samples(logp_M, logp_M.detach(), (1,), torch.zeros(1), reference[token : token + 1])
+        prob = float(logp_M.detach().exp())
+        penalty = LOSSES["dr_grpo"].penalty
+        assert penalty is not None
+        for n, estimate in enumerate((penalty(given).sum(), policy_losses.k3(given).sum())):
+            (gradient,) = torch.autograd.grad(estimate, logits, retain_graph=True)
+            totals[n] += prob * gradient
+    assert torch.allclose(totals[0], wanted, rtol=0, atol=1e-12)
+    assert not torch.allclose(totals[1], wanted, rtol=0, atol=1e-2)
+
+
+def test_what_is_clipped_has_no_gradient() -> None:
+    for name, loss in LOSSES.items():
+        given = samples()
+        (gradient_M,) = torch.autograd.grad(loss.function(given).sum(), given.logp_M)
+        assert torch.equal(gradient_M == 0, loss.clips(given)), name
 
 
 # -- advantages
@@ -258,6 +305,47 @@ def test_the_gradient_of_a_step_does_not_depend_on_its_passes(name: str, layout:
     for capacity in (4096, 40):
         _, actual = loss_and_gradient(model, rows, plan(name, layout=layout, tokens_per_pass=capacity, temperature=1.3))
         assert torch.allclose(actual, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
+def test_a_later_update_with_kl_is_trls_whatever_the_passes(name: str, layout: str) -> None:
+    """The whole step, from tokens to the gradient of the adapter: against TRL on transformers' own logits."""
+    model, rows = with_adapter("llama", torch.float64, vocabulary=300), sampled()
+    options = MethodOptions(loss_type=name, kl_weight=0.3, num_iterations=2, temperature=1.3)  # type: ignore[arg-type]
+    asked = plan(name).model_copy(update={"options": options})
+    logp_M, tokens = by_transformers(model, rows, 1.3)
+    random = torch.Generator().manual_seed(0)
+    old_M, reference_M = (
+        logp_M.detach() + 0.2 * torch.randn(len(logp_M), generator=random, dtype=torch.float64) for _ in range(2)
+    )
+    advantage_S = torch.from_numpy(np.concatenate([r.signal["advantage_S"] for r in rows]))
+    model.module.zero_grad(set_to_none=True)
+    wanted_loss = trl(name, Samples(logp_M, old_M, tokens, advantage_S, reference_M), 0.3)
+    wanted_loss.backward()
+    wanted = torch.cat([p.grad.flatten() for p in adapters.trainable(model.module).values() if p.grad is not None])
+    ends = np.cumsum([sum(len(s.ids) - s.weights.index(1.0) for s in r.sequences) for r in rows])[:-1]
+    stored = [np.split(x.numpy(), ends) for x in (old_M, reference_M)]
+    given = [
+        replace(r, signal={**r.signal, "old_M": stored[0][n], "reference_M": stored[1][n]}) for n, r in enumerate(rows)
+    ]
+    for capacity in (4096, 40):
+        own = asked.model_copy(update={"layout": layout, "tokens_per_pass": capacity})
+        loss, actual = loss_and_gradient(model, given, own)
+        assert loss == pytest.approx(float(wanted_loss.detach()), abs=1e-10)
+        assert torch.allclose(actual, wanted, rtol=0, atol=1e-10)
+    part = grpo.loss(model, grpo.microbatches(model, given, range(3), asked, 0)[0], asked)
+    assert part.metrics["kl"] > 0
+    assert part.metrics["clipped"] > 0
+
+
+def by_transformers(model: LanguageModel, rows: list[TrainRow], temperature: float) -> tuple[Tensor, tuple[int, ...]]:
+    parts = []
+    for sequence in (s for r in rows for s in r.sequences):
+        ids, start = torch.tensor([sequence.ids]), sequence.weights.index(1.0)
+        logits = model.module(ids, use_cache=False).logits[0, start - 1 : -1] / temperature
+        parts.append(logits.log_softmax(-1).gather(1, ids[0, start:, None])[:, 0])
+    return torch.cat(parts), tuple(map(len, parts))
 
 
 def test_samples_of_advantage_0_are_not_computed_and_count_in_the_divisor() -> None:

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from build import FLAGS, WORDS, cli, read, read_lines
+from build import FLAGS, WORDS, cli, copied, read, read_lines
 
 from tunewright.core.config import load
 from tunewright.core.errors import TunewrightError
 from tunewright.judge import statistics, verdict
 from tunewright.judge.protocol import Protocol
 from tunewright.judge.verdict import ScoredArm
+from tunewright.model.facts import read_facts
+from tunewright.system.machine import Machine
+from tunewright.train import planning
+from tunewright.train.recipe import RowStats
 
 Folder = Callable[[str], Path]
 # Any character of an answer counts, more of them for the row's letter; a check that sees something else.
@@ -51,8 +55,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Folder) -> P
     folder = tmp_path_factory.mktemp("rewards")
     write_prompts(folder / "rows.jsonl", 60)
     (folder / "config.yaml").write_text(CONFIG.format(model=model_folder("llama")), encoding="utf-8")
-    done = cli("run", "config.yaml", *FLAGS, "--name", "r", cwd=folder)
+    done = cli("run", "config.yaml", *FLAGS, "experiments.raft=true", "--name", "r", cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert "trained: dev reward 0." in done.stderr
+    assert "samples at temperature 1, before and after training: best of 1 0." in done.stderr
+    assert "compared with RAFT at as many sampled tokens" in done.stderr
     assert "format prompt, task rewards" in done.stderr
     assert "rewards before training: mean 0." in done.stderr
     return folder / "runs" / "r"
@@ -75,10 +82,39 @@ def test_a_run_is_judged_by_rewards(trained: Path) -> None:
     assert len(list((trained / "rollouts").glob("step-*.jsonl"))) == 6
 
 
+def test_samples_and_raft_are_compared(trained: Path) -> None:
+    seen, verdict = read(trained, "rewards"), read(trained, "verdict")
+    assert verdict["rewards"] == seen
+    assert (seen["samples"], seen["binary"]) == (4, False)
+    assert [h["k"] for h in seen["highest"]] == [1, 4]
+    one, best = (h["reward"] for h in seen["highest"])
+    assert one["run"] < best["run"]
+    assert one["other"] < best["other"]
+    for side in ("tuned", "before"):
+        lines = [x for x in read_lines(trained / "rollouts", f"test-{side}") if "reward" in x]
+        mean = sum(x["reward"] for x in lines) / len(lines)
+        assert one["run" if side == "tuned" else "other"] == pytest.approx(mean)
+    raft = seen["raft"]
+    drawn = [x for n in range(1, 7) for x in read_lines(trained / "rollouts", f"step-{n:06d}") if "ids" in x]
+    assert raft["run_tokens"] == sum(len(x["ids"]) for x in drawn)
+    assert raft["run_tokens"] - 6 < raft["tokens"] <= raft["run_tokens"], "to a sample of at most 6 tokens"
+    plan = read(trained / "branches" / "raft", "branch")["plan"]
+    assert (plan["method"], plan["rows"]) == ("sft", raft["rows"])
+    assert plan["steps"] <= 6
+    scores = read_lines(trained / "branches" / "raft" / "scores", "test-tuned")
+    assert raft["metric"]["other"] == pytest.approx(sum(s["reward"] for s in scores) / len(scores))
+    assert raft["metric"]["run"] == pytest.approx(verdict["tuned"])
+    assert raft["check"] is not None
+    assert read(trained, "plan")["estimate"]["stages"]["rewards"] > 0
+
+
 def test_the_report_shows_it(trained: Path) -> None:
     html = (trained / "report.html").read_text(encoding="utf-8")
     assert "mean reward" in html
     assert "highest dev reward" in html
+    assert "the best of 4" in html
+    assert "RAFT, fine-tuning on the best samples" in html
+    assert "dev reward: 0." in (trained / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "Traceback" not in html
 
 
@@ -91,6 +127,9 @@ def test_the_report_shows_it(trained: Path) -> None:
         (("adapter.dropout=0.1",), "CONFIG_CONFLICT"),
         (("prove.evidence=full",), "CONFIG_CONFLICT"),
         (("experiments.cleaning=true",), "CONFIG_CONFLICT"),
+        (("train.kl_weight=0.1", "train.loss_type=rloo"), "CONFIG_CONFLICT"),
+        (("train.kl_weight=0.1", "adapter.kind=none"), "CONFIG_CONFLICT"),
+        (("train.num_iterations=2", "checkpoint.every=3"), "CONFIG_CONFLICT"),
         (("forget.regression_rows=rows.jsonl",), "CONFIG_CONFLICT"),
         (("sweep.grid={train.lr: [0.1]}",), "CONFIG_CONFLICT"),
         (("data.format=completion",), "DATA_FORMAT_MISMATCH"),
@@ -116,6 +155,9 @@ def test_settings_of_rewards_are_refused_elsewhere() -> None:
         "train.num_generations=4",
         "train.loss_type=grpo",
         "train.temperature=0.5",
+        "train.kl_weight=0.1",
+        "train.num_iterations=2",
+        "experiments.raft=true",
         "reward.check={type: a}",
     ):
         with pytest.raises(TunewrightError, match="CONFIG_CONFLICT"):
@@ -179,3 +221,32 @@ def test_a_higher_reward_with_a_lower_check_is_hacked() -> None:
     assert judged(high, ([0.5, 0.6] * 20, [0.6, 0.5] * 20)) == "BETTER", "no difference is shown"
     assert judged(low, (low, high)) != "HACKED", "the reward is not higher"
     assert statistics.MIN_CLUSTERS <= 40
+
+
+def test_a_changed_grader_is_another_run(trained: Path, tmp_path: Path) -> None:
+    """Also one whose source only looks different: what it would have given cannot be known."""
+    run = copied(trained.parent.parent, tmp_path)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("% 89 / 100", "% 89 / 100.0"))
+    for name in ("verdict.json", "report.html"):
+        (run / name).unlink()
+    done = cli("run", "r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "[RESUME_MISMATCH]" in done.stderr
+    assert "grader was" in done.stderr
+
+
+def test_answers_are_part_of_the_memory_that_is_needed(model_folder: Folder) -> None:
+    sizes = RowStats(rows=10, tokens=200, supervised=10, longest=30)
+    trained = sizes.with_samples(4, 50)
+    assert (trained.rows, trained.tokens, trained.supervised, trained.longest) == (40, 2800, 2000, 80)
+    config = load(None, ["train.method=grpo", "reward.grader={type: a}", "adapter.kind=none", "threads=1"])
+    facts = read_facts(str(model_folder("llama")), "none", config.adapter)
+    hardware = Machine("cpu", 1, 8.0, 8.0, 10.0, 10.0, "test")
+    made = planning.make_plan(config, facts, sizes, hardware, "rewards", 50)
+    kept = planning._kept(facts, "float32", "none")
+    samples, recompute = sizes.with_samples(8, 50), made.gradient_checkpointing
+    each = planning.bytes_per_token(facts, samples, "float32", made.kernels, recompute)
+    planning.require_memory(made, facts, sizes, kept + samples.tokens * each)
+    with pytest.raises(TunewrightError, match="TRAIN_MEMORY"):
+        planning.require_memory(made, facts, sizes, kept + sizes.tokens * each)

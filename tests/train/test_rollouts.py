@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from build import LORA, byte_tokenizer, plan_of, read_lines, tiny_model, training_of
+from endpoints import endpoint
 
 from tunewright.core import records
 from tunewright.core.config import MethodOptions, Plan
@@ -26,6 +31,7 @@ from tunewright.methods import METHODS
 from tunewright.model import adapters, forward
 from tunewright.model.decoding.generate import Decoding
 from tunewright.model.language_model import LanguageModel
+from tunewright.tokens.packing import to_microbatch
 from tunewright.tokens.template import Template
 from tunewright.train import loop
 from tunewright.train.preflight import preflight
@@ -47,15 +53,20 @@ ROWS = [METHODS["grpo"].prepare(TEMPLATE, chat, n, None)[0] for n, chat in enume
 
 
 def plan(**more: Any) -> Plan:
-    options = MethodOptions(num_generations=more.pop("count", 4), temperature=more.pop("temperature", 1.0))
+    names = {"count": "num_generations", "temperature": "temperature", "kl": "kl_weight", "updates": "num_iterations"}
+    given = {name: more.pop(short) for short, name in names.items() if short in more}
+    options = MethodOptions(**{"num_generations": 4, **given})
     given = {"method": "grpo", "layout": "shared", "steps": 6, "batch_size": 3, "max_new_tokens": 5, "lr": 3e-2}
     return plan_of(
         **{**given, "checkpoint_every": 2, "options": options, "rows": 8, "decode_batch_size": 8, "threads": 1, **more}
     )
 
 
-def rollouts(folder: Path, body: str = FIRST, notes: Callable[[str], None] = lambda _: None) -> Rollouts:
-    task = Task(REWARDS, METRICS["reward"], "", grader=graders.of(python(body), "reward.grader"))
+def rollouts(
+    folder: Path, body: str | dict[str, Any] = FIRST, notes: Callable[[str], None] = lambda _: None
+) -> Rollouts:
+    grader = graders.of(python(body) if isinstance(body, str) else body, "reward.grader")
+    task = Task(REWARDS, METRICS["reward"], "", grader=graders.stored_in(grader, folder / "grades.jsonl"))
     return Rollouts(TEMPLATE, CHATS, task, Decoding(5, (256,), batch_size=8), folder, notes)
 
 
@@ -75,7 +86,9 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def trained(folder: Path, stop: str = "", body: str = FIRST, **more: Any) -> tuple[list[torch.Tensor], list[Any]]:
+def trained(
+    folder: Path, stop: str = "", body: str | dict[str, Any] = FIRST, **more: Any
+) -> tuple[list[torch.Tensor], list[Any]]:
     """Weights and metrics of a run; killed before the event ``stop`` if that is given."""
     run, lm = Run(folder), model()
     folder.mkdir(exist_ok=True)
@@ -101,6 +114,8 @@ def trained(folder: Path, stop: str = "", body: str = FIRST, **more: Any) -> tup
 
     def progress(line: StepLine) -> None:
         at(f"after step {line.step - 1}")
+        if stop == f"interrupt {line.step - 1}":
+            signal.raise_signal(signal.SIGTERM)
 
     loop.train(loop.with_precomputed(training), progress)
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(folder, "metrics")]
@@ -212,6 +227,97 @@ def test_samples_of_another_computation_are_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(forward, "logp", lambda *given, **more: logp(*given, **{**more, "temperature": 1.1}))
     with pytest.raises(TrainError, match="ROLLOUT_MISMATCH"):
         rollouts(tmp_path / "rollouts").sampled(model(), ROWS, plan(), 0)
+
+
+# -- several updates for a rollout, and the reference
+
+
+def test_several_updates_have_the_same_samples(tmp_path: Path) -> None:
+    _, lines = trained(tmp_path, updates=3, kl=0.1, steps=7, checkpoint_every=3)
+    assert [name for name in files(tmp_path) if "step" in name] == [f"step-{n:06d}.jsonl" for n in (1, 4, 7)]
+    steps = [line for line in lines if "loss" in line]
+    rewards = [line["metrics"]["reward"] for line in steps]
+    assert rewards[0] == rewards[1] == rewards[2] != rewards[3] == rewards[4] == rewards[5] != rewards[6]
+    assert steps[0]["metrics"]["kl"] == 0, "the untrained model is the reference, in the very passes of training"
+    assert all(line["metrics"]["kl"] > 0 for line in steps[1:])
+    assert [line["metrics"]["clipped"] for line in steps[::3]] == [0, 0, 0], "the first update's ratios are 1"
+    assert any(line["metrics"]["clipped"] > 0 for line in steps), "at this rate"
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
+def test_stored_logps_are_those_of_the_models(tmp_path: Path, layout: str) -> None:
+    asked, lm = plan(updates=2, kl=0.1, layout=layout, tokens_per_pass=64), model()
+    with torch.no_grad():
+        for p in adapters.trainable(lm.module).values():
+            p.add_(0.05)
+    rows = rollouts(tmp_path).sampled(lm, ROWS, asked, 0)
+    for row in rows:
+        if "advantage_S" not in row.signal:
+            continue
+        for name in ("old_M", "reference_M"):
+            with adapters.off(lm.module) if name == "reference_M" else contextlib.nullcontext():
+                alone = [forward.logp(lm, to_microbatch([s], "packed")).detach().numpy() for s in row.sequences]
+            assert np.allclose(row.signal[name], np.concatenate(alone), atol=1e-4)
+
+
+def test_the_reference_is_the_adapter_that_training_started_from(tmp_path: Path) -> None:
+    asked, lm = plan(kl=0.1), model()
+    with torch.no_grad():
+        for p in adapters.trainable(lm.module).values():
+            p.add_(0.05)
+    start = {name: t.detach().clone() for name, t in adapters.update_tensors(lm.module).items()}
+    drawn = dataclasses.replace(rollouts(tmp_path), start=start)
+    (first, *_) = [r for r in drawn.sampled(lm, ROWS, asked, 0) if "reference_M" in r.signal]
+    own = np.concatenate([forward.logp(lm, to_microbatch([s], "packed")).detach().numpy() for s in first.sequences])
+    assert np.allclose(first.signal["reference_M"], own, atol=1e-4)
+    with torch.no_grad():
+        for p in adapters.trainable(lm.module).values():
+            p.add_(0.05)
+    moved = [p.detach().clone() for p in adapters.trainable(lm.module).values()]
+    (second, *_) = [r for r in drawn.sampled(lm, ROWS, asked, 1) if "reference_M" in r.signal]
+    assert all(torch.equal(a, b) for a, b in zip(moved, adapters.trainable(lm.module).values(), strict=True))
+    now = np.concatenate([forward.logp(lm, to_microbatch([s], "packed")).detach().numpy() for s in second.sequences])
+    assert not np.allclose(second.signal["reference_M"], now, atol=1e-3)
+
+
+def test_a_run_with_several_updates_ends_bit_for_bit_as_another(tmp_path: Path) -> None:
+    """Killed at any update; and asked to stop within a rollout, which it finishes first."""
+    more = {"updates": 2, "kl": 0.1}
+    weights, lines = trained(tmp_path / "straight", **more)
+    for stop in ("after step 2", "after sampling 3", "before sampling 4", "interrupt 2"):
+        folder = tmp_path / stop.replace(" ", "-")
+        with pytest.raises((Killed, TrainError)):
+            trained(folder, stop, **more)
+        if stop.startswith("interrupt"):
+            assert [line["step"] for line in read_lines(folder, "metrics")][-1] == 4
+        again, lines_again = trained(folder, **more)
+        assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
+        assert lines_again == lines
+        assert files(folder) == files(tmp_path / "straight")
+
+
+def test_a_run_continues_when_the_model_that_grades_is_back(tmp_path: Path) -> None:
+    """It has the rewards of a run that was not stopped, and no question is asked twice."""
+
+    def judge(question: str) -> str:
+        return str(zlib.crc32(question.encode()) % 11)
+
+    asked = [{"role": "user", "content": "{{ item.n }}: {{ sample.output_text }}"}]
+    with endpoint(judge) as (url, seen):
+        spec = {"type": "score_model", "model": "m", "url": url, "input": asked, "range": [0, 10], "concurrency": 1}
+        weights, lines = trained(tmp_path / "straight", body=spec)
+        port, count = int(url.rpartition(":")[2].partition("/")[0]), len(seen)
+    with (
+        endpoint(judge, fail_after=count // 2, port=port),
+        pytest.raises(TrainError, match=r"REWARD_FAILED.*status 401"),
+    ):
+        trained(tmp_path / "cut", body=spec)
+    with endpoint(judge, port=port) as (_, later):
+        again, lines_again = trained(tmp_path / "cut", body=spec)
+    assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
+    assert lines_again == lines
+    assert files(tmp_path / "cut") == files(tmp_path / "straight")
+    assert len(later) == count - count // 2
 
 
 # -- before training

@@ -92,7 +92,7 @@ def compare(
 def _judge(url: str, model: str, rubric: str, api_key_env: str, max_tokens: int) -> Judge | None:
     """Raises CONFIG_CONFLICT if only a part of what a judge needs is given."""
     from tunewright.core.errors import ConfigError
-    from tunewright.judge.arms.openai_endpoint import Endpoint, api_key
+    from tunewright.data.endpoints.openai_endpoint import Endpoint, api_key
     from tunewright.judge.people.judge import RUBRIC, Judge
 
     if not url and not model:

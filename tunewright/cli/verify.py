@@ -15,10 +15,10 @@ from tunewright.core.console import Console
 from tunewright.core.errors import ConfigError
 from tunewright.core.records import EXPORTS, ConsumerCheck, ExportCheck
 from tunewright.core.run_folder import Run
+from tunewright.data.endpoints.openai_endpoint import Endpoint
 from tunewright.export.consumers import diagnosis, llama_cpp, openai_server
 from tunewright.export.consumers.openai_server import Server
 from tunewright.export.kind import Dtype
-from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.stages import runner as runners
 from tunewright.stages.runner import Runner
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tunewright.data.messages import Example
 from tunewright.data.scores import Score
-from tunewright.data.task import Task
+from tunewright.data.task import Task, rewards
 from tunewright.judge.arms.arm import Arm, Model, Progress, silent
 from tunewright.judge.arms.prompted import Prompted
 
@@ -17,6 +17,7 @@ def score_arm(
     """Scores of one arm, in the order of the examples. ``model``: the run's language model, if the arm needs it;
     ``progress(n)`` is called as n rows finish."""
     answers = arm.answer(examples, model, progress)
+    task = rewards.prepared(task, examples, [answer.text for answer in answers])
     return [task.score(example, answer) for example, answer in zip(examples, answers, strict=True)]
 
 
@@ -37,7 +38,6 @@ def score_writers(
     responders = [arm.responder for arm in arms if isinstance(arm.responder, Prompted)]
     assert len(responders) == len(arms)
     written = model.generate([responder.writing(examples) for responder in responders], progress)
-    return [
-        [task.score(e, answer) for e, answer in zip(examples, responder.completed(examples, model, own), strict=True)]
-        for responder, own in zip(responders, written, strict=True)
-    ]
+    answers = [responder.completed(examples, model, own) for responder, own in zip(responders, written, strict=True)]
+    task = rewards.prepared(task, [*examples] * len(arms), [answer.text for own in answers for answer in own])
+    return [[task.score(e, answer) for e, answer in zip(examples, own, strict=True)] for own in answers]

@@ -21,12 +21,15 @@ STD_EPSILON = 1e-4  # as in the released code of GRPO, and in TRL and verl
 @dataclass(frozen=True)
 class Samples:
     """``logp_M`` of the tokens of the samples, one sample after another, their ends included; ``old_M``: the same when
-    they were drawn; ``tokens``: of each sample; ``advantage_S``."""
+    they were drawn; ``tokens``: of each sample; ``advantage_S``; ``reference_M``: as ``logp_M``, by the model before
+    training; ``weight_M``: of a token, where another program drew it, with other rounding."""
 
     logp_M: Tensor
     old_M: Tensor
     tokens: tuple[int, ...]
     advantage_S: Tensor
+    reference_M: Tensor | None = None
+    weight_M: Tensor | None = None
 
     @property
     def logratio_M(self) -> Tensor:
@@ -40,55 +43,110 @@ class Samples:
     def tokens_S(self) -> Tensor:
         return torch.tensor(self.tokens, dtype=self.logp_M.dtype, device=self.logp_M.device)
 
+    def repeated(self, value_S: Tensor) -> Tensor:
+        """value_M: that of its sample, for each token."""
+        return torch.repeat_interleave(value_S, torch.tensor(self.tokens, device=value_S.device))
+
+
+Clip = tuple[float, float]  # how far below and above 1 a ratio gains anything
+CLIP, DAPO_CLIP, GSPO_CLIP = (0.2, 0.2), (0.2, 0.28), (3e-4, 4e-4)
+
 
 @dataclass(frozen=True)
 class PolicyLoss:
     """``function``: Samples -> loss_S. ``advantages``: rewards_NG -> advantage_NG. ``weight``: what a sample adds to
-    the divisor, given its tokens and the longest that an answer may have."""
+    the divisor, given its tokens and the longest that an answer may have. ``ratio``: Samples -> ratio_M, that of its
+    token or of its sample, which is clipped at ``clip``. ``penalty``: Samples -> KL_S from the reference."""
 
     function: Callable[[Samples], Tensor]
     advantages: Callable[[Floats], Floats]
     weight: Callable[[int, int], float]
+    ratio: Callable[[Samples], Tensor]
+    clip: Clip
+    penalty: Callable[[Samples], Tensor] | None
+
+    def clips(self, samples: Samples) -> Tensor:
+        """M: whether a token has no gradient because its ratio is clipped."""
+        ratio_M, advantage_M = self.ratio(samples).detach(), samples.repeated(samples.advantage_S)
+        low, high = self.clip
+        return ((ratio_M < 1 - low) & (advantage_M < 0)) | ((ratio_M > 1 + high) & (advantage_M > 0))
 
 
-def clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+def clipped(ratio: Tensor, advantage: Tensor, clip: Clip) -> Tensor:
     """The surrogate of PPO (Schulman et al. 2017, 1707.06347), negative: whichever of the ratio and the clipped ratio
     gains less."""
+    low, high = clip
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
-def _by_token(samples: Samples, low: float, high: float) -> Tensor:
-    """loss_M, with a ratio of its own for each token."""
-    advantage_M = torch.repeat_interleave(
-        samples.advantage_S, torch.tensor(samples.tokens, device=samples.logp_M.device)
-    )
-    return clipped(samples.logratio_M.exp(), advantage_M, low, high)
+def of_token(samples: Samples) -> Tensor:
+    """ratio_M, each token's own."""
+    return samples.logratio_M.exp()
+
+
+def of_sample(samples: Samples) -> Tensor:
+    """ratio_M of the sum over its sample."""
+    return samples.repeated(samples.summed(samples.logratio_M).exp())
+
+
+def of_mean(samples: Samples) -> Tensor:
+    """ratio_M of the mean over its sample."""
+    return samples.repeated((samples.summed(samples.logratio_M) / samples.tokens_S).exp())
+
+
+def _by_token(samples: Samples, clip: Clip) -> Tensor:
+    """loss_S, summed over tokens."""
+    loss_M = clipped(of_token(samples), samples.repeated(samples.advantage_S), clip)
+    return samples.summed(loss_M if samples.weight_M is None else loss_M * samples.weight_M)
 
 
 def grpo(samples: Samples) -> Tensor:
     """GRPO (Shao et al. 2024, 2402.03300): the mean over the tokens of each sample."""
-    return samples.summed(_by_token(samples, 0.2, 0.2)) / samples.tokens_S
+    return _by_token(samples, CLIP) / samples.tokens_S
 
 
 def dr_grpo(samples: Samples) -> Tensor:
     """Dr. GRPO (Liu et al. 2025, 2503.20783): the sum over tokens, so that long wrong answers are not spared."""
-    return samples.summed(_by_token(samples, 0.2, 0.2))
+    return _by_token(samples, CLIP)
 
 
 def dapo(samples: Samples) -> Tensor:
     """DAPO (Yu et al. 2025, 2503.14476): the sum over tokens, divided by those of the step; a wider clip above."""
-    return samples.summed(_by_token(samples, 0.2, 0.28))
+    return _by_token(samples, DAPO_CLIP)
 
 
 def gspo(samples: Samples) -> Tensor:
     """GSPO (Zheng et al. 2025, 2507.18071): one ratio for each sample, of the mean over its tokens."""
     ratio_S = (samples.summed(samples.logratio_M) / samples.tokens_S).exp()
-    return clipped(ratio_S, samples.advantage_S, 3e-4, 4e-4)
+    loss_S = clipped(ratio_S, samples.advantage_S, GSPO_CLIP)
+    return loss_S if samples.weight_M is None else loss_S * samples.summed(samples.weight_M) / samples.tokens_S
 
 
 def rloo(samples: Samples) -> Tensor:
     """REINFORCE, leave one out (Ahmadian et al. 2024, 2402.14740): one ratio for each sample, of the sum."""
-    return clipped(samples.summed(samples.logratio_M).exp(), samples.advantage_S, 0.2, 0.2)
+    assert samples.weight_M is None, "CONFIG_CONFLICT"
+    return clipped(samples.summed(samples.logratio_M).exp(), samples.advantage_S, CLIP)
+
+
+# -- the divergence from the reference
+
+
+def k3(samples: Samples) -> Tensor:
+    """KL_M from the reference, estimated from the token that was drawn: never negative, and unbiased (Schulman 2020; in
+    GRPO, 2402.03300)."""
+    assert samples.reference_M is not None
+    delta_M = samples.reference_M - samples.logp_M
+    return delta_M.exp() - delta_M - 1
+
+
+def _mean_k3(ratio: Callable[[Samples], Tensor]) -> Callable[[Samples], Tensor]:
+    return lambda samples: samples.summed(ratio(samples) * k3(samples)) / samples.tokens_S
+
+
+def _sum_k3(samples: Samples) -> Tensor:
+    """Times the ratio, as in DeepSeek-V3.2 (2512.02556): without it, the gradient would be that of the KL of the
+    reference from the policy, not of the policy from the reference."""
+    return samples.summed(of_token(samples) * k3(samples))
 
 
 # -- advantages, in float64: in float32, equal rewards have a deviation that is not quite 0 (verl 4597)
@@ -131,10 +189,10 @@ def _one(tokens: int, longest: int) -> float:
 
 
 LOSSES: dict[str, PolicyLoss] = {
-    "grpo": PolicyLoss(grpo, scaled, _one),
-    "dr_grpo": PolicyLoss(dr_grpo, centred, lambda tokens, longest: float(longest)),
-    "dapo": PolicyLoss(dapo, scaled, lambda tokens, longest: float(tokens)),
-    "gspo": PolicyLoss(gspo, scaled, _one),
-    "rloo": PolicyLoss(rloo, leave_one_out, _one),
-    "raft": PolicyLoss(grpo, best, _one),
+    "grpo": PolicyLoss(grpo, scaled, _one, of_token, CLIP, _mean_k3(of_token)),
+    "dr_grpo": PolicyLoss(dr_grpo, centred, lambda tokens, longest: float(longest), of_token, CLIP, _sum_k3),
+    "dapo": PolicyLoss(dapo, scaled, lambda tokens, longest: float(tokens), of_token, DAPO_CLIP, _sum_k3),
+    "gspo": PolicyLoss(gspo, scaled, _one, of_mean, GSPO_CLIP, _mean_k3(of_mean)),
+    "rloo": PolicyLoss(rloo, leave_one_out, _one, of_sample, CLIP, None),
+    "raft": PolicyLoss(grpo, best, _one, of_token, CLIP, _mean_k3(of_token)),
 }

@@ -111,6 +111,7 @@ def _evidence(verdict: Verdict) -> dict[str, object]:
         "mitigation": verdict.mitigation,
         "curve": verdict.learning_curve,
         "pairs": verdict.pairs,
+        "rewards": verdict.rewards,
         "crossfit": verdict.crossfit,
         "cleaning": verdict.cleaning,
         "calibration": verdict.calibration,

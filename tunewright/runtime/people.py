@@ -12,7 +12,7 @@ from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.records import Choice, JudgeLine, Preferences, Preferred, ScoreLine, Verdict
 from tunewright.core.records.people import Side
 from tunewright.core.run_folder import Run
-from tunewright.judge.arms.openai_endpoint import Endpoint
+from tunewright.data.endpoints.openai_endpoint import Endpoint
 from tunewright.judge.people import judge as judging
 from tunewright.judge.people.judge import Judge
 from tunewright.judge.people.pairs import Pair, chosen, pairs

@@ -8,6 +8,7 @@ from tunewright.stages.experiments import (
     mitigation,
     pairs,
     prompt_distillation,
+    rewards,
     sweep,
 )
 from tunewright.stages.stage import Stage
@@ -20,6 +21,7 @@ STAGES: tuple[Stage, ...] = (
     forgetting.STAGE,
     prove.STAGE,
     pairs.STAGE,
+    rewards.STAGE,
     crossfit.STAGE,
     cleaning.STAGE,
     mitigation.STAGE,

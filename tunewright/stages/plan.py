@@ -91,7 +91,7 @@ def after_self_test(setup: Setup, plan: Plan) -> Plan:
 
 def _check_rewards(setup: Setup, answers: Answers, plan: Plan) -> None:
     model = setup.models.untrained(plan)
-    drawn = rollouts.of(answers, model)
+    drawn = rollouts.of(answers, model, setup.context.config.reward.sampler)
     assert drawn is not None
     setup.context.console.say(preflight.preflight(drawn, model, setup.inputs.rows["train"], plan).sentence)
 

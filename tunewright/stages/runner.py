@@ -21,6 +21,7 @@ from tunewright.core.run_folder import Run
 from tunewright.data import dataset
 from tunewright.data.dataset import Dataset
 from tunewright.data.remedies.prepared import SIDES, pinned
+from tunewright.data.task import rewards
 from tunewright.export import card, export, portable, unchanged
 from tunewright.export.consumers.openai_server import Server
 from tunewright.export.kind import Dtype, TrainedRun
@@ -206,7 +207,8 @@ def start(
             )
     if name is not None and (root / name / "config.yaml").is_file():
         run = Run(root / name)
-        return Context(run, _same_config(run, config), console, command, data or dataset.load(config))
+        data = _of_run(data or dataset.load(config), run)
+        return Context(run, _same_config(run, config), console, command, data)
     if config.date == "auto":  # a run that is continued tomorrow keeps today's prompts
         config = config.model_copy(update={"date": datetime.date.today().isoformat()})
     parents = () if root.exists() else (root,)
@@ -214,7 +216,7 @@ def start(
     run = run_folder.create(root, name, Path(title(config.data.train)).stem)
     run_folder.write_atomic(run.config, to_yaml(config))
     run.event("created", command=command)
-    return Context(run, config, console, command, data, created=(*parents, run.path))
+    return Context(run, config, console, command, _of_run(data, run), created=(*parents, run.path))
 
 
 def resume(run: Run, console: Console, command: str, settings: Sequence[str] = ()) -> Context:
@@ -230,7 +232,12 @@ def resume(run: Run, console: Console, command: str, settings: Sequence[str] = (
     except DataError as error:
         fix = f"if the file has moved: `tunewright report {run.path} data.train=FILE` (or data.dev, data.test)."
         raise DataError([replace(p, fix=fix) if p.code == "DATA_NOT_A_FILE" else p for p in error.problems]) from None
-    return Context(run, changed, console, command, loaded, new_settings=new)
+    return Context(run, changed, console, command, _of_run(loaded, run), new_settings=new)
+
+
+def _of_run(data: Dataset, run: Run) -> Dataset:
+    """The data, whose graders keep in the run folder what they asked models."""
+    return replace(data, task=rewards.stored_in(data.task, run.path / "rollouts" / "grades.jsonl"))
 
 
 def _same_config(run: Run, config: Config) -> Config:

@@ -37,24 +37,24 @@ def train(work: Work, ranks: Ranks = ALONE) -> Training:
     model = _model(work, ranks)
     if ranks.first:
         _keep_start(work, model.module)
-    hashes = input_hashes(work.data, inputs, plan)
+    hashes, drawn = input_hashes(work.data, inputs, plan), rollouts.of(work.answers, model, work.config.reward.sampler)
     training_inputs = _precomputed(
         work,
-        loop.TrainingInputs(
-            model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes, rollouts.of(work.answers, model)
-        ),
+        loop.TrainingInputs(model, plan, inputs.rows["train"], inputs.rows["dev"], run, hashes, drawn),
     )
     if ranks.world > 1:
         facts = {"model": inputs.facts.sha256, "torch": torch.__version__, "code": code_sha256()}
         if plan.adapter.init != "zero":  # computed from the base, whose last bits depend on the processor
             facts["initial values"] = checkpoints.digest(adapters.update_tensors(model.module))
         ranks.require_same(facts | training_inputs.hashes)
+    sign = -1 if plan.method in REWARDED else 1
     with console.bar("train", plan.steps, step) as tick:
 
         def progress(line: StepLine) -> None:
-            dev = f" dev {line.dev_loss:.3f}" if line.dev_loss is not None else ""
+            dev = f" dev {sign * line.dev_loss:.3f}" if line.dev_loss is not None else ""
             crowded = f", {line.threads} of {plan.threads} threads: others use the cores" if line.threads else ""
-            tick(1, f"loss {line.loss:.3f}{dev} {line.tokens / max(line.seconds, 1e-9):.0f} tok/s{crowded}")
+            shown = f"reward {(line.metrics or {}).get('reward', 0.0):.3f}" if sign < 0 else f"loss {line.loss:.3f}"
+            tick(1, f"{shown}{dev} {line.tokens / max(line.seconds, 1e-9):.0f} tok/s{crowded}")
 
         result = loop.train(training_inputs, progress, ranks)
     if result.crowded_steps and ranks.first:
@@ -150,9 +150,11 @@ def lines(done: Training) -> Sequence[str]:
     crowded = f"; {done.crowded_steps} steps with fewer threads, beside other processes" if done.crowded_steps else ""
     if done.best_dev_loss is None:
         return [f"trained: {done.steps} steps{early}, {done.seconds:.0f} s{crowded}"]
+    assert done.first_dev_loss is not None
+    what, sign = ("reward", -1) if done.of_rewards else ("loss", 1)
     return [
-        f"trained: dev loss {done.first_dev_loss:.3f} -> {done.best_dev_loss:.3f} (step {done.best_step}){early}, "
-        f"{done.seconds:.0f} s{crowded}"
+        f"trained: dev {what} {sign * done.first_dev_loss:.3f} -> {sign * done.best_dev_loss:.3f} "
+        f"(step {done.best_step}){early}, {done.seconds:.0f} s{crowded}"
     ]
 
 

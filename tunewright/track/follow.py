@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from tunewright.core import programs, records, run_folder
-from tunewright.core.config import Plan, flat
+from tunewright.core.config import REWARDED, Plan, flat
 from tunewright.core.console import Console
 from tunewright.core.errors import MissingExtra
 from tunewright.core.records import METRICS, StartLine, StepLine, Verdict
@@ -75,7 +75,7 @@ def follow(run: Run, name: str, ended: threading.Event) -> None:
             for line in _after(run.metrics, step):
                 tracker, step = tracker or TRACKERS[name](_tracked(run)), line.step
                 run_folder.write_json(note, {"step": step, "report": report})
-                tracker.log(step, _values(line))
+                tracker.log(step, _values(line, records.read(run.plan, Plan).method in REWARDED))
         if run.report.exists() and (digest := run_folder.sha256(run.report)) != report:
             tracker = tracker or TRACKERS[name](_tracked(run))
             run_folder.write_json(note, {"step": step, "report": digest})
@@ -101,9 +101,9 @@ def _after(metrics: Path, step: int) -> list[StartLine | StepLine]:
     return new[::-1]
 
 
-def _values(line: StartLine | StepLine) -> dict[str, float]:
-    """A line under the names that are usual in the field."""
-    dev = {} if line.dev_loss is None else {"eval/loss": line.dev_loss}
+def _values(line: StartLine | StepLine, rewarded: bool) -> dict[str, float]:
+    """A line under the names that are usual in the field. ``rewarded``: whether a dev loss is minus a mean reward."""
+    dev = {} if line.dev_loss is None else {"eval/reward": -line.dev_loss} if rewarded else {"eval/loss": line.dev_loss}
     if isinstance(line, StartLine):
         return dev
     of_method = {f"train/{name}": value for name, value in (line.metrics or {}).items()}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from tunewright import methods
 from tunewright.core import records
@@ -34,7 +34,8 @@ from tunewright.train.step import Learner, Step, dev_loss, learning_rate, make_l
 
 @dataclass(frozen=True)
 class Trained:
-    """How training ended. With dev rows, the model is left with the weights of ``best_step``."""
+    """How training ended. With dev rows, the model is left with the weights of ``best_step``. ``of_rewards``: whether
+    dev losses are minus mean rewards."""
 
     steps: int
     stopped_early: bool
@@ -44,6 +45,7 @@ class Trained:
     seconds: float
     tokens: int
     crowded_steps: int | None
+    of_rewards: Literal[True] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def train(
             state = record_step(training, student, state, taken, progress, ranks)
             kept = heap.bounded(kept)
             stop = ranks.any(interrupted.is_set())  # all after the same step, whoever was asked
+            # Between rollouts: a stored one is used only by the weights that drew it.
+            stop = stop and state.step % plan.options.num_iterations == 0
             if ranks.first and (stop or is_over(state, plan, last) or state.step % plan.checkpoint_every == 0):
                 save(training, student, state)
             if stop and not is_over(state, plan, plan.steps):
@@ -177,6 +181,7 @@ def finished(training: TrainingInputs, student: Learner, state: CheckpointState,
         seconds=round(seconds, 1),
         tokens=sum(line.tokens for line in lines if isinstance(line, StepLine)),
         crowded_steps=sum(isinstance(line, StepLine) and line.threads is not None for line in lines) or None,
+        of_rewards=True if training.rollouts is not None else None,
     )
 
 

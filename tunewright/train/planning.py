@@ -73,10 +73,14 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         message = "quantise=stored is for a CPU, which reads the weights from the model's files; a GPU cannot."
         raise ConfigError("CONFIG_CONFLICT", message, where="quantise", fix="use quantise=nf4, or none.")
     dtype, layout, batch = _dtype(given), _layout(given), recipe.batch_size(given)
-    per_epoch = -(-sizes.rows // batch.value)
+    per_epoch = -(-sizes.rows // batch.value) * t.num_iterations
     steps = recipe.steps(given, per_epoch)
     kernels = _kernels(given, layout.value, steps.value)
-    recompute = _recompute(given, dtype.value, kernels.value, batch.value)
+    trained, sequences = given, batch.value
+    if t.method in REWARDED:  # what is trained on are samples after these rows
+        trained = replace(given, sizes=sizes.with_samples(t.num_generations, max_new_tokens))
+        sequences *= t.num_generations
+    recompute = _recompute(trained, dtype.value, kernels.value, sequences)
     options = _options(given)
     chosen: dict[str, Choice[Any]] = {
         "dtype": dtype,
@@ -85,7 +89,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         "steps": steps,
         "lr": recipe.learning_rate(given),
         "gradient_checkpointing": recompute,
-        "tokens_per_pass": _tokens_per_pass(given, dtype.value, kernels.value, layout.value, recompute.value),
+        "tokens_per_pass": _tokens_per_pass(trained, dtype.value, kernels.value, layout.value, recompute.value),
         "max_length": max_length(config, facts, machine, kind),
         "decode_batch_size": _decode_batch(given, dtype.value, max_new_tokens),
         "max_new_tokens": Choice(
@@ -215,7 +219,8 @@ def _eval_every(config: Config, steps: int) -> Choice[int]:
 def _checkpoint_every(config: Config, steps: int) -> Choice[int]:
     if config.checkpoint.every != "auto":
         return Choice(config.checkpoint.every, CONFIGURED)
-    return Choice(max(10, math.ceil(steps / 5)), "about five checkpoints")
+    updates = config.train.num_iterations  # between which no checkpoint is
+    return Choice(-(-max(10, math.ceil(steps / 5)) // updates) * updates, "about five checkpoints")
 
 
 def _dtype(given: PlanInputs) -> Choice[Dtype]:
@@ -344,6 +349,8 @@ def require_memory(plan: Plan, facts: Facts, sizes: RowStats, free: float, devic
     def needed(tokens: int, recompute: Recompute) -> float:
         return kept + tokens * bytes_per_token(facts, sizes, plan.dtype, plan.kernels, recompute)
 
+    if plan.method in REWARDED:
+        sizes = sizes.with_samples(plan.options.num_generations, plan.max_new_tokens)
     kept = _kept(facts, plan.dtype, plan.adapter.kind, plan.optimizer)
     need = needed(min(plan.tokens_per_pass, sizes.tokens), plan.gradient_checkpointing)
     if need * CERTAIN <= free:

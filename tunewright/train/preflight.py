@@ -54,7 +54,7 @@ def preflight(rollouts: Rollouts, model: LanguageModel, rows: Sequence[TrainRow]
     part = [rows[i] for i in packing.epoch_order(len(rows), plan.seed, 0)[:PROMPTS]]
     # A step that training does not have, so that these samples are not those of one.
     _, lines = rollouts.read_or_draw(model, part, plan, plan.steps, rollouts.folder / "preflight.jsonl")
-    graders.require_scored([rollouts.checked(line.row, line.text) for line in lines], "reward.check")
+    graders.require_scored(rollouts.checked([(line.row, line.text) for line in lines]), "reward.check")
     reward_NG = np.array([line.reward or 0.0 for line in lines]).reshape(len(part), -1)
     unequal = int((reward_NG.max(1) != reward_NG.min(1)).sum())
     if unequal < LEAST_UNEQUAL * len(part):
@@ -68,7 +68,8 @@ def preflight(rollouts: Rollouts, model: LanguageModel, rows: Sequence[TrainRow]
         )
     for answer, what, limit in _trivial(lines, reward_NG):
         texts = [rollouts.examples[r.row].question if answer is None else answer for r in part]
-        mean = float(np.mean([rollouts.graded(r.row, text).reward or 0.0 for r, text in zip(part, texts, strict=True)]))
+        graded = rollouts.graded([(r.row, text) for r, text in zip(part, texts, strict=True)])
+        mean = float(np.mean([g.reward or 0.0 for g in graded]))
         if mean >= limit:
             quoted = repr(texts[0][:SHOWN]) + ("..." if len(texts[0]) > SHOWN else "")
             raise ConfigError(

@@ -6,7 +6,7 @@ Its numbers are from `benchmarks/recipe.py` and `benchmarks/recipe_search.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from tunewright.core.config import HEADS, PAIRED, PREFERENCE, RANKERS, RATED, REWARDED, Config
@@ -63,6 +63,12 @@ class RowStats:
             desirable=sum(map(kto.is_desirable, rows)),
         )
 
+    def with_samples(self, count: int, answer: int) -> RowStats:
+        """Of rows that are trained on with ``count`` samples each, of at most ``answer`` tokens."""
+        rows = count * self.rows
+        tokens, longest = count * self.tokens + rows * answer, self.longest + answer
+        return replace(self, rows=rows, tokens=tokens, supervised=rows * answer, longest=longest)
+
 
 @dataclass(frozen=True)
 class PlanInputs:
@@ -105,8 +111,8 @@ def steps(given: PlanInputs, per_epoch: int) -> Choice[int]:
         why = "preferences overfit within an epoch or two (Rafailov et al. 2024, 2406.02900)"
         return Choice(epochs * per_epoch, f"{counted(epochs, 'epoch')} of {per_epoch} steps: {why}")
     if t.method in REWARDED:
-        count = max(REWARDED_STEPS, per_epoch)
-        return Choice(count, f"{counted(count, 'step')}: an epoch, and at least {REWARDED_STEPS}")
+        count = max(REWARDED_STEPS * t.num_iterations, per_epoch)
+        return Choice(count, f"{counted(count, 'step')}: an epoch, and at least {REWARDED_STEPS} rollouts")
     epochs = 4 if rows < 300 else 3 if rows < 1000 else 2 if rows < 5000 else 1
     return Choice(epochs * per_epoch, f"{epochs} epochs of {per_epoch} steps: fewer epochs for more rows")
 

@@ -110,7 +110,8 @@ def begin(learner: Learner, rows: Sequence[TrainRow], plan: Plan, step: int) -> 
     method = METHODS[plan.method]
     # Dropout, and what the method draws, are functions of (seed, step), so that a resumed run does the same.
     torch.manual_seed(_seed(plan, step))
-    chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step)
+    # Several updates for a rollout have the same rows; of other methods, each step is one.
+    chosen = packing.step_rows(len(rows), plan.batch_size, plan.seed, step // plan.options.num_iterations)
     microbatches = method.microbatches(learner.model, rows, chosen, plan, step)
     # Sum over all forward passes, divide once: a mean of means would weigh short passes more (transformers PR 34191).
     weight = sum(method.weight(b) for b in microbatches)

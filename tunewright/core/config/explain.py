@@ -107,6 +107,8 @@ SYNONYMS = {
     "fp16": "train.dtype",
     "lora_r": "adapter.rank",
     "r": "adapter.rank",
+    "kl_coef": "train.kl_weight",
+    "kl_penalty_coef": "train.kl_weight",
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",
     "lora_target": "adapter.targets",

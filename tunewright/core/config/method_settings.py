@@ -32,11 +32,15 @@ def check(config: Config, conflict: Conflict) -> None:
     if method in REWARDED and not config.reward.grader:
         fix = "set it to a grader object (docs/guide-rewards.md)."
         raise conflict("reward.grader", f"train.method={method} needs reward.grader.", fix)
-    if method not in REWARDED and (given := [k for k, v in config.reward.model_dump().items() if v]):
+    given = [k for k, v in config.reward if v != type(config.reward).model_fields[k].default]
+    if method not in REWARDED and given:
         fix = "remove it, or set train.method=grpo."
         raise conflict(f"reward.{given[0]}", f"train.method={method} does not read reward.{given[0]}.", fix)
     if method in REWARDED:
         _check_rewarded(config, conflict)
+    elif config.experiments.raft:
+        message = f"experiments.raft chooses among samples, which train.method={method} does not draw."
+        raise conflict("experiments.raft", message, "leave it out, or set train.method=grpo.")
     if method != "sft" and config.sweep.grid:
         message = f"a sweep compares recipes by the likelihood of answers; train.method={method} needs another measure."
         raise conflict("sweep.grid", message, "train once for each recipe, with train.method=... and --name.")
@@ -93,13 +97,42 @@ def _check_rewarded(config: Config, conflict: Conflict) -> None:
             "samples are drawn without dropout, so adapter.dropout would train another model than the one sampled."
         )
         raise conflict("adapter.dropout", message, "leave it at 0.")
+    if config.train.kl_weight and config.adapter.kind == "none":
+        message = "train.kl_weight compares with the initial model: the model without its adapter."
+        raise conflict("train.kl_weight", message, "choose another adapter.kind, or remove it.")
+    if config.train.kl_weight and config.train.loss_type == "rloo":
+        message = "train.loss_type=rloo has its KL in the reward, which is not supported."
+        raise conflict("train.kl_weight", message, "remove it, or choose another train.loss_type.")
+    updates, every = config.train.num_iterations, config.checkpoint.every
+    if every != "auto" and every % updates:
+        message = f"checkpoints are between rollouts, and train.num_iterations={updates} steps have one."
+        raise conflict("checkpoint.every", message, f"choose a multiple of {updates}.")
+    if config.reward.sampler.url:
+        _check_sampler(config, conflict)
+    elif config.reward.sampler.api_key_env:
+        message = "reward.sampler.api_key_env is for reward.sampler.url, which is empty."
+        raise conflict("reward.sampler.api_key_env", message, "set both, or none.")
     if config.forget.regression_rows:
         message = f"train.method={method} reads rows without answers, and regression rows have answers."
         raise conflict("forget.regression_rows", message, "leave it out.")
     for name in type(config.experiments).model_fields:
-        if getattr(config.experiments, name):
+        if name != "raft" and getattr(config.experiments, name):
             message = f"experiments.{name} needs another training run, which train.method={method} does not support."
             raise conflict(f"experiments.{name}", message, "leave it out.")
     if config.prove.evidence == "full":
         message = f"prove.evidence=full needs another training run, which train.method={method} does not support."
         raise conflict("prove.evidence", message, "use standard or plain.")
+
+
+def _check_sampler(config: Config, conflict: Conflict) -> None:
+    """What vLLM can draw samples with, and what its log-probabilities are of."""
+    t, adapter = config.train, config.adapter
+    if adapter.kind not in ("lora", "rslora") or not adapter.uniform:
+        message = "vLLM loads LoRA adapters of one rank and alpha while it runs, and no others."
+        raise conflict("reward.sampler.url", message, "choose adapter.kind=lora without patterns, or remove it.")
+    if t.temperature != 1:
+        message = "the log-probabilities of vLLM are those at temperature 1."
+        raise conflict("train.temperature", message, "leave it at 1, or remove reward.sampler.")
+    if t.loss_type == "rloo":
+        message = "samples of a server are weighted token by token; train.loss_type=rloo has one ratio for a sample."
+        raise conflict("train.loss_type", message, "choose another train.loss_type, or remove reward.sampler.")

@@ -275,7 +275,7 @@ class MethodOptions(Growing):
 
     ADDED: ClassVar[Collection[str]] = (
         *("beta", "label_smoothing", "nll_weight", "gamma_beta_ratio", "desirable_weight", "undesirable_weight"),
-        *("loss_type", "num_generations", "temperature", "center_rewards_coefficient"),
+        *("loss_type", "num_generations", "temperature", "kl_weight", "num_iterations", "center_rewards_coefficient"),
     )
     READ_BY: ClassVar[dict[str, tuple[str, ...]]] = {
         "beta": (*PREFERENCE, *RATED),
@@ -284,8 +284,8 @@ class MethodOptions(Growing):
         "label_smoothing": ("dpo", "robust_dpo", "normalized_dpo"),
         "nll_weight": tuple(name for name in PREFERENCE if name != "orpo"),
         "gamma_beta_ratio": ("simpo",),
-        **dict.fromkeys(("loss_type", "num_generations", "temperature"), REWARDED),
         "center_rewards_coefficient": RANKERS,
+        **dict.fromkeys(("loss_type", "num_generations", "temperature", "kl_weight", "num_iterations"), REWARDED),
     }
 
     beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
@@ -326,6 +326,12 @@ class MethodOptions(Growing):
         0.0,
         description="reward_model: weight of the squared sum of a pair's scores, added to the loss, which keeps scores "
         "near 0.",
+    )
+    kl_weight: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0, description="grpo: weight of the KL divergence from the initial model, added to the loss."
+    )
+    num_iterations: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="grpo: optimizer steps for the samples of one model, with ratios to it that are clipped."
     )
 
 
@@ -395,6 +401,15 @@ class TrainConfig(MethodOptions):
     )
 
 
+class SamplerConfig(Frozen):
+    url: str = Field(
+        "",
+        description="Base URL of a vLLM server of the same base, which draws the samples of training with the adapter "
+        "as it is, e.g. http://localhost:8000/v1; empty: tunewright draws them.",
+    )
+    api_key_env: str = Field("", description="Environment variable that contains its API key; empty: none.")
+
+
 class RewardConfig(Frozen):
     grader: dict[str, JsonValue] = Field(
         {},
@@ -405,6 +420,7 @@ class RewardConfig(Frozen):
         description="A second grader that is never trained on: if the tuned model is BETTER by the reward but shown to "
         "be worse by this one, the verdict is HACKED.",
     )
+    sampler: SamplerConfig = SamplerConfig()
 
 
 class CheckpointConfig(Frozen):
@@ -521,6 +537,11 @@ class ExperimentsConfig(Frozen):
     mitigation: bool = Field(
         False,
         description="Also train with a lower learning rate, and with replay of the base's answers; compare on dev.",
+    )
+    raft: bool = Field(
+        False,
+        description="grpo: also fine-tune on the best samples of the untrained model, chosen among as many sampled "
+        "tokens, and compare on the same test rows.",
     )
 
 

@@ -86,7 +86,16 @@ from tunewright.core.records.files import (
 )
 from tunewright.core.records.pairs import PAIRS, PairMeasure, Pairs, Ratings, SftOnChosen
 from tunewright.core.records.people import Agreement, Choice, JudgeLine, JudgeResult, Preferences, Preferred, WinRate
-from tunewright.core.records.rollouts import ROLLOUT, RolloutLine, RolloutStart
+from tunewright.core.records.rollouts import (
+    REWARDS,
+    ROLLOUT,
+    GradeLine,
+    HighestOf,
+    Raft,
+    Rewards,
+    RolloutLine,
+    RolloutStart,
+)
 from tunewright.core.records.score import Answered, FieldCounts, RegressionLine, ScoreLine, Turn
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats, RecipeSweep, Rung, SweptRecipe
 from tunewright.core.records.training import (
@@ -141,6 +150,7 @@ __all__ = [
     "MITIGATION",
     "PAIRS",
     "PROMPT_DISTILLATION",
+    "REWARDS",
     "ROLLOUT",
     "SWEEP",
     "AdapterNote",
@@ -186,7 +196,9 @@ __all__ = [
     "Forgetting",
     "GenericKL",
     "GgufFile",
+    "GradeLine",
     "Handover",
+    "HighestOf",
     "InstructionKind",
     "InstructionProbe",
     "Interval",
@@ -224,6 +236,7 @@ __all__ = [
     "ProtocolRecord",
     "Quantile",
     "Quantiles",
+    "Raft",
     "Ratings",
     "Receipt",
     "RecipeSweep",
@@ -236,6 +249,7 @@ __all__ = [
     "RequestCost",
     "Rerun",
     "RewardCheck",
+    "Rewards",
     "RolloutLine",
     "RolloutStart",
     "RunFile",

@@ -29,7 +29,7 @@ from tunewright.core.records.evidence import (
 from tunewright.core.records.export import CONSUMER_CHECKS, EXPORTS, AdapterNote
 from tunewright.core.records.pairs import PAIRS
 from tunewright.core.records.people import Choice, JudgeLine, Preferences
-from tunewright.core.records.rollouts import ROLLOUT
+from tunewright.core.records.rollouts import REWARDS, ROLLOUT, GradeLine
 from tunewright.core.records.score import RegressionLine, ScoreLine
 from tunewright.core.records.sweep import SWEEP, BranchFailure, BranchFile, DevNats
 from tunewright.core.records.training import (
@@ -81,6 +81,7 @@ FILES: tuple[RunFile, ...] = (
     _file("plan.json", Plan, "every number that training uses, with the reason for each"),
     _file("profile.json", Profile, "where the time of a training step goes (`tunewright train --profile`)"),
     _file("metrics.jsonl", METRICS, "every training step", lines=True),
+    _file("rollouts/grades.jsonl", GradeLine, "what a model that grades has replied, to be asked once", lines=True),
     _file("rollouts/*.jsonl", ROLLOUT, "samples that were trained on, with their rewards", lines=True),
     _file("checkpoints/step-*/state.json", CheckpointState, "the state of a checkpoint"),
     _file("training.json", Training, "how training ended"),
@@ -91,6 +92,7 @@ FILES: tuple[RunFile, ...] = (
     _file("forgetting.json", FORGETTING, "what was forgotten"),
     _file("verdict.json", Verdict, "the verdict, with every number behind it"),
     _file("pairs.json", PAIRS, "what training on preferences or ratings did to the answers of the test rows"),
+    _file("rewards.json", REWARDS, "what training on rewards did, besides the verdict"),
     _file("crossfit.json", CROSSFIT, "rows that look wrong to models not trained on them"),
     _file("cleaning.json", CLEANING, "training without the flagged rows"),
     _file("mitigation.json", MITIGATION, "ways to reduce forgetting"),

@@ -188,6 +188,9 @@ class BranchTraining(Record):
     crowded_steps: int | None = Field(
         None, description="Steps with fewer threads than planned, whose last bits depend on what else the machine did."
     )
+    of_rewards: Literal[True] | None = Field(
+        None, description="Whether dev losses are minus mean rewards; absent if they are not."
+    )
     weights_sha256: str = Field(description="Hash of checkpoints/final.safetensors.")
 
 

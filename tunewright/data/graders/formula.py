@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from tunewright.core.errors import ConfigError
+from tunewright.core.words import counted
 from tunewright.data.graders.grade import Grader, Item, Output, Unscored
 
 LONGEST, LARGEST_POWER = 500, 10.0  # characters of a formula; exponents, which could make numbers of any size
@@ -19,15 +20,16 @@ _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-_CALLS: dict[str, Callable[..., float]] = {
-    "min": min,
-    "max": max,
-    "abs": abs,
-    "floor": math.floor,
-    "ceil": math.ceil,
-    "exp": math.exp,
-    "sqrt": math.sqrt,
-    "log": math.log,
+# A function, and how many arguments it takes: at least, at most.
+_CALLS: dict[str, tuple[Callable[..., float], int, int]] = {
+    "min": (min, 2, LONGEST),
+    "max": (max, 2, LONGEST),
+    "abs": (abs, 1, 1),
+    "floor": (math.floor, 1, 1),
+    "ceil": (math.ceil, 1, 1),
+    "exp": (math.exp, 1, 1),
+    "sqrt": (math.sqrt, 1, 1),
+    "log": (math.log, 1, 2),
 }
 
 
@@ -78,7 +80,10 @@ def _unknown(node: ast.expr, names: Collection[str]) -> str:
             return _unknown(operand, names)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _unknown(left, names) or _unknown(right, names)
-        case ast.Call(func=ast.Name(id=name), args=[_, *_] as given, keywords=[]) if name in _CALLS:
+        case ast.Call(func=ast.Name(id=name), args=given, keywords=[]) if name in _CALLS:
+            _, least, most = _CALLS[name]
+            if not least <= len(given) <= most:
+                return f"{name} takes {'at least ' if most > least else ''}{counted(least, 'argument')}"
             return next(filter(None, (_unknown(each, names) for each in given)), "")
     return f"{ast.unparse(node)[:40]!r} is not allowed"
 
@@ -97,5 +102,5 @@ def _value(node: ast.expr, values: Mapping[str, float]) -> float:
                 raise ValueError(f"an exponent of {b}")
             return float(_BINARY[type(op)](a, b))
         case ast.Call(func=ast.Name(id=name), args=given):
-            return float(_CALLS[name](*(_value(each, values) for each in given)))
+            return float(_CALLS[name][0](*(_value(each, values) for each in given)))
     raise AssertionError("`check` has refused it")

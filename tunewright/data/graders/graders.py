@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.words import counted
-from tunewright.data.graders import formula, texts
+from tunewright.data.graders import formula, score_model, texts
 from tunewright.data.graders.formula import Multi
 from tunewright.data.graders.grade import Grader, Item, Output, Template, Unscored
 from tunewright.data.graders.python_grader import PythonGrader
+from tunewright.data.graders.score_model import ScoreModel
 from tunewright.data.graders.texts import Compared, SchemaValid
 from tunewright.data.messages import Json
 from tunewright.data.structure import schema
@@ -32,7 +34,7 @@ def of(spec: Spec, where: str) -> Grader:
         message, fix = f"there is no grader of type {kind!r}.", f"use {', '.join(_KINDS)}."
         raise ConfigError("CONFIG_RANGE", message, where=where, fix=fix)
     keys, build = _KINDS[str(kind)]
-    known = ("type", "name", *keys)
+    known = ("type", "name", *keys, *(_OPTIONAL if kind == "score_model" else ()))
     if unknown := [key for key in spec if key not in known]:
         message = f"a {kind} grader has no key {unknown[0]!r}."
         raise ConfigError("CONFIG_UNKNOWN_KEY", message, where=where, fix=f"its keys: {', '.join(known)}.")
@@ -96,7 +98,9 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[Spec, str], Grader]]] = {
     "json_schema": (("schema",), _schema),
     "python": (("source",), _python),
     "multi": (("graders", "calculate_output"), _multi),
+    "score_model": (("input", "model", "url"), score_model.of),
 }
+_OPTIONAL = ("range", "sampling_params", "api_key_env", "concurrency")  # of score_model
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,33 @@ def grade(grader: Grader, item: Item, text: str) -> Graded:
     return Graded(reward)
 
 
+def grade_all(grader: Grader, answers: Sequence[tuple[Item, str]]) -> list[Graded]:
+    """The rewards of several answers, each with its row's fields. Raises REWARD_FAILED if a model that grades cannot
+    be asked."""
+    ready = prepared(grader, answers)
+    return [grade(ready, item, text) for item, text in answers]
+
+
+def prepared(grader: Grader, answers: Sequence[tuple[Item, str]]) -> Grader:
+    """The same grader, whose models have been asked about these answers, several at a time. Raises REWARD_FAILED."""
+    pairs = [(item, Output(text)) for item, text in answers]
+    return _mapped(grader, lambda model: model.prepared(pairs))
+
+
+def stored_in(grader: Grader, file: Path) -> Grader:
+    """The same grader, whose models keep their scores in ``file``."""
+    return _mapped(grader, lambda model: replace(model, store=file))
+
+
+def _mapped(grader: Grader, change: Callable[[ScoreModel], ScoreModel]) -> Grader:
+    """The grader, with each model that grades changed."""
+    if isinstance(grader, ScoreModel):
+        return change(grader)
+    if isinstance(grader, Multi):
+        return replace(grader, graders=tuple((name, _mapped(part, change)) for name, part in grader.graders))
+    return grader
+
+
 def require_scored(graded: Sequence[Graded], where: str) -> None:
     """Raises REWARD_FAILED if too many answers of a batch have no reward."""
     failed = [g for g in graded if g.reward is None]
@@ -126,5 +157,6 @@ def require_scored(graded: Sequence[Graded], where: str) -> None:
             "REWARD_FAILED",
             f"the grader failed on {len(failed)} of {counted(len(graded), 'answer')}, first with: {failed[0].problem}.",
             where=where,
-            fix="let it return a number from 0 to 1 within 5 seconds for every answer, also for empty and wrong ones.",
+            fix="let it give a number for every answer, also for empty and wrong ones (python: from 0 to 1, within 5 "
+            "seconds). If what it needs was away, the same command continues; another grader needs a new run.",
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from tunewright.data import corpus_metrics
 from tunewright.data.graders import graders
@@ -10,7 +12,7 @@ from tunewright.data.messages import Chat, Example, Json
 from tunewright.data.metrics import METRICS
 from tunewright.data.scores import Readings
 from tunewright.data.task.kind import Task, TaskKind
-from tunewright.data.text import exact
+from tunewright.data.text import exact, without_thoughts
 
 
 def _detect(examples: Sequence[Example]) -> Task | None:
@@ -24,6 +26,22 @@ def item_of(example: Example) -> dict[str, Json]:
     assert isinstance(example, Chat)
     assert example.item is not None
     return example.item
+
+
+def stored_in(task: Task, file: Path) -> Task:
+    """The task, whose models that grade keep their scores in ``file``."""
+    grader, check = (g and graders.stored_in(g, file) for g in (task.grader, task.check))
+    return replace(task, grader=grader, check=check)
+
+
+def prepared(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> Task:
+    """The task, whose models that grade have been asked about these answers, several at a time. Raises
+    REWARD_FAILED."""
+    if task.grader is None:
+        return task
+    answers = [(item_of(e), without_thoughts(text)) for e, text in zip(examples, texts, strict=True)]
+    check = task.check and graders.prepared(task.check, answers)
+    return replace(task, grader=graders.prepared(task.grader, answers), check=check)
 
 
 def _read(task: Task, example: Example, answer: str) -> Readings:

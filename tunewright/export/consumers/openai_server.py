@@ -13,9 +13,9 @@ import httpx
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from tunewright.core.errors import RunError
+from tunewright.data.endpoints.openai_endpoint import Endpoint
 from tunewright.data.messages import Json
 from tunewright.export.consumers.answers import Answered
-from tunewright.judge.arms.openai_endpoint import Endpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -35,7 +35,10 @@ class BestOf:
         prompts = [self.prompt(e) for e in examples]
         samples = model.generate([Writing(prompts, Sampling(temperature=1.0, seed=n)) for n in range(self.count)])
         progress(len(examples))
-        return [max(own, key=lambda a: self._reward(e, a)) for e, *own in zip(examples, *samples, strict=True)]
-
-    def _reward(self, example: Example, answer: Answer) -> float:
-        return graders.grade(self.grader, item_of(example), without_thoughts(answer.text)).reward or 0.0
+        answers = [
+            (item_of(e), without_thoughts(a.text)) for own in samples for e, a in zip(examples, own, strict=True)
+        ]
+        rewards = iter([graded.reward or 0.0 for graded in graders.grade_all(self.grader, answers)])
+        reward_of = [[next(rewards) for _ in own] for own in samples]
+        best = [own.index(max(own)) for own in zip(*reward_of, strict=True)]
+        return [samples[n][i] for i, n in enumerate(best)]

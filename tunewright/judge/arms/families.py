@@ -12,6 +12,7 @@ from tunewright.core.config import ProveConfig
 from tunewright.core.errors import ConfigError
 from tunewright.data import baselines
 from tunewright.data.baselines import Predict
+from tunewright.data.endpoints.openai_endpoint import Endpoint
 from tunewright.data.messages import Chat, Text
 from tunewright.data.task import RANKING, REWARDS, Task, label_set
 from tunewright.data.text import content_hash
@@ -21,10 +22,10 @@ from tunewright.judge.arms.best_of import BestOf
 from tunewright.judge.arms.bm25 import Index
 from tunewright.judge.arms.headed import Headed
 from tunewright.judge.arms.label_scored import LabelScored
-from tunewright.judge.arms.openai_endpoint import Endpoint, Remote
 from tunewright.judge.arms.prompted import Prompted
 from tunewright.judge.arms.prompts import OWN_PROMPT, PASSAGES, Recipe
 from tunewright.judge.arms.reader import Reader
+from tunewright.judge.arms.remote import Remote
 
 SAMPLES = 4  # of the arm that chooses among samples by their reward
 LONG_PROMPT = 200  # characters from which an instruction is worth leaving out

@@ -13,10 +13,10 @@ import numpy as np
 from tunewright.core.records import Agreement, JudgeLine, JudgeResult, WinRate
 from tunewright.core.records.common import Interval
 from tunewright.core.records.people import Side
+from tunewright.data.endpoints.openai_endpoint import Endpoint, Refused, ask_each
 from tunewright.data.messages import Message, Prompt
 from tunewright.data.text import without_thoughts
 from tunewright.judge import statistics
-from tunewright.judge.arms.openai_endpoint import Endpoint, Refused, ask_each
 from tunewright.judge.people import ppi
 from tunewright.judge.people.pairs import Pair
 from tunewright.judge.people.win_rate import percent, rate_of, rate_text

@@ -113,15 +113,33 @@ class Forecast:
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
 
     def _sampled(self) -> float:
-        """Of training on samples that are as long as half the limit: drawn, then trained on."""
-        plan, inputs = self.work.plan, self.work.inputs
-        prompts = [len(r.sequences[0].ids) for r in inputs.rows["train"]]
-        answer, samples = plan.max_new_tokens / 2, plan.batch_size * plan.options.num_generations
-        lengths = Lengths(0, sum(prompts) / len(prompts), max(prompts), answer, plan.max_new_tokens)
-        tokens = plan.batch_size * lengths.own + samples * answer
-        step = self.written([lengths], samples, adapter=True) + tokens * self.pilot.train + self.pilot.update
-        greedy = self.written([lengths], len(inputs.rows["dev"]), adapter=True)
-        return plan.steps * step + (plan.steps / plan.eval_every + 1) * greedy
+        """Of training on samples that are as long as half the limit: drawn, read for ratios and KL, trained on."""
+        plan, options, lengths = self.work.plan, self.work.plan.options, self._sample_lengths()
+        samples = plan.batch_size * options.num_generations
+        tokens = plan.batch_size * lengths.own + samples * lengths.mean
+        readings = (options.num_iterations > 1) + (options.kl_weight > 0)
+        rollout = self.written([lengths], samples, adapter=True) + readings * tokens * self.pilot.read
+        greedy = self.written([lengths], len(self.work.inputs.rows["dev"]), adapter=True)
+        steps = plan.steps * (tokens * self.pilot.train + self.pilot.update)
+        return plan.steps / options.num_iterations * rollout + steps + (plan.steps / plan.eval_every + 1) * greedy
+
+    def _sample_lengths(self) -> Lengths:
+        plan = self.work.plan
+        prompts = [len(r.sequences[0].ids) for r in self.work.inputs.rows["train"]]
+        answer = plan.max_new_tokens / 2
+        return Lengths(0, sum(prompts) / len(prompts), max(prompts), answer, plan.max_new_tokens)
+
+    def rewards(self) -> float:
+        """Of samples of base and tuned model; and of RAFT: as many samples as in training, and fine-tuning on them."""
+        plan, lengths, test = self.work.plan, self._sample_lengths(), len(self.work.inputs.test)
+        count = plan.options.num_generations
+        seconds = 2 * self.written([lengths], test * count, adapter=True)
+        if self.work.config.experiments.raft:
+            rollouts = plan.steps / plan.options.num_iterations
+            seconds += self.written([lengths], round(rollouts * plan.batch_size * count))
+            tokens = plan.batch_size * (lengths.own + lengths.mean)
+            seconds += plan.steps * (tokens * self.pilot.train + self.pilot.update) + self.by_tuned(test)
+        return seconds
 
     def forgetting(self) -> float:
         config, pilot = self.work.config, self.pilot
@@ -166,6 +184,8 @@ class Forecast:
         adapter = work.plan.adapter.kind != "none" and tunes
         if work.plan.method in (*PREFERENCE, *RATED) and work.config.prove.evidence != "plain":
             seconds["pairs"] = self.trained() + self.by_tuned(test)  # on one answer of each pair; the other is read
+        if work.plan.method in REWARDED and (work.config.prove.evidence != "plain" or config.raft):
+            seconds["rewards"] = self.rewards()
         if config.crossfit and adapter:
             # The half that is left out: answered, or read by both models.
             by_label = work.data.task.metric.by_label

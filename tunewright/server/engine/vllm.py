@@ -14,11 +14,11 @@ import httpx
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from tunewright.core.errors import TunewrightError
+from tunewright.data.endpoints.openai_endpoint import Endpoint
 from tunewright.data.messages import Json
 from tunewright.export.consumers import openai_server
 from tunewright.export.consumers.openai_server import Listed
 from tunewright.export.kind import Dtype
-from tunewright.judge.arms.openai_endpoint import Endpoint
 from tunewright.server.engine.choosing import TokenLogprob
 from tunewright.server.engine.generation import Begun, Ended, Event, Generation, NewToken
 

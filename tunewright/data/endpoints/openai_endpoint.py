@@ -8,22 +8,19 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from tunewright.core.config import RemoteConfig
 from tunewright.core.errors import ConfigError, RunError
-from tunewright.data.messages import Example, Json, Message, Prompt, ToolCall
-from tunewright.data.metrics import read_label
-from tunewright.data.scores import Answer, Written
-from tunewright.data.text import without_thoughts
-from tunewright.judge.arms.arm import Model, Progress, silent
+from tunewright.data.messages import Json, Message, Prompt, ToolCall
 
 if TYPE_CHECKING:
     import httpx
 
+T = TypeVar("T")
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 120.0
 MOST_REFUSED = 20  # requests, before one is answered
@@ -37,13 +34,14 @@ class Refused(RunError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``fix``: what to do if a request fails."""
+    """``fix``: what to do if a request fails. ``more``: further parameters of a request."""
 
     url: str
     model: str
     key: str = field(default="", repr=False)
     concurrency: int = 8
     fix: str = "check prove.remote and its API key, or leave prove.remote out."
+    more: tuple[tuple[str, Json], ...] = ()
 
     @classmethod
     def of(cls, config: RemoteConfig) -> Endpoint:
@@ -71,32 +69,6 @@ def api_key(url: str, variable: str) -> str:
 
 
 @dataclass(frozen=True)
-class Remote:
-    """Answers of at most ``max_new_tokens`` tokens; for a label task, the label that the answer names, if any. A
-    question that the endpoint refuses, as its content filter may, has an empty answer."""
-
-    endpoint: Endpoint
-    max_new_tokens: int
-    labels: tuple[str, ...] = ()
-    needs_model: ClassVar[bool] = False
-    deterministic: ClassVar[bool] = False
-    decoding: ClassVar[str] = "greedy"
-
-    def prompt(self, example: Example) -> Prompt:
-        return example.prompt
-
-    def answer(self, examples: Sequence[Example], model: Model | None, progress: Progress) -> list[Answer]:
-        prompts = [self.prompt(e) for e in examples]
-        answers = []
-        for prompt, reply in zip(prompts, ask(self.endpoint, prompts, self.max_new_tokens, progress), strict=True):
-            answer = without_thoughts(reply.text) if self.labels else ""
-            text = read_label(answer, self.labels) or reply.text
-            written = Written(reply.answer_tokens, reply.cut, round(reply.seconds, 3), reply.refused)
-            answers.append(Answer(text, written, prompt.messages, prompt_tokens=reply.prompt_tokens))
-        return answers
-
-
-@dataclass(frozen=True)
 class Reply:
     """``cut``: the answer reached the token limit. ``refused``: why there is no answer."""
 
@@ -108,7 +80,9 @@ class Reply:
     refused: str = ""
 
 
-def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Progress = silent) -> list[Reply]:
+def ask(
+    endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Callable[[int], None] = lambda _: None
+) -> list[Reply]:
     """Replies in the order of the prompts, at temperature 0. Raises REMOTE_FAILED if the endpoint refuses all requests,
     `MOST_REFUSED` before it answers one, or cannot be reached."""
     replies: dict[int, Reply] = {}
@@ -126,10 +100,17 @@ def ask(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int, progress: Pro
 def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Iterator[tuple[int, Reply | Refused]]:
     """(place of the prompt, reply) as replies come, several requests at a time. Raises REMOTE_FAILED, after the replies
     that came, if the endpoint cannot be reached or rejects the key."""
+    return each(endpoint, len(prompts), lambda client, n, stopped: _asked(client, endpoint, prompts[n], limit, stopped))
+
+
+def each(
+    endpoint: Endpoint, count: int, asked: Callable[[httpx.Client, int, threading.Event], T]
+) -> Iterator[tuple[int, T | Refused]]:
+    """What ``asked`` returns for each of ``count`` questions, otherwise as `ask_each`."""
     import httpx
 
-    todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, Reply | Exception]]()
-    for place in range(len(prompts)):
+    todo, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, T | None, Exception | None]]()
+    for place in range(count):
         todo.put(place)
     stopped = threading.Event()
     failed: Exception | None = None
@@ -140,32 +121,34 @@ def ask_each(endpoint: Endpoint, prompts: Sequence[Prompt], limit: int) -> Itera
             while not stopped.is_set():
                 place = todo.get_nowait()
                 try:
-                    done.put((place, _asked(client, endpoint, prompts[place], limit, stopped)))
+                    done.put((place, asked(client, place, stopped), None))
                 except Exception as error:  # whatever it is, no reply may be missing without an error
-                    done.put((place, error))
+                    done.put((place, None, error))
                     if not isinstance(error, Refused):
                         stopped.set()
 
     with httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS) as client:
         # Daemons: who interrupts the command need not wait for a server that does not answer.
         workers = [
-            threading.Thread(target=work, args=(client,), daemon=True)
-            for _ in range(min(endpoint.concurrency, len(prompts)))
+            threading.Thread(target=work, args=(client,), daemon=True) for _ in range(min(endpoint.concurrency, count))
         ]
         for worker in workers:
             worker.start()
         try:
-            waiting = len(prompts)
+            waiting = count
             while waiting and (any(worker.is_alive() for worker in workers) or not done.empty()):
                 try:
-                    place, reply = done.get(timeout=0.2)
+                    place, reply, error = done.get(timeout=0.2)
                 except queue.Empty:
                     continue
                 waiting -= 1
-                if isinstance(reply, Reply | Refused):
+                if isinstance(error, Refused):
+                    yield place, error
+                elif error is None:
+                    assert reply is not None
                     yield place, reply
                 else:
-                    failed = failed or reply
+                    failed = failed or error
         finally:
             stopped.set()
     if failed is not None:
@@ -180,8 +163,9 @@ def _asked(client: httpx.Client, endpoint: Endpoint, prompt: Prompt, limit: int,
         **({"tools": list(prompt.tools)} if prompt.tools else {}),
         "temperature": 0,
         "max_tokens": limit,
+        **dict(endpoint.more),
     }
-    return _post(client, f"{endpoint.url}/chat/completions", body, endpoint.fix, stopped)
+    return post(client, f"{endpoint.url}/chat/completions", body, Reading(endpoint.fix, stopped, _reply))
 
 
 def _text(reply: dict[str, Json]) -> str:
@@ -215,11 +199,21 @@ def _accepted(body: dict[str, object], refusal: str) -> dict[str, object] | None
     return other if other != body else None
 
 
-def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, stopped: threading.Event) -> Reply:
+@dataclass(frozen=True)
+class Reading(Generic[T]):
+    """What becomes of a request. ``fix``: what to do if it fails; ``stopped``: whether to try again no more; ``read``:
+    the reply, given the response and the seconds that it took, or None for one of another form."""
+
+    fix: str
+    stopped: threading.Event
+    read: Callable[[httpx.Response, float], T | None]
+
+
+def post(client: httpx.Client, url: str, body: dict[str, object], reading: Reading[T]) -> T:
     """Raises REMOTE_FAILED: `Refused` if it is about this question alone."""
     import httpx
 
-    reason, wait = "", 0.0
+    reason, wait, fix, stopped = "", 0.0, reading.fix, reading.stopped
     for attempt in range(ATTEMPTS):
         if attempt and stopped.wait(max(2.0**attempt / 2, wait)):
             break
@@ -234,23 +228,28 @@ def _post(client: httpx.Client, url: str, body: dict[str, object], fix: str, sto
             reason = f"{type(error).__name__}: {error}"
             continue
         if response.status_code == 429 or response.status_code >= 500:
-            reason, after = f"status {response.status_code}", response.headers.get("retry-after", "")
+            reason, after = _status(response), response.headers.get("retry-after", "")
             wait = min(LONGEST_WAIT, float(after)) if after.isascii() and after.isdigit() else 0.0
             fix = BUSY if response.status_code == 429 else fix
             continue
         if response.status_code == 400 and (other := _accepted(body, response.text)) is not None:
-            body, reason = other, f"status 400: {response.text[:200]}"
+            body, reason = other, _status(response)
             continue
         if response.status_code != 200:
-            reason = f"status {response.status_code}: {response.text[:200]}"
+            reason = _status(response)
             if response.status_code in (400, 413, 422):
                 raise Refused("REMOTE_FAILED", f"request to {url} was refused: {reason}.", where=url, fix=fix)
             break
-        if (reply := _reply(response, time.monotonic() - start)) is not None:
+        if (reply := reading.read(response, time.monotonic() - start)) is not None:
             return reply
-        reason = f"the reply is not a chat completion: {response.text[:200]}"
+        reason = f"the reply is not a completion as expected: {response.text[:200]}"
         raise Refused("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
     raise RunError("REMOTE_FAILED", f"request to {url} failed: {reason}.", where=url, fix=fix)
+
+
+def _status(response: httpx.Response) -> str:
+    """With what the endpoint says about it."""
+    return f"status {response.status_code}" + (f": {response.text[:200]}" if response.text else "")
 
 
 def _reply(response: httpx.Response, seconds: float) -> Reply | None:
