@@ -6,6 +6,7 @@ from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
     HEADS,
+    POOLED,
     PREFERENCE,
     RATED,
     REWARDED,
@@ -30,6 +31,7 @@ from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
     "HEADS",
+    "POOLED",
     "PREFERENCE",
     "RATED",
     "REWARDED",
