@@ -126,10 +126,10 @@ def require_supported(source: TrainedRun) -> None:
 
 
 def wanted(source: TrainedRun) -> list[Export]:
-    """The exports of a run; where all weights are trained, and of an encoder, those with merged weights, at least the
-    plain one."""
+    """The exports of a run; where all weights are trained, of an encoder, and with tags, those with merged weights, at
+    least the plain one."""
     chosen = [row for row in EXPORTS.values() if row.kind in source.config.export.to]
-    if source.plan.adapter.kind == "none" or source.facts.encoder:
+    if source.plan.adapter.kind == "none" or source.facts.encoder or source.plan.method == "tag":
         return [row for row in chosen if row.merged] or [EXPORTS["merged"]]
     return chosen
 
@@ -175,6 +175,7 @@ def _expected(
         conversations=[conversation for conversation, _ in given],
         template=source.template.kwargs,
         texts=list(texts),
+        every_token=source.plan.method == "tag",
     )
     hashes = reload_check.hashes(reload_check.token_ids(source.template.tokenizer, texts))
     answers = Answers(*reload_check.answers(model, request), [list(ids) for _, ids in given], hashes)

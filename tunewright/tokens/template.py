@@ -37,7 +37,8 @@ class Template:
     ``tokenizer``: a transformers fast tokenizer. ``reason``: why ``kwargs`` are not empty. ``source``: the file, folder
     or name of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout
     a run. ``text_arguments``: the template takes the arguments of a tool call as the text of a JSON object.
-    ``encoder``: there is no template: prompts become texts as in `encoder_text`.
+    ``encoder``: there is no template: prompts become texts as in `encoder_text`, as encoders read them; and decoders
+    that tag words.
     """
 
     tokenizer: Any
@@ -51,7 +52,8 @@ class Template:
     @property
     def eos(self) -> int:
         """The token that ends a text."""
-        token = self.tokenizer.sep_token_id if self.encoder else self.tokenizer.eos_token_id
+        of_encoder = self.encoder and self.tokenizer.sep_token_id is not None
+        token = self.tokenizer.sep_token_id if of_encoder else self.tokenizer.eos_token_id
         assert isinstance(token, int)
         return token
 
@@ -146,6 +148,11 @@ def _dated(template: Template, day: datetime.date) -> Template:
     )
     template.tokenizer.chat_template = text
     return replace(template, day=day)
+
+
+def for_method(template: Template, method: str) -> Template:
+    """The template as a training method uses it: words are tagged in their text, without a chat template."""
+    return replace(template, kwargs={}, reason="", encoder=True) if method == "tag" else template
 
 
 def for_rows(template: Template, examples: Sequence[Example]) -> Template:

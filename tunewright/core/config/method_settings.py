@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunewright.core.config.schema import ENCODED, HEADS, POOLED, RATED, REFERENCED, REWARDED, Config, MethodOptions
+from tunewright.core.config.schema import (
+    ENCODED,
+    HEADS,
+    POOLED,
+    RATED,
+    REFERENCED,
+    REWARDED,
+    Config,
+    MethodOptions,
+    ProveConfig,
+)
 from tunewright.core.errors import ConfigError
 
 Conflict = Callable[[str, str, str], ConfigError]  # of a key, a message and a fix
@@ -61,6 +71,8 @@ def _check_heads(config: Config, conflict: Conflict) -> None:
         if method != "classify" and getattr(config.data, name) == value:
             message = f"data.{name}={value} is for rows with one label each, and not for train.method={method}."
             raise conflict(f"data.{name}", message, "remove it.")
+    if method == "tag":
+        _check_tags(config, conflict)
     if method == "regress" and config.data.label_names:
         message = "data.label_names names labels; train.method=regress learns numbers."
         raise conflict("data.label_names", message, "remove it, or use train.method=classify.")
@@ -72,6 +84,21 @@ def _check_heads(config: Config, conflict: Conflict) -> None:
         if getattr(config.forget, name):
             message = f"forget.{name} needs a model that writes; that of train.method={method} does not."
             raise conflict(f"forget.{name}", message, "leave it out.")
+
+
+def _check_tags(config: Config, conflict: Conflict) -> None:
+    """A text is tagged as it is: without an instruction, a chat template, or arms that prompt a model."""
+    unread = {
+        "template": config.template,
+        "data.instruction": config.data.instruction,
+        "prove.prompts": config.prove.prompts,
+        "prove.documents": config.prove.documents,
+        "prove.embedder": config.prove.embedder,
+        "prove.remote.url": config.prove.remote.url,
+        "prove.few_shot": config.prove.few_shot != ProveConfig().few_shot,
+    }
+    for name in (name for name, value in unread.items() if value):
+        raise conflict(name, f"train.method=tag does not read {name}.", "leave it out.")
 
 
 def _check_rewarded(config: Config, conflict: Conflict) -> None:

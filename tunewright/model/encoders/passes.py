@@ -37,10 +37,12 @@ def pooled(module: PreTrainedModel, microbatch: Microbatch, device: torch.device
 
 
 def class_logits(module: PreTrainedModel, microbatch: Microbatch, device: torch.device) -> Tensor:
-    """logits_BC of each sequence, by a class of transformers that has a head of its own."""
+    """logits_NC by a class of transformers that has a head of its own: of each sequence, or at the predicted tokens."""
     output, _ = called(module, microbatch, device)
-    logits_BC: Tensor = output.logits
-    return logits_BC
+    logits: Tensor = output.logits
+    if logits.ndim == 2:
+        return logits
+    return logits[placed(microbatch.row_N, device), placed(microbatch.at_N, device)]
 
 
 def pool(hidden_BTD: Tensor, seen_BT: Tensor, pooling: Pooling) -> Tensor:
