@@ -202,7 +202,7 @@ def chosen(run: api.Result, text: str) -> str:
 
 def test_chat_answers_with_a_label_and_verify_and_serve_refuse(run: api.Result) -> None:
     assert chosen(run, "red by blue 3") in ("cold", "warm")
-    done = cli("verify", str(run.path), "--url", "http://127.0.0.1:1/v1", cwd=run.path)
+    done = cli("verify", str(run.path), "--at", "http://127.0.0.1:1/v1", cwd=run.path)
     assert "CONFIG_CONFLICT" in done.stderr
 
 
