@@ -64,7 +64,7 @@ def config(kind: str = "bert", **more: Any) -> Any:
         "attention_probs_dropout_prob": 0.0,
     }
     if kind in ("roberta", "mpnet"):
-        shape |= {"pad_token_id": 1, "max_position_embeddings": 514}
+        shape |= {"pad_token_id": 1, "max_position_embeddings": 514, "type_vocab_size": 1}
     if kind == "distilbert":
         shape = {k: shape[k] for k in ("vocab_size", "max_position_embeddings", "pad_token_id")}
         shape |= {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}

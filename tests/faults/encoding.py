@@ -42,7 +42,7 @@ def padding_is_not_seen() -> None:
 
 
 def padding_is_seen(patch: Patch) -> None:
-    plain = passes.called
+    plain = passes.encoded
 
     class Unmasked:
         def __init__(self, module: Any) -> None:
@@ -51,7 +51,7 @@ def padding_is_seen(patch: Patch) -> None:
         def __call__(self, ids: Any, attention_mask: Any, **more: Any) -> Any:
             return self.module(ids, **more)
 
-    patch.setattr(passes, "called", lambda module, *args: plain(Unmasked(module), *args))  # type: ignore[arg-type]
+    patch.setattr(passes, "encoded", lambda module, *args: plain(Unmasked(module), *args))  # type: ignore[arg-type]
 
 
 def the_mean_is_of_the_row() -> None:

@@ -78,7 +78,7 @@ def with_words(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[list
     DATA_FORM_UNSUPPORTED for a word without a token of its own, and DATA_SPECIAL_TOKEN_TEXT."""
     text = " ".join(" ".join(texts(prompt)).split())
     if len(_cuts(tokenizer).split(text)) > 1:
-        message = "a text spells a special token, in which words cannot be told apart."
+        message = "a text spells a special token, and words are read from the text as it is."
         raise data_error("DATA_SPECIAL_TOKEN_TEXT", message, fix="remove it from the text.")
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     (before, behind), spans = _frame(tokenizer, 1), encoded["offset_mapping"]
