@@ -1,4 +1,4 @@
-"""US addresses with a tag for each word (usaddress 0.5.16, MIT, labelled by hand by its maintainers and contributors)."""
+"""US addresses with a tag for each word: usaddress 0.5.16 (MIT), labelled by hand by its maintainers and others."""
 
 from __future__ import annotations
 
