@@ -28,12 +28,17 @@ from tunewright.data.remedies.change import Change, summaries
 from tunewright.data.remedies.prepared import SIDES, Prepared
 from tunewright.data.structure import outline
 from tunewright.data.structure.schema import INFERRED
-from tunewright.data.task import LABEL_SET, NUMBER, RANKING, Task, label_set
+from tunewright.data.task import LABEL_SET, NUMBER, RANKING, Task, label_set, tags
 from tunewright.data.task.configured import Violation, configured, violations
 from tunewright.data.text import content_hash
 
 # Methods that read rows in their own way.
-READ_AS = {"regress": NUMBER, "multilabel": LABEL_SET, **dict.fromkeys(RANKERS, RANKING)}
+READ_AS = {
+    "regress": NUMBER.detect,
+    "multilabel": LABEL_SET.detect,
+    "tag": tags.detect,
+    **dict.fromkeys(RANKERS, RANKING.detect),
+}
 
 
 @dataclass(frozen=True)
@@ -236,8 +241,9 @@ def _sides(
 
 def _asked_task(method: str, everything: Sequence[Example]) -> Task:
     """The task of rows that a method reads in its own way."""
-    if (task := READ_AS[method].detect(everything)) is not None:
+    if (task := READ_AS[method](everything)) is not None:
         return task
+    assert method != "tag", "its row formats have one tag for each word"
     no_number = (e for e in everything if method == "regress" and numbers.exact(e.target) is None)
     first = next(no_number, max(everything, key=lambda e: len(e.target)))
     what = "a number" if method == "regress" else "short labels separated by commas"
@@ -247,12 +253,17 @@ def _asked_task(method: str, everything: Sequence[Example]) -> Task:
 
 
 def _require_trained_labels(task: Task, train: Sequence[Example], everything: Sequence[Example]) -> None:
-    """Raises DATA_FORMAT_MISMATCH for a label of a set that only rows of dev or test have."""
-    known = {label for e in train for label in label_set.parts(e.target)}
-    for e in everything if task.kind is LABEL_SET else ():
-        if unknown := sorted(set(label_set.parts(e.target)) - known):
+    """Raises DATA_FORMAT_MISMATCH for a label of a set, or a tag, that only rows of dev or test have, and
+    LABELS_ONE_CLASS."""
+    parts = label_set.parts if task.kind is LABEL_SET else tags.words
+    known = {label for e in train for label in parts(e.target)}
+    if task.label_set and len(known) < 2 and task.kind is not LABEL_SET:
+        message, fix = f"all words have the tag {known.pop()!r}.", "add rows with other tags."
+        raise data_error("LABELS_ONE_CLASS", message, where=train[0].where, fix=fix)
+    for e in everything if task.label_set else ():
+        if unknown := sorted(set(parts(e.target)) - known):
             fix = "add training rows for it, or remove the row."
-            message = f"no training row has the label {unknown[0]!r}."
+            message = f"no training row has the {'label' if task.kind is LABEL_SET else 'tag'} {unknown[0]!r}."
             raise data_error("DATA_FORMAT_MISMATCH", message, where=e.where, fix=fix)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tunewright.core import programs
 from tunewright.core.chosen import chosen_scale
-from tunewright.core.config import Config, Plan
+from tunewright.core.config import Plan
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.core.records import ExportCheck
 from tunewright.core.run_folder import Run, disk_errors, replacing
@@ -64,6 +64,7 @@ def trained_model(run: Run, plan: Plan, facts: Facts, dtype: torch.dtype) -> Lan
     model = loading.load(facts.path, dtype, packed=facts.packed)
     adapters.attach(model.module, plan.adapter, outputs=len(plan.labels))
     checkpoints.load_trained(run, model.module, chosen_scale(run))
+    model = replace(model, pooling=plan.pooling)
     model.module.requires_grad_(False)
     if plan.adapter.kind == "none":
         model.module.to(dtype)
@@ -91,7 +92,7 @@ def export(
     """
     require_supported(source)
     # Merging changes the module permanently, so exports of merged weights come last.
-    rows = sorted(wanted(source.config, source.plan), key=lambda row: row.merged)
+    rows = sorted(wanted(source), key=lambda row: row.merged)
     checks = {row.kind: unchanged.kept(row, source, origin) for row in rows}
     todo = [row for row in rows if not checks[row.kind]]
     if todo:
@@ -102,7 +103,7 @@ def export(
         if row.merged and not merged:
             adapters.merge(model.module)
             if source.plan.labels:
-                model = replace(model, module=classifier.classifier(model.module, source.plan, source.template))
+                model = classifier.exported(model, source.plan, source.template)
             merged = True
         checks[row.kind] = _write(row, model, expected, finish, origin)
         unchanged.remember(source.run, checks[row.kind])
@@ -111,7 +112,7 @@ def export(
 
 def require_supported(source: TrainedRun) -> None:
     """Raises CONFIG_CONFLICT for an export or a bundle that cannot be written for this model, and MISSING_PACKAGE."""
-    exports = wanted(source.config, source.plan)
+    exports = wanted(source)
     bundles.require_supported(source, {row.kind for row in exports})
     for row in exports:
         no_head = "it has no place for a head" if source.plan.labels and not row.has_head else None
@@ -124,10 +125,11 @@ def require_supported(source: TrainedRun) -> None:
             )
 
 
-def wanted(config: Config, plan: Plan) -> list[Export]:
-    """The exports of a run; where all weights are trained, those with merged weights, at least the plain one."""
-    chosen = [row for row in EXPORTS.values() if row.kind in config.export.to]
-    if plan.adapter.kind == "none":
+def wanted(source: TrainedRun) -> list[Export]:
+    """The exports of a run; where all weights are trained, of an encoder, and with tags, those with merged weights, at
+    least the plain one."""
+    chosen = [row for row in EXPORTS.values() if row.kind in source.config.export.to]
+    if source.plan.adapter.kind == "none" or source.facts.encoder or source.plan.method == "tag":
         return [row for row in chosen if row.merged] or [EXPORTS["merged"]]
     return chosen
 
@@ -173,6 +175,7 @@ def _expected(
         conversations=[conversation for conversation, _ in given],
         template=source.template.kwargs,
         texts=list(texts),
+        every_token=source.plan.method == "tag",
     )
     hashes = reload_check.hashes(reload_check.token_ids(source.template.tokenizer, texts))
     answers = Answers(*reload_check.answers(model, request), [list(ids) for _, ids in given], hashes)
@@ -219,7 +222,7 @@ def _check(row: Export, path: Path, dtype: str, expected: Expected) -> ExportChe
 
 def _mismatch(row: Export, expected: Expected, what: str) -> TrainError:
     source = expected.source
-    others = [other.kind for other in wanted(source.config, source.plan) if other.kind != row.kind]
+    others = [other.kind for other in wanted(source) if other.kind != row.kind]
     command = f"`tunewright export {source.run.path} export.to='[{', '.join(others)}]'` writes the others; "
     return TrainError(
         "EXPORT_MISMATCH",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.run_folder import read_json, write_json
-from tunewright.export import classifier, portable
+from tunewright.export import classifier, encoder_folder, portable, tagger
+from tunewright.export.encoder_folder import Layout
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ def stored_dtypes(source: TrainedRun) -> list[str]:
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
+    if source.facts.encoder:
+        layout = Layout(None if classifier.has_own_head(module) else source.plan.pooling, source.facts.context, dtype)
+        encoder_folder.save(module, source.template.tokenizer, folder, layout)
+        return folder
     save(module, source.template, folder, dtype)
     file = folder / "generation_config.json"
     if file.is_file():  # programs decode by it, unless they are asked otherwise; not by the base model's own settings
@@ -57,12 +62,23 @@ def stored(source: TrainedRun, dtype: str) -> Callable[[Tensor], Tensor]:
 def reload(folder: Path, base: Base) -> Reloaded:
     """Load it with transformers alone, without any of our code."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+    )
 
     from tunewright.model import arch_probe
     from tunewright.model.language_model import LanguageModel
+    from tunewright.tokens.encoder_text import is_encoder_folder
 
-    loader = AutoModelForSequenceClassification if classifier.is_classifier(folder) else AutoModelForCausalLM
+    if is_encoder_folder(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return Reloaded(encoder_folder.load(folder), tokenizer)
+    loaders = {classifier.CLASS: AutoModelForSequenceClassification, tagger.CLASS: AutoModelForTokenClassification}
+    name = classifier.architecture(folder)
+    loader = next((loader for end, loader in loaders.items() if name.endswith(end)), AutoModelForCausalLM)
     with arch_probe.quiet():
         module = loader.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from tunewright.core.config import Plan
 from tunewright.data.messages import Chat, Example, Message, Prompt
 from tunewright.data.scores import Answer, LabelProbs, Likelihood, Written
+from tunewright.data.task.tags import words
 from tunewright.judge.arms.arm import Progress, Writing, silent
-from tunewright.methods import HEAD_ANSWERS
+from tunewright.methods import HEAD_ANSWERS, tag
 from tunewright.methods.pairs import reward_model
 from tunewright.model import forward, likelihood
 from tunewright.model.decoding.generate import Decoding, Request, complete_all, label_logprobs
 from tunewright.model.language_model import LanguageModel
-from tunewright.tokens import rendering
+from tunewright.tokens import encoder_text, rendering
 from tunewright.tokens.packing import singles, split_into_passes, to_microbatch
 from tunewright.tokens.sequences import TokenSequence, head_sequence, prompt_then_answer
 from tunewright.tokens.template import Template
@@ -62,8 +63,11 @@ class ChatModel:
 
     def by_head(self, prompts: Sequence[Prompt], progress: Progress = silent) -> list[Answer]:
         """What the model's head answers, in passes as in training."""
+        if self.plan.method == "tag":
+            return self._tags(prompts, progress)
         ids = [rendering.for_generation(self.template, p) for p in prompts]
-        logits_RC = self._head_logits([head_sequence(own, self.template.eos, i) for i, own in enumerate(ids)], progress)
+        rows = [head_sequence(own, self.template.eos, i) for i, own in enumerate(ids)]
+        logits_RC = np.concatenate(self._head_logits(rows, progress))
         if (answer := HEAD_ANSWERS.get(self.plan.method)) is None:
             return _chosen(prompts, self.plan.labels, logits_RC, ids)
         return [
@@ -74,17 +78,28 @@ class ChatModel:
     def rewards(self, chats: Sequence[Chat]) -> list[float]:
         """What the model's head gives the last message of each conversation."""
         rows = [reward_model.conversation(self.template, chat, i) for i, chat in enumerate(chats)]
-        return [float(score) for score in self._head_logits(rows)[:, 0]]
+        return [float(logits_MC[0, 0]) for logits_MC in self._head_logits(rows)]
+
+    def _tags(self, prompts: Sequence[Prompt], progress: Progress) -> list[Answer]:
+        rows = [tag.sequence(self.template, p, i) for i, p in enumerate(prompts)]
+        answers = []
+        for prompt, row, logits_MC in zip(prompts, rows, self._head_logits(rows, progress), strict=True):
+            count = len(words(" ".join(encoder_text.texts(prompt))))
+            tags = " ".join(self.plan.labels[n] for n in logits_MC[:count].argmax(1))
+            answers.append(Answer(tags, Written(0, cut=False), prompt.messages, prompt_tokens=len(row.ids) - 1))
+        return answers
 
     @torch.inference_mode()
-    def _head_logits(self, rows: Sequence[TokenSequence], progress: Progress = silent) -> NDArray[np.float64]:
-        logits_RC = np.zeros((len(rows), len(self.plan.labels)))
+    def _head_logits(self, rows: Sequence[TokenSequence], progress: Progress = silent) -> list[NDArray[np.float64]]:
+        """logits_MC of each row's predictions, in passes as in training."""
+        done: dict[int, NDArray[np.float64]] = {}
         for group in split_into_passes(singles([r.ids for r in rows]), self.plan.tokens_per_pass, self.plan.layout):
             microbatch = to_microbatch([rows[i] for i in group], self.plan.layout)
             logits_NC = forward.head_logits(self.model, microbatch).double().cpu().numpy()
-            logits_RC[group] = logits_NC[microbatch.prediction_M]
+            cuts = np.cumsum([rows[i].supervised for i in group])[:-1]
+            done |= zip(group, np.split(logits_NC[microbatch.prediction_M], cuts), strict=True)
             progress(len(group))
-        return logits_RC
+        return [done[i] for i in range(len(rows))]
 
     def likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[Message]) -> list[Likelihood]:
         """How likely each answer is after its prompt, end of turn included."""

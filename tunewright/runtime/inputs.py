@@ -11,6 +11,7 @@ from typing import Literal
 
 from tunewright.core import records
 from tunewright.core.config import HEADS, RANKERS, REWARDED, Config
+from tunewright.core.config.method_settings import check_model
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Receipt, Side
 from tunewright.core.run_folder import Run
@@ -28,10 +29,10 @@ from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts
 from tunewright.system import heap, machine
 from tunewright.system.machine import Machine
-from tunewright.tokens import render_cache, rendering
+from tunewright.tokens import encoder_text, render_cache, rendering
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids
-from tunewright.tokens.template import Template, for_rows, hashed_as, load_template
+from tunewright.tokens.template import Template, for_method, for_rows, hashed_as, load_template
 from tunewright.train import planning
 
 
@@ -79,13 +80,18 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
 
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
     """Like `gather`, with given facts about the model and the machine."""
-    template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
+    check_model(config, facts.encoder)
+    if facts.encoder:
+        encoder_text.require_one_instruction(data.examples)
+    loaded = for_method(load_template(Path(facts.path), config.template, config.date), config.train.method)
+    template = for_rows(loaded, data.examples)
     if run.receipt.exists():
         template = hashed_as(template, records.read(run.receipt, Receipt).hashes["template"])
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     # What is written to a prompt of rewards follows it.
     most = limit - answer_limit(config, ()) if config.train.method in REWARDED else limit
-    renderer = RowRenderer(template, METHODS[config.train.method].prepare, most, config.data.too_long)
+    prepare = METHODS[config.train.method].prepare
+    renderer = RowRenderer(template, prepare, most, config.data.too_long, unread=int(template.encoder))
     rendered = {s: render_cache.cached_rows(renderer, data.examples, data.every(s), run.path / "data") for s in SIDES}
     for result in rendered.values():
         check_ids(result.rows, facts.vocabulary, facts.path)
@@ -95,7 +101,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     too_long = tuple(i for result in rendered.values() for i in result.dropped)
     dev, test = (tuple(i for i in evaluated_rows(config, data, s) if i not in too_long) for s in ("dev", "test"))
     chats = [e for i in (*dev, *test) if isinstance(e := data.examples[i], Chat)]
-    room = facts.context - max_new_tokens
+    room = facts.context - (0 if facts.encoder else max_new_tokens)
 
     def fits(arm: Arm) -> bool:
         return all(len(rendering.for_generation(template, arm.prompt(e))) <= room for e in chats)
@@ -108,6 +114,7 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         _asks_full_precision(run, facts, hardware),
         config.adapter.start is not None,
         config.train.method in HEADS,
+        unprompted=_unprompted(facts) if template.encoder else "",
     )
     arms, left_out = _arms(config, data, sources, fits, max_new_tokens)
     if "tuned" not in arms:
@@ -134,6 +141,13 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
         dev=dev,
         test=test,
     )
+
+
+def _unprompted(facts: Facts) -> str:
+    """Why no arm prompts the base."""
+    if facts.encoder:
+        return "an encoder, which sees the whole text and does not write, so no arm prompts it"
+    return "a decoder, which sees of each word its first token and the text before; it is not asked to write tags"
 
 
 def loading_message(config: Config) -> str:
@@ -166,6 +180,8 @@ def _longest_label(template: Template, data: Dataset) -> int:
     """Of the labels or numbers, in tokens."""
     train = [data.examples[i] for i in data.side("train")]
     labels = data.task.labels or [max((e.target for e in train), key=len)]
+    if template.encoder:  # an endpoint, whose tokens are others, may be asked, too
+        return max(len(encoder_text.plain_ids(template.tokenizer, label)) for label in labels)
     return max(len(rendering.completion_ids(template, train[0].prompt, label)) for label in labels)
 
 

@@ -124,7 +124,7 @@ class Models:
         kernels = _kernels(module, plan)
         if plan.gradient_checkpointing == "layers" and kernels == "transformers":
             language_model.recompute_layers(module, on=True)
-        return dataclasses.replace(self._adapted, kernels=kernels)
+        return dataclasses.replace(self._adapted, kernels=kernels, pooling=plan.pooling)
 
     def _load(self, plan: Plan) -> LanguageModel:
         model = loading.load(self._facts.path, loading.torch_dtype(plan.dtype), self._device, self._facts.packed)
@@ -134,4 +134,5 @@ class Models:
 
 def _kernels(module: nn.Module, plan: Plan) -> Kernels:
     """The plan's, unless the adapter is one that they do not support."""
-    return plan.kernels if fused_llama.applies(module) else "transformers"
+    asked = plan.kernels
+    return asked if asked == "transformers" or fused_llama.applies(module) else "transformers"

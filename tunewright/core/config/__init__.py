@@ -7,6 +7,7 @@ from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
     HEADS,
     PAIRED,
+    POOLED,
     PREFERENCE,
     RANKERS,
     RATED,
@@ -34,6 +35,7 @@ from tunewright.core.config.sweeps import recipes, with_settings
 __all__ = [
     "HEADS",
     "PAIRED",
+    "POOLED",
     "PREFERENCE",
     "RANKERS",
     "RATED",

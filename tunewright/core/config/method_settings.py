@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunewright.core.config.schema import HEADS, RANKERS, RATED, REFERENCED, REWARDED, Config, MethodOptions
+from tunewright.core.config.schema import (
+    ENCODED,
+    HEADS,
+    POOLED,
+    RANKERS,
+    RATED,
+    REFERENCED,
+    REWARDED,
+    Config,
+    MethodOptions,
+    ProveConfig,
+)
 from tunewright.core.errors import ConfigError
 
 Conflict = Callable[[str, str, str], ConfigError]  # of a key, a message and a fix
@@ -18,6 +29,9 @@ def check(config: Config, conflict: Conflict) -> None:
             message = f"train.method={method} does not read train.{name}."
             fix = f"remove it, or choose a method that reads it: {', '.join(readers)}."
             raise conflict(f"train.{name}", message, fix)
+    if method not in POOLED and config.train.pooling != "auto":
+        fix = f"remove it, or choose a method that reads it: {', '.join(POOLED)}."
+        raise conflict("train.pooling", f"train.method={method} does not read train.pooling.", fix)
     if method in REFERENCED and config.adapter.dropout:
         message = (
             f"train.method={method} uses the initial model as its reference; adapter.dropout would make it differ."
@@ -64,6 +78,8 @@ def _check_heads(config: Config, conflict: Conflict) -> None:
         if method != "classify" and getattr(config.data, name) == value:
             message = f"data.{name}={value} is for rows with one label each, and not for train.method={method}."
             raise conflict(f"data.{name}", message, "remove it.")
+    if method == "tag":
+        _check_tags(config, conflict)
     if method == "regress" and config.data.label_names:
         message = "data.label_names names labels; train.method=regress learns numbers."
         raise conflict("data.label_names", message, "remove it, or use train.method=classify.")
@@ -87,6 +103,21 @@ def _check_rankers(config: Config, conflict: Conflict) -> None:
     for name in changed:
         message = f"train.method={method} compares ways to rank given answers; {name} is for answers that are written."
         raise conflict(name, message, "leave it out.")
+
+
+def _check_tags(config: Config, conflict: Conflict) -> None:
+    """A text is tagged as it is: without an instruction, a chat template, or arms that prompt a model."""
+    unread = {
+        "template": config.template,
+        "data.instruction": config.data.instruction,
+        "prove.prompts": config.prove.prompts,
+        "prove.documents": config.prove.documents,
+        "prove.embedder": config.prove.embedder,
+        "prove.remote.url": config.prove.remote.url,
+        "prove.few_shot": config.prove.few_shot != ProveConfig().few_shot,
+    }
+    for name in (name for name, value in unread.items() if value):
+        raise conflict(name, f"train.method=tag does not read {name}.", "leave it out.")
 
 
 def _check_rewarded(config: Config, conflict: Conflict) -> None:
@@ -136,3 +167,31 @@ def _check_sampler(config: Config, conflict: Conflict) -> None:
     if t.loss_type == "rloo":
         message = "samples of a server are weighted token by token; train.loss_type=rloo has one ratio for a sample."
         raise conflict("train.loss_type", message, "choose another train.loss_type, or remove reward.sampler.")
+
+
+def check_model(config: Config, encoder: bool) -> None:
+    """Raises CONFIG_CONFLICT for what the kind of model cannot do. An encoder has no output head, so it does not write,
+    and it follows no instruction; a decoder's tokens see only those before."""
+
+    def conflict(where: str, message: str, fix: str) -> ConfigError:
+        return ConfigError("CONFIG_CONFLICT", message, where=where, fix=fix)
+
+    method = config.train.method
+    if not encoder:
+        if config.train.pooling in ("cls", "mean"):
+            message = f"train.pooling={config.train.pooling} is for encoders; a decoder's head reads the last token."
+            raise conflict("train.pooling", message, "leave it at auto.")
+        return
+    if method not in ENCODED:
+        message = f"train.method={method} needs a model that writes, and {config.model} is an encoder."
+        raise conflict("train.method", message, f"choose one of {', '.join(ENCODED)}; or another model.")
+    written = {
+        "template": config.template,
+        "data.instruction": config.data.instruction,
+        "prove.prompts": config.prove.prompts,
+        "prove.documents": config.prove.documents,
+        "experiments.prompt_distillation": config.experiments.prompt_distillation,
+        "train.fsdp": config.train.fsdp,
+    }
+    for name in (name for name, value in written.items() if value):
+        raise conflict(name, f"{name} is for models that write, and {config.model} is an encoder.", "leave it out.")

@@ -29,15 +29,15 @@ class Plan(Growing):
 
     ``options``: the settings that only the method reads. ``labels``: of the outputs of a head, in their order; empty
     without a head. ``standardised``: mean and standard deviation of the training answers, in whose units a head gives
-    numbers. ``rows`` and ``tokens`` count training rows and their tokens;
-    ``supervised_tokens`` counts the targets among them.
+    numbers. ``pooling``: how an encoder's hidden states become what the head reads. ``rows`` and ``tokens`` count
+    training rows and their tokens; ``supervised_tokens`` counts the targets among them.
     ``fsdp``: whether several processes keep the base's layers in shards.
     ``adapt_threads``: whether training uses fewer threads while other processes use the cores.
     ``version`` is that of the schema of plan.json.
     ``max_new_tokens`` and ``decode_batch_size`` apply to all arms; the last bits of an answer depend on its batch.
     """
 
-    ADDED = ("options", "labels", "standardised", "optimizer", "adapt_threads", "fsdp")
+    ADDED = ("options", "labels", "standardised", "optimizer", "adapt_threads", "fsdp", "pooling")
 
     method: str
     rows: int
@@ -67,6 +67,7 @@ class Plan(Growing):
     options: MethodOptions = MethodOptions()
     labels: tuple[str, ...] = ()
     standardised: tuple[float, float] | None = None
+    pooling: Literal["cls", "mean", "last"] | None = None
     optimizer: Literal["adamw", "adamw8"] = "adamw"
     fsdp: bool = False
     adapt_threads: bool = False

@@ -263,8 +263,10 @@ RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 # Compared with the initial model.
 REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
 # Methods whose model answers with a head instead of writing.
-HeadMethod = Literal["classify", "multilabel", "regress", "reward_model"]
+HeadMethod = Literal["classify", "multilabel", "regress", "tag", "reward_model"]
 HEADS: tuple[str, ...] = get_args(HeadMethod)
+POOLED = HEADS[:3]  # methods that can read one vector for each row of an encoder
+ENCODED = HEADS[:4]  # methods that can train an encoder
 RANKERS = ("reward_model",)  # whose head gives answers a score
 PAIRED = (*PREFERENCE, *RANKERS)  # learn from a chosen and a rejected answer
 REWARDED = ("grpo",)  # learns from rewards of what the model writes
@@ -341,10 +343,10 @@ class TrainConfig(MethodOptions):
 
     method: Literal["sft", "kto", "grpo"] | HeadMethod | PreferenceMethod = Field(
         "sft",
-        description="Training method: sft is supervised fine-tuning; classify, multilabel and regress train a head, "
-        "for rows whose answers are labels, sets of labels or numbers; grpo learns from rewards of what the model "
-        "writes; kto learns from answers that are desirable or undesirable; the others learn from pairs of a chosen "
-        "and a rejected answer, reward_model to give answers a score.",
+        description="Training method: sft is supervised fine-tuning; classify, multilabel, regress and tag train a "
+        "head, for rows whose answers are labels, sets of labels, numbers or a tag for each word; grpo learns from "
+        "rewards of what the model writes; kto learns from answers that are desirable or undesirable; the others learn "
+        "from pairs of a chosen and a rejected answer, reward_model to give answers a score.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
@@ -398,6 +400,11 @@ class TrainConfig(MethodOptions):
     eval_every: Auto | Positive = Field("auto", description="Steps between evaluations of the dev loss.")
     patience: Annotated[int, Field(ge=0)] = Field(
         3, description="Stop after this many dev evaluations without a new best loss; 0 disables early stopping."
+    )
+    pooling: Literal["auto", "cls", "mean", "last"] = Field(
+        "auto",
+        description="What the head of an encoder reads: the hidden state of the first token, the mean of all, or that "
+        "of the last; auto: as the model's sentence-transformers config says, else cls. On a decoder always the last.",
     )
 
 
@@ -576,7 +583,8 @@ class CostConfig(Frozen):
 class ExportConfig(Frozen):
     to: list[Annotated[str, NamedIn("tunewright.export:KINDS", auto=False)]] = Field(
         ["adapter", "merged"],
-        description="Exports to write. Where all weights are trained there is no adapter, only a merged model.",
+        description="Exports to write. Where all weights are trained, of an encoder, and with train.method=tag there "
+        "is no adapter, only a merged model.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Dtype of the merged weights; auto: the one in which the verdict's answers were computed."

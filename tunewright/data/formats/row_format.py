@@ -31,8 +31,8 @@ class RowSettings:
     problems for which a row is dropped instead of being an error; ``as_asked``: the user set the format, so that fields
     that show another kind of row are ignored. ``preference``: whether rows must have a chosen and a rejected answer,
     ``rated``: whether they must have these or one answer with a rating, unless the format is set; ``rewards``: whether
-    they have a prompt and no answer; ``numbers``: whether labels are numbers; ``margins``: whether pairs may have a
-    margin. ``control``: what becomes of control
+    they have a prompt and no answer; ``tags``: whether they have words, each with a tag; ``numbers``: whether labels
+    are numbers; ``margins``: whether pairs may have a margin. ``control``: what becomes of control
     characters and lone surrogates in JSON that a field contains as a string."""
 
     format: str = "auto"
@@ -47,6 +47,7 @@ class RowSettings:
     numbers: bool = False
     rewards: bool = False
     margins: bool = False
+    tags: bool = False
     control: Control = "error"
 
 
@@ -76,7 +77,7 @@ class RowFormat:
     ``lists``: the fields that are lists of messages; ``answers``: those that have the answer, if it is not the last of
     ``fields``. ``build``: reads a row that has all fields, and others if they have a value; raises DataError.
     ``preference``: whether rows have a chosen and a rejected answer; ``rated``: whether they have a rating;
-    ``rewards``: whether they have no answer.
+    ``rewards``: whether they have no answer; ``tags``: whether each word has a tag.
     """
 
     name: str
@@ -89,6 +90,7 @@ class RowFormat:
     preference: bool = False
     rated: bool = False
     rewards: bool = False
+    tags: bool = False
 
     def fits(self, data: Data) -> bool:
         given = all(f in data for f in self.fields) and not any(f in data for f in self.excludes)
@@ -138,8 +140,11 @@ class Parsed:
 def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -> Parsed:
     """All rows as Examples. Raises DataError with every problem of every row, unless the row is to be dropped."""
     candidates = [f for f in formats if how.format == f.name or (how.format == "auto" and _is_wanted(f, how))]
-    if how.format != "auto" and candidates[0].rewards != how.rewards:
-        fix = "leave data.format at auto, or choose another train.method (grpo is for prompts)."
+    asked = candidates[0] if how.format != "auto" else None
+    if asked is not None and (asked.rewards, asked.tags) != (how.rewards, how.tags):
+        fix = (
+            "leave data.format at auto, or choose another train.method (grpo is for prompts, tag for words with tags)."
+        )
         message = f"data.format={how.format} is not for rows of this training method."
         raise data_error("DATA_FORMAT_MISMATCH", message, where="data.format", fix=fix)
     _check_columns(rows, how.columns)
@@ -147,7 +152,7 @@ def parse(rows: Sequence[Row], formats: Sequence[RowFormat], how: RowSettings) -
     rows = rows if any(f.fits(r.data) for f in candidates for r in rows) else _in_lower_case(rows, candidates)
     reader = functools.partial(_reader, formats, how)
     wanted = unsupported.Wanted(how.preference or how.rated or how.rewards, how.rated)
-    refused = {} if how.as_asked else unsupported.problems(rows, how.columns, reader, wanted)
+    refused = {} if how.as_asked or how.tags else unsupported.problems(rows, how.columns, reader, wanted)
     readable = [row for row in rows if row.where not in refused]
     if not readable:
         raise DataError(list(refused.values()))
@@ -178,8 +183,8 @@ def _is_wanted(row_format: RowFormat, how: RowSettings) -> bool:
     """Whether rows of this format are looked for."""
     if how.rated:
         return row_format.rated or row_format.preference
-    wanted = how.preference, how.rewards
-    return (row_format.preference, row_format.rewards) == wanted and not row_format.rated
+    wanted = how.preference, how.rewards, how.tags
+    return (row_format.preference, row_format.rewards, row_format.tags) == wanted and not row_format.rated
 
 
 def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: Mapping[str, str]) -> str:
@@ -187,7 +192,7 @@ def _reader(formats: Sequence[RowFormat], how: RowSettings, row: Row, columns: M
     (renamed,) = _renamed([row], columns)
     for row_format in formats:
         if (
-            row_format.rewards == how.rewards
+            (row_format.rewards, row_format.tags) == (how.rewards, how.tags)
             and row_format.fits(renamed.data)
             and set(columns) <= set(row_format.fields)
         ):
@@ -298,6 +303,8 @@ def _unknown(row: Row, formats: Sequence[RowFormat]) -> DataError:
         what, names = "no format of rated answers", "prompt: your_field, completion: other_field, label: third_field"
     elif all(f.preference for f in formats):
         what, names = "no preference format", "chosen: your_field, rejected: other_field"
+    if all(f.tags for f in formats):
+        what, names = "no format of words with tags", "tokens: your_field, tags: other_field"
     if all(f.rewards for f in formats):
         what, names = "no format of prompts", "prompt: your_field"
     return data_error(

@@ -73,6 +73,7 @@ def row_settings(config: Config) -> RowSettings:
         margins=config.train.method in RANKERS,
         rated=config.train.method in RATED,
         numbers=config.train.method == "regress",
+        tags=config.train.method == "tag",
         rewards=config.train.method in REWARDED,
         control=data.control,
     )

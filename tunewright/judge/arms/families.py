@@ -14,9 +14,9 @@ from tunewright.data import baselines
 from tunewright.data.baselines import Predict
 from tunewright.data.endpoints.openai_endpoint import Endpoint
 from tunewright.data.messages import Chat, Text
-from tunewright.data.task import RANKING, REWARDS, Task, label_set
+from tunewright.data.task import ENTITIES, RANKING, REWARDS, TAGS, Task, label_set
 from tunewright.data.text import content_hash
-from tunewright.judge.arms import bm25, classifier, ranking
+from tunewright.judge.arms import bm25, classifier, ranking, voting
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.best_of import BestOf
 from tunewright.judge.arms.bm25 import Index
@@ -36,7 +36,8 @@ Families = dict[str, list[Arm]]
 class ArmInputs:
     """What arms may use: the training rows, the user's documents, and a function that indexes texts.
     ``full_precision``: whether the base that is not quantised answers, too; ``started``: whether the adapter does that
-    training continued from; ``head``: whether the tuned model answers with its head."""
+    training continued from; ``head``: whether the tuned model answers with its head; ``unprompted``: why no arm
+    prompts the base, as a sentence about the tuned one; "" if arms do."""
 
     train: tuple[Chat, ...]
     documents: tuple[Text, ...] = ()
@@ -44,6 +45,7 @@ class ArmInputs:
     full_precision: bool = False
     started: bool = False
     head: bool = False
+    unprompted: str = ""
 
 
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
@@ -59,6 +61,8 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     train, full = sources.train, config.evidence != "plain"
     # Examples in a prompt are single turns with an answer; longer conversations, and prompts alone, are none.
     shots = config.few_shot if any(map(bm25.single_turn, train)) and task.kind is not REWARDS else []
+    if sources.unprompted:
+        return _unprompted(task, sources, config, max_new_tokens)
     shared = _shared_instruction(train)
     families = {
         "zero_shot": _zero_shot(task, train, shared, config),
@@ -68,18 +72,7 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
         **_retrieval(task, sources),
         **_classifiers(task, train, full),
     }
-    families |= _full_precision(families, sources)
-    if config.remote.url:
-        if task.metric.name == "reference_bits":
-            message = (
-                "prove.metric=reference_bits needs the likelihood of given answers, which an endpoint does not tell."
-            )
-            fix = "leave prove.remote out, or choose another metric."
-            raise ConfigError("CONFIG_CONFLICT", message, where="prove.remote.url", fix=fix)
-        description = f"{config.remote.model} at {config.remote.url}"
-        families["remote"] = [
-            Arm("remote", description, Remote(Endpoint.of(config.remote), max_new_tokens, task.labels))
-        ]
+    families |= _full_precision(families, sources) | _remote(task, config, max_new_tokens)
     if full and shared and len(shared) >= LONG_PROMPT:
         description = "the trained weights without the long instruction"
         families["tuned_short"] = [tuned(task, Recipe(instruction=""), "tuned_short", description)]
@@ -90,6 +83,32 @@ def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: in
     families |= _started(task, sources)
     families = {**{family: variants for family, variants in families.items() if variants}, "tuned": [tuned(task)]}
     return _with_head(families) if sources.head else families
+
+
+def _unprompted(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
+    """What can be compared with a model that does not write: baselines, votes of similar rows, and an endpoint."""
+    full = config.evidence != "plain"
+    own = {"tuned": [tuned(task, description=f"the trained weights; {sources.unprompted}")]}
+    if task.kind in (ENTITIES, TAGS):
+        return _with_head({**voting.of_words(sources.train, full), **own})
+    families = {
+        "nearest": voting.nearest(task, sources.train, config.few_shot, sources.indexer) if full else [],
+        **_classifiers(task, sources.train, full),
+        **_remote(task, config, max_new_tokens),
+    }
+    kept = {family: variants for family, variants in families.items() if variants}
+    return _with_head({**kept, **own})
+
+
+def _remote(task: Task, config: ProveConfig, max_new_tokens: int) -> Families:
+    if not config.remote.url:
+        return {}
+    if task.metric.name == "reference_bits":
+        message = "prove.metric=reference_bits needs the likelihood of given answers, which an endpoint does not tell."
+        fix = "leave prove.remote out, or choose another metric."
+        raise ConfigError("CONFIG_CONFLICT", message, where="prove.remote.url", fix=fix)
+    description = f"{config.remote.model} at {config.remote.url}"
+    return {"remote": [Arm("remote", description, Remote(Endpoint.of(config.remote), max_new_tokens, task.labels))]}
 
 
 def language_model(task: Task, recipe: Recipe = OWN_PROMPT) -> Responder:
