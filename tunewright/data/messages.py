@@ -142,7 +142,8 @@ class Chat:
     """A valid conversation that ends with an assistant message to train on. ``where`` is the place of its row, as
     ``file:line``; ``rejected``: the other answer of a preference row, in which the last message is the chosen one;
     ``desirable``: the rating of the last message; None if it has none. ``item``: the fields of a row without an answer,
-    which graders read; its last message is then empty."""
+    which graders read; its last message is then empty. ``negatives``: of a query and the document that answers it, as
+    user and assistant: documents that do not; None if the row is a chat."""
 
     messages: tuple[Message, ...]
     where: str
@@ -150,6 +151,7 @@ class Chat:
     rejected: Message | None = None
     desirable: bool | None = None
     item: dict[str, Json] | None = None
+    negatives: tuple[str, ...] | None = None
 
     def before(self, k: int) -> Prompt:
         """Everything before message ``k``."""
@@ -182,7 +184,7 @@ class Chat:
         """Everything in the row's messages, the system message and the thoughts included."""
         messages = (*self.messages, *([self.rejected] if self.rejected else []))
         parts = ((m.reasoning, m.content, *(c.text for c in m.tool_calls)) for m in messages)
-        return "\n".join(part for group in parts for part in group if part)
+        return "\n".join([*(part for group in parts for part in group if part), *(self.negatives or ())])
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,18 @@ from tunewright.data.structure.values import lenient_json, strict_json
 from tunewright.data.text import normalised
 
 Kind = Literal[
-    "label", "json", "yaml", "xml", "csv", "tool_calls", "generation", "text", "number", "label_set", "rewards"
+    "label",
+    "json",
+    "yaml",
+    "xml",
+    "csv",
+    "tool_calls",
+    "generation",
+    "text",
+    "number",
+    "label_set",
+    "rewards",
+    "retrieval",
 ]
 
 
@@ -159,6 +170,7 @@ METRICS: dict[str, Metric] = {
             score=_error,
         ),
         Metric("reward", "mean reward", ("rewards",), spread=0.4, score=_reward),
+        Metric("ndcg", "nDCG@10 (mean over queries)", ("retrieval",), spread=0.4),
         # Never the metric of a verdict; shown in addition to it.
         Metric("strict_match", "strict exact match"),
         Metric("valid_json", "valid JSON"),
@@ -169,6 +181,9 @@ METRICS: dict[str, Metric] = {
         Metric("schema_valid", "valid by the schema"),
         Metric("reward_check", "mean of reward.check"),
         Metric("ungraded", "answers without a reward"),
+        Metric("recall", "recall@10 (mean over queries)"),
+        Metric("mrr", "mean reciprocal rank"),
+        Metric("pooled_recall", "recall@10 (all queries together)"),
         Metric("mean_reward", "mean reward (corpus)"),
         Metric("cut_answers", "answers cut at the limit"),
         Metric("field_micro_f1", "field micro-F1"),

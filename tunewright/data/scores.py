@@ -36,12 +36,19 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """The documents of a corpus that were ranked first for a query, by their places in it."""
+
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Answer:
     """``messages``: the arm's prompt; ``prompt_tokens``: its length, None for a document, which has no prompt.
     ``reference``: how likely the reference answer is after the prompt, if that was computed."""
 
     text: str
-    output: Written | LabelProbs | Likelihood
+    output: Written | LabelProbs | Likelihood | Ranked
     messages: tuple[Message, ...] = ()
     prompt_tokens: int | None = None
     reference: Likelihood | None = None
@@ -54,7 +61,8 @@ class Readings:
     else; ``schema_valid``: whether it also satisfies the schema. ``reference_bits``: bits per byte of the reference
     answer, which do not depend on what was written. ``error``: distance from the target, of numbers, in standard
     deviations of the training answers. ``reward``: of an answer without a reference, and ``check``: by the grader that
-    is never trained on; ``ungraded``: why it has no reward, and counts as 0."""
+    is never trained on; ``ungraded``: why it has no reward, and counts as 0. ``found``: of a ranking, how many relevant
+    documents are among the first ten, and how many there are; ``reciprocal_rank``: of the first relevant one."""
 
     exact_match: float | None = None
     strict_match: float | None = None
@@ -67,6 +75,8 @@ class Readings:
     reward: float | None = None
     check: float | None = None
     ungraded: str | None = None
+    found: tuple[int, int] | None = None
+    reciprocal_rank: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,9 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
     if isinstance(output, LabelProbs):
         return {"prompt_tokens": answer.prompt_tokens, "probs": output.probs}
     assert readings is not None
+    if isinstance(output, Ranked):
+        ranking = {"ranked": list(output.documents), "reciprocal_rank": readings.reciprocal_rank}
+        return {"prompt_tokens": answer.prompt_tokens, "found": list(readings.found or ()), **ranking}
     counts = readings.fields
     return {
         "prompt_tokens": answer.prompt_tokens,
@@ -142,11 +155,14 @@ def _output_to_json(answer: Answer, readings: Readings | None) -> dict[str, Any]
     }
 
 
-def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood, Readings | None]:
+def _output_from_json(line: dict[str, Any]) -> tuple[Written | LabelProbs | Likelihood | Ranked, Readings | None]:
     if "nats" in line:
         return Likelihood(line["bytes"], line["nats"]), None
     if "probs" in line:
         return LabelProbs(line["probs"]), None
+    if "ranked" in line:
+        found, every = line["found"]
+        return Ranked(tuple(line["ranked"])), Readings(found=(found, every), reciprocal_rank=line["reciprocal_rank"])
     counts = None
     if "fields" in line:
         right, wrong, missed = line["fields"]

@@ -64,6 +64,7 @@ def _loading(
         repo,
         receipt.model.packed == "nf4",
         plan.labels,
+        plan.embed is not None,
     )
     return {
         "library": row.library,

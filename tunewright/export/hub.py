@@ -138,7 +138,11 @@ def _card(run: Run, kind: str, base: str, license_: str | None, text: str) -> st
     model_card, verdict = ModelCard(text), records.read(run.verdict, Verdict)
     numbers = {"rows": verdict.n, "interval": list(verdict.tuned_arm.interval), "verdict": verdict.verdict}
     result = EvalResult(
-        task_type="text-classification" if records.read(run.plan, Plan).labels else "text-generation",
+        task_type="text-classification"
+        if (plan := records.read(run.plan, Plan)).labels
+        else "sentence-similarity"
+        if plan.embed
+        else "text-generation",
         dataset_type="held-out-rows",
         dataset_name=f"held-out rows of the run {run.name}",
         metric_type=verdict.metric,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunewright.core.run_folder import read_json, write_json
-from tunewright.export import classifier, portable
+from tunewright.export import classifier, portable, vectors
 from tunewright.export.kind import TOLERANCE, Base, Export, Place, Reloaded, TrainedRun, sampling
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def stored_dtypes(source: TrainedRun) -> list[str]:
 
 
 def write(source: TrainedRun, module: PreTrainedModel, folder: Path, dtype: str) -> Path:
+    if source.plan.embed:
+        return vectors.write(source, module, folder, dtype)
     save(module, source.template, folder, dtype)
     file = folder / "generation_config.json"
     if file.is_file():  # programs decode by it, unless they are asked otherwise; not by the base model's own settings
@@ -62,6 +64,8 @@ def reload(folder: Path, base: Base) -> Reloaded:
     from tunewright.model import arch_probe
     from tunewright.model.language_model import LanguageModel
 
+    if vectors.is_embedder(folder):
+        return vectors.reload(folder)
     loader = AutoModelForSequenceClassification if classifier.is_classifier(folder) else AutoModelForCausalLM
     with arch_probe.quiet():
         module = loader.from_pretrained(
@@ -72,6 +76,8 @@ def reload(folder: Path, base: Base) -> Reloaded:
 
 
 def snippet(place: Place) -> list[str]:
+    if place.embeds:
+        return vectors.snippet(place)
     loader = "AutoModelForSequenceClassification" if place.labels else "AutoModelForCausalLM"
     return [
         f"from transformers import {loader}, AutoTokenizer",
@@ -80,6 +86,8 @@ def snippet(place: Place) -> list[str]:
 
 
 def unsupported(source: TrainedRun) -> str | None:
+    if source.plan.embed:
+        vectors.require_package()
     return classifier.unsupported(source) if source.plan.labels else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from tunewright.core.config import Plan
-from tunewright.methods import classify, distill, grpo, kto, multilabel, pair_losses, regress, sft
+from tunewright.methods import classify, distill, embed, grpo, kto, multilabel, pair_losses, regress, sft
 from tunewright.methods.method import Method, Progress
 from tunewright.methods.preference import Preference
 from tunewright.model.language_model import LanguageModel
@@ -22,6 +22,7 @@ METHODS: dict[str, Method] = {
     "classify": classify,
     "regress": regress,
     "multilabel": multilabel,
+    "embed": embed,
     "distill": distill,
     "kto": kto,
     "grpo": grpo,

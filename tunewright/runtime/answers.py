@@ -141,6 +141,8 @@ class Answers:
         facts = [weights.sha256, weights.scale, self.inputs.facts.sha256, self.inputs.template.sha256]
         facts += [self.plan.max_new_tokens, self.plan.decode_batch_size, self.plan.dtype, self.data.task.metric.name]
         facts += [self.data.task.rules, self.data.task.schema, arm.name, DECODINGS[arm.decoding]]
+        if self.data.task.corpus is not None:
+            facts += [self.data.task.corpus.sha256, self.plan.embed, self.plan.max_length]
         if self.data.task.grader is not None:
             facts += [self.data.task.grader, self.data.task.check]
         return _hash(*facts)[:16]

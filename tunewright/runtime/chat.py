@@ -9,7 +9,7 @@ from pathlib import Path
 from tunewright.core import records, run_folder
 from tunewright.core.chosen import chosen_decoding
 from tunewright.core.config import Plan, load
-from tunewright.core.errors import RunError
+from tunewright.core.errors import ConfigError, RunError
 from tunewright.core.records import Receipt
 from tunewright.core.run_folder import Run
 from tunewright.core.sampling import DECODINGS, GREEDY, Sampling
@@ -47,6 +47,10 @@ def load_run(run: Run) -> TunedModel:
     """The tuned model of a run. Raises RUN_INCOMPLETE if it is not trained, MODEL_* or RESUME_MISMATCH if its base is
     missing or has changed."""
     run_folder.require(run, run.training, "train")
+    if records.read(run.plan, Plan).embed:
+        message = "the model gives vectors of texts, and writes no answers."
+        fix = "search with them: load the merged export with sentence-transformers (its README.md has the code)."
+        raise ConfigError("CONFIG_CONFLICT", message, where=str(run.path), fix=fix)
     config, plan, receipt = load(run.config), records.read(run.plan, Plan), records.read(run.receipt, Receipt)
     facts = read_facts(config.model, config.quantise, config.adapter)
     if facts.sha256 != receipt.model.sha256:

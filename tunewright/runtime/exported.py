@@ -3,19 +3,29 @@ rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tunewright.core.records import ExportCheck, Loss, Reproduced
 from tunewright.data.scores import Score, mean
 from tunewright.export import EXPORTS
 from tunewright.export.kind import Base
+from tunewright.judge.arms.arm import Model, Progress, silent
+from tunewright.judge.chat_model import ChatModel
 from tunewright.judge.evaluate import score_arm
 from tunewright.model import kl, loading
 from tunewright.model.language_model import LanguageModel
 from tunewright.runtime import weights
 from tunewright.runtime.context import Work
 from tunewright.tokens.sequences import flat
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportCheck:
@@ -36,7 +46,8 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
     rows, lossy = work.inputs.test[: work.config.export.rows], check.kind == "gguf" and bool(work.inputs.dev)
     if not rows and not lossy:
         return check
-    model = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256, facts.packed)).model
+    reloaded = EXPORTS[check.kind].reload(Path(check.path), Base(facts.path, facts.sha256, facts.packed))
+    model = reloaded.model
     name = f"{check.kind} {check.dtype}"
     if lossy:
         for both in (model, trained):
@@ -47,11 +58,25 @@ def _measured(work: Work, check: ExportCheck, trained: LanguageModel) -> ExportC
         dtype = check.dtype if check.kind == "merged" else "float32"  # what its users compute in
         model.module.to(work.inputs.machine.device, loading.torch_dtype(dtype))
         work.run.event("test_read", rows=len(rows), export=check.kind)
-        results["reproduced"] = _reproduced(work, model, rows, dtype, name)
+        answering = work.answers.answering(model) if reloaded.embed is None else Embedder(reloaded.embed)
+        results["reproduced"] = _reproduced(work, answering, rows, dtype, name)
     return check.model_copy(update=results)
 
 
-def _reproduced(work: Work, model: LanguageModel, rows: Sequence[int], dtype: str, name: str) -> Reproduced:
+@dataclass(frozen=True)
+class Embedder:
+    """What searches with an export: the part of `Model` that does."""
+
+    encode: Callable[[Sequence[str], Literal["query", "document"]], Tensor]
+
+    def embed(
+        self, texts: Sequence[str], kind: Literal["query", "document"], progress: Progress = silent
+    ) -> NDArray[np.float32]:
+        vector_ND: NDArray[np.float32] = self.encode(texts, kind).numpy()
+        return vector_ND
+
+
+def _reproduced(work: Work, model: ChatModel | Embedder, rows: Sequence[int], dtype: str, name: str) -> Reproduced:
     """Its answers, compared with those of the verdict to the same rows."""
     tuned = weights.at_chosen_scale(work.run, work.plan)
     judged = work.answers.of(work.tuned, "test", tuned)[: len(rows)]
@@ -73,7 +98,8 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel, name: str) -
     sequences = [sequence for sequence in flat(work.inputs.rows["dev"]) if sequence.row in chosen]
     with work.console.bar(f"{name}, predictions", len(sequences), unit="rows") as tick:
         d = kl.measure(model, sequences, [1.0], work.plan.layout, tick, trained)
-    answered, judged = _scores(work, model, rows, name), work.answers.of(work.tuned, "dev", tuned)
+    answered = _scores(work, work.answers.answering(model), rows, name)
+    judged = work.answers.of(work.tuned, "dev", tuned)
     clusters, tokens = [work.data.cluster[i] for i in rows], int(d.tokens_R.sum())
     compared = work.protocol.compare([s.score for s in answered], [s.score for s in judged], clusters)
     return Loss(
@@ -88,7 +114,7 @@ def _loss(work: Work, model: LanguageModel, trained: LanguageModel, name: str) -
     )
 
 
-def _scores(work: Work, model: LanguageModel, rows: Sequence[int], name: str) -> list[Score]:
+def _scores(work: Work, model: ChatModel | Embedder, rows: Sequence[int], name: str) -> list[Score]:
     examples = [work.data.examples[i] for i in rows]
     with work.console.bar(f"{name}, answers", len(rows), unit="rows") as tick:
-        return score_arm(work.tuned, examples, work.data.task, work.answers.answering(model), tick)
+        return score_arm(work.tuned, examples, work.data.task, cast(Model, model), tick)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunewright.core import records
-from tunewright.core.config import HEADS, REWARDED, Config
+from tunewright.core.config import EMBEDDING, HEADS, REWARDED, Config
 from tunewright.core.errors import data_error
 from tunewright.core.records import ProtocolRecord, Side
 from tunewright.core.run_folder import Run
@@ -28,7 +28,7 @@ from tunewright.model import loading
 from tunewright.model.facts import Facts, read_facts
 from tunewright.system import heap, machine
 from tunewright.system.machine import Machine
-from tunewright.tokens import render_cache, rendering
+from tunewright.tokens import render_cache, rendering, texts
 from tunewright.tokens.render_cache import RowRenderer
 from tunewright.tokens.sequences import TrainRow, check_ids
 from tunewright.tokens.template import Template, for_rows, load_template
@@ -80,6 +80,8 @@ def gather(config: Config, run: Run, data: Dataset) -> Inputs:
 def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: Machine) -> Inputs:
     """Like `gather`, with given facts about the model and the machine."""
     template = for_rows(load_template(Path(facts.path), config.template, config.date), data.examples)
+    if config.train.method in EMBEDDING:
+        template = texts.with_prefixes(template, config.embed.query_prefix, config.embed.document_prefix)
     limit = planning.max_length(config, facts, hardware, data.task.kind.name).value
     # What is written to a prompt of rewards follows it.
     most = limit - answer_limit(config, ()) if config.train.method in REWARDED else limit
@@ -95,6 +97,8 @@ def on_machine(config: Config, run: Run, data: Dataset, facts: Facts, hardware: 
     room = facts.context - max_new_tokens
 
     def fits(arm: Arm) -> bool:
+        if data.task.corpus is not None:  # its texts are not prompts, and longer ones are cut
+            return True
         return all(len(rendering.for_generation(template, arm.prompt(e))) <= room for e in chats)
 
     documents, changes = _documents(config)
@@ -152,6 +156,8 @@ def answer_limit(config: Config, train: Sequence[TrainRow], label: int = 0) -> i
     ``label``: the longest label, of rows that contain none."""
     if config.prove.max_new_tokens != "auto":
         return config.prove.max_new_tokens
+    if config.train.method in EMBEDDING:
+        return 1  # nothing is written
     if config.train.method in REWARDED:
         return planning.UNKNOWN_ANSWER
     # The other of two answers was rejected.

@@ -138,8 +138,10 @@ class Runner:
         """Check a program that serves the run's model, and update the cards and the report. ``served``: the export;
         None: the one whose files it names. ``dtype``: None for that of the export."""
         work, run = self.work(), self.context.run
-        if work.plan.labels:
-            message = f"a model trained by train.method={work.plan.method} answers with its head, which no server asks."
+        if work.plan.silent:
+            message = (
+                f"a model trained by train.method={work.plan.method} {work.plan.silent}, which no server asks for."
+            )
             fix = "its exports were checked when they were written (export.json)."
             raise ConfigError("CONFIG_CONFLICT", message, where="train.method", fix=fix)
         with run_folder.writing(run):

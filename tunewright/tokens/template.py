@@ -36,6 +36,7 @@ class Template:
     ``tokenizer``: a transformers fast tokenizer. ``reason``: why ``kwargs`` are not empty. ``source``: the file, folder
     or name of the template, for messages. ``day``: the date that replaces today's in the template, the same throughout
     a run. ``text_arguments``: the template takes the arguments of a tool call as the text of a JSON object.
+    ``prefixes``: of a query and of a document, in rows that are embedded (`texts`).
     """
 
     tokenizer: Any
@@ -44,6 +45,7 @@ class Template:
     source: str = ""
     day: datetime.date | None = None
     text_arguments: bool = False
+    prefixes: tuple[str, str] = ("", "")
 
     @property
     def eos(self) -> int:
@@ -61,6 +63,7 @@ class Template:
         """Of everything that decides token ids: template, its arguments, vocabulary and merges."""
         vocabulary = self.tokenizer.backend_tokenizer.to_str()
         arguments = "\x00text arguments" if self.text_arguments else ""
+        arguments += f"\x00prefixes {self.prefixes}" if any(self.prefixes) else ""
         parts = f"{self.tokenizer.chat_template}\x00{sorted(self.kwargs.items())}\x00{vocabulary}{arguments}"
         return hashlib.sha256(parts.encode()).hexdigest()
 

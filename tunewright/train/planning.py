@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.core.config import RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
+from tunewright.core.config import EMBEDDING, RATED, REWARDED, Config, Kernels, MethodOptions, Plan, Recompute
 from tunewright.core.errors import ConfigError, TrainError
 from tunewright.data.metrics import Kind
 from tunewright.methods import METHODS
@@ -94,6 +94,8 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
             if config.prove.max_new_tokens != "auto"
             else "the rows have no answers whose length could be measured"
             if t.method in REWARDED
+            else "nothing is written"
+            if t.method in EMBEDDING
             else f"25% longer than the longest training answer, plus 8; at most {LONGEST_ANSWER} tokens",
         ),
         "kernels": kernels,
@@ -115,6 +117,7 @@ def make_plan(config: Config, facts: Facts, sizes: RowStats, machine: Machine, k
         patience=t.patience,
         checkpoint_keep=config.checkpoint.keep,
         adapter=config.adapter,
+        embed=config.embed if t.method in EMBEDDING else None,
         seed=config.seed,
         threads=machine.cores,
         adapt_threads=config.threads == "auto" and machine.device == "cpu" and machine.cores > 1,

@@ -5,6 +5,7 @@ from tunewright.core.config.explain import fields
 from tunewright.core.config.load import absolute, flat, load, to_yaml, validate
 from tunewright.core.config.plan import Estimate, Plan
 from tunewright.core.config.schema import (
+    EMBEDDING,
     HEADS,
     PREFERENCE,
     RATED,
@@ -13,6 +14,7 @@ from tunewright.core.config.schema import (
     Config,
     CostConfig,
     DataConfig,
+    EmbedConfig,
     ExperimentsConfig,
     ExportConfig,
     ForgetConfig,
@@ -29,6 +31,7 @@ from tunewright.core.config.schema import (
 from tunewright.core.config.sweeps import recipes, with_settings
 
 __all__ = [
+    "EMBEDDING",
     "HEADS",
     "PREFERENCE",
     "RATED",
@@ -37,6 +40,7 @@ __all__ = [
     "Config",
     "CostConfig",
     "DataConfig",
+    "EmbedConfig",
     "Estimate",
     "ExperimentsConfig",
     "ExportConfig",

@@ -264,6 +264,7 @@ RATED = ("kto",)  # of answers that are desirable or undesirable, each by itself
 REFERENCED = (*(name for name in PREFERENCE if name not in ("simpo", "orpo")), *RATED)
 HEADS = ("classify", "multilabel", "regress")  # methods whose model answers with a head instead of writing
 REWARDED = ("grpo",)  # learns from rewards of what the model writes
+EMBEDDING = ("embed",)  # methods whose model gives a text a vector, instead of writing
 
 
 class MethodOptions(Growing):
@@ -323,12 +324,12 @@ class TrainConfig(MethodOptions):
     # A run's config has every setting, so that another version's defaults cannot change it.
     ADDED: ClassVar[Collection[str]] = ()
 
-    method: Literal["sft", "classify", "multilabel", "regress", "kto", "grpo"] | PreferenceMethod = Field(
+    method: Literal["sft", "classify", "multilabel", "regress", "embed", "kto", "grpo"] | PreferenceMethod = Field(
         "sft",
         description="Training method: sft is supervised fine-tuning; classify, multilabel and regress train a head, "
-        "for rows whose answers are labels, sets of labels or numbers; grpo learns from rewards of what the model "
-        "writes; kto learns from answers that are desirable or undesirable; the others learn from pairs of a chosen "
-        "and a rejected answer.",
+        "for rows whose answers are labels, sets of labels or numbers; embed trains vectors of texts, for search; "
+        "grpo learns from rewards of what the model writes; kto learns from answers that are desirable or undesirable; "
+        "the others learn from pairs of a chosen and a rejected answer.",
     )
     epochs: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Epochs: passes over the training rows."
@@ -382,6 +383,16 @@ class TrainConfig(MethodOptions):
     eval_every: Auto | Positive = Field("auto", description="Steps between evaluations of the dev loss.")
     patience: Annotated[int, Field(ge=0)] = Field(
         3, description="Stop after this many dev evaluations without a new best loss; 0 disables early stopping."
+    )
+
+
+class EmbedConfig(Frozen):
+    """How train.method=embed makes a vector of a text, in training and in search."""
+
+    query_prefix: str = Field("", description="Text before every query (anchor), such as 'query: '.")
+    document_prefix: str = Field("", description="Text before every document (positive, negative).")
+    temperature: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="Cosines are divided by it; the smaller, the more the most similar wrong texts count."
     )
 
 
@@ -601,6 +612,7 @@ class Config(Frozen):
     split: SplitConfig = SplitConfig()
     adapter: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
+    embed: EmbedConfig = EmbedConfig()
     reward: RewardConfig = RewardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     prove: ProveConfig = ProveConfig()

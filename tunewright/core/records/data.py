@@ -12,7 +12,10 @@ from tunewright.core.records.common import Line, Record, Side, Value
 class AuditTask(Value):
     """The task, as inferred from the rows."""
 
-    kind: str = Field(description="label, label_set, number, json, yaml, xml, csv, tool_calls, generation or text.")
+    kind: str = Field(
+        description="label, label_set, number, json, yaml, xml, csv, tool_calls, generation, text, retrieval or "
+        "rewards."
+    )
     metric: str = Field(description="The metric that the verdict is about.")
     reason: str = Field(description="What the kind and the metric were inferred from.")
     labels: tuple[str, ...] = Field(description="All labels, sorted; empty unless kind is label.")

@@ -56,6 +56,13 @@ class Reference(NamedTuple):
     bytes: int
 
 
+class Found(NamedTuple):
+    """Of the documents that are relevant to a query, how many are ranked among the first ten; JSON: [found, all]."""
+
+    found: int
+    all: int
+
+
 class Answered(Line):
     """An arm's answer to one row. Scores are 0 to 1, except bits per byte and errors; lengths are in tokens."""
 
@@ -99,6 +106,15 @@ class Answered(Line):
     reward: float | None = Field(None, description="By reward.grader, 0 to 1; rows without answers only.")
     check: float | None = Field(None, description="By reward.check, 0 to 1; rows without answers only.")
     ungraded: str | None = Field(None, description="Why the grader gave no reward; the score is then 0.")
+    ranked: tuple[int, ...] | None = Field(
+        None, description="Documents of the corpus by their places in it, the best first, at most 100; search only."
+    )
+    found: Found | None = Field(
+        None, description="[found, all]: relevant documents among the first ten, and in the corpus; search only."
+    )
+    reciprocal_rank: float | None = Field(
+        None, description="1 over the rank of the first relevant document; 0 if it is not in the ranking; search only."
+    )
     seconds: float | None = Field(None, description="Duration of the request, in seconds; remote models only.")
     bytes: int | None = Field(None, description="Length of the document in UTF-8 bytes; documents only.")
     nats: float | None = Field(None, description="Summed negative log-likelihood of the document; documents only.")

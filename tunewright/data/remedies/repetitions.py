@@ -9,6 +9,7 @@ from tunewright.core.records.common import Side
 from tunewright.data.messages import Chat, Example
 from tunewright.data.remedies.change import Change
 from tunewright.data.remedies.labels import Sides
+from tunewright.data.split import same_question
 from tunewright.data.text import normalised
 from tunewright.data.tool_calls import split_thoughts
 
@@ -27,10 +28,12 @@ def key(example: Example, canonical: Canonical) -> Hashable:
     return (normalised(example.whole_prompt), canonical(example), others, *thoughts, *(m.trained for m in turns))
 
 
-def question(example: Example) -> str:
+def question(example: Example, canonical: Canonical) -> str:
     """What rows must share to contradict each other: the prompt, and of preference rows both answers, in any order; of
-    rated rows, the answer."""
+    rated rows, the answer; of a query and a document everything, for another document may answer it too."""
     prompt = normalised(example.whole_prompt)
+    if isinstance(example, Chat) and example.negatives is not None:
+        return "\x00".join([prompt, canonical(example)])
     if isinstance(example, Chat) and example.desirable is not None:
         return f"{prompt}\x00{example.target}"  # as it is: what is rated may be how an answer is written
     if not (isinstance(example, Chat) and example.rejected):
@@ -63,11 +66,11 @@ def drop_contradictions(examples: Sequence[Example], canonical: Canonical) -> Ke
     """For each prompt, the rows with its most frequent answer; none if two answers are equally frequent."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for e in examples:
-        answers[question(e)][claim(e, canonical)] += 1
+        answers[question(e, canonical)][claim(e, canonical)] += 1
     changes: list[Change] = []
     kept: list[Example] = []
     for e in examples:
-        (best, most), *others = answers[question(e)].most_common(2)
+        (best, most), *others = answers[question(e, canonical)].most_common(2)
         tied = bool(others) and others[0][1] == most
         if not tied and claim(e, canonical) == best:
             kept.append(e)
@@ -92,7 +95,6 @@ def drop_leaks(sides: Sides, cluster: Sequence[int]) -> tuple[Sides, list[Change
         if side == winner:
             kept[side].append(e)
             continue
-        nearly = "" if normalised(e.question) == normalised(original.question) else "nearly "
-        message = f"{nearly}the same question as the {winner} row {original.where}"
+        message = f"{same_question(e, original)} as the {winner} row {original.where}"
         changes.append(Change(e.where, "SPLIT_LEAK", "data.leaks=drop", message, dropped=True))
     return {side: tuple(examples) for side, examples in kept.items()}, changes

@@ -1,5 +1,5 @@
-"""The task of the rows: to give a label, structured values, tool calls or free-form answers, to earn rewards, or to
-continue documents.
+"""The task of the rows: to give a label, structured values, tool calls or free-form answers, to find documents, to earn
+rewards, or to continue documents.
 
 `KINDS` has those that rows show, in the order of detection; a training method reads rows as NUMBER or LABEL_SET.
 """
@@ -14,6 +14,7 @@ from tunewright.data.task.free_text import CSV, GENERATION, LABEL
 from tunewright.data.task.kind import Task, TaskKind
 from tunewright.data.task.label_set import LABEL_SET
 from tunewright.data.task.number import NUMBER
+from tunewright.data.task.retrieval import RETRIEVAL
 from tunewright.data.task.rewards import REWARDS
 from tunewright.data.task.structured import JSON, XML, YAML
 from tunewright.data.task.tool_calls import TOOL_CALLS
@@ -25,6 +26,7 @@ __all__ = [
     "LABEL",
     "LABEL_SET",
     "NUMBER",
+    "RETRIEVAL",
     "REWARDS",
     "TEXT",
     "TOOL_CALLS",
@@ -33,7 +35,7 @@ __all__ = [
     "detect_task",
 ]
 
-KINDS = (TEXT, REWARDS, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
+KINDS = (TEXT, REWARDS, RETRIEVAL, TOOL_CALLS, JSON, LABEL, XML, YAML, CSV, GENERATION)
 
 
 def detect_task(examples: Sequence[Example]) -> Task:

@@ -15,7 +15,7 @@ from tunewright.data.baselines import Predict
 from tunewright.data.messages import Chat, Text
 from tunewright.data.task import REWARDS, Task, label_set
 from tunewright.data.text import content_hash
-from tunewright.judge.arms import bm25
+from tunewright.judge.arms import bm25, searching
 from tunewright.judge.arms.arm import Arm, Responder
 from tunewright.judge.arms.best_of import BestOf
 from tunewright.judge.arms.bm25 import Index
@@ -49,6 +49,8 @@ class ArmInputs:
 def arms(task: Task, sources: ArmInputs, config: ProveConfig, max_new_tokens: int) -> Families:
     """Families in the order of the report, the tuned arm last. Documents have no prompt, so they have only two arms.
     ``max_new_tokens`` limits an endpoint's answers."""
+    if task.corpus is not None:
+        return searching.families(task.corpus, sources.started, full=config.evidence != "plain")
     if not task.kind.prompted:
         base = {"base": [Arm("base", "the base model", language_model(task))]}
         return {**base, **_full_precision(base, sources), **_started(task, sources), "tuned": [tuned(task)]}

@@ -43,7 +43,7 @@ def whole_run(work: Work, speed: Speed) -> Estimate:
         reason=f"{counted(speed.passes, 'training pass', 'training passes')} on real rows, at "
         f"{speed.tokens_per_second:.0f} tokens/s, and up to {pilot.ROWS} answers of each untrained arm",
         stages=seconds,
-        ranks=_speedups(work) if seconds["train"] >= WORTH_RANKS else {},
+        ranks=_speedups(work) if seconds["train"] >= WORTH_RANKS and not work.plan.embed else {},
     )
 
 
@@ -74,6 +74,10 @@ class Forecast:
 
     def judged(self, arms: Sequence[Arm], rows: int) -> float:
         """Of the answers of arms with the same weights."""
+        if (corpus := self.work.data.task.corpus) is not None:  # all of which is read for the queries
+            sequences = sum(len(r.sequences) for r in self.work.inputs.rows["train"])
+            texts = (len(corpus.documents) + rows) * sum(arm.needs_model for arm in arms)
+            return texts * self.work.plan.tokens / sequences * self.pilot.read
         writers = [arm for arm in arms if decoded_together(arm)]
         lengths = [self.tuned if arm.trained else self.pilot.lengths.get(arm.name) for arm in writers]
         adapter = any(arm.uses_adapter for arm in writers)
@@ -96,6 +100,8 @@ class Forecast:
         losses = (plan.steps * fraction / plan.eval_every + 1) * dev * self.pilot.read
         if plan.method in RATED:  # z0: other answers of as many tokens, read by policy and reference
             losses += 2 * (losses + fraction * plan.tokens * plan.epochs * self.pilot.read)
+        if plan.embed and plan.tokens * plan.batch_size > plan.rows * plan.tokens_per_pass:  # read twice, in passes
+            losses += losses + fraction * plan.tokens * plan.epochs * self.pilot.read
         if plan.method in (*PREFERENCE, *RATED):
             losses += fraction * plan.tokens * self.pilot.read  # before the first step
         return fraction * (plan.tokens * plan.epochs * self.pilot.train + plan.steps * self.pilot.update) + losses
@@ -186,7 +192,7 @@ def stages(work: Work, measured: Pilot) -> dict[str, float]:
     """The seconds of each stage that takes long, by name."""
     f = Forecast(work, measured, _tuned(work))
     seconds = {"train": f.trained()}
-    if work.config.prove.evidence != "plain":
+    if work.config.prove.evidence != "plain" and not work.plan.embed:
         seconds["forgetting"] = f.forgetting()
     seconds |= {"prove": f.prove(), **f.experiments(), "cost": f.cost(), "export": f.export()}
     return {name: s for name, s in seconds.items() if s}
